@@ -1,0 +1,51 @@
+//! What the parts of the mesh say to each other.
+//!
+//! Messages are generated from `proto/`, whose package names and field numbers are the wire
+//! contract shared with Istio (`docs/wire.md`). With feature `k8s`, also the Kubernetes objects
+//! that the control plane and the node agent read.
+//!
+//! | module | contract |
+//! |---|---|
+//! | [`discovery`] | delta xDS between a proxy and the control plane |
+//! | [`workload`] | resources: workloads and services |
+//! | [`security`] | resources: layer 4 policies |
+//! | [`ca`] | certificate signing |
+//! | [`zds`] | node agent to ztunnel |
+
+/// Delta xDS: requests, responses, and the aggregated service.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+pub mod discovery {
+    tonic::include_proto!("envoy.service.discovery.v3");
+}
+
+/// `istio.workload`: workloads and services.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+pub mod workload {
+    tonic::include_proto!("istio.workload");
+}
+
+/// `istio.security`: layer 4 policies.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+pub mod security {
+    tonic::include_proto!("istio.security");
+}
+
+/// `istio.v1.auth`: certificate signing.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+pub mod ca {
+    tonic::include_proto!("istio.v1.auth");
+}
+
+/// `istio.workload.zds`: node agent to ztunnel.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+pub mod zds {
+    tonic::include_proto!("istio.workload.zds");
+}
+
+/// Type URL of [`workload::Address`].
+pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type URL of [`security::Authorization`].
+pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// Every message above as a serialised `FileDescriptorSet`, for tools and tests that read JSON.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

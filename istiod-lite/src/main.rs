@@ -1,0 +1,2 @@
+//! istiod-lite
+fn main() {}
