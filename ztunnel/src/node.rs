@@ -1,0 +1,78 @@
+//! What the proxies of all pods on this node share.
+//!
+//! Made once in `main`, then only read. `Pods` is how a connection finds out that its destination is on this very
+//! node (`local`). A pod enters when it can take connections and leaves when it stops, through `Node::pod_started`
+//! and `Node::pod_stopped`; the frame calls both.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::connections::Connections;
+use crate::pod::Pod;
+use crate::report::Traffic;
+
+/// State and machinery that every pod's proxy on this node uses.
+pub struct Node {
+    /// Workloads, services and policies as the control plane last told.
+    pub mesh: Arc<mesh::Mesh>,
+    /// One certificate per service account of this node.
+    pub certificates: Arc<hbone::Certificates>,
+    /// Open tunnels, by who opened them and to whom.
+    pub pool: Arc<hbone::Pool>,
+    /// The pods of this node that take connections now.
+    pub pods: Pods,
+    /// TCP metrics (label set T); the frame registers them: `Traffic::register(&mut Registry)`.
+    pub traffic: Traffic,
+    /// Open connections, by pod: for `/config_dump`, for judging again, for counting at drain.
+    pub connections: Connections,
+    /// What the operator asked for.
+    pub config: Arc<Config>,
+}
+
+impl Node {
+    /// A node without pods.
+    pub fn new(mesh: Arc<mesh::Mesh>, certificates: Arc<hbone::Certificates>, pool: Arc<hbone::Pool>, config: Arc<Config>) -> Arc<Self> {
+        Arc::new(Self { mesh, certificates, pool, pods: Pods::default(), traffic: Traffic::default(), connections: Connections::default(), config })
+    }
+
+    /// Judges open connections again when policies change and settles byte counters, until cancelled. Spawn once.
+    pub async fn tend(self: Arc<Self>, cancel: CancellationToken) {
+        tokio::select! { () = cancel.cancelled() => {}, () = crate::rejudge::run(&self) => {} }
+    }
+
+    /// The pod's listeners are open and its workload is known: it can be joined in process from now on.
+    pub fn pod_started(&self, pod: &Arc<Pod>) { self.pods.add(pod) }
+
+    /// The pod takes no new connections from now on (drain or removal). Open ones go on.
+    pub fn pod_stopped(&self, pod: &Arc<Pod>) { self.pods.remove(pod) }
+}
+
+/// Local pods by the uid of their workload. Read on each outbound connection, written when a pod comes or goes.
+#[derive(Default)]
+pub struct Pods { by_workload: ArcSwap<HashMap<Arc<str>, Arc<Pod>>> }
+
+impl Pods {
+    /// The pod of this workload, if it runs here and takes connections.
+    pub fn of_workload(&self, uid: &str) -> Option<Arc<Pod>> { self.by_workload.load().get(uid).cloned() }
+
+    fn add(&self, pod: &Arc<Pod>) {
+        self.by_workload.rcu(|pods| {
+            let mut pods = HashMap::clone(pods);
+            pods.insert(pod.workload_uid(), pod.clone());
+            pods
+        });
+    }
+
+    fn remove(&self, pod: &Arc<Pod>) {
+        self.by_workload.rcu(|pods| {
+            let mut pods = HashMap::clone(pods);
+            // A successor of the same name (StatefulSet) may have taken the place already: it stays.
+            pods.retain(|_, other| !Arc::ptr_eq(other, pod));
+            pods
+        });
+    }
+}
