@@ -13,34 +13,73 @@
 //! | [`zds`] | node agent to ztunnel |
 
 /// Delta xDS: requests, responses, and the aggregated service.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
 pub mod discovery {
     tonic::include_proto!("envoy.service.discovery.v3");
 }
 
 /// `istio.workload`: workloads and services.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
 pub mod workload {
     tonic::include_proto!("istio.workload");
 }
 
 /// `istio.security`: layer 4 policies.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
 pub mod security {
     tonic::include_proto!("istio.security");
 }
 
 /// `istio.v1.auth`: certificate signing.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
 pub mod ca {
     tonic::include_proto!("istio.v1.auth");
 }
 
 /// `istio.workload.zds`: node agent to ztunnel.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::panic, unreachable_pub, unused_qualifications)] // generated
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
 pub mod zds {
     tonic::include_proto!("istio.workload.zds");
 }
+
+/// Kubernetes objects, and the directory that stands in for an API server.
+#[cfg(feature = "k8s")]
+pub mod k8s;
 
 /// Type URL of [`workload::Address`].
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";

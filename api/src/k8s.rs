@@ -1,0 +1,22 @@
+//! The Kubernetes side: the objects the control plane and the node agent read.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`objects`] | every kind we read as one enum, its key, and how a YAML document becomes one |
+//! | [`istio`] | our own serde structs for Istio's custom resources |
+//! | [`check`] | what an API server with Istio's definitions would refuse |
+//! | [`yaml`] | text → documents → objects, with the line of every fault |
+//! | [`labels`] | names of labels and annotations |
+//! | [`dir`] | a directory of YAML that stands in for an API server |
+
+pub mod check;
+pub mod dir;
+pub mod istio;
+pub mod labels;
+pub mod objects;
+pub mod yaml;
+
+mod files;
+mod merge;
+mod status;
+mod watch;

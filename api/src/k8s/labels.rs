@@ -1,0 +1,79 @@
+//! Names of the labels and annotations that mean something in ambient mode.
+//!
+//! They are Istio's, so that existing YAML works unchanged (`docs/wire.md`, "Labels and
+//! annotations"). `(L)` marks a label, `(A)` an annotation.
+
+/// (L) on Namespace and Pod: [`AMBIENT`] enrols, [`NONE`] keeps out.
+pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+/// Value of [`DATAPLANE_MODE`] that enrols.
+pub const AMBIENT: &str = "ambient";
+/// Value that opts out, of [`DATAPLANE_MODE`] as of [`USE_WAYPOINT`].
+pub const NONE: &str = "none";
+
+/// (A) on Pod, written by the node agent: whether its traffic is captured.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+/// Value of [`REDIRECTION`]: the pod is captured and speaks HBONE.
+pub const REDIRECTION_ENABLED: &str = "enabled";
+/// Value of [`REDIRECTION`]: the agent is at work on it.
+pub const REDIRECTION_PENDING: &str = "pending";
+
+/// (A) on Pod: `true` leaves inbound connections alone.
+pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-capture";
+/// (A) on Pod: `true` or `false` overrides the node's setting for DNS capture.
+pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// (A) on Pod: comma-separated interfaces whose traffic is captured as if it came from the pod.
+pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
+/// (L, A) on Pod: `true` means a sidecar instead of ambient.
+pub const SIDECAR_INJECT: &str = "sidecar.istio.io/inject";
+/// (A) on Pod, written by the injector: the pod carries a sidecar.
+pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+
+/// (L) on Namespace, Service, ServiceEntry, WorkloadEntry, Pod: name of the waypoint, or [`NONE`].
+pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// (L) beside [`USE_WAYPOINT`]: namespace of that waypoint.
+pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
+/// (L) on Service and ServiceEntry, or on their Namespace: gateways go through the waypoint too.
+pub const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+/// (L) on the pods of a waypoint: the Gateway they belong to.
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+/// (A) on AuthorizationPolicy: `true` logs the verdict instead of enforcing it.
+pub const DRY_RUN: &str = "istio.io/dry-run";
+
+/// (L) on the root namespace: the network of every workload of the cluster.
+pub const NETWORK: &str = "topology.istio.io/network";
+/// (L) on Node: region.
+pub const REGION: &str = "topology.kubernetes.io/region";
+/// (L) on Node: zone.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
+/// (L) on Node: sub-zone.
+pub const SUBZONE: &str = "topology.istio.io/subzone";
+
+/// (L) on Pod and WorkloadEntry: `http` means the application itself speaks HBONE.
+pub const TUNNEL: &str = "networking.istio.io/tunnel";
+/// Value of [`TUNNEL`].
+pub const TUNNEL_HTTP: &str = "http";
+/// (A) on Service, or on its Namespace: how near an endpoint must be.
+pub const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// (L) on ServiceEntry: `false` declines automatic addresses.
+pub const ENABLE_AUTOALLOCATE_IP: &str = "networking.istio.io/enable-autoallocate-ip";
+
+/// (L) on Pod: name for telemetry, first choice.
+pub const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
+/// (L) on Pod: revision for telemetry, first choice.
+pub const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
+/// (L) on Pod: overrides the name of the controller that made it.
+pub const WORKLOAD_NAME: &str = "service.istio.io/workload-name";
+/// (L) on Pod: name for telemetry, second choice.
+pub const APP_NAME: &str = "app.kubernetes.io/name";
+/// (L) on Pod: name for telemetry, third choice.
+pub const APP: &str = "app";
+/// (L) on Pod: revision for telemetry, second choice.
+pub const APP_VERSION: &str = "app.kubernetes.io/version";
+/// (L) on Pod: revision for telemetry, third choice.
+pub const VERSION: &str = "version";
+/// (L) on Pod, written by the Deployment controller: hash at the end of the ReplicaSet's name.
+pub const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// (L) on EndpointSlice: the Service it belongs to.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
