@@ -1,0 +1,1 @@
+//! From the objects a resource depends on to the resource. Pure.
