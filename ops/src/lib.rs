@@ -1,1 +1,27 @@
-//! ops
+//! What an operator sees of any process of the mesh: its log, its metrics, whether it is ready,
+//! the doors to ask it questions, and how it goes away.
+//!
+//! # Layout
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`log`] | starts the log; changes levels while the process runs |
+//! | `format` | one event as one line, in Istio's text or JSON form |
+//! | [`sink`] | the log's way to stdout: never blocks, drops and counts instead |
+//! | [`metrics`] | the registry behind `/metrics` |
+//! | [`process`] | file descriptors, memory, CPU, runtime |
+//! | [`ready`] | named gates behind `/healthz/ready` |
+//! | [`drain`] | stop accepting, wait, stop now |
+//! | [`admin`] | the routes above, and the server that answers them |
+//! | [`time`] | instants as RFC 3339 text |
+
+pub mod admin;
+pub mod drain;
+mod format;
+pub mod log;
+pub mod metrics;
+pub mod process;
+pub mod ready;
+mod server;
+pub mod sink;
+pub mod time;

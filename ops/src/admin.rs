@@ -1,0 +1,108 @@
+//! The doors of a process: routes that every component has, and the server for them.
+//!
+//! | door | routes |
+//! |---|---|
+//! | [`readiness`] | `/healthz/ready`, `/readyz` |
+//! | [`metrics`] | `/metrics`, `/stats/prometheus` |
+//! | [`admin`] | `/logging`, `/quitquitquit` (localhost only) |
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio_util::sync::CancellationToken;
+
+use crate::log::LogHandle;
+use crate::metrics::{CONTENT_TYPE, Registry};
+use crate::ready::Readiness;
+pub use crate::server::{bind, bind_localhost, serve};
+
+/// `GET /healthz/ready` (and `/readyz`): 200 `ready`, or 503 with the names of the closed gates.
+pub fn readiness(readiness: Readiness) -> Router {
+    let answer = |State(readiness): State<Readiness>| async move {
+        let missing = readiness.missing();
+        if missing.is_empty() {
+            plain(StatusCode::OK, "ready\n")
+        } else {
+            plain(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready, waiting for: {}\n", missing.join(", ")),
+            )
+        }
+    };
+    Router::new()
+        .route("/healthz/ready", get(answer))
+        .route("/readyz", get(answer))
+        .with_state(readiness)
+}
+
+/// `GET /metrics` and, as Istio's scrape annotations say, `/stats/prometheus`.
+pub fn metrics(registry: Arc<Registry>) -> Router {
+    let scrape = |State(registry): State<Arc<Registry>>| async move {
+        // Many series take a while to print; the runtime of the doors has other things to do.
+        match tokio::task::spawn_blocking(move || registry.text()).await {
+            Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+            _ => plain(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "metrics could not be printed\n",
+            ),
+        }
+    };
+    Router::new()
+        .route("/metrics", get(scrape))
+        .route("/stats/prometheus", get(scrape))
+        .with_state(registry)
+}
+
+/// `/logging` and `POST /quitquitquit`, which cancels `quit`. Bind it to localhost.
+pub fn admin(log: LogHandle, quit: CancellationToken) -> Router {
+    let quit = move || async move {
+        quit.cancel();
+        plain(StatusCode::OK, "shutting down now\n")
+    };
+    Router::new()
+        .route("/logging", get(logging).post(logging))
+        .with_state(log)
+        .route("/quitquitquit", post(quit))
+}
+
+/// `level=debug` changes the default, `level=module:debug` (or `module=debug`) one module, commas
+/// join several; `reset` goes back to the start. Answers with what is in force.
+async fn logging(
+    State(log): State<LogHandle>,
+    method: axum::http::Method,
+    Query(query): Query<HashMap<String, String>>,
+) -> Response {
+    if !query.is_empty() && method != axum::http::Method::POST {
+        return plain(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "use POST to change log levels\n",
+        );
+    }
+    let reset = if query.contains_key("reset") {
+        log.reset()
+    } else {
+        Ok(())
+    };
+    let changed = reset.and_then(|()| query.get("level").map_or(Ok(()), |level| log.change(level)));
+    match changed {
+        Ok(()) => plain(
+            StatusCode::OK,
+            format!("current log level is {}\n", log.current()),
+        ),
+        Err(error) => plain(
+            StatusCode::BAD_REQUEST,
+            format!(
+                "{error}\nPOST /logging?level=debug or /logging?level=module:debug,other::module:info or /logging?reset=\n"
+            ),
+        ),
+    }
+}
+
+fn plain(status: StatusCode, text: impl Into<String>) -> Response {
+    (status, [(header::CONTENT_TYPE, "text/plain")], text.into()).into_response()
+}
