@@ -1,0 +1,304 @@
+//! How a ztunnel takes a large mesh: time until ready and memory after it, with a control plane of
+//! ours that knows nothing but N workloads, and a node agent that knows no pod.
+//!
+//! 1. a network namespace of its own (the caller runs this under `unshare --net`)
+//! 2. a delta discovery server on loopback that answers a wildcard request with everything
+//! 3. a ZDS socket that says "that was all"
+//! 4. start ztunnel, ask its readiness port until it says yes, let memory settle, read it
+
+use std::{
+    net::Ipv4Addr,
+    os::fd::AsRawFd,
+    path::Path,
+    pin::Pin,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use api::{
+    discovery::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
+        aggregated_discovery_service_server::{
+            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+        },
+    },
+    workload::{Address, NetworkAddress, Port, PortList, Service, Workload, address},
+};
+use futures_util::{Stream, StreamExt};
+use nix::sys::socket::{self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr};
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Workloads behind one service.
+const ENDPOINTS: usize = 10;
+/// How long the ztunnel may take to become ready.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// Memory is read after this pause: allocators give back late.
+const SETTLE: Duration = Duration::from_secs(3);
+
+/// What a ztunnel did with a large mesh.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Scale {
+    /// Seconds from start to ready.
+    pub(crate) ready: f64,
+    /// Resident memory after settling, MiB.
+    pub(crate) resident: f64,
+    /// CPU seconds spent until then.
+    pub(crate) cpu: f64,
+}
+
+/// Measures the ztunnel at `binary` with `workloads` workloads; must run in a namespace of its own.
+pub(crate) async fn measure(binary: &Path, workloads: usize) -> Result<Scale> {
+    let status = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status()?;
+    anyhow::ensure!(
+        status.success(),
+        "cannot bring up loopback; run under `unshare --net`"
+    );
+    let dir = std::env::temp_dir().join(format!("ambit-bench-scale-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    let result = measure_in(&dir, binary, workloads).await;
+    std::fs::remove_dir_all(&dir)?;
+    result
+}
+
+async fn measure_in(dir: &Path, binary: &Path, workloads: usize) -> Result<Scale> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let xds = listener.local_addr()?;
+    let plane = ControlPlane {
+        addresses: addresses(workloads),
+    };
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(AggregatedDiscoveryServiceServer::new(plane))
+            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
+    );
+    let agent = dir.join("zds.sock");
+    node_without_pods(&agent)?;
+    let token = dir.join("token");
+    std::fs::write(&token, "bench")?;
+
+    let started = Instant::now();
+    let mut ztunnel = Running(
+        Command::new(binary)
+            .current_dir(dir)
+            .env_clear()
+            .env("XDS_ADDRESS", format!("http://{xds}"))
+            .env("CA_ADDRESS", format!("http://{xds}"))
+            .env("AUTH_TOKEN", &token)
+            .env("INPOD_UDS", &agent)
+            .env("PROXY_MODE", "Shared")
+            .env("NODE_NAME", "bench-node")
+            .env("POD_NAME", "ztunnel-bench")
+            .env("POD_NAMESPACE", "istio-system")
+            .env("INSTANCE_IP", "127.0.0.1")
+            .env("ZTUNNEL_WORKER_THREADS", "2")
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null())
+            .stdout(std::fs::File::create(dir.join("ztunnel.log"))?)
+            .stderr(std::fs::File::create(dir.join("ztunnel.err"))?)
+            .spawn()
+            .with_context(|| format!("cannot start {}", binary.display()))?,
+    );
+    while !ready().await {
+        if let Some(status) = ztunnel.0.try_wait()? {
+            bail!(
+                "ztunnel ended with {status}: {}",
+                std::fs::read_to_string(dir.join("ztunnel.err"))?
+            );
+        }
+        if started.elapsed() > READY_DEADLINE {
+            bail!(
+                "not ready after {READY_DEADLINE:?}: {}",
+                std::fs::read_to_string(dir.join("ztunnel.log"))?
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let ready = started.elapsed().as_secs_f64();
+    tokio::time::sleep(SETTLE).await;
+    let pid = ztunnel.0.id();
+    Ok(Scale {
+        ready,
+        resident: crate::process::resident(pid)?,
+        cpu: crate::process::cpu_seconds(pid)?,
+    })
+}
+
+/// A child that does not outlive the measurement.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn ready() -> bool {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let answer = async {
+        let mut tcp = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, 15021)).await?;
+        tcp.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n")
+            .await?;
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(2), answer).await, Ok(Ok(text)) if text.starts_with("HTTP/1.1 200"))
+}
+
+/// A node agent that has no pods: greets, says that was all, then keeps the line open.
+fn node_without_pods(path: &Path) -> Result<()> {
+    let listener = socket::socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    socket::bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&listener, Backlog::new(4)?)?;
+    let snapshot_sent = api::zds::WorkloadRequest {
+        payload: Some(api::zds::workload_request::Payload::SnapshotSent(
+            api::zds::SnapshotSent {},
+        )),
+    }
+    .encode_to_vec();
+    std::thread::spawn(move || {
+        while let Ok(connection) = socket::accept(listener.as_raw_fd()) {
+            let mut packet = [0u8; 1024];
+            let hello = socket::recv(connection, &mut packet, MsgFlags::empty());
+            let sent = socket::send(connection, &snapshot_sent, MsgFlags::empty());
+            if hello.is_err() || sent.is_err() {
+                continue;
+            }
+            // The acknowledgement, then nothing until the other side goes away.
+            while socket::recv(connection, &mut packet, MsgFlags::empty()).is_ok_and(|n| n > 0) {}
+        }
+    });
+    Ok(())
+}
+
+struct ControlPlane {
+    addresses: Vec<Resource>,
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for ControlPlane {
+    type DeltaAggregatedResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let addresses = self.addresses.clone();
+        let answers = request.into_inner().filter_map(move |request| {
+            let answer = match request {
+                Ok(request) if request.response_nonce.is_empty() => {
+                    Some(Ok(DeltaDiscoveryResponse {
+                        system_version_info: "1".into(),
+                        resources: if request.type_url == api::ADDRESS_TYPE {
+                            addresses.clone()
+                        } else {
+                            Vec::new()
+                        },
+                        nonce: request.type_url.clone(),
+                        type_url: request.type_url,
+                        removed_resources: Vec::new(),
+                    }))
+                }
+                Ok(_acknowledgement) => None,
+                Err(status) => Some(Err(status)),
+            };
+            async move { answer }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+fn addresses(workloads: usize) -> Vec<Resource> {
+    let services = workloads.div_ceil(ENDPOINTS);
+    let service = |n: usize| format!("service-{n}.scale.svc.cluster.local");
+    let ip = |base: u8, n: usize| {
+        bytes::Bytes::copy_from_slice(&[base, (n >> 16) as u8, (n >> 8) as u8, n as u8])
+    };
+    let port = Port {
+        service_port: 80,
+        target_port: 8080,
+        app_protocol: 0,
+    };
+    let resource = |name: String, kind: address::Type| Resource {
+        version: "1".into(),
+        resource: Some(prost_types::Any {
+            type_url: api::ADDRESS_TYPE.into(),
+            value: Address { r#type: Some(kind) }.encode_to_vec(),
+        }),
+        name,
+        aliases: Vec::new(),
+    };
+    let services_of = (0..services).map(|n| {
+        let hostname = service(n);
+        resource(
+            format!("scale/{hostname}"),
+            address::Type::Service(Service {
+                name: format!("service-{n}"),
+                namespace: "scale".into(),
+                hostname,
+                addresses: vec![NetworkAddress {
+                    network: String::new(),
+                    address: ip(11, n + 1),
+                    length: None,
+                }],
+                ports: vec![port],
+                canonical: true,
+                ..Service::default()
+            }),
+        )
+    });
+    let workloads_of = (0..workloads).map(|n| {
+        let uid = format!("Kubernetes//Pod/scale/pod-{n}");
+        resource(
+            uid.clone(),
+            address::Type::Workload(Workload {
+                uid,
+                name: format!("pod-{n}"),
+                namespace: "scale".into(),
+                addresses: vec![ip(10, n + 1)],
+                tunnel_protocol: 1,
+                service_account: format!("account-{}", n / ENDPOINTS),
+                node: format!("node-{}", n % 1000),
+                canonical_name: format!("app-{}", n / ENDPOINTS),
+                canonical_revision: "latest".into(),
+                workload_type: 2,
+                workload_name: format!("app-{}", n / ENDPOINTS),
+                cluster_id: "Kubernetes".into(),
+                services: [(
+                    format!("scale/{}", service(n / ENDPOINTS)),
+                    PortList { ports: vec![port] },
+                )]
+                .into(),
+                ..Workload::default()
+            }),
+        )
+    });
+    services_of.chain(workloads_of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_workload_has_its_own_address_and_a_service() {
+        let all = addresses(1000);
+        assert_eq!(all.len(), 1100);
+        let names: std::collections::HashSet<_> = all.iter().map(|r| r.name.clone()).collect();
+        assert_eq!(names.len(), all.len());
+    }
+}
