@@ -124,19 +124,18 @@ impl Out<'_> {
     where
         ConstGauge<N>: EncodeMetric,
     {
-        // Help texts end in a full stop in the exposition: the registry adds it, a collector must.
         let gauge = ConstGauge::new(value);
-        let encoder =
-            self.0
-                .encode_descriptor(name, &format!("{help}."), None, gauge.metric_type())?;
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, None, gauge.metric_type())?;
         gauge.encode(encoder)
     }
 
     fn counter(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
         let counter = ConstCounter::new(value);
-        let encoder =
-            self.0
-                .encode_descriptor(name, &format!("{help}."), None, counter.metric_type())?;
+        let encoder = self
+            .0
+            .encode_descriptor(name, help, None, counter.metric_type())?;
         counter.encode(encoder)
     }
 
@@ -147,9 +146,7 @@ impl Out<'_> {
         values: impl Iterator<Item = f64>,
     ) -> fmt::Result {
         let metric_type = ConstCounter::new(0.0).metric_type();
-        let mut family = self
-            .0
-            .encode_descriptor(name, &format!("{help}."), None, metric_type)?;
+        let mut family = self.0.encode_descriptor(name, help, None, metric_type)?;
         for (worker, value) in values.enumerate() {
             let labels = [("worker", worker.to_string())];
             ConstCounter::new(value).encode(family.encode_family(&labels)?)?;

@@ -64,12 +64,12 @@ impl Sink {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        let was_empty = waiting.lines.is_empty();
         if waiting.lost > 0 {
             let notice = lost_lines(waiting.lost);
             waiting.lines.extend_from_slice(notice.as_bytes());
             waiting.lost = 0;
         }
-        let was_empty = waiting.lines.is_empty();
         waiting.lines.extend_from_slice(line);
         drop(waiting);
         // The writer sleeps only on an empty buffer, so later lines need no wake-up call.
