@@ -1,1 +1,54 @@
-//! mesh
+//! The mesh as a proxy sees it.
+//!
+//! ```text
+//!   control plane                      proxy
+//!   ─────────────                      ─────
+//!   catalog ─▶ session ═══ stream ═══▶ subscription ─▶ Update ─▶ Writer ─▶ Snapshot ─▶ pick, judge
+//!              (delta xDS, server)      (delta xDS, client)        parse        (immutable)
+//! ```
+//!
+//! # Layout
+//! | file | what |
+//! |---|---|
+//! | [`names`] | networks, host keys, the interner |
+//! | [`workload`], [`service`], [`policy`] | domain types, parsed at the door |
+//! | [`snapshot`] | the immutable whole and its lookups |
+//! | [`change`] | how an update becomes the next snapshot |
+//! | [`mesh`](mod@mesh) | who holds the current snapshot, who is told |
+//! | [`pick`](mod@pick) | pure: which endpoint |
+//! | [`verdict`] | pure: may this connection pass |
+//! | [`subscription`], [`session`] | pure: the two ends of delta xDS |
+//! | [`stream`] | drives a subscription over gRPC; the only file that waits |
+
+pub mod change;
+mod claims;
+mod crowd;
+mod endpoints;
+pub mod mesh;
+pub mod names;
+pub mod parse;
+pub mod pick;
+pub mod policy;
+pub mod service;
+pub mod session;
+pub mod snapshot;
+pub mod stream;
+pub mod subscription;
+pub mod verdict;
+pub mod workload;
+
+pub use change::{Changes, Payload, Update};
+pub use mesh::{Mesh, Writer};
+pub use names::{Interner, NamespacedHost, Network};
+pub use parse::{ParseError, Rejected};
+pub use pick::{Client, Endpoint, NoEndpoint, pick, pick_waypoint};
+pub use policy::{Action, Policy, PolicyScope};
+pub use service::{
+    HealthPolicy, LoadBalancing, Mode, Port, Scope, Service, Vip, VipAddress, Visibility,
+};
+// pub use session::{Answer, Catalog, Entry, Reply, Session, WORKLOAD_TYPE};
+pub use snapshot::{Applicable, Snapshot};
+// pub use stream::{ClientConfig, ClientEvent, run_client};
+// pub use subscription::{Subscription, Wish};
+pub use verdict::{Connection, DeniedBy, SourceIdentity, Verdict, judge};
+pub use workload::{GatewayAddress, GatewayTarget, Locality, Membership, Tunnel, Workload};

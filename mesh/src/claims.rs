@@ -1,0 +1,110 @@
+//! Several may claim one name or address; the best claim comes first.
+//!
+//! Nearly always there is one: then nothing but its pointer is stored.
+
+use std::sync::Arc;
+
+/// A list that is never empty, ordered by what the caller calls better.
+#[derive(Debug)]
+pub(crate) enum Claims<T> {
+    One(Arc<T>),
+    Many(Arc<Vec<Arc<T>>>),
+}
+
+// Not derived: a claim is shared, whether it can be cloned or not.
+impl<T> Clone for Claims<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::One(one) => Self::One(one.clone()),
+            Self::Many(many) => Self::Many(many.clone()),
+        }
+    }
+}
+
+impl<T> Claims<T> {
+    pub(crate) fn as_slice(&self) -> &[Arc<T>] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+
+    pub(crate) fn first(&self) -> &Arc<T> {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => &many[0],
+        }
+    }
+
+    /// Puts a claim in its place; `better(a, b)` must be a strict total order.
+    pub(crate) fn insert(&mut self, claim: Arc<T>, better: impl Fn(&T, &T) -> bool) {
+        let mut all = self.as_slice().to_vec();
+        let place = all.partition_point(|held| better(held, &claim));
+        all.insert(place, claim);
+        *self = Self::Many(Arc::new(all));
+    }
+
+    /// What is left without the claims that `gone` names; `None` when nothing is.
+    pub(crate) fn without(&self, gone: impl Fn(&T) -> bool) -> Option<Self> {
+        let mut left: Vec<_> = self
+            .as_slice()
+            .iter()
+            .filter(|claim| !gone(claim))
+            .cloned()
+            .collect();
+        match left.len() {
+            0 => None,
+            1 => left.pop().map(Self::One),
+            _ => Some(Self::Many(Arc::new(left))),
+        }
+    }
+}
+
+impl<T: Clone> Claims<T> {
+    /// The claim that `wanted` names, to be changed; must not change its place in the order.
+    pub(crate) fn find_mut(&mut self, wanted: impl Fn(&T) -> bool) -> Option<&mut T> {
+        match self {
+            Self::One(one) => Some(one).filter(|one| wanted(one)).map(Arc::make_mut),
+            Self::Many(many) => Arc::make_mut(many)
+                .iter_mut()
+                .find(|claim| wanted(claim))
+                .map(Arc::make_mut),
+        }
+    }
+}
+
+/// Inserts under a key, as the only claim or in its place among the others.
+pub(crate) fn claim<K, T>(
+    map: &mut imbl::HashMap<K, Claims<T>>,
+    key: K,
+    claim: Arc<T>,
+    better: impl Fn(&T, &T) -> bool,
+) where
+    K: Clone + Eq + std::hash::Hash,
+{
+    match map.get_mut(&key) {
+        Some(claims) => claims.insert(claim, better),
+        None => {
+            map.insert(key, Claims::One(claim));
+        }
+    }
+}
+
+/// Removes from under a key the claims that `gone` names, and the key with the last of them.
+pub(crate) fn disclaim<K, T>(
+    map: &mut imbl::HashMap<K, Claims<T>>,
+    key: &K,
+    gone: impl Fn(&T) -> bool,
+) where
+    K: Clone + Eq + std::hash::Hash,
+{
+    let Some(claims) = map.get(key) else { return };
+    match claims.without(gone) {
+        Some(left) => {
+            map.insert(key.clone(), left);
+        }
+        None => {
+            map.remove(key);
+        }
+    }
+}

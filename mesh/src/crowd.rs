@@ -1,0 +1,170 @@
+//! A persistent set of workloads from which the n-th can be taken.
+//!
+//! A trie over the hash of the uid, 16 wide, that knows how many are below each fork: insertion,
+//! removal and "take the n-th" cost O(log n), a copy costs nothing, and an old copy stays as it
+//! was. imbl has no set that can be indexed, and a vector cannot forget in O(log n).
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+
+use crate::workload::Workload;
+
+/// The set. Members are told apart by uid.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Crowd {
+    root: Option<Arc<Node>>,
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    Leaf(Vec<Arc<Workload>>),
+    Fork {
+        count: usize,
+        below: [Option<Arc<Node>>; WIDTH],
+    },
+}
+
+const WIDTH: usize = 16;
+const BITS: u32 = 4;
+const LEAF: usize = 24; // a copied leaf touches that many reference counts
+const DEEPEST: u32 = 64 / BITS - 1; // below, equal hashes: the leaf grows
+
+impl Crowd {
+    pub(crate) fn len(&self) -> usize {
+        self.root.as_ref().map_or(0, |node| node.len())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.root.is_none()
+    }
+
+    /// Adds a member, in place of the one of the same uid.
+    pub(crate) fn insert(&mut self, member: Arc<Workload>) {
+        let hash = hash(&member.uid);
+        insert(&mut self.root, member, hash, 0);
+    }
+
+    /// Forgets the member of that uid.
+    pub(crate) fn remove(&mut self, uid: &str) -> bool {
+        remove(&mut self.root, uid, hash(uid), 0)
+    }
+
+    /// The n-th member, in an order that only a change can change.
+    pub(crate) fn nth(&self, mut n: usize) -> Option<&Arc<Workload>> {
+        let mut node = self.root.as_deref()?;
+        loop {
+            match node {
+                Node::Leaf(members) => return members.get(n),
+                Node::Fork { below, .. } => {
+                    node = below
+                        .iter()
+                        .flatten()
+                        .find(|node| match n.checked_sub(node.len()) {
+                            Some(rest) => {
+                                n = rest;
+                                false
+                            }
+                            None => true,
+                        })?;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        (0..self.len()).filter_map(|n| self.nth(n))
+    }
+}
+
+impl Node {
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(members) => members.len(),
+            Self::Fork { count, .. } => *count,
+        }
+    }
+
+    fn gather(&self, into: &mut Vec<Arc<Workload>>) {
+        match self {
+            Self::Leaf(members) => into.extend(members.iter().cloned()),
+            Self::Fork { below, .. } => below.iter().flatten().for_each(|node| node.gather(into)),
+        }
+    }
+}
+
+fn hash(uid: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    uid.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn slot(hash: u64, depth: u32) -> usize {
+    (hash >> (depth * BITS)) as usize % WIDTH
+}
+
+/// Returns whether the node grew (false: a member was replaced).
+fn insert(place: &mut Option<Arc<Node>>, member: Arc<Workload>, of: u64, depth: u32) -> bool {
+    let Some(node) = place else {
+        *place = Some(Arc::new(Node::Leaf(vec![member])));
+        return true;
+    };
+    match Arc::make_mut(node) {
+        Node::Fork { count, below } => {
+            let grew = insert(&mut below[slot(of, depth)], member, of, depth + 1);
+            *count += usize::from(grew);
+            grew
+        }
+        Node::Leaf(members) => {
+            if let Some(held) = members.iter_mut().find(|held| held.uid == member.uid) {
+                *held = member;
+                return false;
+            }
+            members.push(member);
+            if members.len() > LEAF && depth < DEEPEST {
+                let fork = fork(std::mem::take(members), depth);
+                *node = Arc::new(fork);
+            }
+            true
+        }
+    }
+}
+
+fn fork(members: Vec<Arc<Workload>>, depth: u32) -> Node {
+    let count = members.len();
+    let mut below = [const { None }; WIDTH];
+    for member in members {
+        let of = hash(&member.uid);
+        insert(&mut below[slot(of, depth)], member, of, depth + 1);
+    }
+    Node::Fork { count, below }
+}
+
+fn remove(place: &mut Option<Arc<Node>>, uid: &str, of: u64, depth: u32) -> bool {
+    let Some(node) = place else { return false };
+    let node = Arc::make_mut(node);
+    match node {
+        Node::Leaf(members) => {
+            let Some(at) = members.iter().position(|held| *held.uid == *uid) else {
+                return false;
+            };
+            members.swap_remove(at);
+        }
+        Node::Fork { count, below } => {
+            if !remove(&mut below[slot(of, depth)], uid, of, depth + 1) {
+                return false;
+            }
+            *count -= 1;
+            // Half a leaf's worth before forks fold up, so that one member coming and going does
+            // not fold and fork every time.
+            if *count <= LEAF / 2 {
+                let mut members = Vec::with_capacity(*count);
+                node.gather(&mut members);
+                *node = Node::Leaf(members);
+            }
+        }
+    }
+    if node.len() == 0 {
+        *place = None;
+    }
+    true
+}

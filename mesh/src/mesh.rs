@@ -1,0 +1,103 @@
+//! Who holds the current snapshot, and who is told when it changes.
+//!
+//! One [`Writer`] makes snapshots; any number of readers load the current one without waiting.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+
+use crate::change::Update;
+use crate::names::Interner;
+use crate::parse::Rejected;
+use crate::snapshot::Snapshot;
+use crate::workload::Workload;
+
+/// The holder of the current snapshot.
+#[derive(Debug)]
+pub struct Mesh {
+    current: ArcSwap<Snapshot>,
+    changed: watch::Sender<u64>,
+    policies_changed: watch::Sender<u64>,
+}
+
+/// Makes the next snapshot; there is one per mesh.
+#[derive(Debug)]
+pub struct Writer {
+    mesh: Arc<Mesh>,
+    next: Snapshot,
+    names: Interner,
+}
+
+impl Mesh {
+    /// An empty mesh and its writer.
+    #[allow(clippy::new_ret_no_self)] // the two come into being together
+    pub fn new() -> (Arc<Self>, Writer) {
+        let mesh = Arc::new(Self {
+            current: ArcSwap::default(),
+            changed: watch::Sender::new(0),
+            policies_changed: watch::Sender::new(0),
+        });
+        let writer = Writer {
+            mesh: mesh.clone(),
+            next: Snapshot::default(),
+            names: Interner::default(),
+        };
+        (mesh, writer)
+    }
+
+    /// The current snapshot: one atomic load. Load once per connection, at the top. The guard is
+    /// for the moment; keep the `Arc` (`load_full` of the guard) across an await.
+    pub fn load(&self) -> Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    /// Counts snapshots.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Counts snapshots in which the policies of some workload may be others than before: what
+    /// open connections must be judged again for.
+    pub fn policies_changed(&self) -> watch::Receiver<u64> {
+        self.policies_changed.subscribe()
+    }
+
+    /// Waits until the workload of a pod is known. May be dropped at any time.
+    pub async fn wait_for_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+        node: &str,
+    ) -> Arc<Workload> {
+        let mut changed = self.changed();
+        loop {
+            changed.mark_unchanged(); // before the look, so that a change after it is not missed
+            if let Some(found) = self
+                .load()
+                .workload_of_pod(namespace, name, service_account, node)
+            {
+                return found.clone();
+            }
+            // The sender lives in self, so it cannot be gone while we wait.
+            let _ = changed.changed().await;
+        }
+    }
+}
+
+impl Writer {
+    /// Applies an update as one step: readers see all of it or nothing. Returns what was refused;
+    /// of those names the last good version stays.
+    pub fn apply(&mut self, update: Update) -> Vec<Rejected> {
+        let effect = self.next.apply(update, &mut self.names);
+        if effect.changed {
+            self.mesh.current.store(Arc::new(self.next.clone()));
+            self.mesh.changed.send_modify(|count| *count += 1);
+        }
+        if effect.policies_changed {
+            self.mesh.policies_changed.send_modify(|count| *count += 1);
+        }
+        effect.rejected
+    }
+}

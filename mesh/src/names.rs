@@ -1,0 +1,197 @@
+//! The names by which the mesh knows things, and the table that stores each text once.
+//!
+//! A mesh of 100,000 workloads repeats few texts (namespaces, nodes, accounts, zones) very often.
+//! [`Interner`] keeps one allocation per distinct text or small list; everything parsed shares it.
+
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use crate::service::Port;
+use crate::workload::{GatewayAddress, Locality};
+
+/// A network: addresses are unique inside one. The empty name is the default network.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Network(Arc<str>);
+
+impl Network {
+    /// The network of that name.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self(name.into())
+    }
+
+    /// Its name; empty for the default network.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn as_arc(&self) -> &Arc<str> {
+        &self.0
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self(Arc::from(""))
+    }
+}
+
+impl Borrow<str> for Network {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// The key of a service: `namespace/host`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NamespacedHost {
+    /// Namespace of the object that made the service.
+    pub namespace: Arc<str>,
+    /// Fully qualified host name, as the control plane spells it.
+    pub host: Arc<str>,
+}
+
+impl NamespacedHost {
+    /// The key made of its two halves.
+    pub fn new(namespace: impl Into<Arc<str>>, host: impl Into<Arc<str>>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            host: host.into(),
+        }
+    }
+
+    /// Splits `namespace/host` at the first slash; neither half may be empty.
+    pub fn split(text: &str) -> Option<(&str, &str)> {
+        text.split_once('/')
+            .filter(|(namespace, host)| !namespace.is_empty() && !host.is_empty())
+    }
+}
+
+impl fmt::Display for NamespacedHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.host)
+    }
+}
+
+impl fmt::Debug for NamespacedHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One allocation per distinct text or list, shared by everything that was parsed with it.
+///
+/// Entries nobody uses any more are dropped when the tables have doubled since the last sweep, so
+/// a mesh that churns does not grow, and the cost per insertion stays constant on average.
+#[derive(Debug, Default)]
+pub struct Interner {
+    texts: Table<str>,
+    localities: Table<Locality>,
+    ports: Table<[Port]>,
+    gateways: Table<GatewayAddress>,
+}
+
+impl Interner {
+    /// The shared copy of `text`.
+    pub fn text(&mut self, text: &str) -> Arc<str> {
+        self.texts.intern(text, |text| Arc::from(text))
+    }
+
+    /// The network of that name.
+    pub fn network(&mut self, name: &str) -> Network {
+        Network(self.text(name))
+    }
+
+    /// The shared copy of a locality.
+    pub fn locality(&mut self, locality: Locality) -> Arc<Locality> {
+        self.localities
+            .intern(&locality, |found| Arc::new(found.clone()))
+    }
+
+    /// The shared copy of a list of ports.
+    pub fn ports(&mut self, ports: &[Port]) -> Arc<[Port]> {
+        self.ports.intern(ports, |ports| Arc::from(ports))
+    }
+
+    /// The shared copy of a gateway's address.
+    pub fn gateway(&mut self, gateway: GatewayAddress) -> Arc<GatewayAddress> {
+        self.gateways
+            .intern(&gateway, |found| Arc::new(found.clone()))
+    }
+}
+
+#[derive(Debug)]
+struct Table<T: ?Sized> {
+    entries: HashSet<Arc<T>>,
+    sweep_at: usize,
+}
+
+impl<T: ?Sized> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            entries: HashSet::new(),
+            sweep_at: SMALLEST_SWEEP,
+        }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Table<T> {
+    fn intern(&mut self, wanted: &T, store: impl FnOnce(&T) -> Arc<T>) -> Arc<T> {
+        if let Some(found) = self.entries.get(wanted) {
+            return found.clone();
+        }
+        if self.entries.len() >= self.sweep_at {
+            self.entries.retain(|entry| Arc::strong_count(entry) > 1);
+            self.sweep_at = SMALLEST_SWEEP.max(self.entries.len() * 2);
+        }
+        let stored = store(wanted);
+        self.entries.insert(stored.clone());
+        stored
+    }
+}
+
+const SMALLEST_SWEEP: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_texts_share_one_allocation() {
+        let mut names = Interner::default();
+        assert!(Arc::ptr_eq(&names.text("default"), &names.text("default")));
+    }
+
+    #[test]
+    fn texts_nobody_uses_are_swept() {
+        let mut names = Interner::default();
+        let kept = names.text("kept");
+        for n in 0..SMALLEST_SWEEP * 4 {
+            names.text(&format!("churn-{n}"));
+        }
+        assert!(names.texts.entries.len() <= SMALLEST_SWEEP + 1);
+        assert!(Arc::ptr_eq(&kept, &names.text("kept")));
+    }
+
+    #[test]
+    fn a_host_key_needs_both_halves() {
+        assert_eq!(NamespacedHost::split("a/b.c"), Some(("a", "b.c")));
+        for bad in ["", "a", "/b", "a/"] {
+            assert_eq!(NamespacedHost::split(bad), None, "{bad}");
+        }
+    }
+}

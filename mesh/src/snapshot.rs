@@ -1,0 +1,277 @@
+//! The whole mesh at one moment: immutable, cheap to clone, every lookup O(1) or O(log n).
+//!
+//! A snapshot is published whole and never changes, so a connection that loads one at its start
+//! decides everything from the same state, and no lookup waits for a writer. The next snapshot
+//! shares all but the changed parts with it (`change.rs` makes it).
+
+use std::borrow::{Borrow, Cow};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+use ipnet::IpNet;
+
+use crate::claims::Claims;
+use crate::endpoints::Endpoints;
+use crate::names::Network;
+use crate::policy::Policy;
+use crate::service::{HealthPolicy, Service};
+use crate::workload::Workload;
+
+/// The mesh at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    pub(crate) workloads: HashMap<ByUid, ()>,
+    pub(crate) pods: HashMap<u64, Claims<Workload>>, // by `pod_key`; equal hashes share an entry
+    pub(crate) planes: HashMap<Network, Plane>,
+    pub(crate) hosts: HashMap<Arc<str>, Claims<Slot>>, // by host in lower case
+    pub(crate) policies: HashMap<Arc<str>, Arc<Policy>>,
+    pub(crate) global_policies: Policies,
+    pub(crate) namespace_policies: HashMap<Arc<str>, Policies>,
+}
+
+/// Policies in the order of their names, so that the first match is the same everywhere.
+pub(crate) type Policies = OrdMap<Arc<str>, Arc<Policy>>;
+
+/// Who holds which address on one network.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plane {
+    pub(crate) workloads: HashMap<IpAddr, Claims<Workload>>,
+    pub(crate) vips: HashMap<IpAddr, Claims<Service>>,
+    pub(crate) ranges: HashMap<IpNet, Claims<Service>>,
+    /// How many ranges there are of each prefix length; lookups try only those, longest first.
+    pub(crate) lengths_v4: OrdMap<u8, usize>,
+    pub(crate) lengths_v6: OrdMap<u8, usize>,
+}
+
+/// A service and its endpoints; either may be known before the other.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) host: Arc<str>,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) endpoints: Endpoints,
+}
+
+/// A workload that is found by its uid, so that the index stores one pointer and no key.
+#[derive(Debug, Clone)]
+pub(crate) struct ByUid(pub(crate) Arc<Workload>);
+
+impl Borrow<str> for ByUid {
+    fn borrow(&self) -> &str {
+        &self.0.uid
+    }
+}
+
+impl Hash for ByUid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.uid.hash(state);
+    }
+}
+
+impl PartialEq for ByUid {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.uid == other.0.uid
+    }
+}
+
+impl Eq for ByUid {}
+
+impl Snapshot {
+    /// The workload of that uid.
+    pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get_key_value(uid).map(|(key, ())| &key.0)
+    }
+
+    /// The workload that holds an address. Of several that claim it: a healthy one before others,
+    /// then one in the mesh, then the lowest uid. Host network addresses are nobody's.
+    pub fn workload_at(&self, network: &Network, ip: IpAddr) -> Option<&Arc<Workload>> {
+        Some(self.planes.get(network)?.workloads.get(&ip)?.first())
+    }
+
+    /// The workload of a pod that the node agent named.
+    pub fn workload_of_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: &str,
+        node: &str,
+    ) -> Option<&Arc<Workload>> {
+        self.pods
+            .get(&pod_key(namespace, name))?
+            .as_slice()
+            .iter()
+            .find(|found| {
+                *found.namespace == *namespace
+                    && *found.name == *name
+                    && found.identity_parts().2 == service_account
+                    && (node.is_empty() || *found.node == *node)
+            })
+    }
+
+    /// The service of that namespace and host.
+    pub fn service(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
+        self.slot(namespace, host)?.service.as_ref()
+    }
+
+    /// The service that a caller means by an address: the exact address, else the longest range;
+    /// of several, the caller's own namespace, then canonical, then by name.
+    pub fn service_at(
+        &self,
+        network: &Network,
+        ip: IpAddr,
+        caller_namespace: &str,
+    ) -> Option<&Arc<Service>> {
+        let plane = self.planes.get(network)?;
+        if let Some(found) = plane
+            .vips
+            .get(&ip)
+            .and_then(|claims| preferred(claims.as_slice(), caller_namespace))
+        {
+            return Some(found);
+        }
+        let lengths = if ip.is_ipv4() {
+            &plane.lengths_v4
+        } else {
+            &plane.lengths_v6
+        };
+        lengths.keys().rev().find_map(|length| {
+            let range = IpNet::new(ip, *length).ok()?.trunc();
+            preferred(plane.ranges.get(&range)?.as_slice(), caller_namespace)
+        })
+    }
+
+    /// Every service of that host, whatever its namespace; case does not matter.
+    pub fn services_named(&self, host: &str) -> impl Iterator<Item = &Arc<Service>> {
+        let slots = self
+            .hosts
+            .get(&*folded(host))
+            .map_or(&[][..], Claims::as_slice);
+        slots.iter().filter_map(|slot| slot.service.as_ref())
+    }
+
+    /// The service that a caller means by a host: its own namespace, then canonical, then by name.
+    pub fn service_for_host(&self, host: &str, caller_namespace: &str) -> Option<&Arc<Service>> {
+        choose(self.services_named(host), caller_namespace)
+    }
+
+    /// The endpoints that count for the service's health policy, whatever their capacity.
+    pub fn endpoints(&self, service: &Service) -> impl Iterator<Item = &Arc<Workload>> {
+        let all = service.load_balancing.health_policy == HealthPolicy::AllowAll;
+        let slot = self.slot(&service.namespace, &service.hostname);
+        let endpoints = slot.into_iter().flat_map(|slot| slot.endpoints.iter());
+        endpoints
+            .filter(move |(kind, _)| all || kind.healthy)
+            .map(|(_, workload)| workload)
+    }
+
+    /// Every workload, in no order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.keys().map(|key| &key.0)
+    }
+
+    /// Every service, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.hosts
+            .values()
+            .flat_map(Claims::as_slice)
+            .filter_map(|slot| slot.service.as_ref())
+    }
+
+    /// Every policy, in no order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+
+    /// The policy of that `namespace/name`.
+    pub fn policy(&self, key: &str) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
+    /// The policies that apply to a workload.
+    pub fn policies_of<'a>(&'a self, workload: &'a Workload) -> Applicable<'a> {
+        Applicable {
+            snapshot: self,
+            namespace: self.namespace_policies.get(&*workload.namespace),
+            named: &workload.authorization_policies,
+        }
+    }
+
+    pub(crate) fn slot(&self, namespace: &str, host: &str) -> Option<&Slot> {
+        let slots = self.hosts.get(&*folded(host))?.as_slice();
+        slots
+            .iter()
+            .find(|slot| *slot.namespace == *namespace && *slot.host == *host)
+            .map(|slot| &**slot)
+    }
+}
+
+/// The policies that apply to one workload: global ones, its namespace's, and those it names.
+#[derive(Debug, Clone, Copy)]
+pub struct Applicable<'a> {
+    snapshot: &'a Snapshot,
+    namespace: Option<&'a Policies>,
+    named: &'a [Arc<str>],
+}
+
+impl<'a> Applicable<'a> {
+    /// The policies that are known, each once.
+    pub fn known(&self) -> impl Iterator<Item = &'a Arc<Policy>> + use<'a> {
+        let namespace = self.namespace.into_iter().flat_map(OrdMap::values);
+        let snapshot = self.snapshot;
+        // A named policy of a wider scope has been counted with that scope already, unless it is
+        // of another namespace: a reference is a reference.
+        let counted = self.namespace;
+        let named = self
+            .named
+            .iter()
+            .filter_map(move |name| snapshot.policies.get(&**name))
+            .filter(move |policy| {
+                !snapshot.global_policies.contains_key(&policy.key)
+                    && !counted.is_some_and(|counted| counted.contains_key(&policy.key))
+            });
+        snapshot
+            .global_policies
+            .values()
+            .chain(namespace)
+            .chain(named)
+    }
+
+    /// Names that the workload refers to and nobody has sent.
+    pub fn unknown(&self) -> impl Iterator<Item = &'a Arc<str>> + use<'a> {
+        let snapshot = self.snapshot;
+        self.named
+            .iter()
+            .filter(move |name| !snapshot.policies.contains_key(&***name))
+    }
+}
+
+fn preferred<'a>(found: &'a [Arc<Service>], caller_namespace: &str) -> Option<&'a Arc<Service>> {
+    choose(found.iter(), caller_namespace)
+}
+
+fn choose<'a>(
+    found: impl Iterator<Item = &'a Arc<Service>>,
+    caller_namespace: &str,
+) -> Option<&'a Arc<Service>> {
+    let visible = found.filter(|service| service.visible_from(caller_namespace));
+    let rank =
+        |service: &&Arc<Service>| (*service.namespace != *caller_namespace, !service.canonical);
+    visible.min_by_key(rank) // the first of equals, and claims are ordered by name
+}
+
+/// Host names do not differ by case; nearly all are in lower case and cost nothing.
+pub(crate) fn folded(host: &str) -> Cow<'_, str> {
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+pub(crate) fn pod_key(namespace: &str, name: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (namespace, name).hash(&mut hasher);
+    hasher.finish()
+}

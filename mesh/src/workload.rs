@@ -1,0 +1,367 @@
+//! A workload: whoever has an identity and addresses in the mesh.
+//!
+//! A message enters, a [`Workload`] in which nothing invalid can be written leaves.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use api::workload as wire;
+
+use crate::names::{Interner, NamespacedHost, Network};
+use crate::parse::{self, ParseError};
+use crate::service::Port;
+
+/// A pod, a virtual machine, an endpoint outside the mesh, or a gateway of another network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Unique and opaque; the resource name.
+    pub uid: Arc<str>,
+    /// Pod name, or what comes closest.
+    pub name: Arc<str>,
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Service account as sent; [`Workload::identity_parts`] applies the default.
+    pub service_account: Arc<str>,
+    /// Trust domain as sent; [`Workload::identity_parts`] applies the default.
+    pub trust_domain: Arc<str>,
+    /// Node it runs on; empty when unknown.
+    pub node: Arc<str>,
+    /// Cluster it belongs to.
+    pub cluster: Arc<str>,
+    /// Network its addresses belong to.
+    pub network: Network,
+    /// Name for telemetry.
+    pub canonical_name: Arc<str>,
+    /// Revision for telemetry.
+    pub canonical_revision: Arc<str>,
+    /// Name of its owner (a Deployment, say).
+    pub workload_name: Arc<str>,
+    /// Kind of its owner.
+    pub workload_type: WorkloadType,
+    /// Its IPs on `network`; may be empty.
+    pub addresses: Addresses,
+    /// To be resolved by DNS on demand, instead of addresses.
+    pub hostname: Option<Arc<str>>,
+    /// How it is reached.
+    pub tunnel: Tunnel,
+    /// The application itself terminates the tunnel.
+    pub native_tunnel: bool,
+    /// Its IPs are its node's: not unique, hence not indexed by IP.
+    pub host_network: bool,
+    /// Waypoint for traffic that is addressed to this workload itself.
+    pub waypoint: Option<Arc<GatewayAddress>>,
+    /// East-west gateway through which its network is reached.
+    pub network_gateway: Option<Arc<GatewayAddress>>,
+    /// What the application expects behind the terminated tunnel.
+    pub application_tunnel: Option<ApplicationTunnel>,
+    /// Services it is an endpoint of.
+    pub services: Box<[Membership]>,
+    /// `namespace/name` of selector-scoped policies that apply to it.
+    pub authorization_policies: Box<[Arc<str>]>,
+    /// Ready to take connections.
+    pub healthy: bool,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
+    /// Share of a service's connections relative to the other endpoints; 0 = none, default 1.
+    pub capacity: u32,
+}
+
+/// Trust domain of a workload that names none.
+pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
+/// Service account of a workload that names none.
+pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
+
+impl Workload {
+    /// (trust domain, namespace, service account), defaults applied.
+    pub fn identity_parts(&self) -> (&str, &str, &str) {
+        (
+            default(&self.trust_domain, DEFAULT_TRUST_DOMAIN),
+            &self.namespace,
+            default(&self.service_account, DEFAULT_SERVICE_ACCOUNT),
+        )
+    }
+
+    /// Its own mapping of ports as an endpoint of that service; `None` when it is none.
+    pub fn ports_in(&self, service: &NamespacedHost) -> Option<&[Port]> {
+        self.services
+            .iter()
+            .find(|member| member.service == *service)
+            .map(|member| &*member.ports)
+    }
+
+    /// Parses a message; texts and lists are shared through `names`. `uid` is the resource name
+    /// and must be the message's uid: the one allocation then serves both.
+    pub fn parse(
+        uid: Arc<str>,
+        message: wire::Workload,
+        names: &mut Interner,
+    ) -> Result<Self, ParseError> {
+        parse::required("uid", &message.uid)?;
+        if *message.uid != *uid {
+            return Err(ParseError::NameMismatch(message.uid));
+        }
+        let addresses = message
+            .addresses
+            .iter()
+            .map(|bytes| parse::ip("addresses", bytes));
+        let gateway = |field, found: Option<_>, names: &mut Interner| {
+            found
+                .map(|found| parse::gateway(field, found, names))
+                .transpose()
+        };
+        Ok(Self {
+            addresses: Addresses::from(addresses.collect::<Result<Vec<_>, _>>()?),
+            hostname: Some(message.hostname)
+                .filter(|host| !host.is_empty())
+                .map(|host| names.text(&host)),
+            tunnel: Tunnel::from(parse::value::<wire::TunnelProtocol>(
+                "tunnel_protocol",
+                message.tunnel_protocol,
+            )?),
+            host_network: parse::value::<wire::NetworkMode>("network_mode", message.network_mode)?
+                == wire::NetworkMode::HostNetwork,
+            healthy: parse::value::<wire::WorkloadStatus>("status", message.status)?
+                == wire::WorkloadStatus::Healthy,
+            workload_type: WorkloadType::from(parse::value::<wire::WorkloadType>(
+                "workload_type",
+                message.workload_type,
+            )?),
+            waypoint: gateway("waypoint", message.waypoint, names)?,
+            network_gateway: gateway("network_gateway", message.network_gateway, names)?,
+            application_tunnel: message
+                .application_tunnel
+                .map(ApplicationTunnel::parse)
+                .transpose()?,
+            services: memberships(message.services, names)?,
+            authorization_policies: message
+                .authorization_policies
+                .iter()
+                .map(|name| names.text(name))
+                .collect(),
+            locality: names.locality(Locality::from(message.locality.unwrap_or_default())),
+            capacity: message.capacity.unwrap_or(1),
+            native_tunnel: message.native_tunnel,
+            name: names.text(&message.name),
+            namespace: names.text(&message.namespace),
+            service_account: names.text(&message.service_account),
+            trust_domain: names.text(&message.trust_domain),
+            node: names.text(&message.node),
+            cluster: names.text(&message.cluster_id),
+            network: names.network(&message.network),
+            canonical_name: names.text(&message.canonical_name),
+            canonical_revision: names.text(&message.canonical_revision),
+            workload_name: names.text(&message.workload_name),
+            uid,
+        })
+    }
+}
+
+impl TryFrom<wire::Workload> for Workload {
+    type Error = ParseError;
+
+    fn try_from(message: wire::Workload) -> Result<Self, ParseError> {
+        Self::parse(Arc::from(&*message.uid), message, &mut Interner::default())
+    }
+}
+
+fn default<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
+    if text.is_empty() { otherwise } else { text }
+}
+
+fn memberships(
+    found: std::collections::HashMap<String, wire::PortList>,
+    names: &mut Interner,
+) -> Result<Box<[Membership]>, ParseError> {
+    let mut members = Vec::with_capacity(found.len());
+    for (key, list) in found {
+        let (namespace, host) =
+            NamespacedHost::split(&key).ok_or(ParseError::Missing("services: namespace/host"))?;
+        let ports = list
+            .ports
+            .into_iter()
+            .map(Port::parse)
+            .collect::<Result<Vec<_>, _>>()?;
+        members.push(Membership {
+            service: NamespacedHost {
+                namespace: names.text(namespace),
+                host: names.text(host),
+            },
+            ports: names.ports(&ports),
+        });
+    }
+    members.sort_unstable_by(|a, b| a.service.cmp(&b.service));
+    Ok(members.into())
+}
+
+/// That a workload is an endpoint of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// The service.
+    pub service: NamespacedHost,
+    /// The workload's own target ports; a port that is not here has the service's target port.
+    pub ports: Arc<[Port]>,
+}
+
+/// How a workload is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tunnel {
+    /// Plain TCP.
+    None,
+    /// HBONE on port 15008.
+    Hbone,
+    /// Istio's sidecar mTLS, which this mesh does not speak.
+    LegacyMtls,
+}
+
+impl From<wire::TunnelProtocol> for Tunnel {
+    fn from(protocol: wire::TunnelProtocol) -> Self {
+        match protocol {
+            wire::TunnelProtocol::None => Self::None,
+            wire::TunnelProtocol::Hbone => Self::Hbone,
+            wire::TunnelProtocol::LegacyIstioMtls => Self::LegacyMtls,
+        }
+    }
+}
+
+/// Kind of a workload's owner, for telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WorkloadType {
+    /// A Deployment.
+    Deployment,
+    /// A CronJob.
+    CronJob,
+    /// A bare pod.
+    Pod,
+    /// A Job.
+    Job,
+}
+
+impl From<wire::WorkloadType> for WorkloadType {
+    fn from(kind: wire::WorkloadType) -> Self {
+        match kind {
+            wire::WorkloadType::Deployment => Self::Deployment,
+            wire::WorkloadType::Cronjob => Self::CronJob,
+            wire::WorkloadType::Pod => Self::Pod,
+            wire::WorkloadType::Job => Self::Job,
+        }
+    }
+}
+
+/// Where a workload runs; empty = unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Locality {
+    /// Region.
+    pub region: Arc<str>,
+    /// Zone.
+    pub zone: Arc<str>,
+    /// Subzone.
+    pub subzone: Arc<str>,
+}
+
+impl From<wire::Locality> for Locality {
+    fn from(found: wire::Locality) -> Self {
+        Self {
+            region: found.region.into(),
+            zone: found.zone.into(),
+            subzone: found.subzone.into(),
+        }
+    }
+}
+
+/// A waypoint or an east-west gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GatewayAddress {
+    /// Who it is.
+    pub target: GatewayTarget,
+    /// Its HBONE port.
+    pub hbone_port: u16,
+}
+
+/// A gateway is named by service or by address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum GatewayTarget {
+    /// A service of the mesh.
+    Host(NamespacedHost),
+    /// A service VIP or the IP of a workload.
+    Address(Network, IpAddr),
+}
+
+impl fmt::Display for GatewayAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.target {
+            GatewayTarget::Host(host) => write!(f, "{host}:{}", self.hbone_port),
+            GatewayTarget::Address(network, ip) => write!(f, "{network}/{ip}:{}", self.hbone_port),
+        }
+    }
+}
+
+/// What a captured application expects behind the terminated tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ApplicationTunnel {
+    /// Protocol in front of the bytes.
+    pub protocol: ApplicationProtocol,
+    /// Port to connect to; `None` = the original one.
+    pub port: Option<u16>,
+}
+
+/// Protocol in front of the bytes of an application tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ApplicationProtocol {
+    /// The bytes as they are.
+    None,
+    /// A PROXY protocol version 2 header.
+    Proxy,
+}
+
+impl ApplicationTunnel {
+    fn parse(found: wire::ApplicationTunnel) -> Result<Self, ParseError> {
+        use wire::application_tunnel::Protocol;
+        let protocol = match parse::value("application_tunnel.protocol", found.protocol)? {
+            Protocol::None => ApplicationProtocol::None,
+            Protocol::Proxy => ApplicationProtocol::Proxy,
+        };
+        let port = parse::port("application_tunnel.port", found.port)?;
+        Ok(Self {
+            protocol,
+            port: Some(port).filter(|port| *port != 0),
+        })
+    }
+}
+
+/// A workload's IPs: one without an allocation, several in a list. Reads as a slice.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Addresses(Held);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Held {
+    One(IpAddr),
+    List(Box<[IpAddr]>),
+}
+
+impl From<Vec<IpAddr>> for Addresses {
+    fn from(found: Vec<IpAddr>) -> Self {
+        match *found {
+            [one] => Self(Held::One(one)),
+            _ => Self(Held::List(found.into())),
+        }
+    }
+}
+
+impl Deref for Addresses {
+    type Target = [IpAddr];
+
+    fn deref(&self) -> &[IpAddr] {
+        match &self.0 {
+            Held::One(one) => std::slice::from_ref(one),
+            Held::List(list) => list,
+        }
+    }
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&**self).finish()
+    }
+}
