@@ -1,2 +1,63 @@
-//! lab
-fn main() {}
+//! The command line: `lab clean` removes what crashed labs left; `lab reap` is the reaper labs start for themselves.
+#![allow(clippy::print_stdout)] // a command line prints
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Nodes and pods made of network namespaces, running the real binaries.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Remove every lab whose owner is gone, with its logs.
+    Clean,
+    /// Build a lab, print its id, and hold it until a line (or the end) comes from stdin, or Ctrl-C.
+    Hold {
+        /// How many nodes.
+        #[arg(long, default_value_t = 2)]
+        nodes: usize,
+        /// Nodes and pods only, no binary of the mesh.
+        #[arg(long)]
+        no_mesh: bool,
+    },
+    /// Wait for the end of a lab's owner and remove what it leaves (labs start this themselves).
+    #[command(hide = true)]
+    Reap {
+        /// The lab.
+        id: String,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().verb {
+        Verb::Clean => clean(),
+        Verb::Hold { nodes, no_mesh } => hold(nodes, !no_mesh),
+        Verb::Reap { id } => lab::reap(&id),
+    }
+}
+
+fn clean() -> Result<()> {
+    let cleaned = lab::clean(true)?;
+    let list = |ids: &[String]| {
+        if ids.is_empty() {
+            "none".to_owned()
+        } else {
+            ids.join(", ")
+        }
+    };
+    println!("removed: {}", list(&cleaned.removed));
+    println!("in use, left alone: {}", list(&cleaned.alive));
+    Ok(())
+}
+
+fn hold(nodes: usize, mesh: bool) -> Result<()> {
+    let lab = lab::Lab::builder().nodes(nodes).mesh(mesh).start()?;
+    println!("{}", lab.id());
+    std::io::stdin().read_line(&mut String::new())?;
+    lab.stop()
+}

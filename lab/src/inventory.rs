@@ -1,0 +1,252 @@
+//! Which labs exist, whose they are, and how one is removed whatever happened to its owner.
+//!
+//! ```text
+//! /run/ambit-lab/.lock         held while labs are made or looked through
+//! /run/ambit-lab/<id>/         everything a lab writes; <id> is in the name of each of its namespaces
+//! /run/ambit-lab/<id>/owner    locked by the owner as long as it lives: a lock that can be had means the owner is gone
+//! /run/ambit-lab/<id>/keep     the lab failed: its namespaces are gone, its logs stay until `lab clean`
+//! ```
+//! Three roads lead to [`sweep`]: the owner stops its lab; the owner dies and its reaper (a child with the
+//! other end of a pipe) sees the pipe close; neither was possible and the next lab, or `lab clean`, finds the lock free.
+
+use std::{
+    fs,
+    fs::{File, OpenOptions, TryLockError},
+    io::Read,
+    path::{Path, PathBuf},
+    process,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{netns::Netns, plan::PREFIX, wait};
+
+/// On a tmpfs that only root may write; short, because unix socket paths end at 107 bytes.
+const ROOT: &str = "/run/ambit-lab";
+
+/// The place of one lab, and the claim to it.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) id: String,
+    pub(crate) dir: PathBuf,
+    /// Never read: the lock on it says that we live.
+    _owner: File,
+}
+
+/// Claims a new id and makes its directory.
+pub(crate) fn claim() -> Result<Claim> {
+    let _all = lock_all()?;
+    let mut seed = seed();
+    loop {
+        let id = spell_id(seed);
+        let dir = Path::new(ROOT).join(&id);
+        if dir.exists() || !Netns::named(&format!("{PREFIX}{id}-")).is_empty() {
+            seed = seed.wrapping_add(1);
+            continue;
+        }
+        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let owner = File::create(dir.join("owner"))?;
+        owner.lock()?;
+        return Ok(Claim {
+            id,
+            dir,
+            _owner: owner,
+        });
+    }
+}
+
+/// What [`clean`] did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// Labs whose owners are gone: removed.
+    pub removed: Vec<String>,
+    /// Labs whose owners live: left alone.
+    pub alive: Vec<String>,
+}
+
+/// Removes every lab whose owner is gone; also their kept logs when `logs`.
+pub fn clean(logs: bool) -> Result<Cleaned> {
+    let _all = lock_all()?;
+    let mut cleaned = Cleaned::default();
+    for id in ids()? {
+        let dir = Path::new(ROOT).join(&id);
+        let _owner = match claimed(&dir)? {
+            Some(owner) => owner,
+            None => {
+                cleaned.alive.push(id);
+                continue;
+            }
+        };
+        if dir.join("keep").exists() && !logs {
+            continue;
+        }
+        sweep(&id)?;
+        remove(&dir)?;
+        cleaned.removed.push(id);
+    }
+    Ok(cleaned)
+}
+
+/// Ends every process that lives in a namespace of lab `id`, then removes the namespaces.
+///
+/// Processes are found by where they are, not by who started them: a database's workers outlive their killed
+/// parent, but they cannot leave the namespace, and only what a lab started can be inside of one.
+pub(crate) fn sweep(id: &str) -> Result<()> {
+    let prefix = format!("{PREFIX}{id}-");
+    wait::until(
+        &format!("the end of what runs in lab {id}"),
+        Duration::from_secs(20),
+        || {
+            let alive: Vec<i32> = Netns::named(&prefix)
+                .iter()
+                .flat_map(Netns::processes)
+                .filter(|pid| runs(*pid))
+                .collect();
+            for pid in &alive {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            Ok(if alive.is_empty() {
+                wait::Probe::Ready(())
+            } else {
+                wait::Probe::NotYet(format!("processes {alive:?}"))
+            })
+        },
+    )?;
+    Netns::named(&prefix).iter().try_for_each(Netns::delete)
+}
+
+/// Removes what a lab wrote.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Keeps the logs of a lab that failed.
+pub(crate) fn keep(dir: &Path) {
+    let _ = File::create(dir.join("keep"));
+}
+
+/// The reaper's whole life: wait for the owner's word or end, and in the latter case clean up after it.
+pub(crate) fn reap(id: &str) -> Result<()> {
+    let mut word = [0u8; 1];
+    if std::io::stdin().read(&mut word)? == 1 {
+        return Ok(());
+    }
+    // The owner's programs die with it (PR_SET_PDEATHSIG), its lock with its last file descriptor.
+    let _all = lock_all()?;
+    let dir = Path::new(ROOT).join(id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    sweep(id)?;
+    remove(&dir)
+}
+
+/// The owner's lock if its owner is gone; `None` when it lives.
+fn claimed(dir: &Path) -> Result<Option<File>> {
+    let file = match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(dir.join("owner"))
+    {
+        Ok(file) => file,
+        // Made and locked under the lock we hold: a directory without one, or no directory, has no owner.
+        Err(_) => return Ok(Some(File::open("/dev/null")?)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).context("locking"),
+    }
+}
+
+fn lock_all() -> Result<File> {
+    fs::create_dir_all(ROOT).with_context(|| format!("making {ROOT}; a lab needs root"))?;
+    let lock = File::create(Path::new(ROOT).join(".lock"))?;
+    lock.lock()?;
+    Ok(lock)
+}
+
+/// Ids of all labs that left a directory or a namespace.
+fn ids() -> Result<Vec<String>> {
+    let directories = fs::read_dir(ROOT)?
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let namespaces = Netns::named(PREFIX).into_iter().filter_map(|netns| {
+        let (id, _) = netns.name().strip_prefix(PREFIX)?.split_once('-')?;
+        Some(id.to_owned())
+    });
+    let mut ids: Vec<String> = directories
+        .chain(namespaces)
+        .filter(|id| is_id(id))
+        .collect();
+    ids.sort();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// An id is told from anything else that may follow `ambit-` in the name of a namespace.
+fn is_id(text: &str) -> bool {
+    text.len() == 6
+        && text.starts_with('l')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_digit() || b.is_ascii_lowercase())
+}
+
+fn spell_id(seed: u64) -> String {
+    let mut rest = seed;
+    let digits = (0..5).map(|_| {
+        let digit = char::from_digit((rest % 36) as u32, 36).unwrap_or('0');
+        rest /= 36;
+        digit
+    });
+    std::iter::once('l').chain(digits).collect()
+}
+
+fn seed() -> u64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64);
+    (now ^ (u64::from(process::id()) << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16
+}
+
+/// Whether `pid` is more than a zombie that only its parent can remove.
+fn runs(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_recognised_and_other_peoples_namespaces_are_not() {
+        assert!(is_id(&spell_id(seed())));
+        assert!(is_id(&spell_id(u64::MAX)));
+        for foreign in ["t", "test", "l", "l1234", "l123456", "L12345", "l12-45"] {
+            assert!(!is_id(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_zombie_does_not_run() {
+        let mut child = process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        wait::until_true("a zombie", Duration::from_secs(20), || !runs(pid)).unwrap();
+        child.wait().unwrap();
+        assert!(runs(i32::try_from(process::id()).unwrap()));
+    }
+}

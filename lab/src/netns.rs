@@ -1,0 +1,188 @@
+//! Network namespaces by name, and doing something inside of one.
+//!
+//! A thread of its own goes into the namespace, works, hands back what it made (a socket stays where it was
+//! made) and ends. It never comes back out, so nothing else can run in the wrong namespace by accident.
+
+use std::{
+    fs,
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context, Result, anyhow};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, umount2},
+    sched::{CloneFlags, setns},
+};
+
+use crate::run::run;
+
+/// Where iproute2 and container runtimes keep named namespaces.
+const DIRECTORY: &str = "/var/run/netns";
+
+/// A named network namespace. Dropping it changes nothing: [`Netns::delete`] does.
+#[derive(Debug, Clone)]
+pub struct Netns {
+    name: String,
+}
+
+impl Netns {
+    /// Makes a namespace with its loopback up.
+    pub(crate) fn create(name: &str) -> Result<Self> {
+        run(Command::new("ip").args(["netns", "add", name]))?;
+        let made = Self {
+            name: name.to_owned(),
+        };
+        // Duplicate address detection would keep every new IPv6 address unusable for a second or two.
+        made.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+        made.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        made.ip("link set lo up\n")?;
+        Ok(made)
+    }
+
+    /// Its name under `/var/run/netns`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The path a container runtime would hand to a CNI plugin.
+    pub fn path(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(&self.name)
+    }
+
+    pub(crate) fn open(&self) -> Result<File> {
+        File::open(self.path()).with_context(|| format!("network namespace {}", self.name))
+    }
+
+    /// Runs `work` on a thread inside this namespace.
+    ///
+    /// ```no_run
+    /// # fn main() -> anyhow::Result<()> {
+    /// # let lab = lab::Lab::builder().start()?;
+    /// let listener = lab.node(0).netns().within(|| std::net::TcpListener::bind("0.0.0.0:80"))??;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace = self.open()?;
+        thread::scope(|scope| {
+            let inside = scope.spawn(move || {
+                setns(namespace, CloneFlags::CLONE_NEWNET)?;
+                Ok::<_, Errno>(work())
+            });
+            inside
+                .join()
+                .map_err(|_| anyhow!("the work inside {} panicked", self.name))?
+                .with_context(|| format!("entering {}", self.name))
+        })
+    }
+
+    /// Sets a per-namespace kernel setting, e.g. `net/ipv4/ip_forward`.
+    pub(crate) fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key);
+        self.within(|| fs::write(&path, value))?
+            .with_context(|| format!("{key}={value} in {}", self.name))
+    }
+
+    /// Runs a batch of `ip` commands, one a line, inside this namespace; the first that fails ends it.
+    pub(crate) fn ip(&self, batch: &str) -> Result<()> {
+        let mut command = Command::new("ip");
+        command.args(["-n", &self.name, "-batch", "-"]);
+        crate::run::run_with_input(&mut command, batch.as_bytes())
+            .with_context(|| format!("ip in {}:\n{batch}", self.name))?;
+        Ok(())
+    }
+
+    /// Whether something listens on TCP `port` on any address in here.
+    pub fn listens_on(&self, port: u16) -> Result<bool> {
+        let tables = self.within(|| {
+            ["tcp", "tcp6"].map(|t| fs::read_to_string(format!("/proc/thread-self/net/{t}")))
+        })?;
+        Ok(tables
+            .into_iter()
+            .flatten()
+            .any(|table| table.lines().skip(1).any(|line| is_listener(line, port))))
+    }
+
+    /// The processes that live in here.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        match fs::metadata(self.path()) {
+            Ok(meta) => processes_in(meta.ino()),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Takes the name away; the kernel ends the namespace with its last user. A missing one is fine.
+    pub(crate) fn delete(&self) -> Result<()> {
+        match umount2(&self.path(), MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("unmounting {}", self.path().display()));
+            }
+        }
+        match fs::remove_file(self.path()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", self.path().display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// All namespaces whose name starts with `prefix`.
+    pub(crate) fn named(prefix: &str) -> Vec<Self> {
+        let Ok(entries) = fs::read_dir(DIRECTORY) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with(prefix))
+            .map(|name| Self { name })
+            .collect()
+    }
+}
+
+/// A row of `/proc/net/tcp`: `sl local_address rem_address st …`, state 0A is LISTEN.
+fn is_listener(row: &str, port: u16) -> bool {
+    let mut columns = row.split_ascii_whitespace().skip(1);
+    let (Some(local), Some(_), Some(state)) = (columns.next(), columns.next(), columns.next())
+    else {
+        return false;
+    };
+    state == "0A" && local.ends_with(&format!(":{port:04X}"))
+}
+
+fn processes_in(inode: u64) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid: &i32| {
+            fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|meta| meta.ino() == inode)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_is_told_from_a_connection_on_the_same_port() {
+        let listen =
+            "   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1 1";
+        let open =
+            "   1: 0100007F:1F90 0100007F:D431 01 00000000:00000000 00:00000000 00000000 0 0 1 1";
+        assert!(is_listener(listen, 8080));
+        assert!(!is_listener(listen, 80));
+        assert!(!is_listener(open, 8080));
+        assert!(!is_listener("", 8080));
+    }
+}

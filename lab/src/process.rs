@@ -1,0 +1,230 @@
+//! A program that runs in the background with its output in a file.
+
+use std::{
+    fs,
+    fs::{File, OpenOptions},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{
+    enter, run,
+    wait::{self, Probe},
+};
+
+/// A running (or ended) program. Clones are the same program; dropping them does not end it, its lab does.
+#[derive(Debug, Clone)]
+pub struct Process {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    what: String,
+    pid: i32,
+    log: PathBuf,
+    child: Mutex<Child>,
+}
+
+impl Process {
+    /// Starts `command`, stdout and stderr appended to `log`.
+    pub(crate) fn start(mut command: Command, log: &Path) -> Result<Self> {
+        let what = run::spell(&command);
+        let open = || -> Result<File> {
+            let file = OpenOptions::new().create(true).append(true).open(log);
+            file.with_context(|| format!("log file {}", log.display()))
+        };
+        command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+        let child = enter::spawn(command).with_context(|| format!("starting `{what}`"))?;
+        let pid = i32::try_from(child.id()).context("pid")?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                what,
+                pid,
+                log: log.to_owned(),
+                child: Mutex::new(child),
+            }),
+        })
+    }
+
+    /// Its process id, also that of its process group.
+    pub fn pid(&self) -> i32 {
+        self.shared.pid
+    }
+
+    /// Where its output goes.
+    pub fn log_path(&self) -> &Path {
+        &self.shared.log
+    }
+
+    /// All it has written so far (by every program that shares its log file).
+    pub fn log(&self) -> String {
+        fs::read(&self.shared.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The last lines of its log.
+    pub fn tail(&self) -> String {
+        tail(&self.log(), 15)
+    }
+
+    /// Whether it has not ended.
+    pub fn running(&self) -> bool {
+        matches!(self.child().try_wait(), Ok(None))
+    }
+
+    /// Sends a signal to the program itself (not to what it started).
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let mut child = self.child();
+        if child.try_wait()?.is_some() {
+            bail!("`{}` has already ended", self.shared.what);
+        }
+        // Not reaped yet, so the pid is still this program's.
+        kill(Pid::from_raw(self.shared.pid), signal)?;
+        Ok(())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self, within: Duration) -> Result<ExitStatus> {
+        wait::until(
+            &format!("the end of `{}`", self.shared.what),
+            within,
+            || {
+                Ok(match self.child().try_wait()? {
+                    Some(status) => Probe::Ready(status),
+                    None => Probe::NotYet(format!("it still runs; its log ends:\n{}", self.tail())),
+                })
+            },
+        )
+    }
+
+    /// SIGTERM, and SIGKILL when that did not help within `grace`.
+    pub fn terminate(&self, grace: Duration) -> Result<ExitStatus> {
+        if self.running() {
+            self.signal(Signal::SIGTERM)?;
+        }
+        let ended = self.wait(grace);
+        if ended.is_err() {
+            self.kill();
+        }
+        ended
+    }
+
+    /// SIGKILL to its process group, and reaps it.
+    pub fn kill(&self) {
+        let mut child = self.child();
+        if matches!(child.try_wait(), Ok(None)) {
+            enter::kill_session(&mut child);
+        }
+    }
+
+    /// Waits until `ready` says so; the program's early end or the deadline are errors that show the end of its log.
+    pub(crate) fn until_ready(
+        &self,
+        what: &str,
+        within: Duration,
+        mut ready: impl FnMut() -> Result<Probe<()>>,
+    ) -> Result<()> {
+        let outcome = wait::until(what, within, || match self.child().try_wait()? {
+            Some(status) => bail!("{what}: the program ended: {status}"),
+            None => ready(),
+        });
+        outcome.with_context(|| {
+            format!(
+                "`{}`, whose log {} ends:\n{}",
+                self.shared.what,
+                self.shared.log.display(),
+                self.tail()
+            )
+        })
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        // A panic of another holder leaves the child as it was.
+        self.shared
+            .child
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+pub(crate) fn tail(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, log: &Path) -> Process {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        enter::Entry::default().prepare(&mut command);
+        Process::start(command, log).unwrap()
+    }
+
+    #[test]
+    fn a_program_that_dies_before_it_is_ready_shows_its_last_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = sh("echo no such luck; exit 4", &dir.path().join("log"));
+        let error = process
+            .until_ready("luck", Duration::from_secs(20), || {
+                Ok(Probe::NotYet("waiting".into()))
+            })
+            .unwrap_err();
+        let text = format!("{error:#}");
+        assert!(
+            text.contains("no such luck") && text.contains("exit status: 4"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn killing_takes_the_programs_children_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = sh("sleep 1000 & echo child $!; wait", &dir.path().join("log"));
+        wait::until_true("the child", Duration::from_secs(20), || {
+            process.log().contains("child")
+        })
+        .unwrap();
+        let child: i32 = process
+            .log()
+            .split_whitespace()
+            .last()
+            .unwrap()
+            .parse()
+            .unwrap();
+        process.kill();
+        assert!(!process.running());
+        wait::until_true("its end", Duration::from_secs(20), || {
+            fs::read_to_string(format!("/proc/{child}/stat"))
+                .map_or(true, |stat| stat.contains(") Z"))
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_program_that_ignores_sigterm_is_killed_and_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = sh(
+            "trap '' TERM; echo deaf; while :; do sleep 1; done",
+            &dir.path().join("log"),
+        );
+        wait::until_true("the trap", Duration::from_secs(20), || {
+            process.log().contains("deaf")
+        })
+        .unwrap();
+        assert!(process.terminate(Duration::from_millis(100)).is_err());
+        assert!(!process.running());
+    }
+}
