@@ -208,8 +208,11 @@ pub struct TargetRef {
 #[serde(default, deny_unknown_fields)]
 #[allow(missing_docs)] // field by field Istio's
 pub struct Rule {
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<From>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<To>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub when: Vec<Condition>,
 }
 
@@ -234,17 +237,29 @@ pub struct To {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 #[allow(missing_docs)] // field by field Istio's
 pub struct Source {
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub principals: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_principals: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub request_principals: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_request_principals: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub namespaces: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_namespaces: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub ip_blocks: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_ip_blocks: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub remote_ip_blocks: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_remote_ip_blocks: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub service_accounts: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_service_accounts: Vec<String>,
 }
 
@@ -253,13 +268,21 @@ pub struct Source {
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 #[allow(missing_docs)] // field by field Istio's
 pub struct Operation {
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_hosts: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_ports: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub methods: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_methods: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_paths: Vec<String>,
 }
 
@@ -269,7 +292,9 @@ pub struct Operation {
 #[allow(missing_docs)] // field by field Istio's
 pub struct Condition {
     pub key: String,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub values: Vec<String>,
+    #[serde(deserialize_with = "some", skip_serializing_if = "Vec::is_empty")]
     pub not_values: Vec<String>,
 }
 
@@ -315,6 +340,22 @@ pub enum Mode {
     Disable,
     Permissive,
     Strict,
+}
+
+/// A list that, if it is written at all, has an element. An empty list in a policy reads like
+/// "nobody" but would mean "no restriction".
+fn some<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let list = Vec::<T>::deserialize(deserializer)?;
+    if list.is_empty() {
+        return Err(serde::de::Error::custom(
+            "an empty list would restrict nothing: leave the field out",
+        ));
+    }
+    Ok(list)
 }
 
 fn is_zero(number: &u32) -> bool {

@@ -1,0 +1,249 @@
+//! ServiceEntry and WorkloadEntry.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::{Path, Problems, spec};
+use crate::k8s::istio::{Resolution, ServiceEntry, ServicePort, WorkloadEntry, WorkloadEntrySpec};
+
+const PROTOCOLS: [&str; 12] = [
+    "HTTP",
+    "HTTPS",
+    "GRPC",
+    "GRPC-WEB",
+    "HTTP2",
+    "MONGO",
+    "TCP",
+    "TLS",
+    "UDP",
+    "REDIS",
+    "MYSQL",
+    "HTTP_PROXY",
+];
+
+pub(super) fn check(entry: &ServiceEntry, problems: &mut Problems) {
+    check_hosts(entry, problems);
+    check_addresses(entry, problems);
+    check_ports(&entry.spec.ports, problems);
+    check_resolution(entry, problems);
+    for (index, endpoint) in entry.spec.endpoints.iter().enumerate() {
+        let path = spec().key("endpoints").index(index);
+        check_endpoint(endpoint, &path, problems);
+        for name in endpoint
+            .ports
+            .keys()
+            .filter(|name| !entry.spec.ports.iter().any(|port| port.name == **name))
+        {
+            problems.add(
+                path.key("ports").key(name),
+                format!("the entry has no port {name:?}"),
+            );
+        }
+    }
+    if entry.spec.workload_selector.is_some() && !entry.spec.endpoints.is_empty() {
+        problems.add(
+            spec(),
+            "only one of workloadSelector and endpoints can be set",
+        );
+    }
+}
+
+fn check_hosts(entry: &ServiceEntry, problems: &mut Problems) {
+    let path = spec().key("hosts");
+    if entry.spec.hosts.is_empty() {
+        problems.add(spec(), "at least one host is needed");
+    }
+    for (index, host) in entry.spec.hosts.iter().enumerate() {
+        if host == "*" {
+            problems.add(path.index(index), "a bare wildcard would be every host");
+        } else if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
+            problems.add(path.index(index), format!("{host:?} is not a host name"));
+        }
+        if entry
+            .spec
+            .hosts
+            .iter()
+            .take(index)
+            .any(|before| before == host)
+        {
+            problems.add(path.index(index), format!("{host:?} is there twice"));
+        }
+    }
+}
+
+fn check_addresses(entry: &ServiceEntry, problems: &mut Problems) {
+    let path = spec().key("addresses");
+    for (index, address) in entry.spec.addresses.iter().enumerate() {
+        if !is_block(address) {
+            problems.add(
+                path.index(index),
+                format!("{address:?} is neither an IP address nor a CIDR"),
+            );
+        } else if address.contains('/')
+            && !matches!(entry.spec.resolution, Resolution::None | Resolution::Static)
+        {
+            problems.add(path.index(index), "a CIDR needs resolution NONE or STATIC");
+        }
+    }
+}
+
+fn check_ports(ports: &[ServicePort], problems: &mut Problems) {
+    let (mut names, mut numbers) = (BTreeSet::new(), BTreeSet::new());
+    for (index, port) in ports.iter().enumerate() {
+        let path = spec().key("ports").index(index);
+        if !is_port(port.number) {
+            problems.add(path.key("number"), format!("{} is not a port", port.number));
+        } else if !numbers.insert(port.number) {
+            problems.add(
+                path.key("number"),
+                format!("{} is there twice", port.number),
+            );
+        }
+        if port.name.is_empty() {
+            problems.add(path.clone(), "name is missing");
+        } else if !names.insert(&port.name) {
+            problems.add(path.key("name"), format!("{:?} is there twice", port.name));
+        }
+        if port.target_port != 0 && !is_port(port.target_port) {
+            problems.add(
+                path.key("targetPort"),
+                format!("{} is not a port", port.target_port),
+            );
+        }
+        let protocol = port.protocol.to_ascii_uppercase();
+        if !protocol.is_empty() && !PROTOCOLS.contains(&protocol.as_str()) {
+            problems.add(
+                path.key("protocol"),
+                format!("{:?} is not a protocol", port.protocol),
+            );
+        }
+    }
+}
+
+/// Which endpoints go with which resolution.
+fn check_resolution(entry: &ServiceEntry, problems: &mut Problems) {
+    let spec = &entry.spec;
+    let path = super::spec();
+    let wildcard = spec.hosts.iter().any(|host| host.starts_with('*'));
+    match spec.resolution {
+        Resolution::None if !spec.endpoints.is_empty() => {
+            problems.add(path.key("endpoints"), "resolution NONE has no endpoints");
+        }
+        Resolution::None
+            if spec
+                .ports
+                .iter()
+                .any(|port| port.target_port != 0 && port.target_port != port.number) =>
+        {
+            problems.add(
+                path.key("ports"),
+                "resolution NONE keeps the port: targetPort has no meaning",
+            );
+        }
+        Resolution::Static => {
+            for (index, endpoint) in spec.endpoints.iter().enumerate() {
+                let elsewhere = endpoint.address.is_empty() && !endpoint.network.is_empty();
+                if !elsewhere && endpoint.address.parse::<IpAddr>().is_err() {
+                    let path = path.key("endpoints").index(index).key("address");
+                    problems.add(
+                        path,
+                        format!(
+                            "{:?} is not an IP address, which resolution STATIC needs",
+                            endpoint.address
+                        ),
+                    );
+                }
+            }
+        }
+        Resolution::Dns | Resolution::DnsRoundRobin if wildcard && spec.endpoints.is_empty() => {
+            problems.add(
+                path.key("hosts"),
+                "a wildcard host cannot be resolved: name endpoints, or use DYNAMIC_DNS",
+            );
+        }
+        Resolution::DnsRoundRobin if spec.endpoints.len() > 1 => {
+            problems.add(
+                path.key("endpoints"),
+                "resolution DNS_ROUND_ROBIN has at most one endpoint",
+            );
+        }
+        Resolution::DynamicDns if !spec.endpoints.is_empty() => {
+            problems.add(
+                path.key("endpoints"),
+                "resolution DYNAMIC_DNS has no endpoints",
+            );
+        }
+        _ => {}
+    }
+    if spec.workload_selector.is_some() && spec.resolution == Resolution::None {
+        problems.add(
+            path.key("workloadSelector"),
+            "a workloadSelector needs resolution STATIC or DNS",
+        );
+    }
+}
+
+pub(super) fn check_workload_entry(entry: &WorkloadEntry, problems: &mut Problems) {
+    check_endpoint(&entry.spec, &spec(), problems);
+}
+
+fn check_endpoint(endpoint: &WorkloadEntrySpec, path: &Path, problems: &mut Problems) {
+    let address = endpoint.address.as_str();
+    if address.is_empty() && endpoint.network.is_empty() {
+        problems.add(
+            path.clone(),
+            "address is missing; only an endpoint of another network may leave it out",
+        );
+    }
+    if address.starts_with("unix://") {
+        problems.add(
+            path.key("address"),
+            "unix sockets are not reachable through the mesh",
+        );
+    } else if !address.is_empty() && address.parse::<IpAddr>().is_err() && !is_host(address) {
+        problems.add(
+            path.key("address"),
+            format!("{address:?} is neither an IP address nor a host name"),
+        );
+    }
+    for (name, number) in endpoint
+        .ports
+        .iter()
+        .filter(|(_, number)| !is_port(**number))
+    {
+        problems.add(
+            path.key("ports").key(name),
+            format!("{number} is not a port"),
+        );
+    }
+}
+
+fn is_port(number: u32) -> bool {
+    (1..=65535).contains(&number)
+}
+
+fn is_block(text: &str) -> bool {
+    let Some((address, length)) = text.split_once('/') else {
+        return text.parse::<IpAddr>().is_ok();
+    };
+    let widest = match address.parse::<IpAddr>() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    length.parse::<u8>().is_ok_and(|length| length <= widest)
+}
+
+/// A DNS name as people write them: labels of letters, digits, `-` and `_`.
+fn is_host(host: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    host.len() <= 253 && host.split('.').all(label)
+}
