@@ -46,7 +46,7 @@ pub(crate) enum Work {
     Connect,
     /// All connections at once, one byte there and back each, timed from the start of the burst.
     Burst,
-    /// Opens connections, says so, and holds them idle until its standard input ends.
+    /// Opens connections, says so, and holds them idle for the time.
     Hold,
 }
 
@@ -168,7 +168,7 @@ pub(crate) async fn run(
         Work::Http => repeat(to, connections, time, requests).await,
         Work::Connect => repeat(to, connections, time, connects).await,
         Work::Burst => burst(to, connections).await,
-        Work::Hold => hold(to, connections).await,
+        Work::Hold => hold(to, connections, time).await,
     }
 }
 
@@ -340,7 +340,7 @@ async fn burst(to: SocketAddr, connections: usize) -> Result<Measured> {
     Ok(summary(took, failed, started.elapsed()))
 }
 
-async fn hold(to: SocketAddr, connections: usize) -> Result<Measured> {
+async fn hold(to: SocketAddr, connections: usize, time: Duration) -> Result<Measured> {
     let started = Instant::now();
     let mut held = Vec::with_capacity(connections);
     let mut failed = 0;
@@ -367,7 +367,7 @@ async fn hold(to: SocketAddr, connections: usize) -> Result<Measured> {
     {
         println!("{}", serde_json::to_string(&measured)?);
     }
-    tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await?;
+    tokio::time::sleep(time).await;
     drop(held);
     Ok(measured)
 }

@@ -7,6 +7,8 @@ mod forward;
 mod load;
 mod process;
 mod scale;
+mod subject;
+mod table;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -20,7 +22,25 @@ use clap::{Parser, Subcommand};
 )]
 struct Arguments {
     #[command(subcommand)]
-    verb: Verb,
+    verb: Option<Verb>,
+    /// A peer's ztunnel to measure beside ours.
+    #[arg(long)]
+    peer: Option<PathBuf>,
+    /// Rounds whose median is taken.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long one measurement takes, in milliseconds.
+    #[arg(long, default_value_t = 2000)]
+    time: u64,
+    /// Only the works whose name holds this text; leaves out memory and large meshes.
+    #[arg(long)]
+    only: Option<String>,
+    /// Idle connections of the memory rows.
+    #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+    hold: Vec<usize>,
+    /// Workloads of the large-mesh rows.
+    #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
+    workloads: Vec<usize>,
 }
 
 #[derive(Subcommand)]
@@ -61,28 +81,48 @@ enum Verb {
     },
 }
 
-#[allow(clippy::print_stdout)] // the measurement is what this program is for
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<()> {
-    match Arguments::parse().verb {
-        Verb::Serve { bind } => load::serve(bind).await,
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    match &arguments.verb {
+        None => table::run(&table::Plan {
+            rounds: arguments.rounds,
+            time: Duration::from_millis(arguments.time),
+            peer: arguments.peer.as_deref(),
+            only: arguments.only.as_deref(),
+            hold: &arguments.hold,
+            workloads: &arguments.workloads,
+        }),
+        Some(verb) => tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?
+            .block_on(inside(verb)),
+    }
+}
+
+/// The programs that run inside a pod or a namespace of their own.
+#[allow(clippy::print_stdout)] // the measurement is what they are for
+async fn inside(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Serve { bind } => load::serve(*bind).await,
         Verb::Load {
             work,
             to,
             connections,
             time,
         } => {
-            let measured = load::run(work, to, connections, Duration::from_millis(time)).await?;
-            if work != load::Work::Hold {
+            let measured =
+                load::run(*work, *to, *connections, Duration::from_millis(*time)).await?;
+            if *work != load::Work::Hold {
                 println!("{}", serde_json::to_string(&measured)?);
             }
             Ok(())
         }
-        Verb::Forward { listen, to } => forward::forward(listen, to).await,
+        Verb::Forward { listen, to } => forward::forward(*listen, *to).await,
         Verb::Scale { binary, workloads } => {
             println!(
                 "{}",
-                serde_json::to_string(&scale::measure(&binary, workloads).await?)?
+                serde_json::to_string(&scale::measure(binary, *workloads).await?)?
             );
             Ok(())
         }

@@ -1,0 +1,334 @@
+//! The run and its table: every subject does every work in turn, round by round; medians, spread,
+//! and CPU per unit of work as a ratio to the peer's and to the floor's.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    load::Work,
+    scale::Scale,
+    subject::{Sample, Stage, Subject},
+};
+
+/// One row group of the table.
+struct Task {
+    name: &'static str,
+    work: Work,
+    connections: usize,
+    /// What one unit is, and how many counted units make it.
+    unit: (&'static str, f64),
+}
+
+const GIGABYTE: f64 = 1e9;
+
+const TASKS: [Task; 9] = [
+    Task {
+        name: "bulk up, 1 stream",
+        work: Work::Upload,
+        connections: 1,
+        unit: ("GB", GIGABYTE),
+    },
+    Task {
+        name: "bulk up, 8 streams",
+        work: Work::Upload,
+        connections: 8,
+        unit: ("GB", GIGABYTE),
+    },
+    Task {
+        name: "bulk down, 1 stream",
+        work: Work::Download,
+        connections: 1,
+        unit: ("GB", GIGABYTE),
+    },
+    Task {
+        name: "bulk down, 8 streams",
+        work: Work::Download,
+        connections: 8,
+        unit: ("GB", GIGABYTE),
+    },
+    Task {
+        name: "64 B round trip",
+        work: Work::RoundTrip,
+        connections: 1,
+        unit: ("op", 1.0),
+    },
+    Task {
+        name: "HTTP keep-alive, 32",
+        work: Work::Http,
+        connections: 32,
+        unit: ("op", 1.0),
+    },
+    Task {
+        name: "new connections, 1",
+        work: Work::Connect,
+        connections: 1,
+        unit: ("op", 1.0),
+    },
+    Task {
+        name: "new connections, 16",
+        work: Work::Connect,
+        connections: 16,
+        unit: ("op", 1.0),
+    },
+    Task {
+        name: "burst of 500",
+        work: Work::Burst,
+        connections: 500,
+        unit: ("op", 1.0),
+    },
+];
+
+/// How much of everything.
+pub(crate) struct Plan<'a> {
+    pub(crate) rounds: usize,
+    pub(crate) time: Duration,
+    pub(crate) peer: Option<&'a Path>,
+    pub(crate) only: Option<&'a str>,
+    /// Idle connections of the memory rows.
+    pub(crate) hold: &'a [usize],
+    /// Workloads of the large-mesh rows.
+    pub(crate) workloads: &'a [usize],
+}
+
+/// Runs it all and prints the table.
+#[allow(clippy::print_stdout)] // the table is what this program is for
+pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
+    let stage = Stage::set(plan.peer)?;
+    println!(
+        "medians [min..max] of {} rounds, {:?} each; CPU is that of all proxies on the way",
+        plan.rounds, plan.time
+    );
+    println!(
+        "{:<22} {:<16} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}",
+        "work", "subject", "rate", "p50 µs", "p99 µs", "CPU per unit", "×floor", "×peer"
+    );
+    for task in TASKS
+        .iter()
+        .filter(|task| plan.only.is_none_or(|only| task.name.contains(only)))
+    {
+        rounds(&stage, task, plan)?;
+    }
+    if plan.only.is_none() {
+        memory(&stage, plan)?;
+    }
+    stage.strike()?;
+    if plan.only.is_none() {
+        large_mesh(plan)?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the table
+fn rounds(stage: &Stage, task: &Task, plan: &Plan<'_>) -> Result<()> {
+    let subjects = stage.subjects();
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); subjects.len()];
+    for round in 0..=plan.rounds {
+        for (subject, samples) in subjects.iter().zip(&mut samples) {
+            let time = if round == 0 { plan.time / 4 } else { plan.time };
+            let sample = subject
+                .measure(task.work, task.connections, time)
+                .with_context(|| format!("{}: {}", subject.name, task.name))?;
+            // Round 0 warms up: tunnels, certificates, allocators.
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+    }
+    let cost = |name: &str| {
+        let index = subjects.iter().position(|subject| subject.name == name)?;
+        Some(Spread::of(samples[index].iter().map(|sample| per_unit(task, sample))).median)
+    };
+    for (subject, samples) in subjects.iter().zip(&samples) {
+        let near = subject.name.ends_with("same node");
+        let floor = cost("floor");
+        let peer = cost(if near { "peer, same node" } else { "peer" });
+        println!("{}", row(task, subject, samples, floor, peer));
+    }
+    Ok(())
+}
+
+/// CPU seconds per GB, or microseconds per operation.
+fn per_unit(task: &Task, sample: &Sample) -> f64 {
+    let units = sample.measured.units as f64 / task.unit.1;
+    let scale = if task.unit.0 == "GB" { 1.0 } else { 1e6 };
+    sample.cpu * scale / units.max(f64::MIN_POSITIVE)
+}
+
+fn row(
+    task: &Task,
+    subject: &Subject,
+    samples: &[Sample],
+    floor: Option<f64>,
+    peer: Option<f64>,
+) -> String {
+    let bulk = task.unit.0 == "GB";
+    let rate = Spread::of(samples.iter().map(|sample| {
+        let per_second = sample.measured.units as f64 / sample.measured.seconds;
+        if bulk {
+            per_second * 8.0 / 1e9
+        } else {
+            per_second
+        }
+    }));
+    let cpu = Spread::of(samples.iter().map(|sample| per_unit(task, sample)));
+    let time = |pick: fn(&Sample) -> f64| {
+        let median = Spread::of(samples.iter().map(pick)).median;
+        if bulk {
+            "-".to_owned()
+        } else {
+            format!("{median:.0}")
+        }
+    };
+    let ratio = |to: Option<f64>| match to {
+        Some(to) if to > 0.0 && cpu.median > 0.0 => format!("{:.2}", cpu.median / to),
+        _ => "-".to_owned(),
+    };
+    let failed: u64 = samples.iter().map(|sample| sample.measured.failed).sum();
+    format!(
+        "{:<22} {:<16} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}{}",
+        task.name,
+        subject.name,
+        format!(
+            "{} {}",
+            rate.show(if bulk { 1 } else { 0 }),
+            if bulk { "Gb/s" } else { "/s" }
+        ),
+        time(|sample| sample.measured.p50),
+        time(|sample| sample.measured.p99),
+        if cpu.median > 0.0 {
+            format!(
+                "{} {}",
+                cpu.show(if bulk { 2 } else { 1 }),
+                if bulk { "s/GB" } else { "µs" }
+            )
+        } else {
+            "-".to_owned()
+        },
+        ratio(floor),
+        ratio(peer),
+        if failed > 0 {
+            format!("  {failed} failed")
+        } else {
+            String::new()
+        },
+    )
+}
+
+#[allow(clippy::print_stdout)] // the table
+fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
+    for &connections in plan.hold {
+        for subject in stage
+            .subjects()
+            .iter()
+            .filter(|subject| subject.name.starts_with("ours") || subject.name.starts_with("peer"))
+        {
+            let grown = subject
+                .hold(connections)
+                .with_context(|| format!("{}: {connections} idle connections", subject.name))?;
+            let each: Vec<String> = grown
+                .iter()
+                .map(|mib| format!("{:.1}", mib * 1024.0 / connections as f64))
+                .collect();
+            println!(
+                "{:<22} {:<16} {:>30}",
+                format!("{connections} idle"),
+                subject.name,
+                format!("{} KiB/connection", each.join(" + "))
+            );
+        }
+    }
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the table
+fn large_mesh(plan: &Plan<'_>) -> Result<()> {
+    let own = std::env::current_exe()?;
+    let ours = own.with_file_name("ztunnel");
+    let subjects = [
+        Some(("ours", ours.as_path())),
+        plan.peer.map(|peer| ("peer", peer)),
+    ];
+    for &workloads in plan.workloads {
+        for (name, binary) in subjects.iter().flatten() {
+            let mut runs = Vec::new();
+            for _ in 0..plan.rounds.min(3) {
+                let output = Command::new("unshare")
+                    .arg("--net")
+                    .arg(&own)
+                    .arg("scale")
+                    .arg(binary)
+                    .arg(format!("--workloads={workloads}"))
+                    .output()?;
+                anyhow::ensure!(
+                    output.status.success(),
+                    "{name}: {}",
+                    String::from_utf8_lossy(&output.stderr)
+                );
+                runs.push(serde_json::from_slice::<Scale>(&output.stdout)?);
+            }
+            let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
+            println!(
+                "{:<22} {:<16} {:>30} {:>20} {:>22}",
+                format!("{workloads} workloads"),
+                name,
+                format!("ready in {} s", of(|run| run.ready).show(2)),
+                format!("{:.0} MiB", of(|run| run.resident).median),
+                format!("CPU {} s", of(|run| run.cpu).show(2)),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Median, least and most of a handful of figures.
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(figures: impl Iterator<Item = f64>) -> Self {
+        let mut figures: Vec<f64> = figures.collect();
+        figures.sort_by(f64::total_cmp);
+        let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
+        Self {
+            median: at(figures.len() / 2),
+            least: at(0),
+            most: at(figures.len().saturating_sub(1)),
+        }
+    }
+
+    fn show(&self, digits: usize) -> String {
+        format!(
+            "{:.digits$} [{:.digits$}..{:.digits$}]",
+            self.median, self.least, self.most
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spread_is_the_middle_and_both_ends() {
+        let spread = Spread::of([5.0, 1.0, 3.0].into_iter());
+        assert_eq!((spread.least, spread.median, spread.most), (1.0, 3.0, 5.0));
+        assert_eq!(spread.show(1), "3.0 [1.0..5.0]");
+    }
+
+    #[test]
+    fn cpu_is_seconds_per_gigabyte_and_microseconds_per_operation() {
+        let sample = |units| Sample {
+            measured: crate::load::Measured {
+                units,
+                ..Default::default()
+            },
+            cpu: 2.0,
+        };
+        assert_eq!(per_unit(&TASKS[0], &sample(4_000_000_000)), 0.5);
+        assert_eq!(per_unit(&TASKS[4], &sample(100_000)), 20.0);
+    }
+}
