@@ -12,9 +12,14 @@
 use std::{
     fs,
     fs::{File, OpenOptions, TryLockError},
-    io::Read,
+    io::{Read, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process,
+    process::{self, Child, Command, Stdio},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -29,34 +34,100 @@ use crate::{netns::Netns, plan::PREFIX, wait};
 /// On a tmpfs that only root may write; short, because unix socket paths end at 107 bytes.
 const ROOT: &str = "/run/ambit-lab";
 
-/// The place of one lab, and the claim to it.
+/// The place of one lab, and the claim to it; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Claim {
     pub(crate) id: String,
     pub(crate) dir: PathBuf,
+    reaper: Mutex<Option<Child>>,
+    given_back: AtomicBool,
     /// Never read: the lock on it says that we live.
     _owner: File,
 }
 
-/// Claims a new id and makes its directory.
-pub(crate) fn claim() -> Result<Claim> {
-    let _all = lock_all()?;
+impl Claim {
+    /// Claims a new id, makes its directory, and starts its reaper (`lab`, where that binary is there).
+    pub(crate) fn take(lab: &Path) -> Result<Self> {
+        let _all = lock_all()?;
+        let (id, dir) = unused();
+        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let owner = File::create(dir.join("owner"))?;
+        owner.lock()?;
+        let reaper = Mutex::new(reaper(lab, &id)?);
+        Ok(Self {
+            id,
+            dir,
+            reaper,
+            given_back: AtomicBool::new(false),
+            _owner: owner,
+        })
+    }
+
+    /// Keeps the logs, now or when the lab is given back.
+    pub(crate) fn keep_logs(&self, keep: bool) {
+        let mark = self.dir.join("keep");
+        let _ = if keep {
+            File::create(mark).map(drop)
+        } else {
+            fs::remove_file(mark)
+        };
+    }
+
+    /// Removes the lab: at most once.
+    pub(crate) fn give_back(&self) -> Result<()> {
+        if self.given_back.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        sweep(&self.id)?;
+        if !self.dir.join("keep").exists() {
+            remove(&self.dir)?;
+        }
+        let reaper = self
+            .reaper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(mut reaper) = reaper {
+            if let Some(mut word) = reaper.stdin.take() {
+                let _ = word.write_all(b"q");
+            }
+            reaper.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let _ = self.give_back();
+    }
+}
+
+/// `lab reap`, out of reach of our terminal's Ctrl-C. Without the binary the next lab cleans up.
+fn reaper(lab: &Path, id: &str) -> Result<Option<Child>> {
+    if !lab.exists() {
+        return Ok(None);
+    }
+    let mut command = Command::new(lab);
+    command
+        .args(["reap", id])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0);
+    Ok(Some(command.spawn().context("starting the reaper")?))
+}
+
+/// An id that nothing bears.
+fn unused() -> (String, PathBuf) {
     let mut seed = seed();
     loop {
         let id = spell_id(seed);
         let dir = Path::new(ROOT).join(&id);
-        if dir.exists() || !Netns::named(&format!("{PREFIX}{id}-")).is_empty() {
-            seed = seed.wrapping_add(1);
-            continue;
+        if !dir.exists() && Netns::named(&format!("{PREFIX}{id}-")).is_empty() {
+            return (id, dir);
         }
-        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let owner = File::create(dir.join("owner"))?;
-        owner.lock()?;
-        return Ok(Claim {
-            id,
-            dir,
-            _owner: owner,
-        });
+        seed = seed.wrapping_add(1);
     }
 }
 
@@ -82,12 +153,11 @@ pub fn clean(logs: bool) -> Result<Cleaned> {
                 continue;
             }
         };
-        if dir.join("keep").exists() && !logs {
-            continue;
-        }
         sweep(&id)?;
-        remove(&dir)?;
-        cleaned.removed.push(id);
+        if logs || !dir.join("keep").exists() {
+            remove(&dir)?;
+            cleaned.removed.push(id);
+        }
     }
     Ok(cleaned)
 }
@@ -96,7 +166,7 @@ pub fn clean(logs: bool) -> Result<Cleaned> {
 ///
 /// Processes are found by where they are, not by who started them: a database's workers outlive their killed
 /// parent, but they cannot leave the namespace, and only what a lab started can be inside of one.
-pub(crate) fn sweep(id: &str) -> Result<()> {
+fn sweep(id: &str) -> Result<()> {
     let prefix = format!("{PREFIX}{id}-");
     wait::until(
         &format!("the end of what runs in lab {id}"),
@@ -121,18 +191,13 @@ pub(crate) fn sweep(id: &str) -> Result<()> {
 }
 
 /// Removes what a lab wrote.
-pub(crate) fn remove(dir: &Path) -> Result<()> {
+fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))
         }
         _ => Ok(()),
     }
-}
-
-/// Keeps the logs of a lab that failed.
-pub(crate) fn keep(dir: &Path) {
-    let _ = File::create(dir.join("keep"));
 }
 
 /// The reaper's whole life: wait for the owner's word or end, and in the latter case clean up after it.
@@ -243,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_zombie_does_not_run() {
-        let mut child = process::Command::new("true").spawn().unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         wait::until_true("a zombie", Duration::from_secs(20), || !runs(pid)).unwrap();
         child.wait().unwrap();

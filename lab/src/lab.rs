@@ -5,14 +5,14 @@
 //! 3. name server and istiod-lite                     ([`crate::control_plane`])
 //! 4. node agents, then a ztunnel per node, as pods   ([`crate::node`])
 //! 5. the user's namespaces, pods, services, policies
-//! 6. stop: end every process, remove every namespace and file
+//! 6. stop: end every process, remove every namespace and file   ([`crate::inventory`])
+//!
+//! Steps 1 to 4 are in [`crate::builder`].
 
 use std::{
     collections::BTreeSet,
-    fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering},
@@ -20,340 +20,26 @@ use std::{
     thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::{
     access::AccessLog,
+    builder::Builder,
     capture::Capture,
     component::Component,
     control_plane::{self, PROPAGATION},
     fabric::Fabric,
-    inventory::{self, Claim},
+    inventory::Claim,
     metrics::Metrics,
+    namespace::{Namespace, Service},
     netns::Netns,
-    node::{self, Node, Ztunnel},
+    node::Node,
     objects::{self, Objects},
     plan::{Host, Plan},
     pod::{Pod, PodBuilder, split},
     wait::{self, Probe},
 };
-
-/// What a lab will be.
-#[derive(Debug, Clone)]
-#[must_use = "a lab starts with `start`"]
-pub struct Builder {
-    nodes: usize,
-    ipv6: bool,
-    mesh: bool,
-    bin: Option<PathBuf>,
-    ztunnels: Vec<(usize, PathBuf)>,
-    ztunnel_env: Vec<(String, String)>,
-    agent_env: Vec<(String, String)>,
-    istiod_env: Vec<(String, String)>,
-}
-
-impl Builder {
-    /// How many nodes; 2 if not said.
-    pub fn nodes(mut self, nodes: usize) -> Self {
-        self.nodes = nodes;
-        self
-    }
-
-    /// IPv6 beside IPv4; on if not said and the machine has it.
-    pub fn ipv6(mut self, on: bool) -> Self {
-        self.ipv6 = on;
-        self
-    }
-
-    /// Without: nodes, pods and their network, but no binary of the mesh.
-    pub fn mesh(mut self, on: bool) -> Self {
-        self.mesh = on;
-        self
-    }
-
-    /// Where the mesh's binaries are; beside our own executable if not said.
-    pub fn bin_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.bin = Some(dir.into());
-        self
-    }
-
-    /// Another ztunnel on one node, e.g. a peer's.
-    pub fn ztunnel_binary(mut self, node: usize, binary: impl Into<PathBuf>) -> Self {
-        self.ztunnels.push((node, binary.into()));
-        self
-    }
-
-    /// An environment variable for all ztunnels.
-    pub fn ztunnel_env(mut self, key: &str, value: &str) -> Self {
-        self.ztunnel_env.push((key.into(), value.into()));
-        self
-    }
-
-    /// An environment variable for all node agents.
-    pub fn agent_env(mut self, key: &str, value: &str) -> Self {
-        self.agent_env.push((key.into(), value.into()));
-        self
-    }
-
-    /// An environment variable for istiod-lite.
-    pub fn istiod_env(mut self, key: &str, value: &str) -> Self {
-        self.istiod_env.push((key.into(), value.into()));
-        self
-    }
-
-    /// Builds the lab and waits until all of it is ready. On failure the namespaces are removed and the logs kept.
-    pub fn start(self) -> Result<Lab> {
-        inventory::clean(false)?;
-        let bin = match &self.bin {
-            Some(bin) => bin.clone(),
-            None => beside_us()?,
-        };
-        self.require_binaries(&bin)?;
-        let site = Site::claim(&bin)?;
-        let plan = Plan::new(&site.claim.id, self.nodes, self.ipv6)?;
-        let dir = site.claim.dir.clone();
-        let keep = Keep {
-            dir: &dir,
-            on_drop: true,
-        };
-        let lab = self
-            .build(plan, &bin, site)
-            .with_context(|| format!("the logs are in {}", dir.display()))?;
-        keep.no_longer();
-        Ok(lab)
-    }
-
-    fn build(&self, plan: Plan, bin: &Path, site: Site) -> Result<Lab> {
-        let dir = site.claim.dir.clone();
-        let objects = Objects::create(dir.join("config"))?;
-        let fabric = Fabric::build(&plan)?;
-        let control_site = control_plane::Site {
-            netns: fabric.control_plane.clone(),
-            addresses: plan.on_fabric(Host::ControlPlane),
-            outside: plan.on_fabric(Host::Outside),
-            bin: bin.to_owned(),
-            config: objects.dir().to_owned(),
-            dir: dir.join("control-plane"),
-            env: self.istiod_env.clone(),
-        };
-        fs::create_dir_all(&control_site.dir)?;
-        let node = |(index, netns): (usize, &Netns)| {
-            Node::build(
-                index,
-                node::Site {
-                    plan: &plan,
-                    netns: netns.clone(),
-                    dir: dir.clone(),
-                    config: objects.dir().to_owned(),
-                    bin: bin.to_owned(),
-                    agent_env: self.agent_env.clone(),
-                    mesh: self.mesh,
-                },
-            )
-        };
-        let nodes = fabric
-            .nodes
-            .iter()
-            .enumerate()
-            .map(node)
-            .collect::<Result<Vec<_>>>()?;
-        let shared = Shared {
-            names: control_plane::names(&control_site),
-            istiod: self.mesh.then(|| control_plane::istiod(&control_site)),
-            control_site,
-            plan,
-            dir,
-            objects,
-            fabric,
-            nodes,
-            pods: Mutex::default(),
-            ambient: Mutex::default(),
-            known: Mutex::default(),
-            pod_count: AtomicU32::new(0),
-            service_count: AtomicU16::new(0),
-            capture_count: AtomicU32::new(0),
-            stopped: AtomicBool::new(false),
-            site,
-        };
-        let lab = Lab {
-            shared: Arc::new(shared),
-        };
-        self.bring_up(&lab, bin)?;
-        Ok(lab)
-    }
-
-    fn bring_up(&self, lab: &Lab, bin: &Path) -> Result<()> {
-        let shared = &lab.shared;
-        shared.names.start()?;
-        for node in &shared.nodes {
-            shared
-                .objects
-                .set(&objects::node(node.name(), node.addresses()))?;
-        }
-        lab.namespace("default").plain()?;
-        lab.namespace("istio-system").plain()?;
-        let Some(istiod) = &shared.istiod else {
-            return Ok(());
-        };
-        istiod.start()?;
-        for node in &shared.nodes {
-            node.agent()?.start()?;
-        }
-        for node in &shared.nodes {
-            let name = format!("istio-system/ztunnel-{}", node.name());
-            let pod = lab
-                .pod(&name)
-                .node(node.index())
-                .service_account("ztunnel")
-                .label("app", "ztunnel")
-                .without_waiting()
-                .start()?;
-            let other = self.ztunnels.iter().find(|(at, _)| *at == node.index());
-            let ztunnel = Ztunnel {
-                binary: other.map_or_else(|| bin.join("ztunnel"), |(_, binary)| binary.clone()),
-                token: shared
-                    .control_site
-                    .token("istio-system", "ztunnel", pod.name())?,
-                root_cert: &shared.control_site.root_cert(),
-                env: &self.ztunnel_env,
-            };
-            node.run_ztunnel(pod, &ztunnel)?;
-        }
-        shared
-            .nodes
-            .iter()
-            .try_for_each(|node| node.ztunnel()?.until_ready())
-    }
-
-    fn require_binaries(&self, bin: &Path) -> Result<()> {
-        if !nix::unistd::Uid::effective().is_root() {
-            bail!("a lab makes network namespaces: run it as root");
-        }
-        let wanted: &[&str] = if self.mesh {
-            &["istiod-lite", "ztunnel", "ambit-cni", "ambit-cni-agent"]
-        } else {
-            &[]
-        };
-        let missing: Vec<&str> = wanted
-            .iter()
-            .filter(|name| !bin.join(name).exists())
-            .copied()
-            .collect();
-        if !missing.is_empty() {
-            bail!(
-                "not in {}: {}; build them first (cargo build --workspace --bins)",
-                bin.display(),
-                missing.join(", ")
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Marks a half-built lab's logs as worth keeping, unless told otherwise.
-struct Keep<'a> {
-    dir: &'a Path,
-    on_drop: bool,
-}
-
-impl Keep<'_> {
-    fn no_longer(mut self) {
-        self.on_drop = false;
-    }
-}
-
-impl Drop for Keep<'_> {
-    fn drop(&mut self) {
-        if self.on_drop {
-            inventory::keep(self.dir);
-        }
-    }
-}
-
-/// `target/<profile>`, also for tests and examples, which live one folder deeper.
-fn beside_us() -> Result<PathBuf> {
-    let exe = std::env::current_exe()?;
-    let dir = exe.parent().context("our executable is in a directory")?;
-    let deeper = dir
-        .file_name()
-        .is_some_and(|name| name == "deps" || name == "examples");
-    Ok(if deeper {
-        dir.parent().unwrap_or(dir)
-    } else {
-        dir
-    }
-    .to_owned())
-}
-
-/// The place of a lab, given back on drop.
-#[derive(Debug)]
-struct Site {
-    claim: Claim,
-    reaper: Mutex<Option<Child>>,
-}
-
-impl Site {
-    fn claim(bin: &Path) -> Result<Self> {
-        let claim = inventory::claim()?;
-        let reaper = reaper(bin, &claim.id)?;
-        Ok(Self {
-            claim,
-            reaper: Mutex::new(reaper),
-        })
-    }
-
-    fn give_back(&self) -> Result<()> {
-        inventory::sweep(&self.claim.id)?;
-        if !self.claim.dir.join("keep").exists() {
-            inventory::remove(&self.claim.dir)?;
-        }
-        if let Some(mut reaper) = self
-            .reaper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            use std::io::Write;
-            if let Some(mut word) = reaper.stdin.take() {
-                let _ = word.write_all(b"q");
-            }
-            let _ = reaper.wait();
-        }
-        Ok(())
-    }
-}
-
-/// A failed start ends here; the directory stays when it was marked.
-impl Drop for Site {
-    fn drop(&mut self) {
-        if self
-            .reaper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some()
-        {
-            let _ = self.give_back();
-        }
-    }
-}
-
-/// `lab reap`, out of reach of our terminal's Ctrl-C. Without the binary the next lab cleans up.
-fn reaper(bin: &Path, id: &str) -> Result<Option<Child>> {
-    use std::os::unix::process::CommandExt;
-    let lab = bin.join("lab");
-    if !lab.exists() {
-        return Ok(None);
-    }
-    let mut command = Command::new(lab);
-    command
-        .args(["reap", id])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0);
-    Ok(Some(command.spawn().context("starting the reaper")?))
-}
 
 /// A running lab. It is removed when this is dropped.
 #[derive(Debug)]
@@ -378,22 +64,35 @@ pub(crate) struct Shared {
     service_count: AtomicU16,
     capture_count: AtomicU32,
     stopped: AtomicBool,
-    site: Site,
+    pub(crate) claim: Claim,
+}
+
+/// What a lab is put together from.
+pub(crate) struct Parts {
+    pub(crate) plan: Plan,
+    pub(crate) objects: Objects,
+    pub(crate) fabric: Fabric,
+    pub(crate) control_site: control_plane::Site,
+    pub(crate) names: Component,
+    pub(crate) istiod: Option<Component>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) claim: Claim,
 }
 
 impl Lab {
+    pub(crate) fn of(parts: Parts) -> Self {
+        Self {
+            shared: Arc::new(Shared::new(parts)),
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Two nodes, both address families, the whole mesh, unless said otherwise.
     pub fn builder() -> Builder {
-        Builder {
-            nodes: 2,
-            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
-            mesh: true,
-            bin: None,
-            ztunnels: Vec::new(),
-            ztunnel_env: Vec::new(),
-            agent_env: Vec::new(),
-            istiod_env: Vec::new(),
-        }
+        Builder::new()
     }
 
     /// The lab's id, part of the name of each of its namespaces.
@@ -576,7 +275,7 @@ impl Lab {
 
     /// Keeps the logs when the lab is removed.
     pub fn keep_logs(&self) {
-        inventory::keep(&self.shared.dir);
+        self.shared.claim.keep_logs(true);
     }
 
     /// Ends every process, removes every namespace and file.
@@ -595,6 +294,38 @@ impl Drop for Lab {
 }
 
 impl Shared {
+    /// Everything but running programs.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            plan,
+            objects,
+            fabric,
+            control_site,
+            names,
+            istiod,
+            nodes,
+            claim,
+        } = parts;
+        Self {
+            dir: claim.dir.clone(),
+            plan,
+            objects,
+            fabric,
+            control_site,
+            names,
+            istiod,
+            nodes,
+            pods: Mutex::default(),
+            ambient: Mutex::default(),
+            known: Mutex::default(),
+            pod_count: AtomicU32::new(0),
+            service_count: AtomicU16::new(0),
+            capture_count: AtomicU32::new(0),
+            stopped: AtomicBool::new(false),
+            claim,
+        }
+    }
+
     pub(crate) fn node(&self, index: usize) -> Result<&Node> {
         self.nodes
             .get(index)
@@ -607,6 +338,19 @@ impl Shared {
 
     pub(crate) fn name_server(&self) -> IpAddr {
         self.control_site.addresses[0]
+    }
+
+    pub(crate) fn control_site(&self) -> &control_plane::Site {
+        &self.control_site
+    }
+
+    pub(crate) fn set_ambient(&self, namespace: &str, on: bool) {
+        let mut ambient = locked(&self.ambient);
+        if on {
+            ambient.insert(namespace.to_owned());
+        } else {
+            ambient.remove(namespace);
+        }
     }
 
     /// Writes a service account's object once.
@@ -673,7 +417,7 @@ impl Shared {
         if self.stopped.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
-        let swept = self.site.give_back();
+        let swept = self.claim.give_back();
         // All are dead by now; this reaps them, so that a long-lived owner collects no zombies.
         let of_nodes = self
             .nodes
@@ -707,44 +451,4 @@ fn brief(dump: &Value) -> String {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A Kubernetes namespace.
-#[derive(Debug)]
-pub struct Namespace<'a> {
-    lab: &'a Shared,
-    name: String,
-}
-
-impl Namespace<'_> {
-    /// Exists, and its pods belong to the mesh.
-    pub fn ambient(&self) -> Result<()> {
-        locked(&self.lab.ambient).insert(self.name.clone());
-        self.lab.objects.set(&objects::namespace(
-            &self.name,
-            &[("istio.io/dataplane-mode", "ambient")],
-        ))
-    }
-
-    /// Exists, and its pods do not belong to the mesh.
-    pub fn plain(&self) -> Result<()> {
-        locked(&self.lab.ambient).remove(&self.name);
-        self.lab.objects.set(&objects::namespace(&self.name, &[]))
-    }
-}
-
-/// A service's addresses and name.
-#[derive(Debug, Clone)]
-pub struct Service {
-    /// IPv4 first.
-    pub addresses: Vec<IpAddr>,
-    /// Fully qualified.
-    pub host: String,
-}
-
-impl Service {
-    /// Its IPv4 address with a port.
-    pub fn at(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.addresses[0], port)
-    }
 }

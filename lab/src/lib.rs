@@ -16,10 +16,11 @@
 //! Everything lives in network namespaces named `ambit-<lab id>-…` and in `/run/ambit-lab/<lab id>`; the machine's
 //! own namespace is left as it was. It needs root, iproute2, dnsmasq and the reference CNI plugins; captures need tcpdump.
 //!
-//! Reading order: [`lab`] (start to stop) → [`pod`] → [`node`] → [`control_plane`] → [`cni`], [`fabric`] → [`enter`]
+//! Reading order: [`builder`] (start), [`lab`] → [`pod`] → [`node`] → [`control_plane`] → [`cni`], [`fabric`] → [`enter`]
 //! (how a program gets inside) → [`inventory`] (how everything goes away again).
 
 mod access;
+mod builder;
 mod capture;
 mod cni;
 mod component;
@@ -30,6 +31,7 @@ mod http;
 mod inventory;
 mod lab;
 mod metrics;
+mod namespace;
 mod netns;
 mod node;
 mod objects;
@@ -40,12 +42,14 @@ mod run;
 pub mod wait;
 
 pub use access::{AccessLog, AccessRecord};
+pub use builder::Builder;
 pub use capture::{Capture, Captured};
 pub use component::Component;
 pub use control_plane::OUTSIDE_NAMES;
 pub use inventory::{Cleaned, clean};
-pub use lab::{Builder, Lab, Namespace, Service};
+pub use lab::Lab;
 pub use metrics::{Metrics, Sample};
+pub use namespace::{Namespace, Service};
 pub use netns::Netns;
 pub use node::Node;
 pub use plan::{MOST_NODES, Plan};

@@ -3,17 +3,21 @@
 //! The order is the kubelet's: the object exists, bound to a node and without an address; the sandbox gets its
 //! network; the object's status follows. The other way round at the end.
 
+mod command;
+mod start;
+
 use std::{
-    fs, io,
+    io,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use self::start::Files;
+pub use self::{command::PodCommand, start::PodBuilder};
 use crate::{
     cni::{Attached, Sandbox},
     component::bare,
@@ -23,159 +27,13 @@ use crate::{
     node::Node,
     objects::PodObject,
     process::Process,
-    run::{self, Ran},
+    run::Ran,
     wait::Probe,
 };
 
 /// For commands that should answer at once, on a busy machine.
 const COMMAND: Duration = Duration::from_secs(30);
 const LISTEN: Duration = Duration::from_secs(20);
-
-/// A pod to be.
-#[derive(Debug)]
-#[must_use = "a pod starts with `start`"]
-pub struct PodBuilder {
-    lab: Arc<Shared>,
-    /// `namespace/name`, checked at the start.
-    reference: String,
-    node: usize,
-    account: String,
-    labels: Vec<(String, String)>,
-    annotations: Vec<(String, String)>,
-    ready: bool,
-    settle: bool,
-}
-
-impl PodBuilder {
-    pub(crate) fn new(lab: Arc<Shared>, reference: &str) -> Self {
-        Self {
-            lab,
-            reference: reference.into(),
-            node: 0,
-            account: "default".into(),
-            labels: Vec::new(),
-            annotations: Vec::new(),
-            ready: true,
-            settle: true,
-        }
-    }
-
-    /// The node it is bound to; 0 if not said.
-    pub fn node(mut self, node: usize) -> Self {
-        self.node = node;
-        self
-    }
-
-    /// Its service account; `default` if not said.
-    pub fn service_account(mut self, name: &str) -> Self {
-        self.account = name.into();
-        self
-    }
-
-    /// A label more. `app` is the pod's name if not said.
-    pub fn label(mut self, key: &str, value: &str) -> Self {
-        self.labels.push((key.into(), value.into()));
-        self
-    }
-
-    /// An annotation more.
-    pub fn annotation(mut self, key: &str, value: &str) -> Self {
-        self.annotations.push((key.into(), value.into()));
-        self
-    }
-
-    /// Its status never says Ready.
-    pub fn unready(mut self) -> Self {
-        self.ready = false;
-        self
-    }
-
-    /// Do not wait until every node's ztunnel knows the pod: for labs in which something is down on purpose.
-    pub fn without_waiting(mut self) -> Self {
-        self.settle = false;
-        self
-    }
-
-    /// Makes it: object, sandbox, status, and the mesh's knowledge of it.
-    pub fn start(self) -> Result<Pod> {
-        let what = format!("pod {}", self.reference);
-        let settle = self.settle;
-        let pod = self.attach().with_context(|| what.clone())?;
-        if settle {
-            pod.lab()?.until_known(&pod).with_context(|| what)?;
-        }
-        Ok(pod)
-    }
-
-    fn attach(self) -> Result<Pod> {
-        let (namespace, name) = split(&self.reference)?;
-        let node = self.lab.node(self.node)?;
-        let number = self.lab.next_pod();
-        let uid = format!(
-            "{number:08x}-{:04x}-4000-8000-{number:012x}",
-            std::process::id() & 0xffff
-        );
-        let mut object = PodObject::new(namespace, name, &uid, &self.account, node.name());
-        self.labels
-            .iter()
-            .for_each(|(key, value)| object.label(key, value));
-        if !object.labelled("app") {
-            object.label("app", name);
-        }
-        self.annotations
-            .iter()
-            .for_each(|(key, value)| object.annotate(key, value));
-        self.lab.account(namespace, &self.account)?;
-        self.lab.objects.set(object.value())?;
-
-        let netns = Netns::create(&self.lab.plan.netns(&format!("{namespace}.{name}.{number}")))?;
-        let sandbox = Sandbox {
-            netns: &netns,
-            namespace,
-            name,
-            uid: &uid,
-        };
-        let attached = match node.chain.add(sandbox) {
-            Ok(attached) => attached,
-            // The kubelet would try again for ever; a lab tells.
-            Err(error) => {
-                netns.delete()?;
-                self.lab.objects.remove(object.value())?;
-                return Err(error);
-            }
-        };
-        object.running(&attached.addresses, node.addresses(), self.ready);
-        self.lab.objects.set(object.value())?;
-
-        let dir = self
-            .lab
-            .dir
-            .join(format!("pods/{namespace}/{name}.{number}"));
-        let files = Files::write(
-            &dir,
-            namespace,
-            name,
-            self.lab.name_server(),
-            &attached.addresses,
-        )?;
-        Ok(Pod {
-            shared: Arc::new(Inner {
-                lab: Arc::downgrade(&self.lab),
-                namespace: namespace.into(),
-                name: name.into(),
-                account: self.account,
-                node: self.node,
-                uid,
-                netns,
-                dir,
-                files,
-                attached,
-                object: Mutex::new(object),
-                processes: Mutex::new(Vec::new()),
-            }),
-        })
-    }
-}
 
 /// A running pod. Clones are the same pod; dropping them does not end it, [`Pod::delete`] or its lab does.
 #[derive(Debug, Clone)]
@@ -286,13 +144,7 @@ impl Pod {
             words.next().context("a command has at least its program")?,
         ));
         command.args(words).current_dir(self.dir());
-        Ok(PodCommand {
-            pod: self.clone(),
-            command,
-            user: None,
-            input: Vec::new(),
-            within: COMMAND,
-        })
+        Ok(PodCommand::new(self.clone(), command, COMMAND))
     }
 
     /// Connects from inside the pod, as its programs would.
@@ -394,6 +246,15 @@ impl Pod {
         lab.objects.remove(object.value())
     }
 
+    fn adopt(&self, process: Process) {
+        let mut processes = self
+            .shared
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        processes.push(process);
+    }
+
     /// Kills what was started in it and reaps it.
     pub(crate) fn end_programs(&self) {
         let mut processes = self
@@ -434,120 +295,6 @@ impl Pod {
     }
 }
 
-/// A command to be run in a pod.
-#[derive(Debug)]
-#[must_use = "a command runs with `run` or `spawn`"]
-pub struct PodCommand {
-    pod: Pod,
-    command: Command,
-    user: Option<String>,
-    input: Vec<u8>,
-    within: Duration,
-}
-
-impl PodCommand {
-    /// Runs it as another user than root.
-    pub fn user(mut self, name: &str) -> Self {
-        self.user = Some(name.into());
-        self
-    }
-
-    /// Sets an environment variable.
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.command.env(key, value);
-        self
-    }
-
-    /// What it reads from stdin (less than a pipe holds).
-    pub fn input(mut self, input: &str) -> Self {
-        self.input = input.into();
-        self
-    }
-
-    /// After this it is killed, which is an error; 30 s if not said.
-    pub fn within(mut self, deadline: Duration) -> Self {
-        self.within = deadline;
-        self
-    }
-
-    /// Runs it to its end.
-    pub fn run(mut self) -> Result<Ran> {
-        self.enter()?;
-        run::run_entered(self.command, &self.input, self.within)
-            .with_context(|| format!("in pod {}", self.pod.name()))
-    }
-
-    /// Starts it in the background, its output in `<name>.log` of the pod's directory.
-    pub fn spawn(mut self, name: &str) -> Result<Process> {
-        self.enter()?;
-        let log = self.pod.dir().join(format!("{name}.log"));
-        let process = Process::start(self.command, &log)
-            .with_context(|| format!("in pod {}", self.pod.name()))?;
-        self.pod
-            .shared
-            .processes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(process.clone());
-        Ok(process)
-    }
-
-    fn enter(&mut self) -> Result<()> {
-        let mut entry = self.pod.entry()?;
-        if let Some(user) = &self.user {
-            entry = entry.user(user)?;
-        }
-        entry.prepare(&mut self.command);
-        Ok(())
-    }
-}
-
-/// The files every container gets from its kubelet.
-#[derive(Debug)]
-struct Files {
-    resolv_conf: PathBuf,
-    hosts: PathBuf,
-    nsswitch: PathBuf,
-}
-
-impl Files {
-    fn write(
-        dir: &Path,
-        namespace: &str,
-        name: &str,
-        name_server: IpAddr,
-        addresses: &[IpAddr],
-    ) -> Result<Self> {
-        let etc = dir.join("etc");
-        fs::create_dir_all(&etc)?;
-        let files = Self {
-            resolv_conf: etc.join("resolv.conf"),
-            hosts: etc.join("hosts"),
-            nsswitch: etc.join("nsswitch.conf"),
-        };
-        fs::write(&files.resolv_conf, resolv_conf(namespace, name_server))?;
-        let own: String = addresses
-            .iter()
-            .map(|ip| format!("{ip}\t{name}\n"))
-            .collect();
-        fs::write(
-            &files.hosts,
-            format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n{own}"),
-        )?;
-        fs::write(
-            &files.nsswitch,
-            "passwd: files\ngroup: files\nhosts: files dns\n",
-        )?;
-        Ok(files)
-    }
-}
-
-fn resolv_conf(namespace: &str, name_server: IpAddr) -> String {
-    format!(
-        "nameserver {name_server}\nsearch {namespace}.svc.cluster.local svc.cluster.local cluster.local\noptions ndots:5\n"
-    )
-}
-
 /// `namespace/name` taken apart.
 pub(crate) fn split(reference: &str) -> Result<(&str, &str)> {
     match reference.split_once('/') {
@@ -568,13 +315,5 @@ mod tests {
         for wrong in ["web", "/web", "shop/", ""] {
             assert!(split(wrong).is_err(), "{wrong:?}");
         }
-    }
-
-    #[test]
-    fn a_pod_resolves_names_of_its_own_namespace_first() {
-        let text = resolv_conf("shop", "10.90.0.2".parse().unwrap());
-        assert!(text.contains(
-            "nameserver 10.90.0.2\nsearch shop.svc.cluster.local svc.cluster.local cluster.local\n"
-        ));
     }
 }

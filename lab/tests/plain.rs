@@ -1,5 +1,7 @@
 //! The lab itself, without a mesh: wires, the CNI chain, names, and that nothing is left behind.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+
 mod support;
 
 use std::{

@@ -1,0 +1,244 @@
+//! What a lab will be, and building it: the order in which its parts come up.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    control_plane,
+    fabric::Fabric,
+    inventory::{self, Claim},
+    lab::{Lab, Parts},
+    netns::Netns,
+    node::{self, Node, Ztunnel},
+    objects::{self, Objects},
+    plan::{Host, Plan},
+};
+
+/// What a lab will be.
+#[derive(Debug, Clone)]
+#[must_use = "a lab starts with `start`"]
+pub struct Builder {
+    nodes: usize,
+    ipv6: bool,
+    mesh: bool,
+    bin: Option<PathBuf>,
+    ztunnels: Vec<(usize, PathBuf)>,
+    ztunnel_env: Vec<(String, String)>,
+    agent_env: Vec<(String, String)>,
+    istiod_env: Vec<(String, String)>,
+}
+
+impl Builder {
+    pub(crate) fn new() -> Self {
+        Self {
+            nodes: 2,
+            ipv6: Path::new("/proc/sys/net/ipv6").exists(),
+            mesh: true,
+            bin: None,
+            ztunnels: Vec::new(),
+            ztunnel_env: Vec::new(),
+            agent_env: Vec::new(),
+            istiod_env: Vec::new(),
+        }
+    }
+
+    /// How many nodes; 2 if not said.
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// IPv6 beside IPv4; on if not said and the machine has it.
+    pub fn ipv6(mut self, on: bool) -> Self {
+        self.ipv6 = on;
+        self
+    }
+
+    /// Without: nodes, pods and their network, but no binary of the mesh.
+    pub fn mesh(mut self, on: bool) -> Self {
+        self.mesh = on;
+        self
+    }
+
+    /// Where the mesh's binaries are; beside our own executable if not said.
+    pub fn bin_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.bin = Some(dir.into());
+        self
+    }
+
+    /// Another ztunnel on one node, e.g. a peer's.
+    pub fn ztunnel_binary(mut self, node: usize, binary: impl Into<PathBuf>) -> Self {
+        self.ztunnels.push((node, binary.into()));
+        self
+    }
+
+    /// An environment variable for all ztunnels.
+    pub fn ztunnel_env(mut self, key: &str, value: &str) -> Self {
+        self.ztunnel_env.push((key.into(), value.into()));
+        self
+    }
+
+    /// An environment variable for all node agents.
+    pub fn agent_env(mut self, key: &str, value: &str) -> Self {
+        self.agent_env.push((key.into(), value.into()));
+        self
+    }
+
+    /// An environment variable for istiod-lite.
+    pub fn istiod_env(mut self, key: &str, value: &str) -> Self {
+        self.istiod_env.push((key.into(), value.into()));
+        self
+    }
+
+    /// Builds the lab and waits until all of it is ready. On failure the namespaces are removed and the logs kept.
+    pub fn start(self) -> Result<Lab> {
+        let bin = match &self.bin {
+            Some(bin) => bin.clone(),
+            None => beside_us()?,
+        };
+        self.require(&bin)?;
+        inventory::clean(false)?;
+        let claim = Claim::take(&bin.join("lab"))?;
+        let dir = claim.dir.clone();
+        claim.keep_logs(true);
+        let lab = self
+            .build(&bin, claim)
+            .with_context(|| format!("the logs are in {}", dir.display()))?;
+        lab.shared().claim.keep_logs(false);
+        Ok(lab)
+    }
+
+    fn build(&self, bin: &Path, claim: Claim) -> Result<Lab> {
+        let dir = claim.dir.clone();
+        let plan = Plan::new(&claim.id, self.nodes, self.ipv6)?;
+        let objects = Objects::create(dir.join("config"))?;
+        let fabric = Fabric::build(&plan)?;
+        let control_site = control_plane::Site {
+            netns: fabric.control_plane.clone(),
+            addresses: plan.on_fabric(Host::ControlPlane),
+            outside: plan.on_fabric(Host::Outside),
+            bin: bin.to_owned(),
+            config: objects.dir().to_owned(),
+            dir: dir.join("control-plane"),
+            env: self.istiod_env.clone(),
+        };
+        fs::create_dir_all(&control_site.dir)?;
+        let node = |(index, netns): (usize, &Netns)| {
+            let site = node::Site {
+                plan: &plan,
+                netns: netns.clone(),
+                dir: dir.clone(),
+                config: objects.dir().to_owned(),
+                bin: bin.to_owned(),
+                agent_env: self.agent_env.clone(),
+                mesh: self.mesh,
+            };
+            Node::build(index, site)
+        };
+        let nodes = fabric
+            .nodes
+            .iter()
+            .enumerate()
+            .map(node)
+            .collect::<Result<Vec<_>>>()?;
+        let names = control_plane::names(&control_site);
+        let istiod = self.mesh.then(|| control_plane::istiod(&control_site));
+        let lab = Lab::of(Parts {
+            plan,
+            objects,
+            fabric,
+            control_site,
+            names,
+            istiod,
+            nodes,
+            claim,
+        });
+        self.bring_up(&lab, bin)?;
+        Ok(lab)
+    }
+
+    fn bring_up(&self, lab: &Lab, bin: &Path) -> Result<()> {
+        let shared = lab.shared();
+        lab.name_server().start()?;
+        for node in lab.nodes() {
+            shared
+                .objects
+                .set(&objects::node(node.name(), node.addresses()))?;
+        }
+        lab.namespace("default").plain()?;
+        lab.namespace("istio-system").plain()?;
+        if !self.mesh {
+            return Ok(());
+        }
+        lab.control_plane()?.start()?;
+        for node in lab.nodes() {
+            node.agent()?.start()?;
+        }
+        for node in lab.nodes() {
+            let name = format!("istio-system/ztunnel-{}", node.name());
+            let pod = lab
+                .pod(&name)
+                .node(node.index())
+                .service_account("ztunnel")
+                .label("app", "ztunnel")
+                .without_waiting()
+                .start()?;
+            let other = self.ztunnels.iter().find(|(at, _)| *at == node.index());
+            let ztunnel = Ztunnel {
+                binary: other.map_or_else(|| bin.join("ztunnel"), |(_, binary)| binary.clone()),
+                token: shared
+                    .control_site()
+                    .token("istio-system", "ztunnel", pod.name())?,
+                root_cert: &shared.control_site().root_cert(),
+                env: &self.ztunnel_env,
+            };
+            node.run_ztunnel(pod, &ztunnel)?;
+        }
+        lab.nodes()
+            .iter()
+            .try_for_each(|node| node.ztunnel()?.until_ready())
+    }
+
+    fn require(&self, bin: &Path) -> Result<()> {
+        if !nix::unistd::Uid::effective().is_root() {
+            bail!("a lab makes network namespaces: run it as root");
+        }
+        let wanted: &[&str] = if self.mesh {
+            &["istiod-lite", "ztunnel", "ambit-cni", "ambit-cni-agent"]
+        } else {
+            &[]
+        };
+        let missing: Vec<&str> = wanted
+            .iter()
+            .filter(|name| !bin.join(name).exists())
+            .copied()
+            .collect();
+        if !missing.is_empty() {
+            bail!(
+                "not in {}: {}; build them first (cargo build --workspace --bins)",
+                bin.display(),
+                missing.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// `target/<profile>`, also for tests and examples, which live one folder deeper.
+fn beside_us() -> Result<PathBuf> {
+    let exe = std::env::current_exe()?;
+    let dir = exe.parent().context("our executable is in a directory")?;
+    let deeper = dir
+        .file_name()
+        .is_some_and(|name| name == "deps" || name == "examples");
+    Ok(if deeper {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    }
+    .to_owned())
+}

@@ -1,0 +1,47 @@
+//! Kubernetes namespaces and services of a lab.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+
+use crate::{lab::Shared, objects};
+
+/// A Kubernetes namespace.
+#[derive(Debug)]
+pub struct Namespace<'a> {
+    pub(crate) lab: &'a Shared,
+    pub(crate) name: String,
+}
+
+impl Namespace<'_> {
+    /// Exists, and its pods belong to the mesh.
+    pub fn ambient(&self) -> Result<()> {
+        self.lab.set_ambient(&self.name, true);
+        self.lab.objects.set(&objects::namespace(
+            &self.name,
+            &[("istio.io/dataplane-mode", "ambient")],
+        ))
+    }
+
+    /// Exists, and its pods do not belong to the mesh.
+    pub fn plain(&self) -> Result<()> {
+        self.lab.set_ambient(&self.name, false);
+        self.lab.objects.set(&objects::namespace(&self.name, &[]))
+    }
+}
+
+/// A service's addresses and name.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// IPv4 first.
+    pub addresses: Vec<IpAddr>,
+    /// Fully qualified.
+    pub host: String,
+}
+
+impl Service {
+    /// Its IPv4 address with a port.
+    pub fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addresses[0], port)
+    }
+}
