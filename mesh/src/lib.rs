@@ -46,9 +46,9 @@ pub use policy::{Action, Policy, PolicyScope};
 pub use service::{
     HealthPolicy, LoadBalancing, Mode, Port, Scope, Service, Vip, VipAddress, Visibility,
 };
-// pub use session::{Answer, Catalog, Entry, Reply, Session, WORKLOAD_TYPE};
+pub use session::{Answer, Catalog, Changed, Entry, Reply, Session, WORKLOAD_TYPE};
 pub use snapshot::{Applicable, Snapshot};
-// pub use stream::{ClientConfig, ClientEvent, run_client};
-// pub use subscription::{Subscription, Wish};
+pub use stream::{ClientConfig, ClientEvent, run_client};
+pub use subscription::{Subscription, Wish};
 pub use verdict::{Connection, DeniedBy, SourceIdentity, Verdict, judge};
 pub use workload::{GatewayAddress, GatewayTarget, Locality, Membership, Tunnel, Workload};
