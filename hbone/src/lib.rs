@@ -1,1 +1,60 @@
-//! hbone
+//! Who a workload is, and the tunnel that proves it.
+//!
+//! HBONE carries a TCP connection as one HTTP/2 CONNECT stream inside mutual TLS between two workload
+//! identities. One connection, top to bottom:
+//!
+//! ```text
+//!  app ── TCP ── [copy]── Tunnel ──[pool → client]══ TLS + HTTP/2 ══[server]── Tunnel ──[copy]── TCP ── app
+//!                                        │                              │
+//!                                   Certificates ── of(identity) ──  Certificate
+//!                                        └── Signer (ca: CreateCertificate)
+//! ```
+//!
+//! | file | part |
+//! |---|---|
+//! | `identity` | `spiffe://trust domain/ns/namespace/sa/account`, strictly parsed |
+//! | `tls` | the only file that names rustls: cryptography, who verifies whom |
+//! | `certs`, `ca` | one current certificate per identity; how it is asked for |
+//! | `request` | what a CONNECT says |
+//! | `server` | accept → handshake → requests |
+//! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
+//! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
+//! | `limits`, `gauge` | what a peer may do, and how we notice |
+//! | `engine`, `ahead`, `socket` | keepalive, windows, reads, options |
+//!
+//! The HTTP/2 engine is `h2`; no type of it leaves this crate, so that another can take its place.
+
+pub mod ca;
+pub mod certs;
+pub mod client;
+pub mod copy;
+pub mod identity;
+pub mod limits;
+pub mod pool;
+pub mod request;
+pub mod server;
+pub mod socket;
+pub mod tls;
+pub mod tunnel;
+
+mod ahead;
+mod engine;
+mod gauge;
+mod splice;
+
+pub use ca::CaClient;
+pub use certs::{
+    Certificate, CertificateError, CertificateState, Certificates, CertificatesConfig, Hold,
+    SignError, Signer,
+};
+pub use client::{Connect, OpenError};
+pub use copy::{Counters, Ended, HalfEnd, both_ways, tcp_both_ways};
+pub use identity::{Identity, IdentityError};
+pub use limits::{Limits, Refusal};
+pub use pool::{Destination, Dial, Pool, PoolConfig, PoolStats};
+pub use request::{Authority, RequestHeaders};
+pub use server::{
+    AcceptError, Connection, ConnectionError, Request, ResponseHeaders, Status, accept,
+};
+pub use tls::TlsError;
+pub use tunnel::{Reader, Tunnel, TunnelError, TunnelIo, Writer};

@@ -1,0 +1,113 @@
+//! Asks a certificate authority over gRPC (`istio.v1.auth.IstioCertificateService`).
+//!
+//! A channel and a source of tokens enter once; then each identity and certificate request becomes
+//! one `CreateCertificate` call that impersonates the identity, and a chain leaves. How the channel
+//! reaches the authority (TLS, which root, which address) is the caller's business.
+
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+
+use api::ca::{
+    IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+};
+use prost_types::{Struct, Value, value::Kind};
+use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, transport::Channel};
+
+use crate::{
+    certs::{SignError, Signer},
+    identity::Identity,
+};
+
+/// Gives the bearer token for a call. Called for every call, because tokens on disk are rotated.
+pub type TokenSource = Arc<dyn Fn() -> io::Result<String> + Send + Sync>;
+
+/// A [`Signer`] that is a client of the mesh's certificate authority.
+#[derive(Clone)]
+pub struct CaClient {
+    client: IstioCertificateServiceClient<Channel>,
+    cluster: AsciiMetadataValue,
+    token: TokenSource,
+    lifetime: Duration,
+}
+
+impl CaClient {
+    /// `cluster` is our cluster's name (`CLUSTER_ID`); `lifetime` is what is asked for (`SECRET_TTL`).
+    ///
+    /// # Errors
+    /// When the cluster's name cannot stand in a gRPC header.
+    pub fn new(
+        channel: Channel,
+        cluster: &str,
+        token: TokenSource,
+        lifetime: Duration,
+    ) -> Result<Self, SignError> {
+        let cluster = cluster
+            .parse()
+            .map_err(|_| SignError::Local(format!("cluster name {cluster:?} is not ASCII")))?;
+        Ok(Self {
+            client: IstioCertificateServiceClient::new(channel),
+            cluster,
+            token,
+            lifetime,
+        })
+    }
+
+    fn request(
+        &self,
+        identity: &Identity,
+        csr: String,
+    ) -> Result<Request<IstioCertificateRequest>, SignError> {
+        let local = |what: String| SignError::Local(what);
+        let token = (self.token)().map_err(|e| local(format!("token: {e}")))?;
+        let mut bearer: AsciiMetadataValue = format!("Bearer {}", token.trim())
+            .parse()
+            .map_err(|_| local("the token has characters no token has".into()))?;
+        bearer.set_sensitive(true);
+        let impersonated = Value {
+            kind: Some(Kind::StringValue(identity.to_string())),
+        };
+        let fields = BTreeMap::from([("ImpersonatedIdentity".to_owned(), impersonated)]);
+        let mut request = Request::new(IstioCertificateRequest {
+            csr,
+            validity_duration: i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX),
+            metadata: Some(Struct { fields }),
+        });
+        request.metadata_mut().insert("authorization", bearer);
+        request
+            .metadata_mut()
+            .insert("clusterid", self.cluster.clone());
+        Ok(request)
+    }
+}
+
+impl Signer for CaClient {
+    async fn sign(&self, identity: &Identity, csr_pem: String) -> Result<Vec<String>, SignError> {
+        let request = self.request(identity, csr_pem)?;
+        let answer = self
+            .client
+            .clone()
+            .create_certificate(request)
+            .await
+            .map_err(refused)?;
+        Ok(answer.into_inner().cert_chain)
+    }
+}
+
+impl std::fmt::Debug for CaClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CaClient")
+            .field("cluster", &self.cluster)
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
+    }
+}
+
+fn refused(status: Status) -> SignError {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => SignError::Refused(text),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+            SignError::Unavailable(text)
+        }
+        _ => SignError::Failed(text),
+    }
+}

@@ -1,0 +1,545 @@
+//! Certificates: one current certificate for each identity that runs on this node.
+//!
+//! An identity enters ([`Certificates::of`], [`Certificates::prefetch`], [`Certificates::hold`]); the
+//! certificate in force leaves. Each identity has one task, so that however many connections ask,
+//! one key is made and one request is sent:
+//!
+//! ```text
+//! fetch ──ok──► publish ── half of what is left, ± a tenth ──► fetch (new key)
+//!   └─error─► back off (0.2 s doubling to 30 s) ─────────────────┘   the old one stays in force
+//! ```
+//!
+//! A valid certificate is never dropped because its renewal failed. An expired one is refused with
+//! the reason the last renewal failed.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::Instant,
+};
+
+use crate::{
+    identity::Identity,
+    tls::{ChainError, Credentials},
+};
+
+pub use crate::tls::CertificateText;
+
+/// Signs what it is asked to sign: a certificate authority, or its client ([`crate::ca::CaClient`]).
+pub trait Signer: Send + Sync + 'static {
+    /// A chain for `identity` and the public key in the request (PEM): leaf, intermediates, and as
+    /// the last element all roots.
+    fn sign(
+        &self,
+        identity: &Identity,
+        csr_pem: String,
+    ) -> impl Future<Output = Result<Vec<String>, SignError>> + Send;
+}
+
+/// Why nothing was signed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    /// Our own credentials were not accepted, or we may not have this identity.
+    #[error("the certificate authority refused: {0}")]
+    Refused(String),
+    /// The authority cannot be reached or did not answer.
+    #[error("the certificate authority does not answer: {0}")]
+    Unavailable(String),
+    /// The token or key that goes with the request could not be had.
+    #[error("the request could not be made: {0}")]
+    Local(String),
+    /// The authority failed, or did not like the request.
+    #[error("the certificate authority failed: {0}")]
+    Failed(String),
+    /// What came back is not usable.
+    #[error("the certificate authority's answer is not usable: {0}")]
+    Answer(#[from] ChainError),
+}
+
+/// Why there is no certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// None was ever obtained within the time a caller may wait.
+    #[error("no certificate for {identity} yet: {}", reason(last))]
+    NotYet {
+        /// For whom.
+        identity: Identity,
+        /// The last failure, if one attempt has already failed.
+        last: Option<SignError>,
+    },
+    /// The one we had has expired and could not be renewed.
+    #[error("the certificate of {identity} has expired: {}", reason(last))]
+    Expired {
+        /// For whom.
+        identity: Identity,
+        /// Why the last renewal failed.
+        last: Option<SignError>,
+    },
+}
+
+fn reason(last: &Option<SignError>) -> String {
+    last.as_ref().map_or_else(
+        || "the certificate authority has not answered".to_owned(),
+        ToString::to_string,
+    )
+}
+
+/// How certificates are kept.
+#[derive(Debug, Clone)]
+pub struct CertificatesConfig {
+    /// How long a caller of [`Certificates::of`] waits for a first certificate.
+    pub wait: Duration,
+    /// Trust domains accepted of peers beside the certificate's own.
+    pub trust_domain_aliases: Vec<String>,
+    /// First pause after a failure; doubles up to `longest_pause`.
+    pub first_pause: Duration,
+    /// Longest pause between attempts.
+    pub longest_pause: Duration,
+    /// How long one attempt may take.
+    pub attempt: Duration,
+}
+
+impl Default for CertificatesConfig {
+    fn default() -> Self {
+        Self {
+            wait: Duration::from_secs(5),
+            trust_domain_aliases: Vec::new(),
+            first_pause: Duration::from_millis(200),
+            longest_pause: Duration::from_secs(30),
+            attempt: Duration::from_secs(10),
+        }
+    }
+}
+
+/// An identity's key and chain, with TLS configured for it.
+pub struct Certificate {
+    identity: Identity,
+    chain: Vec<CertificateText>,
+    roots: Vec<CertificateText>,
+    pub(crate) credentials: Credentials,
+}
+
+impl Certificate {
+    /// A certificate from its parts, for callers that have their own source of certificates.
+    ///
+    /// # Errors
+    /// When the chain is not for this identity and key or does not verify.
+    pub fn new(
+        identity: &Identity,
+        key_pkcs8: &[u8],
+        elements: &[String],
+        trust_domain_aliases: &[String],
+    ) -> Result<Self, ChainError> {
+        let trust_domains = std::iter::once(identity.trust_domain())
+            .chain(trust_domain_aliases.iter().map(String::as_str))
+            .map(Arc::from)
+            .collect();
+        let checked = Credentials::new(
+            identity,
+            key_pkcs8,
+            elements,
+            trust_domains,
+            SystemTime::now(),
+        )?;
+        Ok(Self {
+            identity: identity.clone(),
+            chain: checked.chain,
+            roots: checked.roots,
+            credentials: checked.credentials,
+        })
+    }
+
+    /// Whose it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Leaf first, then intermediates.
+    pub fn chain(&self) -> &[CertificateText] {
+        &self.chain
+    }
+
+    /// The roots that peers are verified against.
+    pub fn roots(&self) -> &[CertificateText] {
+        &self.roots
+    }
+
+    /// End of validity of the leaf.
+    pub fn not_after(&self) -> SystemTime {
+        self.chain
+            .first()
+            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_after)
+    }
+
+    /// Start of validity of the leaf.
+    pub fn not_before(&self) -> SystemTime {
+        self.chain
+            .first()
+            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_before)
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate")
+            .field("identity", &self.identity)
+            .field("not_after", &self.not_after())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One identity as a dump shows it.
+#[derive(Debug, Clone)]
+pub struct CertificateState {
+    /// Whose.
+    pub identity: Identity,
+    /// `Available`, `Initializing` or `Unavailable: <reason>`.
+    pub state: String,
+    /// What is in force, expired or not.
+    pub certificate: Option<Arc<Certificate>>,
+    /// Why the last attempt failed, if it did.
+    pub last_error: Option<SignError>,
+}
+
+/// The certificates of this process.
+pub struct Certificates {
+    signer: Box<dyn AnySigner>,
+    config: CertificatesConfig,
+    entries: Mutex<HashMap<Identity, Arc<Entry>>>,
+    itself: Weak<Self>,
+}
+
+struct Entry {
+    state: watch::Sender<State>,
+    /// Wakes the task before its time, when a caller finds the certificate expired.
+    hurry: Arc<Notify>,
+    task: AbortHandle,
+    holds: AtomicUsize,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    current: Option<Current>,
+    last_error: Option<SignError>,
+}
+
+#[derive(Clone)]
+struct Current {
+    certificate: Arc<Certificate>,
+    /// `not_after` on the monotonic clock, so that setting the wall clock back gives nobody more time.
+    expires: Instant,
+}
+
+impl Current {
+    fn expired(&self) -> bool {
+        Instant::now() >= self.expires || SystemTime::now() >= self.certificate.not_after()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Keeps an identity's certificate renewed for as long as it lives.
+#[derive(Debug)]
+pub struct Hold {
+    certificates: Weak<Certificates>,
+    identity: Identity,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(certificates) = self.certificates.upgrade() {
+            certificates.release(&self.identity);
+        }
+    }
+}
+
+impl Certificates {
+    /// An empty store. Its methods are called inside a tokio runtime, which runs the renewals.
+    pub fn new(signer: impl Signer, config: CertificatesConfig) -> Arc<Self> {
+        Arc::new_cyclic(|itself| Self {
+            signer: Box::new(signer),
+            config,
+            entries: Mutex::default(),
+            itself: itself.clone(),
+        })
+    }
+
+    /// The certificate in force for `identity`; asks for it first if this is the first call.
+    ///
+    /// # Errors
+    /// When none is to be had within [`CertificatesConfig::wait`].
+    pub async fn of(&self, identity: &Identity) -> Result<Arc<Certificate>, CertificateError> {
+        let entry = self.entry(identity);
+        let usable = |state: &State| {
+            state
+                .current
+                .as_ref()
+                .filter(|c| !c.expired())
+                .map(|c| c.certificate.clone())
+        };
+        if let Some(certificate) = usable(&entry.state.borrow()) {
+            return Ok(certificate);
+        }
+        entry.hurry.notify_one();
+        let mut changes = entry.state.subscribe();
+        // The entry is held, so its sender lives and the wait ends with a value or with the deadline.
+        if let Ok(Ok(state)) =
+            tokio::time::timeout(self.config.wait, changes.wait_for(|s| usable(s).is_some())).await
+            && let Some(certificate) = usable(&state)
+        {
+            return Ok(certificate);
+        }
+        let State {
+            current,
+            last_error: last,
+        } = entry.state.borrow().clone();
+        let identity = identity.clone();
+        Err(if current.is_some() {
+            CertificateError::Expired { identity, last }
+        } else {
+            CertificateError::NotYet { identity, last }
+        })
+    }
+
+    /// Begins to fetch without waiting: called when a pod arrives.
+    pub fn prefetch(&self, identity: &Identity) {
+        self.entry(identity);
+    }
+
+    /// Prefetches, and keeps the certificate renewed until every hold on it is dropped.
+    pub fn hold(&self, identity: &Identity) -> Hold {
+        let mut entries = self.lock();
+        self.entry_in(&mut entries, identity)
+            .holds
+            .fetch_add(1, Ordering::Relaxed);
+        Hold {
+            certificates: self.itself.clone(),
+            identity: identity.clone(),
+        }
+    }
+
+    /// Stops renewing and forgets the certificate, unless somebody holds it.
+    pub fn forget(&self, identity: &Identity) {
+        let mut entries = self.lock();
+        if entries
+            .get(identity)
+            .is_some_and(|e| e.holds.load(Ordering::Relaxed) == 0)
+        {
+            entries.remove(identity);
+        }
+    }
+
+    /// Every identity and its state, in the order of identities: for dumps.
+    pub fn states(&self) -> Vec<CertificateState> {
+        let mut states: Vec<_> = self
+            .lock()
+            .iter()
+            .map(|(identity, entry)| describe(identity, &entry.state.borrow()))
+            .collect();
+        states.sort_by(|a, b| a.identity.cmp(&b.identity));
+        states
+    }
+
+    fn release(&self, identity: &Identity) {
+        let mut entries = self.lock();
+        if entries
+            .get(identity)
+            .is_some_and(|e| e.holds.fetch_sub(1, Ordering::Relaxed) == 1)
+        {
+            entries.remove(identity);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, identity: &Identity) -> Arc<Entry> {
+        self.entry_in(&mut self.lock(), identity)
+    }
+
+    fn entry_in(
+        &self,
+        entries: &mut HashMap<Identity, Arc<Entry>>,
+        identity: &Identity,
+    ) -> Arc<Entry> {
+        if let Some(entry) = entries.get(identity) {
+            return entry.clone();
+        }
+        let (state, hurry) = (
+            watch::Sender::new(State::default()),
+            Arc::new(Notify::new()),
+        );
+        let task = tokio::spawn(keep(
+            self.itself.clone(),
+            identity.clone(),
+            state.clone(),
+            hurry.clone(),
+        ))
+        .abort_handle();
+        let entry = Arc::new(Entry {
+            state,
+            hurry,
+            task,
+            holds: AtomicUsize::new(0),
+        });
+        entries.insert(identity.clone(), entry.clone());
+        entry
+    }
+
+    /// One attempt: a new key, a request, an answer that passes its checks.
+    async fn fetch(&self, identity: &Identity) -> Result<Certificate, SignError> {
+        let (key, csr) = request(identity)?;
+        let signing = tokio::time::timeout(self.config.attempt, self.signer.sign(identity, csr));
+        let elements = signing.await.map_err(|_| {
+            SignError::Unavailable(format!("no answer within {:?}", self.config.attempt))
+        })??;
+        Ok(Certificate::new(
+            identity,
+            &key,
+            &elements,
+            &self.config.trust_domain_aliases,
+        )?)
+    }
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificates")
+            .field("identities", &self.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The life of one identity's certificate; ends when the entry or the store is dropped.
+async fn keep(
+    store: Weak<Certificates>,
+    identity: Identity,
+    state: watch::Sender<State>,
+    hurry: Arc<Notify>,
+) {
+    let mut failures = 0;
+    loop {
+        let Some(certificates) = store.upgrade() else {
+            return;
+        };
+        let fetched = certificates.fetch(&identity).await;
+        let config = certificates.config.clone();
+        drop(certificates);
+        match fetched {
+            Ok(certificate) => {
+                failures = 0;
+                let left = certificate
+                    .not_after()
+                    .duration_since(SystemTime::now())
+                    .unwrap_or_default();
+                tracing::debug!(%identity, ?left, "certificate obtained");
+                let current = Current {
+                    certificate: Arc::new(certificate),
+                    expires: Instant::now() + left,
+                };
+                state.send_replace(State {
+                    current: Some(current),
+                    last_error: None,
+                });
+                let due = (left / 2).mul_f64(0.9 + 0.2 * random());
+                tokio::select! {
+                    () = tokio::time::sleep(due) => {}
+                    () = hurried(&hurry, &state) => {}
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%identity, %error, "certificate not obtained");
+                state.send_modify(|s| s.last_error = Some(error));
+                tokio::time::sleep(pause(&config, failures).mul_f64(0.75 + 0.5 * random())).await;
+                failures += 1;
+            }
+        }
+    }
+}
+
+/// Ends when a caller is in a hurry and right about it. A permit left from before the last fetch is not.
+async fn hurried(hurry: &Notify, state: &watch::Sender<State>) {
+    loop {
+        hurry.notified().await;
+        if state.borrow().current.as_ref().is_none_or(Current::expired) {
+            return;
+        }
+    }
+}
+
+fn pause(config: &CertificatesConfig, failures: u32) -> Duration {
+    config
+        .first_pause
+        .saturating_mul(1 << failures.min(16))
+        .min(config.longest_pause)
+}
+
+/// A number in 0..1, so that a node's certificates do not all renew in the same second.
+fn random() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness everything else here has failed too; the middle will do.
+    aws_lc_rs::rand::fill(&mut bytes).map_or(0.5, |()| {
+        f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)
+    })
+}
+
+/// A new P-256 key (PKCS #8) and a request (PEM) whose only name is the identity.
+fn request(identity: &Identity) -> Result<(Vec<u8>, String), SignError> {
+    let local = |e: rcgen::Error| SignError::Local(e.to_string());
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(local)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(
+        identity.to_string().try_into().map_err(local)?,
+    )];
+    let csr = params
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .map_err(local)?;
+    Ok((key.serialize_der(), csr))
+}
+
+fn describe(identity: &Identity, state: &State) -> CertificateState {
+    let text = match (&state.current, &state.last_error) {
+        (Some(current), _) if !current.expired() => "Available".to_owned(),
+        (None, None) => "Initializing".to_owned(),
+        (_, last) => format!("Unavailable: {}", reason(last)),
+    };
+    CertificateState {
+        identity: identity.clone(),
+        state: text,
+        certificate: state.current.as_ref().map(|c| c.certificate.clone()),
+        last_error: state.last_error.clone(),
+    }
+}
+
+/// [`Signer`] behind a pointer: one type of store for every signer.
+trait AnySigner: Send + Sync {
+    fn sign<'a>(&'a self, identity: &'a Identity, csr_pem: String) -> Signing<'a>;
+}
+
+type Signing<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, SignError>> + Send + 'a>>;
+
+impl<S: Signer> AnySigner for S {
+    fn sign<'a>(&'a self, identity: &'a Identity, csr_pem: String) -> Signing<'a> {
+        Box::pin(Signer::sign(self, identity, csr_pem))
+    }
+}

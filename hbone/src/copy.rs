@@ -1,0 +1,416 @@
+//! Bytes both ways between a socket and a tunnel, or between two sockets.
+//!
+//! Each direction is a small state machine; both live in one future that holds no buffer while
+//! nothing moves:
+//!
+//! * up: read from the socket into memory sized by what came last (2 to 128 KiB), hand it to the
+//!   tunnel as it is, wait for credit;
+//! * down: take chunks from the tunnel, write them with one gathered call, and only then return
+//!   their credit.
+//!
+//! An end of one direction ends only that direction. An error ends both: a reset of the tunnel
+//! becomes a reset of the socket and the other way round, so that cut-off data never looks complete.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_util::io::poll_read_buf;
+
+use crate::tunnel::{Reader, Tunnel, TunnelError, Writer};
+
+pub use crate::splice::tcp_both_ways;
+
+/// First and smallest read, in bytes.
+const SMALLEST: usize = 2 << 10;
+/// Largest read, in bytes: fits the engine's send buffer.
+const LARGEST: usize = 128 << 10;
+/// Chunks written by one gathered call.
+const GATHER: usize = 32;
+/// Chunks below this size are packed together when they have to wait, so that a slow reader of small
+/// frames does not keep each frame's own allocation alive.
+const PACK: usize = 1 << 10;
+/// Chunks taken from the tunnel before the socket is tried.
+const TAKE: usize = 32;
+
+/// Bytes moved so far; read them at any time.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// From the socket into the tunnel (or from the first socket to the second).
+    pub sent: AtomicU64,
+    /// From the tunnel to the socket (or from the second socket to the first).
+    pub received: AtomicU64,
+}
+
+/// How one direction ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HalfEnd {
+    /// The sender said that it is done, and all it sent was delivered.
+    Finished,
+    /// The socket failed.
+    Socket(io::ErrorKind),
+    /// The tunnel failed.
+    Tunnel(TunnelError),
+    /// The other direction failed first.
+    CutOff,
+}
+
+/// How both directions ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Socket to tunnel (or first socket to second).
+    pub sent: HalfEnd,
+    /// Tunnel to socket (or second socket to first).
+    pub received: HalfEnd,
+}
+
+impl Ended {
+    /// True when both directions were finished by their senders.
+    pub fn clean(&self) -> bool {
+        self.sent == HalfEnd::Finished && self.received == HalfEnd::Finished
+    }
+
+    /// The first failure, if there was one.
+    pub fn error(&self) -> Option<&HalfEnd> {
+        [&self.sent, &self.received]
+            .into_iter()
+            .find(|end| !matches!(end, HalfEnd::Finished | HalfEnd::CutOff))
+    }
+}
+
+impl fmt::Display for HalfEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Finished => f.write_str("finished"),
+            Self::Socket(kind) => write!(f, "{kind}"),
+            Self::Tunnel(error) => write!(f, "{error}"),
+            Self::CutOff => f.write_str("cut off"),
+        }
+    }
+}
+
+/// A byte stream that can be ended so that its other end sees an error.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Makes the coming drop a reset instead of an orderly end, where there is such a thing.
+    fn abort(&mut self) {}
+}
+
+impl Socket for TcpStream {
+    fn abort(&mut self) {
+        // A linger of zero turns close into RST. If it cannot be set the peer sees an end.
+        let _ = SockRef::from(&*self).set_linger(Some(std::time::Duration::ZERO));
+    }
+}
+
+impl Socket for tokio::io::DuplexStream {}
+impl Socket for crate::tunnel::TunnelIo {}
+
+/// Copies until both directions have ended, and says how. Cancelling it resets both ends.
+pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> Ended {
+    let (reader, writer) = tunnel.split();
+    let mut copy = Copy {
+        socket: Guard(socket, true),
+        up: Up::new(writer),
+        down: Down::new(reader),
+    };
+    let ended = poll_fn(|cx| copy.poll(cx, counters)).await;
+    if ended.clean() {
+        copy.socket.1 = false;
+    } else {
+        copy.up.writer.reset();
+    }
+    ended
+}
+
+/// The socket, reset when dropped before its time.
+struct Guard<S: Socket>(S, bool);
+
+impl<S: Socket> Drop for Guard<S> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.abort();
+        }
+    }
+}
+
+struct Copy<S: Socket> {
+    socket: Guard<S>,
+    up: Up,
+    down: Down,
+}
+
+impl<S: Socket> Copy<S> {
+    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Ended> {
+        let socket = &mut self.socket.0;
+        let up = self.up.ended(|up| up.poll(cx, socket, &counters.sent));
+        let down = self
+            .down
+            .ended(|down| down.poll(cx, socket, &counters.received));
+        match (up, down) {
+            (Some(HalfEnd::Finished), Some(HalfEnd::Finished)) => Poll::Ready(Ended {
+                sent: HalfEnd::Finished,
+                received: HalfEnd::Finished,
+            }),
+            (Some(sent), None) if sent != HalfEnd::Finished => Poll::Ready(Ended {
+                sent,
+                received: HalfEnd::CutOff,
+            }),
+            (None, Some(received)) if received != HalfEnd::Finished => Poll::Ready(Ended {
+                sent: HalfEnd::CutOff,
+                received,
+            }),
+            (Some(sent), Some(received)) => Poll::Ready(Ended { sent, received }),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// Socket to tunnel.
+struct Up {
+    writer: Writer,
+    /// Read and not yet taken by the engine.
+    chunk: Bytes,
+    buffer: BytesMut,
+    size: usize,
+    end: Option<HalfEnd>,
+}
+
+impl Up {
+    fn new(writer: Writer) -> Self {
+        Self {
+            writer,
+            chunk: Bytes::new(),
+            buffer: BytesMut::new(),
+            size: SMALLEST,
+            end: None,
+        }
+    }
+
+    fn ended(&mut self, poll: impl FnOnce(&mut Self) -> Poll<HalfEnd>) -> Option<HalfEnd> {
+        if self.end.is_none()
+            && let Poll::Ready(end) = poll(self)
+        {
+            self.end = Some(end);
+        }
+        self.end.clone()
+    }
+
+    fn poll<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+        count: &AtomicU64,
+    ) -> Poll<HalfEnd> {
+        loop {
+            if !self.chunk.is_empty()
+                && let Err(error) = ready!(self.writer.poll_send(cx, &mut self.chunk))
+            {
+                return Poll::Ready(HalfEnd::Tunnel(error));
+            }
+            match self.poll_fill(cx, socket) {
+                Poll::Ready(Ok(0)) => {
+                    self.buffer = BytesMut::new();
+                    let ended = self.writer.shutdown();
+                    return Poll::Ready(ended.map_or_else(HalfEnd::Tunnel, |()| HalfEnd::Finished));
+                }
+                Poll::Ready(Ok(n)) => {
+                    count.fetch_add(n as u64, Ordering::Relaxed);
+                    self.chunk = self.buffer.split().freeze();
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(HalfEnd::Socket(error.kind())),
+                // Nothing to send: only now is a reset by the peer worth asking for.
+                Poll::Pending => return self.writer.poll_closed(cx).map(HalfEnd::Tunnel),
+            }
+        }
+    }
+
+    fn poll_fill<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+    ) -> Poll<io::Result<usize>> {
+        self.buffer.reserve(self.size);
+        let mut room = (&mut self.buffer).limit(self.size);
+        match poll_read_buf(Pin::new(socket), cx, &mut room) {
+            Poll::Ready(Ok(n)) => {
+                if n == self.size {
+                    self.size = (n * 4).min(LARGEST);
+                } else if n < self.size / 4 {
+                    self.size = (self.size / 2).max(SMALLEST);
+                }
+                Poll::Ready(Ok(n))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                // An idle connection holds no buffer.
+                self.buffer = BytesMut::new();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Tunnel to socket.
+struct Down {
+    reader: Reader,
+    waiting: Waiting,
+    /// The tunnel has ended.
+    eof: bool,
+    end: Option<HalfEnd>,
+}
+
+impl Down {
+    fn new(reader: Reader) -> Self {
+        Self {
+            reader,
+            waiting: Waiting::default(),
+            eof: false,
+            end: None,
+        }
+    }
+
+    fn ended(&mut self, poll: impl FnOnce(&mut Self) -> Poll<HalfEnd>) -> Option<HalfEnd> {
+        if self.end.is_none()
+            && let Poll::Ready(end) = poll(self)
+        {
+            self.end = Some(end);
+        }
+        self.end.clone()
+    }
+
+    fn poll<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+        count: &AtomicU64,
+    ) -> Poll<HalfEnd> {
+        loop {
+            // What has arrived is taken even while the socket does not write: it stays within the
+            // stream's window, whose credit is not returned, and small frames get packed.
+            let dry = match self.take(cx) {
+                Ok(dry) => dry,
+                Err(error) => return Poll::Ready(HalfEnd::Tunnel(error)),
+            };
+            if self.waiting.is_empty() {
+                if self.eof {
+                    return Pin::new(socket).poll_shutdown(cx).map(|done| match done {
+                        Ok(()) => HalfEnd::Finished,
+                        Err(error) => HalfEnd::Socket(error.kind()),
+                    });
+                }
+                if dry {
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            match self.waiting.poll_write(cx, socket) {
+                Poll::Ready(Ok(n)) => {
+                    count.fetch_add(n as u64, Ordering::Relaxed);
+                    self.reader.consumed(n);
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(HalfEnd::Socket(error.kind())),
+                Poll::Pending if dry => return Poll::Pending,
+                Poll::Pending => {}
+            }
+        }
+    }
+
+    /// Takes some chunks. True when the tunnel has no more for now.
+    fn take(&mut self, cx: &mut Context<'_>) -> Result<bool, TunnelError> {
+        for _ in 0..TAKE {
+            if self.eof {
+                return Ok(true);
+            }
+            match self.reader.poll_chunk(cx) {
+                Poll::Ready(Some(chunk)) => self.waiting.push(chunk?),
+                Poll::Ready(None) => self.eof = true,
+                Poll::Pending => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Chunks that wait for the socket.
+#[derive(Default)]
+struct Waiting {
+    chunks: VecDeque<Bytes>,
+    /// Small chunks packed together, behind all of `chunks`.
+    packed: BytesMut,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.packed.is_empty()
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        if chunk.len() < PACK && self.chunks.len() >= GATHER {
+            self.packed.extend_from_slice(&chunk);
+            return;
+        }
+        self.unpack();
+        self.chunks.push_back(chunk);
+    }
+
+    fn unpack(&mut self) {
+        if !self.packed.is_empty() {
+            self.chunks.push_back(self.packed.split().freeze());
+        }
+    }
+
+    fn poll_write<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+    ) -> Poll<io::Result<usize>> {
+        if self.chunks.is_empty() {
+            self.unpack();
+        }
+        let written = if self.chunks.len() == 1 {
+            ready!(Pin::new(socket).poll_write(cx, &self.chunks[0]))?
+        } else {
+            let mut slices = [IoSlice::new(&[]); GATHER];
+            let n = self.chunks.len().min(GATHER);
+            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+                *slice = IoSlice::new(chunk);
+            }
+            ready!(Pin::new(socket).poll_write_vectored(cx, &slices[..n]))?
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.advance(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        while n > 0 {
+            let Some(first) = self.chunks.front_mut() else {
+                return;
+            };
+            let step = n.min(first.len());
+            first.advance(step);
+            n -= step;
+            if first.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        if self.is_empty() {
+            // An idle connection holds no queue.
+            *self = Self::default();
+        }
+    }
+}

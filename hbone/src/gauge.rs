@@ -1,0 +1,442 @@
+//! Watches the frames that pass between TLS and the HTTP/2 engine.
+//!
+//! Bytes enter on their way up (what the peer sent) and down (what we send); they leave unchanged.
+//! From the 9-byte heads alone two things are learnt that the engine does not tell:
+//!
+//! 1. floods: how often the peer sends frames that cost work and carry nothing (`Inbound`);
+//! 2. stall: how much of the peer's connection window our unread data uses up (`Outbound`), which is
+//!    what the pool looks at before it puts one more stream on a connection.
+//!
+//! The cost is a handful of comparisons per frame; nothing is allocated or copied.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU8, Ordering},
+    },
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::limits::{Budget, Refusal};
+
+/// Length of the client's connection preface, which is no frame.
+const PREFACE: u32 = 24;
+/// Window of a connection before any WINDOW_UPDATE (RFC 9113, 6.9.2).
+const FIRST_WINDOW: i64 = 65_535;
+
+/// What has been learnt about a connection; shared with whoever decides about it.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    /// What the peer allows us to send on the connection now.
+    left: AtomicI64,
+    /// The most it ever allowed.
+    most: AtomicI64,
+    /// A flood, once seen: 0 = none, else index into `FLOODS` plus one.
+    flood: AtomicU8,
+    /// Streams that the peer reset before they were answered. Honest clients give up now and then;
+    /// rapid reset does nothing else.
+    early_resets: Mutex<Budget>,
+}
+
+const FLOODS: [Refusal; 5] = [
+    Refusal::PingFlood,
+    Refusal::SettingsFlood,
+    Refusal::EmptyDataFlood,
+    Refusal::ResetFlood,
+    Refusal::IdleFrameFlood,
+];
+
+impl Gauge {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicI64::new(FIRST_WINDOW),
+            most: AtomicI64::new(FIRST_WINDOW),
+            flood: AtomicU8::new(0),
+            early_resets: Mutex::new(Budget::new(1000, 200)),
+        })
+    }
+
+    /// True when at least half of the peer's connection window is filled with data it has not read.
+    pub(crate) fn stalled(&self) -> bool {
+        self.left.load(Ordering::Relaxed) * 2 < self.most.load(Ordering::Relaxed)
+    }
+
+    /// The flood that was seen, if any.
+    pub(crate) fn flood(&self) -> Option<Refusal> {
+        let index = self.flood.load(Ordering::Relaxed);
+        FLOODS.get(usize::from(index).checked_sub(1)?).copied()
+    }
+
+    pub(crate) fn saw_flood(&self, kind: Refusal) {
+        if let Some(index) = FLOODS.iter().position(|f| *f == kind) {
+            // FLOODS has five elements, so the index fits.
+            let _ = self.flood.compare_exchange(
+                0,
+                index as u8 + 1,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// Counts a stream that was reset before its answer.
+    pub(crate) fn reset_early(&self) {
+        let mut budget = self
+            .early_resets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !budget.take(Instant::now) {
+            self.saw_flood(Refusal::ResetFlood);
+        }
+    }
+
+    fn granted(&self, bytes: u32) {
+        let left = self.left.fetch_add(i64::from(bytes), Ordering::Relaxed) + i64::from(bytes);
+        self.most.fetch_max(left, Ordering::Relaxed);
+    }
+
+    fn sent(&self, bytes: u32) {
+        self.left.fetch_sub(i64::from(bytes), Ordering::Relaxed);
+    }
+}
+
+/// A frame's head, and for a WINDOW_UPDATE its increment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Head {
+    length: u32,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    increment: u32,
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM_OR_ACK: u8 = 1;
+
+/// Finds frame heads in a byte stream that arrives in pieces.
+#[derive(Debug)]
+struct Heads {
+    /// Bytes to pass over before the next head.
+    skip: u32,
+    /// The head so far; a WINDOW_UPDATE's four payload bytes are kept behind it.
+    head: [u8; 13],
+    have: u8,
+}
+
+impl Heads {
+    fn new(skip: u32) -> Self {
+        Self {
+            skip,
+            head: [0; 13],
+            have: 0,
+        }
+    }
+
+    fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let n = bytes.len().min(self.skip as usize);
+                self.skip -= n as u32; // n <= skip
+                bytes = &bytes[n..];
+                continue;
+            }
+            let want = if self.have >= 9 { 13 } else { 9 };
+            let n = bytes.len().min(want - usize::from(self.have));
+            let at = usize::from(self.have);
+            self.head[at..at + n].copy_from_slice(&bytes[..n]);
+            self.have += n as u8; // n <= 13
+            bytes = &bytes[n..];
+            if usize::from(self.have) == want {
+                self.complete(&mut each);
+            }
+        }
+    }
+
+    fn complete(&mut self, each: &mut impl FnMut(Head)) {
+        let h = &self.head;
+        let mut head = Head {
+            length: u32::from_be_bytes([0, h[0], h[1], h[2]]),
+            kind: h[3],
+            flags: h[4],
+            stream: u32::from_be_bytes([h[5], h[6], h[7], h[8]]) & 0x7fff_ffff,
+            increment: 0,
+        };
+        if self.have == 9 {
+            if head.kind == WINDOW_UPDATE && head.length == 4 {
+                return; // four more bytes make it whole
+            }
+            self.skip = head.length;
+        } else {
+            head.increment = u32::from_be_bytes([h[9], h[10], h[11], h[12]]) & 0x7fff_ffff;
+        }
+        self.have = 0;
+        each(head);
+    }
+}
+
+/// Counts what the peer sends against budgets.
+#[derive(Debug)]
+struct Inbound {
+    pings: Budget,
+    settings: Budget,
+    empty: Budget,
+    resets: Budget,
+    idle: Budget,
+}
+
+impl Inbound {
+    /// The budgets. Each allows far more than a busy honest peer sends: it acknowledges our PING each
+    /// 10 s, may probe for bandwidth once per round trip, changes SETTINGS hardly ever; a client that
+    /// cuts its connections resets a stream for each, and several thousand a second are possible.
+    fn new() -> Self {
+        Self {
+            pings: Budget::new(1000, 100),
+            settings: Budget::new(50, 1),
+            empty: Budget::new(200, 20),
+            resets: Budget::new(20_000, 5_000),
+            idle: Budget::new(1000, 100),
+        }
+    }
+
+    fn saw(&mut self, head: Head, gauge: &Gauge) {
+        let (budget, kind) = match head.kind {
+            DATA if head.length == 0 && head.flags & END_STREAM_OR_ACK == 0 => {
+                (&mut self.empty, Refusal::EmptyDataFlood)
+            }
+            DATA | HEADERS | GOAWAY | CONTINUATION => return,
+            WINDOW_UPDATE => {
+                if head.stream == 0 {
+                    gauge.granted(head.increment);
+                }
+                return;
+            }
+            PING => (&mut self.pings, Refusal::PingFlood),
+            SETTINGS => (&mut self.settings, Refusal::SettingsFlood),
+            RST_STREAM => (&mut self.resets, Refusal::ResetFlood),
+            // PRIORITY, PUSH_PROMISE (an error anyway) and kinds that do not exist yet.
+            PRIORITY | _ => (&mut self.idle, Refusal::IdleFrameFlood),
+        };
+        if !budget.take(Instant::now) {
+            gauge.saw_flood(kind);
+        }
+    }
+}
+
+/// An I/O object whose frames are watched.
+#[derive(Debug)]
+pub(crate) struct Gauged<T> {
+    io: T,
+    gauge: Arc<Gauge>,
+    received: Heads,
+    inbound: Inbound,
+    sent: Heads,
+}
+
+impl<T> Gauged<T> {
+    /// Watches a connection on which we are the server.
+    pub(crate) fn server(io: T, gauge: Arc<Gauge>) -> Self {
+        Self {
+            io,
+            gauge,
+            received: Heads::new(PREFACE),
+            inbound: Inbound::new(),
+            sent: Heads::new(0),
+        }
+    }
+
+    /// Watches a connection on which we are the client.
+    pub(crate) fn client(io: T, gauge: Arc<Gauge>) -> Self {
+        Self {
+            io,
+            gauge,
+            received: Heads::new(0),
+            inbound: Inbound::new(),
+            sent: Heads::new(PREFACE),
+        }
+    }
+
+    fn note_sent(&mut self, bytes: &[u8]) {
+        let gauge = &self.gauge;
+        self.sent.feed(bytes, |head| {
+            if head.kind == DATA {
+                gauge.sent(head.length);
+            }
+        });
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Gauged<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        let (inbound, gauge) = (&mut this.inbound, &this.gauge);
+        this.received
+            .feed(&buf.filled()[before..], |head| inbound.saw(head, gauge));
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Gauged<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(n)) = polled {
+            self.note_sent(&buf[..n]);
+        }
+        polled
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        if let Poll::Ready(Ok(mut left)) = polled {
+            for buf in bufs {
+                let n = left.min(buf.len());
+                self.note_sent(&buf[..n]);
+                left -= n;
+            }
+        }
+        polled
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags]);
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn heads(pieces: &[&[u8]]) -> Vec<Head> {
+        let mut found = Vec::new();
+        let mut heads = Heads::new(0);
+        for piece in pieces {
+            heads.feed(piece, |h| found.push(h));
+        }
+        found
+    }
+
+    #[test]
+    fn a_window_update_is_read_with_its_increment() {
+        let bytes = [
+            frame(WINDOW_UPDATE, 0, 0, &16_711_681u32.to_be_bytes()),
+            frame(PING, 0, 0, &[0; 8]),
+        ]
+        .concat();
+        let found = heads(&[&bytes]);
+        assert_eq!(
+            found[0],
+            Head {
+                length: 4,
+                kind: WINDOW_UPDATE,
+                flags: 0,
+                stream: 0,
+                increment: 16_711_681
+            }
+        );
+        assert_eq!(found[1].kind, PING);
+    }
+
+    #[test]
+    fn unread_data_shows_as_a_stall_until_credit_returns() {
+        let gauge = Gauge::new();
+        gauge.granted(16_711_681);
+        assert!(!gauge.stalled());
+        gauge.sent(8 << 20);
+        assert!(!gauge.stalled());
+        gauge.sent(1 << 20);
+        assert!(gauge.stalled());
+        gauge.granted(2 << 20);
+        assert!(!gauge.stalled());
+    }
+
+    #[test]
+    fn a_flood_is_named_once_and_stays() {
+        let gauge = Gauge::new();
+        let mut inbound = Inbound::new();
+        let ping = Head {
+            length: 8,
+            kind: PING,
+            flags: 0,
+            stream: 0,
+            increment: 0,
+        };
+        for _ in 0..1000 {
+            inbound.saw(ping, &gauge);
+        }
+        assert_eq!(gauge.flood(), None);
+        for _ in 0..500 {
+            inbound.saw(ping, &gauge);
+        }
+        assert_eq!(gauge.flood(), Some(Refusal::PingFlood));
+        gauge.saw_flood(Refusal::ResetFlood);
+        assert_eq!(gauge.flood(), Some(Refusal::PingFlood));
+    }
+
+    proptest! {
+        #[test]
+        fn heads_do_not_depend_on_how_the_bytes_are_cut(
+            frames in prop::collection::vec((0u8..12, any::<u8>(), 0u32..1000, prop::collection::vec(any::<u8>(), 0..40)), 0..12),
+            cuts in prop::collection::vec(1usize..9, 0..200),
+        ) {
+            let bytes: Vec<u8> = frames.iter().flat_map(|(k, f, s, p)| frame(*k, *f, *s, p)).collect();
+            let whole = heads(&[&bytes]);
+            prop_assert_eq!(whole.len(), frames.len());
+            for (head, (kind, flags, stream, payload)) in whole.iter().zip(&frames) {
+                prop_assert_eq!((head.kind, head.flags, head.stream, head.length as usize), (*kind, *flags, *stream, payload.len()));
+            }
+            let mut pieces = Vec::new();
+            let mut rest = &bytes[..];
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(heads(&pieces), whole);
+        }
+    }
+}

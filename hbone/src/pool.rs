@@ -1,0 +1,375 @@
+//! Connections to peers, shared by the tunnels that may share them.
+//!
+//! A destination and a CONNECT enter ([`Pool::open`]); a tunnel leaves. Connections are kept by
+//! source identity, source address, expected identities and destination address, so that no source
+//! workload ever uses another's. For one key:
+//!
+//! 1. a connection with room that is not stalled is used;
+//! 2. else a connection that is being made is waited for, if not too many wait already;
+//! 3. else one is made: certificate, dial, handshake, once for all who wait.
+//!
+//! A connection leaves the pool the moment it breaks, is told to go away, or has been unused for the
+//! release time. Half of the peer's window unread counts as stalled: new streams go elsewhere.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, sync::watch};
+
+use crate::{
+    certs::{Certificate, Certificates},
+    client::{Connect, ConnectError, Link, OpenError, Times},
+    engine::Lease,
+    identity::Identity,
+    tunnel::Tunnel,
+};
+
+/// Makes the TCP connection, in whatever network namespace and with whatever mark the caller needs.
+pub trait Dial {
+    /// Connects to `address`.
+    fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send;
+}
+
+impl<F, Dialling> Dial for F
+where
+    F: Fn(SocketAddr) -> Dialling,
+    Dialling: Future<Output = io::Result<TcpStream>> + Send,
+{
+    fn dial(&self, address: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send {
+        self(address)
+    }
+}
+
+/// Which connections a tunnel may use.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Destination {
+    /// The peer's HBONE port.
+    pub address: SocketAddr,
+    /// The address of the workload that opens the tunnel.
+    pub source_ip: IpAddr,
+    /// Who opens the tunnel.
+    pub source: Identity,
+    /// Who the peer may be, sorted. Nobody else is accepted; empty accepts nobody.
+    pub expected: Vec<Identity>,
+}
+
+/// How the pool behaves. `Default` is the wire contract's.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    /// Streams on one connection.
+    pub streams: usize,
+    /// An unused connection is closed after this.
+    pub release: Duration,
+    /// For the TCP connection.
+    pub dial: Duration,
+    /// For TLS and HTTP/2.
+    pub handshake: Duration,
+    /// For the answer to a CONNECT: the peer connects to its application meanwhile.
+    pub answer: Duration,
+    /// A PING is sent after this long.
+    pub ping_every: Duration,
+    /// A PING that is not answered for this long ends the connection.
+    pub ping_answer: Duration,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            streams: 100,
+            release: Duration::from_secs(300),
+            dial: Duration::from_secs(10),
+            handshake: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            ping_every: Duration::from_secs(10),
+            ping_answer: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Attempts for one tunnel when connections turn out to be gone.
+const ATTEMPTS: usize = 3;
+
+/// The pool. One per process.
+pub struct Pool {
+    certificates: Arc<Certificates>,
+    config: PoolConfig,
+    slots: Mutex<HashMap<Arc<Destination>, Slot>>,
+    itself: Weak<Self>,
+}
+
+/// All connections of one key.
+#[derive(Default)]
+struct Slot {
+    links: Vec<Arc<Link>>,
+    flights: Vec<Flight>,
+}
+
+/// A connection being made, and how many wait for it. `None` while it is under way.
+struct Flight {
+    outcome: watch::Receiver<Option<Result<(), OpenError>>>,
+    waiting: usize,
+}
+
+/// What to do for one tunnel now.
+enum Turn {
+    Use(Arc<Link>, Lease),
+    Wait(watch::Receiver<Option<Result<(), OpenError>>>),
+    Make(
+        Arc<Destination>,
+        watch::Sender<Option<Result<(), OpenError>>>,
+    ),
+}
+
+/// Figures for metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Keys with at least one connection or attempt.
+    pub destinations: usize,
+    /// Connections.
+    pub connections: usize,
+    /// Tunnels open on them.
+    pub streams: usize,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(certificates: Arc<Certificates>, config: PoolConfig) -> Arc<Self> {
+        Arc::new_cyclic(|itself| Self {
+            certificates,
+            config,
+            slots: Mutex::default(),
+            itself: itself.clone(),
+        })
+    }
+
+    /// Opens a tunnel, on a connection that is there or on a new one that `dial` begins.
+    ///
+    /// # Errors
+    /// When there is no certificate, no connection, the wrong peer, or the peer does not grant the
+    /// tunnel. Nothing of the tunnel's bytes has been sent in any of these cases.
+    pub async fn open(
+        &self,
+        destination: &Destination,
+        dial: impl Dial,
+        connect: Connect,
+    ) -> Result<Tunnel, OpenError> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let (link, lease) = self.link(destination, &dial).await?;
+            match link.connect(&connect, lease).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(ConnectError::Final(error)) => return Err(error),
+                Err(ConnectError::Retry(error)) => {
+                    tracing::debug!(address = %destination.address, %error, "trying another connection");
+                    last = Some(error);
+                }
+            }
+            self.sweep(destination);
+        }
+        Err(last.unwrap_or_else(|| OpenError::ConnectionLost("no attempt was made".into())))
+    }
+
+    /// Lets go of every connection of a source workload: its pod is gone. Tunnels that are open go on.
+    pub fn close_source(&self, source: &Identity, ip: IpAddr) {
+        self.lock().retain(|key, slot| {
+            let gone = key.source_ip == ip && key.source == *source;
+            if gone {
+                slot.links.iter().for_each(|link| link.close());
+            }
+            !gone
+        });
+    }
+
+    /// Figures for metrics.
+    pub fn stats(&self) -> PoolStats {
+        let slots = self.lock();
+        let links = slots.values().flat_map(|slot| &slot.links);
+        PoolStats {
+            destinations: slots.len(),
+            connections: links.clone().count(),
+            streams: links.map(|link| link.streams()).sum(),
+        }
+    }
+
+    /// A connection to use and a place on it.
+    async fn link(
+        &self,
+        destination: &Destination,
+        dial: &impl Dial,
+    ) -> Result<(Arc<Link>, Lease), OpenError> {
+        loop {
+            match self.turn(destination) {
+                Turn::Use(link, lease) => return Ok((link, lease)),
+                Turn::Wait(mut outcome) => match outcome.wait_for(Option::is_some).await.as_deref()
+                {
+                    Ok(Some(Err(error))) => return Err(error.clone()),
+                    // It is there; or whoever made it gave up, then somebody else does.
+                    Ok(_) | Err(_) => {}
+                },
+                Turn::Make(key, outcome) => {
+                    let flight = InFlight {
+                        pool: self,
+                        key,
+                        outcome,
+                    };
+                    return flight.land(Box::pin(self.make(&flight.key, dial)).await);
+                }
+            }
+        }
+    }
+
+    fn turn(&self, destination: &Destination) -> Turn {
+        let mut slots = self.lock();
+        let most = self.config.streams;
+        if let Some(slot) = slots.get_mut(destination) {
+            if let Some((link, lease)) = slot.place(most) {
+                return Turn::Use(link, lease);
+            }
+            if let Some(flight) = slot
+                .flights
+                .iter_mut()
+                .find(|f| f.waiting < most && f.outcome.has_changed().is_ok())
+            {
+                flight.waiting += 1;
+                return Turn::Wait(flight.outcome.clone());
+            }
+        }
+        let (sender, outcome) = watch::channel(None);
+        let key = slots
+            .get_key_value(destination)
+            .map_or_else(|| Arc::new(destination.clone()), |(key, _)| key.clone());
+        slots.entry(key.clone()).or_default().flights.push(Flight {
+            outcome,
+            waiting: 1,
+        });
+        Turn::Make(key, sender)
+    }
+
+    /// Certificate, socket, handshake; the driver runs from then on.
+    async fn make(&self, key: &Arc<Destination>, dial: &impl Dial) -> Result<Link, OpenError> {
+        let certificate: Arc<Certificate> = self.certificates.of(&key.source).await?;
+        let address = key.address;
+        let socket = match tokio::time::timeout(self.config.dial, dial.dial(address)).await {
+            Ok(Ok(socket)) => socket,
+            Ok(Err(error)) => {
+                return Err(OpenError::Dial {
+                    address,
+                    error: Arc::new(error),
+                });
+            }
+            Err(_) => {
+                return Err(OpenError::DialTimeout {
+                    address,
+                    within: self.config.dial,
+                });
+            }
+        };
+        crate::socket::tune(&socket);
+        let times = Times {
+            handshake: self.config.handshake,
+            answer: self.config.answer,
+            ping_every: self.config.ping_every,
+            ping_answer: self.config.ping_answer,
+            idle: self.config.release,
+        };
+        let (link, driver) = Link::establish(socket, &certificate, &key.expected, times).await?;
+        let (pool, sweep_pool, key) = (self.itself.clone(), self.itself.clone(), key.clone());
+        let idle_key = key.clone();
+        tokio::spawn(async move {
+            let on_idle = || sweep(&sweep_pool, &idle_key);
+            let ended = driver.run(on_idle).await;
+            tracing::debug!(address = %key.address, %ended, "connection ended");
+            sweep(&pool, &key);
+        });
+        Ok(link)
+    }
+
+    /// Drops what is closed; a key without anything goes too.
+    fn sweep(&self, key: &Destination) {
+        let mut slots = self.lock();
+        if let Some(slot) = slots.get_mut(key) {
+            slot.links.retain(|link| !link.closed());
+            if slot.links.is_empty() && slot.flights.is_empty() {
+                slots.remove(key);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Destination>, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sweep(pool: &Weak<Pool>, key: &Destination) {
+    if let Some(pool) = pool.upgrade() {
+        pool.sweep(key);
+    }
+}
+
+impl Slot {
+    /// A place on the least busy connection that is fit for one more stream.
+    fn place(&self, most: usize) -> Option<(Arc<Link>, Lease)> {
+        let fit = self
+            .links
+            .iter()
+            .filter(|link| !link.stalled() && link.streams() < most);
+        let link = fit.min_by_key(|link| link.streams())?;
+        Some((link.clone(), link.lease(most)?))
+    }
+}
+
+/// A connection being made by this task; if the task is cancelled, those who wait are told to look again.
+struct InFlight<'a> {
+    pool: &'a Pool,
+    key: Arc<Destination>,
+    outcome: watch::Sender<Option<Result<(), OpenError>>>,
+}
+
+impl InFlight<'_> {
+    /// Publishes the outcome; the one who made the connection has the first place on it.
+    fn land(&self, made: Result<Link, OpenError>) -> Result<(Arc<Link>, Lease), OpenError> {
+        let landed = made.and_then(|link| {
+            let lease = link.lease(self.pool.config.streams);
+            let lease =
+                lease.ok_or_else(|| OpenError::ConnectionLost("it allows no streams".into()))?;
+            Ok((Arc::new(link), lease))
+        });
+        if let Ok((link, _)) = &landed {
+            let mut slots = self.pool.lock();
+            slots
+                .entry(self.key.clone())
+                .or_default()
+                .links
+                .push(link.clone());
+        }
+        self.outcome
+            .send_replace(Some(landed.as_ref().map(|_| ()).map_err(Clone::clone)));
+        landed
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let ours = self.outcome.subscribe();
+        if let Some(slot) = self.pool.lock().get_mut(&self.key) {
+            slot.flights
+                .retain(|flight| !flight.outcome.same_channel(&ours));
+        }
+        self.pool.sweep(&self.key);
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

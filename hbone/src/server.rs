@@ -1,0 +1,470 @@
+//! A tunnel arrives.
+//!
+//! 1. handshake within a deadline: TLS with a proven client, then HTTP/2   ([`accept`])
+//! 2. requests one at a time                                               ([`Connection::next`])
+//! 3. what is no CONNECT to a readable authority is refused here           (`Connection::admit`)
+//! 4. the caller decides: a tunnel, or a refusal                           ([`Request`])
+//! 5. drain: GOAWAY, streams go on, deadline, end                          ([`Connection::drain`])
+//!
+//! [`Connection::next`] also drives every tunnel of the connection: call it until it returns `None`,
+//! and do the work of each request in a task of its own.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+
+use crate::{
+    ahead::ReadAhead,
+    certs::Certificate,
+    engine::{Occupancy, Pinger, Room},
+    gauge::{Gauge, Gauged},
+    identity::Identity,
+    limits::{
+        CONNECTION_WINDOW, FRAME, Limits, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
+        STREAMS,
+    },
+    request::{Authority, RequestHeaders},
+    tls::{Session, Stream, TlsError},
+    tunnel::{Tunnel, TunnelError},
+};
+
+/// How long a connection that was told to go may take to read it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Value of `Connection::drain_within` when nobody asked to drain.
+const STAY: u64 = u64::MAX;
+
+/// Why a connection did not come into being.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AcceptError {
+    /// TLS and HTTP/2 were not up within [`Limits::handshake`].
+    #[error("the handshake took longer than {0:?}")]
+    Slow(Duration),
+    /// TLS failed; says whose fault.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The HTTP/2 preface was wrong or never came.
+    #[error("no HTTP/2 after TLS: {0}")]
+    Preface(String),
+}
+
+/// Why a connection ended otherwise than by mutual consent.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectionError {
+    /// The peer sent more of something useless than is allowed.
+    #[error("the peer was cut off: {}", .0.name())]
+    Flood(Refusal),
+    /// The peer did not answer a PING.
+    #[error("the peer did not answer a PING")]
+    Unresponsive,
+    /// The peer violated HTTP/2 or passed one of the engine's limits.
+    #[error("the peer violated HTTP/2: {0}")]
+    Protocol(String),
+    /// The connection broke.
+    #[error("the connection broke: {0}")]
+    Lost(String),
+    /// Streams were still open when the drain's deadline passed.
+    #[error("{0} tunnels were still open when the drain's deadline passed")]
+    DrainDeadline(usize),
+}
+
+/// A connection of a proven peer.
+pub struct Connection<T = TcpStream> {
+    engine: h2::server::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>,
+    session: Session,
+    limits: Limits,
+    gauge: Arc<Gauge>,
+    occupancy: Arc<Occupancy>,
+    room: Room,
+    pinger: Pinger,
+    /// Milliseconds within which to end, or [`STAY`].
+    drain_within: AtomicU64,
+    phase: Phase,
+}
+
+/// `Serving → Draining → Leaving → Over`, any of which may be skipped.
+enum Phase {
+    Serving,
+    /// GOAWAY is sent; open streams go on until the deadline.
+    Draining(Pin<Box<Sleep>>),
+    /// Cut off; only the last GOAWAY is being written.
+    Leaving(Pin<Box<Sleep>>, ConnectionError),
+    Over,
+}
+
+/// Shakes hands as `certificate`'s identity with a peer that proves its own.
+///
+/// # Errors
+/// When the peer is slow, is not who it must be, or does not speak HTTP/2. It has been counted.
+pub async fn accept<T>(
+    socket: T,
+    certificate: Arc<Certificate>,
+    limits: &Limits,
+) -> Result<Connection<T>, AcceptError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    // Boxed: handshake state is large, and is gone before the long life of the connection begins.
+    let handshake = Box::pin(shake_hands(socket, &certificate, limits));
+    let outcome = match tokio::time::timeout(limits.handshake, handshake).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(AcceptError::Slow(limits.handshake)),
+    };
+    outcome.inspect_err(|error| {
+        limits.refused(match error {
+            AcceptError::Slow(_) => Refusal::SlowHandshake,
+            AcceptError::Tls(_) => Refusal::Tls,
+            AcceptError::Preface(_) => Refusal::Preface,
+        });
+    })
+}
+
+async fn shake_hands<T>(
+    socket: T,
+    certificate: &Certificate,
+    limits: &Limits,
+) -> Result<Connection<T>, AcceptError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let (stream, session) = certificate
+        .credentials
+        .accept(ReadAhead::new(socket))
+        .await?;
+    let gauge = Gauge::new();
+    let mut engine = h2::server::Builder::new()
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(SERVER_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        // A client may give up on as many streams at once as it may have waiting; rapid reset goes on.
+        .max_pending_accept_reset_streams(STREAMS as usize)
+        .handshake(Gauged::server(stream, gauge.clone()))
+        .await
+        .map_err(|e| AcceptError::Preface(e.to_string()))?;
+    let pinger = Pinger::new(engine.ping_pong(), limits.ping_every, limits.ping_answer);
+    Ok(Connection {
+        engine,
+        session,
+        limits: limits.clone(),
+        gauge,
+        occupancy: Occupancy::new(),
+        room: Room::new(),
+        pinger,
+        drain_within: AtomicU64::new(STAY),
+        phase: Phase::Serving,
+    })
+}
+
+impl<T> Connection<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Who the peer is.
+    pub fn peer(&self) -> &Identity {
+        &self.session.peer
+    }
+
+    /// What the handshake agreed on.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Tunnels that are open now.
+    pub fn streams(&self) -> usize {
+        self.occupancy.streams()
+    }
+
+    /// The next request. `None` after the end; an error once before it when the end was not peaceful.
+    /// Drives all tunnels of the connection. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Request, ConnectionError>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// Tells the peer to open no more streams here, and ends when the open ones have ended or after
+    /// `within`, whichever is first. Takes effect with the next call of [`Connection::next`].
+    pub fn drain(&self, within: Duration) {
+        let within = u64::try_from(within.as_millis())
+            .unwrap_or(STAY)
+            .min(STAY - 1);
+        self.drain_within.fetch_min(within, Ordering::Relaxed);
+    }
+
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Request, ConnectionError>>> {
+        loop {
+            self.begin_drain();
+            if matches!(self.phase, Phase::Over) {
+                return Poll::Ready(None);
+            }
+            match self.engine.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    if let Some(request) = self.admit(request, respond) {
+                        return Poll::Ready(Some(Ok(request)));
+                    }
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(self.over(Some(error))),
+                Poll::Ready(None) => return Poll::Ready(self.over(None)),
+                Poll::Pending => {}
+            }
+            match self.poll_end(cx) {
+                Poll::Ready(None) => {}
+                Poll::Ready(Some(error)) => {
+                    self.phase = Phase::Over;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn begin_drain(&mut self) {
+        let within = self.drain_within.load(Ordering::Relaxed);
+        if within == STAY || !matches!(self.phase, Phase::Serving) {
+            return;
+        }
+        self.engine.graceful_shutdown();
+        self.phase = Phase::Draining(Box::pin(tokio::time::sleep(Duration::from_millis(within))));
+    }
+
+    /// Reasons to end that are not in the engine. `Ready(None)`: the engine must be polled again.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Option<ConnectionError>> {
+        match &mut self.phase {
+            Phase::Leaving(timer, error) => {
+                return timer.as_mut().poll(cx).map(|()| Some(error.clone()));
+            }
+            Phase::Draining(timer) => {
+                if timer.as_mut().poll(cx).is_ready() {
+                    self.cut_off(
+                        h2::Reason::NO_ERROR,
+                        ConnectionError::DrainDeadline(self.occupancy.streams()),
+                    );
+                    return Poll::Ready(None);
+                }
+            }
+            Phase::Serving | Phase::Over => {}
+        }
+        if let Some(flood) = self.gauge.flood() {
+            self.limits.refused(flood);
+            self.cut_off(h2::Reason::ENHANCE_YOUR_CALM, ConnectionError::Flood(flood));
+            return Poll::Ready(None);
+        }
+        if self.pinger.poll(cx).is_ready() {
+            self.limits.refused(Refusal::Unresponsive);
+            return Poll::Ready(Some(ConnectionError::Unresponsive));
+        }
+        Poll::Pending
+    }
+
+    fn cut_off(&mut self, reason: h2::Reason, error: ConnectionError) {
+        self.engine.abrupt_shutdown(reason);
+        let deadline = Instant::now() + LAST_WORDS;
+        self.phase = Phase::Leaving(Box::pin(tokio::time::sleep_until(deadline)), error);
+    }
+
+    /// The engine has ended; what is there to say about it.
+    fn over(&mut self, error: Option<h2::Error>) -> Option<Result<Request, ConnectionError>> {
+        if let Phase::Leaving(_, error) = std::mem::replace(&mut self.phase, Phase::Over) {
+            return Some(Err(error));
+        }
+        let error = error?;
+        if error.is_io() {
+            return Some(Err(ConnectionError::Lost(error.to_string())));
+        }
+        if error.is_library() {
+            let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+            self.limits.refused(if calm {
+                Refusal::Excess
+            } else {
+                Refusal::Protocol
+            });
+        }
+        Some(Err(ConnectionError::Protocol(error.to_string())))
+    }
+
+    /// Lets a request through to the caller, or answers it.
+    fn admit(
+        &mut self,
+        request: http::Request<h2::RecvStream>,
+        respond: h2::server::SendResponse<Bytes>,
+    ) -> Option<Request> {
+        // The engine keeps to STREAMS; a lease that lags behind a stream's end must not refuse one.
+        let lease = self.occupancy.lease(usize::MAX >> 1)?;
+        if let Some(target) = self.room.grow(self.occupancy.streams()) {
+            self.engine.set_target_window_size(target);
+        }
+        let (parts, body) = request.into_parts();
+        let mut answer = Answer {
+            respond,
+            gauge: self.gauge.clone(),
+        };
+        if parts.method != Method::CONNECT {
+            self.limits.refused(Refusal::NotConnect);
+            answer.refuse(StatusCode::BAD_REQUEST);
+            return None;
+        }
+        let Some(authority) = parts.uri.authority().and_then(|a| a.as_str().parse().ok()) else {
+            self.limits.refused(Refusal::Authority);
+            answer.refuse(StatusCode::BAD_REQUEST);
+            return None;
+        };
+        let headers = read_headers(&parts.headers);
+        Some(Request {
+            authority,
+            headers,
+            answer,
+            body,
+            lease,
+        })
+    }
+}
+
+fn read_headers(map: &HeaderMap) -> RequestHeaders {
+    let text = |name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(Box::from);
+    let baggage: Vec<&str> = map
+        .get_all("baggage")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect();
+    RequestHeaders {
+        baggage: (!baggage.is_empty()).then(|| baggage.join(",").into()),
+        forwarded: text("forwarded"),
+        traceparent: text("traceparent"),
+        x_forwarded_network: text("x-forwarded-network"),
+        x_istio_source: text("x-istio-source"),
+    }
+}
+
+/// A CONNECT that waits for an answer. Dropped without one, its stream is reset.
+pub struct Request {
+    /// Where to.
+    pub authority: Authority,
+    /// What came along.
+    pub headers: RequestHeaders,
+    answer: Answer,
+    body: h2::RecvStream,
+    lease: crate::engine::Lease,
+}
+
+/// Headers of our answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResponseHeaders {
+    /// `baggage` of the destination, if the peer is to learn it.
+    pub baggage: Option<String>,
+}
+
+/// The answers a mesh gives instead of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// 400: this destination is not ours to serve.
+    BadRequest,
+    /// 401: denied by policy.
+    Denied,
+    /// 503: the destination cannot be reached.
+    Unavailable,
+}
+
+impl Status {
+    /// The HTTP status code.
+    pub fn code(self) -> u16 {
+        self.http().as_u16()
+    }
+
+    fn http(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Denied => StatusCode::UNAUTHORIZED,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Request {
+    /// Answers 200; from now on bytes flow.
+    ///
+    /// # Errors
+    /// When the peer has given up on the stream or the connection is gone.
+    pub fn accept(mut self, headers: ResponseHeaders) -> Result<Tunnel, TunnelError> {
+        let mut response = Response::new(());
+        if let Some(baggage) = headers.baggage.and_then(|b| HeaderValue::try_from(b).ok()) {
+            response.headers_mut().insert("baggage", baggage);
+        }
+        let send = self.answer.send(response, false)?;
+        Ok(Tunnel::new(self.body, send, self.lease))
+    }
+
+    /// Answers with a status and ends the stream.
+    pub fn refuse(mut self, status: Status) {
+        self.answer.refuse(status.http());
+    }
+
+    /// Ready when the peer has given up on the request. Cancel safe.
+    pub async fn abandoned(&mut self) {
+        let _ = poll_fn(|cx| self.answer.respond.poll_reset(cx)).await;
+        self.answer.gauge.reset_early();
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("authority", &self.authority)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The way back for one request.
+struct Answer {
+    respond: h2::server::SendResponse<Bytes>,
+    gauge: Arc<Gauge>,
+}
+
+impl Answer {
+    fn refuse(&mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // The peer has gone: nobody is left to be told.
+        let _ = self.send(response, true);
+    }
+
+    fn send(
+        &mut self,
+        response: Response<()>,
+        end: bool,
+    ) -> Result<h2::SendStream<Bytes>, TunnelError> {
+        self.respond.send_response(response, end).map_err(|error| {
+            // The stream was reset before its answer: what rapid reset lives on.
+            self.gauge.reset_early();
+            error.into()
+        })
+    }
+}
+
+impl<T> fmt::Debug for Connection<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,349 @@
+//! One duplex byte stream inside a connection.
+//!
+//! Chunks leave in [`Tunnel::recv`], enter in [`Tunnel::send`]; each direction ends by itself
+//! ([`Tunnel::shutdown`], `None` from `recv`), and a reset ends both. Credit goes back to the sender
+//! only when a chunk has been consumed, so a reader that stops holds back its own stream, by at most
+//! one stream window (4 MiB), and no other.
+//!
+//! The engine's types stay private: another engine can stand behind the same API.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{engine::Lease, limits::DATA};
+
+/// Why a tunnel ended early.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// The peer reset the stream; the text is the HTTP/2 error code's name.
+    #[error("the peer reset the tunnel: {0}")]
+    Reset(String),
+    /// The connection that carried the tunnel ended.
+    #[error("the connection that carried the tunnel ended: {0}")]
+    ConnectionLost(String),
+    /// The tunnel was used after its end.
+    #[error("the tunnel has ended")]
+    Ended,
+}
+
+impl From<h2::Error> for TunnelError {
+    fn from(error: h2::Error) -> Self {
+        if error.is_reset() && !error.is_library() {
+            return Self::Reset(
+                error
+                    .reason()
+                    .map_or_else(|| "unknown".to_owned(), |r| r.to_string()),
+            );
+        }
+        if error.is_go_away() || error.is_io() || error.is_library() {
+            return Self::ConnectionLost(error.to_string());
+        }
+        Self::Ended
+    }
+}
+
+impl From<TunnelError> for io::Error {
+    fn from(error: TunnelError) -> Self {
+        let kind = match error {
+            TunnelError::Reset(_) => io::ErrorKind::ConnectionReset,
+            TunnelError::ConnectionLost(_) => io::ErrorKind::ConnectionAborted,
+            TunnelError::Ended => io::ErrorKind::BrokenPipe,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// One duplex byte stream. Dropping it before both directions have ended resets it.
+pub struct Tunnel {
+    reader: Reader,
+    writer: Writer,
+}
+
+/// The receiving half of a [`Tunnel`].
+pub struct Reader {
+    stream: h2::RecvStream,
+    /// Bytes of the last chunk, whose credit goes back with the next call of `recv`.
+    owed: usize,
+    _lease: Arc<Lease>,
+}
+
+/// The sending half of a [`Tunnel`].
+pub struct Writer {
+    stream: h2::SendStream<Bytes>,
+    ended: bool,
+    _lease: Arc<Lease>,
+}
+
+impl Tunnel {
+    pub(crate) fn new(stream: h2::RecvStream, send: h2::SendStream<Bytes>, lease: Lease) -> Self {
+        let lease = Arc::new(lease);
+        Self {
+            reader: Reader {
+                stream,
+                owed: 0,
+                _lease: lease.clone(),
+            },
+            writer: Writer {
+                stream: send,
+                ended: false,
+                _lease: lease,
+            },
+        }
+    }
+
+    /// The next bytes; `None` when the peer has ended its direction. The credit of the chunk before is
+    /// returned by this call. Cancel safe.
+    pub async fn recv(&mut self) -> Option<Result<Bytes, TunnelError>> {
+        self.reader.recv().await
+    }
+
+    /// Sends bytes; returns when the engine has taken them all, which it does only as fast as the peer
+    /// gives credit. Not cancel safe: a cancelled send has sent an unknown part.
+    ///
+    /// # Errors
+    /// When the tunnel was reset, its connection lost, or this direction already ended.
+    pub async fn send(&mut self, bytes: Bytes) -> Result<(), TunnelError> {
+        self.writer.send(bytes).await
+    }
+
+    /// Ends our direction; the other goes on.
+    ///
+    /// # Errors
+    /// When the tunnel has been reset or its connection lost.
+    pub fn shutdown(&mut self) -> Result<(), TunnelError> {
+        self.writer.shutdown()
+    }
+
+    /// Ends both directions at once; the peer sees a reset (CANCEL), not an end.
+    pub fn reset(mut self) {
+        self.writer.reset();
+    }
+
+    /// Both halves, to be used by two tasks.
+    pub fn split(self) -> (Reader, Writer) {
+        (self.reader, self.writer)
+    }
+
+    /// The tunnel as a byte stream for code that wants one, such as TLS inside the tunnel.
+    pub fn into_io(self) -> TunnelIo {
+        TunnelIo {
+            tunnel: self,
+            rest: Bytes::new(),
+        }
+    }
+}
+
+impl Reader {
+    /// See [`Tunnel::recv`].
+    pub async fn recv(&mut self) -> Option<Result<Bytes, TunnelError>> {
+        poll_fn(|cx| {
+            self.consumed(self.owed);
+            self.owed = 0;
+            let chunk = ready!(self.poll_chunk(cx));
+            self.owed = chunk
+                .as_ref()
+                .and_then(|c| c.as_ref().ok())
+                .map_or(0, Bytes::len);
+            Poll::Ready(chunk)
+        })
+        .await
+    }
+
+    /// The next chunk, whose credit is returned by [`Reader::consumed`].
+    pub(crate) fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, TunnelError>>> {
+        loop {
+            match ready!(self.stream.poll_data(cx)) {
+                // Bare heads carry nothing.
+                Some(Ok(chunk)) if chunk.is_empty() => {}
+                Some(chunk) => return Poll::Ready(Some(chunk.map_err(TunnelError::from))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// Returns credit for `n` bytes of chunks from [`Reader::poll_chunk`].
+    pub(crate) fn consumed(&mut self, n: usize) {
+        if n > 0 {
+            // Fails only for more than was received; then there is nothing to return.
+            let _ = self.stream.flow_control().release_capacity(n);
+        }
+    }
+}
+
+impl Writer {
+    /// See [`Tunnel::send`].
+    ///
+    /// # Errors
+    /// See [`Tunnel::send`].
+    pub async fn send(&mut self, mut bytes: Bytes) -> Result<(), TunnelError> {
+        poll_fn(|cx| self.poll_send(cx, &mut bytes)).await
+    }
+
+    /// Hands what the peer allows of `bytes` to the engine; ready when nothing is left.
+    pub(crate) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &mut Bytes,
+    ) -> Poll<Result<(), TunnelError>> {
+        while bytes.has_remaining() {
+            if self.ended {
+                return Poll::Ready(Err(TunnelError::Ended));
+            }
+            self.stream.reserve_capacity(bytes.len());
+            let room = match self.stream.capacity() {
+                0 => match ready!(self.stream.poll_capacity(cx)) {
+                    Some(room) => room?,
+                    None => return Poll::Ready(Err(self.why_closed(cx))),
+                },
+                room => room,
+            };
+            // Several frames of moderate size take turns with other streams; one huge one would not.
+            let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
+            self.stream.send_data(piece, false)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ready when the peer has reset the tunnel or the connection is lost. A half that only waits for
+    /// something to send would not notice otherwise.
+    pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
+        if self.ended {
+            return Poll::Pending;
+        }
+        self.stream.poll_reset(cx).map(|reset| match reset {
+            Ok(reason) => TunnelError::Reset(reason.to_string()),
+            Err(error) => error.into(),
+        })
+    }
+
+    fn why_closed(&mut self, cx: &mut Context<'_>) -> TunnelError {
+        match self.poll_closed(cx) {
+            Poll::Ready(error) => error,
+            Poll::Pending => TunnelError::Ended,
+        }
+    }
+
+    /// See [`Tunnel::shutdown`].
+    ///
+    /// # Errors
+    /// See [`Tunnel::shutdown`].
+    pub fn shutdown(&mut self) -> Result<(), TunnelError> {
+        if !self.ended {
+            self.ended = true;
+            self.stream.send_data(Bytes::new(), true)?;
+        }
+        Ok(())
+    }
+
+    /// See [`Tunnel::reset`].
+    pub fn reset(&mut self) {
+        self.ended = true;
+        self.stream.send_reset(h2::Reason::CANCEL);
+    }
+}
+
+/// A [`Tunnel`] as a byte stream.
+pub struct TunnelIo {
+    tunnel: Tunnel,
+    rest: Bytes,
+}
+
+impl AsyncRead for TunnelIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.rest.is_empty() {
+            match ready!(self.tunnel.reader.poll_chunk(cx)) {
+                Some(chunk) => self.rest = chunk?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let n = out.remaining().min(self.rest.len());
+        out.put_slice(&self.rest.split_to(n));
+        self.tunnel.reader.consumed(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let writer = &mut self.tunnel.writer;
+        if bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        if writer.ended {
+            return Poll::Ready(Err(TunnelError::Ended.into()));
+        }
+        writer.stream.reserve_capacity(bytes.len().min(DATA));
+        let room = match writer.stream.capacity() {
+            0 => match ready!(writer.stream.poll_capacity(cx)) {
+                Some(room) => room.map_err(TunnelError::from)?,
+                None => return Poll::Ready(Err(writer.why_closed(cx).into())),
+            },
+            room => room,
+        };
+        let n = room.min(bytes.len()).min(DATA);
+        writer
+            .stream
+            .send_data(Bytes::copy_from_slice(&bytes[..n]), false)
+            .map_err(TunnelError::from)?;
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(self.tunnel.writer.shutdown().map_err(Into::into))
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("stream", &self.writer.stream.stream_id().as_u32())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("stream", &self.stream.stream_id().as_u32())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer")
+            .field("stream", &self.stream.stream_id().as_u32())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for TunnelIo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.tunnel, f)
+    }
+}
