@@ -200,3 +200,6 @@ pub fn patch_status(root: &Path, key: &ObjectKey, patch: &serde_json::Value) -> 
 pub fn clear_status(root: &Path, key: &ObjectKey) -> io::Result<()> {
     status::clear(root, key)
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,7 +176,7 @@ impl Files {
         let Some(key) = status::key(path) else { return };
         let mut faults = Vec::new();
         let changed = match text {
-            Ok(text) => match serde_saphyr::from_str::<Value>(&text) {
+            Ok(text) => match yaml::from_str::<Value>(&text) {
                 Ok(patch) if patch.is_object() => {
                     self.patches.insert(key.clone(), patch.clone()) != Some(patch)
                 }

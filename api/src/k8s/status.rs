@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
 
-use super::merge;
 use super::objects::{Kind, ObjectKey};
+use super::{merge, yaml};
 
 /// The folder, below the directory's root.
 pub(super) const FOLDER: &str = ".status";
@@ -65,9 +65,7 @@ pub(super) fn patch(root: &Path, key: &ObjectKey, patch: &Value) -> io::Result<(
     let file = root.join(path(key));
     let mut whole = match fs::read_to_string(&file) {
         // A patch that cannot be read is replaced: its writer is here, with a better one.
-        Ok(text) => {
-            serde_saphyr::from_str(&text).unwrap_or_else(|_| Value::Object(serde_json::Map::new()))
-        }
+        Ok(text) => yaml::from_str(&text).unwrap_or_else(|_| Value::Object(serde_json::Map::new())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Value::Object(serde_json::Map::new())
         }

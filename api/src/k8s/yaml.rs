@@ -246,9 +246,11 @@ pub(super) fn typed<S: Source>(kind: Kind, source: &S) -> Result<Object, S::Erro
     Ok(object)
 }
 
-fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
+/// One document.
+pub(super) fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, serde_saphyr::Error> {
     // The location is reported beside the message, so the message needs no excerpt of the file.
-    let options = serde_saphyr::options! { with_snippet: false };
+    // Only `true` and `false` are booleans: a country `NO` is a text.
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     serde_saphyr::from_str_with_options(text, options)
 }
 
@@ -359,3 +361,6 @@ impl<'de> Deserialize<'de> for Node {
         deserializer.deserialize_any(Nodes)
     }
 }
+
+#[cfg(test)]
+mod tests;
