@@ -4,15 +4,26 @@
 //! (the path) → `route` (pure decisions) → `node`, `connections`, `report` (state and what is said about it).
 
 // The frame: process, pods, listeners, what operators see.
-// (owner: the frame; add your modules here)
+pub mod agent;
+pub mod config;
+pub mod dns;
+pub mod metrics;
+pub mod netns;
+pub mod pod;
 
 // The path of a connection.
+mod admit;
+mod arrival;
 pub mod connections;
 mod headers;
 pub mod inbound;
 mod local;
 pub mod node;
 pub mod outbound;
+mod preamble;
 mod rejudge;
-pub mod report;
+mod report;
 pub mod route;
+#[cfg(test)]
+mod testing;
+pub mod traffic;

@@ -1,0 +1,401 @@
+//! What the operator asks for: one struct, each flag with its environment variable.
+//!
+//! Names are those Istio's ztunnel reads, so that its chart and people's habits fit; the few of
+//! ours begin with `AMBIT_`. Each default says why it is what it is.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Parser};
+
+/// The node proxy of the mesh.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "ztunnel", version)]
+pub struct Config {
+    /// Control plane for discovery. https unless the address says `http://` (for tests only).
+    #[arg(long, env = "XDS_ADDRESS", default_value = DEFAULT_CONTROL_PLANE, value_parser = address)]
+    pub xds_address: String,
+    /// Root certificates for discovery: a PEM file, read again when it changes, or SYSTEM.
+    #[arg(long, env = "XDS_ROOT_CA", default_value = DEFAULT_ROOT, value_parser = root)]
+    pub xds_root_ca: PathBuf,
+    /// Name to expect in the certificate of the discovery server instead of the one dialled.
+    #[arg(long, env = "ALT_XDS_HOSTNAME", value_parser = filled)]
+    pub alt_xds_hostname: Option<String>,
+    /// Certificate authority; by default the control plane itself.
+    #[arg(long, env = "CA_ADDRESS", value_parser = address)]
+    pub ca_address: Option<String>,
+    /// Root certificates for the authority; by default those for discovery.
+    #[arg(long, env = "CA_ROOT_CA", value_parser = root)]
+    pub ca_root_ca: Option<PathBuf>,
+    /// Name to expect in the certificate of the authority instead of the one dialled.
+    #[arg(long, env = "ALT_CA_HOSTNAME", value_parser = filled)]
+    pub alt_ca_hostname: Option<String>,
+    /// Service account token, read again at each call because kubelet renews it. Empty: none.
+    #[arg(long, env = "AUTH_TOKEN", default_value = "/var/run/secrets/tokens/istio-token")]
+    pub auth_token: PathBuf,
+    /// The cluster this node belongs to: metric label and gRPC metadata `clusterid`.
+    #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// DNS suffix of services; kubelet's own default.
+    #[arg(long, env = "CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Network this node is in. Empty is the network of meshes that have only one.
+    #[arg(long, env = "NETWORK", default_value = "")]
+    pub network: String,
+    /// Kubernetes node: decides which workloads are ours.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub node_name: String,
+    /// Own pod, its namespace, address and service account: part of our discovery node id.
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub pod_name: String,
+    /// See `POD_NAME`.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    pub pod_namespace: String,
+    /// See `POD_NAME`. Several addresses are joined by commas.
+    #[arg(long, env = "INSTANCE_IP", default_value = "127.0.0.1")]
+    pub instance_ip: String,
+    /// See `POD_NAME`.
+    #[arg(long, env = "SERVICE_ACCOUNT", default_value = "ztunnel")]
+    pub service_account: String,
+
+    /// Socket of the node agent, which hands over pods. The path both of Istio's charts mount.
+    #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
+    pub inpod_uds: PathBuf,
+    /// Let a second ztunnel bind the same ports in each pod: how an upgrade leaves no gap.
+    #[arg(long, env = "INPOD_PORT_REUSE", default_value_t = true, action = ArgAction::Set)]
+    pub inpod_port_reuse: bool,
+    /// Mark on every socket inside pods; the pods' packet rules recognise us by it.
+    #[arg(long, env = "PACKET_MARK", default_value = "0x539", value_parser = number)]
+    pub packet_mark: u32,
+    /// Listen on IPv6 too. Off only for kernels whose IPv6 is present but broken.
+    #[arg(long, env = "IPV6_ENABLED", default_value_t = true, action = ArgAction::Set)]
+    pub ipv6_enabled: bool,
+    /// Whether applications must see the client's address. Unset: wherever it can be had.
+    #[arg(long, env = "ENABLE_ORIG_SRC", action = ArgAction::Set)]
+    pub require_original_source: Option<bool>,
+    /// Carry connections between pods of this node through an encrypted tunnel too, for those who
+    /// must encrypt everything. Off: joined in process, at a tenth of the cost, under the same policies.
+    #[arg(long, env = "AMBIT_FORCE_TUNNEL", default_value_t = false, action = ArgAction::Set)]
+    pub force_tunnel: bool,
+
+    /// Answer DNS for names of the mesh inside pods.
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", default_value_t = true, action = ArgAction::Set)]
+    pub dns_proxy: bool,
+    /// Port of the DNS proxy on the pods' loopback; the packet rules redirect to it.
+    #[arg(long, env = "AMBIT_DNS_PORT", default_value_t = 15053)]
+    pub dns_port: u16,
+    /// Where resolvers and search domains are read: kubelet writes the pod's DNS policy there.
+    #[arg(long, env = "AMBIT_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+
+    /// How long certificates are asked for. A day: renewed at half life, an outage of the
+    /// authority of 12 hours passes unnoticed.
+    #[arg(long, env = "SECRET_TTL", default_value = "86400s", value_parser = duration)]
+    pub secret_ttl: Duration,
+
+    /// Bytes a stream may have in flight: one bulk transfer at 10 Gb/s and 3 ms.
+    #[arg(long, env = "HTTP2_STREAM_WINDOW_SIZE", default_value_t = 4 << 20)]
+    pub stream_window: u32,
+    /// Bytes a tunnel connection may have in flight: four such transfers.
+    #[arg(long, env = "HTTP2_CONNECTION_WINDOW_SIZE", default_value_t = 16 << 20)]
+    pub connection_window: u32,
+    /// Largest frame we take; peers send up to it.
+    #[arg(long, env = "HTTP2_FRAME_SIZE", default_value_t = 1 << 20)]
+    pub frame_size: u32,
+    /// Streams on one tunnel connection; half of what servers allow, to leave room for races.
+    #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = 100)]
+    pub pool_max_streams: u16,
+    /// An unused tunnel is kept this long: a handshake costs more than five minutes of memory.
+    #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value = "300s", value_parser = duration)]
+    pub pool_unused_release: Duration,
+
+    /// TCP keepalive on all sockets: finds dead peers that applications with idle connections would not.
+    #[arg(long, env = "KEEPALIVE_ENABLED", default_value_t = true, action = ArgAction::Set)]
+    pub keepalive: bool,
+    /// Idle time before the first probe: below the 350 s after which cloud balancers forget a flow.
+    #[arg(long, env = "KEEPALIVE_TIME", default_value = "180s", value_parser = duration)]
+    pub keepalive_time: Duration,
+    /// Time between probes.
+    #[arg(long, env = "KEEPALIVE_INTERVAL", default_value = "180s", value_parser = duration)]
+    pub keepalive_interval: Duration,
+    /// Probes without answer before the connection is given up.
+    #[arg(long, env = "KEEPALIVE_RETRIES", default_value_t = 9)]
+    pub keepalive_retries: u32,
+    /// Give up a connection whose data stays unacknowledged for as long as keepalive would take.
+    #[arg(long, env = "USER_TIMEOUT_ENABLED", default_value_t = false, action = ArgAction::Set)]
+    pub user_timeout: bool,
+
+    /// Threads that carry traffic: `4` or `50%`. Unset: the CPU limit, else a quarter of the
+    /// cores, at least two: the node belongs to its workloads.
+    #[arg(long, env = "ZTUNNEL_WORKER_THREADS", value_parser = Workers::parse)]
+    pub worker_threads: Option<Workers>,
+    /// CPUs the container may use, from its limit.
+    #[arg(long, env = "ZTUNNEL_CPU_LIMIT")]
+    pub cpu_limit: Option<usize>,
+    /// What kubelet waits between SIGTERM and SIGKILL; connections drain within it. The chart's value.
+    #[arg(long, env = "TERMINATION_GRACE_PERIOD_SECONDS", default_value_t = 30)]
+    pub termination_grace_seconds: u64,
+    /// How long connections may drain, instead of what the grace period leaves.
+    #[arg(long, env = "CONNECTION_TERMINATION_DEADLINE", value_parser = duration)]
+    pub termination_deadline: Option<Duration>,
+
+    /// Log filter: a level and `module=level` pairs.
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub log: String,
+    /// Log format: plain or json.
+    #[arg(long, env = "LOG_FORMAT", default_value = "plain")]
+    pub log_format: ops::log::Format,
+    /// Port of the admin door, on localhost only: it can change and stop things.
+    #[arg(long, env = "AMBIT_ADMIN_PORT", default_value_t = 15000)]
+    pub admin_port: u16,
+    /// Where metrics are scraped.
+    #[arg(long, env = "AMBIT_STATS_ADDRESS", default_value = "[::]:15020")]
+    pub stats_address: SocketAddr,
+    /// Where kubelet asks whether we are ready.
+    #[arg(long, env = "AMBIT_READINESS_ADDRESS", default_value = "[::]:15021")]
+    pub readiness_address: SocketAddr,
+
+    /// `proxy ztunnel`, as Istio's chart calls it; means nothing here.
+    #[arg(hide = true, num_args = 0..)]
+    pub role: Vec<String>,
+
+    /// Metadata for the control plane, from `ISTIO_META_*`.
+    #[arg(skip)]
+    pub metadata: BTreeMap<String, String>,
+    /// Extra gRPC headers for discovery and the authority, from `XDS_HEADER_*` and `CA_HEADER_*`.
+    #[arg(skip)]
+    pub xds_headers: Vec<(String, String)>,
+    /// See `xds_headers`.
+    #[arg(skip)]
+    pub ca_headers: Vec<(String, String)>,
+}
+
+/// Ports inside each pod. Fixed: the packet rules of Istio's node agent name them.
+pub mod ports {
+    /// Captured connections that leave the pod.
+    pub const OUTBOUND: u16 = 15001;
+    /// Plaintext that was on its way to the pod.
+    pub const INBOUND_PLAIN: u16 = 15006;
+    /// Tunnels to the pod.
+    pub const INBOUND: u16 = 15008;
+}
+
+impl Config {
+    /// The command line and environment of this process.
+    pub fn from_process() -> Self {
+        Self::parse().with_variables(std::env::vars())
+    }
+
+    /// Adds what comes from variables whose names are not known beforehand.
+    pub fn with_variables(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        for (name, value) in variables {
+            if let Some(key) = name.strip_prefix("ISTIO_META_") {
+                self.metadata.insert(key.to_owned(), value);
+            } else if let Some(header) = name.strip_prefix("XDS_HEADER_") {
+                self.xds_headers.push((header.to_lowercase(), value));
+            } else if let Some(header) = name.strip_prefix("CA_HEADER_") {
+                self.ca_headers.push((header.to_lowercase(), value));
+            }
+        }
+        self
+    }
+
+    /// The authority's address: the control plane's unless set.
+    pub fn ca_address(&self) -> &str {
+        self.ca_address.as_deref().unwrap_or(&self.xds_address)
+    }
+
+    /// The authority's roots: discovery's unless set.
+    pub fn ca_root_ca(&self) -> &PathBuf {
+        self.ca_root_ca.as_ref().unwrap_or(&self.xds_root_ca)
+    }
+
+    /// How long open connections may go on after SIGTERM: what kubelet's grace period leaves
+    /// when we keep some seconds for reports and clean exit.
+    pub fn drain_deadline(&self) -> Duration {
+        let grace = self.termination_grace_seconds;
+        let reserve = if grace <= 10 { 1 } else { 5 };
+        self.termination_deadline.unwrap_or(Duration::from_secs(grace.saturating_sub(reserve)))
+    }
+
+    /// Threads for traffic, on a machine with `cores`.
+    pub fn workers(&self, cores: usize) -> usize {
+        match (self.worker_threads, self.cpu_limit) {
+            (Some(Workers::Count(count)), _) => count,
+            (Some(Workers::Percent(percent)), _) => (cores * percent).div_ceil(100).max(1),
+            (None, Some(limit)) if limit > 0 => limit,
+            (None, _) => cores.div_ceil(4).max(2),
+        }
+    }
+
+    /// The first of our own addresses.
+    pub fn own_ip(&self) -> IpAddr {
+        let first = self.instance_ip.split(',').next().and_then(|ip| ip.trim().parse().ok());
+        first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+    }
+}
+
+/// Threads for traffic: a number, or a share of the machine's cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    /// That many.
+    Count(usize),
+    /// That many hundredths of the cores.
+    Percent(usize),
+}
+
+impl Workers {
+    fn parse(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is neither a number of threads nor a percentage such as 50%");
+        let (number, kind): (&str, fn(usize) -> Self) = match text.strip_suffix('%') {
+            Some(percent) => (percent, Self::Percent),
+            None => (text, Self::Count),
+        };
+        let number: usize = number.parse().map_err(|_| bad())?;
+        if number == 0 { Err(bad()) } else { Ok(kind(number)) }
+    }
+}
+
+/// `host:port`, `https://host:port` or `http://host:port` into a URL. Empty means the default:
+/// charts leave variables empty.
+fn address(text: &str) -> Result<String, String> {
+    let text = if text.is_empty() { DEFAULT_CONTROL_PLANE } else { text };
+    let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let uri: http::Uri = url.parse().map_err(|error| format!("{text:?}: {error}"))?;
+    match (uri.scheme_str(), uri.port_u16()) {
+        (Some("http" | "https"), Some(_)) => Ok(url.trim_end_matches('/').to_owned()),
+        (Some("http" | "https"), None) => Err(format!("{text:?}: the port is missing")),
+        _ => Err(format!("{text:?}: use host:port or https://host:port")),
+    }
+}
+
+fn root(text: &str) -> Result<PathBuf, String> {
+    Ok(match text {
+        "" => DEFAULT_ROOT,
+        "SYSTEM" => "/etc/ssl/certs/ca-certificates.crt",
+        path => path,
+    }
+    .into())
+}
+
+fn filled(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("must not be empty".into()) } else { Ok(text.to_owned()) }
+}
+
+/// `0x539` or `1337`.
+fn number(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| format!("{text:?} is not a number"))
+}
+
+/// `90`, `90s`, `1500ms`, `5m`, `24h`; also joined, as Go prints them: `1h30m`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration such as 90s, 1500ms, 5m or 1h30m");
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).ok_or_else(bad)?;
+        let (number, unit) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        let letters = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+        let part = match &unit[..letters] {
+            "ms" => Some(Duration::from_millis(number)),
+            "s" => Some(Duration::from_secs(number)),
+            "m" => number.checked_mul(60).map(Duration::from_secs),
+            "h" => number.checked_mul(3600).map(Duration::from_secs),
+            _ => None,
+        };
+        total = part.and_then(|part| total.checked_add(part)).ok_or_else(bad)?;
+        rest = &unit[letters..];
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(total) }
+}
+
+const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
+const DEFAULT_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &[&str]) -> Config {
+        Config::try_parse_from([&["ztunnel"], arguments].concat()).unwrap()
+    }
+
+    #[test]
+    fn chart_arguments_are_understood() {
+        assert_eq!(config(&["proxy", "ztunnel"]).xds_address, "https://istiod.istio-system.svc:15012");
+    }
+
+    #[test]
+    fn addresses_become_urls() {
+        for (given, url) in [
+            ("istiod.istio-system.svc:15012", Some("https://istiod.istio-system.svc:15012")),
+            ("https://localhost:15012/", Some("https://localhost:15012")),
+            ("http://127.0.0.1:15010", Some("http://127.0.0.1:15010")),
+            ("https://[fd00::1]:15012", Some("https://[fd00::1]:15012")),
+            ("", Some("https://istiod.istio-system.svc:15012")),
+            ("https://localhost", None),
+            ("unix:///run/x:1", None),
+        ] {
+            assert_eq!(address(given).ok().as_deref(), url, "{given}");
+        }
+    }
+
+    #[test]
+    fn durations_read_as_go_and_people_write_them() {
+        for (text, millis) in
+            [("90", 90_000), ("90s", 90_000), ("1500ms", 1_500), ("5m", 300_000), ("24h", 86_400_000), ("1h30m", 5_400_000), ("0s", 0)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "s", "5x", "-1s", "1.5s", "5m ", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn connections_drain_within_the_grace_period() {
+        for (arguments, seconds) in [
+            (&[][..], 25),
+            (&["--termination-grace-seconds", "10"], 9),
+            (&["--termination-grace-seconds", "0"], 0),
+            (&["--termination-deadline", "3600s"], 3600),
+        ] {
+            assert_eq!(config(arguments).drain_deadline(), Duration::from_secs(seconds), "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn workers_follow_flag_then_limit_then_cores() {
+        for (arguments, cores, workers) in [
+            (&[][..], 2, 2),
+            (&[], 64, 16),
+            (&["--cpu-limit", "3"], 64, 3),
+            (&["--worker-threads", "5", "--cpu-limit", "3"], 64, 5),
+            (&["--worker-threads", "50%"], 7, 4),
+            (&["--worker-threads", "1%"], 2, 1),
+        ] {
+            assert_eq!(config(arguments).workers(cores), workers, "{arguments:?} on {cores}");
+        }
+        for bad in ["0", "0%", "many", "-1"] {
+            assert!(Workers::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn free_named_variables_are_sorted_into_their_places() {
+        let variables = [("ISTIO_META_DNS", "x"), ("XDS_HEADER_X-Team", "a"), ("CA_HEADER_Y", "b"), ("HOME", "/")];
+        let config = config(&[]).with_variables(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(config.metadata, BTreeMap::from([("DNS".to_owned(), "x".to_owned())]));
+        assert_eq!(config.xds_headers, [("x-team".to_owned(), "a".to_owned())]);
+        assert_eq!(config.ca_headers, [("y".to_owned(), "b".to_owned())]);
+    }
+}

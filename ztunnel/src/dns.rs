@@ -1,0 +1,336 @@
+//! Answers DNS for names of the mesh inside pods, and relays everything else untouched.
+//!
+//! 1. a query arrives on the pod's loopback, redirected by its packet rules   ([`Dns::serve`])
+//! 2. A and AAAA of mesh names are answered from the snapshot                 (`names`, pure)
+//! 3. anything else goes to the upstream resolvers as it is                   (`upstream`)
+//!
+//! The mesh is answered inside the receiving loop, relayed queries are tasks with a bound and a
+//! deadline: a dead upstream never delays a mesh name.
+
+mod names;
+mod resolv;
+mod upstream;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use mesh::{Mesh, Network};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use crate::config::Config;
+use crate::metrics::{DnsLabels, DnsMetrics, Protocol};
+use crate::pod::Pod;
+use names::{Found, Names};
+pub use resolv::Resolv;
+use upstream::{HEADER, framed};
+pub use upstream::{RelayError, Upstream};
+
+/// The DNS proxy of this node; every pod has its own sockets.
+#[derive(Debug)]
+pub struct Dns {
+    mesh: Arc<Mesh>,
+    network: Network,
+    cluster_domain: String,
+    search: Vec<String>,
+    upstream: Upstream,
+    metrics: DnsMetrics,
+    /// Relayed queries under way on the whole node.
+    in_flight: Arc<Semaphore>,
+}
+
+impl Dns {
+    /// A proxy that relays to the servers of `resolv`.
+    pub fn new(mesh: Arc<Mesh>, config: &Config, resolv: Resolv, metrics: DnsMetrics) -> Arc<Self> {
+        Arc::new(Self {
+            mesh,
+            network: Network::new(&*config.network),
+            cluster_domain: config.cluster_domain.to_ascii_lowercase(),
+            search: resolv.search,
+            upstream: Upstream::new(resolv.servers),
+            metrics,
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_NODE)),
+        })
+    }
+
+    /// Serves one pod on its sockets until the pod leaves.
+    pub fn serve(self: Arc<Self>, pod: Arc<Pod>, udp: UdpSocket, tcp: TcpListener) {
+        let client = Arc::new(Client { in_flight: Arc::new(Semaphore::new(IN_FLIGHT_POD)), pod });
+        let drain = client.pod.drain.clone();
+        drain.spawn(until_pod_leaves(client.clone(), self.clone().serve_udp(client.clone(), Arc::new(udp))));
+        drain.spawn(until_pod_leaves(client.clone(), self.serve_tcp(client, tcp)));
+    }
+
+    async fn serve_udp(self: Arc<Self>, client: Arc<Client>, socket: Arc<UdpSocket>) {
+        let mut buffer = vec![0; LARGEST_QUERY];
+        loop {
+            let (length, from) = match socket.recv_from(&mut buffer).await {
+                Ok(received) => received,
+                // An earlier answer could not be delivered: the kernel's way to say so.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                Err(error) => {
+                    tracing::debug!(pod = %client.pod.name, %error, "dns: cannot receive");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let query = &buffer[..length];
+            match self.take(&client, query, Protocol::Udp) {
+                Step::Drop => {}
+                Step::Answer(answer) => {
+                    let _ = socket.send_to(&answer, from).await;
+                }
+                Step::Relay(relay) => {
+                    let (dns, client, socket, query) = (self.clone(), client.clone(), socket.clone(), query.to_vec());
+                    let drain = client.pod.drain.clone();
+                    drain.spawn(until_pod_leaves(client.clone(), async move {
+                        let answer = dns.relay(&client, &query, relay, Protocol::Udp).await;
+                        let _ = socket.send_to(&answer, from).await;
+                    }));
+                }
+            }
+        }
+    }
+
+    async fn serve_tcp(self: Arc<Self>, client: Arc<Client>, listener: TcpListener) {
+        let slots = Arc::new(Semaphore::new(TCP_CONNECTIONS_POD));
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            // Beyond the bound: closed at once; resolvers try again.
+            let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+            let (dns, client) = (self.clone(), client.clone());
+            let drain = client.pod.drain.clone();
+            drain.spawn(until_pod_leaves(client.clone(), async move {
+                if let Err(error) = dns.serve_stream(&client, stream).await {
+                    tracing::debug!(pod = %client.pod.name, %error, "dns: connection ended early");
+                }
+                drop(slot);
+            }));
+        }
+    }
+
+    /// Queries on one TCP connection, one after the other, until the client is done or idle.
+    async fn serve_stream(&self, client: &Arc<Client>, mut stream: TcpStream) -> io::Result<()> {
+        loop {
+            let query = match timeout(TCP_IDLE, read_framed(&mut stream)).await {
+                Ok(Ok(query)) => query,
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Ok(()),
+            };
+            let answer = match self.take(client, &query, Protocol::Tcp) {
+                Step::Drop => return Ok(()),
+                Step::Answer(answer) => answer,
+                Step::Relay(relay) => self.relay(client, &query, relay, Protocol::Tcp).await,
+            };
+            stream.write_all(&framed(&answer)?).await?;
+        }
+    }
+
+    /// Decides what becomes of a query; answers it if it is about the mesh.
+    fn take(&self, client: &Client, query: &[u8], protocol: Protocol) -> Step {
+        if query.len() < HEADER || query[2] & 0x80 != 0 {
+            return Step::Drop; // not a query: answering it could start a loop
+        }
+        let message = Message::from_vec(query).ok();
+        let labels = client.labels(message.as_ref().and_then(|message| message.queries.first()), protocol);
+        self.metrics.requests.get_or_create(&labels).inc();
+        if let Some(answer) = message.as_ref().and_then(|message| self.answer(message, client, protocol)) {
+            return Step::Answer(answer);
+        }
+        let size = message.as_ref().map_or(PLAIN_UDP, largest_answer);
+        let permits = self.in_flight.clone().try_acquire_owned().ok().zip(client.in_flight.clone().try_acquire_owned().ok());
+        match permits {
+            Some((node, pod)) => Step::Relay(Relay { size, labels, _permits: (node, pod) }),
+            None => {
+                self.metrics.upstream_failures.get_or_create(&labels).inc();
+                Step::Answer(refused(query, message.as_ref(), ResponseCode::ServFail))
+            }
+        }
+    }
+
+    fn answer(&self, query: &Message, client: &Client, protocol: Protocol) -> Option<Vec<u8>> {
+        let [question] = &query.queries[..] else { return None };
+        let ours = query.metadata.message_type == MessageType::Query
+            && query.metadata.op_code == OpCode::Query
+            && question.query_class() == DNSClass::IN
+            && matches!(question.query_type(), RecordType::A | RecordType::AAAA);
+        if !ours {
+            return None;
+        }
+        let snapshot = self.mesh.load();
+        let names = Names {
+            snapshot: &snapshot,
+            network: &self.network,
+            cluster_domain: &self.cluster_domain,
+            search: &self.search,
+            namespace: &client.pod.namespace,
+        };
+        let response = respond(query, question, &names)?;
+        let limit = if protocol == Protocol::Udp { largest_answer(query) } else { u16::MAX };
+        fitting(response, usize::from(limit))
+    }
+
+    async fn relay(&self, client: &Client, query: &[u8], relay: Relay, protocol: Protocol) -> Vec<u8> {
+        self.metrics.upstream_requests.get_or_create(&relay.labels).inc();
+        let started = Instant::now();
+        let netns = &client.pod.netns;
+        let answered = match protocol {
+            Protocol::Udp => self.upstream.udp(netns, query, relay.size).await,
+            Protocol::Tcp => self.upstream.tcp(netns, query).await,
+        };
+        self.metrics.upstream_seconds.get_or_create(&relay.labels).observe(started.elapsed().as_secs_f64());
+        answered.unwrap_or_else(|error| {
+            self.metrics.upstream_failures.get_or_create(&relay.labels).inc();
+            tracing::debug!(pod = %client.pod.name, %error, "dns: not answered");
+            refused(query, Message::from_vec(query).ok().as_ref(), ResponseCode::ServFail)
+        })
+    }
+}
+
+/// A pod that asks.
+#[derive(Debug)]
+struct Client {
+    pod: Arc<Pod>,
+    /// Relayed queries of this pod: one that asks without end must not use up the node's share.
+    in_flight: Arc<Semaphore>,
+}
+
+impl Client {
+    fn labels(&self, question: Option<&Query>, protocol: Protocol) -> DnsLabels {
+        let workload = self.pod.known().map(|known| known.workload.workload_name.clone());
+        DnsLabels::new(question.map(Query::query_type), protocol, workload, self.pod.namespace.clone())
+    }
+}
+
+enum Step {
+    Drop,
+    Answer(Vec<u8>),
+    Relay(Relay),
+}
+
+struct Relay {
+    size: u16,
+    labels: DnsLabels,
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+/// The answer to a question about the mesh; `None` if it is not about the mesh.
+fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Message> {
+    let asked = question.name();
+    let text = asked.to_ascii().to_ascii_lowercase();
+    let text = text.trim_end_matches('.');
+    let localhost = text == "localhost" || text.ends_with(".localhost");
+    let (found, ttl) = if localhost { (loopback(), LOCALHOST_TTL) } else { (names.find(text)?, TTL) };
+
+    let mut metadata = Metadata::response_from_request(&query.metadata);
+    metadata.recursion_available = true;
+    metadata.authoritative = !localhost;
+    let mut response = Message::response(query.metadata.id, OpCode::Query);
+    response.metadata = metadata;
+    response.add_query(question.clone());
+
+    let mut owner = asked.clone();
+    if let Some(alias) = &found.alias {
+        let target = Name::from_ascii(format!("{alias}.")).ok()?;
+        response.add_answer(Record::from_rdata(owner, ttl, RData::CNAME(CNAME(target.clone()))));
+        owner = target;
+    }
+    let wanted = |ip: &&IpAddr| ip.is_ipv4() == (question.query_type() == RecordType::A);
+    let mut addresses: Vec<_> = found.addresses.iter().filter(wanted).collect();
+    if !addresses.is_empty() {
+        // Clients tend to take the first: let that be another one each time.
+        let count = addresses.len();
+        addresses.rotate_left(usize::from(query.metadata.id) % count);
+    }
+    response.add_answers(addresses.into_iter().map(|ip| Record::from_rdata(owner.clone(), ttl, rdata(*ip))));
+    if query.edns.is_some() {
+        let mut edns = Edns::new();
+        edns.set_max_payload(LARGEST_UDP_ANSWER);
+        response.set_edns(edns);
+    }
+    Some(response)
+}
+
+/// `localhost` never leaves the pod (RFC 6761, 6.3).
+fn loopback() -> Found {
+    Found { alias: None, addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] }
+}
+
+fn rdata(ip: IpAddr) -> RData {
+    match ip {
+        IpAddr::V4(ip) => RData::A(A(ip)),
+        IpAddr::V6(ip) => RData::AAAA(AAAA(ip)),
+    }
+}
+
+/// In bytes, with fewer addresses and the truncation bit if it is longer than the asker takes:
+/// resolvers then ask again over TCP.
+fn fitting(mut response: Message, limit: usize) -> Option<Vec<u8>> {
+    loop {
+        let bytes = response.to_vec().ok()?;
+        if bytes.len() <= limit {
+            return Some(bytes);
+        }
+        let keep = response.answers.len().checked_mul(limit)? / bytes.len();
+        response.metadata.truncation = true;
+        response.answers.truncate(keep.min(response.answers.len().checked_sub(1)?));
+    }
+}
+
+fn largest_answer(query: &Message) -> u16 {
+    query.edns.as_ref().map_or(PLAIN_UDP, |edns| edns.max_payload().max(PLAIN_UDP))
+}
+
+/// An answer without content: the question again and a code.
+fn refused(query: &[u8], message: Option<&Message>, code: ResponseCode) -> Vec<u8> {
+    let id = u16::from_be_bytes([query[0], query[1]]);
+    let mut response = Message::error_msg(id, OpCode::Query, code);
+    if let Some(message) = message {
+        response.metadata = Metadata::response_from_request(&message.metadata);
+        response.metadata.response_code = code;
+        response.add_queries(message.queries.iter().cloned());
+    }
+    response.to_vec().unwrap_or_default()
+}
+
+async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let length = stream.read_u16().await?;
+    let mut message = vec![0; usize::from(length)];
+    stream.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn until_pod_leaves(client: Arc<Client>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = client.pod.drain.accepting().cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Seconds an answer may be cached. Short: names of the mesh move, and asking again is cheap.
+const TTL: u32 = 30;
+const LOCALHOST_TTL: u32 = 86_400;
+/// Largest answer over UDP to an asker that says nothing about it (RFC 1035).
+const PLAIN_UDP: u16 = 512;
+/// What we say we take: fits in one packet on any path (DNS flag day 2020).
+const LARGEST_UDP_ANSWER: u16 = 1232;
+/// Longer queries over UDP do not exist in practice.
+const LARGEST_QUERY: usize = 4096;
+/// Relayed queries under way: at 4.5 s for a dead upstream, 400 and 50 queries a second.
+const IN_FLIGHT_NODE: usize = 2048;
+const IN_FLIGHT_POD: usize = 256;
+const TCP_CONNECTIONS_POD: usize = 64;
+/// RFC 7766 asks for seconds.
+const TCP_IDLE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(20);

@@ -1,0 +1,183 @@
+//! What the frame counts: pods, DNS, discovery. The TCP metrics are the path's (`traffic`).
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use hickory_proto::rr::RecordType;
+use ops::metrics::Registry;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// Everything the frame counts. Clones share the counters.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    /// Pods of this node.
+    pub pods: PodMetrics,
+    /// The DNS proxy.
+    pub dns: DnsMetrics,
+    /// The discovery stream.
+    pub xds: XdsMetrics,
+}
+
+/// Pods of this node.
+#[derive(Debug, Clone, Default)]
+pub struct PodMetrics {
+    /// Served now.
+    pub active: Gauge,
+    /// Handed over by the node agent, but not yet served.
+    pub pending: Gauge,
+    /// Started since the beginning.
+    pub started: Counter,
+    /// Stopped since the beginning.
+    pub stopped: Counter,
+}
+
+/// The DNS proxy.
+#[derive(Debug, Clone)]
+pub struct DnsMetrics {
+    /// Queries received.
+    pub requests: Family<DnsLabels, Counter>,
+    /// Queries relayed.
+    pub upstream_requests: Family<DnsLabels, Counter>,
+    /// Relayed queries that nobody answered, or that were too many.
+    pub upstream_failures: Family<DnsLabels, Counter>,
+    /// How long the upstream took, in seconds.
+    pub upstream_seconds: Family<DnsLabels, Histogram, fn() -> Histogram>,
+}
+
+/// The discovery stream.
+#[derive(Debug, Clone, Default)]
+pub struct XdsMetrics {
+    /// Responses received, by type.
+    pub messages: Family<TypeUrl, Counter>,
+    /// Their size in bytes, as encoded.
+    pub bytes: Family<TypeUrl, Counter>,
+    /// Ends of the stream, by reason.
+    pub terminations: Family<Reason, Counter>,
+}
+
+/// Label set of the DNS metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DnsLabels {
+    request_query_type: QueryType,
+    request_protocol: Protocol,
+    source_workload: Text,
+    source_workload_namespace: Text,
+}
+
+/// How a query came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// As a datagram.
+    Udp,
+    /// On a connection.
+    Tcp,
+}
+
+/// `url` label of the discovery metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TypeUrl {
+    /// Type URL of the resources.
+    pub url: &'static str,
+}
+
+/// `reason` label of [`XdsMetrics::terminations`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// `Connection`, `Error` or `Complete`, as Istio has it.
+    pub reason: &'static str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct QueryType(Option<RecordType>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Text(Arc<str>);
+
+impl Metrics {
+    /// Enters all families into `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        let families = registry.families();
+        let Self { pods, dns, xds } = self.clone();
+        let unstable = |help: &str| format!("{help} (unstable)");
+        families.register(
+            "workload_manager_active_proxy_count",
+            unstable("The total number current workloads with active proxies"),
+            pods.active,
+        );
+        families.register(
+            "workload_manager_pending_proxy_count",
+            unstable("The total number current workloads with pending proxies"),
+            pods.pending,
+        );
+        families.register("workload_manager_proxies_started", unstable("The total number of proxies that were started"), pods.started);
+        families.register("workload_manager_proxies_stopped", unstable("The total number of proxies that were stopped"), pods.stopped);
+        families.register("istio_dns_requests", unstable("The total number of DNS requests"), dns.requests);
+        families.register("istio_dns_upstream_requests", unstable("The total number of DNS requests relayed upstream"), dns.upstream_requests);
+        families.register("istio_dns_upstream_failures", unstable("The total number of DNS requests nobody answered upstream"), dns.upstream_failures);
+        families.register(
+            "istio_dns_upstream_request_duration_seconds",
+            unstable("How long upstream took to answer a DNS request"),
+            dns.upstream_seconds,
+        );
+        families.register("istio_xds_message", unstable("The total number of discovery responses received"), xds.messages);
+        families.register("istio_xds_message_bytes", unstable("The total size of discovery responses received"), xds.bytes);
+        families.register("istio_xds_connection_terminations", unstable("The total number of ends of the discovery stream"), xds.terminations);
+    }
+}
+
+impl Default for DnsMetrics {
+    fn default() -> Self {
+        Self {
+            requests: Family::default(),
+            upstream_requests: Family::default(),
+            upstream_failures: Family::default(),
+            upstream_seconds: Family::new_with_constructor(|| Histogram::new([0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0])),
+        }
+    }
+}
+
+impl DnsLabels {
+    /// Labels of a query; `kind` is absent when it could not be read.
+    pub fn new(kind: Option<RecordType>, protocol: Protocol, workload: Option<Arc<str>>, namespace: Arc<str>) -> Self {
+        Self {
+            request_query_type: QueryType(kind.filter(is_common)),
+            request_protocol: protocol,
+            source_workload: Text(workload.unwrap_or_else(|| "unknown".into())),
+            source_workload_namespace: Text(namespace),
+        }
+    }
+}
+
+/// A pod must not be able to make 65,536 series by asking for strange types.
+fn is_common(kind: &RecordType) -> bool {
+    use RecordType::{A, AAAA, ANY, CNAME, HTTPS, MX, NS, PTR, SOA, SRV, SVCB, TXT};
+    matches!(kind, A | AAAA | ANY | CNAME | HTTPS | MX | NS | PTR | SOA | SRV | SVCB | TXT)
+}
+
+impl EncodeLabelValue for QueryType {
+    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(kind) => kind.to_string().encode(out),
+            None => "other".encode(out),
+        }
+    }
+}
+
+impl EncodeLabelValue for Protocol {
+    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        match self {
+            Self::Udp => "udp".encode(out),
+            Self::Tcp => "tcp".encode(out),
+        }
+    }
+}
+
+impl EncodeLabelValue for Text {
+    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+        (&*self.0).encode(out)
+    }
+}

@@ -1,0 +1,266 @@
+//! One pod's proxy: the listeners inside its namespace, their life and their end.
+//!
+//! 1. the node agent hands over a pod                       (`agent`)
+//! 2. listeners open in its namespace                       ([`Pod::start`])
+//! 3. its workload is awaited from the control plane        (`Pod::learn`)
+//! 4. each connection becomes a task of the path            (`accept_loop` → `outbound`, `inbound`)
+//! 5. the pod leaves: listeners close, connections drain    ([`Pod::stop`])
+//!
+//! Listeners open before the workload is known, because the agent's answer waits for them and the
+//! control plane learns of a new pod only after it: early connections wait in the path.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hbone::Identity;
+use mesh::{Mesh, Snapshot, Workload};
+use ops::drain::{Drain, Drained};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+
+use crate::config::ports;
+use crate::dns::Dns;
+use crate::netns::{Netns, is_no_ipv6, original_destination, unmapped};
+use crate::node::Node;
+use crate::{inbound, outbound};
+
+/// A pod of this node that is enrolled in the mesh.
+#[derive(Debug)]
+pub struct Pod {
+    /// Kubernetes' pod UID, by which the node agent names it.
+    pub uid: Arc<str>,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Pod namespace.
+    pub namespace: Arc<str>,
+    /// The service account it runs as; empty if the agent did not say.
+    pub service_account: Arc<str>,
+    /// Where its sockets live.
+    pub netns: Arc<Netns>,
+    /// Its connections, and their end.
+    pub drain: Drain,
+    known: OnceLock<Known>,
+    learned: Notify,
+}
+
+/// What is certain about a pod once the control plane has told of it.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// Name of its workload in discovery.
+    pub workload_uid: Arc<str>,
+    /// The workload as it was first told.
+    pub workload: Arc<Workload>,
+    /// Who its connections are.
+    pub identity: Identity,
+}
+
+/// Why a pod's proxy could not start. The node agent shows the text to the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A listener could not be opened.
+    #[error("port {port} in the pod's network namespace: {error}")]
+    Listen {
+        /// The port.
+        port: u16,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+impl Pod {
+    /// A pod that does nothing yet.
+    pub fn new(uid: Arc<str>, name: &str, namespace: &str, service_account: &str, netns: Netns, drain: Drain) -> Arc<Self> {
+        Arc::new(Self {
+            uid,
+            name: name.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+            netns: Arc::new(netns),
+            drain,
+            known: OnceLock::new(),
+            learned: Notify::new(),
+        })
+    }
+
+    /// What is known of the pod, if anything yet.
+    pub fn known(&self) -> Option<&Known> {
+        self.known.get()
+    }
+
+    /// Waits until the control plane has told of this pod. Cancel safe; no time limit of its own.
+    pub async fn wait_known(&self) -> &Known {
+        loop {
+            let learned = self.learned.notified();
+            if let Some(known) = self.known.get() {
+                return known;
+            }
+            learned.await;
+        }
+    }
+
+    /// Its workload as of `snapshot`; the last known one while the control plane has already
+    /// forgotten a pod that still runs. `None` before it was ever told of.
+    pub fn workload(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
+        let known = self.known.get()?;
+        Some(snapshot.workload(&known.workload_uid).unwrap_or(&known.workload).clone())
+    }
+
+    /// Name of its workload in discovery; empty while unknown.
+    pub fn workload_uid(&self) -> Arc<str> {
+        self.known.get().map_or_else(|| "".into(), |known| known.workload_uid.clone())
+    }
+
+    /// Opens the listeners and begins to serve. On an error nothing stays open.
+    pub fn start(self: &Arc<Self>, node: &Arc<Node>, dns: Option<&Arc<Dns>>) -> Result<(), StartError> {
+        let listen = |port| self.netns.listen(port).map_err(|error| StartError::Listen { port, error });
+        let listeners = [
+            (Door::Outbound, listen(ports::OUTBOUND)?),
+            (Door::Plain, listen(ports::INBOUND_PLAIN)?),
+            (Door::Tunnel, listen(ports::INBOUND)?),
+        ];
+        if let Some(dns) = dns {
+            self.start_dns(dns, node.config.dns_port)?;
+        }
+        for (door, listener) in listeners {
+            self.drain.spawn(accept_loop(node.clone(), self.clone(), door, listener));
+        }
+        self.drain.spawn(self.clone().learn(node.clone()));
+        Ok(())
+    }
+
+    /// Takes no more connections and gives open ones `deadline` to end; then cuts them.
+    pub async fn stop(self: &Arc<Self>, node: &Node, deadline: Duration) -> Drained {
+        node.pod_stopped(self);
+        self.drain.drain(deadline).await
+    }
+
+    fn start_dns(self: &Arc<Self>, dns: &Arc<Dns>, port: u16) -> Result<(), StartError> {
+        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+            let address = SocketAddr::new(ip, port);
+            let sockets = self.netns.udp(address).and_then(|udp| Ok((udp, self.netns.listen_on(address)?)));
+            match sockets {
+                Ok((udp, tcp)) => dns.clone().serve(self.clone(), udp, tcp),
+                Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
+                Err(error) => return Err(StartError::Listen { port, error }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the pod's workload and gets its certificate under way before the first connection
+    /// needs it.
+    async fn learn(self: Arc<Self>, node: Arc<Node>) {
+        let accepting = self.drain.accepting().clone();
+        let workload = tokio::select! {
+            () = accepting.cancelled() => return,
+            workload = self.workload_told(&node.mesh, &node.config.node_name) => workload,
+        };
+        let (trust_domain, namespace, service_account) = workload.identity_parts();
+        let identity = match Identity::new(trust_domain, namespace, service_account) {
+            Ok(identity) => identity,
+            Err(error) => {
+                tracing::error!(pod = %self.name, namespace = %self.namespace, %error, "the pod's workload has no usable identity; its connections are refused");
+                return;
+            }
+        };
+        node.certificates.prefetch(&identity);
+        let _ = self.known.set(Known { workload_uid: workload.uid.clone(), workload, identity });
+        self.learned.notify_waiters();
+        node.pod_started(&self);
+    }
+
+    async fn workload_told(&self, mesh: &Arc<Mesh>, node_name: &str) -> Arc<Workload> {
+        mesh.wait_for_pod(&self.namespace, &self.name, &self.service_account, node_name).await
+    }
+}
+
+/// Which listener a connection came in by.
+#[derive(Debug, Clone, Copy)]
+enum Door {
+    Outbound,
+    Plain,
+    Tunnel,
+}
+
+/// Takes connections until the pod leaves. The listener closes when this ends. Tokio's `accept`
+/// goes back to the poller only when the backlog is empty, so a burst is taken in one go.
+async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: TcpListener) {
+    let mut trouble = Trouble::default();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = pod.drain.accepting().cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                trouble.over();
+                let (node, task_pod) = (node.clone(), pod.clone());
+                pod.drain.spawn(async move {
+                    let now = task_pod.drain.now().clone();
+                    tokio::select! {
+                        () = now.cancelled() => {}
+                        () = serve(&node, &task_pod, door, tcp, unmapped(peer)) => {}
+                    }
+                });
+            }
+            Err(error) => trouble.wait(&pod, door, &error).await,
+        }
+    }
+}
+
+async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {
+    let arrived = match door {
+        Door::Tunnel => tcp.local_addr().map(unmapped),
+        Door::Outbound | Door::Plain => original_destination(&tcp),
+    };
+    let to = match arrived {
+        Ok(to) => to,
+        Err(error) => {
+            tracing::debug!(pod = %pod.name, %peer, %error, "the connection was gone before it could be looked at");
+            return;
+        }
+    };
+    match door {
+        Door::Outbound => outbound::serve(node, pod, tcp, peer, to).await,
+        Door::Plain => inbound::serve_plain(node, pod, tcp, peer, to).await,
+        Door::Tunnel => inbound::serve_tunnel(node, pod, tcp, peer, to).await,
+    }
+}
+
+/// A listener that cannot accept: out of file descriptors or memory. It neither spins nor gives
+/// up; connections wait in the backlog meanwhile.
+#[derive(Debug, Default)]
+struct Trouble {
+    failures: u32,
+}
+
+impl Trouble {
+    async fn wait(&mut self, pod: &Pod, door: Door, error: &io::Error) {
+        // A peer that reset its connection in the backlog is no trouble of ours.
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            return;
+        }
+        if self.failures == 0 {
+            tracing::warn!(pod = %pod.name, namespace = %pod.namespace, listener = ?door, %error, "cannot accept connections; they wait until it gets better");
+        }
+        self.failures = self.failures.saturating_add(1);
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+
+    fn over(&mut self) {
+        self.failures = 0;
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        tracing::debug!(pod = %self.name, namespace = %self.namespace, netns = ?self.netns.id(), "pod gone, nothing of it is left");
+    }
+}
+
+/// Long enough that a full table costs no CPU, short enough that nobody notices it is over.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
