@@ -1,4 +1,358 @@
 //! Open connections, by pod.
+//!
+//! A connection enters when both its ends are known and leaves when its `Entry` is dropped, whatever ended it. While
+//! it is here it can be listed (`/config_dump`), counted (drain), have its bytes settled into the metrics, and be
+//! cut when a policy turns against it (`rejudge`).
+//!
+//! One small map per pod behind its own mutex: opening or closing a connection locks only its pod's map, for an
+//! insertion or a removal. No task and no timer per connection.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use hbone::{Counters, Identity};
+use mesh::Policy;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::admit::Denied;
+use crate::traffic::{Reporter, Series};
+
 /// All open connections of this node.
-#[derive(Default)]
-pub struct Connections {}
+#[derive(Debug, Default)]
+pub struct Connections {
+    pods: Mutex<HashMap<Arc<str>, Arc<OfPod>>>,
+    open: AtomicUsize,
+    none_left: Notify,
+}
+
+/// The connections of one pod.
+#[derive(Debug)]
+pub(crate) struct OfPod {
+    workload_uid: Arc<str>,
+    live: Mutex<HashMap<usize, Arc<Live>>>,
+    /// The policies that the open connections were last judged by.
+    judged_by: Mutex<Option<Vec<Arc<Policy>>>>,
+}
+
+/// One open connection, seen from one of its ends.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) reporter: Reporter,
+    pub(crate) protocol: Protocol,
+    /// The client as this end sees it.
+    pub(crate) source: SocketAddr,
+    /// What the client asked for.
+    pub(crate) original: SocketAddr,
+    /// Where this end carries it to.
+    pub(crate) actual: SocketAddr,
+    /// The client's proven identity, none for plaintext. What policies judge.
+    pub(crate) identity: Option<Identity>,
+    series: Arc<Series>,
+    bytes: Bytes,
+    /// Bytes already in the metrics, (sent, received).
+    settled: (AtomicU64, AtomicU64),
+    /// Not yet judged by `rejudge`, only on arrival.
+    pub(crate) fresh: AtomicBool,
+    denied: OnceLock<Denied>,
+    cut: Notify,
+}
+
+/// Where this end's byte counts are kept.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    /// The copy loop counts here.
+    Own(Counters),
+    /// A joined connection is copied once and seen from two ends: what one sent the other received.
+    MirrorOf(Arc<Live>),
+}
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Self::Own(Counters::default())
+    }
+}
+
+/// How the bytes travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// In a tunnel.
+    Hbone,
+    /// As they are: plaintext, or joined in process.
+    Tcp,
+}
+
+/// One connection as `/config_dump` shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shown {
+    /// The client.
+    pub src: SocketAddr,
+    /// What the client asked for.
+    pub original_dst: SocketAddr,
+    /// Where it is carried to.
+    pub actual_dst: SocketAddr,
+    /// How.
+    pub protocol: Protocol,
+}
+
+/// The open connections of a pod, for `/config_dump`.
+#[derive(Debug, Default, Clone, Serialize)]
+pub struct Listed {
+    /// Connections that came to the pod.
+    pub inbound: Vec<Shown>,
+    /// Connections that the pod opened.
+    pub outbound: Vec<Shown>,
+}
+
+impl Connections {
+    /// How many are open now, both ends of a joined connection counted.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Waits until none is open. Cancel safe.
+    pub async fn none_left(&self) {
+        loop {
+            let notified = self.none_left.notified();
+            if self.open() == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// The connections of the pod with this uid.
+    pub fn of_pod(&self, pod_uid: &str) -> Listed {
+        let Some(pod) = lock(&self.pods).get(pod_uid).cloned() else {
+            return Listed::default();
+        };
+        let mut listed = Listed::default();
+        for live in lock(&pod.live).values() {
+            let shown = Shown {
+                src: live.source,
+                original_dst: live.original,
+                actual_dst: live.actual,
+                protocol: live.protocol,
+            };
+            match live.reporter {
+                Reporter::Source => listed.outbound.push(shown),
+                Reporter::Destination => listed.inbound.push(shown),
+            }
+        }
+        listed
+    }
+
+    /// Brings the byte metrics of open connections up to date: on a slow beat, and whenever metrics are read.
+    pub fn settle(&self) {
+        self.each(|_, live| live.settle());
+    }
+
+    /// Enters a connection of the pod with this uid.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        pod_uid: &Arc<str>,
+        workload_uid: Arc<str>,
+        live: Live,
+    ) -> Entry {
+        let live = Arc::new(live);
+        let mut pods = lock(&self.pods);
+        let pod = pods
+            .entry(pod_uid.clone())
+            .or_insert_with(|| Arc::new(OfPod::new(workload_uid)))
+            .clone();
+        lock(&pod.live).insert(key(&live), live.clone());
+        drop(pods);
+        self.open.fetch_add(1, Relaxed);
+        Entry {
+            live,
+            pod,
+            pod_uid: pod_uid.clone(),
+            connections: self.clone(),
+        }
+    }
+
+    /// Pods that have open connections.
+    pub(crate) fn pods(&self) -> Vec<(Arc<str>, Arc<OfPod>)> {
+        lock(&self.pods)
+            .iter()
+            .map(|(uid, pod)| (uid.clone(), pod.clone()))
+            .collect()
+    }
+
+    fn each(&self, mut see: impl FnMut(&Arc<str>, &Live)) {
+        for (uid, pod) in self.pods() {
+            for live in lock(&pod.live).values() {
+                see(&uid, live);
+            }
+        }
+    }
+
+    fn left(&self, pod_uid: &str) {
+        let mut pods = lock(&self.pods);
+        // Entering holds this lock too, so an empty map here is empty for good, and a pod that is gone leaves nothing.
+        if pods
+            .get(pod_uid)
+            .is_some_and(|pod| lock(&pod.live).is_empty())
+        {
+            pods.remove(pod_uid);
+        }
+        drop(pods);
+        if self.open.fetch_sub(1, Relaxed) == 1 {
+            self.none_left.notify_waiters();
+        }
+    }
+}
+
+impl OfPod {
+    fn new(workload_uid: Arc<str>) -> Self {
+        Self {
+            workload_uid,
+            live: Mutex::default(),
+            judged_by: Mutex::default(),
+        }
+    }
+
+    /// The workload that the pod is.
+    pub(crate) fn workload_uid(&self) -> &str {
+        &self.workload_uid
+    }
+
+    /// Whether the open connections must be judged again: these policies are not the very ones of the last time, or
+    /// one is named and unknown. Remembers them.
+    pub(crate) fn judged_by_others(&self, policies: Vec<Arc<Policy>>, any_unknown: bool) -> bool {
+        let mut judged_by = lock(&self.judged_by);
+        let same = judged_by.as_ref().is_some_and(|last| {
+            last.len() == policies.len()
+                && last
+                    .iter()
+                    .zip(&policies)
+                    .all(|(old, new)| Arc::ptr_eq(old, new))
+        });
+        // With an unknown policy the verdict is not final: remembering would let the last call be skipped.
+        *judged_by = (!any_unknown).then_some(policies);
+        !same || any_unknown
+    }
+
+    /// The connections that came to this pod.
+    pub(crate) fn inbound(&self) -> Vec<Arc<Live>> {
+        let live = lock(&self.live);
+        live.values()
+            .filter(|live| live.reporter == Reporter::Destination)
+            .cloned()
+            .collect()
+    }
+}
+
+impl Live {
+    pub(crate) fn new(
+        reporter: Reporter,
+        protocol: Protocol,
+        (source, original, actual): (SocketAddr, SocketAddr, SocketAddr),
+        identity: Option<Identity>,
+        series: Arc<Series>,
+        bytes: Bytes,
+    ) -> Self {
+        let (settled, denied, cut) = Default::default();
+        let fresh = AtomicBool::new(true);
+        Self {
+            reporter,
+            protocol,
+            source,
+            original,
+            actual,
+            identity,
+            series,
+            bytes,
+            settled,
+            fresh,
+            denied,
+            cut,
+        }
+    }
+
+    /// Ends the connection because a policy now denies it. The first reason stays.
+    pub(crate) fn cut(&self, reason: Denied) {
+        if self.denied.set(reason).is_ok() {
+            self.cut.notify_one();
+        }
+    }
+
+    /// Waits until a policy turns against this connection. Cancel safe.
+    pub(crate) async fn denied(&self) -> Denied {
+        loop {
+            if let Some(denied) = self.denied.get() {
+                return denied.clone();
+            }
+            self.cut.notified().await;
+        }
+    }
+
+    /// `spiffe://…` of the client; empty for plaintext.
+    pub(crate) fn principal(&self) -> &str {
+        self.series.source_principal().unwrap_or_default()
+    }
+
+    /// What the copy loop counts into. A mirror has no loop of its own and gives its original's.
+    pub(crate) fn counters(&self) -> &Counters {
+        match &self.bytes {
+            Bytes::Own(counters) => counters,
+            Bytes::MirrorOf(other) => other.counters(),
+        }
+    }
+
+    /// (sent, received) by this end's workload.
+    pub(crate) fn moved(&self) -> (u64, u64) {
+        match &self.bytes {
+            Bytes::Own(counters) => (counters.sent.load(Relaxed), counters.received.load(Relaxed)),
+            Bytes::MirrorOf(other) => {
+                let (sent, received) = other.moved();
+                (received, sent)
+            }
+        }
+    }
+
+    /// Adds to the metrics what moved since the last time. Safe to run twice at once: `fetch_max` gives each byte to
+    /// exactly one of the callers.
+    pub(crate) fn settle(&self) {
+        let (sent, received) = self.moved();
+        let new_sent = sent.saturating_sub(self.settled.0.fetch_max(sent, Relaxed));
+        let new_received = received.saturating_sub(self.settled.1.fetch_max(received, Relaxed));
+        self.series.moved(new_sent, new_received);
+    }
+}
+
+/// A place among the open connections; dropping it leaves.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    live: Arc<Live>,
+    pod: Arc<OfPod>,
+    pod_uid: Arc<str>,
+    connections: Arc<Connections>,
+}
+
+impl Entry {
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.pod.live).remove(&key(&self.live));
+        self.live.settle();
+        self.connections.left(&self.pod_uid);
+    }
+}
+
+/// Its address names a connection while the map holds it.
+fn key(live: &Arc<Live>) -> usize {
+    Arc::as_ptr(live).addr()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

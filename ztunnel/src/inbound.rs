@@ -1,11 +1,391 @@
 //! A tunnel arrives; plaintext arrives.
-use std::net::SocketAddr;
+//!
+//! A tunnel (15008):
+//! 1. TLS: the peer proves who it is                             (`hbone::accept`)
+//! 2. for each CONNECT: does it lead into this pod?              (`arrival`, pure)
+//! 3. admit: the policies, on the proven identity                (`admit`)
+//! 4. reach the app from the client's own address                (`reach_app`)
+//! 5. answer 200, copy, report
+//!
+//! Plaintext (15006, redirected by the pod's packet rules): the same from 3 on, without an identity.
+
+use std::borrow::Cow;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
+
+use hbone::{AcceptError, Authority, CertificateError, Identity, Request, ResponseHeaders, Status};
+use mesh::Workload;
+use mesh::workload::ApplicationProtocol;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+
+use crate::admit::{self, Denied};
+use crate::arrival::{self, Misdirected};
+use crate::connections::{Live, Protocol};
+use crate::headers::{self, Baggage};
+use crate::netns::From;
 use crate::node::Node;
+use crate::outbound::{self, Broken, Unknown, refuse};
 use crate::pod::Pod;
+use crate::preamble;
+use crate::report::{Failure, Report, Whereabouts};
+use crate::route::{self, OWN_PORTS};
+use crate::traffic::{Ends, Flag, Reporter};
+
+/// Why a connection that arrived did not get to the app.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    #[error("no certificate for this pod: {0}")]
+    Certificate(#[from] CertificateError),
+    #[error(transparent)]
+    Accept(#[from] AcceptError),
+    #[error("{0}")]
+    Malformed(Cow<'static, str>),
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    App(#[from] Unreachable),
+    #[error("the client gave up before it was answered")]
+    Abandoned,
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
 
 /// Serves one connection to port 15008 in `pod`'s namespace: TLS, then any number of tunnels.
-pub async fn serve_tunnel(node: &Arc<Node>, pod: &Arc<Pod>, tcp: TcpStream, peer: SocketAddr, local: SocketAddr) { let _ = (node, pod, tcp, peer, local); }
+pub async fn serve_tunnel(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+) {
+    let mut connection = match accept(node, pod, tcp).await {
+        Ok(connection) => connection,
+        Err(why) => {
+            Report::new(node, pod, Reporter::Destination, peer, local).failed(&why);
+            return;
+        }
+    };
+    let accepting = pod.drain.accepting().clone();
+    let mut draining = false;
+    loop {
+        let request = tokio::select! {
+            request = connection.next() => request,
+            () = accepting.cancelled(), if !draining => {
+                // Streams that are open go on; the peer opens no new ones here.
+                draining = true;
+                connection.drain(node.config.drain_deadline());
+                continue;
+            }
+        };
+        match request {
+            Some(Ok(request)) => spawn_request(node, pod, request, connection.peer(), peer, local),
+            Some(Err(why)) => {
+                let mut report = Report::new(node, pod, Reporter::Destination, peer, local);
+                report.failed(&Failed::Malformed(why.to_string().into()));
+            }
+            None => return,
+        }
+    }
+}
+
+async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connection, Failed> {
+    let known = outbound::known(pod).await?;
+    let certificate = node.certificates.of(&known.identity).await?;
+    Ok(hbone::accept(tcp, certificate, &node.limits).await?)
+}
+
+/// Each tunnel is a task of its own: several cores can carry the tunnels of one busy connection, and one that ends
+/// badly takes no other with it.
+fn spawn_request(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    request: Request,
+    identity: &Identity,
+    peer: SocketAddr,
+    local: SocketAddr,
+) {
+    let (node, pod, identity) = (node.clone(), pod.clone(), identity.clone());
+    let drain = pod.drain.clone();
+    drain.spawn(async move {
+        let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
+        let arriving = Arriving {
+            node: &node,
+            pod: &pod,
+            peer,
+            local,
+        };
+        let served = tokio::select! {
+            served = serve_request(&arriving, request, identity, &mut report) => served,
+            // The report says so when it is dropped.
+            () = pod.drain.now().cancelled() => return,
+        };
+        match served {
+            Ok(()) => report.completed(),
+            Err(why) => report.failed(&why),
+        }
+    });
+}
+
+/// A connection on its way in, as its sockets see it.
+struct Arriving<'a> {
+    node: &'a Arc<Node>,
+    pod: &'a Arc<Pod>,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+async fn serve_request(
+    arriving: &Arriving<'_>,
+    mut request: Request,
+    identity: Identity,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let Arriving {
+        node,
+        pod,
+        peer,
+        local,
+    } = *arriving;
+    let snapshot = Arc::clone(&node.mesh.load());
+    let Some(workload) = pod.workload(&snapshot) else {
+        request.refuse(Status::Unavailable);
+        return Err(Unknown.into());
+    };
+    let arrival = match arrival::arrival(&snapshot, &workload, local, &request.authority) {
+        Ok(arrival) => arrival,
+        Err(why) => {
+            request.refuse(why.status());
+            return Err(why.into());
+        }
+    };
+    let app = SocketAddr::new(local.ip(), arrival.port);
+    let source = source_of(&snapshot, &workload, peer, Some(&identity));
+    let meant = request.headers.forwarded_host();
+    let service = arrival
+        .service
+        .or_else(|| arrival::service_of(&snapshot, &workload, arrival.port, meant));
+    let host = service.as_ref().map(|service| service.hostname.clone());
+    let live = report.ends(Whereabouts {
+        ends: Ends {
+            source,
+            source_identity: Some(identity),
+            destination_identity: pod.known().map(|known| known.identity.clone()),
+            destination: Some(workload.clone()),
+            service,
+            secured: true,
+        },
+        said: request.headers.baggage.as_deref().map(Baggage::parse),
+        protocol: Protocol::Hbone,
+        hop: local,
+        tunnelled: Some(request.authority.clone()),
+        original: app,
+        actual: app,
+        joined: None,
+    });
+    drop(snapshot);
+    let reached = tokio::select! {
+        reached = admit_and_reach(arriving, &workload, &live, app, report) => reached,
+        () = request.abandoned() => return Err(Failed::Abandoned),
+    };
+    let mut app = match reached {
+        Ok(app) => app,
+        Err(why) => {
+            request.refuse(if matches!(why, Failed::Denied(_)) {
+                Status::Denied
+            } else {
+                Status::Unavailable
+            });
+            return Err(why);
+        }
+    };
+    if workload
+        .application_tunnel
+        .is_some_and(|tunnel| tunnel.protocol == ApplicationProtocol::Proxy)
+    {
+        let asked = match request.authority {
+            Authority::Ip(asked) => asked,
+            Authority::Host(_, port) => SocketAddr::new(local.ip(), port),
+        };
+        let preamble = preamble::preamble(peer, asked, live.principal(), host.as_deref());
+        app.write_all(&preamble)
+            .await
+            .map_err(Unreachable::Refused)?;
+    }
+    let baggage = Some(headers::baggage(&workload)).filter(|baggage| !baggage.is_empty());
+    let tunnel = request
+        .accept(ResponseHeaders { baggage })
+        .map_err(|_| Failed::Abandoned)?;
+    tokio::select! {
+        done = hbone::both_ways(app, tunnel, live.counters()) => outbound::ended(done),
+        denied = live.denied() => Err(denied.into()),
+    }
+}
+
 /// Serves one plaintext connection that was redirected to port 15006 in `pod`'s namespace.
-pub async fn serve_plain(node: &Arc<Node>, pod: &Arc<Pod>, tcp: TcpStream, peer: SocketAddr, original_dst: SocketAddr) { let _ = (node, pod, tcp, peer, original_dst); }
+pub async fn serve_plain(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    original_dst: SocketAddr,
+) {
+    let mut report = Report::new(node, pod, Reporter::Destination, peer, original_dst);
+    let arriving = Arriving {
+        node,
+        pod,
+        peer,
+        local: original_dst,
+    };
+    match carry_plain(&arriving, tcp, &mut report).await {
+        Ok(()) => report.completed(),
+        Err(why) => report.failed(&why),
+    }
+}
+
+async fn carry_plain(
+    arriving: &Arriving<'_>,
+    tcp: TcpStream,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let Arriving {
+        node,
+        pod,
+        peer,
+        local,
+    } = *arriving;
+    if OWN_PORTS.contains(&local.port()) {
+        return refuse(tcp, Misdirected::SelfCall);
+    }
+    if let Err(why) = outbound::known(pod).await {
+        return refuse(tcp, why);
+    }
+    let snapshot = Arc::clone(&node.mesh.load());
+    let Some(workload) = pod.workload(&snapshot) else {
+        return refuse(tcp, Unknown);
+    };
+    let live = report.ends(Whereabouts {
+        ends: Ends {
+            source: source_of(&snapshot, &workload, peer, None),
+            source_identity: None,
+            destination: Some(workload.clone()),
+            destination_identity: None,
+            service: arrival::service_of(&snapshot, &workload, local.port(), None),
+            secured: false,
+        },
+        said: None,
+        protocol: Protocol::Tcp,
+        hop: local,
+        tunnelled: None,
+        original: local,
+        actual: local,
+        joined: None,
+    });
+    drop(snapshot);
+    let app = match admit_and_reach(arriving, &workload, &live, local, report).await {
+        Ok(app) => app,
+        Err(why) => return refuse(tcp, why),
+    };
+    tokio::select! {
+        done = hbone::tcp_both_ways(app, tcp, live.counters()) => outbound::ended(done),
+        denied = live.denied() => Err(denied.into()),
+    }
+}
+
+/// The policies agree, then the app is there.
+async fn admit_and_reach(
+    arriving: &Arriving<'_>,
+    workload: &Workload,
+    live: &Live,
+    app: SocketAddr,
+    report: &mut Report,
+) -> Result<TcpStream, Failed> {
+    admit::admit(arriving.node, &workload.uid, live).await?;
+    Ok(reach_app(arriving.node, arriving.pod, arriving.peer.ip(), app, report).await?)
+}
+
+/// The workload behind the peer's address, if it is who the certificate says: behind a gateway or a NAT the address
+/// is somebody else's.
+fn source_of(
+    snapshot: &mesh::Snapshot,
+    destination: &Workload,
+    peer: SocketAddr,
+    proven: Option<&Identity>,
+) -> Option<Arc<Workload>> {
+    let found = snapshot.workload_at(&destination.network, peer.ip())?;
+    let is_it = proven
+        .is_none_or(|proven| route::identity(found).is_ok_and(|identity| identity == *proven));
+    is_it.then(|| found.clone())
+}
+
+/// Why the app could not be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreachable {
+    #[error("connection failed: {0}")]
+    Refused(io::Error),
+    #[error("connection timed out: the app at {0} did not answer in {APP_TIMEOUT:?}")]
+    Silent(SocketAddr),
+    #[error("the client's address {0} could not be kept, as ENABLE_ORIG_SRC demands: {1}")]
+    SourceLost(IpAddr, io::Error),
+}
+
+/// The app is in this very namespace: what does not answer in this time has a full backlog and a bigger problem.
+const APP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connects to the app inside its namespace, from the client's own address, so that it sees its client although we
+/// stand between. Where that address cannot be had the report says so.
+pub(crate) async fn reach_app(
+    node: &Node,
+    pod: &Pod,
+    client: IpAddr,
+    app: SocketAddr,
+    report: &mut Report,
+) -> Result<TcpStream, Unreachable> {
+    let wanted = node.config.require_original_source != Some(false);
+    if wanted && client.is_ipv4() == app.is_ipv4() {
+        match connect(pod, From::Foreign(client), app).await {
+            Err(Unreachable::Refused(why)) if is_about_the_source(&why) => {
+                if node.config.require_original_source == Some(true) {
+                    return Err(Unreachable::SourceLost(client, why));
+                }
+            }
+            done => return done,
+        }
+    }
+    report.note("the app sees this pod's address instead of the client's");
+    connect(pod, From::Any, app).await
+}
+
+async fn connect(pod: &Pod, from: From, app: SocketAddr) -> Result<TcpStream, Unreachable> {
+    match tokio::time::timeout(APP_TIMEOUT, pod.netns.connect(from, app)).await {
+        Ok(connected) => connected.map_err(Unreachable::Refused),
+        Err(_) => Err(Unreachable::Silent(app)),
+    }
+}
+
+/// No capability for foreign addresses, or none of this kind here.
+fn is_about_the_source(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPERM | libc::EACCES | libc::EADDRNOTAVAIL | libc::EINVAL)
+    )
+}
+
+impl Failure for Failed {
+    fn flag(&self) -> Flag {
+        match self {
+            Self::Unknown(_) | Self::Certificate(_) | Self::Malformed(_) => Flag::Connect,
+            Self::Accept(_) => Flag::TlsFailure,
+            Self::Misdirected(why) => why.flag(),
+            Self::Denied(why) => why.flag(),
+            Self::App(_) => Flag::Connect,
+            Self::Broken(_) | Self::Abandoned => Flag::None,
+        }
+    }
+}

@@ -1,1 +1,129 @@
-//! local
+//! Both ends of a connection are on this node: they are joined in process.
+//!
+//! What happens over the wire happens here too, in the same order: the destination's policies judge the source's
+//! proven identity, the app is reached inside its own namespace from the source's address, both ends report. What
+//! does not happen is TLS and HTTP/2: this process holds both identities and would talk to itself.
+//!
+//! 1. both reports open, the destination's connection is among the open ones
+//! 2. admit: the policies of the destination                    (`admit`)
+//! 3. connect to the app, inside its namespace, as the source   (`inbound::reach_app`)
+//! 4. join the two sockets                                      (`hbone::tcp_both_ways`, splice)
+//! 5. report at both ends
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hbone::Authority;
+use tokio::net::TcpStream;
+
+use crate::admit;
+use crate::arrival::Misdirected;
+use crate::connections::{Bytes, Live, Protocol};
+use crate::inbound;
+use crate::outbound::{Failed, Leaving, ended, refuse};
+use crate::pod::Pod;
+use crate::report::{Report, Whereabouts};
+use crate::route::{self, Direct, HBONE_PORT, OWN_PORTS};
+use crate::traffic::{Ends, Reporter};
+
+/// Carries a connection to a pod of this node.
+pub(crate) async fn join(
+    leaving: &Leaving<'_>,
+    tcp: TcpStream,
+    found: Direct,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let Some(arriving) = leaving.node.pods.of_workload(&found.workload.uid) else {
+        // It stopped taking connections since the decision.
+        return refuse(tcp, Failed::Gone(found.workload.name.clone()));
+    };
+    let from = leaving
+        .own_address(found.address)
+        .unwrap_or(leaving.peer.ip());
+    let seen = SocketAddr::new(from, leaving.peer.port());
+    let mut there = Report::new(
+        leaving.node,
+        &arriving,
+        Reporter::Destination,
+        seen,
+        tunnel_address(&found),
+    );
+    let here = report.ends(whereabouts(
+        leaving,
+        &found,
+        leaving.original,
+        Bytes::default(),
+    ));
+    let live = there.ends(whereabouts(
+        leaving,
+        &found,
+        found.address,
+        Bytes::MirrorOf(here.clone()),
+    ));
+    let drain = arriving.drain.clone();
+    let joined = tokio::select! {
+        joined = carry(leaving, tcp, &arriving, &found, from, (&here, &live), &mut there) => joined,
+        // Our own pod's end is the frame's to watch; the other's is ours.
+        () = drain.now().cancelled() => Err(Failed::Gone(found.workload.name.clone())),
+    };
+    match &joined {
+        Ok(()) => there.completed(),
+        Err(why) => there.failed(why),
+    }
+    joined
+}
+
+async fn carry(
+    leaving: &Leaving<'_>,
+    tcp: TcpStream,
+    arriving: &Arc<Pod>,
+    found: &Direct,
+    from: IpAddr,
+    (here, there): (&Arc<Live>, &Arc<Live>),
+    report: &mut Report,
+) -> Result<(), Failed> {
+    if OWN_PORTS.contains(&found.address.port()) {
+        return refuse(tcp, Misdirected::SelfCall);
+    }
+    if let Err(denied) = admit::admit(leaving.node, &found.workload.uid, there).await {
+        return refuse(tcp, denied);
+    }
+    let app = match inbound::reach_app(leaving.node, arriving, from, found.address, report).await {
+        Ok(app) => app,
+        Err(why) => return refuse(tcp, why),
+    };
+    tokio::select! {
+        done = hbone::tcp_both_ways(tcp, app, here.counters()) => ended(done),
+        denied = there.denied() => Err(Failed::Denied(denied)),
+    }
+}
+
+fn whereabouts<'a>(
+    leaving: &Leaving<'_>,
+    found: &Direct,
+    original: SocketAddr,
+    bytes: Bytes,
+) -> Whereabouts<'a> {
+    Whereabouts {
+        ends: Ends {
+            source: Some(leaving.source.clone()),
+            source_identity: Some(leaving.identity.clone()),
+            destination_identity: route::identity(&found.workload).ok(),
+            destination: Some(found.workload.clone()),
+            service: found.service.clone(),
+            secured: true,
+        },
+        said: None,
+        protocol: Protocol::Tcp,
+        // As over the wire, so that one filter finds both kinds; `path` tells them apart.
+        hop: tunnel_address(found),
+        tunnelled: Some(Authority::Ip(found.address)),
+        original,
+        actual: found.address,
+        joined: Some(bytes),
+    }
+}
+
+fn tunnel_address(found: &Direct) -> SocketAddr {
+    SocketAddr::new(found.address.ip(), HBONE_PORT)
+}

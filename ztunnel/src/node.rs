@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::connections::Connections;
 use crate::pod::Pod;
-use crate::report::Traffic;
+use crate::traffic::Traffic;
 
 /// State and machinery that every pod's proxy on this node uses.
 pub struct Node {
@@ -23,20 +23,37 @@ pub struct Node {
     pub certificates: Arc<hbone::Certificates>,
     /// Open tunnels, by who opened them and to whom.
     pub pool: Arc<hbone::Pool>,
+    /// What one peer may ask of one tunnel connection.
+    pub limits: hbone::Limits,
     /// The pods of this node that take connections now.
     pub pods: Pods,
     /// TCP metrics (label set T); the frame registers them: `Traffic::register(&mut Registry)`.
     pub traffic: Traffic,
     /// Open connections, by pod: for `/config_dump`, for judging again, for counting at drain.
-    pub connections: Connections,
+    pub connections: Arc<Connections>,
     /// What the operator asked for.
     pub config: Arc<Config>,
 }
 
 impl Node {
     /// A node without pods.
-    pub fn new(mesh: Arc<mesh::Mesh>, certificates: Arc<hbone::Certificates>, pool: Arc<hbone::Pool>, config: Arc<Config>) -> Arc<Self> {
-        Arc::new(Self { mesh, certificates, pool, pods: Pods::default(), traffic: Traffic::default(), connections: Connections::default(), config })
+    pub fn new(
+        mesh: Arc<mesh::Mesh>,
+        certificates: Arc<hbone::Certificates>,
+        pool: Arc<hbone::Pool>,
+        limits: hbone::Limits,
+        config: Arc<Config>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            mesh,
+            certificates,
+            pool,
+            limits,
+            pods: Pods::default(),
+            traffic: Traffic::default(),
+            connections: Arc::default(),
+            config,
+        })
     }
 
     /// Judges open connections again when policies change and settles byte counters, until cancelled. Spawn once.
@@ -45,19 +62,27 @@ impl Node {
     }
 
     /// The pod's listeners are open and its workload is known: it can be joined in process from now on.
-    pub fn pod_started(&self, pod: &Arc<Pod>) { self.pods.add(pod) }
+    pub fn pod_started(&self, pod: &Arc<Pod>) {
+        self.pods.add(pod)
+    }
 
     /// The pod takes no new connections from now on (drain or removal). Open ones go on.
-    pub fn pod_stopped(&self, pod: &Arc<Pod>) { self.pods.remove(pod) }
+    pub fn pod_stopped(&self, pod: &Arc<Pod>) {
+        self.pods.remove(pod)
+    }
 }
 
 /// Local pods by the uid of their workload. Read on each outbound connection, written when a pod comes or goes.
 #[derive(Default)]
-pub struct Pods { by_workload: ArcSwap<HashMap<Arc<str>, Arc<Pod>>> }
+pub struct Pods {
+    by_workload: ArcSwap<HashMap<Arc<str>, Arc<Pod>>>,
+}
 
 impl Pods {
     /// The pod of this workload, if it runs here and takes connections.
-    pub fn of_workload(&self, uid: &str) -> Option<Arc<Pod>> { self.by_workload.load().get(uid).cloned() }
+    pub fn of_workload(&self, uid: &str) -> Option<Arc<Pod>> {
+        self.by_workload.load().get(uid).cloned()
+    }
 
     fn add(&self, pod: &Arc<Pod>) {
         self.by_workload.rcu(|pods| {

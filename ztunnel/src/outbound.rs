@@ -1,9 +1,365 @@
 //! A connection leaves a pod.
-use std::net::SocketAddr;
+//!
+//! 1. accepted by the pod's listener, original destination known   (`pod`)
+//! 2. decide                                                        (`route::decide`, pure)
+//! 3. open: a tunnel, a joined pod, or plain TCP                     (`tunnel`, `local::join`, `plain`)
+//! 4. copy until both directions have ended                         (`hbone`)
+//! 5. report, whatever happened                                     (`Report` writes itself on drop)
+//!
+//! Everything that can be refused is refused before the first byte moves, with a reset: an end of stream would look
+//! to the app like an empty answer.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
+
+use hbone::{Authority, Connect, Destination, Ended, Identity, OpenError};
+use mesh::Workload;
 use tokio::net::TcpStream;
+
+use crate::admit::Denied;
+use crate::arrival::Misdirected;
+use crate::connections::Protocol;
+use crate::headers;
+use crate::inbound::Unreachable;
+use crate::netns::{From, unmapped};
 use crate::node::Node;
-use crate::pod::Pod;
+use crate::pod::{Known, Pod};
+use crate::report::{Failure, Report, Whereabouts};
+use crate::route::{self, Decision, Place, Plain, Question, Refused, Tunnel};
+use crate::traffic::{Ends, Flag, Reporter};
 
 /// Carries one captured connection of `pod` to where `original_dst` leads, and reports it.
-pub async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, tcp: TcpStream, peer: SocketAddr, original_dst: SocketAddr) { let _ = (node, pod, tcp, peer, original_dst); }
+pub async fn serve(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    original_dst: SocketAddr,
+) {
+    let mut report = Report::new(node, pod, Reporter::Source, peer, original_dst);
+    match carry(node, pod, tcp, peer, original_dst, &mut report).await {
+        Ok(()) => report.completed(),
+        Err(why) => report.failed(&why),
+    }
+}
+
+/// Why a connection that left a pod did not get through.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failed {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Unknown(#[from] Unknown),
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("connection failed: {0}")]
+    Connect(io::Error),
+    #[error("connection timed out: no answer from {0} in {CONNECT_TIMEOUT:?}")]
+    NoAnswer(SocketAddr),
+    #[error("name {0} could not be resolved: {1}")]
+    Lookup(Arc<str>, io::Error),
+    #[error("name {0} has no address")]
+    NoAddress(Arc<str>),
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Misdirected(#[from] Misdirected),
+    #[error(transparent)]
+    App(#[from] Unreachable),
+    #[error("pod {0} of this node is going away")]
+    Gone(Arc<str>),
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+impl Failure for Failed {
+    fn flag(&self) -> Flag {
+        match self {
+            Self::Denied(why) => why.flag(),
+            Self::Open(why) => flag_of(why),
+            Self::Broken(_) => Flag::None,
+            _ => Flag::Connect,
+        }
+    }
+}
+
+/// As long as Istio waits; an app behind a dead address learns of it in less time than its own patience.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+async fn carry(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    original: SocketAddr,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let identity = match known(pod).await {
+        Ok(known) => &known.identity,
+        Err(why) => return refuse(tcp, why),
+    };
+    let (source, decision) = match decide(node, pod, original) {
+        Ok(decided) => decided,
+        Err(why) => return refuse(tcp, why),
+    };
+    let leaving = Leaving {
+        node,
+        pod,
+        identity,
+        source,
+        peer,
+        original,
+    };
+    match decision {
+        Decision::Tunnel(found) => tunnel(&leaving, tcp, found, report).await,
+        Decision::Local(found) => crate::local::join(&leaving, tcp, found, report).await,
+        Decision::Plain(found) => plain(&leaving, tcp, found, report).await,
+    }
+}
+
+/// A connection on its way out: whose it is, and what its sockets say.
+pub(crate) struct Leaving<'a> {
+    pub(crate) node: &'a Arc<Node>,
+    pub(crate) pod: &'a Arc<Pod>,
+    pub(crate) identity: &'a Identity,
+    pub(crate) source: Arc<Workload>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) original: SocketAddr,
+}
+
+impl Leaving<'_> {
+    /// An address of this pod that can speak to `to`: the one the app used, else another of the right family.
+    pub(crate) fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
+        let used = self.peer.ip();
+        if used.is_ipv4() == to.is_ipv4() {
+            return Some(used);
+        }
+        self.source
+            .addresses
+            .iter()
+            .copied()
+            .find(|ip| ip.is_ipv4() == to.is_ipv4())
+    }
+}
+
+/// The control plane has not told of this pod.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the control plane has not told of this pod within {KNOWN_TIMEOUT:?}; is it running, and does it list the pod?"
+)]
+pub(crate) struct Unknown;
+
+/// A pod starts faster than the news of it travels: its first connections wait for the control plane to tell who
+/// they are.
+const KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) async fn known(pod: &Pod) -> Result<&Known, Unknown> {
+    match pod.known() {
+        Some(known) => Ok(known),
+        None => tokio::time::timeout(KNOWN_TIMEOUT, pod.wait_known())
+            .await
+            .map_err(|_| Unknown),
+    }
+}
+
+fn decide(
+    node: &Node,
+    pod: &Pod,
+    original: SocketAddr,
+) -> Result<(Arc<Workload>, Decision), Failed> {
+    let snapshot = node.mesh.load();
+    let source = pod.workload(&snapshot).ok_or(Unknown)?;
+    let joinable = |workload: &Workload| {
+        !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
+    };
+    let question = Question {
+        snapshot: &snapshot,
+        source: &source,
+        destination: original,
+        joinable: &joinable,
+        draw: headers::random(),
+    };
+    let decision = route::decide(&question)?;
+    Ok((source, decision))
+}
+
+async fn tunnel(
+    leaving: &Leaving<'_>,
+    tcp: TcpStream,
+    found: Tunnel,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let Leaving {
+        node,
+        pod,
+        identity,
+        source,
+        peer,
+        original,
+    } = leaving;
+    let forwarded = headers::forwarded(
+        *peer,
+        found.service.as_deref().map(|service| &*service.hostname),
+    );
+    let live = report.ends(Whereabouts {
+        ends: Ends {
+            source: Some(source.clone()),
+            source_identity: Some((*identity).clone()),
+            destination_identity: route::identity(&found.next).ok(),
+            destination: Some(found.next),
+            service: found.service,
+            secured: true,
+        },
+        said: None,
+        protocol: Protocol::Hbone,
+        hop: found.address,
+        tunnelled: Some(Authority::Ip(found.authority)),
+        original: *original,
+        actual: found.address,
+        joined: None,
+    });
+    let own = leaving.own_address(found.address);
+    let destination = Destination {
+        address: found.address,
+        source_ip: own.unwrap_or(peer.ip()),
+        source: (*identity).clone(),
+        expected: found.expected,
+    };
+    let connect = Connect {
+        authority: Authority::Ip(found.authority),
+        forwarded: Some(forwarded),
+        baggage: Some(headers::baggage(source)).filter(|baggage| !baggage.is_empty()),
+        traceparent: Some(headers::traceparent()),
+        x_forwarded_network: None,
+    };
+    let from = own.map_or(From::Any, From::Own);
+    let opened = node
+        .pool
+        .open(&destination, |to| pod.netns.connect(from, to), connect)
+        .await;
+    match opened {
+        Ok(tunnel) => ended(hbone::both_ways(tcp, tunnel, live.counters()).await),
+        Err(why) => refuse(tcp, why),
+    }
+}
+
+async fn plain(
+    leaving: &Leaving<'_>,
+    tcp: TcpStream,
+    found: Plain,
+    report: &mut Report,
+) -> Result<(), Failed> {
+    let Leaving {
+        pod,
+        identity,
+        source,
+        original,
+        ..
+    } = leaving;
+    let to = match resolve(&found.to, *original).await {
+        Ok(to) => to,
+        Err(why) => return refuse(tcp, why),
+    };
+    let live = report.ends(Whereabouts {
+        ends: Ends {
+            source: Some(source.clone()),
+            source_identity: Some((*identity).clone()),
+            destination: found.workload,
+            destination_identity: None,
+            service: found.service,
+            secured: false,
+        },
+        said: None,
+        protocol: Protocol::Tcp,
+        hop: to,
+        tunnelled: None,
+        original: *original,
+        actual: to,
+        joined: None,
+    });
+    match connect(
+        pod,
+        leaving.own_address(to).map_or(From::Any, From::Own),
+        to,
+    )
+    .await
+    {
+        Ok(up) => ended(hbone::tcp_both_ways(tcp, up, live.counters()).await),
+        Err(why) => refuse(tcp, why),
+    }
+}
+
+/// A TCP connection inside the pod's namespace, from the pod's own address where the families agree.
+pub(crate) async fn connect(pod: &Pod, from: From, to: SocketAddr) -> Result<TcpStream, Failed> {
+    let connected = tokio::time::timeout(CONNECT_TIMEOUT, pod.netns.connect(from, to)).await;
+    connected
+        .map_err(|_| Failed::NoAnswer(to))?
+        .map_err(Failed::Connect)
+}
+
+async fn resolve(place: &Place, original: SocketAddr) -> Result<SocketAddr, Failed> {
+    let (name, port) = match place {
+        Place::Address(address) => return Ok(*address),
+        Place::Name(name, port) => (name, *port),
+    };
+    let found = tokio::net::lookup_host((&**name, port))
+        .await
+        .map_err(|why| Failed::Lookup(name.clone(), why))?;
+    let mut first = None;
+    for address in found.map(unmapped) {
+        // The family the app chose is the one it can be answered in.
+        if address.is_ipv4() == original.is_ipv4() {
+            return Ok(address);
+        }
+        first = first.or(Some(address));
+    }
+    first.ok_or_else(|| Failed::NoAddress(name.clone()))
+}
+
+/// Ends a connection that was never carried, with a reset.
+pub(crate) fn refuse<E>(tcp: TcpStream, why: impl Into<E>) -> Result<(), E> {
+    // Linger 0 turns the close into a reset. If the socket is gone already there is nobody left to tell.
+    let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
+    drop(tcp);
+    Err(why.into())
+}
+
+/// What the end of a copy means: a failure after the first byte belongs to the peers; it is told, not judged.
+pub(crate) fn ended<E: std::convert::From<Broken>>(done: Ended) -> Result<(), E> {
+    match done.error() {
+        None => Ok(()),
+        Some(end) => {
+            let direction = if done.received == *end {
+                "receiving"
+            } else {
+                "sending"
+            };
+            Err(Broken(format!("connection broke while {direction}: {end}")).into())
+        }
+    }
+}
+
+/// A connection that was carried and did not end as its ends meant it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Broken(String);
+
+fn flag_of(why: &OpenError) -> Flag {
+    match why {
+        OpenError::DialTimeout { .. } => Flag::NetworkPolicy,
+        OpenError::HandshakeTimeout(_) | OpenError::Tls(_) => Flag::TlsFailure,
+        OpenError::Http2(_) => Flag::H2HandshakeFailure,
+        OpenError::IdentityMismatch(_) => Flag::IdentityError,
+        // 401: the destination's policies denied it.
+        OpenError::Refused(401) => Flag::Deny,
+        OpenError::Certificate(_)
+        | OpenError::Dial { .. }
+        | OpenError::Refused(_)
+        | OpenError::Reset(_)
+        | OpenError::ConnectionLost(_)
+        | OpenError::AnswerTimeout(_)
+        | OpenError::Malformed(_) => Flag::Connect,
+    }
+}

@@ -1,2 +1,89 @@
-//! Judges open connections again when policies change.
-pub(crate) async fn run(_node: &crate::node::Node) { std::future::pending::<()>().await }
+//! Policies changed: every open inbound connection is judged again, and those now denied are cut at once.
+//!
+//! Only pods with open connections are looked at; where a pod's policies are the very ones of the last pass, only
+//! connections that came since are judged. A policy that a workload names and that is not here yet leaves open connections
+//! alone for as long as new ones are held (`admit::HOLD`), then cuts them too.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use mesh::{DeniedBy, Policy, Snapshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::admit::{self, Denied, Judged};
+use crate::connections::{Live, OfPod};
+use crate::node::Node;
+
+/// Byte counters of open connections are brought into the metrics this often; a scrape does it too.
+const SETTLE: Duration = Duration::from_secs(15);
+
+/// Runs until cancelled.
+pub(crate) async fn run(node: &Node) {
+    let mut changed = node.mesh.policies_changed();
+    let mut deny_unknown_at: Option<Instant> = None;
+    loop {
+        let settle_at = Instant::now() + SETTLE;
+        let wake_at = deny_unknown_at.map_or(settle_at, |at| at.min(settle_at));
+        match timeout_at(wake_at, changed.changed()).await {
+            Ok(Err(_)) => return, // the writer is gone, and with it all change
+            Ok(Ok(())) => {}
+            Err(_) if deny_unknown_at.is_some_and(|at| at <= Instant::now()) => {}
+            Err(_) => {
+                node.connections.settle();
+                continue;
+            }
+        }
+        let last_call = deny_unknown_at.is_some_and(|at| at <= Instant::now());
+        let undecided = judge_all(node, last_call);
+        deny_unknown_at = match undecided {
+            0 => None,
+            _ => deny_unknown_at
+                .filter(|_| !last_call)
+                .or(Some(Instant::now() + admit::HOLD)),
+        };
+    }
+}
+
+/// Judges what needs judging; returns how many connections could not be judged yet.
+fn judge_all(node: &Node, deny_unknown: bool) -> usize {
+    let snapshot = node.mesh.load();
+    let pods = node.connections.pods();
+    pods.iter()
+        .map(|(_, pod)| judge_pod(&snapshot, pod, deny_unknown))
+        .sum()
+}
+
+fn judge_pod(snapshot: &Snapshot, pod: &OfPod, deny_unknown: bool) -> usize {
+    // A workload that is gone has no policies to speak of; its pod is about to go, and takes its connections along.
+    let Some(workload) = snapshot.workload(pod.workload_uid()) else {
+        return 0;
+    };
+    let policies = snapshot.policies_of(workload);
+    let now: Vec<Arc<Policy>> = policies.known().cloned().collect();
+    let any_unknown = policies.unknown().next().is_some();
+    let others = pod.judged_by_others(now, any_unknown);
+    let mut undecided = 0;
+    for live in pod.inbound() {
+        // A connection that came since the last pass may have been judged by policies that were here for a moment
+        // in between and that no pass saw.
+        let fresh = live.fresh.swap(false, Relaxed);
+        if !others && !fresh {
+            continue;
+        }
+        match admit::judge_by(snapshot, workload, &live) {
+            Judged::Allowed => {}
+            Judged::Denied(why) => cut(&live, why),
+            Judged::Undecided(missing) if deny_unknown => {
+                cut(&live, Denied::By(DeniedBy::UnknownPolicy(missing)))
+            }
+            Judged::Undecided(_) => undecided += 1,
+        }
+    }
+    undecided
+}
+
+fn cut(live: &Live, why: Denied) {
+    tracing::debug!(src.addr = %live.source, dst.addr = %live.actual, %why, "open connection now denied");
+    live.cut(why);
+}

@@ -1,1 +1,763 @@
-//! route
+//! Pure: (snapshot, source workload, original destination) → where the connection goes, or why it must not.
+//!
+//! The rules are those of docs/wire.md "HBONE and ztunnel's data-path rules", in this order:
+//!
+//! 1. a call to one of our own ports on the pod itself is a loop: refuse;
+//! 2. the destination is a service: its waypoint if it has one, else one of its endpoints;
+//! 3. the destination is a workload: its waypoint if it has one, else itself;
+//! 4. unknown: pass through as it is.
+//!
+//! What is named but cannot be resolved (a waypoint, an endpoint) is refused here, before a byte moves: traffic that
+//! should meet a waypoint must never find a way around it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hbone::Identity;
+use mesh::{
+    Client, Endpoint, GatewayAddress, GatewayTarget, Network, NoEndpoint, Service, Snapshot,
+    Workload,
+};
+
+use crate::traffic::Flag;
+
+/// Port of the inbound tunnel listener in every captured pod.
+pub const HBONE_PORT: u16 = 15008;
+
+/// Our listeners inside a pod: an app's traffic to them would come back to us for ever.
+pub const OWN_PORTS: [u16; 3] = [HBONE_PORT, 15006, 15001];
+
+/// What is asked of [`decide`].
+pub struct Question<'a> {
+    /// The mesh as of now, one snapshot for the whole decision.
+    pub snapshot: &'a Snapshot,
+    /// Whose connection it is.
+    pub source: &'a Workload,
+    /// Where the app meant to go.
+    pub destination: SocketAddr,
+    /// Whether this workload's pod is on this node and may be joined in process.
+    pub joinable: &'a dyn Fn(&Workload) -> bool,
+    /// A random number: balancing draws from it.
+    pub draw: u64,
+}
+
+/// Where a connection goes.
+#[derive(Debug, Clone)]
+pub enum Decision {
+    /// Through a tunnel.
+    Tunnel(Tunnel),
+    /// To a pod on this very node, joined in process.
+    Local(Direct),
+    /// As it is, without a tunnel.
+    Plain(Plain),
+}
+
+/// A tunnel to open.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    /// The next hop's tunnel port.
+    pub address: SocketAddr,
+    /// What the CONNECT asks for.
+    pub authority: SocketAddr,
+    /// Who may answer, sorted.
+    pub expected: Vec<Identity>,
+    /// Who answers: an endpoint or a waypoint.
+    pub next: Arc<Workload>,
+    /// The service that was called, if one was.
+    pub service: Option<Arc<Service>>,
+}
+
+/// A workload reached at its own address.
+#[derive(Debug, Clone)]
+pub struct Direct {
+    /// Its address and the port its app listens on.
+    pub address: SocketAddr,
+    /// The destination.
+    pub workload: Arc<Workload>,
+    /// The service that was called, if one was.
+    pub service: Option<Arc<Service>>,
+}
+
+/// A plain TCP connection to open.
+#[derive(Debug, Clone)]
+pub struct Plain {
+    /// Where to.
+    pub to: Place,
+    /// Whose address that is, if it is known.
+    pub workload: Option<Arc<Workload>>,
+    /// The service that was called, if one was.
+    pub service: Option<Arc<Service>>,
+}
+
+/// The address of a plain connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Known.
+    Address(SocketAddr),
+    /// A name to look up first (an endpoint of a `resolution: DNS` ServiceEntry), the port, and the family the app uses.
+    Name(Arc<str>, u16),
+}
+
+/// Why a connection goes nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// To our own listener, through ourselves.
+    #[error("attempted recursive call to ourselves")]
+    SelfCall,
+    /// The service has nowhere to send it.
+    #[error("no healthy upstream: {service}: {why}")]
+    NoUpstream {
+        /// `namespace/hostname`
+        service: String,
+        /// What each endpoint lacked.
+        why: NoEndpoint,
+    },
+    /// The waypoint is named but not known. Going around it would go around its policies.
+    #[error(
+        "waypoint {0} not found; traffic that must pass it is refused (is its Gateway programmed, are its pods up?)"
+    )]
+    WaypointNotFound(String),
+    /// The waypoint is known but has nobody to answer.
+    #[error("waypoint {waypoint} has no healthy pod: {why}")]
+    WaypointNotReady {
+        /// `namespace/hostname`
+        waypoint: String,
+        /// What each of its pods lacked.
+        why: NoEndpoint,
+    },
+    /// Only a gateway to another network leads there, and tunnels inside tunnels are not built yet.
+    #[error(
+        "{0} is on network {1}, reached through a gateway; this version has no tunnel through gateways yet"
+    )]
+    OtherNetwork(Arc<str>, Network),
+    /// The endpoint has no address.
+    #[error("workload {0} has no address")]
+    NoAddress(Arc<str>),
+    /// The next hop's names do not make an identity, so it could not prove who it is.
+    #[error("workload {0} has no valid identity: {1}")]
+    NoIdentity(Arc<str>, hbone::IdentityError),
+}
+
+impl crate::report::Failure for Refused {
+    fn flag(&self) -> Flag {
+        Flag::Connect
+    }
+}
+
+/// Where a new connection goes.
+///
+/// # Errors
+/// When it must not be carried.
+pub fn decide(question: &Question<'_>) -> Result<Decision, Refused> {
+    let Question {
+        snapshot,
+        source,
+        destination,
+        ..
+    } = *question;
+    if OWN_PORTS.contains(&destination.port()) && source.addresses.contains(&destination.ip()) {
+        return Err(Refused::SelfCall);
+    }
+    if let Some(service) = snapshot.service_at(&source.network, destination.ip(), &source.namespace)
+    {
+        return to_service(question, service);
+    }
+    if let Some(workload) = snapshot.workload_at(&source.network, destination.ip()) {
+        return to_workload(question, workload);
+    }
+    Ok(Decision::Plain(Plain {
+        to: Place::Address(destination),
+        workload: None,
+        service: None,
+    }))
+}
+
+fn to_service(question: &Question<'_>, service: &Arc<Service>) -> Result<Decision, Refused> {
+    // The high half draws the waypoint, the whole the endpoint, so that the two draws do not follow each other.
+    if let Some(waypoint) = service.draw_waypoint(question.draw >> 32) {
+        return through_waypoint(question, waypoint, Some(service));
+    }
+    let picked = mesh::pick(
+        question.snapshot,
+        service,
+        question.destination.port(),
+        &client(question),
+        question.draw,
+    );
+    match picked {
+        Ok(endpoint) => to_endpoint(question, service, endpoint),
+        // Nobody listed: the service only names a place outside the mesh.
+        Err(NoEndpoint::Passthrough) => Ok(Decision::Plain(Plain {
+            to: Place::Address(question.destination),
+            workload: None,
+            service: Some(service.clone()),
+        })),
+        Err(why) => Err(Refused::NoUpstream {
+            service: name(service),
+            why,
+        }),
+    }
+}
+
+fn to_workload(question: &Question<'_>, workload: &Arc<Workload>) -> Result<Decision, Refused> {
+    if let Some(waypoint) = &workload.waypoint
+        && !is_waypoint(question, waypoint)
+    {
+        return through_waypoint(question, waypoint, None);
+    }
+    // The app named this very address, so it is kept, in the family that the app chose.
+    reach(question, workload, question.destination, None)
+}
+
+fn to_endpoint(
+    question: &Question<'_>,
+    service: &Arc<Service>,
+    endpoint: Endpoint,
+) -> Result<Decision, Refused> {
+    let Endpoint {
+        workload,
+        target_port,
+        address,
+    } = endpoint;
+    match (address, &workload.hostname) {
+        (Some(ip), _) => reach(
+            question,
+            &workload,
+            SocketAddr::new(ip, target_port),
+            Some(service),
+        ),
+        (None, Some(name)) => Ok(Decision::Plain(Plain {
+            to: Place::Name(name.clone(), target_port),
+            workload: Some(workload.clone()),
+            service: Some(service.clone()),
+        })),
+        (None, None) if workload.network_gateway.is_some() => Err(Refused::OtherNetwork(
+            workload.uid.clone(),
+            workload.network.clone(),
+        )),
+        (None, None) => Err(Refused::NoAddress(workload.uid.clone())),
+    }
+}
+
+/// The last step: to a workload itself, at `address`.
+fn reach(
+    question: &Question<'_>,
+    workload: &Arc<Workload>,
+    address: SocketAddr,
+    service: Option<&Arc<Service>>,
+) -> Result<Decision, Refused> {
+    if workload.network != question.source.network && workload.network_gateway.is_some() {
+        return Err(Refused::OtherNetwork(
+            workload.uid.clone(),
+            workload.network.clone(),
+        ));
+    }
+    let service = service.cloned();
+    if workload.tunnel != mesh::Tunnel::Hbone {
+        let (to, workload) = (Place::Address(address), Some(workload.clone()));
+        return Ok(Decision::Plain(Plain {
+            to,
+            workload,
+            service,
+        }));
+    }
+    // An app that terminates tunnels itself, or wants its bytes framed, is spoken to as over the wire.
+    if !workload.native_tunnel
+        && workload.application_tunnel.is_none()
+        && (question.joinable)(workload)
+    {
+        return Ok(Decision::Local(Direct {
+            address,
+            workload: workload.clone(),
+            service,
+        }));
+    }
+    Ok(Decision::Tunnel(Tunnel {
+        address: SocketAddr::new(address.ip(), HBONE_PORT),
+        authority: address,
+        expected: expected(workload, service.as_deref())?,
+        next: workload.clone(),
+        service,
+    }))
+}
+
+/// Through a waypoint, which is asked for what the app asked for.
+fn through_waypoint(
+    question: &Question<'_>,
+    waypoint: &GatewayAddress,
+    called: Option<&Arc<Service>>,
+) -> Result<Decision, Refused> {
+    let (next, ip, of) = waypoint_pod(question, waypoint)?;
+    if next.network != question.source.network && next.network_gateway.is_some() {
+        return Err(Refused::OtherNetwork(
+            next.uid.clone(),
+            next.network.clone(),
+        ));
+    }
+    Ok(Decision::Tunnel(Tunnel {
+        address: SocketAddr::new(ip, waypoint.hbone_port),
+        authority: question.destination,
+        expected: expected(&next, of.as_deref())?,
+        next,
+        service: called.cloned(),
+    }))
+}
+
+type WaypointPod = (Arc<Workload>, IpAddr, Option<Arc<Service>>);
+
+/// One pod of a waypoint, its address, and the service through which it was found.
+fn waypoint_pod(
+    question: &Question<'_>,
+    waypoint: &GatewayAddress,
+) -> Result<WaypointPod, Refused> {
+    let snapshot = question.snapshot;
+    let service = match &waypoint.target {
+        GatewayTarget::Host(host) => snapshot.service(&host.namespace, &host.host),
+        GatewayTarget::Address(network, ip) => {
+            match snapshot.service_at(network, *ip, &question.source.namespace) {
+                Some(service) => Some(service),
+                None => {
+                    let workload = snapshot.workload_at(network, *ip);
+                    let workload =
+                        workload.ok_or_else(|| Refused::WaypointNotFound(waypoint.to_string()))?;
+                    return Ok((workload.clone(), *ip, None));
+                }
+            }
+        }
+    };
+    let service = service.ok_or_else(|| Refused::WaypointNotFound(waypoint.to_string()))?;
+    let not_ready = |why| Refused::WaypointNotReady {
+        waypoint: name(service),
+        why,
+    };
+    let endpoint = mesh::pick_waypoint(
+        snapshot,
+        service,
+        waypoint.hbone_port,
+        &client(question),
+        question.draw,
+    )
+    .map_err(not_ready)?;
+    let ip = endpoint
+        .address
+        .ok_or_else(|| match endpoint.workload.network_gateway {
+            Some(_) => Refused::OtherNetwork(
+                endpoint.workload.uid.clone(),
+                endpoint.workload.network.clone(),
+            ),
+            None => Refused::NoAddress(endpoint.workload.uid.clone()),
+        })?;
+    Ok((endpoint.workload, ip, Some(service.clone())))
+}
+
+/// Whether the caller is a pod of this waypoint, captured like any other: what it sends on must not come back to it.
+fn is_waypoint(question: &Question<'_>, waypoint: &GatewayAddress) -> bool {
+    let source = question.source;
+    match &waypoint.target {
+        GatewayTarget::Host(host) => source.services.iter().any(|member| member.service == *host),
+        GatewayTarget::Address(network, ip) => {
+            source.network == *network && source.addresses.contains(ip)
+                || question
+                    .snapshot
+                    .service_at(network, *ip, &source.namespace)
+                    .is_some_and(|service| source.ports_in(&service.key()).is_some())
+        }
+    }
+}
+
+/// Who may answer: the next hop itself, and whom the service through which it was found vouches for.
+fn expected(next: &Workload, service: Option<&Service>) -> Result<Vec<Identity>, Refused> {
+    let own = identity(next)?;
+    let vouched = service.map_or(&[][..], |service| &service.subject_alt_names);
+    let mut expected = Vec::with_capacity(1 + vouched.len());
+    expected.push(own);
+    for name in vouched {
+        match name.parse() {
+            Ok(identity) => expected.push(identity),
+            Err(error) => {
+                tracing::debug!(subject_alt_name = %name, %error, "not an identity, ignored")
+            }
+        }
+    }
+    expected.sort_unstable();
+    expected.dedup();
+    Ok(expected)
+}
+
+/// The identity a workload must prove.
+///
+/// # Errors
+/// When its names cannot stand in one.
+pub(crate) fn identity(workload: &Workload) -> Result<Identity, Refused> {
+    let (trust_domain, namespace, service_account) = workload.identity_parts();
+    Identity::new(trust_domain, namespace, service_account)
+        .map_err(|error| Refused::NoIdentity(workload.uid.clone(), error))
+}
+
+fn client<'a>(question: &Question<'a>) -> Client<'a> {
+    Client::of(question.source, question.destination.is_ipv6())
+}
+
+fn name(service: &Service) -> String {
+    format!("{}/{}", service.namespace, service.hostname)
+}
+
+#[cfg(test)]
+mod tests {
+    use api::workload as wire;
+
+    use super::*;
+    use crate::testing::{endpoint, pod, service, snapshot, waypoint_host, waypoint_ip};
+
+    /// The source is pod `client` at 10.0.0.1 and fd00::1 on node-1; `local` are the pods of its node.
+    fn ask(snapshot: &Snapshot, to: &str, local: &[&str]) -> Result<Decision, Refused> {
+        ask_drawing(snapshot, to, local, 0)
+    }
+
+    fn ask_drawing(
+        snapshot: &Snapshot,
+        to: &str,
+        local: &[&str],
+        draw: u64,
+    ) -> Result<Decision, Refused> {
+        let source = snapshot.workload("client").unwrap();
+        let joinable = |workload: &Workload| local.contains(&&*workload.uid);
+        let destination = to.parse().unwrap();
+        decide(&Question {
+            snapshot,
+            source,
+            destination,
+            joinable: &joinable,
+            draw,
+        })
+    }
+
+    /// One line that says all that matters.
+    fn say(decision: Result<Decision, Refused>) -> String {
+        let service = |service: &Option<Arc<Service>>| match service {
+            Some(service) => format!(" of {}", service.hostname),
+            None => String::new(),
+        };
+        match decision {
+            Ok(Decision::Tunnel(t)) => {
+                let expected: Vec<_> = t.expected.iter().map(Identity::service_account).collect();
+                format!(
+                    "tunnel {} to {} by {}{}",
+                    t.address,
+                    t.authority,
+                    expected.join("+"),
+                    service(&t.service)
+                )
+            }
+            Ok(Decision::Local(d)) => format!(
+                "local {} at {}{}",
+                d.workload.uid,
+                d.address,
+                service(&d.service)
+            ),
+            Ok(Decision::Plain(p)) => format!("plain {:?}{}", p.to, service(&p.service)),
+            Err(why) => format!("refused: {why}"),
+        }
+    }
+
+    fn small_mesh() -> Arc<Snapshot> {
+        snapshot(|mesh| {
+            mesh.set_workload(pod("client", &["10.0.0.1", "fd00::1"]));
+            mesh.set_workload(endpoint(
+                "web",
+                &["10.0.0.2", "fd00::2"],
+                "web.svc",
+                &[(80, 8080)],
+            ));
+            let mut plain = endpoint("plain", &["10.0.0.3"], "plain.svc", &[]);
+            plain.tunnel_protocol = 0;
+            mesh.set_workload(plain);
+            let mut native = pod("native", &["10.0.0.4"]);
+            native.native_tunnel = true;
+            mesh.set_workload(native);
+            mesh.set_service(service(
+                "web.svc",
+                &["10.1.0.1", "fd01::1"],
+                &[(80, 0), (443, 8443)],
+            ));
+            mesh.set_service(service("plain.svc", &["10.1.0.2"], &[(80, 80)]));
+            mesh.set_service(service("empty.svc", &["10.1.0.3"], &[(80, 80)]));
+            mesh.set_service(service("range.svc", &["10.9.0.0/16"], &[(80, 80)]));
+            mesh.set_workload(endpoint("ranged", &["10.0.0.5"], "range.svc", &[]));
+            let mut outside = service("outside.svc", &["10.1.0.4"], &[(80, 80)]);
+            outside.load_balancing = Some(wire::LoadBalancing {
+                mode: wire::load_balancing::Mode::Passthrough.into(),
+                ..Default::default()
+            });
+            mesh.set_service(outside);
+            let mut named = endpoint("named", &[], "named.svc", &[]);
+            (named.tunnel_protocol, named.hostname) = (0, "example.com".into());
+            mesh.set_workload(named);
+            mesh.set_service(service("named.svc", &["10.1.0.5"], &[(80, 8000)]));
+        })
+    }
+
+    #[test]
+    fn destinations_are_reached_as_the_wire_says() {
+        let mesh = small_mesh();
+        for (to, expected) in [
+            (
+                "10.1.0.1:80",
+                "tunnel 10.0.0.2:15008 to 10.0.0.2:8080 by web of web.svc",
+            ),
+            (
+                "10.1.0.1:443",
+                "tunnel 10.0.0.2:15008 to 10.0.0.2:8443 by web of web.svc",
+            ),
+            (
+                "[fd01::1]:80",
+                "tunnel [fd00::2]:15008 to [fd00::2]:8080 by web of web.svc",
+            ),
+            (
+                "10.0.0.2:1234",
+                "tunnel 10.0.0.2:15008 to 10.0.0.2:1234 by web",
+            ),
+            (
+                "[fd00::2]:1234",
+                "tunnel [fd00::2]:15008 to [fd00::2]:1234 by web",
+            ),
+            (
+                "10.0.0.4:80",
+                "tunnel 10.0.0.4:15008 to 10.0.0.4:80 by native",
+            ),
+            ("10.1.0.2:80", "plain Address(10.0.0.3:80) of plain.svc"),
+            ("10.0.0.3:22", "plain Address(10.0.0.3:22)"),
+            (
+                "10.9.200.3:80",
+                "tunnel 10.0.0.5:15008 to 10.0.0.5:80 by ranged of range.svc",
+            ),
+            ("192.0.2.1:443", "plain Address(192.0.2.1:443)"),
+            ("10.1.0.4:80", "plain Address(10.1.0.4:80) of outside.svc"),
+            (
+                "10.1.0.5:80",
+                "plain Name(\"example.com\", 8000) of named.svc",
+            ),
+            (
+                "10.1.0.3:80",
+                "refused: no healthy upstream: default/empty.svc: the service has no endpoint",
+            ),
+            (
+                "10.1.0.1:81",
+                "refused: no healthy upstream: default/web.svc: the service has no port 81",
+            ),
+        ] {
+            assert_eq!(say(ask(&mesh, to, &[])), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn pods_of_this_node_are_joined_unless_they_terminate_tunnels_themselves() {
+        let mesh = small_mesh();
+        let local = ["web", "plain", "native"];
+        for (to, expected) in [
+            ("10.1.0.1:80", "local web at 10.0.0.2:8080 of web.svc"),
+            ("[fd00::2]:80", "local web at [fd00::2]:80"),
+            (
+                "10.0.0.4:80",
+                "tunnel 10.0.0.4:15008 to 10.0.0.4:80 by native",
+            ),
+            ("10.0.0.3:80", "plain Address(10.0.0.3:80)"),
+        ] {
+            assert_eq!(say(ask(&mesh, to, &local)), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn our_own_ports_are_a_loop_only_on_our_own_addresses() {
+        let mesh = small_mesh();
+        for port in OWN_PORTS {
+            for ip in ["10.0.0.1", "[fd00::1]"] {
+                let asked = ask(&mesh, &format!("{ip}:{port}"), &[]);
+                assert!(matches!(asked, Err(Refused::SelfCall)), "{ip}:{port}");
+            }
+            assert!(ask(&mesh, &format!("192.0.2.1:{port}"), &[]).is_ok());
+        }
+        assert!(ask(&mesh, "10.0.0.1:80", &[]).is_ok());
+    }
+
+    fn mesh_with_waypoints() -> Arc<Snapshot> {
+        snapshot(|mesh| {
+            mesh.set_workload(pod("client", &["10.0.0.1"]));
+            let mut waypoint = endpoint(
+                "waypoint",
+                &["10.0.0.9", "fd00::9"],
+                "waypoint.svc",
+                &[(15008, 15008)],
+            );
+            waypoint.native_tunnel = true;
+            mesh.set_workload(waypoint);
+            let mut front = service("waypoint.svc", &["10.1.0.9"], &[(15008, 15008)]);
+            front.subject_alt_names = vec![
+                "spiffe://cluster.local/ns/default/sa/older".into(),
+                "not an identity".into(),
+            ];
+            mesh.set_service(front);
+            mesh.set_service(service("asleep.svc", &["10.1.0.8"], &[(15008, 15008)]));
+            for (host, vip, waypoint) in [
+                ("named.svc", "10.2.0.1", waypoint_host("waypoint.svc")),
+                ("by-vip.svc", "10.2.0.2", waypoint_ip("10.1.0.9")),
+                ("by-pod.svc", "10.2.0.3", waypoint_ip("10.0.0.9")),
+                ("lost.svc", "10.2.0.4", waypoint_host("nowhere.svc")),
+                ("lost-ip.svc", "10.2.0.5", waypoint_ip("10.7.7.7")),
+                ("asleep-behind.svc", "10.2.0.6", waypoint_host("asleep.svc")),
+            ] {
+                let mut service = service(host, &[vip], &[(80, 80)]);
+                service.waypoint = waypoint;
+                mesh.set_service(service);
+            }
+            let mut web = endpoint("web", &["10.0.0.2"], "named.svc", &[]);
+            web.waypoint = waypoint_host("waypoint.svc");
+            mesh.set_workload(web);
+            let mut canary = service("canary.svc", &["10.2.0.7"], &[(80, 80)]);
+            canary.waypoint = waypoint_host("nowhere.svc");
+            canary.weighted_waypoints = vec![
+                wire::WeightedWaypoint {
+                    destination: waypoint_host("waypoint.svc"),
+                    weight: 100,
+                },
+                wire::WeightedWaypoint {
+                    destination: waypoint_host("nowhere.svc"),
+                    weight: 0,
+                },
+            ];
+            mesh.set_service(canary);
+        })
+    }
+
+    #[test]
+    fn a_waypoint_is_asked_for_what_the_app_asked_for() {
+        let mesh = mesh_with_waypoints();
+        for (to, expected) in [
+            (
+                "10.2.0.1:80",
+                "tunnel 10.0.0.9:15008 to 10.2.0.1:80 by older+waypoint of named.svc",
+            ),
+            (
+                "10.2.0.1:81",
+                "tunnel 10.0.0.9:15008 to 10.2.0.1:81 by older+waypoint of named.svc",
+            ),
+            (
+                "10.2.0.2:80",
+                "tunnel 10.0.0.9:15008 to 10.2.0.2:80 by older+waypoint of by-vip.svc",
+            ),
+            (
+                "10.2.0.3:80",
+                "tunnel 10.0.0.9:15008 to 10.2.0.3:80 by waypoint of by-pod.svc",
+            ),
+            (
+                "10.2.0.7:80",
+                "tunnel 10.0.0.9:15008 to 10.2.0.7:80 by older+waypoint of canary.svc",
+            ),
+            (
+                "10.0.0.2:80",
+                "tunnel 10.0.0.9:15008 to 10.0.0.2:80 by older+waypoint",
+            ),
+        ] {
+            assert_eq!(say(ask(&mesh, to, &["web"])), expected, "{to}");
+        }
+    }
+
+    #[test]
+    fn a_waypoint_that_cannot_be_found_is_never_gone_around() {
+        let mesh = mesh_with_waypoints();
+        assert!(matches!(
+            ask(&mesh, "10.2.0.4:80", &[]),
+            Err(Refused::WaypointNotFound(_))
+        ));
+        assert!(matches!(
+            ask(&mesh, "10.2.0.5:80", &[]),
+            Err(Refused::WaypointNotFound(_))
+        ));
+        assert!(matches!(
+            ask(&mesh, "10.2.0.6:80", &[]),
+            Err(Refused::WaypointNotReady { .. })
+        ));
+    }
+
+    #[test]
+    fn what_a_captured_waypoint_sends_on_does_not_come_back_to_it() {
+        let mesh = snapshot(|mesh| {
+            let mut waypoint = endpoint("client", &["10.0.0.1"], "waypoint.svc", &[(15008, 15008)]);
+            waypoint.application_tunnel = Some(wire::ApplicationTunnel {
+                protocol: 1,
+                port: 15088,
+            });
+            mesh.set_workload(waypoint);
+            mesh.set_service(service("waypoint.svc", &["10.1.0.9"], &[]));
+            for (name, ip, waypoint) in [
+                ("web", "10.0.0.2", waypoint_host("waypoint.svc")),
+                ("other", "10.0.0.3", waypoint_ip("10.0.0.1")),
+            ] {
+                let mut pod = pod(name, &[ip]);
+                pod.waypoint = waypoint;
+                mesh.set_workload(pod);
+            }
+        });
+        assert_eq!(
+            say(ask(&mesh, "10.0.0.2:80", &[])),
+            "tunnel 10.0.0.2:15008 to 10.0.0.2:80 by web"
+        );
+        assert_eq!(
+            say(ask(&mesh, "10.0.0.3:80", &[])),
+            "tunnel 10.0.0.3:15008 to 10.0.0.3:80 by other"
+        );
+    }
+
+    #[test]
+    fn a_service_vouches_for_its_endpoints() {
+        let mesh = snapshot(|mesh| {
+            mesh.set_workload(pod("client", &["10.0.0.1"]));
+            mesh.set_workload(endpoint("web", &["10.0.0.2"], "web.svc", &[]));
+            let mut web = service("web.svc", &["10.1.0.1"], &[(80, 80)]);
+            web.subject_alt_names = vec![
+                "spiffe://cluster.local/ns/default/sa/web".into(),
+                "spiffe://cluster.local/ns/default/sa/blue".into(),
+                "https://example.com".into(),
+            ];
+            mesh.set_service(web);
+        });
+        assert_eq!(
+            say(ask(&mesh, "10.1.0.1:80", &[])),
+            "tunnel 10.0.0.2:15008 to 10.0.0.2:80 by blue+web of web.svc"
+        );
+        assert_eq!(
+            say(ask(&mesh, "10.0.0.2:80", &[])),
+            "tunnel 10.0.0.2:15008 to 10.0.0.2:80 by web"
+        );
+    }
+
+    #[test]
+    fn what_only_a_gateway_leads_to_is_refused_with_that_reason() {
+        let mesh = snapshot(|mesh| {
+            mesh.set_workload(pod("client", &["10.0.0.1"]));
+            let mut far = endpoint("far", &[], "far.svc", &[]);
+            (far.network, far.network_gateway) = ("elsewhere".into(), waypoint_ip("192.0.2.9"));
+            mesh.set_workload(far);
+            mesh.set_service(service("far.svc", &["10.1.0.1"], &[(80, 80)]));
+        });
+        assert!(matches!(
+            ask(&mesh, "10.1.0.1:80", &[]),
+            Err(Refused::OtherNetwork(..))
+        ));
+    }
+
+    #[test]
+    fn endpoints_share_the_connections() {
+        let mesh = snapshot(|mesh| {
+            mesh.set_workload(pod("client", &["10.0.0.1"]));
+            for (name, ip) in [("a", "10.0.0.2"), ("b", "10.0.0.3")] {
+                mesh.set_workload(endpoint(name, &[ip], "web.svc", &[]));
+            }
+            mesh.set_service(service("web.svc", &["10.1.0.1"], &[(80, 80)]));
+        });
+        let chosen: std::collections::BTreeSet<_> = (0..64)
+            .map(|draw| say(ask_drawing(&mesh, "10.1.0.1:80", &[], draw)))
+            .collect();
+        assert_eq!(chosen.len(), 2, "{chosen:?}");
+    }
+}

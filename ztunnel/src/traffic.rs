@@ -1,0 +1,519 @@
+//! TCP metrics with label set T: who talked to whom, how often, how much, how it ended.
+//!
+//! 1. a connection finds its `Series` (cached by the objects at its two ends, so that no label is formatted twice);
+//! 2. it counts there with relaxed atomics, no lock, no hashing;
+//! 3. a scrape walks all series once per metric.
+//!
+//! One label set holds all its counters: half of what a registry family per metric would cost in memory.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use hbone::Identity;
+use mesh::{Service, Workload};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, LabelSetEncoder, NoLabelSet,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::headers::Baggage;
+
+/// Which end of a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// The end that opened the connection: `direction="outbound"` in the log.
+    Source,
+    /// The end that took it: `direction="inbound"`.
+    Destination,
+}
+
+/// How a connection ended, as label `response_flags`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flag {
+    /// Nothing to remark.
+    None,
+    /// A policy said no.
+    Deny,
+    /// The next hop could not be reached or refused.
+    Connect,
+    /// The TLS handshake failed.
+    TlsFailure,
+    /// TLS stood, HTTP/2 did not.
+    H2HandshakeFailure,
+    /// Port 15008 did not answer: most likely a NetworkPolicy.
+    NetworkPolicy,
+    /// The peer was not who it had to be.
+    IdentityError,
+}
+
+impl Flag {
+    const ALL: [Self; 7] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+    ];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::IdentityError => "IDENTITY_ERROR",
+        }
+    }
+}
+
+/// The two ends of a connection, as far as they are known.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Ends {
+    pub(crate) source: Option<Arc<Workload>>,
+    /// Proven for tunnels and joined connections, absent for plaintext.
+    pub(crate) source_identity: Option<Identity>,
+    pub(crate) destination: Option<Arc<Workload>>,
+    pub(crate) destination_identity: Option<Identity>,
+    pub(crate) service: Option<Arc<Service>>,
+    /// Both ends proven: the connection is mutually authenticated.
+    pub(crate) secured: bool,
+}
+
+/// All TCP series of this node.
+#[derive(Debug, Clone, Default)]
+pub struct Traffic(Arc<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    series: RwLock<HashMap<Arc<Labels>, Arc<Series>>>,
+    cache: Mutex<HashMap<CacheKey, Cached>>,
+    open: [AtomicI64; 2],
+}
+
+/// Beyond this many series, what a peer says of itself in `baggage` no longer makes new ones: a peer with a
+/// certificate but bad intentions must not be able to fill memory with invented names.
+const SERIES_FROM_BAGGAGE: usize = 10_000;
+
+/// The cache is cleared when it reaches this size; it refills in a moment. Each update of a workload makes a new
+/// key, so a limit is needed, and at this one a node with 100 busy pods rarely meets it.
+const CACHED: usize = 8_192;
+
+/// Objects by address. Sound because the entry keeps them alive: an address cannot be reused while it is a key.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct CacheKey(
+    Reporter,
+    usize,
+    usize,
+    usize,
+    Option<Identity>,
+    Option<Identity>,
+    bool,
+);
+
+#[derive(Debug)]
+struct Cached {
+    series: Arc<Series>,
+    _alive: (
+        Option<Arc<Workload>>,
+        Option<Arc<Workload>>,
+        Option<Arc<Service>>,
+    ),
+}
+
+impl Traffic {
+    /// Enters the TCP metrics into `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(self.clone()));
+    }
+
+    /// The series of a connection between these ends.
+    pub(crate) fn series(
+        &self,
+        reporter: Reporter,
+        ends: &Ends,
+        said: Option<Baggage<'_>>,
+    ) -> Arc<Series> {
+        let said = said.filter(|_| ends.source.is_none());
+        if said.is_some() {
+            return self.enter(Labels::new(reporter, ends, said), true);
+        }
+        let key = CacheKey::new(reporter, ends);
+        if let Some(cached) = lock(&self.0.cache).get(&key) {
+            return cached.series.clone();
+        }
+        let series = self.enter(Labels::new(reporter, ends, None), false);
+        let mut cache = lock(&self.0.cache);
+        if cache.len() >= CACHED {
+            cache.clear();
+        }
+        let alive = (
+            ends.source.clone(),
+            ends.destination.clone(),
+            ends.service.clone(),
+        );
+        cache.insert(
+            key,
+            Cached {
+                series: series.clone(),
+                _alive: alive,
+            },
+        );
+        series
+    }
+
+    fn enter(&self, labels: Labels, from_baggage: bool) -> Arc<Series> {
+        let table = self.0.series.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = table.get(&labels) {
+            return series.clone();
+        }
+        let full = from_baggage && table.len() >= SERIES_FROM_BAGGAGE;
+        drop(table);
+        let labels = Arc::new(if full {
+            labels.without_baggage()
+        } else {
+            labels
+        });
+        let mut table = self
+            .0
+            .series
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let series = table
+            .entry(labels.clone())
+            .or_insert_with(|| Arc::new(Series::new(labels)));
+        series.clone()
+    }
+
+    /// One more socket is open at this end; one fewer when the guard goes.
+    pub(crate) fn socket(&self, reporter: Reporter) -> OpenSocket {
+        self.0.open[reporter as usize].fetch_add(1, Relaxed);
+        OpenSocket(self.0.clone(), reporter)
+    }
+}
+
+/// Counts in `istio_tcp_sockets_open` while it lives.
+#[derive(Debug)]
+pub(crate) struct OpenSocket(Arc<Table>, Reporter);
+
+impl Drop for OpenSocket {
+    fn drop(&mut self) {
+        self.0.open[self.1 as usize].fetch_sub(1, Relaxed);
+    }
+}
+
+/// The counters of one label set.
+#[derive(Debug)]
+pub(crate) struct Series {
+    labels: Arc<Labels>,
+    opened: AtomicU64,
+    sent: AtomicU64,
+    received: AtomicU64,
+    closed: [AtomicU64; Flag::ALL.len()],
+    failed: [AtomicU64; Flag::ALL.len()],
+}
+
+impl Series {
+    fn new(labels: Arc<Labels>) -> Self {
+        Self {
+            labels,
+            opened: AtomicU64::default(),
+            sent: AtomicU64::default(),
+            received: AtomicU64::default(),
+            closed: Default::default(),
+            failed: Default::default(),
+        }
+    }
+
+    pub(crate) fn opened(&self) {
+        self.opened.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn moved(&self, sent: u64, received: u64) {
+        if sent > 0 {
+            self.sent.fetch_add(sent, Relaxed);
+        }
+        if received > 0 {
+            self.received.fetch_add(received, Relaxed);
+        }
+    }
+
+    pub(crate) fn closed(&self, flag: Flag, failed: bool) {
+        self.closed[flag as usize].fetch_add(1, Relaxed);
+        if failed {
+            self.failed[flag as usize].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// `spiffe://…` of the source, formatted once for all connections of these ends.
+    pub(crate) fn source_principal(&self) -> Option<&str> {
+        Some(&*self.labels.source_principal).filter(|principal| *principal != UNKNOWN)
+    }
+
+    /// `spiffe://…` of the destination.
+    pub(crate) fn destination_principal(&self) -> Option<&str> {
+        Some(&*self.labels.destination_principal).filter(|principal| *principal != UNKNOWN)
+    }
+}
+
+impl CacheKey {
+    fn new(reporter: Reporter, ends: &Ends) -> Self {
+        fn at<T>(object: Option<&Arc<T>>) -> usize {
+            object.map_or(0, |object| Arc::as_ptr(object).addr())
+        }
+        Self(
+            reporter,
+            at(ends.source.as_ref()),
+            at(ends.destination.as_ref()),
+            at(ends.service.as_ref()),
+            ends.source_identity.clone(),
+            ends.destination_identity.clone(),
+            ends.secured,
+        )
+    }
+}
+
+const UNKNOWN: &str = "unknown";
+
+/// Label set T without `response_flags`, in the order of the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Labels {
+    reporter: Reporter,
+    source: Side,
+    source_principal: Arc<str>,
+    destination_service: Arc<str>,
+    destination_service_namespace: Arc<str>,
+    destination_service_name: Arc<str>,
+    destination: Side,
+    destination_principal: Arc<str>,
+    secured: bool,
+}
+
+/// The labels of one end. `app` and `version` of the wire are the canonical names again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Side {
+    workload: Arc<str>,
+    canonical_service: Arc<str>,
+    canonical_revision: Arc<str>,
+    namespace: Arc<str>,
+    cluster: Arc<str>,
+    region: Arc<str>,
+    zone: Arc<str>,
+}
+
+impl Labels {
+    fn new(reporter: Reporter, ends: &Ends, said: Option<Baggage<'_>>) -> Self {
+        let unknown: Arc<str> = UNKNOWN.into();
+        let principal = |identity: Option<&Identity>| {
+            identity.map_or_else(|| unknown.clone(), |identity| identity.to_string().into())
+        };
+        let service = |part: fn(&Service) -> &Arc<str>| {
+            ends.service
+                .as_ref()
+                .map_or_else(|| unknown.clone(), |service| part(service).clone())
+        };
+        let source = match (&ends.source, said) {
+            (None, Some(said)) => Side::said(said, ends.source_identity.as_ref()),
+            (workload, _) => Side::new(workload.as_deref(), &unknown),
+        };
+        Self {
+            reporter,
+            source,
+            source_principal: principal(ends.source_identity.as_ref()),
+            destination_service: service(|service| &service.hostname),
+            destination_service_namespace: service(|service| &service.namespace),
+            destination_service_name: service(|service| &service.name),
+            destination: Side::new(ends.destination.as_deref(), &unknown),
+            destination_principal: principal(ends.destination_identity.as_ref()),
+            secured: ends.secured,
+        }
+    }
+
+    fn without_baggage(mut self) -> Self {
+        self.source = Side::new(None, &UNKNOWN.into());
+        self
+    }
+}
+
+impl Side {
+    fn new(workload: Option<&Workload>, unknown: &Arc<str>) -> Self {
+        let part = |part: fn(&Workload) -> &Arc<str>| match workload.map(part) {
+            Some(value) if !value.is_empty() => value.clone(),
+            _ => unknown.clone(),
+        };
+        Self {
+            workload: part(|workload| &workload.workload_name),
+            canonical_service: part(|workload| &workload.canonical_name),
+            canonical_revision: part(|workload| &workload.canonical_revision),
+            namespace: part(|workload| &workload.namespace),
+            cluster: part(|workload| &workload.cluster),
+            region: part(|workload| &workload.locality.region),
+            zone: part(|workload| &workload.locality.zone),
+        }
+    }
+
+    /// The namespace comes from the certificate where there is one: baggage could claim any.
+    fn said(said: Baggage<'_>, identity: Option<&Identity>) -> Self {
+        // Longest legal Kubernetes name; what is longer is an attempt to fill memory.
+        let part = |value: Option<&str>| match value {
+            Some(value) if value.len() <= 253 => value.into(),
+            _ => UNKNOWN.into(),
+        };
+        Self {
+            workload: part(said.workload),
+            canonical_service: part(said.service),
+            canonical_revision: part(said.version),
+            namespace: identity.map_or_else(
+                || part(said.namespace),
+                |identity| identity.namespace().into(),
+            ),
+            cluster: part(said.cluster),
+            region: part(said.region),
+            zone: part(said.zone),
+        }
+    }
+}
+
+/// Labels as they go out: with the flag.
+struct Flagged<'a>(&'a Labels, Flag);
+
+impl EncodeLabelSet for Flagged<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let Self(labels, flag) = self;
+        let (source, destination) = (&labels.source, &labels.destination);
+        let reporter = match labels.reporter {
+            Reporter::Source => "source",
+            Reporter::Destination => "destination",
+        };
+        let pairs: [(&str, &str); 27] = [
+            ("reporter", reporter),
+            ("source_workload", &source.workload),
+            ("source_canonical_service", &source.canonical_service),
+            ("source_canonical_revision", &source.canonical_revision),
+            ("source_workload_namespace", &source.namespace),
+            ("source_principal", &labels.source_principal),
+            ("source_app", &source.canonical_service),
+            ("source_version", &source.canonical_revision),
+            ("source_cluster", &source.cluster),
+            ("destination_service", &labels.destination_service),
+            (
+                "destination_service_namespace",
+                &labels.destination_service_namespace,
+            ),
+            ("destination_service_name", &labels.destination_service_name),
+            ("destination_workload", &destination.workload),
+            (
+                "destination_canonical_service",
+                &destination.canonical_service,
+            ),
+            (
+                "destination_canonical_revision",
+                &destination.canonical_revision,
+            ),
+            ("destination_workload_namespace", &destination.namespace),
+            ("destination_principal", &labels.destination_principal),
+            ("destination_app", &destination.canonical_service),
+            ("destination_version", &destination.canonical_revision),
+            ("destination_cluster", &destination.cluster),
+            ("request_protocol", "tcp"),
+            ("response_flags", flag.label()),
+            (
+                "connection_security_policy",
+                if labels.secured {
+                    "mutual_tls"
+                } else {
+                    UNKNOWN
+                },
+            ),
+            ("source_region", &source.region),
+            ("source_zone", &source.zone),
+            ("destination_region", &destination.region),
+            ("destination_zone", &destination.zone),
+        ];
+        pairs
+            .iter()
+            .try_for_each(|pair| pair.encode(encoder.encode_label()))
+    }
+}
+
+impl Collector for Traffic {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // Copied out so that a slow scrape does not hold up new series.
+        let mut all: Vec<Arc<Series>> = {
+            let table = self.0.series.read().unwrap_or_else(PoisonError::into_inner);
+            table.values().cloned().collect()
+        };
+        all.sort_by_key(|series| Arc::as_ptr(series).addr());
+        let none = |_: &Series, flag| flag == Flag::None;
+        let mut counter = |name: &str,
+                           help: &str,
+                           value: fn(&Series, Flag) -> u64,
+                           wanted: fn(&Series, Flag) -> bool| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for series in &all {
+                for flag in Flag::ALL.into_iter().filter(|flag| wanted(series, *flag)) {
+                    let labels = Flagged(&series.labels, flag);
+                    let value = value(series, flag);
+                    family
+                        .encode_family(&labels)?
+                        .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+                }
+            }
+            fmt::Result::Ok(())
+        };
+        counter(
+            "istio_tcp_connections_opened",
+            "TCP connections opened",
+            |series, _| series.opened.load(Relaxed),
+            none,
+        )?;
+        counter(
+            "istio_tcp_connections_closed",
+            "TCP connections closed",
+            |series, flag| series.closed[flag as usize].load(Relaxed),
+            |series, flag| series.closed[flag as usize].load(Relaxed) > 0,
+        )?;
+        counter(
+            "istio_tcp_sent_bytes",
+            "Bytes the reporting end's workload sent",
+            |series, _| series.sent.load(Relaxed),
+            none,
+        )?;
+        counter(
+            "istio_tcp_received_bytes",
+            "Bytes the reporting end's workload received",
+            |series, _| series.received.load(Relaxed),
+            none,
+        )?;
+        counter(
+            "istio_tcp_connections_failed",
+            "TCP connections that could not be established or were refused",
+            |series, flag| series.failed[flag as usize].load(Relaxed),
+            |series, flag| series.failed[flag as usize].load(Relaxed) > 0,
+        )?;
+        let mut family = encoder.encode_descriptor(
+            "istio_tcp_sockets_open",
+            "TCP connections open now",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (index, reporter) in [(0, "source"), (1, "destination")] {
+            let labels = [("reporter", reporter)];
+            family
+                .encode_family(&labels)?
+                .encode_gauge(&self.0.open[index].load(Relaxed))?;
+        }
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
