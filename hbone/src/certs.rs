@@ -147,7 +147,7 @@ impl Certificate {
             .chain(trust_domain_aliases.iter().map(String::as_str))
             .map(Arc::from)
             .collect();
-        let checked = Credentials::new(
+        let checked = Credentials::check(
             identity,
             key_pkcs8,
             elements,

@@ -13,7 +13,7 @@ use std::{
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -69,7 +69,7 @@ impl Connect {
 pub enum OpenError {
     /// We have no certificate to show.
     #[error(transparent)]
-    Certificate(#[from] CertificateError),
+    Certificate(Box<CertificateError>),
     /// The peer's port could not be connected to.
     #[error("cannot connect to {address}: {error}")]
     Dial {
@@ -132,6 +132,12 @@ impl OpenError {
             Self::AnswerTimeout(_) => "answer_timeout",
             Self::Malformed(_) => "malformed",
         }
+    }
+}
+
+impl From<CertificateError> for OpenError {
+    fn from(error: CertificateError) -> Self {
+        Self::Certificate(Box::new(error))
     }
 }
 
@@ -213,9 +219,9 @@ impl Link {
         self.occupancy.close();
     }
 
-    /// Half of what the peer allows on this connection lies unread there.
-    pub(crate) fn stalled(&self) -> bool {
-        self.gauge.stalled()
+    /// Half of what the peer allows on this connection lies unread there, or it wants no more streams.
+    pub(crate) fn unfit(&self) -> bool {
+        self.gauge.stalled() || self.gauge.going_away()
     }
 
     /// A place for one more stream, if this link should get one.
@@ -306,6 +312,7 @@ where
         room: Room::new(),
         idle_timer: Box::pin(tokio::time::sleep(times.idle)),
         idle: times.idle,
+        leaving: false,
         occupancy: occupancy.clone(),
     };
     Ok((
@@ -369,6 +376,8 @@ pub(crate) struct Driver<T> {
     pinger: Pinger,
     idle_timer: Pin<Box<Sleep>>,
     idle: Duration,
+    /// It has closed itself and is only saying goodbye.
+    leaving: bool,
 }
 
 impl<T> Driver<T>
@@ -384,37 +393,42 @@ where
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, on_idle: &mut impl FnMut()) -> Poll<Ended> {
-        if let Some(target) = self.room.grow(self.occupancy.streams()) {
-            self.engine.set_target_window_size(target);
-        }
-        if let Poll::Ready(ended) = Pin::new(&mut self.engine).poll(cx) {
-            return Poll::Ready(match ended {
-                Ok(()) => Ended::Closed,
-                Err(error) => Ended::Lost(error.to_string()),
-            });
-        }
-        if let Some(flood) = self.gauge.flood() {
-            return Poll::Ready(Ended::Flood(flood.name()));
-        }
-        if self.pinger.poll(cx).is_ready() {
-            return Poll::Ready(Ended::Unresponsive);
-        }
-        while self.idle_timer.as_mut().poll(cx).is_ready() {
-            let due = self.occupancy.last_used() + self.idle;
-            if self.occupancy.streams() == 0
-                && due <= Instant::now()
-                && self.occupancy.close_if_unused()
-            {
-                on_idle();
+        loop {
+            if let Some(target) = self.room.grow(self.occupancy.streams()) {
+                self.engine.set_target_window_size(target);
+            }
+            if let Poll::Ready(ended) = Pin::new(&mut self.engine).poll(cx) {
+                return Poll::Ready(match ended {
+                    Ok(()) => Ended::Closed,
+                    Err(error) => Ended::Lost(error.to_string()),
+                });
+            }
+            if let Some(flood) = self.gauge.flood() {
+                return Poll::Ready(Ended::Flood(flood.name()));
+            }
+            if self.pinger.poll(cx).is_ready() {
+                return Poll::Ready(Ended::Unresponsive);
+            }
+            ready!(self.idle_timer.as_mut().poll(cx));
+            if self.leaving {
                 return Poll::Ready(Ended::Idle);
             }
-            self.idle_timer
-                .as_mut()
-                .reset(due.max(Instant::now() + self.idle / 8));
+            let (now, due) = (Instant::now(), self.occupancy.last_used() + self.idle);
+            if due <= now && self.occupancy.close_if_unused() {
+                // The pool lets go, and with nobody left the engine says GOAWAY by itself.
+                on_idle();
+                self.leaving = true;
+                self.idle_timer.as_mut().reset(now + LAST_WORDS);
+            } else {
+                // In use now or lately; a stream that ends tomorrow is found by looking again.
+                self.idle_timer.as_mut().reset(due.max(now + self.idle / 8));
+            }
         }
-        Poll::Pending
     }
 }
+
+/// How long a connection that closes itself may take to say so.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A tunnel inside a tunnel: TLS and HTTP/2 once more with the server behind a gateway. The inner
 /// connection carries this one tunnel and lives as long as it.

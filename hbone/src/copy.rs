@@ -121,59 +121,64 @@ impl Socket for crate::tunnel::TunnelIo {}
 pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> Ended {
     let (reader, writer) = tunnel.split();
     let mut copy = Copy {
-        socket: Guard(socket, true),
+        socket,
         up: Up::new(writer),
         down: Down::new(reader),
+        cancelled: true,
     };
     let ended = poll_fn(|cx| copy.poll(cx, counters)).await;
-    if ended.clean() {
-        copy.socket.1 = false;
-    } else {
-        copy.up.writer.reset();
-    }
+    copy.cancelled = false;
     ended
 }
 
-/// The socket, reset when dropped before its time.
-struct Guard<S: Socket>(S, bool);
+struct Copy<S: Socket> {
+    socket: S,
+    up: Up,
+    down: Down,
+    cancelled: bool,
+}
 
-impl<S: Socket> Drop for Guard<S> {
+impl<S: Socket> Drop for Copy<S> {
     fn drop(&mut self) {
-        if self.1 {
-            self.0.abort();
+        // When all that the tunnel brought is with the kernel, a reset could only destroy it.
+        if self.down.end != Some(HalfEnd::Finished) {
+            self.socket.abort();
+        }
+        // Otherwise what the app has sent is still delivered before the engine ends or resets the
+        // stream, which it does when the halves are dropped.
+        if self.cancelled {
+            self.up.writer.reset();
         }
     }
 }
 
-struct Copy<S: Socket> {
-    socket: Guard<S>,
-    up: Up,
-    down: Down,
+impl<S: Socket> Copy<S> {
+    /// A failure ends the other direction too, with two exceptions in which the other side may have
+    /// said all it had to say and only refuses to listen, so that the rest of it must be delivered:
+    /// the tunnel takes no more (then the app still gets what the tunnel has for it), and the app
+    /// takes no more (then the tunnel still gets what the app left in the socket).
+    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Ended> {
+        if self.down.end.is_none() {
+            self.down.end = ready_now(self.down.poll(cx, &mut self.socket, &counters.received));
+            self.up.socket_dead = matches!(self.down.end, Some(HalfEnd::Socket(_)));
+        }
+        if self.up.end.is_none() {
+            self.up.end = ready_now(self.up.poll(cx, &mut self.socket, &counters.sent));
+        }
+        let (sent, received) = match (self.up.end.clone(), self.down.end.clone()) {
+            (Some(sent), Some(received)) => (sent, received),
+            (Some(sent @ HalfEnd::Socket(_)), None) => (sent, HalfEnd::CutOff),
+            (None, Some(received @ HalfEnd::Tunnel(_))) => (HalfEnd::CutOff, received),
+            _ => return Poll::Pending,
+        };
+        Poll::Ready(Ended { sent, received })
+    }
 }
 
-impl<S: Socket> Copy<S> {
-    fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Ended> {
-        let socket = &mut self.socket.0;
-        let up = self.up.ended(|up| up.poll(cx, socket, &counters.sent));
-        let down = self
-            .down
-            .ended(|down| down.poll(cx, socket, &counters.received));
-        match (up, down) {
-            (Some(HalfEnd::Finished), Some(HalfEnd::Finished)) => Poll::Ready(Ended {
-                sent: HalfEnd::Finished,
-                received: HalfEnd::Finished,
-            }),
-            (Some(sent), None) if sent != HalfEnd::Finished => Poll::Ready(Ended {
-                sent,
-                received: HalfEnd::CutOff,
-            }),
-            (None, Some(received)) if received != HalfEnd::Finished => Poll::Ready(Ended {
-                sent: HalfEnd::CutOff,
-                received,
-            }),
-            (Some(sent), Some(received)) => Poll::Ready(Ended { sent, received }),
-            _ => Poll::Pending,
-        }
+fn ready_now<T>(poll: Poll<T>) -> Option<T> {
+    match poll {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
     }
 }
 
@@ -184,6 +189,8 @@ struct Up {
     chunk: Bytes,
     buffer: BytesMut,
     size: usize,
+    /// A write to the socket has failed: its end of file is no orderly end.
+    socket_dead: bool,
     end: Option<HalfEnd>,
 }
 
@@ -194,17 +201,9 @@ impl Up {
             chunk: Bytes::new(),
             buffer: BytesMut::new(),
             size: SMALLEST,
+            socket_dead: false,
             end: None,
         }
-    }
-
-    fn ended(&mut self, poll: impl FnOnce(&mut Self) -> Poll<HalfEnd>) -> Option<HalfEnd> {
-        if self.end.is_none()
-            && let Poll::Ready(end) = poll(self)
-        {
-            self.end = Some(end);
-        }
-        self.end.clone()
     }
 
     fn poll<S: Socket>(
@@ -220,6 +219,9 @@ impl Up {
                 return Poll::Ready(HalfEnd::Tunnel(error));
             }
             match self.poll_fill(cx, socket) {
+                Poll::Ready(Ok(0)) if self.socket_dead => {
+                    return Poll::Ready(HalfEnd::Socket(io::ErrorKind::ConnectionReset));
+                }
                 Poll::Ready(Ok(0)) => {
                     self.buffer = BytesMut::new();
                     let ended = self.writer.shutdown();
@@ -279,15 +281,6 @@ impl Down {
             eof: false,
             end: None,
         }
-    }
-
-    fn ended(&mut self, poll: impl FnOnce(&mut Self) -> Poll<HalfEnd>) -> Option<HalfEnd> {
-        if self.end.is_none()
-            && let Poll::Ready(end) = poll(self)
-        {
-            self.end = Some(end);
-        }
-        self.end.clone()
     }
 
     fn poll<S: Socket>(

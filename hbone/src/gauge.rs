@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicI64, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering},
     },
     task::{Context, Poll},
     time::Instant,
@@ -38,6 +38,8 @@ pub(crate) struct Gauge {
     most: AtomicI64,
     /// A flood, once seen: 0 = none, else index into `FLOODS` plus one.
     flood: AtomicU8,
+    /// The peer has sent GOAWAY.
+    going_away: AtomicBool,
     /// Streams that the peer reset before they were answered. Honest clients give up now and then;
     /// rapid reset does nothing else.
     early_resets: Mutex<Budget>,
@@ -57,6 +59,7 @@ impl Gauge {
             left: AtomicI64::new(FIRST_WINDOW),
             most: AtomicI64::new(FIRST_WINDOW),
             flood: AtomicU8::new(0),
+            going_away: AtomicBool::new(false),
             early_resets: Mutex::new(Budget::new(1000, 200)),
         })
     }
@@ -64,6 +67,11 @@ impl Gauge {
     /// True when at least half of the peer's connection window is filled with data it has not read.
     pub(crate) fn stalled(&self) -> bool {
         self.left.load(Ordering::Relaxed) * 2 < self.most.load(Ordering::Relaxed)
+    }
+
+    /// The peer wants no more streams here.
+    pub(crate) fn going_away(&self) -> bool {
+        self.going_away.load(Ordering::Relaxed)
     }
 
     /// The flood that was seen, if any.
@@ -117,7 +125,6 @@ struct Head {
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
@@ -216,7 +223,8 @@ impl Inbound {
             DATA if head.length == 0 && head.flags & END_STREAM_OR_ACK == 0 => {
                 (&mut self.empty, Refusal::EmptyDataFlood)
             }
-            DATA | HEADERS | GOAWAY | CONTINUATION => return,
+            DATA | HEADERS | CONTINUATION => return,
+            GOAWAY => return gauge.going_away.store(true, Ordering::Relaxed),
             WINDOW_UPDATE => {
                 if head.stream == 0 {
                     gauge.granted(head.increment);
@@ -227,7 +235,7 @@ impl Inbound {
             SETTINGS => (&mut self.settings, Refusal::SettingsFlood),
             RST_STREAM => (&mut self.resets, Refusal::ResetFlood),
             // PRIORITY, PUSH_PROMISE (an error anyway) and kinds that do not exist yet.
-            PRIORITY | _ => (&mut self.idle, Refusal::IdleFrameFlood),
+            _ => (&mut self.idle, Refusal::IdleFrameFlood),
         };
         if !budget.take(Instant::now) {
             gauge.saw_flood(kind);

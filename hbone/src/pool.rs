@@ -207,12 +207,12 @@ impl Pool {
         loop {
             match self.turn(destination) {
                 Turn::Use(link, lease) => return Ok((link, lease)),
-                Turn::Wait(mut outcome) => match outcome.wait_for(Option::is_some).await.as_deref()
-                {
-                    Ok(Some(Err(error))) => return Err(error.clone()),
-                    // It is there; or whoever made it gave up, then somebody else does.
-                    Ok(_) | Err(_) => {}
-                },
+                Turn::Wait(mut outcome) => {
+                    let landed = outcome.wait_for(Option::is_some).await;
+                    if let Ok(Some(Err(error))) = landed.as_deref() {
+                        return Err(error.clone());
+                    } // else it is there; or whoever made it gave up, then somebody else does
+                }
                 Turn::Make(key, outcome) => {
                     let flight = InFlight {
                         pool: self,
@@ -319,7 +319,7 @@ impl Slot {
         let fit = self
             .links
             .iter()
-            .filter(|link| !link.stalled() && link.streams() < most);
+            .filter(|link| !link.unfit() && link.streams() < most);
         let link = fit.min_by_key(|link| link.streams())?;
         Some((link.clone(), link.lease(most)?))
     }

@@ -1,6 +1,6 @@
 //! Mutual TLS between two identities. The only file that names rustls.
 //!
-//! A certificate chain and its key enter once ([`Credentials::new`], which checks them); what leaves
+//! A certificate chain and its key enter once ([`Credentials::check`]); what leaves
 //! is a handshake on a socket ([`Credentials::accept`], [`Credentials::connect`]) whose other end has
 //! proven an [`Identity`]. Configurations are built once per certificate (server) and once per
 //! certificate and set of expected identities (client), never per connection.
@@ -229,7 +229,7 @@ pub(crate) struct Checked {
 
 impl Credentials {
     /// Checks a signer's answer: PEM elements leaf, intermediates, and last the bundle of roots.
-    pub(crate) fn new(
+    pub(crate) fn check(
         requested: &Identity,
         key_pkcs8: &[u8],
         elements: &[String],
