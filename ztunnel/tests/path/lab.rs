@@ -1,0 +1,304 @@
+//! Two nodes in this process, pods in namespaces, and a control plane that is a function call.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{security, workload as wire};
+use clap::Parser;
+use hbone::{Certificates, CertificatesConfig, Limits, Pool, PoolConfig};
+use mesh::{Mesh, Update, Writer};
+use ops::drain::Drain;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use ztunnel::config::Config;
+use ztunnel::netns::{From, Netns};
+use ztunnel::node::Node;
+use ztunnel::pod::Pod;
+
+use crate::ca::Ca;
+use crate::fabric::Fabric;
+use crate::log;
+
+/// Everything; dropping it ends the nodes and removes the namespaces.
+pub(crate) struct Lab {
+    pub(crate) nodes: Vec<LabNode>,
+    pub(crate) ca: Ca,
+    fabric: Fabric,
+    workloads: Vec<wire::Workload>,
+    stop: CancellationToken,
+}
+
+/// One of the two nodes.
+pub(crate) struct LabNode {
+    pub(crate) node: Arc<Node>,
+    pub(crate) pool: Arc<Pool>,
+    writer: Writer,
+    name: &'static str,
+    drain: Drain,
+}
+
+/// Where a pod runs.
+#[derive(Clone, Copy)]
+pub(crate) enum At {
+    Node(usize),
+    /// On the fabric, but not in the mesh.
+    Nowhere,
+}
+
+impl Lab {
+    pub(crate) fn new(flags: &[&str]) -> Self {
+        log::keep();
+        let (ca, stop) = (Ca::new(), CancellationToken::new());
+        let nodes = ["node-1", "node-2"].map(|name| LabNode::new(name, flags, &ca, &stop)).into();
+        Self { nodes, ca, fabric: Fabric::new(), workloads: Vec::new(), stop }
+    }
+
+    /// Tells both nodes.
+    pub(crate) fn tell(&mut self, fill: impl Fn(&mut Update)) {
+        for node in &mut self.nodes {
+            let mut update = Update::default();
+            fill(&mut update);
+            assert_eq!(node.writer.apply(update), []);
+        }
+    }
+
+    /// A pod of namespace `default` whose service account has its name, told to both nodes and serving.
+    pub(crate) async fn pod(&mut self, name: &str, at: At, ips: &[&str]) -> LabPod {
+        self.pod_with(name, at, ips, |_| {}).await
+    }
+
+    pub(crate) async fn pod_with(
+        &mut self,
+        name: &str,
+        at: At,
+        ips: &[&str],
+        more: impl Fn(&mut wire::Workload),
+    ) -> LabPod {
+        let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        self.fabric.pod(name, &ips, matches!(at, At::Node(_)));
+        let app = self.fabric.netns(name, 0);
+        let At::Node(index) = at else { return LabPod { app, ips, pod: None } };
+        let mut workload = wire::Workload {
+            uid: format!("Kubernetes//Pod/default/{name}"),
+            name: name.into(),
+            namespace: "default".into(),
+            service_account: name.into(),
+            workload_name: name.into(),
+            canonical_name: name.into(),
+            addresses: ips.iter().map(bytes_of).collect(),
+            tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
+            node: self.nodes[index].name.into(),
+            ..Default::default()
+        };
+        more(&mut workload);
+        self.workloads.push(workload.clone());
+        self.tell(|update| update.set_workload(workload.clone()));
+        let (lab_node, netns) = (&self.nodes[index], self.fabric.netns(name, 0x539));
+        let pod = Pod::new(format!("uid-{name}").into(), name, "default", name, netns, lab_node.drain.child());
+        pod.start(&lab_node.node, None).unwrap();
+        tokio::time::timeout(PATIENCE, pod.wait_known()).await.unwrap();
+        LabPod { app, ips, pod: Some(pod) }
+    }
+
+    /// Changes the workload of a pod and tells both nodes.
+    pub(crate) fn change(&mut self, name: &str, change: impl Fn(&mut wire::Workload)) {
+        let workload = self.workloads.iter_mut().find(|workload| workload.name == name).unwrap();
+        change(workload);
+        let workload = workload.clone();
+        self.tell(|update| update.set_workload(workload.clone()));
+    }
+
+    /// A DENY of everything to one port of namespace `default`, told to both nodes.
+    pub(crate) fn deny_port(&mut self, name: &str, port: u32) {
+        self.tell(|update| update.set_policy(deny_port(name, port)));
+    }
+
+    pub(crate) fn forget_policy(&mut self, name: &str) {
+        self.tell(|update| update.authorizations.removed.push(format!("default/{name}").into()));
+    }
+
+    /// Waits until no connection is open at either node.
+    pub(crate) async fn quiet(&self) {
+        for node in &self.nodes {
+            let quiet = tokio::time::timeout(PATIENCE, node.node.connections.none_left()).await;
+            assert!(quiet.is_ok(), "{} connections still open", node.node.connections.open());
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for node in &self.nodes {
+            node.drain.accepting().cancel();
+            node.drain.now().cancel();
+        }
+    }
+}
+
+impl LabNode {
+    fn new(name: &'static str, flags: &[&str], ca: &Ca, stop: &CancellationToken) -> Self {
+        let config = Config::try_parse_from([&["ztunnel", "--node-name", name], flags].concat()).unwrap();
+        let (mesh, writer) = Mesh::new();
+        let patient = CertificatesConfig { wait: Duration::from_millis(500), ..Default::default() };
+        let certificates = Certificates::new(ca.clone(), patient);
+        let pool = Pool::new(certificates.clone(), PoolConfig::default());
+        let node = Node::new(mesh, certificates, pool.clone(), Limits::default(), Arc::new(config));
+        tokio::spawn(node.clone().tend(stop.clone()));
+        Self { node, pool, writer, name, drain: Drain::new() }
+    }
+
+    /// The text of the TCP metrics.
+    pub(crate) fn metrics(&self) -> String {
+        let mut registry = prometheus_client::registry::Registry::default();
+        self.node.traffic.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    /// The value of the only series of this metric that has all of these.
+    pub(crate) fn metric(&self, name: &str, parts: &[&str]) -> u64 {
+        let metrics = self.metrics();
+        let mut found = metrics.lines().filter(|line| {
+            line.starts_with(name) && parts.iter().all(|part| line.contains(part))
+        });
+        let line = found.next().unwrap_or_else(|| panic!("no {name} with {parts:?} in\n{metrics}"));
+        assert_eq!(found.next(), None);
+        line.rsplit_once(' ').unwrap().1.parse().unwrap()
+    }
+}
+
+/// A pod, as its app sees it.
+pub(crate) struct LabPod {
+    app: Netns,
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) pod: Option<Arc<Pod>>,
+}
+
+impl LabPod {
+    pub(crate) async fn connect(&self, to: SocketAddr) -> TcpStream {
+        tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to)).await.unwrap().unwrap()
+    }
+
+    pub(crate) fn listen(&self, port: u16) -> TcpListener {
+        self.app.listen(port).unwrap()
+    }
+
+    /// An app that first says who it sees as its client, then echoes.
+    pub(crate) fn serve(&self, port: u16) -> JoinHandle<()> {
+        let listener = self.listen(port);
+        tokio::spawn(async move {
+            loop {
+                let (mut tcp, peer) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let hello = format!("{}\n", peer.ip().to_canonical());
+                    if tcp.write_all(hello.as_bytes()).await.is_ok() {
+                        let (mut read, mut write) = tcp.split();
+                        let _ = tokio::io::copy(&mut read, &mut write).await;
+                        let _ = write.shutdown().await;
+                    }
+                });
+            }
+        })
+    }
+
+    pub(crate) fn at(&self, index: usize, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ips[index], port)
+    }
+}
+
+/// Reads the greeting of [`LabPod::serve`]: the client's address as the app sees it.
+pub(crate) async fn greeting(tcp: &mut TcpStream) -> std::io::Result<String> {
+    let read = async {
+        let mut text = String::new();
+        loop {
+            match tcp.read_u8().await? {
+                b'\n' => return Ok(text),
+                byte => text.push(byte.into()),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap()
+}
+
+/// Sends, reads the same back, ends, and sees the end.
+pub(crate) async fn echo(mut tcp: TcpStream, bytes: &[u8]) {
+    let talk = async {
+        let (mut read, mut write) = tcp.split();
+        let send = async {
+            write.write_all(bytes).await.unwrap();
+            write.shutdown().await.unwrap();
+        };
+        let mut back = Vec::new();
+        let receive = async { read.read_to_end(&mut back).await.unwrap() };
+        tokio::join!(send, receive);
+        assert!(back == bytes, "{} bytes came back of {}", back.len(), bytes.len());
+    };
+    tokio::time::timeout(PATIENCE, talk).await.unwrap();
+}
+
+/// Waits for the end of a connection on which nothing more must come; says whether it was a reset.
+pub(crate) async fn cut(tcp: &mut TcpStream) -> bool {
+    match tokio::time::timeout(PATIENCE, tcp.read_u8()).await.unwrap() {
+        Err(why) if why.kind() == std::io::ErrorKind::ConnectionReset => true,
+        Err(why) if why.kind() == std::io::ErrorKind::UnexpectedEof => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn deny_port(name: &str, port: u32) -> security::Authorization {
+    let found = security::Match { destination_ports: vec![port], ..Default::default() };
+    security::Authorization {
+        name: name.into(),
+        namespace: "default".into(),
+        scope: security::Scope::Namespace.into(),
+        action: security::Action::Deny.into(),
+        groups: vec![security::Group { rules: vec![security::Rules { matches: vec![found] }] }],
+        ..Default::default()
+    }
+}
+
+/// What PeerAuthentication STRICT becomes: no connection without an identity.
+pub(crate) fn strict() -> security::Authorization {
+    let presence = security::StringMatch { match_type: Some(security::string_match::MatchType::Presence(())) };
+    let found = security::Match { not_principals: vec![presence], ..Default::default() };
+    security::Authorization {
+        name: "istio_converted_static_strict".into(),
+        namespace: "istio-system".into(),
+        scope: security::Scope::WorkloadSelector.into(),
+        action: security::Action::Deny.into(),
+        groups: vec![security::Group { rules: vec![security::Rules { matches: vec![found] }] }],
+        ..Default::default()
+    }
+}
+
+pub(crate) fn service(host: &str, vips: &[&str], ports: &[(u32, u32)]) -> wire::Service {
+    let vips = vips.iter().map(|vip| wire::NetworkAddress {
+        address: bytes_of(&vip.parse().unwrap()),
+        ..Default::default()
+    });
+    let ports = ports.iter().map(|&(service_port, target_port)| wire::Port { service_port, target_port, app_protocol: 0 });
+    wire::Service {
+        name: host.split('.').next().unwrap().into(),
+        namespace: "default".into(),
+        hostname: host.into(),
+        addresses: vips.collect(),
+        ports: ports.collect(),
+        canonical: true,
+        ..Default::default()
+    }
+}
+
+fn bytes_of(ip: &IpAddr) -> bytes::Bytes {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec().into(),
+        IpAddr::V6(v6) => v6.octets().to_vec().into(),
+    }
+}
+
+/// Longer than anything here takes on a busy machine; reached only when a test fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
