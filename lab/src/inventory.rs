@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -54,6 +54,7 @@ impl Claim {
         let owner = File::create(dir.join("owner"))?;
         owner.lock()?;
         let reaper = Mutex::new(reaper(lab, &id)?);
+        live().push((id.clone(), dir.clone()));
         Ok(Self {
             id,
             dir,
@@ -78,6 +79,7 @@ impl Claim {
         if self.given_back.swap(true, Ordering::SeqCst) {
             return Ok(());
         }
+        live().retain(|(id, _)| *id != self.id);
         sweep(&self.id)?;
         if !self.dir.join("keep").exists() {
             remove(&self.dir)?;
@@ -101,6 +103,22 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let _ = self.give_back();
     }
+}
+
+/// Removes every lab of this process, from any thread, for a process that ends right after: what other threads
+/// still make in the meantime is left to the reaper, which is not sent away.
+pub fn remove_all() -> Result<()> {
+    for (id, dir) in live().clone() {
+        sweep(&id)?;
+        remove(&dir)?;
+    }
+    Ok(())
+}
+
+/// The labs of this process.
+fn live() -> MutexGuard<'static, Vec<(String, PathBuf)>> {
+    static LIVE: Mutex<Vec<(String, PathBuf)>> = Mutex::new(Vec::new());
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// `lab reap`, out of reach of our terminal's Ctrl-C. Without the binary the next lab cleans up.

@@ -1,5 +1,10 @@
-//! The command line: `lab clean` removes what crashed labs left; `lab reap` is the reaper labs start for themselves.
+//! The command line: `lab demo` is the tour; `lab clean` removes what crashed labs left; `lab hold` keeps a lab for a person
+//! to look around in; `lab reap` is the reaper labs start for themselves.
 #![allow(clippy::print_stdout)] // a command line prints
+
+mod demo;
+
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -14,6 +19,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Two nodes, real programs, the mesh between them: a tour, then a live view until Ctrl-C.
+    Demo {
+        /// End after the tour.
+        #[arg(long)]
+        once: bool,
+        /// Where the mesh's binaries are; beside this one by default.
+        #[arg(long)]
+        bin_dir: Option<PathBuf>,
+    },
     /// Remove every lab whose owner is gone, with its logs.
     Clean,
     /// Build a lab, print its id, and hold it until a line (or the end) comes from stdin, or Ctrl-C.
@@ -33,12 +47,14 @@ enum Verb {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     match Arguments::parse().verb {
-        Verb::Clean => clean(),
-        Verb::Hold { nodes, no_mesh } => hold(nodes, !no_mesh),
-        Verb::Reap { id } => lab::reap(&id),
+        Verb::Demo { once, bin_dir } => return demo::run(once, bin_dir),
+        Verb::Clean => clean()?,
+        Verb::Hold { nodes, no_mesh } => hold(nodes, !no_mesh)?,
+        Verb::Reap { id } => lab::reap(&id)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn clean() -> Result<()> {
