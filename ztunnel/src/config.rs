@@ -164,12 +164,9 @@ pub struct Config {
     /// Metadata for the control plane, from `ISTIO_META_*`.
     #[arg(skip)]
     pub metadata: BTreeMap<String, String>,
-    /// Extra gRPC headers for discovery and the authority, from `XDS_HEADER_*` and `CA_HEADER_*`.
+    /// Extra gRPC headers for discovery, from `XDS_HEADER_*`.
     #[arg(skip)]
     pub xds_headers: Vec<(String, String)>,
-    /// See `xds_headers`.
-    #[arg(skip)]
-    pub ca_headers: Vec<(String, String)>,
 }
 
 /// Ports inside each pod. Fixed: the packet rules of Istio's node agent name them.
@@ -195,8 +192,6 @@ impl Config {
                 self.metadata.insert(key.to_owned(), value);
             } else if let Some(header) = name.strip_prefix("XDS_HEADER_") {
                 self.xds_headers.push((header.to_lowercase(), value));
-            } else if let Some(header) = name.strip_prefix("CA_HEADER_") {
-                self.ca_headers.push((header.to_lowercase(), value));
             }
         }
         self
@@ -392,10 +387,9 @@ mod tests {
 
     #[test]
     fn free_named_variables_are_sorted_into_their_places() {
-        let variables = [("ISTIO_META_DNS", "x"), ("XDS_HEADER_X-Team", "a"), ("CA_HEADER_Y", "b"), ("HOME", "/")];
+        let variables = [("ISTIO_META_DNS", "x"), ("XDS_HEADER_X-Team", "a"), ("HOME", "/")];
         let config = config(&[]).with_variables(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
         assert_eq!(config.metadata, BTreeMap::from([("DNS".to_owned(), "x".to_owned())]));
         assert_eq!(config.xds_headers, [("x-team".to_owned(), "a".to_owned())]);
-        assert_eq!(config.ca_headers, [("y".to_owned(), "b".to_owned())]);
     }
 }

@@ -4,12 +4,14 @@
 //! (the path) → `route` (pure decisions) → `node`, `connections`, `report` (state and what is said about it).
 
 // The frame: process, pods, listeners, what operators see.
+pub mod admin;
 pub mod agent;
 pub mod config;
 pub mod dns;
 pub mod metrics;
 pub mod netns;
 pub mod pod;
+pub mod xds;
 
 // The path of a connection.
 mod admit;

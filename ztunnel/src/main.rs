@@ -1,2 +1,121 @@
-//! ztunnel
-fn main() {}
+//! The process: two runtimes, the parts wired together, and its end.
+//!
+//! Traffic has a multi-thread runtime to itself; discovery, certificates' channel and the doors
+//! share one thread beside it, so that a large push never delays a packet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hbone::{CaClient, Certificates, CertificatesConfig, Limits, Pool, PoolConfig};
+use mesh::Mesh;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ops::drain::Drain;
+use ops::log::LogHandle;
+use ops::metrics::Registry;
+use ops::ready::Readiness;
+use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use ztunnel::admin::Doors;
+use ztunnel::agent::Agent;
+use ztunnel::config::Config;
+use ztunnel::dns::{Dns, Resolv};
+use ztunnel::metrics::Metrics;
+use ztunnel::node::Node;
+use ztunnel::xds;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> anyhow::Result<()> {
+    let config = Arc::new(Config::from_process());
+    let log = ops::log::init(&config.log, config.log_format)?;
+    // Each connection takes two descriptors; the soft limit is a habit from the time of select(2).
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let data = Builder::new_multi_thread().worker_threads(config.workers(cores)).thread_name("data").enable_all().build()?;
+    let control = Builder::new_current_thread().enable_all().build()?;
+
+    let result = control.block_on(run(config, log.clone(), data.handle()));
+    if let Err(error) = &result {
+        tracing::error!(error = %format!("{error:#}"), "stopped");
+    }
+    data.shutdown_timeout(Duration::from_secs(1));
+    log.flush(Duration::from_secs(1));
+    result
+}
+
+async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Result<()> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, xds = %config.xds_address, "starting");
+    let readiness = Readiness::new();
+    let (drain, quit, end) = (Drain::new(), CancellationToken::new(), CancellationToken::new());
+    let (mesh, writer) = Mesh::new();
+
+    let channel = xds::channel(config.ca_address(), config.ca_root_ca(), config.alt_ca_hostname.as_deref())?;
+    let signer = CaClient::new(channel, &config.cluster_id, xds::token_source(&config.auth_token), config.secret_ttl)?;
+    let (node, agent, registry, metrics) = {
+        // What spawns while it is made belongs to the traffic.
+        let _data = data.enter();
+        let certificates = Certificates::new(signer, CertificatesConfig::default());
+        let pool = PoolConfig { streams: config.pool_max_streams.into(), release: config.pool_unused_release, ..PoolConfig::default() };
+        let pool = Pool::new(certificates.clone(), pool);
+        let node = Node::new(mesh.clone(), certificates, pool, Limits::default(), config.clone());
+        let metrics = Metrics::default();
+        let registry = registry(&metrics, &node, data, &log);
+        let dns = config.dns_proxy.then(|| Dns::new(mesh, &config, resolv(&config), metrics.dns.clone()));
+        let agent = Agent::new(node.clone(), dns, metrics.pods.clone(), readiness.gate("zds"), drain.clone());
+        (node, agent, registry, metrics)
+    };
+    let (for_xds, gate, stop) = (config.clone(), readiness.gate("xds"), end.clone());
+    tokio::spawn(async move {
+        if let Err(error) = xds::run(&for_xds, writer, gate, metrics.xds, stop).await {
+            tracing::error!(%error, "xds: the address is of no use");
+        }
+    });
+    let doors = Doors { node: node.clone(), roster: agent.roster(), log, registry, readiness, quit: quit.clone() };
+    doors.open(end.clone()).await.context("admin, metrics and readiness ports")?;
+    data.spawn(node.clone().tend(end.clone()));
+    data.spawn(agent.run());
+
+    asked_to_stop(&quit).await?;
+    let deadline = config.drain_deadline();
+    tracing::info!(open = node.connections.open(), ?deadline, "stopping: no new connections, open ones may end");
+    let never = CancellationToken::new();
+    let drained = tokio::select! {
+        drained = drain.drain(deadline) => Some(drained),
+        again = asked_to_stop(&never) => { again?; None }
+    };
+    tracing::info!(?drained, "stopped");
+    end.cancel();
+    Ok(())
+}
+
+async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = quit.cancelled() => {}
+    }
+    Ok(())
+}
+
+fn registry(metrics: &Metrics, node: &Node, data: &Handle, log: &LogHandle) -> Arc<Registry> {
+    let mut registry = Registry::new("ztunnel", env!("CARGO_PKG_VERSION"));
+    ops::process::register(&mut registry, data.metrics(), Some(log.clone()));
+    metrics.register(&mut registry);
+    node.traffic.register(registry.families());
+    Arc::new(registry)
+}
+
+fn resolv(config: &Config) -> Resolv {
+    let path = &config.resolv_conf;
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), %error, "dns: no upstream resolvers; names outside the mesh cannot be answered");
+        String::new()
+    });
+    Resolv::parse(&text)
+}

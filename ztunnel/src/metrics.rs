@@ -1,7 +1,6 @@
 //! What the frame counts: pods, DNS, discovery. The TCP metrics are the path's (`traffic`).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use hickory_proto::rr::RecordType;
 use ops::metrics::Registry;

@@ -1,7 +1,7 @@
 //! The socket to the node agent: `AF_UNIX`, `SOCK_SEQPACKET`, one message a packet, at most one
 //! file descriptor beside it.
 
-#![allow(unsafe_code)] // descriptors arrive from the kernel as bare numbers: one block, argued below
+#![allow(unsafe_code)] // descriptors arrive from the kernel as bare numbers, and polling one is a promise to keep it open
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -38,7 +38,11 @@ impl Packets {
 
     /// Takes over a connected socket.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        AsyncFd::new(fd).map(Self)
+        // SAFETY: registration asks that the descriptor stays open and the same for as long as it
+        // is registered. `fd` is owned by the `AsyncFd` alone, which is never taken apart, and
+        // deregisters before it closes it.
+        let registered = unsafe { AsyncFd::register(fd) };
+        Ok(Self(registered.map_err(|error| error.into_parts().1)?))
     }
 
     /// The next packet; `None` when the agent has gone. Cancel safe.

@@ -77,7 +77,7 @@ impl Names<'_> {
         let single: Vec<_> = vips
             .filter_map(|vip| match vip.address {
                 VipAddress::Ip(ip) => Some(ip),
-                VipAddress::Range(_) => None,
+                VipAddress::Cidr(_) => None,
             })
             .collect();
         (!single.is_empty()).then_some(single)

@@ -1,0 +1,120 @@
+//! The doors of this process: admin on localhost, metrics, readiness.
+//!
+//! | port | routes |
+//! |---|---|
+//! | 15000, localhost | `/config_dump`, `/logging`, `/quitquitquit` |
+//! | 15020 | `/metrics`, `/stats/prometheus` |
+//! | 15021 | `/healthz/ready` |
+//!
+//! A dump of a large mesh is hundreds of megabytes: it is written on a thread of its own into a
+//! few small chunks, never faster than the caller reads.
+
+mod dump;
+mod settings;
+mod shapes;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use ops::log::LogHandle;
+use ops::metrics::Registry;
+use ops::ready::Readiness;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Roster;
+use crate::node::Node;
+use dump::Dump;
+
+/// Everything the doors show.
+pub struct Doors {
+    /// What the proxies share.
+    pub node: Arc<Node>,
+    /// The pods of this node.
+    pub roster: Roster,
+    /// The log, whose levels can be changed.
+    pub log: LogHandle,
+    /// What `/metrics` prints.
+    pub registry: Arc<Registry>,
+    /// What `/healthz/ready` says.
+    pub readiness: Readiness,
+    /// Cancelled by `/quitquitquit`.
+    pub quit: CancellationToken,
+}
+
+impl Doors {
+    /// Opens all doors; they close with `stop`.
+    pub async fn open(self, stop: CancellationToken) -> io::Result<()> {
+        let config = self.node.config.clone();
+        let admin = admin(self.node.clone(), self.roster).merge(ops::admin::admin(self.log, self.quit));
+        for listener in ops::admin::bind_localhost(config.admin_port).await? {
+            tokio::spawn(ops::admin::serve(listener, admin.clone(), stop.clone()));
+        }
+        let metrics = ops::admin::metrics(self.registry).layer(middleware::from_fn_with_state(self.node, settle));
+        let metrics_listener = ops::admin::bind(config.stats_address).await?;
+        tokio::spawn(ops::admin::serve(metrics_listener, metrics, stop.clone()));
+        let readiness_listener = ops::admin::bind(config.readiness_address).await?;
+        tokio::spawn(ops::admin::serve(readiness_listener, ops::admin::readiness(self.readiness), stop));
+        Ok(())
+    }
+}
+
+/// `/config_dump`.
+fn admin(node: Arc<Node>, roster: Roster) -> Router {
+    Router::new().route("/config_dump", get(config_dump)).with_state((node, roster))
+}
+
+/// Open connections' bytes enter the metrics before they are printed.
+async fn settle(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    node.connections.settle();
+    next.run(request).await
+}
+
+async fn config_dump(State((node, roster)): State<(Arc<Node>, Roster)>) -> Response {
+    let (chunks, received) = mpsc::channel(CHUNKS);
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let mut out = io::BufWriter::with_capacity(CHUNK, Chunks { chunks, runtime });
+        // An error here means that the caller has gone.
+        let _ = Dump::new(node, roster).write(&mut out).map(|()| io::Write::flush(&mut out));
+    });
+    let body = futures_util::stream::unfold(received, |mut received| async {
+        received.recv().await.map(|chunk| (Ok::<_, io::Error>(chunk), received))
+    });
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response()
+}
+
+/// Hands what is written to the connection, and waits for it.
+struct Chunks {
+    chunks: mpsc::Sender<Bytes>,
+    runtime: Handle,
+}
+
+impl io::Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.chunks.send_timeout(Bytes::copy_from_slice(bytes), PATIENCE);
+        self.runtime.block_on(sent).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const CHUNK: usize = 32 << 10;
+const CHUNKS: usize = 4;
+/// A caller that takes nothing for this long loses its dump, so that it does not keep a thread.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests;

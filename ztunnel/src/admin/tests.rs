@@ -1,0 +1,1 @@
+//! `/config_dump` against what Istio's ztunnel printed, member by member.
