@@ -358,13 +358,16 @@ impl Interest {
         let mut parcel = Parcel::default();
         for name in names {
             match catalog.named(type_url, name) {
-                None if self.wildcard || self.sent.remove(name) => {
-                    parcel.removed.push(name.clone())
+                None => {
+                    self.followed.remove(name);
+                    if self.wildcard || self.sent.remove(name) {
+                        parcel.removed.push(name.clone());
+                    }
                 }
-                None => {}
                 Some(entry) if self.wildcard => parcel.set(entry),
-                Some(entry) if self.asked_for(entry) => {
-                    self.found(catalog, type_url, entry, &mut parcel)
+                // Asked for before it existed: now comes the answer, endpoints and all.
+                Some(entry) if self.asked_for(entry) && !self.followed.contains(name) => {
+                    self.found(catalog, type_url, entry, &mut parcel);
                 }
                 Some(entry) if self.concerned(entry, node) => self.send(entry, &mut parcel),
                 Some(_) => {}
@@ -389,6 +392,7 @@ impl Interest {
         }
     }
 
+    /// Something the client asked for: a service brings its endpoints along.
     fn found(
         &mut self,
         catalog: &impl Catalog,
@@ -397,7 +401,8 @@ impl Interest {
         parcel: &mut Parcel,
     ) {
         self.send(entry, parcel);
-        if !self.wildcard && self.followed.insert(entry.name.clone()) {
+        if !self.wildcard {
+            self.followed.insert(entry.name.clone());
             for member in catalog.members(type_url, &entry.name) {
                 self.send(member, parcel);
             }

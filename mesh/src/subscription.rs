@@ -110,16 +110,6 @@ impl Subscription {
         }
     }
 
-    /// No longer asks for a name, and no longer holds it.
-    pub fn unwant(&mut self, name: &str) -> DeltaDiscoveryRequest {
-        self.wanted.remove(name);
-        self.held.remove(name);
-        DeltaDiscoveryRequest {
-            resource_names_unsubscribe: vec![name.to_owned()],
-            ..self.request()
-        }
-    }
-
     /// Takes a response apart: what to apply, and what to conclude with afterwards.
     pub fn receive<M>(&self, response: DeltaDiscoveryResponse) -> (Changes<M>, Pending) {
         let mut changes = Changes::default();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::net::IpAddr;
 
 /// A message from recorded JSON.
-pub fn message<M: Message + Default>(full_name: &str, mut json: Value) -> M {
+pub(crate) fn message<M: Message + Default>(full_name: &str, mut json: Value) -> M {
     addresses_to_bytes(&mut json);
     let pool = DescriptorPool::decode(api::DESCRIPTORS).unwrap();
     let descriptor = pool.get_message_by_name(full_name).unwrap();
@@ -49,7 +49,7 @@ fn in_base64(text: &str) -> String {
 }
 
 /// The text of a recorded file.
-pub fn recorded(path: &str) -> String {
+pub(crate) fn recorded(path: &str) -> String {
     let path = format!("{}/testdata/{path}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
