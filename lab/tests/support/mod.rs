@@ -1,16 +1,29 @@
-//! What the lab's tests share: one lab at a time, and its logs kept when a test fails.
+//! What the lab's tests share: one lab at a time with its logs kept on failure, servers and clients in pods.
+#![allow(dead_code)] // each test program uses its share
 
-use std::fs::File;
+pub(crate) mod dns;
 
-use anyhow::Result;
-use lab::{Builder, Lab};
+use std::{
+    fs::File,
+    io::{ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{AccessLog, AccessRecord, Builder, Lab, Pod, wait};
+
+/// For what should take milliseconds, on a machine busy with debug builds.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Runs `test` in a lab of its own. Labs do not disturb each other, but two cores carry only one well.
 pub(crate) fn in_lab(builder: Builder, test: impl FnOnce(&Lab) -> Result<()>) {
     let _turn = turn();
     let lab = builder.start().unwrap_or_else(|error| panic!("{error:#}"));
-    let outcome = test(&lab);
-    if let Err(error) = outcome {
+    if let Err(error) = test(&lab) {
         // The panic keeps the logs.
         panic!("{error:?}\nlogs: {}", lab.dir().display());
     }
@@ -22,4 +35,193 @@ pub(crate) fn turn() -> File {
     let lock = File::create("/run/ambit-lab-tests.lock").expect("tests of the lab run as root");
     lock.lock().expect("a lock file");
     lock
+}
+
+/// A server inside a pod, in this process: it ends when dropped.
+pub(crate) struct Server {
+    listener: Arc<TcpListener>,
+    peers: Arc<Mutex<Vec<SocketAddr>>>,
+    at: u16,
+}
+
+impl Server {
+    pub(crate) fn start(
+        pod: &Pod,
+        port: u16,
+        serve: impl Fn(TcpStream) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::over(pod.listen(port)?, serve)
+    }
+
+    /// Gives back every byte it gets, and the end when it gets that.
+    pub(crate) fn echo(pod: &Pod, port: u16) -> Result<Self> {
+        Self::start(pod, port, echo)
+    }
+
+    pub(crate) fn over(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let at = listener.local_addr()?.port();
+        let (listener, peers, serve) = (
+            Arc::new(listener),
+            Arc::new(Mutex::new(Vec::new())),
+            Arc::new(serve),
+        );
+        let (ours, seen) = (listener.clone(), peers.clone());
+        thread::spawn(move || {
+            while let Ok((stream, peer)) = ours.accept() {
+                seen.lock()
+                    .unwrap()
+                    .push(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+                let serve = serve.clone();
+                thread::spawn(move || serve(stream));
+            }
+        });
+        Ok(Self {
+            listener,
+            peers,
+            at,
+        })
+    }
+
+    /// From where it was connected to, oldest first.
+    pub(crate) fn peers(&self) -> Vec<SocketAddr> {
+        self.peers.lock().unwrap().clone()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.at
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Wakes the accept, which then fails and ends the thread; the namespace must not be held for ever.
+        let _ =
+            nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+}
+
+pub(crate) fn echo(mut stream: TcpStream) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Sends `text` and expects it back.
+pub(crate) fn round_trip(stream: &mut TcpStream, text: &str) -> Result<()> {
+    stream.write_all(text.as_bytes()).context("sending")?;
+    let mut back = vec![0; text.len()];
+    stream.read_exact(&mut back).context("receiving")?;
+    ensure!(
+        back == text.as_bytes(),
+        "other bytes came back: {:?}",
+        String::from_utf8_lossy(&back)
+    );
+    Ok(())
+}
+
+/// A connection of `client` that has carried something there and back.
+pub(crate) fn talk(client: &Pod, to: SocketAddr, text: &str) -> Result<TcpStream> {
+    let mut stream = client.connect(to)?;
+    round_trip(&mut stream, text).with_context(|| format!("{} → {to}", client.name()))?;
+    Ok(stream)
+}
+
+/// [`talk`], until it works.
+pub(crate) fn talk_soon(client: &Pod, to: SocketAddr) -> Result<()> {
+    wait::until(&format!("{} to reach {to}", client.name()), SOON, || {
+        Ok(match talk(client, to, "again") {
+            Ok(_) => wait::Probe::Ready(()),
+            Err(error) => wait::Probe::NotYet(format!("{error:#}")),
+        })
+    })
+}
+
+/// Expects that not one byte comes back: the connection is refused, reset or closed.
+pub(crate) fn refused(client: &Pod, to: SocketAddr) -> Result<()> {
+    match talk(client, to, "anyone?") {
+        Ok(_) => anyhow::bail!(
+            "{} reached {to}, which should have been refused",
+            client.name()
+        ),
+        // A time-out is silence, and silence is no refusal.
+        Err(error) => ensure!(
+            !timed_out(&error),
+            "{} got no answer from {to}: {error:#}",
+            client.name()
+        ),
+    }
+    Ok(())
+}
+
+fn timed_out(error: &anyhow::Error) -> bool {
+    let io = error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.into_iter()
+        .any(|io| matches!(io.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock))
+}
+
+/// Waits for the end of a stream, cleanly or by reset; bytes on the way are thrown away.
+pub(crate) fn ends(mut stream: TcpStream, within: Duration) -> Result<()> {
+    stream.set_read_timeout(Some(within))?;
+    let mut buffer = [0; 4096];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                anyhow::bail!("the connection was still open after {within:?}")
+            }
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+/// Two meshed pods on two nodes with an echo server on port 8080 of the first.
+pub(crate) struct Pair {
+    pub(crate) server: Pod,
+    pub(crate) client: Pod,
+    pub(crate) echo: Server,
+}
+
+impl Pair {
+    pub(crate) fn start(lab: &Lab) -> Result<Self> {
+        lab.namespace("shop").ambient()?;
+        let server = lab.pod("shop/web").node(0).service_account("web").start()?;
+        let client = lab
+            .pod("shop/client")
+            .node(1)
+            .service_account("client")
+            .start()?;
+        let echo = Server::echo(&server, 8080)?;
+        Ok(Self {
+            server,
+            client,
+            echo,
+        })
+    }
+
+    pub(crate) fn at(&self) -> SocketAddr {
+        self.server.at(8080)
+    }
+}
+
+/// The logs of all nodes from now on.
+pub(crate) fn logs_from_now(lab: &Lab) -> Result<Vec<AccessLog>> {
+    lab.nodes()
+        .iter()
+        .map(|node| Ok(node.access_log()?.from_now()))
+        .collect()
+}
+
+/// What either end says of a connection between two workloads.
+pub(crate) fn between<'a>(from: &'a str, to: &'a str) -> impl Fn(&AccessRecord) -> bool + 'a {
+    move |record| record.field("src.workload") == from && record.field("dst.workload") == to
 }

@@ -1,0 +1,202 @@
+//! Who may talk to whom: denials by name, allowance by identity, STRICT, and what happens to open connections.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+
+mod support;
+
+use anyhow::{Result, ensure};
+use lab::{Lab, Pod};
+use support::{Pair, SOON, Server, ends, in_lab, refused, talk, talk_soon};
+
+/// An AuthorizationPolicy of namespace shop for pods with label app=web.
+fn policy(name: &str, action: &str, account: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: {name}\n  namespace: shop\nspec:\n  \
+         selector:\n    matchLabels:\n      app: web\n  action: {action}\n  rules:\n  - from:\n    - source:\n        \
+         principals: [cluster.local/ns/shop/sa/{account}]\n"
+    )
+}
+
+const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata:\n  name: default\n  namespace: shop\nspec:\n  \
+    mtls:\n    mode: STRICT\n";
+
+/// Waits until every node sees (or no longer sees) a policy attached to the pod.
+fn until_guarded(lab: &Lab, pod: &Pod, guarded: bool) -> Result<()> {
+    lab.until_all_dumps(&format!("{} as guarded: {guarded}", pod.name()), |dump| {
+        let workloads = dump["workloads"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        workloads.iter().any(|w| {
+            let attached = w["authorizationPolicies"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty());
+            w["name"] == pod.name() && attached == guarded
+        })
+    })
+}
+
+#[test]
+fn a_denial_names_its_policy_on_both_paths() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        let near = lab
+            .pod("shop/near")
+            .node(0)
+            .service_account("client")
+            .start()?;
+        let friend = lab
+            .pod("shop/friend")
+            .node(1)
+            .service_account("friend")
+            .start()?;
+        lab.apply_yaml("deny", &policy("no-clients", "DENY", "client"))?;
+        lab.until_policy("shop/no-clients", true)?;
+        until_guarded(lab, &pair.server, true)?;
+        for client in [&pair.client, &near] {
+            let log = lab.access_log(0)?.from_now();
+            refused(client, pair.at())?;
+            let record = log.find("the denial", |r| {
+                r.inbound() && r.field("src.workload") == client.name()
+            })?;
+            ensure!(
+                record
+                    .error()
+                    .contains("explicitly denied by: shop/no-clients"),
+                "{record:?}"
+            );
+            talk(&friend, pair.at(), "still welcome")?;
+        }
+        ensure!(
+            pair.echo
+                .peers()
+                .iter()
+                .all(|peer| peer.ip() == friend.ip()),
+            "not one byte may reach the server: {:?}",
+            pair.echo.peers()
+        );
+        lab.delete_yaml("deny")?;
+        lab.until_policy("shop/no-clients", false)?;
+        talk_soon(&pair.client, pair.at())
+    });
+}
+
+#[test]
+fn only_the_named_identity_is_allowed_in() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        lab.namespace("old").plain()?;
+        let other = lab
+            .pod("shop/other")
+            .node(1)
+            .service_account("other")
+            .start()?;
+        let outsider = lab
+            .pod("old/outsider")
+            .node(1)
+            .service_account("client")
+            .start()?;
+        lab.apply_yaml("allow", &policy("clients-only", "ALLOW", "client"))?;
+        lab.until_policy("shop/clients-only", true)?;
+        until_guarded(lab, &pair.server, true)?;
+        talk(&pair.client, pair.at(), "it is me")?;
+        for stranger in [&other, &outsider] {
+            let log = lab.access_log(0)?.from_now();
+            refused(stranger, pair.at())?;
+            let record = log.find("the refusal", |r| r.inbound() && !r.error().is_empty())?;
+            ensure!(
+                record
+                    .error()
+                    .contains("allow policies exist, but none allowed"),
+                "{record:?}"
+            );
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn strict_refuses_plain_text_and_permissive_takes_it_back() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        lab.namespace("old").plain()?;
+        let outsiders = [0, 1].map(|node| {
+            lab.pod(&format!("old/outsider-{node}"))
+                .node(node)
+                .start()
+                .unwrap()
+        });
+        for outsider in &outsiders {
+            talk(outsider, pair.at(), "in the clear")?;
+        }
+        lab.apply_yaml("strict", STRICT)?;
+        until_guarded(lab, &pair.server, true)?;
+        for outsider in &outsiders {
+            let log = lab.access_log(0)?.from_now();
+            refused(outsider, pair.at())?;
+            let record = log.find("the refusal", |r| r.inbound() && !r.error().is_empty())?;
+            ensure!(record.error().contains("policy rejection"), "{record:?}");
+        }
+        talk(&pair.client, pair.at(), "with an identity")?;
+        lab.delete_yaml("strict")?;
+        until_guarded(lab, &pair.server, false)?;
+        talk_soon(&outsiders[1], pair.at())
+    });
+}
+
+#[test]
+fn a_new_policy_closes_the_open_connections_it_denies_and_no_others() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        lab.namespace("old").plain()?;
+        let near = lab
+            .pod("shop/near")
+            .node(0)
+            .service_account("client")
+            .start()?;
+        let friend = lab
+            .pod("shop/friend")
+            .node(1)
+            .service_account("friend")
+            .start()?;
+        let outsider = lab.pod("old/outsider").node(1).start()?;
+        let tunnelled = talk(&pair.client, pair.at(), "open")?;
+        let joined = talk(&near, pair.at(), "open")?;
+        let mut welcome = talk(&friend, pair.at(), "open")?;
+        let mut plain = talk(&outsider, pair.at(), "open")?;
+
+        lab.apply_yaml("deny", &policy("no-clients", "DENY", "client"))?;
+        ends(tunnelled, SOON)?;
+        ends(joined, SOON)?;
+        support::round_trip(&mut welcome, "still here")?;
+        support::round_trip(&mut plain, "here too")?;
+
+        lab.apply_yaml("strict", STRICT)?;
+        ends(plain, SOON)?;
+        support::round_trip(&mut welcome, "still here")?;
+        Ok(())
+    });
+}
+
+#[test]
+fn an_invalid_policy_changes_nothing_and_is_reported_with_its_file() {
+    in_lab(Lab::builder().nodes(1), |lab| {
+        lab.namespace("shop").ambient()?;
+        let web = lab.pod("shop/web").service_account("web").start()?;
+        let client = lab.pod("shop/client").service_account("client").start()?;
+        let _echo = Server::echo(&web, 8080)?;
+        lab.apply_yaml("deny", &policy("no-clients", "DENY", "client"))?;
+        lab.until_policy("shop/no-clients", true)?;
+        lab.apply_yaml(
+            "deny",
+            &policy("no-clients", "DENY", "client").replace("principals: [", "principals: {"),
+        )?;
+        lab::wait::until_true("istiod-lite to report the file", SOON, || {
+            lab.control_plane()
+                .and_then(|c| c.process())
+                .is_ok_and(|p| p.log().contains("applied/deny.yaml"))
+        })?;
+        // The last good one still holds.
+        refused(&client, web.at(8080))
+    });
+}
