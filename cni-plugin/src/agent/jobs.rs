@@ -1,0 +1,350 @@
+//! What is done to a pod, step by step. Each job runs beside those of other pods and has an end.
+//!
+//! **Enrol**: listeners, then rules, then the annotation. Nothing is redirected before there is someone
+//! to take it, and no peer tunnels before there is someone to unwrap it. (Istio writes the rules first.)
+//! A job that fails leaves the pod as it was.
+//!
+//! **Release** goes the other way: annotation, a pause for the news to spread, redirects; then
+//! ztunnel lets go, connections that go through it get their time, and the last rules are removed.
+//!
+//! **Forget**: the pod is gone, only its traces elsewhere are removed.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::k8s::dir;
+use api::k8s::labels;
+use api::k8s::objects::{Kind, ObjectKey};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::config::Config;
+use super::host::Host;
+use super::netns::{Netns, NetnsError};
+use super::nft::{Nft, NftError};
+use super::plan::Stage;
+use super::pod::Pod;
+use super::zds::{ZdsError, Ztunnels};
+use super::{processes, routes};
+use crate::rules::{self, Capture, NotAnInterface};
+
+/// What the jobs act with.
+#[derive(Debug)]
+pub(crate) struct Tools {
+    pub(crate) config: Config,
+    pub(crate) ztunnels: Ztunnels,
+    pub(crate) nft: Nft,
+    pub(crate) host: Host,
+}
+
+/// The pod a job is about, as it was when the job began.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) netns: Option<Arc<Netns>>,
+    /// Its addresses, if the runtime has told us.
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) stage: Stage,
+    /// Whether ztunnel has it already and need not be told.
+    pub(crate) announced: bool,
+    /// Whether this job has begun to change the pod.
+    pub(crate) touched: bool,
+}
+
+/// How far a job got.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) stage: Stage,
+    pub(crate) announced: bool,
+    pub(crate) netns: Option<Arc<Netns>>,
+    pub(crate) outcome: Result<(), JobError>,
+}
+
+/// Why a job did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JobError {
+    #[error("no process of the pod is found, so its network namespace is not known")]
+    NoNetns,
+    #[error("the pod's network namespace is gone")]
+    NetnsGone,
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    #[error("annotation {name}: {0}", name = labels::REROUTE_VIRTUAL_INTERFACES)]
+    Interfaces(#[from] NotAnInterface),
+    #[error(transparent)]
+    Ztunnel(#[from] ZdsError),
+    #[error("routes in the pod: {0}")]
+    Routes(#[source] io::Error),
+    #[error(transparent)]
+    Rules(#[from] NftError),
+    #[error("the pod's annotation: {0}")]
+    Annotation(#[source] io::Error),
+    #[error("it took longer than {limit} s", limit = ENROL_DEADLINE.as_secs())]
+    Slow,
+    #[error("it ended without a result")]
+    Died,
+    #[error("something else came up")]
+    Interrupted,
+}
+
+impl Tools {
+    /// Brings a pod into the mesh.
+    pub(crate) async fn enrol(&self, mut subject: Subject) -> Done {
+        let before = subject.stage;
+        let steps = timeout(ENROL_DEADLINE, self.enrol_steps(&mut subject)).await;
+        let outcome = steps.unwrap_or(Err(JobError::Slow));
+        let stage = match &outcome {
+            Ok(()) => Stage::In,
+            // What was in place stays in place: a refresh that fails takes nothing away.
+            Err(_) if before == Stage::In => Stage::In,
+            Err(JobError::NoNetns | JobError::NetnsGone) => before,
+            Err(_) => {
+                self.undo(&mut subject).await;
+                Stage::Pending
+            }
+        };
+        Done {
+            stage,
+            announced: subject.announced,
+            netns: subject.netns,
+            outcome,
+        }
+    }
+
+    async fn enrol_steps(&self, subject: &mut Subject) -> Result<(), JobError> {
+        let netns = self.locate(subject).await?;
+        let ips = self.addresses(subject, &netns).await?;
+        let capture = self.capture(&subject.pod, &ips)?;
+        if !subject.announced {
+            // Before the answer: a ztunnel that refuses a pod keeps trying, until it is told not to.
+            subject.announced = true;
+            self.ztunnels.add(&subject.pod, &netns).await?;
+        } else if subject.stage != Stage::In && self.ztunnels.is_empty() {
+            return Err(ZdsError::NoZtunnel.into());
+        }
+        subject.touched = true;
+        let (v4, v6) = (capture.v4, capture.v6);
+        netns
+            .enter(move || routes::install(v4, v6))
+            .await?
+            .map_err(JobError::Routes)?;
+        self.nft.load(Some(&netns), capture.install()).await?;
+        self.host.add(&subject.pod.uid, &ips).await;
+        self.annotate(&subject.pod, Some(labels::REDIRECTION_ENABLED))
+            .await
+    }
+
+    /// Takes back what a failed enrolment may have begun, and says that it is being worked on.
+    async fn undo(&self, subject: &mut Subject) {
+        if let Some(netns) = subject.netns.as_ref().filter(|_| subject.touched) {
+            if let Err(error) = self.clear(netns).await {
+                tracing::warn!(pod = %subject.pod, %error, "the pod could not be cleared after a failed enrolment");
+            }
+            self.host.remove(&subject.pod.uid).await;
+        }
+        if std::mem::take(&mut subject.announced) {
+            self.ztunnels.del(&subject.pod.uid).await;
+        }
+        if subject.pod.annotation(labels::REDIRECTION) == Some(labels::REDIRECTION_PENDING) {
+            return;
+        }
+        if let Err(error) = self
+            .annotate(&subject.pod, Some(labels::REDIRECTION_PENDING))
+            .await
+        {
+            tracing::warn!(pod = %subject.pod, %error, "the pod could not be annotated as pending");
+        }
+    }
+
+    /// Brings a living pod out of the mesh. `cancel` interrupts where it only waits.
+    pub(crate) async fn release(&self, mut subject: Subject, cancel: CancellationToken) -> Done {
+        let outcome = self.release_steps(&mut subject, &cancel).await;
+        let ended = subject.pod.phase == super::pod::Phase::Ended;
+        let outcome = match outcome {
+            // With the last process went what there was to restore.
+            Err(JobError::Netns(_) | JobError::NetnsGone | JobError::NoNetns) if ended => Ok(()),
+            other => other,
+        };
+        let stage = if outcome.is_ok() {
+            Stage::Out
+        } else {
+            Stage::Pending
+        };
+        Done {
+            stage,
+            announced: subject.announced,
+            netns: subject.netns,
+            outcome,
+        }
+    }
+
+    async fn release_steps(
+        &self,
+        subject: &mut Subject,
+        cancel: &CancellationToken,
+    ) -> Result<(), JobError> {
+        let pod = subject.pod.clone();
+        self.annotate(&pod, None).await?;
+        self.host.remove(&pod.uid).await;
+        if subject.stage == Stage::In {
+            wait(self.config.release_pause, cancel).await?;
+        }
+        let located = self.locate(subject).await;
+        if let Ok(netns) = &located {
+            self.nft.load(Some(netns), rules::release()).await?;
+        }
+        self.ztunnels.del(&pod.uid).await;
+        subject.announced = false;
+        let netns = located?;
+        self.drain(subject, &netns, cancel).await?;
+        self.clear(&netns).await
+    }
+
+    /// Waits until no connection needs the marks any more, or its time is up.
+    async fn drain(
+        &self,
+        subject: &Subject,
+        netns: &Arc<Netns>,
+        cancel: &CancellationToken,
+    ) -> Result<(), JobError> {
+        let own = netns.addresses().await?;
+        let end = tokio::time::Instant::now() + self.config.release_drain;
+        loop {
+            let own = own.clone();
+            let open = netns
+                .enter(move || processes::borrowed_addresses(&own))
+                .await?;
+            if open == 0 {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() >= end {
+                tracing::warn!(pod = %subject.pod, connections = open, "they outlived the time to leave the mesh and are cut");
+                return Ok(());
+            }
+            wait(DRAIN_STEP, cancel).await?;
+        }
+    }
+
+    /// Removes the traces of a pod that no longer exists. Its namespace goes with it; should it
+    /// not, its rules stay: what was in the mesh does not go on outside of it.
+    ///
+    /// `succeeded`: another pod has its name by now, and whatever status is found there.
+    pub(crate) async fn forget(&self, subject: Subject, succeeded: bool) -> Done {
+        let pod = &subject.pod;
+        if !succeeded {
+            let (root, key) = (self.config.config_dir.clone(), key(pod));
+            if let Err(error) = blocking(move || dir::clear_status(&root, &key)).await {
+                tracing::warn!(%pod, %error, "the status of a deleted pod could not be removed");
+            }
+        }
+        self.host.remove(&pod.uid).await;
+        self.ztunnels.del(&pod.uid).await;
+        Done {
+            stage: Stage::Out,
+            announced: false,
+            netns: None,
+            outcome: Ok(()),
+        }
+    }
+
+    /// Where the pod's namespace is: as it was told, or found by the pod's processes.
+    async fn locate(&self, subject: &mut Subject) -> Result<Arc<Netns>, JobError> {
+        if let Some(netns) = subject
+            .netns
+            .as_ref()
+            .filter(|netns| netns.is_still_there())
+        {
+            return Ok(netns.clone());
+        }
+        let (proc, uid) = (self.proc(), subject.pod.uid.clone());
+        let lost = if subject.netns.is_some() {
+            JobError::NetnsGone
+        } else {
+            JobError::NoNetns
+        };
+        let wanted = HashSet::from([uid.clone()]);
+        let found =
+            tokio::task::spawn_blocking(move || processes::find(&proc, &wanted).remove(&uid)).await;
+        let netns = Arc::new(found.ok().flatten().ok_or(lost)?);
+        subject.netns = Some(netns.clone());
+        Ok(netns)
+    }
+
+    pub(crate) fn proc(&self) -> PathBuf {
+        self.config.on_host("/proc")
+    }
+
+    /// The pod's addresses: from the runtime, from its status, or from its interfaces.
+    async fn addresses(
+        &self,
+        subject: &Subject,
+        netns: &Arc<Netns>,
+    ) -> Result<Vec<IpAddr>, JobError> {
+        for known in [&subject.ips, &subject.pod.ips] {
+            if !known.is_empty() {
+                return Ok(known.clone());
+            }
+        }
+        Ok(netns.addresses().await?)
+    }
+
+    fn capture(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Capture, NotAnInterface> {
+        let unknown = ips.is_empty();
+        Ok(Capture {
+            v4: unknown || ips.iter().any(IpAddr::is_ipv4),
+            v6: self.config.ipv6 && (unknown || ips.iter().any(IpAddr::is_ipv6)),
+            dns: pod.captures_dns(self.config.dns_capture),
+            inbound: !pod.bypasses_inbound(),
+            interfaces: pod.virtual_interfaces()?,
+            probes: self.config.probes(),
+        })
+    }
+
+    async fn clear(&self, netns: &Arc<Netns>) -> Result<(), JobError> {
+        self.nft.load(Some(netns), rules::remove()).await?;
+        netns.enter(routes::remove).await?.map_err(JobError::Routes)
+    }
+
+    async fn annotate(&self, pod: &Pod, value: Option<&str>) -> Result<(), JobError> {
+        let patch = patch(pod, value);
+        let (root, key) = (self.config.config_dir.clone(), key(pod));
+        blocking(move || dir::patch_status(&root, &key, &patch))
+            .await
+            .map_err(JobError::Annotation)
+    }
+}
+
+/// A merge patch; the uid in it is a precondition, for a successor may have the pod's name.
+fn patch(pod: &Pod, value: Option<&str>) -> Value {
+    let mut patch = json!({ "metadata": { "annotations": { labels::REDIRECTION: value } } });
+    if pod.has_own_uid {
+        patch["metadata"]["uid"] = pod.uid.as_str().into();
+    }
+    patch
+}
+
+fn key(pod: &Pod) -> ObjectKey {
+    ObjectKey::new(Kind::Pod, &pod.namespace, &pod.name)
+}
+
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}
+
+async fn wait(time: Duration, cancel: &CancellationToken) -> Result<(), JobError> {
+    tokio::select! {
+        () = cancel.cancelled() => Err(JobError::Interrupted),
+        () = sleep(time) => Ok(()),
+    }
+}
+
+/// Above ztunnel's 5 s to answer and nft's 5 s.
+const ENROL_DEADLINE: Duration = Duration::from_secs(12);
+const DRAIN_STEP: Duration = Duration::from_millis(200);

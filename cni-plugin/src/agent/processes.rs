@@ -1,0 +1,185 @@
+//! Reads `/proc`: where a running pod's network namespace is, and which connections in a pod still
+//! depend on the marks.
+//!
+//! A pod that was running before it was labelled never came by the plugin with its namespace. Its
+//! processes are found by the pod's UID in their cgroup's name; of several the oldest is taken,
+//! which is the sandbox itself.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+
+use super::netns::Netns;
+use super::pod::Uid;
+
+/// The network namespaces of those of `wanted` that have a process below `proc` (blocking). The
+/// node's own namespace is never among them.
+pub(crate) fn find(proc: &Path, wanted: &HashSet<Uid>) -> HashMap<Uid, Netns> {
+    // A short name would be found in every other cgroup.
+    let wanted: Vec<(&Uid, [String; 2])> = wanted
+        .iter()
+        .filter(|uid| uid.as_str().len() == UUID)
+        .map(|uid| (uid, [uid.to_string(), uid.as_str().replace('-', "_")]))
+        .collect();
+    let mut oldest: HashMap<Uid, (u64, PathBuf)> = HashMap::new();
+    if wanted.is_empty() {
+        return HashMap::new();
+    }
+    for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_process = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
+        let Some(cgroup) = is_process
+            .then(|| fs::read_to_string(path.join("cgroup")).ok())
+            .flatten()
+        else {
+            continue;
+        };
+        let Some((uid, _)) = wanted
+            .iter()
+            .find(|(_, spellings)| spellings.iter().any(|uid| cgroup.contains(uid)))
+        else {
+            continue;
+        };
+        let Some(start) = fs::read_to_string(path.join("stat"))
+            .ok()
+            .and_then(|stat| start_time(&stat))
+        else {
+            continue;
+        };
+        let netns = path.join("ns/net");
+        let known = oldest
+            .entry((*uid).clone())
+            .or_insert((start, netns.clone()));
+        if start < known.0 {
+            *known = (start, netns);
+        }
+    }
+    oldest
+        .into_iter()
+        .filter_map(|(uid, (_, path))| Some((uid, Netns::open(&path).ok()?)))
+        .collect()
+}
+
+/// Field 22 of `/proc/PID/stat`. The name in field 2 may hold anything, so count from its end.
+fn start_time(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
+}
+
+/// How many connections in the calling thread's network namespace speak from an address that is not
+/// one of `own`: ztunnel's, towards the application, in the name of the client.
+pub(crate) fn borrowed_addresses(own: &[IpAddr]) -> usize {
+    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+    tables
+        .iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .map(|table| borrowed(&table, own))
+        .sum()
+}
+
+fn borrowed(table: &str, own: &[IpAddr]) -> usize {
+    let lines = table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        Some((fields.nth(1)?, fields.nth(1)?))
+    });
+    lines
+        .filter(|(_, state)| !matches!(*state, TIME_WAIT | LISTEN))
+        .filter_map(|(local, _)| address(local.split_once(':')?.0))
+        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !own.contains(ip))
+        .count()
+}
+
+/// The kernel prints addresses as 32 bit words in the machine's order.
+fn address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| {
+        Some(
+            u32::from_str_radix(hex.get(at..at + 8)?, 16)
+                .ok()?
+                .to_ne_bytes(),
+        )
+    };
+    match hex.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let mut bytes = [0; 16];
+            for (quarter, chunk) in bytes.chunks_mut(4).enumerate() {
+                chunk.copy_from_slice(&word(quarter * 8)?);
+            }
+            Some(Ipv6Addr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+const UUID: usize = 36;
+const TIME_WAIT: &str = "06";
+const LISTEN: &str = "0A";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_survives_any_name() {
+        let fields = "S 1 2 3 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 0 0";
+        assert_eq!(start_time(&format!("12 (a) b) {fields}")), Some(777));
+        assert_eq!(start_time("12 (a"), None);
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn only_connections_in_foreign_names_count() {
+        let table = "\
+  sl  local_address rem_address   st tx_queue
+   0: 00000000:3A98 00000000:0000 0A 0
+   1: 0100007F:1F90 0100007F:A000 01 0
+   2: 0200630A:A000 0300630A:1F90 01 0
+   3: 0900630A:A001 0200630A:1F90 01 0
+   4: 0900630A:A002 0200630A:1F90 06 0
+   5: 0900630A:A003 0200630A:1F90 08 0
+";
+        assert_eq!(borrowed(table, &["10.99.0.2".parse().unwrap()]), 2);
+        let v6 = "  sl\n   0: 300000FD00000000000000000200000:1 0:0 01\n   1: 300000FD000000000000000002000000:A0 0:0 01\n   2: 0000000000000000FFFF00000200630A:A0 0:0 01\n";
+        let own = ["10.99.0.2".parse().unwrap()];
+        assert_eq!(borrowed(v6, &own), 1);
+        assert_eq!(
+            address("300000FD000000000000000002000000")
+                .unwrap()
+                .to_string(),
+            "fd00:30::2"
+        );
+    }
+
+    #[test]
+    fn a_process_of_the_pod_that_shares_the_nodes_network_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let uid = "11111111-2222-3333-4444-555555555555";
+        for (pid, cgroup) in [
+            (
+                "5",
+                format!("0::/kubepods-pod{}.slice", uid.replace('-', "_")),
+            ),
+            ("x", uid.to_owned()),
+            ("7", "0::/".to_owned()),
+        ] {
+            let process = dir.path().join(pid);
+            fs::create_dir_all(process.join("ns")).unwrap();
+            fs::write(process.join("cgroup"), cgroup).unwrap();
+            fs::write(
+                process.join("stat"),
+                "5 (x) S 1 2 3 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 777",
+            )
+            .unwrap();
+            std::os::unix::fs::symlink("/proc/self/ns/net", process.join("ns/net")).unwrap();
+        }
+        assert!(find(dir.path(), &[Uid::new(uid), Uid::new("short")].into()).is_empty());
+    }
+}

@@ -1,0 +1,142 @@
+//! `ambit-cni-agent`: the node agent, and the installation of the plugin on its host.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use cni_plugin::agent::{self, Metrics};
+use cni_plugin::install::Install;
+use ops::log::Format;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Brings the pods of its node into the mesh.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    run: Option<agent::Config>,
+    /// What is logged: a level, then `module=level` pairs, comma separated.
+    #[arg(long, env = "RUST_LOG", default_value = "info", global = true)]
+    log: String,
+    /// `plain` or `json`.
+    #[arg(long, env = "LOG_FORMAT", default_value = "plain", global = true)]
+    log_format: Format,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Runs the agent (also without this word).
+    Run(Box<agent::Config>),
+    /// Puts the plugin onto the host, or repairs it there.
+    Install {
+        #[command(flatten)]
+        install: Install,
+        /// Stay, and repair whenever someone overwrites it.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Takes the plugin off the host.
+    Uninstall(Install),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let log = match ops::log::init(&cli.log, cli.log_format) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = match (cli.verb, cli.run) {
+        (Some(Verb::Run(config)), _) => run(*config),
+        (None, Some(config)) => run(config),
+        (
+            Some(Verb::Install {
+                install,
+                watch: false,
+            }),
+            _,
+        ) => install.apply().map(report).map_err(Into::into),
+        (
+            Some(Verb::Install {
+                install,
+                watch: true,
+            }),
+            _,
+        ) => install
+            .watch(|applied| match applied {
+                Ok(changed) => report(changed),
+                Err(error) => tracing::error!(%error, "the plugin is not installed"),
+            })
+            .context("watching the host's directories"),
+        (Some(Verb::Uninstall(install)), _) => install.remove().map_err(Into::into),
+        (None, None) => Err(anyhow::anyhow!(
+            "--config-dir and --node-name are missing; see --help"
+        )),
+    };
+    if let Err(error) = &outcome {
+        tracing::error!("{error:#}");
+    }
+    log.flush(Duration::from_secs(1));
+    if outcome.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn report(changed: Vec<std::path::PathBuf>) {
+    for file in changed {
+        tracing::info!(file = %file.display(), "written");
+    }
+}
+
+/// Two threads: the owner's decisions must not wait for a scrape, and there is no more to do.
+fn run(config: agent::Config) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: agent::Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut registry = ops::metrics::Registry::new("istio-cni", env!("CARGO_PKG_VERSION"));
+    let metrics = Metrics::new(registry.families());
+    let readiness = ops::ready::Readiness::new();
+    let ready = readiness.gate("agent");
+    let doors = [
+        (
+            config.metrics_address,
+            ops::admin::metrics(Arc::new(registry)),
+        ),
+        (config.readiness_address, ops::admin::readiness(readiness)),
+    ];
+    for (address, routes) in doors {
+        let listener = ops::admin::bind(address)
+            .await
+            .with_context(|| format!("binding {address}"))?;
+        tokio::spawn(ops::admin::serve(listener, routes, stop.clone()));
+    }
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; pods keep their rules");
+        stopping.cancel();
+    });
+    agent::run(config, metrics, ready, stop).await?;
+    Ok(())
+}

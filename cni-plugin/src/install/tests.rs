@@ -1,0 +1,159 @@
+use super::*;
+
+fn golden(name: &str) -> Value {
+    let text = match name {
+        "before" => include_str!("../../testdata/conflist-before.json"),
+        _ => include_str!("../../testdata/conflist-after.json"),
+    };
+    serde_json::from_str(text).unwrap()
+}
+
+fn install(dir: &Path) -> Install {
+    for name in ["bin", "net.d"] {
+        fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    fs::write(dir.join("ambit-cni"), "the plugin").unwrap();
+    Install {
+        cni_bin_dir: dir.join("bin"),
+        cni_conf_dir: dir.join("net.d"),
+        cni_conf_name: None,
+        owned: false,
+        owned_name: "02-istio-cni.conflist".into(),
+        plugin: Some(dir.join("ambit-cni")),
+        cni_run_dir: "/var/run/istio-cni".into(),
+        exclude_namespaces: vec!["kube-system".into()],
+        pod_namespace: "istio-system".into(),
+        plugin_log_level: "info".into(),
+    }
+}
+
+#[test]
+fn the_golden_conflist_gets_the_golden_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut entry = install(dir.path()).entry();
+    // The golden run had iptables; its nftables runs differ in this one value.
+    assert_eq!(entry["native_nftables"], true);
+    entry["native_nftables"] = false.into();
+    let after = chained(golden("before"), entry.clone()).unwrap();
+    assert_eq!(after, golden("after"));
+    assert_eq!(
+        chained(after.clone(), entry).unwrap(),
+        golden("after"),
+        "once more changes nothing"
+    );
+    assert_eq!(unchained(after), golden("before"));
+}
+
+#[test]
+fn a_single_plugin_becomes_a_list() {
+    let conf = json!({ "cniVersion": "1.0.0", "name": "net", "type": "bridge", "mtu": 1500 });
+    let list = chained(conf, json!({ "type": TYPE })).unwrap();
+    assert_eq!(
+        list,
+        json!({ "cniVersion": "1.0.0", "name": "net", "plugins": [{ "type": "bridge", "mtu": 1500 }, { "type": TYPE }] })
+    );
+    let bare = chained(json!({ "type": "bridge" }), json!({ "type": TYPE })).unwrap();
+    assert_eq!(bare["cniVersion"], "0.3.1");
+}
+
+#[test]
+fn what_is_no_network_is_left_alone() {
+    for bad in [
+        json!([]),
+        json!({}),
+        json!({ "plugins": 1 }),
+        json!({ "plugins": [] }),
+        json!({ "plugins": [{ "type": TYPE }] }),
+    ] {
+        assert!(
+            chained(bad.clone(), json!({ "type": TYPE })).is_err(),
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn the_first_configuration_by_name_is_the_runtimes() {
+    let first = |names: &[&'static str]| primary(names.iter().copied(), "02-istio-cni.conflist");
+    assert_eq!(
+        first(&["20-b.conf", "10-a.conflist", "00-readme"]),
+        Some("10-a.conflist")
+    );
+    assert_eq!(
+        first(&["02-istio-cni.conflist", "10-a.conf"]),
+        Some("10-a.conf")
+    );
+    assert_eq!(first(&["02-istio-cni.conflist", ".10-a.conf.new"]), None);
+}
+
+#[test]
+fn installing_changes_what_must_change_and_repairs_what_was_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = install(dir.path());
+    assert!(matches!(install.apply(), Err(InstallError::NoNetwork(_))));
+    let conflist = dir.path().join("net.d/10-podnet.conflist");
+    let binary = dir.path().join("bin/istio-cni");
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+
+    assert_eq!(
+        install.apply().unwrap(),
+        [conflist.clone()],
+        "the binary came with the first attempt"
+    );
+    assert_eq!(
+        fs::metadata(&binary).unwrap().permissions().mode() & 0o777,
+        0o755
+    );
+    assert_eq!(read_json(&conflist).unwrap()["plugins"][2]["type"], TYPE);
+    assert!(install.apply().unwrap().is_empty());
+
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+    fs::write(&binary, "another's").unwrap();
+    assert_eq!(install.apply().unwrap(), [binary.clone(), conflist.clone()]);
+    assert_eq!(fs::read_to_string(&binary).unwrap(), "the plugin");
+
+    install.remove().unwrap();
+    assert_eq!(read_json(&conflist).unwrap(), golden("before"));
+    assert!(!binary.exists());
+    install.remove().unwrap();
+}
+
+#[test]
+fn a_conf_is_replaced_by_its_conflist_which_would_come_second() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = install(dir.path());
+    let conf = dir.path().join("net.d/10-net.conf");
+    fs::write(
+        &conf,
+        r#"{"cniVersion":"0.4.0","name":"net","type":"bridge"}"#,
+    )
+    .unwrap();
+    install.apply().unwrap();
+    assert!(!conf.exists());
+    let list = read_json(&conf.with_extension("conflist")).unwrap();
+    assert_eq!(list["plugins"].as_array().unwrap().len(), 2);
+    assert!(install.apply().unwrap().is_empty());
+}
+
+#[test]
+fn an_owned_configuration_follows_the_runtimes_and_leaves_it_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = Install {
+        owned: true,
+        ..install(dir.path())
+    };
+    let conflist = dir.path().join("net.d/10-podnet.conflist");
+    let owned = dir.path().join("net.d/02-istio-cni.conflist");
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+    install.apply().unwrap();
+    assert_eq!(read_json(&conflist).unwrap(), golden("before"));
+    assert_eq!(read_json(&owned).unwrap()["plugins"][2]["type"], TYPE);
+
+    let mut other = golden("before");
+    other["plugins"][0]["mtu"] = 9000.into();
+    fs::write(&conflist, other.to_string()).unwrap();
+    assert_eq!(install.apply().unwrap(), [owned.clone()]);
+    assert_eq!(read_json(&owned).unwrap()["plugins"][0]["mtu"], 9000);
+    install.remove().unwrap();
+    assert!(!owned.exists() && conflist.exists());
+}
