@@ -1,0 +1,150 @@
+//! `istio.v1.auth.IstioCertificateService`: a CSR comes, a chain goes.
+//!
+//! 1. who calls                                  [`Authenticator::caller`]
+//! 2. for whom: itself, or a pod of its node     [`Authenticator::speak_for`]
+//! 3. sign, on a thread of its own               [`Authority::sign`]
+//!
+//! Every refusal of 1 and of 2 has one text each, Istio's.
+
+use std::sync::Arc;
+
+use api::ca::istio_certificate_service_server::IstioCertificateService;
+use api::ca::{IstioCertificateRequest, IstioCertificateResponse};
+use hbone::Identity;
+use prost_types::value::Kind;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+use super::{Authority, CsrError, SignError};
+use crate::authenticate::{Authenticator, NotEntitled};
+use crate::metrics::{Failure, Metrics};
+
+/// The gRPC service.
+pub struct CertificateService {
+    authority: Arc<Authority>,
+    authenticator: Arc<Authenticator>,
+    metrics: Arc<Metrics>,
+    /// One signature per core at a time: an RSA-4096 signer needs milliseconds each, and a node
+    /// that starts asks for a hundred at once. The rest waits in its streams, not in threads.
+    turns: Arc<Semaphore>,
+}
+
+impl CertificateService {
+    /// The service over an authority.
+    pub fn new(
+        authority: Arc<Authority>,
+        authenticator: Arc<Authenticator>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            authority,
+            authenticator,
+            metrics,
+            turns: Arc::new(Semaphore::new(cores)),
+        }
+    }
+
+    /// The identity to certify, or the refusal that the caller sees.
+    fn authorise(&self, metadata: &http::HeaderMap, wanted: Wanted) -> Result<Identity, Status> {
+        let caller = self.authenticator.caller(metadata).map_err(|error| {
+            self.metrics.authentication_failures.increment();
+            tracing::info!(%error, "certificate refused: caller unknown");
+            Status::unauthenticated("request authenticate failure")
+        })?;
+        let granted = match wanted {
+            Wanted::Own => Ok(caller.identity.clone()),
+            Wanted::Other(wanted) => self.authenticator.speak_for(&caller, &wanted),
+            Wanted::Odd => Err(NotEntitled::Malformed("not a text".into())),
+        };
+        granted.map_err(|error| {
+            self.metrics.authentication_failures.increment();
+            if matches!(error, NotEntitled::Malformed(_)) {
+                self.metrics.identity_errors.increment();
+            }
+            tracing::info!(caller = %caller.identity, %error, "certificate refused: not entitled");
+            Status::unauthenticated("request impersonation authentication failure")
+        })
+    }
+
+    fn refuse(&self, identity: &Identity, error: &SignError) -> Status {
+        let name = match error {
+            SignError::Csr(csr) => {
+                if matches!(csr, CsrError::NotPem | CsrError::NotCsr) {
+                    self.metrics.csr_parse_errors.increment();
+                }
+                "CSR_ERROR"
+            }
+            SignError::TooLong { .. } => "TTL_ERROR",
+            SignError::SignerExpired => "CA_NOT_READY",
+            SignError::Signer(_) => "CERT_GEN_ERROR",
+        };
+        self.metrics
+            .sign_errors
+            .get_or_create(&Failure { error: name })
+            .increment();
+        let text = error.to_string();
+        match error {
+            SignError::Csr(_) | SignError::TooLong { .. } => {
+                tracing::info!(%identity, error = text, "certificate refused");
+                Status::invalid_argument(text)
+            }
+            SignError::SignerExpired => {
+                tracing::error!(%identity, error = text, "certificate refused");
+                Status::unavailable(text)
+            }
+            SignError::Signer(cause) => {
+                tracing::error!(%identity, error = text, %cause, "certificate refused");
+                Status::internal(text)
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl IstioCertificateService for CertificateService {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
+        self.metrics.csrs.increment();
+        let (metadata, _, request) = request.into_parts();
+        let identity = self.authorise(metadata.as_ref(), Wanted::of(&request))?;
+        let turn = self.turns.clone().acquire_owned().await;
+        let authority = self.authority.clone();
+        let (signing, seconds) = (identity.clone(), request.validity_duration);
+        let signed = tokio::task::spawn_blocking(move || {
+            // Also when the caller has gone: the thread is busy until here.
+            let _turn = turn;
+            authority.sign(&signing, &request.csr, seconds)
+        });
+        let signed = signed.await;
+        let signed = signed.map_err(|_| Status::internal("CSR signing error (signer failure)"))?;
+        let cert_chain = signed.map_err(|error| self.refuse(&identity, &error))?;
+        self.metrics.issued.increment();
+        tracing::debug!(%identity, "certificate issued");
+        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+/// Whose certificate the caller asks for.
+enum Wanted {
+    Own,
+    Other(String),
+    Odd,
+}
+
+impl Wanted {
+    /// Missing and empty mean the caller's own, as at Istio's; other keys do not concern a CA that
+    /// signs by itself.
+    fn of(request: &IstioCertificateRequest) -> Self {
+        let fields = request.metadata.as_ref().map(|metadata| &metadata.fields);
+        let value = fields.and_then(|fields| fields.get("ImpersonatedIdentity"));
+        match value.and_then(|value| value.kind.as_ref()) {
+            None | Some(Kind::NullValue(_)) => Self::Own,
+            Some(Kind::StringValue(text)) if text.is_empty() => Self::Own,
+            Some(Kind::StringValue(text)) => Self::Other(text.clone()),
+            Some(_) => Self::Odd,
+        }
+    }
+}
