@@ -1,0 +1,199 @@
+//! Who is calling, and as whom it may speak.
+//!
+//! 1. a bearer token becomes a [`Caller`]: signature, audience, end, and the pod it is bound to
+//!    must still be there                                             ([`Authenticator::caller`])
+//! 2. a node's proxy may ask for the identity of a pod that its own node runs, and of no other:
+//!    a stolen node yields that node's identities only                ([`Authenticator::speak_for`])
+//!
+//! Callers learn only that they were refused. Why is in our log and in the counters: an answer
+//! that tells "no such pod" from "wrong node" would let a stranger map the cluster.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hbone::Identity;
+use http::HeaderMap;
+
+use crate::roster::{Pod, Roster};
+use crate::token::Tokens;
+
+/// What it takes to tell.
+pub struct Authenticator {
+    /// Verifies tokens.
+    pub tokens: Tokens,
+    /// The pods there are.
+    pub roster: Arc<ArcSwap<Roster>>,
+    /// Of every identity we speak of.
+    pub trust_domain: Arc<str>,
+    /// Our own cluster's name, that callers put into `clusterid`.
+    pub cluster: String,
+    /// Accounts (`namespace/name`) of node proxies, `CA_TRUSTED_NODE_ACCOUNTS`.
+    pub trusted_nodes: Vec<String>,
+}
+
+/// A caller whose token was good.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Its own identity.
+    pub identity: Identity,
+    /// The pod its token is bound to.
+    pub pod: Option<Arc<Pod>>,
+    /// Whether it named our cluster.
+    pub named_cluster: bool,
+}
+
+/// The caller stays unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum Unknown {
+    /// No `authorization`, or another scheme than `Bearer`, spelled so.
+    #[error("no bearer token")]
+    NoToken,
+    /// Wrong signature, audience or issuer, or expired.
+    #[error("token refused: {0}")]
+    Token(#[from] jsonwebtoken::errors::Error),
+    /// Not the token of a service account.
+    #[error("token of {0:?}, which is not a service account")]
+    Subject(String),
+    /// The pod was deleted, or another one has its name now.
+    #[error("token bound to pod {namespace}/{name}, which is not there (any more)")]
+    PodGone {
+        /// Of the pod.
+        namespace: String,
+        /// Of the pod.
+        name: String,
+    },
+    /// We know nothing about that cluster's pods.
+    #[error("cluster {0:?} is not ours")]
+    Cluster(String),
+}
+
+/// The caller is known but may not speak for that identity.
+#[derive(Debug, thiserror::Error)]
+pub enum NotEntitled {
+    /// Not `spiffe://…/ns/…/sa/…`.
+    #[error("{0:?} is no identity")]
+    Malformed(String),
+    /// Istio signs these; nobody who trusts our root could tell the domains apart.
+    #[error("{0} lies in another trust domain than ours")]
+    TrustDomain(Identity),
+    /// An ordinary workload speaks for itself only.
+    #[error("{0} is not a trusted node account")]
+    NotTrusted(Identity),
+    /// Without the cluster's name the pods to look among are not known.
+    #[error("no clusterid in the request's metadata")]
+    NoCluster,
+    /// A token without a pod has no node.
+    #[error("the token is not bound to a pod")]
+    NoPod,
+    /// The proxy's own pod is not scheduled.
+    #[error("pod {0} of the caller has no node")]
+    NoNode(String),
+    /// The usual refusal: no pod of that account there.
+    #[error("node {node} runs no pod of {identity}")]
+    NotOnNode {
+        /// The caller's node.
+        node: String,
+        /// What it asked for.
+        identity: Identity,
+    },
+}
+
+impl Authenticator {
+    /// The caller behind a request's metadata.
+    pub fn caller(&self, metadata: &HeaderMap) -> Result<Caller, Unknown> {
+        let token = bearer(metadata).ok_or(Unknown::NoToken)?;
+        let named_cluster = self.names_our_cluster(metadata)?;
+        let claims = self.tokens.verify(token)?;
+        let odd = || Unknown::Subject(claims.sub.clone());
+        let (namespace, account) = account_of(&claims.sub).ok_or_else(odd)?;
+        let identity = Identity::new(&self.trust_domain, namespace, account).map_err(|_| odd())?;
+        let pod = match &claims.kubernetes.pod {
+            None => None,
+            Some(bound) => {
+                let roster = self.roster.load();
+                let same = |pod: &&Arc<Pod>| pod.uid == bound.uid && pod.service_account == account;
+                let pod = roster.pod(namespace, &bound.name).filter(same);
+                Some(pod.cloned().ok_or_else(|| Unknown::PodGone {
+                    namespace: namespace.into(),
+                    name: bound.name.clone(),
+                })?)
+            }
+        };
+        Ok(Caller {
+            identity,
+            pod,
+            named_cluster,
+        })
+    }
+
+    /// The identity to certify, when `caller` asks for one that may be another's.
+    pub fn speak_for(&self, caller: &Caller, wanted: &str) -> Result<Identity, NotEntitled> {
+        let malformed = |_| NotEntitled::Malformed(wanted.into());
+        let identity: Identity = wanted.parse().map_err(malformed)?;
+        let own = &caller.identity;
+        let account = format!("{}/{}", own.namespace(), own.service_account());
+        if !self.trusted_nodes.contains(&account) {
+            return Err(NotEntitled::NotTrusted(own.clone()));
+        }
+        if identity.trust_domain() != &*self.trust_domain {
+            return Err(NotEntitled::TrustDomain(identity));
+        }
+        if !caller.named_cluster {
+            return Err(NotEntitled::NoCluster);
+        }
+        let pod = caller.pod.as_deref().ok_or(NotEntitled::NoPod)?;
+        if pod.node.is_empty() {
+            return Err(NotEntitled::NoNode(pod.name.clone()));
+        }
+        let roster = self.roster.load();
+        if !roster.runs(&pod.node, identity.namespace(), identity.service_account()) {
+            let node = pod.node.clone();
+            return Err(NotEntitled::NotOnNode { node, identity });
+        }
+        Ok(identity)
+    }
+
+    /// Missing or empty is allowed, except for those who speak for others.
+    fn names_our_cluster(&self, metadata: &HeaderMap) -> Result<bool, Unknown> {
+        match metadata.get("clusterid").map(|value| value.to_str()) {
+            None | Some(Ok("")) => Ok(false),
+            Some(Ok(cluster)) if cluster == self.cluster => Ok(true),
+            Some(cluster) => Err(Unknown::Cluster(cluster.unwrap_or("?").into())),
+        }
+    }
+}
+
+fn bearer(metadata: &HeaderMap) -> Option<&str> {
+    let value = metadata.get(http::header::AUTHORIZATION)?;
+    let token = value.to_str().ok()?.strip_prefix("Bearer ")?;
+    (!token.is_empty()).then_some(token)
+}
+
+fn account_of(subject: &str) -> Option<(&str, &str)> {
+    let (namespace, account) = subject
+        .strip_prefix("system:serviceaccount:")?
+        .split_once(':')?;
+    (!account.contains(':')).then_some((namespace, account))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_has_exactly_two_names_after_its_prefix() {
+        let cases = [
+            (
+                "system:serviceaccount:alpha:client",
+                Some(("alpha", "client")),
+            ),
+            ("system:serviceaccount:alpha", None),
+            ("system:serviceaccount:alpha:client:x", None),
+            ("system:node:n1", None),
+            ("", None),
+        ];
+        for (subject, expected) in cases {
+            assert_eq!(account_of(subject), expected, "{subject:?}");
+        }
+    }
+}
