@@ -1,0 +1,517 @@
+//! The resources as they go over the wire, encoded once and shared by every stream.
+//!
+//! 1. the world names what changed, its owner takes those over  ([`Publisher::take`])
+//! 2. a new [`Catalog`] stands beside the old one               ([`Publisher::publish`])
+//! 3. each stream compares the one it sent with the new one     ([`Catalog::changes_since`])
+//!
+//! A catalog is made of persistent maps: a copy is a pointer, two copies share what is equal
+//! between them, and comparing them walks only what is not. So no stream needs a queue of changes
+//! or a list of names: one that was slow for a minute holds an old pointer, and gets the sum of
+//! that minute in one push.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::workload::{Address, address};
+use arc_swap::ArcSwap;
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
+use mesh::session::{self, Entry};
+use prost::Message as _;
+use tokio::sync::watch;
+
+use crate::world::{Changed, Resource, World};
+
+/// A type of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Type {
+    /// `istio.workload.Address`
+    Address,
+    /// `istio.security.Authorization`
+    Authorization,
+}
+
+impl Type {
+    /// Both.
+    pub const ALL: [Type; 2] = [Type::Address, Type::Authorization];
+
+    /// Its type URL.
+    pub fn url(self) -> &'static str {
+        match self {
+            Type::Address => api::ADDRESS_TYPE,
+            Type::Authorization => api::AUTHORIZATION_TYPE,
+        }
+    }
+
+    /// The type of that URL.
+    pub fn of(url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.url() == url)
+    }
+}
+
+/// Everything that is served at one moment.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// How many were published before it; as text the `system_version_info` of its pushes.
+    pub round: u64,
+    version: String,
+    /// When it was published.
+    pub since: Instant,
+    addresses: OrdMap<Arc<str>, Arc<Entry>>,
+    authorizations: OrdMap<Arc<str>, Arc<Entry>>,
+    services: usize,
+    indexes: [Index; 3],
+}
+
+/// What on-demand streams look by: pairs (key, name of the address) in order, so that all of one
+/// key are a range. Half the memory of a map of sets.
+type Index = OrdSet<(Arc<str>, Arc<str>)>;
+
+/// Which index.
+#[derive(Clone, Copy)]
+enum By {
+    Alias,
+    Service,
+    Node,
+}
+
+impl Default for Catalog {
+    fn default() -> Self {
+        Self {
+            round: 0,
+            version: "0".into(),
+            since: Instant::now(),
+            addresses: OrdMap::new(),
+            authorizations: OrdMap::new(),
+            services: 0,
+            indexes: Default::default(),
+        }
+    }
+}
+
+impl Catalog {
+    /// The resources of a type, by name.
+    pub fn of(&self, r#type: Type) -> &OrdMap<Arc<str>, Arc<Entry>> {
+        match r#type {
+            Type::Address => &self.addresses,
+            Type::Authorization => &self.authorizations,
+        }
+    }
+
+    /// How many of the addresses are services.
+    pub fn services(&self) -> usize {
+        self.services
+    }
+
+    /// The names that `older` lacks, has too much or has in another version. Costs what changed,
+    /// not what there is.
+    pub fn changes_since(&self, older: &Self, r#type: Type) -> Vec<Arc<str>> {
+        let changes = older.of(r#type).diff(self.of(r#type));
+        changes
+            .map(|item| match item {
+                DiffItem::Add(name, _) | DiffItem::Remove(name, _) => name.clone(),
+                DiffItem::Update { new: (name, _), .. } => name.clone(),
+            })
+            .collect()
+    }
+
+    fn insert(&mut self, r#type: Type, entry: Entry) {
+        let entry = Arc::new(entry);
+        let old = match r#type {
+            Type::Address => self.addresses.insert(entry.name.clone(), entry.clone()),
+            Type::Authorization => self
+                .authorizations
+                .insert(entry.name.clone(), entry.clone()),
+        };
+        if r#type == Type::Address {
+            if let Some(old) = old {
+                self.forget(&old);
+            }
+            self.services += usize::from(is_service(&entry));
+            for (by, key) in keys(&entry) {
+                self.indexes[by as usize].insert((key.clone(), entry.name.clone()));
+            }
+        }
+    }
+
+    fn remove(&mut self, r#type: Type, name: &str) {
+        match r#type {
+            Type::Authorization => {
+                self.authorizations.remove(name);
+            }
+            Type::Address => {
+                if let Some(old) = self.addresses.remove(name) {
+                    self.forget(&old);
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, entry: &Arc<Entry>) {
+        self.services -= usize::from(is_service(entry));
+        for (by, key) in keys(entry) {
+            self.indexes[by as usize].remove(&(key.clone(), entry.name.clone()));
+        }
+    }
+
+    fn indexed(&self, type_url: &str, by: By, key: &str) -> Vec<&Arc<Entry>> {
+        if Type::of(type_url) != Some(Type::Address) {
+            return Vec::new();
+        }
+        let from: (Arc<str>, Arc<str>) = (key.into(), "".into());
+        let pairs = self.indexes[by as usize].range(from..);
+        pairs
+            .take_while(|(found, _)| **found == *key)
+            .filter_map(|(_, name)| self.addresses.get(name))
+            .collect()
+    }
+}
+
+impl session::Catalog for Catalog {
+    fn version(&self) -> &str {
+        &self.version
+    }
+
+    fn serves(&self, type_url: &str) -> bool {
+        Type::of(type_url).is_some()
+    }
+
+    fn all<'a>(&'a self, type_url: &str) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + 'a> {
+        match Type::of(type_url) {
+            Some(r#type) => Box::new(self.of(r#type).values()),
+            None => Box::new(std::iter::empty()),
+        }
+    }
+
+    fn named(&self, type_url: &str, name: &str) -> Option<&Arc<Entry>> {
+        self.of(Type::of(type_url)?).get(name)
+    }
+
+    fn aliased(&self, type_url: &str, alias: &str) -> Vec<&Arc<Entry>> {
+        self.indexed(type_url, By::Alias, alias)
+    }
+
+    fn members(&self, type_url: &str, service: &str) -> Vec<&Arc<Entry>> {
+        self.indexed(type_url, By::Service, service)
+    }
+
+    fn on_node(&self, type_url: &str, node: &str) -> Vec<&Arc<Entry>> {
+        self.indexed(type_url, By::Node, node)
+    }
+}
+
+fn keys(entry: &Entry) -> impl Iterator<Item = (By, &Arc<str>)> {
+    let aliases = entry.aliases.iter().map(|key| (By::Alias, key));
+    let services = entry.services.iter().map(|key| (By::Service, key));
+    aliases
+        .chain(services)
+        .chain(entry.node.iter().map(|key| (By::Node, key)))
+}
+
+/// The first byte of an `Address` is the tag of its only field: 1 is a workload, 2 a service.
+fn is_service(entry: &Entry) -> bool {
+    entry.encoded.first() == Some(&(2 << 3 | 2))
+}
+
+/// Makes a resource ready for everybody. The version is 64 bits of SHA-256 of the content in hex:
+/// equal in every replica, after every restart and in every release, so that a proxy that comes
+/// back to another control plane is not sent the mesh again.
+fn entry(resource: &Resource, r#type: Type) -> Entry {
+    let (node, services) = match r#type {
+        Type::Address => facts(resource),
+        Type::Authorization => (None, Box::default()),
+    };
+    Entry {
+        name: resource.name.clone(),
+        version: content_hash(&resource.encoded).into(),
+        encoded: resource.encoded.clone(),
+        aliases: resource
+            .aliases
+            .iter()
+            .map(|alias| Arc::from(&**alias))
+            .collect(),
+        node,
+        services,
+    }
+}
+
+/// A workload's node and the services it is an endpoint of.
+fn facts(resource: &Resource) -> (Option<Arc<str>>, Box<[Arc<str>]>) {
+    // Our own encoding of a moment ago: what cannot be read has no facts.
+    let Ok(Address {
+        r#type: Some(address::Type::Workload(workload)),
+    }) = Address::decode(resource.encoded.clone())
+    else {
+        return (None, Box::default());
+    };
+    let node = Some(workload.node)
+        .filter(|node| !node.is_empty())
+        .map(Arc::from);
+    (node, workload.services.into_keys().map(Arc::from).collect())
+}
+
+fn content_hash(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut text = String::with_capacity(16);
+    for byte in &digest.as_ref()[..8] {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+/// The writing end: owned by whoever owns the world.
+pub struct Publisher {
+    next: Catalog,
+    shared: Arc<Shared>,
+}
+
+/// The reading end: one per stream.
+#[derive(Clone)]
+pub struct Reader(Arc<Shared>);
+
+struct Shared {
+    current: ArcSwap<Catalog>,
+    rounds: watch::Sender<u64>,
+}
+
+impl Publisher {
+    /// Nothing is served yet.
+    pub fn new() -> (Self, Reader) {
+        let shared = Arc::new(Shared {
+            current: ArcSwap::default(),
+            rounds: watch::Sender::new(0),
+        });
+        let publisher = Self {
+            next: Catalog::default(),
+            shared: shared.clone(),
+        };
+        (publisher, Reader(shared))
+    }
+
+    /// Takes over what changed in the world, without publishing it.
+    pub fn take(&mut self, world: &World, changed: &Changed) {
+        for name in &changed.addresses {
+            self.set(Type::Address, name, world.address(name));
+        }
+        for name in &changed.authorizations {
+            self.set(Type::Authorization, name, world.authorization(name));
+        }
+    }
+
+    /// Sets or (with `None`) removes one resource, without publishing it.
+    pub fn set(&mut self, r#type: Type, name: &Arc<str>, resource: Option<&Resource>) {
+        let Some(resource) = resource else {
+            self.next.remove(r#type, name);
+            return;
+        };
+        // An equal entry in a new place would make every stream compare it.
+        let known = self.next.of(r#type).get(name);
+        if known.is_none_or(|known| known.encoded != resource.encoded) {
+            self.next.insert(r#type, entry(resource, r#type));
+        }
+    }
+
+    /// How many services were taken over.
+    pub fn services(&self) -> usize {
+        self.next.services()
+    }
+
+    /// Makes what was taken over the current catalog and wakes every stream.
+    pub fn publish(&mut self) {
+        self.next.round += 1;
+        self.next.version = self.next.round.to_string();
+        self.next.since = Instant::now();
+        self.shared.current.store(Arc::new(self.next.clone()));
+        self.shared.rounds.send_replace(self.next.round);
+    }
+}
+
+impl Reader {
+    /// The current catalog.
+    pub fn load(&self) -> Arc<Catalog> {
+        self.0.current.load_full()
+    }
+
+    /// Moves with every publication.
+    pub fn rounds(&self) -> watch::Receiver<u64> {
+        self.0.rounds.subscribe()
+    }
+
+    /// Names and versions, by type URL: what `/debug/catalogz` shows.
+    pub fn versions(&self) -> BTreeMap<&'static str, BTreeMap<String, String>> {
+        let catalog = self.load();
+        let of = |r#type: Type| {
+            let entries = catalog.of(r#type).iter();
+            entries
+                .map(|(name, entry)| (name.to_string(), entry.version.to_string()))
+                .collect()
+        };
+        Type::ALL
+            .into_iter()
+            .map(|r#type| (r#type.url(), of(r#type)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use mesh::session::Catalog as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn resource(name: &str, content: u8) -> Resource {
+        Resource {
+            name: name.into(),
+            encoded: Bytes::from(vec![content; 3]),
+            aliases: Arc::new([]),
+        }
+    }
+
+    fn workload(name: &str, node: &str, ip: u8, services: &[&str]) -> Resource {
+        let workload = api::workload::Workload {
+            uid: name.into(),
+            node: node.into(),
+            services: services
+                .iter()
+                .map(|service| ((*service).into(), api::workload::PortList::default()))
+                .collect(),
+            ..Default::default()
+        };
+        let address = Address {
+            r#type: Some(address::Type::Workload(workload)),
+        };
+        Resource {
+            name: name.into(),
+            encoded: address.encode_to_vec().into(),
+            aliases: Arc::new([format!("/10.0.0.{ip}")]),
+        }
+    }
+
+    fn contents(catalog: &Catalog) -> BTreeMap<Arc<str>, Arc<str>> {
+        let entries = catalog.of(Type::Address).iter();
+        entries
+            .map(|(name, entry)| (name.clone(), entry.version.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn an_unchanged_resource_is_no_change() {
+        let (mut publisher, reader) = Publisher::new();
+        publisher.set(Type::Address, &"a".into(), Some(&resource("a", 1)));
+        publisher.publish();
+        let before = reader.load();
+        publisher.set(Type::Address, &"a".into(), Some(&resource("a", 1)));
+        publisher.publish();
+        assert!(
+            reader
+                .load()
+                .changes_since(&before, Type::Address)
+                .is_empty()
+        );
+        assert_eq!(*reader.rounds().borrow(), 2);
+    }
+
+    #[test]
+    fn nothing_is_seen_before_it_is_published() {
+        let (mut publisher, reader) = Publisher::new();
+        publisher.set(Type::Authorization, &"a".into(), Some(&resource("a", 1)));
+        assert!(reader.load().of(Type::Authorization).is_empty());
+        publisher.publish();
+        assert_eq!(reader.load().of(Type::Authorization).len(), 1);
+    }
+
+    #[test]
+    fn the_version_is_the_contents_and_stays_the_same_over_releases() {
+        assert_eq!(
+            &*entry(&resource("a", 0), Type::Address).version,
+            "709e80c88487a241"
+        );
+    }
+
+    #[test]
+    fn a_workload_is_found_by_its_node_services_and_address_as_they_are_now() {
+        let (mut publisher, reader) = Publisher::new();
+        let set = |publisher: &mut Publisher, resource: Option<Resource>| {
+            publisher.set(Type::Address, &"w".into(), resource.as_ref());
+            publisher.publish();
+            reader.load()
+        };
+        let found = |catalog: &Catalog| {
+            let count = |entries: Vec<&Arc<Entry>>| entries.len();
+            [
+                count(catalog.on_node(api::ADDRESS_TYPE, "n1")),
+                count(catalog.on_node(api::ADDRESS_TYPE, "n2")),
+                count(catalog.members(api::ADDRESS_TYPE, "ns/a")),
+                count(catalog.members(api::ADDRESS_TYPE, "ns/b")),
+                count(catalog.aliased(api::ADDRESS_TYPE, "/10.0.0.1")),
+                count(catalog.aliased(api::ADDRESS_TYPE, "/10.0.0.11")),
+            ]
+        };
+        let catalog = set(
+            &mut publisher,
+            Some(workload("w", "n1", 1, &["ns/a", "ns/b"])),
+        );
+        assert_eq!(found(&catalog), [1, 0, 1, 1, 1, 0]);
+        let catalog = set(&mut publisher, Some(workload("w", "n2", 11, &["ns/b"])));
+        assert_eq!(found(&catalog), [0, 1, 0, 1, 0, 1]);
+        let catalog = set(&mut publisher, None);
+        assert_eq!(found(&catalog), [0; 6]);
+        assert!(catalog.indexes.iter().all(OrdSet::is_empty));
+    }
+
+    #[test]
+    fn services_are_counted_as_they_come_and_go() {
+        let (mut publisher, reader) = Publisher::new();
+        let service = Address {
+            r#type: Some(address::Type::Service(api::workload::Service::default())),
+        };
+        let service = Resource {
+            name: "ns/a".into(),
+            encoded: service.encode_to_vec().into(),
+            aliases: Arc::new([]),
+        };
+        publisher.set(Type::Address, &service.name, Some(&service));
+        publisher.set(
+            Type::Address,
+            &"w".into(),
+            Some(&workload("w", "n1", 1, &[])),
+        );
+        publisher.publish();
+        assert_eq!(reader.load().services(), 1);
+        publisher.set(Type::Address, &service.name, None);
+        publisher.publish();
+        assert_eq!(reader.load().services(), 0);
+    }
+
+    proptest! {
+        /// A reader that looks only now and then ends with what one that looks always has.
+        #[test]
+        fn applying_the_differences_gives_the_whole(
+            steps in prop::collection::vec((0_u8..40, prop::option::of(0_u8..4), any::<bool>()), 0..200)
+        ) {
+            let (mut publisher, reader) = Publisher::new();
+            let (mut seen, mut held) = (reader.load(), BTreeMap::new());
+            for (name, content, look) in steps {
+                let name: Arc<str> = format!("name-{name}").into();
+                publisher.set(Type::Address, &name, content.map(|content| resource(&name, content)).as_ref());
+                publisher.publish();
+                if look {
+                    let now = reader.load();
+                    for name in now.changes_since(&seen, Type::Address) {
+                        let before = match now.named(api::ADDRESS_TYPE, &name) {
+                            None => held.remove(&name),
+                            Some(entry) => held.insert(name.clone(), entry.version.clone()),
+                        };
+                        prop_assert_ne!(before.as_ref(), held.get(&name));
+                    }
+                    prop_assert_eq!(&held, &contents(&now));
+                    seen = now;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! One stream, from its first request to its end.
+
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use api::discovery::DeltaDiscoveryRequest;
+use mesh::session::{Changed, Reply, Session};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::codec::Streaming;
+
+use super::connected::{Answered, Place};
+use super::{Discovery, FIRST_REQUEST, body, is_internal, node};
+use crate::authenticate::Caller;
+use crate::catalog::{Catalog, Type};
+use crate::metrics::Of;
+
+/// A stream whose caller is known.
+pub(super) struct Stream {
+    pub(super) discovery: Arc<Discovery>,
+    pub(super) caller: Caller,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) leaving: CancellationToken,
+    pub(super) requests: Streaming<DeltaDiscoveryRequest>,
+    pub(super) replies: mpsc::Sender<Reply>,
+}
+
+/// A stream that has said who it is.
+struct Talk {
+    discovery: Arc<Discovery>,
+    leaving: CancellationToken,
+    replies: mpsc::Sender<Reply>,
+    place: Place,
+    session: Session,
+    /// Everything the client was told is of this one.
+    told: Arc<Catalog>,
+}
+
+/// The stream ends; with a status if that is not the client's own wish.
+type Ends = ControlFlow<Option<Status>>;
+
+impl Stream {
+    /// Runs to the end; the status is in `left` before the body's sender is gone.
+    pub(super) async fn run(self, left: &OnceLock<Status>) {
+        let metrics = self.discovery.metrics.clone();
+        let identity = self.caller.identity.clone();
+        metrics.streams.inc();
+        let keep_open = self.replies.clone();
+        if let Some(status) = self.talk().await {
+            if is_internal(&status) {
+                metrics.internal_errors.increment();
+            }
+            tracing::info!(%identity, code = ?status.code(), error = status.message(), "stream ended");
+            let _ = left.set(status);
+        }
+        metrics.streams.dec();
+        drop(keep_open);
+    }
+
+    async fn talk(mut self) -> Option<Status> {
+        let first = tokio::select! {
+            first = tokio::time::timeout(FIRST_REQUEST, self.requests.message()) => first,
+            () = self.leaving.cancelled() => return None,
+            () = self.replies.closed() => return None,
+        };
+        let first = match first {
+            Err(_) => return Some(Status::deadline_exceeded("no request came")),
+            Ok(Err(status)) => return Some(status),
+            Ok(Ok(None)) => return None,
+            Ok(Ok(Some(first))) => first,
+        };
+        let proxy = match node::check(first.node.as_ref(), &self.caller.identity) {
+            Err(status) => return Some(status),
+            Ok(proxy) => proxy,
+        };
+        tracing::info!(proxy = proxy.id, identity = %self.caller.identity, "proxy connected");
+        let connected = &self.discovery.connected;
+        let mut talk = Talk {
+            place: connected.enter(proxy, &self.caller.identity, self.peer),
+            session: Session::new(),
+            told: self.discovery.catalog.load(),
+            discovery: self.discovery,
+            leaving: self.leaving,
+            replies: self.replies,
+        };
+        match talk.run(first, self.requests).await {
+            ControlFlow::Break(status) => status,
+            ControlFlow::Continue(()) => None,
+        }
+    }
+}
+
+impl Talk {
+    async fn run(
+        &mut self,
+        first: DeltaDiscoveryRequest,
+        mut requests: Streaming<DeltaDiscoveryRequest>,
+    ) -> Ends {
+        let mut rounds = self.discovery.catalog.rounds();
+        self.on_request(first).await?;
+        loop {
+            tokio::select! {
+                () = self.leaving.cancelled() => return Ends::Break(None),
+                () = self.replies.closed() => return Ends::Break(None),
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.on_request(request).await?,
+                    Ok(None) => return Ends::Break(None),
+                    Err(status) => return Ends::Break(Some(status)),
+                },
+                () = moved(&mut rounds, self.told.round) => self.on_change().await?,
+            }
+        }
+    }
+
+    async fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Ends {
+        self.note_answer(&request);
+        let begun = Instant::now();
+        let answer = self.session.on_request(&*self.told, request);
+        match answer.reply {
+            Some(reply) => self.send(reply, begun).await,
+            None => Ends::Continue(()),
+        }
+    }
+
+    /// The sum of everything since the last time.
+    async fn on_change(&mut self) -> Ends {
+        let begun = Instant::now();
+        let now = self.discovery.catalog.load();
+        let names = Type::ALL.map(|r#type| now.changes_since(&self.told, r#type));
+        let changed: Vec<_> = Type::ALL
+            .into_iter()
+            .zip(&names)
+            .map(|(r#type, names)| Changed {
+                type_url: r#type.url(),
+                names,
+            })
+            .collect();
+        let replies = self.session.on_push(&*now, &changed);
+        self.told = now;
+        let any = !replies.is_empty();
+        for reply in replies {
+            self.send(reply, begun).await?;
+        }
+        if any {
+            let seconds = self.told.since.elapsed().as_secs_f64();
+            self.discovery.metrics.convergence_seconds.observe(seconds);
+        }
+        Ends::Continue(())
+    }
+
+    /// Waits until the client took what was sent before.
+    async fn send(&mut self, reply: Reply, begun: Instant) -> Ends {
+        let metrics = &self.discovery.metrics;
+        if let Some(of) = of(&reply.type_url) {
+            metrics.pushes.get_or_create(&of).increment();
+            let bytes = body::length(&reply) as f64;
+            metrics.response_bytes.get_or_create(&of).observe(bytes);
+            let seconds = begun.elapsed().as_secs_f64();
+            metrics.push_seconds.get_or_create(&of).observe(seconds);
+        }
+        let place = tokio::select! {
+            place = self.replies.reserve() => place,
+            () = self.leaving.cancelled() => return Ends::Break(None),
+        };
+        let Ok(place) = place else {
+            return Ends::Break(None);
+        };
+        self.place
+            .sent(&reply.type_url, &reply.nonce, &reply.version);
+        place.send(reply);
+        Ends::Continue(())
+    }
+
+    fn note_answer(&self, request: &DeltaDiscoveryRequest) {
+        let refusal = request.error_detail.as_ref().map(|error| &*error.message);
+        if request.response_nonce.is_empty() && refusal.is_none() {
+            return;
+        }
+        let of = of(&request.type_url);
+        let type_url = &*request.type_url;
+        let answered = self
+            .place
+            .answered(type_url, &request.response_nonce, refusal);
+        let Some(of) = of else { return };
+        if answered == Answered::Stale {
+            self.discovery
+                .metrics
+                .expired_nonces
+                .get_or_create(&of)
+                .increment();
+        }
+        if let Some(refusal) = refusal {
+            self.discovery
+                .metrics
+                .rejects
+                .get_or_create(&of)
+                .increment();
+            tracing::warn!(
+                r#type = type_url,
+                nonce = request.response_nonce,
+                error = refusal,
+                "proxy refused resources"
+            );
+        }
+    }
+}
+
+/// Returns when the catalog is no longer the one of that round.
+async fn moved(rounds: &mut watch::Receiver<u64>, told: u64) {
+    if rounds.wait_for(|round| *round != told).await.is_err() {
+        // Nobody publishes any more; what is there stays true.
+        std::future::pending().await
+    }
+}
+
+fn of(type_url: &str) -> Option<Of> {
+    use crate::metrics::Resource::{wads, wds};
+    Type::of(type_url).map(|r#type| Of {
+        r#type: match r#type {
+            Type::Address => wds,
+            Type::Authorization => wads,
+        },
+    })
+}
