@@ -1,4 +1,31 @@
 //! The control plane: objects in, what proxies must know out.
+//!
+//! ```text
+//! directory ─ feed ─► world ─ translate ─► catalog ─► push ─► delta xDS streams
+//!                       └────► roster ──► authenticate ─► ca ─► certificates
+//! ```
+//!
+//! | module | is |
+//! |---|---|
+//! | [`world`], [`translate`] | pure: from objects to resources |
+//! | [`catalog`], [`push`] | resources encoded once, and who is told of them when |
+//! | [`roster`], [`token`], [`authenticate`] | who calls, and as whom it may speak |
+//! | [`ca`] | certificates |
+//! | [`serve`], [`metrics`] | ports |
+//! | [`feed`] | the one owner of the world: from files to catalog and roster |
+//! | [`config`], [`start`] | flags; how the parts are put together |
 
+pub mod authenticate;
+pub mod ca;
+pub mod catalog;
+pub mod config;
+mod disk;
+pub mod feed;
+pub mod metrics;
+pub mod push;
+pub mod roster;
+pub mod serve;
+pub mod start;
+pub mod token;
 pub mod translate;
 pub mod world;

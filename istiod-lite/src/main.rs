@@ -1,2 +1,121 @@
-//! istiod-lite
-fn main() {}
+//! `istiod-lite run | token | check`
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use api::k8s::dir;
+use api::k8s::objects::{Kind, Object, ObjectKey};
+use clap::Parser as _;
+use istiod_lite::config::{Check, Cli, Command, Run, Token};
+use istiod_lite::token::{Named, Request, Tokens};
+use istiod_lite::{feed, start};
+use ops::drain::{Drain, Drained};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Run(run) => run_until_told(&run).map(|()| ExitCode::SUCCESS),
+        Command::Token(token) => print_token(&token).map(|()| ExitCode::SUCCESS),
+        Command::Check(check) => print_faults(&check),
+    }
+}
+
+#[tokio::main]
+async fn run_until_told(run: &Run) -> anyhow::Result<()> {
+    let format = run.log_format.parse().context("--log-format")?;
+    let log = ops::log::init(&run.log, format).context("--log")?;
+    let drain = Drain::new();
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let running = start::start(run, &drain).await?;
+    tracing::info!(
+        grpc = %running.grpc,
+        monitoring = %running.monitoring,
+        config = %run.places.config_dir.display(),
+        state = %run.places.state().display(),
+        "serving"
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ending");
+    match drain.drain(GRACE).await {
+        Drained::Quiet => tracing::info!("ended"),
+        Drained::Cut(connections) => tracing::warn!(connections, "ended, connections cut"),
+    }
+    log.flush(Duration::from_secs(1));
+    Ok(())
+}
+
+#[allow(clippy::print_stdout)] // the token is the output
+fn print_token(token: &Token) -> anyhow::Result<()> {
+    let (mut pod, mut node) = (None, None);
+    if let Some(name) = &token.pod {
+        let found = find_pod(token, name)?;
+        node = found.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        pod = Some(Named {
+            name: name.clone(),
+            uid: found.metadata.uid.clone().unwrap_or_default(),
+        });
+    }
+    let request = Request {
+        namespace: token.namespace.clone(),
+        service_account: token.service_account.clone(),
+        pod,
+        node,
+        lifetime: token.ttl,
+        audience: token.audience.clone(),
+    };
+    println!("{}", Tokens::open(&token.places.state())?.issue(&request)?);
+    Ok(())
+}
+
+/// A token for a pod that is not there, or that runs as another account, would be refused later
+/// and elsewhere: better here.
+fn find_pod(token: &Token, name: &str) -> anyhow::Result<std::sync::Arc<api::k8s::objects::Pod>> {
+    let directory = &token.places.config_dir;
+    let (objects, _) = dir::read(directory).with_context(|| directory.display().to_string())?;
+    let key = ObjectKey::new(Kind::Pod, &token.namespace, name);
+    let found = objects.into_iter().find_map(|object| match object {
+        Object::Pod(pod) if Object::Pod(pod.clone()).key() == key => Some(pod),
+        _ => None,
+    });
+    let pod = found.with_context(|| format!("{} has no {key}", directory.display()))?;
+    let account = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.service_account_name.as_deref());
+    let account = account
+        .filter(|account| !account.is_empty())
+        .unwrap_or("default");
+    if account != token.service_account {
+        bail!(
+            "{key} runs as service account {account:?}, not {:?}",
+            token.service_account
+        );
+    }
+    Ok(pod)
+}
+
+#[allow(clippy::print_stdout)] // the faults are the output
+fn print_faults(check: &Check) -> anyhow::Result<ExitCode> {
+    let directory = &check.config_dir;
+    let (objects, faults) =
+        dir::read(directory).with_context(|| directory.display().to_string())?;
+    for fault in &faults {
+        println!("{}", feed::line(fault));
+    }
+    println!("{} objects, {} refused", objects.len(), faults.len());
+    Ok(if faults.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// For streams to be told and certificates to be signed to the end.
+const GRACE: Duration = Duration::from_secs(10);

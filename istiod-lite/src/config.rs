@@ -1,0 +1,270 @@
+//! Flags, each with its environment variable; names and defaults are Istio's where it has one.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// The control plane of the mesh.
+#[derive(Debug, Parser)]
+#[command(name = "istiod-lite", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve configuration and certificates to proxies.
+    Run(Box<Run>),
+    /// Print a service account token signed by this control plane's own key.
+    Token(Token),
+    /// Read the configuration once, print every refused object with file, line and reason.
+    Check(Check),
+}
+
+/// Where the configuration and our own files are.
+#[derive(Debug, Clone, Args)]
+pub struct Places {
+    /// Directory of Kubernetes YAML that stands in for an API server.
+    #[arg(long, value_name = "DIR", env = "CONFIG_DIR")]
+    pub config_dir: PathBuf,
+    /// Directory for the root certificate, its key and the token key. By default `.istiod-lite`
+    /// inside the configuration, which readers of the configuration skip.
+    #[arg(long, value_name = "DIR", env = "STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+impl Places {
+    /// The state directory, given or by default.
+    pub fn state(&self) -> PathBuf {
+        let default = || self.config_dir.join(".istiod-lite");
+        self.state_dir.clone().unwrap_or_else(default)
+    }
+}
+
+/// `istiod-lite run`
+#[derive(Debug, Clone, Args)]
+pub struct Run {
+    #[command(flatten)]
+    #[allow(missing_docs)] // flattened
+    pub places: Places,
+    /// gRPC over TLS: configuration and certificates.
+    #[arg(long, value_name = "ADDR", default_value = "[::]:15012")]
+    pub listen_grpc: SocketAddr,
+    /// gRPC in the clear, for loopback only: tokens are readable on it. Off by default.
+    #[arg(long, value_name = "ADDR")]
+    pub listen_plaintext: Option<SocketAddr>,
+    /// Metrics, readiness, version, debug.
+    #[arg(long, value_name = "ADDR", default_value = "[::]:15014")]
+    pub listen_monitoring: SocketAddr,
+    /// Further names and addresses of the server's certificate, beside `istiod.<namespace>.svc`
+    /// and its older names, `localhost`, and the address it listens on.
+    #[arg(
+        long = "dns-name",
+        value_name = "NAME",
+        env = "ISTIOD_CUSTOM_HOST",
+        value_delimiter = ','
+    )]
+    pub dns_names: Vec<String>,
+    /// Use the signer in this directory (`ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`,
+    /// `root-cert.pem`) instead of a self-signed root in the state directory.
+    #[arg(long, value_name = "DIR", env = "ROOT_CA_DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = "cluster.local", env = "TRUST_DOMAIN")]
+    pub trust_domain: String,
+    /// Name of this cluster.
+    #[arg(long, default_value = "Kubernetes", env = "CLUSTER_ID")]
+    pub cluster_id: String,
+    /// DNS domain of Kubernetes services.
+    #[arg(long, default_value = "cluster.local", env = "CLUSTER_DOMAIN")]
+    pub cluster_domain: String,
+    /// Namespace of the control plane; policies in it hold for the whole mesh.
+    #[arg(long, default_value = "istio-system", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// Accounts (`namespace/name`) of node proxies, which may ask for the certificates of the pods
+    /// of their node. By default `ztunnel` of the control plane's namespace.
+    #[arg(long, env = "CA_TRUSTED_NODE_ACCOUNTS", value_delimiter = ',')]
+    pub trusted_node_accounts: Vec<String>,
+    /// Life of a certificate when its owner asks for none.
+    #[arg(long, default_value = "24h", env = "DEFAULT_WORKLOAD_CERT_TTL", value_parser = duration)]
+    pub default_cert_ttl: Duration,
+    /// Longest life of a certificate; who asks for more is refused.
+    #[arg(long, default_value = "2160h", env = "MAX_WORKLOAD_CERT_TTL", value_parser = duration)]
+    pub max_cert_ttl: Duration,
+    /// A storm of changes is over when nothing changed for this long.
+    #[arg(long, default_value = "100ms", env = "PILOT_DEBOUNCE_AFTER", value_parser = duration)]
+    pub debounce_after: Duration,
+    /// In a storm that does not end, a change is told after this long.
+    #[arg(long, default_value = "10s", env = "PILOT_DEBOUNCE_MAX", value_parser = duration)]
+    pub debounce_max: Duration,
+    /// Age at which a proxy's connection is asked to come back, give or take a tenth: so proxies
+    /// spread over replicas by themselves.
+    #[arg(long, default_value = "30m", value_parser = duration)]
+    pub max_connection_age: Duration,
+    /// How often the signer's files are looked at.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub ca_poll: Duration,
+    /// Send AuthorizationPolicies with annotation `istio.io/dry-run`, marked so.
+    #[arg(long, env = "AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY")]
+    pub dry_run_policies: bool,
+    /// What to log: `info`, `debug`, `istiod_lite::push=debug,info` …
+    #[arg(long, default_value = "info", env = "RUST_LOG")]
+    pub log: String,
+    /// `text` (Istio's) or `json`.
+    #[arg(long, default_value = "text", env = "LOG_FORMAT")]
+    pub log_format: String,
+}
+
+impl Run {
+    /// With Istio's default filled in.
+    pub fn trusted_nodes(&self) -> Vec<String> {
+        match self.trusted_node_accounts.as_slice() {
+            [] => vec![format!("{}/ztunnel", self.namespace)],
+            accounts => accounts.to_vec(),
+        }
+    }
+
+    /// Every name and address under which proxies may dial us.
+    pub fn names(&self) -> Vec<String> {
+        let services = ["istiod", "istiod-remote", "istio-pilot"];
+        let mut names: Vec<_> = services
+            .map(|service| format!("{service}.{}.svc", self.namespace))
+            .into();
+        names.extend(["localhost", "127.0.0.1", "::1"].map(String::from));
+        let listen = self.listen_grpc.ip();
+        if !listen.is_unspecified() {
+            names.push(listen.to_string());
+        }
+        names.extend(self.dns_names.iter().cloned());
+        let mut seen = std::collections::HashSet::new();
+        names.retain(|name| seen.insert(name.clone()));
+        names
+    }
+}
+
+/// `istiod-lite token`
+#[derive(Debug, Clone, Args)]
+pub struct Token {
+    #[command(flatten)]
+    #[allow(missing_docs)] // flattened
+    pub places: Places,
+    /// Namespace of the account.
+    #[arg(long, default_value = "istio-system")]
+    pub namespace: String,
+    /// The account.
+    #[arg(long)]
+    pub service_account: String,
+    /// Bind the token to this pod of the configuration. A token without a pod cannot ask for the
+    /// certificates of others.
+    #[arg(long)]
+    pub pod: Option<String>,
+    /// How long it is good.
+    #[arg(long, default_value = "12h", value_parser = duration)]
+    pub ttl: Duration,
+    /// Who may accept it.
+    #[arg(long, default_value = crate::token::AUDIENCE)]
+    pub audience: String,
+}
+
+/// `istiod-lite check`
+#[derive(Debug, Clone, Args)]
+pub struct Check {
+    /// Directory of Kubernetes YAML.
+    #[arg(long, value_name = "DIR", env = "CONFIG_DIR")]
+    pub config_dir: PathBuf,
+}
+
+/// `24h`, `1h30m`, `100ms`, `30s`: as Istio's settings spell durations.
+fn duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is not a duration like 24h, 1h30m, 30s or 100ms");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u32 = rest[..digits].parse().map_err(|_| bad())?;
+        rest = &rest[digits..];
+        let letters = rest
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "h" => Duration::from_secs(3600),
+            "m" => Duration::from_secs(60),
+            "s" => Duration::from_secs(1),
+            "ms" => Duration::from_millis(1),
+            _ => return Err(bad()),
+        };
+        rest = &rest[letters..];
+        let part = unit.checked_mul(number).ok_or_else(bad)?;
+        total = total.checked_add(part).ok_or_else(bad)?;
+    }
+    if total.is_zero() {
+        Err(bad())
+    } else {
+        Ok(total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_istio_writes_them() {
+        let seconds = |text| duration(text).map(|it| it.as_secs_f64()).ok();
+        let cases = [
+            ("24h", Some(86_400.0)),
+            ("1h30m", Some(5_400.0)),
+            ("2160h0m0s", Some(7_776_000.0)),
+            ("100ms", Some(0.1)),
+            ("30", None),
+            ("", None),
+            ("0s", None),
+            ("-5s", None),
+            ("5d", None),
+            ("99999999999h", None),
+            ("h", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(seconds(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_istios() {
+        let cli = Cli::try_parse_from(["istiod-lite", "run", "--config-dir", "/c"]).unwrap();
+        let Command::Run(run) = cli.command else {
+            panic!("not run");
+        };
+        assert_eq!(run.trusted_nodes(), ["istio-system/ztunnel"]);
+        assert_eq!(
+            run.names()[..2],
+            ["istiod.istio-system.svc", "istiod-remote.istio-system.svc"]
+        );
+        assert_eq!(run.max_cert_ttl, Duration::from_secs(90 * 24 * 3600));
+        assert_eq!(run.places.state(), PathBuf::from("/c/.istiod-lite"));
+        assert_eq!(run.listen_plaintext, None);
+    }
+
+    #[test]
+    fn several_names_may_be_given_in_both_ways() {
+        let arguments = [
+            "istiod-lite",
+            "run",
+            "--config-dir",
+            "/c",
+            "--dns-name",
+            "a,b",
+            "--dns-name",
+            "10.0.0.1",
+        ];
+        let Command::Run(run) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!("not run");
+        };
+        assert_eq!(run.dns_names, ["a", "b", "10.0.0.1"]);
+    }
+}

@@ -1,0 +1,349 @@
+//! What the control plane counts, under the names that Istio's dashboards and alerts ask for.
+//!
+//! One struct, made once, shared by everything that counts. Istio's counters have no `_total` at
+//! the end, which OpenMetrics demands of a counter, so ours are typed `unknown`: the name is what
+//! a dashboard asks for, and `rate()` does not look at the type.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use ops::metrics::Registry;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::{MetricType, TypedMetric};
+
+/// A counter whose name is written as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Count(Arc<AtomicU64>);
+
+impl Count {
+    /// One more.
+    pub fn increment(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Until now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl EncodeMetric for Count {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&self.value())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
+impl TypedMetric for Count {
+    const TYPE: MetricType = MetricType::Unknown;
+}
+
+/// Which resource type, by Istio's short names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Of {
+    /// `wds` or `wads`.
+    pub r#type: Resource,
+}
+
+/// The types we serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types)] // the label's text
+pub enum Resource {
+    /// Workloads and services.
+    wds,
+    /// Layer 4 policies.
+    wads,
+}
+
+/// A change of an object: its kind, and what happened.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ObjectEvent {
+    /// The kind.
+    pub r#type: &'static str,
+    /// `update`, `delete` or `invalid`. (A file does not tell an addition from an update.)
+    pub event: &'static str,
+}
+
+/// Why a CSR was not signed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Failure {
+    /// The refusal's name.
+    pub error: &'static str,
+}
+
+type Histograms<L> = Family<L, Histogram, Buckets>;
+
+/// A histogram's bounds.
+#[derive(Clone, Copy)]
+pub struct Buckets(&'static [f64]);
+
+impl MetricConstructor<Histogram> for Buckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(self.0.iter().copied())
+    }
+}
+
+/// Every family.
+pub struct Metrics {
+    /// Open delta streams.
+    pub streams: Gauge,
+    /// Responses sent.
+    pub pushes: Family<Of, Count>,
+    /// Seconds to build one round of responses of a stream.
+    pub push_seconds: Histograms<Of>,
+    /// Bytes of a response's resources.
+    pub response_bytes: Histograms<Of>,
+    /// Seconds from a change to the moment a stream took its responses up.
+    pub convergence_seconds: Histogram,
+    /// Seconds a change waited for others.
+    pub debounce_seconds: Histogram,
+    /// Rounds of pushes.
+    pub push_triggers: Count,
+    /// NACKs.
+    pub rejects: Family<Of, Count>,
+    /// Streams that ended through a fault of ours.
+    pub internal_errors: Count,
+    /// Answers to responses that were no longer the latest.
+    pub expired_nonces: Family<Of, Count>,
+    /// Services known.
+    pub services: Gauge,
+    /// Changes of objects.
+    pub object_events: Family<ObjectEvent, Count>,
+    /// CSRs that came.
+    pub csrs: Count,
+    /// CSRs that were signed.
+    pub issued: Count,
+    /// Callers nobody knows, or that may not speak for whom they tried to.
+    pub authentication_failures: Count,
+    /// CSRs that are none.
+    pub csr_parse_errors: Count,
+    /// Identities that are none.
+    pub identity_errors: Count,
+    /// CSRs that could not be signed.
+    pub sign_errors: Family<Failure, Count>,
+    root_expiry: Expiry,
+    signer_expiry: Expiry,
+}
+
+/// An end of validity: when, and in how many seconds (worked out at each scrape).
+#[derive(Debug, Clone, Default)]
+struct Expiry(Arc<AtomicI64>);
+
+#[derive(Debug, Clone)]
+struct SecondsLeft(Expiry);
+
+impl Metrics {
+    /// Registers every family, so that a dashboard sees zeros instead of gaps.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Arc::new(Self::unregistered());
+        metrics.register_push(registry.families());
+        metrics.register_authority(registry.families());
+        metrics
+    }
+
+    /// When the first root and when the signer end, in seconds since 1970.
+    pub fn expiries(&self, (root, signer): (i64, i64)) {
+        self.root_expiry.0.store(root, Ordering::Relaxed);
+        self.signer_expiry.0.store(signer, Ordering::Relaxed);
+    }
+
+    fn unregistered() -> Self {
+        Self {
+            streams: Gauge::default(),
+            pushes: Family::default(),
+            push_seconds: Family::new_with_constructor(Buckets(SECONDS)),
+            response_bytes: Family::new_with_constructor(Buckets(BYTES)),
+            convergence_seconds: Buckets(SECONDS).new_metric(),
+            debounce_seconds: Buckets(SECONDS).new_metric(),
+            push_triggers: Count::default(),
+            rejects: Family::default(),
+            internal_errors: Count::default(),
+            expired_nonces: Family::default(),
+            services: Gauge::default(),
+            object_events: Family::default(),
+            csrs: Count::default(),
+            issued: Count::default(),
+            authentication_failures: Count::default(),
+            csr_parse_errors: Count::default(),
+            identity_errors: Count::default(),
+            sign_errors: Family::default(),
+            root_expiry: Expiry::default(),
+            signer_expiry: Expiry::default(),
+        }
+    }
+
+    fn register_push(&self, to: &mut prometheus_client::registry::Registry) {
+        let info: Family<[(&str, &str); 1], Gauge> = Family::default();
+        info.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
+            .set(1);
+        to.register("pilot_info", "Version of the control plane", info);
+        to.register("pilot_xds", "Proxies connected", self.streams.clone());
+        to.register("pilot_xds_pushes", "Responses sent", self.pushes.clone());
+        to.register(
+            "pilot_xds_push_time",
+            "Seconds to build a response",
+            self.push_seconds.clone(),
+        );
+        to.register(
+            "pilot_xds_config_size_bytes",
+            "Bytes of a response's resources",
+            self.response_bytes.clone(),
+        );
+        to.register(
+            "pilot_proxy_convergence_time",
+            "Seconds from a change to its push",
+            self.convergence_seconds.clone(),
+        );
+        to.register(
+            "pilot_debounce_time",
+            "Seconds a change waited for others",
+            self.debounce_seconds.clone(),
+        );
+        to.register(
+            "pilot_push_triggers",
+            "Rounds of pushes",
+            self.push_triggers.clone(),
+        );
+        to.register("pilot_total_xds_rejects", "NACKs", self.rejects.clone());
+        to.register(
+            "pilot_total_xds_internal_errors",
+            "Streams ended by a fault of ours",
+            self.internal_errors.clone(),
+        );
+        to.register(
+            "pilot_xds_expired_nonce",
+            "Answers to responses that were no longer the latest",
+            self.expired_nonces.clone(),
+        );
+        to.register("pilot_services", "Services known", self.services.clone());
+        to.register(
+            "pilot_k8s_cfg_events",
+            "Changes of objects",
+            self.object_events.clone(),
+        );
+    }
+
+    fn register_authority(&self, to: &mut prometheus_client::registry::Registry) {
+        to.register("citadel_server_csr_count", "CSRs", self.csrs.clone());
+        to.register(
+            "citadel_server_success_cert_issuance_count",
+            "Certificates issued",
+            self.issued.clone(),
+        );
+        to.register(
+            "citadel_server_authentication_failure_count",
+            "Callers refused",
+            self.authentication_failures.clone(),
+        );
+        to.register(
+            "citadel_server_csr_parsing_err_count",
+            "CSRs that are none",
+            self.csr_parse_errors.clone(),
+        );
+        to.register(
+            "citadel_server_id_extraction_err_count",
+            "Identities that are none",
+            self.identity_errors.clone(),
+        );
+        to.register(
+            "citadel_server_csr_sign_err_count",
+            "CSRs that could not be signed",
+            self.sign_errors.clone(),
+        );
+        let (root, signer) = (self.root_expiry.clone(), self.signer_expiry.clone());
+        to.register(
+            "citadel_server_root_cert_expiry_timestamp",
+            "End of the root, seconds since 1970",
+            root.clone(),
+        );
+        to.register(
+            "citadel_server_root_cert_expiry_seconds",
+            "Seconds until the root ends",
+            SecondsLeft(root),
+        );
+        to.register(
+            "citadel_server_cert_chain_expiry_timestamp",
+            "End of the signer, seconds since 1970",
+            signer.clone(),
+        );
+        to.register(
+            "citadel_server_cert_chain_expiry_seconds",
+            "Seconds until the signer ends",
+            SecondsLeft(signer),
+        );
+    }
+}
+
+impl EncodeMetric for Expiry {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&self.0.load(Ordering::Relaxed))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+impl EncodeMetric for SecondsLeft {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let now = x509_parser::time::ASN1Time::now().timestamp();
+        encoder.encode_gauge(&(self.0.0.load(Ordering::Relaxed) - now))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+/// From a millisecond to a minute; Istio's own bounds.
+const SECONDS: &[f64] = &[0.001, 0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0];
+/// Up to what a proxy takes in one message.
+const BYTES: &[f64] = &[
+    1.0,
+    10_000.0,
+    100_000.0,
+    1_000_000.0,
+    4_000_000.0,
+    10_000_000.0,
+    40_000_000.0,
+    200_000_000.0,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_istios_and_a_count_is_written_without_a_suffix() {
+        let mut registry = Registry::new("pilot", "test");
+        let metrics = Metrics::register(&mut registry);
+        metrics.csrs.increment();
+        metrics
+            .pushes
+            .get_or_create(&Of {
+                r#type: Resource::wads,
+            })
+            .increment();
+        metrics.expiries((2_000_000_000, 1_900_000_000));
+        let text = registry.text().unwrap();
+        for line in [
+            "citadel_server_csr_count 1",
+            "pilot_xds_pushes{type=\"wads\"} 1",
+            "citadel_server_root_cert_expiry_timestamp 2000000000",
+            "pilot_xds 0",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+        assert!(!text.contains("_total "), "{text}");
+    }
+}

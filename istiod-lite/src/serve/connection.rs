@@ -1,0 +1,209 @@
+//! One gRPC connection, from accept to its end.
+//!
+//! 1. accept, no faster than handshakes are made
+//! 2. TLS, within a deadline
+//! 3. HTTP/2: pings when it is quiet, closed when they are not answered
+//! 4. at its age, or when the process ends: its streams are told ([`Leaving`]) and end in order,
+//!    GOAWAY, and after a grace the connection is closed
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ops::drain::Drain;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tower::ServiceExt as _;
+
+/// How old a connection gets.
+#[derive(Debug, Clone, Copy)]
+pub struct Age {
+    /// Until it is asked to leave, give or take a tenth; half an hour by default.
+    pub most: Duration,
+    /// How long what runs on it may take to end.
+    pub grace: Duration,
+}
+
+impl Default for Age {
+    fn default() -> Self {
+        Self {
+            most: Duration::from_secs(30 * 60),
+            grace: Duration::from_secs(10),
+        }
+    }
+}
+
+/// In a request's extensions: cancelled when the connection below it wants to end.
+#[derive(Debug, Clone)]
+pub struct Leaving(pub CancellationToken);
+
+/// In a request's extensions: who is at the other end.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// Serves gRPC over TLS until the drain.
+pub async fn grpc_tls(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    routes: Routes,
+    age: Age,
+    drain: Drain,
+) {
+    accept(listener, Some(TlsAcceptor::from(tls)), routes, age, drain).await;
+}
+
+/// Serves gRPC in the clear until the drain. Tokens travel readable: for loopback only.
+pub async fn grpc_plain(listener: TcpListener, routes: Routes, age: Age, drain: Drain) {
+    accept(listener, None, routes, age, drain).await;
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    routes: Routes,
+    age: Age,
+    drain: Drain,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let stop = drain.accepting().clone();
+    loop {
+        let Ok(turn) = handshakes.clone().acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let connection = serve_one(
+                    tcp,
+                    peer,
+                    turn,
+                    tls.clone(),
+                    routes.clone(),
+                    age,
+                    drain.clone(),
+                );
+                drain.spawn(connection);
+            }
+            Err(error) => {
+                // Out of file descriptors, or the peer gave up in the queue: neither ends the port.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn serve_one(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    turn: OwnedSemaphorePermit,
+    tls: Option<TlsAcceptor>,
+    routes: Routes,
+    age: Age,
+    drain: Drain,
+) {
+    let _ = tcp.set_nodelay(true);
+    let ended = match tls {
+        None => {
+            drop(turn);
+            carry(tcp, peer, routes, age, &drain).await
+        }
+        Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
+            Ok(Ok(stream)) => {
+                drop(turn);
+                carry(stream, peer, routes, age, &drain).await
+            }
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Box::from("TLS handshake took too long")),
+        },
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, error = %error, "connection ended");
+    }
+}
+
+async fn carry(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    routes: Routes,
+    age: Age,
+    drain: &Drain,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let leaving = CancellationToken::new();
+    let extension = Leaving(leaving.clone());
+    let service = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(extension.clone());
+        request.extensions_mut().insert(Peer(peer));
+        let routes = routes.clone();
+        async move {
+            Ok::<_, Infallible>(
+                routes
+                    .oneshot(request)
+                    .await
+                    .unwrap_or_else(|never| match never {}),
+            )
+        }
+    });
+    let connection = http2().serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = tokio::time::sleep(spread(age.most)) => {}
+        () = drain.accepting().cancelled() => {}
+    }
+    leaving.cancel();
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        () = tokio::time::sleep(age.grace) => Err(Box::from("not done within its grace")),
+        () = drain.now().cancelled() => Err(Box::from("cut at the end of the process")),
+    }
+}
+
+fn http2() -> hyper::server::conn::http2::Builder<TokioExecutor> {
+    let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADERS)
+        // What a client may send before anybody reads it; requests are small.
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buf_size(SEND_BUFFER);
+    http2
+}
+
+/// A tenth earlier or later: connections made in one burst do not come back in one.
+fn spread(age: Duration) -> Duration {
+    let mut random = [0_u8; 2];
+    // Without randomness there is still an age.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let share = f64::from(u16::from_be_bytes(random)) / f64::from(u16::MAX);
+    age.mul_f64(0.9 + 0.2 * share)
+}
+
+/// Connections without TLS yet, at a time: strangers cost us key exchanges.
+const HANDSHAKES: usize = 256;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one connection: one for configuration, one for each certificate under way.
+const STREAMS: u32 = 1024;
+/// A token and a few names.
+const HEADERS: u32 = 32 * 1024;
+/// Bytes of a stream's responses that wait in HTTP/2 before the stream is held back.
+const SEND_BUFFER: usize = 256 * 1024;
