@@ -39,7 +39,9 @@ impl Fabric {
              ip -n {hub} link set v{port} master br0 up
              ip -n {pod} link set lo up
              ip -n {pod} link set eth0 up
-             {addresses}"
+             {addresses}
+             ip -4 -n {pod} route add default dev eth0
+             ip -6 -n {pod} route add default dev eth0"
         ));
         if captured {
             shell(&format!("ip netns exec {pod} nft -f - <<'END'\n{RULES}\nEND"));

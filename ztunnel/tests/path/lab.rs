@@ -77,6 +77,25 @@ impl Lab {
         ips: &[&str],
         more: impl Fn(&mut wire::Workload),
     ) -> LabPod {
+        let pod = self.start_pod(name, at, ips, more);
+        if let Some(running) = &pod.pod {
+            self.tell_pod(name);
+            tokio::time::timeout(PATIENCE, running.wait_known()).await.unwrap();
+        }
+        pod
+    }
+
+    /// A pod that runs already while the control plane has not told of it.
+    pub(crate) fn untold_pod(&mut self, name: &str, node: usize, ips: &[&str]) -> LabPod {
+        self.start_pod(name, At::Node(node), ips, |_| {})
+    }
+
+    /// Tells both nodes what is kept of a pod.
+    pub(crate) fn tell_pod(&mut self, name: &str) {
+        self.change(name, |_| {});
+    }
+
+    fn start_pod(&mut self, name: &str, at: At, ips: &[&str], more: impl Fn(&mut wire::Workload)) -> LabPod {
         let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
         self.fabric.pod(name, &ips, matches!(at, At::Node(_)));
         let app = self.fabric.netns(name, 0);
@@ -94,13 +113,23 @@ impl Lab {
             ..Default::default()
         };
         more(&mut workload);
-        self.workloads.push(workload.clone());
-        self.tell(|update| update.set_workload(workload.clone()));
+        self.workloads.push(workload);
         let (lab_node, netns) = (&self.nodes[index], self.fabric.netns(name, 0x539));
         let pod = Pod::new(format!("uid-{name}").into(), name, "default", name, netns, lab_node.drain.child());
         pod.start(&lab_node.node, None).unwrap();
-        tokio::time::timeout(PATIENCE, pod.wait_known()).await.unwrap();
         LabPod { app, ips, pod: Some(pod) }
+    }
+
+    /// What both nodes were told of a pod.
+    pub(crate) fn workload(&self, name: &str) -> wire::Workload {
+        self.workloads.iter().find(|workload| workload.name == name).unwrap().clone()
+    }
+
+    /// Tells one node.
+    pub(crate) fn tell_node(&mut self, node: usize, fill: impl Fn(&mut Update)) {
+        let mut update = Update::default();
+        fill(&mut update);
+        assert_eq!(self.nodes[node].writer.apply(update), []);
     }
 
     /// Changes the workload of a pod and tells both nodes.
@@ -181,7 +210,19 @@ pub(crate) struct LabPod {
 
 impl LabPod {
     pub(crate) async fn connect(&self, to: SocketAddr) -> TcpStream {
-        tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to)).await.unwrap().unwrap()
+        self.try_connect(to).await.unwrap()
+    }
+
+    /// Connects and is reset, at once or as soon as it listens for an answer.
+    pub(crate) async fn is_reset(&self, to: SocketAddr) {
+        match self.try_connect(to).await {
+            Ok(mut tcp) => assert!(cut(&mut tcp).await, "{to}: an end instead of a reset looks like an empty answer"),
+            Err(why) => assert_eq!(why.kind(), std::io::ErrorKind::ConnectionReset, "{to}"),
+        }
+    }
+
+    async fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to)).await.unwrap()
     }
 
     pub(crate) fn listen(&self, port: u16) -> TcpListener {
