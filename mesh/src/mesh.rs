@@ -47,9 +47,14 @@ impl Mesh {
     }
 
     /// The current snapshot: one atomic load. Load once per connection, at the top. The guard is
-    /// for the moment; keep the `Arc` (`load_full` of the guard) across an await.
+    /// for the moment; what is kept across an await is [`Mesh::load_full`].
     pub fn load(&self) -> Guard<Arc<Snapshot>> {
         self.current.load()
+    }
+
+    /// The same, to be kept across an await.
+    pub fn load_full(&self) -> Arc<Snapshot> {
+        self.current.load_full()
     }
 
     /// Counts snapshots.

@@ -166,6 +166,17 @@ impl Snapshot {
             .map(|(_, workload)| workload)
     }
 
+    /// Whether nothing is known, and no index remembers anything.
+    pub fn is_empty(&self) -> bool {
+        self.workloads.is_empty()
+            && self.pods.is_empty()
+            && self.planes.is_empty()
+            && self.hosts.is_empty()
+            && self.policies.is_empty()
+            && self.global_policies.is_empty()
+            && self.namespace_policies.is_empty()
+    }
+
     /// Every workload, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.keys().map(|key| &key.0)
