@@ -29,6 +29,14 @@ struct State {
     _in_parent: Option<TaskTrackerToken>,
 }
 
+/// See [`Drain::hold`].
+#[derive(Debug)]
+pub struct Hold {
+    _task: TaskTrackerToken,
+    /// Keeps counting in the parent.
+    _state: Arc<State>,
+}
+
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -86,6 +94,15 @@ impl Drain {
             drop(state);
             output
         })
+    }
+
+    /// Counts as a running task until it is dropped: for work that is done inside another drain's
+    /// task but belongs to this one too (a connection between two pods of a node).
+    pub fn hold(&self) -> Hold {
+        Hold {
+            _task: self.0.tasks.token(),
+            _state: self.0.clone(),
+        }
     }
 
     /// Ends the work: no more new work, wait for what runs at most `deadline`, then stop now.
@@ -152,6 +169,15 @@ mod tests {
         let task = drain.spawn(async move { now.cancelled().await });
         assert_eq!(drain.drain(Duration::ZERO).await, Drained::Cut(1));
         task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_held_counts_as_running() {
+        let drain = Drain::new();
+        let hold = drain.hold();
+        assert_eq!(drain.drain(Duration::ZERO).await, Drained::Cut(1));
+        drop(hold);
+        assert_eq!(drain.running(), 0);
     }
 
     #[tokio::test]

@@ -60,7 +60,8 @@ pub(crate) async fn join(
         found.address,
         Bytes::MirrorOf(here.clone()),
     ));
-    let drain = arriving.drain.clone();
+    // The other pod's drain waits for this connection as for its own, and cuts it when its time is over.
+    let (_hold, drain) = (arriving.drain.hold(), &arriving.drain);
     let joined = tokio::select! {
         joined = carry(leaving, tcp, &arriving, &found, from, (&here, &live), &mut there) => joined,
         // Our own pod's end is the frame's to watch; the other's is ours.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ops::drain::Drained;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
@@ -95,7 +96,8 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
                 _ => (server.pod.clone(), if suffix == "va" { 1 } else { 0 }),
             };
             let pod = pod.unwrap();
-            pod.stop(&lab.nodes[node].node, Duration::ZERO).await;
+            let drained = pod.stop(&lab.nodes[node].node, Duration::ZERO).await;
+            assert!(matches!(drained, Drained::Cut(_)), "{drained:?}");
             cut(&mut tcp).await;
             lab.quiet().await;
             for direction in ["outbound", "inbound"] {
