@@ -47,8 +47,16 @@ enum Verb {
     },
 }
 
-fn main() -> Result<ExitCode> {
-    match Arguments::parse().verb {
+fn main() -> ExitCode {
+    run(Arguments::parse().verb).unwrap_or_else(|error| {
+        // Causes in one line each; where in our code they met is of no use to the reader.
+        eprintln!("lab: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
         Verb::Demo { once, bin_dir } => return demo::run(once, bin_dir),
         Verb::Clean => clean()?,
         Verb::Hold { nodes, no_mesh } => hold(nodes, !no_mesh)?,

@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{PermissionsExt, symlink},
     path::PathBuf,
 };
 
@@ -28,6 +28,9 @@ const ADMIN: u16 = 15000;
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
 const AGENT_METRICS: u16 = 15014;
+/// What the node agent takes for the host's file system: no process of a lab has a cgroup of its own, so the
+/// sandboxes' processes are told there.
+const HOST: &str = "host";
 
 /// One node of a lab.
 #[derive(Debug)]
@@ -66,6 +69,10 @@ impl Node {
         let name = site.plan.node_name(index);
         let dir = site.dir.join(&name);
         fs::create_dir_all(dir.join("ztunnel"))?;
+        for directory in ["proc", "var/run"] {
+            fs::create_dir_all(dir.join(HOST).join(directory))?;
+        }
+        symlink("/var/run/netns", dir.join(HOST).join("var/run/netns"))?;
         let plugin = MeshPlugin {
             binary: site.bin.join("ambit-cni"),
             agent_dir: dir.join("istio-cni"),
@@ -232,6 +239,35 @@ impl Node {
         ))
     }
 
+    /// Shows the node agent a sandbox's first process, as it would find it in the node's `/proc`: the pod's uid in
+    /// its cgroup's name, and its network namespace.
+    pub(crate) fn show_sandbox(&self, number: u32, uid: &str, netns: &Netns) -> Result<()> {
+        let process = self.sandbox_process(number);
+        fs::create_dir_all(process.join("ns"))?;
+        fs::write(
+            process.join("cgroup"),
+            format!("0::/kubepods.slice/pod{uid}/sandbox\n"),
+        )?;
+        fs::write(
+            process.join("stat"),
+            format!("{number} (pause) S{}\n", " 0".repeat(49)),
+        )?;
+        symlink(netns.path(), process.join("ns/net")).context("the sandbox's namespace")
+    }
+
+    /// The sandbox is gone.
+    pub(crate) fn hide_sandbox(&self, number: u32) -> Result<()> {
+        fs::remove_dir_all(self.sandbox_process(number)).context("the sandbox's process")
+    }
+
+    fn sandbox_process(&self, number: u32) -> PathBuf {
+        // Process ids begin with 1.
+        self.dir
+            .join(HOST)
+            .join("proc")
+            .join((number + 1).to_string())
+    }
+
     fn ask(&self, method: &str, port: u16, path: &str) -> Result<http::Answer> {
         let pod = self.ztunnel_pod()?;
         // The admin port is for the pod's own loopback only.
@@ -285,8 +321,11 @@ fn agent(site: &Site<'_>, name: &str, dir: &std::path::Path, address: IpAddr) ->
                 .arg("--ztunnel-socket")
                 .arg(dir.join("ztunnel.sock"));
             command.args(["--metrics-address", &metrics.to_string()]);
+            command.arg("--host-root").arg(dir.join(HOST));
             command
                 .env("RUST_LOG", "info")
+                // As in most clusters: whatever root does on the node itself may be a probe.
+                .env("KUBELET_UID", "0")
                 .envs(env.iter().map(|(k, v)| (k, v)));
             Entry::default().netns(netns.open()?).prepare(&mut command);
             Ok(command)

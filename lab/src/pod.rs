@@ -49,6 +49,7 @@ struct Inner {
     account: String,
     node: usize,
     uid: String,
+    number: u32,
     netns: Netns,
     dir: PathBuf,
     files: Files,
@@ -233,15 +234,17 @@ impl Pod {
             attached,
             ..
         } = &*self.shared;
-        lab.node(self.node())?.chain.del(
+        let (node, sandbox) = (
+            lab.node(self.node())?,
             Sandbox {
                 netns,
                 namespace,
                 name,
                 uid,
             },
-            attached,
-        )?;
+        );
+        node.chain.del(sandbox, attached)?;
+        node.hide_sandbox(self.shared.number)?;
         netns.delete()?;
         lab.objects.remove(object.value())
     }

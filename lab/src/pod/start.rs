@@ -116,10 +116,12 @@ impl PodBuilder {
             name,
             uid: &uid,
         };
+        node.show_sandbox(number, &uid, &netns)?;
         let attached = match node.chain.add(sandbox) {
             Ok(attached) => attached,
             // The kubelet would try again for ever; a lab tells.
             Err(error) => {
+                node.hide_sandbox(number)?;
                 netns.delete()?;
                 self.lab.objects.remove(object.value())?;
                 return Err(error);
@@ -147,6 +149,7 @@ impl PodBuilder {
                 account: self.account,
                 node: self.node,
                 uid,
+                number,
                 netns,
                 dir,
                 files,
