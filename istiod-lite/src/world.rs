@@ -2,11 +2,33 @@
 //!
 //! Enters: batches of object changes. Leaves: the names of the resources whose content changed;
 //! the resources themselves are read here. Pure: no clock, no network, no disk.
+//!
+//! 1. keep of an object what matters; the rest of it is not a change  ([`crate::translate`])
+//! 2. note who depends on it, by its old self and by its new          (`depend`)
+//! 3. make those, and only those, anew                                (`build`)
+//! 4. compare bytes: what came out the same did not change            ([`World::apply`])
+//!
+//! What is made depends on the objects alone, never on the order they came in. The one exception
+//! is written down: automatic addresses go to who came first.
 
+mod addresses;
+mod build;
+mod depend;
+mod hosts;
+mod index;
+mod objects;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use api::k8s::dir::Change;
-use bytes::Bytes;
+use api::k8s::objects::{Kind, ObjectKey};
+
+pub use crate::translate::resource::Resource;
+use crate::translate::service_entry::Visibility;
+use crate::translate::{Cluster, Labels};
+use addresses::Addresses;
+use objects::Objects;
 
 /// What is the same for the whole mesh.
 #[derive(Clone, Debug)]
@@ -22,6 +44,9 @@ pub struct Settings {
     /// Whether AuthorizationPolicies with annotation `istio.io/dry-run: "true"` are sent, marked
     /// so. Default no.
     pub dry_run: bool,
+    /// Who sees the ServiceEntries of which namespaces: the first rule whose labels the namespace
+    /// has counts; without one everybody does. Default no rules.
+    pub service_entry_visibility: Vec<(Labels, Visibility)>,
 }
 
 impl Default for Settings {
@@ -32,20 +57,9 @@ impl Default for Settings {
             cluster_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
             dry_run: false,
+            service_entry_visibility: Vec::new(),
         }
     }
-}
-
-/// A resource as it goes to proxies, encoded once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resource {
-    /// Its xDS name.
-    pub name: Arc<str>,
-    /// The encoded `istio.workload.Address` or `istio.security.Authorization`. Map entries are in
-    /// the order of their keys, so equal content is equal bytes.
-    pub encoded: Bytes,
-    /// Other names by which proxies ask for it: `network/ip`.
-    pub aliases: Arc<[String]>,
 }
 
 /// Names of resources whose content changed, appeared or vanished. Sorted.
@@ -55,6 +69,8 @@ pub struct Changed {
     pub addresses: Vec<Arc<str>>,
     /// Of type `istio.security.Authorization`.
     pub authorizations: Vec<Arc<str>>,
+    /// New remarks: what of an object has no effect, or another one than it seems, and why.
+    pub remarks: Vec<(ObjectKey, String)>,
 }
 
 /// A pod as node authorisation sees it.
@@ -75,65 +91,253 @@ pub struct PodIdentity {
 }
 
 /// The world.
+#[derive(Debug)]
+pub struct World {
+    settings: Settings,
+    cluster: Cluster,
+    objects: Objects,
+    automatic: Addresses,
+    addresses: HashMap<Arc<str>, Resource>,
+    authorizations: HashMap<Arc<str>, Resource>,
+    /// What was made for whom.
+    made: HashMap<Builder, Made>,
+    recomputed: u64,
+}
+
+/// For whom something is made: an object, or everybody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Builder {
+    Object(ObjectKey),
+    /// The policy that serves every workload that is strict on all ports.
+    Strict,
+}
+
+/// Names of what was made for a builder, and what there is to say about it.
 #[derive(Debug, Default)]
-pub struct World {}
+struct Made {
+    addresses: Vec<Arc<str>>,
+    authorizations: Vec<Arc<str>>,
+    remarks: Vec<String>,
+}
+
+/// What a builder makes.
+#[derive(Debug, Default)]
+struct Output {
+    addresses: Vec<Resource>,
+    authorizations: Vec<Resource>,
+    remarks: Vec<String>,
+}
 
 impl World {
     /// An empty world.
-    pub fn new(_settings: Settings) -> Self {
-        Self::default()
+    pub fn new(settings: Settings) -> Self {
+        let cluster = Cluster {
+            id: settings.cluster_id.clone(),
+            trust_domain: if settings.trust_domain == "cluster.local" {
+                String::new()
+            } else {
+                settings.trust_domain.clone()
+            },
+            domain: settings.cluster_domain.clone(),
+            network: String::new(),
+        };
+        Self {
+            objects: Objects::default(),
+            automatic: Addresses::default(),
+            addresses: HashMap::new(),
+            authorizations: HashMap::new(),
+            made: HashMap::new(),
+            recomputed: 0,
+            settings,
+            cluster,
+        }
     }
 
-    /// Takes in a batch and recomputes what depends on it. `Change::Invalid` changes nothing:
+    /// Takes in a batch and makes anew what depends on it. `Change::Invalid` changes nothing:
     /// reporting it is the caller's.
-    pub fn apply(&mut self, _changes: Vec<Change>) -> Changed {
-        Changed::default()
+    pub fn apply(&mut self, changes: Vec<Change>) -> Changed {
+        let mut dirty = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Set(object) => self.set(&object, &mut dirty),
+                Change::Gone(key) => self.remove(&key, &mut dirty),
+                Change::Invalid(_) => {}
+            }
+        }
+        self.rebuild(dirty)
+    }
+
+    /// Makes the dirty anew. First everything is made, then everything is put in place: a name may
+    /// move from one builder to another.
+    fn rebuild(&mut self, dirty: BTreeSet<Builder>) -> Changed {
+        let outputs: Vec<(Builder, Output)> = self
+            .in_order(dirty)
+            .into_iter()
+            .map(|builder| (builder.clone(), self.build(&builder)))
+            .collect();
+        let mut remarks = Vec::new();
+        let mut addresses = Difference::default();
+        let mut authorizations = Difference::default();
+        for (builder, _) in &outputs {
+            let Some(made) = self.made.get(builder) else {
+                continue;
+            };
+            addresses.take_out(&mut self.addresses, &made.addresses);
+            authorizations.take_out(&mut self.authorizations, &made.authorizations);
+        }
+        for (builder, output) in outputs {
+            let known = self
+                .made
+                .remove(&builder)
+                .map(|made| made.remarks)
+                .unwrap_or_default();
+            if let Builder::Object(key) = &builder {
+                let new = output
+                    .remarks
+                    .iter()
+                    .filter(|remark| !known.contains(remark));
+                remarks.extend(new.map(|remark| (key.clone(), remark.clone())));
+            }
+            let made = Made {
+                addresses: addresses.put_in(&mut self.addresses, output.addresses),
+                authorizations: authorizations
+                    .put_in(&mut self.authorizations, output.authorizations),
+                remarks: output.remarks,
+            };
+            if !(made.addresses.is_empty()
+                && made.authorizations.is_empty()
+                && made.remarks.is_empty())
+            {
+                self.made.insert(builder, made);
+            }
+        }
+        Changed {
+            addresses: addresses.changed(&self.addresses),
+            authorizations: authorizations.changed(&self.authorizations),
+            remarks,
+        }
+    }
+
+    /// ServiceEntries by age, since the older gets its automatic addresses first.
+    fn in_order(&self, dirty: BTreeSet<Builder>) -> Vec<Builder> {
+        let mut order: Vec<Builder> = dirty.into_iter().collect();
+        order.sort_by_cached_key(|builder| match builder {
+            Builder::Object(key) if key.kind == Kind::ServiceEntry => (
+                1,
+                self.objects
+                    .service_entries
+                    .get(key)
+                    .and_then(|entry| entry.created),
+            ),
+            _ => (0, None),
+        });
+        order
     }
 
     /// One `istio.workload.Address` by name.
-    pub fn address(&self, _name: &str) -> Option<&Resource> {
-        None
+    pub fn address(&self, name: &str) -> Option<&Resource> {
+        self.addresses.get(name)
     }
 
     /// Every `istio.workload.Address`, in no order.
     pub fn addresses(&self) -> impl Iterator<Item = &Resource> {
-        std::iter::empty()
+        self.addresses.values()
     }
 
     /// One `istio.security.Authorization` by name.
-    pub fn authorization(&self, _name: &str) -> Option<&Resource> {
-        None
+    pub fn authorization(&self, name: &str) -> Option<&Resource> {
+        self.authorizations.get(name)
     }
 
     /// Every `istio.security.Authorization`, in no order.
     pub fn authorizations(&self) -> impl Iterator<Item = &Resource> {
-        std::iter::empty()
+        self.authorizations.values()
     }
 
-    /// The pods bound to a node, whatever their phase.
-    pub fn pods_on_node(&self, _node: &str) -> impl Iterator<Item = PodIdentity> {
-        std::iter::empty()
+    /// The remarks that stand.
+    pub fn remarks(&self) -> impl Iterator<Item = (&ObjectKey, &str)> {
+        self.made.iter().flat_map(|(builder, made)| {
+            let key = match builder {
+                Builder::Object(key) => Some(key),
+                Builder::Strict => None,
+            };
+            key.into_iter().flat_map(|key| {
+                made.remarks
+                    .iter()
+                    .map(move |remark| (key, remark.as_str()))
+            })
+        })
     }
 
     /// The pod with that name.
-    pub fn pod(&self, _namespace: &str, _name: &str) -> Option<PodIdentity> {
-        None
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<PodIdentity> {
+        let pod = self
+            .objects
+            .pods
+            .get(&ObjectKey::new(Kind::Pod, namespace, name))?;
+        Some(PodIdentity {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+            service_account: pod.service_account.clone(),
+            node: pod.node.clone(),
+            phase: pod.phase.clone(),
+        })
     }
 
-    /// The pod with that uid.
-    pub fn pod_by_uid(&self, _uid: &str) -> Option<PodIdentity> {
-        None
+    /// How many times something was made for an object, since the beginning: the work that
+    /// changes caused.
+    pub fn recomputed(&self) -> u64 {
+        self.recomputed
     }
 
-    /// The automatic addresses given out so far, to be kept on disk: opaque text, sorted, one
-    /// host per line. It changed iff it differs from what was saved before.
+    /// The automatic addresses given out so far, to be kept on disk: text, a host a line, sorted.
+    /// It changed iff it differs from what was saved before.
     pub fn automatic_addresses(&self) -> String {
-        String::new()
+        self.automatic.save()
     }
 
     /// Brings back what [`World::automatic_addresses`] gave, before the first `apply`. Lines that
     /// make no sense are left out and returned.
-    pub fn restore_automatic_addresses(&mut self, _text: &str) -> Vec<String> {
-        Vec::new()
+    pub fn restore_automatic_addresses(&mut self, text: &str) -> Vec<String> {
+        self.automatic.load(text)
+    }
+}
+
+/// What resources were before a rebuild touched them.
+#[derive(Debug, Default)]
+struct Difference {
+    before: BTreeMap<Arc<str>, Option<Resource>>,
+}
+
+impl Difference {
+    fn take_out(&mut self, resources: &mut HashMap<Arc<str>, Resource>, names: &[Arc<str>]) {
+        for name in names {
+            let resource = resources.remove(name);
+            self.before.entry(name.clone()).or_insert(resource);
+        }
+    }
+
+    fn put_in(
+        &mut self,
+        resources: &mut HashMap<Arc<str>, Resource>,
+        made: Vec<Resource>,
+    ) -> Vec<Arc<str>> {
+        let mut names = Vec::with_capacity(made.len());
+        for resource in made {
+            let name = resource.name.clone();
+            let before = resources.insert(name.clone(), resource);
+            self.before.entry(name.clone()).or_insert(before);
+            names.push(name);
+        }
+        names
+    }
+
+    fn changed(self, resources: &HashMap<Arc<str>, Resource>) -> Vec<Arc<str>> {
+        self.before
+            .into_iter()
+            .filter(|(name, before)| resources.get(name) != before.as_ref())
+            .map(|(name, _)| name)
+            .collect()
     }
 }

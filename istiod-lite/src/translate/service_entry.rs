@@ -1,0 +1,280 @@
+//! ServiceEntries: services that Kubernetes does not know.
+//!
+//! One entry may name several hosts; each is a service of its own. Which hosts an entry has is not
+//! its decision alone ([`crate::world`]'s `hosts`): another entry, or a Kubernetes Service, may
+//! have been there first.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use api::k8s::istio::{self, Resolution};
+use api::k8s::labels;
+use api::workload::{LoadBalancing, NetworkAddress, Service as Resource, Workload};
+use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
+
+use super::balance::{self, Distribution, Wish};
+use super::ports::{self, ServicePort};
+use super::service::address;
+use super::workload_entry::{Endpoint, Reach};
+use super::{Cluster, Labels, Membership, names, value};
+
+/// Who may reach a ServiceEntry by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Visibility {
+    /// The whole mesh.
+    #[default]
+    Public,
+    /// Its own namespace.
+    Namespace,
+    /// Nobody: as if it were not there.
+    None,
+}
+
+/// What matters of a ServiceEntry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// When it was made; of two with one host the older has it.
+    pub created: Option<Timestamp>,
+    /// The hosts it asks for.
+    pub hosts: Vec<String>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Which workloads of its namespace serve it.
+    pub selector: Option<Labels>,
+    /// The waypoint its label names.
+    pub waypoint: Option<String>,
+    /// Addresses that it was once given automatically, by host.
+    pub given: Vec<(String, IpAddr)>,
+    labels: Labels,
+    vips: Vec<Vip>,
+    resolution: Resolution,
+    endpoints: Vec<Endpoint>,
+    subject_alt_names: Vec<String>,
+    declines_addresses: bool,
+    wish: Wish,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Vip {
+    address: IpAddr,
+    length: Option<u8>,
+}
+
+/// What decides about one host of an entry beyond the entry itself.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// The host.
+    pub name: String,
+    /// Whether it stands for this name in the whole mesh.
+    pub canonical: bool,
+    /// Its automatic addresses, if it wants some ([`ServiceEntry::wants_addresses`]).
+    pub automatic: Vec<IpAddr>,
+}
+
+impl ServiceEntry {
+    /// Keeps what matters.
+    pub fn read(entry: &istio::ServiceEntry) -> Self {
+        let metadata = &entry.metadata;
+        let spec = &entry.spec;
+        let labels = metadata.labels.clone().unwrap_or_default();
+        let none = Labels::new();
+        let annotated = value(
+            metadata.annotations.as_ref().unwrap_or(&none),
+            labels::TRAFFIC_DISTRIBUTION,
+        );
+        let given = entry.status.iter().flat_map(|status| &status.addresses);
+        Self {
+            namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+            name: metadata.name.as_deref().unwrap_or_default().into(),
+            created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+            hosts: spec.hosts.clone(),
+            ports: ports::of_entry(&spec.ports),
+            selector: spec
+                .workload_selector
+                .as_ref()
+                .map(|selector| selector.labels.clone())
+                .filter(|labels| !labels.is_empty()),
+            waypoint: value(&labels, labels::USE_WAYPOINT).map(str::to_owned),
+            given: given
+                .filter_map(|given| Some((given.host.clone(), given.value.parse().ok()?)))
+                .collect(),
+            vips: spec
+                .addresses
+                .iter()
+                .filter_map(|address| Vip::read(address))
+                .collect(),
+            resolution: spec.resolution,
+            endpoints: spec.endpoints.iter().map(Endpoint::read).collect(),
+            subject_alt_names: spec.subject_alt_names.clone(),
+            declines_addresses: value(&labels, labels::ENABLE_AUTOALLOCATE_IP) == Some("false"),
+            wish: Wish {
+                distribution: annotated.map(Distribution::named),
+                ..Wish::default()
+            },
+            labels,
+        }
+    }
+
+    /// The xDS name of one of its hosts.
+    pub fn resource_name(&self, host: &str) -> String {
+        format!("{}/{host}", self.namespace)
+    }
+
+    /// Whether a host gets automatic addresses: it has none of its own, something behind it to be
+    /// reached at another address, and, being a wildcard, a waypoint to tell the names apart.
+    pub fn wants_addresses(&self, host: &str) -> bool {
+        let wildcard = host.starts_with('*') && self.resolution != Resolution::DynamicDns;
+        self.vips.is_empty()
+            && self.resolution != Resolution::None
+            && !wildcard
+            && !self.declines_addresses
+    }
+
+    /// The services, one for each host that is really its.
+    pub fn services(
+        &self,
+        cluster: &Cluster,
+        hosts: &[Host],
+        visibility: Visibility,
+        namespace: Option<Distribution>,
+    ) -> Vec<Resource> {
+        hosts
+            .iter()
+            .map(|host| self.service(cluster, host, visibility, namespace))
+            .collect()
+    }
+
+    fn service(
+        &self,
+        cluster: &Cluster,
+        host: &Host,
+        visibility: Visibility,
+        namespace: Option<Distribution>,
+    ) -> Resource {
+        use api::workload::service::Visibility as Wire;
+        let own = self
+            .vips
+            .iter()
+            .map(|vip| address(cluster, vip.address, vip.length));
+        let automatic = host
+            .automatic
+            .iter()
+            .map(|vip| address(cluster, *vip, None));
+        let addresses: Vec<NetworkAddress> = own.chain(automatic).collect();
+        Resource {
+            name: self.name.to_string(),
+            namespace: self.namespace.to_string(),
+            hostname: host.name.clone(),
+            addresses,
+            ports: ports::listed(&self.ports),
+            subject_alt_names: self.subject_alt_names.clone(),
+            load_balancing: self.balancing(namespace),
+            canonical: host.canonical,
+            visibility: if visibility == Visibility::Namespace {
+                Wire::Namespace
+            } else {
+                Wire::Public
+            }
+            .into(),
+            ..Resource::default()
+        }
+    }
+
+    fn balancing(&self, namespace: Option<Distribution>) -> Option<LoadBalancing> {
+        if self.resolution == Resolution::None {
+            Some(balance::passthrough())
+        } else {
+            self.wish.balancing(namespace)
+        }
+    }
+
+    /// The workloads it brings along: its inline endpoints, or for a host that DNS resolves the
+    /// host itself. The second value tells what was left out.
+    pub fn workloads(&self, cluster: &Cluster, hosts: &[Host]) -> (Vec<Workload>, Vec<String>) {
+        let all: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
+        if all.is_empty() || self.resolution == Resolution::None {
+            return Default::default();
+        }
+        if self.endpoints.is_empty()
+            && self.selector.is_none()
+            && self.resolution != Resolution::Static
+        {
+            let itself = |host: &&str| {
+                let istio = istio::WorkloadEntrySpec {
+                    address: (*host).to_owned(),
+                    ..Default::default()
+                };
+                self.workload(cluster, &Endpoint::read(&istio), &[host], host)
+            };
+            return (all.iter().map(itself).collect(), Vec::new());
+        }
+        let (mut seen, mut remarks, mut workloads) = (BTreeSet::new(), Vec::new(), Vec::new());
+        for endpoint in &self.endpoints {
+            let address = match &endpoint.address {
+                Reach::Ip(ip) => ip.to_string(),
+                Reach::Host(host) => host.clone(),
+                Reach::Gateway => {
+                    remarks.push("an inline endpoint without an address is left out: describe it by a WorkloadEntry".to_owned());
+                    continue;
+                }
+            };
+            if seen.insert(address.clone()) {
+                workloads.push(self.workload(cluster, endpoint, &all, &address));
+            } else {
+                remarks.push(format!(
+                    "endpoint {address} is there more than once: the first counts"
+                ));
+            }
+        }
+        (workloads, remarks)
+    }
+
+    fn workload(
+        &self,
+        cluster: &Cluster,
+        endpoint: &Endpoint,
+        hosts: &[&str],
+        address: &str,
+    ) -> Workload {
+        let ports = ports::on_endpoint(&self.ports, &endpoint.ports);
+        let memberships: Vec<Membership> = hosts
+            .iter()
+            .map(|host| (self.resource_name(host), ports.clone()))
+            .collect();
+        Workload {
+            uid: format!(
+                "{}/networking.istio.io/ServiceEntry/{}/{}/{address}",
+                cluster.id, self.namespace, self.name
+            ),
+            name: self.name.to_string(),
+            namespace: self.namespace.to_string(),
+            canonical_name: names::canonical(&self.labels, &self.name),
+            canonical_revision: names::revision(&self.labels),
+            workload_name: self.name.to_string(),
+            ..endpoint.workload(cluster, memberships)
+        }
+    }
+}
+
+impl Vip {
+    /// An address, or a CIDR with its host part taken off.
+    fn read(text: &str) -> Option<Self> {
+        if let Ok(address) = text.parse() {
+            return Some(Self {
+                address,
+                length: None,
+            });
+        }
+        let net = text.parse::<IpNet>().ok()?.trunc();
+        Some(Self {
+            address: net.addr(),
+            length: Some(net.prefix_len()),
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! WorkloadEntries, and the inline endpoints of ServiceEntries, which are spelled alike.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use api::k8s::istio::{self, WorkloadEntrySpec};
+use api::workload::{Locality, Workload, WorkloadType};
+
+use super::pod::{Tunnel, octets};
+use super::{Cluster, Labels, Membership, locality, names, value};
+use api::k8s::labels;
+
+/// Where an endpoint is, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// How it is reached.
+    pub address: Reach,
+    /// Its ports, by the names of the service's.
+    pub ports: BTreeMap<String, u32>,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its network, if it says so.
+    network: Option<String>,
+    locality: Option<Locality>,
+    weight: u32,
+    service_account: String,
+}
+
+/// How an endpoint is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// At an address.
+    Ip(IpAddr),
+    /// At a name that the proxy resolves.
+    Host(String),
+    /// Through the gateway of its network.
+    Gateway,
+}
+
+impl Endpoint {
+    /// Keeps what matters.
+    pub fn read(spec: &WorkloadEntrySpec) -> Self {
+        Self {
+            address: match spec.address.parse() {
+                Ok(ip) => Reach::Ip(ip),
+                Err(_) if spec.address.is_empty() => Reach::Gateway,
+                Err(_) => Reach::Host(spec.address.clone()),
+            },
+            ports: spec.ports.clone(),
+            labels: spec.labels.clone(),
+            network: Some(spec.network.clone()).filter(|network| !network.is_empty()),
+            locality: locality::of_text(&spec.locality),
+            weight: spec.weight,
+            service_account: spec.service_account.clone(),
+        }
+    }
+
+    /// The part of a workload that an endpoint decides.
+    pub fn workload(&self, cluster: &Cluster, memberships: Vec<Membership>) -> Workload {
+        let mut workload = Workload {
+            network: self
+                .network
+                .clone()
+                .unwrap_or_else(|| cluster.network.clone()),
+            cluster_id: cluster.id.clone(),
+            trust_domain: cluster.trust_domain.clone(),
+            service_account: self.service_account.clone(),
+            locality: self.locality.clone(),
+            capacity: (self.weight > 0).then_some(self.weight),
+            workload_type: WorkloadType::Pod.into(),
+            services: memberships.into_iter().collect(),
+            ..Workload::default()
+        };
+        match &self.address {
+            Reach::Ip(ip) => workload.addresses = vec![octets(*ip)],
+            Reach::Host(host) => workload.hostname = host.clone(),
+            Reach::Gateway => {}
+        }
+        workload
+    }
+}
+
+/// What matters of a WorkloadEntry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Those of the object and of the workload it describes together; the latter prevail.
+    pub labels: Labels,
+    /// Where it is.
+    pub endpoint: Endpoint,
+    tunnel: Tunnel,
+}
+
+impl WorkloadEntry {
+    /// Keeps what matters.
+    pub fn read(entry: &istio::WorkloadEntry) -> Self {
+        let metadata = &entry.metadata;
+        let mut labels = metadata.labels.clone().unwrap_or_default();
+        labels.extend(entry.spec.labels.clone());
+        Self {
+            namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+            name: metadata.name.as_deref().unwrap_or_default().into(),
+            endpoint: Endpoint::read(&entry.spec),
+            tunnel: Tunnel::read(
+                &labels,
+                metadata.annotations.as_ref().unwrap_or(&Labels::new()),
+            ),
+            labels,
+        }
+    }
+
+    /// The resource.
+    pub fn workload(
+        &self,
+        cluster: &Cluster,
+        memberships: Vec<Membership>,
+        policies: Vec<String>,
+    ) -> Workload {
+        let workload_name = value(&self.labels, labels::WORKLOAD_NAME).unwrap_or(&self.name);
+        let mut workload = Workload {
+            uid: format!(
+                "{}/networking.istio.io/WorkloadEntry/{}/{}",
+                cluster.id, self.namespace, self.name
+            ),
+            name: self.name.to_string(),
+            namespace: self.namespace.to_string(),
+            canonical_name: names::canonical(&self.labels, workload_name),
+            canonical_revision: names::revision(&self.labels),
+            workload_name: workload_name.to_owned(),
+            authorization_policies: policies,
+            ..self.endpoint.workload(cluster, memberships)
+        };
+        self.tunnel.fill(&mut workload);
+        workload
+    }
+}

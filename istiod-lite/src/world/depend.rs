@@ -1,0 +1,311 @@
+//! Who must be made anew when an object comes, changes or goes.
+//!
+//! Each object is asked twice, before and after: who depended on what it was, and who depends on
+//! what it is. The answers come from indexes; none looks at everybody, unless everybody depends.
+
+use std::collections::{BTreeSet, HashMap};
+
+use api::k8s::objects::{Kind, Object, ObjectKey};
+
+use super::objects::{Namespace, Node};
+use super::{Builder, World};
+use crate::translate::endpoint_slice::EndpointSlice;
+use crate::translate::peer_authentication::PeerAuthentication;
+use crate::translate::pod::Pod;
+use crate::translate::policy::Policy;
+use crate::translate::service::Service;
+use crate::translate::service_entry::ServiceEntry;
+use crate::translate::workload_entry::WorkloadEntry;
+use crate::translate::{Labels, locality};
+
+/// Puts a fact into its table, between taking the old and entering the new into the indexes. Does
+/// nothing if the fact is the same.
+macro_rules! replace {
+    ($world:ident, $dirty:ident, $table:ident, $key:ident, $new:expr) => {{
+        let new = $new;
+        if differs(&$world.objects.$table, &$key, &new) {
+            $world.leave(&$key, $dirty);
+            match new {
+                Some(new) => $world.objects.$table.insert($key.clone(), new),
+                None => $world.objects.$table.remove(&$key),
+            };
+            $world.enter(&$key, $dirty);
+        }
+    }};
+}
+
+fn differs<T: PartialEq>(table: &HashMap<ObjectKey, T>, key: &ObjectKey, new: &Option<T>) -> bool {
+    table.get(key) != new.as_ref()
+}
+
+impl World {
+    pub(super) fn set(&mut self, object: &Object, dirty: &mut BTreeSet<Builder>) {
+        let key = object.key();
+        match object {
+            Object::Namespace(it) => {
+                self.set_namespace(&key, Some(Namespace::read(it, &self.settings)), dirty)
+            }
+            Object::Node(it) => replace!(
+                self,
+                dirty,
+                nodes,
+                key,
+                Some(Node {
+                    locality: locality::of_node(it)
+                })
+            ),
+            Object::Pod(it) => replace!(self, dirty, pods, key, Some(Pod::read(it))),
+            Object::WorkloadEntry(it) => replace!(
+                self,
+                dirty,
+                workload_entries,
+                key,
+                Some(WorkloadEntry::read(it))
+            ),
+            Object::Service(it) => replace!(
+                self,
+                dirty,
+                services,
+                key,
+                Some(Service::read(it, &self.cluster.domain))
+            ),
+            Object::EndpointSlice(it) => {
+                replace!(self, dirty, slices, key, Some(EndpointSlice::read(it)))
+            }
+            Object::ServiceEntry(it) => replace!(
+                self,
+                dirty,
+                service_entries,
+                key,
+                Some(ServiceEntry::read(it))
+            ),
+            Object::AuthorizationPolicy(it) => replace!(
+                self,
+                dirty,
+                policies,
+                key,
+                Some(Policy::read(
+                    it,
+                    &self.settings.root_namespace,
+                    self.settings.dry_run
+                ))
+            ),
+            Object::PeerAuthentication(it) => {
+                replace!(self, dirty, peers, key, Some(PeerAuthentication::read(it)))
+            }
+            Object::ServiceAccount(_) => {}
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        let key = key.clone();
+        match key.kind {
+            Kind::Namespace => self.set_namespace(&key, None, dirty),
+            Kind::Node => replace!(self, dirty, nodes, key, None),
+            Kind::Pod => replace!(self, dirty, pods, key, None),
+            Kind::WorkloadEntry => replace!(self, dirty, workload_entries, key, None),
+            Kind::Service => replace!(self, dirty, services, key, None),
+            Kind::EndpointSlice => replace!(self, dirty, slices, key, None),
+            Kind::ServiceEntry => replace!(self, dirty, service_entries, key, None),
+            Kind::AuthorizationPolicy => replace!(self, dirty, policies, key, None),
+            Kind::PeerAuthentication => replace!(self, dirty, peers, key, None),
+            Kind::ServiceAccount => {}
+        }
+    }
+
+    fn leave(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        self.touch(key, dirty);
+        self.objects.unlink(key);
+    }
+
+    fn enter(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        self.objects.link(key);
+        self.touch(key, dirty);
+    }
+
+    /// A namespace decides for the services in it how near and how visible they are, and the root
+    /// namespace on which network everything is.
+    fn set_namespace(
+        &mut self,
+        key: &ObjectKey,
+        new: Option<Namespace>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        if !differs(&self.objects.namespaces, key, &new) {
+            return;
+        }
+        let served: Vec<ObjectKey> = self
+            .objects
+            .served
+            .get(&key.name)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        for service in &served {
+            self.leave(service, dirty);
+        }
+        match new {
+            Some(new) => self.objects.namespaces.insert(key.clone(), new),
+            None => self.objects.namespaces.remove(key),
+        };
+        for service in &served {
+            self.enter(service, dirty);
+        }
+        let network = self
+            .objects
+            .namespace(&self.settings.root_namespace)
+            .network;
+        if network != self.cluster.network {
+            self.cluster.network = network;
+            self.touch_all_addresses(dirty);
+        }
+    }
+
+    fn touch_all_addresses(&self, dirty: &mut BTreeSet<Builder>) {
+        let objects = &self.objects;
+        let services = objects
+            .services
+            .keys()
+            .chain(objects.slices.keys())
+            .chain(objects.service_entries.keys());
+        mark(
+            dirty,
+            objects
+                .pods
+                .keys()
+                .chain(objects.workload_entries.keys())
+                .chain(services)
+                .cloned(),
+        );
+    }
+
+    /// Marks who depends on an object as it is now.
+    fn touch(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        match key.kind {
+            Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice => mark(dirty, [key.clone()]),
+            Kind::Node => {
+                let pods = self
+                    .objects
+                    .pods_of_node
+                    .get(&key.name)
+                    .into_iter()
+                    .flatten();
+                mark(dirty, pods.cloned());
+            }
+            Kind::Service => self.touch_service(key, dirty),
+            Kind::ServiceEntry => self.touch_service_entry(key, dirty),
+            Kind::AuthorizationPolicy => self.touch_policy(key, dirty),
+            Kind::PeerAuthentication => self.touch_peer(key, dirty),
+            Kind::Namespace | Kind::ServiceAccount => {}
+        }
+    }
+
+    fn touch_service(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        let slices = self
+            .objects
+            .slices_of_service
+            .get(key)
+            .into_iter()
+            .flatten();
+        mark(dirty, slices.cloned().chain([key.clone()]));
+        let Some(service) = self.objects.services.get(key) else {
+            return;
+        };
+        self.touch_selected(&key.namespace, service.selector.as_ref(), dirty);
+        self.touch_claimants(&service.hostname, &key.namespace, dirty);
+    }
+
+    fn touch_service_entry(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        mark(dirty, [key.clone()]);
+        let Some(entry) = self.objects.service_entries.get(key) else {
+            return;
+        };
+        self.touch_selected(&key.namespace, entry.selector.as_ref(), dirty);
+        for host in &entry.hosts {
+            self.touch_claimants(host, &key.namespace, dirty);
+        }
+    }
+
+    /// Entries that ask for the same host: anywhere one may now stand for it, or stand no more; in
+    /// the same namespace one may now have it, and with it its workloads.
+    fn touch_claimants(&self, host: &str, namespace: &str, dirty: &mut BTreeSet<Builder>) {
+        for claimant in self.objects.hosts.entries(host) {
+            mark(dirty, [claimant.clone()]);
+            if &*claimant.namespace == namespace
+                && let Some(entry) = self.objects.service_entries.get(claimant)
+            {
+                self.touch_selected(namespace, entry.selector.as_ref(), dirty);
+            }
+        }
+    }
+
+    fn touch_selected(
+        &self,
+        namespace: &str,
+        selector: Option<&Labels>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        let Some(selector) = selector else { return };
+        let mut selected = BTreeSet::new();
+        self.objects
+            .workloads
+            .selected(namespace, selector, &mut selected);
+        mark(dirty, selected);
+    }
+
+    fn touch_policy(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        mark(dirty, [key.clone()]);
+        let Some(policy) = self.objects.policies.get(key) else {
+            return;
+        };
+        let Some(selector) = policy
+            .selector
+            .as_ref()
+            .filter(|_| policy.authorization.is_some())
+        else {
+            return;
+        };
+        if *key.namespace == *self.settings.root_namespace {
+            let mut selected = BTreeSet::new();
+            self.objects
+                .workloads
+                .selected_anywhere(selector, &mut selected);
+            mark(dirty, selected);
+        } else {
+            self.touch_selected(&key.namespace, Some(selector), dirty);
+        }
+    }
+
+    fn touch_peer(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        mark(dirty, [key.clone()]);
+        dirty.insert(Builder::Strict);
+        let Some(peer) = self.objects.peers.get(key) else {
+            return;
+        };
+        let everybody = Labels::new();
+        match &peer.selector {
+            Some(selector) => self.touch_selected(&key.namespace, Some(selector), dirty),
+            // The mesh's, and it may be inherited everywhere.
+            None if *key.namespace == *self.settings.root_namespace => {
+                let mut selected = BTreeSet::new();
+                self.objects
+                    .workloads
+                    .selected_anywhere(&everybody, &mut selected);
+                mark(dirty, selected);
+                mark(dirty, self.objects.peer_selectors.all().cloned());
+            }
+            None => {
+                self.touch_selected(&key.namespace, Some(&everybody), dirty);
+                mark(
+                    dirty,
+                    self.objects.peer_selectors.of(&key.namespace).cloned(),
+                );
+            }
+        }
+    }
+}
+
+fn mark(dirty: &mut BTreeSet<Builder>, keys: impl IntoIterator<Item = ObjectKey>) {
+    dirty.extend(keys.into_iter().map(Builder::Object));
+}
