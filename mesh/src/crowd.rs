@@ -168,3 +168,64 @@ fn remove(place: &mut Option<Arc<Node>>, uid: &str, of: u64, depth: u32) -> bool
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn member(uid: u16, version: u16) -> Arc<Workload> {
+        let message = api::workload::Workload {
+            uid: uid.to_string(),
+            capacity: Some(version.into()),
+            ..Default::default()
+        };
+        Arc::new(Workload::try_from(message).unwrap())
+    }
+
+    fn content(crowd: &Crowd) -> BTreeMap<u16, u32> {
+        crowd
+            .iter()
+            .map(|member| (member.uid.parse().unwrap(), member.capacity))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn it_holds_what_a_map_would_hold(steps in prop::collection::vec((any::<bool>(), 0..200u16, 0..3u16), 0..600)) {
+            let mut crowd = Crowd::default();
+            let mut plain = BTreeMap::new();
+            let mut copies = Vec::new();
+            for (at, (insert, uid, version)) in steps.into_iter().enumerate() {
+                if insert || at % 3 == 0 {
+                    crowd.insert(member(uid, version));
+                    plain.insert(uid, u32::from(version));
+                } else {
+                    prop_assert_eq!(crowd.remove(&uid.to_string()), plain.remove(&uid).is_some());
+                }
+                prop_assert_eq!(crowd.len(), plain.len());
+                prop_assert_eq!(crowd.is_empty(), plain.is_empty());
+                if at % 100 == 0 {
+                    copies.push((crowd.clone(), plain.clone()));
+                }
+            }
+            copies.push((crowd, plain));
+            for (crowd, plain) in copies {
+                prop_assert_eq!(crowd.iter().count(), plain.len(), "each once");
+                prop_assert_eq!(content(&crowd), plain);
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_to_leave_leaves_nothing() {
+        let mut crowd = Crowd::default();
+        (0..1000).for_each(|uid| crowd.insert(member(uid, 0)));
+        assert!(crowd.nth(999).is_some() && crowd.nth(1000).is_none());
+        (0..1000).for_each(|uid| assert!(crowd.remove(&uid.to_string())));
+        assert!(crowd.root.is_none());
+    }
+}

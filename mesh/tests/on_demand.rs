@@ -1,6 +1,8 @@
 //! What a client that asks for single names is told, where the recordings are silent
 //! (testdata/DEVIATIONS.md, 4 and 9), and in which order.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
+
 mod shelf;
 
 use std::collections::HashMap;
@@ -144,6 +146,18 @@ fn what_was_sent_is_kept_up_to_date_and_its_end_is_told() {
         [Arc::from("lone")]
     );
     assert_eq!(push(&mut session, &shelf, &["lone"]), [], "told once");
+}
+
+#[test]
+fn what_was_asked_for_comes_again_after_it_was_gone() {
+    let mut shelf = Shelf::default();
+    shelf.set(ADDRESS_TYPE, service("ns/web"));
+    let (mut session, _) = on_demand(&shelf);
+    let _ = session.on_request(&shelf, request(&["ns/web"]));
+    shelf.remove(ADDRESS_TYPE, "ns/web");
+    assert_eq!(push(&mut session, &shelf, &["ns/web"]).len(), 1);
+    shelf.set(ADDRESS_TYPE, service("ns/web"));
+    assert_eq!(set(&push(&mut session, &shelf, &["ns/web"])[0]), ["ns/web"]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Every case of the recorded policy table: resources in, verdict out.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
+
 mod golden;
 
 use golden::{message, recorded};

@@ -1,6 +1,8 @@
 //! Whatever was set, changed and removed, in whatever order and in whatever portions: lookups
 //! answer as a plain list of the resources would.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -14,8 +16,8 @@ const NETWORKS: [&str; 2] = ["", "n2"];
 
 #[derive(Debug, Clone, PartialEq)]
 enum Resource {
-    Workload(wire::Workload),
-    Service(wire::Service),
+    Workload(Box<wire::Workload>),
+    Service(Box<wire::Service>),
     Policy(security::Authorization),
 }
 
@@ -62,7 +64,7 @@ fn workload() -> impl Strategy<Value = Resource> {
                 policies,
                 same_pod,
             )| {
-                Resource::Workload(wire::Workload {
+                Resource::Workload(Box::new(wire::Workload {
                     uid: format!("uid-{uid}"),
                     name: if same_pod {
                         "pod".to_owned()
@@ -95,7 +97,7 @@ fn workload() -> impl Strategy<Value = Resource> {
                         .map(|(ns, n)| format!("{ns}/p{n}"))
                         .collect(),
                     ..Default::default()
-                })
+                }))
             },
         )
 }
@@ -123,7 +125,7 @@ fn service() -> impl Strategy<Value = Resource> {
                         address: ip.into(),
                         length,
                     };
-                Resource::Service(wire::Service {
+                Resource::Service(Box::new(wire::Service {
                     namespace: namespace.to_owned(),
                     hostname: host.to_owned(),
                     addresses: vips.into_iter().map(vip).collect(),
@@ -135,7 +137,7 @@ fn service() -> impl Strategy<Value = Resource> {
                         health_policy: i32::from(all),
                     }),
                     ..Default::default()
-                })
+                }))
             },
         )
 }
@@ -198,12 +200,12 @@ impl Plain {
             }
             match step {
                 Step::Set(Resource::Workload(workload)) => {
-                    update.set_workload(workload.clone());
-                    self.workloads.insert(name.clone(), workload);
+                    update.set_workload((*workload).clone());
+                    self.workloads.insert(name.clone(), *workload);
                 }
                 Step::Set(Resource::Service(service)) => {
-                    update.set_service(service.clone());
-                    self.services.insert(name.clone(), service);
+                    update.set_service((*service).clone());
+                    self.services.insert(name.clone(), *service);
                 }
                 Step::Set(Resource::Policy(policy)) => {
                     update.set_policy(policy.clone());
