@@ -23,7 +23,7 @@ pub(crate) const HOLD: Duration = Duration::from_secs(3);
 
 /// Why a connection may not come in, or may not stay.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
+pub(crate) enum Denied {
     /// The policies say so.
     #[error("connection closed due to policy rejection: {0}")]
     By(DeniedBy),

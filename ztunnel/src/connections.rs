@@ -356,3 +356,112 @@ fn key(live: &Arc<Live>) -> usize {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh::DeniedBy;
+
+    use super::*;
+    use crate::traffic::{Ends, Traffic};
+
+    fn live(traffic: &Traffic, reporter: Reporter, bytes: Bytes) -> Live {
+        let series = traffic.series(reporter, &Ends::default(), None);
+        let (a, b) = (
+            "10.0.0.1:1000".parse().unwrap(),
+            "10.0.0.2:80".parse().unwrap(),
+        );
+        Live::new(reporter, Protocol::Tcp, (a, b, b), None, series, bytes)
+    }
+
+    fn enter(connections: &Arc<Connections>, live: Live) -> Entry {
+        connections.enter(&"pod".into(), "workload".into(), live)
+    }
+
+    #[test]
+    fn each_byte_is_settled_once_however_often_and_at_the_end() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        let entry = enter(
+            &connections,
+            live(&traffic, Reporter::Source, Bytes::default()),
+        );
+        entry.live().counters().sent.store(10, Relaxed);
+        connections.settle();
+        connections.settle();
+        entry.live().counters().sent.store(15, Relaxed);
+        entry.live().counters().received.store(7, Relaxed);
+        drop(entry);
+        let series = traffic.series(Reporter::Source, &Ends::default(), None);
+        assert_eq!(series.bytes(), (15, 7));
+    }
+
+    #[test]
+    fn what_one_end_of_a_joined_connection_sent_the_other_received() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        let source = enter(
+            &connections,
+            live(&traffic, Reporter::Source, Bytes::default()),
+        );
+        let mirror = Bytes::MirrorOf(source.live().clone());
+        let destination = enter(&connections, live(&traffic, Reporter::Destination, mirror));
+        destination.live().counters().sent.store(3, Relaxed);
+        assert_eq!(
+            (source.live().moved(), destination.live().moved()),
+            ((3, 0), (0, 3))
+        );
+    }
+
+    #[test]
+    fn connections_are_listed_while_they_are_open_and_leave_nothing() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        let entries: Vec<_> = [
+            Reporter::Source,
+            Reporter::Destination,
+            Reporter::Destination,
+        ]
+        .map(|reporter| enter(&connections, live(&traffic, reporter, Bytes::default())))
+        .into();
+        let listed = connections.of_pod("pod");
+        assert_eq!(
+            (
+                listed.outbound.len(),
+                listed.inbound.len(),
+                connections.open()
+            ),
+            (1, 2, 3)
+        );
+        drop(entries);
+        assert_eq!(connections.open(), 0);
+        assert!(connections.pods().is_empty());
+    }
+
+    #[tokio::test]
+    async fn waiting_for_none_ends_with_the_last_and_a_cut_is_seen_whenever_it_came() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        let entry = enter(
+            &connections,
+            live(&traffic, Reporter::Destination, Bytes::default()),
+        );
+        let before = Denied::By(DeniedBy::NoAllowMatched);
+        entry.live().cut(before.clone());
+        entry.live().cut(Denied::UnknownWorkload("later".into()));
+        assert_eq!(entry.live().denied().await, before);
+
+        let waiting = tokio::spawn({
+            let connections = connections.clone();
+            async move { connections.none_left().await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(entry);
+        waiting.await.unwrap();
+    }
+
+    #[test]
+    fn policies_are_remembered_only_when_the_verdict_was_final() {
+        let pod = OfPod::new("workload".into());
+        assert!(pod.judged_by_others(vec![], false));
+        assert!(!pod.judged_by_others(vec![], false));
+        assert!(pod.judged_by_others(vec![], true));
+        assert!(pod.judged_by_others(vec![], false));
+    }
+}

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hbone::{Identity, SignError, Signer};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, SanType,
 };
 
 /// Signs whatever is asked, unless it is down.
@@ -27,7 +27,12 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root_pem = params.self_signed(&key).unwrap().pem();
-        Self(Arc::new(Inner { issuer: Issuer::new(params, key), root_pem, down: AtomicBool::new(false), lie: None }))
+        Self(Arc::new(Inner {
+            issuer: Issuer::new(params, key),
+            root_pem,
+            down: AtomicBool::new(false),
+            lie: None,
+        }))
     }
 
     pub(crate) fn set_down(&self, down: bool) {
@@ -41,9 +46,15 @@ impl Signer for Ca {
             return Err(SignError::Unavailable("down for the test".into()));
         }
         let mut csr = CertificateSigningRequestParams::from_pem(&csr_pem).unwrap();
-        let name = self.0.lie.map_or_else(|| identity.to_string(), str::to_owned);
+        let name = self
+            .0
+            .lie
+            .map_or_else(|| identity.to_string(), str::to_owned);
         csr.params.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];
-        csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        csr.params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let leaf = csr.signed_by(&self.0.issuer).unwrap();
         Ok(vec![leaf.pem(), self.0.root_pem.clone()])
     }

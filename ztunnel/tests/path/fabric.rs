@@ -16,9 +16,14 @@ impl Fabric {
     pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut fabric = Self { prefix: format!("ambit-t-path-{}-{count}", std::process::id()), names: Vec::new() };
+        let mut fabric = Self {
+            prefix: format!("ambit-t-path-{}-{count}", std::process::id()),
+            names: Vec::new(),
+        };
         let hub = fabric.name("hub");
-        shell(&format!("ip netns add {hub}; ip -n {hub} link add br0 type bridge; ip -n {hub} link set br0 up"));
+        shell(&format!(
+            "ip netns add {hub}; ip -n {hub} link add br0 type bridge; ip -n {hub} link set br0 up"
+        ));
         fabric.names.push(hub);
         fabric
     }
@@ -44,7 +49,9 @@ impl Fabric {
              ip -6 -n {pod} route add default dev eth0"
         ));
         if captured {
-            shell(&format!("ip netns exec {pod} nft -f - <<'END'\n{RULES}\nEND"));
+            shell(&format!(
+                "ip netns exec {pod} nft -f - <<'END'\n{RULES}\nEND"
+            ));
             shell(&format!(
                 "for v in -4 -6; do
                    ip $v -n {pod} rule add fwmark 0x111/0xfff pref 32764 lookup 100
@@ -58,7 +65,13 @@ impl Fabric {
     /// The namespace for our proxy (marked sockets) or for an app (mark 0).
     pub(crate) fn netns(&self, name: &str, mark: u32) -> Netns {
         let file = std::fs::File::open(format!("/var/run/netns/{}", self.name(name))).unwrap();
-        let options = Options { mark, keepalive: None, user_timeout: None, reuse_port: false, ipv6: true };
+        let options = Options {
+            mark,
+            keepalive: None,
+            user_timeout: None,
+            reuse_port: false,
+            ipv6: true,
+        };
         Netns::new(file.into(), options).unwrap()
     }
 
@@ -70,14 +83,21 @@ impl Fabric {
 impl Drop for Fabric {
     fn drop(&mut self) {
         for name in &self.names {
-            let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
+            let _ = Command::new("ip")
+                .args(["netns", "del", name])
+                .stderr(Stdio::null())
+                .status();
         }
     }
 }
 
 fn shell(script: &str) {
     let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{script}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// The in-pod rules of docs/wire.md 1.5.4 without DNS and probes.

@@ -52,8 +52,16 @@ impl Lab {
     pub(crate) fn new(flags: &[&str]) -> Self {
         log::keep();
         let (ca, stop) = (Ca::new(), CancellationToken::new());
-        let nodes = ["node-1", "node-2"].map(|name| LabNode::new(name, flags, &ca, &stop)).into();
-        Self { nodes, ca, fabric: Fabric::new(), workloads: Vec::new(), stop }
+        let nodes = ["node-1", "node-2"]
+            .map(|name| LabNode::new(name, flags, &ca, &stop))
+            .into();
+        Self {
+            nodes,
+            ca,
+            fabric: Fabric::new(),
+            workloads: Vec::new(),
+            stop,
+        }
     }
 
     /// Tells both nodes.
@@ -80,7 +88,9 @@ impl Lab {
         let pod = self.start_pod(name, at, ips, more);
         if let Some(running) = &pod.pod {
             self.tell_pod(name);
-            tokio::time::timeout(PATIENCE, running.wait_known()).await.unwrap();
+            tokio::time::timeout(PATIENCE, running.wait_known())
+                .await
+                .unwrap();
         }
         pod
     }
@@ -95,11 +105,23 @@ impl Lab {
         self.change(name, |_| {});
     }
 
-    fn start_pod(&mut self, name: &str, at: At, ips: &[&str], more: impl Fn(&mut wire::Workload)) -> LabPod {
+    fn start_pod(
+        &mut self,
+        name: &str,
+        at: At,
+        ips: &[&str],
+        more: impl Fn(&mut wire::Workload),
+    ) -> LabPod {
         let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
         self.fabric.pod(name, &ips, matches!(at, At::Node(_)));
         let app = self.fabric.netns(name, 0);
-        let At::Node(index) = at else { return LabPod { app, ips, pod: None } };
+        let At::Node(index) = at else {
+            return LabPod {
+                app,
+                ips,
+                pod: None,
+            };
+        };
         let mut workload = wire::Workload {
             uid: format!("Kubernetes//Pod/default/{name}"),
             name: name.into(),
@@ -115,14 +137,29 @@ impl Lab {
         more(&mut workload);
         self.workloads.push(workload);
         let (lab_node, netns) = (&self.nodes[index], self.fabric.netns(name, 0x539));
-        let pod = Pod::new(format!("uid-{name}").into(), name, "default", name, netns, lab_node.drain.child());
+        let pod = Pod::new(
+            format!("uid-{name}").into(),
+            name,
+            "default",
+            name,
+            netns,
+            lab_node.drain.child(),
+        );
         pod.start(&lab_node.node, None).unwrap();
-        LabPod { app, ips, pod: Some(pod) }
+        LabPod {
+            app,
+            ips,
+            pod: Some(pod),
+        }
     }
 
     /// What both nodes were told of a pod.
     pub(crate) fn workload(&self, name: &str) -> wire::Workload {
-        self.workloads.iter().find(|workload| workload.name == name).unwrap().clone()
+        self.workloads
+            .iter()
+            .find(|workload| workload.name == name)
+            .unwrap()
+            .clone()
     }
 
     /// Tells one node.
@@ -134,7 +171,11 @@ impl Lab {
 
     /// Changes the workload of a pod and tells both nodes.
     pub(crate) fn change(&mut self, name: &str, change: impl Fn(&mut wire::Workload)) {
-        let workload = self.workloads.iter_mut().find(|workload| workload.name == name).unwrap();
+        let workload = self
+            .workloads
+            .iter_mut()
+            .find(|workload| workload.name == name)
+            .unwrap();
         change(workload);
         let workload = workload.clone();
         self.tell(|update| update.set_workload(workload.clone()));
@@ -146,14 +187,23 @@ impl Lab {
     }
 
     pub(crate) fn forget_policy(&mut self, name: &str) {
-        self.tell(|update| update.authorizations.removed.push(format!("default/{name}").into()));
+        self.tell(|update| {
+            update
+                .authorizations
+                .removed
+                .push(format!("default/{name}").into())
+        });
     }
 
     /// Waits until no connection is open at either node.
     pub(crate) async fn quiet(&self) {
         for node in &self.nodes {
             let quiet = tokio::time::timeout(PATIENCE, node.node.connections.none_left()).await;
-            assert!(quiet.is_ok(), "{} connections still open", node.node.connections.open());
+            assert!(
+                quiet.is_ok(),
+                "{} connections still open",
+                node.node.connections.open()
+            );
         }
     }
 }
@@ -170,14 +220,30 @@ impl Drop for Lab {
 
 impl LabNode {
     fn new(name: &'static str, flags: &[&str], ca: &Ca, stop: &CancellationToken) -> Self {
-        let config = Config::try_parse_from([&["ztunnel", "--node-name", name], flags].concat()).unwrap();
+        let config =
+            Config::try_parse_from([&["ztunnel", "--node-name", name], flags].concat()).unwrap();
         let (mesh, writer) = Mesh::new();
-        let patient = CertificatesConfig { wait: Duration::from_millis(500), ..Default::default() };
+        let patient = CertificatesConfig {
+            wait: Duration::from_millis(500),
+            ..Default::default()
+        };
         let certificates = Certificates::new(ca.clone(), patient);
         let pool = Pool::new(certificates.clone(), PoolConfig::default());
-        let node = Node::new(mesh, certificates, pool.clone(), Limits::default(), Arc::new(config));
+        let node = Node::new(
+            mesh,
+            certificates,
+            pool.clone(),
+            Limits::default(),
+            Arc::new(config),
+        );
         tokio::spawn(node.clone().tend(stop.clone()));
-        Self { node, pool, writer, name, drain: Drain::new() }
+        Self {
+            node,
+            pool,
+            writer,
+            name,
+            drain: Drain::new(),
+        }
     }
 
     /// The text of the TCP metrics.
@@ -192,10 +258,12 @@ impl LabNode {
     /// The value of the only series of this metric that has all of these.
     pub(crate) fn metric(&self, name: &str, parts: &[&str]) -> u64 {
         let metrics = self.metrics();
-        let mut found = metrics.lines().filter(|line| {
-            line.starts_with(name) && parts.iter().all(|part| line.contains(part))
-        });
-        let line = found.next().unwrap_or_else(|| panic!("no {name} with {parts:?} in\n{metrics}"));
+        let mut found = metrics
+            .lines()
+            .filter(|line| line.starts_with(name) && parts.iter().all(|part| line.contains(part)));
+        let line = found
+            .next()
+            .unwrap_or_else(|| panic!("no {name} with {parts:?} in\n{metrics}"));
         assert_eq!(found.next(), None);
         line.rsplit_once(' ').unwrap().1.parse().unwrap()
     }
@@ -216,13 +284,18 @@ impl LabPod {
     /// Connects and is reset, at once or as soon as it listens for an answer.
     pub(crate) async fn is_reset(&self, to: SocketAddr) {
         match self.try_connect(to).await {
-            Ok(mut tcp) => assert!(cut(&mut tcp).await, "{to}: an end instead of a reset looks like an empty answer"),
+            Ok(mut tcp) => assert!(
+                cut(&mut tcp).await,
+                "{to}: an end instead of a reset looks like an empty answer"
+            ),
             Err(why) => assert_eq!(why.kind(), std::io::ErrorKind::ConnectionReset, "{to}"),
         }
     }
 
     async fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
-        tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to)).await.unwrap()
+        tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to))
+            .await
+            .unwrap()
     }
 
     pub(crate) fn listen(&self, port: u16) -> TcpListener {
@@ -277,7 +350,12 @@ pub(crate) async fn echo(mut tcp: TcpStream, bytes: &[u8]) {
         let mut back = Vec::new();
         let receive = async { read.read_to_end(&mut back).await.unwrap() };
         tokio::join!(send, receive);
-        assert!(back == bytes, "{} bytes came back of {}", back.len(), bytes.len());
+        assert!(
+            back == bytes,
+            "{} bytes came back of {}",
+            back.len(),
+            bytes.len()
+        );
     };
     tokio::time::timeout(PATIENCE, talk).await.unwrap();
 }
@@ -292,27 +370,43 @@ pub(crate) async fn cut(tcp: &mut TcpStream) -> bool {
 }
 
 pub(crate) fn deny_port(name: &str, port: u32) -> security::Authorization {
-    let found = security::Match { destination_ports: vec![port], ..Default::default() };
+    let found = security::Match {
+        destination_ports: vec![port],
+        ..Default::default()
+    };
     security::Authorization {
         name: name.into(),
         namespace: "default".into(),
         scope: security::Scope::Namespace.into(),
         action: security::Action::Deny.into(),
-        groups: vec![security::Group { rules: vec![security::Rules { matches: vec![found] }] }],
+        groups: vec![security::Group {
+            rules: vec![security::Rules {
+                matches: vec![found],
+            }],
+        }],
         ..Default::default()
     }
 }
 
 /// What PeerAuthentication STRICT becomes: no connection without an identity.
 pub(crate) fn strict() -> security::Authorization {
-    let presence = security::StringMatch { match_type: Some(security::string_match::MatchType::Presence(())) };
-    let found = security::Match { not_principals: vec![presence], ..Default::default() };
+    let presence = security::StringMatch {
+        match_type: Some(security::string_match::MatchType::Presence(())),
+    };
+    let found = security::Match {
+        not_principals: vec![presence],
+        ..Default::default()
+    };
     security::Authorization {
         name: "istio_converted_static_strict".into(),
         namespace: "istio-system".into(),
         scope: security::Scope::WorkloadSelector.into(),
         action: security::Action::Deny.into(),
-        groups: vec![security::Group { rules: vec![security::Rules { matches: vec![found] }] }],
+        groups: vec![security::Group {
+            rules: vec![security::Rules {
+                matches: vec![found],
+            }],
+        }],
         ..Default::default()
     }
 }
@@ -322,7 +416,11 @@ pub(crate) fn service(host: &str, vips: &[&str], ports: &[(u32, u32)]) -> wire::
         address: bytes_of(&vip.parse().unwrap()),
         ..Default::default()
     });
-    let ports = ports.iter().map(|&(service_port, target_port)| wire::Port { service_port, target_port, app_protocol: 0 });
+    let ports = ports.iter().map(|&(service_port, target_port)| wire::Port {
+        service_port,
+        target_port,
+        app_protocol: 0,
+    });
     wire::Service {
         name: host.split('.').next().unwrap().into(),
         namespace: "default".into(),

@@ -35,14 +35,20 @@ async fn a_new_deny_cuts_tunnels_plaintext_and_joined_connections_and_no_others(
     }
     lab.deny_port("later-s", 9000);
     for tcp in &mut doomed {
-        assert!(cut(tcp).await, "a cut-off connection must not look complete");
+        assert!(
+            cut(tcp).await,
+            "a cut-off connection must not look complete"
+        );
     }
     for tcp in &mut kept {
         talk(tcp).await;
     }
     for source in ["10.77.0.1", "10.77.0.3", "10.77.0.4"] {
         let line = log::line(&[&format!("src.addr={source}:"), "inbound", "default/later-s"]).await;
-        assert!(line.contains("server-s") && line.contains("bytes_recv=5"), "{line}");
+        assert!(
+            line.contains("server-s") && line.contains("bytes_recv=5"),
+            "{line}"
+        );
     }
     // Taken back, it lets new ones in again.
     lab.forget_policy("later-s");
@@ -61,7 +67,9 @@ async fn a_reference_to_a_policy_that_is_here_already_counts_as_a_change() {
     lab.tell(|update| update.set_policy(policy.clone()));
     let mut tcp = client.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
-    lab.change("server-t", |pod| pod.authorization_policies = vec!["default/selected-t".into()]);
+    lab.change("server-t", |pod| {
+        pod.authorization_policies = vec!["default/selected-t".into()]
+    });
     assert!(cut(&mut tcp).await);
 }
 
@@ -73,7 +81,9 @@ async fn an_open_connection_outlives_a_policy_that_is_late_but_not_one_that_neve
     server.serve(9000);
     let mut tcp = client.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
-    lab.change("server-u", |pod| pod.authorization_policies = vec!["default/never-u".into()]);
+    lab.change("server-u", |pod| {
+        pod.authorization_policies = vec!["default/never-u".into()]
+    });
     talk(&mut tcp).await;
     assert!(cut(&mut tcp).await);
     log::line(&["client-u", "inbound", "default/never-u"]).await;
@@ -86,7 +96,9 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
             let mut lab = Lab::new(&[]);
             let client_name = format!("client-{suffix}-{removed}");
             let client = lab.pod(&client_name, At::Node(0), &CLIENT).await;
-            let server = lab.pod(&format!("server-{suffix}-{removed}"), at, &SERVER).await;
+            let server = lab
+                .pod(&format!("server-{suffix}-{removed}"), at, &SERVER)
+                .await;
             server.serve(9000);
             let mut tcp = client.connect(server.at(0, 9000)).await;
             greeting(&mut tcp).await.unwrap();
@@ -102,10 +114,23 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
             lab.quiet().await;
             for direction in ["outbound", "inbound"] {
                 let line = log::line(&[&client_name, direction]).await;
-                let (sent, received) = if direction == "outbound" { (5, 15) } else { (15, 5) };
-                assert!(line.contains(&format!("bytes_sent={sent} bytes_recv={received}")), "{line}");
+                let (sent, received) = if direction == "outbound" {
+                    (5, 15)
+                } else {
+                    (15, 5)
+                };
+                assert!(
+                    line.contains(&format!("bytes_sent={sent} bytes_recv={received}")),
+                    "{line}"
+                );
             }
-            assert!(lab.nodes[node].node.pods.of_workload(&pod.workload_uid()).is_none());
+            assert!(
+                lab.nodes[node]
+                    .node
+                    .pods
+                    .of_workload(&pod.workload_uid())
+                    .is_none()
+            );
         }
     }
 }
@@ -114,7 +139,9 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
 async fn bytes_of_a_living_connection_are_in_the_metrics_and_it_is_listed() {
     for (suffix, at) in [("wa", At::Node(1)), ("wb", At::Node(0))] {
         let mut lab = Lab::new(&[]);
-        let client = lab.pod(&format!("client-{suffix}"), At::Node(0), &CLIENT).await;
+        let client = lab
+            .pod(&format!("client-{suffix}"), At::Node(0), &CLIENT)
+            .await;
         let server = lab.pod(&format!("server-{suffix}"), at, &SERVER).await;
         server.serve(9000);
         let mut tcp = client.connect(server.at(0, 9000)).await;
@@ -125,8 +152,13 @@ async fn bytes_of_a_living_connection_are_in_the_metrics_and_it_is_listed() {
             let sent = lab.nodes[0].metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
             assert_eq!(sent, 5 * round);
         }
-        let listed = lab.nodes[0].node.connections.of_pod(&format!("uid-client-{suffix}"));
-        let [shown] = &listed.outbound[..] else { panic!("{listed:?}") };
+        let listed = lab.nodes[0]
+            .node
+            .connections
+            .of_pod(&format!("uid-client-{suffix}"));
+        let [shown] = &listed.outbound[..] else {
+            panic!("{listed:?}")
+        };
         assert_eq!(shown.original_dst, server.at(0, 9000));
         assert!(listed.inbound.is_empty());
         drop(tcp);

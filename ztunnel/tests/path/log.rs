@@ -24,14 +24,21 @@ pub(crate) async fn line(parts: &[&str]) -> String {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let all = LINES.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
+    let all = LINES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .join("\n");
     panic!("no line with {parts:?} in\n{all}");
 }
 
 /// All lines that contain all of these, now.
 pub(crate) fn lines(parts: &[&str]) -> Vec<String> {
     let lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-    lines.iter().filter(|line| parts.iter().all(|part| line.contains(part))).cloned().collect()
+    lines
+        .iter()
+        .filter(|line| parts.iter().all(|part| line.contains(part)))
+        .cloned()
+        .collect()
 }
 
 struct Keeper;
@@ -45,8 +52,15 @@ impl Subscriber for Keeper {
         let mut line = Line::default();
         event.record(&mut line);
         let level = event.metadata().level().to_string().to_lowercase();
-        let line = format!("{level}\taccess\t{}\t{}", line.message, line.fields.trim_start());
-        LINES.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        let line = format!(
+            "{level}\taccess\t{}\t{}",
+            line.message,
+            line.fields.trim_start()
+        );
+        LINES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(line);
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

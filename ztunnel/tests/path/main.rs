@@ -1,15 +1,22 @@
 //! The whole path with real sockets: two nodes in one process, pods in network namespaces, capture by real packet
 //! rules. Needs root.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so"
+)]
+
 mod ca;
 mod fabric;
 mod lab;
-mod log;
 mod lasting;
+mod log;
 mod refusals;
 
-
+use api::workload as wire;
 use lab::{At, Lab, echo, greeting, service};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const CLIENT: [&str; 2] = ["10.77.0.1", "fd77::1"];
 const SERVER: [&str; 2] = ["10.77.0.2", "fd77::2"];
@@ -27,7 +34,11 @@ async fn bytes_cross_nodes_in_a_tunnel_and_the_app_sees_its_client() {
     }
     lab.quiet().await;
     let pooled = lab.nodes[0].pool.stats();
-    assert_eq!((pooled.connections, pooled.streams), (2, 0), "one tunnel connection per family, now idle");
+    assert_eq!(
+        (pooled.connections, pooled.streams),
+        (2, 0),
+        "one tunnel connection per family, now idle"
+    );
 }
 
 /// The fields and their order are those that Istio's ztunnel wrote in the same situation.
@@ -43,33 +54,73 @@ async fn both_ends_report_as_istio_does() {
 
     let outbound = log::line(&["client-b", "outbound"]).await;
     let inbound = log::line(&["client-b", "inbound"]).await;
-    let golden = include_str!("../../testdata/admin/access-log-client-node.txt").lines().next().unwrap();
+    let golden = include_str!("../../testdata/admin/access-log-client-node.txt")
+        .lines()
+        .next()
+        .unwrap();
     for line in [&outbound, &inbound] {
         assert_eq!(keys(line), keys(golden), "{line}");
-        assert!(line.starts_with("info\taccess\tconnection complete\t"), "{line}");
-        assert!(line.contains("dst.addr=10.77.0.2:15008 dst.hbone_addr=10.77.0.2:9000 dst.workload=\"server-b\""), "{line}");
-        assert!(line.contains("src.identity=\"spiffe://cluster.local/ns/default/sa/client-b\""), "{line}");
+        assert!(
+            line.starts_with("info\taccess\tconnection complete\t"),
+            "{line}"
+        );
+        assert!(
+            line.contains(
+                "dst.addr=10.77.0.2:15008 dst.hbone_addr=10.77.0.2:9000 dst.workload=\"server-b\""
+            ),
+            "{line}"
+        );
+        assert!(
+            line.contains("src.identity=\"spiffe://cluster.local/ns/default/sa/client-b\""),
+            "{line}"
+        );
     }
     // Each end counts as its own workload: what the client received the server sent.
-    assert!(outbound.contains(&format!("bytes_sent=5 bytes_recv={}", 5 + hello)), "{outbound}");
-    assert!(inbound.contains(&format!("bytes_sent={} bytes_recv=5", 5 + hello)), "{inbound}");
+    assert!(
+        outbound.contains(&format!("bytes_sent=5 bytes_recv={}", 5 + hello)),
+        "{outbound}"
+    );
+    assert!(
+        inbound.contains(&format!("bytes_sent={} bytes_recv=5", 5 + hello)),
+        "{inbound}"
+    );
 
     lab.quiet().await;
     for (node, reporter) in [(0, "source"), (1, "destination")] {
-        let parts = [&*format!("reporter=\"{reporter}\""), "destination_workload=\"server-b\"", "mutual_tls", "response_flags=\"-\""];
-        let moved = if node == 0 { (5, 5 + hello) } else { (5 + hello, 5) };
+        let parts = [
+            &*format!("reporter=\"{reporter}\""),
+            "destination_workload=\"server-b\"",
+            "mutual_tls",
+            "response_flags=\"-\"",
+        ];
+        let moved = if node == 0 {
+            (5, 5 + hello)
+        } else {
+            (5 + hello, 5)
+        };
         let node = &lab.nodes[node];
         assert_eq!(node.metric("istio_tcp_connections_opened_total", &parts), 1);
         assert_eq!(node.metric("istio_tcp_connections_closed_total", &parts), 1);
         assert_eq!(node.metric("istio_tcp_sent_bytes_total", &parts), moved.0);
-        assert_eq!(node.metric("istio_tcp_received_bytes_total", &parts), moved.1);
-        assert_eq!(node.metric("istio_tcp_sockets_open", &[&format!("reporter=\"{reporter}\"")]), 0);
+        assert_eq!(
+            node.metric("istio_tcp_received_bytes_total", &parts),
+            moved.1
+        );
+        assert_eq!(
+            node.metric(
+                "istio_tcp_sockets_open",
+                &[&format!("reporter=\"{reporter}\"")]
+            ),
+            0
+        );
     }
 }
 
 /// The names of the fields, in order, without those that only say how it ended.
 fn keys(line: &str) -> Vec<&str> {
-    line.split(['\t', ' ']).filter_map(|word| Some(word.split_once('=')?.0)).collect()
+    line.split(['\t', ' '])
+        .filter_map(|word| Some(word.split_once('=')?.0))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +129,11 @@ async fn a_service_is_reached_at_its_vip_and_its_endpoints_share_the_work() {
     let client = lab.pod("client-c", At::Node(0), &CLIENT).await;
     for (name, ip) in [("server-c1", "10.77.0.2"), ("server-c2", "10.77.0.3")] {
         let member = ("default/web.svc".to_owned(), Default::default());
-        let server = lab.pod_with(name, At::Node(1), &[ip], |pod| pod.services = [member.clone()].into()).await;
+        let server = lab
+            .pod_with(name, At::Node(1), &[ip], |pod| {
+                pod.services = [member.clone()].into()
+            })
+            .await;
         server.serve(8080);
     }
     lab.tell(|update| update.set_service(service("web.svc", &["10.78.0.1"], &[(80, 8080)])));
@@ -89,7 +144,12 @@ async fn a_service_is_reached_at_its_vip_and_its_endpoints_share_the_work() {
     }
     lab.quiet().await;
     for name in ["server-c1", "server-c2"] {
-        let lines = log::lines(&[name, "dst.service=\"web.svc\"", "inbound", "connection complete"]);
+        let lines = log::lines(&[
+            name,
+            "dst.service=\"web.svc\"",
+            "inbound",
+            "connection complete",
+        ]);
         assert!(!lines.is_empty(), "{name} got nothing of 20");
     }
 }
@@ -106,18 +166,37 @@ async fn pods_of_one_node_are_joined_in_process_with_both_reports() {
         echo(tcp, &vec![7; 300_000]).await;
     }
     lab.quiet().await;
-    assert_eq!(lab.nodes[0].pool.stats().connections, 0, "no tunnel was needed");
+    assert_eq!(
+        lab.nodes[0].pool.stats().connections,
+        0,
+        "no tunnel was needed"
+    );
     let outbound = log::line(&["client-d", "outbound", "10.77.0.2:15008"]).await;
     let inbound = log::line(&["client-d", "inbound", "10.77.0.2:15008"]).await;
     for line in [&outbound, &inbound] {
         assert!(line.contains("path=\"in-process\""), "{line}");
-        assert!(line.contains("dst.identity=\"spiffe://cluster.local/ns/default/sa/server-d\""), "{line}");
+        assert!(
+            line.contains("dst.identity=\"spiffe://cluster.local/ns/default/sa/server-d\""),
+            "{line}"
+        );
     }
-    assert!(outbound.contains("bytes_sent=300000 bytes_recv=300010"), "{outbound}");
-    assert!(inbound.contains("bytes_sent=300010 bytes_recv=300000"), "{inbound}");
+    assert!(
+        outbound.contains("bytes_sent=300000 bytes_recv=300010"),
+        "{outbound}"
+    );
+    assert!(
+        inbound.contains("bytes_sent=300010 bytes_recv=300000"),
+        "{inbound}"
+    );
     for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
         let node = &lab.nodes[0];
-        assert_eq!(node.metric("istio_tcp_connections_closed_total", &[reporter, "mutual_tls", "server-d"]), 2);
+        assert_eq!(
+            node.metric(
+                "istio_tcp_connections_closed_total",
+                &[reporter, "mutual_tls", "server-d"]
+            ),
+            2
+        );
     }
 }
 
@@ -139,7 +218,11 @@ async fn the_tunnel_can_be_forced_between_pods_of_one_node() {
 async fn a_pod_that_calls_its_own_service_reaches_itself() {
     let mut lab = Lab::new(&[]);
     let member = ("default/own.svc".to_owned(), Default::default());
-    let own = lab.pod_with("own-f", At::Node(0), &CLIENT, |pod| pod.services = [member.clone()].into()).await;
+    let own = lab
+        .pod_with("own-f", At::Node(0), &CLIENT, |pod| {
+            pod.services = [member.clone()].into()
+        })
+        .await;
     own.serve(8080);
     lab.tell(|update| update.set_service(service("own.svc", &["10.78.0.1"], &[(80, 8080)])));
     let mut tcp = own.connect("10.78.0.1:80".parse().unwrap()).await;
@@ -159,10 +242,16 @@ async fn plaintext_comes_in_where_no_policy_forbids_it() {
         echo(tcp, b"plain").await;
     }
     let line = log::line(&["server-g", "inbound", "dst.addr=10.77.0.2:9000"]).await;
-    assert!(!line.contains("hbone_addr") && !line.contains("identity"), "{line}");
+    assert!(
+        !line.contains("hbone_addr") && !line.contains("identity"),
+        "{line}"
+    );
     lab.quiet().await;
     let parts = ["connection_security_policy=\"unknown\"", "server-g"];
-    assert_eq!(lab.nodes[1].metric("istio_tcp_connections_closed_total", &parts), 2);
+    assert_eq!(
+        lab.nodes[1].metric("istio_tcp_connections_closed_total", &parts),
+        2
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,7 +266,10 @@ async fn what_the_mesh_does_not_know_is_passed_through() {
         echo(tcp, &vec![7; 300_000]).await;
     }
     let line = log::line(&["client-h", "outbound", "dst.addr=10.77.0.2:9000"]).await;
-    assert!(line.contains("bytes_sent=300000 bytes_recv=300010"), "{line}");
+    assert!(
+        line.contains("bytes_sent=300000 bytes_recv=300010"),
+        "{line}"
+    );
     assert!(!line.contains("dst.workload"), "{line}");
 }
 
@@ -210,9 +302,15 @@ async fn a_thousand_connections_leave_nothing_behind() {
     }
     // Other tests run beside this one and hold some; a leak would hold a thousand.
     let left = fds();
-    assert!(left < after_warm_up + 300, "{after_warm_up} descriptors before, {left} after");
+    assert!(
+        left < after_warm_up + 300,
+        "{after_warm_up} descriptors before, {left} after"
+    );
     let parts = ["reporter=\"source\"", "far-i", "response_flags=\"-\""];
-    assert_eq!(lab.nodes[0].metric("istio_tcp_connections_closed_total", &parts), 500);
+    assert_eq!(
+        lab.nodes[0].metric("istio_tcp_connections_closed_total", &parts),
+        500
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,5 +323,61 @@ async fn early_connections_wait_for_the_control_plane_to_tell_who_they_are() {
     lab.tell_pod("client-j");
     assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
     echo(tcp, b"x").await;
-    assert!(lab.nodes[0].node.pods.of_workload("Kubernetes//Pod/default/client-j").is_some());
+    assert!(
+        lab.nodes[0]
+            .node
+            .pods
+            .of_workload("Kubernetes//Pod/default/client-j")
+            .is_some()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captured_waypoint_is_told_who_calls_and_for_what() {
+    let mut lab = Lab::new(&[]);
+    let client = lab.pod("client-x", At::Node(0), &CLIENT).await;
+    let member = ("default/waypoint-x.svc".to_owned(), Default::default());
+    let waypoint = lab
+        .pod_with("waypoint-x", At::Node(1), &SERVER, |pod| {
+            pod.services = [member.clone()].into();
+            pod.application_tunnel = Some(wire::ApplicationTunnel {
+                protocol: 1,
+                port: 15088,
+            });
+        })
+        .await;
+    lab.tell(|update| {
+        update.set_service(service("waypoint-x.svc", &["10.78.0.1"], &[]));
+        let mut guarded = service("guarded-x.svc", &["10.78.0.2"], &[(80, 80)]);
+        let named = wire::NamespacedHostname {
+            namespace: "default".into(),
+            hostname: "waypoint-x.svc".into(),
+        };
+        guarded.waypoint = Some(wire::GatewayAddress {
+            destination: Some(wire::gateway_address::Destination::Hostname(named)),
+            hbone_mtls_port: 15008,
+        });
+        update.set_service(guarded);
+    });
+    let listener = waypoint.listen(15088);
+    let mut tcp = client.connect("10.78.0.2:80".parse().unwrap()).await;
+    tcp.write_all(b"request").await.unwrap();
+    let (mut app, _) = listener.accept().await.unwrap();
+    let identity = b"spiffe://cluster.local/ns/default/sa/client-x";
+    let host = b"guarded-x.svc";
+    let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+    expected.extend(
+        u16::try_from(12 + 3 + identity.len() + 3 + host.len())
+            .unwrap()
+            .to_be_bytes(),
+    );
+    expected.extend([10, 77, 0, 1, 10, 78, 0, 2, 0, 0, 0, 80, 0xd0, 0, 45]);
+    expected.extend(identity);
+    expected.extend([0xd1, 0, 13]);
+    expected.extend(host);
+    expected.extend(b"request");
+    let mut got = vec![0; expected.len()];
+    app.read_exact(&mut got).await.unwrap();
+    got[24..26].fill(0); // the client's port
+    assert_eq!(got, expected);
 }

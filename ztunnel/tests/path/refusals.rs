@@ -32,18 +32,32 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
         for family in [0, 1] {
             client.is_reset(server.at(family, 9999)).await;
         }
-        let named = "connection closed due to policy rejection: explicitly denied by: default/deny-9999";
+        let named =
+            "connection closed due to policy rejection: explicitly denied by: default/deny-9999";
         let inbound = log::line(&[&client_name, "inbound", "dst.hbone_addr=10.77.0.2:9999"]).await;
-        assert!(inbound.starts_with("error\taccess\tconnection complete") && inbound.contains(named), "{inbound}");
-        let outbound = log::line(&[&client_name, "outbound", "dst.hbone_addr=10.77.0.2:9999"]).await;
-        assert!(outbound.starts_with("error\t") && outbound.contains("error="), "{outbound}");
+        assert!(
+            inbound.starts_with("error\taccess\tconnection complete") && inbound.contains(named),
+            "{inbound}"
+        );
+        let outbound =
+            log::line(&[&client_name, "outbound", "dst.hbone_addr=10.77.0.2:9999"]).await;
+        assert!(
+            outbound.starts_with("error\t") && outbound.contains("error="),
+            "{outbound}"
+        );
         assert!(outbound.contains("bytes_sent=0 bytes_recv=0"), "{outbound}");
         lab.quiet().await;
         assert_eq!(reached.load(Ordering::Relaxed), 0);
         let parts = ["reporter=\"destination\"", "response_flags=\"DENY\""];
-        assert_eq!(lab.nodes[node].metric("istio_tcp_connections_failed_total", &parts), 2);
+        assert_eq!(
+            lab.nodes[node].metric("istio_tcp_connections_failed_total", &parts),
+            2
+        );
         let parts = ["reporter=\"source\"", "response_flags=\"DENY\""];
-        assert_eq!(lab.nodes[0].metric("istio_tcp_connections_failed_total", &parts), 2);
+        assert_eq!(
+            lab.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
+            2
+        );
     }
 }
 
@@ -51,11 +65,15 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
 async fn strict_refuses_plaintext_and_nothing_else() {
     let mut lab = Lab::new(&[]);
     let client = lab.pod("client-l", At::Node(0), &CLIENT).await;
-    let outsider = lab.pod("outsider-l", At::Nowhere, &["10.77.0.3", "fd77::3"]).await;
+    let outsider = lab
+        .pod("outsider-l", At::Nowhere, &["10.77.0.3", "fd77::3"])
+        .await;
     let policy = "istio-system/istio_converted_static_strict";
     lab.tell(|update| update.set_policy(strict()));
     let server = lab
-        .pod_with("server-l", At::Node(1), &SERVER, |pod| pod.authorization_policies = vec![policy.into()])
+        .pod_with("server-l", At::Node(1), &SERVER, |pod| {
+            pod.authorization_policies = vec![policy.into()]
+        })
         .await;
     server.serve(9000);
     for family in [0, 1] {
@@ -65,26 +83,37 @@ async fn strict_refuses_plaintext_and_nothing_else() {
         echo(tcp, b"x").await;
     }
     let line = log::line(&["server-l", "src.addr=10.77.0.3", "inbound"]).await;
-    assert!(line.contains(&format!("explicitly denied by: {policy}")), "{line}");
+    assert!(
+        line.contains(&format!("explicitly denied by: {policy}")),
+        "{line}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_comes_late_is_waited_for_and_one_that_never_comes_denies() {
     for (suffix, at) in [("ma", At::Node(1)), ("mb", At::Node(0))] {
         let mut lab = Lab::new(&[]);
-        let client = lab.pod(&format!("client-{suffix}"), At::Node(0), &CLIENT).await;
+        let client = lab
+            .pod(&format!("client-{suffix}"), At::Node(0), &CLIENT)
+            .await;
         let late = vec!["default/late".to_owned()];
         let server_name = format!("server-{suffix}");
-        let server =
-            lab.pod_with(&server_name, at, &SERVER, |pod| pod.authorization_policies = late.clone()).await;
+        let server = lab
+            .pod_with(&server_name, at, &SERVER, |pod| {
+                pod.authorization_policies = late.clone()
+            })
+            .await;
         server.serve(9000);
         let mut tcp = client.connect(server.at(0, 9000)).await;
-        let held = tokio::time::timeout(std::time::Duration::from_millis(300), greeting(&mut tcp)).await;
+        let held =
+            tokio::time::timeout(std::time::Duration::from_millis(300), greeting(&mut tcp)).await;
         assert!(held.is_err(), "held, neither served nor refused");
         lab.deny_port("late", 9999);
         assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
 
-        lab.change(&server_name, |pod| pod.authorization_policies = vec!["default/never".into()]);
+        lab.change(&server_name, |pod| {
+            pod.authorization_policies = vec!["default/never".into()]
+        });
         client.is_reset(server.at(0, 9000)).await;
         let line = log::line(&[&format!("client-{suffix}"), "inbound", "default/never"]).await;
         assert!(line.starts_with("error\t"), "{line}");
@@ -103,11 +132,17 @@ async fn an_impostor_is_refused_before_any_byte() {
     let reached = count(&server, 9000);
     client.is_reset(server.at(0, 9000)).await;
     let line = log::line(&["client-n", "outbound"]).await;
-    assert!(line.contains("sa/somebody-else") && line.contains("sa/server-n"), "names both: {line}");
+    assert!(
+        line.contains("sa/somebody-else") && line.contains("sa/server-n"),
+        "names both: {line}"
+    );
     lab.quiet().await;
     assert_eq!(reached.load(Ordering::Relaxed), 0);
     let parts = ["reporter=\"source\"", "response_flags=\"IDENTITY_ERROR\""];
-    assert_eq!(lab.nodes[0].metric("istio_tcp_connections_failed_total", &parts), 1);
+    assert_eq!(
+        lab.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +159,10 @@ async fn without_a_certificate_a_connection_waits_and_then_hears_why() {
     let new = lab.pod("new-o", At::Node(0), &CLIENT).await;
     new.is_reset(server.at(0, 9000)).await;
     let line = log::line(&["new-o", "outbound"]).await;
-    assert!(line.contains("no certificate for spiffe://cluster.local/ns/default/sa/new-o"), "{line}");
+    assert!(
+        line.contains("no certificate for spiffe://cluster.local/ns/default/sa/new-o"),
+        "{line}"
+    );
     // Identities that have one do not notice.
     let mut tcp = known.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
@@ -140,8 +178,15 @@ async fn a_closed_port_resets_the_client_and_is_named_at_both_ends() {
         let server = lab.pod(&format!("server-{suffix}"), at, &SERVER).await;
         client.is_reset(server.at(0, 4444)).await;
         let inbound = log::line(&[&client_name, "inbound"]).await;
-        assert!(inbound.contains("error=\"connection failed: Connection refused (os error 111)\""), "{inbound}");
-        assert!(log::line(&[&client_name, "outbound"]).await.contains("error="));
+        assert!(
+            inbound.contains("error=\"connection failed: Connection refused (os error 111)\""),
+            "{inbound}"
+        );
+        assert!(
+            log::line(&[&client_name, "outbound"])
+                .await
+                .contains("error=")
+        );
     }
 }
 
@@ -157,7 +202,12 @@ async fn our_own_ports_are_never_carried_to() {
         }
     }
     client.is_reset(client.at(0, 15001)).await;
-    log::line(&["src.addr=10.77.0.1", "dst.addr=10.77.0.1:15001", "attempted recursive call to ourselves"]).await;
+    log::line(&[
+        "src.addr=10.77.0.1",
+        "dst.addr=10.77.0.1:15001",
+        "attempted recursive call to ourselves",
+    ])
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,16 +217,25 @@ async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
     lab.tell(|update| {
         update.set_service(service("empty-r.svc", &["10.78.0.1"], &[(80, 80)]));
         let mut guarded = service("guarded-r.svc", &["10.78.0.2"], &[(80, 80)]);
-        let named = wire::NamespacedHostname { namespace: "default".into(), hostname: "lost-r.svc".into() };
+        let named = wire::NamespacedHostname {
+            namespace: "default".into(),
+            hostname: "lost-r.svc".into(),
+        };
         guarded.waypoint = Some(wire::GatewayAddress {
             destination: Some(wire::gateway_address::Destination::Hostname(named)),
             hbone_mtls_port: 15008,
         });
         update.set_service(guarded);
     });
-    for (vip, reason) in [("10.78.0.1:80", "no healthy upstream"), ("10.78.0.2:80", "waypoint default/lost-r.svc")] {
+    for (vip, reason) in [
+        ("10.78.0.1:80", "no healthy upstream"),
+        ("10.78.0.2:80", "waypoint default/lost-r.svc"),
+    ] {
         client.is_reset(vip.parse().unwrap()).await;
         let line = log::line(&[&format!("dst.addr={vip}"), reason]).await;
-        assert!(line.starts_with("warn\taccess\tconnection failed"), "{line}");
+        assert!(
+            line.starts_with("warn\taccess\tconnection failed"),
+            "{line}"
+        );
     }
 }

@@ -1,0 +1,358 @@
+//! Destinations in, decisions out, over small meshes.
+
+use api::workload as wire;
+
+use super::*;
+use crate::testing::{endpoint, pod, service, snapshot, waypoint_host, waypoint_ip};
+
+/// The source is pod `client` at 10.0.0.1 and fd00::1 on node-1; `local` are the pods of its node.
+fn ask(snapshot: &Snapshot, to: &str, local: &[&str]) -> Result<Decision, Refused> {
+    ask_drawing(snapshot, to, local, 0)
+}
+
+fn ask_drawing(
+    snapshot: &Snapshot,
+    to: &str,
+    local: &[&str],
+    draw: u64,
+) -> Result<Decision, Refused> {
+    let source = snapshot.workload("client").unwrap();
+    let joinable = |workload: &Workload| local.contains(&&*workload.uid);
+    let destination = to.parse().unwrap();
+    decide(&Question {
+        snapshot,
+        source,
+        destination,
+        joinable: &joinable,
+        draw,
+    })
+}
+
+/// One line that says all that matters.
+fn say(decision: Result<Decision, Refused>) -> String {
+    let service = |service: &Option<Arc<Service>>| match service {
+        Some(service) => format!(" of {}", service.hostname),
+        None => String::new(),
+    };
+    match decision {
+        Ok(Decision::Tunnel(t)) => {
+            let expected: Vec<_> = t.expected.iter().map(Identity::service_account).collect();
+            format!(
+                "tunnel {} to {} by {}{}",
+                t.address,
+                t.authority,
+                expected.join("+"),
+                service(&t.service)
+            )
+        }
+        Ok(Decision::Local(d)) => format!(
+            "local {} at {}{}",
+            d.workload.uid,
+            d.address,
+            service(&d.service)
+        ),
+        Ok(Decision::Plain(p)) => format!("plain {:?}{}", p.to, service(&p.service)),
+        Err(why) => format!("refused: {why}"),
+    }
+}
+
+fn small_mesh() -> Arc<Snapshot> {
+    snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1", "fd00::1"]));
+        mesh.set_workload(endpoint(
+            "web",
+            &["10.0.0.2", "fd00::2"],
+            "web.svc",
+            &[(80, 8080)],
+        ));
+        let mut plain = endpoint("plain", &["10.0.0.3"], "plain.svc", &[]);
+        plain.tunnel_protocol = 0;
+        mesh.set_workload(plain);
+        let mut native = pod("native", &["10.0.0.4"]);
+        native.native_tunnel = true;
+        mesh.set_workload(native);
+        mesh.set_service(service(
+            "web.svc",
+            &["10.1.0.1", "fd01::1"],
+            &[(80, 0), (443, 8443)],
+        ));
+        mesh.set_service(service("plain.svc", &["10.1.0.2"], &[(80, 80)]));
+        mesh.set_service(service("empty.svc", &["10.1.0.3"], &[(80, 80)]));
+        mesh.set_service(service("range.svc", &["10.9.0.0/16"], &[(80, 80)]));
+        mesh.set_workload(endpoint("ranged", &["10.0.0.5"], "range.svc", &[]));
+        let mut outside = service("outside.svc", &["10.1.0.4"], &[(80, 80)]);
+        outside.load_balancing = Some(wire::LoadBalancing {
+            mode: wire::load_balancing::Mode::Passthrough.into(),
+            ..Default::default()
+        });
+        mesh.set_service(outside);
+        let mut named = endpoint("named", &[], "named.svc", &[]);
+        (named.tunnel_protocol, named.hostname) = (0, "example.com".into());
+        mesh.set_workload(named);
+        mesh.set_service(service("named.svc", &["10.1.0.5"], &[(80, 8000)]));
+    })
+}
+
+#[test]
+fn destinations_are_reached_as_the_wire_says() {
+    let mesh = small_mesh();
+    for (to, expected) in [
+        (
+            "10.1.0.1:80",
+            "tunnel 10.0.0.2:15008 to 10.0.0.2:8080 by web of web.svc",
+        ),
+        (
+            "10.1.0.1:443",
+            "tunnel 10.0.0.2:15008 to 10.0.0.2:8443 by web of web.svc",
+        ),
+        (
+            "[fd01::1]:80",
+            "tunnel [fd00::2]:15008 to [fd00::2]:8080 by web of web.svc",
+        ),
+        (
+            "10.0.0.2:1234",
+            "tunnel 10.0.0.2:15008 to 10.0.0.2:1234 by web",
+        ),
+        (
+            "[fd00::2]:1234",
+            "tunnel [fd00::2]:15008 to [fd00::2]:1234 by web",
+        ),
+        (
+            "10.0.0.4:80",
+            "tunnel 10.0.0.4:15008 to 10.0.0.4:80 by native",
+        ),
+        ("10.1.0.2:80", "plain Address(10.0.0.3:80) of plain.svc"),
+        ("10.0.0.3:22", "plain Address(10.0.0.3:22)"),
+        (
+            "10.9.200.3:80",
+            "tunnel 10.0.0.5:15008 to 10.0.0.5:80 by ranged of range.svc",
+        ),
+        ("192.0.2.1:443", "plain Address(192.0.2.1:443)"),
+        ("10.1.0.4:80", "plain Address(10.1.0.4:80) of outside.svc"),
+        (
+            "10.1.0.5:80",
+            "plain Name(\"example.com\", 8000) of named.svc",
+        ),
+        (
+            "10.1.0.3:80",
+            "refused: no healthy upstream: default/empty.svc: the service has no endpoint",
+        ),
+        (
+            "10.1.0.1:81",
+            "refused: no healthy upstream: default/web.svc: the service has no port 81",
+        ),
+    ] {
+        assert_eq!(say(ask(&mesh, to, &[])), expected, "{to}");
+    }
+}
+
+#[test]
+fn pods_of_this_node_are_joined_unless_they_terminate_tunnels_themselves() {
+    let mesh = small_mesh();
+    let local = ["web", "plain", "native"];
+    for (to, expected) in [
+        ("10.1.0.1:80", "local web at 10.0.0.2:8080 of web.svc"),
+        ("[fd00::2]:80", "local web at [fd00::2]:80"),
+        (
+            "10.0.0.4:80",
+            "tunnel 10.0.0.4:15008 to 10.0.0.4:80 by native",
+        ),
+        ("10.0.0.3:80", "plain Address(10.0.0.3:80)"),
+    ] {
+        assert_eq!(say(ask(&mesh, to, &local)), expected, "{to}");
+    }
+}
+
+#[test]
+fn our_own_ports_are_a_loop_only_on_our_own_addresses() {
+    let mesh = small_mesh();
+    for port in OWN_PORTS {
+        for ip in ["10.0.0.1", "[fd00::1]"] {
+            let asked = ask(&mesh, &format!("{ip}:{port}"), &[]);
+            assert!(matches!(asked, Err(Refused::SelfCall)), "{ip}:{port}");
+        }
+        assert!(ask(&mesh, &format!("192.0.2.1:{port}"), &[]).is_ok());
+    }
+    assert!(ask(&mesh, "10.0.0.1:80", &[]).is_ok());
+}
+
+fn mesh_with_waypoints() -> Arc<Snapshot> {
+    snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1"]));
+        let mut waypoint = endpoint(
+            "waypoint",
+            &["10.0.0.9", "fd00::9"],
+            "waypoint.svc",
+            &[(15008, 15008)],
+        );
+        waypoint.native_tunnel = true;
+        mesh.set_workload(waypoint);
+        let mut front = service("waypoint.svc", &["10.1.0.9"], &[(15008, 15008)]);
+        front.subject_alt_names = vec![
+            "spiffe://cluster.local/ns/default/sa/older".into(),
+            "not an identity".into(),
+        ];
+        mesh.set_service(front);
+        mesh.set_service(service("asleep.svc", &["10.1.0.8"], &[(15008, 15008)]));
+        for (host, vip, waypoint) in [
+            ("named.svc", "10.2.0.1", waypoint_host("waypoint.svc")),
+            ("by-vip.svc", "10.2.0.2", waypoint_ip("10.1.0.9")),
+            ("by-pod.svc", "10.2.0.3", waypoint_ip("10.0.0.9")),
+            ("lost.svc", "10.2.0.4", waypoint_host("nowhere.svc")),
+            ("lost-ip.svc", "10.2.0.5", waypoint_ip("10.7.7.7")),
+            ("asleep-behind.svc", "10.2.0.6", waypoint_host("asleep.svc")),
+        ] {
+            let mut service = service(host, &[vip], &[(80, 80)]);
+            service.waypoint = waypoint;
+            mesh.set_service(service);
+        }
+        let mut web = endpoint("web", &["10.0.0.2"], "named.svc", &[]);
+        web.waypoint = waypoint_host("waypoint.svc");
+        mesh.set_workload(web);
+        let mut canary = service("canary.svc", &["10.2.0.7"], &[(80, 80)]);
+        canary.waypoint = waypoint_host("nowhere.svc");
+        canary.weighted_waypoints = vec![
+            wire::WeightedWaypoint {
+                destination: waypoint_host("waypoint.svc"),
+                weight: 100,
+            },
+            wire::WeightedWaypoint {
+                destination: waypoint_host("nowhere.svc"),
+                weight: 0,
+            },
+        ];
+        mesh.set_service(canary);
+    })
+}
+
+#[test]
+fn a_waypoint_is_asked_for_what_the_app_asked_for() {
+    let mesh = mesh_with_waypoints();
+    for (to, expected) in [
+        (
+            "10.2.0.1:80",
+            "tunnel 10.0.0.9:15008 to 10.2.0.1:80 by older+waypoint of named.svc",
+        ),
+        (
+            "10.2.0.1:81",
+            "tunnel 10.0.0.9:15008 to 10.2.0.1:81 by older+waypoint of named.svc",
+        ),
+        (
+            "10.2.0.2:80",
+            "tunnel 10.0.0.9:15008 to 10.2.0.2:80 by older+waypoint of by-vip.svc",
+        ),
+        (
+            "10.2.0.3:80",
+            "tunnel 10.0.0.9:15008 to 10.2.0.3:80 by waypoint of by-pod.svc",
+        ),
+        (
+            "10.2.0.7:80",
+            "tunnel 10.0.0.9:15008 to 10.2.0.7:80 by older+waypoint of canary.svc",
+        ),
+        (
+            "10.0.0.2:80",
+            "tunnel 10.0.0.9:15008 to 10.0.0.2:80 by older+waypoint",
+        ),
+    ] {
+        assert_eq!(say(ask(&mesh, to, &["web"])), expected, "{to}");
+    }
+}
+
+#[test]
+fn a_waypoint_that_cannot_be_found_is_never_gone_around() {
+    let mesh = mesh_with_waypoints();
+    assert!(matches!(
+        ask(&mesh, "10.2.0.4:80", &[]),
+        Err(Refused::WaypointNotFound(_))
+    ));
+    assert!(matches!(
+        ask(&mesh, "10.2.0.5:80", &[]),
+        Err(Refused::WaypointNotFound(_))
+    ));
+    assert!(matches!(
+        ask(&mesh, "10.2.0.6:80", &[]),
+        Err(Refused::WaypointNotReady { .. })
+    ));
+}
+
+#[test]
+fn what_a_captured_waypoint_sends_on_does_not_come_back_to_it() {
+    let mesh = snapshot(|mesh| {
+        let mut waypoint = endpoint("client", &["10.0.0.1"], "waypoint.svc", &[(15008, 15008)]);
+        waypoint.application_tunnel = Some(wire::ApplicationTunnel {
+            protocol: 1,
+            port: 15088,
+        });
+        mesh.set_workload(waypoint);
+        mesh.set_service(service("waypoint.svc", &["10.1.0.9"], &[]));
+        for (name, ip, waypoint) in [
+            ("web", "10.0.0.2", waypoint_host("waypoint.svc")),
+            ("other", "10.0.0.3", waypoint_ip("10.0.0.1")),
+        ] {
+            let mut pod = pod(name, &[ip]);
+            pod.waypoint = waypoint;
+            mesh.set_workload(pod);
+        }
+    });
+    assert_eq!(
+        say(ask(&mesh, "10.0.0.2:80", &[])),
+        "tunnel 10.0.0.2:15008 to 10.0.0.2:80 by web"
+    );
+    assert_eq!(
+        say(ask(&mesh, "10.0.0.3:80", &[])),
+        "tunnel 10.0.0.3:15008 to 10.0.0.3:80 by other"
+    );
+}
+
+#[test]
+fn a_service_vouches_for_its_endpoints() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1"]));
+        mesh.set_workload(endpoint("web", &["10.0.0.2"], "web.svc", &[]));
+        let mut web = service("web.svc", &["10.1.0.1"], &[(80, 80)]);
+        web.subject_alt_names = vec![
+            "spiffe://cluster.local/ns/default/sa/web".into(),
+            "spiffe://cluster.local/ns/default/sa/blue".into(),
+            "https://example.com".into(),
+        ];
+        mesh.set_service(web);
+    });
+    assert_eq!(
+        say(ask(&mesh, "10.1.0.1:80", &[])),
+        "tunnel 10.0.0.2:15008 to 10.0.0.2:80 by blue+web of web.svc"
+    );
+    assert_eq!(
+        say(ask(&mesh, "10.0.0.2:80", &[])),
+        "tunnel 10.0.0.2:15008 to 10.0.0.2:80 by web"
+    );
+}
+
+#[test]
+fn what_only_a_gateway_leads_to_is_refused_with_that_reason() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1"]));
+        let mut far = endpoint("far", &[], "far.svc", &[]);
+        (far.network, far.network_gateway) = ("elsewhere".into(), waypoint_ip("192.0.2.9"));
+        mesh.set_workload(far);
+        mesh.set_service(service("far.svc", &["10.1.0.1"], &[(80, 80)]));
+    });
+    assert!(matches!(
+        ask(&mesh, "10.1.0.1:80", &[]),
+        Err(Refused::OtherNetwork(..))
+    ));
+}
+
+#[test]
+fn endpoints_share_the_connections() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1"]));
+        for (name, ip) in [("a", "10.0.0.2"), ("b", "10.0.0.3")] {
+            mesh.set_workload(endpoint(name, &[ip], "web.svc", &[]));
+        }
+        mesh.set_service(service("web.svc", &["10.1.0.1"], &[(80, 80)]));
+    });
+    let chosen: std::collections::BTreeSet<_> = (0..64)
+        .map(|draw| say(ask_drawing(&mesh, "10.1.0.1:80", &[], draw)))
+        .collect();
+    assert_eq!(chosen.len(), 2, "{chosen:?}");
+}

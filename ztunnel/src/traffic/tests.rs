@@ -1,0 +1,162 @@
+//! What a scrape shows.
+
+use super::*;
+use crate::testing::{pod, service, snapshot};
+
+fn text(traffic: &Traffic) -> String {
+    let mut registry = Registry::default();
+    traffic.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
+}
+
+fn identity(account: &str) -> Option<Identity> {
+    Some(Identity::new("cluster.local", "default", account).unwrap())
+}
+
+/// (name, labels) of the first sample line of a metric.
+fn sample<'a>(text: &'a str, metric: &str) -> (&'a str, Vec<(&'a str, &'a str)>) {
+    let line = text.lines().find(|line| line.starts_with(metric)).unwrap();
+    let (name, rest) = line.split_once('{').unwrap();
+    let labels = rest.rsplit_once('}').unwrap().0;
+    let labels = labels
+        .split("\",")
+        .filter_map(|pair| pair.split_once("=\""));
+    (
+        name,
+        labels
+            .map(|(key, value)| (key, value.trim_end_matches('"')))
+            .collect(),
+    )
+}
+
+#[test]
+fn names_labels_and_their_order_are_those_of_istio() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.99.0.2"]));
+        mesh.set_workload(pod("server", &["10.99.0.3"]));
+    });
+    let traffic = Traffic::default();
+    let ends = Ends {
+        source: mesh.workload("client").cloned(),
+        source_identity: identity("client"),
+        destination: mesh.workload("server").cloned(),
+        destination_identity: identity("server"),
+        service: None,
+        secured: true,
+    };
+    let series = traffic.series(Reporter::Source, &ends, None);
+    series.opened();
+    series.moved(78, 78);
+    series.closed(Flag::Connect, true);
+    let ours = text(&traffic);
+    let golden = include_str!("../../testdata/admin/metrics-client-node.txt");
+    for metric in [
+        "istio_tcp_connections_opened_total",
+        "istio_tcp_connections_closed_total",
+        "istio_tcp_connections_failed_total",
+        "istio_tcp_sent_bytes_total",
+        "istio_tcp_received_bytes_total",
+        "istio_tcp_sockets_open",
+    ] {
+        let (ours, golden) = (sample(&ours, metric), sample(golden, metric));
+        assert_eq!(ours.0, golden.0);
+        let keys = |labels: &[(&str, &str)]| {
+            labels
+                .iter()
+                .map(|label| label.0.to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(keys(&ours.1), keys(&golden.1), "{metric}");
+    }
+    let (_, opened) = sample(&ours, "istio_tcp_connections_opened_total");
+    assert!(
+        sample(golden, "istio_tcp_connections_opened_total").1 == opened,
+        "same values too: {opened:?}"
+    );
+}
+
+#[test]
+fn one_series_per_pair_however_often_its_objects_are_replaced() {
+    let traffic = Traffic::default();
+    for _ in 0..3 {
+        let mesh = snapshot(|mesh| {
+            mesh.set_workload(pod("server", &["10.0.0.3"]));
+            mesh.set_service(service("web.svc", &["10.1.0.1"], &[]));
+        });
+        let destination = mesh.workload("server").cloned();
+        let service = mesh.service("default", "web.svc").cloned();
+        let ends = Ends {
+            destination,
+            service,
+            ..Ends::default()
+        };
+        traffic.series(Reporter::Destination, &ends, None).opened();
+    }
+    let text = text(&traffic);
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("istio_tcp_connections_opened_total"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("destination_service=\"web.svc\"") && lines[0].ends_with(" 3"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn baggage_fills_labels_of_unknown_sources_only_and_never_the_namespace_of_a_proven_one() {
+    let traffic = Traffic::default();
+    let said = Baggage {
+        namespace: Some("forged"),
+        workload: Some("web"),
+        ..Baggage::default()
+    };
+    let ends = Ends {
+        source_identity: identity("client"),
+        ..Ends::default()
+    };
+    traffic
+        .series(Reporter::Destination, &ends, Some(said))
+        .opened();
+    let shown = text(&traffic);
+    assert!(
+        shown.contains("source_workload=\"web\"")
+            && shown.contains("source_workload_namespace=\"default\"")
+    );
+    assert!(!shown.contains("forged"));
+
+    let mesh = snapshot(|mesh| mesh.set_workload(pod("client", &["10.0.0.1"])));
+    let known = Ends {
+        source: mesh.workload("client").cloned(),
+        ..ends
+    };
+    let traffic = Traffic::default();
+    traffic
+        .series(Reporter::Destination, &known, Some(said))
+        .opened();
+    assert!(!text(&traffic).contains("web"));
+}
+
+#[test]
+fn invented_names_do_not_fill_memory() {
+    let traffic = Traffic::default();
+    let ends = Ends {
+        source_identity: identity("client"),
+        ..Ends::default()
+    };
+    for name in 0..SERIES_FROM_BAGGAGE + 500 {
+        let name = name.to_string();
+        let said = Baggage {
+            workload: Some(&name),
+            ..Baggage::default()
+        };
+        traffic.series(Reporter::Destination, &ends, Some(said));
+    }
+    assert_eq!(
+        traffic.0.series.read().unwrap().len(),
+        SERIES_FROM_BAGGAGE + 1
+    );
+}
