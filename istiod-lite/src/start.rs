@@ -157,6 +157,7 @@ async fn open_feed(run: &Run, metrics: Arc<Metrics>) -> Result<(Feed, Views), St
         cluster_domain: run.cluster_domain.clone(),
         root_namespace: run.namespace.clone(),
         dry_run: run.dry_run_policies,
+        ..Settings::default()
     };
     let debounce = Debounce::new(run.debounce_after, run.debounce_max);
     let directory = &run.places.config_dir;
