@@ -194,7 +194,27 @@ mod tests {
         ]
         .map(|(ip, uid)| (ip.parse().unwrap(), Uid::new(uid)))
         .into();
-        insta::assert_snapshot!(table(&pods, 0, Probes::default(), true));
+        insta::assert_snapshot!(table(&pods, 0, Probes::default(), true), @r#"
+table inet istio-ambient-nat
+delete table inet istio-ambient-nat
+table inet istio-ambient-nat {
+	set istio-inpod-probes-v4 {
+		type ipv4_addr
+		comment "UUID of the pods that are part of ambient mesh"
+		elements = { 10.30.0.1 comment "u-1", 10.30.0.2 comment "u___flush_ruleset" }
+	}
+	set istio-inpod-probes-v6 {
+		type ipv6_addr
+		comment "UUID of the pods that are part of ambient mesh"
+		elements = { fd00:30::2 comment "u-2" }
+	}
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		meta l4proto tcp meta skuid 0 ip daddr @istio-inpod-probes-v4 counter snat ip to 169.254.7.127
+		meta l4proto tcp meta skuid 0 ip6 daddr @istio-inpod-probes-v6 counter snat ip6 to fd16:9254:7127:1337:ffff:ffff:ffff:ffff
+	}
+}
+"#);
     }
 
     #[test]

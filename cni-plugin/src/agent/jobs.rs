@@ -217,7 +217,7 @@ impl Tools {
         loop {
             let own = own.clone();
             let open = netns
-                .enter(move || processes::borrowed_addresses(&own))
+                .enter(move || processes::through_ztunnel(&own))
                 .await?;
             if open == 0 {
                 return Ok(());

@@ -74,27 +74,35 @@ fn start_time(stat: &str) -> Option<u64> {
         .ok()
 }
 
-/// How many connections in the calling thread's network namespace speak from an address that is not
-/// one of `own`: ztunnel's, towards the application, in the name of the client.
-pub(crate) fn borrowed_addresses(own: &[IpAddr]) -> usize {
+/// How many connections in the calling thread's network namespace go through ztunnel: redirected to it, or
+/// opened by it towards the application in the name of a client, from an address that is not
+/// one of `own`.
+pub(crate) fn through_ztunnel(own: &[IpAddr]) -> usize {
     let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
     tables
         .iter()
         .filter_map(|table| fs::read_to_string(table).ok())
-        .map(|table| borrowed(&table, own))
+        .map(|table| redirected_or_borrowed(&table, own))
         .sum()
 }
 
-fn borrowed(table: &str, own: &[IpAddr]) -> usize {
+fn redirected_or_borrowed(table: &str, own: &[IpAddr]) -> usize {
     let lines = table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_whitespace();
         Some((fields.nth(1)?, fields.nth(1)?))
     });
     lines
         .filter(|(_, state)| !matches!(*state, TIME_WAIT | LISTEN))
-        .filter_map(|(local, _)| address(local.split_once(':')?.0))
-        .filter(|ip| !ip.is_loopback() && !ip.is_unspecified() && !own.contains(ip))
+        .filter_map(|(local, _)| local.split_once(':'))
+        .filter(|(ip, port)| {
+            REDIRECTED.contains(port) || address(ip).is_some_and(|ip| is_foreign(&ip, own))
+        })
         .count()
+}
+
+fn is_foreign(ip: &IpAddr, own: &[IpAddr]) -> bool {
+    let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    !ip.is_loopback() && !ip.is_unspecified() && !link_local && !own.contains(ip)
 }
 
 /// The kernel prints addresses as 32 bit words in the machine's order.
@@ -122,6 +130,8 @@ fn address(hex: &str) -> Option<IpAddr> {
 const UUID: usize = 36;
 const TIME_WAIT: &str = "06";
 const LISTEN: &str = "0A";
+/// 15001 and 15006.
+const REDIRECTED: [&str; 2] = ["3A99", "3A9E"];
 
 #[cfg(test)]
 mod tests {
@@ -136,7 +146,7 @@ mod tests {
 
     #[cfg(target_endian = "little")]
     #[test]
-    fn only_connections_in_foreign_names_count() {
+    fn connections_through_ztunnel_are_told_from_others() {
         let table = "\
   sl  local_address rem_address   st tx_queue
    0: 00000000:3A98 00000000:0000 0A 0
@@ -145,11 +155,13 @@ mod tests {
    3: 0900630A:A001 0200630A:1F90 01 0
    4: 0900630A:A002 0200630A:1F90 06 0
    5: 0900630A:A003 0200630A:1F90 08 0
+   6: 0100007F:3A99 0200630A:1F90 01 0
+   7: 0200630A:3A9E 0200630A:1F90 06 0
 ";
-        assert_eq!(borrowed(table, &["10.99.0.2".parse().unwrap()]), 2);
-        let v6 = "  sl\n   0: 300000FD00000000000000000200000:1 0:0 01\n   1: 300000FD000000000000000002000000:A0 0:0 01\n   2: 0000000000000000FFFF00000200630A:A0 0:0 01\n";
         let own = ["10.99.0.2".parse().unwrap()];
-        assert_eq!(borrowed(v6, &own), 1);
+        assert_eq!(redirected_or_borrowed(table, &own), 3);
+        let v6 = "  sl\n   0: 300000FD00000000000000000200000:1 0:0 01\n   1: 300000FD000000000000000002000000:A0 0:0 01\n   2: 0000000000000000FFFF00000200630A:A0 0:0 01\n";
+        assert_eq!(redirected_or_borrowed(v6, &own), 1);
         assert_eq!(
             address("300000FD000000000000000002000000")
                 .unwrap()

@@ -15,7 +15,56 @@ fn plain() -> Capture {
 
 #[test]
 fn a_plain_pod() {
-    insta::assert_snapshot!(plain().install());
+    insta::assert_snapshot!(plain().install(), @r#"
+table inet istio-ambient-nat
+delete table inet istio-ambient-nat
+table inet istio-ambient-nat {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		meta l4proto tcp ip saddr 169.254.7.127 counter accept
+		ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15006
+	}
+	chain istio-output {
+		meta l4proto tcp ip daddr 169.254.7.127 counter accept
+		meta l4proto tcp meta mark & 0xfff == 0x111 counter accept
+		oifname "lo" ip daddr != 127.0.0.1 counter accept
+		meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001
+	}
+}
+table inet istio-ambient-mangle
+delete table inet istio-ambient-mangle
+table inet istio-ambient-mangle {
+	chain prerouting {
+		type filter hook prerouting priority mangle; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type route hook output priority mangle; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+		iifname != "lo" ip saddr != 169.254.7.127 ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn jump ambit-guard
+	}
+	chain istio-output {
+		ct mark & 0xfff == 0x111 counter meta mark set ct mark
+	}
+	chain ambit-guard {
+		ct status dnat counter return
+		ct state new ct status ! confirmed counter return
+		counter reject with tcp reset
+	}
+}
+table inet istio-ambient-raw
+delete table inet istio-ambient-raw
+"#);
 }
 
 #[test]
@@ -25,7 +74,81 @@ fn a_dual_stack_pod_with_dns() {
         dns: true,
         ..plain()
     };
-    insta::assert_snapshot!(capture.install());
+    insta::assert_snapshot!(capture.install(), @r#"
+table inet istio-ambient-nat
+delete table inet istio-ambient-nat
+table inet istio-ambient-nat {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		meta l4proto tcp ip saddr 169.254.7.127 counter accept
+		meta l4proto tcp ip6 saddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff counter accept
+		ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15006
+		ip6 daddr != ::1 tcp dport != 15008 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15006
+	}
+	chain istio-output {
+		meta l4proto tcp ip daddr 169.254.7.127 counter accept
+		meta l4proto tcp ip6 daddr fd16:9254:7127:1337:ffff:ffff:ffff:ffff counter accept
+		oifname != "lo" meta mark & 0xfff != 0x539 udp dport 53 counter redirect to :15053
+		ip daddr != 127.0.0.1 tcp dport 53 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15053
+		ip6 daddr != ::1 tcp dport 53 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15053
+		meta l4proto tcp meta mark & 0xfff == 0x111 counter accept
+		oifname "lo" ip daddr != 127.0.0.1 counter accept
+		oifname "lo" ip6 daddr != ::1 counter accept
+		meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001
+		meta l4proto tcp ip6 daddr != ::1 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001
+	}
+}
+table inet istio-ambient-mangle
+delete table inet istio-ambient-mangle
+table inet istio-ambient-mangle {
+	chain prerouting {
+		type filter hook prerouting priority mangle; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type route hook output priority mangle; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+		iifname != "lo" ip saddr != 169.254.7.127 ip daddr != 127.0.0.1 tcp dport != 15008 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn jump ambit-guard
+		iifname != "lo" ip6 saddr != fd16:9254:7127:1337:ffff:ffff:ffff:ffff ip6 daddr != ::1 tcp dport != 15008 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn jump ambit-guard
+	}
+	chain istio-output {
+		ct mark & 0xfff == 0x111 counter meta mark set ct mark
+	}
+	chain ambit-guard {
+		ct status dnat counter return
+		ct state new ct status ! confirmed counter return
+		counter reject with tcp reset
+	}
+}
+table inet istio-ambient-raw
+delete table inet istio-ambient-raw
+table inet istio-ambient-raw {
+	chain prerouting {
+		type filter hook prerouting priority raw; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type filter hook output priority raw; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		udp sport 53 meta mark & 0xfff != 0x539 counter ct zone set 1
+	}
+	chain istio-output {
+		udp dport 53 meta mark & 0xfff == 0x539 counter ct zone set 1
+	}
+}
+"#);
 }
 
 #[test]
@@ -35,12 +158,84 @@ fn an_ingress_pod_with_a_virtual_machine() {
         interfaces: vec!["eth1".parse().unwrap()],
         ..plain()
     };
-    insta::assert_snapshot!(capture.install());
+    insta::assert_snapshot!(capture.install(), @r#"
+table inet istio-ambient-nat
+delete table inet istio-ambient-nat
+table inet istio-ambient-nat {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type nat hook output priority -100; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		iifname "eth1" meta l4proto tcp tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001
+		iifname "eth1" meta l4proto tcp counter return
+	}
+	chain istio-output {
+		meta l4proto tcp ip daddr 169.254.7.127 counter accept
+		meta l4proto tcp meta mark & 0xfff == 0x111 counter accept
+		oifname "lo" ip daddr != 127.0.0.1 counter accept
+		meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001
+	}
+}
+table inet istio-ambient-mangle
+delete table inet istio-ambient-mangle
+table inet istio-ambient-mangle {
+	chain prerouting {
+		type filter hook prerouting priority mangle; policy accept;
+		jump istio-prerouting
+	}
+	chain output {
+		type route hook output priority mangle; policy accept;
+		jump istio-output
+	}
+	chain istio-prerouting {
+		meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+	}
+	chain istio-output {
+		ct mark & 0xfff == 0x111 counter meta mark set ct mark
+	}
+	chain ambit-guard {
+		ct status dnat counter return
+		ct state new ct status ! confirmed counter return
+		counter reject with tcp reset
+	}
+}
+table inet istio-ambient-raw
+delete table inet istio-ambient-raw
+"#);
 }
 
 #[test]
 fn letting_go_and_removing() {
-    insta::assert_snapshot!(release() + "---\n" + &remove());
+    insta::assert_snapshot!(release() + "---\n" + &remove(), @r#"
+table inet istio-ambient-nat {
+	chain istio-prerouting {
+	}
+}
+flush chain inet istio-ambient-nat istio-prerouting
+table inet istio-ambient-nat {
+	chain istio-output {
+	}
+}
+flush chain inet istio-ambient-nat istio-output
+table inet istio-ambient-mangle {
+	chain istio-prerouting {
+	}
+}
+flush chain inet istio-ambient-mangle istio-prerouting
+add rule inet istio-ambient-mangle istio-prerouting meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+---
+table inet istio-ambient-nat
+delete table inet istio-ambient-nat
+table inet istio-ambient-mangle
+delete table inet istio-ambient-mangle
+table inet istio-ambient-raw
+delete table inet istio-ambient-raw
+"#);
 }
 
 #[test]

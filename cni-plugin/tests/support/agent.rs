@@ -1,0 +1,259 @@
+//! The agent as its own process, with directories of its own, and the files of its pods.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use api::k8s::objects::Object;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::eventually;
+use super::net::{Netns, Running};
+use super::ztunnel::Ztunnel;
+
+/// An agent and everything around it. It is killed with this value.
+pub struct Agent {
+    pub dir: tempfile::TempDir,
+    process: Option<Running>,
+    node: Option<PathBuf>,
+    more: Vec<String>,
+}
+
+/// The UID of the pod `name`: 36 bytes, as Kubernetes makes them.
+pub fn uid(name: &str) -> String {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    format!(
+        "{:08x}-0000-4000-8000-{:012x}",
+        hash >> 32,
+        hash & 0xffff_ffff
+    )
+}
+
+impl Agent {
+    /// Starts it for node `n1` with an ambient namespace `app`, and waits until it listens.
+    pub fn start(more: &[&str]) -> Self {
+        let agent = Self::prepare(None, more);
+        agent.namespace("app", json!({ "istio.io/dataplane-mode": "ambient" }));
+        agent.started()
+    }
+
+    /// The same, in a network namespace that plays the node.
+    pub fn start_in(node: &Netns, more: &[&str]) -> Self {
+        let agent = Self::prepare(Some(node), more);
+        agent.namespace("app", json!({ "istio.io/dataplane-mode": "ambient" }));
+        agent.started()
+    }
+
+    pub fn prepare(node: Option<&Netns>, more: &[&str]) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ambit-t-cni-")
+            .tempdir()
+            .unwrap();
+        fs::create_dir(dir.path().join("config")).unwrap();
+        Self {
+            dir,
+            process: None,
+            node: node.map(Netns::path),
+            more: more.iter().map(|&arg| arg.to_owned()).collect(),
+        }
+    }
+
+    pub fn started(mut self) -> Self {
+        self.launch();
+        self
+    }
+
+    pub fn launch(&mut self) {
+        let program = env!("CARGO_BIN_EXE_ambit-cni-agent");
+        let mut command = match &self.node {
+            Some(node) => {
+                let mut command = Command::new("nsenter");
+                command
+                    .arg(format!("--net={}", node.display()))
+                    .arg("--")
+                    .arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        let path = |name: &str| self.dir.path().join(name);
+        command
+            .arg("--config-dir")
+            .arg(path("config"))
+            .args(["--node-name", "n1"])
+            .arg("--cni-run-dir")
+            .arg(path("run"))
+            .arg("--ztunnel-socket")
+            .arg(self.ztunnel_socket())
+            .args([
+                "--metrics-address",
+                "127.0.0.1:0",
+                "--readiness-address",
+                "127.0.0.1:0",
+            ])
+            .args(["--release-pause", "0.1", "--log", "debug"])
+            .args(&self.more);
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path("log"))
+            .unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let before = self.log().matches("the agent is ready").count();
+        self.process = Some(Running(command.spawn().unwrap()));
+        eventually("the agent is ready", || {
+            self.log().matches("the agent is ready").count() > before
+        });
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self) {
+        let mut process = self.process.take().unwrap();
+        kill(
+            Pid::from_raw(i32::try_from(process.0.id()).unwrap()),
+            Signal::SIGTERM,
+        )
+        .unwrap();
+        assert!(process.0.wait().unwrap().success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.process
+            .as_mut()
+            .unwrap()
+            .0
+            .try_wait()
+            .unwrap()
+            .is_none()
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("config")
+    }
+
+    pub fn ztunnel_socket(&self) -> PathBuf {
+        self.dir.path().join("zds/ztunnel.sock")
+    }
+
+    pub fn ztunnel(&self) -> Ztunnel {
+        Ztunnel::connect(&self.ztunnel_socket())
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn namespace(&self, name: &str, labels: Value) {
+        self.write(
+            &format!("ns-{name}.json"),
+            &json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": labels } }),
+        );
+    }
+
+    /// Writes pod `app/NAME` of node `n1`; `metadata` and `spec` are laid over a plain one.
+    pub fn pod(&self, name: &str, metadata: Value, spec: Value) {
+        let mut object = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": { "name": name, "namespace": "app", "uid": uid(name) },
+            "spec": { "nodeName": "n1", "containers": [{ "name": "c", "image": "i" }] },
+            "status": { "phase": "Running" },
+        });
+        for (part, more) in [("metadata", metadata), ("spec", spec)] {
+            for (key, value) in more.as_object().cloned().unwrap_or_default() {
+                object[part][key] = value;
+            }
+        }
+        self.write(&format!("pod-{name}.json"), &object);
+    }
+
+    pub fn plain_pod(&self, name: &str) {
+        self.pod(name, json!({}), json!({}));
+    }
+
+    pub fn delete_pod(&self, name: &str) {
+        fs::remove_file(self.config().join(format!("pod-{name}.json"))).unwrap();
+    }
+
+    fn write(&self, file: &str, object: &Value) {
+        let temporary = self.config().join(format!(".{file}.new"));
+        fs::write(&temporary, object.to_string()).unwrap();
+        fs::rename(&temporary, self.config().join(file)).unwrap();
+    }
+
+    /// What the agent says about a pod: annotation `ambient.istio.io/redirection`.
+    pub fn redirection(&self, name: &str) -> Option<String> {
+        let (objects, _) = api::k8s::dir::read(&self.config()).unwrap();
+        let pod = objects.into_iter().find_map(|object| match object {
+            Object::Pod(pod) if pod.metadata.name.as_deref() == Some(name) => Some(pod),
+            _ => None,
+        })?;
+        pod.metadata
+            .annotations
+            .as_ref()?
+            .get("ambient.istio.io/redirection")
+            .cloned()
+    }
+
+    pub fn await_redirection(&self, name: &str, expected: Option<&str>) {
+        eventually(
+            &format!("redirection of {name} is {expected:?}\n{}", self.log()),
+            || self.redirection(name).as_deref() == expected,
+        );
+    }
+
+    /// What the plugin would send for a pod with these addresses.
+    pub fn event(name: &str, netns: &Path, ips: &[&str]) -> Value {
+        let ips: Vec<Value> = ips
+            .iter()
+            .map(|ip| {
+                let mask = if ip.contains(':') {
+                    "/////////////////////w=="
+                } else {
+                    "/////w=="
+                };
+                json!({ "Interface": null, "Address": { "IP": ip, "Mask": mask }, "Gateway": "" })
+            })
+            .collect();
+        json!({ "Netns": netns, "PodName": name, "PodNamespace": "app", "IPs": ips })
+    }
+
+    /// Asks as the plugin does; status and text of the answer.
+    pub fn cmdadd(&self, name: &str, netns: &Path, ips: &[&str]) -> (u16, String) {
+        self.request(
+            "POST",
+            "/cmdadd",
+            &Self::event(name, netns, ips).to_string(),
+        )
+    }
+
+    pub fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = UnixStream::connect(self.run_dir().join("pluginevent.sock")).unwrap();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: unix\r\nContent-Length: {}\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, text) = answer.split_once("\r\n\r\n").unwrap();
+        (head[9..12].parse().unwrap(), text.to_owned())
+    }
+}

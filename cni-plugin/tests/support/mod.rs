@@ -1,0 +1,25 @@
+//! What the tests of this folder stand on: network namespaces, a ztunnel that only acknowledges, an
+//! agent as its own process. They need root.
+#![allow(dead_code, unreachable_pub, missing_docs)] // each test file uses its part, none is a library
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
+
+pub mod agent;
+pub mod net;
+pub mod ztunnel;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `what` holds; panics with `why` after 15 s.
+pub fn eventually(why: &str, mut what: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(15);
+    while !what() {
+        assert!(Instant::now() < end, "not within 15 s: {why}");
+        pause(Duration::from_millis(10));
+    }
+}
+
+/// For what only polling can see: other processes' files and the kernel's tables.
+#[allow(clippy::disallowed_methods)] // no runtime here whose worker it could block
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
