@@ -1,0 +1,246 @@
+//! The world's own promises: what came in when does not matter, what changed is named, and a
+//! change costs what depends on it.
+
+mod scenario;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock};
+
+use api::k8s::dir::Change;
+use api::k8s::objects::{Object, ObjectKey};
+use api::k8s::yaml::{Parsed, parse};
+use istiod_lite::translate::service_entry::Visibility;
+use istiod_lite::world::{Changed, Resource, Settings, World};
+use proptest::prelude::*;
+use scenario::{all, base, undo};
+
+/// Every object of every scenario: many share a name, so one replaces another.
+static POOL: LazyLock<Vec<Object>> = LazyLock::new(|| {
+    let mut pool = base().objects;
+    pool.extend(all().into_iter().flat_map(|scenario| scenario.objects));
+    pool
+});
+
+fn settings() -> Settings {
+    let by_scope = |scope: &str, visibility| ([("scope".to_owned(), scope.to_owned())].into(), visibility);
+    Settings {
+        dry_run: true,
+        service_entry_visibility: vec![by_scope("private", Visibility::Namespace), by_scope("hidden", Visibility::None)],
+        ..Settings::default()
+    }
+}
+
+type Snapshot = [BTreeMap<Arc<str>, Resource>; 2];
+
+fn snapshot(world: &World) -> Snapshot {
+    let named = |resource: &Resource| (resource.name.clone(), resource.clone());
+    [world.addresses().map(named).collect(), world.authorizations().map(named).collect()]
+}
+
+/// Names whose resources differ.
+fn difference(before: &Snapshot, after: &Snapshot) -> [Vec<Arc<str>>; 2] {
+    [0, 1].map(|kind| {
+        let names: BTreeSet<_> = before[kind].keys().chain(after[kind].keys()).cloned().collect();
+        names.into_iter().filter(|name| before[kind].get(name) != after[kind].get(name)).collect()
+    })
+}
+
+fn remarks(world: &World) -> BTreeSet<(ObjectKey, String)> {
+    world.remarks().map(|(key, text)| (key.clone(), text.to_owned())).collect()
+}
+
+/// The same objects, in a world that never knew anything else but who has which address.
+fn from_scratch(objects: &BTreeMap<ObjectKey, Object>, addresses: &str) -> World {
+    let mut world = World::new(settings());
+    assert!(world.restore_automatic_addresses(addresses).is_empty());
+    world.apply(objects.values().cloned().map(Change::Set).collect());
+    world
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_world_that_saw_every_step_is_the_one_that_saw_only_the_end(
+        picked in proptest::collection::vec(0..POOL.len(), 1..40),
+        steps in proptest::collection::vec((any::<prop::sample::Index>(), 0..4u8, any::<bool>()), 1..60),
+    ) {
+        let mut world = World::new(settings());
+        let mut objects = BTreeMap::new();
+        let mut batch = Vec::new();
+        for (index, action, more) in steps {
+            let object = POOL[picked[index.index(picked.len())]].clone();
+            let key = object.key();
+            if action == 0 {
+                objects.remove(&key);
+                batch.push(Change::Gone(key));
+            } else {
+                objects.insert(key, object.clone());
+                batch.push(Change::Set(object));
+            }
+            if more {
+                continue;
+            }
+            let before = snapshot(&world);
+            let Changed { addresses, authorizations, .. } = world.apply(std::mem::take(&mut batch));
+            let after = snapshot(&world);
+            prop_assert_eq!([addresses, authorizations], difference(&before, &after), "what changed is named, and nothing else");
+            let again = from_scratch(&objects, &world.automatic_addresses());
+            prop_assert_eq!(snapshot(&again), after);
+            prop_assert_eq!(remarks(&again), remarks(&world));
+        }
+    }
+
+    #[test]
+    fn objects_in_any_order_give_the_same_resources(order in Just((0..POOL.len()).collect::<Vec<_>>()).prop_shuffle()) {
+        // One version of each object, or the last one would count.
+        let mut objects = BTreeMap::new();
+        for object in POOL.iter() {
+            objects.entry(object.key()).or_insert_with(|| object.clone());
+        }
+        let mut world = World::new(settings());
+        let keys: Vec<ObjectKey> = POOL.iter().map(Object::key).collect();
+        for index in order {
+            world.apply(vec![Change::Set(objects[&keys[index]].clone())]);
+        }
+        let again = from_scratch(&objects, &world.automatic_addresses());
+        prop_assert_eq!(snapshot(&again), snapshot(&world));
+    }
+}
+
+#[test]
+fn a_change_that_changes_nothing_is_not_named_and_costs_nothing() {
+    let mut world = World::new(settings());
+    world.apply(POOL.iter().cloned().map(Change::Set).collect());
+    let mut last = BTreeMap::new();
+    last.extend(POOL.iter().map(|object| (object.key(), object.clone())));
+    let before = world.recomputed();
+    assert_eq!(world.apply(last.into_values().map(Change::Set).collect()), Changed::default());
+    assert_eq!(world.recomputed(), before);
+}
+
+#[test]
+fn nothing_is_left_when_everything_goes() {
+    let mut world = World::new(settings());
+    world.apply(POOL.iter().cloned().map(Change::Set).collect());
+    world.apply(POOL.iter().map(|object| Change::Gone(object.key())).collect());
+    assert_eq!(snapshot(&world), Snapshot::default());
+    assert_eq!(remarks(&world), BTreeSet::new());
+    assert!(undo(&[]).is_empty());
+}
+
+fn objects(text: &str) -> Vec<Object> {
+    parse(text)
+        .into_iter()
+        .map(|parsed| match parsed {
+            Parsed::Object { object, .. } => object,
+            other => panic!("{other:?} in {text}"),
+        })
+        .collect()
+}
+
+fn set(world: &mut World, text: &str) -> Changed {
+    world.apply(objects(text).into_iter().map(Change::Set).collect())
+}
+
+fn pod(number: usize, app: usize, ready: bool) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: pod-{number}\n  namespace: ns-{}\n  labels: {{app: app-{app}, tier: web}}\n\
+         spec: {{nodeName: node-{}, containers: [{{name: app}}]}}\n\
+         status: {{phase: Running, podIP: 10.{}.{}.1, conditions: [{{type: Ready, status: '{}'}}]}}\n---\n",
+        number % 10,
+        number % 50,
+        number / 256,
+        number % 256,
+        if ready { "True" } else { "False" }
+    )
+}
+
+fn service(namespace: usize, app: usize, port: u16) -> String {
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: app-{app}, namespace: ns-{namespace}}}\n\
+         spec: {{clusterIP: 10.250.{namespace}.{app}, selector: {{app: app-{app}}}, ports: [{{port: {port}}}]}}\n---\n"
+    )
+}
+
+/// What one change costs in a mesh of 10,000 pods in 10 namespaces on 50 nodes, 100 to a service.
+#[test]
+fn a_change_costs_what_depends_on_it() {
+    const PODS: usize = 10_000;
+    let app = |number: usize| number / 10 % 10;
+    let mut world = World::new(Settings::default());
+    let mut text: String = (0..PODS).map(|number| pod(number, app(number), true)).collect();
+    for namespace in 0..10 {
+        text.extend((0..10).map(|app| service(namespace, app, 80)));
+    }
+    let everything = set(&mut world, &text);
+    assert_eq!(everything.addresses.len(), PODS + 100);
+    assert!(world.recomputed() <= (PODS + 100) as u64, "nothing was made twice: {}", world.recomputed());
+
+    // (what, text, things made anew, resources changed)
+    let policy = |namespace: &str, spec: &str| format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n");
+    let peer = |namespace: &str, spec: &str| format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n");
+    let steps = [
+        ("a pod becomes unready", pod(4711, app(4711), false), 1, 1),
+        ("a pod is written again", pod(4711, app(4711), false), 0, 0),
+        ("a pod comes", pod(PODS, 0, true), 1, 1),
+        ("a service gets another port", service(3, 4, 81), 101, 101),
+        ("a node gets a zone", "apiVersion: v1\nkind: Node\nmetadata: {name: node-7, labels: {topology.kubernetes.io/zone: z}}\n".into(), 200, 200),
+        ("a policy for a whole namespace", policy("ns-1", "{action: DENY}"), 1, 1),
+        ("a policy for an application", policy("ns-2", "{selector: {matchLabels: {app: app-5, tier: web}}}"), 101, 101),
+        ("the mesh's own policy", policy("istio-system", "{action: DENY}"), 1, 1),
+        ("strictness for an application", peer("ns-5", "{selector: {matchLabels: {app: app-1}}, mtls: {mode: STRICT}}"), 102, 101),
+        ("strictness for a namespace", peer("ns-4", "{mtls: {mode: STRICT}}"), 1002, 1000),
+        ("a namespace's services are near", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-6, annotations: {networking.istio.io/traffic-distribution: PreferClose}}\n".into(), 1010, 10),
+    ];
+    for (what, text, made, changed) in steps {
+        let before = world.recomputed();
+        let names = set(&mut world, &text);
+        assert_eq!(world.recomputed() - before, made, "{what}");
+        assert_eq!(names.addresses.len() + names.authorizations.len(), changed, "{what}");
+    }
+}
+
+#[test]
+fn remarks_say_what_has_no_effect_once() {
+    let mut world = World::new(Settings::default());
+    let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\n\
+                spec: {action: DENY, rules: [{to: [{operation: {methods: [GET], hosts: [h]}}]}, {from: [{source: {namespaces: [b]}}], when: [{key: 'request.headers[x]', values: [y]}]}]}\n---\n\
+                apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: a, labels: {istio.io/use-waypoint: wp}}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n";
+    let said: Vec<String> = set(&mut world, text).remarks.into_iter().map(|(key, text)| format!("{key}: {text}")).collect();
+    assert_eq!(
+        said,
+        [
+            "Service a/web: waypoint wp is not known: connections go without it",
+            "AuthorizationPolicy a/p: rule 0 uses hosts, methods, which only a waypoint can see, and there is nothing else in the rule, so it denies nothing",
+            "AuthorizationPolicy a/p: rule 1 uses request.headers[x], which only a waypoint can see, so the rule denies without them",
+        ]
+    );
+    let again = set(&mut world, &text.replace("10.0.0.1", "10.0.0.2"));
+    assert_eq!((again.addresses.len(), again.remarks.len()), (1, 0));
+    assert_eq!(remarks(&world).len(), 3);
+}
+
+#[test]
+fn a_resource_is_also_found_by_its_addresses_unless_it_shares_them() {
+    let mut world = World::new(Settings::default());
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system, labels: {topology.istio.io/network: net1}}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {name: own, namespace: a}\nspec: {containers: []}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: '2001:db8::1'}]}\n---\n\
+                apiVersion: v1\nkind: Pod\nmetadata: {name: host, namespace: a}\nspec: {hostNetwork: true, containers: []}\nstatus: {phase: Running, podIP: 10.9.9.9}\n---\n\
+                apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: range, namespace: a}\nspec: {hosts: [h.x], addresses: [192.0.2.7/24, 192.0.2.1], ports: [{number: 80, name: http}]}\n";
+    set(&mut world, text);
+    let aliases = |name: &str| world.address(name).unwrap().aliases.to_vec();
+    assert_eq!(aliases("Kubernetes//Pod/a/own"), ["net1/10.0.0.1", "net1/2001:db8::1"]);
+    assert_eq!(aliases("Kubernetes//Pod/a/host"), Vec::<String>::new());
+    assert_eq!(aliases("a/h.x"), ["net1/192.0.2.0/24", "net1/192.0.2.1"]);
+}
+
+#[test]
+fn a_pod_is_known_to_the_authority_before_it_has_an_address() {
+    let mut world = World::new(Settings::default());
+    set(&mut world, "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, uid: u}\nspec: {nodeName: n, serviceAccountName: s, containers: []}\nstatus: {phase: Pending}\n");
+    assert_eq!(world.addresses().count(), 0);
+    let pod = world.pod("a", "p").unwrap();
+    assert_eq!([&*pod.uid, &*pod.node, &*pod.service_account, &*pod.phase], ["u", "n", "s", "Pending"]);
+    assert_eq!(world.pod("b", "p"), None);
+}
