@@ -68,7 +68,9 @@ pub async fn serve_tunnel(
     let mut connection = match accept(node, pod, tcp).await {
         Ok(connection) => connection,
         Err(why) => {
-            Report::new(node, pod, Reporter::Destination, peer, local).failed(&why);
+            let mut report = Report::new(node, pod, Reporter::Destination, peer, local);
+            report.between(known_of(pod));
+            report.failed(&why);
             return;
         }
     };
@@ -99,6 +101,18 @@ async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connect
     let known = outbound::known(pod).await?;
     let certificate = node.certificates.of(&known.identity).await?;
     Ok(hbone::accept(tcp, certificate, &node.limits).await?)
+}
+
+/// What is certain before a peer has proven anything: whose door it knocked at.
+fn known_of(pod: &Pod) -> Ends {
+    let Some(known) = pod.known() else {
+        return Ends::default();
+    };
+    Ends {
+        destination: Some(known.workload.clone()),
+        destination_identity: Some(known.identity.clone()),
+        ..Ends::default()
+    }
 }
 
 /// Each tunnel is a task of its own: several cores can carry the tunnels of one busy connection, and one that ends
@@ -158,6 +172,15 @@ async fn serve_request(
         request.refuse(Status::Unavailable);
         return Err(Unknown.into());
     };
+    let ends = Ends {
+        source: source_of(&snapshot, &workload, peer, Some(&identity)),
+        source_identity: Some(identity),
+        destination_identity: pod.known().map(|known| known.identity.clone()),
+        destination: Some(workload.clone()),
+        service: None,
+        secured: true,
+    };
+    report.between(ends.clone());
     let arrival = match arrival::arrival(&snapshot, &workload, local, &request.authority) {
         Ok(arrival) => arrival,
         Err(why) => {
@@ -166,21 +189,13 @@ async fn serve_request(
         }
     };
     let app = SocketAddr::new(local.ip(), arrival.port);
-    let source = source_of(&snapshot, &workload, peer, Some(&identity));
     let meant = request.headers.forwarded_host();
     let service = arrival
         .service
         .or_else(|| arrival::service_of(&snapshot, &workload, arrival.port, meant));
     let host = service.as_ref().map(|service| service.hostname.clone());
     let live = report.ends(Whereabouts {
-        ends: Ends {
-            source,
-            source_identity: Some(identity),
-            destination_identity: pod.known().map(|known| known.identity.clone()),
-            destination: Some(workload.clone()),
-            service,
-            secured: true,
-        },
+        ends: Ends { service, ..ends },
         said: request.headers.baggage.as_deref().map(Baggage::parse),
         protocol: Protocol::Hbone,
         hop: local,

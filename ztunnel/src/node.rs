@@ -36,22 +36,28 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node without pods.
+    /// A node without pods. What peers are refused at the tunnel port is counted, unless `limits` counts it already.
     pub fn new(
         mesh: Arc<mesh::Mesh>,
         certificates: Arc<hbone::Certificates>,
         pool: Arc<hbone::Pool>,
-        limits: hbone::Limits,
+        mut limits: hbone::Limits,
         config: Arc<Config>,
     ) -> Arc<Self> {
+        let traffic = Traffic::default();
+        let counting = traffic.clone();
+        limits
+            .on_refusal
+            .get_or_insert_with(|| Arc::new(move |refusal| counting.refused(refusal)));
+        let (pods, connections) = (Pods::default(), Arc::default());
         Arc::new(Self {
             mesh,
             certificates,
             pool,
             limits,
-            pods: Pods::default(),
-            traffic: Traffic::default(),
-            connections: Arc::default(),
+            pods,
+            traffic,
+            connections,
             config,
         })
     }

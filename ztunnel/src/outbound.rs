@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{Authority, Connect, Destination, Ended, Identity, OpenError};
-use mesh::Workload;
+use mesh::{Snapshot, Workload};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
@@ -100,10 +100,20 @@ async fn carry(
         Ok(known) => &known.identity,
         Err(why) => return refuse(tcp, why),
     };
-    let (source, decision) = match decide(node, pod, original) {
-        Ok(decided) => decided,
+    let snapshot = Arc::clone(&node.mesh.load());
+    let Some(source) = pod.workload(&snapshot) else {
+        return refuse(tcp, Unknown);
+    };
+    report.between(Ends {
+        source: Some(source.clone()),
+        source_identity: Some(identity.clone()),
+        ..Ends::default()
+    });
+    let decision = match decide(node, &snapshot, &source, original) {
+        Ok(decision) => decision,
         Err(why) => return refuse(tcp, why),
     };
+    drop(snapshot);
     let leaving = Leaving {
         node,
         pod,
@@ -166,23 +176,20 @@ pub(crate) async fn known(pod: &Pod) -> Result<&Known, Unknown> {
 
 fn decide(
     node: &Node,
-    pod: &Pod,
+    snapshot: &Snapshot,
+    source: &Workload,
     original: SocketAddr,
-) -> Result<(Arc<Workload>, Decision), Failed> {
-    let snapshot = node.mesh.load();
-    let source = pod.workload(&snapshot).ok_or(Unknown)?;
+) -> Result<Decision, Refused> {
     let joinable = |workload: &Workload| {
         !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
     };
-    let question = Question {
-        snapshot: &snapshot,
-        source: &source,
+    route::decide(&Question {
+        snapshot,
+        source,
         destination: original,
         joinable: &joinable,
         draw: headers::random(),
-    };
-    let decision = route::decide(&question)?;
-    Ok((source, decision))
+    })
 }
 
 async fn tunnel(

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use hbone::{Authority, Identity};
+use hbone::Authority;
 use tracing::Level;
 
 use crate::connections::{Bytes, Entry, Live, Protocol};
@@ -34,15 +34,15 @@ pub(crate) struct Report {
     started: Instant,
     source: SocketAddr,
     hop: SocketAddr,
-    known: Option<Known>,
+    ends: Ends,
+    opened: Option<Opened>,
     outcome: Outcome,
     note: Option<&'static str>,
     _open: OpenSocket,
 }
 
 /// From the moment both ends are known.
-struct Known {
-    ends: Ends,
+struct Opened {
     series: Arc<Series>,
     tunnelled: Option<Authority>,
     joined: bool,
@@ -82,7 +82,12 @@ impl Report {
         source: SocketAddr,
         hop: SocketAddr,
     ) -> Self {
-        tracing::event!(target: "access", Level::DEBUG, src.addr = %source, dst.addr = %hop, direction = direction(reporter), "connection opened");
+        tracing::event!(
+            target: "access",
+            Level::DEBUG,
+            { src.addr = %source, dst.addr = %hop, direction = direction(reporter) },
+            "connection opened"
+        );
         Self {
             node: node.clone(),
             pod: pod.clone(),
@@ -90,11 +95,18 @@ impl Report {
             started: Instant::now(),
             source,
             hop,
-            known: None,
+            ends: Ends::default(),
+            opened: None,
             outcome: Outcome::Open,
             note: None,
             _open: node.traffic.socket(reporter),
         }
+    }
+
+    /// What is known of the ends before it is known whether there will be a connection at all: a refusal on the way
+    /// there is counted as failed under these.
+    pub(crate) fn between(&mut self, ends: Ends) {
+        self.ends = ends;
     }
 
     /// It is known who talks to whom. Counts the connection as opened and enters it among the open ones.
@@ -119,8 +131,8 @@ impl Report {
             .enter(&self.pod.uid, self.pod.workload_uid(), live);
         let live = entry.live().clone();
         self.hop = found.hop;
-        self.known = Some(Known {
-            ends: found.ends,
+        self.ends = found.ends;
+        self.opened = Some(Opened {
             series,
             tunnelled: found.tunnelled,
             joined,
@@ -154,12 +166,19 @@ impl Drop for Report {
             Outcome::Failed(flag, why) => (flag, Some(why)),
             Outcome::Open => (Flag::None, Some(ABANDONED.to_owned())),
         };
-        let known = self.known.take();
-        if let Some(known) = &known {
-            known.entry.live().settle();
-            known.series.closed(flag, flag != Flag::None);
+        let opened = self.opened.take();
+        let series = match &opened {
+            Some(opened) => {
+                opened.entry.live().settle();
+                opened.series.closed(flag);
+                opened.series.clone()
+            }
+            None => self.node.traffic.series(self.reporter, &self.ends, None),
+        };
+        if flag != Flag::None {
+            series.failed(flag);
         }
-        self.write(known.as_ref(), error.as_deref());
+        self.write(&series, opened.as_ref(), error.as_deref());
     }
 }
 
@@ -167,82 +186,65 @@ const ABANDONED: &str = "connection cut: its pod was removed or this proxy is st
 
 /// One access log line. A macro because a level must be a constant where the line is written.
 macro_rules! line {
-    ($level:expr, $message:literal, $r:expr, $k:expr, $moved:expr, $duration:expr, $error:expr) => {
+    ($level:expr, $message:literal, $report:expr, $series:expr, $opened:expr, $error:expr) => {{
+        let (report, series, opened): (&Report, &Series, Option<&Opened>) = ($report, $series, $opened);
+        let moved = opened.map(|opened| opened.entry.live().moved());
+        let duration = opened.map(|_| format!("{}ms", report.started.elapsed().as_millis()));
         tracing::event!(
             target: "access",
             $level,
             {
-                src.addr = %$r.source,
-                src.workload = $k.and_then(|k| k.ends.source.as_ref()).map(|w| &*w.name),
-                src.namespace = $k.and_then(Known::source_namespace),
-                src.identity = $k.and_then(|k| k.series.source_principal()),
-                dst.addr = %$r.hop,
-                dst.hbone_addr = $k.and_then(|k| k.tunnelled.as_ref()).map(tracing::field::display),
-                dst.service = $k.and_then(|k| k.ends.service.as_ref()).map(|s| &*s.hostname),
-                dst.workload = $k.and_then(|k| k.ends.destination.as_ref()).map(|w| &*w.name),
-                dst.namespace = $k.and_then(|k| k.ends.destination.as_ref()).map(|w| &*w.namespace),
-                dst.identity = $k.and_then(|k| k.series.destination_principal()),
-                direction = direction($r.reporter),
-                bytes_sent = $moved.map(|moved: (u64, u64)| moved.0),
-                bytes_recv = $moved.map(|moved: (u64, u64)| moved.1),
-                duration = $duration,
-                path = $k.filter(|k| k.joined).map(|_| "in-process"),
-                note = $r.note,
+                src.addr = %report.source,
+                src.workload = report.ends.source.as_ref().map(|workload| &*workload.name),
+                src.namespace = report.ends.source.as_ref().map(|workload| &*workload.namespace),
+                src.identity = series.source_principal(),
+                dst.addr = %report.hop,
+                dst.hbone_addr = opened.and_then(|opened| opened.tunnelled.as_ref()).map(tracing::field::display),
+                dst.service = report.ends.service.as_ref().map(|service| &*service.hostname),
+                dst.workload = report.ends.destination.as_ref().map(|workload| &*workload.name),
+                dst.namespace = report.ends.destination.as_ref().map(|workload| &*workload.namespace),
+                dst.identity = series.destination_principal(),
+                direction = direction(report.reporter),
+                bytes_sent = moved.map(|moved| moved.0),
+                bytes_recv = moved.map(|moved| moved.1),
+                duration = duration.as_deref(),
+                path = opened.filter(|opened| opened.joined).map(|_| "in-process"),
+                note = report.note,
                 error = $error,
             },
             $message
         )
-    };
+    }};
 }
 
 impl Report {
-    fn write(&self, known: Option<&Known>, error: Option<&str>) {
-        let Some(known) = known else {
-            line!(
+    fn write(&self, series: &Series, opened: Option<&Opened>, error: Option<&str>) {
+        match (opened, error) {
+            (None, _) => line!(
                 Level::WARN,
                 "connection failed",
                 self,
-                None::<&Known>,
-                None,
-                None::<&str>,
+                series,
+                opened,
                 error
-            );
-            return;
-        };
-        let moved = Some(known.entry.live().moved());
-        let duration = format!("{}ms", self.started.elapsed().as_millis());
-        let duration = Some(duration.as_str());
-        match error {
-            None => line!(
+            ),
+            (_, None) => line!(
                 Level::INFO,
                 "connection complete",
                 self,
-                Some(known),
-                moved,
-                duration,
+                series,
+                opened,
                 error
             ),
-            Some(_) => line!(
+            (_, Some(_)) => line!(
                 Level::ERROR,
                 "connection complete",
                 self,
-                Some(known),
-                moved,
-                duration,
+                series,
+                opened,
                 error
             ),
         }
-    }
-}
-
-impl Known {
-    fn source_namespace(&self) -> Option<&str> {
-        let ends = &self.ends;
-        let proven = ends.source_identity.as_ref().map(Identity::namespace);
-        ends.source
-            .as_ref()
-            .map(|workload| &*workload.namespace)
-            .or(proven)
     }
 }
 

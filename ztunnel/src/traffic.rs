@@ -6,12 +6,12 @@
 //!
 //! One label set holds all its counters: half of what a registry family per metric would cost in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use hbone::Identity;
+use hbone::{Identity, Refusal};
 use mesh::{Service, Workload};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -98,6 +98,8 @@ struct Table {
     series: RwLock<HashMap<Arc<Labels>, Arc<Series>>>,
     cache: Mutex<HashMap<CacheKey, Cached>>,
     open: [AtomicI64; 2],
+    /// What peers were refused at the tunnel port, by name.
+    refusals: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// Beyond this many series, what a peer says of itself in `baggage` no longer makes new ones: a peer with a
@@ -123,11 +125,7 @@ struct CacheKey(
 #[derive(Debug)]
 struct Cached {
     series: Arc<Series>,
-    _alive: (
-        Option<Arc<Workload>>,
-        Option<Arc<Workload>>,
-        Option<Arc<Service>>,
-    ),
+    _alive: Ends,
 }
 
 impl Traffic {
@@ -156,16 +154,11 @@ impl Traffic {
         if cache.len() >= CACHED {
             cache.clear();
         }
-        let alive = (
-            ends.source.clone(),
-            ends.destination.clone(),
-            ends.service.clone(),
-        );
         cache.insert(
             key,
             Cached {
                 series: series.clone(),
-                _alive: alive,
+                _alive: ends.clone(),
             },
         );
         series
@@ -192,6 +185,11 @@ impl Traffic {
             .entry(labels.clone())
             .or_insert_with(|| Arc::new(Series::new(labels)));
         series.clone()
+    }
+
+    /// A peer was refused something at the tunnel port, before or instead of a connection between workloads.
+    pub(crate) fn refused(&self, refusal: Refusal) {
+        *lock(&self.0.refusals).entry(refusal.name()).or_default() += 1;
     }
 
     /// One more socket is open at this end; one fewer when the guard goes.
@@ -247,11 +245,12 @@ impl Series {
         }
     }
 
-    pub(crate) fn closed(&self, flag: Flag, failed: bool) {
+    pub(crate) fn closed(&self, flag: Flag) {
         self.closed[flag as usize].fetch_add(1, Relaxed);
-        if failed {
-            self.failed[flag as usize].fetch_add(1, Relaxed);
-        }
+    }
+
+    pub(crate) fn failed(&self, flag: Flag) {
+        self.failed[flag as usize].fetch_add(1, Relaxed);
     }
 
     /// (sent, received) so far.
@@ -299,7 +298,7 @@ impl Collector for Traffic {
             table.values().cloned().collect()
         };
         all.sort_by_key(|series| Arc::as_ptr(series).addr());
-        let none = |_: &Series, flag| flag == Flag::None;
+        let opened = |series: &Series, flag| flag == Flag::None && series.opened.load(Relaxed) > 0;
         let mut counter = |name: &str, help: &str, value: Value, wanted: Wanted| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for series in &all {
@@ -317,7 +316,7 @@ impl Collector for Traffic {
             "istio_tcp_connections_opened",
             "TCP connections opened",
             |series, _| series.opened.load(Relaxed),
-            none,
+            opened,
         )?;
         counter(
             "istio_tcp_connections_closed",
@@ -329,13 +328,13 @@ impl Collector for Traffic {
             "istio_tcp_sent_bytes",
             "Bytes the reporting end's workload sent",
             |series, _| series.sent.load(Relaxed),
-            none,
+            opened,
         )?;
         counter(
             "istio_tcp_received_bytes",
             "Bytes the reporting end's workload received",
             |series, _| series.received.load(Relaxed),
-            none,
+            opened,
         )?;
         counter(
             "istio_tcp_connections_failed",
@@ -354,6 +353,18 @@ impl Collector for Traffic {
             family
                 .encode_family(&labels)?
                 .encode_gauge(&self.0.open[index].load(Relaxed))?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "ambit_tunnel_refusals",
+            "What peers were refused at the tunnel port, by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for (reason, count) in &*lock(&self.0.refusals) {
+            let labels = [("reason", *reason)];
+            family
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(count, None)?;
         }
         Ok(())
     }

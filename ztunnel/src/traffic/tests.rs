@@ -49,7 +49,8 @@ fn names_labels_and_their_order_are_those_of_istio() {
     let series = traffic.series(Reporter::Source, &ends, None);
     series.opened();
     series.moved(78, 78);
-    series.closed(Flag::Connect, true);
+    series.closed(Flag::Connect);
+    series.failed(Flag::Connect);
     let ours = text(&traffic);
     let golden = include_str!("../../testdata/admin/metrics-client-node.txt");
     for metric in [

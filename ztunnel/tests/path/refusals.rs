@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::workload as wire;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lab::{At, Lab, LabPod, echo, greeting, service, strict};
+use crate::lab::{At, Lab, LabPod, PATIENCE, echo, greeting, service, strict};
 use crate::{CLIENT, SERVER, log};
 
 /// Listens and counts the connections that get through.
@@ -238,4 +239,45 @@ async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
             "{line}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_no_certificate_gets_nothing_at_the_tunnel_port_and_disturbs_nobody() {
+    let mut lab = Lab::new(&[]);
+    let client = lab.pod("client-y", At::Node(0), &CLIENT).await;
+    let outsider = lab.pod("outsider-y", At::Nowhere, &["10.77.0.203"]).await;
+    let server = lab.pod("server-y", At::Node(1), &SERVER).await;
+    server.serve(9000);
+    let mut open = client.connect(server.at(0, 9000)).await;
+    greeting(&mut open).await.unwrap();
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let mut tcp = outsider.connect(server.at(0, 15008)).await;
+        tcp.write_all(garbage).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut answer))
+            .await
+            .unwrap();
+        assert!(answer.len() < 16, "a TLS alert at most: {answer:?}");
+    }
+    let line = log::line(&["src.addr=10.77.0.203", "dst.addr=10.77.0.2:15008"]).await;
+    assert!(
+        line.starts_with("warn\taccess\tconnection failed") && line.contains("error="),
+        "{line}"
+    );
+    assert_eq!(
+        lab.nodes[1].metric("ambit_tunnel_refusals_total", &["reason=\"tls\""]),
+        2
+    );
+    let parts = [
+        "response_flags=\"TLS_FAILURE\"",
+        "destination_workload=\"server-y\"",
+    ];
+    assert_eq!(
+        lab.nodes[1].metric("istio_tcp_connections_failed_total", &parts),
+        2
+    );
+    echo(open, b"undisturbed").await;
 }
