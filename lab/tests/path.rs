@@ -288,7 +288,7 @@ fn a_refused_port_is_told_to_the_client_and_in_the_log() {
 }
 
 #[test]
-fn udp_and_ping_are_left_alone() {
+fn datagrams_are_left_alone() {
     in_lab(Lab::builder(), |lab| {
         let pair = Pair::start(lab)?;
         let server = pair

@@ -56,17 +56,25 @@ impl Flow {
         if !record.outbound() && !arrives_plain {
             return None;
         }
+        // Each end counts from its own side; the line is told from the client's.
+        let (sent, received) = if record.outbound() {
+            ("bytes_sent", "bytes_recv")
+        } else {
+            ("bytes_recv", "bytes_sent")
+        };
         Some(Self {
             from: name(record, "src.namespace", "src.workload")
                 .unwrap_or_else(|| host(record.field("src.addr")).to_owned()),
             to: destination(record),
             way,
-            identity: record
-                .field("src.identity")
-                .trim_start_matches("spiffe://cluster.local/")
-                .to_owned(),
-            sent: record.number("bytes_sent"),
-            received: record.number("bytes_recv"),
+            // Plain bytes carry no proof, whatever the client's own proxy knows of it.
+            identity: if way == Way::Plain {
+                String::new()
+            } else {
+                identity(record)
+            },
+            sent: record.number(sent),
+            received: record.number(received),
             milliseconds: record
                 .field("duration")
                 .trim_end_matches("ms")
@@ -136,6 +144,13 @@ fn way(record: &AccessRecord) -> Way {
     }
 }
 
+fn identity(record: &AccessRecord) -> String {
+    record
+        .field("src.identity")
+        .trim_start_matches("spiffe://cluster.local/")
+        .to_owned()
+}
+
 fn destination(record: &AccessRecord) -> String {
     let pod = name(record, "dst.namespace", "dst.workload");
     match (short_service(record.field("dst.service")), pod) {
@@ -200,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_arrives_plain_is_told_by_the_servers_side_without_an_identity() {
-        let told = flow("src.addr=10.244.1.9:1 dst.addr=10.244.0.2:8080 dst.workload=\"web\" dst.namespace=\"shop\" direction=\"inbound\"").unwrap();
+        let told = flow("src.addr=10.244.1.9:1 dst.addr=10.244.0.2:8080 dst.workload=\"web\" dst.namespace=\"shop\" bytes_sent=622 bytes_recv=89 direction=\"inbound\"").unwrap();
         assert_eq!(
             (
                 told.from.as_str(),
