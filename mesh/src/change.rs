@@ -14,7 +14,7 @@ use crate::names::{Interner, NamespacedHost};
 use crate::parse::{ParseError, Rejected};
 use crate::policy::{Policy, PolicyScope};
 use crate::service::Service;
-use crate::snapshot::{ByUid, Plane, Policies, Slot, Snapshot, folded, pod_key};
+use crate::snapshot::{Plane, Policies, Slot, Snapshot, host_key};
 use crate::workload::{Membership, Tunnel, Workload};
 
 /// What changed in the mesh: one response of the control plane, or several.
@@ -198,16 +198,11 @@ impl Snapshot {
     }
 
     fn link_workload(&mut self, workload: Arc<Workload>) {
-        claim(
-            &mut self.pods,
-            pod_key(&workload.namespace, &workload.name),
-            workload.clone(),
-            better_holder,
-        );
+        self.pods.insert(workload.clone());
         if !workload.host_network && !workload.addresses.is_empty() {
             let plane = self.planes.entry(workload.network.clone()).or_default();
             for ip in workload.addresses.iter() {
-                claim(&mut plane.workloads, *ip, workload.clone(), better_holder);
+                plane.workloads.claim(*ip, workload.clone(), better_holder);
             }
         }
         for member in &workload.services {
@@ -215,21 +210,17 @@ impl Snapshot {
                 endpoints.insert(&workload, &member.ports)
             });
         }
-        self.workloads.insert(ByUid(workload), ());
+        self.workloads.insert(workload);
     }
 
     fn unlink_workload(&mut self, workload: &Workload) {
         let gone = |held: &Workload| held.uid == workload.uid;
-        disclaim(
-            &mut self.pods,
-            &pod_key(&workload.namespace, &workload.name),
-            gone,
-        );
+        self.pods.remove(workload);
         if !workload.host_network
             && let Some(plane) = self.planes.get_mut(&workload.network)
         {
             for ip in workload.addresses.iter() {
-                disclaim(&mut plane.workloads, ip, gone);
+                plane.workloads.disclaim(*ip, gone);
             }
             if plane.is_empty() {
                 self.planes.remove(&workload.network);
@@ -240,7 +231,7 @@ impl Snapshot {
                 endpoints.remove(workload, &member.ports)
             });
         }
-        self.workloads.remove(&*workload.uid);
+        self.workloads.remove(workload);
     }
 
     fn with_endpoints(&mut self, member: &Membership, change: impl FnOnce(&mut Endpoints)) {
@@ -291,16 +282,16 @@ impl Snapshot {
 
     /// Changes a slot, which comes into being for it and goes when nothing is left in it.
     fn with_slot(&mut self, namespace: &Arc<str>, host: &Arc<str>, change: impl FnOnce(&mut Slot)) {
-        let folded = folded(host);
+        let key = host_key(host);
         let this = |slot: &Slot| slot.namespace == *namespace && slot.host == *host;
         if let Some(slot) = self
             .hosts
-            .get_mut(&*folded)
+            .get_mut(&key)
             .and_then(|slots| slots.find_mut(this))
         {
             change(slot);
-            if slot.service.is_none() && slot.endpoints.is_empty() {
-                disclaim(&mut self.hosts, &Arc::from(folded), this);
+            if slot.is_empty() {
+                disclaim(&mut self.hosts, &key, this);
             }
             return;
         }
@@ -311,12 +302,7 @@ impl Snapshot {
             endpoints: Endpoints::default(),
         };
         change(&mut slot);
-        if slot.service.is_some() || !slot.endpoints.is_empty() {
-            let key = if *folded == **host {
-                host.clone()
-            } else {
-                Arc::from(folded)
-            };
+        if !slot.is_empty() {
             let by_name = |a: &Slot, b: &Slot| (&a.namespace, &a.host) < (&b.namespace, &b.host);
             claim(&mut self.hosts, key, Arc::new(slot), by_name);
         }
@@ -375,33 +361,40 @@ impl Plane {
     }
 
     fn claim(&mut self, net: IpNet, service: Arc<Service>) {
+        // A service that names one address twice claims it once.
+        let new = |held: Option<&Claims<Service>>| {
+            !held.is_some_and(|held| {
+                held.as_slice()
+                    .iter()
+                    .any(|held| same_service(held, &service))
+            })
+        };
         if net.prefix_len() == net.max_prefix_len() {
-            return claim_once(&mut self.vips, net.addr(), service);
-        }
-        let known = self.ranges.contains_key(&net);
-        claim_once(&mut self.ranges, net, service);
-        if !known {
-            *self.lengths(net).entry(net.prefix_len()).or_insert(0) += 1;
+            if new(self.vips.get(net.addr())) {
+                self.vips.claim(net.addr(), service, service_by_name);
+            }
+        } else if new(self.ranges.get(&net)) {
+            if !self.ranges.contains_key(&net) {
+                *self.lengths(net).entry(net.prefix_len()).or_insert(0) += 1;
+            }
+            claim(&mut self.ranges, net, service, service_by_name);
         }
     }
 
     fn disclaim(&mut self, net: IpNet, service: &Service) {
         let gone = |held: &Service| same_service(held, service);
         if net.prefix_len() == net.max_prefix_len() {
-            return disclaim(&mut self.vips, &net.addr(), gone);
+            return self.vips.disclaim(net.addr(), gone);
         }
         let known = self.ranges.contains_key(&net);
         disclaim(&mut self.ranges, &net, gone);
         if known && !self.ranges.contains_key(&net) {
+            let length = net.prefix_len();
             let lengths = self.lengths(net);
-            match lengths.get(&net.prefix_len()) {
-                Some(count) if *count > 1 => {
-                    let left = count - 1;
-                    lengths.insert(net.prefix_len(), left);
-                }
-                _ => {
-                    lengths.remove(&net.prefix_len());
-                }
+            let left = lengths.get(&length).map_or(0, |count| count - 1);
+            lengths.remove(&length);
+            if left > 0 {
+                lengths.insert(length, left);
             }
         }
     }
@@ -414,21 +407,12 @@ impl Plane {
     }
 }
 
-/// A service that names one address twice claims it once.
-fn claim_once<K>(map: &mut imbl::HashMap<K, Claims<Service>>, key: K, service: Arc<Service>)
-where
-    K: Clone + Eq + std::hash::Hash,
-{
-    let held = map.get(&key).map_or(&[][..], Claims::as_slice);
-    if !held.iter().any(|held| same_service(held, &service)) {
-        let by_name =
-            |a: &Service, b: &Service| (&a.namespace, &a.hostname) < (&b.namespace, &b.hostname);
-        claim(map, key, service, by_name);
-    }
-}
-
 fn same_service(a: &Service, b: &Service) -> bool {
     a.namespace == b.namespace && a.hostname == b.hostname
+}
+
+fn service_by_name(a: &Service, b: &Service) -> bool {
+    (&a.namespace, &a.hostname) < (&b.namespace, &b.hostname)
 }
 
 /// An address that two claim for a moment (a pod's IP used again) belongs to the one that works;

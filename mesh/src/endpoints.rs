@@ -142,7 +142,7 @@ impl Place {
         let Some(at) = self.kinds.iter().position(|(held, _)| held == kind) else {
             return;
         };
-        self.kinds[at].1.remove(&workload.uid);
+        self.kinds[at].1.remove(workload);
         if self.kinds[at].1.is_empty() {
             self.kinds.swap_remove(at);
         }

@@ -4,7 +4,7 @@
 //! decides everything from the same state, and no lookup waits for a writer. The next snapshot
 //! shares all but the changed parts with it (`change.rs` makes it).
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use std::sync::Arc;
 use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 
-use crate::claims::Claims;
+use crate::claims::{ByIp, Claims};
+use crate::crowd::{ByPod, ByUid, Crowd};
 use crate::endpoints::Endpoints;
 use crate::names::Network;
 use crate::policy::Policy;
@@ -22,10 +23,10 @@ use crate::workload::Workload;
 /// The mesh at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
-    pub(crate) workloads: HashMap<ByUid, ()>,
-    pub(crate) pods: HashMap<u64, Claims<Workload>>, // by `pod_key`; equal hashes share an entry
+    pub(crate) workloads: Crowd<ByUid>,
+    pub(crate) pods: Crowd<ByPod>,
     pub(crate) planes: HashMap<Network, Plane>,
-    pub(crate) hosts: HashMap<Arc<str>, Claims<Slot>>, // by host in lower case
+    pub(crate) hosts: OrdMap<u64, Claims<Slot>>, // by `host_key`
     pub(crate) policies: HashMap<Arc<str>, Arc<Policy>>,
     pub(crate) global_policies: Policies,
     pub(crate) namespace_policies: HashMap<Arc<str>, Policies>,
@@ -37,9 +38,9 @@ pub(crate) type Policies = OrdMap<Arc<str>, Arc<Policy>>;
 /// Who holds which address on one network.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plane {
-    pub(crate) workloads: HashMap<IpAddr, Claims<Workload>>,
-    pub(crate) vips: HashMap<IpAddr, Claims<Service>>,
-    pub(crate) ranges: HashMap<IpNet, Claims<Service>>,
+    pub(crate) workloads: ByIp<Workload>,
+    pub(crate) vips: ByIp<Service>,
+    pub(crate) ranges: OrdMap<IpNet, Claims<Service>>,
     /// How many ranges there are of each prefix length; lookups try only those, longest first.
     pub(crate) lengths_v4: OrdMap<u8, usize>,
     pub(crate) lengths_v6: OrdMap<u8, usize>,
@@ -54,40 +55,22 @@ pub(crate) struct Slot {
     pub(crate) endpoints: Endpoints,
 }
 
-/// A workload that is found by its uid, so that the index stores one pointer and no key.
-#[derive(Debug, Clone)]
-pub(crate) struct ByUid(pub(crate) Arc<Workload>);
-
-impl Borrow<str> for ByUid {
-    fn borrow(&self) -> &str {
-        &self.0.uid
+impl Slot {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.service.is_none() && self.endpoints.is_empty()
     }
 }
-
-impl Hash for ByUid {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.uid.hash(state);
-    }
-}
-
-impl PartialEq for ByUid {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.uid == other.0.uid
-    }
-}
-
-impl Eq for ByUid {}
 
 impl Snapshot {
     /// The workload of that uid.
     pub fn workload(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get_key_value(uid).map(|(key, ())| &key.0)
+        self.workloads.of_uid(uid)
     }
 
     /// The workload that holds an address. Of several that claim it: a healthy one before others,
     /// then one in the mesh, then the lowest uid. Host network addresses are nobody's.
     pub fn workload_at(&self, network: &Network, ip: IpAddr) -> Option<&Arc<Workload>> {
-        Some(self.planes.get(network)?.workloads.get(&ip)?.first())
+        Some(self.planes.get(network)?.workloads.get(ip)?.first())
     }
 
     /// The workload of a pod that the node agent named.
@@ -98,16 +81,9 @@ impl Snapshot {
         service_account: &str,
         node: &str,
     ) -> Option<&Arc<Workload>> {
-        self.pods
-            .get(&pod_key(namespace, name))?
-            .as_slice()
-            .iter()
-            .find(|found| {
-                *found.namespace == *namespace
-                    && *found.name == *name
-                    && found.identity_parts().2 == service_account
-                    && (node.is_empty() || *found.node == *node)
-            })
+        self.pods.of_pod(namespace, name, |found| {
+            found.identity_parts().2 == service_account && (node.is_empty() || *found.node == *node)
+        })
     }
 
     /// The service of that namespace and host.
@@ -126,7 +102,7 @@ impl Snapshot {
         let plane = self.planes.get(network)?;
         if let Some(found) = plane
             .vips
-            .get(&ip)
+            .get(ip)
             .and_then(|claims| preferred(claims.as_slice(), caller_namespace))
         {
             return Some(found);
@@ -143,12 +119,15 @@ impl Snapshot {
     }
 
     /// Every service of that host, whatever its namespace; case does not matter.
-    pub fn services_named(&self, host: &str) -> impl Iterator<Item = &Arc<Service>> {
+    pub fn services_named<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Arc<Service>> {
         let slots = self
             .hosts
-            .get(&*folded(host))
+            .get(&host_key(host))
             .map_or(&[][..], Claims::as_slice);
-        slots.iter().filter_map(|slot| slot.service.as_ref())
+        let named = slots
+            .iter()
+            .filter(move |slot| slot.host.eq_ignore_ascii_case(host));
+        named.filter_map(|slot| slot.service.as_ref())
     }
 
     /// The service that a caller means by a host: its own namespace, then canonical, then by name.
@@ -179,7 +158,7 @@ impl Snapshot {
 
     /// Every workload, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.keys().map(|key| &key.0)
+        self.workloads.iter()
     }
 
     /// Every service, in no order.
@@ -210,7 +189,7 @@ impl Snapshot {
     }
 
     pub(crate) fn slot(&self, namespace: &str, host: &str) -> Option<&Slot> {
-        let slots = self.hosts.get(&*folded(host))?.as_slice();
+        let slots = self.hosts.get(&host_key(host))?.as_slice();
         slots
             .iter()
             .find(|slot| *slot.namespace == *namespace && *slot.host == *host)
@@ -272,17 +251,14 @@ fn choose<'a>(
     visible.min_by_key(rank) // the first of equals, and claims are ordered by name
 }
 
-/// Host names do not differ by case; nearly all are in lower case and cost nothing.
-pub(crate) fn folded(host: &str) -> Cow<'_, str> {
-    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+/// Host names do not differ by case; nearly all are in lower case and cost nothing to compare.
+pub(crate) fn host_key(host: &str) -> u64 {
+    let folded = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(host.to_ascii_lowercase())
     } else {
         Cow::Borrowed(host)
-    }
-}
-
-pub(crate) fn pod_key(namespace: &str, name: &str) -> u64 {
+    };
     let mut hasher = DefaultHasher::new();
-    (namespace, name).hash(&mut hasher);
+    folded.hash(&mut hasher);
     hasher.finish()
 }

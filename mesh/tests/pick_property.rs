@@ -230,7 +230,8 @@ fn workload(at: usize, model: &Model) -> wire::Workload {
         uid: at.to_string(),
         addresses: [(false, model.v4), (true, model.v6)]
             .into_iter()
-            .filter_map(|(v6, has)| has.then(|| ip(v6, at).into()))
+            .filter(|(_, has)| *has)
+            .map(|(v6, _)| ip(v6, at).into())
             .collect(),
         hostname: if model.hostname {
             "example.com".to_owned()
