@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Publisher, Reader};
 use crate::disk;
-use crate::metrics::{Metrics, ObjectEvent};
+use crate::metrics::{Metrics, ObjectEvent, Trigger};
 use crate::push::Debounce;
 use crate::roster::{Pod, Roster};
 use crate::world::{Settings, World};
@@ -121,7 +121,10 @@ impl Feed {
         self.publisher.publish();
         let waited = self.debounce.published(Instant::now());
         self.metrics.debounce_seconds.observe(waited.as_secs_f64());
-        self.metrics.push_triggers.increment();
+        self.metrics
+            .push_triggers
+            .get_or_create(&Trigger { r#type: "config" })
+            .increment();
         let services = i64::try_from(self.publisher.services()).unwrap_or(i64::MAX);
         self.metrics.services.set(services);
     }
@@ -171,11 +174,22 @@ impl Feed {
             Change::Gone(key) => (Some(key.kind), "delete"),
             Change::Invalid(fault) => (fault.object.as_ref().map(|key| key.kind), "invalid"),
         };
+        let family = match kind {
+            Some(
+                Kind::Pod
+                | Kind::Service
+                | Kind::EndpointSlice
+                | Kind::Node
+                | Kind::Namespace
+                | Kind::ServiceAccount,
+            ) => &self.metrics.registry_events,
+            _ => &self.metrics.config_events,
+        };
         let event = ObjectEvent {
             r#type: kind.map_or("unknown", Kind::name),
             event,
         };
-        self.metrics.object_events.get_or_create(&event).increment();
+        family.get_or_create(&event).increment();
     }
 }
 

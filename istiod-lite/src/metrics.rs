@@ -71,6 +71,20 @@ pub struct ObjectEvent {
     pub event: &'static str,
 }
 
+/// What led to a round of pushes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Trigger {
+    /// `config`: from the directory all changes look alike.
+    pub r#type: &'static str,
+}
+
+/// A proxy's version.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Version {
+    /// In its own words; `unknown` where it says nothing.
+    pub version: String,
+}
+
 /// Why a CSR was not signed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Failure {
@@ -92,8 +106,8 @@ impl MetricConstructor<Histogram> for Buckets {
 
 /// Every family.
 pub struct Metrics {
-    /// Open delta streams.
-    pub streams: Gauge,
+    /// Proxies connected, by the version they say they are.
+    pub connected: Family<Version, Gauge>,
     /// Responses sent.
     pub pushes: Family<Of, Count>,
     /// Seconds to build one round of responses of a stream.
@@ -105,7 +119,7 @@ pub struct Metrics {
     /// Seconds a change waited for others.
     pub debounce_seconds: Histogram,
     /// Rounds of pushes.
-    pub push_triggers: Count,
+    pub push_triggers: Family<Trigger, Count>,
     /// NACKs.
     pub rejects: Family<Of, Count>,
     /// Streams that ended through a fault of ours.
@@ -114,8 +128,10 @@ pub struct Metrics {
     pub expired_nonces: Family<Of, Count>,
     /// Services known.
     pub services: Gauge,
-    /// Changes of objects.
-    pub object_events: Family<ObjectEvent, Count>,
+    /// Changes of objects that say what runs where.
+    pub registry_events: Family<ObjectEvent, Count>,
+    /// Changes of objects that say how it shall be.
+    pub config_events: Family<ObjectEvent, Count>,
     /// CSRs that came.
     pub csrs: Count,
     /// CSRs that were signed.
@@ -156,18 +172,19 @@ impl Metrics {
 
     fn unregistered() -> Self {
         Self {
-            streams: Gauge::default(),
+            connected: Family::default(),
             pushes: Family::default(),
             push_seconds: Family::new_with_constructor(Buckets(SECONDS)),
             response_bytes: Family::new_with_constructor(Buckets(BYTES)),
             convergence_seconds: Buckets(SECONDS).new_metric(),
             debounce_seconds: Buckets(SECONDS).new_metric(),
-            push_triggers: Count::default(),
+            push_triggers: Family::default(),
             rejects: Family::default(),
             internal_errors: Count::default(),
             expired_nonces: Family::default(),
             services: Gauge::default(),
-            object_events: Family::default(),
+            registry_events: Family::default(),
+            config_events: Family::default(),
             csrs: Count::default(),
             issued: Count::default(),
             authentication_failures: Count::default(),
@@ -184,7 +201,7 @@ impl Metrics {
         info.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))])
             .set(1);
         to.register("pilot_info", "Version of the control plane", info);
-        to.register("pilot_xds", "Proxies connected", self.streams.clone());
+        to.register("pilot_xds", "Proxies connected", self.connected.clone());
         to.register("pilot_xds_pushes", "Responses sent", self.pushes.clone());
         to.register(
             "pilot_xds_push_time",
@@ -224,9 +241,14 @@ impl Metrics {
         );
         to.register("pilot_services", "Services known", self.services.clone());
         to.register(
+            "pilot_k8s_reg_events",
+            "Changes of Pods, Services and what they stand on",
+            self.registry_events.clone(),
+        );
+        to.register(
             "pilot_k8s_cfg_events",
-            "Changes of objects",
-            self.object_events.clone(),
+            "Changes of the mesh's own objects",
+            self.config_events.clone(),
         );
     }
 
@@ -337,7 +359,7 @@ mod tests {
             "citadel_server_csr_count 1",
             "pilot_xds_pushes{type=\"wads\"} 1",
             "citadel_server_root_cert_expiry_timestamp 2000000000",
-            "pilot_xds 0",
+            "pilot_services 0",
         ] {
             assert!(
                 text.lines().any(|found| found == line),

@@ -16,7 +16,7 @@ use super::connected::{Answered, Place};
 use super::{Discovery, FIRST_REQUEST, body, is_internal, node};
 use crate::authenticate::Caller;
 use crate::catalog::{Catalog, Type};
-use crate::metrics::Of;
+use crate::metrics::{Of, Version};
 
 /// A stream whose caller is known.
 pub(super) struct Stream {
@@ -47,7 +47,6 @@ impl Stream {
     pub(super) async fn run(self, left: &OnceLock<Status>) {
         let metrics = self.discovery.metrics.clone();
         let identity = self.caller.identity.clone();
-        metrics.streams.inc();
         let keep_open = self.replies.clone();
         if let Some(status) = self.talk().await {
             if is_internal(&status) {
@@ -56,7 +55,6 @@ impl Stream {
             tracing::info!(%identity, code = ?status.code(), error = status.message(), "stream ended");
             let _ = left.set(status);
         }
-        metrics.streams.dec();
         drop(keep_open);
     }
 
@@ -78,6 +76,18 @@ impl Stream {
         };
         tracing::info!(proxy = proxy.id, identity = %self.caller.identity, "proxy connected");
         let connected = &self.discovery.connected;
+        let version = Version {
+            version: match &*proxy.version {
+                "" => "unknown".into(),
+                version => version.into(),
+            },
+        };
+        let gauge = self
+            .discovery
+            .metrics
+            .connected
+            .get_or_create_owned(&version);
+        gauge.inc();
         let mut talk = Talk {
             place: connected.enter(proxy, &self.caller.identity, self.peer),
             session: Session::new(),
@@ -86,7 +96,9 @@ impl Stream {
             leaving: self.leaving,
             replies: self.replies,
         };
-        match talk.run(first, self.requests).await {
+        let ended = talk.run(first, self.requests).await;
+        gauge.dec();
+        match ended {
             ControlFlow::Break(status) => status,
             ControlFlow::Continue(()) => None,
         }

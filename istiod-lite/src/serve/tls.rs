@@ -55,7 +55,7 @@ impl ServerCertificate {
                 Err(_) => dns.push(name.clone()),
             }
         }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let provider = hbone::tls::crypto_provider();
         let first = certify(&authority, &provider, &dns, &addresses)?;
         Ok(Arc::new(Self {
             authority,
