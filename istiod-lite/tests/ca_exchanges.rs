@@ -1,6 +1,7 @@
 //! Every call that Istio's CA was observed to answer (`testdata/ca/exchanges.json`), made to ours:
 //! the same code, the same words, the same facts of the certificate. Where we differ on purpose is
 //! the list below, and `testdata/DEVIATIONS.md` says why.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,0 +1,157 @@
+//! The program as people run it.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+mod support;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use support::pod;
+
+fn istiod(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_istiod-lite"));
+    command.args(arguments).env_clear();
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    istiod(arguments).output().unwrap()
+}
+
+fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    directory
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn check_names_file_line_and_reason_and_fails() {
+    let good = pod("alpha", "web", "web", "node-1", "10.0.0.1");
+    let fine = directory(&[("good.yaml", &good)]);
+    let checked = output(&["check", "--config-dir", text(fine.path())]);
+    assert!(checked.status.success());
+    assert_eq!(
+        String::from_utf8(checked.stdout).unwrap(),
+        "1 objects, 0 refused\n"
+    );
+
+    let bad = good.replace("podIP: 10.0.0.1", "podIP: [1]");
+    let line = 1 + bad
+        .lines()
+        .position(|line| line.contains("podIP: [1]"))
+        .unwrap();
+    let broken = directory(&[
+        ("good.yaml", &good.replace("web", "ok")),
+        ("bad.yaml", &bad),
+    ]);
+    let checked = output(&["check", "--config-dir", text(broken.path())]);
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(
+        said.contains(&format!("bad.yaml:{line}: Pod alpha/web: ")),
+        "{said}"
+    );
+    assert!(said.ends_with("1 objects, 1 refused\n"), "{said}");
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error_with_its_name() {
+    for verb in [&["check"][..], &["run", "--listen-grpc", "127.0.0.1:0"]] {
+        let state = tempfile::tempdir().unwrap();
+        let mut arguments = verb.to_vec();
+        arguments.extend(["--config-dir", "/no/such/place"]);
+        if verb[0] == "run" {
+            arguments.extend(["--state-dir", text(state.path())]);
+        }
+        let output = output(&arguments);
+        assert!(!output.status.success());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("/no/such/place"), "{said}");
+    }
+}
+
+#[test]
+fn a_token_is_made_for_a_pod_that_is_there_and_for_its_account_only() {
+    let config = directory(&[(
+        "pod.yaml",
+        &pod(
+            "istio-system",
+            "ztunnel-node1",
+            "ztunnel",
+            "node-1",
+            "10.0.0.1",
+        ),
+    )]);
+    let ask = |account: &str, pod: &str| {
+        output(&[
+            "token",
+            "--config-dir",
+            text(config.path()),
+            "--service-account",
+            account,
+            "--pod",
+            pod,
+        ])
+    };
+    let token = ask("ztunnel", "ztunnel-node1");
+    assert!(token.status.success(), "{token:?}");
+    let token = String::from_utf8(token.stdout).unwrap();
+    let tokens = istiod_lite::token::Tokens::open(&config.path().join(".istiod-lite")).unwrap();
+    let claims = tokens.verify(token.trim()).unwrap();
+    assert_eq!(claims.sub, "system:serviceaccount:istio-system:ztunnel");
+    assert_eq!(claims.kubernetes.pod.unwrap().uid, "uid-ztunnel-node1");
+    assert_eq!(claims.kubernetes.node.unwrap().name, "node-1");
+
+    for (account, pod, why) in [
+        ("ztunnel", "nobody", "has no Pod istio-system/nobody"),
+        (
+            "other",
+            "ztunnel-node1",
+            "runs as service account \"ztunnel\"",
+        ),
+    ] {
+        let refused = ask(account, pod);
+        assert!(!refused.status.success());
+        let said = String::from_utf8(refused.stderr).unwrap();
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn it_serves_until_it_is_told_to_end() {
+    let (config, state) = (directory(&[]), tempfile::tempdir().unwrap());
+    let mut child = istiod(&[
+        "run",
+        "--config-dir",
+        text(config.path()),
+        "--state-dir",
+        text(state.path()),
+        "--listen-grpc",
+        "127.0.0.1:0",
+        "--listen-monitoring",
+        "127.0.0.1:0",
+    ])
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let serving = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("serving"));
+    assert!(serving.is_some());
+    assert!(state.path().join("root-cert.pem").exists());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    let rest: Vec<_> = lines.map(Result::unwrap).collect();
+    assert!(child.wait().unwrap().success(), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("ended")), "{rest:?}");
+}
