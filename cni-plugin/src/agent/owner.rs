@@ -29,6 +29,9 @@ use super::processes;
 use super::store::{Record, Store};
 use super::zds::{Ask, Known};
 
+/// The way back to a runtime.
+type Reply = oneshot::Sender<Result<(), String>>;
+
 /// Everything the agent knows.
 #[derive(Debug)]
 pub(crate) struct Owner {
@@ -60,7 +63,7 @@ struct Entry {
     due: Due,
     /// Whether ztunnel was told, or will find the pod in its snapshot.
     announced: bool,
-    waiting: Vec<oneshot::Sender<Result<(), String>>>,
+    waiting: Vec<Reply>,
     job: Option<Job>,
     failures: u32,
     retry: Option<Key>,
@@ -71,7 +74,7 @@ struct Job {
     verb: Verb,
     cancel: CancellationToken,
     /// Who gets to hear how it ended.
-    waiting: Vec<oneshot::Sender<Result<(), String>>>,
+    waiting: Vec<Reply>,
 }
 
 enum Action {
@@ -370,8 +373,8 @@ impl Owner {
             }
             Err(why) => {
                 tracing::debug!(pod = %entry.pod, %why, "a pod starts outside of the mesh");
-                let _ = reply.send(Ok(()));
                 self.save(&uid);
+                let _ = reply.send(Ok(()));
             }
         }
     }
@@ -468,7 +471,7 @@ impl Owner {
             outcome: Err(JobError::Died),
         });
         report(&self.metrics, &entry.pod, job.verb, &done.outcome);
-        entry.take_in(&done, job);
+        let waiting = entry.take_in(&done, job);
         let delay = match &done.outcome {
             Ok(()) | Err(JobError::Interrupted) => None,
             Err(_) => Some(backoff(entry.failures)),
@@ -484,7 +487,16 @@ impl Owner {
         self.metrics
             .enrolled
             .set(i64::try_from(enrolled).unwrap_or(i64::MAX));
+        // First remembered, then said: who hears that it is done may rely on it.
         self.save(&uid);
+        let answer = done
+            .outcome
+            .as_ref()
+            .map(|()| ())
+            .map_err(ToString::to_string);
+        for reply in waiting {
+            let _ = reply.send(answer.clone());
+        }
         self.step(&uid);
     }
 
@@ -618,8 +630,9 @@ impl Entry {
         }
     }
 
-    /// A job's end. If the runtime has named another namespace meanwhile, that one counts.
-    fn take_in(&mut self, done: &Done, job: Job) {
+    /// A job's end; returns who waits for it. If the runtime has named another namespace meanwhile,
+    /// that one counts.
+    fn take_in(&mut self, done: &Done, job: Job) -> Vec<Reply> {
         let same = match (&self.netns, &done.netns) {
             (Some(known), Some(used)) => known.id() == used.id(),
             _ => true,
@@ -638,14 +651,7 @@ impl Entry {
         } else {
             self.failures.saturating_add(1)
         };
-        let answer = done
-            .outcome
-            .as_ref()
-            .map(|()| ())
-            .map_err(ToString::to_string);
-        for reply in job.waiting {
-            let _ = reply.send(answer.clone());
-        }
+        job.waiting
     }
 }
 

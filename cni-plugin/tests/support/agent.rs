@@ -97,7 +97,8 @@ impl Agent {
                 "--readiness-address",
                 "127.0.0.1:0",
             ])
-            .args(["--release-pause", "0.1", "--log", "debug"])
+            .args(["--log", "debug"])
+            .env("RELEASE_PAUSE", "0.1")
             .args(&self.more);
         let log = fs::OpenOptions::new()
             .create(true)

@@ -1,0 +1,268 @@
+//! Running pods come and go by label, through restarts of the agent, without being restarted.
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use serde_json::json;
+use support::agent::{Agent, uid};
+use support::eventually;
+use support::net::Netns;
+
+const NONE: &str = "none";
+
+fn mode(value: &str) -> serde_json::Value {
+    json!({ "labels": { "istio.io/dataplane-mode": value } })
+}
+
+fn is_captured(netns: &Netns) -> bool {
+    netns.ruleset().contains("redirect to :15006")
+}
+
+fn restored(netns: &Netns) -> bool {
+    netns.ruleset().is_empty()
+        && !netns.run("ip", &["rule"]).contains("0x111")
+        && !netns.run("ip", &["-6", "rule"]).contains("0x111")
+        && netns
+            .run("ip", &["route", "show", "table", "all"])
+            .lines()
+            .all(|line| !line.contains("table 100"))
+}
+
+#[test]
+fn a_running_pod_follows_its_label_and_its_namespaces() {
+    let agent = Agent::start(&[]);
+    let netns = Netns::new("pod");
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.pod("pod", mode(NONE), json!({}));
+    assert_eq!(
+        agent
+            .cmdadd("pod", &netns.path(), &["10.30.0.1", "fd00:30::1"])
+            .0,
+        200
+    );
+    assert!(restored(&netns));
+
+    for _ in 0..2 {
+        agent.plain_pod("pod");
+        agent.await_redirection("pod", Some("enabled"));
+        assert!(is_captured(&netns));
+        let added = ztunnel.next();
+        assert_eq!(
+            (added.say(), added.namespaces),
+            (format!("add {}", uid("pod")), vec![netns.inode()])
+        );
+        agent.pod("pod", mode(NONE), json!({}));
+        assert_eq!(ztunnel.next().say(), format!("del {}", uid("pod")));
+        eventually("the pod is restored", || restored(&netns));
+        assert_eq!(agent.redirection("pod"), None);
+    }
+
+    agent.plain_pod("pod");
+    agent.await_redirection("pod", Some("enabled"));
+    agent.namespace("app", json!({}));
+    agent.await_redirection("pod", None);
+    eventually("the pod is restored", || restored(&netns));
+    agent.namespace("app", json!({ "istio.io/dataplane-mode": "ambient" }));
+    agent.await_redirection("pod", Some("enabled"));
+    assert!(is_captured(&netns));
+}
+
+#[test]
+fn a_label_that_comes_back_during_the_pause_interrupts_the_release() {
+    let agent = Agent::start(&["--release-pause", "3600"]);
+    let netns = Netns::new("pod");
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("pod");
+    assert_eq!(agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0, 200);
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("pod")));
+    agent.pod("pod", mode(NONE), json!({}));
+    agent.await_redirection("pod", None);
+    assert!(
+        is_captured(&netns),
+        "peers that have not heard yet are still served"
+    );
+    agent.plain_pod("pod");
+    agent.await_redirection("pod", Some("enabled"));
+    assert!(is_captured(&netns));
+    assert_eq!(ztunnel.so_far(), [""; 0], "ztunnel never had to let go");
+}
+
+#[test]
+fn changed_settings_reach_the_rules_of_a_running_pod() {
+    let agent = Agent::start(&[]);
+    let netns = Netns::new("pod");
+    let _ztunnel = agent.ztunnel();
+    agent.plain_pod("pod");
+    eventually("ztunnel is there", || {
+        agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0 == 200
+    });
+    assert!(netns.ruleset().contains("15053"));
+    agent.pod(
+        "pod",
+        json!({ "annotations": { "ambient.istio.io/dns-capture": "false" } }),
+        json!({}),
+    );
+    eventually("DNS is no longer captured", || {
+        !netns.ruleset().contains("15053")
+    });
+    assert!(is_captured(&netns));
+    agent.pod(
+        "pod",
+        json!({ "annotations": { "ambient.istio.io/bypass-inbound-capture": "true" } }),
+        json!({}),
+    );
+    eventually("inbound is no longer captured", || !is_captured(&netns));
+}
+
+#[test]
+fn rules_that_someone_removed_are_back_after_a_restart() {
+    let mut agent = Agent::start(&[]);
+    let netns = Netns::new("pod");
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("pod");
+    assert_eq!(agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0, 200);
+    agent.kill();
+    netns.nft("flush ruleset");
+    agent.launch();
+    eventually("the rules are back", || is_captured(&netns));
+    let next = agent.ztunnel();
+    assert_eq!(next.snapshot()[0].namespaces, [netns.inode()]);
+    assert_eq!(agent.redirection("pod").as_deref(), Some("enabled"));
+}
+
+#[test]
+fn what_happened_while_the_agent_was_away_is_made_up_for() {
+    let mut agent = Agent::start(&[]);
+    let pods = ["stays", "leaves", "dies", "joins"].map(|name| (name, Netns::new(name)));
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    for (name, netns) in &pods {
+        agent.pod(
+            name,
+            mode(if *name == "joins" { NONE } else { "ambient" }),
+            json!({}),
+        );
+        assert_eq!(agent.cmdadd(name, &netns.path(), &["10.30.0.1"]).0, 200);
+    }
+    agent.kill();
+    drop(ztunnel);
+    agent.pod("leaves", mode(NONE), json!({}));
+    agent.pod("joins", mode("ambient"), json!({}));
+    agent.delete_pod("dies");
+    agent.launch();
+    let next = agent.ztunnel();
+    let said: Vec<String> = next.snapshot().iter().map(|heard| heard.say()).collect();
+    assert!(said.contains(&format!("add {}", uid("stays"))), "{said:?}");
+    assert!(!said.contains(&format!("add {}", uid("dies"))), "{said:?}");
+    agent.await_redirection("joins", Some("enabled"));
+    agent.await_redirection("leaves", None);
+    let [(_, stays), (_, leaves), _, (_, joins)] = &pods;
+    eventually("the pod that left is restored", || restored(leaves));
+    assert!(is_captured(stays));
+    assert!(is_captured(joins));
+    let state = agent.run_dir().join("state");
+    eventually("the dead pod is forgotten", || {
+        !state.join(format!("{}.json", uid("dies"))).exists()
+    });
+    assert!(!agent.config().join(".status/Pod/app/dies.yaml").exists());
+}
+
+#[test]
+fn a_pod_the_runtime_never_named_is_found_by_its_processes() {
+    let netns = Netns::new("pod");
+    let root = tempfile::tempdir().unwrap();
+    let other = Netns::new("sidecar-of-another");
+    for (pid, start, target, uid) in [
+        ("7", 900, &netns, uid("found")),
+        ("8", 500, &netns, uid("found")),
+        ("9", 100, &other, uid("another")),
+    ] {
+        let process = root.path().join("proc").join(pid);
+        fs::create_dir_all(process.join("ns")).unwrap();
+        fs::write(
+            process.join("cgroup"),
+            format!(
+                "0::/kubepods.slice/kubepods-pod{}.slice/x",
+                uid.replace('-', "_")
+            ),
+        )
+        .unwrap();
+        fs::write(
+            process.join("stat"),
+            format!("{pid} (pause) S 1 2 3 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 {start} 0"),
+        )
+        .unwrap();
+        symlink(target.path(), process.join("ns/net")).unwrap();
+    }
+    let agent = Agent::start(&["--host-root", root.path().to_str().unwrap()]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("found");
+    agent.await_redirection("found", Some("enabled"));
+    assert!(is_captured(&netns));
+    assert_eq!(ztunnel.next().namespaces, [netns.inode()]);
+    assert_eq!(other.ruleset(), "");
+}
+
+#[test]
+fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
+    let agent = Agent::start(&[]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("pod");
+    let old = Netns::new("old");
+    assert_eq!(agent.cmdadd("pod", &old.path(), &["10.30.0.1"]).0, 200);
+    drop(old);
+    let new = Netns::new("new");
+    assert_eq!(agent.cmdadd("pod", &new.path(), &["10.30.0.2"]).0, 200);
+    assert!(is_captured(&new));
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("pod")));
+    assert_eq!(ztunnel.next().namespaces, [new.inode()]);
+}
+
+#[test]
+fn a_successor_of_the_same_name_is_another_pod() {
+    let agent = Agent::start(&[]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("web-0");
+    let first = Netns::new("first");
+    assert_eq!(agent.cmdadd("web-0", &first.path(), &["10.30.0.1"]).0, 200);
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("web-0")));
+
+    agent.pod("web-0", json!({ "uid": uid("successor") }), json!({}));
+    assert_eq!(ztunnel.next().say(), format!("del {}", uid("web-0")));
+    let second = Netns::new("second");
+    assert_eq!(agent.cmdadd("web-0", &second.path(), &["10.30.0.1"]).0, 200);
+    let added = ztunnel.next();
+    assert_eq!(
+        (added.say(), added.namespaces),
+        (format!("add {}", uid("successor")), vec![second.inode()])
+    );
+    assert_eq!(agent.redirection("web-0").as_deref(), Some("enabled"));
+}
+
+#[test]
+fn an_ended_pod_is_let_go() {
+    let agent = Agent::start(&[]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("job");
+    let netns = Netns::new("job");
+    assert_eq!(agent.cmdadd("job", &netns.path(), &["10.30.0.1"]).0, 200);
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("job")));
+    drop(netns);
+    let file = agent.config().join("pod-job.json");
+    let ended = fs::read_to_string(&file)
+        .unwrap()
+        .replace("Running", "Succeeded");
+    fs::write(file, ended).unwrap();
+    assert_eq!(ztunnel.next().say(), format!("del {}", uid("job")));
+    agent.await_redirection("job", None);
+}

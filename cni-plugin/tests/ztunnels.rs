@@ -1,0 +1,262 @@
+//! ztunnels that are absent, slow, broken or many, and what the agent makes of it.
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
+
+mod support;
+
+use std::time::Duration;
+
+use api::zds::workload_request::Payload;
+use serde_json::json;
+use support::agent::{Agent, uid};
+use support::eventually;
+use support::net::Netns;
+use support::ztunnel::{Answer, Ztunnel};
+
+#[test]
+fn a_pod_that_waited_for_a_ztunnel_is_enrolled_when_one_connects() {
+    let agent = Agent::start(&[]);
+    let netns = Netns::new("waits");
+    agent.plain_pod("waits");
+    assert_eq!(
+        agent.cmdadd("waits", &netns.path(), &["10.30.0.1"]),
+        (500, "no ztunnel connection\n".into())
+    );
+    assert_eq!(agent.redirection("waits").as_deref(), Some("pending"));
+    assert_eq!(netns.ruleset(), "");
+    assert!(!netns.run("ip", &["rule"]).contains("0x111"));
+
+    let ztunnel = agent.ztunnel();
+    assert_eq!(ztunnel.snapshot()[0].say(), format!("add {}", uid("waits")));
+    agent.await_redirection("waits", Some("enabled"));
+    assert!(netns.ruleset().contains("redirect to :15006"));
+}
+
+#[test]
+fn rules_come_only_after_ztunnel_has_its_listeners() {
+    let agent = Agent::start(&[]);
+    let netns = Netns::new("order");
+    agent.plain_pod("order");
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    let (path, config) = (netns.path(), agent.config());
+    let (told, seen) = std::sync::mpsc::channel();
+    ztunnel.answering(move |_| {
+        let rules = std::process::Command::new("nsenter")
+            .arg(format!("--net={}", path.display()))
+            .args(["nft", "list", "ruleset"])
+            .output()
+            .unwrap();
+        told.send((
+            rules.stdout,
+            config.join(".status/Pod/app/order.yaml").exists(),
+        ))
+        .unwrap();
+        Answer::Ack
+    });
+    assert_eq!(agent.cmdadd("order", &netns.path(), &["10.30.0.1"]).0, 200);
+    assert_eq!(
+        seen.recv().unwrap(),
+        (Vec::new(), false),
+        "no rule, no annotation yet"
+    );
+    assert!(!netns.ruleset().is_empty());
+}
+
+#[test]
+fn a_pod_ztunnel_refuses_is_left_as_it_was_and_tried_again() {
+    let agent = Agent::start(&[]);
+    let netns = Netns::new("refused");
+    agent.plain_pod("refused");
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    ztunnel.answering(|heard| match heard.payload {
+        Payload::Add(_) => Answer::Refuse("failure to start proxy : bind"),
+        _ => Answer::Ack,
+    });
+    let (status, text) = agent.cmdadd("refused", &netns.path(), &["10.30.0.1"]);
+    assert_eq!(
+        (status, text.as_str()),
+        (
+            500,
+            "ztunnel refused the pod: failure to start proxy : bind\n"
+        )
+    );
+    assert_eq!(agent.redirection("refused").as_deref(), Some("pending"));
+    assert_eq!(netns.ruleset(), "");
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("refused")));
+    assert_eq!(
+        ztunnel.next().say(),
+        format!("del {}", uid("refused")),
+        "it must not go on trying by itself"
+    );
+
+    ztunnel.answering(|_| Answer::Ack);
+    agent.await_redirection("refused", Some("enabled"));
+}
+
+#[test]
+fn a_ztunnel_that_misses_a_deadline_is_disconnected_and_the_next_one_is_in_step() {
+    let agent = Agent::start(&[]);
+    let netns = Netns::new("late");
+    agent.plain_pod("late");
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    ztunnel.answering(|_| Answer::Silence);
+    let (status, text) = agent.cmdadd("late", &netns.path(), &["10.30.0.1"]);
+    assert_eq!(status, 500);
+    assert!(text.contains("did not answer in time"), "{text}");
+    ztunnel.hung_up();
+
+    let next = agent.ztunnel();
+    assert_eq!(next.snapshot().len(), 2);
+    agent.await_redirection("late", Some("enabled"));
+}
+
+#[test]
+fn who_breaks_the_protocol_is_disconnected_and_nobody_else() {
+    let agent = Agent::start(&[]);
+    let socket = agent.ztunnel_socket();
+    let good = agent.ztunnel();
+    good.snapshot();
+    let pause = || support::pause(Duration::from_millis(1100)); // five connections a second
+    Ztunnel::saying(&socket, &[0x08, 0x02]).hung_up(); // another version
+    Ztunnel::saying(&socket, &[0xff; 3]).hung_up();
+    Ztunnel::saying(&socket, &[0x08; 1500]).hung_up(); // too long
+    pause();
+    let unasked = agent.ztunnel();
+    unasked.snapshot();
+    unasked.speak(&[0x0a, 0x00]);
+    unasked.hung_up();
+    let garbled = agent.ztunnel();
+    garbled.snapshot();
+    garbled.answering(|_| Answer::Garbage);
+    let netns = Netns::new("pod");
+    agent.plain_pod("pod");
+    assert_eq!(agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0, 500);
+    garbled.hung_up();
+
+    // The first is the newest that is left, and was never disturbed.
+    agent.await_redirection("pod", Some("enabled"));
+    let said = [good.next().say(), good.next().say()];
+    let uid = uid("pod");
+    assert_eq!(said, [format!("del {uid}"), format!("add {uid}")]);
+}
+
+#[test]
+fn a_ztunnel_that_says_nothing_is_disconnected() {
+    let agent = Agent::start(&[]);
+    Ztunnel::saying(&agent.ztunnel_socket(), &[]).hung_up();
+    assert!(agent.log().contains("did not answer in time"));
+}
+
+#[test]
+fn one_pod_a_new_ztunnel_refuses_does_not_keep_the_others_from_it() {
+    let mut agent = Agent::start(&[]);
+    let pods = [Netns::new("a"), Netns::new("b"), Netns::new("c")];
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    for (name, netns) in ["a", "b", "c"].iter().zip(&pods) {
+        agent.plain_pod(name);
+        assert_eq!(agent.cmdadd(name, &netns.path(), &["10.30.0.1"]).0, 200);
+    }
+    drop(ztunnel);
+    let next = Ztunnel::saying(&agent.ztunnel_socket(), &[]);
+    next.answering(|heard| match &heard.payload {
+        Payload::Add(add) if add.workload_info.as_ref().unwrap().name == "b" => {
+            Answer::Refuse("no")
+        }
+        _ => Answer::Ack,
+    });
+    next.speak(&[0x08, 0x01]);
+    assert_eq!(next.snapshot().len(), 4, "all three and the end");
+    assert!(agent.is_running());
+    for name in ["a", "b", "c"] {
+        assert_eq!(
+            agent.redirection(name).as_deref(),
+            Some("enabled"),
+            "what was enrolled stays"
+        );
+    }
+}
+
+#[test]
+fn one_pod_that_hangs_does_not_stall_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let nft = dir.path().join("nft");
+    // In the bad pod, nft hangs.
+    let script = "#!/bin/sh\n[ -e /sys/class/net/bad0 ] || ip link show bad0 >/dev/null 2>&1 && exec sleep 60\nexec nft \"$@\"\n";
+    std::fs::write(&nft, script).unwrap();
+    std::fs::set_permissions(&nft, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let agent = Agent::start(&["--nft", nft.to_str().unwrap()]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    let (bad, good) = (Netns::new("bad"), Netns::new("good"));
+    bad.run(
+        "ip",
+        &[
+            "link", "add", "bad0", "type", "veth", "peer", "name", "bad1",
+        ],
+    );
+    agent.plain_pod("bad");
+    agent.plain_pod("good");
+    std::thread::scope(|scope| {
+        let stuck = scope.spawn(|| agent.cmdadd("bad", &bad.path(), &["10.30.0.1"]));
+        eventually("the bad pod is being worked on", || {
+            ztunnel.so_far().contains(&format!("add {}", uid("bad")))
+        });
+        assert_eq!(agent.cmdadd("good", &good.path(), &["10.30.0.2"]).0, 200);
+        assert!(!stuck.is_finished(), "the bad one is still being worked on");
+        let (status, text) = stuck.join().unwrap();
+        assert_eq!(
+            (status, text.as_str()),
+            (500, "nft did not end within 5 s\n")
+        );
+    });
+    eventually("ztunnel lets the bad pod go", || {
+        ztunnel.so_far().contains(&format!("del {}", uid("bad")))
+    });
+}
+
+#[test]
+fn rules_the_kernel_refuses_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let nft = dir.path().join("nft");
+    // Refuses whatever redirects, takes the rest.
+    let script = "#!/bin/sh\ns=$(cat)\ncase \"$s\" in *redirect*) echo 'Error: no' >&2; exit 1;; esac\necho \"$s\" | exec nft \"$@\"\n";
+    std::fs::write(&nft, script).unwrap();
+    std::fs::set_permissions(&nft, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let agent = Agent::start(&["--nft", nft.to_str().unwrap()]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    let netns = Netns::new("pod");
+    agent.plain_pod("pod");
+    let (status, text) = agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]);
+    assert_eq!(
+        (status, text.as_str()),
+        (500, "nft refused the rules: Error: no\n")
+    );
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("pod")));
+    assert_eq!(ztunnel.next().say(), format!("del {}", uid("pod")));
+    assert_eq!(netns.ruleset(), "");
+    assert!(!netns.run("ip", &["rule"]).contains("0x111"));
+    assert_eq!(agent.redirection("pod").as_deref(), Some("pending"));
+}
+
+#[test]
+fn an_annotation_that_names_no_interface_is_refused_with_its_name() {
+    let agent = Agent::start(&[]);
+    let _ztunnel = agent.ztunnel();
+    let netns = Netns::new("pod");
+    agent.pod(
+        "pod",
+        json!({ "annotations": { "istio.io/reroute-virtual-interfaces": "eth0\"; drop" } }),
+        json!({}),
+    );
+    let (status, text) = agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]);
+    assert_eq!(status, 500);
+    assert!(
+        text.contains("istio.io/reroute-virtual-interfaces"),
+        "{text}"
+    );
+    assert_eq!(netns.ruleset(), "");
+}
