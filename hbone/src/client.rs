@@ -219,9 +219,14 @@ impl Link {
         self.occupancy.close();
     }
 
-    /// Half of what the peer allows on this connection lies unread there, or it wants no more streams.
-    pub(crate) fn unfit(&self) -> bool {
-        self.gauge.stalled() || self.gauge.going_away()
+    /// Half of what the peer allows on this connection lies unread there.
+    pub(crate) fn stalled(&self) -> bool {
+        self.gauge.stalled()
+    }
+
+    /// The peer wants no more streams here.
+    pub(crate) fn going_away(&self) -> bool {
+        self.gauge.going_away() || self.closed()
     }
 
     /// A place for one more stream, if this link should get one.

@@ -22,14 +22,12 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
 use tokio_util::io::poll_read_buf;
 
-use crate::tunnel::{Reader, Tunnel, TunnelError, Writer};
+use crate::{
+    socket::Socket,
+    tunnel::{Reader, Tunnel, TunnelError, Writer},
+};
 
 pub use crate::splice::tcp_both_ways;
 
@@ -101,24 +99,9 @@ impl fmt::Display for HalfEnd {
     }
 }
 
-/// A byte stream that can be ended so that its other end sees an error.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin {
-    /// Makes the coming drop a reset instead of an orderly end, where there is such a thing.
-    fn abort(&mut self) {}
-}
-
-impl Socket for TcpStream {
-    fn abort(&mut self) {
-        // A linger of zero turns close into RST. If it cannot be set the peer sees an end.
-        let _ = SockRef::from(&*self).set_linger(Some(std::time::Duration::ZERO));
-    }
-}
-
-impl Socket for tokio::io::DuplexStream {}
-impl Socket for crate::tunnel::TunnelIo {}
-
 /// Copies until both directions have ended, and says how. Cancelling it resets both ends.
 pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> Ended {
+    socket.tune();
     let (reader, writer) = tunnel.split();
     let mut copy = Copy {
         socket,

@@ -212,7 +212,8 @@ impl Inbound {
         Self {
             pings: Budget::new(1000, 100),
             settings: Budget::new(50, 1),
-            empty: Budget::new(200, 20),
+            // The engine ends a connection after 100 of these in its whole life; this gives it its name.
+            empty: Budget::new(64, 1),
             resets: Budget::new(20_000, 5_000),
             idle: Budget::new(1000, 100),
         }

@@ -56,5 +56,6 @@ pub use request::{Authority, RequestHeaders};
 pub use server::{
     AcceptError, Connection, ConnectionError, Request, ResponseHeaders, Status, accept,
 };
+pub use socket::Socket;
 pub use tls::TlsError;
 pub use tunnel::{Reader, Tunnel, TunnelError, TunnelIo, Writer};

@@ -9,7 +9,8 @@
 //! 3. else one is made: certificate, dial, handshake, once for all who wait.
 //!
 //! A connection leaves the pool the moment it breaks, is told to go away, or has been unused for the
-//! release time. Half of the peer's window unread counts as stalled: new streams go elsewhere.
+//! release time. Half of the peer's connection window unread counts as stalled: new streams go to
+//! another connection, so that readers that stopped do not hold up those that come later.
 
 use std::{
     collections::HashMap,
@@ -28,6 +29,7 @@ use crate::{
     client::{Connect, ConnectError, Link, OpenError, Times},
     engine::Lease,
     identity::Identity,
+    socket::Socket,
     tunnel::Tunnel,
 };
 
@@ -92,6 +94,9 @@ impl Default for PoolConfig {
         }
     }
 }
+
+/// Connections to one destination that stalled ones may cause.
+const SPREAD: usize = 32;
 
 /// Attempts for one tunnel when connections turn out to be gone.
 const ATTEMPTS: usize = 3;
@@ -271,7 +276,7 @@ impl Pool {
                 });
             }
         };
-        crate::socket::tune(&socket);
+        socket.tune();
         let times = Times {
             handshake: self.config.handshake,
             answer: self.config.answer,
@@ -314,13 +319,22 @@ fn sweep(pool: &Weak<Pool>, key: &Destination) {
 }
 
 impl Slot {
-    /// A place on the least busy connection that is fit for one more stream.
+    /// A place on the least busy connection that is fit for one more stream. Beyond [`SPREAD`]
+    /// connections a stalled one will do: then the destination as a whole does not keep up.
     fn place(&self, most: usize) -> Option<(Arc<Link>, Lease)> {
-        let fit = self
+        let open = self
             .links
             .iter()
-            .filter(|link| !link.unfit() && link.streams() < most);
-        let link = fit.min_by_key(|link| link.streams())?;
+            .filter(|link| !link.going_away() && link.streams() < most);
+        let least = |link: &&Arc<Link>| link.streams();
+        let fit = open
+            .clone()
+            .filter(|link| !link.stalled())
+            .min_by_key(least);
+        let link = fit.or_else(|| {
+            open.filter(|_| self.links.len() >= SPREAD)
+                .min_by_key(least)
+        })?;
         Some((link.clone(), link.lease(most)?))
     }
 }

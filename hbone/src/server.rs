@@ -40,6 +40,7 @@ use crate::{
         STREAMS,
     },
     request::{Authority, RequestHeaders},
+    socket::Socket,
     tls::{Session, Stream, TlsError},
     tunnel::{Tunnel, TunnelError},
 };
@@ -117,8 +118,9 @@ pub async fn accept<T>(
     limits: &Limits,
 ) -> Result<Connection<T>, AcceptError>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: Socket,
 {
+    socket.tune();
     // Boxed: handshake state is large, and is gone before the long life of the connection begins.
     let handshake = Box::pin(shake_hands(socket, &certificate, limits));
     let outcome = match tokio::time::timeout(limits.handshake, handshake).await {
@@ -288,6 +290,10 @@ where
             return Some(Err(error));
         }
         let error = error?;
+        if let Some(flood) = self.gauge.flood() {
+            self.limits.refused(flood);
+            return Some(Err(ConnectionError::Flood(flood)));
+        }
         if error.is_io() {
             return Some(Err(ConnectionError::Lost(error.to_string())));
         }

@@ -1,25 +1,41 @@
-//! Options of the sockets this crate is given.
+//! What this crate needs of the sockets it is given.
 
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 /// Bytes the kernel may hold that it has not sent yet. Small, because what waits in the kernel can no
 /// longer take turns with other streams, and because a peer that stops reading would otherwise cost
 /// megabytes of kernel memory per connection.
 const UNSENT: u32 = 128 << 10;
 
-/// What every TCP connection of a proxy wants: no delay, keepalive after 180 s every 180 s nine times
-/// (wire contract), and little unsent data in the kernel. A socket that refuses an option works
-/// without it.
-pub fn tune(socket: &TcpStream) {
-    let socket = SockRef::from(socket);
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(180))
-        .with_interval(Duration::from_secs(180))
-        .with_retries(9);
-    let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    let _ = socket.set_tcp_notsent_lowat(UNSENT);
+/// A byte stream that can be made ready for relaying, and ended so that its other end sees an error.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Sets what relaying needs, where there is such a thing.
+    fn tune(&self) {}
+
+    /// Makes the coming drop a reset instead of an orderly end, where there is such a thing.
+    fn abort(&self) {}
 }
+
+impl Socket for TcpStream {
+    /// No delay: a relay has no use for waiting until there is more. Little unsent data in the
+    /// kernel. A socket that refuses an option works without it. Marks, keepalive and timeouts are
+    /// the business of whoever made the socket.
+    fn tune(&self) {
+        let _ = self.set_nodelay(true);
+        let _ = SockRef::from(self).set_tcp_notsent_lowat(UNSENT);
+    }
+
+    fn abort(&self) {
+        // A linger of zero turns close into RST. If it cannot be set the peer sees an end.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Socket for tokio::io::DuplexStream {}
+impl Socket for crate::tunnel::TunnelIo {}

@@ -25,7 +25,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::copy::{Counters, Ended, HalfEnd, Socket};
+use crate::{
+    copy::{Counters, Ended, HalfEnd},
+    socket::Socket,
+};
 
 /// One read through the stack.
 const READ: usize = 16 << 10;
@@ -40,6 +43,10 @@ const SPARE_PIPES: usize = 32;
 
 /// Copies until both directions have ended, and says how. Cancelling it resets both sockets.
 pub async fn tcp_both_ways(a: TcpStream, b: TcpStream, counters: &Counters) -> Ended {
+    // No delay as in every relay, but as much in the kernel as it likes: nothing else waits behind it.
+    for socket in [&a, &b] {
+        let _ = socket.set_nodelay(true);
+    }
     let mut pair = Pair {
         a,
         b,

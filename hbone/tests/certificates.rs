@@ -1,0 +1,392 @@
+//! A certificate's life, against a fake authority and a clock that the test moves.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may stop at the first surprise
+
+mod common;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use common::{Ca, HOUR, Signing, identity};
+use hbone::{
+    CertificateError, Certificates, CertificatesConfig, Identity, SignError, Signer,
+    tls::ChainError,
+};
+use rcgen::KeyPair;
+use tokio::time::{Instant, sleep};
+
+fn down() -> SignError {
+    SignError::Unavailable("down".into())
+}
+
+fn store(signer: &Signing) -> Arc<Certificates> {
+    Certificates::new(signer.clone(), CertificatesConfig::default())
+}
+
+/// Makes the authority fail from now on, or work again.
+fn break_down(signer: &Signing, broken: bool) {
+    *signer.failures.lock().unwrap() = if broken {
+        vec![down(); 100_000]
+    } else {
+        Vec::new()
+    };
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_ask_one_request_is_made() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let certificates = certificates.clone();
+        asking.spawn(async move { certificates.of(&identity("a")).await.unwrap() });
+    }
+    let all = asking.join_all().await;
+    assert_eq!(signer.calls(), 1);
+    assert!(all.iter().all(|c| Arc::ptr_eq(c, &all[0])));
+    assert_eq!(*all[0].identity(), identity("a"));
+    certificates.of(&identity("b")).await.unwrap();
+    assert_eq!(signer.calls(), 2, "one per identity");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_renewed_at_half_life_with_jitter_and_a_new_key() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    let start = Instant::now();
+    let first = certificates.of(&identity("a")).await.unwrap();
+    let mut renewals = Vec::new();
+    while renewals.len() < 8 {
+        let calls = signer.calls();
+        while signer.calls() == calls {
+            sleep(Duration::from_secs(1)).await;
+        }
+        renewals.push(start.elapsed());
+    }
+    let mut last = Duration::ZERO;
+    let gaps: Vec<u64> = renewals
+        .iter()
+        .map(|r| (*r - std::mem::replace(&mut last, *r)).as_secs())
+        .collect();
+    assert!(
+        gaps.iter().all(|gap| (1600..=2000).contains(gap)),
+        "half an hour, give or take a tenth: {gaps:?}"
+    );
+    assert!(
+        gaps.windows(2).any(|w| w[0].abs_diff(w[1]) > 2),
+        "not in step: {gaps:?}"
+    );
+    let now = certificates.of(&identity("a")).await.unwrap();
+    assert_ne!(now.chain()[0].serial_number, first.chain()[0].serial_number);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_valid_certificate_outlives_failed_renewals_and_an_expired_one_is_refused_with_the_reason()
+ {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    let first = certificates.of(&identity("a")).await.unwrap();
+    break_down(&signer, true);
+    sleep(HOUR - Duration::from_secs(60)).await;
+    assert!(
+        signer.calls() > 10,
+        "it tried again and again: {}",
+        signer.calls()
+    );
+    assert!(signer.calls() < 200, "but with pauses: {}", signer.calls());
+    assert!(Arc::ptr_eq(
+        &certificates.of(&identity("a")).await.unwrap(),
+        &first
+    ));
+    let state = &certificates.states()[0];
+    assert_eq!(
+        (state.state.as_str(), &state.last_error),
+        ("Available", &Some(down()))
+    );
+
+    sleep(Duration::from_secs(61)).await;
+    let error = certificates.of(&identity("a")).await.unwrap_err();
+    assert_eq!(
+        error,
+        CertificateError::Expired {
+            identity: identity("a"),
+            last: Some(down())
+        }
+    );
+    assert!(
+        error.to_string().contains("expired") && error.to_string().contains("down"),
+        "{error}"
+    );
+    assert!(
+        certificates.states()[0].state.starts_with("Unavailable"),
+        "{:?}",
+        certificates.states()
+    );
+
+    break_down(&signer, false);
+    sleep(Duration::from_secs(45)).await;
+    certificates.of(&identity("a")).await.unwrap();
+    assert_eq!(certificates.states()[0].state, "Available");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_identity_waits_for_an_authority_that_is_down_and_then_gets_a_clear_error() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    break_down(&signer, true);
+    let certificates = store(&signer);
+    let start = Instant::now();
+    let error = certificates.of(&identity("a")).await.unwrap_err();
+    assert_eq!(
+        start.elapsed().as_secs(),
+        CertificatesConfig::default().wait.as_secs()
+    );
+    assert_eq!(
+        error,
+        CertificateError::NotYet {
+            identity: identity("a"),
+            last: Some(down())
+        }
+    );
+
+    // Back within the wait of a caller: the caller gets it.
+    let waiting = tokio::spawn({
+        let certificates = certificates.clone();
+        async move { certificates.of(&identity("b")).await }
+    });
+    sleep(Duration::from_millis(500)).await;
+    break_down(&signer, false);
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_double_up_to_the_longest() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    break_down(&signer, true);
+    let certificates = store(&signer);
+    certificates.prefetch(&identity("a"));
+    sleep(Duration::from_secs(2)).await;
+    assert!(
+        (3..=6).contains(&signer.calls()),
+        "0.2, 0.4, 0.8 s: {}",
+        signer.calls()
+    );
+    sleep(Duration::from_secs(600)).await;
+    let before = signer.calls();
+    sleep(Duration::from_secs(600)).await;
+    assert!(
+        (16..=27).contains(&(signer.calls() - before)),
+        "every 22 to 38 s: {}",
+        signer.calls() - before
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_holds_is_forgotten_and_what_somebody_holds_is_not() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    let (first, second) = (
+        certificates.hold(&identity("a")),
+        certificates.hold(&identity("a")),
+    );
+    certificates.of(&identity("a")).await.unwrap();
+    drop(first);
+    certificates.forget(&identity("a"));
+    assert_eq!(certificates.states().len(), 1, "held");
+    drop(second);
+    assert!(certificates.states().is_empty());
+    let calls = signer.calls();
+    sleep(HOUR * 10).await;
+    assert_eq!(signer.calls(), calls, "and no longer renewed");
+
+    certificates.of(&identity("b")).await.unwrap();
+    certificates.forget(&identity("b"));
+    assert!(certificates.states().is_empty());
+    drop(certificates);
+    let calls = signer.calls();
+    sleep(HOUR * 10).await;
+    assert_eq!(signer.calls(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authority_that_never_answers_is_given_up_and_asked_again() {
+    struct Silent(Signing);
+    impl Signer for Silent {
+        async fn sign(&self, identity: &Identity, csr: String) -> Result<Vec<String>, SignError> {
+            if self.0.calls() == 0 {
+                self.0
+                    .calls
+                    .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                std::future::pending::<()>().await;
+            }
+            self.0.sign(identity, csr).await
+        }
+    }
+    let certificates = Certificates::new(
+        Silent(Signing::new(&Arc::new(Ca::new()))),
+        CertificatesConfig::default(),
+    );
+    assert!(matches!(
+        certificates.of(&identity("a")).await,
+        Err(CertificateError::NotYet { last: None, .. })
+    ));
+    sleep(Duration::from_secs(6)).await;
+    certificates.of(&identity("a")).await.unwrap();
+}
+
+/// Answers every request with the same elements.
+type Answer = dyn Fn(&str) -> Vec<String> + Send + Sync;
+
+struct Answering(Box<Answer>);
+
+impl Signer for Answering {
+    async fn sign(&self, _: &Identity, csr: String) -> Result<Vec<String>, SignError> {
+        Ok((self.0)(&csr))
+    }
+}
+
+async fn answer_is_refused(
+    answer: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
+) -> ChainError {
+    let certificates =
+        Certificates::new(Answering(Box::new(answer)), CertificatesConfig::default());
+    match certificates.of(&identity("a")).await {
+        Err(CertificateError::NotYet {
+            last: Some(SignError::Answer(error)),
+            ..
+        }) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_wrong_in_any_way_is_not_used() {
+    let ca = Arc::new(Ca::new());
+    let me = identity("a").to_string();
+    let later = SystemTime::now() + HOUR;
+
+    let authority = ca.clone();
+    let error = answer_is_refused(move |csr| {
+        authority.sign("spiffe://cluster.local/ns/x/sa/y", csr, later)
+    })
+    .await;
+    assert!(matches!(error, ChainError::WrongIdentity { .. }), "{error}");
+
+    let (authority, name) = (ca.clone(), me.clone());
+    let error = answer_is_refused(move |_| {
+        vec![
+            authority.leaf(&[&name], &KeyPair::generate().unwrap(), later),
+            authority.root(),
+        ]
+    })
+    .await;
+    assert_eq!(error, ChainError::WrongKey);
+
+    let (authority, name) = (ca.clone(), me.clone());
+    let error = answer_is_refused(move |csr| {
+        vec![
+            authority.sign(&name, csr, later)[0].clone(),
+            Ca::new().root(),
+        ]
+    })
+    .await;
+    assert!(matches!(error, ChainError::Unverified(_)), "{error}");
+
+    let (authority, name) = (ca.clone(), me.clone());
+    let error =
+        answer_is_refused(move |csr| authority.sign(&name, csr, SystemTime::now() - HOUR)).await;
+    assert!(
+        matches!(error, ChainError::Unverified(_)),
+        "already expired: {error}"
+    );
+
+    let (authority, name) = (ca.clone(), me.clone());
+    let error = answer_is_refused(move |csr| authority.sign(&name, csr, later)[..1].to_vec()).await;
+    assert!(
+        matches!(error, ChainError::Unreadable(_)),
+        "no roots: {error}"
+    );
+    let error = answer_is_refused(|_| vec!["nonsense".into(), "nonsense".into()]).await;
+    assert!(matches!(error, ChainError::Unreadable(_)), "{error}");
+    let error = answer_is_refused(|_| vec![]).await;
+    assert!(matches!(error, ChainError::Unreadable(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bundle_of_several_roots_is_taken_whole() {
+    let (old, new) = (Arc::new(Ca::new()), Arc::new(Ca::new()));
+    let (signing, other) = (new.clone(), old.clone());
+    let later = SystemTime::now() + HOUR;
+    let answer = move |csr: &str| {
+        let me = identity("a").to_string();
+        vec![
+            signing.sign(&me, csr, later)[0].clone(),
+            format!("{}{}", other.root(), signing.root()),
+        ]
+    };
+    let certificates =
+        Certificates::new(Answering(Box::new(answer)), CertificatesConfig::default());
+    let certificate = certificates.of(&identity("a")).await.unwrap();
+    assert_eq!(
+        (certificate.chain().len(), certificate.roots().len()),
+        (1, 2)
+    );
+    let text = &certificate.roots()[1];
+    assert_eq!(
+        text.pem.trim(),
+        new.root().replace("\r\n", "\n").trim(),
+        "PEM is printed as everybody prints it"
+    );
+}
+
+#[tokio::test]
+async fn the_request_is_what_a_mesh_authority_expects() {
+    // wire contract: EC P-256, ECDSA with SHA-256, one URI name, no subject.
+    use x509_parser::prelude::{
+        FromDer, GeneralName, ParsedExtension, X509CertificationRequest, parse_x509_pem,
+    };
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let answer = move |csr: &str| {
+        let _ = sender.send(csr.to_owned());
+        vec![]
+    };
+    let certificates =
+        Certificates::new(Answering(Box::new(answer)), CertificatesConfig::default());
+    certificates.prefetch(&identity("a"));
+    let csr = tokio::task::spawn_blocking(move || receiver.recv().unwrap())
+        .await
+        .unwrap();
+    let (_, pem) = parse_x509_pem(csr.as_bytes()).unwrap();
+    assert_eq!(pem.label, "CERTIFICATE REQUEST");
+    let (_, request) = X509CertificationRequest::from_der(&pem.contents).unwrap();
+    let info = &request.certification_request_info;
+    assert_eq!(info.subject.iter().count(), 0);
+    assert_eq!(
+        info.subject_pki.algorithm.algorithm.to_id_string(),
+        "1.2.840.10045.2.1"
+    );
+    assert_eq!(
+        info.subject_pki
+            .algorithm
+            .parameters
+            .as_ref()
+            .unwrap()
+            .as_oid()
+            .unwrap()
+            .to_id_string(),
+        "1.2.840.10045.3.1.7"
+    );
+    assert_eq!(
+        request.signature_algorithm.algorithm.to_id_string(),
+        "1.2.840.10045.4.3.2"
+    );
+    let extensions: Vec<_> = request.requested_extensions().unwrap().collect();
+    let [ParsedExtension::SubjectAlternativeName(names)] = extensions.as_slice() else {
+        panic!("{extensions:?}")
+    };
+    assert_eq!(
+        names.general_names,
+        [GeneralName::URI("spiffe://cluster.local/ns/default/sa/a")]
+    );
+}

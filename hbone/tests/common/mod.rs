@@ -1,0 +1,318 @@
+//! What the tests of this crate share: a small certificate authority, a pair of proxies on loopback,
+//! and a peer that speaks HTTP/2 frame by frame.
+// Each test file uses its own part, and a test may stop at the first surprise.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
+
+pub mod raw;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use hbone::{
+    Certificate, Certificates, CertificatesConfig, Connect, Connection, Destination, Identity,
+    Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError, Signer, Tunnel,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+pub fn identity(account: &str) -> Identity {
+    Identity::new("cluster.local", "default", account).unwrap()
+}
+
+/// A certificate authority. Two of the same name have different keys.
+pub struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "cluster.local");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, key).unwrap(),
+        }
+    }
+
+    pub fn root(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A leaf for a key, valid from two minutes ago until `not_after`.
+    pub fn leaf(
+        &self,
+        uris: &[&str],
+        key: &impl rcgen::PublicKeyData,
+        not_after: SystemTime,
+    ) -> String {
+        self.params(uris, not_after)
+            .signed_by(key, &self.issuer)
+            .unwrap()
+            .pem()
+    }
+
+    /// Signs a request as a mesh's authority does: the key is the request's, the name is `identity`.
+    pub fn sign(&self, identity: &str, csr_pem: &str, not_after: SystemTime) -> Vec<String> {
+        let mut csr = CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
+        csr.params = self.params(&[identity], not_after);
+        vec![csr.signed_by(&self.issuer).unwrap().pem(), self.root()]
+    }
+
+    fn params(&self, uris: &[&str], not_after: SystemTime) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = uris
+            .iter()
+            .map(|uri| SanType::URI((*uri).try_into().unwrap()))
+            .collect();
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.not_before = (not_after.min(SystemTime::now()) - Duration::from_secs(120)).into();
+        params.not_after = not_after.into();
+        params
+    }
+
+    /// A usable certificate.
+    pub fn certificate(&self, identity: &Identity) -> Arc<Certificate> {
+        let key = KeyPair::generate().unwrap();
+        let leaf = self.leaf(&[&identity.to_string()], &key, SystemTime::now() + HOUR);
+        Arc::new(
+            Certificate::new(identity, &key.serialize_der(), &[leaf, self.root()], &[]).unwrap(),
+        )
+    }
+}
+
+/// Signs whatever it is asked, and counts.
+#[derive(Clone)]
+pub struct Signing {
+    pub ca: Arc<Ca>,
+    pub calls: Arc<AtomicUsize>,
+    pub lifetime: Duration,
+    /// Answers for the next calls; when empty, it signs.
+    pub failures: Arc<Mutex<Vec<SignError>>>,
+}
+
+impl Signing {
+    pub fn new(ca: &Arc<Ca>) -> Self {
+        Self {
+            ca: ca.clone(),
+            calls: Arc::default(),
+            lifetime: HOUR,
+            failures: Arc::default(),
+        }
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl Signer for Signing {
+    async fn sign(&self, identity: &Identity, csr_pem: String) -> Result<Vec<String>, SignError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Some(failure) = self.failures.lock().unwrap().pop() {
+            return Err(failure);
+        }
+        Ok(self.ca.sign(
+            &identity.to_string(),
+            &csr_pem,
+            SystemTime::now() + self.lifetime,
+        ))
+    }
+}
+
+/// Refusals in the order in which they were counted.
+#[derive(Clone, Default)]
+pub struct Refusals(Arc<Mutex<Vec<Refusal>>>);
+
+impl Refusals {
+    pub fn limits(&self) -> Limits {
+        let log = self.0.clone();
+        Limits {
+            on_refusal: Some(Arc::new(move |why| log.lock().unwrap().push(why))),
+            ..Limits::default()
+        }
+    }
+
+    pub fn seen(&self) -> Vec<Refusal> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// A listener on loopback.
+pub async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Two connected sockets.
+pub async fn socket_pair() -> (TcpStream, TcpStream) {
+    let (listener, address) = listen().await;
+    let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (near.unwrap(), far.unwrap().0)
+}
+
+/// A server that hands every request to `serve`, each in a task of its own.
+pub struct Server {
+    pub address: SocketAddr,
+    /// Connections accepted so far.
+    pub accepted: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub async fn serve<F>(certificate: Arc<Certificate>, limits: Limits, serve: F) -> Server
+where
+    F: Fn(Request) -> Served + Clone + Send + Sync + 'static,
+{
+    let (listener, address) = listen().await;
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = accepted.clone();
+    let task = tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            let (certificate, limits, serve) = (certificate.clone(), limits.clone(), serve.clone());
+            connections.spawn(async move {
+                let Ok(mut connection) = hbone::accept(socket, certificate, &limits).await else {
+                    return;
+                };
+                drive(&mut connection, serve).await;
+            });
+        }
+    });
+    Server {
+        address,
+        accepted,
+        task,
+    }
+}
+
+/// Runs a connection to its end.
+pub async fn drive<F>(connection: &mut Connection, serve: F)
+where
+    F: Fn(Request) -> Served,
+{
+    while let Some(request) = connection.next().await {
+        match request {
+            Ok(request) => drop(tokio::spawn(serve(request))),
+            Err(_) => return,
+        }
+    }
+}
+
+/// The work of one request.
+pub type Served = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Sends back what arrives, and the end after it.
+pub fn echo(request: Request) -> Served {
+    Box::pin(async move {
+        let Ok(tunnel) = request.accept(ResponseHeaders::default()) else {
+            return;
+        };
+        echo_tunnel(tunnel).await;
+    })
+}
+
+pub async fn echo_tunnel(mut tunnel: Tunnel) {
+    while let Some(Ok(chunk)) = tunnel.recv().await {
+        if tunnel.send(chunk).await.is_err() {
+            return;
+        }
+    }
+    let _ = tunnel.shutdown();
+}
+
+/// A pool with an identity of its own, and how to reach `address` with it.
+pub struct Client {
+    pub pool: Arc<Pool>,
+    pub destination: Destination,
+}
+
+pub fn client(ca: &Arc<Ca>, address: SocketAddr, config: PoolConfig) -> Client {
+    let certificates = Certificates::new(Signing::new(ca), CertificatesConfig::default());
+    let destination = Destination {
+        address,
+        source_ip: "127.0.0.1".parse().unwrap(),
+        source: identity("client"),
+        expected: vec![identity("server")],
+    };
+    Client {
+        pool: Pool::new(certificates, config),
+        destination,
+    }
+}
+
+impl Client {
+    pub async fn open(&self) -> Result<Tunnel, hbone::OpenError> {
+        self.pool
+            .open(&self.destination, TcpStream::connect, to("10.0.0.1:80"))
+            .await
+    }
+}
+
+pub fn to(authority: &str) -> Connect {
+    Connect::to(authority.parse::<hbone::Authority>().unwrap())
+}
+
+/// Waits until something becomes true that no event tells; fails after ten seconds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "never happened: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Everything a tunnel has to say until it ends.
+pub async fn read_to_end(tunnel: &mut Tunnel) -> Result<Vec<u8>, hbone::TunnelError> {
+    let mut all = Vec::new();
+    while let Some(chunk) = tunnel.recv().await {
+        all.extend_from_slice(&chunk?);
+    }
+    Ok(all)
+}
+
+/// Exactly `n` bytes.
+pub async fn read_exactly(tunnel: &mut Tunnel, n: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    while all.len() < n {
+        all.extend_from_slice(&tunnel.recv().await.expect("ended early").unwrap());
+    }
+    assert_eq!(all.len(), n);
+    all
+}

@@ -1,0 +1,538 @@
+//! What a peer may not do: each is refused by name, counted, and disturbs nobody else.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may stop at the first surprise
+
+mod common;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use common::{Ca, HOUR, Refusals, Server, identity, raw, raw::Raw};
+use hbone::{AcceptError, ConnectionError, OpenError, PoolConfig, Refusal, TlsError};
+use tokio::net::TcpStream;
+
+const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
+const CALM: u32 = 11; // ENHANCE_YOUR_CALM
+
+fn soon() -> SystemTime {
+    SystemTime::now() + HOUR
+}
+
+/// The error our server gives for a client of this badge.
+async fn refused(ca: &Arc<Ca>, badge: Option<raw::Badge>) -> (TlsError, Vec<Refusal>) {
+    let (near, far) = common::socket_pair().await;
+    let refusals = Refusals::default();
+    let limits = refusals.limits();
+    let client = tokio::spawn(async move {
+        if let Ok(mut peer) = Raw::connect(near, raw::tls_client(badge, &["h2"])).await {
+            let _ = peer.hello().await;
+            let _ = peer.next().await;
+        }
+    });
+    let outcome = hbone::accept(far, ca.certificate(&identity("server")), &limits).await;
+    client.await.unwrap();
+    match outcome {
+        Err(AcceptError::Tls(error)) => (error, refusals.seen()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn clients_without_an_acceptable_certificate_are_refused_by_name() {
+    let ca = Arc::new(Ca::new());
+    let (error, counted) = refused(&ca, None).await;
+    assert!(matches!(error, TlsError::NoCertificate), "{error}");
+    assert_eq!(counted, [Refusal::Tls]);
+
+    let (error, _) = refused(&ca, Some(raw::badge(&Ca::new(), &[CLIENT], soon()))).await;
+    assert!(matches!(error, TlsError::UnknownCa(_)), "{error}");
+
+    let (error, _) = refused(
+        &ca,
+        Some(raw::badge(&ca, &[CLIENT], SystemTime::now() - HOUR)),
+    )
+    .await;
+    assert!(matches!(error, TlsError::Expired(_)), "{error}");
+
+    let (error, _) = refused(
+        &ca,
+        Some(raw::badge(
+            &ca,
+            &["spiffe://other.domain/ns/a/sa/b"],
+            soon(),
+        )),
+    )
+    .await;
+    assert!(
+        matches!(&error, TlsError::TrustDomain(who) if who.trust_domain() == "other.domain"),
+        "{error}"
+    );
+
+    for names in [
+        &["https://example.com/"][..],
+        &[][..],
+        &[CLIENT, "spiffe://cluster.local/ns/default/sa/admin"][..],
+        &["spiffe://cluster.local/ns/default/sa/"][..],
+    ] {
+        let (error, _) = refused(&ca, Some(raw::badge(&ca, names, soon()))).await;
+        assert!(
+            matches!(error, TlsError::NotSpiffe(_)),
+            "{names:?}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_trust_domain_alias_is_accepted() {
+    let ca = Arc::new(Ca::new());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = ca.leaf(
+        &["spiffe://cluster.local/ns/default/sa/server"],
+        &key,
+        soon(),
+    );
+    let aliases = ["old.domain".to_owned()];
+    let certificate = hbone::Certificate::new(
+        &identity("server"),
+        &key.serialize_der(),
+        &[leaf, ca.root()],
+        &aliases,
+    )
+    .unwrap();
+    let (near, far) = common::socket_pair().await;
+    let badge = raw::badge(&ca, &["spiffe://old.domain/ns/a/sa/b"], soon());
+    let client = tokio::spawn(async move {
+        let mut peer = Raw::connect(near, raw::tls_client(Some(badge), &["h2"]))
+            .await
+            .unwrap();
+        peer.hello().await.unwrap();
+        peer
+    });
+    let connection = hbone::accept(far, Arc::new(certificate), &Refusals::default().limits())
+        .await
+        .unwrap();
+    assert_eq!(
+        connection.peer().to_string(),
+        "spiffe://old.domain/ns/a/sa/b"
+    );
+    drop(client.await);
+}
+
+#[tokio::test]
+async fn servers_without_an_acceptable_certificate_are_refused_by_name() {
+    let ca = Arc::new(Ca::new());
+    for (name, badge, expected) in [
+        (
+            "unknown CA",
+            raw::badge(
+                &Ca::new(),
+                &["spiffe://cluster.local/ns/default/sa/server"],
+                soon(),
+            ),
+            "tls",
+        ),
+        (
+            "expired",
+            raw::badge(
+                &ca,
+                &["spiffe://cluster.local/ns/default/sa/server"],
+                SystemTime::now() - HOUR,
+            ),
+            "tls",
+        ),
+        (
+            "wrong SAN",
+            raw::badge(&ca, &["spiffe://cluster.local/ns/default/sa/other"], soon()),
+            "identity_mismatch",
+        ),
+        (
+            "no identity",
+            raw::badge(&ca, &["https://example.com/"], soon()),
+            "tls",
+        ),
+    ] {
+        let (listener, address) = common::listen().await;
+        // Trusts our client, so that only the server's certificate is wrong.
+        let config = raw::tls_server(&ca, badge);
+        tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            let _ = Raw::accept(socket, config).await;
+        });
+        let client = common::client(&ca, address, PoolConfig::default());
+        let error = client.open().await.unwrap_err();
+        assert_eq!(error.name(), expected, "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_handshake_ends_at_its_deadline() {
+    let ca = Ca::new();
+    let (near, far) = common::socket_pair().await;
+    let refusals = Refusals::default();
+    let limits = hbone::Limits {
+        handshake: Duration::from_millis(50),
+        ..refusals.limits()
+    };
+    let error = hbone::accept(far, ca.certificate(&identity("server")), &limits)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, AcceptError::Slow(_)), "{error}");
+    assert_eq!(refusals.seen(), [Refusal::SlowHandshake]);
+    drop(near);
+
+    // TLS in time, but no HTTP/2 preface.
+    let (near, far) = common::socket_pair().await;
+    let badge = raw::badge(&ca, &[CLIENT], soon());
+    let client =
+        tokio::spawn(
+            async move { Raw::connect(near, raw::tls_client(Some(badge), &["h2"])).await },
+        );
+    let error = hbone::accept(far, ca.certificate(&identity("server")), &limits)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, AcceptError::Slow(_)), "{error}");
+    drop(client.await);
+}
+
+#[tokio::test]
+async fn a_silent_server_ends_at_the_deadline_of_its_stage() {
+    let ca = Arc::new(Ca::new());
+    let (listener, address) = common::listen().await;
+    let config = PoolConfig {
+        handshake: Duration::from_millis(50),
+        ..PoolConfig::default()
+    };
+    let client = common::client(&ca, address, config);
+    assert!(matches!(
+        client.open().await,
+        Err(OpenError::HandshakeTimeout(_))
+    ));
+    drop(listener);
+    assert!(matches!(client.open().await, Err(OpenError::Dial { .. })));
+
+    let never = |_| std::future::pending::<std::io::Result<TcpStream>>();
+    let config = PoolConfig {
+        dial: Duration::from_millis(50),
+        ..PoolConfig::default()
+    };
+    let client = common::client(&ca, address, config);
+    let error = client
+        .pool
+        .open(&client.destination, never, common::to("10.0.0.1:80"))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("NetworkPolicy"), "{error}");
+}
+
+struct Attacked {
+    server: Server,
+    peer: Raw,
+    refusals: Refusals,
+    ca: Arc<Ca>,
+}
+
+/// A server, and a client that is about to misbehave.
+async fn attacked() -> Attacked {
+    let ca = Arc::new(Ca::new());
+    let refusals = Refusals::default();
+    let server = common::serve(
+        ca.certificate(&identity("server")),
+        refusals.limits(),
+        common::echo,
+    )
+    .await;
+    let socket = TcpStream::connect(server.address).await.unwrap();
+    let badge = raw::badge(&ca, &[CLIENT], soon());
+    let mut peer = Raw::connect(socket, raw::tls_client(Some(badge), &["h2"]))
+        .await
+        .unwrap();
+    peer.hello().await.unwrap();
+    Attacked {
+        server,
+        peer,
+        refusals,
+        ca,
+    }
+}
+
+impl Attacked {
+    /// Sends the same bytes over and over until the server hangs up; says what it was told.
+    async fn flood(&mut self, bytes: impl Fn(u32) -> Vec<u8>) -> Option<u32> {
+        for n in 0..2_000 {
+            let batch: Vec<u8> = (0..16).flat_map(|i| bytes(n * 16 + i)).collect();
+            if self.peer.send(&batch).await.is_err() {
+                break;
+            }
+        }
+        self.peer.goodbye().await
+    }
+
+    /// The server works for others.
+    async fn others_are_served(&self) {
+        let client = common::client(&self.ca, self.server.address, PoolConfig::default());
+        let mut tunnel = client.open().await.unwrap();
+        tunnel.send("still here".into()).await.unwrap();
+        assert_eq!(common::read_exactly(&mut tunnel, 10).await, b"still here");
+    }
+
+    async fn counted(&self, wanted: Refusal) {
+        let refusals = self.refusals.clone();
+        common::eventually(wanted.name(), || refusals.seen().contains(&wanted)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_ping_flood_is_cut_off() {
+    let mut attacked = attacked().await;
+    let code = attacked
+        .flood(|n| raw::frame(raw::PING, 0, 0, &u64::from(n).to_be_bytes()))
+        .await;
+    assert!(code.is_none() || code == Some(CALM), "{code:?}");
+    attacked.counted(Refusal::PingFlood).await;
+    attacked.others_are_served().await;
+}
+
+#[tokio::test]
+async fn a_settings_flood_is_cut_off() {
+    let mut attacked = attacked().await;
+    attacked
+        .flood(|_| raw::frame(raw::SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]))
+        .await;
+    attacked.counted(Refusal::SettingsFlood).await;
+    attacked.others_are_served().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_frames_without_use_is_cut_off() {
+    let mut attacked = attacked().await;
+    attacked
+        .flood(|_| raw::frame(0xbb, 0, 0, b"whatever"))
+        .await;
+    attacked.counted(Refusal::IdleFrameFlood).await;
+    attacked.others_are_served().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_empty_data_is_cut_off() {
+    let mut attacked = attacked().await;
+    attacked
+        .peer
+        .request(1, &raw::connect_headers("10.0.0.1:80"))
+        .await
+        .unwrap();
+    attacked.flood(|_| raw::frame(raw::DATA, 0, 1, &[])).await;
+    attacked.counted(Refusal::EmptyDataFlood).await;
+    attacked.others_are_served().await;
+}
+
+#[tokio::test]
+async fn rapid_reset_is_cut_off() {
+    let mut attacked = attacked().await;
+    attacked
+        .flood(|n| {
+            let mut bytes = raw::frame(
+                raw::HEADERS,
+                raw::END_HEADERS,
+                n * 2 + 1,
+                &raw::block(&raw::connect_headers("10.0.0.1:80")),
+            );
+            bytes.extend(raw::frame(
+                raw::RST_STREAM,
+                0,
+                n * 2 + 1,
+                &8u32.to_be_bytes(),
+            ));
+            bytes
+        })
+        .await;
+    let refusals = attacked.refusals.clone();
+    common::eventually("a cut", || {
+        refusals
+            .seen()
+            .iter()
+            .any(|r| matches!(r, Refusal::ResetFlood | Refusal::Excess))
+    })
+    .await;
+    attacked.others_are_served().await;
+}
+
+#[tokio::test]
+async fn a_header_block_without_end_is_cut_off() {
+    let mut attacked = attacked().await;
+    attacked
+        .peer
+        .send(&raw::frame(
+            raw::HEADERS,
+            0,
+            1,
+            &raw::block(&raw::connect_headers("10.0.0.1:80")),
+        ))
+        .await
+        .unwrap();
+    let code = attacked
+        .flood(|_| {
+            raw::frame(
+                raw::CONTINUATION,
+                0,
+                1,
+                &raw::block(&[("x-filler", "x".repeat(120).as_str())]),
+            )
+        })
+        .await;
+    assert!(code.is_none() || code == Some(CALM), "{code:?}");
+    attacked.counted(Refusal::Excess).await;
+    attacked.others_are_served().await;
+}
+
+#[tokio::test]
+async fn a_header_list_beyond_the_limit_is_refused_and_the_connection_goes_on() {
+    let mut attacked = attacked().await;
+    attacked
+        .peer
+        .until("our SETTINGS acknowledged", |f| {
+            f.kind == raw::SETTINGS && f.flags == 0
+        })
+        .await;
+    let filler = "x".repeat(120);
+    let mut headers = raw::connect_headers("10.0.0.1:80");
+    headers.extend(std::iter::repeat_n(("x-filler", filler.as_str()), 600)); // 600 * (8 + 120 + 32) > 64 KiB
+    let block = raw::block(&headers);
+    for (i, piece) in block.chunks(16 << 10).enumerate() {
+        let kind = if i == 0 {
+            raw::HEADERS
+        } else {
+            raw::CONTINUATION
+        };
+        let flags = if (i + 1) * (16 << 10) >= block.len() {
+            raw::END_HEADERS
+        } else {
+            0
+        };
+        attacked
+            .peer
+            .send(&raw::frame(kind, flags, 1, piece))
+            .await
+            .unwrap();
+    }
+    let answer = attacked.peer.until("431", |f| f.kind == raw::HEADERS).await;
+    assert_eq!(answer.status(), 431);
+    attacked
+        .peer
+        .request(3, &raw::connect_headers("10.0.0.1:80"))
+        .await
+        .unwrap();
+    let answer = attacked
+        .peer
+        .until("200", |f| f.kind == raw::HEADERS && f.stream == 3)
+        .await;
+    assert_eq!(answer.status(), 200);
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused_and_the_others_stay() {
+    let mut attacked = attacked().await;
+    for n in 0..201 {
+        attacked
+            .peer
+            .request(n * 2 + 1, &raw::connect_headers("10.0.0.1:80"))
+            .await
+            .unwrap();
+    }
+    let refused = attacked
+        .peer
+        .until("a refusal", |f| f.kind == raw::RST_STREAM)
+        .await;
+    assert_eq!(
+        (refused.stream, refused.code()),
+        (401, 7),
+        "REFUSED_STREAM for the 201st"
+    );
+    attacked
+        .peer
+        .send(&raw::frame(raw::DATA, 0, 1, b"hello"))
+        .await
+        .unwrap();
+    let echo = attacked
+        .peer
+        .until("an echo", |f| f.kind == raw::DATA)
+        .await;
+    assert_eq!((echo.stream, echo.payload.as_slice()), (1, &b"hello"[..]));
+}
+
+#[tokio::test]
+async fn what_is_no_connect_is_answered_and_counted() {
+    let mut attacked = attacked().await;
+    attacked
+        .peer
+        .request(
+            1,
+            &[
+                (":method", "GET"),
+                (":scheme", "https"),
+                (":path", "/"),
+                (":authority", "10.0.0.1:80"),
+            ],
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        attacked
+            .peer
+            .until("400", |f| f.kind == raw::HEADERS)
+            .await
+            .status(),
+        400
+    );
+    for (n, authority) in ["10.0.0.1", "10.0.0.1:0", "010.0.0.1:80", "user@10.0.0.1:80"]
+        .into_iter()
+        .enumerate()
+    {
+        let stream = 3 + 2 * n as u32;
+        attacked
+            .peer
+            .request(stream, &raw::connect_headers(authority))
+            .await
+            .unwrap();
+        let answer = attacked
+            .peer
+            .until("400", |f| f.kind == raw::HEADERS && f.stream == stream)
+            .await;
+        assert_eq!(answer.status(), 400, "{authority}");
+    }
+    let seen = attacked.refusals.seen();
+    assert_eq!(seen[0], Refusal::NotConnect);
+    assert_eq!(seen[1..], [Refusal::Authority; 4]);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_answer_pings_is_given_up() {
+    let ca = Ca::new();
+    let (near, far) = common::socket_pair().await;
+    let refusals = Refusals::default();
+    let limits = hbone::Limits {
+        ping_every: Duration::from_millis(20),
+        ping_answer: Duration::from_millis(50),
+        ..refusals.limits()
+    };
+    let badge = raw::badge(&ca, &[CLIENT], soon());
+    let client = tokio::spawn(async move {
+        let mut peer = Raw::connect(near, raw::tls_client(Some(badge), &["h2"]))
+            .await
+            .unwrap();
+        peer.hello().await.unwrap();
+        peer // and never reads again
+    });
+    let mut connection = hbone::accept(far, ca.certificate(&identity("server")), &limits)
+        .await
+        .unwrap();
+    let end = connection.next().await;
+    assert!(
+        matches!(end, Some(Err(ConnectionError::Unresponsive))),
+        "{end:?}"
+    );
+    assert!(connection.next().await.is_none());
+    assert_eq!(refusals.seen(), [Refusal::Unresponsive]);
+    drop(client.await);
+}
