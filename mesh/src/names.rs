@@ -10,7 +10,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::service::Port;
-use crate::workload::{GatewayAddress, Locality};
+use crate::workload::{GatewayAddress, Locality, Template};
 
 /// A network: addresses are unique inside one. The empty name is the default network.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,6 +103,7 @@ pub struct Interner {
     localities: Table<Locality>,
     ports: Table<[Port]>,
     gateways: Table<GatewayAddress>,
+    templates: Table<Template>,
 }
 
 impl Interner {
@@ -131,6 +132,12 @@ impl Interner {
     pub fn gateway(&mut self, gateway: GatewayAddress) -> Arc<GatewayAddress> {
         self.gateways
             .intern(&gateway, |found| Arc::new(found.clone()))
+    }
+
+    /// The shared copy of what replicas have in common.
+    pub fn template(&mut self, template: Template) -> Arc<Template> {
+        self.templates
+            .intern(&template, |found| Arc::new(found.clone()))
     }
 }
 

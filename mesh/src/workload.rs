@@ -14,20 +14,41 @@ use crate::parse::{self, ParseError};
 use crate::service::Port;
 
 /// A pod, a virtual machine, an endpoint outside the mesh, or a gateway of another network.
+///
+/// What the replicas of one owner have in common is stored once, in a [`Template`], and reads as
+/// if it stood here: of 100,000 workloads each then takes about 150 bytes here instead of 450.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// Unique and opaque; the resource name.
     pub uid: Arc<str>,
     /// Pod name, or what comes closest.
     pub name: Arc<str>,
+    /// Node it runs on; empty when unknown.
+    pub node: Arc<str>,
+    /// Its IPs on `network`; may be empty.
+    pub addresses: Addresses,
+    /// To be resolved by DNS on demand, instead of addresses.
+    pub hostname: Option<Arc<str>>,
+    /// Ready to take connections.
+    pub healthy: bool,
+    /// Its IPs are its node's: not unique, hence not indexed by IP.
+    pub host_network: bool,
+    /// Where it runs.
+    pub locality: Arc<Locality>,
+    /// Share of a service's connections relative to the other endpoints; 0 = none, default 1.
+    pub capacity: u32,
+    template: Arc<Template>,
+}
+
+/// What the replicas of one owner have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Template {
     /// Namespace.
     pub namespace: Arc<str>,
     /// Service account as sent; [`Workload::identity_parts`] applies the default.
     pub service_account: Arc<str>,
     /// Trust domain as sent; [`Workload::identity_parts`] applies the default.
     pub trust_domain: Arc<str>,
-    /// Node it runs on; empty when unknown.
-    pub node: Arc<str>,
     /// Cluster it belongs to.
     pub cluster: Arc<str>,
     /// Network its addresses belong to.
@@ -40,16 +61,10 @@ pub struct Workload {
     pub workload_name: Arc<str>,
     /// Kind of its owner.
     pub workload_type: WorkloadType,
-    /// Its IPs on `network`; may be empty.
-    pub addresses: Addresses,
-    /// To be resolved by DNS on demand, instead of addresses.
-    pub hostname: Option<Arc<str>>,
     /// How it is reached.
     pub tunnel: Tunnel,
     /// The application itself terminates the tunnel.
     pub native_tunnel: bool,
-    /// Its IPs are its node's: not unique, hence not indexed by IP.
-    pub host_network: bool,
     /// Waypoint for traffic that is addressed to this workload itself.
     pub waypoint: Option<Arc<GatewayAddress>>,
     /// East-west gateway through which its network is reached.
@@ -60,12 +75,14 @@ pub struct Workload {
     pub services: Box<[Membership]>,
     /// `namespace/name` of selector-scoped policies that apply to it.
     pub authorization_policies: Box<[Arc<str>]>,
-    /// Ready to take connections.
-    pub healthy: bool,
-    /// Where it runs.
-    pub locality: Arc<Locality>,
-    /// Share of a service's connections relative to the other endpoints; 0 = none, default 1.
-    pub capacity: u32,
+}
+
+impl Deref for Workload {
+    type Target = Template;
+
+    fn deref(&self) -> &Template {
+        &self.template
+    }
 }
 
 /// Trust domain of a workload that names none.
@@ -95,7 +112,7 @@ impl Workload {
     /// and must be the message's uid: the one allocation then serves both.
     pub fn parse(
         uid: Arc<str>,
-        message: wire::Workload,
+        mut message: wire::Workload,
         names: &mut Interner,
     ) -> Result<Self, ParseError> {
         parse::required("uid", &message.uid)?;
@@ -106,28 +123,61 @@ impl Workload {
             .addresses
             .iter()
             .map(|bytes| parse::ip("addresses", bytes));
+        let addresses = Addresses::from(addresses.collect::<Result<Vec<_>, _>>()?);
+        let hostname = Some(&*message.hostname)
+            .filter(|host| !host.is_empty())
+            .map(|host| names.text(host));
+        let network_mode: wire::NetworkMode = parse::value("network_mode", message.network_mode)?;
+        let status: wire::WorkloadStatus = parse::value("status", message.status)?;
+        let locality = names.locality(Locality::from(message.locality.clone().unwrap_or_default()));
+        let (name, node) = (std::mem::take(&mut message.name), names.text(&message.node));
+        let capacity = message.capacity.unwrap_or(1);
+        let template = Template::parse(message, names)?;
+        Ok(Self {
+            // A name that only this pod has is not worth a place in the table.
+            name: if *name == *template.workload_name {
+                template.workload_name.clone()
+            } else {
+                Arc::from(name)
+            },
+            node,
+            addresses,
+            hostname,
+            healthy: status == wire::WorkloadStatus::Healthy,
+            host_network: network_mode == wire::NetworkMode::HostNetwork,
+            locality,
+            capacity,
+            template: names.template(template),
+            uid,
+        })
+    }
+}
+
+impl Template {
+    fn parse(message: wire::Workload, names: &mut Interner) -> Result<Self, ParseError> {
         let gateway = |field, found: Option<_>, names: &mut Interner| {
             found
                 .map(|found| parse::gateway(field, found, names))
                 .transpose()
         };
         Ok(Self {
-            addresses: Addresses::from(addresses.collect::<Result<Vec<_>, _>>()?),
-            hostname: Some(message.hostname)
-                .filter(|host| !host.is_empty())
-                .map(|host| names.text(&host)),
-            tunnel: Tunnel::from(parse::value::<wire::TunnelProtocol>(
-                "tunnel_protocol",
-                message.tunnel_protocol,
-            )?),
-            host_network: parse::value::<wire::NetworkMode>("network_mode", message.network_mode)?
-                == wire::NetworkMode::HostNetwork,
-            healthy: parse::value::<wire::WorkloadStatus>("status", message.status)?
-                == wire::WorkloadStatus::Healthy,
+            namespace: names.text(&message.namespace),
+            service_account: names.text(&message.service_account),
+            trust_domain: names.text(&message.trust_domain),
+            cluster: names.text(&message.cluster_id),
+            network: names.network(&message.network),
+            canonical_name: names.text(&message.canonical_name),
+            canonical_revision: names.text(&message.canonical_revision),
+            workload_name: names.text(&message.workload_name),
             workload_type: WorkloadType::from(parse::value::<wire::WorkloadType>(
                 "workload_type",
                 message.workload_type,
             )?),
+            tunnel: Tunnel::from(parse::value::<wire::TunnelProtocol>(
+                "tunnel_protocol",
+                message.tunnel_protocol,
+            )?),
+            native_tunnel: message.native_tunnel,
             waypoint: gateway("waypoint", message.waypoint, names)?,
             network_gateway: gateway("network_gateway", message.network_gateway, names)?,
             application_tunnel: message
@@ -140,20 +190,6 @@ impl Workload {
                 .iter()
                 .map(|name| names.text(name))
                 .collect(),
-            locality: names.locality(Locality::from(message.locality.unwrap_or_default())),
-            capacity: message.capacity.unwrap_or(1),
-            native_tunnel: message.native_tunnel,
-            name: names.text(&message.name),
-            namespace: names.text(&message.namespace),
-            service_account: names.text(&message.service_account),
-            trust_domain: names.text(&message.trust_domain),
-            node: names.text(&message.node),
-            cluster: names.text(&message.cluster_id),
-            network: names.network(&message.network),
-            canonical_name: names.text(&message.canonical_name),
-            canonical_revision: names.text(&message.canonical_revision),
-            workload_name: names.text(&message.workload_name),
-            uid,
         })
     }
 }
@@ -196,7 +232,7 @@ fn memberships(
 }
 
 /// That a workload is an endpoint of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Membership {
     /// The service.
     pub service: NamespacedHost,
