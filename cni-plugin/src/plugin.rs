@@ -65,6 +65,8 @@ fn respond(
     stdin: impl Read,
     version: &mut String,
 ) -> Result<Option<serde_json::Value>, Failure> {
+    // A runtime writes the configuration whatever the verb; it must not find the pipe broken.
+    let text = netconf::text(stdin)?;
     let call = Call::from_env(env)?;
     if call.verb == Verb::Version {
         return Ok(Some(serde_json::json!({
@@ -72,7 +74,7 @@ fn respond(
             "supportedVersions": SUPPORTED,
         })));
     }
-    let conf = NetConf::read(stdin)?;
+    let conf: NetConf = serde_json::from_slice(&text)?;
     version.clone_from(&conf.cni_version);
     if !SUPPORTED.contains(&conf.cni_version.as_str()) {
         return Err(Failure::IncompatibleVersion(conf.cni_version));

@@ -293,10 +293,9 @@ impl Owner {
         let verdict = self
             .eligibility
             .of(&pod, self.namespaces.get(&pod.namespace).unwrap_or(&none));
-        if let Some(previous) = self.names.insert(pod.pod_name(), pod.uid.clone()) {
-            if previous != pod.uid {
-                self.leave(&previous);
-            }
+        let previous = self.names.insert(pod.pod_name(), pod.uid.clone());
+        if let Some(previous) = previous.filter(|previous| *previous != pod.uid) {
+            self.leave(&previous);
         }
         let entry = self
             .pods
@@ -489,11 +488,10 @@ impl Owner {
             .set(i64::try_from(enrolled).unwrap_or(i64::MAX));
         // First remembered, then said: who hears that it is done may rely on it.
         self.save(&uid);
-        let answer = done
-            .outcome
-            .as_ref()
-            .map(|()| ())
-            .map_err(ToString::to_string);
+        let answer = match &done.outcome {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
         for reply in waiting {
             let _ = reply.send(answer.clone());
         }

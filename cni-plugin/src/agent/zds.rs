@@ -369,4 +369,44 @@ const MOST: usize = 8;
 const QUEUE: usize = 64;
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use serde_json::json;
+
+    use super::super::pod::tests::pod;
+    use super::*;
+
+    #[test]
+    fn the_longest_names_kubernetes_allows_fit_into_a_packet() {
+        let long = pod(
+            json!({ "name": "n".repeat(253), "namespace": "s".repeat(63), "uid": "u".repeat(36) }),
+            json!({ "spec": { "nodeName": "n1", "containers": [], "serviceAccountName": "a".repeat(253) } }),
+        );
+        let message = WorkloadRequest {
+            payload: Some(add(&long)),
+        };
+        assert!(message.encoded_len() <= PACKET);
+    }
+
+    #[test]
+    fn a_member_that_leaves_takes_its_place_with_it() {
+        let ztunnels = Ztunnels::default();
+        let (first, second) = (ztunnels.join().unwrap(), ztunnels.join().unwrap());
+        let ids = |ztunnels: &Ztunnels| ztunnels.handles().iter().map(|h| h.id).collect::<Vec<_>>();
+        assert_eq!(ids(&ztunnels), [first.id, second.id]);
+        assert_eq!(ztunnels.connected.get(), 2);
+        drop(first);
+        assert_eq!(ids(&ztunnels), [second.id]);
+        drop(second);
+        assert!(ztunnels.is_empty());
+        assert_eq!(ztunnels.connected.get(), 0);
+    }
+
+    #[test]
+    fn there_is_an_end_to_how_many_are_let_in() {
+        let ztunnels = Ztunnels::default();
+        let members: Vec<_> = (0..MOST).map(|_| ztunnels.join().unwrap()).collect();
+        assert!(ztunnels.join().is_none());
+        drop(members);
+        assert!(ztunnels.join().is_some());
+    }
+}

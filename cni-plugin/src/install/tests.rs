@@ -97,7 +97,7 @@ fn installing_changes_what_must_change_and_repairs_what_was_overwritten() {
 
     assert_eq!(
         install.apply().unwrap(),
-        [conflist.clone()],
+        std::slice::from_ref(&conflist),
         "the binary came with the first attempt"
     );
     assert_eq!(
@@ -152,7 +152,7 @@ fn an_owned_configuration_follows_the_runtimes_and_leaves_it_alone() {
     let mut other = golden("before");
     other["plugins"][0]["mtu"] = 9000.into();
     fs::write(&conflist, other.to_string()).unwrap();
-    assert_eq!(install.apply().unwrap(), [owned.clone()]);
+    assert_eq!(install.apply().unwrap(), std::slice::from_ref(&owned));
     assert_eq!(read_json(&owned).unwrap()["plugins"][0]["mtu"], 9000);
     install.remove().unwrap();
     assert!(!owned.exists() && conflist.exists());

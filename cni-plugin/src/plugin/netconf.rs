@@ -38,14 +38,12 @@ pub(super) struct NetConf {
     pub(super) pod_namespace: String,
 }
 
-impl NetConf {
-    pub(super) fn read(stdin: impl Read) -> Result<Self, Failure> {
-        let mut text = Vec::new();
-        stdin
-            .take(LIMIT)
-            .read_to_end(&mut text)
-            .map_err(|error| Failure::Io("stdin", error))?;
-        Ok(serde_json::from_slice(&text)?)
+/// All of stdin.
+pub(super) fn text(stdin: impl Read) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    match stdin.take(LIMIT).read_to_end(&mut text) {
+        Ok(_) => Ok(text),
+        Err(error) => Err(Failure::Io("stdin", error)),
     }
 }
 
