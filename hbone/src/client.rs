@@ -32,7 +32,7 @@ use crate::{
     identity::Identity,
     limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SEND_BUFFER, STREAM_WINDOW},
     request::Authority,
-    tls::{Session, Stream, TlsError},
+    tls::{Stream, TlsError},
     tunnel::{Tunnel, TunnelIo},
 };
 
@@ -176,7 +176,6 @@ pub(crate) struct Link {
     send: h2::client::SendRequest<Bytes>,
     occupancy: Arc<Occupancy>,
     gauge: Arc<Gauge>,
-    session: Session,
     answer: Duration,
 }
 
@@ -242,18 +241,13 @@ impl Link {
         lease: Lease,
     ) -> Result<Tunnel, ConnectError> {
         let request = request(connect).map_err(ConnectError::Final)?;
-        let mut send = self
-            .send
-            .clone()
-            .ready()
-            .await
-            .map_err(|e| self.failed(&e))?;
-        let (response, writer) = send
-            .send_request(request, false)
-            .map_err(|e| self.failed(&e))?;
-        drop(send);
-        let response = match tokio::time::timeout(self.answer, response).await {
-            Ok(response) => response.map_err(|e| self.failed(&e))?,
+        let asking = async {
+            let mut send = self.send.clone().ready().await?;
+            let (response, writer) = send.send_request(request, false)?;
+            Ok((response.await?, writer))
+        };
+        let (response, writer) = match tokio::time::timeout(self.answer, asking).await {
+            Ok(answered) => answered.map_err(|e| self.failed(&e))?,
             Err(_) => return Err(ConnectError::Final(OpenError::AnswerTimeout(self.answer))),
         };
         if !response.status().is_success() {
@@ -309,7 +303,7 @@ where
         .handshake::<_, Bytes>(Gauged::client(stream, gauge.clone()))
         .await
         .map_err(|e| OpenError::Http2(e.to_string()))?;
-    let occupancy = Occupancy::new();
+    let occupancy = Occupancy::new(session.peer);
     let driver = Driver {
         pinger: Pinger::new(engine.ping_pong(), times.ping_every, times.ping_answer),
         engine,
@@ -325,7 +319,6 @@ where
             send,
             occupancy,
             gauge,
-            session,
             answer: times.answer,
         },
         driver,
@@ -468,7 +461,6 @@ pub async fn inside(
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link")
-            .field("session", &self.session)
             .field("occupancy", &self.occupancy)
             .finish_non_exhaustive()
     }

@@ -20,7 +20,10 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-use crate::limits::{CONNECTION_WINDOW, STREAM_WINDOW};
+use crate::{
+    identity::Identity,
+    limits::{CONNECTION_WINDOW, STREAM_WINDOW},
+};
 
 /// Sends a PING when its time has come and notices when no answer comes.
 pub(crate) struct Pinger {
@@ -97,6 +100,8 @@ impl Room {
 /// Streams open on a connection, whether it takes more, and when the last one ended.
 #[derive(Debug)]
 pub(crate) struct Occupancy {
+    /// Who is at the other end; here because every tunnel of the connection points here anyway.
+    peer: Identity,
     /// The count; [`CLOSED`] is set when no more streams may be opened.
     streams: AtomicUsize,
     /// Milliseconds from `born` to the last end of a stream.
@@ -107,8 +112,9 @@ pub(crate) struct Occupancy {
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
 impl Occupancy {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(peer: Identity) -> Arc<Self> {
         Arc::new(Self {
+            peer,
             streams: AtomicUsize::new(0),
             last_used: AtomicU64::new(0),
             born: Instant::now(),
@@ -154,6 +160,12 @@ impl Occupancy {
 #[derive(Debug)]
 pub(crate) struct Lease(Arc<Occupancy>);
 
+impl Lease {
+    pub(crate) fn peer(&self) -> &Identity {
+        &self.0.peer
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let now = u64::try_from(self.0.born.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -183,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_closed_connection_gives_no_place_and_a_used_one_does_not_close() {
-        let occupancy = Occupancy::new();
+        let occupancy = Occupancy::new(Identity::new("td", "ns", "sa").unwrap());
         let lease = occupancy.lease(1).unwrap();
         assert!(occupancy.lease(1).is_none());
         assert!(!occupancy.close_if_unused());

@@ -164,10 +164,10 @@ where
     let pinger = Pinger::new(engine.ping_pong(), limits.ping_every, limits.ping_answer);
     Ok(Connection {
         engine,
+        occupancy: Occupancy::new(session.peer.clone()),
         session,
         limits: limits.clone(),
         gauge,
-        occupancy: Occupancy::new(),
         room: Room::new(),
         pinger,
         drain_within: AtomicU64::new(STAY),

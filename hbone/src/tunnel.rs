@@ -19,7 +19,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{engine::Lease, limits::DATA};
+use crate::{engine::Lease, identity::Identity, limits::DATA};
 
 /// Why a tunnel ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -80,7 +80,7 @@ pub struct Reader {
 pub struct Writer {
     stream: h2::SendStream<Bytes>,
     ended: bool,
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
 }
 
 impl Tunnel {
@@ -95,9 +95,14 @@ impl Tunnel {
             writer: Writer {
                 stream: send,
                 ended: false,
-                _lease: lease,
+                lease,
             },
         }
+    }
+
+    /// Who is at the other end of the connection: proven, not claimed.
+    pub fn peer(&self) -> &Identity {
+        self.writer.lease.peer()
     }
 
     /// The next bytes; `None` when the peer has ended its direction. The credit of the chunk before is
@@ -209,6 +214,9 @@ impl Writer {
                 },
                 room => room,
             };
+            if room == 0 {
+                continue; // a notice that came to nothing; a frame without bytes would count as abuse
+            }
             // Several frames of moderate size take turns with other streams; one huge one would not.
             let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
             self.stream.send_data(piece, false)?;

@@ -174,21 +174,25 @@ async fn megabytes_arrive_as_they_were_sent() {
     assert!(got == expected, "{} of {} bytes", got.len(), expected.len());
 }
 
-/// Sends until the peer gives no more credit; returns how much it took.
+/// Sends until the peer gives no more credit; returns how much it took. Less than a stream's window is
+/// waited for patiently: only beyond it does a pause mean that there is no more to come.
 async fn send_until_stalled(tunnel: &mut Tunnel) -> usize {
     let chunk = Bytes::from(vec![7; 64 << 10]);
     let mut sent = 0;
-    while tokio::time::timeout(Duration::from_millis(200), tunnel.send(chunk.clone()))
-        .await
-        .is_ok()
-    {
+    loop {
+        let patience = Duration::from_millis(if sent < 4 << 20 { 10_000 } else { 200 });
+        if tokio::time::timeout(patience, tunnel.send(chunk.clone()))
+            .await
+            .is_err()
+        {
+            return sent;
+        }
         sent += chunk.len();
         assert!(
             sent < 64 << 20,
             "a stream that nobody reads takes everything"
         );
     }
-    sent
 }
 
 #[tokio::test]

@@ -1,0 +1,126 @@
+//! The life of one identity's certificate: fetch, publish, wait, renew.
+//!
+//! One task per identity. What it publishes is a [`State`]; it ends when its entry or the store is
+//! dropped.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{Certificate, Certificates, CertificatesConfig, SignError};
+use crate::identity::Identity;
+
+#[derive(Clone, Default)]
+pub(super) struct State {
+    pub(super) current: Option<Current>,
+    pub(super) last_error: Option<SignError>,
+}
+
+#[derive(Clone)]
+pub(super) struct Current {
+    pub(super) certificate: Arc<Certificate>,
+    /// `not_after` on the monotonic clock, so that setting the wall clock back gives nobody more time.
+    expires: Instant,
+}
+
+impl Current {
+    pub(super) fn expired(&self) -> bool {
+        Instant::now() >= self.expires || SystemTime::now() >= self.certificate.not_after()
+    }
+}
+
+/// The life of one identity's certificate; ends when the entry or the store is dropped.
+pub(super) async fn keep(
+    store: Weak<Certificates>,
+    identity: Identity,
+    state: watch::Sender<State>,
+    hurry: Arc<Notify>,
+) {
+    let mut failures = 0;
+    loop {
+        let Some(certificates) = store.upgrade() else {
+            return;
+        };
+        let fetched = certificates.fetch(&identity).await;
+        let config = certificates.config.clone();
+        drop(certificates);
+        match fetched {
+            Ok(certificate) => {
+                failures = 0;
+                let left = certificate
+                    .not_after()
+                    .duration_since(SystemTime::now())
+                    .unwrap_or_default();
+                tracing::debug!(%identity, ?left, "certificate obtained");
+                let current = Current {
+                    certificate: Arc::new(certificate),
+                    expires: Instant::now() + left,
+                };
+                state.send_replace(State {
+                    current: Some(current),
+                    last_error: None,
+                });
+                let due = (left / 2).mul_f64(0.9 + 0.2 * random());
+                tokio::select! {
+                    () = tokio::time::sleep(due) => {}
+                    () = hurried(&hurry, &state) => {}
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%identity, %error, "certificate not obtained");
+                state.send_modify(|s| s.last_error = Some(error));
+                tokio::time::sleep(pause(&config, failures).mul_f64(0.75 + 0.5 * random())).await;
+                failures += 1;
+            }
+        }
+    }
+}
+
+/// Ends when a caller is in a hurry and right about it. A permit left from before the last fetch is not.
+async fn hurried(hurry: &Notify, state: &watch::Sender<State>) {
+    loop {
+        hurry.notified().await;
+        if state.borrow().current.as_ref().is_none_or(Current::expired) {
+            return;
+        }
+    }
+}
+
+fn pause(config: &CertificatesConfig, failures: u32) -> Duration {
+    config
+        .first_pause
+        .saturating_mul(1 << failures.min(16))
+        .min(config.longest_pause)
+}
+
+/// A number in 0..1, so that a node's certificates do not all renew in the same second.
+fn random() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness everything else here has failed too; the middle will do.
+    aws_lc_rs::rand::fill(&mut bytes).map_or(0.5, |()| {
+        f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX)
+    })
+}
+
+/// A new P-256 key (PKCS #8) and a request (PEM) whose only name is the identity.
+pub(super) fn request(identity: &Identity) -> Result<(Vec<u8>, String), SignError> {
+    let local = |e: rcgen::Error| SignError::Local(e.to_string());
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(local)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(
+        identity.to_string().try_into().map_err(local)?,
+    )];
+    let csr = params
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .map_err(local)?;
+    Ok((key.serialize_der(), csr))
+}
