@@ -55,22 +55,30 @@ impl Doors {
     /// Opens all doors; they close with `stop`.
     pub async fn open(self, stop: CancellationToken) -> io::Result<()> {
         let config = self.node.config.clone();
-        let admin = admin(self.node.clone(), self.roster).merge(ops::admin::admin(self.log, self.quit));
+        let admin =
+            admin(self.node.clone(), self.roster).merge(ops::admin::admin(self.log, self.quit));
         for listener in ops::admin::bind_localhost(config.admin_port).await? {
             tokio::spawn(ops::admin::serve(listener, admin.clone(), stop.clone()));
         }
-        let metrics = ops::admin::metrics(self.registry).layer(middleware::from_fn_with_state(self.node, settle));
+        let metrics = ops::admin::metrics(self.registry)
+            .layer(middleware::from_fn_with_state(self.node, settle));
         let metrics_listener = ops::admin::bind(config.stats_address).await?;
         tokio::spawn(ops::admin::serve(metrics_listener, metrics, stop.clone()));
         let readiness_listener = ops::admin::bind(config.readiness_address).await?;
-        tokio::spawn(ops::admin::serve(readiness_listener, ops::admin::readiness(self.readiness), stop));
+        tokio::spawn(ops::admin::serve(
+            readiness_listener,
+            ops::admin::readiness(self.readiness),
+            stop,
+        ));
         Ok(())
     }
 }
 
 /// `/config_dump`.
 fn admin(node: Arc<Node>, roster: Roster) -> Router {
-    Router::new().route("/config_dump", get(config_dump)).with_state((node, roster))
+    Router::new()
+        .route("/config_dump", get(config_dump))
+        .with_state((node, roster))
 }
 
 /// Open connections' bytes enter the metrics before they are printed.
@@ -85,12 +93,21 @@ async fn config_dump(State((node, roster)): State<(Arc<Node>, Roster)>) -> Respo
     tokio::task::spawn_blocking(move || {
         let mut out = io::BufWriter::with_capacity(CHUNK, Chunks { chunks, runtime });
         // An error here means that the caller has gone.
-        let _ = Dump::new(node, roster).write(&mut out).map(|()| io::Write::flush(&mut out));
+        let _ = Dump::new(node, roster)
+            .write(&mut out)
+            .map(|()| io::Write::flush(&mut out));
     });
     let body = futures_util::stream::unfold(received, |mut received| async {
-        received.recv().await.map(|chunk| (Ok::<_, io::Error>(chunk), received))
+        received
+            .recv()
+            .await
+            .map(|chunk| (Ok::<_, io::Error>(chunk), received))
     });
-    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(body)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        Body::from_stream(body),
+    )
+        .into_response()
 }
 
 /// Hands what is written to the connection, and waits for it.
@@ -101,8 +118,12 @@ struct Chunks {
 
 impl io::Write for Chunks {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.chunks.send_timeout(Bytes::copy_from_slice(bytes), PATIENCE);
-        self.runtime.block_on(sent).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        let sent = self
+            .chunks
+            .send_timeout(Bytes::copy_from_slice(bytes), PATIENCE);
+        self.runtime
+            .block_on(sent)
+            .map_err(|_| io::ErrorKind::BrokenPipe)?;
         Ok(bytes.len())
     }
 

@@ -69,7 +69,7 @@ enum Ended {
 /// What an agent must not do.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Violation {
-    #[error("a message is larger than {LARGEST} bytes or carries too many file descriptors")]
+    #[error("a message is larger than {LARGEST} bytes")]
     Truncated,
     #[error("a message cannot be decoded")]
     Undecodable,
@@ -97,8 +97,22 @@ enum AddError {
 impl Agent {
     /// A client that serves what it is given on `node`. `gate` opens while the agent's pods are
     /// known and served.
-    pub fn new(node: Arc<Node>, dns: Option<Arc<Dns>>, metrics: PodMetrics, gate: Gate, drain: Drain) -> Self {
-        Self { node, dns, roster: Roster::default(), metrics, gate, drain, pending: BTreeMap::new() }
+    pub fn new(
+        node: Arc<Node>,
+        dns: Option<Arc<Dns>>,
+        metrics: PodMetrics,
+        gate: Gate,
+        drain: Drain,
+    ) -> Self {
+        Self {
+            node,
+            dns,
+            roster: Roster::default(),
+            metrics,
+            gate,
+            drain,
+            pending: BTreeMap::new(),
+        }
     }
 
     /// The pods of this node, for the admin door.
@@ -148,7 +162,9 @@ impl Agent {
             Ok(agent) => agent,
             Err(error) => return Ended::Connect(error),
         };
-        let hello = zds::ZdsHello { version: zds::Version::V1.into() };
+        let hello = zds::ZdsHello {
+            version: zds::Version::V1.into(),
+        };
         if let Err(error) = agent.send(&hello.encode_to_vec()).await {
             return Ended::Io(error);
         }
@@ -185,17 +201,30 @@ impl Agent {
     }
 
     /// One request. `Ok(Some)`: a pod that is not served (yet); `Err`: the conversation is over.
-    fn take(&mut self, packet: Packet, snapshot: &mut Snapshot) -> Result<Option<AddError>, Violation> {
+    fn take(
+        &mut self,
+        packet: Packet,
+        snapshot: &mut Snapshot,
+    ) -> Result<Option<AddError>, Violation> {
         let (payload, netns) = understand(packet)?;
         match (payload, netns) {
             (Payload::Add(add), Some(netns)) => {
                 let info = add.workload_info.ok_or(Violation::NoInfo)?;
-                let pod = Description { name: info.name, namespace: info.namespace, service_account: info.service_account };
+                let pod = Description {
+                    name: info.name,
+                    namespace: info.namespace,
+                    service_account: info.service_account,
+                };
                 let uid: Arc<str> = add.uid.into();
                 snapshot.named(&uid);
                 return Ok(self.add(uid, pod, Arc::new(netns), 0).err());
             }
-            (Payload::Add(_), None) => return Err(Violation::Descriptors { expected: 1, got: 0 }),
+            (Payload::Add(_), None) => {
+                return Err(Violation::Descriptors {
+                    expected: 1,
+                    got: 0,
+                });
+            }
             (Payload::Keep(keep), _) => {
                 if snapshot.complete {
                     return Err(Violation::LateKeep);
@@ -212,7 +241,8 @@ impl Agent {
             }
             (Payload::SnapshotSent(_), _) => {
                 let kept = snapshot.finish()?;
-                self.pending.retain(|uid, _| kept.contains(uid) || forget(&self.roster, uid));
+                self.pending
+                    .retain(|uid, _| kept.contains(uid) || forget(&self.roster, uid));
                 for uid in self.roster.not_in(&kept) {
                     self.remove(&uid);
                 }
@@ -224,7 +254,13 @@ impl Agent {
     }
 
     /// Serves a pod; on failure it waits for [`Agent::retry`].
-    fn add(&mut self, uid: Arc<str>, pod: Description, netns: Arc<OwnedFd>, failures: u32) -> Result<(), AddError> {
+    fn add(
+        &mut self,
+        uid: Arc<str>,
+        pod: Description,
+        netns: Arc<OwnedFd>,
+        failures: u32,
+    ) -> Result<(), AddError> {
         let started = self.start(&uid, &pod, &netns);
         match &started {
             Ok(()) => {
@@ -234,13 +270,25 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(uid = %uid, pod = %pod.name, namespace = %pod.namespace, %error, "the pod is not served; trying again every {} s", RETRY.as_secs());
                 self.roster.set_pending(uid.clone(), pod.clone());
-                self.pending.insert(uid, Waiting { pod, netns, failures: failures + 1 });
+                self.pending.insert(
+                    uid,
+                    Waiting {
+                        pod,
+                        netns,
+                        failures: failures + 1,
+                    },
+                );
             }
         }
         started
     }
 
-    fn start(&mut self, uid: &Arc<str>, pod: &Description, netns: &OwnedFd) -> Result<(), AddError> {
+    fn start(
+        &mut self,
+        uid: &Arc<str>,
+        pod: &Description,
+        netns: &OwnedFd,
+    ) -> Result<(), AddError> {
         use std::os::fd::AsFd;
         let id = NetnsId::of(netns.as_fd()).map_err(AddError::Netns)?;
         match self.roster.up(uid) {
@@ -249,8 +297,18 @@ impl Agent {
             Some(_) => self.remove(uid),
             None => {}
         }
-        let netns = netns.try_clone().and_then(|fd| Netns::new(fd, Options::of(&self.node.config))).map_err(AddError::Netns)?;
-        let proxy = Pod::new(uid.clone(), &pod.name, &pod.namespace, &pod.service_account, netns, self.drain.child());
+        let netns = netns
+            .try_clone()
+            .and_then(|fd| Netns::new(fd, Options::of(&self.node.config)))
+            .map_err(AddError::Netns)?;
+        let proxy = Pod::new(
+            uid.clone(),
+            &pod.name,
+            &pod.namespace,
+            &pod.service_account,
+            netns,
+            self.drain.child(),
+        );
         proxy.start(&self.node, self.dns.as_ref())?;
         tracing::info!(uid = %uid, pod = %pod.name, namespace = %pod.namespace, "pod served");
         self.roster.set_up(proxy);
@@ -260,7 +318,9 @@ impl Agent {
 
     /// Takes a pod out of service; its connections drain beside everything else.
     fn remove(&mut self, uid: &str) {
-        let Some(pod) = self.roster.set_draining(uid) else { return };
+        let Some(pod) = self.roster.set_draining(uid) else {
+            return;
+        };
         self.metrics.stopped.inc();
         let (roster, node) = (self.roster.clone(), self.node.clone());
         tokio::spawn(async move {
@@ -278,10 +338,17 @@ impl Agent {
 
     fn show(&self, snapshot: &Snapshot) {
         let (up, pending) = self.roster.counts();
-        self.metrics.active.set(i64::try_from(up).unwrap_or(i64::MAX));
-        self.metrics.pending.set(i64::try_from(pending).unwrap_or(i64::MAX));
+        self.metrics
+            .active
+            .set(i64::try_from(up).unwrap_or(i64::MAX));
+        self.metrics
+            .pending
+            .set(i64::try_from(pending).unwrap_or(i64::MAX));
         // A pod that keeps failing must not hold up the node's roll-out for ever.
-        let patience = self.pending.values().any(|waiting| waiting.failures <= PATIENCE);
+        let patience = self
+            .pending
+            .values()
+            .any(|waiting| waiting.failures <= PATIENCE);
         if snapshot.complete && !patience {
             self.gate.open();
         } else {
@@ -322,11 +389,15 @@ fn understand(packet: Packet) -> Result<(Payload, Option<OwnedFd>), Violation> {
     if packet.truncated {
         return Err(Violation::Truncated);
     }
-    let request = zds::WorkloadRequest::decode(&*packet.bytes).map_err(|_| Violation::Undecodable)?;
+    let request =
+        zds::WorkloadRequest::decode(&*packet.bytes).map_err(|_| Violation::Undecodable)?;
     let payload = request.payload.ok_or(Violation::Empty)?;
     let expected = usize::from(matches!(payload, Payload::Add(_)));
     if packet.fds.len() != expected {
-        return Err(Violation::Descriptors { expected, got: packet.fds.len() });
+        return Err(Violation::Descriptors {
+            expected,
+            got: packet.fds.len(),
+        });
     }
     Ok((payload, packet.fds.into_iter().next()))
 }

@@ -33,7 +33,11 @@ pub struct Config {
     #[arg(long, env = "ALT_CA_HOSTNAME", value_parser = filled)]
     pub alt_ca_hostname: Option<String>,
     /// Service account token, read again at each call because kubelet renews it. Empty: none.
-    #[arg(long, env = "AUTH_TOKEN", default_value = "/var/run/secrets/tokens/istio-token")]
+    #[arg(
+        long,
+        env = "AUTH_TOKEN", value_parser = path,
+        default_value = "/var/run/secrets/tokens/istio-token"
+    )]
     pub auth_token: PathBuf,
     /// The cluster this node belongs to: metric label and gRPC metadata `clusterid`.
     #[arg(long, env = "CLUSTER_ID", default_value = "Kubernetes")]
@@ -61,7 +65,11 @@ pub struct Config {
     pub service_account: String,
 
     /// Socket of the node agent, which hands over pods. The path both of Istio's charts mount.
-    #[arg(long, env = "INPOD_UDS", default_value = "/var/run/ztunnel/ztunnel.sock")]
+    #[arg(
+        long,
+        env = "INPOD_UDS",
+        default_value = "/var/run/ztunnel/ztunnel.sock"
+    )]
     pub inpod_uds: PathBuf,
     /// Let a second ztunnel bind the same ports in each pod: how an upgrade leaves no gap.
     #[arg(long, env = "INPOD_PORT_REUSE", default_value_t = true, action = ArgAction::Set)]
@@ -212,7 +220,8 @@ impl Config {
     pub fn drain_deadline(&self) -> Duration {
         let grace = self.termination_grace_seconds;
         let reserve = if grace <= 10 { 1 } else { 5 };
-        self.termination_deadline.unwrap_or(Duration::from_secs(grace.saturating_sub(reserve)))
+        self.termination_deadline
+            .unwrap_or(Duration::from_secs(grace.saturating_sub(reserve)))
     }
 
     /// Threads for traffic, on a machine with `cores`.
@@ -227,7 +236,11 @@ impl Config {
 
     /// The first of our own addresses.
     pub fn own_ip(&self) -> IpAddr {
-        let first = self.instance_ip.split(',').next().and_then(|ip| ip.trim().parse().ok());
+        let first = self
+            .instance_ip
+            .split(',')
+            .next()
+            .and_then(|ip| ip.trim().parse().ok());
         first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 }
@@ -243,21 +256,34 @@ pub enum Workers {
 
 impl Workers {
     fn parse(text: &str) -> Result<Self, String> {
-        let bad = || format!("{text:?} is neither a number of threads nor a percentage such as 50%");
+        let bad =
+            || format!("{text:?} is neither a number of threads nor a percentage such as 50%");
         let (number, kind): (&str, fn(usize) -> Self) = match text.strip_suffix('%') {
             Some(percent) => (percent, Self::Percent),
             None => (text, Self::Count),
         };
         let number: usize = number.parse().map_err(|_| bad())?;
-        if number == 0 { Err(bad()) } else { Ok(kind(number)) }
+        if number == 0 {
+            Err(bad())
+        } else {
+            Ok(kind(number))
+        }
     }
 }
 
 /// `host:port`, `https://host:port` or `http://host:port` into a URL. Empty means the default:
 /// charts leave variables empty.
 fn address(text: &str) -> Result<String, String> {
-    let text = if text.is_empty() { DEFAULT_CONTROL_PLANE } else { text };
-    let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
+    let text = if text.is_empty() {
+        DEFAULT_CONTROL_PLANE
+    } else {
+        text
+    };
+    let url = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("https://{text}")
+    };
     let uri: http::Uri = url.parse().map_err(|error| format!("{text:?}: {error}"))?;
     match (uri.scheme_str(), uri.port_u16()) {
         (Some("http" | "https"), Some(_)) => Ok(url.trim_end_matches('/').to_owned()),
@@ -275,8 +301,17 @@ fn root(text: &str) -> Result<PathBuf, String> {
     .into())
 }
 
+/// As it is, also empty.
+fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(text.into())
+}
+
 fn filled(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("must not be empty".into()) } else { Ok(text.to_owned()) }
+    if text.is_empty() {
+        Err("must not be empty".into())
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 /// `0x539` or `1337`.
@@ -296,10 +331,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
     let (mut rest, mut total) = (text, Duration::ZERO);
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&at| at > 0).ok_or_else(bad)?;
+        let digits = rest
+            .find(|c: char| !c.is_ascii_digit())
+            .filter(|&at| at > 0)
+            .ok_or_else(bad)?;
         let (number, unit) = rest.split_at(digits);
         let number: u64 = number.parse().map_err(|_| bad())?;
-        let letters = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+        let letters = unit
+            .find(|c: char| c.is_ascii_digit())
+            .unwrap_or(unit.len());
         let part = match &unit[..letters] {
             "ms" => Some(Duration::from_millis(number)),
             "s" => Some(Duration::from_secs(number)),
@@ -307,10 +347,16 @@ pub fn duration(text: &str) -> Result<Duration, String> {
             "h" => number.checked_mul(3600).map(Duration::from_secs),
             _ => None,
         };
-        total = part.and_then(|part| total.checked_add(part)).ok_or_else(bad)?;
+        total = part
+            .and_then(|part| total.checked_add(part))
+            .ok_or_else(bad)?;
         rest = &unit[letters..];
     }
-    if text.is_empty() { Err(bad()) } else { Ok(total) }
+    if text.is_empty() {
+        Err(bad())
+    } else {
+        Ok(total)
+    }
 }
 
 const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
@@ -326,13 +372,19 @@ mod tests {
 
     #[test]
     fn chart_arguments_are_understood() {
-        assert_eq!(config(&["proxy", "ztunnel"]).xds_address, "https://istiod.istio-system.svc:15012");
+        assert_eq!(
+            config(&["proxy", "ztunnel"]).xds_address,
+            "https://istiod.istio-system.svc:15012"
+        );
     }
 
     #[test]
     fn addresses_become_urls() {
         for (given, url) in [
-            ("istiod.istio-system.svc:15012", Some("https://istiod.istio-system.svc:15012")),
+            (
+                "istiod.istio-system.svc:15012",
+                Some("https://istiod.istio-system.svc:15012"),
+            ),
             ("https://localhost:15012/", Some("https://localhost:15012")),
             ("http://127.0.0.1:15010", Some("http://127.0.0.1:15010")),
             ("https://[fd00::1]:15012", Some("https://[fd00::1]:15012")),
@@ -346,9 +398,15 @@ mod tests {
 
     #[test]
     fn durations_read_as_go_and_people_write_them() {
-        for (text, millis) in
-            [("90", 90_000), ("90s", 90_000), ("1500ms", 1_500), ("5m", 300_000), ("24h", 86_400_000), ("1h30m", 5_400_000), ("0s", 0)]
-        {
+        for (text, millis) in [
+            ("90", 90_000),
+            ("90s", 90_000),
+            ("1500ms", 1_500),
+            ("5m", 300_000),
+            ("24h", 86_400_000),
+            ("1h30m", 5_400_000),
+            ("0s", 0),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "s", "5x", "-1s", "1.5s", "5m ", "99999999999999999999h"] {
@@ -364,7 +422,11 @@ mod tests {
             (&["--termination-grace-seconds", "0"], 0),
             (&["--termination-deadline", "3600s"], 3600),
         ] {
-            assert_eq!(config(arguments).drain_deadline(), Duration::from_secs(seconds), "{arguments:?}");
+            assert_eq!(
+                config(arguments).drain_deadline(),
+                Duration::from_secs(seconds),
+                "{arguments:?}"
+            );
         }
     }
 
@@ -378,7 +440,11 @@ mod tests {
             (&["--worker-threads", "50%"], 7, 4),
             (&["--worker-threads", "1%"], 2, 1),
         ] {
-            assert_eq!(config(arguments).workers(cores), workers, "{arguments:?} on {cores}");
+            assert_eq!(
+                config(arguments).workers(cores),
+                workers,
+                "{arguments:?} on {cores}"
+            );
         }
         for bad in ["0", "0%", "many", "-1"] {
             assert!(Workers::parse(bad).is_err(), "{bad}");
@@ -387,9 +453,17 @@ mod tests {
 
     #[test]
     fn free_named_variables_are_sorted_into_their_places() {
-        let variables = [("ISTIO_META_DNS", "x"), ("XDS_HEADER_X-Team", "a"), ("HOME", "/")];
-        let config = config(&[]).with_variables(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
-        assert_eq!(config.metadata, BTreeMap::from([("DNS".to_owned(), "x".to_owned())]));
+        let variables = [
+            ("ISTIO_META_DNS", "x"),
+            ("XDS_HEADER_X-Team", "a"),
+            ("HOME", "/"),
+        ];
+        let config = config(&[])
+            .with_variables(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert_eq!(
+            config.metadata,
+            BTreeMap::from([("DNS".to_owned(), "x".to_owned())])
+        );
         assert_eq!(config.xds_headers, [("x-team".to_owned(), "a".to_owned())]);
     }
 }

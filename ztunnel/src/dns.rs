@@ -62,10 +62,19 @@ impl Dns {
 
     /// Serves one pod on its sockets until the pod leaves.
     pub fn serve(self: Arc<Self>, pod: Arc<Pod>, udp: UdpSocket, tcp: TcpListener) {
-        let client = Arc::new(Client { in_flight: Arc::new(Semaphore::new(IN_FLIGHT_POD)), pod });
+        let client = Arc::new(Client {
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_POD)),
+            pod,
+        });
         let drain = client.pod.drain.clone();
-        drain.spawn(until_pod_leaves(client.clone(), self.clone().serve_udp(client.clone(), Arc::new(udp))));
-        drain.spawn(until_pod_leaves(client.clone(), self.serve_tcp(client, tcp)));
+        drain.spawn(until_pod_leaves(
+            client.clone(),
+            self.clone().serve_udp(client.clone(), Arc::new(udp)),
+        ));
+        drain.spawn(until_pod_leaves(
+            client.clone(),
+            self.serve_tcp(client, tcp),
+        ));
     }
 
     async fn serve_udp(self: Arc<Self>, client: Arc<Client>, socket: Arc<UdpSocket>) {
@@ -88,7 +97,8 @@ impl Dns {
                     let _ = socket.send_to(&answer, from).await;
                 }
                 Step::Relay(relay) => {
-                    let (dns, client, socket, query) = (self.clone(), client.clone(), socket.clone(), query.to_vec());
+                    let (dns, client, socket, query) =
+                        (self.clone(), client.clone(), socket.clone(), query.to_vec());
                     let drain = client.pod.drain.clone();
                     drain.spawn(until_pod_leaves(client.clone(), async move {
                         let answer = dns.relay(&client, &query, relay, Protocol::Udp).await;
@@ -107,7 +117,9 @@ impl Dns {
                 continue;
             };
             // Beyond the bound: closed at once; resolvers try again.
-            let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                continue;
+            };
             let (dns, client) = (self.clone(), client.clone());
             let drain = client.pod.drain.clone();
             drain.spawn(until_pod_leaves(client.clone(), async move {
@@ -143,15 +155,30 @@ impl Dns {
             return Step::Drop; // not a query: answering it could start a loop
         }
         let message = Message::from_vec(query).ok();
-        let labels = client.labels(message.as_ref().and_then(|message| message.queries.first()), protocol);
+        let labels = client.labels(
+            message.as_ref().and_then(|message| message.queries.first()),
+            protocol,
+        );
         self.metrics.requests.get_or_create(&labels).inc();
-        if let Some(answer) = message.as_ref().and_then(|message| self.answer(message, client, protocol)) {
+        if let Some(answer) = message
+            .as_ref()
+            .and_then(|message| self.answer(message, client, protocol))
+        {
             return Step::Answer(answer);
         }
         let size = message.as_ref().map_or(PLAIN_UDP, largest_answer);
-        let permits = self.in_flight.clone().try_acquire_owned().ok().zip(client.in_flight.clone().try_acquire_owned().ok());
+        let permits = self
+            .in_flight
+            .clone()
+            .try_acquire_owned()
+            .ok()
+            .zip(client.in_flight.clone().try_acquire_owned().ok());
         match permits {
-            Some((node, pod)) => Step::Relay(Relay { size, labels, _permits: (node, pod) }),
+            Some((node, pod)) => Step::Relay(Relay {
+                size,
+                labels,
+                _permits: (node, pod),
+            }),
             None => {
                 self.metrics.upstream_failures.get_or_create(&labels).inc();
                 Step::Answer(refused(query, message.as_ref(), ResponseCode::ServFail))
@@ -160,7 +187,9 @@ impl Dns {
     }
 
     fn answer(&self, query: &Message, client: &Client, protocol: Protocol) -> Option<Vec<u8>> {
-        let [question] = &query.queries[..] else { return None };
+        let [question] = &query.queries[..] else {
+            return None;
+        };
         let ours = query.metadata.message_type == MessageType::Query
             && query.metadata.op_code == OpCode::Query
             && question.query_class() == DNSClass::IN
@@ -177,23 +206,46 @@ impl Dns {
             namespace: &client.pod.namespace,
         };
         let response = respond(query, question, &names)?;
-        let limit = if protocol == Protocol::Udp { largest_answer(query) } else { u16::MAX };
+        let limit = if protocol == Protocol::Udp {
+            largest_answer(query)
+        } else {
+            u16::MAX
+        };
         fitting(response, usize::from(limit))
     }
 
-    async fn relay(&self, client: &Client, query: &[u8], relay: Relay, protocol: Protocol) -> Vec<u8> {
-        self.metrics.upstream_requests.get_or_create(&relay.labels).inc();
+    async fn relay(
+        &self,
+        client: &Client,
+        query: &[u8],
+        relay: Relay,
+        protocol: Protocol,
+    ) -> Vec<u8> {
+        self.metrics
+            .upstream_requests
+            .get_or_create(&relay.labels)
+            .inc();
         let started = Instant::now();
         let netns = &client.pod.netns;
         let answered = match protocol {
             Protocol::Udp => self.upstream.udp(netns, query, relay.size).await,
             Protocol::Tcp => self.upstream.tcp(netns, query).await,
         };
-        self.metrics.upstream_seconds.get_or_create(&relay.labels).observe(started.elapsed().as_secs_f64());
+        self.metrics
+            .upstream_seconds
+            .get_or_create(&relay.labels)
+            .observe(started.elapsed().as_secs_f64());
         answered.unwrap_or_else(|error| {
-            self.metrics.upstream_failures.get_or_create(&relay.labels).inc();
+            self.metrics
+                .upstream_failures
+                .get_or_create(&relay.labels)
+                .inc();
             tracing::debug!(pod = %client.pod.name, %error, "dns: not answered");
-            refused(query, Message::from_vec(query).ok().as_ref(), ResponseCode::ServFail)
+            refused(
+                query,
+                Message::from_vec(query).ok().as_ref(),
+                ResponseCode::ServFail,
+            )
         })
     }
 }
@@ -208,8 +260,16 @@ struct Client {
 
 impl Client {
     fn labels(&self, question: Option<&Query>, protocol: Protocol) -> DnsLabels {
-        let workload = self.pod.known().map(|known| known.workload.workload_name.clone());
-        DnsLabels::new(question.map(Query::query_type), protocol, workload, self.pod.namespace.clone())
+        let workload = self
+            .pod
+            .known()
+            .map(|known| known.workload.workload_name.clone());
+        DnsLabels::new(
+            question.map(Query::query_type),
+            protocol,
+            workload,
+            self.pod.namespace.clone(),
+        )
     }
 }
 
@@ -231,7 +291,11 @@ fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Messa
     let text = asked.to_ascii().to_ascii_lowercase();
     let text = text.trim_end_matches('.');
     let localhost = text == "localhost" || text.ends_with(".localhost");
-    let (found, ttl) = if localhost { (loopback(), LOCALHOST_TTL) } else { (names.find(text)?, TTL) };
+    let (found, ttl) = if localhost {
+        (loopback(), LOCALHOST_TTL)
+    } else {
+        (names.find(text)?, TTL)
+    };
 
     let mut metadata = Metadata::response_from_request(&query.metadata);
     metadata.recursion_available = true;
@@ -243,7 +307,11 @@ fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Messa
     let mut owner = asked.clone();
     if let Some(alias) = &found.alias {
         let target = Name::from_ascii(format!("{alias}.")).ok()?;
-        response.add_answer(Record::from_rdata(owner, ttl, RData::CNAME(CNAME(target.clone()))));
+        response.add_answer(Record::from_rdata(
+            owner,
+            ttl,
+            RData::CNAME(CNAME(target.clone())),
+        ));
         owner = target;
     }
     let wanted = |ip: &&IpAddr| ip.is_ipv4() == (question.query_type() == RecordType::A);
@@ -253,7 +321,11 @@ fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Messa
         let count = addresses.len();
         addresses.rotate_left(usize::from(query.metadata.id) % count);
     }
-    response.add_answers(addresses.into_iter().map(|ip| Record::from_rdata(owner.clone(), ttl, rdata(*ip))));
+    response.add_answers(
+        addresses
+            .into_iter()
+            .map(|ip| Record::from_rdata(owner.clone(), ttl, rdata(*ip))),
+    );
     if query.edns.is_some() {
         let mut edns = Edns::new();
         edns.set_max_payload(LARGEST_UDP_ANSWER);
@@ -264,7 +336,10 @@ fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Messa
 
 /// `localhost` never leaves the pod (RFC 6761, 6.3).
 fn loopback() -> Found {
-    Found { alias: None, addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] }
+    Found {
+        alias: None,
+        addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+    }
 }
 
 fn rdata(ip: IpAddr) -> RData {
@@ -284,12 +359,17 @@ fn fitting(mut response: Message, limit: usize) -> Option<Vec<u8>> {
         }
         let keep = response.answers.len().checked_mul(limit)? / bytes.len();
         response.metadata.truncation = true;
-        response.answers.truncate(keep.min(response.answers.len().checked_sub(1)?));
+        response
+            .answers
+            .truncate(keep.min(response.answers.len().checked_sub(1)?));
     }
 }
 
 fn largest_answer(query: &Message) -> u16 {
-    query.edns.as_ref().map_or(PLAIN_UDP, |edns| edns.max_payload().max(PLAIN_UDP))
+    query
+        .edns
+        .as_ref()
+        .map_or(PLAIN_UDP, |edns| edns.max_payload().max(PLAIN_UDP))
 }
 
 /// An answer without content: the question again and a code.
@@ -334,3 +414,6 @@ const TCP_CONNECTIONS_POD: usize = 64;
 /// RFC 7766 asks for seconds.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests;

@@ -29,3 +29,5 @@ pub mod route;
 #[cfg(test)]
 mod testing;
 pub mod traffic;
+#[cfg(test)]
+mod golden;

@@ -36,7 +36,11 @@ fn main() -> anyhow::Result<()> {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let data = Builder::new_multi_thread().worker_threads(config.workers(cores)).thread_name("data").enable_all().build()?;
+    let data = Builder::new_multi_thread()
+        .worker_threads(config.workers(cores))
+        .thread_name("data")
+        .enable_all()
+        .build()?;
     let control = Builder::new_current_thread().enable_all().build()?;
 
     let result = control.block_on(run(config, log.clone(), data.handle()));
@@ -51,22 +55,53 @@ fn main() -> anyhow::Result<()> {
 async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, xds = %config.xds_address, "starting");
     let readiness = Readiness::new();
-    let (drain, quit, end) = (Drain::new(), CancellationToken::new(), CancellationToken::new());
+    let (drain, quit, end) = (
+        Drain::new(),
+        CancellationToken::new(),
+        CancellationToken::new(),
+    );
     let (mesh, writer) = Mesh::new();
 
-    let channel = xds::channel(config.ca_address(), config.ca_root_ca(), config.alt_ca_hostname.as_deref())?;
-    let signer = CaClient::new(channel, &config.cluster_id, xds::token_source(&config.auth_token), config.secret_ttl)?;
+    let channel = xds::channel(
+        config.ca_address(),
+        config.ca_root_ca(),
+        config.alt_ca_hostname.as_deref(),
+    )?;
+    let signer = CaClient::new(
+        channel,
+        &config.cluster_id,
+        xds::token_source(&config.auth_token),
+        config.secret_ttl,
+    )?;
     let (node, agent, registry, metrics) = {
         // What spawns while it is made belongs to the traffic.
         let _data = data.enter();
         let certificates = Certificates::new(signer, CertificatesConfig::default());
-        let pool = PoolConfig { streams: config.pool_max_streams.into(), release: config.pool_unused_release, ..PoolConfig::default() };
+        let pool = PoolConfig {
+            streams: config.pool_max_streams.into(),
+            release: config.pool_unused_release,
+            ..PoolConfig::default()
+        };
         let pool = Pool::new(certificates.clone(), pool);
-        let node = Node::new(mesh.clone(), certificates, pool, Limits::default(), config.clone());
+        let node = Node::new(
+            mesh.clone(),
+            certificates,
+            pool,
+            Limits::default(),
+            config.clone(),
+        );
         let metrics = Metrics::default();
         let registry = registry(&metrics, &node, data, &log);
-        let dns = config.dns_proxy.then(|| Dns::new(mesh, &config, resolv(&config), metrics.dns.clone()));
-        let agent = Agent::new(node.clone(), dns, metrics.pods.clone(), readiness.gate("zds"), drain.clone());
+        let dns = config
+            .dns_proxy
+            .then(|| Dns::new(mesh, &config, resolv(&config), metrics.dns.clone()));
+        let agent = Agent::new(
+            node.clone(),
+            dns,
+            metrics.pods.clone(),
+            readiness.gate("zds"),
+            drain.clone(),
+        );
         (node, agent, registry, metrics)
     };
     let (for_xds, gate, stop) = (config.clone(), readiness.gate("xds"), end.clone());
@@ -75,14 +110,28 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
             tracing::error!(%error, "xds: the address is of no use");
         }
     });
-    let doors = Doors { node: node.clone(), roster: agent.roster(), log, registry, readiness, quit: quit.clone() };
-    doors.open(end.clone()).await.context("admin, metrics and readiness ports")?;
+    let doors = Doors {
+        node: node.clone(),
+        roster: agent.roster(),
+        log,
+        registry,
+        readiness,
+        quit: quit.clone(),
+    };
+    doors
+        .open(end.clone())
+        .await
+        .context("admin, metrics and readiness ports")?;
     data.spawn(node.clone().tend(end.clone()));
     data.spawn(agent.run());
 
     asked_to_stop(&quit).await?;
     let deadline = config.drain_deadline();
-    tracing::info!(open = node.connections.open(), ?deadline, "stopping: no new connections, open ones may end");
+    tracing::info!(
+        open = node.connections.open(),
+        ?deadline,
+        "stopping: no new connections, open ones may end"
+    );
     let never = CancellationToken::new();
     let drained = tokio::select! {
         drained = drain.drain(deadline) => Some(drained),
@@ -94,7 +143,10 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
 }
 
 async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -112,19 +112,51 @@ impl Metrics {
             unstable("The total number current workloads with pending proxies"),
             pods.pending,
         );
-        families.register("workload_manager_proxies_started", unstable("The total number of proxies that were started"), pods.started);
-        families.register("workload_manager_proxies_stopped", unstable("The total number of proxies that were stopped"), pods.stopped);
-        families.register("istio_dns_requests", unstable("The total number of DNS requests"), dns.requests);
-        families.register("istio_dns_upstream_requests", unstable("The total number of DNS requests relayed upstream"), dns.upstream_requests);
-        families.register("istio_dns_upstream_failures", unstable("The total number of DNS requests nobody answered upstream"), dns.upstream_failures);
+        families.register(
+            "workload_manager_proxies_started",
+            unstable("The total number of proxies that were started"),
+            pods.started,
+        );
+        families.register(
+            "workload_manager_proxies_stopped",
+            unstable("The total number of proxies that were stopped"),
+            pods.stopped,
+        );
+        families.register(
+            "istio_dns_requests",
+            unstable("The total number of DNS requests"),
+            dns.requests,
+        );
+        families.register(
+            "istio_dns_upstream_requests",
+            unstable("The total number of DNS requests relayed upstream"),
+            dns.upstream_requests,
+        );
+        families.register(
+            "istio_dns_upstream_failures",
+            unstable("The total number of DNS requests nobody answered upstream"),
+            dns.upstream_failures,
+        );
         families.register(
             "istio_dns_upstream_request_duration_seconds",
             unstable("How long upstream took to answer a DNS request"),
             dns.upstream_seconds,
         );
-        families.register("istio_xds_message", unstable("The total number of discovery responses received"), xds.messages);
-        families.register("istio_xds_message_bytes", unstable("The total size of discovery responses received"), xds.bytes);
-        families.register("istio_xds_connection_terminations", unstable("The total number of ends of the discovery stream"), xds.terminations);
+        families.register(
+            "istio_xds_message",
+            unstable("The total number of discovery responses received"),
+            xds.messages,
+        );
+        families.register(
+            "istio_xds_message_bytes",
+            unstable("The total size of discovery responses received"),
+            xds.bytes,
+        );
+        families.register(
+            "istio_xds_connection_terminations",
+            unstable("The total number of ends of the discovery stream"),
+            xds.terminations,
+        );
     }
 }
 
@@ -134,14 +166,21 @@ impl Default for DnsMetrics {
             requests: Family::default(),
             upstream_requests: Family::default(),
             upstream_failures: Family::default(),
-            upstream_seconds: Family::new_with_constructor(|| Histogram::new([0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0])),
+            upstream_seconds: Family::new_with_constructor(|| {
+                Histogram::new([0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0])
+            }),
         }
     }
 }
 
 impl DnsLabels {
     /// Labels of a query; `kind` is absent when it could not be read.
-    pub fn new(kind: Option<RecordType>, protocol: Protocol, workload: Option<Arc<str>>, namespace: Arc<str>) -> Self {
+    pub fn new(
+        kind: Option<RecordType>,
+        protocol: Protocol,
+        workload: Option<Arc<str>>,
+        namespace: Arc<str>,
+    ) -> Self {
         Self {
             request_query_type: QueryType(kind.filter(is_common)),
             request_protocol: protocol,
@@ -154,7 +193,10 @@ impl DnsLabels {
 /// A pod must not be able to make 65,536 series by asking for strange types.
 fn is_common(kind: &RecordType) -> bool {
     use RecordType::{A, AAAA, ANY, CNAME, HTTPS, MX, NS, PTR, SOA, SRV, SVCB, TXT};
-    matches!(kind, A | AAAA | ANY | CNAME | HTTPS | MX | NS | PTR | SOA | SRV | SVCB | TXT)
+    matches!(
+        kind,
+        A | AAAA | ANY | CNAME | HTTPS | MX | NS | PTR | SOA | SRV | SVCB | TXT
+    )
 }
 
 impl EncodeLabelValue for QueryType {

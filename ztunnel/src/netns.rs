@@ -54,7 +54,11 @@ pub struct Options {
 impl Options {
     /// As the operator asked for.
     pub fn of(config: &Config) -> Self {
-        let keepalive = (config.keepalive_time, config.keepalive_interval, config.keepalive_retries);
+        let keepalive = (
+            config.keepalive_time,
+            config.keepalive_interval,
+            config.keepalive_retries,
+        );
         let patience = config.keepalive_time + config.keepalive_interval * config.keepalive_retries;
         Self {
             mark: config.packet_mark,
@@ -83,7 +87,11 @@ impl Netns {
     pub fn new(fd: OwnedFd, options: Options) -> io::Result<Self> {
         // Opened before the first visit anywhere: afterwards every thread can be brought home.
         home()?;
-        Ok(Self { id: NetnsId::of(fd.as_fd())?, fd, options })
+        Ok(Self {
+            id: NetnsId::of(fd.as_fd())?,
+            fd,
+            options,
+        })
     }
 
     /// The namespace this process runs in.
@@ -156,7 +164,13 @@ impl Netns {
 
     /// A UDP socket bound to `address`.
     pub fn udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.enter(|| Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP)))??;
+        let socket = self.enter(|| {
+            Socket::new(
+                Domain::for_address(address),
+                Type::DGRAM.nonblocking(),
+                Some(Protocol::UDP),
+            )
+        })??;
         socket.set_mark(self.options.mark)?;
         if address.port() != 0 {
             socket.set_reuse_port(self.options.reuse_port)?;
@@ -169,11 +183,15 @@ impl Netns {
     }
 
     fn tcp(&self, domain: Domain) -> io::Result<Socket> {
-        let socket = self.enter(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))??;
+        let socket =
+            self.enter(|| Socket::new(domain, Type::STREAM.nonblocking(), Some(Protocol::TCP)))??;
         socket.set_mark(self.options.mark)?;
         socket.set_tcp_nodelay(true)?;
         if let Some((time, interval, retries)) = self.options.keepalive {
-            let keepalive = TcpKeepalive::new().with_time(time).with_interval(interval).with_retries(retries);
+            let keepalive = TcpKeepalive::new()
+                .with_time(time)
+                .with_interval(interval)
+                .with_retries(retries);
             socket.set_tcp_keepalive(&keepalive)?;
         }
         if self.options.user_timeout.is_some() {
@@ -187,7 +205,10 @@ impl NetnsId {
     /// The namespace behind a descriptor.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let stat = nix::sys::stat::fstat(fd)?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+        Ok(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
     }
 }
 
@@ -201,9 +222,14 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
     match original {
-        Ok(address) => address.as_socket().map(unmapped).ok_or_else(|| io::ErrorKind::InvalidData.into()),
+        Ok(address) => address
+            .as_socket()
+            .map(unmapped)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into()),
         // No connection tracking for it, or none at all in this namespace.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT)) => Ok(local),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOPROTOOPT)) => {
+            Ok(local)
+        }
         Err(error) => Err(error),
     }
 }
@@ -215,7 +241,10 @@ pub fn unmapped(address: SocketAddr) -> SocketAddr {
 
 /// Whether an error says that there is no IPv6 here (at all, or on loopback).
 pub fn is_no_ipv6(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+    )
 }
 
 /// Binds the address but leaves the port to `connect`, which may use the same port for different
@@ -233,7 +262,8 @@ impl Drop for WayBack {
     fn drop(&mut self) {
         if let Err(error) = setns(self.0, CloneFlags::CLONE_NEWNET) {
             // Not through the log: its thread may never get to write it.
-            let message = format!("cannot return to the proxy's own network namespace: {error}; aborting\n");
+            let message =
+                format!("cannot return to the proxy's own network namespace: {error}; aborting\n");
             let _ = nix::unistd::write(io::stderr(), message.as_bytes());
             std::process::abort();
         }

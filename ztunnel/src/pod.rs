@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hbone::Identity;
+use hbone::{Hold, Identity};
 use mesh::{Mesh, Snapshot, Workload};
 use ops::drain::{Drain, Drained};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,7 +46,7 @@ pub struct Pod {
 }
 
 /// What is certain about a pod once the control plane has told of it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Known {
     /// Name of its workload in discovery.
     pub workload_uid: Arc<str>,
@@ -54,6 +54,8 @@ pub struct Known {
     pub workload: Arc<Workload>,
     /// Who its connections are.
     pub identity: Identity,
+    /// Keeps its certificate renewed for as long as the pod is here.
+    _certificate: Hold,
 }
 
 /// Why a pod's proxy could not start. The node agent shows the text to the operator.
@@ -71,7 +73,14 @@ pub enum StartError {
 
 impl Pod {
     /// A pod that does nothing yet.
-    pub fn new(uid: Arc<str>, name: &str, namespace: &str, service_account: &str, netns: Netns, drain: Drain) -> Arc<Self> {
+    pub fn new(
+        uid: Arc<str>,
+        name: &str,
+        namespace: &str,
+        service_account: &str,
+        netns: Netns,
+        drain: Drain,
+    ) -> Arc<Self> {
         Arc::new(Self {
             uid,
             name: name.into(),
@@ -104,17 +113,32 @@ impl Pod {
     /// forgotten a pod that still runs. `None` before it was ever told of.
     pub fn workload(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
         let known = self.known.get()?;
-        Some(snapshot.workload(&known.workload_uid).unwrap_or(&known.workload).clone())
+        Some(
+            snapshot
+                .workload(&known.workload_uid)
+                .unwrap_or(&known.workload)
+                .clone(),
+        )
     }
 
     /// Name of its workload in discovery; empty while unknown.
     pub fn workload_uid(&self) -> Arc<str> {
-        self.known.get().map_or_else(|| "".into(), |known| known.workload_uid.clone())
+        self.known
+            .get()
+            .map_or_else(|| "".into(), |known| known.workload_uid.clone())
     }
 
     /// Opens the listeners and begins to serve. On an error nothing stays open.
-    pub fn start(self: &Arc<Self>, node: &Arc<Node>, dns: Option<&Arc<Dns>>) -> Result<(), StartError> {
-        let listen = |port| self.netns.listen(port).map_err(|error| StartError::Listen { port, error });
+    pub fn start(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        dns: Option<&Arc<Dns>>,
+    ) -> Result<(), StartError> {
+        let listen = |port| {
+            self.netns
+                .listen(port)
+                .map_err(|error| StartError::Listen { port, error })
+        };
         let listeners = [
             (Door::Outbound, listen(ports::OUTBOUND)?),
             (Door::Plain, listen(ports::INBOUND_PLAIN)?),
@@ -124,7 +148,8 @@ impl Pod {
             self.start_dns(dns, node.config.dns_port)?;
         }
         for (door, listener) in listeners {
-            self.drain.spawn(accept_loop(node.clone(), self.clone(), door, listener));
+            self.drain
+                .spawn(accept_loop(node.clone(), self.clone(), door, listener));
         }
         self.drain.spawn(self.clone().learn(node.clone()));
         Ok(())
@@ -137,9 +162,15 @@ impl Pod {
     }
 
     fn start_dns(self: &Arc<Self>, dns: &Arc<Dns>, port: u16) -> Result<(), StartError> {
-        for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        for ip in [
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ] {
             let address = SocketAddr::new(ip, port);
-            let sockets = self.netns.udp(address).and_then(|udp| Ok((udp, self.netns.listen_on(address)?)));
+            let sockets = self
+                .netns
+                .udp(address)
+                .and_then(|udp| Ok((udp, self.netns.listen_on(address)?)));
             match sockets {
                 Ok((udp, tcp)) => dns.clone().serve(self.clone(), udp, tcp),
                 Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
@@ -165,14 +196,25 @@ impl Pod {
                 return;
             }
         };
-        node.certificates.prefetch(&identity);
-        let _ = self.known.set(Known { workload_uid: workload.uid.clone(), workload, identity });
+        let certificate = node.certificates.hold(&identity);
+        let _ = self.known.set(Known {
+            workload_uid: workload.uid.clone(),
+            workload,
+            identity,
+            _certificate: certificate,
+        });
         self.learned.notify_waiters();
         node.pod_started(&self);
     }
 
     async fn workload_told(&self, mesh: &Arc<Mesh>, node_name: &str) -> Arc<Workload> {
-        mesh.wait_for_pod(&self.namespace, &self.name, &self.service_account, node_name).await
+        mesh.wait_for_pod(
+            &self.namespace,
+            &self.name,
+            &self.service_account,
+            node_name,
+        )
+        .await
     }
 }
 
@@ -240,7 +282,10 @@ struct Trouble {
 impl Trouble {
     async fn wait(&mut self, pod: &Pod, door: Door, error: &io::Error) {
         // A peer that reset its connection in the backlog is no trouble of ours.
-        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+        if matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+        ) {
             return;
         }
         if self.failures == 0 {
@@ -263,4 +308,3 @@ impl Drop for Pod {
 
 /// Long enough that a full table costs no CPU, short enough that nobody notices it is over.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-

@@ -46,13 +46,21 @@ pub async fn run(
     metrics: XdsMetrics,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let channel = channel(&config.xds_address, &config.xds_root_ca, config.alt_xds_hostname.as_deref())?;
+    let channel = channel(
+        &config.xds_address,
+        &config.xds_root_ca,
+        config.alt_xds_hostname.as_deref(),
+    )?;
     let caller = Caller::new(config);
     let connect = || {
-        let client = AggregatedDiscoveryServiceClient::with_interceptor(channel.clone(), caller.clone());
+        let client =
+            AggregatedDiscoveryServiceClient::with_interceptor(channel.clone(), caller.clone());
         std::future::ready(Ok::<_, std::convert::Infallible>(client))
     };
-    let mut answered = Answered { addresses: false, authorizations: false };
+    let mut answered = Answered {
+        addresses: false,
+        authorizations: false,
+    };
     let events = |event: ClientEvent<'_>| {
         note(&event, &metrics);
         if let ClientEvent::Applied { type_url, .. } = event
@@ -61,12 +69,24 @@ pub async fn run(
             gate.open();
         }
     };
-    run_client(connect, ClientConfig::new(node(config)), None, |update| writer.apply(update), events, cancel).await;
+    run_client(
+        connect,
+        ClientConfig::new(node(config)),
+        None,
+        |update| writer.apply(update),
+        events,
+        cancel,
+    )
+    .await;
     Ok(())
 }
 
 /// A channel that connects when it is used, and again when it has to.
-pub fn channel(url: &str, roots: &Path, server_name: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+pub fn channel(
+    url: &str,
+    roots: &Path,
+    server_name: Option<&str>,
+) -> Result<Channel, tonic::transport::Error> {
     let endpoint = Endpoint::from_shared(url.to_owned())?
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
@@ -74,30 +94,54 @@ pub fn channel(url: &str, roots: &Path, server_name: Option<&str>) -> Result<Cha
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER)
         .keep_alive_while_idle(true);
-    let (roots, server_name) = (Arc::new(roots.to_owned()), server_name.map(Arc::<str>::from));
-    Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
-        let (roots, server_name) = (roots.clone(), server_name.clone());
-        async move { connect(&uri, &roots, server_name.as_deref()).await.map(TokioIo::new) }
-    })))
+    let (roots, server_name) = (
+        Arc::new(roots.to_owned()),
+        server_name.map(Arc::<str>::from),
+    );
+    Ok(
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+            let (roots, server_name) = (roots.clone(), server_name.clone());
+            async move {
+                connect(&uri, &roots, server_name.as_deref())
+                    .await
+                    .map(TokioIo::new)
+            }
+        })),
+    )
 }
 
 /// The bearer token, read from its file at each call. Empty without a file name.
 pub fn token_source(path: &Path) -> TokenSource {
     let path = path.to_owned();
-    Arc::new(move || if path.as_os_str().is_empty() { Ok(String::new()) } else { read_token(&path) })
+    Arc::new(move || {
+        if path.as_os_str().is_empty() {
+            Ok(String::new())
+        } else {
+            read_token(&path)
+        }
+    })
 }
 
 fn read_token(path: &Path) -> io::Result<String> {
-    let token = std::fs::read_to_string(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+    let token = std::fs::read_to_string(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
     Ok(token.trim().to_owned())
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-async fn connect(uri: &Uri, roots: &PathBuf, server_name: Option<&str>) -> io::Result<Pin<Box<dyn Stream>>> {
-    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{uri}: {what}"));
-    let host = uri.host().ok_or_else(|| invalid("no host"))?.trim_matches(['[', ']']);
+async fn connect(
+    uri: &Uri,
+    roots: &PathBuf,
+    server_name: Option<&str>,
+) -> io::Result<Pin<Box<dyn Stream>>> {
+    let invalid =
+        |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{uri}: {what}"));
+    let host = uri
+        .host()
+        .ok_or_else(|| invalid("no host"))?
+        .trim_matches(['[', ']']);
     let port = uri.port_u16().ok_or_else(|| invalid("no port"))?;
     let tcp = TcpStream::connect((host, port)).await?;
     tcp.set_nodelay(true)?;
@@ -105,13 +149,18 @@ async fn connect(uri: &Uri, roots: &PathBuf, server_name: Option<&str>) -> io::R
         return Ok(Box::pin(tcp));
     }
     let name = server_name.unwrap_or(host);
-    let name = ServerName::try_from(name.to_owned()).map_err(|_| invalid("not a name a certificate can carry"))?;
-    let tls = TlsConnector::from(Arc::new(tls_config(roots)?)).connect(name, tcp).await?;
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|_| invalid("not a name a certificate can carry"))?;
+    let tls = TlsConnector::from(Arc::new(tls_config(roots)?))
+        .connect(name, tcp)
+        .await?;
     Ok(Box::pin(tls))
 }
 
 fn tls_config(roots: &PathBuf) -> io::Result<TlsConfig> {
-    let failed = |what: &dyn std::fmt::Display| io::Error::other(format!("root certificates {}: {what}", roots.display()));
+    let failed = |what: &dyn std::fmt::Display| {
+        io::Error::other(format!("root certificates {}: {what}", roots.display()))
+    };
     let mut store = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(roots).map_err(|error| failed(&error))? {
         let certificate = certificate.map_err(|error| failed(&error))?;
@@ -140,17 +189,27 @@ impl Caller {
     fn new(config: &Config) -> Self {
         let cluster = ("clusterid".to_owned(), config.cluster_id.clone());
         let headers = config.xds_headers.iter().cloned().chain([cluster]);
-        let parsed = headers.filter_map(|(name, value)| Some((AsciiMetadataKey::from_bytes(name.as_bytes()).ok()?, value.parse().ok()?)));
-        Self { token: token_source(&config.auth_token), headers: Arc::new(parsed.collect()) }
+        let parsed = headers.filter_map(|(name, value)| {
+            Some((
+                AsciiMetadataKey::from_bytes(name.as_bytes()).ok()?,
+                value.parse().ok()?,
+            ))
+        });
+        Self {
+            token: token_source(&config.auth_token),
+            headers: Arc::new(parsed.collect()),
+        }
     }
 }
 
 impl Interceptor for Caller {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token = (self.token)().map_err(|error| Status::unauthenticated(format!("token: {error}")))?;
+        let token =
+            (self.token)().map_err(|error| Status::unauthenticated(format!("token: {error}")))?;
         if !token.is_empty() {
             let bearer = format!("Bearer {token}").parse::<AsciiMetadataValue>();
-            let mut bearer = bearer.map_err(|_| Status::unauthenticated("token: characters that no token has"))?;
+            let mut bearer = bearer
+                .map_err(|_| Status::unauthenticated("token: characters that no token has"))?;
             bearer.set_sensitive(true);
             request.metadata_mut().insert("authorization", bearer);
         }
@@ -163,7 +222,13 @@ impl Interceptor for Caller {
 
 /// Who we say we are.
 fn node(config: &Config) -> Node {
-    let Config { pod_name, pod_namespace: namespace, instance_ip, cluster_domain, .. } = config;
+    let Config {
+        pod_name,
+        pod_namespace: namespace,
+        instance_ip,
+        cluster_domain,
+        ..
+    } = config;
     let own_ip = config.own_ip();
     let mut metadata = config.metadata.clone();
     let known = [
@@ -175,10 +240,22 @@ fn node(config: &Config) -> Node {
         ("NETWORK", &config.network),
         ("SERVICE_ACCOUNT", &config.service_account),
     ];
-    metadata.extend(known.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.to_owned(), value.clone())));
-    metadata.entry("ISTIO_VERSION".to_owned()).or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
-    let text = |value| Value { kind: Some(Kind::StringValue(value)) };
-    let fields: BTreeMap<_, _> = metadata.into_iter().map(|(key, value)| (key, text(value))).collect();
+    metadata.extend(
+        known
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(key, value)| (key.to_owned(), value.clone())),
+    );
+    metadata
+        .entry("ISTIO_VERSION".to_owned())
+        .or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
+    let text = |value| Value {
+        kind: Some(Kind::StringValue(value)),
+    };
+    let fields: BTreeMap<_, _> = metadata
+        .into_iter()
+        .map(|(key, value)| (key, text(value)))
+        .collect();
     Node {
         id: format!("ztunnel~{own_ip}~{pod_name}.{namespace}~{namespace}.svc.{cluster_domain}"),
         metadata: Some(Struct { fields }),
@@ -204,20 +281,50 @@ impl Answered {
 fn note(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
     match event {
         ClientEvent::Connected => tracing::info!("xds: stream open"),
-        ClientEvent::Applied { type_url, set, removed, rejected } => {
-            metrics.messages.get_or_create(&TypeUrl { url: type_url }).inc();
-            tracing::debug!(type_url, set, removed, rejected = rejected.len(), "xds: applied");
+        ClientEvent::Applied {
+            type_url,
+            set,
+            removed,
+            rejected,
+        } => {
+            metrics
+                .messages
+                .get_or_create(&TypeUrl { url: type_url })
+                .inc();
+            tracing::debug!(
+                type_url,
+                set,
+                removed,
+                rejected = rejected.len(),
+                "xds: applied"
+            );
             for rejected in *rejected {
                 tracing::warn!(type_url, resource = %rejected.name, reason = %rejected.reason, "xds: resource refused, the last good one stays");
             }
         }
-        ClientEvent::Disconnected { reason: None, retry_in } => {
-            metrics.terminations.get_or_create(&Reason { reason: "Complete" }).inc();
+        ClientEvent::Disconnected {
+            reason: None,
+            retry_in,
+        } => {
+            metrics
+                .terminations
+                .get_or_create(&Reason { reason: "Complete" })
+                .inc();
             tracing::debug!(?retry_in, "xds: the control plane closed the stream");
         }
-        ClientEvent::Disconnected { reason: Some(reason), retry_in } => {
-            metrics.terminations.get_or_create(&Reason { reason: "Error" }).inc();
-            tracing::warn!(error = reason, ?retry_in, "xds: no stream to the control plane; going on with what is known");
+        ClientEvent::Disconnected {
+            reason: Some(reason),
+            retry_in,
+        } => {
+            metrics
+                .terminations
+                .get_or_create(&Reason { reason: "Error" })
+                .inc();
+            tracing::warn!(
+                error = reason,
+                ?retry_in,
+                "xds: no stream to the control plane; going on with what is known"
+            );
         }
     }
 }
@@ -235,7 +342,8 @@ mod tests {
     use super::*;
 
     fn config() -> Config {
-        let arguments = "ztunnel --pod-name ztunnel-abc --instance-ip 10.20.0.9 --node-name na".split(' ');
+        let arguments =
+            "ztunnel --pod-name ztunnel-abc --instance-ip 10.20.0.9 --node-name na".split(' ');
         Config::try_parse_from(arguments).unwrap()
     }
 
@@ -243,7 +351,11 @@ mod tests {
     #[test]
     fn node_is_what_istios_ztunnel_says() {
         let golden = include_str!("../testdata/xds/15-real-ztunnel-requests.jsonl");
-        let golden: serde_json::Value = golden.lines().nth(2).map(|line| serde_json::from_str(line).unwrap()).unwrap();
+        let golden: serde_json::Value = golden
+            .lines()
+            .nth(2)
+            .map(|line| serde_json::from_str(line).unwrap())
+            .unwrap();
         let golden = &golden["msg"]["node"];
         let ours = node(&config());
         assert_eq!(ours.id, golden["id"]);
@@ -261,10 +373,23 @@ mod tests {
     fn token_is_read_at_each_call() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
-        let mut caller = Caller { token: token_source(&path), headers: Arc::default() };
+        let mut caller = Caller {
+            token: token_source(&path),
+            headers: Arc::default(),
+        };
         let bearer = |caller: &mut Caller| {
-            let request = caller.call(Request::new(())).map_err(|status| status.message().to_owned())?;
-            Ok::<_, String>(request.metadata()["authorization"].to_str().unwrap().to_owned())
+            let request = caller
+                .call(Request::new(()))
+                .map_err(|status| status.message().to_owned())?;
+            Ok::<_, String>(
+                request
+                    .metadata()
+                    .get("authorization")
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
+            )
         };
         assert!(bearer(&mut caller).unwrap_err().contains("No such file"));
         std::fs::write(&path, "one\n").unwrap();
@@ -275,7 +400,10 @@ mod tests {
 
     #[test]
     fn ready_only_after_both_types() {
-        let mut answered = Answered { addresses: false, authorizations: false };
+        let mut answered = Answered {
+            addresses: false,
+            authorizations: false,
+        };
         assert!(!answered.all_with(AUTHORIZATION_TYPE));
         assert!(!answered.all_with(AUTHORIZATION_TYPE));
         assert!(answered.all_with(ADDRESS_TYPE));
@@ -285,7 +413,11 @@ mod tests {
     fn bad_roots_name_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("root-cert.pem");
-        for content in [None, Some(""), Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")] {
+        for content in [
+            None,
+            Some(""),
+            Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ] {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
             }

@@ -25,7 +25,11 @@ pub(super) struct Dump {
 impl Dump {
     pub(super) fn new(node: Arc<Node>, roster: Roster) -> Self {
         let snapshot = Arc::clone(&node.mesh.load());
-        Self { node, roster, snapshot }
+        Self {
+            node,
+            roster,
+            snapshot,
+        }
     }
 
     /// Writes it, indented: people read it as often as programs do.
@@ -42,7 +46,10 @@ impl Serialize for Dump {
         map.serialize_entry("policies", &Policies(&self.snapshot))?;
         map.serialize_entry("services", &Services(&self.snapshot))?;
         map.serialize_entry("stagedServices", &json!({}))?;
-        map.serialize_entry("staticConfig", &json!({ "policies": [], "services": [], "workloads": [] }))?;
+        map.serialize_entry(
+            "staticConfig",
+            &json!({ "policies": [], "services": [], "workloads": [] }),
+        )?;
         map.serialize_entry("version", &version())?;
         map.serialize_entry("workloadState", &Pods(self.roster.list(), &self.node))?;
         map.serialize_entry("workloads", &Workloads(&self.snapshot))?;
@@ -52,7 +59,12 @@ impl Serialize for Dump {
 
 impl Dump {
     fn certificates(&self) -> Vec<CertificateShape> {
-        self.node.certificates.states().iter().map(CertificateShape::of).collect()
+        self.node
+            .certificates
+            .states()
+            .iter()
+            .map(CertificateShape::of)
+            .collect()
     }
 }
 
@@ -63,7 +75,9 @@ pub(super) struct Workloads<'a>(pub(super) &'a Snapshot);
 impl Serialize for Workloads<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         let order = |a: &&Arc<mesh::Workload>, b: &&Arc<mesh::Workload>| a.uid.cmp(&b.uid);
-        sequence(out, self.0.workloads(), order, |workload| WorkloadShape::of(workload))
+        sequence(out, self.0.workloads(), order, |workload| {
+            WorkloadShape::of(workload)
+        })
     }
 }
 
@@ -72,8 +86,12 @@ pub(super) struct Services<'a>(pub(super) &'a Snapshot);
 
 impl Serialize for Services<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        let order = |a: &&Arc<mesh::Service>, b: &&Arc<mesh::Service>| (&a.namespace, &a.hostname).cmp(&(&b.namespace, &b.hostname));
-        sequence(out, self.0.services(), order, |service| ServiceShape::of(service, self.0))
+        let order = |a: &&Arc<mesh::Service>, b: &&Arc<mesh::Service>| {
+            (&a.namespace, &a.hostname).cmp(&(&b.namespace, &b.hostname))
+        };
+        sequence(out, self.0.services(), order, |service| {
+            ServiceShape::of(service, self.0)
+        })
     }
 }
 
@@ -83,7 +101,9 @@ pub(super) struct Policies<'a>(pub(super) &'a Snapshot);
 impl Serialize for Policies<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         let order = |a: &&Arc<mesh::Policy>, b: &&Arc<mesh::Policy>| a.key.cmp(&b.key);
-        sequence(out, self.0.policies(), order, |policy| PolicyShape::of(policy))
+        sequence(out, self.0.policies(), order, |policy| {
+            PolicyShape::of(policy)
+        })
     }
 }
 
@@ -107,7 +127,12 @@ struct Pods<'a>(Vec<Listed>, &'a Node);
 
 impl Serialize for Pods<'_> {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        out.collect_map(self.0.iter().map(|pod| (&*pod.uid, pod_state(pod, &self.1.connections.of_pod(&pod.uid)))))
+        out.collect_map(self.0.iter().map(|pod| {
+            (
+                &*pod.uid,
+                pod_state(pod, &self.1.connections.of_pod(&pod.uid)),
+            )
+        }))
     }
 }
 

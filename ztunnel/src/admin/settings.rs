@@ -10,7 +10,10 @@ use crate::config::{Config, ports};
 /// The `config` member of the dump.
 pub(super) fn settings(config: &Config) -> Value {
     let members = [
-        ("adminAddr", json!({ "Localhost": [config.ipv6_enabled, config.admin_port] })),
+        (
+            "adminAddr",
+            json!({ "Localhost": [config.ipv6_enabled, config.admin_port] }),
+        ),
         ("altCaHostname", json!(config.alt_ca_hostname)),
         ("altXdsHostname", json!(config.alt_xds_hostname)),
         ("caAddress", json!(config.ca_address())),
@@ -21,39 +24,66 @@ pub(super) fn settings(config: &Config) -> Value {
         ("connectionWindowSize", json!(config.connection_window)),
         ("crlPath", json!(null)),
         ("dnsProxy", json!(config.dns_proxy)),
-        ("dnsProxyAddr", json!({ "Localhost": [config.ipv6_enabled, config.dns_port] })),
+        (
+            "dnsProxyAddr",
+            json!({ "Localhost": [config.ipv6_enabled, config.dns_port] }),
+        ),
         ("fakeCa", json!(false)),
         ("fakeSelfInbound", json!(false)),
         ("forceTunnel", json!(config.force_tunnel)),
         ("frameSize", json!(config.frame_size)),
-        ("illegalPorts", json!([ports::INBOUND_PLAIN, ports::INBOUND, ports::OUTBOUND])),
+        (
+            "illegalPorts",
+            json!([ports::INBOUND_PLAIN, ports::INBOUND, ports::OUTBOUND]),
+        ),
         ("inboundAddr", json!(listener(ports::INBOUND))),
-        ("inboundPlaintextAddr", json!(listener(ports::INBOUND_PLAIN))),
+        (
+            "inboundPlaintextAddr",
+            json!(listener(ports::INBOUND_PLAIN)),
+        ),
         ("inpodPortReuse", json!(config.inpod_port_reuse)),
         ("inpodUds", json!(config.inpod_uds)),
         ("ipv6Enabled", json!(config.ipv6_enabled)),
         ("localNode", json!(config.node_name)),
         ("network", json!(config.network)),
-        ("numWorkerThreads", json!(config.workers(std::thread::available_parallelism().map_or(1, usize::from)))),
+        (
+            "numWorkerThreads",
+            json!(config.workers(std::thread::available_parallelism().map_or(1, usize::from))),
+        ),
         ("outboundAddr", json!(listener(ports::OUTBOUND))),
         ("packetMark", json!(config.packet_mark)),
         ("poolMaxStreamsPerConn", json!(config.pool_max_streams)),
-        ("poolUnusedReleaseTimeout", json!(duration(config.pool_unused_release))),
+        (
+            "poolUnusedReleaseTimeout",
+            json!(duration(config.pool_unused_release)),
+        ),
         ("proxy", json!(true)),
         ("proxyArgs", json!(config.role.join(" "))),
         ("proxyMetadata", json!(config.metadata)),
         ("proxyMode", json!("Shared")),
-        ("readinessAddr", json!({ "SocketAddr": config.readiness_address })),
-        ("requireOriginalSource", json!(config.require_original_source)),
+        (
+            "readinessAddr",
+            json!({ "SocketAddr": config.readiness_address }),
+        ),
+        (
+            "requireOriginalSource",
+            json!(config.require_original_source),
+        ),
         ("secretTtl", json!(duration(config.secret_ttl))),
-        ("selfTerminationDeadline", json!(duration(config.drain_deadline()))),
-        ("socketConfig", json!({
-            "keepaliveEnabled": config.keepalive,
-            "keepaliveInterval": duration(config.keepalive_interval),
-            "keepaliveRetries": config.keepalive_retries,
-            "keepaliveTime": duration(config.keepalive_time),
-            "userTimeoutEnabled": config.user_timeout,
-        })),
+        (
+            "selfTerminationDeadline",
+            json!(duration(config.drain_deadline())),
+        ),
+        (
+            "socketConfig",
+            json!({
+                "keepaliveEnabled": config.keepalive,
+                "keepaliveInterval": duration(config.keepalive_interval),
+                "keepaliveRetries": config.keepalive_retries,
+                "keepaliveTime": duration(config.keepalive_time),
+                "userTimeoutEnabled": config.user_timeout,
+            }),
+        ),
         ("socks5Addr", json!(null)),
         ("statsAddr", json!({ "SocketAddr": config.stats_address })),
         ("windowSize", json!(config.stream_window)),
@@ -64,7 +94,12 @@ pub(super) fn settings(config: &Config) -> Value {
         ("ztunnelIdentity", json!(null)),
         ("ztunnelWorkload", json!(null)),
     ];
-    Value::Object(members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    Value::Object(
+        members
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+    )
 }
 
 /// The `version` member of the dump.

@@ -9,8 +9,8 @@ use mesh::policy::{Match, ServiceAccountMatch, StringMatch};
 use mesh::service::{IpFamilies, Port};
 use mesh::workload::{ApplicationProtocol, WorkloadType};
 use mesh::{
-    Action, GatewayAddress, GatewayTarget, HealthPolicy, Locality, Mode, Policy, PolicyScope, Scope, Service, Snapshot, Tunnel, VipAddress,
-    Visibility, Workload,
+    Action, GatewayAddress, GatewayTarget, HealthPolicy, Locality, Mode, Policy, PolicyScope,
+    Scope, Service, Snapshot, Tunnel, VipAddress, Visibility, Workload,
 };
 use ops::time::Seconds;
 use serde::ser::SerializeMap;
@@ -76,13 +76,21 @@ impl<'a> WorkloadShape<'a> {
                 Tunnel::Hbone => "HBONE",
                 Tunnel::LegacyMtls => "LegacyIstioMtls",
             },
-            network_mode: if workload.host_network { "HostNetwork" } else { "Standard" },
+            network_mode: if workload.host_network {
+                "HostNetwork"
+            } else {
+                "Standard"
+            },
             trust_domain,
             name: &workload.name,
             namespace,
             service_account,
             workload_name: &workload.workload_name,
-            workload_type: if owned { workload_type(workload.workload_type) } else { "" },
+            workload_type: if owned {
+                workload_type(workload.workload_type)
+            } else {
+                ""
+            },
             canonical_name: &workload.canonical_name,
             canonical_revision: &workload.canonical_revision,
             node: &workload.node,
@@ -92,13 +100,15 @@ impl<'a> WorkloadShape<'a> {
             cluster_id: &workload.cluster,
             locality: LocalityShape::of(&workload.locality),
             hostname: workload.hostname.as_deref().unwrap_or_default(),
-            application_tunnel: workload.application_tunnel.map(|tunnel| ApplicationTunnelShape {
-                protocol: match tunnel.protocol {
-                    ApplicationProtocol::None => "NONE",
-                    ApplicationProtocol::Proxy => "PROXY",
-                },
-                port: tunnel.port,
-            }),
+            application_tunnel: workload
+                .application_tunnel
+                .map(|tunnel| ApplicationTunnelShape {
+                    protocol: match tunnel.protocol {
+                        ApplicationProtocol::None => "NONE",
+                        ApplicationProtocol::Proxy => "PROXY",
+                    },
+                    port: tunnel.port,
+                }),
             native_tunnel: workload.native_tunnel,
             capacity: workload.capacity,
         }
@@ -106,7 +116,11 @@ impl<'a> WorkloadShape<'a> {
 }
 
 fn status(workload: &Workload) -> &'static str {
-    if workload.healthy { "Healthy" } else { "Unhealthy" }
+    if workload.healthy {
+        "Healthy"
+    } else {
+        "Unhealthy"
+    }
 }
 
 fn workload_type(kind: WorkloadType) -> &'static str {
@@ -128,14 +142,19 @@ struct GatewayShape<'a> {
 
 impl<'a> GatewayShape<'a> {
     fn of(gateway: &'a GatewayAddress) -> Self {
-        Self { destination: &gateway.target, hbone_mtls_port: gateway.hbone_port }
+        Self {
+            destination: &gateway.target,
+            hbone_mtls_port: gateway.hbone_port,
+        }
     }
 }
 
 fn target<S: Serializer>(target: &&GatewayTarget, out: S) -> Result<S::Ok, S::Error> {
     match target {
         GatewayTarget::Host(host) => out.collect_str(host),
-        GatewayTarget::Address(network, ip) => out.collect_str(&format_args!("{}/{ip}", network.as_str())),
+        GatewayTarget::Address(network, ip) => {
+            out.collect_str(&format_args!("{}/{ip}", network.as_str()))
+        }
     }
 }
 
@@ -151,7 +170,11 @@ struct LocalityShape<'a> {
 
 impl<'a> LocalityShape<'a> {
     fn of(locality: &'a Locality) -> Self {
-        Self { region: &locality.region, zone: &locality.zone, subzone: &locality.subzone }
+        Self {
+            region: &locality.region,
+            zone: &locality.zone,
+            subzone: &locality.subzone,
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -190,7 +213,10 @@ pub(super) struct ServiceShape<'a> {
 impl<'a> ServiceShape<'a> {
     pub(super) fn of(service: &'a Service, snapshot: &'a Snapshot) -> Self {
         let vips = |ranges: bool| {
-            let chosen = service.vips.iter().filter(move |vip| matches!(vip.address, VipAddress::Cidr(_)) == ranges);
+            let chosen = service
+                .vips
+                .iter()
+                .filter(move |vip| matches!(vip.address, VipAddress::Cidr(_)) == ranges);
             chosen.map(|vip| match vip.address {
                 VipAddress::Ip(ip) => format!("{}/{ip}", vip.network.as_str()),
                 VipAddress::Cidr(net) => format!("{}/{net}", vip.network.as_str()),
@@ -223,7 +249,10 @@ impl<'a> ServiceShape<'a> {
 }
 
 fn ports(ports: &[Port]) -> BTreeMap<u16, u16> {
-    ports.iter().map(|port| (port.service_port, port.target_port)).collect()
+    ports
+        .iter()
+        .map(|port| (port.service_port, port.target_port))
+        .collect()
 }
 
 /// A service may have ten thousand endpoints: written one by one.
@@ -253,7 +282,9 @@ impl Serialize for Endpoints<'_> {
                 &EndpointShape {
                     workload_uid: &workload.uid,
                     service: key.to_string(),
-                    address: address.map(|ip| format!("{}/{ip}", workload.network.as_str())).unwrap_or_default(),
+                    address: address
+                        .map(|ip| format!("{}/{ip}", workload.network.as_str()))
+                        .unwrap_or_default(),
                     port: workload.ports_in(&key).map(ports).unwrap_or_default(),
                     status: status(workload),
                 },
@@ -281,7 +312,11 @@ impl LoadBalancerShape {
                 Mode::Failover => "Failover",
                 Mode::Passthrough => "Passthrough",
             },
-            routing_preferences: balancing.routing_preference.iter().map(|scope| scope_name(*scope)).collect(),
+            routing_preferences: balancing
+                .routing_preference
+                .iter()
+                .map(|scope| scope_name(*scope))
+                .collect(),
             health_policy: match balancing.health_policy {
                 HealthPolicy::OnlyHealthy => "OnlyHealthy",
                 HealthPolicy::AllowAll => "AllowAll",
@@ -315,7 +350,10 @@ pub(super) struct PolicyShape<'a> {
 impl<'a> PolicyShape<'a> {
     pub(super) fn of(policy: &'a Policy) -> Self {
         let groups = policy.groups.iter().map(|group| {
-            let rules = group.rules.iter().map(|rule| rule.matches.iter().map(MatchShape::of).collect());
+            let rules = group
+                .rules
+                .iter()
+                .map(|rule| rule.matches.iter().map(MatchShape::of).collect());
             rules.collect()
         });
         Self {
@@ -367,13 +405,25 @@ impl Serialize for MatchShape<'_> {
         for (key, nets) in nets.into_iter().filter(|(_, nets)| !nets.is_empty()) {
             map.serialize_entry(key, nets)?;
         }
-        let numbers = [("destinationPorts", &found.destination_ports), ("notDestinationPorts", &found.not_destination_ports)];
+        let numbers = [
+            ("destinationPorts", &found.destination_ports),
+            ("notDestinationPorts", &found.not_destination_ports),
+        ];
         for (key, ports) in numbers.into_iter().filter(|(_, ports)| !ports.is_empty()) {
             map.serialize_entry(key, ports)?;
         }
-        let accounts = [("serviceAccounts", &found.service_accounts), ("notServiceAccounts", &found.not_service_accounts)];
-        for (key, accounts) in accounts.into_iter().filter(|(_, accounts)| !accounts.is_empty()) {
-            map.serialize_entry(key, &accounts.iter().map(AccountShape::of).collect::<Vec<_>>())?;
+        let accounts = [
+            ("serviceAccounts", &found.service_accounts),
+            ("notServiceAccounts", &found.not_service_accounts),
+        ];
+        for (key, accounts) in accounts
+            .into_iter()
+            .filter(|(_, accounts)| !accounts.is_empty())
+        {
+            map.serialize_entry(
+                key,
+                &accounts.iter().map(AccountShape::of).collect::<Vec<_>>(),
+            )?;
         }
         if found.unreadable {
             map.serialize_entry("unreadable", &true)?;
@@ -410,7 +460,10 @@ struct AccountShape<'a> {
 
 impl<'a> AccountShape<'a> {
     fn of(found: &'a ServiceAccountMatch) -> Self {
-        Self { namespace: &found.namespace, service_account: &found.service_account }
+        Self {
+            namespace: &found.namespace,
+            service_account: &found.service_account,
+        }
     }
 }
 
@@ -425,13 +478,18 @@ pub(super) struct CertificateShape {
 
 impl CertificateShape {
     pub(super) fn of(state: &CertificateState) -> Self {
-        let texts = |texts: &[CertificateText]| texts.iter().map(CertificateTextShape::of).collect();
+        let texts =
+            |texts: &[CertificateText]| texts.iter().map(CertificateTextShape::of).collect();
         let certificate = state.certificate.as_deref();
         Self {
             identity: state.identity.to_string(),
             state: state.state.clone(),
-            cert_chain: certificate.map(|certificate| texts(certificate.chain())).unwrap_or_default(),
-            root_certs: certificate.map(|certificate| texts(certificate.roots())).unwrap_or_default(),
+            cert_chain: certificate
+                .map(|certificate| texts(certificate.chain()))
+                .unwrap_or_default(),
+            root_certs: certificate
+                .map(|certificate| texts(certificate.roots()))
+                .unwrap_or_default(),
         }
     }
 }

@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg, send, socket,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
+    send, socket,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -22,7 +23,7 @@ pub(crate) struct Packets(AsyncFd<OwnedFd>);
 pub(crate) struct Packet {
     pub(crate) bytes: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
-    /// Bytes or descriptors did not fit: what is here cannot be trusted.
+    /// Bytes did not fit: what is here cannot be trusted.
     pub(crate) truncated: bool,
 }
 
@@ -47,14 +48,21 @@ impl Packets {
 
     /// The next packet; `None` when the agent has gone. Cancel safe.
     pub(crate) async fn receive(&self) -> io::Result<Option<Packet>> {
-        let packet = self.0.async_io(Interest::READABLE, |fd| receive(fd.as_raw_fd())).await?;
+        let packet = self
+            .0
+            .async_io(Interest::READABLE, |fd| receive(fd.as_raw_fd()))
+            .await?;
         Ok((!packet.bytes.is_empty() || !packet.fds.is_empty()).then_some(packet))
     }
 
     /// Sends one packet.
     pub(crate) async fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let flags = MsgFlags::MSG_NOSIGNAL;
-        self.0.async_io(Interest::WRITABLE, |fd| Ok(send(fd.as_raw_fd(), bytes, flags)?)).await?;
+        self.0
+            .async_io(Interest::WRITABLE, |fd| {
+                Ok(send(fd.as_raw_fd(), bytes, flags)?)
+            })
+            .await?;
         Ok(())
     }
 }
@@ -64,22 +72,36 @@ fn receive(socket: RawFd) -> io::Result<Packet> {
     let mut control = nix::cmsg_space!([RawFd; MOST_FDS]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
     // CLOEXEC at birth: no child of ours may inherit a pod's namespace.
-    let received = recvmsg::<()>(socket, &mut slices, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let received = recvmsg::<()>(
+        socket,
+        &mut slices,
+        Some(&mut control),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
     let mut fds = Vec::new();
     for message in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = message {
             // SAFETY: the kernel has just installed these descriptors into our table for this
             // message; nobody else knows their numbers, so each is ours to own, once.
-            fds.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+            fds.extend(
+                numbers
+                    .into_iter()
+                    .map(|number| unsafe { OwnedFd::from_raw_fd(number) }),
+            );
         }
     }
-    let truncated = received.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    let truncated = received.flags.contains(MsgFlags::MSG_TRUNC);
     let length = received.bytes;
     bytes.truncate(length);
-    Ok(Packet { bytes, fds, truncated })
+    Ok(Packet {
+        bytes,
+        fds,
+        truncated,
+    })
 }
 
 /// Both sides of the protocol read with buffers of this size; more is an error.
 pub(crate) const LARGEST: usize = 1024;
-/// One is right; room for more, so that a wrong number is noticed and what came is closed.
-const MOST_FDS: usize = 4;
+/// One is right; room for as many as the kernel carries (`SCM_MAX_FD`), so that what should not
+/// have come is at least closed.
+const MOST_FDS: usize = 253;

@@ -49,9 +49,17 @@ impl Roster {
     /// Everything, for a dump.
     pub fn list(&self) -> Vec<Listed> {
         let pods = self.lock();
-        let served = |pod: &Arc<Pod>, state| Listed { uid: pod.uid.clone(), state, pod: Description::of(pod) };
+        let served = |pod: &Arc<Pod>, state| Listed {
+            uid: pod.uid.clone(),
+            state,
+            pod: Description::of(pod),
+        };
         let up = pods.up.values().map(|pod| served(pod, "Up"));
-        let pending = pods.pending.iter().map(|(uid, pod)| Listed { uid: uid.clone(), state: "Pending", pod: pod.clone() });
+        let pending = pods.pending.iter().map(|(uid, pod)| Listed {
+            uid: uid.clone(),
+            state: "Pending",
+            pod: pod.clone(),
+        });
         let draining = pods.draining.iter().map(|pod| served(pod, "Draining"));
         up.chain(pending).chain(draining).collect()
     }
@@ -79,12 +87,19 @@ impl Roster {
     }
 
     pub(crate) fn gone(&self, pod: &Arc<Pod>) {
-        self.lock().draining.retain(|other| !Arc::ptr_eq(other, pod));
+        self.lock()
+            .draining
+            .retain(|other| !Arc::ptr_eq(other, pod));
     }
 
     /// Uids served now that are not in `kept`.
     pub(crate) fn not_in(&self, kept: &BTreeSet<Arc<str>>) -> Vec<Arc<str>> {
-        self.lock().up.keys().filter(|uid| !kept.contains(*uid)).cloned().collect()
+        self.lock()
+            .up
+            .keys()
+            .filter(|uid| !kept.contains(*uid))
+            .cloned()
+            .collect()
     }
 
     /// How many are served, how many wait.
@@ -101,6 +116,10 @@ impl Roster {
 
 impl Description {
     fn of(pod: &Pod) -> Self {
-        Self { name: pod.name.to_string(), namespace: pod.namespace.to_string(), service_account: pod.service_account.to_string() }
+        Self {
+            name: pod.name.to_string(),
+            namespace: pod.namespace.to_string(),
+            service_account: pod.service_account.to_string(),
+        }
     }
 }

@@ -35,12 +35,18 @@ impl Names<'_> {
     /// upstream resolvers know better.
     pub(crate) fn find(&self, name: &str) -> Option<Found> {
         if let Some(addresses) = self.addresses_of(name) {
-            return Some(Found { alias: None, addresses });
+            return Some(Found {
+                alias: None,
+                addresses,
+            });
         }
         self.search_domains().find_map(|domain| {
             let bare = name.strip_suffix(&*domain)?.strip_suffix('.')?;
             let addresses = self.addresses_of(bare)?;
-            Some(Found { alias: Some(bare.to_owned()), addresses })
+            Some(Found {
+                alias: Some(bare.to_owned()),
+                addresses,
+            })
         })
     }
 
@@ -49,21 +55,31 @@ impl Names<'_> {
     fn search_domains(&self) -> impl Iterator<Item = String> + '_ {
         let services = format!("svc.{}", self.cluster_domain);
         let own = format!("{}.{services}", self.namespace);
-        let others = self.search.iter().filter(|domain| !domain.ends_with(self.cluster_domain)).cloned();
-        [own, services, self.cluster_domain.to_owned()].into_iter().chain(others)
+        let others = self
+            .search
+            .iter()
+            .filter(|domain| !domain.ends_with(self.cluster_domain))
+            .cloned();
+        [own, services, self.cluster_domain.to_owned()]
+            .into_iter()
+            .chain(others)
     }
 
     fn addresses_of(&self, name: &str) -> Option<Vec<IpAddr>> {
         let service = |host: &str| self.snapshot.service_for_host(host, self.namespace);
         let short = || match name.split('.').collect::<Vec<_>>()[..] {
-            [one] => service(&format!("{one}.{}.svc.{}", self.namespace, self.cluster_domain)),
+            [one] => service(&format!(
+                "{one}.{}.svc.{}",
+                self.namespace, self.cluster_domain
+            )),
             [one, two] => service(&format!("{one}.{two}.svc.{}", self.cluster_domain)),
             [_, _, "svc"] => service(&format!("{name}.{}", self.cluster_domain)),
             _ => None,
         };
         let wildcard = || {
             let dots = name.match_indices('.').map(|(at, _)| &name[at..]);
-            dots.into_iter().find_map(|parent| service(&format!("*{parent}")))
+            dots.into_iter()
+                .find_map(|parent| service(&format!("*{parent}")))
         };
         let found = service(name).or_else(short).or_else(wildcard)?;
         self.addresses(found)
@@ -73,7 +89,10 @@ impl Names<'_> {
         if service.vips.is_empty() && self.is_kubernetes(service) {
             return Some(self.headless(service));
         }
-        let vips = service.vips.iter().filter(|vip| vip.network == *self.network);
+        let vips = service
+            .vips
+            .iter()
+            .filter(|vip| vip.network == *self.network);
         let single: Vec<_> = vips
             .filter_map(|vip| match vip.address {
                 VipAddress::Ip(ip) => Some(ip),
@@ -85,14 +104,27 @@ impl Names<'_> {
 
     /// A name of its own in cluster DNS, even while it has no address at all.
     fn is_kubernetes(&self, service: &Service) -> bool {
-        let Service { name, namespace, hostname, .. } = service;
-        let rest = hostname.strip_prefix(&**name).and_then(|rest| rest.strip_prefix('.'));
-        let rest = rest.and_then(|rest| rest.strip_prefix(&**namespace)).and_then(|rest| rest.strip_prefix(".svc."));
+        let Service {
+            name,
+            namespace,
+            hostname,
+            ..
+        } = service;
+        let rest = hostname
+            .strip_prefix(&**name)
+            .and_then(|rest| rest.strip_prefix('.'));
+        let rest = rest
+            .and_then(|rest| rest.strip_prefix(&**namespace))
+            .and_then(|rest| rest.strip_prefix(".svc."));
         rest == Some(self.cluster_domain)
     }
 
     fn headless(&self, service: &Service) -> Vec<IpAddr> {
-        let here = self.snapshot.endpoints(service).filter(|workload| workload.network == *self.network);
-        here.flat_map(|workload| workload.addresses.iter().copied()).collect()
+        let here = self
+            .snapshot
+            .endpoints(service)
+            .filter(|workload| workload.network == *self.network);
+        here.flat_map(|workload| workload.addresses.iter().copied())
+            .collect()
     }
 }

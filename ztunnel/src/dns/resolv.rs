@@ -21,7 +21,12 @@ impl Resolv {
             match words.next() {
                 Some("nameserver") => resolv.servers.extend(words.next().and_then(server)),
                 // The last of them counts.
-                Some("search" | "domain") => resolv.search = words.map(domain).filter(|domain| !domain.is_empty()).collect(),
+                Some("search" | "domain") => {
+                    resolv.search = words
+                        .map(domain)
+                        .filter(|domain| !domain.is_empty())
+                        .collect()
+                }
                 _ => {}
             }
         }
@@ -31,7 +36,9 @@ impl Resolv {
 
 fn server(word: &str) -> Option<SocketAddr> {
     // A zone (`fe80::1%eth0`) names an interface of our namespace, not of the pod's.
-    word.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 53))
+    word.parse::<IpAddr>()
+        .ok()
+        .map(|ip| SocketAddr::new(ip, 53))
 }
 
 fn domain(word: &str) -> String {
@@ -47,8 +54,21 @@ mod tests {
         let text = "search Istio-System.svc.cluster.local svc.cluster.local. cluster.local # kubelet\n\
                     nameserver 10.96.0.10\n; old\nnameserver fd00::a\nnameserver nonsense\nnameserver\noptions ndots:5\n";
         let resolv = Resolv::parse(text);
-        assert_eq!(resolv.servers, ["10.96.0.10:53".parse().unwrap(), "[fd00::a]:53".parse().unwrap()]);
-        assert_eq!(resolv.search, ["istio-system.svc.cluster.local", "svc.cluster.local", "cluster.local"]);
+        assert_eq!(
+            resolv.servers,
+            [
+                "10.96.0.10:53".parse().unwrap(),
+                "[fd00::a]:53".parse().unwrap()
+            ]
+        );
+        assert_eq!(
+            resolv.search,
+            [
+                "istio-system.svc.cluster.local",
+                "svc.cluster.local",
+                "cluster.local"
+            ]
+        );
         assert_eq!(Resolv::parse(""), Resolv::default());
     }
 }

@@ -39,7 +39,10 @@ pub enum RelayError {
 impl Upstream {
     /// In the order of preference at the start.
     pub fn new(servers: Vec<SocketAddr>) -> Self {
-        Self { servers, last_good: AtomicUsize::new(0) }
+        Self {
+            servers,
+            last_good: AtomicUsize::new(0),
+        }
     }
 
     /// Relays over UDP; `size` is the largest answer the asker takes, in bytes.
@@ -83,8 +86,17 @@ impl Upstream {
     }
 }
 
-async fn ask_udp(netns: &Netns, server: SocketAddr, query: &[u8], size: u16) -> io::Result<Vec<u8>> {
-    let any: SocketAddr = if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+async fn ask_udp(
+    netns: &Netns,
+    server: SocketAddr,
+    query: &[u8],
+    size: u16,
+) -> io::Result<Vec<u8>> {
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
     let socket = netns.udp(any)?;
     socket.connect(server).await?;
     socket.send(query).await?;
@@ -104,7 +116,11 @@ async fn ask_tcp(netns: &Netns, server: SocketAddr, query: &[u8]) -> io::Result<
     let length = stream.read_u16().await?;
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await?;
-    if is_answer(query, &answer) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if is_answer(query, &answer) {
+        Ok(answer)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 /// A message behind its length, as TCP carries it.
@@ -118,7 +134,10 @@ pub(crate) fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
 
 /// Same id, and the response bit set: the rest is the asker's to judge.
 fn is_answer(query: &[u8], answer: &[u8]) -> bool {
-    answer.len() >= HEADER && query.len() >= HEADER && answer[..2] == query[..2] && answer[2] & 0x80 != 0
+    answer.len() >= HEADER
+        && query.len() >= HEADER
+        && answer[..2] == query[..2]
+        && answer[2] & 0x80 != 0
 }
 
 /// Length of a DNS header.

@@ -1,0 +1,261 @@
+//! Every query that was put to Istio's ztunnel, put to us; and the edges of the format.
+
+use mesh::Snapshot;
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::golden;
+
+/// Where we differ on purpose; `testdata/DEVIATIONS.md` says why.
+const ANSWERED_BY_US_ONLY: [&str; 1] = ["mixed.example.com."];
+
+struct Recorded {
+    snapshot: Arc<Snapshot>,
+    network: Network,
+    search: Vec<String>,
+    queries: Vec<Value>,
+}
+
+impl Recorded {
+    fn read() -> Self {
+        let recorded: Value =
+            serde_json::from_str(include_str!("../../testdata/dns/queries.json")).unwrap();
+        Self {
+            snapshot: golden::snapshot(&recorded["resources"]),
+            network: Network::new(""),
+            search: Resolv::parse(recorded["resolv_conf"].as_str().unwrap()).search,
+            queries: recorded["queries"].as_array().unwrap().clone(),
+        }
+    }
+
+    fn names<'a>(&'a self, namespace: &'a str) -> Names<'a> {
+        Names {
+            snapshot: &self.snapshot,
+            network: &self.network,
+            cluster_domain: "cluster.local",
+            search: &self.search,
+            namespace,
+        }
+    }
+
+    /// Our answer after a trip over the wire; `None`: relayed.
+    fn ask(&self, namespace: &str, name: &str, kind: RecordType) -> Option<Message> {
+        let query = query(name, kind);
+        let response = respond(&query, &query.queries[0], &self.names(namespace))?;
+        Some(Message::from_vec(&response.to_vec().unwrap()).unwrap())
+    }
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut query = Message::new(4711, MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    query
+}
+
+/// (owner, type, ttl, value), sorted: order is ours to choose. Owners without case, as names have none.
+fn records(response: &Message) -> Vec<(String, String, u64, String)> {
+    let mut records: Vec<_> = response
+        .answers
+        .iter()
+        .map(|record| {
+            let owner = record.name.to_ascii().to_lowercase();
+            (
+                owner,
+                record.record_type().to_string(),
+                u64::from(record.ttl),
+                record.data.to_string(),
+            )
+        })
+        .collect();
+    records.sort();
+    records
+}
+
+#[test]
+fn every_recorded_query_has_the_recorded_answer() {
+    let recorded = Recorded::read();
+    let mut answered = 0;
+    for case in &recorded.queries {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let (name, kind) = (text("query"), text("type").parse::<RecordType>().unwrap());
+        let local = matches!(kind, RecordType::A | RecordType::AAAA);
+        let ours = if local {
+            recorded.ask(text("client_namespace"), name, kind)
+        } else {
+            None
+        };
+        if ANSWERED_BY_US_ONLY.contains(&name) {
+            assert!(ours.is_some(), "{case}");
+            continue;
+        }
+        // The recorded upstream is never authoritative; Istio's ztunnel is, save for localhost.
+        let theirs = case["aa"] == true || name == "localhost.";
+        assert_eq!(ours.is_some(), theirs, "{case}");
+        let Some(ours) = ours else { continue };
+        answered += 1;
+        let mut expected: Vec<_> = case["answers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|record| {
+                let text = |key: &str| record[key].as_str().unwrap().to_owned();
+                (
+                    text("name").to_lowercase(),
+                    text("type"),
+                    record["ttl"].as_u64().unwrap(),
+                    text("value"),
+                )
+            })
+            .collect();
+        expected.sort();
+        assert_eq!(records(&ours), expected, "{case}");
+        assert_eq!(ours.metadata.authoritative, case["aa"] == true, "{case}");
+        assert_eq!(
+            ours.metadata.recursion_available,
+            case["ra"] == true,
+            "{case}"
+        );
+        assert_eq!(ours.metadata.truncation, case["tc"] == true, "{case}");
+        assert_eq!(ours.metadata.response_code, ResponseCode::NoError, "{case}");
+        assert!(
+            ours.authorities.is_empty() && ours.additionals.is_empty(),
+            "{case}"
+        );
+    }
+    assert!(
+        answered > 30,
+        "only {answered} of {} queries were about the mesh",
+        recorded.queries.len()
+    );
+}
+
+#[test]
+fn names_have_no_case_and_keep_the_askers() {
+    let recorded = Recorded::read();
+    for name in ["mixed.example.com.", "MIXED.example.COM."] {
+        let response = recorded.ask("beta", name, RecordType::A).unwrap();
+        assert_eq!(response.answers[0].name.to_ascii(), name);
+        assert_eq!(response.answers[0].data.to_string(), "240.240.0.11");
+        assert_eq!(response.metadata.id, 4711);
+    }
+}
+
+#[test]
+fn an_alias_stands_before_what_it_leads_to() {
+    let recorded = Recorded::read();
+    let response = recorded
+        .ask("alpha", "web.alpha.alpha.svc.cluster.local.", RecordType::A)
+        .unwrap();
+    let kinds: Vec<_> = response
+        .answers
+        .iter()
+        .map(|record| record.record_type())
+        .collect();
+    assert_eq!(kinds, [RecordType::CNAME, RecordType::A]);
+}
+
+#[test]
+fn the_searched_namespace_is_the_callers_not_ours() {
+    let mut recorded = Recorded::read();
+    recorded.search = vec![
+        "istio-system.svc.cluster.local".into(),
+        "corp.example".into(),
+    ];
+    for name in [
+        "short.alpha.svc.cluster.local.",
+        "short.svc.cluster.local.",
+        "short.corp.example.",
+    ] {
+        let response = recorded.ask("alpha", name, RecordType::A).unwrap();
+        assert_eq!(response.answers.len(), 2, "{name}");
+    }
+    assert!(
+        recorded
+            .ask("alpha", "short.beta.svc.cluster.local.", RecordType::A)
+            .is_none()
+    );
+    assert!(
+        recorded
+            .ask(
+                "alpha",
+                "short.istio-system.svc.cluster.local.",
+                RecordType::A
+            )
+            .is_none()
+    );
+}
+
+#[test]
+fn long_answers_are_cut_for_udp_and_say_so() {
+    let mut response = Message::response(1, OpCode::Query);
+    let owner = Name::from_ascii("headless.alpha.svc.cluster.local.").unwrap();
+    response.add_query(Query::query(owner.clone(), RecordType::A));
+    let many =
+        (0..200u8).map(|n| Record::from_rdata(owner.clone(), TTL, rdata([10, 0, 0, n].into())));
+    response.add_answers(many);
+
+    let whole =
+        Message::from_vec(&fitting(response.clone(), usize::from(u16::MAX)).unwrap()).unwrap();
+    assert_eq!(
+        (whole.answers.len(), whole.metadata.truncation),
+        (200, false)
+    );
+    for limit in [512, 1232] {
+        let bytes = fitting(response.clone(), limit).unwrap();
+        let cut = Message::from_vec(&bytes).unwrap();
+        assert!(
+            bytes.len() <= limit && cut.metadata.truncation && cut.answers.len() > 10,
+            "{}",
+            cut.answers.len()
+        );
+    }
+}
+
+#[test]
+fn askers_with_edns_get_it_back() {
+    let recorded = Recorded::read();
+    let mut query = query("web.alpha.svc.cluster.local.", RecordType::A);
+    query.set_edns(Edns::new());
+    let response = respond(&query, &query.queries[0], &recorded.names("beta")).unwrap();
+    assert_eq!(response.edns.unwrap().max_payload(), LARGEST_UDP_ANSWER);
+}
+
+#[test]
+fn a_refusal_repeats_the_question() {
+    let query = query("www.example.org.", RecordType::TXT);
+    let refusal = Message::from_vec(&refused(
+        &query.to_vec().unwrap(),
+        Some(&query),
+        ResponseCode::ServFail,
+    ))
+    .unwrap();
+    assert_eq!(refusal.queries, query.queries);
+    assert_eq!(
+        (refusal.metadata.id, refusal.metadata.response_code),
+        (4711, ResponseCode::ServFail)
+    );
+    // Even of what cannot be read, the id is.
+    let header = Message::from_vec(&refused(
+        &[0x12, 0x34, 1, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0],
+        None,
+        ResponseCode::ServFail,
+    ))
+    .unwrap();
+    assert_eq!(header.metadata.id, 0x1234);
+}
+
+proptest! {
+    /// Whatever a name is made of: an answer that can be sent, or none.
+    #[test]
+    fn no_name_breaks_the_answer(labels in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..8)) {
+        let recorded = Recorded { queries: Vec::new(), search: Vec::new(), snapshot: Arc::default(), network: Network::new("") };
+        let Ok(name) = Name::from_labels(labels.iter().map(|label| &label[..])) else { return Ok(()) };
+        let mut query = query("x.", RecordType::AAAA);
+        query.queries[0].set_name(name);
+        if let Some(response) = respond(&query, &query.queries[0], &recorded.names("beta")) {
+            prop_assert!(response.to_vec().is_ok());
+        }
+    }
+}

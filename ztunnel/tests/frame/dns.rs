@@ -1,0 +1,194 @@
+//! DNS in a pod's namespace: the mesh at once, everything else from upstream, byte for byte.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::workload as wire;
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{Name, RecordType};
+use mesh::Update;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
+use ztunnel::dns::{Dns, Resolv};
+use ztunnel::metrics::DnsMetrics;
+use ztunnel::netns::From;
+
+use crate::fixture::{Conversation, Fixture};
+use crate::place::Place;
+
+const UPSTREAM: &str = "127.0.0.53:5300";
+const DEAD: &str = "127.0.0.54:5300";
+
+struct Asking {
+    fixture: Fixture,
+    _agent: Conversation,
+    metrics: DnsMetrics,
+}
+
+async fn asking(place: &Place, servers: &[&str]) -> Asking {
+    let metrics = DnsMetrics::default();
+    let servers = servers.iter().map(|server| server.parse().unwrap()).collect();
+    let for_dns = metrics.clone();
+    let mut fixture = Fixture::new(|mesh, config| Some(Dns::new(mesh.clone(), config, Resolv { servers, search: Vec::new() }, for_dns)));
+    let mut update = Update::default();
+    update.set_service(wire::Service {
+        name: "web".into(),
+        namespace: "app".into(),
+        hostname: "web.app.svc.cluster.local".into(),
+        addresses: vec![wire::NetworkAddress { address: vec![10, 96, 0, 1].into(), ..Default::default() }],
+        canonical: true,
+        ..Default::default()
+    });
+    assert_eq!(fixture.writer.apply(update), []);
+    let agent = fixture.agent.accept().await;
+    assert_eq!(agent.add("uid", "client", place.fd()).await, "");
+    Asking { fixture, _agent: agent, metrics }
+}
+
+fn query(name: &str, kind: RecordType) -> Vec<u8> {
+    let mut query = Message::new(77, MessageType::Query, OpCode::Query);
+    query.metadata.recursion_desired = true;
+    query.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    query.to_vec().unwrap()
+}
+
+async fn ask_udp(place: &Place, proxy: &str, query: &[u8]) -> Vec<u8> {
+    let proxy: SocketAddr = proxy.parse().unwrap();
+    let any = if proxy.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+    let socket = place.netns().udp(any.parse().unwrap()).unwrap();
+    socket.send_to(query, proxy).await.unwrap();
+    let mut answer = vec![0; 65_535];
+    let received = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut answer)).await;
+    answer.truncate(received.expect("no answer").unwrap());
+    answer
+}
+
+async fn ask_tcp(place: &Place, query: &[u8]) -> Vec<u8> {
+    let mut stream = place.netns().connect(From::Any, "127.0.0.1:15053".parse().unwrap()).await.unwrap();
+    stream.write_u16(query.len().try_into().unwrap()).await.unwrap();
+    stream.write_all(query).await.unwrap();
+    let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
+    stream.read_exact(&mut answer).await.unwrap();
+    answer
+}
+
+/// An upstream that answers with the query itself, the response bit set, and bytes that no parser takes.
+fn strange_upstream(place: &Place) -> JoinHandle<()> {
+    let socket: UdpSocket = place.netns().udp(UPSTREAM.parse().unwrap()).unwrap();
+    let listener = place.netns().listen_on(UPSTREAM.parse().unwrap()).unwrap();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 4096];
+        loop {
+            tokio::select! {
+                received = socket.recv_from(&mut buffer) => {
+                    let (length, from) = received.unwrap();
+                    socket.send_to(&strange(&buffer[..length]), from).await.unwrap();
+                }
+                accepted = listener.accept() => {
+                    let (mut stream, _) = accepted.unwrap();
+                    let mut query = vec![0; stream.read_u16().await.unwrap().into()];
+                    stream.read_exact(&mut query).await.unwrap();
+                    let answer = strange(&query);
+                    stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
+                    stream.write_all(&answer).await.unwrap();
+                }
+            }
+        }
+    })
+}
+
+fn strange(query: &[u8]) -> Vec<u8> {
+    let mut answer = query.to_vec();
+    answer[2] |= 0x80;
+    answer.extend([0xde, 0xad, 0xbe, 0xef]);
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mesh_names_are_answered_on_every_socket() {
+    let Some(place) = Place::new() else { return };
+    let asking = asking(&place, &[]).await;
+    let query = query("web.", RecordType::A);
+    let answers = [
+        ask_udp(&place, "127.0.0.1:15053", &query).await,
+        ask_udp(&place, "[::1]:15053", &query).await,
+        ask_tcp(&place, &query).await,
+    ];
+    for answer in answers {
+        let answer = Message::from_vec(&answer).unwrap();
+        assert_eq!((answer.metadata.id, answer.metadata.authoritative), (77, true));
+        assert_eq!(answer.answers[0].data.to_string(), "10.96.0.1");
+    }
+    drop(asking);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_else_passes_untouched_both_ways() {
+    let Some(place) = Place::new() else { return };
+    let upstream = strange_upstream(&place);
+    let _asking = asking(&place, &[UPSTREAM]).await;
+    let mut unknown_type = query("web.", RecordType::Unknown(65_280));
+    for query in [query("www.example.org.", RecordType::A), query("WeB.app.svc.cluster.local.", RecordType::TXT), {
+        unknown_type.extend([1, 2, 3]); // not even well formed
+        unknown_type
+    }] {
+        assert_eq!(ask_udp(&place, "127.0.0.1:15053", &query).await, strange(&query));
+        assert_eq!(ask_tcp(&place, &query).await, strange(&query));
+    }
+    upstream.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_resolver_is_passed_over_and_then_avoided() {
+    let Some(place) = Place::new() else { return };
+    // Bound but mute: datagrams vanish.
+    let _dead = place.netns().udp(DEAD.parse().unwrap()).unwrap();
+    let upstream = strange_upstream(&place);
+    let asking = asking(&place, &[DEAD, UPSTREAM]).await;
+    let query = query("www.example.org.", RecordType::A);
+    for _ in 0..20 {
+        assert_eq!(ask_udp(&place, "127.0.0.1:15053", &query).await, strange(&query));
+    }
+    let mut text = String::new();
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register("failures", "x", asking.metrics.upstream_failures.clone());
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(!text.contains("failures_total{"), "the second server answered each time: {text}");
+    upstream.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
+    let Some(place) = Place::new() else { return };
+    let _dead = place.netns().udp(DEAD.parse().unwrap()).unwrap();
+    let asking = asking(&place, &[DEAD]).await;
+    let place = Arc::new(place);
+    let flood = place.netns().udp("127.0.0.1:0".parse().unwrap()).unwrap();
+    let outside = query("www.example.org.", RecordType::A);
+    let proxy: SocketAddr = "127.0.0.1:15053".parse().unwrap();
+    // More than may be under way: the rest is refused at once.
+    let mut refused = 0;
+    let mut buffer = [0; 512];
+    for _ in 0..400 {
+        flood.send_to(&outside, proxy).await.unwrap();
+        while let Ok(length) = flood.try_recv(&mut buffer) {
+            refused += 1;
+            assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.response_code, ResponseCode::ServFail);
+        }
+    }
+    // The upstream will be silent for seconds; a mesh name does not wait for it.
+    let answer = ask_udp(&place, "127.0.0.1:15053", &query("web.app.", RecordType::A)).await;
+    assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
+    while refused < 400 - 256 {
+        let length = flood.recv(&mut buffer).await.unwrap();
+        assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.response_code, ResponseCode::ServFail);
+        refused += 1;
+    }
+    // And in the end everyone gets an answer, so that resolvers do not hang.
+    for _ in refused..400 {
+        tokio::time::timeout(Duration::from_secs(20), flood.recv(&mut buffer)).await.expect("no answer at all").unwrap();
+    }
+    drop(asking.fixture);
+}
