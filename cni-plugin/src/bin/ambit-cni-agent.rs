@@ -1,5 +1,6 @@
 //! `ambit-cni-agent`: the node agent, and the installation of the plugin on its host.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,15 +34,18 @@ enum Verb {
     /// Runs the agent (also without this word).
     Run(Box<agent::Config>),
     /// Puts the plugin onto the host, or repairs it there.
-    Install {
-        #[command(flatten)]
-        install: Install,
-        /// Stay, and repair whenever someone overwrites it.
-        #[arg(long)]
-        watch: bool,
-    },
+    Install(Put),
     /// Takes the plugin off the host.
     Uninstall(Install),
+}
+
+#[derive(Debug, clap::Args)]
+struct Put {
+    #[command(flatten)]
+    install: Install,
+    /// Stay, and repair whenever someone overwrites it.
+    #[arg(long)]
+    watch: bool,
 }
 
 fn main() -> ExitCode {
@@ -56,25 +60,7 @@ fn main() -> ExitCode {
     let outcome = match (cli.verb, cli.run) {
         (Some(Verb::Run(config)), _) => run(*config),
         (None, Some(config)) => run(config),
-        (
-            Some(Verb::Install {
-                install,
-                watch: false,
-            }),
-            _,
-        ) => install.apply().map(report).map_err(Into::into),
-        (
-            Some(Verb::Install {
-                install,
-                watch: true,
-            }),
-            _,
-        ) => install
-            .watch(|applied| match applied {
-                Ok(changed) => report(changed),
-                Err(error) => tracing::error!(%error, "the plugin is not installed"),
-            })
-            .context("watching the host's directories"),
+        (Some(Verb::Install(put)), _) => put.run(),
         (Some(Verb::Uninstall(install)), _) => install.remove().map_err(Into::into),
         (None, None) => Err(anyhow::anyhow!(
             "--config-dir and --node-name are missing; see --help"
@@ -91,9 +77,22 @@ fn main() -> ExitCode {
     }
 }
 
-fn report(changed: Vec<std::path::PathBuf>) {
-    for file in changed {
-        tracing::info!(file = %file.display(), "written");
+impl Put {
+    fn run(self) -> anyhow::Result<()> {
+        let report = |changed: Vec<PathBuf>| {
+            for file in changed {
+                tracing::info!(file = %file.display(), "written");
+            }
+        };
+        if !self.watch {
+            report(self.install.apply()?);
+            return Ok(());
+        }
+        let watched = self.install.watch(|applied| match applied {
+            Ok(changed) => report(changed),
+            Err(error) => tracing::error!(%error, "the plugin is not installed"),
+        });
+        watched.context("watching the host's directories")
     }
 }
 
@@ -139,4 +138,32 @@ async fn serve(config: agent::Config) -> anyhow::Result<()> {
     });
     agent::run(config, metrics, ready, stop).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_agent_runs_with_or_without_its_word() {
+        let flags = ["--config-dir", "/c", "--node-name", "n1"];
+        let bare = Cli::parse_from(["agent"].into_iter().chain(flags));
+        assert_eq!(
+            bare.run.map(|config| config.node_name),
+            Some("n1".to_owned())
+        );
+        let spoken = Cli::parse_from(["agent", "run"].into_iter().chain(flags));
+        assert!(matches!(spoken.verb, Some(Verb::Run(config)) if config.node_name == "n1"));
+        assert!(
+            Cli::try_parse_from(["agent", "--node-name", "n1"]).is_err(),
+            "half of what it needs"
+        );
+    }
 }
