@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 
 /// The control plane of the mesh.
 #[derive(Debug, Parser)]
@@ -112,11 +112,15 @@ pub struct Run {
     /// Send AuthorizationPolicies with annotation `istio.io/dry-run`, marked so.
     #[arg(long, env = "AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY")]
     pub dry_run_policies: bool,
+    /// Answer `/debug/…` on the monitoring port: it shows what runs in the mesh to everybody who
+    /// reaches the port.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, env = "ENABLE_DEBUG_ON_HTTP")]
+    pub debug: bool,
     /// What to log: `info`, `debug`, `istiod_lite::push=debug,info` …
     #[arg(long, default_value = "info", env = "RUST_LOG")]
     pub log: String,
-    /// `text` (Istio's) or `json`.
-    #[arg(long, default_value = "text", env = "LOG_FORMAT")]
+    /// `plain` (Istio's) or `json`.
+    #[arg(long, default_value = "plain", env = "LOG_FORMAT")]
     pub log_format: String,
 }
 
@@ -141,7 +145,7 @@ impl Run {
             names.push(listen.to_string());
         }
         names.extend(self.dns_names.iter().cloned());
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = std::collections::HashSet::from([String::new()]);
         names.retain(|name| seen.insert(name.clone()));
         names
     }

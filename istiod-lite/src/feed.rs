@@ -160,7 +160,7 @@ impl Feed {
                 line = fault.line,
                 object = fault.object.as_ref().map(tracing::field::display),
                 reason = fault.reason,
-                "object refused, its last good version stays"
+                "document refused; an earlier good version stays"
             );
         }
         self.faults

@@ -156,9 +156,13 @@ struct Expiry(Arc<AtomicI64>);
 struct SecondsLeft(Expiry);
 
 impl Metrics {
-    /// Registers every family, so that a dashboard sees zeros instead of gaps.
+    /// Registers every family; those with few labels with zeros, where a dashboard would see gaps.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Arc::new(Self::unregistered());
+        for r#type in [Resource::wds, Resource::wads] {
+            drop(metrics.pushes.get_or_create(&Of { r#type }));
+            drop(metrics.rejects.get_or_create(&Of { r#type }));
+        }
         metrics.register_push(registry.families());
         metrics.register_authority(registry.families());
         metrics

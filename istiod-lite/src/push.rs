@@ -33,7 +33,7 @@ use tonic_prost::ProstCodec;
 use crate::authenticate::Authenticator;
 use crate::catalog::Reader;
 use crate::metrics::Metrics;
-use crate::serve::{Leaving, Peer};
+use crate::serve::{Leaving, Peer, Stranger};
 
 pub use connected::{Connected, ProxyState, Sync};
 pub use debounce::Debounce;
@@ -72,6 +72,9 @@ async fn begin(State(discovery): State<Arc<Discovery>>, request: Request) -> Res
             return refused.into_http::<axum::body::Body>();
         }
     };
+    if let Some(stranger) = request.extensions().get::<Arc<Stranger>>() {
+        stranger.prove();
+    }
     let leaving = request.extensions().get::<Leaving>().cloned();
     let peer = request.extensions().get::<Peer>().copied();
     let mut codec = ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default();

@@ -11,8 +11,10 @@
 
 mod connection;
 mod monitoring;
+mod stranger;
 mod tls;
 
 pub use connection::{Age, Leaving, Peer, grpc_plain, grpc_tls};
 pub use monitoring::{Debug, Version, monitoring};
+pub use stranger::Stranger;
 pub use tls::{ServerCertificate, ServerError};

@@ -110,16 +110,21 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     serving.open();
 
     let (listener, monitoring) = listen(run.listen_monitoring).await?;
-    let debug = Debug {
+    let debug = run.debug.then(|| Debug {
         connected: connected.clone(),
         catalog: views.catalog.clone(),
         faults: views.faults.clone(),
-    };
+    });
     let doors = serve::monitoring(Arc::new(registry), readiness, debug);
     let now = drain.now().clone();
     let stop = drain.accepting().clone();
     // Metrics are read to the last: what happens while draining is worth seeing.
     tokio::spawn(ops::admin::serve(listener, doors, now));
+    let ending = stop.clone();
+    tokio::spawn(async move {
+        ending.cancelled().await;
+        serving.close();
+    });
     tokio::spawn(feed.run(stop.clone()));
     tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop.clone()));
     tokio::spawn(

@@ -527,3 +527,10 @@ async fn the_monitoring_port_tells_readiness_version_and_counts() {
     let catalog = server.json("/debug/catalogz").await;
     assert!(catalog[ADDRESS][uid("alpha", "client")].is_string());
 }
+
+#[tokio::test]
+async fn the_debug_pages_can_be_switched_off() {
+    let server = Server::with(&["--debug", "false"]).await;
+    assert_eq!(server.get("/debug/syncz").await.0, 404);
+    assert_eq!(server.get("/ready").await.0, 200);
+}

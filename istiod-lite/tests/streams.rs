@@ -272,7 +272,8 @@ async fn the_plaintext_port_is_there_only_when_asked_for_and_wants_a_token_too()
 async fn strangers_that_do_not_speak_tls_hold_nobody_up() {
     let server = Server::start().await;
     let mut silent = Vec::new();
-    for _ in 0..100 {
+    // More than are let in at a time: the oldest of them have to go.
+    for _ in 0..300 {
         silent.push(
             tokio::net::TcpStream::connect(server.running.grpc)
                 .await
@@ -282,4 +283,18 @@ async fn strangers_that_do_not_speak_tls_hold_nobody_up() {
     let mut proxy = server.proxy().await;
     proxy.subscribe(ADDRESS).await;
     proxy.next().await;
+}
+
+#[tokio::test]
+async fn methods_that_are_not_served_are_said_to_be_so() {
+    let server = Server::start().await;
+    let mut client = tonic::client::Grpc::new(server.channel().await);
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<DeltaDiscoveryRequest, DeltaDiscoveryRequest>::default();
+    let whole_state =
+        "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+    let path = http::uri::PathAndQuery::from_static(whole_state);
+    let request = tonic::Request::new(DeltaDiscoveryRequest::default());
+    let refused = client.unary(request, path, codec).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
 }

@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 use super::{Authority, CsrError, SignError};
 use crate::authenticate::{Authenticator, NotEntitled};
 use crate::metrics::{Failure, Metrics};
+use crate::serve::Stranger;
 
 /// The gRPC service.
 pub struct CertificateService {
@@ -108,8 +109,11 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csrs.increment();
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, extensions, request) = request.into_parts();
         let identity = self.authorise(metadata.as_ref(), Wanted::of(&request))?;
+        if let Some(stranger) = extensions.get::<Arc<Stranger>>() {
+            stranger.prove();
+        }
         let turn = self.turns.clone().acquire_owned().await;
         let authority = self.authority.clone();
         let (signing, seconds) = (identity.clone(), request.validity_duration);

@@ -1,6 +1,6 @@
 //! One gRPC connection, from accept to its end.
 //!
-//! 1. accept, no faster than handshakes are made
+//! 1. accept; until its caller is known it is a stranger (`stranger`)
 //! 2. TLS, within a deadline
 //! 3. HTTP/2: pings when it is quiet, closed when they are not answered
 //! 4. at its age, or when the process ends: its streams are told ([`Leaving`]) and end in order,
@@ -18,11 +18,12 @@ use ops::drain::Drain;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tower::ServiceExt as _;
+
+use super::stranger::{Stranger, Strangers};
 
 /// How old a connection gets.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +51,9 @@ pub struct Leaving(pub CancellationToken);
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
+/// For the log only: a connection's end is nobody's decision.
+type Failed = Box<dyn std::error::Error + Send + Sync>;
+
 /// Serves gRPC over TLS until the drain.
 pub async fn grpc_tls(
     listener: TcpListener,
@@ -73,28 +77,27 @@ async fn accept(
     age: Age,
     drain: Drain,
 ) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let mut strangers = Strangers::default();
     let stop = drain.accepting().clone();
     loop {
-        let Ok(turn) = handshakes.clone().acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let connection = serve_one(
-                    tcp,
-                    peer,
-                    turn,
-                    tls.clone(),
-                    routes.clone(),
-                    age,
-                    drain.clone(),
-                );
-                drain.spawn(connection);
+                let stranger = strangers.admit();
+                let (tls, routes, ours) = (tls.clone(), routes.clone(), drain.clone());
+                drain.spawn(async move {
+                    let _ = tcp.set_nodelay(true);
+                    let ended = tokio::select! {
+                        ended = serve_one(tcp, peer, &stranger, tls, routes, age, &ours) => ended,
+                        () = stranger.must_go() => Err(Box::from("nobody we know")),
+                    };
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, error = %error, "connection ended");
+                    }
+                });
             }
             Err(error) => {
                 // Out of file descriptors, or the peer gave up in the queue: neither ends the port.
@@ -108,44 +111,38 @@ async fn accept(
 async fn serve_one(
     tcp: TcpStream,
     peer: SocketAddr,
-    turn: OwnedSemaphorePermit,
+    stranger: &Arc<Stranger>,
     tls: Option<TlsAcceptor>,
     routes: Routes,
     age: Age,
-    drain: Drain,
-) {
-    let _ = tcp.set_nodelay(true);
-    let ended = match tls {
-        None => {
-            drop(turn);
-            carry(tcp, peer, routes, age, &drain).await
-        }
-        Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(tcp)).await {
-            Ok(Ok(stream)) => {
-                drop(turn);
-                carry(stream, peer, routes, age, &drain).await
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(Box::from("TLS handshake took too long")),
-        },
+    drain: &Drain,
+) -> Result<(), Failed> {
+    let Some(tls) = tls else {
+        return carry(tcp, peer, stranger, routes, age, drain).await;
     };
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error = %error, "connection ended");
-    }
+    let stream = tokio::select! {
+        stream = tls.accept(tcp) => stream?,
+        () = tokio::time::sleep(HANDSHAKE) => return Err(Box::from("TLS handshake took too long")),
+        () = drain.accepting().cancelled() => return Ok(()),
+    };
+    carry(stream, peer, stranger, routes, age, drain).await
 }
 
 async fn carry(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    stranger: &Arc<Stranger>,
     routes: Routes,
     age: Age,
     drain: &Drain,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), Failed> {
     let leaving = CancellationToken::new();
     let extension = Leaving(leaving.clone());
+    let stranger = stranger.clone();
     let service = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(extension.clone());
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(stranger.clone());
         let routes = routes.clone();
         async move {
             Ok::<_, Infallible>(
@@ -196,8 +193,6 @@ fn spread(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * share)
 }
 
-/// Connections without TLS yet, at a time: strangers cost us key exchanges.
-const HANDSHAKES: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -33,18 +33,22 @@ pub struct Version {
     status: &'static str,
 }
 
-/// All of it.
-pub fn monitoring(registry: Arc<Registry>, readiness: Readiness, debug: Debug) -> Router {
-    let ours = Router::new()
+/// All of it; without `debug` nothing that tells what runs in the mesh.
+pub fn monitoring(registry: Arc<Registry>, readiness: Readiness, debug: Option<Debug>) -> Router {
+    let always = Router::new()
         .route("/version", get(version))
+        .route("/ready", get(ready))
+        .with_state(readiness)
+        .merge(ops::admin::metrics(registry));
+    let Some(debug) = debug else {
+        return always;
+    };
+    let debug = Router::new()
         .route("/debug/syncz", get(syncz))
         .route("/debug/catalogz", get(catalogz))
         .route("/debug/faultz", get(faultz))
         .with_state(debug);
-    let ready = Router::new()
-        .route("/ready", get(ready))
-        .with_state(readiness);
-    ours.merge(ready).merge(ops::admin::metrics(registry))
+    always.merge(debug)
 }
 
 async fn version() -> Json<Version> {
