@@ -15,6 +15,7 @@ use crate::parse::{ParseError, Rejected};
 use crate::policy::{Policy, PolicyScope};
 use crate::service::Service;
 use crate::snapshot::{Plane, Policies, Slot, Snapshot, host_key};
+use crate::unknown::policy_is_understood;
 use crate::workload::{Membership, Tunnel, Workload};
 
 /// What changed in the mesh: one response of the control plane, or several.
@@ -60,6 +61,15 @@ impl<M: prost::Message + Default> Payload<M> {
             Self::Bytes(bytes) => {
                 M::decode(&*bytes).map_err(|error| ParseError::Undecodable(error.to_string()))
             }
+        }
+    }
+}
+
+impl Payload<security::Authorization> {
+    fn is_understood(&self) -> bool {
+        match self {
+            Self::Message(_) => true,
+            Self::Bytes(bytes) => policy_is_understood(bytes),
         }
     }
 }
@@ -113,11 +123,13 @@ impl Snapshot {
     pub(crate) fn apply(&mut self, update: Update, names: &mut Interner) -> Effect {
         let mut effect = Effect::default();
         for (name, payload) in update.authorizations.set {
+            let understood = payload.is_understood();
             let parsed = payload
                 .decode()
                 .and_then(|message| Policy::parse(name.clone(), message, names));
             match parsed {
-                Ok(policy) => self.set_policy(policy, &mut effect),
+                Ok(policy) if understood => self.set_policy(policy, &mut effect),
+                Ok(policy) => self.set_policy(policy.not_fully_read(), &mut effect),
                 Err(reason) => effect.rejected.push(Rejected { name, reason }),
             }
         }

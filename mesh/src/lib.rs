@@ -34,6 +34,7 @@ pub mod session;
 pub mod snapshot;
 pub mod stream;
 pub mod subscription;
+mod unknown;
 pub mod verdict;
 pub mod workload;
 

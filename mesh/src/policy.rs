@@ -28,6 +28,9 @@ pub struct Policy {
     pub groups: Box<[Group]>,
     /// Evaluated for the log only.
     pub dry_run: bool,
+    /// Carries something this version cannot read: an ALLOW then allows nothing, and a DENY
+    /// denies as if every condition that is not known held.
+    pub unreadable: bool,
 }
 
 /// Whom a policy applies to.
@@ -132,11 +135,10 @@ impl Policy {
                 message.namespace, message.name
             )));
         }
-        let unreadable = !message.extensions.is_empty();
         let groups = message
             .groups
             .into_iter()
-            .map(|group| Group::parse(group, unreadable, names));
+            .map(|group| Group::parse(group, names));
         Ok(Self {
             groups: groups.collect::<Result<_, _>>()?,
             scope: match parse::value("scope", message.scope)? {
@@ -149,10 +151,26 @@ impl Policy {
                 wire::Action::Deny => Action::Deny,
             },
             dry_run: message.dry_run,
+            unreadable: false,
             namespace: names.text(&message.namespace),
             name: names.text(&message.name),
             key,
         })
+    }
+}
+
+impl Policy {
+    /// The same policy, known to carry more than was read.
+    pub(crate) fn not_fully_read(mut self) -> Self {
+        self.unreadable = true;
+        let rules = self
+            .groups
+            .iter_mut()
+            .flat_map(|group| group.rules.iter_mut());
+        rules
+            .flat_map(|rule| rule.matches.iter_mut())
+            .for_each(|found| found.unreadable = true);
+        self
     }
 }
 
@@ -166,15 +184,8 @@ impl TryFrom<wire::Authorization> for Policy {
 }
 
 impl Group {
-    fn parse(
-        found: wire::Group,
-        unreadable: bool,
-        names: &mut Interner,
-    ) -> Result<Self, ParseError> {
-        let rules = found
-            .rules
-            .into_iter()
-            .map(|rule| Rule::parse(rule, unreadable, names));
+    fn parse(found: wire::Group, names: &mut Interner) -> Result<Self, ParseError> {
+        let rules = found.rules.into_iter().map(|rule| Rule::parse(rule, names));
         Ok(Self {
             rules: rules.collect::<Result<_, _>>()?,
         })
@@ -182,15 +193,11 @@ impl Group {
 }
 
 impl Rule {
-    fn parse(
-        found: wire::Rules,
-        unreadable: bool,
-        names: &mut Interner,
-    ) -> Result<Self, ParseError> {
+    fn parse(found: wire::Rules, names: &mut Interner) -> Result<Self, ParseError> {
         let matches = found
             .matches
             .into_iter()
-            .map(|found| Match::parse(found, unreadable, names));
+            .map(|found| Match::parse(found, names));
         Ok(Self {
             matches: matches.collect::<Result<_, _>>()?,
         })
@@ -198,11 +205,7 @@ impl Rule {
 }
 
 impl Match {
-    fn parse(
-        found: wire::Match,
-        unreadable: bool,
-        names: &mut Interner,
-    ) -> Result<Self, ParseError> {
+    fn parse(found: wire::Match, names: &mut Interner) -> Result<Self, ParseError> {
         Ok(Self {
             namespaces: texts("namespaces", found.namespaces, names)?,
             not_namespaces: texts("not_namespaces", found.not_namespaces, names)?,
@@ -216,7 +219,7 @@ impl Match {
             not_destination_ports: ports("not_destination_ports", found.not_destination_ports)?,
             service_accounts: accounts(found.service_accounts, names),
             not_service_accounts: accounts(found.not_service_accounts, names),
-            unreadable: unreadable || !found.extensions.is_empty(),
+            unreadable: !found.extensions.is_empty(),
         })
     }
 }

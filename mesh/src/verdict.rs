@@ -139,6 +139,9 @@ pub fn dry_runs<'a, 'c>(
 impl Policy {
     /// Whether the policy matches, whatever that means for its action.
     pub fn matches(&self, connection: &Connection<'_>) -> bool {
+        if self.unreadable && self.action == Action::Allow {
+            return false;
+        }
         self.groups
             .iter()
             .any(|group| group.matches(self.action, connection))
@@ -287,3 +290,6 @@ fn within(nets: &[IpNet], ip: IpAddr) -> bool {
 fn outside(nets: &[IpNet], ip: IpAddr) -> bool {
     !nets.iter().any(|net| net.contains(&ip))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,390 @@
+//! The client against a server on a real socket: refusals by name, streams that break, what is
+//! told when it comes back.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
+
+mod shelf;
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use api::discovery::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, security, workload as wire};
+use mesh::{Changed, ClientConfig, ClientEvent, Entry, Mesh, Session, Wish, run_client};
+use prost::Message;
+use shelf::{Shelf, entry};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+/// One stream of a client, in the hands of the test.
+struct Stream {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    session: Session,
+}
+
+/// Hands every stream to the test.
+struct Server(mpsc::Sender<Stream>);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Server {
+    type DeltaAggregatedResourcesStream =
+        Pin<Box<dyn tokio_stream::Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (responses, outgoing) = mpsc::channel(16);
+        let stream = Stream {
+            requests: request.into_inner(),
+            responses,
+            session: Session::new(),
+        };
+        self.0
+            .send(stream)
+            .await
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+impl Stream {
+    /// Takes a request and answers it as a server does.
+    async fn serve(&mut self, shelf: &Shelf) -> DeltaDiscoveryRequest {
+        let request = self.requests.next().await.unwrap().unwrap();
+        let answer = self.session.on_request(shelf, request.clone());
+        if let Some(reply) = answer.reply {
+            self.responses
+                .send(Ok(reply.into_response()))
+                .await
+                .unwrap();
+        }
+        request
+    }
+
+    async fn push(&mut self, shelf: &Shelf, type_url: &str, names: &[&str]) {
+        let names: Vec<Arc<str>> = names.iter().map(|name| Arc::from(*name)).collect();
+        for reply in self.session.on_push(
+            shelf,
+            &[Changed {
+                type_url,
+                names: &names,
+            }],
+        ) {
+            self.responses
+                .send(Ok(reply.into_response()))
+                .await
+                .unwrap();
+        }
+    }
+}
+
+fn pod(name: &str, version: &str) -> Entry {
+    let workload = wire::Workload {
+        uid: name.to_owned(),
+        workload_name: version.to_owned(),
+        ..Default::default()
+    };
+    let address = wire::Address {
+        r#type: Some(wire::address::Type::Workload(workload)),
+    };
+    Entry {
+        encoded: address.encode_to_vec().into(),
+        aliases: [Arc::from(format!("/ip-of-{name}"))].into(),
+        ..entry(name, version)
+    }
+}
+
+fn policy(name: &str) -> Entry {
+    let policy = security::Authorization {
+        namespace: "ns".to_owned(),
+        name: name.to_owned(),
+        ..Default::default()
+    };
+    Entry {
+        encoded: policy.encode_to_vec().into(),
+        ..entry(&format!("ns/{name}"), "1")
+    }
+}
+
+/// A client that runs until the harness is dropped, and its mesh.
+struct Harness {
+    streams: mpsc::Receiver<Stream>,
+    events: mpsc::UnboundedReceiver<String>,
+    demands: mpsc::Sender<Arc<str>>,
+    mesh: Arc<Mesh>,
+    cancel: CancellationToken,
+    client: tokio::task::JoinHandle<()>,
+}
+
+impl Harness {
+    async fn start(addresses: Wish) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (send, streams) = mpsc::channel(4);
+        let service = AggregatedDiscoveryServiceServer::new(Server(send));
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        let (event, events) = mpsc::unbounded_channel();
+        let (demands, demanded) = mpsc::channel(4);
+        let (mesh, mut writer) = Mesh::new();
+        let cancel = CancellationToken::new();
+        let mut config = ClientConfig::new(Node {
+            id: "ztunnel~me".to_owned(),
+            ..Default::default()
+        });
+        config.addresses = addresses;
+        config.longest_wait = Duration::from_millis(20);
+        let connect = move || async move {
+            let channel = tonic::transport::Endpoint::try_from(format!("http://{address}"))
+                .unwrap()
+                .connect_lazy();
+            Ok::<_, Infallible>(AggregatedDiscoveryServiceClient::new(channel))
+        };
+        let token = cancel.clone();
+        let client = tokio::spawn(async move {
+            let tell = move |what: ClientEvent<'_>| {
+                let text = match what {
+                    ClientEvent::Connected => "connected".to_owned(),
+                    ClientEvent::Applied {
+                        type_url,
+                        set,
+                        removed,
+                        rejected,
+                    } => {
+                        let rejected: Vec<_> = rejected.iter().map(|found| &*found.name).collect();
+                        format!(
+                            "{} +{set} -{removed} {rejected:?}",
+                            type_url.rsplit('.').next().unwrap()
+                        )
+                    }
+                    ClientEvent::Disconnected { reason, .. } => format!("disconnected {reason:?}"),
+                };
+                let _ = event.send(text); // the test may have seen enough
+            };
+            run_client(
+                connect,
+                config,
+                Some(demanded),
+                move |update| writer.apply(update),
+                tell,
+                token,
+            )
+            .await;
+        });
+        Self {
+            streams,
+            events,
+            demands,
+            mesh,
+            cancel,
+            client,
+        }
+    }
+
+    async fn told(&mut self) -> String {
+        self.events.recv().await.unwrap()
+    }
+
+    fn pods(&self) -> Vec<String> {
+        let snapshot = self.mesh.load();
+        let mut pods: Vec<_> = snapshot
+            .workloads()
+            .map(|workload| format!("{}:{}", workload.uid, workload.workload_name))
+            .collect();
+        pods.sort();
+        pods
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_costs_nothing_but_the_difference() {
+    let mut shelf = Shelf::default();
+    shelf.set(AUTHORIZATION_TYPE, policy("p"));
+    shelf.set(ADDRESS_TYPE, pod("a", "1"));
+    shelf.set(ADDRESS_TYPE, pod("b", "1"));
+    shelf.set(
+        ADDRESS_TYPE,
+        Entry {
+            name: "bad".into(),
+            ..pod("not-bad", "1")
+        },
+    );
+    let mut harness = Harness::start(Wish::Everything).await;
+    let mut stream = harness.streams.recv().await.unwrap();
+
+    let first = stream.serve(&shelf).await;
+    assert_eq!(
+        (&*first.type_url, first.node.unwrap().id),
+        (AUTHORIZATION_TYPE, "ztunnel~me".to_owned())
+    );
+    assert_eq!(stream.serve(&shelf).await.type_url, ADDRESS_TYPE);
+    assert_eq!(stream.serve(&shelf).await.error_detail, None);
+    let nack = stream.serve(&shelf).await;
+    assert_eq!(
+        nack.error_detail.unwrap().message,
+        "bad: content is named not-bad"
+    );
+    assert_eq!(harness.told().await, "connected");
+    assert_eq!(harness.told().await, "Authorization +1 -0 []");
+    assert_eq!(harness.told().await, r#"Address +3 -0 ["bad"]"#);
+    assert_eq!(harness.pods(), ["a:1", "b:1"], "the others are applied");
+
+    stream
+        .responses
+        .send(Err(Status::unavailable("gone for a moment")))
+        .await
+        .unwrap();
+    drop(stream);
+    assert_eq!(
+        harness.told().await,
+        r#"disconnected Some("Unavailable: gone for a moment")"#
+    );
+    assert_eq!(harness.pods(), ["a:1", "b:1"], "nothing is forgotten");
+    shelf.remove(ADDRESS_TYPE, "a");
+    shelf.set(ADDRESS_TYPE, pod("c", "1"));
+    shelf.set(ADDRESS_TYPE, pod("bad", "2"));
+
+    let mut stream = harness.streams.recv().await.unwrap();
+    let policies = stream.serve(&shelf).await;
+    assert_eq!(policies.initial_resource_versions.len(), 1);
+    let addresses = stream.serve(&shelf).await;
+    let mut held: Vec<_> = addresses.initial_resource_versions.into_keys().collect();
+    held.sort();
+    assert_eq!(held, ["a", "b"], "what was refused is not held");
+    assert_eq!(harness.told().await, "connected");
+    assert_eq!(
+        harness.told().await,
+        "Authorization +0 -0 []",
+        "an empty answer is an answer"
+    );
+    assert_eq!(harness.told().await, "Address +2 -1 []");
+    assert_eq!(harness.pods(), ["b:1", "bad:2", "c:1"]);
+
+    shelf.set(ADDRESS_TYPE, pod("b", "2"));
+    stream.push(&shelf, ADDRESS_TYPE, &["b"]).await;
+    assert_eq!(harness.told().await, "Address +1 -0 []");
+    assert_eq!(harness.pods(), ["b:2", "bad:2", "c:1"]);
+
+    harness.cancel.cancel();
+    harness.client.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_closes_in_good_order_is_asked_again() {
+    let shelf = Shelf::default();
+    let mut harness = Harness::start(Wish::Everything).await;
+    for _ in 0..3 {
+        let mut stream = harness.streams.recv().await.unwrap();
+        stream.serve(&shelf).await;
+        assert_eq!(harness.told().await, "connected");
+        assert_eq!(harness.told().await, "Authorization +0 -0 []");
+        drop(stream);
+        assert_eq!(harness.told().await, "disconnected None");
+    }
+}
+
+#[tokio::test]
+async fn a_name_demanded_is_asked_for_and_again_on_the_next_stream() {
+    let mut shelf = Shelf::default();
+    shelf.set(ADDRESS_TYPE, pod("far", "1"));
+    let mut harness = Harness::start(Wish::OnDemand).await;
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.serve(&shelf).await;
+    let first = stream.serve(&shelf).await;
+    assert_eq!(
+        (
+            first.resource_names_subscribe,
+            first.resource_names_unsubscribe
+        ),
+        (vec!["*".into()], vec!["*".into()])
+    );
+    for told in ["connected", "Authorization +0 -0 []", "Address +0 -0 []"] {
+        assert_eq!(harness.told().await, told);
+    }
+    harness.demands.send("/ip-of-far".into()).await.unwrap();
+    let mut asked = Vec::new();
+    while asked.is_empty() {
+        asked = stream.serve(&shelf).await.resource_names_subscribe; // acknowledgements come before it
+    }
+    assert_eq!(asked, ["/ip-of-far"]);
+    assert_eq!(harness.told().await, "Address +1 -0 []");
+    assert_eq!(harness.pods(), ["far:1"]);
+
+    drop(stream);
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.serve(&shelf).await;
+    assert_eq!(
+        stream.serve(&shelf).await.resource_names_subscribe,
+        ["*", "/ip-of-far"]
+    );
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_pod_gets_it_when_it_arrives() {
+    let (mesh, mut writer) = Mesh::new();
+    let waiting = {
+        let mesh = mesh.clone();
+        tokio::spawn(async move { mesh.wait_for_pod("ns", "web-0", "default", "n1").await })
+    };
+    let pod = |uid: &str, node: &str| wire::Workload {
+        uid: uid.to_owned(),
+        name: "web-0".to_owned(),
+        namespace: "ns".to_owned(),
+        node: node.to_owned(),
+        ..Default::default()
+    };
+    // Another node's pod of the same name is not the one, and a wait that is given up leaves nothing.
+    for (uid, node) in [("other", "n2"), ("this", "n1")] {
+        let mut update = mesh::Update::default();
+        update.set_workload(pod(uid, node));
+        assert_eq!(writer.apply(update), []);
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(&*waiting.await.unwrap().uid, "this");
+    let given_up = mesh.wait_for_pod("ns", "never", "default", "n1");
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1), given_up)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn watchers_hear_of_policies_only_when_policies_may_have_changed() {
+    let (mesh, mut writer) = Mesh::new();
+    let (changed, policies) = (mesh.changed(), mesh.policies_changed());
+    let counts = move || (*changed.borrow(), *policies.borrow());
+    let mut workload = wire::Workload {
+        uid: "uid".to_owned(),
+        ..Default::default()
+    };
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let mut apply = |workload: &wire::Workload| {
+        let mut update = mesh::Update::default();
+        update.set_workload(workload.clone());
+        assert_eq!(writer.apply(update), []);
+        seen.lock().unwrap().push(counts());
+    };
+    apply(&workload); // new
+    apply(&workload); // the same again
+    workload.node = "n1".to_owned();
+    apply(&workload); // nothing that concerns policies
+    workload.authorization_policies = vec!["ns/p".to_owned()];
+    apply(&workload); // another policy applies
+    assert_eq!(*seen.lock().unwrap(), [(1, 0), (1, 0), (2, 0), (3, 1)]);
+}
