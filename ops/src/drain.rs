@@ -25,16 +25,17 @@ struct State {
     accepting: CancellationToken,
     now: CancellationToken,
     tasks: TaskTracker,
-    /// Counts in the parent for as long as a task of this drain runs (each holds this state).
-    _in_parent: Option<TaskTrackerToken>,
+    /// Every task of this drain counts there too, but not this drain itself: a pod without connections must not
+    /// hold its node's exit.
+    parent: Option<Drain>,
 }
 
 /// See [`Drain::hold`].
 #[derive(Debug)]
 pub struct Hold {
     _task: TaskTrackerToken,
-    /// Keeps counting in the parent.
-    _state: Arc<State>,
+    /// The same in the parent.
+    _above: Option<Box<Hold>>,
 }
 
 /// How a drain ended.
@@ -63,7 +64,7 @@ impl Drain {
         Self::with(
             self.0.accepting.child_token(),
             self.0.now.child_token(),
-            Some(self.0.tasks.token()),
+            Some(self.clone()),
         )
     }
 
@@ -77,7 +78,7 @@ impl Drain {
         &self.0.now
     }
 
-    /// Tasks that run at this moment (children's tasks count as one per child).
+    /// Tasks that run at this moment (children's too).
     pub fn running(&self) -> usize {
         self.0.tasks.len()
     }
@@ -88,10 +89,10 @@ impl Drain {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let state = self.0.clone();
+        let above = self.above();
         self.0.tasks.spawn(async move {
             let output = task.await;
-            drop(state);
+            drop(above);
             output
         })
     }
@@ -101,8 +102,12 @@ impl Drain {
     pub fn hold(&self) -> Hold {
         Hold {
             _task: self.0.tasks.token(),
-            _state: self.0.clone(),
+            _above: self.above().map(Box::new),
         }
+    }
+
+    fn above(&self) -> Option<Hold> {
+        self.0.parent.as_ref().map(Self::hold)
     }
 
     /// Ends the work: no more new work, wait for what runs at most `deadline`, then stop now.
@@ -126,13 +131,13 @@ impl Drain {
     fn with(
         accepting: CancellationToken,
         now: CancellationToken,
-        in_parent: Option<TaskTrackerToken>,
+        parent: Option<Self>,
     ) -> Self {
         Self(Arc::new(State {
             accepting,
             now,
             tasks: TaskTracker::new(),
-            _in_parent: in_parent,
+            parent,
         }))
     }
 }
@@ -178,6 +183,15 @@ mod tests {
         assert_eq!(drain.drain(Duration::ZERO).await, Drained::Cut(1));
         drop(hold);
         assert_eq!(drain.running(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_idle_child_does_not_hold_its_parent() {
+        let node = Drain::new();
+        let pod = node.child();
+        pod.spawn(async {}).await.unwrap();
+        assert_eq!(node.drain(Duration::from_secs(60)).await, Drained::Quiet);
+        assert_eq!(pod.running(), 0);
     }
 
     #[tokio::test]
