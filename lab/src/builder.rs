@@ -13,9 +13,10 @@ use crate::{
     inventory::{self, Claim},
     lab::{Lab, Parts},
     netns::Netns,
-    node::{self, Node, Ztunnel},
+    node::{self, Node},
     objects::{self, Objects},
     plan::{Host, Plan},
+    ztunnel::Recipe,
 };
 
 /// What a lab will be.
@@ -135,7 +136,7 @@ impl Builder {
                 config: objects.dir().to_owned(),
                 bin: bin.to_owned(),
                 agent_env: self.agent_env.clone(),
-                mesh: self.mesh,
+                ztunnel: self.mesh.then(|| self.ztunnel(index, bin)),
             };
             Node::build(index, site)
         };
@@ -157,11 +158,20 @@ impl Builder {
             nodes,
             claim,
         });
-        self.bring_up(&lab, bin)?;
+        self.bring_up(&lab)?;
         Ok(lab)
     }
 
-    fn bring_up(&self, lab: &Lab, bin: &Path) -> Result<()> {
+    fn ztunnel(&self, node: usize, bin: &Path) -> Recipe {
+        let other = self.ztunnels.iter().find(|(at, _)| *at == node);
+        let binary = other.map_or_else(|| bin.join("ztunnel"), |(_, binary)| binary.clone());
+        Recipe {
+            binary,
+            env: self.ztunnel_env.clone(),
+        }
+    }
+
+    fn bring_up(&self, lab: &Lab) -> Result<()> {
         let shared = lab.shared();
         lab.name_server().start()?;
         for node in lab.nodes() {
@@ -179,24 +189,7 @@ impl Builder {
             node.agent()?.start()?;
         }
         for node in lab.nodes() {
-            let name = format!("istio-system/ztunnel-{}", node.name());
-            let pod = lab
-                .pod(&name)
-                .node(node.index())
-                .service_account("ztunnel")
-                .label("app", "ztunnel")
-                .without_waiting()
-                .start()?;
-            let other = self.ztunnels.iter().find(|(at, _)| *at == node.index());
-            let ztunnel = Ztunnel {
-                binary: other.map_or_else(|| bin.join("ztunnel"), |(_, binary)| binary.clone()),
-                token: shared
-                    .control_site()
-                    .token("istio-system", "ztunnel", pod.name())?,
-                root_cert: &shared.control_site().root_cert(),
-                env: &self.ztunnel_env,
-            };
-            node.run_ztunnel(pod, &ztunnel)?;
+            lab.launch_ztunnel(node, &format!("ztunnel-{}", node.name()))?;
         }
         lab.nodes()
             .iter()

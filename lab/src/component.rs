@@ -87,15 +87,6 @@ impl Component {
         self.running() && matches!((self.ready)(), Ok(Probe::Ready(())))
     }
 
-    /// Starts a second one beside the running one, as a rolling update does; the component is the new one from
-    /// now on, the old one is returned.
-    pub fn surge(&self) -> Result<Process> {
-        let old = self.process()?;
-        *self.slot() = None;
-        self.start()?;
-        Ok(old)
-    }
-
     /// SIGKILL.
     pub fn kill(&self) -> Result<()> {
         self.process()?.kill();

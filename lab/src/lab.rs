@@ -38,7 +38,9 @@ use crate::{
     objects::{self, Objects},
     plan::{Host, Plan},
     pod::{Pod, PodBuilder, split},
+    process::Process,
     wait::{self, Probe},
+    ztunnel::Credentials,
 };
 
 /// A running lab. It is removed when this is dropped.
@@ -239,6 +241,35 @@ impl Lab {
         self.shared.fabric.replug(Host::Node(node))
     }
 
+    /// Starts a second ztunnel on a node, in a pod of its own, as a rolling update does, and waits until it is ready. It
+    /// is the node's from now on; the process of the one before, still running, is returned.
+    pub fn surge_ztunnel(&self, node: usize) -> Result<Process> {
+        let node = self.node(node);
+        let old = node.ztunnel()?.process()?;
+        let number = self.shared.pod_count.load(Ordering::Relaxed);
+        self.launch_ztunnel(node, &format!("ztunnel-{}-{number}", node.name()))?;
+        node.ztunnel()?.until_ready()?;
+        Ok(old)
+    }
+
+    pub(crate) fn launch_ztunnel(&self, node: &Node, name: &str) -> Result<()> {
+        let pod = self
+            .pod(&format!("istio-system/{name}"))
+            .node(node.index())
+            .service_account("ztunnel");
+        let pod = pod.label("app", "ztunnel").without_waiting().start()?;
+        let site = self.shared.control_site();
+        let token = site.token(pod.namespace(), "ztunnel", name)?;
+        node.run_ztunnel(
+            pod,
+            &Credentials {
+                token: &token,
+                root_cert: &site.root_cert(),
+            },
+        )?;
+        Ok(())
+    }
+
     /// Waits until what a node's ztunnel knows is as `fits` wants it.
     pub fn until_dump(
         &self,
@@ -419,11 +450,11 @@ impl Shared {
         }
         let swept = self.claim.give_back();
         // All are dead by now; this reaps them, so that a long-lived owner collects no zombies.
-        let of_nodes = self
-            .nodes
-            .iter()
-            .flat_map(|node| [node.agent().ok(), node.ztunnel().ok()]);
-        for component in of_nodes.flatten().chain([&self.names]).chain(&self.istiod) {
+        for node in &self.nodes {
+            let _ = node.agent().and_then(Component::kill);
+            let _ = node.ztunnel().and_then(|ztunnel| ztunnel.kill());
+        }
+        for component in [&self.names].into_iter().chain(&self.istiod) {
             let _ = component.kill();
         }
         locked(&self.pods)

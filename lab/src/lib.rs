@@ -40,6 +40,7 @@ mod pod;
 mod process;
 mod run;
 pub mod wait;
+mod ztunnel;
 
 pub use access::{AccessLog, AccessRecord};
 pub use builder::Builder;

@@ -3,8 +3,9 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::symlink,
     path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -14,7 +15,6 @@ use crate::{
     access::AccessLog,
     cni::{Chain, MeshPlugin},
     component::{Component, bare},
-    control_plane,
     enter::Entry,
     http,
     metrics::Metrics,
@@ -22,11 +22,9 @@ use crate::{
     plan::{Host, Plan},
     pod::Pod,
     wait::Probe,
+    ztunnel::{Credentials, Recipe, Ztunnel},
 };
 
-const ADMIN: u16 = 15000;
-const METRICS: u16 = 15020;
-const READINESS: u16 = 15021;
 const AGENT_METRICS: u16 = 15014;
 /// What the node agent takes for the host's file system: no process of a lab has a cgroup of its own, so the
 /// sandboxes' processes are told there.
@@ -48,8 +46,9 @@ pub struct Node {
 #[derive(Debug)]
 struct Mesh {
     agent: Component,
-    /// Set once: the agent must run before a pod can be set up, this one too.
-    ztunnel: std::sync::OnceLock<(Component, Pod)>,
+    recipe: Recipe,
+    /// Empty at first: the agent must run before a pod can be set up, ztunnel's too.
+    ztunnel: Mutex<Option<Arc<Ztunnel>>>,
 }
 
 /// What a node's programs are made from.
@@ -61,7 +60,8 @@ pub(crate) struct Site<'a> {
     pub(crate) config: PathBuf,
     pub(crate) bin: PathBuf,
     pub(crate) agent_env: Vec<(String, String)>,
-    pub(crate) mesh: bool,
+    /// `None`: not part of a mesh.
+    pub(crate) ztunnel: Option<Recipe>,
 }
 
 impl Node {
@@ -82,12 +82,14 @@ impl Node {
             index,
             &site.netns,
             &dir,
-            site.mesh.then_some(&plugin),
+            site.ztunnel.as_ref().map(|_| &plugin),
         )?;
         let addresses = site.plan.on_fabric(Host::Node(index));
-        let mesh = site.mesh.then(|| Mesh {
-            agent: agent(&site, &name, &dir, addresses[0]),
-            ztunnel: std::sync::OnceLock::new(),
+        let agent = agent(&site, &name, &dir, addresses[0]);
+        let mesh = site.ztunnel.map(|recipe| Mesh {
+            agent,
+            recipe,
+            ztunnel: Mutex::default(),
         });
         Ok(Self {
             index,
@@ -126,18 +128,18 @@ impl Node {
     }
 
     /// ztunnel.
-    pub fn ztunnel(&self) -> Result<&Component> {
-        Ok(&self.ztunnel_and_pod()?.0)
+    pub fn ztunnel(&self) -> Result<Arc<Component>> {
+        Ok(self.current()?.component().clone())
     }
 
     /// The pod ztunnel runs in.
-    pub fn ztunnel_pod(&self) -> Result<&Pod> {
-        Ok(&self.ztunnel_and_pod()?.1)
+    pub fn ztunnel_pod(&self) -> Result<Pod> {
+        Ok(self.current()?.pod().clone())
     }
 
     /// ztunnel's metrics.
     pub fn metrics(&self) -> Result<Metrics> {
-        Ok(Metrics::parse(&self.ask("GET", METRICS, "/metrics")?.ok()?))
+        self.current()?.metrics()
     }
 
     /// The node agent's metrics.
@@ -150,13 +152,12 @@ impl Node {
 
     /// What ztunnel knows, as its admin page tells it.
     pub fn config_dump(&self) -> Result<Value> {
-        let body = self.ask("GET", ADMIN, "/config_dump")?.ok()?;
-        serde_json::from_str(&body).context("the config dump")
+        self.current()?.config_dump()
     }
 
     /// POSTs to ztunnel's admin port.
     pub fn admin_post(&self, path: &str) -> Result<String> {
-        self.ask("POST", ADMIN, path)?.ok()
+        self.current()?.admin_post(path)
     }
 
     /// ztunnel's access log, from its beginning.
@@ -168,75 +169,20 @@ impl Node {
         self.mesh.is_some()
     }
 
-    /// Puts ztunnel into `pod` (which has its network already) and starts it.
-    pub(crate) fn run_ztunnel(&self, pod: Pod, ztunnel: &Ztunnel<'_>) -> Result<()> {
-        let component = self.ztunnel_component(&pod, ztunnel)?;
-        let set = self.mesh()?.ztunnel.set((component, pod));
-        set.ok().context("ztunnel is already there")?;
-        self.ztunnel()?.launch()
-    }
-
-    fn ztunnel_component(&self, pod: &Pod, ztunnel: &Ztunnel<'_>) -> Result<Component> {
-        let home = self.dir.join("ztunnel");
-        let token = home.join("var/run/secrets/tokens/istio-token");
-        let root = home.join("var/run/secrets/istio/root-cert.pem");
-        for file in [&token, &root] {
-            fs::create_dir_all(file.parent().context("a file in a directory")?)?;
-        }
-        fs::write(&token, ztunnel.token.trim())?;
-        fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
-        fs::copy(ztunnel.root_cert, &root).context("the control plane's root certificate")?;
-
-        let mut env: Vec<(String, String)> = [
-            ("XDS_ADDRESS", control_plane::url()),
-            ("CA_ADDRESS", control_plane::url()),
-            ("XDS_ROOT_CA", root.display().to_string()),
-            ("CA_ROOT_CA", root.display().to_string()),
-            ("AUTH_TOKEN", token.display().to_string()),
-            ("CLUSTER_ID", "Kubernetes".into()),
-            ("NODE_NAME", self.name.clone()),
-            ("POD_NAME", pod.name().into()),
-            ("POD_NAMESPACE", pod.namespace().into()),
-            ("INSTANCE_IP", pod.ip().to_string()),
-            ("SERVICE_ACCOUNT", "ztunnel".into()),
-            ("NETWORK", String::new()),
-            (
-                "INPOD_UDS",
-                self.dir.join("ztunnel.sock").display().to_string(),
-            ),
-            ("RUST_LOG", "info".into()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value))
-        .into();
-        env.extend(ztunnel.env.iter().cloned());
-
-        let (binary, inside) = (ztunnel.binary.clone(), pod.clone());
-        let recipe = move || {
-            let mut command = bare(&binary);
-            command
-                .args(["proxy", "ztunnel"])
-                .current_dir(&home)
-                .envs(env.iter().map(|(k, v)| (k, v)));
-            inside.entry()?.prepare(&mut command);
-            Ok(command)
-        };
-        let (netns, at) = (pod.netns().clone(), SocketAddr::new(pod.ip(), READINESS));
-        let ready = move || {
-            Ok(match http::request(&netns, "GET", at, "/healthz/ready") {
-                Ok(answer) if answer.status == 200 => Probe::Ready(()),
-                Ok(answer) => {
-                    Probe::NotYet(format!("readiness says {}: {}", answer.status, answer.body))
-                }
-                Err(error) => Probe::NotYet(format!("{error:#}")),
-            })
-        };
-        let log = self.dir.join("ztunnel.log");
-        Ok(Component::new(
-            &format!("ztunnel on {}", self.name),
-            log,
-            Box::new(recipe),
-            Box::new(ready),
-        ))
+    /// Starts a ztunnel in `pod` (which has its network already), without waiting. It is the node's from now on; the
+    /// one before, if any, is returned and goes on.
+    pub(crate) fn run_ztunnel(
+        &self,
+        pod: Pod,
+        credentials: &Credentials<'_>,
+    ) -> Result<Option<Arc<Ztunnel>>> {
+        let mesh = self.mesh()?;
+        let ztunnel = Arc::new(
+            mesh.recipe
+                .ztunnel(&self.name, &self.dir, pod, credentials)?,
+        );
+        ztunnel.component().launch()?;
+        Ok(self.slot(mesh).replace(ztunnel))
     }
 
     /// Shows the node agent a sandbox's first process, as it would find it in the node's `/proc`: the pod's uid in
@@ -268,37 +214,20 @@ impl Node {
             .join((number + 1).to_string())
     }
 
-    fn ask(&self, method: &str, port: u16, path: &str) -> Result<http::Answer> {
-        let pod = self.ztunnel_pod()?;
-        // The admin port is for the pod's own loopback only.
-        let address = if port == ADMIN {
-            IpAddr::from([127, 0, 0, 1])
-        } else {
-            pod.ip()
-        };
-        http::request(pod.netns(), method, SocketAddr::new(address, port), path)
-    }
-
     fn mesh(&self) -> Result<&Mesh> {
         self.mesh
             .as_ref()
             .context("this lab was built without a mesh")
     }
 
-    fn ztunnel_and_pod(&self) -> Result<&(Component, Pod)> {
-        self.mesh()?
-            .ztunnel
-            .get()
-            .with_context(|| format!("{} has no ztunnel yet", self.name))
+    fn current(&self) -> Result<Arc<Ztunnel>> {
+        let ztunnel = self.slot(self.mesh()?).clone();
+        ztunnel.with_context(|| format!("{} has no ztunnel yet", self.name))
     }
-}
 
-/// What a ztunnel needs besides its pod.
-pub(crate) struct Ztunnel<'a> {
-    pub(crate) binary: PathBuf,
-    pub(crate) token: String,
-    pub(crate) root_cert: &'a std::path::Path,
-    pub(crate) env: &'a [(String, String)],
+    fn slot<'a>(&self, mesh: &'a Mesh) -> MutexGuard<'a, Option<Arc<Ztunnel>>> {
+        mesh.ztunnel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn agent(site: &Site<'_>, name: &str, dir: &std::path::Path, address: IpAddr) -> Component {

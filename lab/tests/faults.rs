@@ -158,38 +158,41 @@ fn agent_and_ztunnel_together_come_back_to_the_pods_they_had() {
 
 #[test]
 fn a_pod_deleted_in_mid_connection_ends_that_connection_only() {
-    in_lab(Lab::builder(), |lab| {
-        let pair = Pair::start(lab)?;
-        let doomed = lab
-            .pod("shop/doomed")
-            .node(0)
-            .service_account("doomed")
-            .start()?;
-        let doomed_echo = Server::echo(&doomed, 8080)?;
-        let mut kept = talk(&pair.client, pair.at(), "kept")?;
-        let cut = talk(&pair.client, doomed.at(8080), "cut")?;
-        let leaving = lab.pod("shop/leaving").node(1).start()?;
-        let cut_too = talk(&leaving, pair.at(), "cut too")?;
-        // What the kernel would do with a dead process's sockets; ours live in this process.
-        drop(doomed_echo);
-        doomed.delete()?;
-        ends(cut, SOON)?;
-        leaving.delete()?;
-        drop(cut_too);
-        round_trip(&mut kept, "still here")?;
-        talk(&pair.client, pair.at(), "and new ones too")?;
-        for node in [0, 1] {
-            wait::until(&format!("node {node} to forget the pods"), SOON, || {
-                let dump = lab.node(node).config_dump()?.to_string();
-                Ok(if dump.contains("doomed") || dump.contains("leaving") {
-                    wait::Probe::NotYet("they are in its dump".into())
-                } else {
-                    wait::Probe::Ready(())
-                })
-            })?;
-        }
-        Ok(())
-    });
+    in_lab(
+        Lab::builder().ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "3s"),
+        |lab| {
+            let pair = Pair::start(lab)?;
+            let doomed = lab
+                .pod("shop/doomed")
+                .node(0)
+                .service_account("doomed")
+                .start()?;
+            let doomed_echo = Server::echo(&doomed, 8080)?;
+            let mut kept = talk(&pair.client, pair.at(), "kept")?;
+            let cut = talk(&pair.client, doomed.at(8080), "cut")?;
+            let leaving = lab.pod("shop/leaving").node(1).start()?;
+            let cut_too = talk(&leaving, pair.at(), "cut too")?;
+            // The kubelet kills the programs first; ours live in this process.
+            drop(doomed_echo);
+            doomed.delete()?;
+            ends(cut, SOON)?;
+            leaving.delete()?;
+            drop(cut_too);
+            round_trip(&mut kept, "still here")?;
+            talk(&pair.client, pair.at(), "and new ones too")?;
+            for node in [0, 1] {
+                wait::until(&format!("node {node} to forget the pods"), SOON, || {
+                    let dump = lab.node(node).config_dump()?.to_string();
+                    Ok(if dump.contains("doomed") || dump.contains("leaving") {
+                        wait::Probe::NotYet("they are in its dump".into())
+                    } else {
+                        wait::Probe::Ready(())
+                    })
+                })?;
+            }
+            Ok(())
+        },
+    );
 }
 
 #[test]
@@ -197,7 +200,10 @@ fn an_unenrolled_pod_is_as_if_it_had_never_been_in_the_mesh() {
     in_lab(Lab::builder(), |lab| {
         let pair = Pair::start(lab)?;
         lab.namespace("old").plain()?;
+        // Everything it shows is what a pod shows that never was in the mesh and runs the same server.
         let untouched = lab.pod("old/untouched").node(0).start()?;
+        let _same = Server::echo(&untouched, 8080)?;
+        let _same_too = Server::echo(&pair.client, 8080)?;
         talk(&pair.client, pair.at(), "in the mesh")?;
         lab.namespace("shop").plain()?;
         for pod in [&pair.server, &pair.client] {
@@ -287,7 +293,7 @@ fn a_peer_that_stops_reading_holds_only_its_own_stream() {
         // Accepts and never reads; the streams are kept so that they stay open.
         let kept = std::sync::Mutex::new(Vec::new());
         let _deaf = Server::start(&pair.server, 9000, move |stream| {
-            kept.lock().unwrap().push(stream)
+            kept.lock().unwrap().extend(stream.try_clone())
         })?;
         let before = resident(lab)?;
         let mut stalled = Vec::new();
@@ -313,9 +319,9 @@ fn a_peer_that_stops_reading_holds_only_its_own_stream() {
     });
 }
 
-/// Writes until nothing more is taken for two seconds.
+/// Writes until nothing more is taken for a second.
 fn fill(stream: &mut TcpStream) -> Result<usize> {
-    stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
     let block = [0x55; 64 * 1024];
     let mut written = 0;
     loop {
@@ -404,7 +410,7 @@ fn a_second_ztunnel_takes_over_without_a_refused_connection() {
                 })
             };
             wait::until_true("calls before", SOON, || done.load(Ordering::SeqCst) > 20)?;
-            let old = lab.node(0).ztunnel()?.surge()?;
+            let old = lab.surge_ztunnel(0)?;
             old.signal(Signal::SIGTERM)?;
             round_trip(&mut open, "the old one drains")?;
             let status = old.wait(SOON)?;

@@ -255,7 +255,7 @@ fn what_the_mesh_does_not_know_passes_through_untouched() {
         let old = lab.pod("old/server").node(0).start()?;
         let unmeshed = Server::echo(&old, 8080)?;
         let listener = lab.outside().within(|| TcpListener::bind(("::", 9000)))??;
-        let outside = Server::over(listener, support::echo)?;
+        let outside = Server::over(listener, support::echo);
         let log = lab.access_log(1)?.from_now();
         for (to, server) in [
             (old.at(8080), &unmeshed),

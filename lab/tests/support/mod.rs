@@ -8,7 +8,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
     thread,
     time::Duration,
 };
@@ -37,20 +37,20 @@ pub(crate) fn turn() -> File {
     lock
 }
 
-/// A server inside a pod, in this process: it ends when dropped.
+/// A server inside a pod, in this process. When dropped it ends as a killed program's would: its sockets close.
 pub(crate) struct Server {
     listener: Arc<TcpListener>,
     peers: Arc<Mutex<Vec<SocketAddr>>>,
-    at: u16,
+    open: Arc<Mutex<Vec<Weak<TcpStream>>>>,
 }
 
 impl Server {
     pub(crate) fn start(
         pod: &Pod,
         port: u16,
-        serve: impl Fn(TcpStream) + Send + Sync + 'static,
+        serve: impl Fn(&TcpStream) + Send + Sync + 'static,
     ) -> Result<Self> {
-        Self::over(pod.listen(port)?, serve)
+        Ok(Self::over(pod.listen(port)?, serve))
     }
 
     /// Gives back every byte it gets, and the end when it gets that.
@@ -60,50 +60,53 @@ impl Server {
 
     pub(crate) fn over(
         listener: TcpListener,
-        serve: impl Fn(TcpStream) + Send + Sync + 'static,
-    ) -> Result<Self> {
-        let at = listener.local_addr()?.port();
-        let (listener, peers, serve) = (
-            Arc::new(listener),
-            Arc::new(Mutex::new(Vec::new())),
-            Arc::new(serve),
-        );
-        let (ours, seen) = (listener.clone(), peers.clone());
+        serve: impl Fn(&TcpStream) + Send + Sync + 'static,
+    ) -> Self {
+        let (listener, serve) = (Arc::new(listener), Arc::new(serve));
+        let server = Self {
+            listener: listener.clone(),
+            peers: Arc::default(),
+            open: Arc::default(),
+        };
+        let (peers, open) = (server.peers.clone(), server.open.clone());
         thread::spawn(move || {
-            while let Ok((stream, peer)) = ours.accept() {
-                seen.lock()
+            while let Ok((stream, peer)) = listener.accept() {
+                let (stream, serve) = (Arc::new(stream), serve.clone());
+                peers
+                    .lock()
                     .unwrap()
                     .push(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
-                let serve = serve.clone();
-                thread::spawn(move || serve(stream));
+                open.lock().unwrap().push(Arc::downgrade(&stream));
+                thread::spawn(move || serve(&stream));
             }
         });
-        Ok(Self {
-            listener,
-            peers,
-            at,
-        })
+        server
     }
 
     /// From where it was connected to, oldest first.
     pub(crate) fn peers(&self) -> Vec<SocketAddr> {
         self.peers.lock().unwrap().clone()
     }
-
-    pub(crate) fn port(&self) -> u16 {
-        self.at
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Wakes the accept, which then fails and ends the thread; the namespace must not be held for ever.
+        // The accept wakes, fails, and its thread ends.
         let _ =
             nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        for stream in self
+            .open
+            .lock()
+            .unwrap()
+            .drain(..)
+            .filter_map(|stream| stream.upgrade())
+        {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 }
 
-pub(crate) fn echo(mut stream: TcpStream) {
+pub(crate) fn echo(mut stream: &TcpStream) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(n @ 1..) = stream.read(&mut buffer) {
         if stream.write_all(&buffer[..n]).is_err() {
