@@ -314,6 +314,29 @@ async fn a_thousand_connections_leave_nothing_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_connections_at_once_are_all_served() {
+    let mut lab = Lab::new(&[]);
+    let client = lab.pod("client-z", At::Node(0), &CLIENT).await;
+    let server = lab.pod("server-z", At::Node(1), &SERVER).await;
+    server.serve(9000);
+    let opened = (0..500).map(|_| async {
+        let mut tcp = client.connect(server.at(0, 9000)).await;
+        assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
+        tcp
+    });
+    let opened = futures_util::future::join_all(opened).await;
+    let pooled = lab.nodes[0].pool.stats();
+    assert_eq!(pooled.streams, 500);
+    assert!(
+        pooled.connections >= 5,
+        "100 on one at most, {} in use",
+        pooled.connections
+    );
+    drop(opened);
+    lab.quiet().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn early_connections_wait_for_the_control_plane_to_tell_who_they_are() {
     let mut lab = Lab::new(&[]);
     let server = lab.pod("server-j", At::Node(1), &SERVER).await;
