@@ -11,7 +11,7 @@
 //! A name is held in the version that was applied last. A refused version is not held, so the
 //! next stream brings it again, and the server's idea of what we have is never better than ours.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -161,8 +161,9 @@ impl Subscription {
     ) -> (DeltaDiscoveryRequest, Vec<Rejected>) {
         let mut rejected = pending.rejected;
         rejected.extend(refused);
+        let refused: HashSet<&str> = rejected.iter().map(|refused| &*refused.name).collect();
         for (name, version) in pending.versions {
-            if !rejected.iter().any(|refused| refused.name == name) {
+            if !refused.contains(&*name) {
                 self.held.insert(name, version);
             }
         }

@@ -185,11 +185,7 @@ impl Template {
                 .map(ApplicationTunnel::parse)
                 .transpose()?,
             services: memberships(message.services, names)?,
-            authorization_policies: message
-                .authorization_policies
-                .iter()
-                .map(|name| names.text(name))
-                .collect(),
+            authorization_policies: each_once(&message.authorization_policies, names),
         })
     }
 }
@@ -229,6 +225,16 @@ fn memberships(
     }
     members.sort_unstable_by(|a, b| a.service.cmp(&b.service));
     Ok(members.into())
+}
+
+fn each_once(found: &[String], names: &mut Interner) -> Box<[Arc<str>]> {
+    let mut once: Vec<Arc<str>> = Vec::with_capacity(found.len());
+    for name in found {
+        if !once.iter().any(|known| **known == **name) {
+            once.push(names.text(name));
+        }
+    }
+    once.into()
 }
 
 /// That a workload is an endpoint of a service.

@@ -390,7 +390,6 @@ fn check(snapshot: &Snapshot, plain: &Plain) -> Result<(), TestCaseError> {
             .map(|policy| policy.key.to_string())
             .collect();
         found.sort();
-        found.dedup();
         let applies = |key: &str, policy: &security::Authorization| match policy.scope {
             0 => true,
             1 if policy.namespace == workload.namespace => true,

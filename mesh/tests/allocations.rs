@@ -1,0 +1,162 @@
+//! What a connection asks of the mesh allocates nothing.
+
+#![allow(unsafe_code)] // a counting allocator is the only witness of allocations
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use api::{security, workload as wire};
+use mesh::{Client, Connection, Mesh, Network, SourceIdentity, Update, Verdict, judge, pick};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system allocator as it came; counting touches no memory that
+// allocates (a const-initialised thread local without a destructor).
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise is passed on unchanged.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above; `pointer` came from `System.alloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations of this thread while `work` ran.
+fn allocations<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = ALLOCATIONS.get();
+    let result = work();
+    (ALLOCATIONS.get() - before, result)
+}
+
+fn update() -> Update {
+    let mut update = Update::default();
+    let port = wire::Port {
+        service_port: 80,
+        target_port: 8080,
+        app_protocol: 0,
+    };
+    for at in 0..100u8 {
+        update.set_workload(wire::Workload {
+            uid: format!("uid-{at}"),
+            name: format!("pod-{at}"),
+            namespace: "ns".to_owned(),
+            node: format!("node-{at}"),
+            addresses: vec![vec![10, 0, 0, at].into()],
+            authorization_policies: vec!["ns/named".to_owned()],
+            services: [("ns/web".to_owned(), wire::PortList { ports: vec![port] })].into(),
+            locality: Some(wire::Locality {
+                zone: format!("zone-{}", at % 3),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+    }
+    let vip = |address: Vec<u8>, length| wire::NetworkAddress {
+        address: address.into(),
+        length,
+        ..Default::default()
+    };
+    update.set_service(wire::Service {
+        namespace: "ns".to_owned(),
+        hostname: "web".to_owned(),
+        addresses: vec![
+            vip(vec![240, 0, 0, 1], None),
+            vip(vec![241, 0, 0, 0], Some(8)),
+        ],
+        ports: vec![port],
+        load_balancing: Some(wire::LoadBalancing {
+            routing_preference: vec![6, 1, 2, 3, 4],
+            mode: 2,
+            health_policy: 0,
+        }),
+        ..Default::default()
+    });
+    let suffix = security::string_match::MatchType::Suffix("/sa/client".to_owned());
+    let found = security::Match {
+        principals: vec![security::StringMatch {
+            match_type: Some(suffix),
+        }],
+        destination_ports: vec![8080],
+        ..Default::default()
+    };
+    for (name, scope, action) in [
+        ("global", 0, 0),
+        ("namespace", 1, 0),
+        ("named", 2, 0),
+        ("deny", 1, 1),
+    ] {
+        let port = if action == 1 { 9 } else { 8080 };
+        let found = security::Match {
+            destination_ports: vec![port],
+            ..found.clone()
+        };
+        update.set_policy(security::Authorization {
+            name: name.to_owned(),
+            namespace: "ns".to_owned(),
+            scope,
+            action,
+            groups: vec![security::Group {
+                rules: vec![security::Rules {
+                    matches: vec![found],
+                }],
+            }],
+            ..Default::default()
+        });
+    }
+    update
+}
+
+#[test]
+fn looking_up_choosing_and_allowing_allocate_nothing() {
+    let (mesh, mut writer) = Mesh::new();
+    assert_eq!(writer.apply(update()), []);
+    let network = Network::default();
+    drop(mesh.load()); // a thread's first load makes its place in arc-swap's list, once
+    let (count, ()) = allocations(|| {
+        let snapshot = mesh.load();
+        let caller = snapshot
+            .workload_at(&network, [10, 0, 0, 7].into())
+            .unwrap();
+        assert!(
+            snapshot
+                .workload_of_pod("ns", "pod-7", "default", "node-7")
+                .is_some()
+        );
+        assert!(snapshot.service_for_host("web", "ns").is_some());
+        assert!(snapshot.service("ns", "web").is_some());
+        for vip in [[240, 0, 0, 1], [241, 9, 9, 9]] {
+            let service = snapshot.service_at(&network, vip.into(), "ns").unwrap();
+            for draw in 0..50 {
+                assert!(pick(&snapshot, service, 80, &Client::of(caller, false), draw).is_ok());
+            }
+        }
+        let source = SourceIdentity {
+            trust_domain: "cluster.local",
+            namespace: "a",
+            service_account: "client",
+        };
+        let connection = Connection {
+            source: Some(source),
+            source_ip: [10, 0, 0, 1].into(),
+            destination_ip: caller.addresses[0],
+            destination_port: 8080,
+        };
+        let verdict = judge(&snapshot.policies_of(caller), &connection);
+        assert!(matches!(verdict, Verdict::Allowed { by: Some(_) }));
+    });
+    assert_eq!(count, 0);
+    let (count, _) = allocations(|| vec![1]);
+    assert_eq!(count, 1, "the witness sees");
+}
