@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`config`] | settings |
 //! | `owner` | select → Action → apply |
+//! | `entry` | one pod, as the owner knows it |
 //! | `plan` | pure: what is to be done with a pod now |
 //! | `eligible` | pure: does a pod belong into the mesh |
 //! | `pod` | what is known of a pod |
@@ -29,6 +30,7 @@
 pub mod config;
 mod door;
 mod eligible;
+mod entry;
 mod host;
 mod jobs;
 mod metrics;

@@ -4,33 +4,29 @@
 //! concerned and starts a job. A pod has at most one job; what comes in meanwhile is noted
 //! and looked at when the job is done.
 
-use std::collections::{HashMap, HashSet};
-use std::io;
+mod learn;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::k8s::dir::{Change, Directory};
-use api::k8s::objects::{Kind, Object, ObjectKey};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
-use tokio_util::time::delay_queue::Key;
 
 use super::door::Asked;
-use super::eligible::{Eligibility, Excluded};
-use super::jobs::{Done, JobError, Subject, Tools};
+use super::eligible::Eligibility;
+use super::entry::{Entry, Job};
+use super::jobs::{Done, JobError, Tools};
 use super::metrics::{Event, Metrics};
 use super::netns::Netns;
-use super::plan::{self, Due, Facts, Stage, Verb};
-use super::pod::{Phase, Pod, PodName, Uid, Words};
-use super::processes;
+use super::plan::{self, Due, Stage, Verb};
+use super::pod::{Pod, PodName, Uid, Words};
 use super::store::{Record, Store};
 use super::zds::{Ask, Known};
-
-/// The way back to a runtime.
-type Reply = oneshot::Sender<Result<(), String>>;
 
 /// Everything the agent knows.
 #[derive(Debug)]
@@ -48,33 +44,6 @@ pub(crate) struct Owner {
     jobs: JoinSet<Done>,
     running: HashMap<Id, Uid>,
     retries: DelayQueue<Uid>,
-}
-
-/// One pod.
-#[derive(Debug)]
-struct Entry {
-    pod: Arc<Pod>,
-    present: bool,
-    verdict: Result<(), Excluded>,
-    netns: Option<Arc<Netns>>,
-    /// From the runtime; empty if it has not been heard.
-    ips: Vec<std::net::IpAddr>,
-    stage: Stage,
-    due: Due,
-    /// Whether ztunnel was told, or will find the pod in its snapshot.
-    announced: bool,
-    waiting: Vec<Reply>,
-    job: Option<Job>,
-    failures: u32,
-    retry: Option<Key>,
-}
-
-#[derive(Debug)]
-struct Job {
-    verb: Verb,
-    cancel: CancellationToken,
-    /// Who gets to hear how it ended.
-    waiting: Vec<Reply>,
 }
 
 enum Action {
@@ -106,63 +75,6 @@ impl Owner {
             running: HashMap::new(),
             retries: DelayQueue::new(),
         }
-    }
-
-    /// Learns what there is: objects, what an earlier life remembered, what runs.
-    pub(crate) async fn recover(&mut self, mut directory: Directory) -> io::Result<()> {
-        let changes = directory.next().await;
-        self.directory = Some(directory);
-        let records: HashMap<Uid, Record> = self
-            .store
-            .load()?
-            .into_iter()
-            .map(|record| (Uid::new(&record.uid), record))
-            .collect();
-        for change in changes {
-            self.learn(change);
-        }
-        for (uid, record) in records {
-            self.remember(uid, record);
-        }
-        let lost = self
-            .pods
-            .iter()
-            .filter(|(_, entry)| entry.netns.is_none() && entry.verdict.is_ok());
-        let lost: HashSet<Uid> = lost.map(|(uid, _)| uid.clone()).collect();
-        let proc = self.tools.proc();
-        let found = tokio::task::spawn_blocking(move || processes::find(&proc, &lost)).await;
-        for (uid, netns) in found.unwrap_or_default() {
-            if let Some(entry) = self.pods.get_mut(&uid) {
-                entry.netns = Some(Arc::new(netns));
-            }
-        }
-        for entry in self.pods.values_mut() {
-            if entry.stage == Stage::In || (entry.pod.is_marked() && entry.verdict.is_ok()) {
-                // Rules may have been lost, settings may have changed. ztunnel hears of the pod in
-                // its snapshot, which it asks for as soon as it may connect.
-                (entry.stage, entry.due, entry.announced) = (Stage::In, Due::Refresh, true);
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts a pod's record beside its object. Without an object the pod was deleted meanwhile.
-    fn remember(&mut self, uid: Uid, record: Record) {
-        let entry = self.pods.entry(uid.clone()).or_insert_with(|| {
-            let mut entry = Entry::new(Pod::remembered(uid, &record.namespace, &record.name));
-            entry.present = false;
-            entry
-        });
-        entry.ips.clone_from(&record.ips);
-        let netns = Netns::open(&record.netns).ok();
-        entry.netns = netns
-            .filter(|netns| netns.id() == record.netns_id())
-            .map(Arc::new);
-        entry.stage = if record.enrolled {
-            Stage::In
-        } else {
-            Stage::Out
-        };
     }
 
     /// Runs until `stop`, then lets the jobs under way come to an end.
@@ -234,108 +146,6 @@ impl Owner {
                     )));
                 }
             }
-        }
-    }
-
-    // ---- what the directory says
-
-    fn learn(&mut self, change: Change) {
-        match change {
-            Change::Set(Object::Namespace(namespace)) => {
-                let name: Arc<str> = namespace
-                    .metadata
-                    .name
-                    .as_deref()
-                    .unwrap_or_default()
-                    .into();
-                let labels = namespace.metadata.labels.clone().unwrap_or_default();
-                self.namespaces.insert(name.clone(), labels);
-                self.judge_again(&name);
-            }
-            Change::Gone(ObjectKey {
-                kind: Kind::Namespace,
-                name,
-                ..
-            }) => {
-                self.namespaces.remove(&name);
-                self.judge_again(&name);
-            }
-            Change::Set(Object::Pod(object)) => {
-                match Pod::on_node(&object, &self.tools.config.node_name) {
-                    Some(pod) => self.learn_pod(pod),
-                    None => {
-                        let metadata = &object.metadata;
-                        let namespace = metadata.namespace.as_deref().unwrap_or_default();
-                        self.gone(&PodName::new(
-                            namespace,
-                            metadata.name.as_deref().unwrap_or_default(),
-                        ));
-                    }
-                }
-            }
-            Change::Gone(ObjectKey {
-                kind: Kind::Pod,
-                namespace,
-                name,
-            }) => {
-                self.gone(&PodName { namespace, name });
-            }
-            Change::Invalid(fault) => {
-                let (file, line) = (fault.file.display(), fault.line);
-                tracing::warn!(%file, line, reason = fault.reason, "a document is refused");
-            }
-            Change::Set(_) | Change::Gone(_) => {}
-        }
-    }
-
-    fn learn_pod(&mut self, pod: Pod) {
-        let none = Words::new();
-        let verdict = self
-            .eligibility
-            .of(&pod, self.namespaces.get(&pod.namespace).unwrap_or(&none));
-        let previous = self.names.insert(pod.pod_name(), pod.uid.clone());
-        if let Some(previous) = previous.filter(|previous| *previous != pod.uid) {
-            self.leave(&previous);
-        }
-        let entry = self
-            .pods
-            .entry(pod.uid.clone())
-            .or_insert_with(|| Entry::new(pod.clone()));
-        if entry.stage == Stage::In && entry.pod.captures_differently_from(&pod) {
-            entry.due = entry.due.max(Due::Refresh);
-        }
-        if entry.pod.phase != pod.phase {
-            entry.hurry(&mut self.retries);
-        }
-        entry.present = true;
-        entry.pod = Arc::new(pod);
-        entry.decide(verdict);
-    }
-
-    fn gone(&mut self, name: &PodName) {
-        if let Some(uid) = self.names.remove(name) {
-            self.leave(&uid);
-        }
-    }
-
-    fn leave(&mut self, uid: &Uid) {
-        if let Some(entry) = self.pods.get_mut(uid) {
-            entry.present = false;
-            entry.answer(Err("the pod was deleted".to_owned()));
-            entry.interrupt();
-        }
-    }
-
-    fn judge_again(&mut self, namespace: &str) {
-        let none = Words::new();
-        let labels = self.namespaces.get(namespace).unwrap_or(&none);
-        for entry in self
-            .pods
-            .values_mut()
-            .filter(|entry| &*entry.pod.namespace == namespace)
-        {
-            let verdict = self.eligibility.of(&entry.pod, labels);
-            entry.decide(verdict);
         }
     }
 
@@ -530,129 +340,6 @@ impl Owner {
     }
 }
 
-impl Entry {
-    fn new(pod: Pod) -> Self {
-        Self {
-            pod: Arc::new(pod),
-            present: true,
-            verdict: Err(Excluded::NotSelected),
-            netns: None,
-            ips: Vec::new(),
-            stage: Stage::Out,
-            due: Due::No,
-            announced: false,
-            waiting: Vec::new(),
-            job: None,
-            failures: 0,
-            retry: None,
-        }
-    }
-
-    fn facts(&self) -> Facts {
-        Facts {
-            present: self.present,
-            wanted: self.verdict.is_ok(),
-            stage: self.stage,
-            due: self.due,
-            reachable: self.netns.is_some() || self.pod.phase == Phase::Running,
-            waits: self.retry.is_some(),
-        }
-    }
-
-    fn subject(&self) -> Subject {
-        Subject {
-            pod: self.pod.clone(),
-            netns: self.netns.clone(),
-            ips: self.ips.clone(),
-            stage: self.stage,
-            announced: self.announced && self.due != Due::Announce,
-            touched: false,
-        }
-    }
-
-    fn decide(&mut self, verdict: Result<(), Excluded>) {
-        if self.verdict != verdict {
-            tracing::debug!(pod = %self.pod, ?verdict, "whether it belongs into the mesh");
-        }
-        self.verdict = verdict;
-        let wrong = if verdict.is_ok() {
-            Verb::Release
-        } else {
-            Verb::Enrol
-        };
-        if self.job.as_ref().is_some_and(|job| job.verb == wrong) {
-            self.interrupt();
-        }
-    }
-
-    /// The next attempt need not wait for its time.
-    fn hurry(&mut self, retries: &mut DelayQueue<Uid>) {
-        if let Some(key) = self.retry.take() {
-            retries.try_remove(&key);
-            if self.stage == Stage::In {
-                self.due = self.due.max(Due::Refresh);
-            }
-        }
-    }
-
-    fn interrupt(&self) {
-        self.job.iter().for_each(|job| job.cancel.cancel());
-    }
-
-    fn interrupt_unless(&self, verb: Verb) {
-        if self.job.as_ref().is_some_and(|job| job.verb != verb) {
-            self.interrupt();
-        }
-    }
-
-    /// The runtime made the pod a new sandbox: nothing that was done counts in there.
-    fn moved_to(&mut self, netns: Netns) {
-        if self
-            .netns
-            .as_ref()
-            .is_none_or(|known| known.id() != netns.id())
-        {
-            self.stage = if self.stage == Stage::Out {
-                Stage::Out
-            } else {
-                Stage::Pending
-            };
-            self.announced = false;
-        }
-        self.netns = Some(Arc::new(netns));
-    }
-
-    fn answer(&mut self, answer: Result<(), String>) {
-        for reply in self.waiting.drain(..) {
-            let _ = reply.send(answer.clone());
-        }
-    }
-
-    /// A job's end; returns who waits for it. If the runtime has named another namespace meanwhile,
-    /// that one counts.
-    fn take_in(&mut self, done: &Done, job: Job) -> Vec<Reply> {
-        let same = match (&self.netns, &done.netns) {
-            (Some(known), Some(used)) => known.id() == used.id(),
-            _ => true,
-        };
-        if same {
-            (self.stage, self.announced) = (done.stage, done.announced);
-            if done.netns.is_some() || job.verb == Verb::Forget {
-                self.netns.clone_from(&done.netns);
-            }
-        }
-        if matches!(done.outcome, Err(JobError::NetnsGone)) {
-            self.netns = None; // the runtime will name the next one
-        }
-        self.failures = if done.outcome.is_ok() {
-            0
-        } else {
-            self.failures.saturating_add(1)
-        };
-        job.waiting
-    }
-}
-
 fn report(metrics: &Metrics, pod: &Pod, verb: Verb, outcome: &Result<(), JobError>) {
     let (r#type, done) = match verb {
         Verb::Enrol => ("enrol", "the pod is in the mesh"),
@@ -665,7 +352,7 @@ fn report(metrics: &Metrics, pod: &Pod, verb: Verb, outcome: &Result<(), JobErro
             "success"
         }
         Err(JobError::Interrupted) => "interrupted",
-        Err(error @ JobError::NoNetns) => {
+        Err(error @ (JobError::NoNetns | JobError::NetnsGone)) => {
             tracing::debug!(%pod, %error, "not yet");
             "failure"
         }

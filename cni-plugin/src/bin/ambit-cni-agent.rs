@@ -112,12 +112,14 @@ async fn serve(config: agent::Config) -> anyhow::Result<()> {
     let metrics = Metrics::new(registry.families());
     let readiness = ops::ready::Readiness::new();
     let ready = readiness.gate("agent");
+    let alive = axum::routing::get(|| async { "alive\n" });
+    let health = ops::admin::readiness(readiness).route("/healthz", alive);
     let doors = [
         (
             config.metrics_address,
             ops::admin::metrics(Arc::new(registry)),
         ),
-        (config.readiness_address, ops::admin::readiness(readiness)),
+        (config.readiness_address, health),
     ];
     for (address, routes) in doors {
         let listener = ops::admin::bind(address)
