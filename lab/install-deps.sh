@@ -11,6 +11,7 @@ nft:nftables:the packet rules inside pods
 dnsmasq:dnsmasq-base:the name server of the outside world
 tcpdump:tcpdump:captures that prove what is on the wire
 curl:curl:a client
+openssl:openssl:a TLS client without a certificate
 nginx:nginx-light:a server
 redis-server:redis-server:a server
 redis-cli:redis-tools:a client

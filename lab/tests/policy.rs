@@ -145,6 +145,31 @@ fn strict_refuses_plain_text_and_permissive_takes_it_back() {
 }
 
 #[test]
+fn probes_of_the_node_itself_pass_under_strict() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        lab.apply_yaml("strict", STRICT)?;
+        until_guarded(lab, &pair.server, true)?;
+        for (node, passes) in [(0, true), (1, false)] {
+            for address in pair.server.addresses() {
+                let at = std::net::SocketAddr::new(*address, 8080);
+                let probe = lab.node(node).netns().within(|| -> Result<()> {
+                    let mut stream = std::net::TcpStream::connect_timeout(&at, SOON)?;
+                    stream.set_read_timeout(Some(SOON))?;
+                    support::round_trip(&mut stream, "are you well?")
+                })?;
+                // Another node is no kubelet of this pod.
+                ensure!(
+                    probe.is_ok() == passes,
+                    "from node {node} to {at}: {probe:?}"
+                );
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn a_new_policy_closes_the_open_connections_it_denies_and_no_others() {
     in_lab(Lab::builder(), |lab| {
         let pair = Pair::start(lab)?;

@@ -1,0 +1,92 @@
+//! `lab demo` as a newcomer runs it: to its end, and interrupted.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use support::turn;
+
+#[test]
+fn the_tour_ends_well_and_proves_every_claim() {
+    let _turn = turn();
+    let ran = Command::new(env!("CARGO_BIN_EXE_lab"))
+        .args(["demo", "--once"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{said}");
+    for line in [
+        "tunnelled (mTLS)",
+        "joined in process",
+        "explicitly denied by: shop/kiosk-keep-out",
+        "✓  no payload byte can be read on the wire",
+        "✓  under STRICT plain text is refused",
+        "everything is removed again",
+    ] {
+        assert!(said.contains(line), "{line:?} is not in\n{said}");
+    }
+    assert!(!said.contains('\x1b'), "colours in a pipe");
+    assert_gone(&said);
+}
+
+#[test]
+fn an_interrupt_at_any_moment_leaves_nothing() {
+    let _turn = turn();
+    // While pods are being made, and in the live view.
+    for moment in ["1. Real programs", "Ambit, live for"] {
+        let mut demo = Command::new(env!("CARGO_BIN_EXE_lab"))
+            .arg("demo")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(demo.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
+        let mut said = String::new();
+        for line in &mut lines {
+            said += &format!("{line}\n");
+            if line.contains(moment) {
+                break;
+            }
+        }
+        assert!(said.contains(moment), "{said}");
+        kill(
+            Pid::from_raw(i32::try_from(demo.id()).unwrap()),
+            Signal::SIGINT,
+        )
+        .unwrap();
+        said.extend(lines.map(|line| format!("{line}\n")));
+        assert!(demo.wait().unwrap().success(), "{said}");
+        assert!(said.contains("everything is removed again"), "{said}");
+        assert_gone(&said);
+    }
+}
+
+/// The lab whose id the demo told has left neither namespace nor directory. The last leftovers are the reaper's.
+fn assert_gone(said: &str) {
+    let (_, rest) = said.split_once("lab l").expect("the demo names its lab");
+    let id = format!("l{}", rest.split(' ').next().unwrap());
+    lab::wait::until("the lab to be gone", support::SOON, || {
+        let names = fs::read_dir("/var/run/netns")?
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok());
+        let left: Vec<String> = names.filter(|name| name.contains(&id)).collect();
+        let gone = left.is_empty() && !fs::exists(format!("/run/ambit-lab/{id}"))?;
+        Ok(if gone {
+            lab::wait::Probe::Ready(())
+        } else {
+            lab::wait::Probe::NotYet(format!("{left:?}"))
+        })
+    })
+    .unwrap();
+}
