@@ -14,18 +14,79 @@ use istiod_lite::world::{Changed, Resource, Settings, World};
 use proptest::prelude::*;
 use scenario::{all, base, undo};
 
-/// Every object of every scenario: many share a name, so one replaces another.
+/// Every object of every scenario: many share a name, so one replaces another. And objects that
+/// get into each other's way more than any scenario's do.
 static POOL: LazyLock<Vec<Object>> = LazyLock::new(|| {
-    let mut pool = base().objects;
+    let mut pool = tangled();
+    pool.extend(base().objects);
     pool.extend(all().into_iter().flat_map(|scenario| scenario.objects));
     pool
 });
 
+/// How many of the pool are tangled.
+const TANGLED: usize = 36;
+
+/// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
+fn tangled() -> Vec<Object> {
+    let mut text = String::new();
+    for namespace in ["alpha", "beta"] {
+        for (name, age, app) in [("old", 1, "web"), ("young", 2, "db")] {
+            let metadata = format!(
+                "metadata: {{name: {name}, namespace: {namespace}, creationTimestamp: '2024-01-0{age}T00:00:00Z'}}"
+            );
+            for host in ["sel.example.com", "web.alpha.svc.cluster.local"] {
+                text += &format!(
+                    "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{metadata}\nspec: {{hosts: [{host}], resolution: STATIC, workloadSelector: {{labels: {{app: {app}}}}}, ports: [{{number: 80, name: http}}]}}\n---\n"
+                );
+            }
+            for selector in ["{}", "{matchLabels: {app: web}}"] {
+                for mode in ["UNSET", "STRICT"] {
+                    let ports = if selector == "{}" {
+                        ""
+                    } else {
+                        "portLevelMtls: {80: {mode: PERMISSIVE}}, "
+                    };
+                    text += &format!(
+                        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{metadata}\nspec: {{selector: {selector}, {ports}mtls: {{mode: {mode}}}}}\n---\n"
+                    );
+                }
+            }
+        }
+    }
+    for mode in ["STRICT", "PERMISSIVE"] {
+        text += &format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: mesh, namespace: istio-system}}\nspec: {{mtls: {{mode: {mode}}}}}\n---\n"
+        );
+        text += &format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: some, namespace: istio-system}}\nspec: {{selector: {{matchLabels: {{app: ztunnel}}}}, mtls: {{mode: {mode}}}}}\n---\n"
+        );
+    }
+    for scope in ["private", "hidden", "public"] {
+        text += &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: alpha, labels: {{scope: {scope}, istio.io/use-waypoint: wp}}}}\n---\n"
+        );
+    }
+    for app in ["web", "db", "ztunnel"] {
+        text += &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: alpha, labels: {{app: {app}}}}}\nspec: {{nodeName: node-1, containers: []}}\nstatus: {{phase: Running, podIP: 10.10.0.1}}\n---\n"
+        );
+    }
+    text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: alpha}\nspec: {clusterIP: 10.96.1.1, selector: {app: db}, ports: [{port: 80}]}\n---\n";
+    text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: alpha}\nspec: {type: ExternalName, externalName: x.y}\n---\n";
+    let tangled = objects(&text);
+    assert_eq!(tangled.len(), TANGLED);
+    tangled
+}
+
 fn settings() -> Settings {
-    let by_scope = |scope: &str, visibility| ([("scope".to_owned(), scope.to_owned())].into(), visibility);
+    let by_scope =
+        |scope: &str, visibility| ([("scope".to_owned(), scope.to_owned())].into(), visibility);
     Settings {
         dry_run: true,
-        service_entry_visibility: vec![by_scope("private", Visibility::Namespace), by_scope("hidden", Visibility::None)],
+        service_entry_visibility: vec![
+            by_scope("private", Visibility::Namespace),
+            by_scope("hidden", Visibility::None),
+        ],
         ..Settings::default()
     }
 }
@@ -34,19 +95,32 @@ type Snapshot = [BTreeMap<Arc<str>, Resource>; 2];
 
 fn snapshot(world: &World) -> Snapshot {
     let named = |resource: &Resource| (resource.name.clone(), resource.clone());
-    [world.addresses().map(named).collect(), world.authorizations().map(named).collect()]
+    [
+        world.addresses().map(named).collect(),
+        world.authorizations().map(named).collect(),
+    ]
 }
 
 /// Names whose resources differ.
 fn difference(before: &Snapshot, after: &Snapshot) -> [Vec<Arc<str>>; 2] {
     [0, 1].map(|kind| {
-        let names: BTreeSet<_> = before[kind].keys().chain(after[kind].keys()).cloned().collect();
-        names.into_iter().filter(|name| before[kind].get(name) != after[kind].get(name)).collect()
+        let names: BTreeSet<_> = before[kind]
+            .keys()
+            .chain(after[kind].keys())
+            .cloned()
+            .collect();
+        names
+            .into_iter()
+            .filter(|name| before[kind].get(name) != after[kind].get(name))
+            .collect()
     })
 }
 
 fn remarks(world: &World) -> BTreeSet<(ObjectKey, String)> {
-    world.remarks().map(|(key, text)| (key.clone(), text.to_owned())).collect()
+    world
+        .remarks()
+        .map(|(key, text)| (key.clone(), text.to_owned()))
+        .collect()
 }
 
 /// The same objects, in a world that never knew anything else but who has which address.
@@ -62,7 +136,7 @@ proptest! {
 
     #[test]
     fn a_world_that_saw_every_step_is_the_one_that_saw_only_the_end(
-        picked in proptest::collection::vec(0..POOL.len(), 1..40),
+        picked in proptest::collection::vec(prop_oneof![0..TANGLED, 0..POOL.len()], 1..40),
         steps in proptest::collection::vec((any::<prop::sample::Index>(), 0..4u8, any::<bool>()), 1..60),
     ) {
         let mut world = World::new(settings());
@@ -115,7 +189,10 @@ fn a_change_that_changes_nothing_is_not_named_and_costs_nothing() {
     let mut last = BTreeMap::new();
     last.extend(POOL.iter().map(|object| (object.key(), object.clone())));
     let before = world.recomputed();
-    assert_eq!(world.apply(last.into_values().map(Change::Set).collect()), Changed::default());
+    assert_eq!(
+        world.apply(last.into_values().map(Change::Set).collect()),
+        Changed::default()
+    );
     assert_eq!(world.recomputed(), before);
 }
 
@@ -123,7 +200,11 @@ fn a_change_that_changes_nothing_is_not_named_and_costs_nothing() {
 fn nothing_is_left_when_everything_goes() {
     let mut world = World::new(settings());
     world.apply(POOL.iter().cloned().map(Change::Set).collect());
-    world.apply(POOL.iter().map(|object| Change::Gone(object.key())).collect());
+    world.apply(
+        POOL.iter()
+            .map(|object| Change::Gone(object.key()))
+            .collect(),
+    );
     assert_eq!(snapshot(&world), Snapshot::default());
     assert_eq!(remarks(&world), BTreeSet::new());
     assert!(undo(&[]).is_empty());
@@ -169,17 +250,31 @@ fn a_change_costs_what_depends_on_it() {
     const PODS: usize = 10_000;
     let app = |number: usize| number / 10 % 10;
     let mut world = World::new(Settings::default());
-    let mut text: String = (0..PODS).map(|number| pod(number, app(number), true)).collect();
+    let mut text: String = (0..PODS)
+        .map(|number| pod(number, app(number), true))
+        .collect();
     for namespace in 0..10 {
         text.extend((0..10).map(|app| service(namespace, app, 80)));
     }
     let everything = set(&mut world, &text);
     assert_eq!(everything.addresses.len(), PODS + 100);
-    assert!(world.recomputed() <= (PODS + 100) as u64, "nothing was made twice: {}", world.recomputed());
+    assert!(
+        world.recomputed() <= (PODS + 100) as u64,
+        "nothing was made twice: {}",
+        world.recomputed()
+    );
 
     // (what, text, things made anew, resources changed)
-    let policy = |namespace: &str, spec: &str| format!("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n");
-    let peer = |namespace: &str, spec: &str| format!("apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n");
+    let policy = |namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
+    let peer = |namespace: &str, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
+        )
+    };
     let steps = [
         ("a pod becomes unready", pod(4711, app(4711), false), 1, 1),
         ("a pod is written again", pod(4711, app(4711), false), 0, 0),
@@ -197,7 +292,11 @@ fn a_change_costs_what_depends_on_it() {
         let before = world.recomputed();
         let names = set(&mut world, &text);
         assert_eq!(world.recomputed() - before, made, "{what}");
-        assert_eq!(names.addresses.len() + names.authorizations.len(), changed, "{what}");
+        assert_eq!(
+            names.addresses.len() + names.authorizations.len(),
+            changed,
+            "{what}"
+        );
     }
 }
 
@@ -207,7 +306,11 @@ fn remarks_say_what_has_no_effect_once() {
     let text = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\n\
                 spec: {action: DENY, rules: [{to: [{operation: {methods: [GET], hosts: [h]}}]}, {from: [{source: {namespaces: [b]}}], when: [{key: 'request.headers[x]', values: [y]}]}]}\n---\n\
                 apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: a, labels: {istio.io/use-waypoint: wp}}\nspec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}\n";
-    let said: Vec<String> = set(&mut world, text).remarks.into_iter().map(|(key, text)| format!("{key}: {text}")).collect();
+    let said: Vec<String> = set(&mut world, text)
+        .remarks
+        .into_iter()
+        .map(|(key, text)| format!("{key}: {text}"))
+        .collect();
     assert_eq!(
         said,
         [
@@ -230,7 +333,10 @@ fn a_resource_is_also_found_by_its_addresses_unless_it_shares_them() {
                 apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: range, namespace: a}\nspec: {hosts: [h.x], addresses: [192.0.2.7/24, 192.0.2.1], ports: [{number: 80, name: http}]}\n";
     set(&mut world, text);
     let aliases = |name: &str| world.address(name).unwrap().aliases.to_vec();
-    assert_eq!(aliases("Kubernetes//Pod/a/own"), ["net1/10.0.0.1", "net1/2001:db8::1"]);
+    assert_eq!(
+        aliases("Kubernetes//Pod/a/own"),
+        ["net1/10.0.0.1", "net1/2001:db8::1"]
+    );
     assert_eq!(aliases("Kubernetes//Pod/a/host"), Vec::<String>::new());
     assert_eq!(aliases("a/h.x"), ["net1/192.0.2.0/24", "net1/192.0.2.1"]);
 }
@@ -238,9 +344,15 @@ fn a_resource_is_also_found_by_its_addresses_unless_it_shares_them() {
 #[test]
 fn a_pod_is_known_to_the_authority_before_it_has_an_address() {
     let mut world = World::new(Settings::default());
-    set(&mut world, "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, uid: u}\nspec: {nodeName: n, serviceAccountName: s, containers: []}\nstatus: {phase: Pending}\n");
+    set(
+        &mut world,
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: a, uid: u}\nspec: {nodeName: n, serviceAccountName: s, containers: []}\nstatus: {phase: Pending}\n",
+    );
     assert_eq!(world.addresses().count(), 0);
     let pod = world.pod("a", "p").unwrap();
-    assert_eq!([&*pod.uid, &*pod.node, &*pod.service_account, &*pod.phase], ["u", "n", "s", "Pending"]);
+    assert_eq!(
+        [&*pod.uid, &*pod.node, &*pod.service_account, &*pod.phase],
+        ["u", "n", "s", "Pending"]
+    );
     assert_eq!(world.pod("b", "p"), None);
 }
