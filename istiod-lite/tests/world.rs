@@ -1,6 +1,8 @@
 //! The world's own promises: what came in when does not matter, what changed is named, and a
 //! change costs what depends on it.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // also in what the tests share
+
 mod scenario;
 
 use std::collections::{BTreeMap, BTreeSet};
