@@ -78,14 +78,16 @@ impl Directory {
     }
 
     /// The next batch of changes. The first call returns at once with everything there is, even
-    /// if that is nothing; later calls wait until something changed. Dropping the future loses
-    /// nothing.
+    /// if that is nothing; later calls wait until something changed. An empty batch then says that
+    /// a fault is over ([`Directory::faults`]). Dropping the future loses nothing.
     ///
     /// If the directory itself is taken away, what was known stays, as it would while an API
     /// server is down, until the directory is back.
     pub async fn next(&mut self) -> Vec<Change> {
         if std::mem::take(&mut self.first) {
-            return self.files.drain();
+            let everything = self.files.drain();
+            self.files.take_faults_moved();
+            return everything;
         }
         loop {
             if let Err(error) = self.wait().await {
@@ -95,7 +97,7 @@ impl Directory {
             }
             self.settle();
             let changes = self.files.drain();
-            if !changes.is_empty() {
+            if self.files.take_faults_moved() || !changes.is_empty() {
                 return changes;
             }
         }

@@ -36,6 +36,8 @@ pub(super) struct Files {
     /// By the file, or by the object, that they are about.
     faults: BTreeMap<About, Vec<Fault>>,
     fresh_faults: Vec<Fault>,
+    /// Whether a fault came or went since it was last asked.
+    faults_moved: bool,
     ignored: HashSet<String>,
 }
 
@@ -56,8 +58,8 @@ struct Said {
     key: ObjectKey,
     object: Object,
     line: usize,
-    /// Stands in for a creation time that the document does not have.
-    since: Timestamp,
+    /// Whether the document itself says when the object was made; else its file and place do.
+    dated: bool,
 }
 
 impl Files {
@@ -112,13 +114,17 @@ impl Files {
         let (mut documents, mut faults) = (Vec::<Said>::new(), Vec::new());
         for (position, parsed) in yaml::parse(text).into_iter().enumerate() {
             match parsed {
-                Parsed::Object { object, line } => {
-                    let since = modified + Duration::from_nanos(position as u64);
+                Parsed::Object { mut object, line } => {
+                    let dated = object.metadata().creation_timestamp.is_some();
+                    if !dated {
+                        let since = modified + Duration::from_nanos(position as u64);
+                        object.metadata_mut().creation_timestamp = Some(Time(since));
+                    }
                     documents.push(Said {
                         key: object.key(),
                         object,
                         line,
-                        since,
+                        dated,
                     });
                 }
                 Parsed::Ignored { kind } => self.ignore(path, kind),
@@ -239,6 +245,11 @@ impl Files {
         changes
     }
 
+    /// Whether a fault came or went since the last call.
+    pub(super) fn take_faults_moved(&mut self) -> bool {
+        std::mem::take(&mut self.faults_moved)
+    }
+
     /// The faults that stand, in the order of files and lines.
     pub(super) fn faults(&self) -> Vec<Fault> {
         let mut faults: Vec<Fault> = self.faults.values().flatten().cloned().collect();
@@ -307,12 +318,16 @@ impl Files {
     /// An object keeps the age it had when it was first seen, as it would in an API server, unless
     /// its document says how old it is.
     fn aged(&self, mut object: Object, said: &Said) -> Object {
-        let stated = said.object.metadata().creation_timestamp.clone();
+        let own = said.object.metadata().creation_timestamp.clone();
         let before = self
             .current
             .get(&said.key)
             .and_then(|object| object.metadata().creation_timestamp.clone());
-        object.metadata_mut().creation_timestamp = stated.or(before).or(Some(Time(said.since)));
+        let age = if said.dated { own } else { before.or(own) };
+        // Only where it differs: changing an object that is shared copies it.
+        if object.metadata().creation_timestamp != age {
+            object.metadata_mut().creation_timestamp = age;
+        }
         object
     }
 
@@ -331,6 +346,7 @@ impl Files {
 
     fn set_faults(&mut self, about: About, faults: Vec<Fault>) {
         let before = self.faults.remove(&about).unwrap_or_default();
+        self.faults_moved |= before != faults;
         self.fresh_faults.extend(
             faults
                 .iter()

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Change, Directory, clear_status, patch_status, read};
 use crate::k8s::objects::{Kind, Object, ObjectKey};
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(30);
 
 fn account(name: &str) -> String {
     format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}, namespace: alpha}}\n")
@@ -188,6 +188,17 @@ async fn a_fault_names_file_line_object_and_reason_and_keeps_the_last_good_versi
 }
 
 #[tokio::test]
+async fn an_empty_batch_says_that_a_fault_is_over() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a.yaml"), "apiVersion: v1\nkind: [").unwrap();
+    let mut directory = Directory::open(root.path()).unwrap();
+    assert_eq!(names(&directory.next().await), ["!a.yaml:2"]);
+    fs::remove_file(root.path().join("a.yaml")).unwrap();
+    let batch = tokio::time::timeout(WAIT, directory.next()).await.unwrap();
+    assert_eq!((batch, directory.faults()), (vec![], vec![]));
+}
+
+#[tokio::test]
 async fn of_two_files_with_one_object_the_first_counts_and_the_other_is_a_fault() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("a.yaml"), pod("web", "u", "a")).unwrap();
@@ -330,10 +341,16 @@ async fn more_changes_than_the_kernel_remembers_are_all_found() {
         .trim()
         .parse()
         .unwrap();
-    // Unread, identical events in a row are merged: two files by turns are not.
+    let files =
+        ["x", "y"].map(|name| (root.path().join(name).with_extension("yaml"), account(name)));
+    for (file, text) in &files {
+        fs::write(file, text).unwrap();
+    }
+    // Identical events in a row are merged: two files by turns are not.
     for _ in 0..limit / 2 + 10 {
-        fs::write(root.path().join("x.yaml"), account("x")).unwrap();
-        fs::write(root.path().join("y.yaml"), account("y")).unwrap();
+        for (file, _) in &files {
+            drop(fs::File::options().append(true).open(file).unwrap());
+        }
     }
     fs::write(root.path().join("last.yaml"), account("last")).unwrap();
     expect(&mut directory, &["+last", "+x", "+y"]).await;
