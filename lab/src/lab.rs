@@ -21,14 +21,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use serde_json::Value;
 
 use crate::{
     access::AccessLog,
     builder::Builder,
     capture::Capture,
     component::Component,
-    control_plane::{self, PROPAGATION},
+    control_plane,
     fabric::Fabric,
     inventory::Claim,
     metrics::Metrics,
@@ -39,7 +38,6 @@ use crate::{
     plan::{Host, Plan},
     pod::{Pod, PodBuilder, split},
     process::Process,
-    wait::{self, Probe},
     ztunnel::Credentials,
 };
 
@@ -270,40 +268,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Waits until what a node's ztunnel knows is as `fits` wants it.
-    pub fn until_dump(
-        &self,
-        node: usize,
-        what: &str,
-        fits: impl FnMut(&Value) -> bool,
-    ) -> Result<()> {
-        self.shared.until_dump(self.node(node), what, fits)
-    }
-
-    /// [`Lab::until_dump`] on every node; without a mesh there is nothing to wait for.
-    pub fn until_all_dumps(&self, what: &str, mut fits: impl FnMut(&Value) -> bool) -> Result<()> {
-        self.shared
-            .nodes
-            .iter()
-            .filter(|node| node.meshed())
-            .try_for_each(|node| self.shared.until_dump(node, what, &mut fits))
-    }
-
-    /// Waits until every node knows an AuthorizationPolicy (`namespace/name`), or no longer knows it.
-    pub fn until_policy(&self, key: &str, present: bool) -> Result<()> {
-        let (namespace, name) = split(key)?;
-        self.until_all_dumps(&format!("policy {key}, present: {present}"), |dump| {
-            let policies = dump["policies"]
-                .as_array()
-                .map(Vec::as_slice)
-                .unwrap_or_default();
-            policies
-                .iter()
-                .any(|p| p["namespace"] == namespace && p["name"] == name)
-                == present
-        })
-    }
-
     /// Keeps the logs when the lab is removed.
     pub fn keep_logs(&self) {
         self.shared.claim.keep_logs(true);
@@ -384,6 +348,19 @@ impl Shared {
         }
     }
 
+    pub(crate) fn is_ambient(&self, namespace: &str) -> bool {
+        locked(&self.ambient).contains(namespace)
+    }
+
+    /// Takes note of a pod whose programs are to be reaped at the end.
+    pub(crate) fn adopt(&self, pod: &Pod) {
+        locked(&self.pods).push(pod.clone());
+    }
+
+    pub(crate) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
     /// Writes a service account's object once.
     pub(crate) fn account(&self, namespace: &str, name: &str) -> Result<()> {
         if locked(&self.known).insert((namespace.into(), name.into())) {
@@ -391,57 +368,6 @@ impl Shared {
                 .set(&objects::service_account(namespace, name))?;
         }
         Ok(())
-    }
-
-    /// Waits until the pod is enrolled where it should be, and every ztunnel knows it as what it is.
-    pub(crate) fn until_known(&self, pod: &Pod) -> Result<()> {
-        locked(&self.pods).push(pod.clone());
-        if !pod.home(self)?.meshed() {
-            return Ok(());
-        }
-        let meshed = locked(&self.ambient).contains(pod.namespace());
-        let wanted = if meshed { "HBONE" } else { "TCP" };
-        for node in &self.nodes {
-            self.until_dump(
-                node,
-                &format!("{}/{} as {wanted}", pod.namespace(), pod.name()),
-                |dump| {
-                    let workloads = dump["workloads"]
-                        .as_array()
-                        .map(Vec::as_slice)
-                        .unwrap_or_default();
-                    let address = pod.ip().to_string();
-                    workloads.iter().any(|w| {
-                        w["name"] == pod.name()
-                            && w["namespace"] == pod.namespace()
-                            && w["workloadIps"]
-                                .as_array()
-                                .is_some_and(|ips| ips.iter().any(|ip| *ip == address.as_str()))
-                            && (w["protocol"] == "HBONE") == meshed
-                    })
-                },
-            )?;
-        }
-        Ok(())
-    }
-
-    fn until_dump(
-        &self,
-        node: &Node,
-        what: &str,
-        mut fits: impl FnMut(&Value) -> bool,
-    ) -> Result<()> {
-        wait::until(
-            &format!("ztunnel on {} to know {what}", node.name()),
-            PROPAGATION,
-            || {
-                Ok(match node.config_dump() {
-                    Ok(dump) if fits(&dump) => Probe::Ready(()),
-                    Ok(dump) => Probe::NotYet(format!("it knows {}", brief(&dump))),
-                    Err(error) => Probe::NotYet(format!("{error:#}")),
-                })
-            },
-        )
     }
 
     fn stop(&self) -> Result<()> {
@@ -462,22 +388,6 @@ impl Shared {
             .for_each(|pod| pod.end_programs());
         swept
     }
-}
-
-/// Workloads and policies by name, for the error of a wait.
-fn brief(dump: &Value) -> String {
-    let names = |list: &str, more: &str| -> Vec<String> {
-        let all = dump[list].as_array().map(Vec::as_slice).unwrap_or_default();
-        all.iter()
-            .map(|o| format!("{}/{} {}", o["namespace"], o["name"], o[more]).replace('"', ""))
-            .collect()
-    };
-    format!(
-        "workloads {:?}, services {:?}, policies {:?}",
-        names("workloads", "protocol"),
-        names("services", "hostname"),
-        names("policies", "action")
-    )
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

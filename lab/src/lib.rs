@@ -39,6 +39,7 @@ mod plan;
 mod pod;
 mod process;
 mod run;
+mod settle;
 pub mod wait;
 mod ztunnel;
 

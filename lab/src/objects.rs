@@ -172,8 +172,10 @@ impl PodObject {
         self.object["metadata"]["labels"][key] = value.into();
     }
 
-    pub(crate) fn labelled(&self, key: &str) -> bool {
-        self.object["metadata"]["labels"].get(key).is_some()
+    pub(crate) fn labelled(&self, key: &str) -> Option<&str> {
+        self.object["metadata"]["labels"]
+            .get(key)
+            .and_then(Value::as_str)
     }
 
     pub(crate) fn annotate(&mut self, key: &str, value: &str) {

@@ -200,6 +200,10 @@ impl Pod {
         lab.objects.set(object.value())
     }
 
+    pub(crate) fn label(&self, key: &str) -> Option<String> {
+        self.object().labelled(key).map(str::to_owned)
+    }
+
     /// Sets a label of the running pod.
     pub fn set_label(&self, key: &str, value: &str) -> Result<()> {
         let mut object = self.object();

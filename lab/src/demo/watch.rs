@@ -17,6 +17,8 @@ use super::{
     screen::{Screen, Tone, bytes},
 };
 
+/// The live view takes the whole terminal; the summary above it wants to be read first.
+const TO_READ: Duration = Duration::from_secs(6);
 const BETWEEN_CALLS: Duration = Duration::from_millis(400);
 /// The median is taken over this many last connections.
 const REMEMBERED: usize = 50;
@@ -58,6 +60,10 @@ type Table = BTreeMap<(String, String, Way), Edge>;
 
 /// Runs until the signal's thread ends the process.
 pub(super) fn live(lab: &Lab, cast: &Cast, screen: &Screen) -> Result<()> {
+    if screen.live() {
+        screen.step("the live view follows; Ctrl-C ends it and removes everything");
+        nap(TO_READ);
+    }
     let started = Instant::now();
     let mut logs = lab
         .nodes()

@@ -82,6 +82,7 @@ impl PodBuilder {
         let what = format!("pod {}", self.reference);
         let settle = self.settle;
         let pod = self.attach().with_context(|| what.clone())?;
+        pod.lab()?.adopt(&pod);
         if settle {
             pod.lab()?.until_known(&pod).with_context(|| what)?;
         }
@@ -100,7 +101,7 @@ impl PodBuilder {
         self.labels
             .iter()
             .for_each(|(key, value)| object.label(key, value));
-        if !object.labelled("app") {
+        if object.labelled("app").is_none() {
             object.label("app", name);
         }
         self.annotations

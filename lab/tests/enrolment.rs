@@ -1,0 +1,102 @@
+//! Pods enter and leave the mesh while they run.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+
+mod support;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::{Lab, Pod, wait};
+use support::{Pair, SOON, Server, in_lab, round_trip, talk};
+
+#[test]
+fn an_unenrolled_pod_is_as_if_it_had_never_been_in_the_mesh() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        lab.namespace("old").plain()?;
+        // Everything it shows is what a pod shows that never was in the mesh and runs the same server.
+        let untouched = lab.pod("old/untouched").node(0).start()?;
+        let _same = Server::echo(&untouched, 8080)?;
+        let _same_too = Server::echo(&pair.client, 8080)?;
+        talk(&pair.client, pair.at(), "in the mesh")?;
+        lab.namespace("shop").plain()?;
+        for pod in [&pair.server, &pair.client] {
+            wait::until(
+                &format!("{} to leave the mesh", pod.name()),
+                Duration::from_secs(60),
+                || {
+                    let traces = traces(pod)?;
+                    Ok(if traces == self::traces(&untouched)? && !pod.enrolled()? {
+                        wait::Probe::Ready(())
+                    } else {
+                        wait::Probe::NotYet(format!("{traces}\n{:?}", pod.mirrored_status()?))
+                    })
+                },
+            )?;
+        }
+        let capture = lab.capture(0)?;
+        talk(&pair.client, pair.at(), "in-the-clear-again")?;
+        let seen = capture.stop()?;
+        ensure!(seen.shows("in-the-clear-again"));
+        ensure!(seen.count("tcp port 15008")? == 0);
+        Ok(())
+    });
+}
+
+/// Everything enrolment may leave in a pod's namespace.
+fn traces(pod: &Pod) -> Result<String> {
+    let commands = [
+        "nft list ruleset",
+        "ip rule",
+        "ip -6 rule",
+        "ip route show table 100",
+        "ip -6 route show table 100",
+        "ss -Hltn",
+    ];
+    commands
+        .iter()
+        .map(|command| {
+            Ok(format!(
+                "{command}:\n{}",
+                pod.exec(["sh", "-c", command])?.stdout
+            ))
+        })
+        .collect()
+}
+
+#[test]
+fn a_running_pod_is_enrolled_without_cutting_what_it_does() {
+    in_lab(Lab::builder(), |lab| {
+        lab.namespace("shop").plain()?;
+        let server = lab.pod("shop/web").node(0).start()?;
+        let client = lab.pod("shop/client").node(1).start()?;
+        let _echo = Server::echo(&server, 8080)?;
+        let mut open = talk(&client, server.at(8080), "before there was a mesh")?;
+        lab.namespace("shop").ambient()?;
+        for pod in [&server, &client] {
+            wait::until_true(&format!("{} to be enrolled", pod.name()), SOON, || {
+                pod.enrolled().is_ok_and(|yes| yes)
+            })?;
+        }
+        lab.until_all_dumps("both as HBONE", |dump| {
+            let workloads = dump["workloads"]
+                .as_array()
+                .map(Vec::as_slice)
+                .unwrap_or_default();
+            workloads
+                .iter()
+                .filter(|w| w["namespace"] == "shop" && w["protocol"] == "HBONE")
+                .count()
+                == 2
+        })?;
+        let capture = lab.capture(0)?;
+        round_trip(&mut open, "the old connection goes on")?;
+        talk(&client, server.at(8080), "the-new-one-is-encrypted")?;
+        let seen = capture.stop()?;
+        ensure!(
+            seen.shows("the old connection goes on") && !seen.shows("the-new-one-is-encrypted")
+        );
+        Ok(())
+    });
+}
