@@ -184,6 +184,53 @@ proptest! {
     }
 }
 
+/// The text of every scenario.
+static TEXTS: LazyLock<Vec<String>> =
+    LazyLock::new(|| all().into_iter().map(|scenario| scenario.text()).collect());
+
+proptest! {
+    #[test]
+    fn mangled_text_is_refused_or_read_and_the_world_lives_on(
+        text in any::<prop::sample::Index>(),
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), 0..6u8), 1..8),
+    ) {
+        let mut lines: Vec<String> = TEXTS[text.index(TEXTS.len())].lines().map(str::to_owned).collect();
+        for (index, kind) in damage {
+            let index = index.index(lines.len());
+            match kind {
+                0 => { lines.remove(index); }
+                1 => lines[index].insert(0, ' '),
+                2 => { let line = lines[index].clone(); lines.insert(index, line); }
+                3 => lines[index] = lines[index].replace(['1', 'a'], "-"),
+                4 => lines[index] = lines[index].split(':').next().unwrap_or_default().to_owned() + ": [",
+                _ => lines[index] = lines[index].replace(": ", ": !x &y "),
+            }
+            if lines.is_empty() {
+                return Ok(());
+            }
+        }
+        let last = lines.len();
+        let mut objects = BTreeMap::new();
+        let mut world = World::new(settings());
+        for parsed in parse(&lines.join("\n")) {
+            match parsed {
+                Parsed::Object { object, line } => {
+                    prop_assert!((1..=last).contains(&line));
+                    objects.insert(object.key(), object.clone());
+                    world.apply(vec![Change::Set(object)]);
+                }
+                Parsed::Fault { line, reason, .. } => {
+                    prop_assert!((1..=last + 1).contains(&line), "{line} of {last}");
+                    prop_assert!(!reason.is_empty());
+                }
+                Parsed::Ignored { .. } => {}
+            }
+        }
+        let again = from_scratch(&objects, &world.automatic_addresses());
+        prop_assert_eq!(snapshot(&again), snapshot(&world));
+    }
+}
+
 #[test]
 fn a_change_that_changes_nothing_is_not_named_and_costs_nothing() {
     let mut world = World::new(settings());

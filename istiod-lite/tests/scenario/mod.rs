@@ -103,6 +103,11 @@ impl Scenario {
         }
     }
 
+    /// Its objects as they are written.
+    pub fn text(&self) -> String {
+        fs::read_to_string(testdata().join(&self.name).join("input.yaml")).unwrap()
+    }
+
     /// What the real control plane's switches were.
     pub fn settings(&self) -> Settings {
         let by_scope =
