@@ -16,8 +16,8 @@
 //! Everything lives in network namespaces named `ambit-<lab id>-…` and in `/run/ambit-lab/<lab id>`; the machine's
 //! own namespace is left as it was. It needs root, iproute2, dnsmasq and the reference CNI plugins; captures need tcpdump.
 //!
-//! Reading order: [`builder`] (start), [`lab`] → [`pod`] → [`node`] → [`control_plane`] → [`cni`], [`fabric`] → [`enter`]
-//! (how a program gets inside) → [`inventory`] (how everything goes away again).
+//! Reading order: [`builder`] (start), [`lab`] → [`pod`] → [`node`], [`ztunnel`], [`control_plane`] → [`cni`], [`fabric`] →
+//! [`enter`] (how a program gets inside) → [`settle`] (waiting for the mesh) → [`inventory`] (how everything goes away again).
 
 mod access;
 mod builder;

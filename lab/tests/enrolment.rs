@@ -66,6 +66,49 @@ fn traces(pod: &Pod) -> Result<String> {
 }
 
 #[test]
+fn leaving_the_mesh_cuts_no_open_connection() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        let near = lab.pod("shop/near").node(0).start()?;
+        let mut tunnelled = talk(&pair.client, pair.at(), "in the mesh")?;
+        let mut joined = talk(&near, pair.at(), "in the mesh")?;
+        lab.namespace("shop").plain()?;
+        for pod in [&pair.server, &pair.client, &near] {
+            wait::until_true(&format!("{} to leave", pod.name()), SOON, || {
+                pod.enrolled().is_ok_and(|yes| !yes)
+            })?;
+        }
+        // For as long as the news takes to spread, and some time after that.
+        let began = std::time::Instant::now();
+        while began.elapsed() < Duration::from_secs(5) {
+            round_trip(&mut tunnelled, "still in the tunnel")?;
+            round_trip(&mut joined, "still joined")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_pods_own_label_decides_before_its_namespaces() {
+    in_lab(Lab::builder().nodes(1), |lab| {
+        lab.namespace("shop").ambient()?;
+        lab.namespace("old").plain()?;
+        let mode = "istio.io/dataplane-mode";
+        let out = lab.pod("shop/out").label(mode, "none").start()?;
+        let also_in = lab.pod("old/in").label(mode, "ambient").start()?;
+        ensure!(!out.enrolled()? && also_in.enrolled()?);
+        ensure!(out.exec(["nft", "list", "ruleset"])?.success()?.is_empty());
+        ensure!(
+            also_in
+                .exec(["nft", "list", "ruleset"])?
+                .success()?
+                .contains("15001")
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn a_running_pod_is_enrolled_without_cutting_what_it_does() {
     in_lab(Lab::builder(), |lab| {
         lab.namespace("shop").plain()?;
