@@ -7,8 +7,9 @@
 //! 2. the files are read and must belong together: key to certificate, certificate up to a root
 //! 3. a probe is signed: its issuer must be the signer's subject byte for byte, or no leaf verifies
 //!
-//! Our own root is P-256, not RSA-2048 as Istio's: signing takes a twentieth of the time, leaves
-//! and handshakes are 400 bytes smaller, and every TLS 1.3 peer must know it (RFC 8446, 9.1).
+//! Our own root is P-256, not RSA-2048 as Istio's: signing takes a fifteenth of the time (0.015 ms
+//! against 0.22 ms, `openssl speed`), each leaf is 185 bytes smaller, and every TLS 1.3 peer must
+//! know it (RFC 8446, 9.1).
 
 use std::io;
 use std::path::{Path, PathBuf};
