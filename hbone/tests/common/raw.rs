@@ -287,7 +287,8 @@ impl Raw {
             .await
     }
 
-    /// The next frame; nothing at the end. SETTINGS are acknowledged.
+    /// The next frame; nothing at the end. SETTINGS and PING are acknowledged, so a PING that came while
+    /// something else was waited for is followed by another.
     pub async fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
             if self.buffer.len() >= 9 {
@@ -305,6 +306,9 @@ impl Raw {
                     if frame_in.kind == SETTINGS && frame_in.flags & ACK == 0 {
                         // The far end may have hung up already; what it said first still counts.
                         let _ = self.send(&frame(SETTINGS, ACK, 0, &[])).await;
+                    }
+                    if frame_in.kind == PING && frame_in.flags & ACK == 0 {
+                        let _ = self.send(&frame(PING, ACK, 0, &frame_in.payload)).await;
                     }
                     return Ok(Some(frame_in));
                 }
