@@ -27,7 +27,7 @@ use crate::netns::{From, unmapped};
 use crate::node::Node;
 use crate::pod::{Known, Pod};
 use crate::report::{Failure, Report, Whereabouts};
-use crate::route::{self, Decision, Place, Plain, Question, Refused, Tunnel};
+use crate::route::{self, Decision, OWN_PORTS, Place, Plain, Question, Refused, Tunnel};
 use crate::traffic::{Ends, Flag, Reporter};
 
 /// Carries one captured connection of `pod` to where `original_dst` leads, and reports it.
@@ -96,6 +96,9 @@ async fn carry(
     original: SocketAddr,
     report: &mut Report,
 ) -> Result<(), Failed> {
+    if is_addressed_to_us(&tcp, original) {
+        return refuse(tcp, Refused::SelfCall);
+    }
     let identity = match known(pod).await {
         Ok(known) => &known.identity,
         Err(why) => return refuse(tcp, why),
@@ -127,6 +130,15 @@ async fn carry(
         Decision::Local(found) => crate::local::join(&leaving, tcp, found, report).await,
         Decision::Plain(found) => plain(&leaving, tcp, found, report).await,
     }
+}
+
+/// Nobody redirected this connection here: an app called our listener by its own address, on whichever of the pod's
+/// addresses, also one that the control plane does not know. Carried, it would come straight back to us, for ever.
+fn is_addressed_to_us(tcp: &TcpStream, original: SocketAddr) -> bool {
+    OWN_PORTS.contains(&original.port())
+        && tcp
+            .local_addr()
+            .is_ok_and(|local| unmapped(local) == original)
 }
 
 /// A connection on its way out: whose it is, and what its sockets say.

@@ -155,7 +155,8 @@ pub fn decide(question: &Question<'_>) -> Result<Decision, Refused> {
         destination,
         ..
     } = *question;
-    if OWN_PORTS.contains(&destination.port()) && source.addresses.contains(&destination.ip()) {
+    let own = destination.ip().is_loopback() || source.addresses.contains(&destination.ip());
+    if own && OWN_PORTS.contains(&destination.port()) {
         return Err(Refused::SelfCall);
     }
     if let Some(service) = snapshot.service_at(&source.network, destination.ip(), &source.namespace)

@@ -167,7 +167,7 @@ fn pods_of_this_node_are_joined_unless_they_terminate_tunnels_themselves() {
 fn our_own_ports_are_a_loop_only_on_our_own_addresses() {
     let mesh = small_mesh();
     for port in OWN_PORTS {
-        for ip in ["10.0.0.1", "[fd00::1]"] {
+        for ip in ["10.0.0.1", "[fd00::1]", "127.0.0.1", "[::1]"] {
             let asked = ask(&mesh, &format!("{ip}:{port}"), &[]);
             assert!(matches!(asked, Err(Refused::SelfCall)), "{ip}:{port}");
         }

@@ -203,6 +203,12 @@ async fn our_own_ports_are_never_carried_to() {
         }
     }
     client.is_reset(client.at(0, 15001)).await;
+    client.is_reset("127.0.0.1:15001".parse().unwrap()).await;
+    client.is_reset("[::1]:15001".parse().unwrap()).await;
+    // Of the pod, but not of its workload: the control plane does not know of every address.
+    lab.change("client-q", |pod| pod.addresses.clear());
+    client.is_reset(client.at(1, 15001)).await;
+    client.is_reset(client.at(0, 15006)).await;
     log::line(&[
         "src.addr=10.77.0.1",
         "dst.addr=10.77.0.1:15001",
