@@ -2,7 +2,7 @@
 //!
 //! 1. a batch of changed objects                       [`Directory::next`]
 //! 2. each fault is said once, with file and line
-//! 3. the world recomputes what depends on them        [`World::apply`]
+//! 3. the world recomputes what depends on them        [`World::apply`], and its remarks are said
 //! 4. pods go into the roster, for the authority
 //! 5. resources go into the catalog, which is published at once when it is quiet and in few
 //!    rounds when it is not                            [`Debounce`]
@@ -103,6 +103,10 @@ impl Feed {
         self.say_faults();
         let pods: Vec<ObjectKey> = changes.iter().filter_map(pod).collect();
         let changed = self.world.apply(changes);
+        // Taken, but not all of it counts: whoever wrote the object should hear of it once.
+        for (object, remark) in &changed.remarks {
+            tracing::warn!(%object, remark, "object taken with a remark");
+        }
         self.note_pods(&pods);
         self.addresses.keep(&self.world);
         if changed.addresses.is_empty() && changed.authorizations.is_empty() {
