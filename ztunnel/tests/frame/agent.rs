@@ -48,7 +48,12 @@ async fn eventually_refused(place: &Place) {
 }
 
 fn states(fixture: &Fixture) -> Vec<(String, &'static str)> {
-    let mut states: Vec<_> = fixture.roster.list().iter().map(|pod| (pod.pod.name.clone(), pod.state)).collect();
+    let mut states: Vec<_> = fixture
+        .roster
+        .list()
+        .iter()
+        .map(|pod| (pod.pod.name.clone(), pod.state))
+        .collect();
     states.sort();
     states
 }
@@ -64,19 +69,38 @@ async fn a_pod_is_served_from_add_to_del() {
 
     assert!(!served(&place).await);
     assert_eq!(agent.add("uid-1", "one", place.fd()).await, "");
-    assert!(served(&place).await, "acknowledged means that the listeners are open");
-    assert_eq!(agent.add("uid-1", "one", place.fd()).await, "", "the same again changes nothing");
-    assert_eq!((fixture.metrics.started.get(), fixture.metrics.active.get()), (1, 1));
+    assert!(
+        served(&place).await,
+        "acknowledged means that the listeners are open"
+    );
+    assert_eq!(
+        agent.add("uid-1", "one", place.fd()).await,
+        "",
+        "the same again changes nothing"
+    );
+    assert_eq!(
+        (fixture.metrics.started.get(), fixture.metrics.active.get()),
+        (1, 1)
+    );
     assert_eq!(agent.del("uid-1").await, "");
     eventually_refused(&place).await;
-    assert_eq!(agent.del("uid-1").await, "", "a pod that is not known is gone already");
+    assert_eq!(
+        agent.del("uid-1").await,
+        "",
+        "a pod that is not known is gone already"
+    );
     eventually("nothing left", || fixture.roster.list().is_empty()).await;
-    assert_eq!((fixture.metrics.stopped.get(), fixture.metrics.active.get()), (1, 0));
+    assert_eq!(
+        (fixture.metrics.stopped.get(), fixture.metrics.active.get()),
+        (1, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
-    let (Some(old), Some(new)) = (Place::new(), Place::new()) else { return };
+    let (Some(old), Some(new)) = (Place::new(), Place::new()) else {
+        return;
+    };
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     assert_eq!(agent.add("uid-1", "one", old.fd()).await, "");
@@ -88,7 +112,9 @@ async fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_survive_the_agent_and_its_next_snapshot_is_the_truth() {
-    let (Some(kept), Some(gone)) = (Place::new(), Place::new()) else { return };
+    let (Some(kept), Some(gone)) = (Place::new(), Place::new()) else {
+        return;
+    };
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-kept", "kept", kept.fd()).await;
@@ -98,14 +124,26 @@ async fn pods_survive_the_agent_and_its_next_snapshot_is_the_truth() {
     drop(agent);
 
     let agent = fixture.agent.accept().await;
-    eventually("not ready without the agent", || !fixture.readiness.missing().is_empty()).await;
-    assert!(served(&kept).await && served(&gone).await, "served on while the agent was away");
+    eventually("not ready without the agent", || {
+        !fixture.readiness.missing().is_empty()
+    })
+    .await;
+    assert!(
+        served(&kept).await && served(&gone).await,
+        "served on while the agent was away"
+    );
     assert_eq!(agent.keep("uid-kept").await, "");
     assert_eq!(agent.keep("uid-never-heard-of").await, "");
     assert_eq!(agent.snapshot_sent().await, "");
     eventually_refused(&gone).await;
     assert!(served(&kept).await);
-    assert_eq!(states(&fixture).iter().filter(|(_, state)| *state == "Up").count(), 1);
+    assert_eq!(
+        states(&fixture)
+            .iter()
+            .filter(|(_, state)| *state == "Up")
+            .count(),
+        1
+    );
     eventually("ready again", || fixture.readiness.missing().is_empty()).await;
 }
 
@@ -122,28 +160,54 @@ async fn a_del_within_the_snapshot_takes_the_pod_out_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_pod_is_reported_retried_and_stalls_nobody() {
-    let (Some(bad), Some(good)) = (Place::new(), Place::new()) else { return };
+    let (Some(bad), Some(good)) = (Place::new(), Place::new()) else {
+        return;
+    };
     // Somebody else has the port, and does not share it.
-    let alone = Netns::new(bad.fd(), Options { reuse_port: false, ..options() }).unwrap();
+    let alone = Netns::new(
+        bad.fd(),
+        Options {
+            reuse_port: false,
+            ..options()
+        },
+    )
+    .unwrap();
     let squatter = alone.listen(15006).unwrap();
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
 
     let error = agent.add("uid-bad", "bad", bad.fd()).await;
-    assert!(error.starts_with("failure to start proxy : port 15006"), "{error}");
+    assert!(
+        error.starts_with("failure to start proxy : port 15006"),
+        "{error}"
+    );
     let null = std::fs::File::open("/dev/null").unwrap();
     let error = agent.add("uid-null", "null", null.into()).await;
     assert!(error.starts_with("failure to start proxy : "), "{error}");
     assert_eq!(agent.add("uid-good", "good", good.fd()).await, "");
     assert_eq!(agent.snapshot_sent().await, "");
     assert!(served(&good).await);
-    assert_eq!(fixture.readiness.missing(), ["zds"], "first attempts hold back readiness");
+    assert_eq!(
+        fixture.readiness.missing(),
+        ["zds"],
+        "first attempts hold back readiness"
+    );
     assert_eq!(fixture.metrics.pending.get(), 2);
-    assert_eq!(states(&fixture), [("bad".into(), "Pending"), ("good".into(), "Up"), ("null".into(), "Pending")]);
+    assert_eq!(
+        states(&fixture),
+        [
+            ("bad".into(), "Pending"),
+            ("good".into(), "Up"),
+            ("null".into(), "Pending")
+        ]
+    );
 
     agent.del("uid-null").await;
     drop(squatter);
-    eventually("the pod is served by a later attempt", || states(&fixture) == [("bad".into(), "Up"), ("good".into(), "Up")]).await;
+    eventually("the pod is served by a later attempt", || {
+        states(&fixture) == [("bad".into(), "Up"), ("good".into(), "Up")]
+    })
+    .await;
     assert!(served(&bad).await);
     eventually("ready", || fixture.readiness.missing().is_empty()).await;
 }
@@ -153,28 +217,71 @@ async fn a_broken_protocol_is_named_and_ends_the_conversation() {
     let Some(place) = Place::new() else { return };
     let fixture = Fixture::new(|_, _| None);
     let add = |info: bool| {
-        let info = info.then(|| zds::WorkloadInfo { name: "x".into(), namespace: "y".into(), service_account: "z".into() });
-        zds::AddWorkload { uid: "uid".into(), workload_info: info }
+        let info = info.then(|| zds::WorkloadInfo {
+            name: "x".into(),
+            namespace: "y".into(),
+            service_account: "z".into(),
+        });
+        zds::AddWorkload {
+            uid: "uid".into(),
+            workload_info: info,
+        }
     };
-    let request = |payload| prost::Message::encode_to_vec(&zds::WorkloadRequest { payload: Some(payload) });
+    let request = |payload| {
+        prost::Message::encode_to_vec(&zds::WorkloadRequest {
+            payload: Some(payload),
+        })
+    };
     let cases = [
-        (request(Payload::Add(add(true))), 0, "expected 1 file descriptor(s), got 0"),
-        (request(Payload::Add(add(true))), 2, "expected 1 file descriptor(s), got 2"),
-        (request(Payload::Del(zds::DelWorkload { uid: "u".into() })), 1, "expected 0 file descriptor(s), got 1"),
-        (request(Payload::Add(add(false))), 1, "without workload_info"),
+        (
+            request(Payload::Add(add(true))),
+            0,
+            "expected 1 file descriptor(s), got 0",
+        ),
+        (
+            request(Payload::Add(add(true))),
+            2,
+            "expected 1 file descriptor(s), got 2",
+        ),
+        (
+            request(Payload::Del(zds::DelWorkload { uid: "u".into() })),
+            1,
+            "expected 0 file descriptor(s), got 1",
+        ),
+        (
+            request(Payload::Add(add(false))),
+            1,
+            "without workload_info",
+        ),
         (hex("ffff"), 0, "cannot be decoded"),
         (hex("2200"), 0, "of a kind this version does not know"),
         (vec![0x0a; 2000], 0, "larger than 1024 bytes"),
-        (request(Payload::Add(add(true))), 9, "expected 1 file descriptor(s), got 9"),
+        (
+            request(Payload::Add(add(true))),
+            9,
+            "expected 1 file descriptor(s), got 9",
+        ),
     ];
     for (packet, fds, expected) in cases {
         let agent = fixture.agent.accept().await;
-        let answer = agent.exchange(packet, (0..fds).map(|_| place.fd()).collect()).await;
+        let answer = agent
+            .exchange(packet, (0..fds).map(|_| place.fd()).collect())
+            .await;
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(answer.contains(expected), "{answer:?} does not say {expected:?}");
-        assert_eq!(agent.receive().await, Vec::<u8>::new(), "closed after: {expected}");
+        assert!(
+            answer.contains(expected),
+            "{answer:?} does not say {expected:?}"
+        );
+        assert_eq!(
+            agent.receive().await,
+            Vec::<u8>::new(),
+            "closed after: {expected}"
+        );
     }
-    for late in [Payload::Keep(zds::KeepWorkload { uid: "u".into() }), Payload::SnapshotSent(zds::SnapshotSent {})] {
+    for late in [
+        Payload::Keep(zds::KeepWorkload { uid: "u".into() }),
+        Payload::SnapshotSent(zds::SnapshotSent {}),
+    ] {
         let agent = fixture.agent.accept().await;
         agent.snapshot_sent().await;
         assert_ne!(agent.ask(late, None).await, "");
@@ -195,15 +302,27 @@ async fn no_descriptor_is_left_behind() {
         agent.del(&format!("uid-{n}")).await;
         eventually("drained", || fixture.roster.list().is_empty()).await;
     };
-    let open = || std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
-    let namespaces = || open().filter(|target| target.to_string_lossy().starts_with("net:[")).count();
+    let open = || {
+        std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+    };
+    let namespaces = || {
+        open()
+            .filter(|target| target.to_string_lossy().starts_with("net:["))
+            .count()
+    };
     round(0).await;
     let before = namespaces();
     for n in 1..50 {
         round(n).await;
     }
     // Other tests of this process open and close theirs meanwhile: far fewer than fifty.
-    assert!(namespaces() < before + 40, "{} descriptors of namespaces, {before} before", namespaces());
+    assert!(
+        namespaces() < before + 40,
+        "{} descriptors of namespaces, {before} before",
+        namespaces()
+    );
 }
 
 /// The recorded packets of the real agent, answered as the real ztunnel did.
@@ -212,22 +331,41 @@ async fn recorded_conversations_are_answered_byte_for_byte() {
     if Place::new().is_none() {
         return;
     }
-    for recorded in [include_str!("../../testdata/zds/iptables-dns.jsonl"), include_str!("../../testdata/zds/errors-and-restart.jsonl")] {
+    for recorded in [
+        include_str!("../../testdata/zds/iptables-dns.jsonl"),
+        include_str!("../../testdata/zds/errors-and-restart.jsonl"),
+    ] {
         let fixture = Fixture::new(|_, _| None);
-        let lines: Vec<Value> = recorded.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<Value> = recorded
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         // The recording has a second ztunnel beside the first; each connection is played alone.
-        let connections: std::collections::BTreeSet<_> = lines.iter().map(|line| line["conn"].as_u64().unwrap_or(1)).collect();
+        let connections: std::collections::BTreeSet<_> = lines
+            .iter()
+            .map(|line| line["conn"].as_u64().unwrap_or(1))
+            .collect();
         let mut replayed = 0;
         for connection in connections {
-            let packets = lines.iter().filter(|line| line["conn"].as_u64().unwrap_or(1) == connection && line["hex"].is_string());
+            let packets = lines.iter().filter(|line| {
+                line["conn"].as_u64().unwrap_or(1) == connection && line["hex"].is_string()
+            });
             let packets: Vec<_> = packets.skip(1).collect(); // the Hello is checked on accept
             let agent = fixture.agent.accept().await;
             for exchange in packets.chunks(2) {
-                let [request, answer] = exchange else { continue };
+                let [request, answer] = exchange else {
+                    continue;
+                };
                 let place = Place::new().unwrap();
-                let fds = (0..request["fds"].as_u64().unwrap()).map(|_| place.fd()).collect();
+                let fds = (0..request["fds"].as_u64().unwrap())
+                    .map(|_| place.fd())
+                    .collect();
                 let packet = with_uid(request["hex"].as_str().unwrap());
-                assert_eq!(agent.exchange(packet, fds).await, hex(answer["hex"].as_str().unwrap()), "{request}");
+                assert_eq!(
+                    agent.exchange(packet, fds).await,
+                    hex(answer["hex"].as_str().unwrap()),
+                    "{request}"
+                );
                 replayed += 1;
             }
         }
@@ -237,7 +375,9 @@ async fn recorded_conversations_are_answered_byte_for_byte() {
 
 /// `…<36 bytes: uid-of-NAME>…` with a uid of that length in the gap.
 fn with_uid(packet: &str) -> Vec<u8> {
-    let Some((head, rest)) = packet.split_once("<36 bytes: ") else { return hex(packet) };
+    let Some((head, rest)) = packet.split_once("<36 bytes: ") else {
+        return hex(packet);
+    };
     let (name, tail) = rest.split_once('>').unwrap();
     [hex(head), format!("{name:-<36}").into_bytes(), hex(tail)].concat()
 }
@@ -250,7 +390,10 @@ async fn the_workload_is_learned_when_the_control_plane_tells() {
     agent.add("uid-1", "one", place.fd()).await;
     let pod = fixture.roster.up("uid-1").unwrap();
     assert!(pod.known().is_none());
-    let waiting = { let pod = pod.clone(); tokio::spawn(async move { pod.wait_known().await.identity.to_string() }) };
+    let waiting = {
+        let pod = pod.clone();
+        tokio::spawn(async move { pod.wait_known().await.identity.to_string() })
+    };
     let mut update = Update::default();
     for (uid, node) in [("elsewhere", "node-2"), ("here", "node-1")] {
         update.set_workload(wire::Workload {
@@ -263,16 +406,28 @@ async fn the_workload_is_learned_when_the_control_plane_tells() {
         });
     }
     assert_eq!(fixture.writer.apply(update), []);
-    assert_eq!(waiting.await.unwrap(), "spiffe://cluster.local/ns/app/sa/default");
+    assert_eq!(
+        waiting.await.unwrap(),
+        "spiffe://cluster.local/ns/app/sa/default"
+    );
     assert_eq!(&*pod.workload_uid(), "here");
-    eventually("its certificate is asked for", || fixture.node.certificates.states().len() == 1).await;
-    eventually("it can be joined in process", || fixture.node.pods.of_workload("here").is_some()).await;
+    eventually("its certificate is asked for", || {
+        fixture.node.certificates.states().len() == 1
+    })
+    .await;
+    eventually("it can be joined in process", || {
+        fixture.node.pods.of_workload("here").is_some()
+    })
+    .await;
 
     // Forgotten by the control plane, but still running: served as it was last known.
     let mut update = Update::default();
     update.addresses.removed.push("here".into());
     fixture.writer.apply(update);
-    assert_eq!(&*pod.workload(&fixture.node.mesh.load()).unwrap().uid, "here");
+    assert_eq!(
+        &*pod.workload(&fixture.node.mesh.load()).unwrap().uid,
+        "here"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -281,10 +436,18 @@ async fn a_stopping_proxy_closes_listeners_and_leaves_the_agent() {
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-1", "one", place.fd()).await;
-    let open: TcpStream = place.netns().connect(From::Any, "127.0.0.1:15008".parse().unwrap()).await.unwrap();
+    let open: TcpStream = place
+        .netns()
+        .connect(From::Any, "127.0.0.1:15008".parse().unwrap())
+        .await
+        .unwrap();
     fixture.drain.drain(Duration::ZERO).await;
     eventually_refused(&place).await;
-    assert_eq!(agent.receive().await, Vec::<u8>::new(), "the agent sees us go");
+    assert_eq!(
+        agent.receive().await,
+        Vec::<u8>::new(),
+        "the agent sees us go"
+    );
     let mut byte = [0];
     eventually("the open connection is cut", || !matches!(open.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)).await;
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 use api::zds;
 use api::zds::workload_request::Payload;
 use clap::Parser;
-use hbone::{Certificates, CertificatesConfig, Identity, Limits, Pool, PoolConfig, SignError, Signer};
+use hbone::{
+    Certificates, CertificatesConfig, Identity, Limits, Pool, PoolConfig, SignError, Signer,
+};
 use mesh::{Mesh, Writer};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, recv, sendmsg, setsockopt, socket,
-    sockopt,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
+    listen, recv, sendmsg, setsockopt, socket, sockopt,
 };
 use ops::drain::Drain;
 use ops::ready::Readiness;
@@ -49,7 +51,15 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ztunnel.sock");
         let agent = FakeAgent::listen(path.clone());
-        let config = ["ztunnel", "--node-name", "node-1", "--termination-deadline", "0s", "--inpod-uds", path.to_str().unwrap()];
+        let config = [
+            "ztunnel",
+            "--node-name",
+            "node-1",
+            "--termination-deadline",
+            "0s",
+            "--inpod-uds",
+            path.to_str().unwrap(),
+        ];
         let config = Arc::new(Config::try_parse_from(config).unwrap());
         let (mesh, writer) = Mesh::new();
         let certificates = Certificates::new(NoSigner, CertificatesConfig::default());
@@ -57,10 +67,25 @@ impl Fixture {
         let dns = dns(&mesh, &config);
         let node = Node::new(mesh, certificates, pool, Limits::default(), config);
         let (readiness, metrics, drain) = (Readiness::new(), PodMetrics::default(), Drain::new());
-        let client = Agent::new(node.clone(), dns, metrics.clone(), readiness.gate("zds"), drain.clone());
+        let client = Agent::new(
+            node.clone(),
+            dns,
+            metrics.clone(),
+            readiness.gate("zds"),
+            drain.clone(),
+        );
         let roster = client.roster();
         tokio::spawn(client.run());
-        Self { node, writer, roster, readiness, metrics, drain, agent, _directory: directory }
+        Self {
+            node,
+            writer,
+            roster,
+            readiness,
+            metrics,
+            drain,
+            agent,
+            _directory: directory,
+        }
     }
 }
 
@@ -74,8 +99,14 @@ pub(crate) struct Conversation {
 }
 
 impl FakeAgent {
-    fn listen(path: PathBuf) -> Self {
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    pub(crate) fn listen(path: PathBuf) -> Self {
+        let listener = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .unwrap();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(4).unwrap()).unwrap();
         Self { listener }
@@ -93,7 +124,11 @@ impl FakeAgent {
             Conversation { socket }
         });
         let conversation = conversation.await.unwrap();
-        assert_eq!(conversation.receive().await, hex("0801"), "ZdsHello{{V1}}, byte for byte");
+        assert_eq!(
+            conversation.receive().await,
+            hex("0801"),
+            "ZdsHello{{V1}}, byte for byte"
+        );
         conversation
     }
 }
@@ -101,7 +136,10 @@ impl FakeAgent {
 impl Conversation {
     /// One request and its answer; an empty text is success.
     pub(crate) async fn ask(&self, payload: Payload, netns: Option<OwnedFd>) -> String {
-        let request = zds::WorkloadRequest { payload: Some(payload) }.encode_to_vec();
+        let request = zds::WorkloadRequest {
+            payload: Some(payload),
+        }
+        .encode_to_vec();
         let answer = self.exchange(request, netns.into_iter().collect()).await;
         let answer = zds::WorkloadResponse::decode(&*answer).unwrap();
         match answer.payload.unwrap() {
@@ -114,9 +152,20 @@ impl Conversation {
         tokio::task::spawn_blocking(move || {
             let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
             let control = [ControlMessage::ScmRights(&numbers)];
-            let control = if numbers.is_empty() { &[][..] } else { &control[..] };
+            let control = if numbers.is_empty() {
+                &[][..]
+            } else {
+                &control[..]
+            };
             let slices = [std::io::IoSlice::new(&request)];
-            sendmsg::<()>(socket.as_raw_fd(), &slices, control, MsgFlags::empty(), None).unwrap();
+            sendmsg::<()>(
+                socket.as_raw_fd(),
+                &slices,
+                control,
+                MsgFlags::empty(),
+                None,
+            )
+            .unwrap();
         })
         .await
         .unwrap();
@@ -136,20 +185,34 @@ impl Conversation {
     }
 
     pub(crate) async fn add(&self, uid: &str, name: &str, netns: OwnedFd) -> String {
-        let info = zds::WorkloadInfo { name: name.into(), namespace: "app".into(), service_account: "default".into() };
-        self.ask(Payload::Add(zds::AddWorkload { uid: uid.into(), workload_info: Some(info) }), Some(netns)).await
+        let info = zds::WorkloadInfo {
+            name: name.into(),
+            namespace: "app".into(),
+            service_account: "default".into(),
+        };
+        self.ask(
+            Payload::Add(zds::AddWorkload {
+                uid: uid.into(),
+                workload_info: Some(info),
+            }),
+            Some(netns),
+        )
+        .await
     }
 
     pub(crate) async fn del(&self, uid: &str) -> String {
-        self.ask(Payload::Del(zds::DelWorkload { uid: uid.into() }), None).await
+        self.ask(Payload::Del(zds::DelWorkload { uid: uid.into() }), None)
+            .await
     }
 
     pub(crate) async fn keep(&self, uid: &str) -> String {
-        self.ask(Payload::Keep(zds::KeepWorkload { uid: uid.into() }), None).await
+        self.ask(Payload::Keep(zds::KeepWorkload { uid: uid.into() }), None)
+            .await
     }
 
     pub(crate) async fn snapshot_sent(&self) -> String {
-        self.ask(Payload::SnapshotSent(zds::SnapshotSent {}), None).await
+        self.ask(Payload::SnapshotSent(zds::SnapshotSent {}), None)
+            .await
     }
 }
 

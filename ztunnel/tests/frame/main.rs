@@ -2,6 +2,7 @@
 //! itself. Needs root.
 
 mod agent;
+mod control;
 mod dns;
 mod fixture;
 mod namespaces;

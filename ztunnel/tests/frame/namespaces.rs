@@ -14,7 +14,12 @@ use ztunnel::netns::{From, Netns, NetnsId, original_destination, unmapped};
 use crate::place::{Place, options};
 
 fn where_am_i() -> NetnsId {
-    NetnsId::of(std::fs::File::open("/proc/thread-self/ns/net").unwrap().as_fd()).unwrap()
+    NetnsId::of(
+        std::fs::File::open("/proc/thread-self/ns/net")
+            .unwrap()
+            .as_fd(),
+    )
+    .unwrap()
 }
 
 fn address(text: &str) -> SocketAddr {
@@ -35,7 +40,9 @@ fn threads_come_home_even_from_a_panic() {
 
 #[test]
 fn threads_do_not_drag_each_other_along() {
-    let (Some(one), Some(two)) = (Place::new(), Place::new()) else { return };
+    let (Some(one), Some(two)) = (Place::new(), Place::new()) else {
+        return;
+    };
     let home = where_am_i();
     let threads = [one.netns(), two.netns()].map(|netns| {
         std::thread::spawn(move || {
@@ -45,7 +52,9 @@ fn threads_do_not_drag_each_other_along() {
             }
         })
     });
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
 }
 
 /// Not a limit, only a number to look at: `cargo test -- --nocapture`.
@@ -63,7 +72,10 @@ fn what_a_visit_costs() {
     for _ in 0..ROUNDS {
         drop(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
     }
-    println!("in and out of a namespace {visit:?}; a bound socket for comparison {:?}", started.elapsed() / ROUNDS);
+    println!(
+        "in and out of a namespace {visit:?}; a bound socket for comparison {:?}",
+        started.elapsed() / ROUNDS
+    );
 }
 
 #[test]
@@ -88,9 +100,17 @@ async fn listeners_take_both_families_and_hand_down_the_mark() {
         let (server, peer) = listener.accept().await.unwrap();
         assert_eq!(unmapped(peer), client.local_addr().unwrap());
         assert_eq!(SockRef::from(&client).mark().unwrap(), 0x539);
-        assert_eq!(SockRef::from(&server).mark().unwrap(), 0x539, "an accepted socket inherits the mark");
+        assert_eq!(
+            SockRef::from(&server).mark().unwrap(),
+            0x539,
+            "an accepted socket inherits the mark"
+        );
         assert!(server.nodelay().unwrap());
-        assert_eq!(original_destination(&server).unwrap(), address(to), "nobody redirected it");
+        assert_eq!(
+            original_destination(&server).unwrap(),
+            address(to),
+            "nobody redirected it"
+        );
     }
     // The same port at home is another port.
     assert!(TcpStream::connect("127.0.0.1:15001").await.is_err());
@@ -103,7 +123,10 @@ async fn a_namespace_without_ipv6_is_served_on_ipv4() {
     for ipv6 in [true, false] {
         let netns = Netns::new(place.fd(), ztunnel::netns::Options { ipv6, ..options() }).unwrap();
         let listener = netns.listen(15008).unwrap();
-        netns.connect(From::Any, address("127.0.0.1:15008")).await.unwrap();
+        netns
+            .connect(From::Any, address("127.0.0.1:15008"))
+            .await
+            .unwrap();
         let (_, peer) = listener.accept().await.unwrap();
         assert!(unmapped(peer).is_ipv4());
     }
@@ -115,7 +138,14 @@ async fn two_processes_may_listen_on_one_port() {
     let (old, new) = (place.netns(), place.netns());
     let _old = old.listen(15006).unwrap();
     new.listen(15006).unwrap();
-    let alone = Netns::new(place.fd(), ztunnel::netns::Options { reuse_port: false, ..options() }).unwrap();
+    let alone = Netns::new(
+        place.fd(),
+        ztunnel::netns::Options {
+            reuse_port: false,
+            ..options()
+        },
+    )
+    .unwrap();
     assert!(alone.listen(15006).is_err());
 }
 
@@ -133,7 +163,14 @@ async fn redirected_connections_know_where_they_were_going() {
     let listener = netns.listen(15001).unwrap();
     for to in ["10.9.8.7:80", "[fd00::99]:80"] {
         // An application's socket: no mark.
-        let plain = Netns::new(place.fd(), ztunnel::netns::Options { mark: 0, ..options() }).unwrap();
+        let plain = Netns::new(
+            place.fd(),
+            ztunnel::netns::Options {
+                mark: 0,
+                ..options()
+            },
+        )
+        .unwrap();
         let _client = plain.connect(From::Any, address(to)).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         assert_eq!(original_destination(&server).unwrap(), address(to));
@@ -148,10 +185,18 @@ async fn a_bound_address_does_not_use_up_ports() {
     let netns = Arc::new(place.netns());
     let mut open = Vec::new();
     for port in 9000..9008 {
-        let listener = netns.listen_on(address(&format!("127.0.0.1:{port}"))).unwrap();
+        let listener = netns
+            .listen_on(address(&format!("127.0.0.1:{port}")))
+            .unwrap();
         for _ in 0..8 {
             let to = listener.local_addr().unwrap();
-            open.push((netns.connect(From::Own("127.0.0.2".parse().unwrap()), to).await.unwrap(), listener.accept().await.unwrap()));
+            open.push((
+                netns
+                    .connect(From::Own("127.0.0.2".parse().unwrap()), to)
+                    .await
+                    .unwrap(),
+                listener.accept().await.unwrap(),
+            ));
         }
     }
     assert_eq!(open.len(), 64);
@@ -173,10 +218,23 @@ async fn an_application_can_be_shown_a_foreign_client() {
          ip route add default dev lo; ip -6 route add default dev lo",
     );
     let netns = place.netns();
-    let plain = Netns::new(place.fd(), ztunnel::netns::Options { mark: 0, ..options() }).unwrap();
-    for (client, application) in [("192.0.2.7", "10.1.2.3:9000"), ("2001:db8::7", "[fd00::3]:9000")] {
+    let plain = Netns::new(
+        place.fd(),
+        ztunnel::netns::Options {
+            mark: 0,
+            ..options()
+        },
+    )
+    .unwrap();
+    for (client, application) in [
+        ("192.0.2.7", "10.1.2.3:9000"),
+        ("2001:db8::7", "[fd00::3]:9000"),
+    ] {
         let listener = plain.listen_on(address(application)).unwrap();
-        let mut us = netns.connect(From::Foreign(client.parse().unwrap()), address(application)).await.unwrap();
+        let mut us = netns
+            .connect(From::Foreign(client.parse().unwrap()), address(application))
+            .await
+            .unwrap();
         let (mut app, peer) = listener.accept().await.unwrap();
         assert_eq!(peer.ip().to_string(), client);
         app.write_all(b"hello").await.unwrap();

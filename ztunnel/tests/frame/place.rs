@@ -15,16 +15,24 @@ impl Place {
     /// `None` without root, said aloud; a failure where tests must not be skipped (`CI=true`).
     pub(crate) fn new() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
-            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "needs root, and CI must not skip it");
+            assert_ne!(
+                std::env::var("CI").as_deref(),
+                Ok("true"),
+                "needs root, and CI must not skip it"
+            );
             eprintln!("SKIPPED: needs root (network namespaces)");
             return None;
         }
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             run("ip link set lo up");
-            std::fs::File::open("/proc/thread-self/ns/net").unwrap().into()
+            std::fs::File::open("/proc/thread-self/ns/net")
+                .unwrap()
+                .into()
         });
-        Some(Self { fd: made.join().unwrap() })
+        Some(Self {
+            fd: made.join().unwrap(),
+        })
     }
 
     /// Runs something with the whole thread inside.
@@ -53,10 +61,20 @@ impl Place {
 }
 
 pub(crate) fn options() -> Options {
-    Options { mark: 0x539, keepalive: None, user_timeout: None, reuse_port: true, ipv6: true }
+    Options {
+        mark: 0x539,
+        keepalive: None,
+        user_timeout: None,
+        reuse_port: true,
+        ipv6: true,
+    }
 }
 
 fn run(command: &str) {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
-    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

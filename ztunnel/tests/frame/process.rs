@@ -2,37 +2,61 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use api::workload as wire;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use ztunnel::netns::From;
 
+use crate::control;
+use crate::fixture::{FakeAgent, eventually};
 use crate::place::Place;
 
 const ENVIRONMENT: [(&str, &str); 5] = [
-    ("XDS_ADDRESS", "http://127.0.0.1:1"),
+    ("XDS_ADDRESS", "http://127.0.0.1:15010"),
     ("AUTH_TOKEN", ""),
     ("NODE_NAME", "node-1"),
     ("RUST_LOG", "trace"),
     ("TERMINATION_GRACE_PERIOD_SECONDS", "1"),
 ];
 
+/// A running ztunnel; ends with the test, whatever became of it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts ztunnel in `place`, its stdout a pipe.
-fn start(place: &Place, directory: &std::path::Path) -> Child {
-    let socket = directory.join("none.sock");
+fn start(place: &Place, agent: PathBuf) -> Running {
     place.inside(move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
-        command.args(["proxy", "ztunnel"]).envs(ENVIRONMENT).env("INPOD_UDS", socket);
-        command.stdout(Stdio::piped()).spawn().unwrap()
+        command
+            .args(["proxy", "ztunnel"])
+            .envs(ENVIRONMENT)
+            .env("INPOD_UDS", agent);
+        Running(command.stdout(Stdio::piped()).spawn().unwrap())
     })
 }
 
 fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
     place.inside(move || {
         let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .ok()?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        )
+        .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         Some(answer)
@@ -51,28 +75,75 @@ fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-#[test]
-fn unread_stdout_stops_neither_the_doors_nor_the_end() {
-    let Some(place) = Place::new() else { return };
+/// Each connection is a line or more of the log, and nobody reads the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn unread_stdout_stops_neither_connections_nor_the_end() {
+    let (Some(place), Some(pod)) = (Place::new(), Place::new()) else {
+        return;
+    };
     let directory = tempfile::tempdir().unwrap();
-    let mut ztunnel = start(&place, directory.path());
-    until("metrics are served", || get(&place, 15020, "/metrics"));
+    let agent = FakeAgent::listen(directory.path().join("agent.sock"));
+    let workload = wire::Workload {
+        uid: "w".into(),
+        name: "client".into(),
+        namespace: "app".into(),
+        node: "node-1".into(),
+        ..Default::default()
+    };
+    control::serve(
+        place
+            .netns()
+            .listen_on("127.0.0.1:15010".parse().unwrap())
+            .unwrap(),
+        workload,
+    );
+    let mut ztunnel = start(&place, directory.path().join("agent.sock"));
+    let agent = agent.accept().await;
+    assert_eq!(agent.snapshot_sent().await, "");
+    assert_eq!(agent.add("uid", "client", pod.fd()).await, "");
+    eventually("ready: the agent's pods and the mesh are known", || {
+        get(&place, 15021, "/healthz/ready")
+            .is_some_and(|answer| answer.ends_with("\r\n\r\nready\n"))
+    })
+    .await;
 
-    // At level trace each request is several lines: far more than a pipe and the buffer hold.
-    let dropped = until("lines are dropped", || {
-        for _ in 0..50 {
-            get(&place, 15020, "/stats/prometheus");
+    let netns = pod.netns();
+    let mut connections = 0;
+    let dropped = loop {
+        for _ in 0..500 {
+            connections += 1;
+            // To the proxy itself: refused with a reset, which is an answer.
+            if let Ok(mut stream) = netns
+                .connect(From::Any, "127.0.0.1:15001".parse().unwrap())
+                .await
+            {
+                let answered =
+                    tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0])).await;
+                assert!(
+                    answered.is_ok(),
+                    "connection {connections} was not answered"
+                );
+            }
         }
-        let metrics = get(&place, 15020, "/metrics")?;
-        let line = metrics.lines().find_map(|line| line.strip_prefix("ambit_log_lines_dropped_total "))?;
-        line.parse::<f64>().ok().filter(|dropped| *dropped > 0.0)
-    });
-    assert!(dropped > 0.0);
-    let ready = get(&place, 15021, "/healthz/ready").unwrap();
-    assert!(ready.starts_with("HTTP/1.1 503") && ready.ends_with("not ready, waiting for: xds, zds\n"), "{ready}");
+        let metrics = get(&place, 15020, "/metrics").expect("doors are open");
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("ambit_log_lines_dropped_total "))
+            .unwrap();
+        let dropped = line.parse::<f64>().unwrap();
+        if dropped > 100.0 {
+            break dropped;
+        }
+        assert!(connections < 50_000, "the log never filled");
+    };
+    println!("{connections} connections answered, {dropped} lines dropped");
 
-    kill(Pid::from_raw(ztunnel.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-    let status = until("it ends", || ztunnel.try_wait().unwrap());
+    kill(
+        Pid::from_raw(ztunnel.0.id().try_into().unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    let status = until("it ends", || ztunnel.0.try_wait().unwrap());
     assert!(status.success(), "{status}");
 }
 
@@ -80,31 +151,44 @@ fn unread_stdout_stops_neither_the_doors_nor_the_end() {
 fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
     let Some(place) = Place::new() else { return };
     let directory = tempfile::tempdir().unwrap();
-    let mut ztunnel = start(&place, directory.path());
-    let mut stdout = ztunnel.stdout.take().unwrap();
+    let mut ztunnel = start(&place, directory.path().join("none.sock"));
+    let mut stdout = ztunnel.0.stdout.take().unwrap();
     let log = std::thread::spawn(move || {
         let mut log = String::new();
         stdout.read_to_string(&mut log).unwrap();
         log
     });
     until("doors are open", || get(&place, 15021, "/healthz/ready"));
+    let ready = get(&place, 15021, "/healthz/ready").unwrap();
+    assert!(
+        ready.starts_with("HTTP/1.1 503") && ready.ends_with("not ready, waiting for: xds, zds\n"),
+        "{ready}"
+    );
     let dump = get(&place, 15000, "/config_dump").unwrap();
     assert!(dump.contains("\"localNode\": \"node-1\""), "{dump}");
     let logging = get(&place, 15000, "/logging").unwrap();
-    assert!(logging.ends_with("current log level is trace\n"), "{logging}");
+    assert!(
+        logging.ends_with("current log level is trace\n"),
+        "{logging}"
+    );
     let outside = place.inside(|| TcpStream::connect("127.0.0.2:15000").is_ok());
     assert!(!outside, "the admin door is for localhost only");
 
     place.inside(|| {
         let mut stream = TcpStream::connect("127.0.0.1:15000").unwrap();
-        stream.write_all(b"POST /quitquitquit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").unwrap();
+        stream
+            .write_all(b"POST /quitquitquit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
+            .unwrap();
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200");
     });
-    let status = until("it ends", || ztunnel.try_wait().unwrap());
+    let status = until("it ends", || ztunnel.0.try_wait().unwrap());
     assert!(status.success(), "{status}");
     let log = log.join().unwrap();
     assert!(log.contains("\tinfo\tztunnel\tstarting\t"), "{log}");
-    assert!(log.contains("\tinfo\tztunnel\tstopped"), "the last words are out: {log}");
+    assert!(
+        log.contains("\tinfo\tztunnel\tstopped"),
+        "the last words are out: {log}"
+    );
 }
