@@ -91,7 +91,7 @@ async fn measure_in(dir: &Path, binary: &Path, workloads: usize) -> Result<Scale
             .env("CA_ADDRESS", format!("http://{xds}"))
             .env("AUTH_TOKEN", &token)
             .env("INPOD_UDS", &agent)
-            .env("PROXY_MODE", "Shared")
+            .env("PROXY_MODE", "shared")
             .env("NODE_NAME", "bench-node")
             .env("POD_NAME", "ztunnel-bench")
             .env("POD_NAMESPACE", "istio-system")
