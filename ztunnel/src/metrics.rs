@@ -52,8 +52,6 @@ pub struct DnsMetrics {
 pub struct XdsMetrics {
     /// Responses received, by type.
     pub messages: Family<TypeUrl, Counter>,
-    /// Their size in bytes, as encoded.
-    pub bytes: Family<TypeUrl, Counter>,
     /// Ends of the stream, by reason.
     pub terminations: Family<Reason, Counter>,
 }
@@ -148,11 +146,6 @@ impl Metrics {
             xds.messages,
         );
         families.register(
-            "istio_xds_message_bytes",
-            unstable("The total size of discovery responses received"),
-            xds.bytes,
-        );
-        families.register(
             "istio_xds_connection_terminations",
             unstable("The total number of ends of the discovery stream"),
             xds.terminations,
@@ -220,5 +213,47 @@ impl EncodeLabelValue for Protocol {
 impl EncodeLabelValue for Text {
     fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
         (&*self.0).encode(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names, help texts and types; the rest of the recording is tested where it is made.
+    #[test]
+    fn every_recorded_family_of_ours_is_there() {
+        let mut registry = Registry::new("ztunnel", "unknown");
+        Metrics::default().register(&mut registry);
+        let text = registry.text().unwrap();
+        let recorded = include_str!("../testdata/admin/metrics-server-node.txt");
+        let ours = |line: &&str| line.starts_with("# ") && line.contains("workload_manager");
+        assert_eq!(recorded.lines().filter(ours).count(), 8);
+        for line in recorded.lines().filter(ours) {
+            assert!(
+                text.lines().any(|printed| printed == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn strange_query_types_share_a_series() {
+        let dns = DnsMetrics::default();
+        for kind in [
+            None,
+            Some(RecordType::Unknown(65_280)),
+            Some(RecordType::NULL),
+        ] {
+            let labels = DnsLabels::new(kind, Protocol::Udp, None, "alpha".into());
+            dns.requests.get_or_create(&labels).inc();
+        }
+        let mut registry = Registry::new("ztunnel", "unknown");
+        registry
+            .families()
+            .register("istio_dns_requests", "x", dns.requests);
+        let text = registry.text().unwrap();
+        let line = "istio_dns_requests_total{request_query_type=\"other\",request_protocol=\"udp\",source_workload=\"unknown\",source_workload_namespace=\"alpha\"} 3";
+        assert!(text.lines().any(|printed| printed == line), "{text}");
     }
 }

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hbone::{Hold, Identity};
+use hbone::Identity;
 use mesh::{Mesh, Snapshot, Workload};
 use ops::drain::{Drain, Drained};
 use tokio::net::{TcpListener, TcpStream};
@@ -54,8 +54,6 @@ pub struct Known {
     pub workload: Arc<Workload>,
     /// Who its connections are.
     pub identity: Identity,
-    /// Keeps its certificate renewed for as long as the pod is here.
-    _certificate: Hold,
 }
 
 /// Why a pod's proxy could not start. The node agent shows the text to the operator.
@@ -196,12 +194,10 @@ impl Pod {
                 return;
             }
         };
-        let certificate = node.certificates.hold(&identity);
         let _ = self.known.set(Known {
             workload_uid: workload.uid.clone(),
             workload,
             identity,
-            _certificate: certificate,
         });
         self.learned.notify_waiters();
         node.pod_started(&self);
@@ -226,31 +222,45 @@ enum Door {
     Tunnel,
 }
 
-/// Takes connections until the pod leaves. The listener closes when this ends. Tokio's `accept`
-/// goes back to the poller only when the backlog is empty, so a burst is taken in one go.
+/// Takes connections until the pod leaves; then those that already stood in the backlog, which would
+/// be reset otherwise, and closes the listener. Tokio's `accept` goes back to the poller only when
+/// the backlog is empty, so a burst is taken in one go.
 async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: TcpListener) {
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
             biased;
-            () = pod.drain.accepting().cancelled() => return,
+            () = pod.drain.accepting().cancelled() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((tcp, peer)) => {
                 trouble.over();
-                let (node, task_pod) = (node.clone(), pod.clone());
-                pod.drain.spawn(async move {
-                    let now = task_pod.drain.now().clone();
-                    tokio::select! {
-                        () = now.cancelled() => {}
-                        () = serve(&node, &task_pod, door, tcp, unmapped(peer)) => {}
-                    }
-                });
+                take(&node, &pod, door, tcp, peer);
             }
             Err(error) => trouble.wait(&pod, door, &error).await,
         }
     }
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((tcp, peer)) = listener.accept() {
+            if tcp.set_nonblocking(true).is_ok()
+                && let Ok(tcp) = TcpStream::from_std(tcp)
+            {
+                take(&node, &pod, door, tcp, peer);
+            }
+        }
+    }
+}
+
+/// Makes a connection a task of its own, which ends at the latest when the pod's work is cut.
+fn take(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {
+    let (node, task_pod) = (node.clone(), pod.clone());
+    pod.drain.spawn(async move {
+        tokio::select! {
+            () = task_pod.drain.now().cancelled() => {}
+            () = serve(&node, &task_pod, door, tcp, unmapped(peer)) => {}
+        }
+    });
 }
 
 async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {

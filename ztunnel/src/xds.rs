@@ -425,4 +425,73 @@ mod tests {
             assert!(error.contains("root-cert.pem"), "{error}");
         }
     }
+
+    /// A server certificate for `istiod.test`, its key, and the root that signed it.
+    fn server() -> (Arc<rustls::ServerConfig>, String) {
+        let root_key = rcgen::KeyPair::generate().unwrap();
+        let mut root = rcgen::CertificateParams::default();
+        root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root_certificate = root.self_signed(&root_key).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(["istiod.test".to_owned()]).unwrap();
+        let leaf = leaf
+            .signed_by(&key, &rcgen::Issuer::new(root, root_key))
+            .unwrap();
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let config = rustls::ServerConfig::builder_with_provider(hbone::tls::crypto_provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], key);
+        (Arc::new(config.unwrap()), root_certificate.pem())
+    }
+
+    #[tokio::test]
+    async fn roots_are_read_for_each_connection_and_names_are_checked() {
+        let (tls, root) = server();
+        let (_, other_root) = server();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("https://{}", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    tokio_rustls::TlsAcceptor::from(tls)
+                        .accept(tcp)
+                        .await
+                        .map(drop)
+                });
+            }
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("root-cert.pem");
+        let error = async |name| {
+            connect(&uri, &path, Some(name))
+                .await
+                .err()
+                .map(|error| error.to_string())
+        };
+
+        std::fs::write(&path, &other_root).unwrap();
+        assert!(
+            error("istiod.test")
+                .await
+                .unwrap()
+                .contains("invalid peer certificate")
+        );
+        // Rotation: both roots for a while, then the new one alone.
+        std::fs::write(&path, [other_root, root.clone()].concat()).unwrap();
+        assert_eq!(error("istiod.test").await, None);
+        std::fs::write(&path, root).unwrap();
+        assert_eq!(error("istiod.test").await, None);
+        assert!(
+            error("istiod.other")
+                .await
+                .unwrap()
+                .contains("not valid for name")
+        );
+    }
 }

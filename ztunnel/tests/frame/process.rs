@@ -36,13 +36,18 @@ impl Drop for Running {
 
 /// Starts ztunnel in `place`, its stdout a pipe.
 fn start(place: &Place, agent: PathBuf) -> Running {
+    start_as(place, agent, "exec \"$0\" proxy ztunnel")
+}
+
+/// The same, by a shell command that ends in becoming it.
+fn start_as(place: &Place, agent: PathBuf, command: &'static str) -> Running {
     place.inside(move || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ztunnel"));
-        command
-            .args(["proxy", "ztunnel"])
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", command, env!("CARGO_BIN_EXE_ztunnel")])
             .envs(ENVIRONMENT)
             .env("INPOD_UDS", agent);
-        Running(command.stdout(Stdio::piped()).spawn().unwrap())
+        Running(shell.stdout(Stdio::piped()).spawn().unwrap())
     })
 }
 
@@ -75,6 +80,24 @@ fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+fn read_all(mut stdout: std::process::ChildStdout) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut log = String::new();
+        stdout.read_to_string(&mut log).unwrap();
+        log
+    })
+}
+
+fn workload() -> wire::Workload {
+    wire::Workload {
+        uid: "w".into(),
+        name: "client".into(),
+        namespace: "app".into(),
+        node: "node-1".into(),
+        ..Default::default()
+    }
+}
+
 /// Each connection is a line or more of the log, and nobody reads the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_stdout_stops_neither_connections_nor_the_end() {
@@ -83,13 +106,7 @@ async fn unread_stdout_stops_neither_connections_nor_the_end() {
     };
     let directory = tempfile::tempdir().unwrap();
     let agent = FakeAgent::listen(directory.path().join("agent.sock"));
-    let workload = wire::Workload {
-        uid: "w".into(),
-        name: "client".into(),
-        namespace: "app".into(),
-        node: "node-1".into(),
-        ..Default::default()
-    };
+    let workload = workload();
     control::serve(
         place
             .netns()
@@ -147,17 +164,66 @@ async fn unread_stdout_stops_neither_connections_nor_the_end() {
     assert!(status.success(), "{status}");
 }
 
+/// With 64 descriptors, 200 connections that say nothing: the rest wait, and when they go it goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn running_out_of_descriptors_passes() {
+    let (Some(place), Some(pod)) = (Place::new(), Place::new()) else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.sock");
+    let agent = FakeAgent::listen(path.clone());
+    let mut ztunnel = start_as(&place, path, "ulimit -n 64; exec \"$0\" proxy ztunnel");
+    let log = read_all(ztunnel.0.stdout.take().unwrap());
+    let workload = workload();
+    control::serve(
+        place
+            .netns()
+            .listen_on("127.0.0.1:15010".parse().unwrap())
+            .unwrap(),
+        workload,
+    );
+    let agent = agent.accept().await;
+    assert_eq!(agent.add("uid", "client", pod.fd()).await, "");
+
+    let netns = pod.netns();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(
+            netns
+                .connect(From::Any, "127.0.0.1:15008".parse().unwrap())
+                .await
+                .unwrap(),
+        );
+    }
+    let mut waiting = netns
+        .connect(From::Any, "127.0.0.1:15001".parse().unwrap())
+        .await
+        .unwrap();
+    let answered = tokio::time::timeout(Duration::from_millis(500), waiting.read(&mut [0])).await;
+    assert!(
+        answered.is_err(),
+        "there were descriptors left, the test shows nothing"
+    );
+    drop(silent);
+    let answered = tokio::time::timeout(Duration::from_secs(20), waiting.read(&mut [0])).await;
+    assert!(answered.is_ok(), "accepting did not go on");
+    drop(ztunnel);
+    let log = log.join().unwrap();
+    let complaints = log.matches("cannot accept connections").count();
+    assert!(
+        (1..20).contains(&complaints),
+        "said once per listener, not once per attempt: {complaints}"
+    );
+}
+
 #[test]
 fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
     let Some(place) = Place::new() else { return };
     let directory = tempfile::tempdir().unwrap();
     let mut ztunnel = start(&place, directory.path().join("none.sock"));
-    let mut stdout = ztunnel.0.stdout.take().unwrap();
-    let log = std::thread::spawn(move || {
-        let mut log = String::new();
-        stdout.read_to_string(&mut log).unwrap();
-        log
-    });
+    let stdout = ztunnel.0.stdout.take().unwrap();
+    let log = read_all(stdout);
     until("doors are open", || get(&place, 15021, "/healthz/ready"));
     let ready = get(&place, 15021, "/healthz/ready").unwrap();
     assert!(
