@@ -16,7 +16,7 @@
 //! | `tls` | the only file that names rustls: cryptography, who verifies whom |
 //! | `certs`, `ca` | one current certificate per identity; how it is asked for |
 //! | `request` | what a CONNECT says |
-//! | `server` | accept → handshake → requests |
+//! | `server`, `incoming` | accept → handshake → requests and their answers |
 //! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
 //! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
 //! | `limits`, `gauge` | what a peer may do, and how we notice |
@@ -29,6 +29,7 @@ pub mod certs;
 pub mod client;
 pub mod copy;
 pub mod identity;
+pub mod incoming;
 pub mod limits;
 pub mod pool;
 pub mod request;
@@ -50,12 +51,11 @@ pub use certs::{
 pub use client::{Connect, OpenError};
 pub use copy::{Counters, Ended, HalfEnd, both_ways, tcp_both_ways};
 pub use identity::{Identity, IdentityError};
+pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Limits, Refusal};
 pub use pool::{Destination, Dial, Pool, PoolConfig, PoolStats};
 pub use request::{Authority, RequestHeaders};
-pub use server::{
-    AcceptError, Connection, ConnectionError, Request, ResponseHeaders, Status, accept,
-};
+pub use server::{AcceptError, Connection, ConnectionError, accept};
 pub use socket::Socket;
 pub use tls::TlsError;
 pub use tunnel::{Reader, Tunnel, TunnelError, TunnelIo, Writer};

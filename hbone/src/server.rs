@@ -2,8 +2,8 @@
 //!
 //! 1. handshake within a deadline: TLS with a proven client, then HTTP/2   ([`accept`])
 //! 2. requests one at a time                                               ([`Connection::next`])
-//! 3. what is no CONNECT to a readable authority is refused here           (`Connection::admit`)
-//! 4. the caller decides: a tunnel, or a refusal                           ([`Request`])
+//! 3. what is no CONNECT to a readable authority is answered here and told  ([`Incoming::Refused`])
+//! 4. the caller decides: a tunnel, or a refusal                           ([`Incoming::Request`])
 //! 5. drain: GOAWAY, streams go on, deadline, end                          ([`Connection::drain`])
 //!
 //! [`Connection::next`] also drives every tunnel of the connection: call it until it returns `None`,
@@ -22,7 +22,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -35,14 +34,13 @@ use crate::{
     engine::{Occupancy, Pinger, Room},
     gauge::{Gauge, Gauged},
     identity::Identity,
+    incoming::{self, Answer, Incoming},
     limits::{
         CONNECTION_WINDOW, FRAME, Limits, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
         STREAMS,
     },
-    request::{Authority, RequestHeaders},
     socket::Socket,
     tls::{Session, Stream, TlsError},
-    tunnel::{Tunnel, TunnelError},
 };
 
 /// How long a connection that was told to go may take to read it.
@@ -194,9 +192,10 @@ where
         self.occupancy.streams()
     }
 
-    /// The next request. `None` after the end; an error once before it when the end was not peaceful.
-    /// Drives all tunnels of the connection. Cancel safe.
-    pub async fn next(&mut self) -> Option<Result<Request, ConnectionError>> {
+    /// The next request, or the news that one was answered here because it makes no sense. `None` after
+    /// the end; an error once before it when the end was not peaceful. Drives all tunnels of the
+    /// connection. Cancel safe.
+    pub async fn next(&mut self) -> Option<Result<Incoming, ConnectionError>> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
@@ -212,7 +211,7 @@ where
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Request, ConnectionError>>> {
+    ) -> Poll<Option<Result<Incoming, ConnectionError>>> {
         loop {
             self.begin_drain();
             if matches!(self.phase, Phase::Over) {
@@ -220,8 +219,8 @@ where
             }
             match self.engine.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    if let Some(request) = self.admit(request, respond) {
-                        return Poll::Ready(Some(Ok(request)));
+                    if let Some(incoming) = self.admit(request, respond) {
+                        return Poll::Ready(Some(Ok(incoming)));
                     }
                     continue;
                 }
@@ -285,7 +284,7 @@ where
     }
 
     /// The engine has ended; what is there to say about it.
-    fn over(&mut self, error: Option<h2::Error>) -> Option<Result<Request, ConnectionError>> {
+    fn over(&mut self, error: Option<h2::Error>) -> Option<Result<Incoming, ConnectionError>> {
         if let Phase::Leaving(_, error) = std::mem::replace(&mut self.phase, Phase::Over) {
             return Some(Err(error));
         }
@@ -308,162 +307,23 @@ where
         Some(Err(ConnectionError::Protocol(error.to_string())))
     }
 
-    /// Lets a request through to the caller, or answers it.
+    /// Lets a request through to the caller, or answers it and says why.
     fn admit(
         &mut self,
         request: http::Request<h2::RecvStream>,
         respond: h2::server::SendResponse<Bytes>,
-    ) -> Option<Request> {
+    ) -> Option<Incoming> {
         // The engine keeps to STREAMS; a lease that lags behind a stream's end must not refuse one.
         let lease = self.occupancy.lease(usize::MAX >> 1)?;
         if let Some(target) = self.room.grow(self.occupancy.streams()) {
             self.engine.set_target_window_size(target);
         }
-        let (parts, body) = request.into_parts();
-        let mut answer = Answer {
-            respond,
-            gauge: self.gauge.clone(),
-        };
-        if parts.method != Method::CONNECT {
-            self.limits.refused(Refusal::NotConnect);
-            answer.refuse(StatusCode::BAD_REQUEST);
-            return None;
+        let answer = Answer::new(respond, self.gauge.clone());
+        let incoming = incoming::read(request, answer, lease);
+        if let Incoming::Refused(why) = &incoming {
+            self.limits.refused(why.kind());
         }
-        let Some(authority) = parts.uri.authority().and_then(|a| a.as_str().parse().ok()) else {
-            self.limits.refused(Refusal::Authority);
-            answer.refuse(StatusCode::BAD_REQUEST);
-            return None;
-        };
-        let headers = read_headers(&parts.headers);
-        Some(Request {
-            authority,
-            headers,
-            answer,
-            body,
-            lease,
-        })
-    }
-}
-
-fn read_headers(map: &HeaderMap) -> RequestHeaders {
-    let text = |name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(Box::from);
-    let baggage: Vec<&str> = map
-        .get_all("baggage")
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect();
-    RequestHeaders {
-        baggage: (!baggage.is_empty()).then(|| baggage.join(",").into()),
-        forwarded: text("forwarded"),
-        traceparent: text("traceparent"),
-        x_forwarded_network: text("x-forwarded-network"),
-        x_istio_source: text("x-istio-source"),
-    }
-}
-
-/// A CONNECT that waits for an answer. Dropped without one, its stream is reset.
-pub struct Request {
-    /// Where to.
-    pub authority: Authority,
-    /// What came along.
-    pub headers: RequestHeaders,
-    answer: Answer,
-    body: h2::RecvStream,
-    lease: crate::engine::Lease,
-}
-
-/// Headers of our answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ResponseHeaders {
-    /// `baggage` of the destination, if the peer is to learn it.
-    pub baggage: Option<String>,
-}
-
-/// The answers a mesh gives instead of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Status {
-    /// 400: this destination is not ours to serve.
-    BadRequest,
-    /// 401: denied by policy.
-    Denied,
-    /// 503: the destination cannot be reached.
-    Unavailable,
-}
-
-impl Status {
-    /// The HTTP status code.
-    pub fn code(self) -> u16 {
-        self.http().as_u16()
-    }
-
-    fn http(self) -> StatusCode {
-        match self {
-            Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::Denied => StatusCode::UNAUTHORIZED,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-        }
-    }
-}
-
-impl Request {
-    /// Answers 200; from now on bytes flow.
-    ///
-    /// # Errors
-    /// When the peer has given up on the stream or the connection is gone.
-    pub fn accept(mut self, headers: ResponseHeaders) -> Result<Tunnel, TunnelError> {
-        let mut response = Response::new(());
-        if let Some(baggage) = headers.baggage.and_then(|b| HeaderValue::try_from(b).ok()) {
-            response.headers_mut().insert("baggage", baggage);
-        }
-        let send = self.answer.send(response, false)?;
-        Ok(Tunnel::new(self.body, send, self.lease))
-    }
-
-    /// Answers with a status and ends the stream.
-    pub fn refuse(mut self, status: Status) {
-        self.answer.refuse(status.http());
-    }
-
-    /// Ready when the peer has given up on the request. Cancel safe.
-    pub async fn abandoned(&mut self) {
-        let _ = poll_fn(|cx| self.answer.respond.poll_reset(cx)).await;
-        self.answer.gauge.reset_early();
-    }
-}
-
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request")
-            .field("authority", &self.authority)
-            .field("headers", &self.headers)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The way back for one request.
-struct Answer {
-    respond: h2::server::SendResponse<Bytes>,
-    gauge: Arc<Gauge>,
-}
-
-impl Answer {
-    fn refuse(&mut self, status: StatusCode) {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
-        // The peer has gone: nobody is left to be told.
-        let _ = self.send(response, true);
-    }
-
-    fn send(
-        &mut self,
-        response: Response<()>,
-        end: bool,
-    ) -> Result<h2::SendStream<Bytes>, TunnelError> {
-        self.respond.send_response(response, end).map_err(|error| {
-            // The stream was reset before its answer: what rapid reset lives on.
-            self.gauge.reset_early();
-            error.into()
-        })
+        Some(incoming)
     }
 }
 

@@ -165,13 +165,13 @@ async fn a_connection_that_dies_under_a_request_is_replaced_without_the_caller_n
         let mut first = hbone::accept(socket, certificate.clone(), &Refusals::default().limits())
             .await
             .unwrap();
-        let request = first.next().await.unwrap().unwrap();
+        let request = common::request(&mut first).await;
         drop((request, first)); // dies with the request unanswered
         let (socket, _) = listener.accept().await.unwrap();
         let mut second = hbone::accept(socket, certificate.clone(), &Refusals::default().limits())
             .await
             .unwrap();
-        let request = second.next().await.unwrap().unwrap();
+        let request = common::request(&mut second).await;
         tokio::spawn(common::echo(request));
         tokio::spawn(async move { second.next().await.is_none() });
     };

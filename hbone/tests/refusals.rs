@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::{Ca, HOUR, Refusals, Server, identity, raw, raw::Raw};
-use hbone::{AcceptError, ConnectionError, OpenError, PoolConfig, Refusal, TlsError};
+use hbone::{AcceptError, ConnectionError, Incoming, OpenError, PoolConfig, Refusal, TlsError};
 use tokio::net::TcpStream;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
@@ -504,6 +504,54 @@ async fn what_is_no_connect_is_answered_and_counted() {
     let seen = attacked.refusals.seen();
     assert_eq!(seen[0], Refusal::NotConnect);
     assert_eq!(seen[1..], [Refusal::Authority; 4]);
+}
+
+#[tokio::test]
+async fn a_request_that_makes_no_sense_is_told_in_the_peers_own_words() {
+    let ca = Ca::new();
+    let (near, far) = common::socket_pair().await;
+    let badge = raw::badge(&ca, &[CLIENT], soon());
+    let long = format!("{}:x", "a".repeat(100));
+    let client = tokio::spawn(async move {
+        let mut peer = Raw::connect(near, raw::tls_client(Some(badge), &["h2"]))
+            .await
+            .unwrap();
+        peer.hello().await.unwrap();
+        let get = [
+            (":method", "GET"),
+            (":scheme", "https"),
+            (":path", "/"),
+            (":authority", "10.0.0.1:80"),
+        ];
+        peer.request(1, &get).await.unwrap();
+        peer.request(3, &raw::connect_headers("10.0.0.1"))
+            .await
+            .unwrap();
+        peer.request(5, &[(":method", "CONNECT")]).await.unwrap();
+        peer.request(7, &raw::connect_headers(&long)).await.unwrap();
+        peer.request(9, &raw::connect_headers("10.0.0.1:80"))
+            .await
+            .unwrap();
+        peer // stays open until all is read
+    });
+    let limits = Refusals::default().limits();
+    let mut connection = hbone::accept(far, ca.certificate(&identity("server")), &limits)
+        .await
+        .unwrap();
+    for said in [
+        "expected method CONNECT, got GET".to_owned(),
+        "no valid authority pseudo header: 10.0.0.1".to_owned(),
+        "no valid authority pseudo header: ".to_owned(),
+        format!("no valid authority pseudo header: {}", "a".repeat(80)),
+    ] {
+        match connection.next().await {
+            Some(Ok(Incoming::Refused(why))) => assert_eq!(why.to_string(), said),
+            other => panic!("{other:?}"),
+        }
+    }
+    let request = common::request(&mut connection).await;
+    assert_eq!(request.authority.to_string(), "10.0.0.1:80");
+    drop(client.await);
 }
 
 #[tokio::test]

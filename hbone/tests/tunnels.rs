@@ -414,7 +414,7 @@ async fn a_drained_connection_finishes_its_tunnels_and_takes_no_new_ones() {
         let mut connection = hbone::accept(socket, certificate.clone(), &limits)
             .await
             .unwrap();
-        let request = connection.next().await.unwrap().unwrap();
+        let request = common::request(&mut connection).await;
         let tunnel = request.accept(ResponseHeaders::default()).unwrap();
         tokio::spawn(common::echo_tunnel(tunnel));
         connection.drain(Duration::from_secs(30));
@@ -459,7 +459,7 @@ async fn a_drain_ends_at_its_deadline() {
     let serving = async {
         let (socket, _) = listener.accept().await.unwrap();
         let mut connection = hbone::accept(socket, certificate, &limits).await.unwrap();
-        let request = connection.next().await.unwrap().unwrap();
+        let request = common::request(&mut connection).await;
         let held = request.accept(ResponseHeaders::default()).unwrap();
         connection.drain(Duration::from_millis(50));
         let driving = tokio::spawn(async move { connection.next().await });

@@ -16,7 +16,8 @@ use std::{
 
 use hbone::{
     Certificate, Certificates, CertificatesConfig, Connect, Connection, Destination, Identity,
-    Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError, Signer, Tunnel,
+    Incoming, Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError, Signer,
+    Tunnel,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
@@ -219,14 +220,23 @@ where
     }
 }
 
+/// The next request of a connection, which must make sense.
+pub async fn request(connection: &mut Connection) -> Request {
+    match connection.next().await {
+        Some(Ok(Incoming::Request(request))) => request,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Runs a connection to its end.
 pub async fn drive<F>(connection: &mut Connection, serve: F)
 where
     F: Fn(Request) -> Served,
 {
-    while let Some(request) = connection.next().await {
-        match request {
-            Ok(request) => drop(tokio::spawn(serve(request))),
+    while let Some(incoming) = connection.next().await {
+        match incoming {
+            Ok(Incoming::Request(request)) => drop(tokio::spawn(serve(request))),
+            Ok(Incoming::Refused(_)) => {}
             Err(_) => return,
         }
     }

@@ -1,0 +1,211 @@
+//! One request as it arrives, and the ways to answer it.
+//!
+//! 1. the engine hands over head, body and the way back             ([`read`])
+//! 2. no CONNECT, or no authority to act upon: answered 400 at once ([`Incoming::Refused`])
+//! 3. anything else waits for the caller's answer                   ([`Request`]): a tunnel, or a status
+
+use std::{fmt, future::poll_fn, sync::Arc};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+
+use crate::{
+    engine::Lease,
+    gauge::Gauge,
+    limits::Refusal,
+    request::{Authority, RequestHeaders},
+    tunnel::{Tunnel, TunnelError},
+};
+
+/// What comes in on a connection.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A CONNECT that waits for an answer.
+    Request(Request),
+    /// A request that makes no sense. It has been answered with 400 and counted; there is nothing left
+    /// to do but to tell.
+    Refused(Malformed),
+}
+
+/// Why a request makes no sense. Holds at most the first 80 characters of what the peer wrote.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Another method than CONNECT.
+    #[error("expected method CONNECT, got {0}")]
+    Method(String),
+    /// The authority is missing, or is not `ip:port` or `host:port`.
+    #[error("no valid authority pseudo header: {0}")]
+    Authority(String),
+}
+
+impl Malformed {
+    /// What it counts as.
+    pub fn kind(&self) -> Refusal {
+        match self {
+            Self::Method(_) => Refusal::NotConnect,
+            Self::Authority(_) => Refusal::Authority,
+        }
+    }
+}
+
+/// Reads a request; answers it if it makes no sense.
+pub(crate) fn read(
+    request: http::Request<h2::RecvStream>,
+    mut answer: Answer,
+    lease: Lease,
+) -> Incoming {
+    let (parts, body) = request.into_parts();
+    match destination(&parts) {
+        Ok(authority) => Incoming::Request(Request {
+            authority,
+            headers: read_headers(&parts.headers),
+            answer,
+            body,
+            lease,
+        }),
+        Err(why) => {
+            answer.refuse(StatusCode::BAD_REQUEST);
+            Incoming::Refused(why)
+        }
+    }
+}
+
+fn destination(parts: &http::request::Parts) -> Result<Authority, Malformed> {
+    if parts.method != Method::CONNECT {
+        return Err(Malformed::Method(excerpt(parts.method.as_str())));
+    }
+    let said = parts.uri.authority().map_or("", |said| said.as_str());
+    said.parse()
+        .map_err(|_| Malformed::Authority(excerpt(said)))
+}
+
+/// Enough of a peer's text to recognise it by.
+fn excerpt(text: &str) -> String {
+    text.chars().take(80).collect()
+}
+
+fn read_headers(map: &HeaderMap) -> RequestHeaders {
+    let text = |name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(Box::from);
+    let baggage: Vec<&str> = map
+        .get_all("baggage")
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .collect();
+    RequestHeaders {
+        baggage: (!baggage.is_empty()).then(|| baggage.join(",").into()),
+        forwarded: text("forwarded"),
+        traceparent: text("traceparent"),
+        x_forwarded_network: text("x-forwarded-network"),
+        x_istio_source: text("x-istio-source"),
+    }
+}
+
+/// A CONNECT that waits for an answer. Dropped without one, its stream is reset.
+pub struct Request {
+    /// Where to.
+    pub authority: Authority,
+    /// What came along.
+    pub headers: RequestHeaders,
+    answer: Answer,
+    body: h2::RecvStream,
+    lease: Lease,
+}
+
+/// Headers of our answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ResponseHeaders {
+    /// `baggage` of the destination, if the peer is to learn it.
+    pub baggage: Option<String>,
+}
+
+/// The answers a mesh gives instead of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// 400: this destination is not ours to serve.
+    BadRequest,
+    /// 401: denied by policy.
+    Denied,
+    /// 503: the destination cannot be reached.
+    Unavailable,
+}
+
+impl Status {
+    /// The HTTP status code.
+    pub fn code(self) -> u16 {
+        self.http().as_u16()
+    }
+
+    fn http(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Denied => StatusCode::UNAUTHORIZED,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Request {
+    /// Answers 200; from now on bytes flow.
+    ///
+    /// # Errors
+    /// When the peer has given up on the stream or the connection is gone.
+    pub fn accept(mut self, headers: ResponseHeaders) -> Result<Tunnel, TunnelError> {
+        let mut response = Response::new(());
+        if let Some(baggage) = headers.baggage.and_then(|b| HeaderValue::try_from(b).ok()) {
+            response.headers_mut().insert("baggage", baggage);
+        }
+        let send = self.answer.send(response, false)?;
+        Ok(Tunnel::new(self.body, send, self.lease))
+    }
+
+    /// Answers with a status and ends the stream.
+    pub fn refuse(mut self, status: Status) {
+        self.answer.refuse(status.http());
+    }
+
+    /// Ready when the peer has given up on the request. Cancel safe.
+    pub async fn abandoned(&mut self) {
+        let _ = poll_fn(|cx| self.answer.respond.poll_reset(cx)).await;
+        self.answer.gauge.reset_early();
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("authority", &self.authority)
+            .field("headers", &self.headers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The way back for one request.
+pub(crate) struct Answer {
+    respond: h2::server::SendResponse<Bytes>,
+    gauge: Arc<Gauge>,
+}
+
+impl Answer {
+    pub(crate) fn new(respond: h2::server::SendResponse<Bytes>, gauge: Arc<Gauge>) -> Self {
+        Self { respond, gauge }
+    }
+
+    fn refuse(&mut self, status: StatusCode) {
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // The peer has gone: nobody is left to be told.
+        let _ = self.send(response, true);
+    }
+
+    fn send(
+        &mut self,
+        response: Response<()>,
+        end: bool,
+    ) -> Result<h2::SendStream<Bytes>, TunnelError> {
+        self.respond.send_response(response, end).map_err(|error| {
+            // The stream was reset before its answer: what rapid reset lives on.
+            self.gauge.reset_early();
+            error.into()
+        })
+    }
+}
