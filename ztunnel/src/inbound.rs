@@ -9,13 +9,15 @@
 //!
 //! Plaintext (15006, redirected by the pod's packet rules): the same from 3 on, without an identity.
 
-use std::borrow::Cow;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{AcceptError, Authority, CertificateError, Identity, Request, ResponseHeaders, Status};
+use hbone::{
+    AcceptError, Authority, CertificateError, ConnectionError, Identity, Incoming, Malformed,
+    Request, ResponseHeaders, Status,
+};
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
 use tokio::io::AsyncWriteExt;
@@ -43,8 +45,10 @@ pub(crate) enum Failed {
     Certificate(#[from] CertificateError),
     #[error(transparent)]
     Accept(#[from] AcceptError),
-    #[error("{0}")]
-    Malformed(Cow<'static, str>),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    CutOff(#[from] ConnectionError),
     #[error(transparent)]
     Misdirected(#[from] Misdirected),
     #[error(transparent)]
@@ -77,8 +81,8 @@ pub async fn serve_tunnel(
     let accepting = pod.drain.accepting().clone();
     let mut draining = false;
     loop {
-        let request = tokio::select! {
-            request = connection.next() => request,
+        let incoming = tokio::select! {
+            incoming = connection.next() => incoming,
             () = accepting.cancelled(), if !draining => {
                 // Streams that are open go on; the peer opens no new ones here.
                 draining = true;
@@ -86,15 +90,42 @@ pub async fn serve_tunnel(
                 continue;
             }
         };
-        match request {
-            Some(Ok(request)) => spawn_request(node, pod, request, connection.peer(), peer, local),
-            Some(Err(why)) => {
-                let mut report = Report::new(node, pod, Reporter::Destination, peer, local);
-                report.failed(&Failed::Malformed(why.to_string().into()));
+        match incoming {
+            Some(Ok(Incoming::Request(request))) => {
+                spawn_request(node, pod, request, connection.peer(), peer, local);
             }
+            Some(Ok(Incoming::Refused(why))) => {
+                told(node, pod, peer, local, connection.peer(), &why.into());
+            }
+            // Its tunnels, if it had any, say for themselves how they ended.
+            Some(Err(why @ (ConnectionError::Lost(_) | ConnectionError::DrainDeadline(_)))) => {
+                tracing::debug!(src.addr = %peer, dst.addr = %local, %why, "tunnel connection ended");
+            }
+            Some(Err(why)) => told(node, pod, peer, local, connection.peer(), &why.into()),
             None => return,
         }
     }
+}
+
+/// One line, counted as failed, for what a proven peer did that is no tunnel. How many lines a peer can cause is
+/// bounded where lines are written: the log drops and counts what it cannot keep up with.
+fn told(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    identity: &Identity,
+    why: &Failed,
+) {
+    let mut report = Report::new(node, pod, Reporter::Destination, peer, local);
+    let mut ends = known_of(pod);
+    if let Some(destination) = &ends.destination {
+        ends.source = source_of(&node.mesh.load(), destination, peer, Some(identity));
+    }
+    ends.source_identity = Some(identity.clone());
+    ends.secured = true;
+    report.between(ends);
+    report.failed(why);
 }
 
 async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connection, Failed> {
@@ -395,8 +426,10 @@ fn is_about_the_source(error: &io::Error) -> bool {
 impl Failure for Failed {
     fn flag(&self) -> Flag {
         match self {
-            Self::Unknown(_) | Self::Certificate(_) | Self::Malformed(_) => Flag::Connect,
-            Self::Accept(_) => Flag::TlsFailure,
+            Self::Unknown(_) | Self::Certificate(_) => Flag::Connect,
+            Self::Malformed(_) | Self::CutOff(_) => Flag::Connect,
+            Self::Accept(AcceptError::Preface(_)) => Flag::H2HandshakeFailure,
+            Self::Accept(AcceptError::Slow(_) | AcceptError::Tls(_)) => Flag::TlsFailure,
             Self::Misdirected(why) => why.flag(),
             Self::Denied(why) => why.flag(),
             Self::App(_) => Flag::Connect,
