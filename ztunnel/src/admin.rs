@@ -9,7 +9,9 @@
 //! A dump of a large mesh is hundreds of megabytes: it is written on a thread of its own into a
 //! few small chunks, never faster than the caller reads.
 
+mod certificates;
 mod dump;
+mod policies;
 mod settings;
 mod shapes;
 

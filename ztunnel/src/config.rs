@@ -3,12 +3,17 @@
 //! Names are those Istio's ztunnel reads, so that its chart and people's habits fit; the few of
 //! ours begin with `AMBIT_`. Each default says why it is what it is.
 
+mod values;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+
+pub use values::Workers;
+use values::{DEFAULT_CONTROL_PLANE, DEFAULT_ROOT, address, duration, filled, number, path, root};
 
 /// The node proxy of the mesh.
 #[derive(Debug, Clone, Parser)]
@@ -245,123 +250,6 @@ impl Config {
     }
 }
 
-/// Threads for traffic: a number, or a share of the machine's cores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Workers {
-    /// That many.
-    Count(usize),
-    /// That many hundredths of the cores.
-    Percent(usize),
-}
-
-impl Workers {
-    fn parse(text: &str) -> Result<Self, String> {
-        let bad =
-            || format!("{text:?} is neither a number of threads nor a percentage such as 50%");
-        let (number, kind): (&str, fn(usize) -> Self) = match text.strip_suffix('%') {
-            Some(percent) => (percent, Self::Percent),
-            None => (text, Self::Count),
-        };
-        let number: usize = number.parse().map_err(|_| bad())?;
-        if number == 0 {
-            Err(bad())
-        } else {
-            Ok(kind(number))
-        }
-    }
-}
-
-/// `host:port`, `https://host:port` or `http://host:port` into a URL. Empty means the default:
-/// charts leave variables empty.
-fn address(text: &str) -> Result<String, String> {
-    let text = if text.is_empty() {
-        DEFAULT_CONTROL_PLANE
-    } else {
-        text
-    };
-    let url = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("https://{text}")
-    };
-    let uri: http::Uri = url.parse().map_err(|error| format!("{text:?}: {error}"))?;
-    match (uri.scheme_str(), uri.port_u16()) {
-        (Some("http" | "https"), Some(_)) => Ok(url.trim_end_matches('/').to_owned()),
-        (Some("http" | "https"), None) => Err(format!("{text:?}: the port is missing")),
-        _ => Err(format!("{text:?}: use host:port or https://host:port")),
-    }
-}
-
-fn root(text: &str) -> Result<PathBuf, String> {
-    Ok(match text {
-        "" => DEFAULT_ROOT,
-        "SYSTEM" => "/etc/ssl/certs/ca-certificates.crt",
-        path => path,
-    }
-    .into())
-}
-
-/// As it is, also empty.
-fn path(text: &str) -> Result<PathBuf, String> {
-    Ok(text.into())
-}
-
-fn filled(text: &str) -> Result<String, String> {
-    if text.is_empty() {
-        Err("must not be empty".into())
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
-/// `0x539` or `1337`.
-fn number(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|_| format!("{text:?} is not a number"))
-}
-
-/// `90`, `90s`, `1500ms`, `5m`, `24h`; also joined, as Go prints them: `1h30m`.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a duration such as 90s, 1500ms, 5m or 1h30m");
-    if let Ok(seconds) = text.parse() {
-        return Ok(Duration::from_secs(seconds));
-    }
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .filter(|&at| at > 0)
-            .ok_or_else(bad)?;
-        let (number, unit) = rest.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        let letters = unit
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(unit.len());
-        let part = match &unit[..letters] {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => Some(Duration::from_secs(number)),
-            "m" => number.checked_mul(60).map(Duration::from_secs),
-            "h" => number.checked_mul(3600).map(Duration::from_secs),
-            _ => None,
-        };
-        total = part
-            .and_then(|part| total.checked_add(part))
-            .ok_or_else(bad)?;
-        rest = &unit[letters..];
-    }
-    if text.is_empty() {
-        Err(bad())
-    } else {
-        Ok(total)
-    }
-}
-
-const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
-const DEFAULT_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,42 +264,6 @@ mod tests {
             config(&["proxy", "ztunnel"]).xds_address,
             "https://istiod.istio-system.svc:15012"
         );
-    }
-
-    #[test]
-    fn addresses_become_urls() {
-        for (given, url) in [
-            (
-                "istiod.istio-system.svc:15012",
-                Some("https://istiod.istio-system.svc:15012"),
-            ),
-            ("https://localhost:15012/", Some("https://localhost:15012")),
-            ("http://127.0.0.1:15010", Some("http://127.0.0.1:15010")),
-            ("https://[fd00::1]:15012", Some("https://[fd00::1]:15012")),
-            ("", Some("https://istiod.istio-system.svc:15012")),
-            ("https://localhost", None),
-            ("unix:///run/x:1", None),
-        ] {
-            assert_eq!(address(given).ok().as_deref(), url, "{given}");
-        }
-    }
-
-    #[test]
-    fn durations_read_as_go_and_people_write_them() {
-        for (text, millis) in [
-            ("90", 90_000),
-            ("90s", 90_000),
-            ("1500ms", 1_500),
-            ("5m", 300_000),
-            ("24h", 86_400_000),
-            ("1h30m", 5_400_000),
-            ("0s", 0),
-        ] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
-        }
-        for text in ["", "s", "5x", "-1s", "1.5s", "5m ", "99999999999999999999h"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
     }
 
     #[test]
@@ -445,9 +297,6 @@ mod tests {
                 workers,
                 "{arguments:?} on {cores}"
             );
-        }
-        for bad in ["0", "0%", "many", "-1"] {
-            assert!(Workers::parse(bad).is_err(), "{bad}");
         }
     }
 

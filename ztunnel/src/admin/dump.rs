@@ -9,8 +9,10 @@ use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
+use super::certificates::CertificateShape;
+use super::policies::PolicyShape;
 use super::settings::{settings, version};
-use super::shapes::{CertificateShape, PolicyShape, ServiceShape, WorkloadShape};
+use super::shapes::{ServiceShape, WorkloadShape};
 use crate::agent::{Listed, Roster};
 use crate::connections;
 use crate::node::Node;

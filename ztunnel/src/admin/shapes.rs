@@ -1,23 +1,17 @@
-//! Pure: the mesh's objects in the JSON shape of Istio's `/config_dump`, which istioctl and Kiali
+//! Pure: workloads and services in the JSON shape of Istio's `/config_dump`, which istioctl and Kiali
 //! parse. Each shape borrows its object and exists only while it is written.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use hbone::{CertificateState, tls::CertificateText};
-use mesh::policy::{Match, ServiceAccountMatch, StringMatch};
 use mesh::service::{IpFamilies, Port};
 use mesh::workload::{ApplicationProtocol, WorkloadType};
 use mesh::{
-    Action, GatewayAddress, GatewayTarget, HealthPolicy, Locality, Mode, Policy, PolicyScope,
-    Scope, Service, Snapshot, Tunnel, VipAddress, Visibility, Workload,
+    GatewayAddress, GatewayTarget, HealthPolicy, Locality, Mode, Scope, Service, Snapshot, Tunnel,
+    VipAddress, Visibility, Workload,
 };
-use ops::time::Seconds;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -333,184 +327,5 @@ fn scope_name(scope: Scope) -> &'static str {
         Scope::Node => "Node",
         Scope::Cluster => "Cluster",
         Scope::Network => "Network",
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PolicyShape<'a> {
-    name: &'a str,
-    namespace: &'a str,
-    scope: &'static str,
-    action: &'static str,
-    rules: Vec<Vec<Vec<MatchShape<'a>>>>,
-    dry_run: bool,
-}
-
-impl<'a> PolicyShape<'a> {
-    pub(super) fn of(policy: &'a Policy) -> Self {
-        let groups = policy.groups.iter().map(|group| {
-            let rules = group
-                .rules
-                .iter()
-                .map(|rule| rule.matches.iter().map(MatchShape::of).collect());
-            rules.collect()
-        });
-        Self {
-            name: &policy.name,
-            namespace: &policy.namespace,
-            scope: match policy.scope {
-                PolicyScope::Global => "Global",
-                PolicyScope::Namespace => "Namespace",
-                PolicyScope::WorkloadSelector => "WorkloadSelector",
-            },
-            action: match policy.action {
-                Action::Allow => "Allow",
-                Action::Deny => "Deny",
-            },
-            rules: groups.collect(),
-            dry_run: policy.dry_run,
-        }
-    }
-}
-
-/// One match; empty fields are left out.
-struct MatchShape<'a>(&'a Match);
-
-impl<'a> MatchShape<'a> {
-    fn of(found: &'a Match) -> Self {
-        Self(found)
-    }
-}
-
-impl Serialize for MatchShape<'_> {
-    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
-        let found = self.0;
-        let mut map = out.serialize_map(None)?;
-        let texts = [
-            ("namespaces", &found.namespaces),
-            ("notNamespaces", &found.not_namespaces),
-            ("principals", &found.principals),
-            ("notPrincipals", &found.not_principals),
-        ];
-        for (key, matches) in texts.into_iter().filter(|(_, matches)| !matches.is_empty()) {
-            map.serialize_entry(key, &matches.iter().map(TextShape::of).collect::<Vec<_>>())?;
-        }
-        let nets = [
-            ("sourceIps", &found.source_ips),
-            ("notSourceIps", &found.not_source_ips),
-            ("destinationIps", &found.destination_ips),
-            ("notDestinationIps", &found.not_destination_ips),
-        ];
-        for (key, nets) in nets.into_iter().filter(|(_, nets)| !nets.is_empty()) {
-            map.serialize_entry(key, nets)?;
-        }
-        let numbers = [
-            ("destinationPorts", &found.destination_ports),
-            ("notDestinationPorts", &found.not_destination_ports),
-        ];
-        for (key, ports) in numbers.into_iter().filter(|(_, ports)| !ports.is_empty()) {
-            map.serialize_entry(key, ports)?;
-        }
-        let accounts = [
-            ("serviceAccounts", &found.service_accounts),
-            ("notServiceAccounts", &found.not_service_accounts),
-        ];
-        for (key, accounts) in accounts
-            .into_iter()
-            .filter(|(_, accounts)| !accounts.is_empty())
-        {
-            map.serialize_entry(
-                key,
-                &accounts.iter().map(AccountShape::of).collect::<Vec<_>>(),
-            )?;
-        }
-        if found.unreadable {
-            map.serialize_entry("unreadable", &true)?;
-        }
-        map.end()
-    }
-}
-
-#[derive(Serialize)]
-enum TextShape<'a> {
-    Exact(&'a str),
-    Prefix(&'a str),
-    Suffix(&'a str),
-    Presence(()),
-}
-
-impl<'a> TextShape<'a> {
-    fn of(found: &'a StringMatch) -> Self {
-        match found {
-            StringMatch::Exact(text) => Self::Exact(text),
-            StringMatch::Prefix(text) => Self::Prefix(text),
-            StringMatch::Suffix(text) => Self::Suffix(text),
-            StringMatch::Presence => Self::Presence(()),
-        }
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct AccountShape<'a> {
-    namespace: &'a str,
-    service_account: &'a str,
-}
-
-impl<'a> AccountShape<'a> {
-    fn of(found: &'a ServiceAccountMatch) -> Self {
-        Self {
-            namespace: &found.namespace,
-            service_account: &found.service_account,
-        }
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct CertificateShape {
-    identity: String,
-    state: String,
-    cert_chain: Vec<CertificateTextShape>,
-    root_certs: Vec<CertificateTextShape>,
-}
-
-impl CertificateShape {
-    pub(super) fn of(state: &CertificateState) -> Self {
-        let texts =
-            |texts: &[CertificateText]| texts.iter().map(CertificateTextShape::of).collect();
-        let certificate = state.certificate.as_deref();
-        Self {
-            identity: state.identity.to_string(),
-            state: state.state.clone(),
-            cert_chain: certificate
-                .map(|certificate| texts(certificate.chain()))
-                .unwrap_or_default(),
-            root_certs: certificate
-                .map(|certificate| texts(certificate.roots()))
-                .unwrap_or_default(),
-        }
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct CertificateTextShape {
-    /// The PEM text, in base64 once more: as Istio has it.
-    pem: String,
-    serial_number: String,
-    valid_from: String,
-    expiration_time: String,
-}
-
-impl CertificateTextShape {
-    pub(super) fn of(text: &CertificateText) -> Self {
-        Self {
-            pem: STANDARD.encode(&text.pem),
-            serial_number: text.serial_number.clone(),
-            valid_from: Seconds(text.not_before).to_string(),
-            expiration_time: Seconds(text.not_after).to_string(),
-        }
     }
 }

@@ -17,9 +17,9 @@ use mesh::{Mesh, Update, Writer};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+use super::certificates::CertificateTextShape;
 use super::dump::{Policies, Services, Workloads, pod_state};
 use super::settings::{settings, version};
-use super::shapes::CertificateTextShape;
 use super::*;
 use crate::agent::{Description, Listed};
 use crate::config::Config;

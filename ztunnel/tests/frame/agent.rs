@@ -451,3 +451,37 @@ async fn a_stopping_proxy_closes_listeners_and_leaves_the_agent() {
     let mut byte = [0];
     eventually("the open connection is cut", || !matches!(open.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)).await;
 }
+
+/// The kernel has made the connection, but nobody has accepted it when the end comes: closing the
+/// listener would reset it.
+#[tokio::test]
+async fn what_stands_in_the_backlog_at_the_end_is_still_carried() {
+    let Some(place) = Place::new() else { return };
+    place.run(
+        "nft 'add table inet t; add chain inet t output { type nat hook output priority -100; }; \
+         add rule inet t output meta mark & 0xfff != 0x539 tcp dport 80 redirect to :15001'; \
+         ip addr add 10.9.8.7/32 dev lo",
+    );
+    let mut fixture = Fixture::new(|_, _| None);
+    let agent = fixture.agent.accept().await;
+    agent.add("uid-1", "one", place.fd()).await;
+    fixture.tell_of("one");
+    let pod = fixture.roster.up("uid-1").unwrap();
+    pod.wait_known().await;
+    let server = place
+        .netns()
+        .listen_on("10.9.8.7:80".parse().unwrap())
+        .unwrap();
+
+    // One thread runs everything: nothing is accepted while this blocks it.
+    let mut open = place.inside(|| std::net::TcpStream::connect("10.9.8.7:80").unwrap());
+    pod.drain.accepting().cancel();
+    let (mut carried, _) = server.accept().await.unwrap();
+    std::io::Write::write_all(&mut open, b"hello").unwrap();
+    let mut hello = [0; 5];
+    tokio::io::AsyncReadExt::read_exact(&mut carried, &mut hello)
+        .await
+        .unwrap();
+    assert_eq!(&hello, b"hello");
+    eventually_refused(&place).await;
+}

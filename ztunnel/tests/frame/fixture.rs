@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::workload as wire;
 use api::zds;
 use api::zds::workload_request::Payload;
 use clap::Parser;
 use hbone::{
     Certificates, CertificatesConfig, Identity, Limits, Pool, PoolConfig, SignError, Signer,
 };
-use mesh::{Mesh, Writer};
+use mesh::{Mesh, Update, Writer};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
     listen, recv, sendmsg, setsockopt, socket, sockopt,
@@ -86,6 +87,22 @@ impl Fixture {
             agent,
             _directory: directory,
         }
+    }
+}
+
+impl Fixture {
+    /// The control plane tells of a pod of this node; its workload's uid is its name.
+    pub(crate) fn tell_of(&mut self, name: &str) {
+        let mut update = Update::default();
+        update.set_workload(wire::Workload {
+            uid: name.into(),
+            name: name.into(),
+            namespace: "app".into(),
+            service_account: "default".into(),
+            node: "node-1".into(),
+            ..Default::default()
+        });
+        assert_eq!(self.writer.apply(update), []);
     }
 }
 
