@@ -30,6 +30,6 @@ bench: deps build ## measurements beside raw sockets, bare forwarders and, with 
 	$(PROFILE_DIR)/bench $(if $(PEER_ZTUNNEL),--peer $(PEER_ZTUNNEL),) $(BENCH_ARGS)
 
 clean-lab:       ## remove every network namespace and process a crashed lab left behind
-	$(PROFILE_DIR)/lab clean
+	cargo run --quiet -p lab -- clean
 
 .PHONY: help deps build demo test lint deny bench clean-lab
