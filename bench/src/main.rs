@@ -9,6 +9,7 @@ mod process;
 mod scale;
 mod subject;
 mod table;
+mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 

@@ -69,13 +69,15 @@ pub(crate) async fn measure(binary: &Path, workloads: usize) -> Result<Scale> {
 async fn measure_in(dir: &Path, binary: &Path, workloads: usize) -> Result<Scale> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let xds = listener.local_addr()?;
+    let root = dir.join("root.pem");
+    let acceptor = crate::tls::acceptor(&root)?;
     let plane = ControlPlane {
         addresses: addresses(workloads),
     };
     tokio::spawn(
         tonic::transport::Server::builder()
             .add_service(AggregatedDiscoveryServiceServer::new(plane))
-            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
+            .serve_with_incoming(crate::tls::incoming(listener, acceptor)),
     );
     let agent = dir.join("zds.sock");
     node_without_pods(&agent)?;
@@ -87,8 +89,10 @@ async fn measure_in(dir: &Path, binary: &Path, workloads: usize) -> Result<Scale
         Command::new(binary)
             .current_dir(dir)
             .env_clear()
-            .env("XDS_ADDRESS", format!("http://{xds}"))
-            .env("CA_ADDRESS", format!("http://{xds}"))
+            .env("XDS_ADDRESS", format!("https://{xds}"))
+            .env("CA_ADDRESS", format!("https://{xds}"))
+            .env("XDS_ROOT_CA", &root)
+            .env("CA_ROOT_CA", &root)
             .env("AUTH_TOKEN", &token)
             .env("INPOD_UDS", &agent)
             .env("PROXY_MODE", "shared")
