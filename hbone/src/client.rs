@@ -27,7 +27,7 @@ use tokio::{
 use crate::{
     ahead::ReadAhead,
     certs::{Certificate, CertificateError},
-    engine::{Lease, Occupancy, Pinger, Room},
+    engine::{Lease, Occupancy, Pinger, Room, words},
     gauge::{Gauge, Gauged},
     identity::Identity,
     limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SEND_BUFFER, STREAM_WINDOW},
@@ -275,7 +275,7 @@ impl Link {
             };
         }
         self.close();
-        ConnectError::Retry(OpenError::ConnectionLost(error.to_string()))
+        ConnectError::Retry(OpenError::ConnectionLost(words(error)))
     }
 }
 
@@ -302,7 +302,7 @@ where
         .max_send_buffer_size(SEND_BUFFER)
         .handshake::<_, Bytes>(Gauged::client(stream, gauge.clone()))
         .await
-        .map_err(|e| OpenError::Http2(e.to_string()))?;
+        .map_err(|e| OpenError::Http2(words(&e)))?;
     let occupancy = Occupancy::new(session.peer);
     let driver = Driver {
         pinger: Pinger::new(engine.ping_pong(), times.ping_every, times.ping_answer),
@@ -398,7 +398,7 @@ where
             if let Poll::Ready(ended) = Pin::new(&mut self.engine).poll(cx) {
                 return Poll::Ready(match ended {
                     Ok(()) => Ended::Closed,
-                    Err(error) => Ended::Lost(error.to_string()),
+                    Err(error) => Ended::Lost(words(&error)),
                 });
             }
             if let Some(flood) = self.gauge.flood() {

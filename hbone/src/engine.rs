@@ -9,6 +9,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -24,6 +25,15 @@ use crate::{
     identity::Identity,
     limits::{CONNECTION_WINDOW, STREAM_WINDOW},
 };
+
+/// What an error of the engine means to whoever reads the log.
+pub(crate) fn words(error: &h2::Error) -> String {
+    match error.get_io().map(io::Error::kind) {
+        // The TLS library's own text here is a link to its manual.
+        Some(io::ErrorKind::UnexpectedEof) => "the peer hung up without saying so".to_owned(),
+        _ => error.to_string(),
+    }
+}
 
 /// Sends a PING when its time has come and notices when no answer comes.
 pub(crate) struct Pinger {

@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     ahead::ReadAhead,
     certs::Certificate,
-    engine::{Occupancy, Pinger, Room},
+    engine::{Occupancy, Pinger, Room, words},
     gauge::{Gauge, Gauged},
     identity::Identity,
     incoming::{self, Answer, Incoming},
@@ -158,7 +158,7 @@ where
         .max_pending_accept_reset_streams(STREAMS as usize)
         .handshake(Gauged::server(stream, gauge.clone()))
         .await
-        .map_err(|e| AcceptError::Preface(e.to_string()))?;
+        .map_err(|e| AcceptError::Preface(words(&e)))?;
     let pinger = Pinger::new(engine.ping_pong(), limits.ping_every, limits.ping_answer);
     Ok(Connection {
         engine,
@@ -294,7 +294,7 @@ where
             return Some(Err(ConnectionError::Flood(flood)));
         }
         if error.is_io() {
-            return Some(Err(ConnectionError::Lost(error.to_string())));
+            return Some(Err(ConnectionError::Lost(words(&error))));
         }
         if error.is_library() {
             let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
@@ -304,7 +304,7 @@ where
                 Refusal::Protocol
             });
         }
-        Some(Err(ConnectionError::Protocol(error.to_string())))
+        Some(Err(ConnectionError::Protocol(words(&error))))
     }
 
     /// Lets a request through to the caller, or answers it and says why.

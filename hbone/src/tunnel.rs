@@ -19,7 +19,11 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{engine::Lease, identity::Identity, limits::DATA};
+use crate::{
+    engine::{Lease, words},
+    identity::Identity,
+    limits::DATA,
+};
 
 /// Why a tunnel ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +49,7 @@ impl From<h2::Error> for TunnelError {
             );
         }
         if error.is_go_away() || error.is_io() || error.is_library() {
-            return Self::ConnectionLost(error.to_string());
+            return Self::ConnectionLost(words(&error));
         }
         Self::Ended
     }

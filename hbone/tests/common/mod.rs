@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 pub mod raw;
+pub mod recorded;
 
 use std::{
     net::SocketAddr,
