@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use hbone::{Identity, SignError, Signer};
 use rcgen::{
@@ -33,6 +34,23 @@ impl Ca {
             down: AtomicBool::new(false),
             lie: None,
         }))
+    }
+
+    pub(crate) fn root(&self) -> &str {
+        &self.0.root_pem
+    }
+
+    /// A certificate with any names and any end of validity, for peers that are not what they should be.
+    pub(crate) fn leaf(&self, uris: &[&str], key: &KeyPair, not_after: SystemTime) -> String {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = uris
+            .iter()
+            .map(|uri| SanType::URI((*uri).try_into().unwrap()))
+            .collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = (not_after.min(SystemTime::now()) - Duration::from_secs(120)).into();
+        params.not_after = not_after.into();
+        params.signed_by(key, &self.0.issuer).unwrap().pem()
     }
 
     pub(crate) fn set_down(&self, down: bool) {

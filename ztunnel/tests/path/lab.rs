@@ -50,10 +50,15 @@ pub(crate) enum At {
 
 impl Lab {
     pub(crate) fn new(flags: &[&str]) -> Self {
+        Self::with(flags, &Limits::default())
+    }
+
+    /// With other limits at the tunnel ports.
+    pub(crate) fn with(flags: &[&str], limits: &Limits) -> Self {
         log::keep();
         let (ca, stop) = (Ca::new(), CancellationToken::new());
         let nodes = ["node-1", "node-2"]
-            .map(|name| LabNode::new(name, flags, &ca, &stop))
+            .map(|name| LabNode::new(name, flags, limits, &ca, &stop))
             .into();
         Self {
             nodes,
@@ -219,7 +224,13 @@ impl Drop for Lab {
 }
 
 impl LabNode {
-    fn new(name: &'static str, flags: &[&str], ca: &Ca, stop: &CancellationToken) -> Self {
+    fn new(
+        name: &'static str,
+        flags: &[&str],
+        limits: &Limits,
+        ca: &Ca,
+        stop: &CancellationToken,
+    ) -> Self {
         let config =
             Config::try_parse_from([&["ztunnel", "--node-name", name], flags].concat()).unwrap();
         let (mesh, writer) = Mesh::new();
@@ -233,7 +244,7 @@ impl LabNode {
             mesh,
             certificates,
             pool.clone(),
-            Limits::default(),
+            limits.clone(),
             Arc::new(config),
         );
         tokio::spawn(node.clone().tend(stop.clone()));
@@ -318,6 +329,11 @@ impl LabPod {
                 });
             }
         })
+    }
+
+    /// One of its addresses as discovery writes it.
+    pub(crate) fn address(&self, index: usize) -> bytes::Bytes {
+        bytes_of(&self.ips[index])
     }
 
     pub(crate) fn at(&self, index: usize, port: u16) -> SocketAddr {
