@@ -15,6 +15,7 @@ mod lasting;
 mod log;
 mod peers;
 mod refusals;
+mod source;
 
 use api::workload as wire;
 use lab::{At, Lab, echo, greeting, service};

@@ -1,0 +1,76 @@
+//! Whom the app sees as its client (`ENABLE_ORIG_SRC`), on each of the three ways in, and that the log says so where
+//! it is not the client.
+
+use std::net::SocketAddr;
+
+use crate::lab::{At, Lab, LabPod, echo, greeting};
+use crate::{CLIENT, SERVER, log};
+
+const NOTE: &str = "note=\"the app sees this pod's address instead of the client's\"";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_app_sees_its_client_unless_the_operator_says_otherwise() {
+    for (suffix, flags, kept) in [
+        ("ba", &[][..], true),
+        ("bb", &["--require-original-source", "true"], true),
+        ("bc", &["--require-original-source", "false"], false),
+    ] {
+        let mut lab = Lab::new(flags);
+        let name = |pod: &str| format!("{pod}-{suffix}");
+        let far = lab.pod(&name("far"), At::Node(0), &CLIENT).await;
+        let near = lab
+            .pod(&name("near"), At::Node(1), &["10.77.0.3", "fd77::3"])
+            .await;
+        let outsider = lab
+            .pod(&name("outsider"), At::Nowhere, &["10.77.0.4", "fd77::4"])
+            .await;
+        let server = lab.pod(&name("server"), At::Node(1), &SERVER).await;
+        server.serve(9000);
+        for client in [&far, &near, &outsider] {
+            for family in [0, 1] {
+                let mut tcp = client.connect(server.at(family, 9000)).await;
+                // Over a tunnel the port is that of the tunnel's own connection.
+                let source = SocketAddr::new(client.ips[family], 0).to_string();
+                let source = format!("src.addr={}", source.trim_end_matches('0'));
+                let seen = if kept { client } else { &server };
+                assert_eq!(
+                    greeting(&mut tcp).await.unwrap(),
+                    seen.ips[family].to_string(),
+                    "{flags:?} {source}"
+                );
+                echo(tcp, b"x").await;
+                let line = log::line(&[&source, "inbound", &name("server")]).await;
+                assert_eq!(line.contains(NOTE), !kept, "{flags:?}: {line}");
+            }
+        }
+    }
+}
+
+/// An address that means nothing without the link it is on cannot be taken over: the one source that no capability helps to keep.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_cannot_be_kept_is_said_or_refused_as_the_operator_wants() {
+    for (suffix, flags, served) in [
+        ("ca", &[][..], true),
+        ("cb", &["--require-original-source", "true"], false),
+    ] {
+        let mut lab = Lab::new(flags);
+        let outsider = lab.pod("outsider-c", At::Nowhere, &["fe80::77"]).await;
+        let name = format!("server-{suffix}");
+        let server: LabPod = lab.pod(&name, At::Node(1), &SERVER).await;
+        server.serve(9000);
+        if served {
+            let mut tcp = outsider.connect(server.at(1, 9000)).await;
+            assert_eq!(greeting(&mut tcp).await.unwrap(), SERVER[1]);
+            echo(tcp, b"x").await;
+        } else {
+            outsider.is_reset(server.at(1, 9000)).await;
+        }
+        let line = log::line(&["fe80::77", "inbound", &name]).await;
+        if served {
+            assert!(line.starts_with("info\t") && line.contains(NOTE), "{line}");
+        } else {
+            let why = "error=\"the client's address fe80::77 could not be kept, as ENABLE_ORIG_SRC demands";
+            assert!(line.starts_with("error\t") && line.contains(why), "{line}");
+        }
+    }
+}
