@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use serde_json::json;
 use support::agent::{Agent, uid};
@@ -29,6 +30,25 @@ fn restored(netns: &Netns) -> bool {
             .run("ip", &["route", "show", "table", "all"])
             .lines()
             .all(|line| !line.contains("table 100"))
+}
+
+/// Pretends below `root` that a process of pod `uid` runs in `netns`.
+fn process(root: &Path, pid: &str, start: u32, netns: &Netns, uid: &str) {
+    let process = root.join("proc").join(pid);
+    fs::create_dir_all(process.join("ns")).unwrap();
+    let slice = format!("kubepods-pod{}.slice", uid.replace('-', "_"));
+    fs::write(
+        process.join("stat"),
+        format!("{pid} (pause) S 1 2 3 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 {start} 0"),
+    )
+    .unwrap();
+    symlink(netns.path(), process.join("ns/net")).unwrap();
+    // Last: by this the process is found.
+    fs::write(
+        process.join("cgroup"),
+        format!("0::/kubepods.slice/{slice}/x"),
+    )
+    .unwrap();
 }
 
 #[test]
@@ -183,22 +203,7 @@ fn a_pod_the_runtime_never_named_is_found_by_its_processes() {
         ("8", 500, &netns, uid("found")),
         ("9", 100, &other, uid("another")),
     ] {
-        let process = root.path().join("proc").join(pid);
-        fs::create_dir_all(process.join("ns")).unwrap();
-        fs::write(
-            process.join("cgroup"),
-            format!(
-                "0::/kubepods.slice/kubepods-pod{}.slice/x",
-                uid.replace('-', "_")
-            ),
-        )
-        .unwrap();
-        fs::write(
-            process.join("stat"),
-            format!("{pid} (pause) S 1 2 3 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 {start} 0"),
-        )
-        .unwrap();
-        symlink(target.path(), process.join("ns/net")).unwrap();
+        process(root.path(), pid, start, target, &uid);
     }
     let agent = Agent::start(&["--host-root", root.path().to_str().unwrap()]);
     let ztunnel = agent.ztunnel();
@@ -208,6 +213,52 @@ fn a_pod_the_runtime_never_named_is_found_by_its_processes() {
     assert!(is_captured(&netns));
     assert_eq!(ztunnel.next().namespaces, [netns.inode()]);
     assert_eq!(other.ruleset(), "");
+}
+
+#[test]
+fn a_living_pod_that_cannot_be_found_keeps_its_listeners_as_long_as_its_rules() {
+    let (netns, root) = (Netns::new("pod"), tempfile::tempdir().unwrap());
+    let path = root.path().join("ns");
+    symlink(netns.path(), &path).unwrap();
+    let mut agent = Agent::start(&["--host-root", root.path().to_str().unwrap()]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("pod");
+    assert_eq!(agent.cmdadd("pod", Path::new("/ns"), &["10.30.0.1"]).0, 200);
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("pod")));
+
+    fs::remove_file(&path).unwrap();
+    let still_in = |agent: &Agent| {
+        assert!(is_captured(&netns));
+        assert_eq!(agent.redirection("pod").as_deref(), Some("enabled"));
+    };
+    agent.pod("pod", mode(NONE), json!({}));
+    let tries = |agent: &Agent| agent.log().matches("release failed").count();
+    eventually("it was tried twice", || tries(&agent) >= 2);
+    assert_eq!(ztunnel.so_far(), [""; 0], "ztunnel must not let go");
+    still_in(&agent);
+
+    // The same for an agent that starts anew, even when it has lost its memory.
+    for memory in [true, false] {
+        agent.kill();
+        if !memory {
+            fs::remove_dir_all(agent.run_dir().join("state")).unwrap();
+        }
+        let before = tries(&agent);
+        agent.launch();
+        let next = agent.ztunnel();
+        assert_eq!(next.snapshot()[0].say(), format!("keep {}", uid("pod")));
+        eventually("it was tried again", || tries(&agent) > before);
+        assert_eq!(next.so_far(), [""; 0], "ztunnel must not let go");
+        still_in(&agent);
+    }
+
+    let last = agent.ztunnel();
+    last.snapshot();
+    process(root.path(), "7", 900, &netns, &uid("pod"));
+    assert_eq!(last.next().say(), format!("del {}", uid("pod")));
+    eventually("the pod is restored", || restored(&netns));
+    assert_eq!(agent.redirection("pod"), None);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //!
 //! **Release** goes the other way: annotation, a pause for the news to spread, redirects; then
 //! ztunnel lets go, connections that go through it get their time, and the last rules are removed.
+//! A living pod that cannot be found keeps its rules, so it keeps everything else too.
 //!
 //! **Forget**: the pod is gone, only its traces elsewhere are removed.
 
@@ -28,7 +29,7 @@ use super::host::Host;
 use super::netns::{Netns, NetnsError};
 use super::nft::{Nft, NftError};
 use super::plan::Stage;
-use super::pod::Pod;
+use super::pod::{Phase, Pod};
 use super::zds::{ZdsError, Ztunnels};
 use super::{processes, routes};
 use crate::rules::{self, Capture, NotAnInterface};
@@ -163,17 +164,16 @@ impl Tools {
 
     /// Brings a living pod out of the mesh. `cancel` interrupts where it only waits.
     pub(crate) async fn release(&self, mut subject: Subject, cancel: CancellationToken) -> Done {
-        let outcome = self.release_steps(&mut subject, &cancel).await;
-        let ended = subject.pod.phase == super::pod::Phase::Ended;
-        let outcome = match outcome {
+        let outcome = match self.release_steps(&mut subject, &cancel).await {
             // With the last process went what there was to restore.
-            Err(JobError::Netns(_) | JobError::NetnsGone | JobError::NoNetns) if ended => Ok(()),
+            Err(JobError::Netns(_)) if subject.pod.phase == Phase::Ended => Ok(()),
             other => other,
         };
-        let stage = if outcome.is_ok() {
-            Stage::Out
-        } else {
-            Stage::Pending
+        let stage = match &outcome {
+            Ok(()) => Stage::Out,
+            // It was not found, and nothing was done.
+            Err(JobError::NoNetns | JobError::NetnsGone) => subject.stage,
+            Err(_) => Stage::Pending,
         };
         Done {
             stage,
@@ -189,18 +189,23 @@ impl Tools {
         cancel: &CancellationToken,
     ) -> Result<(), JobError> {
         let pod = subject.pod.clone();
+        let netns = match self.locate(subject).await {
+            Ok(netns) => Some(netns),
+            Err(_) if pod.phase == Phase::Ended => None,
+            // Listeners must not go while the redirects to them stay.
+            Err(error) => return Err(error),
+        };
         self.annotate(&pod, None).await?;
         self.host.remove(&pod.uid).await;
         if subject.stage == Stage::In {
             wait(self.config.release_pause, cancel).await?;
         }
-        let located = self.locate(subject).await;
-        if let Ok(netns) = &located {
+        if let Some(netns) = &netns {
             self.nft.load(Some(netns), rules::release()).await?;
         }
         self.ztunnels.del(&pod.uid).await;
         subject.announced = false;
-        let netns = located?;
+        let Some(netns) = netns else { return Ok(()) };
         self.drain(subject, &netns, cancel).await?;
         self.clear(&netns).await
     }

@@ -352,7 +352,7 @@ fn report(metrics: &Metrics, pod: &Pod, verb: Verb, outcome: &Result<(), JobErro
             "success"
         }
         Err(JobError::Interrupted) => "interrupted",
-        Err(error @ (JobError::NoNetns | JobError::NetnsGone)) => {
+        Err(error @ (JobError::NoNetns | JobError::NetnsGone)) if verb == Verb::Enrol => {
             tracing::debug!(%pod, %error, "not yet");
             "failure"
         }

@@ -33,10 +33,9 @@ impl Owner {
         for (uid, record) in records {
             self.remember(uid, record);
         }
-        let lost = self
-            .pods
-            .iter()
-            .filter(|(_, entry)| entry.netns.is_none() && entry.verdict.is_ok());
+        let lost = self.pods.iter().filter(|(_, entry)| {
+            entry.netns.is_none() && (entry.verdict.is_ok() || entry.pod.is_marked())
+        });
         let lost: HashSet<Uid> = lost.map(|(uid, _)| uid.clone()).collect();
         let proc = self.tools.proc();
         let found = tokio::task::spawn_blocking(move || processes::find(&proc, &lost)).await;
@@ -46,9 +45,10 @@ impl Owner {
             }
         }
         for entry in self.pods.values_mut() {
-            if entry.stage == Stage::In || (entry.pod.is_marked() && entry.verdict.is_ok()) {
+            if entry.stage == Stage::In || entry.pod.is_marked() {
                 // Rules may have been lost, settings may have changed. ztunnel hears of the pod in
-                // its snapshot, which it asks for as soon as it may connect.
+                // its snapshot, which it asks for as soon as it may connect: also of one that is to
+                // leave the mesh, for its rules are still there.
                 (entry.stage, entry.due, entry.announced) = (Stage::In, Due::Refresh, true);
             }
         }
