@@ -1,3 +1,5 @@
+//! The installer in directories of its own: what it writes, what it repairs, what it leaves alone.
+
 use super::*;
 
 fn golden(name: &str) -> Value {

@@ -1,3 +1,5 @@
+//! The plugin called as a runtime calls it, with an agent that is played: what it asks, what it answers.
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

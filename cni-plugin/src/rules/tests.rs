@@ -1,3 +1,5 @@
+//! The scripts, to the letter, and the two promises that hold for every setting.
+
 use proptest::prelude::*;
 
 use super::*;
