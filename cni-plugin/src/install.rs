@@ -9,6 +9,8 @@
 //! [`chained`] and [`unchained`] are pure; [`Install::apply`] changes only what is not as it should
 //! be, so running it again is the repair, and [`Install::watch`] does that whenever a file changes.
 
+mod metrics;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -19,6 +21,8 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde_json::{Map, Value, json};
 
 use crate::agent::Selector;
+
+pub use metrics::Metrics;
 
 /// Where things go.
 #[derive(Clone, Debug, clap::Args)]

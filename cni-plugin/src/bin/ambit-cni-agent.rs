@@ -1,5 +1,6 @@
 //! `ambit-cni-agent`: the node agent, and the installation of the plugin on its host.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use cni_plugin::agent::{self, Metrics};
-use cni_plugin::install::Install;
+use cni_plugin::install::{self, Install};
 use ops::log::Format;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,9 @@ struct Put {
     /// Stay, and repair whenever someone overwrites it.
     #[arg(long)]
     watch: bool,
+    /// `/metrics` of an installation that stays. Default: none, for beside the agent its port is taken.
+    #[arg(long, env = "INSTALL_METRICS_ADDRESS", requires = "watch")]
+    install_metrics_address: Option<SocketAddr>,
 }
 
 fn main() -> ExitCode {
@@ -88,9 +92,19 @@ impl Put {
             report(self.install.apply()?);
             return Ok(());
         }
-        let watched = self.install.watch(|applied| match applied {
-            Ok(changed) => report(changed),
-            Err(error) => tracing::error!(%error, "the plugin is not installed"),
+        let mut registry = registry();
+        let metrics = install::Metrics::new(registry.families());
+        let runtime = runtime(1)?;
+        if let Some(address) = self.install_metrics_address {
+            let routes = ops::admin::metrics(Arc::new(registry));
+            runtime.block_on(open(address, routes, CancellationToken::new()))?;
+        }
+        let watched = self.install.watch(|applied| {
+            metrics.note(&self.install, &applied);
+            match applied {
+                Ok(changed) => report(changed),
+                Err(error) => tracing::error!(%error, "the plugin is not installed"),
+            }
         });
         watched.context("watching the host's directories")
     }
@@ -98,17 +112,37 @@ impl Put {
 
 /// Two threads: the owner's decisions must not wait for a scrape, and there is no more to do.
 fn run(config: agent::Config) -> anyhow::Result<()> {
+    runtime(2)?.block_on(serve(config))
+}
+
+fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(threads)
         .enable_all()
         .build()
-        .context("starting the runtime")?
-        .block_on(serve(config))
+        .context("starting the runtime")
+}
+
+fn registry() -> ops::metrics::Registry {
+    ops::metrics::Registry::new("istio-cni", env!("CARGO_PKG_VERSION"))
+}
+
+/// Serves `routes` from now on until `stop`.
+async fn open(
+    address: SocketAddr,
+    routes: axum::Router,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let listener = ops::admin::bind(address)
+        .await
+        .with_context(|| format!("binding {address}"))?;
+    tokio::spawn(ops::admin::serve(listener, routes, stop));
+    Ok(())
 }
 
 async fn serve(config: agent::Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    let mut registry = ops::metrics::Registry::new("istio-cni", env!("CARGO_PKG_VERSION"));
+    let mut registry = registry();
     let metrics = Metrics::new(registry.families());
     let readiness = ops::ready::Readiness::new();
     let ready = readiness.gate("agent");
@@ -122,10 +156,7 @@ async fn serve(config: agent::Config) -> anyhow::Result<()> {
         (config.readiness_address, health),
     ];
     for (address, routes) in doors {
-        let listener = ops::admin::bind(address)
-            .await
-            .with_context(|| format!("binding {address}"))?;
-        tokio::spawn(ops::admin::serve(listener, routes, stop.clone()));
+        open(address, routes, stop.clone()).await?;
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -159,3 +159,36 @@ fn an_owned_configuration_follows_the_runtimes_and_leaves_it_alone() {
     install.remove().unwrap();
     assert!(!owned.exists() && conflist.exists());
 }
+
+#[test]
+fn the_numbers_say_whether_it_is_in_place_and_how_it_went() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = install(dir.path());
+    let mut registry = prometheus_client::registry::Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let step = |expected: &[&str]| {
+        metrics.note(&install, &install.apply());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let mut samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        samples.sort_unstable();
+        assert_eq!(samples, expected);
+    };
+    let (plugin, conflist) = (
+        dir.path().join("ambit-cni"),
+        dir.path().join("net.d/10-podnet.conflist"),
+    );
+    let [away, there] = ["istio_cni_install_ready 0", "istio_cni_install_ready 1"];
+    let no_network = "istio_cni_installs_total{result=\"CREATE_CNI_CONFIG_FAILURE\"} 1";
+    let [once, twice] =
+        [1, 2].map(|n| format!("istio_cni_installs_total{{result=\"SUCCESS\"}} {n}"));
+    step(&[away, no_network]);
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+    step(&[there, no_network, &once]);
+    step(&[there, no_network, &once]);
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+    step(&[there, no_network, &twice]);
+    fs::remove_file(&plugin).unwrap();
+    let no_binary = "istio_cni_installs_total{result=\"COPY_BINARIES_FAILURE\"} 1";
+    step(&[away, no_binary, no_network, &twice]);
+}
