@@ -10,12 +10,22 @@
 //!
 //! A name is held in the version that was applied last. A refused version is not held, so the
 //! next stream brings it again, and the server's idea of what we have is never better than ours.
+//!
+//! What is held may be too much to tell: a name with its version takes some 90 bytes, and servers
+//! end a stream whose first request is longer than they take. Then it is not told, the server
+//! sends everything as if to a newcomer, and nobody says which of the names held are gone. Until
+//! an answer names them they are *in doubt*, and are used as before. When the answers to the
+//! opening are in, [`Subscription::drop_doubtful`] forgets the rest. When that is so is for the
+//! driver to say, not for the first response: the protocol lets a server spread its first answer
+//! over several, with no mark on the last.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node};
+use prost::Message as _;
+use prost::encoding::encoded_len_varint;
 
 use crate::change::{Changes, Payload};
 use crate::parse::{ParseError, Rejected};
@@ -37,6 +47,8 @@ pub struct Subscription {
     wish: Wish,
     held: HashMap<Arc<str>, Version>,
     wanted: BTreeSet<Arc<str>>,
+    /// Held, not told to the server of this stream, and not named by it yet.
+    doubtful: HashSet<Arc<str>>,
 }
 
 /// A response between [`Subscription::receive`] and [`Subscription::conclude`].
@@ -57,6 +69,7 @@ impl Subscription {
             wish,
             held: HashMap::new(),
             wanted: BTreeSet::new(),
+            doubtful: HashSet::new(),
         }
     }
 
@@ -72,8 +85,9 @@ impl Subscription {
             .map(|(name, version)| (name, version.to_string()))
     }
 
-    /// The first request on a new stream: who we are, what we want, what we hold.
-    pub fn open(&self, node: Node) -> DeltaDiscoveryRequest {
+    /// The first request on a new stream: who we are, what we want, what we hold. If it would be
+    /// longer than `longest` bytes, what we hold is left out, and is in doubt from now on.
+    pub fn open(&mut self, node: Node, longest: usize) -> DeltaDiscoveryRequest {
         let star = || "*".to_owned();
         let (subscribe, unsubscribe) = match self.wish {
             Wish::Everything => (Vec::new(), Vec::new()),
@@ -86,16 +100,48 @@ impl Subscription {
                 vec![star()],
             ),
         };
-        DeltaDiscoveryRequest {
+        let mut request = DeltaDiscoveryRequest {
             node: Some(node),
             resource_names_subscribe: subscribe,
             resource_names_unsubscribe: unsubscribe,
-            initial_resource_versions: self
+            ..self.request()
+        };
+        if request.encoded_len() + self.held_len() <= longest {
+            self.doubtful.clear();
+            request.initial_resource_versions = self
                 .held()
                 .map(|(name, version)| (name.to_string(), version))
-                .collect(),
-            ..self.request()
+                .collect();
+        } else {
+            self.doubtful = self.held.keys().cloned().collect();
         }
+        request
+    }
+
+    /// Bytes that [`Subscription::held`] takes in a request.
+    fn held_len(&self) -> usize {
+        let delimited = |length: usize| 1 + encoded_len_varint(length as u64) + length;
+        let text = |length: usize| if length == 0 { 0 } else { delimited(length) };
+        let entry = |(name, version): (&Arc<str>, &Version)| {
+            delimited(text(name.len()) + text(version.len()))
+        };
+        self.held.iter().map(entry).sum()
+    }
+
+    /// How many names are in doubt.
+    pub fn doubtful(&self) -> usize {
+        self.doubtful.len()
+    }
+
+    /// All that the server answered to the opening has been concluded: what is in doubt still is
+    /// gone. Returns the names, for whoever applies what [`Subscription::receive`] brings.
+    #[must_use = "they are not held any more"]
+    pub fn drop_doubtful(&mut self) -> Vec<Arc<str>> {
+        let gone: Vec<_> = std::mem::take(&mut self.doubtful).into_iter().collect();
+        for name in &gone {
+            self.held.remove(name);
+        }
+        gone
     }
 
     /// Asks for more names (`network/ip`, `namespace/host` or a uid). A name that was asked for
@@ -162,12 +208,18 @@ impl Subscription {
         let mut rejected = pending.rejected;
         rejected.extend(refused);
         let refused: HashSet<&str> = rejected.iter().map(|refused| &*refused.name).collect();
+        // Refused or not: what the server names is there, and the last good one of it stays.
+        for name in &refused {
+            self.doubtful.remove(*name);
+        }
         for (name, version) in pending.versions {
+            self.doubtful.remove(&name);
             if !refused.contains(&*name) {
                 self.held.insert(name, version);
             }
         }
         for name in &pending.removed {
+            self.doubtful.remove(name);
             self.held.remove(name);
         }
         let answer = DeltaDiscoveryRequest {
@@ -221,6 +273,17 @@ enum Version {
     Text(Box<String>),
 }
 
+impl Version {
+    /// Of its text, in bytes.
+    fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Hash(hash) => hash.checked_ilog(16).unwrap_or(0) as usize + 1,
+            Self::Text(text) => text.len(),
+        }
+    }
+}
+
 impl From<&str> for Version {
     fn from(text: &str) -> Self {
         match u64::from_str_radix(text, 16) {
@@ -243,6 +306,10 @@ impl fmt::Display for Version {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use api::discovery::Resource;
+
     use super::*;
 
     #[test]
@@ -258,8 +325,92 @@ mod tests {
             "ffffffffffffffff",
         ] {
             assert_eq!(Version::from(text).to_string(), text);
+            assert_eq!(Version::from(text).len(), text.len(), "{text}");
         }
         assert_eq!(size_of::<Version>(), 16);
+    }
+
+    fn response(resources: &[(&str, &str)]) -> DeltaDiscoveryResponse {
+        let resource = |(name, version): &(&str, &str)| Resource {
+            name: (*name).to_owned(),
+            version: (*version).to_owned(),
+            resource: Some(prost_types::Any {
+                type_url: api::ADDRESS_TYPE.to_owned(),
+                value: Vec::new(),
+            }),
+            aliases: Vec::new(),
+        };
+        DeltaDiscoveryResponse {
+            resources: resources.iter().map(resource).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn take(subscription: &mut Subscription, resources: &[(&str, &str)], refused: &[&str]) {
+        let (_, pending) = subscription.receive::<api::workload::Address>(response(resources));
+        let refused = refused.iter().map(|name| Rejected {
+            name: Arc::from(*name),
+            reason: ParseError::Missing("uid"),
+        });
+        let _ = subscription.conclude(pending, refused.collect());
+    }
+
+    fn holding(resources: &[(&str, &str)]) -> Subscription {
+        let mut subscription = Subscription::new(api::ADDRESS_TYPE, Wish::Everything);
+        take(&mut subscription, resources, &[]);
+        subscription
+    }
+
+    fn held(subscription: &Subscription) -> BTreeMap<String, String> {
+        let held = subscription.held();
+        held.map(|(name, version)| (name.to_string(), version))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_held_is_told_if_the_request_does_not_get_too_long() {
+        let long = "n".repeat(300);
+        let resources = [
+            ("a", ""),
+            ("b", "0"),
+            ("c", "ffffffffffffffff"),
+            (&*long, "FF"),
+        ];
+        let mut subscription = holding(&resources);
+        let whole = subscription.open(Node::default(), usize::MAX);
+        let length = whole.encoded_len();
+        assert_eq!(whole.initial_resource_versions.len(), 4);
+        assert_eq!(subscription.open(Node::default(), length), whole);
+        assert_eq!(subscription.doubtful(), 0, "all of it was told");
+        let bare = subscription.open(Node::default(), length - 1);
+        assert_eq!(bare.initial_resource_versions.len(), 0);
+        assert_eq!(subscription.doubtful(), 4);
+        assert_eq!(held(&subscription).len(), 4, "and it is used as before");
+        let _ = subscription.open(Node::default(), length);
+        assert_eq!(subscription.drop_doubtful(), [], "a later server was told");
+    }
+
+    #[test]
+    fn what_was_not_told_is_gone_if_no_answer_names_it() {
+        let mut subscription = holding(&["a", "b", "c", "gone", "removed"].map(|name| (name, "1")));
+        let _ = subscription.open(Node::default(), 0);
+        take(&mut subscription, &[("a", "1"), ("b", "2")], &["b"]);
+        assert_eq!(subscription.doubtful(), 3, "the answer may have more parts");
+        take(&mut subscription, &[("c", "2"), ("new", "1")], &[]);
+        let removed = DeltaDiscoveryResponse {
+            removed_resources: vec!["removed".to_owned()],
+            ..Default::default()
+        };
+        let (_, pending) = subscription.receive::<api::workload::Address>(removed);
+        let _ = subscription.conclude(pending, Vec::new());
+        assert_eq!(subscription.drop_doubtful(), [Arc::from("gone")]);
+        let expected = [("a", "1"), ("b", "1"), ("c", "2"), ("new", "1")];
+        let expected = expected.map(|(name, version)| (name.to_owned(), version.to_owned()));
+        assert_eq!(
+            held(&subscription),
+            expected.into(),
+            "what was refused is there, and its last good version stays"
+        );
     }
 
     #[test]

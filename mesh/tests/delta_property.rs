@@ -1,5 +1,5 @@
-//! Whatever is changed, pushed, delivered, refused, lost and reconnected, in whatever order: when
-//! things calm down, the client holds what the server has.
+//! Whatever is changed, pushed, delivered, refused, lost and reconnected (with what is held told
+//! or not), in whatever order: when things calm down, the client holds what the server has.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
 
@@ -40,8 +40,14 @@ enum Step {
         name_at: usize,
         by_alias: bool,
     },
-    /// Everything under way is lost; a new stream.
-    Reconnect,
+    /// Everything under way is lost; a new stream, on which what is held is told if it is short
+    /// enough. A long first answer comes in two parts.
+    Reconnect {
+        longest: usize,
+        parts: bool,
+    },
+    /// The answers to the opening are in: what they do not name is gone.
+    Settle,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -53,7 +59,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         6 => Just(Step::DeliverResponse),
         6 => Just(Step::DeliverRequest),
         2 => (names, any::<bool>()).prop_map(|(name_at, by_alias)| Step::Want { name_at, by_alias }),
-        1 => Just(Step::Reconnect),
+        1 => (prop_oneof![Just(0), 100..300usize, Just(usize::MAX)], any::<bool>())
+            .prop_map(|(longest, parts)| Step::Reconnect { longest, parts }),
+        1 => Just(Step::Settle),
     ];
     prop::collection::vec(step, 0..200)
 }
@@ -90,11 +98,15 @@ struct World {
     shelf: Shelf,
     dirty: BTreeMap<&'static str, BTreeSet<Arc<str>>>,
     session: Session,
-    down: VecDeque<DeltaDiscoveryResponse>,
+    /// Responses, and whether they answer the opening.
+    down: VecDeque<(DeltaDiscoveryResponse, bool)>,
     up: VecDeque<DeltaDiscoveryRequest>,
     subscriptions: [Subscription; 2],
     applied: [BTreeMap<Arc<str>, String>; 2],
     wanted: BTreeSet<String>,
+    /// First requests, and parts of answers to them, that have not arrived.
+    opening: usize,
+    parts: bool,
 }
 
 impl World {
@@ -111,12 +123,14 @@ impl World {
             ],
             applied: Default::default(),
             wanted: BTreeSet::new(),
+            opening: 0,
+            parts: false,
         };
-        world.reconnect();
+        world.reconnect(usize::MAX, false);
         world
     }
 
-    fn reconnect(&mut self) {
+    fn reconnect(&mut self, longest: usize, parts: bool) {
         use prost_types::value::Kind;
         let here = prost_types::Value {
             kind: Some(Kind::StringValue("here".to_owned())),
@@ -132,9 +146,11 @@ impl World {
         self.down.clear();
         self.up = self
             .subscriptions
-            .iter()
-            .map(|subscription| subscription.open(node.clone()))
+            .iter_mut()
+            .map(|subscription| subscription.open(node.clone(), longest))
             .collect();
+        self.opening = self.up.len();
+        self.parts = parts;
     }
 
     fn take(&mut self, step: &Step, wish: Wish) {
@@ -172,7 +188,8 @@ impl World {
                 self.wanted.insert(name);
             }
             Step::Want { .. } => {}
-            Step::Reconnect => self.reconnect(),
+            Step::Reconnect { longest, parts } => self.reconnect(longest, parts),
+            Step::Settle => self.drop_doubtful(),
         }
     }
 
@@ -186,21 +203,36 @@ impl World {
             .map(|(type_url, names)| Changed { type_url, names })
             .collect();
         let replies = self.session.on_push(&self.shelf, &changed);
+        let responses = replies.into_iter().map(mesh::Reply::into_response);
         self.down
-            .extend(replies.into_iter().map(mesh::Reply::into_response));
+            .extend(responses.map(|response| (response, false)));
     }
 
     fn deliver_request(&mut self) {
         if let Some(request) = self.up.pop_front() {
+            let opens = request.node.is_some();
             let reply = self.session.on_request(&self.shelf, request).reply;
-            self.down.extend(reply.map(mesh::Reply::into_response));
+            let Some(mut response) = reply.map(mesh::Reply::into_response) else {
+                return;
+            };
+            if opens && self.parts {
+                let rest = response.resources.split_off(response.resources.len() / 2);
+                let first = DeltaDiscoveryResponse {
+                    resources: std::mem::replace(&mut response.resources, rest),
+                    ..response.clone()
+                };
+                self.down.push_back((first, true));
+                self.opening += 1;
+            }
+            self.down.push_back((response, opens));
         }
     }
 
     fn deliver_response(&mut self) {
-        let Some(response) = self.down.pop_front() else {
+        let Some((response, opens)) = self.down.pop_front() else {
             return;
         };
+        self.opening -= usize::from(opens);
         let at = TYPES
             .iter()
             .position(|known| *known == response.type_url)
@@ -228,12 +260,24 @@ impl World {
             .push_back(self.subscriptions[at].conclude(pending, rejected).0);
     }
 
+    fn drop_doubtful(&mut self) {
+        if self.opening > 0 {
+            return;
+        }
+        for (subscription, applied) in self.subscriptions.iter_mut().zip(&mut self.applied) {
+            for name in subscription.drop_doubtful() {
+                assert!(applied.remove(&name).is_some(), "{name} is held");
+            }
+        }
+    }
+
     fn settle(&mut self) {
         self.push();
         while !self.up.is_empty() || !self.down.is_empty() {
             self.deliver_request();
             self.deliver_response();
         }
+        self.drop_doubtful();
     }
 
     /// What the server has of a type.

@@ -532,8 +532,8 @@ fn our_client_says_what_the_recorded_client_says() {
                 answers.push_back(client.receive(response(line), &refuse));
             } else if line.get("node").is_some() {
                 let recorded = request(line);
-                let ours =
-                    client.subscriptions[&recorded.type_url].open(recorded.node.clone().unwrap());
+                let subscription = client.subscriptions.get_mut(&recorded.type_url).unwrap();
+                let ours = subscription.open(recorded.node.clone().unwrap(), usize::MAX);
                 assert_eq!(ours, recorded, "{file}");
             } else if line.get("response_nonce").is_some() && line.get("subscribe").is_none() {
                 let recorded = request(line);
@@ -610,7 +610,8 @@ fn our_client_reconnects_as_the_recorded_one() {
         };
         let (_, pending) = subscription.receive::<wire::Address>(response);
         let _ = subscription.conclude(pending, Vec::new());
-        assert_eq!(subscription.open(recorded.node.clone().unwrap()), recorded);
+        let ours = subscription.open(recorded.node.clone().unwrap(), usize::MAX);
+        assert_eq!(ours, recorded);
     }
 }
 
@@ -653,7 +654,8 @@ fn our_client_sends_what_a_real_ztunnel_sends() {
                 ..Default::default()
             });
             let _ = ours.conclude(pending, Vec::new());
-            assert_eq!(ours.open(recorded.node.clone().unwrap()), *recorded);
+            let first = ours.open(recorded.node.clone().unwrap(), usize::MAX);
+            assert_eq!(first, *recorded);
         }
         for (ours, recorded) in ours.iter_mut().zip(&recorded[2..]) {
             let nonce = recorded.response_nonce.clone();
