@@ -1,13 +1,16 @@
 //! Certificates: one current certificate for each identity that runs on this node.
 //!
-//! An identity enters ([`Certificates::of`], [`Certificates::prefetch`], [`Certificates::hold`]); the
-//! certificate in force leaves. Each identity has one task, so that however many connections ask,
-//! one key is made and one request is sent:
+//! An identity enters ([`Certificates::hold`], [`Certificates::of`]); the certificate in force leaves.
+//! Each identity has one task, so that however many connections ask, one key is made and one request
+//! is sent:
 //!
 //! ```text
 //! fetch ──ok──► publish ── half of what is left, ± a tenth ──► fetch (new key)
-//!   └─error─► back off (0.2 s doubling to 30 s) ─────────────────┘   the old one stays in force
+//!   └─error─► back off (0.2 s doubling to 30 s; 1 s while a caller waits) ─┘   the old one stays
 //! ```
+//!
+//! It lives as long as somebody holds the identity. One that nobody holds is fetched for those who
+//! wait for it and forgotten with the last of them: the stragglers of a pod that has gone leave nothing.
 //!
 //! A valid certificate is never dropped because its renewal failed. An expired one is refused with
 //! the reason the last renewal failed.
@@ -18,6 +21,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::Future,
+    ops::Deref,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -252,6 +256,36 @@ impl Drop for Hold {
     }
 }
 
+/// An entry while a caller of [`Certificates::of`] needs it.
+struct InUse<'a> {
+    entry: Arc<Entry>,
+    identity: Identity,
+    certificates: &'a Certificates,
+}
+
+impl Deref for InUse<'_> {
+    type Target = Entry;
+
+    fn deref(&self) -> &Entry {
+        &self.entry
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        // Held: no lock. Whoever lets go of the last hold removes it.
+        if self.holds.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+        let mut entries = self.certificates.lock();
+        if entries.get(&self.identity).is_some_and(|entry| {
+            Arc::ptr_eq(entry, &self.entry) && entry.holds.load(Ordering::Relaxed) == 0
+        }) {
+            entries.remove(&self.identity);
+        }
+    }
+}
+
 impl Certificates {
     /// An empty store. Its methods are called inside a tokio runtime, which runs the renewals.
     pub fn new(signer: impl Signer, config: CertificatesConfig) -> Arc<Self> {
@@ -263,12 +297,13 @@ impl Certificates {
         })
     }
 
-    /// The certificate in force for `identity`; asks for it first if this is the first call.
+    /// The certificate in force for `identity`; asks for it first if this is the first call. Of an
+    /// identity that nobody holds it is forgotten again as soon as the last caller has it.
     ///
     /// # Errors
     /// When none is to be had within [`CertificatesConfig::wait`].
     pub async fn of(&self, identity: &Identity) -> Result<Arc<Certificate>, CertificateError> {
-        let entry = self.entry(identity);
+        let entry = self.use_for_now(identity);
         let usable = |state: &State| {
             state
                 .current
@@ -279,8 +314,9 @@ impl Certificates {
         if let Some(certificate) = usable(&entry.state.borrow()) {
             return Ok(certificate);
         }
-        entry.hurry.notify_one();
+        // First the receiver, by which the task sees that somebody waits.
         let mut changes = entry.state.subscribe();
+        entry.hurry.notify_one();
         // The entry is held, so its sender lives and the wait ends with a value or with the deadline.
         if let Ok(Ok(state)) =
             tokio::time::timeout(self.config.wait, changes.wait_for(|s| usable(s).is_some())).await
@@ -300,12 +336,7 @@ impl Certificates {
         })
     }
 
-    /// Begins to fetch without waiting: called when a pod arrives.
-    pub fn prefetch(&self, identity: &Identity) {
-        self.entry(identity);
-    }
-
-    /// Prefetches, and keeps the certificate renewed until every hold on it is dropped.
+    /// Begins to fetch without waiting, and keeps the certificate renewed until every hold on it is dropped.
     pub fn hold(&self, identity: &Identity) -> Hold {
         let mut entries = self.lock();
         self.entry_in(&mut entries, identity)
@@ -314,17 +345,6 @@ impl Certificates {
         Hold {
             certificates: self.itself.clone(),
             identity: identity.clone(),
-        }
-    }
-
-    /// Stops renewing and forgets the certificate, unless somebody holds it.
-    pub fn forget(&self, identity: &Identity) {
-        let mut entries = self.lock();
-        if entries
-            .get(identity)
-            .is_some_and(|e| e.holds.load(Ordering::Relaxed) == 0)
-        {
-            entries.remove(identity);
         }
     }
 
@@ -353,8 +373,12 @@ impl Certificates {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entry(&self, identity: &Identity) -> Arc<Entry> {
-        self.entry_in(&mut self.lock(), identity)
+    fn use_for_now(&self, identity: &Identity) -> InUse<'_> {
+        InUse {
+            entry: self.entry_in(&mut self.lock(), identity),
+            identity: identity.clone(),
+            certificates: self,
+        }
     }
 
     fn entry_in(

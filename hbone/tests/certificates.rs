@@ -55,6 +55,7 @@ async fn however_many_ask_one_request_is_made() {
 async fn it_is_renewed_at_half_life_with_jitter_and_a_new_key() {
     let signer = Signing::new(&Arc::new(Ca::new()));
     let certificates = store(&signer);
+    let _held = certificates.hold(&identity("a"));
     let start = Instant::now();
     let first = certificates.of(&identity("a")).await.unwrap();
     let mut renewals = Vec::new();
@@ -87,6 +88,7 @@ async fn a_valid_certificate_outlives_failed_renewals_and_an_expired_one_is_refu
  {
     let signer = Signing::new(&Arc::new(Ca::new()));
     let certificates = store(&signer);
+    let _held = certificates.hold(&identity("a"));
     let first = certificates.of(&identity("a")).await.unwrap();
     break_down(&signer, true);
     sleep(HOUR - Duration::from_secs(60)).await;
@@ -165,7 +167,7 @@ async fn pauses_double_up_to_the_longest() {
     let signer = Signing::new(&Arc::new(Ca::new()));
     break_down(&signer, true);
     let certificates = store(&signer);
-    certificates.prefetch(&identity("a"));
+    let _held = certificates.hold(&identity("a"));
     sleep(Duration::from_secs(2)).await;
     assert!(
         (3..=6).contains(&signer.calls()),
@@ -192,7 +194,7 @@ async fn what_nobody_holds_is_forgotten_and_what_somebody_holds_is_not() {
     );
     certificates.of(&identity("a")).await.unwrap();
     drop(first);
-    certificates.forget(&identity("a"));
+    certificates.of(&identity("a")).await.unwrap();
     assert_eq!(certificates.states().len(), 1, "held");
     drop(second);
     assert!(certificates.states().is_empty());
@@ -200,13 +202,76 @@ async fn what_nobody_holds_is_forgotten_and_what_somebody_holds_is_not() {
     sleep(HOUR * 10).await;
     assert_eq!(signer.calls(), calls, "and no longer renewed");
 
+    let _held = certificates.hold(&identity("b"));
     certificates.of(&identity("b")).await.unwrap();
-    certificates.forget(&identity("b"));
-    assert!(certificates.states().is_empty());
     drop(certificates);
     let calls = signer.calls();
     sleep(HOUR * 10).await;
     assert_eq!(signer.calls(), calls);
+}
+
+/// Connections of a pod that has gone may still ask, and may go before they are answered.
+#[tokio::test(start_paused = true)]
+async fn who_asks_without_holding_leaves_nothing_behind() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    certificates.of(&identity("a")).await.unwrap();
+    assert!(certificates.states().is_empty(), "answered");
+
+    break_down(&signer, true);
+    certificates.of(&identity("a")).await.unwrap_err();
+    assert!(certificates.states().is_empty(), "refused");
+
+    let a = identity("a");
+    let gone = tokio::time::timeout(Duration::from_secs(1), certificates.of(&a));
+    gone.await.unwrap_err();
+    assert!(certificates.states().is_empty(), "gone before the answer");
+    let calls = signer.calls();
+    sleep(HOUR * 10).await;
+    assert_eq!(signer.calls(), calls, "and nobody asks on");
+
+    // A hold that comes while somebody asks stays when the asker goes.
+    let asking = tokio::spawn({
+        let certificates = certificates.clone();
+        async move { certificates.of(&identity("a")).await }
+    });
+    sleep(Duration::from_millis(100)).await;
+    let held = certificates.hold(&identity("a"));
+    asking.await.unwrap().unwrap_err();
+    assert_eq!(certificates.states().len(), 1);
+    drop(held);
+    assert!(certificates.states().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_is_served_soon_after_the_authority_is_back() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    break_down(&signer, true);
+    let certificates = store(&signer);
+    let _held = certificates.hold(&identity("a"));
+    for _ in 0..20 {
+        // By now the pause is half a minute, far longer than a caller waits.
+        break_down(&signer, true);
+        sleep(Duration::from_secs(600)).await;
+        let (calls, start) = (signer.calls(), Instant::now());
+        let asking: Vec<_> = (0..100)
+            .map(|_| {
+                let certificates = certificates.clone();
+                tokio::spawn(async move { certificates.of(&identity("a")).await })
+            })
+            .collect();
+        sleep(Duration::from_secs(3)).await;
+        let tried = signer.calls() - calls;
+        assert!((2..=5).contains(&tried), "about once a second: {tried}");
+        break_down(&signer, false);
+        for asked in asking {
+            asked.await.unwrap().unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_millis(4500));
+        // Let it expire, so that the next round begins without one.
+        break_down(&signer, true);
+        sleep(HOUR * 2).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,6 +292,7 @@ async fn an_authority_that_never_answers_is_given_up_and_asked_again() {
         Silent(Signing::new(&Arc::new(Ca::new()))),
         CertificatesConfig::default(),
     );
+    let _held = certificates.hold(&identity("a"));
     assert!(matches!(
         certificates.of(&identity("a")).await,
         Err(CertificateError::NotYet { last: None, .. })
@@ -353,7 +419,7 @@ async fn the_request_is_what_a_mesh_authority_expects() {
     };
     let certificates =
         Certificates::new(Answering(Box::new(answer)), CertificatesConfig::default());
-    certificates.prefetch(&identity("a"));
+    let _held = certificates.hold(&identity("a"));
     let csr = tokio::task::spawn_blocking(move || receiver.recv().unwrap())
         .await
         .unwrap();

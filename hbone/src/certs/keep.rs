@@ -43,7 +43,7 @@ pub(super) async fn keep(
     state: watch::Sender<State>,
     hurry: Arc<Notify>,
 ) {
-    let mut failures = 0;
+    let (mut failures, mut asked_for) = (0, false);
     loop {
         let Some(certificates) = store.upgrade() else {
             return;
@@ -53,7 +53,7 @@ pub(super) async fn keep(
         drop(certificates);
         match fetched {
             Ok(certificate) => {
-                failures = 0;
+                (failures, asked_for) = (0, false);
                 let left = certificate
                     .not_after()
                     .duration_since(SystemTime::now())
@@ -74,9 +74,17 @@ pub(super) async fn keep(
                 }
             }
             Err(error) => {
-                tracing::warn!(%identity, %error, "certificate not obtained");
+                // Hurried attempts would fill the log with what it says already.
+                if !asked_for || state.borrow().last_error.as_ref() != Some(&error) {
+                    tracing::warn!(%identity, %error, "certificate not obtained");
+                }
                 state.send_modify(|s| s.last_error = Some(error));
-                tokio::time::sleep(pause(&config, failures).mul_f64(0.75 + 0.5 * random())).await;
+                let jitter = 0.75 + 0.5 * random();
+                let due = pause(&config, failures).mul_f64(jitter);
+                asked_for = tokio::select! {
+                    () = tokio::time::sleep(due) => false,
+                    () = waited_for(&hurry, &state, FLOOR.mul_f64(jitter)) => true,
+                };
                 failures += 1;
             }
         }
@@ -92,6 +100,20 @@ async fn hurried(hurry: &Notify, state: &watch::Sender<State>) {
         }
     }
 }
+
+/// Ends when a caller waits for a certificate, at the earliest after `floor`: callers give up before
+/// the longest pause is over, and must not find the authority back and themselves refused.
+async fn waited_for(hurry: &Notify, state: &watch::Sender<State>, floor: Duration) {
+    tokio::time::sleep(floor).await;
+    // Receivers are callers that wait, nobody else.
+    while state.receiver_count() == 0 {
+        hurry.notified().await;
+    }
+}
+
+/// Shortest time between a failure and an attempt that a caller asks for: connections that come by the
+/// thousand while the authority is down cost it one request a second for each identity.
+const FLOOR: Duration = Duration::from_secs(1);
 
 fn pause(config: &CertificatesConfig, failures: u32) -> Duration {
     config
