@@ -86,17 +86,29 @@ fn excerpt(text: &str) -> String {
 
 fn read_headers(map: &HeaderMap) -> RequestHeaders {
     let text = |name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(Box::from);
-    let baggage: Vec<&str> = map
-        .get_all("baggage")
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .collect();
     RequestHeaders {
-        baggage: (!baggage.is_empty()).then(|| baggage.join(",").into()),
+        baggage: joined(map, "baggage"),
         forwarded: text("forwarded"),
         traceparent: text("traceparent"),
         x_forwarded_network: text("x-forwarded-network"),
         x_istio_source: text("x-istio-source"),
+    }
+}
+
+/// All values of a header as one list. Nearly always there is one.
+fn joined(map: &HeaderMap, name: &str) -> Option<Box<str>> {
+    let mut values = map.get_all(name).iter().filter_map(|v| v.to_str().ok());
+    let first = values.next()?;
+    match values.next() {
+        None => Some(first.into()),
+        Some(second) => {
+            let mut all = format!("{first},{second}");
+            for value in values {
+                all.push(',');
+                all.push_str(value);
+            }
+            Some(all.into())
+        }
     }
 }
 
@@ -207,5 +219,66 @@ impl Answer {
             self.gauge.reset_early();
             error.into()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_connect_to_a_readable_authority_is_let_through() {
+        for (method, uri, said) in [
+            ("CONNECT", "10.0.0.1:80", Ok("10.0.0.1:80")),
+            ("CONNECT", "Web.svc:80", Ok("web.svc:80")),
+            (
+                "GET",
+                "https://10.0.0.1:80/",
+                Err("expected method CONNECT, got GET"),
+            ),
+            (
+                "connect",
+                "10.0.0.1:80",
+                Err("expected method CONNECT, got connect"),
+            ),
+            (
+                "CONNECT",
+                "10.0.0.1",
+                Err("no valid authority pseudo header: 10.0.0.1"),
+            ),
+            ("CONNECT", "/", Err("no valid authority pseudo header: ")),
+        ] {
+            let request = http::Request::builder().method(method).uri(uri);
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            let read = destination(&parts)
+                .map_or_else(|why| Err(why.to_string()), |to| Ok(to.to_string()));
+            assert_eq!(
+                read.as_deref().map_err(String::as_str),
+                said,
+                "{method} {uri}"
+            );
+        }
+    }
+
+    #[test]
+    fn several_baggage_headers_are_one_list_and_what_is_not_text_is_left_out() {
+        let read = |values: &[&[u8]]| {
+            let mut map = HeaderMap::new();
+            for value in values {
+                map.append("baggage", HeaderValue::from_bytes(value).unwrap());
+            }
+            read_headers(&map).baggage
+        };
+        for (values, list) in [
+            (&[][..], None),
+            (&[&b"a=1"[..]][..], Some("a=1")),
+            (
+                &[b"a=1", b"b=2,c=3", b"\xff", b"d=4"],
+                Some("a=1,b=2,c=3,d=4"),
+            ),
+            (&[b"\xff"], None),
+        ] {
+            assert_eq!(read(values).as_deref(), list, "{values:?}");
+        }
     }
 }
