@@ -156,9 +156,9 @@ fn spawn_request(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
+    let door = pod;
     let (node, pod, identity) = (node.clone(), pod.clone(), identity.clone());
-    let drain = pod.drain.clone();
-    drain.spawn(async move {
+    door.drain.spawn(async move {
         let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
         let arriving = Arriving {
             node: &node,
@@ -211,10 +211,10 @@ async fn serve_request(
         service: None,
         secured: true,
     };
-    report.between(ends.clone());
     let arrival = match arrival::arrival(&snapshot, &workload, local, &request.authority) {
         Ok(arrival) => arrival,
         Err(why) => {
+            report.between(ends);
             request.refuse(why.status());
             return Err(why.into());
         }
@@ -365,8 +365,7 @@ fn source_of(
     proven: Option<&Identity>,
 ) -> Option<Arc<Workload>> {
     let found = snapshot.workload_at(&destination.network, peer.ip())?;
-    let is_it = proven
-        .is_none_or(|proven| route::identity(found).is_ok_and(|identity| identity == *proven));
+    let is_it = proven.is_none_or(|proven| route::proves(proven, found));
     is_it.then(|| found.clone())
 }
 

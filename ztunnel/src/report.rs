@@ -189,7 +189,6 @@ macro_rules! line {
     ($level:expr, $message:literal, $report:expr, $series:expr, $opened:expr, $error:expr) => {{
         let (report, series, opened): (&Report, &Series, Option<&Opened>) = ($report, $series, $opened);
         let moved = opened.map(|opened| opened.entry.live().moved());
-        let duration = opened.map(|_| format!("{}ms", report.started.elapsed().as_millis()));
         tracing::event!(
             target: "access",
             $level,
@@ -207,7 +206,7 @@ macro_rules! line {
                 direction = direction(report.reporter),
                 bytes_sent = moved.map(|moved| moved.0),
                 bytes_recv = moved.map(|moved| moved.1),
-                duration = duration.as_deref(),
+                duration = opened.map(|_| format!("{}ms", report.started.elapsed().as_millis())).as_deref(),
                 path = opened.filter(|opened| opened.joined).map(|_| "in-process"),
                 note = report.note,
                 error = $error,

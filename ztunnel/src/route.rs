@@ -390,9 +390,28 @@ fn expected(next: &Workload, service: Option<&Service>) -> Result<Vec<Identity>,
 /// # Errors
 /// When its names cannot stand in one.
 pub(crate) fn identity(workload: &Workload) -> Result<Identity, Refused> {
+    // Made for each connection: the workload's own texts are shared, and only a default is copied.
+    let share = |own: &Arc<str>, meant: &str| match **own == *meant {
+        true => own.clone(),
+        false => meant.into(),
+    };
     let (trust_domain, namespace, service_account) = workload.identity_parts();
-    Identity::new(trust_domain, namespace, service_account)
-        .map_err(|error| Refused::NoIdentity(workload.uid.clone(), error))
+    Identity::shared(
+        share(&workload.trust_domain, trust_domain),
+        share(&workload.namespace, namespace),
+        share(&workload.service_account, service_account),
+    )
+    .map_err(|error| Refused::NoIdentity(workload.uid.clone(), error))
+}
+
+/// Whether a proven identity is the one that a workload must prove.
+pub(crate) fn proves(identity: &Identity, workload: &Workload) -> bool {
+    let proven = (
+        identity.trust_domain(),
+        identity.namespace(),
+        identity.service_account(),
+    );
+    proven == workload.identity_parts()
 }
 
 fn client<'a>(question: &Question<'a>) -> Client<'a> {

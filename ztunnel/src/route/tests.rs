@@ -356,3 +356,34 @@ fn endpoints_share_the_connections() {
         .collect();
     assert_eq!(chosen.len(), 2, "{chosen:?}");
 }
+
+#[test]
+fn an_identity_proves_the_workload_whose_names_it_has_with_defaults_for_what_is_unsaid() {
+    let mesh = snapshot(|mesh| {
+        let mut bare = pod("bare", &["10.0.0.1"]);
+        (bare.trust_domain, bare.service_account) = (String::new(), String::new());
+        mesh.set_workload(bare);
+        let mut full = pod("full", &["10.0.0.2"]);
+        full.trust_domain = "example.org".into();
+        full.service_account = "web".into();
+        mesh.set_workload(full);
+        let mut odd = pod("odd", &["10.0.0.3"]);
+        odd.service_account = "no/name".into();
+        mesh.set_workload(odd);
+    });
+    for (uid, text) in [
+        ("bare", "spiffe://cluster.local/ns/default/sa/default"),
+        ("full", "spiffe://example.org/ns/default/sa/web"),
+    ] {
+        let workload = mesh.workload(uid).unwrap();
+        assert_eq!(identity(workload).unwrap().to_string(), text);
+        for other in ["bare", "full", "odd"] {
+            let proven = proves(&text.parse().unwrap(), mesh.workload(other).unwrap());
+            assert_eq!(proven, uid == other, "{text} as {other}");
+        }
+    }
+    assert!(matches!(
+        identity(mesh.workload("odd").unwrap()),
+        Err(Refused::NoIdentity(..))
+    ));
+}
