@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
-use lab::{Lab, wait};
+use anyhow::{Result, ensure};
+use lab::{Lab, Pod, wait};
 use support::{Pair, SOON, Server, ends, in_lab, refused, round_trip, talk, talk_soon};
+
+const MODE: &str = "istio.io/dataplane-mode";
 
 #[test]
 fn without_the_control_plane_traffic_goes_on_and_known_identities_connect() {
@@ -40,42 +42,74 @@ fn without_the_control_plane_traffic_goes_on_and_known_identities_connect() {
 }
 
 #[test]
-fn without_the_control_plane_a_new_identity_waits_and_then_gets_a_clear_error() {
+fn without_the_control_plane_a_pod_it_never_told_of_waits_and_then_learns_why() {
     in_lab(Lab::builder().nodes(1), |lab| {
         lab.namespace("shop").ambient()?;
         let server = lab.pod("shop/web").start()?;
         let _echo = Server::echo(&server, 8080)?;
         lab.control_plane()?.kill()?;
-        // Either its sandbox is refused (the kubelet tries again), or it starts and its connections are refused.
-        let began = Instant::now();
-        let log = lab.access_log(0)?.from_now();
-        match lab
+        // The node agent reads of it and enrols it; who it is to the mesh, ztunnel cannot know.
+        let newcomer = lab
             .pod("shop/newcomer")
             .service_account("newcomer")
             .without_waiting()
-            .start()
-        {
-            Err(error) => {
-                let text = format!("{error:#}");
-                ensure!(
-                    text.contains("newcomer") && text.contains("istio-cni"),
-                    "{text}"
-                );
-            }
-            Ok(newcomer) => {
-                refused(&newcomer, server.at(8080))?;
-                log.find("the reason", |r| !r.error().is_empty())?;
-            }
-        }
-        ensure!(
-            began.elapsed() < Duration::from_secs(60),
-            "that took {:?}",
-            began.elapsed()
-        );
+            .start()?;
+        ensure!(newcomer.enrolled()?);
+        let reason = "the control plane has not told of this pod within 10s; is it running, and does it list the pod?";
+        waits_and_is_refused(lab, &newcomer, &server, Duration::from_secs(10), |error| {
+            error == reason
+        })?;
         lab.control_plane()?.start()?;
-        let newcomer = lab.pod("shop/second").service_account("newcomer").start()?;
         talk_soon(&newcomer, server.at(8080))
     });
+}
+
+#[test]
+fn without_the_control_plane_a_new_identity_waits_and_then_learns_that_it_has_no_certificate() {
+    in_lab(Lab::builder(), |lab| {
+        lab.namespace("shop").ambient()?;
+        let server = lab.pod("shop/web").node(1).start()?;
+        let _echo = Server::echo(&server, 8080)?;
+        // Known to every node while it is not in the mesh, and without a certificate for that reason.
+        let newcomer = lab
+            .pod("shop/newcomer")
+            .service_account("newcomer")
+            .label(MODE, "none")
+            .start()?;
+        lab.control_plane()?.kill()?;
+        newcomer.set_label(MODE, "ambient")?;
+        wait::until_true("the newcomer to be enrolled", SOON, || {
+            newcomer.enrolled().is_ok_and(|yes| yes)
+        })?;
+        let reason = format!(
+            "no certificate for {} yet: the certificate authority does not answer: ",
+            newcomer.identity()
+        );
+        waits_and_is_refused(lab, &newcomer, &server, Duration::from_secs(5), |error| {
+            error.starts_with(&reason) && error.len() > reason.len()
+        })?;
+        lab.control_plane()?.start()?;
+        talk_soon(&newcomer, server.at(8080))
+    });
+}
+
+/// Expects that `client` of node 0 is made to wait for `at_least`, is refused, and that its ztunnel says why.
+fn waits_and_is_refused(
+    lab: &Lab,
+    client: &Pod,
+    server: &Pod,
+    at_least: Duration,
+    reason: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let log = lab.access_log(0)?.from_now();
+    let began = Instant::now();
+    refused(client, server.at(8080))?;
+    let waited = began.elapsed();
+    ensure!(waited >= at_least, "it was refused after only {waited:?}");
+    let from = format!("{}:", client.ip());
+    let record = log.find("the refusal", |r| r.field("src.addr").starts_with(&from))?;
+    ensure!(record.outbound() && reason(record.error()), "{record:#?}");
+    Ok(())
 }
 
 #[test]
