@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::discovery::DeltaDiscoveryRequest;
 use ops::drain::Drained;
 use serde::Deserialize;
-use support::{ADDRESS, AUTHORIZATION, PATIENCE, Proxy, Server, node};
+use support::{ADDRESS, AUTHORIZATION, Held, PATIENCE, Proxy, Server, node, uid};
 use tonic::Code;
 
 #[derive(Deserialize)]
@@ -210,13 +210,35 @@ async fn a_request_that_is_too_long_ends_its_own_stream_only() {
     long.send(DeltaDiscoveryRequest {
         node: Some(support::ztunnel_node()),
         type_url: ADDRESS.into(),
-        resource_names_subscribe: vec!["x".repeat(5 << 20)],
+        resource_names_subscribe: vec!["x".repeat(65 << 20)],
         ..Default::default()
     })
     .await;
     assert_eq!(long.receive().await.unwrap_err().code(), Code::OutOfRange);
     other.next().await;
     other.next().await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_holds_a_large_mesh_can_come_back() {
+    let server = Server::start().await;
+    let mut proxy = server.proxy().await;
+    let held = |number| {
+        let name =
+            format!("Kubernetes//Pod/gone/deployment-7f9c6b5d48-{number:05}-of-a-large-mesh");
+        let held = Held {
+            version: "0123456789abcdef".into(),
+            value: Vec::new(),
+        };
+        (name, held)
+    };
+    let held = (0..60_000).map(held).collect();
+    proxy.held.insert(ADDRESS.into(), held);
+    proxy.subscribe(ADDRESS).await;
+    let answer = proxy.next().await;
+    assert_eq!(answer.removed_resources.len(), 60_000);
+    assert!(proxy.has(ADDRESS, &uid("alpha", "client")));
+    assert_eq!(proxy.names(ADDRESS).len(), answer.resources.len());
 }
 
 #[tokio::test]
