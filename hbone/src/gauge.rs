@@ -1,11 +1,12 @@
 //! Watches the frames that pass between TLS and the HTTP/2 engine.
 //!
 //! Bytes enter on their way up (what the peer sent) and down (what we send); they leave unchanged.
-//! From the 9-byte heads alone two things are learnt that the engine does not tell:
+//! From the 9-byte heads alone three things are learnt that the engine does not tell:
 //!
 //! 1. floods: how often the peer sends frames that cost work and carry nothing (`Inbound`);
 //! 2. stall: how much of the peer's connection window our unread data uses up (`Outbound`), which is
-//!    what the pool looks at before it puts one more stream on a connection.
+//!    what the pool looks at before it puts one more stream on a connection;
+//! 3. refusals: which streams the engine resets by itself, before anybody else hears of them.
 //!
 //! The cost is a handful of comparisons per frame; nothing is allocated or copied.
 
@@ -14,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering},
     },
     task::{Context, Poll},
     time::Instant,
@@ -43,6 +44,10 @@ pub(crate) struct Gauge {
     /// Streams that the peer reset before they were answered. Honest clients give up now and then;
     /// rapid reset does nothing else.
     early_resets: Mutex<Budget>,
+    /// Streams that the engine reset because they made no sense, not counted yet.
+    malformed: AtomicU32,
+    /// Streams that the engine reset because too many were open, not counted yet.
+    surplus: AtomicU32,
 }
 
 const FLOODS: [Refusal; 5] = [
@@ -61,6 +66,8 @@ impl Gauge {
             flood: AtomicU8::new(0),
             going_away: AtomicBool::new(false),
             early_resets: Mutex::new(Budget::new(1000, 200)),
+            malformed: AtomicU32::new(0),
+            surplus: AtomicU32::new(0),
         })
     }
 
@@ -103,6 +110,28 @@ impl Gauge {
         }
     }
 
+    /// Hands over each stream that the engine refused since the last time.
+    pub(crate) fn refused_streams(&self, mut each: impl FnMut(Refusal)) {
+        for (count, kind) in [
+            (&self.malformed, Refusal::MalformedStream),
+            (&self.surplus, Refusal::SurplusStream),
+        ] {
+            // Asked at each poll, and nearly always zero: a look is cheaper than an exchange.
+            if count.load(Ordering::Relaxed) > 0 {
+                (0..count.swap(0, Ordering::Relaxed)).for_each(|_| each(kind));
+            }
+        }
+    }
+
+    fn sent_reset(&self, code: u32) {
+        let count = match code {
+            PROTOCOL_ERROR => &self.malformed,
+            REFUSED_STREAM => &self.surplus,
+            _ => return,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn granted(&self, bytes: u32) {
         let left = self.left.fetch_add(i64::from(bytes), Ordering::Relaxed) + i64::from(bytes);
         self.most.fetch_max(left, Ordering::Relaxed);
@@ -113,14 +142,15 @@ impl Gauge {
     }
 }
 
-/// A frame's head, and for a WINDOW_UPDATE its increment.
+/// A frame's head, and of a WINDOW_UPDATE and a RST_STREAM the number in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Head {
     length: u32,
     kind: u8,
     flags: u8,
     stream: u32,
-    increment: u32,
+    /// Increment or error code.
+    number: u32,
 }
 
 const DATA: u8 = 0;
@@ -132,13 +162,16 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM_OR_ACK: u8 = 1;
+/// Error codes of RST_STREAM with which the engine refuses a stream (RFC 9113, 7).
+const PROTOCOL_ERROR: u32 = 1;
+const REFUSED_STREAM: u32 = 7;
 
 /// Finds frame heads in a byte stream that arrives in pieces.
 #[derive(Debug)]
 struct Heads {
     /// Bytes to pass over before the next head.
     skip: u32,
-    /// The head so far; a WINDOW_UPDATE's four payload bytes are kept behind it.
+    /// The head so far; the four payload bytes of a WINDOW_UPDATE or RST_STREAM are kept behind it.
     head: [u8; 13],
     have: u8,
 }
@@ -179,15 +212,15 @@ impl Heads {
             kind: h[3],
             flags: h[4],
             stream: u32::from_be_bytes([h[5], h[6], h[7], h[8]]) & 0x7fff_ffff,
-            increment: 0,
+            number: 0,
         };
         if self.have == 9 {
-            if head.kind == WINDOW_UPDATE && head.length == 4 {
+            if matches!(head.kind, WINDOW_UPDATE | RST_STREAM) && head.length == 4 {
                 return; // four more bytes make it whole
             }
             self.skip = head.length;
         } else {
-            head.increment = u32::from_be_bytes([h[9], h[10], h[11], h[12]]) & 0x7fff_ffff;
+            head.number = u32::from_be_bytes([h[9], h[10], h[11], h[12]]) & 0x7fff_ffff;
         }
         self.have = 0;
         each(head);
@@ -228,7 +261,7 @@ impl Inbound {
             GOAWAY => return gauge.going_away.store(true, Ordering::Relaxed),
             WINDOW_UPDATE => {
                 if head.stream == 0 {
-                    gauge.granted(head.increment);
+                    gauge.granted(head.number);
                 }
                 return;
             }
@@ -279,10 +312,10 @@ impl<T> Gauged<T> {
 
     fn note_sent(&mut self, bytes: &[u8]) {
         let gauge = &self.gauge;
-        self.sent.feed(bytes, |head| {
-            if head.kind == DATA {
-                gauge.sent(head.length);
-            }
+        self.sent.feed(bytes, |head| match head.kind {
+            DATA => gauge.sent(head.length),
+            RST_STREAM => gauge.sent_reset(head.number),
+            _ => {}
         });
     }
 }
@@ -383,7 +416,7 @@ mod tests {
                 kind: WINDOW_UPDATE,
                 flags: 0,
                 stream: 0,
-                increment: 16_711_681
+                number: 16_711_681
             }
         );
         assert_eq!(found[1].kind, PING);
@@ -402,6 +435,24 @@ mod tests {
         assert!(!gauge.stalled());
     }
 
+    #[tokio::test]
+    async fn streams_that_we_refuse_are_handed_over_once() {
+        let gauge = Gauge::new();
+        let mut sent = Gauged::server(tokio::io::sink(), gauge.clone());
+        let reset = |code: u32| frame(RST_STREAM, 0, 1, &code.to_be_bytes());
+        // NO_ERROR and CANCEL are no refusals.
+        for code in [PROTOCOL_ERROR, 0, REFUSED_STREAM, 8, PROTOCOL_ERROR] {
+            tokio::io::AsyncWriteExt::write_all(&mut sent, &reset(code))
+                .await
+                .unwrap();
+        }
+        let mut seen = Vec::new();
+        gauge.refused_streams(|kind| seen.push(kind));
+        gauge.refused_streams(|kind| seen.push(kind));
+        let malformed = Refusal::MalformedStream;
+        assert_eq!(seen, [malformed, malformed, Refusal::SurplusStream]);
+    }
+
     #[test]
     fn a_flood_is_named_once_and_stays() {
         let gauge = Gauge::new();
@@ -411,7 +462,7 @@ mod tests {
             kind: PING,
             flags: 0,
             stream: 0,
-            increment: 0,
+            number: 0,
         };
         for _ in 0..1000 {
             inbound.saw(ping, &gauge);

@@ -11,12 +11,12 @@ use std::{
 };
 
 /// Receive window announced for each stream, in bytes. Wire contract.
-pub(crate) const STREAM_WINDOW: u32 = 4 << 20;
+pub const STREAM_WINDOW: u32 = 4 << 20;
 /// Receive window announced for a connection that begins, in bytes. Wire contract. It grows with
-/// the number of streams (see [`crate::engine`]), so that streams nobody reads cannot use it up.
-pub(crate) const CONNECTION_WINDOW: u32 = 16 << 20;
+/// the number of streams (see `engine`), so that streams nobody reads cannot use it up.
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Largest frame we accept, in bytes. Wire contract.
-pub(crate) const FRAME: u32 = 1 << 20;
+pub const FRAME: u32 = 1 << 20;
 /// Header list announced by a server, in bytes. Wire contract: Istio's ztunnel announces this much
 /// although no request of a mesh comes near it. Requests are parsed and dropped as they arrive, so
 /// at worst one list per waiting stream is held: 200 x 64 KiB.
@@ -87,6 +87,11 @@ pub enum Refusal {
     NotConnect,
     /// A CONNECT whose authority is missing or not `ip:port` or `host:port`.
     Authority,
+    /// A stream that is no request (garbage for an authority, a CONNECT with a path, headers beyond
+    /// the limit). The engine answers or resets it; nobody else sees it.
+    MalformedStream,
+    /// A stream beyond those that may be open at once; reset by the engine.
+    SurplusStream,
     /// Too many PING frames.
     PingFlood,
     /// Too many SETTINGS frames.
@@ -114,6 +119,8 @@ impl Refusal {
             Self::Preface => "preface",
             Self::NotConnect => "not_connect",
             Self::Authority => "authority",
+            Self::MalformedStream => "malformed_stream",
+            Self::SurplusStream => "surplus_stream",
             Self::PingFlood => "ping_flood",
             Self::SettingsFlood => "settings_flood",
             Self::EmptyDataFlood => "empty_data_flood",
@@ -202,6 +209,8 @@ mod tests {
             Preface,
             NotConnect,
             Authority,
+            MalformedStream,
+            SurplusStream,
             PingFlood,
             SettingsFlood,
             EmptyDataFlood,

@@ -217,7 +217,9 @@ where
             if matches!(self.phase, Phase::Over) {
                 return Poll::Ready(None);
             }
-            match self.engine.poll_accept(cx) {
+            let accepted = self.engine.poll_accept(cx);
+            self.gauge.refused_streams(|kind| self.limits.refused(kind));
+            match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     if let Some(incoming) = self.admit(request, respond) {
                         return Poll::Ready(Some(Ok(incoming)));

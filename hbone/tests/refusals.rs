@@ -418,6 +418,7 @@ async fn a_header_list_beyond_the_limit_is_refused_and_the_connection_goes_on() 
     }
     let answer = attacked.peer.until("431", |f| f.kind == raw::HEADERS).await;
     assert_eq!(answer.status(), 431);
+    attacked.counted(Refusal::MalformedStream).await;
     attacked
         .peer
         .request(3, &raw::connect_headers("10.0.0.1:80"))
@@ -449,6 +450,7 @@ async fn streams_beyond_the_limit_are_refused_and_the_others_stay() {
         (401, 7),
         "REFUSED_STREAM for the 201st"
     );
+    attacked.counted(Refusal::SurplusStream).await;
     attacked
         .peer
         .send(&raw::frame(raw::DATA, 0, 1, b"hello"))
@@ -501,9 +503,24 @@ async fn what_is_no_connect_is_answered_and_counted() {
             .await;
         assert_eq!(answer.status(), 400, "{authority}");
     }
+    // What is no request at all is reset by the engine, and counted all the same.
+    attacked
+        .peer
+        .request(11, &raw::connect_headers("not an authority"))
+        .await
+        .unwrap();
+    let reset = attacked
+        .peer
+        .until("PROTOCOL_ERROR", |f| {
+            f.kind == raw::RST_STREAM && f.stream == 11
+        })
+        .await;
+    assert_eq!(reset.code(), 1);
+    attacked.counted(Refusal::MalformedStream).await;
     let seen = attacked.refusals.seen();
     assert_eq!(seen[0], Refusal::NotConnect);
-    assert_eq!(seen[1..], [Refusal::Authority; 4]);
+    assert_eq!(seen[1..5], [Refusal::Authority; 4]);
+    assert_eq!(seen[5..], [Refusal::MalformedStream]);
 }
 
 #[tokio::test]
