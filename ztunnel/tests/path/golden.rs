@@ -79,6 +79,17 @@ async fn every_recorded_case_is_answered_and_logged_as_recorded() {
         let lines = log::lines(&[&source]);
         assert_eq!(lines.len(), 1, "{name}: {lines:#?}");
     }
+    assert_eq!(quiet_cases.len(), 3);
+    for (reason, count) in [
+        ("malformed_stream", 3),
+        ("not_connect", 1),
+        ("authority", 2),
+        ("tls", 7),
+    ] {
+        let refused = [&*format!("reason=\"{reason}\"")];
+        let counted = lab.nodes[1].metric("ambit_tunnel_refusals_total", &refused);
+        assert_eq!(counted, count, "{reason}");
+    }
     for (name, source) in quiet_cases {
         assert_eq!(
             log::lines(&[&source]),
