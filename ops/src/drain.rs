@@ -4,6 +4,8 @@
 //!  running ──drain()──▶ accepting() cancelled ──all tasks done──▶ quiet
 //!                                └────────────deadline──────────▶ now() cancelled ─▶ cut
 //! ```
+//! Either way it ends with `over()` cancelled, for what serves the tasks and has no end of its own.
+//!
 //! A [`Drain::child`] (one pod of a node) ends with its parent or on its own; a parent waits for
 //! its children's tasks too.
 
@@ -24,6 +26,7 @@ pub struct Drain(Arc<State>);
 struct State {
     accepting: CancellationToken,
     now: CancellationToken,
+    over: CancellationToken,
     tasks: TaskTracker,
     /// Every task of this drain counts there too, but not this drain itself: a pod without connections must not
     /// hold its node's exit.
@@ -56,14 +59,19 @@ impl Default for Drain {
 impl Drain {
     /// Nothing ends yet.
     pub fn new() -> Self {
-        Self::with(CancellationToken::new(), CancellationToken::new(), None)
+        Self::with(std::array::from_fn(|_| CancellationToken::new()), None)
     }
 
     /// A part of this work that can also end on its own.
     pub fn child(&self) -> Self {
+        let State {
+            accepting,
+            now,
+            over,
+            ..
+        } = &*self.0;
         Self::with(
-            self.0.accepting.child_token(),
-            self.0.now.child_token(),
+            [accepting, now, over].map(CancellationToken::child_token),
             Some(self.clone()),
         )
     }
@@ -76,6 +84,11 @@ impl Drain {
     /// Cancelled when running work must end at once.
     pub fn now(&self) -> &CancellationToken {
         &self.0.now
+    }
+
+    /// Cancelled when the drain has ended, with a cut or without.
+    pub fn over(&self) -> &CancellationToken {
+        &self.0.over
     }
 
     /// Tasks that run at this moment (children's too).
@@ -113,6 +126,12 @@ impl Drain {
     /// Ends the work: no more new work, wait for what runs at most `deadline`, then stop now.
     /// Returns when every task has ended, at the latest [`LAST_WORDS`] after the cut.
     pub async fn drain(&self, deadline: Duration) -> Drained {
+        let drained = self.end(deadline).await;
+        self.0.over.cancel();
+        drained
+    }
+
+    async fn end(&self, deadline: Duration) -> Drained {
         self.0.accepting.cancel();
         self.0.tasks.close();
         if tokio::time::timeout(deadline, self.0.tasks.wait())
@@ -128,14 +147,11 @@ impl Drain {
         Drained::Cut(left)
     }
 
-    fn with(
-        accepting: CancellationToken,
-        now: CancellationToken,
-        parent: Option<Self>,
-    ) -> Self {
+    fn with([accepting, now, over]: [CancellationToken; 3], parent: Option<Self>) -> Self {
         Self(Arc::new(State {
             accepting,
             now,
+            over,
             tasks: TaskTracker::new(),
             parent,
         }))
@@ -165,6 +181,29 @@ mod tests {
         assert_eq!(drain.drain(Duration::from_secs(60)).await, Drained::Quiet);
         task.await.unwrap();
         assert!(!drain.now().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn it_is_over_when_the_last_task_is_and_for_the_parts_too() {
+        let node = Drain::new();
+        let pod = node.child();
+        let (end, ends) = tokio::sync::oneshot::channel::<()>();
+        pod.spawn(ends);
+        let draining = tokio::spawn({
+            let node = node.clone();
+            async move { node.drain(Duration::from_secs(60)).await }
+        });
+        pod.accepting().cancelled().await;
+        assert!(!pod.over().is_cancelled() && !node.over().is_cancelled());
+        drop(end);
+        assert_eq!(draining.await.unwrap(), Drained::Quiet);
+        assert!(pod.over().is_cancelled() && node.over().is_cancelled());
+
+        let cut = Drain::new();
+        let now = cut.now().clone();
+        cut.spawn(async move { now.cancelled().await });
+        assert_eq!(cut.drain(Duration::ZERO).await, Drained::Cut(1));
+        assert!(cut.over().is_cancelled());
     }
 
     #[tokio::test]
