@@ -67,18 +67,12 @@ impl Node {
         tokio::select! { () = cancel.cancelled() => {}, () = crate::rejudge::run(&self) => {} }
     }
 
-    /// The pod's listeners are open and its workload is known: its certificate is kept current, and connections from
-    /// this node are joined to it in process from now on.
+    /// The pod's listeners are open and its workload is known: connections from this node are joined to it in process
+    /// from now on.
     pub fn pod_started(&self, pod: &Arc<Pod>) {
-        let Some(known) = pod.known() else { return };
-        let certificate = self.certificates.hold(&known.identity);
-        self.pods.add(
-            &known.workload_uid,
-            Running {
-                pod: pod.clone(),
-                _certificate: Arc::new(certificate),
-            },
-        );
+        if let Some(known) = pod.known() {
+            self.pods.add(&known.workload_uid, pod);
+        }
     }
 
     /// The pod takes no new connections from now on (drain or removal). Open ones go on; idle tunnels are closed.
@@ -94,29 +88,19 @@ impl Node {
 /// Local pods by the uid of their workload. Read on each outbound connection, written when a pod comes or goes.
 #[derive(Debug, Default)]
 pub struct Pods {
-    by_workload: ArcSwap<HashMap<Arc<str>, Running>>,
-}
-
-#[derive(Debug, Clone)]
-struct Running {
-    pod: Arc<Pod>,
-    /// Renewed for as long as a pod of that identity runs here.
-    _certificate: Arc<hbone::Hold>,
+    by_workload: ArcSwap<HashMap<Arc<str>, Arc<Pod>>>,
 }
 
 impl Pods {
     /// The pod of this workload, if it runs here and takes connections.
     pub fn of_workload(&self, uid: &str) -> Option<Arc<Pod>> {
-        self.by_workload
-            .load()
-            .get(uid)
-            .map(|running| running.pod.clone())
+        self.by_workload.load().get(uid).cloned()
     }
 
-    fn add(&self, workload_uid: &Arc<str>, running: Running) {
+    fn add(&self, workload_uid: &Arc<str>, pod: &Arc<Pod>) {
         self.by_workload.rcu(|pods| {
             let mut pods = HashMap::clone(pods);
-            pods.insert(workload_uid.clone(), running.clone());
+            pods.insert(workload_uid.clone(), pod.clone());
             pods
         });
     }
@@ -125,7 +109,7 @@ impl Pods {
         self.by_workload.rcu(|pods| {
             let mut pods = HashMap::clone(pods);
             // A successor of the same name (StatefulSet) may have taken the place already: it stays.
-            pods.retain(|_, other| !Arc::ptr_eq(&other.pod, pod));
+            pods.retain(|_, other| !Arc::ptr_eq(other, pod));
             pods
         });
     }

@@ -5,6 +5,7 @@
 //! 3. its workload is awaited from the control plane        (`Pod::learn`)
 //! 4. each connection becomes a task of the path            (`accept_loop` → `outbound`, `inbound`)
 //! 5. the pod leaves: listeners close, connections drain    ([`Pod::stop`])
+//! 6. the last of them is gone: names are no longer answered, the certificate is let go
 //!
 //! Listeners open before the workload is known, because the agent's answer waits for them and the
 //! control plane learns of a new pod only after it: early connections wait in the path.
@@ -14,10 +15,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hbone::Identity;
+use hbone::{Hold, Identity};
 use mesh::{Mesh, Snapshot, Workload};
 use ops::drain::{Drain, Drained};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
 use crate::config::ports;
@@ -54,6 +55,8 @@ pub struct Known {
     pub workload: Arc<Workload>,
     /// Who its connections are.
     pub identity: Identity,
+    /// Keeps its certificate renewed until the last of the pod's connections has let go of the pod.
+    _certificate: Hold,
 }
 
 /// Why a pod's proxy could not start. The node agent shows the text to the operator.
@@ -142,8 +145,15 @@ impl Pod {
             (Door::Plain, listen(ports::INBOUND_PLAIN)?),
             (Door::Tunnel, listen(ports::INBOUND)?),
         ];
-        if let Some(dns) = dns {
-            self.start_dns(dns, node.config.dns_port)?;
+        let resolvers = match dns {
+            Some(dns) => Some((dns, self.listen_dns(node.config.dns_port)?)),
+            None => None,
+        };
+        // Everything is open. Nothing is spawned before this, or it would live on after a failure.
+        if let Some((dns, sockets)) = resolvers {
+            for (udp, tcp) in sockets {
+                dns.clone().serve(self.clone(), udp, tcp);
+            }
         }
         for (door, listener) in listeners {
             self.drain
@@ -155,11 +165,13 @@ impl Pod {
 
     /// Takes no more connections and gives open ones `deadline` to end; then cuts them.
     pub async fn stop(self: &Arc<Self>, node: &Node, deadline: Duration) -> Drained {
+        self.drain.accepting().cancel();
         node.pod_stopped(self);
         self.drain.drain(deadline).await
     }
 
-    fn start_dns(self: &Arc<Self>, dns: &Arc<Dns>, port: u16) -> Result<(), StartError> {
+    fn listen_dns(&self, port: u16) -> Result<Vec<(UdpSocket, TcpListener)>, StartError> {
+        let mut opened = Vec::new();
         for ip in [
             IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(Ipv6Addr::LOCALHOST),
@@ -170,12 +182,12 @@ impl Pod {
                 .udp(address)
                 .and_then(|udp| Ok((udp, self.netns.listen_on(address)?)));
             match sockets {
-                Ok((udp, tcp)) => dns.clone().serve(self.clone(), udp, tcp),
+                Ok(sockets) => opened.push(sockets),
                 Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
                 Err(error) => return Err(StartError::Listen { port, error }),
             }
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// Waits for the pod's workload and gets its certificate under way before the first connection
@@ -194,13 +206,19 @@ impl Pod {
                 return;
             }
         };
+        let certificate = node.certificates.hold(&identity);
         let _ = self.known.set(Known {
             workload_uid: workload.uid.clone(),
             workload,
             identity,
+            _certificate: certificate,
         });
         self.learned.notify_waiters();
         node.pod_started(&self);
+        // `stop` cancels first and removes after: whichever of the two comes last removes it.
+        if accepting.is_cancelled() {
+            node.pod_stopped(&self);
+        }
     }
 
     async fn workload_told(&self, mesh: &Arc<Mesh>, node_name: &str) -> Arc<Workload> {

@@ -7,6 +7,7 @@ use api::workload as wire;
 use api::zds;
 use api::zds::workload_request::Payload;
 use mesh::Update;
+use ops::drain::Drained;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use ztunnel::netns::{From, Netns, Options};
@@ -484,4 +485,67 @@ async fn what_stands_in_the_backlog_at_the_end_is_still_carried() {
         .unwrap();
     assert_eq!(&hello, b"hello");
     eventually_refused(&place).await;
+}
+
+/// What stood in the backlog asks for the pod's certificate after the pod was taken out of service.
+#[tokio::test]
+async fn the_certificate_is_held_until_the_last_connection_is_gone_and_then_forgotten() {
+    let Some(place) = Place::new() else { return };
+    let mut fixture = Fixture::new(|_, _| None);
+    let agent = fixture.agent.accept().await;
+    assert_eq!(agent.snapshot_sent().await, "");
+    agent.add("uid-1", "one", place.fd()).await;
+    fixture.tell_of("one");
+    let pod = fixture.roster.up("uid-1").unwrap();
+    pod.wait_known().await;
+
+    // One thread runs everything: nothing is accepted while this blocks it.
+    let _open: Vec<_> = (0..3)
+        .map(|_| place.inside(|| std::net::TcpStream::connect("127.0.0.1:15008").unwrap()))
+        .collect();
+    let stopping = {
+        let (pod, node) = (pod.clone(), fixture.node.clone());
+        tokio::spawn(async move { pod.stop(&node, Duration::from_millis(300)).await })
+    };
+    pod.drain.accepting().cancelled().await;
+    assert_eq!(
+        fixture.node.certificates.states().len(),
+        1,
+        "held while it drains"
+    );
+    let drained = stopping.await.unwrap();
+    assert_eq!(
+        drained,
+        Drained::Cut(3),
+        "all three were waiting for the certificate"
+    );
+    drop(pod);
+    assert_eq!(agent.del("uid-1").await, "");
+    eventually("the certificate is forgotten", || {
+        fixture.node.certificates.states().is_empty()
+    })
+    .await;
+}
+
+/// The control plane's word and the agent's meet: the pod is told of and removed in the same moment.
+#[tokio::test]
+async fn a_pod_removed_while_it_is_learned_is_not_kept() {
+    let Some(place) = Place::new() else { return };
+    let mut fixture = Fixture::new(|_, _| None);
+    let agent = fixture.agent.accept().await;
+    assert_eq!(agent.snapshot_sent().await, "");
+    for n in 0..20 {
+        let (uid, name) = (format!("uid-{n}"), format!("pod-{n}"));
+        agent.add(&uid, &name, place.fd()).await;
+        let pod = fixture.roster.up(&uid).unwrap();
+        let gone = std::sync::Arc::downgrade(&pod);
+        // One thread runs everything: the pod learns of this only once `stop` waits.
+        fixture.tell_of(&name);
+        pod.stop(&fixture.node, Duration::ZERO).await;
+        drop(pod);
+        assert_eq!(agent.del(&uid).await, "");
+        assert!(fixture.node.pods.of_workload(&name).is_none(), "{name}");
+        eventually("nothing is left of it", || gone.strong_count() == 0).await;
+    }
+    assert!(fixture.node.certificates.states().is_empty());
 }
