@@ -60,21 +60,18 @@ impl Dns {
         })
     }
 
-    /// Serves one pod on its sockets until the pod leaves.
+    /// Serves one pod on its sockets until its drain is over: its open connections go on, and so do the names that
+    /// the applications at their ends ask for. The drain does not wait for any of this.
     pub fn serve(self: Arc<Self>, pod: Arc<Pod>, udp: UdpSocket, tcp: TcpListener) {
         let client = Arc::new(Client {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_POD)),
             pod,
         });
-        let drain = client.pod.drain.clone();
-        drain.spawn(until_pod_leaves(
-            client.clone(),
+        until_drained(
+            &client,
             self.clone().serve_udp(client.clone(), Arc::new(udp)),
-        ));
-        drain.spawn(until_pod_leaves(
-            client.clone(),
-            self.serve_tcp(client, tcp),
-        ));
+        );
+        until_drained(&client, self.serve_tcp(client.clone(), tcp));
     }
 
     async fn serve_udp(self: Arc<Self>, client: Arc<Client>, socket: Arc<UdpSocket>) {
@@ -99,11 +96,10 @@ impl Dns {
                 Step::Relay(relay) => {
                     let (dns, client, socket, query) =
                         (self.clone(), client.clone(), socket.clone(), query.to_vec());
-                    let drain = client.pod.drain.clone();
-                    drain.spawn(until_pod_leaves(client.clone(), async move {
+                    until_drained(&client.clone(), async move {
                         let answer = dns.relay(&client, &query, relay, Protocol::Udp).await;
                         let _ = socket.send_to(&answer, from).await;
-                    }));
+                    });
                 }
             }
         }
@@ -121,13 +117,12 @@ impl Dns {
                 continue;
             };
             let (dns, client) = (self.clone(), client.clone());
-            let drain = client.pod.drain.clone();
-            drain.spawn(until_pod_leaves(client.clone(), async move {
+            until_drained(&client.clone(), async move {
                 if let Err(error) = dns.serve_stream(&client, stream).await {
                     tracing::debug!(pod = %client.pod.name, %error, "dns: connection ended early");
                 }
                 drop(slot);
-            }));
+            });
         }
     }
 
@@ -391,11 +386,15 @@ async fn read_framed(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-async fn until_pod_leaves(client: Arc<Client>, work: impl Future<Output = ()>) {
-    tokio::select! {
-        () = client.pod.drain.accepting().cancelled() => {}
-        () = work => {}
-    }
+/// Spawns work that ends with the pod's drain, but that the drain does not wait for: it has no end of its own.
+fn until_drained(client: &Client, work: impl Future<Output = ()> + Send + 'static) {
+    let over = client.pod.drain.over().clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = work => {}
+        }
+    });
 }
 
 /// Seconds an answer may be cached. Short: names of the mesh move, and asking again is cheap.

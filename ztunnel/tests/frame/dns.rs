@@ -8,6 +8,7 @@ use api::workload as wire;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use mesh::Update;
+use ops::drain::Drained;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -270,4 +271,61 @@ async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
             .unwrap();
     }
     drop(asking.fixture);
+}
+
+/// While the pod's connections may go on, the applications at their ends still ask for names.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_answered_until_the_last_connection_has_drained() {
+    let Some(place) = Place::new() else { return };
+    let asking = asking(&place, &[]).await;
+    let pod = asking.fixture.roster.up("uid").unwrap();
+    let connection = pod.drain.hold();
+    let stopping = {
+        let drain = asking.fixture.drain.clone();
+        tokio::spawn(async move { drain.drain(Duration::from_secs(60)).await })
+    };
+    pod.drain.accepting().cancelled().await;
+    let query = query("web.", RecordType::A);
+    for _ in 0..3 {
+        for answer in [
+            ask_udp(&place, "127.0.0.1:15053", &query).await,
+            ask_tcp(&place, &query).await,
+        ] {
+            assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
+        }
+    }
+    assert!(!stopping.is_finished());
+    drop(connection);
+    assert_eq!(
+        stopping.await.unwrap(),
+        Drained::Quiet,
+        "answering names holds up nobody's end"
+    );
+    eventually("the sockets are closed", || is_free(&place, "127.0.0.1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_half_way_leaves_no_socket_open() {
+    let Some(place) = Place::new() else { return };
+    let in_the_way = place.inside(|| std::net::UdpSocket::bind("[::1]:15053").unwrap());
+    let fixture = Fixture::new(|mesh, config| {
+        let none = Resolv {
+            servers: Vec::new(),
+            search: Vec::new(),
+        };
+        Some(Dns::new(mesh.clone(), config, none, DnsMetrics::default()))
+    });
+    let agent = fixture.agent.accept().await;
+    let error = agent.add("uid", "client", place.fd()).await;
+    assert!(error.contains("port 15053"), "{error}");
+    assert!(is_free(&place, "127.0.0.1"), "IPv4 was opened before");
+
+    drop(in_the_way);
+    assert_eq!(agent.add("uid", "client", place.fd()).await, "");
+    assert!(!is_free(&place, "127.0.0.1"));
+}
+
+/// Nobody has the DNS port of this address; a socket of another program would not share it.
+fn is_free(place: &Place, ip: &'static str) -> bool {
+    place.inside(move || std::net::UdpSocket::bind((ip, 15053)).is_ok())
 }
