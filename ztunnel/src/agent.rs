@@ -7,7 +7,8 @@
 //! ```
 //! Each request is answered before the next is read, with an empty text or with what went wrong. A
 //! pod whose proxy cannot start is answered at once and tried again every 5 s by ourselves: it
-//! never holds up another pod.
+//! never holds up another pod. While the agent is away we report not ready, as the contract has it: a
+//! pod that comes meanwhile would not be served.
 
 mod packet;
 mod roster;

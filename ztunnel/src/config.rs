@@ -108,15 +108,6 @@ pub struct Config {
     #[arg(long, env = "SECRET_TTL", default_value = "86400s", value_parser = duration)]
     pub secret_ttl: Duration,
 
-    /// Bytes a stream may have in flight: one bulk transfer at 10 Gb/s and 3 ms.
-    #[arg(long, env = "HTTP2_STREAM_WINDOW_SIZE", default_value_t = 4 << 20)]
-    pub stream_window: u32,
-    /// Bytes a tunnel connection may have in flight: four such transfers.
-    #[arg(long, env = "HTTP2_CONNECTION_WINDOW_SIZE", default_value_t = 16 << 20)]
-    pub connection_window: u32,
-    /// Largest frame we take; peers send up to it.
-    #[arg(long, env = "HTTP2_FRAME_SIZE", default_value_t = 1 << 20)]
-    pub frame_size: u32,
     /// Streams on one tunnel connection; half of what servers allow, to leave room for races.
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = 100)]
     pub pool_max_streams: u16,

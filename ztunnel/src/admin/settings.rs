@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use hbone::limits;
 use serde_json::{Value, json};
 
 use crate::config::{Config, ports};
@@ -21,7 +22,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ("caRootCert", json!({ "File": config.ca_root_ca() })),
         ("clusterDomain", json!(config.cluster_domain)),
         ("clusterId", json!(config.cluster_id)),
-        ("connectionWindowSize", json!(config.connection_window)),
+        ("connectionWindowSize", json!(limits::CONNECTION_WINDOW)),
         ("crlPath", json!(null)),
         ("dnsProxy", json!(config.dns_proxy)),
         (
@@ -31,7 +32,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ("fakeCa", json!(false)),
         ("fakeSelfInbound", json!(false)),
         ("forceTunnel", json!(config.force_tunnel)),
-        ("frameSize", json!(config.frame_size)),
+        ("frameSize", json!(limits::FRAME)),
         (
             "illegalPorts",
             json!([ports::INBOUND_PLAIN, ports::INBOUND, ports::OUTBOUND]),
@@ -86,7 +87,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ),
         ("socks5Addr", json!(null)),
         ("statsAddr", json!({ "SocketAddr": config.stats_address })),
-        ("windowSize", json!(config.stream_window)),
+        ("windowSize", json!(limits::STREAM_WINDOW)),
         ("xdsAddress", json!(config.xds_address)),
         ("xdsHeaders", json!(config.xds_headers)),
         ("xdsOnDemand", json!(false)),

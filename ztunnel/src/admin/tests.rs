@@ -290,6 +290,26 @@ fn settings_are_shown_under_istios_names() {
     }
 }
 
+/// What the tunnels announce is not a setting: the dump must not say that it follows one.
+#[test]
+fn windows_are_shown_as_the_tunnels_announce_them() {
+    let ours = settings(&Config::try_parse_from(["ztunnel"]).unwrap());
+    assert_eq!(
+        [
+            &ours["windowSize"],
+            &ours["connectionWindowSize"],
+            &ours["frameSize"]
+        ],
+        [4 << 20, 16 << 20, 1 << 20]
+    );
+    for flag in ["--stream-window", "--connection-window", "--frame-size"] {
+        assert!(
+            Config::try_parse_from(["ztunnel", flag, "65536"]).is_err(),
+            "{flag}"
+        );
+    }
+}
+
 #[test]
 fn version_has_istios_members() {
     let ours = version();
