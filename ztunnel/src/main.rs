@@ -21,7 +21,7 @@ use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
 use ztunnel::config::Config;
 use ztunnel::dns::{Dns, Resolv};
-use ztunnel::metrics::Metrics;
+use ztunnel::metrics::{Metrics, register_pool};
 use ztunnel::node::Node;
 use ztunnel::xds;
 
@@ -159,6 +159,7 @@ fn registry(metrics: &Metrics, node: &Node, data: &Handle, log: &LogHandle) -> A
     let mut registry = Registry::new("ztunnel", env!("CARGO_PKG_VERSION"));
     ops::process::register(&mut registry, data.metrics(), Some(log.clone()));
     metrics.register(&mut registry);
+    register_pool(&mut registry, &node.pool);
     node.traffic.register(registry.families());
     Arc::new(registry)
 }

@@ -1,13 +1,18 @@
-//! What the frame counts: pods, DNS, discovery. The TCP metrics are the path's (`traffic`).
+//! What the frame counts: pods, DNS, discovery, the tunnels that are open. The TCP metrics are the path's (`traffic`).
 
+use std::fmt;
 use std::sync::Arc;
 
+use hbone::Pool;
 use hickory_proto::rr::RecordType;
 use ops::metrics::Registry;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 
 /// Everything the frame counts. Clones share the counters.
@@ -33,6 +38,10 @@ pub struct PodMetrics {
     /// Stopped since the beginning.
     pub stopped: Counter,
 }
+
+/// The tunnel connections that this node has opened, counted when somebody looks.
+#[derive(Debug)]
+struct Tunnels(Arc<Pool>);
 
 /// The DNS proxy.
 #[derive(Debug, Clone)]
@@ -153,6 +162,32 @@ impl Metrics {
     }
 }
 
+/// Enters the figures of `pool` into `registry`.
+pub fn register_pool(registry: &mut Registry, pool: &Arc<Pool>) {
+    let tunnels = Tunnels(pool.clone());
+    registry.families().register_collector(Box::new(tunnels));
+}
+
+impl Collector for Tunnels {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let stats = self.0.stats();
+        let mut gauge = |name, help, count: usize| {
+            let gauge = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge(
+            "ambit_pool_connections",
+            "Tunnel connections that this node has opened to others",
+            stats.connections,
+        )?;
+        gauge(
+            "ambit_pool_streams",
+            "Tunnels open on these connections",
+            stats.streams,
+        )
+    }
+}
+
 impl Default for DnsMetrics {
     fn default() -> Self {
         Self {
@@ -193,7 +228,7 @@ fn is_common(kind: &RecordType) -> bool {
 }
 
 impl EncodeLabelValue for QueryType {
-    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> fmt::Result {
         match self.0 {
             Some(kind) => kind.to_string().encode(out),
             None => "other".encode(out),
@@ -202,7 +237,7 @@ impl EncodeLabelValue for QueryType {
 }
 
 impl EncodeLabelValue for Protocol {
-    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> fmt::Result {
         match self {
             Self::Udp => "udp".encode(out),
             Self::Tcp => "tcp".encode(out),
@@ -211,7 +246,7 @@ impl EncodeLabelValue for Protocol {
 }
 
 impl EncodeLabelValue for Text {
-    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> std::fmt::Result {
+    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> fmt::Result {
         (&*self.0).encode(out)
     }
 }
@@ -230,6 +265,36 @@ mod tests {
         let ours = |line: &&str| line.starts_with("# ") && line.contains("workload_manager");
         assert_eq!(recorded.lines().filter(ours).count(), 8);
         for line in recorded.lines().filter(ours) {
+            assert!(
+                text.lines().any(|printed| printed == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn tunnels_are_counted_when_metrics_are_read() {
+        struct Nobody;
+        impl hbone::Signer for Nobody {
+            async fn sign(
+                &self,
+                _: &hbone::Identity,
+                _: String,
+            ) -> Result<Vec<String>, hbone::SignError> {
+                Err(hbone::SignError::Unavailable("this is a test".into()))
+            }
+        }
+        let certificates = hbone::Certificates::new(Nobody, Default::default());
+        let pool = Pool::new(certificates, Default::default());
+        let mut registry = Registry::new("ztunnel", "unknown");
+        register_pool(&mut registry, &pool);
+        let text = registry.text().unwrap();
+        for line in [
+            "# TYPE ambit_pool_connections gauge",
+            "ambit_pool_connections 0",
+            "# TYPE ambit_pool_streams gauge",
+            "ambit_pool_streams 0",
+        ] {
             assert!(
                 text.lines().any(|printed| printed == line),
                 "{line} is missing in\n{text}"
