@@ -4,13 +4,15 @@
 //! it is here it can be listed (`/config_dump`), counted (drain), have its bytes settled into the metrics, and be
 //! cut when a policy turns against it (`rejudge`).
 //!
-//! One small map per pod behind its own mutex: opening or closing a connection locks only its pod's map, for an
-//! insertion or a removal. No task and no timer per connection.
+//! One small map per pod behind its own mutex, for an insertion or a removal. The map of pods is only read meanwhile,
+//! save for a pod's first connection and its last. No task and no timer per connection.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use hbone::{Counters, Identity};
 use mesh::Policy;
@@ -23,7 +25,7 @@ use crate::traffic::{Reporter, Series};
 /// All open connections of this node.
 #[derive(Debug, Default)]
 pub struct Connections {
-    pods: Mutex<HashMap<Arc<str>, Arc<OfPod>>>,
+    pods: RwLock<ByPod>,
     open: AtomicUsize,
     none_left: Notify,
 }
@@ -127,7 +129,7 @@ impl Connections {
 
     /// The connections of the pod with this uid.
     pub fn of_pod(&self, pod_uid: &str) -> Listed {
-        let Some(pod) = lock(&self.pods).get(pod_uid).cloned() else {
+        let Some(pod) = self.read().get(pod_uid).cloned() else {
             return Listed::default();
         };
         let mut listed = Listed::default();
@@ -159,13 +161,14 @@ impl Connections {
         live: Live,
     ) -> Entry {
         let live = Arc::new(live);
-        let mut pods = lock(&self.pods);
-        let pod = pods
-            .entry(pod_uid.clone())
-            .or_insert_with(|| Arc::new(OfPod::new(workload_uid)))
-            .clone();
-        lock(&pod.live).insert(key(&live), live.clone());
-        drop(pods);
+        // Inserted while the map of pods is locked: `left` cannot take an empty pod away in between.
+        let known = self.read().get(pod_uid).map(|pod| pod.insert(&live));
+        let pod = known.unwrap_or_else(|| {
+            self.write()
+                .entry(pod_uid.clone())
+                .or_insert_with(|| Arc::new(OfPod::new(workload_uid)))
+                .insert(&live)
+        });
         self.open.fetch_add(1, Relaxed);
         Entry {
             live,
@@ -177,7 +180,7 @@ impl Connections {
 
     /// Pods that have open connections.
     pub(crate) fn pods(&self) -> Vec<(Arc<str>, Arc<OfPod>)> {
-        lock(&self.pods)
+        self.read()
             .iter()
             .map(|(uid, pod)| (uid.clone(), pod.clone()))
             .collect()
@@ -191,21 +194,33 @@ impl Connections {
         }
     }
 
-    fn left(&self, pod_uid: &str) {
-        let mut pods = lock(&self.pods);
-        // Entering holds this lock too, so an empty map here is empty for good, and a pod that is gone leaves nothing.
-        if pods
-            .get(pod_uid)
-            .is_some_and(|pod| lock(&pod.live).is_empty())
-        {
-            pods.remove(pod_uid);
+    /// A connection of `of` is no longer in its map.
+    fn left(&self, pod_uid: &str, of: &OfPod) {
+        if lock(&of.live).is_empty() {
+            let mut pods = self.write();
+            // Nobody enters while this is locked: what is empty now goes, and a pod that is gone leaves nothing.
+            if pods
+                .get(pod_uid)
+                .is_some_and(|pod| lock(&pod.live).is_empty())
+            {
+                pods.remove(pod_uid);
+            }
         }
-        drop(pods);
         if self.open.fetch_sub(1, Relaxed) == 1 {
             self.none_left.notify_waiters();
         }
     }
+
+    fn read(&self) -> RwLockReadGuard<'_, ByPod> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, ByPod> {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+type ByPod = HashMap<Arc<str>, Arc<OfPod>>;
 
 impl OfPod {
     fn new(workload_uid: Arc<str>) -> Self {
@@ -214,6 +229,11 @@ impl OfPod {
             live: Mutex::default(),
             judged_by: Mutex::default(),
         }
+    }
+
+    fn insert(self: &Arc<Self>, live: &Arc<Live>) -> Arc<Self> {
+        lock(&self.live).insert(key(live), live.clone());
+        self.clone()
     }
 
     /// The workload that the pod is.
@@ -344,7 +364,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.pod.live).remove(&key(&self.live));
         self.live.settle();
-        self.connections.left(&self.pod_uid);
+        self.connections.left(&self.pod_uid, &self.pod);
     }
 }
 
@@ -430,6 +450,27 @@ mod tests {
             (1, 2, 3)
         );
         drop(entries);
+        assert_eq!(connections.open(), 0);
+        assert!(connections.pods().is_empty());
+    }
+
+    #[test]
+    fn pods_that_come_and_go_at_once_lose_no_connection() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        let _entry = enter(
+                            &connections,
+                            live(&traffic, Reporter::Source, Bytes::default()),
+                        );
+                        // The very pod that it is in must be the one that is found.
+                        assert!(!connections.of_pod("pod").outbound.is_empty());
+                    }
+                });
+            }
+        });
         assert_eq!(connections.open(), 0);
         assert!(connections.pods().is_empty());
     }
