@@ -1,0 +1,121 @@
+//! Frames in, what is learnt from them out.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+fn heads(pieces: &[&[u8]]) -> Vec<Head> {
+    let mut found = Vec::new();
+    let mut heads = Heads::new(0);
+    for piece in pieces {
+        heads.feed(piece, |h| found.push(h));
+    }
+    found
+}
+
+#[test]
+fn a_window_update_is_read_with_its_increment() {
+    let bytes = [
+        frame(WINDOW_UPDATE, 0, 0, &16_711_681u32.to_be_bytes()),
+        frame(PING, 0, 0, &[0; 8]),
+    ]
+    .concat();
+    let found = heads(&[&bytes]);
+    assert_eq!(
+        found[0],
+        Head {
+            length: 4,
+            kind: WINDOW_UPDATE,
+            flags: 0,
+            stream: 0,
+            number: 16_711_681
+        }
+    );
+    assert_eq!(found[1].kind, PING);
+}
+
+#[test]
+fn unread_data_shows_as_a_stall_until_credit_returns() {
+    let gauge = Gauge::new();
+    gauge.granted(16_711_681);
+    assert!(!gauge.stalled());
+    gauge.sent(8 << 20);
+    assert!(!gauge.stalled());
+    gauge.sent(1 << 20);
+    assert!(gauge.stalled());
+    gauge.granted(2 << 20);
+    assert!(!gauge.stalled());
+}
+
+#[tokio::test]
+async fn streams_that_we_refuse_are_handed_over_once() {
+    let gauge = Gauge::new();
+    let mut sent = Gauged::server(tokio::io::sink(), gauge.clone());
+    let reset = |code: u32| frame(RST_STREAM, 0, 1, &code.to_be_bytes());
+    // NO_ERROR and CANCEL are no refusals.
+    for code in [PROTOCOL_ERROR, 0, REFUSED_STREAM, 8, PROTOCOL_ERROR] {
+        tokio::io::AsyncWriteExt::write_all(&mut sent, &reset(code))
+            .await
+            .unwrap();
+    }
+    let mut seen = Vec::new();
+    gauge.refused_streams(|kind| seen.push(kind));
+    gauge.refused_streams(|kind| seen.push(kind));
+    let malformed = Refusal::MalformedStream;
+    assert_eq!(seen, [malformed, malformed, Refusal::SurplusStream]);
+}
+
+#[test]
+fn a_flood_is_named_once_and_stays() {
+    let gauge = Gauge::new();
+    let mut inbound = Inbound::new();
+    let ping = Head {
+        length: 8,
+        kind: PING,
+        flags: 0,
+        stream: 0,
+        number: 0,
+    };
+    for _ in 0..1000 {
+        inbound.saw(ping, &gauge);
+    }
+    assert_eq!(gauge.flood(), None);
+    for _ in 0..500 {
+        inbound.saw(ping, &gauge);
+    }
+    assert_eq!(gauge.flood(), Some(Refusal::PingFlood));
+    gauge.saw_flood(Refusal::ResetFlood);
+    assert_eq!(gauge.flood(), Some(Refusal::PingFlood));
+}
+
+proptest! {
+    #[test]
+    fn heads_do_not_depend_on_how_the_bytes_are_cut(
+        frames in prop::collection::vec((0u8..12, any::<u8>(), 0u32..1000, prop::collection::vec(any::<u8>(), 0..40)), 0..12),
+        cuts in prop::collection::vec(1usize..9, 0..200),
+    ) {
+        let bytes: Vec<u8> = frames.iter().flat_map(|(k, f, s, p)| frame(*k, *f, *s, p)).collect();
+        let whole = heads(&[&bytes]);
+        prop_assert_eq!(whole.len(), frames.len());
+        for (head, (kind, flags, stream, payload)) in whole.iter().zip(&frames) {
+            prop_assert_eq!((head.kind, head.flags, head.stream, head.length as usize), (*kind, *flags, *stream, payload.len()));
+        }
+        let mut pieces = Vec::new();
+        let mut rest = &bytes[..];
+        for cut in cuts {
+            let (piece, after) = rest.split_at(cut.min(rest.len()));
+            pieces.push(piece);
+            rest = after;
+        }
+        pieces.push(rest);
+        prop_assert_eq!(heads(&pieces), whole);
+    }
+}
