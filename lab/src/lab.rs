@@ -12,7 +12,8 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
+    ops::Deref,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering},
@@ -47,16 +48,10 @@ pub struct Lab {
     shared: Arc<Shared>,
 }
 
+/// What all handles of a lab share: its parts, and what happened to it since.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) plan: Plan,
-    pub(crate) dir: PathBuf,
-    pub(crate) objects: Objects,
-    fabric: Fabric,
-    control_site: control_plane::Site,
-    names: Component,
-    istiod: Option<Component>,
-    nodes: Vec<Node>,
+    parts: Parts,
     pods: Mutex<Vec<Pod>>,
     ambient: Mutex<BTreeSet<String>>,
     known: Mutex<BTreeSet<(String, String)>>,
@@ -64,10 +59,10 @@ pub(crate) struct Shared {
     service_count: AtomicU16,
     capture_count: AtomicU32,
     stopped: AtomicBool,
-    pub(crate) claim: Claim,
 }
 
 /// What a lab is put together from.
+#[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) plan: Plan,
     pub(crate) objects: Objects,
@@ -102,7 +97,7 @@ impl Lab {
 
     /// Where it keeps everything: logs, configuration, captures, pods' files.
     pub fn dir(&self) -> &Path {
-        &self.shared.dir
+        self.shared.dir()
     }
 
     /// Where an object's namespace is set.
@@ -223,7 +218,7 @@ impl Lab {
         let number = self.shared.capture_count.fetch_add(1, Ordering::Relaxed);
         let file = self
             .shared
-            .dir
+            .dir()
             .join(format!("capture-{number}-node-{node}.pcap"));
         let beyond = SocketAddr::new(self.shared.control_site.addresses[0], 9);
         Capture::start(self.node(node).netns(), "eth0", beyond, file)
@@ -256,7 +251,7 @@ impl Lab {
             .node(node.index())
             .service_account("ztunnel");
         let pod = pod.label("app", "ztunnel").without_waiting().start()?;
-        let site = self.shared.control_site();
+        let site = &self.shared.control_site;
         let token = site.token(pod.namespace(), "ztunnel", name)?;
         node.run_ztunnel(
             pod,
@@ -288,28 +283,20 @@ impl Drop for Lab {
     }
 }
 
+/// A lab is its parts; the rest is private to this file.
+impl Deref for Shared {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
 impl Shared {
     /// Everything but running programs.
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts {
-            plan,
-            objects,
-            fabric,
-            control_site,
-            names,
-            istiod,
-            nodes,
-            claim,
-        } = parts;
         Self {
-            dir: claim.dir.clone(),
-            plan,
-            objects,
-            fabric,
-            control_site,
-            names,
-            istiod,
-            nodes,
+            parts,
             pods: Mutex::default(),
             ambient: Mutex::default(),
             known: Mutex::default(),
@@ -317,7 +304,6 @@ impl Shared {
             service_count: AtomicU16::new(0),
             capture_count: AtomicU32::new(0),
             stopped: AtomicBool::new(false),
-            claim,
         }
     }
 
@@ -331,12 +317,13 @@ impl Shared {
         self.pod_count.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn name_server(&self) -> IpAddr {
-        self.control_site.addresses[0]
+    /// Where it keeps everything.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.claim.dir
     }
 
-    pub(crate) fn control_site(&self) -> &control_plane::Site {
-        &self.control_site
+    pub(crate) fn name_server(&self) -> IpAddr {
+        self.control_site.addresses[0]
     }
 
     pub(crate) fn set_ambient(&self, namespace: &str, on: bool) {
@@ -355,10 +342,6 @@ impl Shared {
     /// Takes note of a pod whose programs are to be reaped at the end.
     pub(crate) fn adopt(&self, pod: &Pod) {
         locked(&self.pods).push(pod.clone());
-    }
-
-    pub(crate) fn nodes(&self) -> &[Node] {
-        &self.nodes
     }
 
     /// Writes a service account's object once.

@@ -58,7 +58,7 @@ impl Shared {
             None => self.is_ambient(pod.namespace()),
         };
         let wanted = if meshed { "HBONE" } else { "TCP" };
-        for node in self.nodes() {
+        for node in &self.nodes {
             self.until_dump(
                 node,
                 &format!("{}/{} as {wanted}", pod.namespace(), pod.name()),

@@ -133,7 +133,7 @@ impl PodBuilder {
 
         let dir = self
             .lab
-            .dir
+            .dir()
             .join(format!("pods/{namespace}/{name}.{number}"));
         let files = Files::write(
             &dir,
