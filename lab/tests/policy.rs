@@ -36,6 +36,17 @@ fn until_guarded(lab: &Lab, pod: &Pod, guarded: bool) -> Result<()> {
     })
 }
 
+/// Expects that the server's node refuses `client` and says why.
+fn refused_because(lab: &Lab, client: &Pod, pair: &Pair, reason: &str) -> Result<()> {
+    let log = lab.access_log(0)?.from_now();
+    refused(client, pair.at())?;
+    let record = log.find("the refusal", |r| {
+        r.inbound() && r.field("src.workload") == client.name()
+    })?;
+    ensure!(record.error().contains(reason), "{record:?}");
+    Ok(())
+}
+
 #[test]
 fn a_denial_names_its_policy_on_both_paths() {
     in_lab(Lab::builder(), |lab| {
@@ -54,17 +65,7 @@ fn a_denial_names_its_policy_on_both_paths() {
         lab.until_policy("shop/no-clients", true)?;
         until_guarded(lab, &pair.server, true)?;
         for client in [&pair.client, &near] {
-            let log = lab.access_log(0)?.from_now();
-            refused(client, pair.at())?;
-            let record = log.find("the denial", |r| {
-                r.inbound() && r.field("src.workload") == client.name()
-            })?;
-            ensure!(
-                record
-                    .error()
-                    .contains("explicitly denied by: shop/no-clients"),
-                "{record:?}"
-            );
+            refused_because(lab, client, &pair, "explicitly denied by: shop/no-clients")?;
             talk(&friend, pair.at(), "still welcome")?;
         }
         ensure!(
@@ -101,15 +102,12 @@ fn only_the_named_identity_is_allowed_in() {
         until_guarded(lab, &pair.server, true)?;
         talk(&pair.client, pair.at(), "it is me")?;
         for stranger in [&other, &outsider] {
-            let log = lab.access_log(0)?.from_now();
-            refused(stranger, pair.at())?;
-            let record = log.find("the refusal", |r| r.inbound() && !r.error().is_empty())?;
-            ensure!(
-                record
-                    .error()
-                    .contains("allow policies exist, but none allowed"),
-                "{record:?}"
-            );
+            refused_because(
+                lab,
+                stranger,
+                &pair,
+                "allow policies exist, but none allowed",
+            )?;
         }
         Ok(())
     });
