@@ -10,7 +10,8 @@
 //! other end of a pipe) sees the pipe close; neither was possible and the next lab, or `lab clean`, finds the lock free.
 
 use std::{
-    fs,
+    collections::BTreeSet,
+    fmt, fs,
     fs::{File, OpenOptions, TryLockError},
     io::{Read, Write},
     os::unix::process::CommandExt,
@@ -153,9 +154,34 @@ fn unused() -> (String, PathBuf) {
 #[derive(Debug, Default)]
 pub struct Cleaned {
     /// Labs whose owners are gone: removed.
-    pub removed: Vec<String>,
+    pub removed: Vec<Removed>,
     /// Labs whose owners live: left alone.
     pub alive: Vec<String>,
+}
+
+/// A lab that is no more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// Its id.
+    pub id: String,
+    /// How many namespaces it had left.
+    pub namespaces: usize,
+    /// How many processes still ran in them.
+    pub processes: usize,
+}
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            id,
+            namespaces,
+            processes,
+        } = self;
+        write!(
+            f,
+            "lab {id}: network namespaces {namespaces}, processes {processes}, and its files"
+        )
+    }
 }
 
 /// Removes every lab whose owner is gone; also their kept logs when `logs`.
@@ -171,10 +197,10 @@ pub fn clean(logs: bool) -> Result<Cleaned> {
                 continue;
             }
         };
-        sweep(&id)?;
+        let removed = sweep(&id)?;
         if logs || !dir.join("keep").exists() {
             remove(&dir)?;
-            cleaned.removed.push(id);
+            cleaned.removed.push(removed);
         }
     }
     Ok(cleaned)
@@ -184,8 +210,9 @@ pub fn clean(logs: bool) -> Result<Cleaned> {
 ///
 /// Processes are found by where they are, not by who started them: a database's workers outlive their killed
 /// parent, but they cannot leave the namespace, and only what a lab started can be inside of one.
-fn sweep(id: &str) -> Result<()> {
+fn sweep(id: &str) -> Result<Removed> {
     let prefix = format!("{PREFIX}{id}-");
+    let mut ended = BTreeSet::new();
     wait::until(
         &format!("the end of what runs in lab {id}"),
         Duration::from_secs(20),
@@ -197,6 +224,7 @@ fn sweep(id: &str) -> Result<()> {
                 .collect();
             for pid in &alive {
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                ended.insert(*pid);
             }
             Ok(if alive.is_empty() {
                 wait::Probe::Ready(())
@@ -205,7 +233,13 @@ fn sweep(id: &str) -> Result<()> {
             })
         },
     )?;
-    Netns::named(&prefix).iter().try_for_each(Netns::delete)
+    let namespaces = Netns::named(&prefix);
+    namespaces.iter().try_for_each(Netns::delete)?;
+    Ok(Removed {
+        id: id.to_owned(),
+        namespaces: namespaces.len(),
+        processes: ended.len(),
+    })
 }
 
 /// Removes what a lab wrote.

@@ -48,7 +48,7 @@ pub use builder::Builder;
 pub use capture::{Capture, Captured};
 pub use component::Component;
 pub use control_plane::OUTSIDE_NAMES;
-pub use inventory::{Cleaned, clean, remove_all};
+pub use inventory::{Cleaned, Removed, clean, remove_all};
 pub use lab::Lab;
 pub use metrics::{Metrics, Sample};
 pub use namespace::{Namespace, Service};

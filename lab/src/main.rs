@@ -67,15 +67,15 @@ fn run(verb: Verb) -> Result<ExitCode> {
 
 fn clean() -> Result<()> {
     let cleaned = lab::clean(true)?;
-    let list = |ids: &[String]| {
-        if ids.is_empty() {
-            "none".to_owned()
-        } else {
-            ids.join(", ")
-        }
-    };
-    println!("removed: {}", list(&cleaned.removed));
-    println!("in use, left alone: {}", list(&cleaned.alive));
+    for removed in &cleaned.removed {
+        println!("removed {removed}");
+    }
+    if cleaned.removed.is_empty() {
+        println!("nothing to remove");
+    }
+    for id in &cleaned.alive {
+        println!("left alone, for its owner lives: lab {id}");
+    }
     Ok(())
 }
 

@@ -247,7 +247,10 @@ fn what_a_dead_owner_without_a_reaper_left_is_cleaned_by_the_next() -> Result<()
         .status()?;
     ensure!(foreign_is_there);
     ensure!(
-        cleaned.removed.iter().any(|removed| removed == id),
+        cleaned
+            .removed
+            .iter()
+            .any(|removed| (&*removed.id, removed.namespaces, removed.processes) == (id, 1, 1)),
         "{cleaned:?}"
     );
     ensure!(namespaces_of(id).is_empty() && !fs::exists(format!("/run/ambit-lab/{id}"))?);
