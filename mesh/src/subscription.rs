@@ -392,19 +392,25 @@ mod tests {
 
     #[test]
     fn what_was_not_told_is_gone_if_no_answer_names_it() {
-        let mut subscription = holding(&["a", "b", "c", "gone", "removed"].map(|name| (name, "1")));
+        let mut subscription =
+            holding(&["a", "b", "c", "empty", "gone", "removed"].map(|name| (name, "1")));
         let _ = subscription.open(Node::default(), 0);
         take(&mut subscription, &[("a", "1"), ("b", "2")], &["b"]);
-        assert_eq!(subscription.doubtful(), 3, "the answer may have more parts");
+        assert_eq!(subscription.doubtful(), 4, "the answer may have more parts");
         take(&mut subscription, &[("c", "2"), ("new", "1")], &[]);
-        let removed = DeltaDiscoveryResponse {
-            removed_resources: vec!["removed".to_owned()],
-            ..Default::default()
-        };
-        let (_, pending) = subscription.receive::<api::workload::Address>(removed);
+        let mut last = response(&[("empty", "2")]);
+        last.resources[0].resource = None;
+        last.removed_resources = vec!["removed".to_owned()];
+        let (_, pending) = subscription.receive::<api::workload::Address>(last);
         let _ = subscription.conclude(pending, Vec::new());
         assert_eq!(subscription.drop_doubtful(), [Arc::from("gone")]);
-        let expected = [("a", "1"), ("b", "1"), ("c", "2"), ("new", "1")];
+        let expected = [
+            ("a", "1"),
+            ("b", "1"),
+            ("c", "2"),
+            ("empty", "1"),
+            ("new", "1"),
+        ];
         let expected = expected.map(|(name, version)| (name.to_owned(), version.to_owned()));
         assert_eq!(
             held(&subscription),
