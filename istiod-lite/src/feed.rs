@@ -1,4 +1,5 @@
-//! From the directory to the catalog: the one owner of the world.
+//! From the directory to the catalog: the one owner of the world, on a thread of its own. Reading
+//! files and recomputing a large mesh takes seconds, and no stream should wait for them.
 //!
 //! 1. a batch of changed objects                       [`Directory::next`]
 //! 2. each fault is said once, with file and line
@@ -16,6 +17,7 @@ use std::time::Instant;
 use api::k8s::dir::{Change, Directory, Fault};
 use api::k8s::objects::{Kind, ObjectKey};
 use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Publisher, Reader};
@@ -51,11 +53,47 @@ pub struct Views {
 
 impl Feed {
     /// Opens the directory and takes in everything there is: when this returns, the views show
-    /// all of it. Proxies must not connect earlier, they would be told that nothing exists.
+    /// all of it. Proxies must not connect earlier, they would be told that nothing exists. From
+    /// then on the views are kept current until `stop`.
     ///
     /// # Errors
     /// When the directory cannot be read or watched, or the state not be kept.
-    pub async fn open(
+    pub async fn start(
+        directory: PathBuf,
+        state: PathBuf,
+        settings: Settings,
+        debounce: Debounce,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> io::Result<Views> {
+        let (opened, views) = oneshot::channel();
+        let life = || {
+            // Whoever does not wait for the outcome any more has cancelled `stop`.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(opened.send(Err(error))),
+            };
+            runtime.block_on(async move {
+                match Self::open(&directory, &state, settings, debounce, metrics).await {
+                    Ok((feed, views)) => {
+                        let _ = opened.send(Ok(views));
+                        feed.run(stop).await;
+                    }
+                    Err(error) => drop(opened.send(Err(error))),
+                }
+            });
+        };
+        std::thread::Builder::new()
+            .name("feed".to_owned())
+            .spawn(life)?;
+        let ended = |_| Err(io::Error::other("the thread that reads it ended"));
+        views.await.unwrap_or_else(ended)
+    }
+
+    async fn open(
         directory: &Path,
         state: &Path,
         settings: Settings,
@@ -86,8 +124,7 @@ impl Feed {
         Ok((feed, views))
     }
 
-    /// Keeps the views current until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    async fn run(mut self, stop: CancellationToken) {
         loop {
             let due = self.debounce.due();
             tokio::select! {

@@ -13,6 +13,7 @@ use api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use ops::drain::Drain;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::authenticate::Authenticator;
@@ -75,7 +76,10 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     let authority = Arc::new(open_authority(run)?);
     metrics.expiries(authority.expiries());
 
-    let (feed, views) = open_feed(run, metrics.clone()).await?;
+    // Its thread ends with `drain`, and with the runtime that holds the guard.
+    let stop = drain.accepting().child_token();
+    let feeding = stop.clone().drop_guard();
+    let views = start_feed(run, metrics.clone(), stop).await?;
     configured.open();
 
     let connected = Arc::new(Connected::default());
@@ -124,8 +128,8 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     tokio::spawn(async move {
         ending.cancelled().await;
         serving.close();
+        drop(feeding);
     });
-    tokio::spawn(feed.run(stop.clone()));
     tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop.clone()));
     tokio::spawn(
         authority
@@ -155,7 +159,11 @@ fn open_authority(run: &Run) -> Result<Authority, MaterialError> {
     Authority::open(source, run.trust_domain.as_str().into(), lifetimes)
 }
 
-async fn open_feed(run: &Run, metrics: Arc<Metrics>) -> Result<(Feed, Views), StartError> {
+async fn start_feed(
+    run: &Run,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> Result<Views, StartError> {
     let settings = Settings {
         cluster_id: run.cluster_id.clone(),
         trust_domain: run.trust_domain.clone(),
@@ -165,9 +173,9 @@ async fn open_feed(run: &Run, metrics: Arc<Metrics>) -> Result<(Feed, Views), St
         ..Settings::default()
     };
     let debounce = Debounce::new(run.debounce_after, run.debounce_max);
-    let directory = &run.places.config_dir;
-    let opened = Feed::open(directory, &run.places.state(), settings, debounce, metrics).await;
-    opened.map_err(|error| StartError::Directory(directory.clone(), error))
+    let (directory, state) = (run.places.config_dir.clone(), run.places.state());
+    let started = Feed::start(directory.clone(), state, settings, debounce, metrics, stop).await;
+    started.map_err(|error| StartError::Directory(directory, error))
 }
 
 fn routes(
