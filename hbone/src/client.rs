@@ -27,11 +27,12 @@ use tokio::{
 use crate::{
     ahead::ReadAhead,
     certs::{Certificate, CertificateError},
-    engine::{Lease, Occupancy, Pinger, Room, words},
+    engine::{Lease, Occupancy, Pinger, words},
     gauge::{Gauge, Gauged},
     identity::Identity,
     limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SEND_BUFFER, STREAM_WINDOW},
     request::Authority,
+    room::Reserve,
     tls::{Stream, TlsError},
     tunnel::{Tunnel, TunnelIo},
 };
@@ -194,11 +195,12 @@ impl Link {
         certificate: &Certificate,
         expected: &[Identity],
         times: Times,
+        reserve: Reserve,
     ) -> Result<(Self, Driver<T>), OpenError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let handshake = Box::pin(shake_hands(socket, certificate, expected, times));
+        let handshake = Box::pin(shake_hands(socket, certificate, expected, times, reserve));
         match tokio::time::timeout(times.handshake, handshake).await {
             Ok(outcome) => outcome,
             Err(_) => Err(OpenError::HandshakeTimeout(times.handshake)),
@@ -284,6 +286,7 @@ async fn shake_hands<T>(
     certificate: &Certificate,
     expected: &[Identity],
     times: Times,
+    reserve: Reserve,
 ) -> Result<(Link, Driver<T>), OpenError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -303,12 +306,11 @@ where
         .handshake::<_, Bytes>(Gauged::client(stream, gauge.clone()))
         .await
         .map_err(|e| OpenError::Http2(words(&e)))?;
-    let occupancy = Occupancy::new(session.peer);
+    let occupancy = Occupancy::new(session.peer, reserve);
     let driver = Driver {
         pinger: Pinger::new(engine.ping_pong(), times.ping_every, times.ping_answer),
         engine,
         gauge: gauge.clone(),
-        room: Room::new(),
         idle_timer: Box::pin(tokio::time::sleep(times.idle)),
         idle: times.idle,
         leaving: false,
@@ -370,7 +372,6 @@ pub(crate) struct Driver<T> {
     engine: h2::client::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>,
     gauge: Arc<Gauge>,
     occupancy: Arc<Occupancy>,
-    room: Room,
     pinger: Pinger,
     idle_timer: Pin<Box<Sleep>>,
     idle: Duration,
@@ -392,7 +393,7 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>, on_idle: &mut impl FnMut()) -> Poll<Ended> {
         loop {
-            if let Some(target) = self.room.grow(self.occupancy.streams()) {
+            if let Some(target) = self.occupancy.grow() {
                 self.engine.set_target_window_size(target);
             }
             if let Poll::Ready(ended) = Pin::new(&mut self.engine).poll(cx) {
@@ -446,8 +447,14 @@ pub async fn inside(
         ping_answer: Duration::from_secs(20),
         idle: Duration::from_secs(300),
     };
-    let (link, driver): (Link, Driver<TunnelIo>) =
-        Link::establish(outer.into_io(), certificate, expected, times).await?;
+    let (link, driver): (Link, Driver<TunnelIo>) = Link::establish(
+        outer.into_io(),
+        certificate,
+        expected,
+        times,
+        Reserve::default(),
+    )
+    .await?;
     tokio::spawn(driver.run(|| {}));
     let Some(lease) = link.lease(1) else {
         return Err(OpenError::Http2("the server allows no streams".into()));

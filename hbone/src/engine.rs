@@ -1,11 +1,5 @@
-//! What both sides of an HTTP/2 connection need beside the engine itself: keepalive, room for unread
-//! data, and the count of streams.
-//!
-//! **Room.** The engine gives connection credit and stream credit back together, when bytes are
-//! consumed. With a fixed connection window of 16 MiB, four streams that nobody reads (4 MiB each)
-//! would freeze every other stream of the connection. So the connection window is kept at least one
-//! stream window larger than all open streams together: what one stream leaves unread is bounded by
-//! its own window, and takes nothing from the others.
+//! What both sides of an HTTP/2 connection need beside the engine itself: keepalive, and the count of
+//! streams with what they share.
 
 use std::{
     future::Future,
@@ -23,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     identity::Identity,
-    limits::{CONNECTION_WINDOW, STREAM_WINDOW},
+    room::{Reserve, Room},
 };
 
 /// What an error of the engine means to whoever reads the log.
@@ -83,30 +77,6 @@ impl Pinger {
     }
 }
 
-/// How large the connection window must be.
-#[derive(Debug)]
-pub(crate) struct Room(u32);
-
-impl Room {
-    pub(crate) fn new() -> Self {
-        Self(CONNECTION_WINDOW)
-    }
-
-    /// The new target when `streams` need more room than was ever given. It never shrinks: what was
-    /// announced cannot be taken back.
-    pub(crate) fn grow(&mut self, streams: usize) -> Option<u32> {
-        let streams = u32::try_from(streams).unwrap_or(u32::MAX);
-        let wanted = streams
-            .saturating_add(1)
-            .saturating_mul(STREAM_WINDOW)
-            .min(i32::MAX as u32);
-        (wanted > self.0).then(|| {
-            self.0 = wanted;
-            wanted
-        })
-    }
-}
-
 /// Streams open on a connection, whether it takes more, and when the last one ended.
 #[derive(Debug)]
 pub(crate) struct Occupancy {
@@ -117,18 +87,26 @@ pub(crate) struct Occupancy {
     /// Milliseconds from `born` to the last end of a stream.
     last_used: AtomicU64,
     born: Instant,
+    /// Here because it may go back only when connection and tunnels have all ended.
+    room: Room,
 }
 
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
 impl Occupancy {
-    pub(crate) fn new(peer: Identity) -> Arc<Self> {
+    pub(crate) fn new(peer: Identity, reserve: Reserve) -> Arc<Self> {
         Arc::new(Self {
             peer,
             streams: AtomicUsize::new(0),
             last_used: AtomicU64::new(0),
             born: Instant::now(),
+            room: Room::new(reserve),
         })
+    }
+
+    /// The connection window that the open streams need, if it must and can grow.
+    pub(crate) fn grow(&self) -> Option<u32> {
+        self.room.grow(self.streams())
     }
 
     /// Takes one stream's place if fewer than `most` are taken and the connection is open.
@@ -189,23 +167,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_exceeds_all_stream_windows_together() {
-        let mut room = Room::new();
-        assert_eq!(room.grow(1), None);
-        assert_eq!(
-            room.grow(3),
-            None,
-            "the window of the wire contract is enough for three"
-        );
-        assert_eq!(room.grow(4), Some(20 << 20));
-        assert_eq!(room.grow(2), None, "it never shrinks");
-        assert_eq!(room.grow(200), Some(201 * STREAM_WINDOW));
-        assert_eq!(room.grow(usize::MAX), Some(i32::MAX as u32));
-    }
-
-    #[test]
     fn a_closed_connection_gives_no_place_and_a_used_one_does_not_close() {
-        let occupancy = Occupancy::new(Identity::new("td", "ns", "sa").unwrap());
+        let occupancy = Occupancy::new(Identity::new("td", "ns", "sa").unwrap(), Reserve::of(0));
         let lease = occupancy.lease(1).unwrap();
         assert!(occupancy.lease(1).is_none());
         assert!(!occupancy.close_if_unused());

@@ -20,7 +20,8 @@
 //! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
 //! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
 //! | `limits`, `gauge` | what a peer may do, and how we notice |
-//! | `engine`, `ahead`, `socket` | keepalive, windows, reads, options |
+//! | `room` | how much unread data may be held |
+//! | `engine`, `ahead`, `socket` | keepalive, stream count, reads, options |
 //!
 //! The HTTP/2 engine is `h2`; no type of it leaves this crate, so that another can take its place.
 
@@ -41,6 +42,7 @@ pub mod tunnel;
 mod ahead;
 mod engine;
 mod gauge;
+mod room;
 mod splice;
 
 pub use ca::CaClient;
@@ -55,6 +57,7 @@ pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Limits, Refusal};
 pub use pool::{Destination, Dial, Pool, PoolConfig, PoolStats};
 pub use request::{Authority, RequestHeaders};
+pub use room::Reserve;
 pub use server::{AcceptError, Connection, ConnectionError, accept};
 pub use socket::Socket;
 pub use tls::TlsError;

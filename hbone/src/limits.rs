@@ -10,11 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::room::Reserve;
+
 /// Receive window announced for each stream, in bytes. Wire contract.
 pub const STREAM_WINDOW: u32 = 4 << 20;
 /// Receive window announced for a connection that begins, in bytes. Wire contract. It grows with
-/// the number of streams (see `engine`), so that streams nobody reads cannot use it up.
+/// the number of streams (see `room`), so that streams nobody reads cannot use it up.
 pub const CONNECTION_WINDOW: u32 = 16 << 20;
+/// By how much one connection's receive window may grow, in bytes: 35 streams that nobody reads before
+/// the others are held up. 200 streams, as many as a peer may open, would be 784 MiB.
+pub const CONNECTION_ROOM: u32 = 128 << 20;
+/// By how much the receive windows of all connections of this process may grow together, in bytes,
+/// unless a [`Reserve`] is given: half of the memory a node's proxy is commonly allowed. The 16 MiB
+/// with which each connection begins are not part of it.
+pub const RESERVE: u64 = 512 << 20;
 /// Largest frame we accept, in bytes. Wire contract.
 pub const FRAME: u32 = 1 << 20;
 /// Header list announced by a server, in bytes. Wire contract: Istio's ztunnel announces this much
@@ -42,6 +51,8 @@ pub struct Limits {
     pub ping_every: Duration,
     /// A PING that is not answered for this long ends the connection.
     pub ping_answer: Duration,
+    /// Where receive windows grow from.
+    pub reserve: Reserve,
     /// Called once for every refusal, from the task that refuses: count it and return.
     pub on_refusal: Option<Arc<dyn Fn(Refusal) + Send + Sync>>,
 }
@@ -52,6 +63,7 @@ impl Default for Limits {
             handshake: Duration::from_secs(10),
             ping_every: Duration::from_secs(10),
             ping_answer: Duration::from_secs(20),
+            reserve: Reserve::default(),
             on_refusal: None,
         }
     }

@@ -29,6 +29,7 @@ use crate::{
     client::{Connect, ConnectError, Link, OpenError, Times},
     engine::Lease,
     identity::Identity,
+    room::Reserve,
     socket::Socket,
     tunnel::Tunnel,
 };
@@ -79,6 +80,8 @@ pub struct PoolConfig {
     pub ping_every: Duration,
     /// A PING that is not answered for this long ends the connection.
     pub ping_answer: Duration,
+    /// Where receive windows grow from.
+    pub reserve: Reserve,
 }
 
 impl Default for PoolConfig {
@@ -91,6 +94,7 @@ impl Default for PoolConfig {
             answer: Duration::from_secs(30),
             ping_every: Duration::from_secs(10),
             ping_answer: Duration::from_secs(20),
+            reserve: Reserve::default(),
         }
     }
 }
@@ -284,7 +288,14 @@ impl Pool {
             ping_answer: self.config.ping_answer,
             idle: self.config.release,
         };
-        let (link, driver) = Link::establish(socket, &certificate, &key.expected, times).await?;
+        let (link, driver) = Link::establish(
+            socket,
+            &certificate,
+            &key.expected,
+            times,
+            self.config.reserve.clone(),
+        )
+        .await?;
         let (pool, sweep_pool, key) = (self.itself.clone(), self.itself.clone(), key.clone());
         let idle_key = key.clone();
         tokio::spawn(async move {

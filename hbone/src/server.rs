@@ -31,7 +31,7 @@ use tokio::{
 use crate::{
     ahead::ReadAhead,
     certs::Certificate,
-    engine::{Occupancy, Pinger, Room, words},
+    engine::{Occupancy, Pinger, words},
     gauge::{Gauge, Gauged},
     identity::Identity,
     incoming::{self, Answer, Incoming},
@@ -89,7 +89,6 @@ pub struct Connection<T = TcpStream> {
     limits: Limits,
     gauge: Arc<Gauge>,
     occupancy: Arc<Occupancy>,
-    room: Room,
     pinger: Pinger,
     /// Milliseconds within which to end, or [`STAY`].
     drain_within: AtomicU64,
@@ -162,11 +161,10 @@ where
     let pinger = Pinger::new(engine.ping_pong(), limits.ping_every, limits.ping_answer);
     Ok(Connection {
         engine,
-        occupancy: Occupancy::new(session.peer.clone()),
+        occupancy: Occupancy::new(session.peer.clone(), limits.reserve.clone()),
         session,
         limits: limits.clone(),
         gauge,
-        room: Room::new(),
         pinger,
         drain_within: AtomicU64::new(STAY),
         phase: Phase::Serving,
@@ -317,7 +315,7 @@ where
     ) -> Option<Incoming> {
         // The engine keeps to STREAMS; a lease that lags behind a stream's end must not refuse one.
         let lease = self.occupancy.lease(usize::MAX >> 1)?;
-        if let Some(target) = self.room.grow(self.occupancy.streams()) {
+        if let Some(target) = self.occupancy.grow() {
             self.engine.set_target_window_size(target);
         }
         let answer = Answer::new(respond, self.gauge.clone());

@@ -16,8 +16,8 @@ use std::{
 use bytes::Bytes;
 use common::{Ca, Client, Refusals, Served, Server, identity};
 use hbone::{
-    ConnectionError, Counters, Ended, HalfEnd, PoolConfig, Request, ResponseHeaders, Status,
-    Tunnel, TunnelError, both_ways,
+    ConnectionError, Counters, Ended, HalfEnd, Limits, PoolConfig, Request, Reserve,
+    ResponseHeaders, Status, Tunnel, TunnelError, both_ways,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -253,6 +253,84 @@ async fn readers_that_stop_on_our_side_do_not_freeze_what_the_server_sends() {
             .unwrap();
         assert_eq!(reader.recv().await.unwrap().unwrap(), n.to_be_bytes()[..]);
     }
+}
+
+#[tokio::test]
+async fn when_the_reserve_is_used_up_windows_stay_and_other_connections_go_on() {
+    let (theirs, ours) = (Reserve::of(4 << 20), Reserve::of(4 << 20));
+    let ca = Arc::new(Ca::new());
+    let (sender, mut tunnels) = mpsc::channel(100);
+    let serve = move |request: Request| -> Served {
+        let sender = sender.clone();
+        Box::pin(async move {
+            let tunnel = request.accept(ResponseHeaders::default()).unwrap();
+            sender.send(tunnel).await.unwrap();
+        })
+    };
+    let limits = Limits {
+        reserve: theirs.clone(),
+        ..Limits::default()
+    };
+    let server = common::serve(ca.certificate(&identity("server")), limits, serve).await;
+    let config = PoolConfig {
+        reserve: ours.clone(),
+        ..PoolConfig::default()
+    };
+    let client = common::client(&ca, server.address, config.clone());
+    let (mut senders, mut unread) = (Vec::new(), Vec::new());
+    for _ in 0..8 {
+        senders.push(client.open().await.unwrap());
+        unread.push(tunnels.recv().await.unwrap());
+    }
+    assert_eq!(client.pool.stats().connections, 1);
+    assert_eq!(theirs.left(), 0);
+    common::eventually("the client's window grows as far as it can", || {
+        ours.left() == 0
+    })
+    .await;
+    // Eight streams of 4 MiB are sent to, nobody reads: 20 MiB is all that leaves.
+    let sending: Vec<_> = senders
+        .into_iter()
+        .map(|mut tunnel| {
+            let sent = Arc::new(AtomicUsize::new(0));
+            let count = sent.clone();
+            let task = tokio::spawn(async move {
+                let chunk = Bytes::from(vec![7; 64 << 10]);
+                while tunnel.send(chunk.clone()).await.is_ok() {
+                    count.fetch_add(chunk.len(), Ordering::SeqCst);
+                }
+            });
+            (sent, task)
+        })
+        .collect();
+    let total = || -> usize {
+        let counts = sending.iter().map(|(sent, _)| sent.load(Ordering::SeqCst));
+        counts.sum()
+    };
+    common::eventually("the window is used", || total() >= 19 << 20).await;
+
+    // Another connection has its own 16 MiB and works, in both directions.
+    let other = common::client(&ca, server.address, config);
+    let mut near = other.open().await.unwrap();
+    tokio::spawn(common::echo_tunnel(tunnels.recv().await.unwrap()));
+    for _ in 0..100 {
+        near.send(vec![1; 100_000].into()).await.unwrap();
+        common::read_exactly(&mut near, 100_000).await;
+    }
+    // What the engine buffers to send (128 KiB a stream) comes on top of the window.
+    assert!(total() <= 22 << 20, "{} bytes left the senders", total());
+
+    // The reserve is whole again when the connection and all that is unread of it are gone, not before.
+    for (_, task) in sending {
+        task.abort();
+    }
+    client
+        .pool
+        .close_source(&client.destination.source, client.destination.source_ip);
+    common::eventually("the client's part is back", || ours.left() == 4 << 20).await;
+    assert_eq!(theirs.left(), 0, "bytes of it still wait for their readers");
+    drop(unread);
+    common::eventually("the server's part is back", || theirs.left() == 4 << 20).await;
 }
 
 #[tokio::test]
