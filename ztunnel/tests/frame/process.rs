@@ -230,6 +230,10 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
         ready.starts_with("HTTP/1.1 503") && ready.ends_with("not ready, waiting for: xds, zds\n"),
         "{ready}"
     );
+    let metrics = get(&place, 15020, "/metrics").unwrap();
+    for line in ["ambit_pool_connections 0", "ambit_pool_streams 0"] {
+        assert!(metrics.lines().any(|shown| shown == line), "{metrics}");
+    }
     let dump = get(&place, 15000, "/config_dump").unwrap();
     assert!(dump.contains("\"localNode\": \"node-1\""), "{dump}");
     let logging = get(&place, 15000, "/logging").unwrap();
