@@ -34,6 +34,13 @@ pub(crate) enum Misdirected {
         local: std::net::IpAddr,
         asked: std::net::IpAddr,
     },
+    /// Both ends are on this node, and the control plane's address is none of the pod that is here now: the pod
+    /// was made anew under its name, and news of its address is still on the way.
+    #[error("ip mismatch: {asked} is no address of pod {pod}")]
+    Moved {
+        asked: std::net::IpAddr,
+        pod: Arc<str>,
+    },
     #[error("no service or workload for hostname: {0}")]
     UnknownHost(String),
     #[error("service {0} has no port {1} on this workload")]
@@ -46,7 +53,7 @@ impl Misdirected {
     /// The status that says so to the peer.
     pub(crate) fn status(&self) -> Status {
         match self {
-            Self::IpMismatch { .. } => Status::BadRequest,
+            Self::IpMismatch { .. } | Self::Moved { .. } => Status::BadRequest,
             Self::UnknownHost(_) | Self::UnknownPort(..) | Self::SelfCall => Status::Unavailable,
         }
     }

@@ -5,10 +5,11 @@
 //! does not happen is TLS and HTTP/2: this process holds both identities and would talk to itself.
 //!
 //! 1. both reports open, the destination's connection is among the open ones
-//! 2. admit: the policies of the destination                    (`admit`)
-//! 3. connect to the app, inside its namespace, as the source   (`inbound::reach_app`)
-//! 4. join the two sockets                                      (`hbone::tcp_both_ways`, splice)
-//! 5. report at both ends
+//! 2. the address is the destination's own                       (`at_home`)
+//! 3. admit: the policies of the destination                    (`admit`)
+//! 4. connect to the app, inside its namespace, as the source   (`inbound::reach_app`)
+//! 5. join the two sockets                                      (`hbone::tcp_both_ways`, splice)
+//! 6. report at both ends
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -86,6 +87,9 @@ async fn carry(
     if OWN_PORTS.contains(&found.address.port()) {
         return refuse(tcp, Misdirected::SelfCall);
     }
+    if let Err(why) = at_home(arriving, found) {
+        return refuse(tcp, why);
+    }
     if let Err(denied) = admit::admit(leaving.node, &found.workload.uid, there).await {
         return refuse(tcp, denied);
     }
@@ -97,6 +101,21 @@ async fn carry(
         done = hbone::tcp_both_ways(tcp, app, here.counters()) => ended(done),
         denied = there.denied() => Err(Failed::Denied(denied)),
     }
+}
+
+/// Over the wire the address has led to the pod before anything else is asked; here it was only looked up. A pod that
+/// is made anew under its name (StatefulSet) is found by the old workload until the control plane tells of its new
+/// address: carried, the connection would leave its namespace again, in clear text, to whoever has the old one.
+///
+/// Asked each time, of the kernel: an answer that is kept could be the old one. One socket, some 10 µs.
+fn at_home(arriving: &Pod, found: &Direct) -> Result<(), Failed> {
+    let asked = found.address.ip();
+    let here = arriving.netns.has_address(asked);
+    if here.map_err(Failed::Connect)? {
+        return Ok(());
+    }
+    let pod = arriving.name.clone();
+    Err(Misdirected::Moved { asked, pod }.into())
 }
 
 fn whereabouts<'a>(

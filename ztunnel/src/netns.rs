@@ -135,6 +135,19 @@ impl Netns {
         TcpSocket::from_std_stream(socket.into()).connect(to).await
     }
 
+    /// Whether `ip` is an address of the namespace now: only such a one can be bound without leave for
+    /// foreign ones. Takes no port. As `listen(2)` of an app would, it trusts
+    /// `net.ipv4.ip_nonlocal_bind`, which is off unless somebody turned it on inside.
+    pub fn has_address(&self, ip: IpAddr) -> io::Result<bool> {
+        let domain = Domain::for_address(SocketAddr::new(ip, 0));
+        let socket = self.enter(|| Socket::new(domain, Type::STREAM, Some(Protocol::TCP)))??;
+        match bind_no_port(&socket, ip) {
+            Ok(()) => Ok(!ip.is_unspecified()),
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Listens on `port` of all addresses, IPv4 and IPv6 in one socket; on IPv4 alone in a
     /// namespace without IPv6.
     pub fn listen(&self, port: u16) -> io::Result<TcpListener> {

@@ -147,6 +147,40 @@ async fn an_impostor_is_refused_before_any_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_made_anew_is_not_entered_for_the_address_of_its_predecessor() {
+    let mut lab = Lab::new(&[]);
+    let client = lab.pod("client-mv", At::Node(0), &CLIENT).await;
+    let server = lab.pod("server-mv", At::Node(0), &SERVER).await;
+    // Somebody else has the old addresses, and the control plane still gives them for the pod.
+    let heir = lab
+        .pod("heir-mv", At::Nowhere, &["10.77.0.99", "fd77::99"])
+        .await;
+    let reached = [count(&server, 9000), count(&heir, 9000)];
+    let (old, own) = (
+        [heir.address(0), heir.address(1)],
+        [server.address(0), server.address(1)],
+    );
+    lab.change("server-mv", |pod| pod.addresses = old.to_vec());
+    for family in [0, 1] {
+        client.is_reset(heir.at(family, 9000)).await;
+    }
+    let refused = "ip mismatch: 10.77.0.99 is no address of pod server-mv";
+    for direction in ["inbound", "outbound"] {
+        log::line(&["client-mv", direction, refused]).await;
+    }
+    lab.quiet().await;
+    assert!(reached.iter().all(|n| n.load(Ordering::Relaxed) == 0));
+    // The news arrives.
+    lab.change("server-mv", |pod| pod.addresses = own.to_vec());
+    server.serve(9001);
+    for family in [0, 1] {
+        let mut tcp = client.connect(server.at(family, 9001)).await;
+        assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[family]);
+        echo(tcp, b"x").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_certificate_a_connection_waits_and_then_hears_why() {
     let mut lab = Lab::new(&[]);
     let server = lab.pod("server-o", At::Node(1), &SERVER).await;
