@@ -17,9 +17,12 @@ pub mod xds;
 mod admit;
 mod arrival;
 pub mod connections;
+#[cfg(test)]
+mod golden;
 mod headers;
 pub mod inbound;
 mod local;
+mod lookup;
 pub mod node;
 pub mod outbound;
 mod preamble;
@@ -29,5 +32,3 @@ pub mod route;
 #[cfg(test)]
 mod testing;
 pub mod traffic;
-#[cfg(test)]
-mod golden;

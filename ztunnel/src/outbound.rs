@@ -23,6 +23,7 @@ use crate::arrival::Misdirected;
 use crate::connections::Protocol;
 use crate::headers;
 use crate::inbound::Unreachable;
+use crate::lookup::{LookupError, lookup};
 use crate::netns::{From, unmapped};
 use crate::node::Node;
 use crate::pod::{Known, Pod};
@@ -58,10 +59,8 @@ pub(crate) enum Failed {
     Connect(io::Error),
     #[error("connection timed out: no answer from {0} in {CONNECT_TIMEOUT:?}")]
     NoAnswer(SocketAddr),
-    #[error("name {0} could not be resolved: {1}")]
-    Lookup(Arc<str>, io::Error),
-    #[error("name {0} has no address")]
-    NoAddress(Arc<str>),
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
     #[error(transparent)]
     Denied(#[from] Denied),
     #[error(transparent)]
@@ -319,22 +318,10 @@ pub(crate) async fn connect(pod: &Pod, from: From, to: SocketAddr) -> Result<Tcp
 }
 
 async fn resolve(place: &Place, original: SocketAddr) -> Result<SocketAddr, Failed> {
-    let (name, port) = match place {
-        Place::Address(address) => return Ok(*address),
-        Place::Name(name, port) => (name, *port),
-    };
-    let found = tokio::net::lookup_host((&**name, port))
-        .await
-        .map_err(|why| Failed::Lookup(name.clone(), why))?;
-    let mut first = None;
-    for address in found.map(unmapped) {
-        // The family the app chose is the one it can be answered in.
-        if address.is_ipv4() == original.is_ipv4() {
-            return Ok(address);
-        }
-        first = first.or(Some(address));
+    match place {
+        Place::Address(address) => Ok(*address),
+        Place::Name(name, port) => Ok(lookup(name, *port, original.is_ipv4()).await?),
     }
-    first.ok_or_else(|| Failed::NoAddress(name.clone()))
 }
 
 /// Ends a connection that was never carried, with a reset.
