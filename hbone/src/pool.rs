@@ -185,7 +185,8 @@ impl Pool {
         Err(last.unwrap_or_else(|| OpenError::ConnectionLost("no attempt was made".into())))
     }
 
-    /// Lets go of every connection of a source workload: its pod is gone. Tunnels that are open go on.
+    /// Lets go of every connection of a source workload, also of those being made: its pod is gone. Tunnels
+    /// that are open or asked for go on.
     pub fn close_source(&self, source: &Identity, ip: IpAddr) {
         self.lock().retain(|key, slot| {
             let gone = key.source_ip == ip && key.source == *source;
@@ -358,7 +359,8 @@ struct InFlight<'a> {
 }
 
 impl InFlight<'_> {
-    /// Publishes the outcome; the one who made the connection has the first place on it.
+    /// Publishes the outcome; the one who made the connection has the first place on it. If its source
+    /// was closed meanwhile the connection is the maker's alone and ends with its tunnel.
     fn land(&self, made: Result<Link, OpenError>) -> Result<(Arc<Link>, Lease), OpenError> {
         let landed = made.and_then(|link| {
             let lease = link.lease(self.pool.config.streams);
@@ -367,12 +369,15 @@ impl InFlight<'_> {
             Ok((Arc::new(link), lease))
         });
         if let Ok((link, _)) = &landed {
+            let ours = self.outcome.subscribe();
             let mut slots = self.pool.lock();
-            slots
-                .entry(self.key.clone())
-                .or_default()
-                .links
-                .push(link.clone());
+            // A slot that does not know of this flight is a successor's, with sockets in another place.
+            let known =
+                |slot: &&mut Slot| slot.flights.iter().any(|f| f.outcome.same_channel(&ours));
+            match slots.get_mut(&self.key).filter(known) {
+                Some(slot) => slot.links.push(link.clone()),
+                None => link.close(),
+            }
         }
         self.outcome
             .send_replace(Some(landed.as_ref().map(|_| ()).map_err(Clone::clone)));

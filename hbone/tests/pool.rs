@@ -316,6 +316,53 @@ async fn a_source_that_is_gone_leaves_the_pool_and_its_open_tunnels_go_on() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_being_made_when_its_source_went_ends_with_its_tunnel() {
+    let (server, client) = pair(PoolConfig::default()).await;
+    let (dialled, go_on) = (Semaphore::new(0), Semaphore::new(0));
+    let dial = async |address| {
+        dialled.add_permits(1);
+        let _go = go_on.acquire().await.unwrap();
+        TcpStream::connect(address).await
+    };
+    let dial = |address| dial(address);
+    let opening = client
+        .pool
+        .open(&client.destination, dial, common::to("10.0.0.1:80"));
+    let closing = async {
+        let _dialling = dialled.acquire().await.unwrap();
+        client
+            .pool
+            .close_source(&client.destination.source, client.destination.source_ip);
+        // A successor with the same name and address has a connection of its own.
+        let successor = client.open().await.unwrap();
+        go_on.add_permits(1);
+        successor
+    };
+    let (tunnel, successor) = tokio::join!(opening, closing);
+    let mut tunnel = tunnel.unwrap();
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+    assert_eq!(
+        client.pool.stats(),
+        PoolStats {
+            destinations: 1,
+            connections: 1,
+            streams: 1
+        },
+        "the successor's alone"
+    );
+    tunnel.send("asked for before".into()).await.unwrap();
+    assert_eq!(
+        common::read_exactly(&mut tunnel, 16).await,
+        b"asked for before"
+    );
+    drop((tunnel, successor));
+    common::eventually("one connection ends at the server", || {
+        server.open.load(Ordering::SeqCst) == 1
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_tunnel_inside_a_tunnel_proves_both_servers() {
     // Double HBONE: a gateway splices bytes to a server behind it, whose identity is proven inside.
     let ca = Arc::new(Ca::new());

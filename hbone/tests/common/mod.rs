@@ -185,6 +185,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// Connections accepted so far.
     pub accepted: Arc<AtomicUsize>,
+    /// Connections whose handshake is done and that have not ended.
+    pub open: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -200,23 +202,28 @@ where
 {
     let (listener, address) = listen().await;
     let accepted = Arc::new(AtomicUsize::new(0));
-    let count = accepted.clone();
+    let open = Arc::new(AtomicUsize::new(0));
+    let (count, count_open) = (accepted.clone(), open.clone());
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         while let Ok((socket, _)) = listener.accept().await {
             count.fetch_add(1, Ordering::SeqCst);
             let (certificate, limits, serve) = (certificate.clone(), limits.clone(), serve.clone());
+            let open = count_open.clone();
             connections.spawn(async move {
                 let Ok(mut connection) = hbone::accept(socket, certificate, &limits).await else {
                     return;
                 };
+                open.fetch_add(1, Ordering::SeqCst);
                 drive(&mut connection, serve).await;
+                open.fetch_sub(1, Ordering::SeqCst);
             });
         }
     });
     Server {
         address,
         accepted,
+        open,
         task,
     }
 }
