@@ -210,7 +210,22 @@ impl Writer {
             if self.ended {
                 return Poll::Ready(Err(TunnelError::Ended));
             }
-            self.stream.reserve_capacity(bytes.len());
+            let room = ready!(self.poll_room(cx, bytes.len()))?;
+            // Several frames of moderate size take turns with other streams; one huge one would not.
+            let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
+            self.stream.send_data(piece, false)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// How much of `wanted` may be sent now, which is never nothing.
+    fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<usize, TunnelError>> {
+        self.stream.reserve_capacity(wanted);
+        loop {
             let room = match self.stream.capacity() {
                 0 => match ready!(self.stream.poll_capacity(cx)) {
                     Some(room) => room?,
@@ -218,14 +233,13 @@ impl Writer {
                 },
                 room => room,
             };
-            if room == 0 {
-                continue; // a notice that came to nothing; a frame without bytes would count as abuse
+            // Nothing: a notice that came to nothing, because the peer took the credit back at once. The
+            // engine of today keeps such notices to itself; it has not always. A frame without bytes
+            // would count as abuse, and a write of none as the end.
+            if room > 0 {
+                return Poll::Ready(Ok(room));
             }
-            // Several frames of moderate size take turns with other streams; one huge one would not.
-            let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
-            self.stream.send_data(piece, false)?;
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Ready when the peer has reset the tunnel or the connection is lost. A half that only waits for
@@ -304,15 +318,8 @@ impl AsyncWrite for TunnelIo {
         if writer.ended {
             return Poll::Ready(Err(TunnelError::Ended.into()));
         }
-        writer.stream.reserve_capacity(bytes.len().min(DATA));
-        let room = match writer.stream.capacity() {
-            0 => match ready!(writer.stream.poll_capacity(cx)) {
-                Some(room) => room.map_err(TunnelError::from)?,
-                None => return Poll::Ready(Err(writer.why_closed(cx).into())),
-            },
-            room => room,
-        };
-        let n = room.min(bytes.len()).min(DATA);
+        let wanted = bytes.len().min(DATA);
+        let n = ready!(writer.poll_room(cx, wanted))?.min(wanted);
         writer
             .stream
             .send_data(Bytes::copy_from_slice(&bytes[..n]), false)

@@ -6,15 +6,21 @@
 mod common;
 
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use common::{Ca, Client, Refusals, Served, Server, identity};
+use common::{
+    Ca, Client, Refusals, Served, Server, identity,
+    raw::{self, Raw},
+};
 use hbone::{
     ConnectionError, Counters, Ended, HalfEnd, Limits, PoolConfig, Request, Reserve,
     ResponseHeaders, Status, Tunnel, TunnelError, both_ways,
@@ -355,6 +361,64 @@ async fn small_frames_that_nobody_reads_do_not_end_the_connection() {
     let (mut app, mut all) = (app, Vec::new());
     app.read_to_end(&mut all).await.unwrap();
     assert_eq!(all.len(), 1_000_000);
+}
+
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx))).await
+}
+
+#[tokio::test]
+async fn credit_that_is_taken_back_at_once_is_no_end_of_a_byte_stream() {
+    let ca = Arc::new(Ca::new());
+    let (listener, address) = common::listen().await;
+    let client = common::client(&ca, address, PoolConfig::default());
+    let serving = async {
+        let (socket, _) = listener.accept().await.unwrap();
+        let badge = raw::badge(
+            &ca,
+            &[&identity("server").to_string()],
+            std::time::SystemTime::now() + common::HOUR,
+        );
+        let mut peer = Raw::accept(socket, raw::tls_server(&ca, badge))
+            .await
+            .unwrap();
+        peer.send(&raw::frame(raw::SETTINGS, 0, 0, &[]))
+            .await
+            .unwrap();
+        peer.until("a request", |f| f.kind == raw::HEADERS).await;
+        let ok = raw::frame(raw::HEADERS, raw::END_HEADERS, 1, &[0x88]);
+        peer.send(&ok).await.unwrap();
+        peer
+    };
+    let (tunnel, mut peer) = tokio::join!(client.open(), serving);
+    let mut io = tunnel.unwrap().into_io();
+    // The whole window of a stream, then one write that waits.
+    io.write_all(&[0; 65_535]).await.unwrap();
+    let mut write = Box::pin(io.write(b"more"));
+    assert!(poll_once(&mut write).await.is_pending());
+    let mut arrived = 0;
+    while arrived < 65_535 {
+        let data = peer.until("data", |f| f.kind == raw::DATA).await;
+        arrived += data.payload.len();
+    }
+    // Credit for both windows, and less than nothing of it left for the stream.
+    let credit = 1_000u32.to_be_bytes();
+    let smaller = [&[0, 4][..], &60_000u32.to_be_bytes()].concat();
+    let batch = [
+        raw::frame(raw::WINDOW_UPDATE, 0, 0, &credit),
+        raw::frame(raw::WINDOW_UPDATE, 0, 1, &credit),
+        raw::frame(raw::SETTINGS, 0, 0, &smaller),
+        raw::frame(raw::PING, 0, 0, b"all read"),
+    ];
+    peer.send(&batch.concat()).await.unwrap();
+    let answer = |f: &raw::Frame| f.kind == raw::PING && f.payload == b"all read";
+    peer.until("the answer", answer).await;
+    assert!(poll_once(&mut write).await.is_pending());
+    let enough = 10_000u32.to_be_bytes();
+    peer.send(&raw::frame(raw::WINDOW_UPDATE, 0, 1, &enough))
+        .await
+        .unwrap();
+    assert_eq!(write.await.unwrap(), 4);
 }
 
 /// An app on each end, with a tunnel and two copies between them.
