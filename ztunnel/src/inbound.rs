@@ -25,11 +25,11 @@ use tokio::net::TcpStream;
 
 use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
+use crate::carry::{Broken, Unknown, ended, known, refuse};
 use crate::connections::{Live, Protocol};
 use crate::headers::{self, Baggage};
 use crate::netns::From;
 use crate::node::Node;
-use crate::outbound::{self, Broken, Unknown, refuse};
 use crate::pod::Pod;
 use crate::preamble;
 use crate::report::{Failure, Report, Whereabouts};
@@ -129,8 +129,8 @@ fn told(
 }
 
 async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connection, Failed> {
-    let known = outbound::known(pod).await?;
-    let certificate = node.certificates.of(&known.identity).await?;
+    let identity = &known(pod).await?.identity;
+    let certificate = node.certificates.of(identity).await?;
     Ok(hbone::accept(tcp, certificate, &node.limits).await?)
 }
 
@@ -269,7 +269,7 @@ async fn serve_request(
         .accept(ResponseHeaders { baggage })
         .map_err(|_| Failed::Abandoned)?;
     tokio::select! {
-        done = hbone::both_ways(app, tunnel, live.counters()) => outbound::ended(done),
+        done = hbone::both_ways(app, tunnel, live.counters()) => ended(done),
         denied = live.denied() => Err(denied.into()),
     }
 }
@@ -309,7 +309,7 @@ async fn carry_plain(
     if OWN_PORTS.contains(&local.port()) {
         return refuse(tcp, Misdirected::SelfCall);
     }
-    if let Err(why) = outbound::known(pod).await {
+    if let Err(why) = known(pod).await {
         return refuse(tcp, why);
     }
     let snapshot = Arc::clone(&node.mesh.load());
@@ -339,7 +339,7 @@ async fn carry_plain(
         Err(why) => return refuse(tcp, why),
     };
     tokio::select! {
-        done = hbone::tcp_both_ways(app, tcp, live.counters()) => outbound::ended(done),
+        done = hbone::tcp_both_ways(app, tcp, live.counters()) => ended(done),
         denied = live.denied() => Err(denied.into()),
     }
 }

@@ -16,6 +16,7 @@ pub mod xds;
 // The path of a connection.
 mod admit;
 mod arrival;
+mod carry;
 pub mod connections;
 #[cfg(test)]
 mod golden;

@@ -19,9 +19,10 @@ use tokio::net::TcpStream;
 
 use crate::admit;
 use crate::arrival::Misdirected;
+use crate::carry::{ended, refuse};
 use crate::connections::{Bytes, Live, Protocol};
 use crate::inbound;
-use crate::outbound::{Failed, Leaving, ended, refuse};
+use crate::outbound::{Failed, Leaving};
 use crate::pod::Pod;
 use crate::report::{Report, Whereabouts};
 use crate::route::{self, Direct, HBONE_PORT, OWN_PORTS};

@@ -14,19 +14,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{Authority, Connect, Destination, Ended, Identity, OpenError};
+use hbone::{Authority, Connect, Destination, Identity, OpenError};
 use mesh::{Snapshot, Workload};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
+use crate::carry::{Broken, Unknown, ended, known, refuse};
 use crate::connections::Protocol;
 use crate::headers;
 use crate::inbound::Unreachable;
 use crate::lookup::{LookupError, lookup};
 use crate::netns::{From, unmapped};
 use crate::node::Node;
-use crate::pod::{Known, Pod};
+use crate::pod::Pod;
 use crate::report::{Failure, Report, Whereabouts};
 use crate::route::{self, Decision, OWN_PORTS, Place, Plain, Question, Refused, Tunnel};
 use crate::traffic::{Ends, Flag, Reporter};
@@ -162,26 +163,6 @@ impl Leaving<'_> {
             .iter()
             .copied()
             .find(|ip| ip.is_ipv4() == to.is_ipv4())
-    }
-}
-
-/// The control plane has not told of this pod.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the control plane has not told of this pod within {KNOWN_TIMEOUT:?}; is it running, and does it list the pod?"
-)]
-pub(crate) struct Unknown;
-
-/// A pod starts faster than the news of it travels: its first connections wait for the control plane to tell who
-/// they are.
-const KNOWN_TIMEOUT: Duration = Duration::from_secs(10);
-
-pub(crate) async fn known(pod: &Pod) -> Result<&Known, Unknown> {
-    match pod.known() {
-        Some(known) => Ok(known),
-        None => tokio::time::timeout(KNOWN_TIMEOUT, pod.wait_known())
-            .await
-            .map_err(|_| Unknown),
     }
 }
 
@@ -323,34 +304,6 @@ async fn resolve(place: &Place, original: SocketAddr) -> Result<SocketAddr, Fail
         Place::Name(name, port) => Ok(lookup(name, *port, original.is_ipv4()).await?),
     }
 }
-
-/// Ends a connection that was never carried, with a reset.
-pub(crate) fn refuse<E>(tcp: TcpStream, why: impl Into<E>) -> Result<(), E> {
-    // Linger 0 turns the close into a reset. If the socket is gone already there is nobody left to tell.
-    let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
-    drop(tcp);
-    Err(why.into())
-}
-
-/// What the end of a copy means: a failure after the first byte belongs to the peers; it is told, not judged.
-pub(crate) fn ended<E: std::convert::From<Broken>>(done: Ended) -> Result<(), E> {
-    match done.error() {
-        None => Ok(()),
-        Some(end) => {
-            let direction = if done.received == *end {
-                "receiving"
-            } else {
-                "sending"
-            };
-            Err(Broken(format!("connection broke while {direction}: {end}")).into())
-        }
-    }
-}
-
-/// A connection that was carried and did not end as its ends meant it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Broken(String);
 
 fn flag_of(why: &OpenError) -> Flag {
     match why {
