@@ -2,7 +2,9 @@
 //!
 //! A connection opens with one byte that says what the client wants of the server:
 //! `e` echo, `s` sink (the server counts and answers the count), `d` download (the server
-//! sends until it is told to stop by a close), `G` the beginning of an HTTP/1.1 `GET` (answered
+//! sends until it is told to stop by a close), `o` one byte there and back, after which the server
+//! closes (so that it, with its one port, is left in TIME_WAIT, and not the client, which would run
+//! out of ports and measure the search for a free one), `G` the beginning of an HTTP/1.1 `GET` (answered
 //! with 1 KiB and kept alive). Every client prints one JSON line: what was done, how long it
 //! took and, where single operations were timed, their percentiles.
 
@@ -42,7 +44,7 @@ pub(crate) enum Work {
     RoundTrip,
     /// HTTP/1.1 keep-alive, one outstanding request per connection.
     Http,
-    /// Connect, one byte there and back, close.
+    /// Connect, one byte there and back, the server closes.
     Connect,
     /// All connections at once, one byte there and back each, timed from the start of the burst.
     Burst,
@@ -94,6 +96,11 @@ async fn answer(mut tcp: TcpStream) -> Result<()> {
     match tcp.read_u8().await? {
         b'e' => echo(tcp).await,
         b's' => sink(tcp).await,
+        b'o' => {
+            let byte = tcp.read_u8().await?;
+            tcp.write_u8(byte).await?;
+            Ok(())
+        }
         b'd' => {
             let chunk = vec![7u8; CHUNK];
             loop {
@@ -316,8 +323,10 @@ fn connects(to: SocketAddr, ends: Instant) -> BoxFuture<'static, (Vec<f32>, u64)
 
 async fn one_connection(to: SocketAddr) -> Result<()> {
     let mut tcp = TcpStream::connect(to).await?;
-    tcp.write_all(b"ex").await?;
+    tcp.write_all(b"ox").await?;
     tcp.read_u8().await?;
+    let rest = tcp.read(&mut [0]).await?;
+    anyhow::ensure!(rest == 0, "more than one byte came back");
     Ok(())
 }
 
