@@ -12,7 +12,6 @@ dnsmasq:dnsmasq-base:the name server of the outside world
 tcpdump:tcpdump:captures that prove what is on the wire
 curl:curl:a client
 openssl:openssl:a TLS client without a certificate
-python3:python3:a client that is another user
 setpriv:util-linux:becoming another user, entering namespaces
 hostname:hostname:asking a pod its name
 nginx:nginx-light:a server
