@@ -20,6 +20,7 @@ use api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServ
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use bytes::Bytes;
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -75,6 +76,8 @@ pub enum ClientEvent<'a> {
     Applied {
         /// Its type.
         type_url: &'static str,
+        /// Its size on the wire, decoded from gRPC.
+        bytes: usize,
         /// Resources set.
         set: usize,
         /// Names removed.
@@ -287,6 +290,7 @@ impl Types {
         events: &mut impl FnMut(ClientEvent<'_>),
     ) -> Option<DeltaDiscoveryRequest> {
         let mut update = Update::default();
+        let bytes = response.encoded_len();
         let (set, removed) = (response.resources.len(), response.removed_resources.len());
         let (subscription, pending) = match &*response.type_url {
             AUTHORIZATION_TYPE => {
@@ -318,6 +322,7 @@ impl Types {
         let (request, rejected) = subscription.conclude(pending, rejected);
         events(ClientEvent::Applied {
             type_url: subscription.type_url(),
+            bytes,
             set,
             removed,
             rejected: &rejected,

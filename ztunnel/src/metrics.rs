@@ -61,6 +61,8 @@ pub struct DnsMetrics {
 pub struct XdsMetrics {
     /// Responses received, by type.
     pub messages: Family<TypeUrl, Counter>,
+    /// Their bytes, by type.
+    pub message_bytes: Family<TypeUrl, Counter>,
     /// Ends of the stream, by reason.
     pub terminations: Family<Reason, Counter>,
 }
@@ -153,6 +155,11 @@ impl Metrics {
             "istio_xds_message",
             unstable("The total number of discovery responses received"),
             xds.messages,
+        );
+        families.register(
+            "istio_xds_message_bytes",
+            unstable("The total number of bytes of discovery responses received"),
+            xds.message_bytes,
         );
         families.register(
             "istio_xds_connection_terminations",

@@ -197,14 +197,17 @@ fn note(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
         ClientEvent::Connected => tracing::info!("xds: stream open"),
         ClientEvent::Applied {
             type_url,
+            bytes,
             set,
             removed,
             rejected,
         } => {
+            let url = TypeUrl { url: type_url };
+            metrics.messages.get_or_create(&url).inc();
             metrics
-                .messages
-                .get_or_create(&TypeUrl { url: type_url })
-                .inc();
+                .message_bytes
+                .get_or_create(&url)
+                .inc_by(*bytes as u64);
             tracing::debug!(
                 type_url,
                 set,

@@ -176,7 +176,9 @@ impl Harness {
                         set,
                         removed,
                         rejected,
+                        bytes,
                     } => {
+                        assert!(bytes > 0, "a response has a size");
                         let rejected: Vec<_> = rejected.iter().map(|found| &*found.name).collect();
                         format!(
                             "{} +{set} -{removed} {rejected:?}",
