@@ -12,6 +12,7 @@
 //! | [`roster`], [`token`], [`authenticate`] | who calls, and as whom it may speak |
 //! | [`ca`] | certificates |
 //! | [`serve`], [`metrics`] | ports |
+//! | [`webhook`] | admission: bad policies are refused when they are written |
 //! | [`feed`] | the one owner of the world: from files to catalog and roster |
 //! | [`config`], [`start`] | flags; how the parts are put together |
 
@@ -28,4 +29,5 @@ pub mod serve;
 pub mod start;
 pub mod token;
 pub mod translate;
+pub mod webhook;
 pub mod world;
