@@ -388,6 +388,8 @@ fn value(object: &Object) -> serde_json::Result<Value> {
         Object::WorkloadEntry(it) => serde_json::to_value(&**it),
         Object::AuthorizationPolicy(it) => serde_json::to_value(&**it),
         Object::PeerAuthentication(it) => serde_json::to_value(&**it),
+        Object::Gateway(it) => serde_json::to_value(&**it),
+        Object::GatewayClass(it) => serde_json::to_value(&**it),
     }
 }
 

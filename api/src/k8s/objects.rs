@@ -11,6 +11,9 @@ pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccou
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+pub use gateway_api::gatewayclasses::GatewayClass;
+pub use gateway_api::gateways::Gateway;
+
 pub use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
 
 /// The kinds we read.
@@ -27,11 +30,13 @@ pub enum Kind {
     WorkloadEntry,
     AuthorizationPolicy,
     PeerAuthentication,
+    Gateway,
+    GatewayClass,
 }
 
 impl Kind {
     /// All of them, in the order of the enum.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Namespace,
         Kind::Node,
         Kind::Pod,
@@ -42,6 +47,8 @@ impl Kind {
         Kind::WorkloadEntry,
         Kind::AuthorizationPolicy,
         Kind::PeerAuthentication,
+        Kind::Gateway,
+        Kind::GatewayClass,
     ];
 
     /// As in the `kind` field.
@@ -57,12 +64,14 @@ impl Kind {
             Kind::WorkloadEntry => "WorkloadEntry",
             Kind::AuthorizationPolicy => "AuthorizationPolicy",
             Kind::PeerAuthentication => "PeerAuthentication",
+            Kind::Gateway => "Gateway",
+            Kind::GatewayClass => "GatewayClass",
         }
     }
 
     /// Whether objects of this kind live in a namespace.
     pub fn namespaced(self) -> bool {
-        !matches!(self, Kind::Namespace | Kind::Node)
+        !matches!(self, Kind::Namespace | Kind::Node | Kind::GatewayClass)
     }
 
     /// The API groups and versions under which this kind is accepted.
@@ -80,6 +89,11 @@ impl Kind {
             Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
+            // Version v1beta1 has the same fields.
+            Kind::Gateway | Kind::GatewayClass => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1beta1",
+            ],
         }
     }
 }
@@ -147,6 +161,8 @@ pub enum Object {
     WorkloadEntry(Arc<WorkloadEntry>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
+    Gateway(Arc<Gateway>),
+    GatewayClass(Arc<GatewayClass>),
 }
 
 impl Object {
@@ -163,6 +179,8 @@ impl Object {
             Object::WorkloadEntry(_) => Kind::WorkloadEntry,
             Object::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Object::PeerAuthentication(_) => Kind::PeerAuthentication,
+            Object::Gateway(_) => Kind::Gateway,
+            Object::GatewayClass(_) => Kind::GatewayClass,
         }
     }
 
@@ -179,6 +197,8 @@ impl Object {
             Object::WorkloadEntry(it) => &it.metadata,
             Object::AuthorizationPolicy(it) => &it.metadata,
             Object::PeerAuthentication(it) => &it.metadata,
+            Object::Gateway(it) => &it.metadata,
+            Object::GatewayClass(it) => &it.metadata,
         }
     }
 
@@ -195,6 +215,8 @@ impl Object {
             Object::WorkloadEntry(it) => &mut Arc::make_mut(it).metadata,
             Object::AuthorizationPolicy(it) => &mut Arc::make_mut(it).metadata,
             Object::PeerAuthentication(it) => &mut Arc::make_mut(it).metadata,
+            Object::Gateway(it) => &mut Arc::make_mut(it).metadata,
+            Object::GatewayClass(it) => &mut Arc::make_mut(it).metadata,
         }
     }
 

@@ -239,6 +239,8 @@ pub(super) fn typed<S: Source>(kind: Kind, source: &S) -> Result<Object, S::Erro
         Kind::WorkloadEntry => Object::WorkloadEntry(Arc::new(source.read()?)),
         Kind::AuthorizationPolicy => Object::AuthorizationPolicy(Arc::new(source.read()?)),
         Kind::PeerAuthentication => Object::PeerAuthentication(Arc::new(source.read()?)),
+        Kind::Gateway => Object::Gateway(Arc::new(source.read()?)),
+        Kind::GatewayClass => Object::GatewayClass(Arc::new(source.read()?)),
     };
     if kind.namespaced() && object.metadata().namespace.is_none() {
         object.metadata_mut().namespace = Some("default".into());

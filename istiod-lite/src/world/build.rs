@@ -25,7 +25,11 @@ impl World {
                 Kind::ServiceEntry => self.build_service_entry(key),
                 Kind::AuthorizationPolicy => self.build_policy(key),
                 Kind::PeerAuthentication => self.build_peer(key),
-                Kind::Namespace | Kind::Node | Kind::ServiceAccount => None,
+                Kind::Namespace
+                | Kind::Node
+                | Kind::ServiceAccount
+                | Kind::Gateway
+                | Kind::GatewayClass => None,
             }
             .unwrap_or_default(),
         }

@@ -93,7 +93,7 @@ impl World {
             Object::PeerAuthentication(it) => {
                 replace!(self, dirty, peers, key, Some(PeerAuthentication::read(it)))
             }
-            Object::ServiceAccount(_) => {}
+            Object::ServiceAccount(_) | Object::Gateway(_) | Object::GatewayClass(_) => {}
         }
     }
 
@@ -109,7 +109,7 @@ impl World {
             Kind::ServiceEntry => replace!(self, dirty, service_entries, key, None),
             Kind::AuthorizationPolicy => replace!(self, dirty, policies, key, None),
             Kind::PeerAuthentication => replace!(self, dirty, peers, key, None),
-            Kind::ServiceAccount => {}
+            Kind::ServiceAccount | Kind::Gateway | Kind::GatewayClass => {}
         }
     }
 
@@ -197,7 +197,7 @@ impl World {
             Kind::ServiceEntry => self.touch_service_entry(key, dirty),
             Kind::AuthorizationPolicy => self.touch_policy(key, dirty),
             Kind::PeerAuthentication => self.touch_peer(key, dirty),
-            Kind::Namespace | Kind::ServiceAccount => {}
+            Kind::Namespace | Kind::ServiceAccount | Kind::Gateway | Kind::GatewayClass => {}
         }
     }
 

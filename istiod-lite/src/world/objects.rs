@@ -183,7 +183,11 @@ impl Objects {
                     }
                 }
             }
-            Kind::Namespace | Kind::Node | Kind::ServiceAccount => {}
+            Kind::Namespace
+            | Kind::Node
+            | Kind::ServiceAccount
+            | Kind::Gateway
+            | Kind::GatewayClass => {}
         }
     }
 
@@ -256,7 +260,11 @@ impl Objects {
                     }
                 }
             }
-            Kind::Namespace | Kind::Node | Kind::ServiceAccount => {}
+            Kind::Namespace
+            | Kind::Node
+            | Kind::ServiceAccount
+            | Kind::Gateway
+            | Kind::GatewayClass => {}
         }
     }
 
