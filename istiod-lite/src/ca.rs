@@ -9,6 +9,7 @@
 //! No name in a CSR is ever looked at: a certificate says what the caller proved to be, nothing
 //! the caller wrote.
 
+pub mod cluster;
 mod csr;
 mod material;
 mod service;

@@ -13,6 +13,7 @@
 //! | [`ca`] | certificates |
 //! | [`serve`], [`metrics`] | ports |
 //! | [`webhook`] | admission: bad policies are refused when they are written |
+//! | [`write`] | what the leading replica writes into the cluster |
 //! | [`feed`] | the one owner of the world: from files to catalog and roster |
 //! | [`config`], [`start`] | flags; how the parts are put together |
 
@@ -31,3 +32,4 @@ pub mod token;
 pub mod translate;
 pub mod webhook;
 pub mod world;
+pub mod write;

