@@ -1,0 +1,43 @@
+{{/* Image of a component: (dict "root" $ "part" .Values.ztunnel) */}}
+{{- define "ambit.image" -}}
+{{- $path := printf "%s/%s" .root.Values.hub .part.image.name -}}
+{{- if .part.image.digest -}}
+{{- printf "%s@%s" $path .part.image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $path (.root.Values.tag | default .root.Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of everything: (dict "root" $ "name" "ztunnel") */}}
+{{- define "ambit.labels" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/part-of: istio
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{/* What every pod shares. */}}
+{{- define "ambit.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Further environment, a map. */}}
+{{- define "ambit.env" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations for Prometheus: (dict "root" $ "port" 15020) */}}
+{{- define "ambit.scrape" -}}
+{{- if .root.Values.prometheusAnnotations }}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ .port | quote }}
+prometheus.io/path: /metrics
+{{- end }}
+{{- end -}}
