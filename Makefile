@@ -1,6 +1,9 @@
 # Each target is a line or two; CI runs `make test`, as a newcomer does.
 .DEFAULT_GOAL := help
 PROFILE_DIR := target/release
+# Of the images. dev shares the build of `make test`; in release the plugin, which runs on nodes of any kind, is static.
+PROFILE ?= release
+export BASE HUB TAG PUSH PUSH_ARGS
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 12
@@ -19,9 +22,10 @@ test: deps lint  ## format, clippy, unit, property and integration tests; prints
 	cargo build --workspace --bins
 	.ci/count cargo test --workspace --no-fail-fast
 
-lint:            ## format and clippy, warnings denied
+lint:            ## format and clippy, warnings denied; plain YAML made from the chart as it is
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	@manifests/render --check
 	@if cargo tree -i ring 2>/dev/null | grep -q '^ring'; then echo "ring is in the graph; the one crypto library is aws-lc-rs" >&2; exit 1; fi
 
 deny:            ## licences, bans, sources (needs cargo-deny)
@@ -30,7 +34,15 @@ deny:            ## licences, bans, sources (needs cargo-deny)
 bench: deps build ## measurements beside raw sockets, bare forwarders and, with PEER_ZTUNNEL=path, a peer
 	$(PROFILE_DIR)/bench $(if $(PEER_ZTUNNEL),--peer $(PEER_ZTUNNEL),) $(BENCH_ARGS)
 
+images:          ## images of the parts (BASE=image|debootstrap HUB= TAG= PROFILE=release|dev PUSH=1); prints digests
+	cargo build --profile $(PROFILE) --workspace --bins
+	$(if $(filter release,$(PROFILE)),cargo rustc --release -p cni-plugin --bin ambit-cni -- -C target-feature=+crt-static)
+	manifests/images/build target/$(PROFILE:dev=debug) target/images
+
+manifests:       ## manifests/ambit.yaml anew from the chart, and what helm says of it
+	manifests/render
+
 clean-lab:       ## remove every network namespace and process a crashed lab left behind
 	cargo run --quiet -p lab -- clean
 
-.PHONY: help deps build demo test lint deny bench clean-lab
+.PHONY: help deps build demo test lint deny bench images manifests clean-lab
