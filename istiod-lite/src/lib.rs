@@ -9,17 +9,20 @@
 //! |---|---|
 //! | [`world`], [`translate`] | pure: from objects to resources |
 //! | [`catalog`], [`push`] | resources encoded once, and who is told of them when |
+//! | [`status`] | what the statuses of objects should say |
 //! | [`roster`], [`token`], [`authenticate`] | who calls, and as whom it may speak |
 //! | [`ca`] | certificates |
 //! | [`serve`], [`metrics`] | ports |
 //! | [`webhook`] | admission: bad policies are refused when they are written |
 //! | [`write`] | what the leading replica writes into the cluster |
-//! | [`feed`] | the one owner of the world: from files to catalog and roster |
+//! | [`cluster`] | Kubernetes: where objects come from, and who vouches for callers |
+//! | [`feed`] | the one owner of the world: from objects to catalog and roster |
 //! | [`config`], [`start`] | flags; how the parts are put together |
 
 pub mod authenticate;
 pub mod ca;
 pub mod catalog;
+pub mod cluster;
 pub mod config;
 mod disk;
 pub mod feed;
@@ -28,6 +31,7 @@ pub mod push;
 pub mod roster;
 pub mod serve;
 pub mod start;
+pub mod status;
 pub mod token;
 pub mod translate;
 pub mod webhook;

@@ -11,12 +11,15 @@
 //! | [`endpoint_slice`] | EndpointSlice, its Service | Workloads |
 //! | [`service`] | Service | Service |
 //! | [`service_entry`] | ServiceEntry | Services and Workloads |
+//! | [`gateway`] | Gateway, GatewayClass | Workload of another network's gateway |
+//! | [`waypoint`] | labels, Gateways | where traffic must pass |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`peer_authentication`] | PeerAuthentication | Authorization, and who must obey which |
 //! | [`balance`], [`ports`], [`locality`], [`names`] | parts of the above | |
 
 pub mod balance;
 pub mod endpoint_slice;
+pub mod gateway;
 pub mod locality;
 pub mod names;
 pub mod peer_authentication;
@@ -26,6 +29,7 @@ pub mod ports;
 pub mod resource;
 pub mod service;
 pub mod service_entry;
+pub mod waypoint;
 pub mod workload_entry;
 
 use std::collections::BTreeMap;

@@ -24,7 +24,9 @@ use std::sync::Arc;
 use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, ObjectKey};
 
+use crate::status::{Book, Desired};
 pub use crate::translate::resource::Resource;
+pub use crate::translate::waypoint::Unready;
 use crate::translate::service_entry::Visibility;
 use crate::translate::{Cluster, Labels};
 use addresses::Addresses;
@@ -47,6 +49,17 @@ pub struct Settings {
     /// Who sees the ServiceEntries of which namespaces: the first rule whose labels the namespace
     /// has counts; without one everybody does. Default no rules.
     pub service_entry_visibility: Vec<(Labels, Visibility)>,
+    /// What becomes of traffic to whom names a waypoint that is missing or not ready. Default:
+    /// refused. Label `ambit.io/waypoint-unready` on a namespace overrides.
+    pub waypoint_unready: Unready,
+    /// Whether workloads that an ALLOW policy applies to also allow their waypoint
+    /// (`PILOT_AUTO_ALLOW_WAYPOINT_POLICY`). Default no.
+    pub auto_allow_waypoint: bool,
+    /// Trust domains that are ours as well: a policy that names an identity of one of them means
+    /// that identity in all of them. Default none.
+    pub trust_domain_aliases: Vec<String>,
+    /// Where the automatic addresses of ServiceEntry hosts come from. Default: given out here.
+    pub automatic_addresses: Automatic,
 }
 
 impl Default for Settings {
@@ -58,8 +71,21 @@ impl Default for Settings {
             root_namespace: "istio-system".into(),
             dry_run: false,
             service_entry_visibility: Vec::new(),
+            waypoint_unready: Unready::Refuse,
+            auto_allow_waypoint: false,
+            trust_domain_aliases: Vec::new(),
+            automatic_addresses: Automatic::Allocated,
         }
     }
+}
+
+/// Where automatic addresses come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Automatic {
+    /// Given out here, kept by whoever runs the world.
+    Allocated,
+    /// From `status.addresses` of the ServiceEntry, where the leading replica writes them.
+    FromStatus,
 }
 
 /// Names of resources whose content changed, appeared or vanished. Sorted.
@@ -71,6 +97,8 @@ pub struct Changed {
     pub authorizations: Vec<Arc<str>>,
     /// New remarks: what of an object has no effect, or another one than it seems, and why.
     pub remarks: Vec<(ObjectKey, String)>,
+    /// Objects whose status should say something else than before ([`World::statuses`]).
+    pub statuses: Vec<ObjectKey>,
 }
 
 /// A pod as node authorisation sees it.
@@ -101,6 +129,7 @@ pub struct World {
     authorizations: HashMap<Arc<str>, Resource>,
     /// What was made for whom.
     made: HashMap<Builder, Made>,
+    statuses: Book,
     recomputed: u64,
 }
 
@@ -147,6 +176,7 @@ impl World {
             addresses: HashMap::new(),
             authorizations: HashMap::new(),
             made: HashMap::new(),
+            statuses: Book::new(),
             recomputed: 0,
             settings,
             cluster,
@@ -215,6 +245,7 @@ impl World {
             addresses: addresses.changed(&self.addresses),
             authorizations: authorizations.changed(&self.authorizations),
             remarks,
+            statuses: Vec::new(),
         }
     }
 
@@ -267,6 +298,16 @@ impl World {
                     .map(move |remark| (key, remark.as_str()))
             })
         })
+    }
+
+    /// What the statuses of all objects should say. Cloning it costs nothing.
+    pub fn statuses(&self) -> &Book {
+        &self.statuses
+    }
+
+    /// What the status of one object should say; none if there is nothing to say about it.
+    pub fn status(&self, object: &ObjectKey) -> Option<&Arc<Desired>> {
+        self.statuses.get(object)
     }
 
     /// The pod with that name.

@@ -1,0 +1,14 @@
+//! What the statuses of objects should say. Pure: the world fills the [`Book`], the leading replica
+//! writes it down ([`crate::write::status`]).
+//!
+//! Enters: what the world found out about an object. Leaves: its [`Desired`] status: conditions
+//! under Istio's names, and for a Gateway its addresses and listeners.
+//!
+//! | file | says |
+//! |---|---|
+//! | `policy` | which parts of an AuthorizationPolicy are enforced, and where |
+//! | `waypoint` | whether a Service, ServiceEntry or WorkloadEntry is bound to the waypoint it names |
+//! | `gateway` | whether a Gateway can be reached, and what is wrong with its listeners |
+//! | `invalid` | why an object was refused, and what is in force instead |
+
+pub use crate::write::status::{Book, Condition, Desired};
