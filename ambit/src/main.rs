@@ -1,12 +1,101 @@
 //! `ambit`: install, question and remove the mesh.
+//!
+//! Speaks to the cluster with the caller's kubeconfig, as kubectl does. What it finds goes to
+//! standard output (a table, or `-o json|yaml`); what it is doing goes to standard error. Exit codes:
+//! 0 done and well, 1 done and something is wrong with the mesh, 2 it could not be done.
 
-use clap::Parser;
+mod check;
+mod cluster;
+mod dump;
+mod enroll;
+mod install;
+mod network_policy;
+mod output;
+mod parts;
+mod proxy;
+mod status;
+mod waypoint;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 /// The command line of the mesh.
 #[derive(Debug, Parser)]
 #[command(name = "ambit", version)]
-struct Cli {}
+struct Cli {
+    #[command(flatten)]
+    access: cluster::Access,
+    #[command(subcommand)]
+    command: Command,
+}
 
-fn main() {
-    Cli::parse();
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Can this cluster carry the mesh? Changes nothing.
+    Check(check::Check),
+    /// Put the mesh on the cluster.
+    Install(install::Install),
+    /// Bring an installed mesh to this version, part by part.
+    Upgrade(install::Install),
+    /// Take the mesh off the cluster; pods go on talking, in the clear.
+    Uninstall(install::Uninstall),
+    /// Each part on each node: ready, in sync, which version, what is wrong and what to do.
+    Status(status::Status),
+    /// Put every pod of a namespace into the mesh, running ones too.
+    Enroll(enroll::Enroll),
+    /// Take the pods of a namespace out of the mesh.
+    Unenroll(enroll::Unenroll),
+    /// Layer 7 proxies of a namespace.
+    #[command(subcommand)]
+    Waypoint(waypoint::Command),
+    /// Collect what a person who helps you needs: states, logs, configuration; never a key.
+    Dump(dump::Dump),
+    /// Print the completion script of a shell.
+    Completion {
+        /// Which one.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How a command ended that did what it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// And all is well.
+    Well,
+    /// And what it found is not.
+    Wrong,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Cli::parse()).await {
+        Ok(Outcome::Well) => ExitCode::SUCCESS,
+        Ok(Outcome::Wrong) => ExitCode::FAILURE,
+        Err(error) => {
+            output::say(&format!("ambit: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    let Cli { access, command } = cli;
+    match command {
+        Command::Check(check) => check.run(&access).await,
+        Command::Install(install) => install.run(&access, install::Mode::Install).await,
+        Command::Upgrade(install) => install.run(&access, install::Mode::Upgrade).await,
+        Command::Uninstall(uninstall) => uninstall.run(&access).await,
+        Command::Status(status) => status.run(&access).await,
+        Command::Enroll(enroll) => enroll.run(&access).await,
+        Command::Unenroll(unenroll) => unenroll.run(&access).await,
+        Command::Waypoint(command) => command.run(&access).await,
+        Command::Dump(dump) => dump.run(&access).await,
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ambit", &mut script);
+            output::text(&String::from_utf8_lossy(&script))?;
+            Ok(Outcome::Well)
+        }
+    }
 }

@@ -1,0 +1,196 @@
+//! `ambit dump`: a directory with what a person needs who helps from afar. Secrets are never read.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DynamicObject, ListParams, LogParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::oneshot;
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::cluster::Access;
+use crate::output::say;
+use crate::parts::Part;
+use crate::proxy;
+
+/// Flags of `dump`.
+#[derive(Debug, Args)]
+pub(crate) struct Dump {
+    /// Directory to write into; it must not exist yet.
+    #[arg(long, default_value = "ambit-dump", value_name = "DIR")]
+    to: PathBuf,
+    /// Lines of each log.
+    #[arg(long, default_value_t = 5000, value_name = "LINES")]
+    tail: i64,
+}
+
+impl Dump {
+    pub(crate) async fn run(&self, access: &Access) -> anyhow::Result<Outcome> {
+        let client = access.connect().await?;
+        std::fs::create_dir(&self.to).with_context(|| self.to.display().to_string())?;
+        let mut missing = Vec::new();
+        for (group, version, kind) in KINDS {
+            if let Err(error) = objects(&client, &self.to, group, version, kind).await {
+                missing.push(format!("{kind}: {error:#}"));
+            }
+        }
+        for part in Part::ALL {
+            say(&format!("* {part}"));
+            let pods: Api<Pod> = Api::namespaced(client.clone(), &access.system);
+            for pod in pods
+                .list(&ListParams::default().labels(part.selector()))
+                .await?
+            {
+                missing.extend(
+                    self.pod(&client, &access.system, part, &pod.name_any())
+                        .await?,
+                );
+            }
+        }
+        for line in &missing {
+            say(&format!("! {line}"));
+        }
+        write(&self.to, "missing.txt", &missing.join("\n"))?;
+        say(&format!("written to {}", self.to.display()));
+        Ok(Outcome::Well)
+    }
+
+    /// Logs and doors of one pod; answers what could not be had.
+    async fn pod(
+        &self,
+        client: &Client,
+        system: &str,
+        part: Part,
+        name: &str,
+    ) -> anyhow::Result<Vec<String>> {
+        let mut missing = Vec::new();
+        let pods: Api<Pod> = Api::namespaced(client.clone(), system);
+        for previous in [false, true] {
+            let params = LogParams {
+                previous,
+                tail_lines: Some(self.tail),
+                ..LogParams::default()
+            };
+            let suffix = if previous { ".previous.log" } else { ".log" };
+            match pods.logs(name, &params).await {
+                Ok(log) => write(&self.to, &format!("{name}{suffix}"), &log)?,
+                // A pod that never restarted has no previous log.
+                Err(_) if previous => {}
+                Err(error) => missing.push(format!("log of {name}: {error}")),
+            }
+        }
+        for (port, path, inside) in doors(part) {
+            let answer = if *inside {
+                proxy::ask_inside(client, system, name, *port, path)
+                    .await
+                    .map_err(|error| format!("{error:#}"))
+            } else {
+                proxy::ask(client, system, name, *port, path).await
+            };
+            let file = format!("{name}.{}", path.trim_start_matches('/').replace('/', "-"));
+            match answer {
+                Ok(text) => write(&self.to, &file, &text)?,
+                Err(why) => missing.push(format!("{path} of {name}: {why}")),
+            }
+        }
+        Ok(missing)
+    }
+}
+
+/// Ports and paths worth keeping, and whether they listen on loopback alone.
+fn doors(part: Part) -> &'static [(u16, &'static str, bool)] {
+    match part {
+        Part::Istiod => &[
+            (15014, "/version", false),
+            (15014, "/metrics", false),
+            (15014, "/debug/syncz", false),
+            (15014, "/debug/catalogz", false),
+            (15014, "/debug/faultz", false),
+        ],
+        Part::Agent => &[(15014, "/metrics", false), (8000, "/readyz", false)],
+        Part::Ztunnel => &[(15000, "/config_dump", true), (15020, "/metrics", false)],
+    }
+}
+
+async fn objects(
+    client: &Client,
+    to: &Path,
+    group: &str,
+    version: &str,
+    kind: &str,
+) -> anyhow::Result<()> {
+    let (resource, _) =
+        oneshot::pinned_kind(client, &GroupVersionKind::gvk(group, version, kind)).await?;
+    let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let mut list = objects.list(&ListParams::default()).await?;
+    for object in &mut list.items {
+        object.metadata.managed_fields = None;
+        blank_variables(&mut object.data);
+    }
+    write(
+        to,
+        &format!("{}.yaml", resource.plural),
+        &serde_saphyr::to_string(&list.items)?,
+    )
+}
+
+/// Values of environment variables are nobody's business: many hold passwords.
+fn blank_variables(data: &mut Value) {
+    match data {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                if let ("env", Value::Array(variables)) = (name.as_str(), &mut *field) {
+                    for variable in variables.iter_mut().filter_map(Value::as_object_mut) {
+                        variable.remove("value");
+                    }
+                }
+                blank_variables(field);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(blank_variables),
+        _ => {}
+    }
+}
+
+fn write(to: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = to.join(name);
+    std::fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
+/// Objects that the mesh reads. Secrets are none of them.
+const KINDS: [(&str, &str, &str); 14] = [
+    ("", "v1", "Node"),
+    ("", "v1", "Namespace"),
+    ("", "v1", "Pod"),
+    ("", "v1", "Service"),
+    ("discovery.k8s.io", "v1", "EndpointSlice"),
+    ("networking.k8s.io", "v1", "NetworkPolicy"),
+    ("apps", "v1", "DaemonSet"),
+    ("security.istio.io", "v1", "AuthorizationPolicy"),
+    ("security.istio.io", "v1", "PeerAuthentication"),
+    ("networking.istio.io", "v1", "ServiceEntry"),
+    ("networking.istio.io", "v1", "WorkloadEntry"),
+    ("gateway.networking.k8s.io", "v1", "Gateway"),
+    ("gateway.networking.k8s.io", "v1", "GatewayClass"),
+    ("events.k8s.io", "v1", "Event"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn values_of_variables_are_left_out_wherever_they_stand() {
+        let mut pod = json!({ "spec": { "containers": [
+            { "env": [{ "name": "PASSWORD", "value": "secret" }, { "name": "REF", "valueFrom": { "x": 1 } }] },
+        ] } });
+        blank_variables(&mut pod);
+        assert!(!pod.to_string().contains("secret"));
+        assert_eq!(pod["spec"]["containers"][0]["env"][1]["valueFrom"]["x"], 1);
+    }
+}

@@ -1,0 +1,239 @@
+//! Taking the mesh off, so that pods and nodes are left as if it had never been there.
+//!
+//! 1. admission, so that nothing waits for a control plane that is gone
+//! 2. the node agent: told to end for good, it releases its node's pods and takes its plugin away
+//! 3. node proxy and control plane: nobody's traffic passes them any more
+//! 4. with `--purge`: what users and the mesh wrote — custom resources, root certificates, keys
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
+use kube::api::{DeleteParams, DynamicObject, ListParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::ApiResource;
+use kube::{Api, Client, ResourceExt as _};
+
+use super::{owner, prune};
+use crate::Outcome;
+use crate::cluster::{Access, is_missing};
+use crate::output::say;
+use crate::parts::Part;
+use crate::status::is_captured;
+
+/// Flags of `uninstall`.
+#[derive(Debug, Args)]
+pub(crate) struct Uninstall {
+    /// Also remove custom resource definitions with all their objects, keys of the certificate
+    /// authority, root certificates in every namespace, and the namespace itself.
+    #[arg(long)]
+    purge: bool,
+    /// Do not ask before `--purge` deletes objects of users.
+    #[arg(short = 'y', long)]
+    yes: bool,
+    /// How long each step may take, seconds.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    timeout: u64,
+}
+
+impl Uninstall {
+    pub(crate) async fn run(&self, access: &Access) -> anyhow::Result<Outcome> {
+        let client = access.connect().await?;
+        let system = access.system.as_str();
+        let timeout = Duration::from_secs(self.timeout);
+        match owner::find(&client, system).await? {
+            owner::Owner::Helm { release } => {
+                bail!("Helm installed this mesh: helm uninstall {release} -n {system}")
+            }
+            owner::Owner::Other { seen } => {
+                bail!("{seen} is not of this program's making; its own installer must remove it")
+            }
+            owner::Owner::Nobody => say("* no control plane here; removing what is left of one"),
+            owner::Owner::Ours { version } => say(&format!("* removing mesh {version}")),
+        }
+        if self.purge && !self.yes {
+            self.refuse_to_lose(&client).await?;
+        }
+        prune::ours(&client, |kind, _, _| {
+            kind == "ValidatingWebhookConfiguration"
+        })
+        .await?;
+        release_nodes(&client, system, timeout).await?;
+        for name in prune::ours(&client, |_, _, _| true).await? {
+            say(&format!("- {name}"));
+        }
+        if self.purge {
+            purge(&client, system).await?;
+        }
+        let left = captured_pods(&client).await?;
+        if left.is_empty() {
+            say("the mesh is gone");
+            return Ok(Outcome::Well);
+        }
+        for pod in &left {
+            say(&format!(
+                "! {pod} still carries the mark of a captured pod: its node's agent did not release it; delete the pod"
+            ));
+        }
+        Ok(Outcome::Wrong)
+    }
+
+    /// Objects of users die with their definitions: that is said before, with numbers.
+    async fn refuse_to_lose(&self, client: &Client) -> anyhow::Result<()> {
+        let mut lost = BTreeMap::new();
+        for definition in definitions(client).await? {
+            if let Some(resource) = resource_of(&definition) {
+                let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+                let count = objects
+                    .list_metadata(&ListParams::default())
+                    .await?
+                    .items
+                    .len();
+                if count > 0 {
+                    lost.insert(resource.kind, count);
+                }
+            }
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let counts: Vec<String> = lost
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        bail!(
+            "--purge would delete {}; say --yes to lose them",
+            counts.join(", ")
+        )
+    }
+}
+
+/// Deletes the agent's DaemonSet and waits for its pods: each releases its node as it ends.
+async fn release_nodes(client: &Client, system: &str, timeout: Duration) -> anyhow::Result<()> {
+    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), system);
+    match sets
+        .delete(Part::Agent.name(), &DeleteParams::foreground())
+        .await
+    {
+        Ok(_) => say("* node agent: releasing the pods of each node"),
+        Err(error) if is_missing(&error) => return Ok(()),
+        Err(error) => return Err(error).context("cannot delete the node agent"),
+    }
+    let pods: Api<Pod> = Api::namespaced(client.clone(), system);
+    let ours = ListParams::default().labels(Part::Agent.selector());
+    let begun = Instant::now();
+    loop {
+        let left: Vec<String> = pods
+            .list(&ours)
+            .await?
+            .iter()
+            .map(kube::ResourceExt::name_any)
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if begun.elapsed() > timeout {
+            bail!(
+                "{} did not end within {} s: kubectl -n {system} logs {} says what it waits for",
+                left.join(", "),
+                timeout.as_secs(),
+                left[0]
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn purge(client: &Client, system: &str) -> anyhow::Result<()> {
+    let definitions_api = definition_api(client);
+    for definition in definitions(client).await? {
+        definitions_api
+            .delete(&definition.name_any(), &DeleteParams::default())
+            .await?;
+        say(&format!("- {}", definition.name_any()));
+    }
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    for namespace in namespaces.list_metadata(&ListParams::default()).await? {
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace.name_any());
+        for name in ["istio-ca-root-cert", "istio-ca-crl"] {
+            gone(maps.delete(name, &DeleteParams::default()).await.map(drop))?;
+        }
+    }
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), system);
+    gone(
+        secrets
+            .delete("istio-ca-secret", &DeleteParams::default())
+            .await
+            .map(drop),
+    )?;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), system);
+    for lease in leases.list(&ListParams::default()).await? {
+        if lease.name_any().starts_with("istio-") {
+            gone(
+                leases
+                    .delete(&lease.name_any(), &DeleteParams::default())
+                    .await
+                    .map(drop),
+            )?;
+        }
+    }
+    gone(
+        namespaces
+            .delete(system, &DeleteParams::default())
+            .await
+            .map(drop),
+    )?;
+    say(&format!("- namespace {system}, keys and root certificates"));
+    Ok(())
+}
+
+/// That it was not there is as good as that it went.
+fn gone(outcome: Result<(), kube::Error>) -> Result<(), kube::Error> {
+    match outcome {
+        Err(error) if is_missing(&error) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn definition_api(client: &Client) -> Api<DynamicObject> {
+    let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    Api::all_with(client.clone(), &ApiResource::from_gvk(&gvk))
+}
+
+/// The definitions that this program brought.
+async fn definitions(client: &Client) -> anyhow::Result<Vec<DynamicObject>> {
+    let ours = ListParams::default().labels(&format!(
+        "{}={}",
+        crate::parts::MANAGED_BY,
+        crate::parts::OURS
+    ));
+    Ok(definition_api(client).list(&ours).await?.items)
+}
+
+fn resource_of(definition: &DynamicObject) -> Option<ApiResource> {
+    let spec = definition.data.get("spec")?;
+    let versions = spec.get("versions")?.as_array()?;
+    let stored = versions.iter().find(|version| version["storage"] == true)?;
+    let gvk = GroupVersionKind::gvk(
+        spec.get("group")?.as_str()?,
+        stored["name"].as_str()?,
+        spec.pointer("/names/kind")?.as_str()?,
+    );
+    Some(ApiResource::from_gvk_with_plural(
+        &gvk,
+        spec.pointer("/names/plural")?.as_str()?,
+    ))
+}
+
+async fn captured_pods(client: &Client) -> anyhow::Result<Vec<String>> {
+    let pods: Api<Pod> = Api::all(client.clone());
+    let pods = pods.list_metadata(&ListParams::default()).await?;
+    let left = pods.iter().filter(|pod| is_captured(pod.annotations()));
+    Ok(left
+        .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()))
+        .collect())
+}

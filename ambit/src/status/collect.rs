@@ -1,0 +1,372 @@
+//! The facts, as the API server and the control plane tell them.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use api::k8s::labels;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use kube::api::{DynamicObject, ListParams};
+use kube::core::GroupVersionKind;
+use kube::discovery::oneshot;
+use kube::{Api, Client, ResourceExt as _};
+use serde::Deserialize;
+
+use super::{is_captured, trouble, version_of};
+use crate::cluster::is_missing;
+use crate::install::Progress;
+use crate::parts::Part;
+use crate::proxy;
+
+/// All that [`super::judge`] knows.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// Parts that exist, with what their controllers say.
+    pub(super) parts: BTreeMap<Part, PartFacts>,
+    /// Pods of the parts.
+    pub(super) pods: Vec<PodFacts>,
+    /// Names of the nodes that are Ready.
+    pub(super) nodes: Vec<NodeFacts>,
+    /// What each replica of the control plane says about its proxies; a replica that did not answer
+    /// says why.
+    pub(super) replicas: BTreeMap<String, Result<Vec<ProxySync>, String>>,
+    /// Namespaces with pods that are, or should be, in the mesh.
+    pub(super) namespaces: Vec<NamespaceFacts>,
+    /// Objects whose conditions say that something is not as their author meant.
+    pub(super) conditions: Vec<ConditionFacts>,
+}
+
+/// A Deployment or DaemonSet.
+#[derive(Debug)]
+pub(super) struct PartFacts {
+    pub(super) progress: Progress,
+    pub(super) version: Option<String>,
+}
+
+/// One pod of a part.
+#[derive(Debug)]
+pub(super) struct PodFacts {
+    pub(super) part: Part,
+    pub(super) name: String,
+    pub(super) node: String,
+    pub(super) ready: bool,
+    pub(super) restarts: i32,
+    pub(super) version: Option<String>,
+    pub(super) trouble: Option<String>,
+}
+
+/// One node.
+#[derive(Debug)]
+pub(super) struct NodeFacts {
+    pub(super) name: String,
+    pub(super) ready: bool,
+    /// Whether it still carries the taint of a node whose agent never came.
+    pub(super) tainted: bool,
+}
+
+/// One namespace.
+#[derive(Debug)]
+pub(crate) struct NamespaceFacts {
+    pub(crate) name: String,
+    /// Its label enrols its pods.
+    pub(crate) enrolled: bool,
+    /// Pods whose traffic is captured.
+    pub(crate) captured: usize,
+    /// Pods that should be captured and are not, by name.
+    pub(crate) waiting: Vec<String>,
+    /// Captured pods that should not be any more.
+    pub(crate) lingering: Vec<String>,
+    /// Pods the mesh leaves alone: host network, own choice, sidecar.
+    pub(crate) outside: usize,
+}
+
+/// A condition that is not as its author meant.
+#[derive(Debug)]
+pub(super) struct ConditionFacts {
+    pub(super) object: String,
+    pub(super) kind: String,
+    pub(super) condition: String,
+    pub(super) status: String,
+    pub(super) reason: String,
+    pub(super) message: String,
+}
+
+/// A proxy, as `/debug/syncz` of a replica shows it.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct ProxySync {
+    /// `<pod>.<namespace>`
+    pub(super) proxy: String,
+    #[serde(default)]
+    pub(super) types: BTreeMap<String, TypeSync>,
+}
+
+/// One type of resource at one proxy.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct TypeSync {
+    /// `SYNCED`, `PENDING`, `REJECTED`
+    pub(super) state: String,
+    #[serde(default)]
+    pub(super) rejected: Option<String>,
+}
+
+/// Asks for all of it.
+pub(super) async fn facts(client: &Client, system: &str) -> anyhow::Result<Facts> {
+    let mut facts = Facts {
+        parts: parts(client, system).await?,
+        nodes: nodes(client).await?,
+        ..Facts::default()
+    };
+    let pods: Api<Pod> = Api::namespaced(client.clone(), system);
+    for part in Part::ALL {
+        let found = pods
+            .list(&ListParams::default().labels(part.selector()))
+            .await
+            .context("cannot list Pods")?;
+        facts
+            .pods
+            .extend(found.iter().map(|pod| pod_facts(part, pod)));
+    }
+    let replicas = facts
+        .pods
+        .iter()
+        .filter(|pod| pod.part == Part::Istiod && pod.ready);
+    for name in replicas.map(|pod| pod.name.clone()).collect::<Vec<_>>() {
+        let answer = proxy::ask(client, system, &name, 15014, "/debug/syncz").await;
+        let answer =
+            answer.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+        facts.replicas.insert(name, answer);
+    }
+    facts.namespaces = namespaces(client, system).await?;
+    facts.conditions = conditions(client).await?;
+    Ok(facts)
+}
+
+async fn parts(client: &Client, system: &str) -> anyhow::Result<BTreeMap<Part, PartFacts>> {
+    let mut parts = BTreeMap::new();
+    let deployments: Api<Deployment> = Api::namespaced(client.clone(), system);
+    match deployments.get(Part::Istiod.name()).await {
+        Ok(found) => {
+            let version = found
+                .spec
+                .as_ref()
+                .and_then(|spec| version_of(&spec.template));
+            let progress = Progress::of_deployment(&found);
+            parts.insert(Part::Istiod, PartFacts { progress, version });
+        }
+        Err(error) if is_missing(&error) => {}
+        Err(error) => return Err(error).context("cannot read the control plane's Deployment"),
+    }
+    let sets: Api<DaemonSet> = Api::namespaced(client.clone(), system);
+    for part in Part::ALL.into_iter().filter(|part| part.on_every_node()) {
+        match sets.get(part.name()).await {
+            Ok(found) => {
+                let version = found
+                    .spec
+                    .as_ref()
+                    .and_then(|spec| version_of(&spec.template));
+                let progress = Progress::of_daemon_set(&found);
+                parts.insert(part, PartFacts { progress, version });
+            }
+            Err(error) if is_missing(&error) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read DaemonSet {part}"));
+            }
+        }
+    }
+    Ok(parts)
+}
+
+async fn nodes(client: &Client) -> anyhow::Result<Vec<NodeFacts>> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let nodes = nodes
+        .list(&ListParams::default())
+        .await
+        .context("cannot list Nodes")?;
+    Ok(nodes.iter().map(node_facts).collect())
+}
+
+fn node_facts(node: &Node) -> NodeFacts {
+    let conditions = node
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let taints = node
+        .spec
+        .iter()
+        .flat_map(|spec| spec.taints.iter().flatten());
+    NodeFacts {
+        name: node.name_any(),
+        ready: conditions
+            .into_iter()
+            .any(|c| c.type_ == "Ready" && c.status == "True"),
+        tainted: taints.into_iter().any(|taint| taint.key == NOT_READY_TAINT),
+    }
+}
+
+fn pod_facts(part: Part, pod: &Pod) -> PodFacts {
+    let status = pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    let image = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.containers.first()?.image.clone());
+    PodFacts {
+        part,
+        name: pod.name_any(),
+        node: pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_default(),
+        ready: conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True"),
+        restarts: containers
+            .into_iter()
+            .flatten()
+            .map(|container| container.restart_count)
+            .sum(),
+        version: pod
+            .labels()
+            .get("app.kubernetes.io/version")
+            .cloned()
+            .or_else(|| super::tag(&image?)),
+        trouble: trouble(pod),
+    }
+}
+
+async fn namespaces(client: &Client, system: &str) -> anyhow::Result<Vec<NamespaceFacts>> {
+    let all: Api<Namespace> = Api::all(client.clone());
+    let all = all
+        .list(&ListParams::default())
+        .await
+        .context("cannot list Namespaces")?;
+    let pods: Api<Pod> = Api::all(client.clone());
+    let pods = pods
+        .list(&ListParams::default())
+        .await
+        .context("cannot list Pods")?;
+    let mut by_namespace: BTreeMap<String, Vec<Pod>> = BTreeMap::new();
+    for pod in pods {
+        by_namespace
+            .entry(pod.namespace().unwrap_or_default())
+            .or_default()
+            .push(pod);
+    }
+    let mut found = Vec::new();
+    for namespace in all
+        .iter()
+        .filter(|namespace| namespace.name_any() != system)
+    {
+        let pods = by_namespace
+            .remove(&namespace.name_any())
+            .unwrap_or_default();
+        found.push(namespace_facts(namespace, &pods));
+    }
+    found.retain(|n| n.enrolled || n.captured > 0 || !n.waiting.is_empty());
+    Ok(found)
+}
+
+/// Counts the pods of one namespace.
+pub(crate) fn namespace_facts(namespace: &Namespace, pods: &[Pod]) -> NamespaceFacts {
+    let enrolled = namespace
+        .labels()
+        .get(labels::DATAPLANE_MODE)
+        .is_some_and(|mode| mode == labels::AMBIENT);
+    let mut facts = NamespaceFacts {
+        name: namespace.name_any(),
+        enrolled,
+        captured: 0,
+        waiting: Vec::new(),
+        lingering: Vec::new(),
+        outside: 0,
+    };
+    for pod in pods.iter().filter(|pod| !is_over(pod)) {
+        let belongs = belongs(enrolled, pod);
+        match (belongs, is_captured(pod.annotations())) {
+            (true, true) => facts.captured += 1,
+            (true, false) => facts.waiting.push(pod.name_any()),
+            (false, true) => facts.lingering.push(pod.name_any()),
+            (false, false) => facts.outside += 1,
+        }
+    }
+    facts
+}
+
+/// Whether the labels put `pod` into the mesh (wire.md 1.5.3).
+fn belongs(enrolled: bool, pod: &Pod) -> bool {
+    if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+        return false;
+    }
+    if pod.annotations().contains_key(labels::SIDECAR_STATUS) {
+        return false;
+    }
+    match pod.labels().get(labels::DATAPLANE_MODE).map(String::as_str) {
+        Some(labels::AMBIENT) => true,
+        Some(labels::NONE) => false,
+        _ => enrolled,
+    }
+}
+
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+async fn conditions(client: &Client) -> anyhow::Result<Vec<ConditionFacts>> {
+    let mut found = Vec::new();
+    for (group, version, kind) in JUDGED {
+        let gvk = GroupVersionKind::gvk(group, version, kind);
+        // A kind that the cluster does not have has no objects.
+        let Ok((resource, _)) = oneshot::pinned_kind(client, &gvk).await else {
+            continue;
+        };
+        let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+        let objects = objects.list(&ListParams::default()).await;
+        for object in objects.with_context(|| format!("cannot list {kind}"))? {
+            found.extend(conditions_of(kind, &object));
+        }
+    }
+    Ok(found)
+}
+
+fn conditions_of(kind: &str, object: &DynamicObject) -> Vec<ConditionFacts> {
+    let list = object
+        .data
+        .pointer("/status/conditions")
+        .and_then(|list| list.as_array());
+    let text = |condition: &serde_json::Value, key: &str| {
+        condition[key].as_str().unwrap_or_default().to_owned()
+    };
+    let condition = |condition: &serde_json::Value| ConditionFacts {
+        object: match object.namespace() {
+            Some(namespace) => format!("{namespace}/{}", object.name_any()),
+            None => object.name_any(),
+        },
+        kind: kind.to_owned(),
+        condition: text(condition, "type"),
+        status: text(condition, "status"),
+        reason: text(condition, "reason"),
+        message: text(condition, "message"),
+    };
+    list.into_iter().flatten().map(condition).collect()
+}
+
+/// Kinds whose conditions the control plane writes.
+const JUDGED: [(&str, &str, &str); 7] = [
+    ("security.istio.io", "v1", "AuthorizationPolicy"),
+    ("security.istio.io", "v1", "PeerAuthentication"),
+    ("networking.istio.io", "v1", "ServiceEntry"),
+    ("networking.istio.io", "v1", "WorkloadEntry"),
+    ("gateway.networking.k8s.io", "v1", "Gateway"),
+    ("gateway.networking.k8s.io", "v1", "GatewayClass"),
+    ("", "v1", "Service"),
+];
+
+/// Taint of a node whose agent has not been ready yet.
+const NOT_READY_TAINT: &str = "cni.istio.io/not-ready";
