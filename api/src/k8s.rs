@@ -4,14 +4,18 @@
 //! |---|---|
 //! | [`objects`] | every kind we read as one enum, its key, and how a YAML document becomes one |
 //! | [`istio`] | our own serde structs for Istio's custom resources |
+//! | [`crd`] | the definitions of Istio's kinds, for an API server |
 //! | [`check`] | what an API server with Istio's definitions would refuse |
 //! | [`yaml`] | text → documents → objects, with the line of every fault |
+//! | [`json`] | the same for what an API server answers |
 //! | [`labels`] | names of labels and annotations |
 //! | [`dir`] | a directory of YAML that stands in for an API server |
 
 pub mod check;
+pub mod crd;
 pub mod dir;
 pub mod istio;
+pub mod json;
 pub mod labels;
 pub mod objects;
 pub mod yaml;
