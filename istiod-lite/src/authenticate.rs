@@ -1,7 +1,8 @@
 //! Who is calling, and as whom it may speak.
 //!
 //! 1. a bearer token becomes a [`Caller`]: signature, audience, end, and the pod it is bound to
-//!    must still be there                                             ([`Authenticator::caller`])
+//!    must still be there                                             ([`Authenticator::caller`]);
+//!    by our own key without a cluster, else by the API server        ([`Judge`])
 //! 2. a node's proxy may ask for the identity of a pod that its own node runs, and of no other:
 //!    a stolen node yields that node's identities only                ([`Authenticator::speak_for`])
 //!
@@ -14,13 +15,22 @@ use arc_swap::ArcSwap;
 use hbone::Identity;
 use http::HeaderMap;
 
+use crate::cluster::{self, Pods, Proven, Reviewer, account_of};
 use crate::roster::{Pod, Roster};
-use crate::token::Tokens;
+use crate::token::{Named, Tokens};
+
+/// Who knows whether a token is good.
+pub enum Judge {
+    /// We: they are signed by our own key.
+    Own(Tokens),
+    /// The API server, which also knows of pods before we do.
+    Cluster(Box<Reviewer>, Pods),
+}
 
 /// What it takes to tell.
 pub struct Authenticator {
     /// Verifies tokens.
-    pub tokens: Tokens,
+    pub tokens: Judge,
     /// The pods there are.
     pub roster: Arc<ArcSwap<Roster>>,
     /// Of every identity we speak of.
@@ -51,6 +61,12 @@ pub enum Unknown {
     /// Wrong signature, audience or issuer, or expired.
     #[error("token refused: {0}")]
     Token(#[from] jsonwebtoken::errors::Error),
+    /// The same, in the API server's words.
+    #[error("token refused: {0}")]
+    Refused(#[from] cluster::Refused),
+    /// Nobody could say whether it is good: not the caller's fault, who should come again.
+    #[error("token not judged: {0}")]
+    Unanswered(#[from] cluster::Unanswered),
     /// Not the token of a service account.
     #[error("token of {0:?}, which is not a service account")]
     Subject(String),
@@ -100,24 +116,19 @@ pub enum NotEntitled {
 
 impl Authenticator {
     /// The caller behind a request's metadata.
-    pub fn caller(&self, metadata: &HeaderMap) -> Result<Caller, Unknown> {
+    ///
+    /// # Errors
+    /// Why it stays unknown.
+    pub async fn caller(&self, metadata: &HeaderMap) -> Result<Caller, Unknown> {
         let token = bearer(metadata).ok_or(Unknown::NoToken)?;
         let named_cluster = self.names_our_cluster(metadata)?;
-        let claims = self.tokens.verify(token)?;
-        let odd = || Unknown::Subject(claims.sub.clone());
-        let (namespace, account) = account_of(&claims.sub).ok_or_else(odd)?;
-        let identity = Identity::new(&self.trust_domain, namespace, account).map_err(|_| odd())?;
-        let pod = match &claims.kubernetes.pod {
+        let proven = self.tokens.judge(token).await?;
+        let (namespace, account) = (&proven.namespace, &proven.service_account);
+        let identity = Identity::new(&self.trust_domain, namespace, account)
+            .map_err(|_| Unknown::Subject(format!("{namespace}:{account}")))?;
+        let pod = match &proven.pod {
             None => None,
-            Some(bound) => {
-                let roster = self.roster.load();
-                let same = |pod: &&Arc<Pod>| pod.uid == bound.uid && pod.service_account == account;
-                let pod = roster.pod(namespace, &bound.name).filter(same);
-                Some(pod.cloned().ok_or_else(|| Unknown::PodGone {
-                    namespace: namespace.into(),
-                    name: bound.name.clone(),
-                })?)
-            }
+            Some(bound) => Some(self.pod_of(&proven, bound).await?),
         };
         Ok(Caller {
             identity,
@@ -126,8 +137,31 @@ impl Authenticator {
         })
     }
 
+    /// The pod a token is bound to, if it is (still) that one.
+    async fn pod_of(&self, proven: &Proven, bound: &Named) -> Result<Arc<Pod>, Unknown> {
+        let (namespace, name) = (&*proven.namespace, &*bound.name);
+        let same =
+            |pod: &Pod| pod.uid == bound.uid && pod.service_account == proven.service_account;
+        let known = self.roster.load().pod(namespace, name).cloned();
+        if let Some(pod) = known.filter(|pod| same(pod)) {
+            return Ok(pod);
+        }
+        let asked = match &self.tokens {
+            Judge::Own(_) => None,
+            Judge::Cluster(_, pods) => pods.pod(namespace, name, &bound.uid).await,
+        };
+        let gone = || Unknown::PodGone {
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        asked.filter(same).map(Arc::new).ok_or_else(gone)
+    }
+
     /// The identity to certify, when `caller` asks for one that may be another's.
-    pub fn speak_for(&self, caller: &Caller, wanted: &str) -> Result<Identity, NotEntitled> {
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn speak_for(&self, caller: &Caller, wanted: &str) -> Result<Identity, NotEntitled> {
         let malformed = |_| NotEntitled::Malformed(wanted.into());
         let identity: Identity = wanted.parse().map_err(malformed)?;
         let own = &caller.identity;
@@ -145,12 +179,22 @@ impl Authenticator {
         if pod.node.is_empty() {
             return Err(NotEntitled::NoNode(pod.name.clone()));
         }
-        let roster = self.roster.load();
-        if !roster.runs(&pod.node, identity.namespace(), identity.service_account()) {
+        if !self.runs(&pod.node, &identity).await {
             let node = pod.node.clone();
             return Err(NotEntitled::NotOnNode { node, identity });
         }
         Ok(identity)
+    }
+
+    async fn runs(&self, node: &str, identity: &Identity) -> bool {
+        let (namespace, account) = (identity.namespace(), identity.service_account());
+        if self.roster.load().runs(node, namespace, account) {
+            return true;
+        }
+        match &self.tokens {
+            Judge::Own(_) => false,
+            Judge::Cluster(_, pods) => pods.runs(node, namespace, account).await,
+        }
     }
 
     /// Missing or empty is allowed, except for those who speak for others.
@@ -169,31 +213,39 @@ fn bearer(metadata: &HeaderMap) -> Option<&str> {
     (!token.is_empty()).then_some(token)
 }
 
-fn account_of(subject: &str) -> Option<(&str, &str)> {
-    let (namespace, account) = subject
-        .strip_prefix("system:serviceaccount:")?
-        .split_once(':')?;
-    (!account.contains(':')).then_some((namespace, account))
+impl Judge {
+    /// What a token says, if it is good.
+    async fn judge(&self, token: &str) -> Result<Proven, Unknown> {
+        let tokens = match self {
+            Self::Cluster(reviewer, _) => return Ok(reviewer.review(token).await??),
+            Self::Own(tokens) => tokens,
+        };
+        let claims = tokens.verify(token)?;
+        let odd = || Unknown::Subject(claims.sub.clone());
+        let (namespace, service_account) = account_of(&claims.sub).ok_or_else(odd)?;
+        Ok(Proven {
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+            pod: claims.kubernetes.pod,
+        })
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_subject_has_exactly_two_names_after_its_prefix() {
-        let cases = [
-            (
-                "system:serviceaccount:alpha:client",
-                Some(("alpha", "client")),
-            ),
-            ("system:serviceaccount:alpha", None),
-            ("system:serviceaccount:alpha:client:x", None),
-            ("system:node:n1", None),
-            ("", None),
-        ];
-        for (subject, expected) in cases {
-            assert_eq!(account_of(subject), expected, "{subject:?}");
+impl Unknown {
+    /// What the caller is told. `text` says only that it was refused; that nobody could judge is
+    /// told apart, or an operator would look at tokens while the API server is down.
+    pub fn status(&self, text: &'static str) -> tonic::Status {
+        match self {
+            Self::Unanswered(_) => {
+                tonic::Status::unavailable("the API server cannot be asked about the token")
+            }
+            _ => tonic::Status::unauthenticated(text),
         }
+    }
+}
+
+impl From<Tokens> for Judge {
+    fn from(tokens: Tokens) -> Self {
+        Self::Own(tokens)
     }
 }

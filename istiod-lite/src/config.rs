@@ -26,7 +26,7 @@ pub enum Command {
     Check(Check),
 }
 
-/// Where the configuration and our own files are.
+/// Where the configuration and our own files are, without a cluster.
 #[derive(Debug, Clone, Args)]
 pub struct Places {
     /// Directory of Kubernetes YAML that stands in for an API server.
@@ -46,12 +46,45 @@ impl Places {
     }
 }
 
+/// Where the objects come from, and what our own files are kept in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// A directory of YAML; tokens and signer are files beside it.
+    Directory {
+        /// `--config-dir`
+        config: PathBuf,
+        /// `--state-dir`
+        state: PathBuf,
+    },
+    /// An API server; everything we keep is an object in it.
+    Kubernetes {
+        /// `--kubeconfig`; without one the pod's own account.
+        kubeconfig: Option<PathBuf>,
+    },
+}
+
 /// `istiod-lite run`
 #[derive(Debug, Clone, Args)]
 pub struct Run {
-    #[command(flatten)]
-    #[allow(missing_docs)] // flattened
-    pub places: Places,
+    /// Directory of Kubernetes YAML that stands in for an API server. Without it the objects come
+    /// from Kubernetes.
+    #[arg(long, value_name = "DIR", env = "CONFIG_DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// With --config-dir: directory for the root certificate, its key and the token key. By default
+    /// `.istiod-lite` inside the configuration, which readers of the configuration skip.
+    #[arg(long, value_name = "DIR", env = "STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How to reach the API server. By default as the pod's own service account, which is what a
+    /// control plane inside its cluster wants.
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Audiences of the tokens that proxies bring; one of them must be in the token.
+    #[arg(long, default_value = crate::token::AUDIENCE, env = "TOKEN_AUDIENCES", value_delimiter = ',')]
+    pub token_audiences: Vec<String>,
+    /// Name of this control plane beside others: one more name of the server's certificate,
+    /// `istiod-<revision>.<namespace>.svc`.
+    #[arg(long, default_value = "default", env = "REVISION")]
+    pub revision: String,
     /// gRPC over TLS: configuration and certificates.
     #[arg(long, value_name = "ADDR", default_value = "[::]:15012")]
     pub listen_grpc: SocketAddr,
@@ -61,6 +94,17 @@ pub struct Run {
     /// Metrics, readiness, version, debug.
     #[arg(long, value_name = "ADDR", default_value = "[::]:15014")]
     pub listen_monitoring: SocketAddr,
+    /// Admission of the mesh's objects. Only with Kubernetes.
+    #[arg(long, value_name = "ADDR", default_value = "[::]:15017")]
+    pub listen_webhook: SocketAddr,
+    /// With Kubernetes: Secret of our namespace to take the signer from, and no other, as
+    /// cert-manager writes it (`tls.crt`, `tls.key`, `ca.crt`) or under Istio's names. By default
+    /// `cacerts` if there is one, else `istio-ca-secret`, which is made.
+    #[arg(long, value_name = "NAME", env = "CA_SECRET")]
+    pub ca_secret: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)] // flattened
+    pub write: crate::write::Flags,
     /// Further names and addresses of the server's certificate, beside `istiod.<namespace>.svc`
     /// and its older names, `localhost`, and the address it listens on.
     #[arg(
@@ -117,7 +161,8 @@ pub struct Run {
     #[arg(long, default_value_t = true, action = ArgAction::Set, env = "ENABLE_DEBUG_ON_HTTP")]
     pub debug: bool,
     /// What to log: `info`, `debug`, `istiod_lite::push=debug,info` …
-    #[arg(long, default_value = "info", env = "RUST_LOG")]
+    /// kube's own report of a refused list repeats ours, at every attempt.
+    #[arg(long, default_value = "info,kube_runtime=error", env = "RUST_LOG")]
     pub log: String,
     /// `plain` (Istio's) or `json`.
     #[arg(long, default_value = "plain", env = "LOG_FORMAT")]
@@ -125,6 +170,23 @@ pub struct Run {
 }
 
 impl Run {
+    /// Where the objects come from.
+    pub fn input(&self) -> Input {
+        let Some(config) = self.config_dir.clone() else {
+            let kubeconfig = self.kubeconfig.clone();
+            return Input::Kubernetes { kubeconfig };
+        };
+        let state = self.state_dir.clone();
+        let places = Places {
+            config_dir: config.clone(),
+            state_dir: state,
+        };
+        Input::Directory {
+            config,
+            state: places.state(),
+        }
+    }
+
     /// With Istio's default filled in.
     pub fn trusted_nodes(&self) -> Vec<String> {
         match self.trusted_node_accounts.as_slice() {
@@ -136,9 +198,12 @@ impl Run {
     /// Every name and address under which proxies may dial us.
     pub fn names(&self) -> Vec<String> {
         let services = ["istiod", "istiod-remote", "istio-pilot"];
-        let mut names: Vec<_> = services
+        let mut names: Vec<String> = services
             .map(|service| format!("{service}.{}.svc", self.namespace))
             .into();
+        if !self.revision.is_empty() {
+            names.push(format!("istiod-{}.{}.svc", self.revision, self.namespace));
+        }
         names.extend(["localhost", "127.0.0.1", "::1"].map(String::from));
         let listen = self.listen_grpc.ip();
         if !listen.is_unspecified() {
@@ -250,8 +315,29 @@ mod tests {
             ["istiod.istio-system.svc", "istiod-remote.istio-system.svc"]
         );
         assert_eq!(run.max_cert_ttl, Duration::from_secs(90 * 24 * 3600));
-        assert_eq!(run.places.state(), PathBuf::from("/c/.istiod-lite"));
+        let (config, state) = ("/c".into(), "/c/.istiod-lite".into());
+        assert_eq!(run.input(), Input::Directory { config, state });
         assert_eq!(run.listen_plaintext, None);
+    }
+
+    #[test]
+    fn without_a_directory_the_objects_come_from_kubernetes() {
+        let arguments = [
+            "istiod-lite",
+            "run",
+            "--kubeconfig",
+            "/k",
+            "--revision",
+            "canary",
+        ];
+        let Command::Run(run) = Cli::try_parse_from(arguments).unwrap().command else {
+            panic!("not run");
+        };
+        let kubeconfig = Some("/k".into());
+        assert_eq!(run.input(), Input::Kubernetes { kubeconfig });
+        let name = "istiod-canary.istio-system.svc".to_owned();
+        assert!(run.names().contains(&name), "{:?}", run.names());
+        assert_eq!(run.token_audiences, ["istio-ca"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! From the directory to the catalog: the one owner of the world, on a thread of its own. Reading
+//! From the objects to the catalog: the one owner of the world, on a thread of its own. Reading
 //! files and recomputing a large mesh takes seconds, and no stream should wait for them.
 //!
-//! 1. a batch of changed objects                       [`Directory::next`]
+//! 1. a batch of changed objects, from a directory or from a cluster   (`Source`)
 //! 2. each fault is said once, with file and line
 //! 3. the world recomputes what depends on them        [`World::apply`], and its remarks are said
 //! 4. pods go into the roster, for the authority
@@ -10,34 +10,69 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use api::k8s::dir::{Change, Directory, Fault};
 use api::k8s::objects::{Kind, ObjectKey};
 use arc_swap::ArcSwap;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Publisher, Reader};
+use crate::cluster::Cluster;
 use crate::disk;
-use crate::metrics::{Metrics, ObjectEvent, Trigger};
+use crate::metrics::{Metrics, Trigger};
 use crate::push::Debounce;
 use crate::roster::{Pod, Roster};
 use crate::world::{Settings, World};
+use crate::write::status;
+
+/// Where the objects come from.
+pub enum Origin {
+    /// A directory of YAML.
+    Directory {
+        /// The directory.
+        config: PathBuf,
+        /// Where we keep what must outlive us.
+        state: PathBuf,
+    },
+    /// A cluster, which keeps what must outlive us.
+    Cluster(Box<Cluster>),
+}
 
 /// The owner.
 pub struct Feed {
-    directory: Directory,
+    source: Source,
     world: World,
     publisher: Publisher,
     debounce: Debounce,
-    addresses: AutomaticAddresses,
+    addresses: Option<AutomaticAddresses>,
     said: HashSet<Fault>,
-    roster: Arc<ArcSwap<Roster>>,
-    faults: Arc<ArcSwap<Vec<String>>>,
+    views: Views,
     metrics: Arc<Metrics>,
+}
+
+enum Source {
+    Directory(Box<Directory>),
+    Cluster(Box<Cluster>),
+}
+
+impl Source {
+    async fn next(&mut self) -> Vec<Change> {
+        match self {
+            Self::Directory(directory) => directory.next().await,
+            Self::Cluster(cluster) => cluster.next().await,
+        }
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        match self {
+            Self::Directory(directory) => directory.faults(),
+            Self::Cluster(cluster) => cluster.faults(),
+        }
+    }
 }
 
 /// What others read.
@@ -49,24 +84,50 @@ pub struct Views {
     pub roster: Arc<ArcSwap<Roster>>,
     /// The faults that stand, one line each.
     pub faults: Arc<ArcSwap<Vec<String>>>,
+    /// The objects of the kinds [`NAMED`] there are.
+    pub names: Arc<ArcSwap<imbl::HashSet<ObjectKey>>>,
+    /// What the statuses of objects should say.
+    pub statuses: watch::Receiver<status::Book>,
+}
+
+/// Kinds whose objects policies name.
+pub const NAMED: [Kind; 4] = [
+    Kind::Service,
+    Kind::ServiceEntry,
+    Kind::Gateway,
+    Kind::GatewayClass,
+];
+
+/// Views that show nothing yet, and what it takes to fill them.
+pub fn views() -> (Publisher, Views) {
+    let (publisher, catalog) = Publisher::new();
+    let views = Views {
+        catalog,
+        roster: Arc::default(),
+        faults: Arc::default(),
+        names: Arc::default(),
+        statuses: watch::Sender::new(status::Book::new()).subscribe(),
+    };
+    (publisher, views)
 }
 
 impl Feed {
-    /// Opens the directory and takes in everything there is: when this returns, the views show
+    /// Opens the source and takes in everything there is: when this returns, the views show
     /// all of it. Proxies must not connect earlier, they would be told that nothing exists. From
     /// then on the views are kept current until `stop`.
     ///
     /// # Errors
-    /// When the directory cannot be read or watched, or the state not be kept.
+    /// When a directory cannot be read or watched, or the state not be kept. A cluster that cannot
+    /// be reached is waited for.
     pub async fn start(
-        directory: PathBuf,
-        state: PathBuf,
+        origin: Origin,
         settings: Settings,
+        (publisher, views): (Publisher, Views),
         debounce: Debounce,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
-    ) -> io::Result<Views> {
-        let (opened, views) = oneshot::channel();
+    ) -> io::Result<()> {
+        let (opened, ready) = oneshot::channel();
         let life = || {
             // Whoever does not wait for the outcome any more has cancelled `stop`.
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -77,51 +138,54 @@ impl Feed {
                 Err(error) => return drop(opened.send(Err(error))),
             };
             runtime.block_on(async move {
-                match Self::open(&directory, &state, settings, debounce, metrics).await {
-                    Ok((feed, views)) => {
-                        let _ = opened.send(Ok(views));
-                        feed.run(stop).await;
-                    }
-                    Err(error) => drop(opened.send(Err(error))),
-                }
+                let (publisher, debounce) = ((publisher, views), debounce);
+                let mut feed = match Self::open(origin, settings, publisher, debounce, metrics) {
+                    Ok(feed) => feed,
+                    Err(error) => return drop(opened.send(Err(error))),
+                };
+                let Some(everything) = stop.run_until_cancelled(feed.source.next()).await else {
+                    return;
+                };
+                feed.take(everything);
+                feed.publish();
+                let _ = opened.send(Ok(()));
+                feed.run(stop).await;
             });
         };
         std::thread::Builder::new()
             .name("feed".to_owned())
             .spawn(life)?;
         let ended = |_| Err(io::Error::other("the thread that reads it ended"));
-        views.await.unwrap_or_else(ended)
+        ready.await.unwrap_or_else(ended)
     }
 
-    async fn open(
-        directory: &Path,
-        state: &Path,
+    fn open(
+        origin: Origin,
         settings: Settings,
+        (publisher, views): (Publisher, Views),
         debounce: Debounce,
         metrics: Arc<Metrics>,
-    ) -> io::Result<(Self, Views)> {
-        let (publisher, catalog) = Publisher::new();
+    ) -> io::Result<Self> {
         let mut world = World::new(settings);
-        let views = Views {
-            catalog,
-            roster: Arc::default(),
-            faults: Arc::default(),
+        let mut addresses = None;
+        let source = match origin {
+            Origin::Cluster(cluster) => Source::Cluster(cluster),
+            Origin::Directory { config, state } => {
+                let file = state.join("automatic-addresses");
+                addresses = Some(AutomaticAddresses::restore(file, &mut world)?);
+                Source::Directory(Box::new(Directory::open(config)?))
+            }
         };
-        let mut feed = Self {
-            directory: Directory::open(directory)?,
-            addresses: AutomaticAddresses::restore(state.join("automatic-addresses"), &mut world)?,
+        Ok(Self {
+            source,
+            addresses,
             world,
             publisher,
             debounce,
             said: HashSet::new(),
-            roster: views.roster.clone(),
-            faults: views.faults.clone(),
+            views,
             metrics,
-        };
-        let everything = feed.directory.next().await;
-        feed.take(everything);
-        feed.publish();
-        Ok((feed, views))
+        })
     }
 
     async fn run(mut self, stop: CancellationToken) {
@@ -129,15 +193,18 @@ impl Feed {
             let due = self.debounce.due();
             tokio::select! {
                 () = stop.cancelled() => return,
-                changes = self.directory.next() => self.take(changes),
+                changes = self.source.next() => self.take(changes),
                 () = sleep_until(due) => self.publish(),
             }
         }
     }
 
     fn take(&mut self, changes: Vec<Change>) {
-        changes.iter().for_each(|change| self.count(change));
+        if matches!(self.source, Source::Directory(_)) {
+            changes.iter().for_each(|change| self.count(change));
+        }
         self.say_faults();
+        self.note_names(&changes);
         let pods: Vec<ObjectKey> = changes.iter().filter_map(pod).collect();
         let changed = self.world.apply(changes);
         // Taken, but not all of it counts: whoever wrote the object should hear of it once.
@@ -145,7 +212,9 @@ impl Feed {
             tracing::warn!(%object, remark, "object taken with a remark");
         }
         self.note_pods(&pods);
-        self.addresses.keep(&self.world);
+        if let Some(addresses) = &mut self.addresses {
+            addresses.keep(&self.world);
+        }
         if changed.addresses.is_empty() && changed.authorizations.is_empty() {
             return;
         }
@@ -176,7 +245,7 @@ impl Feed {
         if pods.is_empty() {
             return;
         }
-        let mut roster = Roster::clone(&self.roster.load());
+        let mut roster = Roster::clone(&self.views.roster.load());
         for key in pods {
             match self.world.pod(&key.namespace, &key.name) {
                 None => roster.remove(&key.namespace, &key.name),
@@ -190,22 +259,42 @@ impl Feed {
                 }),
             }
         }
-        self.roster.store(Arc::new(roster));
+        self.views.roster.store(Arc::new(roster));
+    }
+
+    fn note_names(&self, changes: &[Change]) {
+        let mut names = imbl::HashSet::clone(&self.views.names.load());
+        let before = names.clone();
+        for change in changes {
+            match change {
+                Change::Set(object) if NAMED.contains(&object.kind()) => {
+                    names.insert(object.key());
+                }
+                Change::Gone(key) if NAMED.contains(&key.kind) => {
+                    names.remove(key);
+                }
+                _ => {}
+            }
+        }
+        if !names.ptr_eq(&before) {
+            self.views.names.store(Arc::new(names));
+        }
     }
 
     fn say_faults(&mut self) {
-        let faults = self.directory.faults();
+        let faults = self.source.faults();
         for fault in faults.iter().filter(|fault| !self.said.contains(fault)) {
+            let in_a_file = fault.line > 0;
             tracing::warn!(
-                file = %fault.file.display(),
-                line = fault.line,
+                file = in_a_file.then(|| tracing::field::display(fault.file.display())),
+                line = in_a_file.then_some(fault.line),
                 object = fault.object.as_ref().map(tracing::field::display),
                 reason = fault.reason,
-                "document refused; an earlier good version stays"
+                "object refused; an earlier good version stays"
             );
         }
-        self.faults
-            .store(Arc::new(faults.iter().map(line).collect()));
+        let lines = faults.iter().map(line).collect();
+        self.views.faults.store(Arc::new(lines));
         self.said = faults.into_iter().collect();
     }
 
@@ -215,29 +304,15 @@ impl Feed {
             Change::Gone(key) => (Some(key.kind), "delete"),
             Change::Invalid(fault) => (fault.object.as_ref().map(|key| key.kind), "invalid"),
         };
-        let family = match kind {
-            Some(
-                Kind::Pod
-                | Kind::Service
-                | Kind::EndpointSlice
-                | Kind::Node
-                | Kind::Namespace
-                | Kind::ServiceAccount,
-            ) => &self.metrics.registry_events,
-            _ => &self.metrics.config_events,
-        };
-        let event = ObjectEvent {
-            r#type: kind.map_or("unknown", Kind::name),
-            event,
-        };
-        family.get_or_create(&event).increment();
+        self.metrics.object_event(kind, event);
     }
 }
 
-/// `file:line: object: reason`
+/// `file:line: object: reason`; without the file where it came from an API server.
 pub fn line(fault: &Fault) -> String {
     let (file, line, reason) = (fault.file.display(), fault.line, &fault.reason);
     match &fault.object {
+        Some(object) if line == 0 => format!("{object}: {reason}"),
         Some(object) => format!("{file}:{line}: {object}: {reason}"),
         None => format!("{file}:{line}: {reason}"),
     }

@@ -1,5 +1,6 @@
 //! `istiod-lite run | token | check`
 
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -30,17 +31,26 @@ async fn run_until_told(run: &Run) -> anyhow::Result<()> {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let running = start::start(run, &drain).await?;
-    tracing::info!(
-        grpc = %running.grpc,
-        monitoring = %running.monitoring,
-        config = %run.places.config_dir.display(),
-        state = %run.places.state().display(),
-        "serving"
-    );
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    let mut told = pin!(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    });
+    // An API server that cannot be reached is waited for, however long.
+    let started = tokio::select! {
+        started = start::start(run, &drain) => Some(started?),
+        () = &mut told => None,
+    };
+    if let Some(running) = started {
+        tracing::info!(
+            grpc = %running.grpc,
+            monitoring = %running.monitoring,
+            webhook = running.webhook.map(tracing::field::display),
+            input = ?run.input(),
+            "serving"
+        );
+        told.await;
     }
     tracing::info!("ending");
     match drain.drain(GRACE).await {

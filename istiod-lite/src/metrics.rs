@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
+use api::k8s::objects::Kind;
 use ops::metrics::Registry;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -67,7 +68,8 @@ pub enum Resource {
 pub struct ObjectEvent {
     /// The kind.
     pub r#type: &'static str,
-    /// `update`, `delete` or `invalid`. (A file does not tell an addition from an update.)
+    /// `add`, `update`, `updatesame`, `delete` or `invalid`. (A file does not tell an addition from
+    /// an update.)
     pub event: &'static str,
 }
 
@@ -144,6 +146,8 @@ pub struct Metrics {
     pub identity_errors: Count,
     /// CSRs that could not be signed.
     pub sign_errors: Family<Failure, Count>,
+    /// 1 while the signer that should be used cannot be, and the last good one is.
+    pub signer_refused: Gauge,
     root_expiry: Expiry,
     signer_expiry: Expiry,
 }
@@ -166,6 +170,25 @@ impl Metrics {
         metrics.register_push(registry.families());
         metrics.register_authority(registry.families());
         metrics
+    }
+
+    /// Something happened to an object of `kind`, or to one of which not even that is known.
+    pub fn object_event(&self, kind: Option<Kind>, event: &'static str) {
+        let family = match kind {
+            Some(
+                Kind::Pod
+                | Kind::Service
+                | Kind::EndpointSlice
+                | Kind::Node
+                | Kind::Namespace
+                | Kind::ServiceAccount,
+            ) => &self.registry_events,
+            _ => &self.config_events,
+        };
+        let r#type = kind.map_or("unknown", Kind::name);
+        family
+            .get_or_create(&ObjectEvent { r#type, event })
+            .increment();
     }
 
     /// When the first root and when the signer end, in seconds since 1970.
@@ -195,6 +218,7 @@ impl Metrics {
             csr_parse_errors: Count::default(),
             identity_errors: Count::default(),
             sign_errors: Family::default(),
+            signer_refused: Gauge::default(),
             root_expiry: Expiry::default(),
             signer_expiry: Expiry::default(),
         }
@@ -282,6 +306,11 @@ impl Metrics {
             "citadel_server_csr_sign_err_count",
             "CSRs that could not be signed",
             self.sign_errors.clone(),
+        );
+        to.register(
+            "ambit_ca_signer_refused",
+            "1 while a new signer is refused and the last good one stays",
+            self.signer_refused.clone(),
         );
         let (root, signer) = (self.root_expiry.clone(), self.signer_expiry.clone());
         to.register(

@@ -64,11 +64,13 @@ impl Discovery {
 }
 
 async fn begin(State(discovery): State<Arc<Discovery>>, request: Request) -> Response {
-    let caller = match discovery.authenticator.caller(request.headers()) {
+    // A request's body may not be shared between threads, which a wait would do.
+    let metadata = request.headers().clone();
+    let caller = match discovery.authenticator.caller(&metadata).await {
         Ok(caller) => caller,
         Err(error) => {
             tracing::info!(%error, "stream refused: caller unknown");
-            let refused = Status::unauthenticated("authentication failure");
+            let refused = error.status("authentication failure");
             return refused.into_http::<axum::body::Body>();
         }
     };

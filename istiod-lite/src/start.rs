@@ -1,12 +1,14 @@
 //! Puts the parts together, in the order in which they may be used.
 //!
-//! 1. our own files: token key, signer
-//! 2. the configuration, all of it, before anybody can ask
-//! 3. ports
-//! 4. the tasks that keep certificates and configuration current
+//! 1. the monitoring port, which says what the rest waits for
+//! 2. where objects come from: a directory, with our own files beside it, or a cluster
+//! 3. the signer, and the configuration, all of it, before anybody can ask
+//! 4. the other ports
+//! 5. the tasks that keep certificates current, and those that write into the cluster
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
@@ -16,15 +18,19 @@ use ops::ready::Readiness;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::authenticate::Authenticator;
-use crate::ca::{Authority, CertificateService, Lifetimes, MaterialError, Source};
-use crate::config::Run;
-use crate::feed::{Feed, Views};
+use crate::authenticate::{Authenticator, Judge};
+use crate::ca::{self, Authority, CertificateService, Lifetimes, MaterialError, Source};
+use crate::catalog::Publisher;
+use crate::cluster::{self, Cluster, ConnectError, Connection, Health, Pods, Reviewer};
+use crate::config::{Input, Run};
+use crate::feed::{self, Feed, Origin, Views};
 use crate::metrics::Metrics;
 use crate::push::{Connected, Debounce, Discovery};
 use crate::serve::{self, Age, Debug, ServerCertificate, ServerError};
 use crate::token::{KeyError, Tokens};
+use crate::webhook::{self, WebhookError};
 use crate::world::Settings;
+use crate::write;
 
 /// A control plane that serves.
 pub struct Running {
@@ -34,6 +40,8 @@ pub struct Running {
     pub plaintext: Option<SocketAddr>,
     /// Port of metrics and debug.
     pub monitoring: SocketAddr,
+    /// Port of admission, with Kubernetes.
+    pub webhook: Option<SocketAddr>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What is served.
@@ -49,7 +57,16 @@ pub struct Running {
 pub enum StartError {
     /// The configuration directory.
     #[error("configuration directory {0}: {1}")]
-    Directory(std::path::PathBuf, io::Error),
+    Directory(PathBuf, io::Error),
+    /// How to reach the API server.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Told to end before it had begun.
+    #[error("told to end while starting")]
+    Ended,
+    /// The port of admission.
+    #[error(transparent)]
+    Webhook(#[from] WebhookError),
     /// The key of the tokens.
     #[error(transparent)]
     Tokens(#[from] KeyError),
@@ -64,29 +81,70 @@ pub enum StartError {
     Listen(SocketAddr, io::Error),
 }
 
-/// Starts everything; ends with `drain`.
+/// What is the same wherever objects come from.
+struct Parts {
+    metrics: Arc<Metrics>,
+    publisher: Publisher,
+    views: Views,
+    /// Ends the thread of the feed.
+    stop: CancellationToken,
+}
+
+/// What depends on it.
+struct Base {
+    authority: Arc<Authority>,
+    judge: Judge,
+    settings: Settings,
+    cluster: Option<Connection>,
+}
+
+/// Starts everything; ends with `drain`. With Kubernetes it waits for the API server, and says on
+/// the monitoring port what it waits for.
+///
+/// # Errors
+/// What is wrong with flags, files or ports. Not that an API server cannot be reached.
 pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
-    let state = run.places.state();
     let mut registry = Registry::new("pilot", env!("CARGO_PKG_VERSION"));
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::new();
     let (configured, serving) = (readiness.gate("configuration"), readiness.gate("grpc"));
+    let (publisher, views) = feed::views();
+    let connected = Arc::new(Connected::default());
+    let health = Health::default();
 
-    let tokens = Tokens::open(&state)?;
-    let authority = Arc::new(open_authority(run)?);
-    metrics.expiries(authority.expiries());
+    let (listener, monitoring) = listen(run.listen_monitoring).await?;
+    let debug = run.debug.then(|| Debug {
+        connected: connected.clone(),
+        catalog: views.catalog.clone(),
+        faults: views.faults.clone(),
+    });
+    let doors = serve::monitoring(Arc::new(registry), readiness, health.clone(), debug);
+    // Metrics are read to the last: what happens while draining is worth seeing.
+    tokio::spawn(ops::admin::serve(listener, doors, drain.now().clone()));
 
     // Its thread ends with `drain`, and with the runtime that holds the guard.
     let stop = drain.accepting().child_token();
     let feeding = stop.clone().drop_guard();
-    let views = start_feed(run, metrics.clone(), stop).await?;
+    let parts = Parts {
+        metrics: metrics.clone(),
+        publisher,
+        views: views.clone(),
+        stop,
+    };
+    let base = match run.input() {
+        Input::Directory { config, state } => standalone(run, parts, config, state, drain).await?,
+        Input::Kubernetes { kubeconfig } => {
+            in_cluster(run, parts, kubeconfig, &health, drain).await?
+        }
+    };
+    metrics.expiries(base.authority.expiries());
     configured.open();
 
-    let connected = Arc::new(Connected::default());
+    let authority = base.authority;
     let authenticator = Arc::new(Authenticator {
-        tokens,
+        tokens: base.judge,
         roster: views.roster.clone(),
-        trust_domain: run.trust_domain.as_str().into(),
+        trust_domain: base.settings.trust_domain.as_str().into(),
         cluster: run.cluster_id.clone(),
         trusted_nodes: run.trusted_nodes(),
     });
@@ -112,34 +170,39 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         plaintext = Some(address);
     }
     serving.open();
-
-    let (listener, monitoring) = listen(run.listen_monitoring).await?;
-    let debug = run.debug.then(|| Debug {
-        connected: connected.clone(),
-        catalog: views.catalog.clone(),
-        faults: views.faults.clone(),
-    });
-    let doors = serve::monitoring(Arc::new(registry), readiness, debug);
-    let now = drain.now().clone();
     let stop = drain.accepting().clone();
-    // Metrics are read to the last: what happens while draining is worth seeing.
-    tokio::spawn(ops::admin::serve(listener, doors, now));
     let ending = stop.clone();
     tokio::spawn(async move {
         ending.cancelled().await;
         serving.close();
         drop(feeding);
     });
-    tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop.clone()));
-    tokio::spawn(
-        authority
-            .clone()
-            .keep_current(run.ca_poll, metrics.clone(), stop),
-    );
+    let mut webhook = None;
+    if let Some(connection) = base.cluster {
+        let judge = webhook::Judge {
+            root_namespace: base.settings.root_namespace.as_str().into(),
+            dry_run: run.dry_run_policies,
+            exists: exists(&views),
+            metrics: metrics.clone(),
+        };
+        webhook = Some(webhook::start(run.listen_webhook, &certificate, judge, drain).await?);
+        let ground = write::Ground {
+            connection,
+            health,
+            namespace: run.namespace.clone(),
+            flags: run.write.clone(),
+            authority: authority.clone(),
+            statuses: views.statuses.clone(),
+            metrics: metrics.clone(),
+        };
+        write::start(ground, drain);
+    }
+    tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop));
     Ok(Running {
         grpc,
         plaintext,
         monitoring,
+        webhook,
         metrics,
         views,
         authority,
@@ -147,35 +210,108 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     })
 }
 
-fn open_authority(run: &Run) -> Result<Authority, MaterialError> {
+/// Without a cluster: everything is a file.
+async fn standalone(
+    run: &Run,
+    parts: Parts,
+    config: PathBuf,
+    state: PathBuf,
+    drain: &Drain,
+) -> Result<Base, StartError> {
+    let settings = settings(run);
+    let tokens = Tokens::open(&state)?;
     let source = match &run.ca_dir {
         Some(directory) => Source::PluggedIn(directory.clone()),
-        None => Source::Own(run.places.state()),
+        None => Source::Own(state.clone()),
     };
-    let lifetimes = Lifetimes {
-        default: run.default_cert_ttl,
-        longest: run.max_cert_ttl,
+    let trust_domain = settings.trust_domain.as_str().into();
+    let authority = Arc::new(Authority::open(source, trust_domain, lifetimes(run))?);
+    let origin = Origin::Directory {
+        config: config.clone(),
+        state,
     };
-    Authority::open(source, run.trust_domain.as_str().into(), lifetimes)
+    let metrics = parts.metrics.clone();
+    let started = start_feed(run, parts, origin, settings.clone()).await;
+    started.map_err(|error| StartError::Directory(config, error))?;
+    let stop = drain.accepting().clone();
+    tokio::spawn(authority.clone().keep_current(run.ca_poll, metrics, stop));
+    Ok(Base {
+        authority,
+        judge: tokens.into(),
+        settings,
+        cluster: None,
+    })
 }
 
-async fn start_feed(
+/// With Kubernetes: everything is an object. The signer and the configuration are waited for
+/// side by side.
+async fn in_cluster(
     run: &Run,
-    metrics: Arc<Metrics>,
-    stop: CancellationToken,
-) -> Result<Views, StartError> {
-    let settings = Settings {
+    parts: Parts,
+    kubeconfig: Option<PathBuf>,
+    health: &Health,
+    drain: &Drain,
+) -> Result<Base, StartError> {
+    let connection = cluster::connect(kubeconfig.as_deref()).await?;
+    let settings = settings(run);
+    let place = ca::cluster::Place {
+        namespace: run.namespace.clone(),
+        secret: run.ca_secret.clone(),
+    };
+    let client = || connection.client.clone();
+    let authority = ca::cluster::open(
+        &connection,
+        health,
+        place,
+        settings.trust_domain.as_str().into(),
+        lifetimes(run),
+        parts.metrics.clone(),
+        drain,
+    );
+    let source = Cluster::open(&connection, health.clone(), parts.metrics.clone());
+    let origin = Origin::Cluster(Box::new(source));
+    let feed = start_feed(run, parts, origin, settings.clone());
+    let (authority, fed) = tokio::join!(authority, feed);
+    fed.map_err(|_| StartError::Ended)?;
+    let reviewer = Reviewer::new(client(), run.token_audiences.clone());
+    Ok(Base {
+        authority: authority.ok_or(StartError::Ended)?,
+        judge: Judge::Cluster(Box::new(reviewer), Pods::new(client())),
+        settings,
+        cluster: Some(connection),
+    })
+}
+
+fn settings(run: &Run) -> Settings {
+    Settings {
         cluster_id: run.cluster_id.clone(),
         trust_domain: run.trust_domain.clone(),
         cluster_domain: run.cluster_domain.clone(),
         root_namespace: run.namespace.clone(),
         dry_run: run.dry_run_policies,
         ..Settings::default()
-    };
+    }
+}
+
+fn lifetimes(run: &Run) -> Lifetimes {
+    Lifetimes {
+        default: run.default_cert_ttl,
+        longest: run.max_cert_ttl,
+    }
+}
+
+async fn start_feed(run: &Run, parts: Parts, origin: Origin, settings: Settings) -> io::Result<()> {
     let debounce = Debounce::new(run.debounce_after, run.debounce_max);
-    let (directory, state) = (run.places.config_dir.clone(), run.places.state());
-    let started = Feed::start(directory.clone(), state, settings, debounce, metrics, stop).await;
-    started.map_err(|error| StartError::Directory(directory, error))
+    let views = (parts.publisher, parts.views);
+    Feed::start(origin, settings, views, debounce, parts.metrics, parts.stop).await
+}
+
+fn exists(views: &Views) -> webhook::Exists {
+    let names = views.names.clone();
+    Arc::new(move |key| {
+        let known = feed::NAMED.contains(&key.kind);
+        known.then(|| names.load().contains(key))
+    })
 }
 
 fn routes(

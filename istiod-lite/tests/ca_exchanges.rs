@@ -80,7 +80,7 @@ impl Ca {
         let authority =
             Authority::open(source, "cluster.local".into(), Lifetimes::default()).unwrap();
         let authenticator = Authenticator {
-            tokens: Tokens::open(state.path()).unwrap(),
+            tokens: Tokens::open(state.path()).unwrap().into(),
             roster: Arc::new(ArcSwap::from_pointee(roster())),
             trust_domain: "cluster.local".into(),
             cluster: "Kubernetes".into(),

@@ -47,15 +47,20 @@ impl CertificateService {
     }
 
     /// The identity to certify, or the refusal that the caller sees.
-    fn authorise(&self, metadata: &http::HeaderMap, wanted: Wanted) -> Result<Identity, Status> {
-        let caller = self.authenticator.caller(metadata).map_err(|error| {
+    async fn authorise(
+        &self,
+        metadata: &http::HeaderMap,
+        wanted: Wanted,
+    ) -> Result<Identity, Status> {
+        let caller = self.authenticator.caller(metadata).await;
+        let caller = caller.map_err(|error| {
             self.metrics.authentication_failures.increment();
             tracing::info!(%error, "certificate refused: caller unknown");
-            Status::unauthenticated("request authenticate failure")
+            error.status("request authenticate failure")
         })?;
         let granted = match wanted {
             Wanted::Own => Ok(caller.identity.clone()),
-            Wanted::Other(wanted) => self.authenticator.speak_for(&caller, &wanted),
+            Wanted::Other(wanted) => self.authenticator.speak_for(&caller, &wanted).await,
             Wanted::Odd => Err(NotEntitled::Malformed("not a text".into())),
         };
         granted.map_err(|error| {
@@ -110,7 +115,9 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csrs.increment();
         let (metadata, extensions, request) = request.into_parts();
-        let identity = self.authorise(metadata.as_ref(), Wanted::of(&request))?;
+        let identity = self
+            .authorise(metadata.as_ref(), Wanted::of(&request))
+            .await?;
         if let Some(stranger) = extensions.get::<Arc<Stranger>>() {
             stranger.prove();
         }

@@ -12,6 +12,7 @@ use ops::metrics::Registry;
 use ops::ready::Readiness;
 use serde::Serialize;
 
+use crate::cluster::Health;
 use crate::push::Connected;
 
 /// What `/debug/…` looks into.
@@ -34,11 +35,16 @@ pub struct Version {
 }
 
 /// All of it; without `debug` nothing that tells what runs in the mesh.
-pub fn monitoring(registry: Arc<Registry>, readiness: Readiness, debug: Option<Debug>) -> Router {
+pub fn monitoring(
+    registry: Arc<Registry>,
+    readiness: Readiness,
+    health: Health,
+    debug: Option<Debug>,
+) -> Router {
     let always = Router::new()
         .route("/version", get(version))
         .route("/ready", get(ready))
-        .with_state(readiness)
+        .with_state((readiness, health))
         .merge(ops::admin::metrics(registry));
     let Some(debug) = debug else {
         return always;
@@ -59,12 +65,24 @@ async fn version() -> Json<Version> {
     })
 }
 
-async fn ready(State(readiness): State<Readiness>) -> Response {
+/// In one line: what is missing, and what is known of why.
+async fn ready(State((readiness, health)): State<(Readiness, Health)>) -> Response {
     let missing = readiness.missing();
     if missing.is_empty() {
-        return "ready\n".into_response();
+        return match health.not_ready() {
+            None => "ready\n".into_response(),
+            Some(why) => not_ready(&why),
+        };
     }
-    let text = format!("not ready: {}\n", missing.join(", "));
+    let mut text = missing.join(", ");
+    for line in health.lines() {
+        text = format!("{text}; {line}");
+    }
+    not_ready(&text)
+}
+
+fn not_ready(why: &str) -> Response {
+    let text = format!("not ready: {why}\n");
     (http::StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 

@@ -1,0 +1,164 @@
+//! Pure: an object of the API server becomes ours.
+//!
+//! Kubernetes' own kinds were checked by the API server, which is stricter with them than we; they
+//! lose here what nobody behind the door reads (of a pod nine tenths). The mesh's own kinds come as
+//! JSON and pass the same reading and the same checks as a document of a directory: a definition
+//! in the cluster may be older or looser than ours.
+
+use std::sync::Arc;
+
+use api::k8s::json;
+use api::k8s::objects::{
+    EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, ObjectMeta, Pod, Service,
+};
+use k8s_openapi::api::core::v1::{Container, PodCondition, PodSpec, PodStatus};
+use kube::core::{DynamicObject, PartialObjectMeta};
+
+/// One object as it came in.
+#[derive(Debug, PartialEq)]
+pub(super) struct Seen {
+    pub(super) key: ObjectKey,
+    /// `metadata.resourceVersion`: the same text, the same object.
+    pub(super) version: String,
+    /// The object, or what is wrong with it.
+    pub(super) object: Result<Object, Vec<String>>,
+}
+
+/// What can come through the door.
+pub(super) trait Enter: Sized {
+    /// Becomes ours.
+    fn enter(self, kind: Kind) -> Seen;
+
+    /// What names it.
+    fn key(&self, kind: Kind) -> ObjectKey;
+}
+
+fn key(kind: Kind, metadata: &ObjectMeta) -> ObjectKey {
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    ObjectKey::new(
+        kind,
+        namespace,
+        metadata.name.as_deref().unwrap_or_default(),
+    )
+}
+
+fn seen(kind: Kind, metadata: &mut ObjectMeta) -> (ObjectKey, String) {
+    let version = metadata.resource_version.take().unwrap_or_default();
+    strip(metadata);
+    (key(kind, metadata), version)
+}
+
+/// Who wrote which field when, and a second copy of the object by kubectl.
+fn strip(metadata: &mut ObjectMeta) {
+    metadata.managed_fields = None;
+    metadata.self_link = None;
+    metadata.finalizers = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+}
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+macro_rules! enter {
+    ($type:ty, $object:ident, $strip:expr) => {
+        impl Enter for $type {
+            fn enter(mut self, kind: Kind) -> Seen {
+                let (key, version) = seen(kind, &mut self.metadata);
+                let strip: fn($type) -> _ = $strip;
+                let object = Ok(Object::$object(Arc::new(strip(self))));
+                Seen {
+                    key,
+                    version,
+                    object,
+                }
+            }
+
+            fn key(&self, kind: Kind) -> ObjectKey {
+                key(kind, &self.metadata)
+            }
+        }
+    };
+}
+
+enter!(Service, Service, |service| Service {
+    status: None,
+    ..service
+});
+enter!(EndpointSlice, EndpointSlice, |slice| slice);
+enter!(Pod, Pod, pod);
+enter!(PartialObjectMeta<Namespace>, Namespace, |it| Namespace {
+    metadata: it.metadata,
+    ..Namespace::default()
+});
+enter!(PartialObjectMeta<Node>, Node, |it| Node {
+    metadata: it.metadata,
+    ..Node::default()
+});
+
+/// What says who a pod is, where it runs, and how it is reached.
+fn pod(pod: Pod) -> Pod {
+    let spec = pod.spec.map(|spec| PodSpec {
+        node_name: spec.node_name,
+        host_network: spec.host_network,
+        service_account_name: spec.service_account_name,
+        service_account: spec.service_account,
+        restart_policy: spec.restart_policy,
+        containers: spec.containers.into_iter().map(container).collect(),
+        init_containers: spec.init_containers.map(|all| {
+            // Only those that go on running beside the others have ports that count.
+            let sidecars = all.into_iter().filter(|it| it.restart_policy.is_some());
+            sidecars.map(container).collect()
+        }),
+        ..PodSpec::default()
+    });
+    let condition = |it: PodCondition| PodCondition {
+        type_: it.type_,
+        status: it.status,
+        ..PodCondition::default()
+    };
+    let status = pod.status.map(|status| PodStatus {
+        phase: status.phase,
+        pod_ip: status.pod_ip,
+        pod_ips: status.pod_ips,
+        host_ip: status.host_ip,
+        conditions: status.conditions.map(|all| {
+            let ready = all.into_iter().filter(|it| it.type_ == "Ready");
+            ready.map(condition).collect()
+        }),
+        ..PodStatus::default()
+    });
+    Pod {
+        metadata: pod.metadata,
+        spec,
+        status,
+    }
+}
+
+fn container(container: Container) -> Container {
+    Container {
+        name: container.name,
+        ports: container.ports,
+        restart_policy: container.restart_policy,
+        ..Container::default()
+    }
+}
+
+impl Enter for DynamicObject {
+    fn enter(mut self, kind: Kind) -> Seen {
+        let (key, version) = seen(kind, &mut self.metadata);
+        let object = match serde_json::to_value(&self) {
+            Ok(value) => json::read(kind, &value),
+            Err(error) => Err(vec![error.to_string()]),
+        };
+        Seen {
+            key,
+            version,
+            object,
+        }
+    }
+
+    fn key(&self, kind: Kind) -> ObjectKey {
+        key(kind, &self.metadata)
+    }
+}

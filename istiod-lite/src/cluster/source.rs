@@ -1,0 +1,206 @@
+//! The owner of all watches: what they say becomes one stream of changes, as a directory's.
+//!
+//! 1. the definitions in the cluster say which kinds there are           ([`super::definitions`])
+//! 2. each kind is followed by a task of its own                         ([`super::watch`])
+//! 3. what they say is taken in, one after the other, by the book        ([`super::book`])
+//! 4. the first batch is everything; it waits for the end of every list
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::sync::Arc;
+
+use api::k8s::dir::{Change, Fault};
+use api::k8s::objects::Kind;
+use futures_util::StreamExt as _;
+use kube::Client;
+use kube::core::ApiResource;
+use kube::runtime::watcher;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Connection;
+use super::book::{Book, Did, Event, Run};
+use super::definitions::{self, Definition, NATIVE};
+use super::trouble::Health;
+use super::watch::{self, Watch};
+use crate::metrics::Metrics;
+
+/// The objects of a cluster.
+pub struct Cluster {
+    client: Client,
+    /// Where the watches run. Not where they are read: a large change takes a while to think over.
+    runtime: Handle,
+    health: Health,
+    inbox: mpsc::Receiver<Heard>,
+    outbox: mpsc::Sender<Heard>,
+    book: Book,
+    defined: BTreeMap<Kind, ApiResource>,
+    definitions_known: bool,
+    tasks: BTreeMap<Kind, AbortOnDropHandle<()>>,
+    _always: [AbortOnDropHandle<()>; 2],
+    changes: Vec<Change>,
+    first: bool,
+    metrics: Arc<Metrics>,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// From the watch of a kind.
+    Event { kind: Kind, run: Run, event: Event },
+    /// The kinds that are defined now.
+    Defined(BTreeMap<Kind, ApiResource>),
+}
+
+impl Cluster {
+    /// Begins to read. Call it in the runtime that the watches shall run in.
+    pub fn open(connection: &Connection, health: Health, metrics: Arc<Metrics>) -> Self {
+        let (outbox, inbox) = mpsc::channel(QUEUE);
+        let client = connection.watching.clone();
+        let definitions = follow_definitions(client.clone(), health.clone(), outbox.clone());
+        let probe = health.clone().probe(connection.client.clone());
+        let mut cluster = Self {
+            client,
+            runtime: Handle::current(),
+            health,
+            inbox,
+            outbox,
+            book: Book::default(),
+            defined: BTreeMap::new(),
+            definitions_known: false,
+            tasks: BTreeMap::new(),
+            _always: [
+                AbortOnDropHandle::new(tokio::spawn(definitions)),
+                AbortOnDropHandle::new(tokio::spawn(probe)),
+            ],
+            changes: Vec::new(),
+            first: true,
+            metrics,
+        };
+        for kind in NATIVE {
+            cluster.start(kind, None);
+        }
+        cluster
+    }
+
+    /// The next batch of changes; an empty one says that a fault is over. The first is everything
+    /// there is, and is waited for. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Vec<Change> {
+        let mut heard = Vec::new();
+        loop {
+            let any = !self.changes.is_empty() || self.book.take_faults_moved();
+            if self.is_complete() && (any || self.first) {
+                if std::mem::take(&mut self.first) {
+                    tracing::info!(objects = self.book.len(), "the cluster is read");
+                }
+                return std::mem::take(&mut self.changes);
+            }
+            // We hold a sender: there is always a next.
+            self.inbox.recv_many(&mut heard, QUEUE).await;
+            for heard in heard.drain(..) {
+                self.take(heard);
+            }
+        }
+    }
+
+    /// The faults that stand now, in the order of kinds and names.
+    pub fn faults(&self) -> Vec<Fault> {
+        self.book.faults()
+    }
+
+    fn is_complete(&self) -> bool {
+        !self.first || (self.definitions_known && self.book.is_complete())
+    }
+
+    fn take(&mut self, heard: Heard) {
+        match heard {
+            Heard::Defined(wanted) => self.define(wanted),
+            Heard::Event { kind, run, event } => {
+                let did = self.book.take(kind, run, event, &mut self.changes);
+                if let Some(did) = did {
+                    self.metrics.object_event(Some(kind), label(did));
+                }
+            }
+        }
+    }
+
+    fn define(&mut self, wanted: BTreeMap<Kind, ApiResource>) {
+        self.definitions_known = true;
+        let (stop, start) = definitions::difference(&self.defined, &wanted);
+        for kind in stop {
+            tracing::info!(%kind, "no longer defined in the cluster");
+            self.tasks.remove(&kind);
+            let gone = self.book.stop(kind);
+            self.changes.extend(gone);
+        }
+        for (kind, resource) in start {
+            tracing::info!(%kind, version = resource.api_version, "defined in the cluster");
+            self.start(kind, Some(resource));
+        }
+        self.defined = wanted;
+    }
+
+    fn start(&mut self, kind: Kind, resource: Option<ApiResource>) {
+        let watch = Watch {
+            kind,
+            run: self.book.start(kind),
+            outbox: self.outbox.clone(),
+            health: self.health.clone(),
+        };
+        let client = self.client.clone();
+        let task = async move {
+            match resource {
+                Some(resource) => watch.defined(client, resource).await,
+                None => watch.native(client).await,
+            }
+        };
+        let task = AbortOnDropHandle::new(self.runtime.spawn(task));
+        self.tasks.insert(kind, task);
+    }
+}
+
+async fn follow_definitions(client: Client, health: Health, outbox: mpsc::Sender<Heard>) {
+    let mut events = pin!(watch::definitions(client, &health));
+    let mut known: BTreeMap<String, Definition> = BTreeMap::new();
+    // While a list is read, what is in it so far.
+    let mut listing = None;
+    while let Some(event) = events.next().await {
+        match event {
+            watcher::Event::Init => listing = Some(BTreeMap::new()),
+            watcher::Event::InitApply(it) => note(listing.get_or_insert_default(), it),
+            watcher::Event::InitDone => known = listing.take().unwrap_or_default(),
+            watcher::Event::Apply(it) => note(&mut known, it),
+            watcher::Event::Delete(it) => {
+                known.remove(it.metadata.name.as_deref().unwrap_or_default());
+            }
+        }
+        if listing.is_none() {
+            let defined = definitions::served(known.values());
+            if outbox.send(Heard::Defined(defined)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn note(list: &mut BTreeMap<String, Definition>, definition: Definition) {
+    if definitions::concerns_us(&definition) {
+        let name = definition.metadata.name.clone().unwrap_or_default();
+        list.insert(name, definition);
+    }
+}
+
+/// Istio's words.
+fn label(did: Did) -> &'static str {
+    match did {
+        Did::Added => "add",
+        Did::Updated => "update",
+        Did::Repeated => "updatesame",
+        Did::Deleted => "delete",
+        Did::Refused => "invalid",
+    }
+}
+
+/// Events that wait: at most a page of each kind waits beside them in its watch.
+const QUEUE: usize = 1024;

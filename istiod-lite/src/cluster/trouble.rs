@@ -1,0 +1,236 @@
+//! What is wrong between the API server and us: said once, and part of whether we are ready.
+//!
+//! Every watch reports its failures, each time. An API server that cannot be reached fails all of
+//! them and is one trouble; a missing right is a trouble of its kind, and says which verb and which
+//! resource. A watch that works again is silent until something changes, so a trouble also ends
+//! when it is not reported any more, and the first when the API server answers a probe.
+//!
+//! Ready means: new proxies may come here. A replica that has not heard of the API server for
+//! [`PATIENCE`] serves on, but what it tells may be old and it cannot tell who calls: new proxies are
+//! better served by another replica, and those that are connected stay.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use kube::runtime::watcher;
+use tokio::sync::Notify;
+
+use super::chain;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// No connection, or no answer.
+    Unreachable(String),
+    /// Our credentials are not accepted (401).
+    Unknown(String),
+    /// A right is missing (403).
+    Forbidden(String),
+    /// What was asked for is not there (404): its definition just went, or comes in a moment.
+    Absent,
+    /// Any other answer.
+    Refused(String),
+}
+
+impl Trouble {
+    /// What an error of a watch means; `None` for those that mend themselves at once.
+    pub(super) fn of(error: &watcher::Error) -> Option<Self> {
+        use watcher::Error::*;
+        match error {
+            InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+                Some(Self::of_request(error))
+            }
+            // Too far behind: a list follows.
+            WatchError(status) if status.code == 410 => None,
+            WatchError(status) => Some(Self::answered(status.code, &status.message)),
+            NoResourceVersion => Some(Self::Refused(error.to_string())),
+        }
+    }
+
+    /// What an error of one request means.
+    pub(crate) fn of_request(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::answered(status.code, &status.message),
+            kube::Error::SerdeError(_) => Self::Refused(chain(error)),
+            other => Self::Unreachable(chain(other)),
+        }
+    }
+
+    fn answered(code: u16, message: &str) -> Self {
+        let message = message.trim().replace('\n', " ");
+        match code {
+            401 => Self::Unknown(message),
+            403 => Self::Forbidden(message),
+            404 => Self::Absent,
+            _ => Self::Refused(format!("{code} {message}")),
+        }
+    }
+
+    /// In one line, for one request.
+    pub(super) fn request_line(&self, verb: &str, resource: &str) -> String {
+        match self {
+            Self::Forbidden(why) => format!(
+                "no right to {verb} {resource}: {why}; grant verb {verb} on {resource} to our service account"
+            ),
+            other => other.line(resource),
+        }
+    }
+
+    /// In one line, for a watch of `resource`.
+    pub(crate) fn line(&self, resource: &str) -> String {
+        match self {
+            Self::Unreachable(why) => format!("API server unreachable: {why}"),
+            Self::Unknown(why) => format!(
+                "API server does not accept our credentials: {why}; look at the token or certificate of the kubeconfig or the pod"
+            ),
+            Self::Forbidden(why) => format!(
+                "no right to list and watch {resource}: {why}; grant verbs list and watch on {resource} to our service account"
+            ),
+            Self::Absent => format!("{resource} cannot be listed: there are none (404)"),
+            Self::Refused(why) => format!("{resource} cannot be followed: {why}"),
+        }
+    }
+}
+
+/// All that is wrong now. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    troubles: Mutex<Troubles>,
+    /// It cannot be reached (any more).
+    lost: Notify,
+}
+
+/// Pure: the troubles that stand.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// The first and the last report that it cannot be reached.
+    unreachable: Option<(Instant, String)>,
+    /// By resource.
+    others: BTreeMap<String, (Trouble, Instant)>,
+}
+
+impl Health {
+    /// A request for `resource` failed.
+    pub(crate) fn failed(&self, resource: &str, trouble: Trouble) {
+        let new = self.lock().failed(resource, &trouble, Instant::now());
+        let line = trouble.line(resource);
+        if matches!(trouble, Trouble::Unreachable(_)) {
+            self.0.lost.notify_one();
+        }
+        match trouble {
+            Trouble::Absent => tracing::debug!("{line}"),
+            _ if new => tracing::warn!("{line}"),
+            _ => tracing::trace!("{line}"),
+        }
+    }
+
+    /// Something about `resource` was answered.
+    pub(crate) fn answered(&self, resource: &str) {
+        let over = self.lock().answered(resource, Instant::now());
+        if let Some(lasted) = over.reachable_after {
+            tracing::info!(seconds = lasted.as_secs(), "API server reachable again");
+        }
+        if over.resource {
+            tracing::info!(resource, "followed again");
+        }
+    }
+
+    /// While it cannot be reached, asks again and again whether it can: watches that work again do
+    /// not say so before something changes.
+    pub(super) async fn probe(self, client: Client) {
+        loop {
+            self.0.lost.notified().await;
+            while self.is_unreachable() {
+                tokio::time::sleep(PROBE).await;
+                let asked = tokio::time::timeout(PROBE * 2, client.apiserver_version());
+                // Any answer is one, also that we may not know the version.
+                if matches!(asked.await, Ok(Ok(_) | Err(kube::Error::Api(_)))) {
+                    self.answered("");
+                }
+            }
+        }
+    }
+
+    fn is_unreachable(&self) -> bool {
+        self.lock().unreachable.is_some()
+    }
+
+    /// Why new proxies should go to another replica, if they should.
+    pub fn not_ready(&self) -> Option<String> {
+        self.lock().not_ready(Instant::now())
+    }
+
+    /// Everything that is wrong, a line each.
+    pub fn lines(&self) -> Vec<String> {
+        self.lock().lines(Instant::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Troubles> {
+        let troubles = self.0.troubles.lock();
+        troubles.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an answer ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Over {
+    reachable_after: Option<Duration>,
+    resource: bool,
+}
+
+impl Troubles {
+    /// Whether that is worth saying: it was not known.
+    fn failed(&mut self, resource: &str, trouble: &Trouble, now: Instant) -> bool {
+        if let Trouble::Unreachable(why) = trouble {
+            let since = self.unreachable.as_ref().map_or(now, |(since, _)| *since);
+            return self.unreachable.replace((since, why.clone())).is_none();
+        }
+        let entry = (trouble.clone(), now);
+        let before = self.others.insert(resource.to_owned(), entry);
+        before.is_none_or(|(before, at)| before != *trouble || is_over(at, now))
+    }
+
+    fn answered(&mut self, resource: &str, now: Instant) -> Over {
+        let since = self.unreachable.take().map(|(since, _)| since);
+        Over {
+            reachable_after: since.map(|since| now.saturating_duration_since(since)),
+            resource: self.others.remove(resource).is_some(),
+        }
+    }
+
+    fn not_ready(&self, now: Instant) -> Option<String> {
+        let (since, why) = self.unreachable.as_ref()?;
+        let lasts = now.saturating_duration_since(*since);
+        (lasts >= PATIENCE).then(|| {
+            let seconds = lasts.as_secs();
+            format!(
+                "{} (for {seconds} s)",
+                Trouble::Unreachable(why.clone()).line("")
+            )
+        })
+    }
+
+    fn lines(&self, now: Instant) -> Vec<String> {
+        let unreachable = self.unreachable.iter();
+        let unreachable = unreachable.map(|(_, why)| Trouble::Unreachable(why.clone()).line(""));
+        let others = self.others.iter().filter(|(_, (_, at))| !is_over(*at, now));
+        let others = others.map(|(resource, (trouble, _))| trouble.line(resource));
+        unreachable.chain(others).collect()
+    }
+}
+
+/// Failures are tried again within seconds, so one that is not reported any more is over.
+fn is_over(reported: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(reported) > FORGOTTEN
+}
+
+/// A restart of the API server is no reason to send anybody away.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PROBE: Duration = Duration::from_secs(2);
+/// Longer than the longest wait for an answer and the pause before the next try.
+const FORGOTTEN: Duration = Duration::from_secs(90);
