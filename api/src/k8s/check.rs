@@ -6,6 +6,7 @@
 mod metadata;
 mod policy;
 mod service_entry;
+pub(in crate::k8s) mod words;
 
 use std::fmt;
 

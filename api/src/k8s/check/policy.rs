@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Path, Problems, spec};
+use super::{Path, Problems, spec, words};
 use crate::k8s::istio::{
     Action, AuthorizationPolicy, Condition, Operation, PeerAuthentication, PolicySelector, Source,
 };
@@ -31,12 +31,12 @@ pub(super) fn check(policy: &AuthorizationPolicy, problems: &mut Problems) {
         }
     }
     match (policy.spec.action, &policy.spec.provider) {
-        (Action::Custom, None) => problems.add(path.key("action"), "CUSTOM needs a provider"),
+        (Action::Custom, None) => problems.add(path.key("action"), words::CUSTOM_NEEDS_PROVIDER),
         (Action::Custom, Some(provider)) if provider.name.is_empty() => {
-            problems.add(path.key("provider"), "name is missing");
+            problems.add(path.key("provider"), words::PROVIDER_NAME);
         }
         (Action::Custom, Some(_)) | (_, None) => {}
-        (_, Some(_)) => problems.add(path.key("provider"), "only action CUSTOM has a provider"),
+        (_, Some(_)) => problems.add(path.key("provider"), words::ONLY_CUSTOM),
     }
 }
 
@@ -49,13 +49,13 @@ fn check_target(policy: &AuthorizationPolicy, problems: &mut Problems) {
         !spec.target_refs.is_empty(),
     ];
     if ways.into_iter().filter(|way| *way).count() > 1 {
-        problems.add(
-            path.clone(),
-            "only one of selector, targetRef and targetRefs can be set",
-        );
+        problems.add(path.clone(), words::ONE_TARGET);
     }
     if spec.target_refs.len() > 16 {
-        problems.add(path.key("targetRefs"), "more than 16 targets");
+        problems.add(
+            path.key("targetRefs"),
+            "more than 16 targets; write several policies",
+        );
     }
     let targets = spec
         .target_refs
@@ -68,13 +68,10 @@ fn check_target(policy: &AuthorizationPolicy, problems: &mut Problems) {
             .map(|target| (path.key("targetRef"), target)),
     ) {
         if target.kind.is_empty() || target.name.is_empty() {
-            problems.add(path.clone(), "kind and name are needed");
+            problems.add(path.clone(), words::TARGET_NAME);
         }
-        if target.namespace.is_some() {
-            problems.add(
-                path.key("namespace"),
-                "a target is in the policy's own namespace",
-            );
+        if target.namespace.as_deref().is_some_and(|it| !it.is_empty()) {
+            problems.add(path.key("namespace"), words::TARGET_NAMESPACE);
         }
     }
     check_selector(spec.selector.as_ref(), problems);
@@ -84,20 +81,17 @@ fn check_selector(selector: Option<&PolicySelector>, problems: &mut Problems) {
     let path = spec().key("selector").key("matchLabels");
     for (label, value) in selector.iter().flat_map(|selector| &selector.match_labels) {
         if label.is_empty() {
-            problems.add(path.clone(), "a label without a name");
+            problems.add(path.clone(), words::SELECTOR_KEY);
         }
         if label.contains('*') || value.contains('*') {
-            problems.add(path.key(label), "wildcards are not allowed in a selector");
+            problems.add(path.key(label), words::SELECTOR_WILDCARD);
         }
     }
 }
 
 fn check_source(source: &Source, path: &Path, problems: &mut Problems) {
     if *source == Source::default() {
-        problems.add(
-            path.clone(),
-            "a source without fields would match everyone: leave `from` out if that is meant",
-        );
+        problems.add(path.clone(), words::EMPTY_SOURCE);
     }
     let identities = [
         &source.principals,
@@ -109,10 +103,7 @@ fn check_source(source: &Source, path: &Path, problems: &mut Problems) {
     if accounts.iter().any(|list| !list.is_empty())
         && identities.iter().any(|list| !list.is_empty())
     {
-        problems.add(
-            path.clone(),
-            "serviceAccounts cannot be combined with principals or namespaces",
-        );
+        problems.add(path.clone(), words::ACCOUNTS_ALONE);
     }
     for (name, list) in [
         ("ipBlocks", &source.ip_blocks),
@@ -140,10 +131,7 @@ fn check_source(source: &Source, path: &Path, problems: &mut Problems) {
 
 fn check_operation(operation: &Operation, path: &Path, problems: &mut Problems) {
     if *operation == Operation::default() {
-        problems.add(
-            path.clone(),
-            "an operation without fields would match everything: leave `to` out if that is meant",
-        );
+        problems.add(path.clone(), words::EMPTY_OPERATION);
     }
     for (name, list) in [
         ("ports", &operation.ports),
@@ -155,12 +143,15 @@ fn check_operation(operation: &Operation, path: &Path, problems: &mut Problems) 
 
 fn check_condition(condition: &Condition, path: &Path, problems: &mut Problems) {
     if condition.key.is_empty() {
-        problems.add(path.clone(), "key is missing");
+        problems.add(
+            path.clone(),
+            "key is missing; name an attribute, as in source.ip",
+        );
     }
     if condition.values.is_empty() && condition.not_values.is_empty() {
         problems.add(
             path.clone(),
-            "at least one of values and notValues is needed",
+            "at least one of values and notValues is needed; without them the condition says nothing",
         );
     }
     let check: fn(&str) -> Result<(), String> = match condition.key.as_str() {
@@ -193,7 +184,7 @@ fn check_each(
 
 /// An address or a CIDR.
 fn check_block(text: &str) -> Result<(), String> {
-    let refused = || Err(format!("{text:?} is neither an IP address nor a CIDR"));
+    let refused = || Err(format!("{text:?} {}", words::ADDRESS));
     let (address, length) = match text.split_once('/') {
         Some((address, length)) => (address, Some(length)),
         None => (text, None),
@@ -212,7 +203,7 @@ fn check_block(text: &str) -> Result<(), String> {
 fn port(text: &str) -> Result<(), String> {
     match text.parse::<u16>() {
         Ok(1..) => Ok(()),
-        _ => Err(format!("{text:?} is not a port")),
+        _ => Err(format!("{text:?} {}", words::PORT)),
     }
 }
 
@@ -226,14 +217,14 @@ fn service_account(text: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "{text:?} is neither `account` nor `namespace/account`"
+            "{text:?} is neither `account` nor `namespace/account`; wildcards are for principals"
         ))
     }
 }
 
 fn not_empty(text: &str) -> Result<(), String> {
     if text.is_empty() {
-        Err("an empty text matches nothing".into())
+        Err("an empty text matches nothing; remove it, or write `*` for any".into())
     } else {
         Ok(())
     }
@@ -247,7 +238,7 @@ pub(super) fn check_peer_authentication(policy: &PeerAuthentication, problems: &
         .as_ref()
         .is_some_and(|selector| !selector.match_labels.is_empty());
     if !policy.spec.port_level_mtls.is_empty() && !selects {
-        problems.add(path.clone(), "portLevelMtls requires a selector");
+        problems.add(path.clone(), words::PORTS_NEED_SELECTOR);
     }
     for number in policy.spec.port_level_mtls.keys() {
         if let Err(reason) = port(number) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Path, Problems, spec};
+use super::{Path, Problems, spec, words};
 use crate::k8s::istio::{Resolution, ServiceEntry, ServicePort, WorkloadEntry, WorkloadEntrySpec};
 
 const PROTOCOLS: [&str; 12] = [
@@ -36,28 +36,28 @@ pub(super) fn check(entry: &ServiceEntry, problems: &mut Problems) {
         {
             problems.add(
                 path.key("ports").key(name),
-                format!("the entry has no port {name:?}"),
+                format!("the entry has no port {name:?}; use a name of spec.ports"),
             );
         }
     }
     if entry.spec.workload_selector.is_some() && !entry.spec.endpoints.is_empty() {
-        problems.add(
-            spec(),
-            "only one of workloadSelector and endpoints can be set",
-        );
+        problems.add(spec(), words::SELECTOR_OR_ENDPOINTS);
     }
 }
 
 fn check_hosts(entry: &ServiceEntry, problems: &mut Problems) {
     let path = spec().key("hosts");
     if entry.spec.hosts.is_empty() {
-        problems.add(spec(), "at least one host is needed");
+        problems.add(spec(), words::NO_HOST);
     }
     for (index, host) in entry.spec.hosts.iter().enumerate() {
         if host == "*" {
-            problems.add(path.index(index), "a bare wildcard would be every host");
+            problems.add(path.index(index), words::ANY_HOST);
         } else if !is_host(host.strip_prefix("*.").unwrap_or(host)) {
-            problems.add(path.index(index), format!("{host:?} is not a host name"));
+            problems.add(
+                path.index(index),
+                format!("{host:?} is not a host name; write a DNS name, as in api.example.com"),
+            );
         }
         if entry
             .spec
@@ -66,7 +66,10 @@ fn check_hosts(entry: &ServiceEntry, problems: &mut Problems) {
             .take(index)
             .any(|before| before == host)
         {
-            problems.add(path.index(index), format!("{host:?} is there twice"));
+            problems.add(
+                path.index(index),
+                format!("{host:?} is there twice; remove one"),
+            );
         }
     }
 }
@@ -75,14 +78,11 @@ fn check_addresses(entry: &ServiceEntry, problems: &mut Problems) {
     let path = spec().key("addresses");
     for (index, address) in entry.spec.addresses.iter().enumerate() {
         if !is_block(address) {
-            problems.add(
-                path.index(index),
-                format!("{address:?} is neither an IP address nor a CIDR"),
-            );
+            problems.add(path.index(index), format!("{address:?} {}", words::ADDRESS));
         } else if address.contains('/')
             && !matches!(entry.spec.resolution, Resolution::None | Resolution::Static)
         {
-            problems.add(path.index(index), "a CIDR needs resolution NONE or STATIC");
+            problems.add(path.index(index), words::BLOCK_RESOLUTION);
         }
     }
 }
@@ -92,29 +92,39 @@ fn check_ports(ports: &[ServicePort], problems: &mut Problems) {
     for (index, port) in ports.iter().enumerate() {
         let path = spec().key("ports").index(index);
         if !is_port(port.number) {
-            problems.add(path.key("number"), format!("{} is not a port", port.number));
+            problems.add(
+                path.key("number"),
+                format!("{} {}", port.number, words::PORT),
+            );
         } else if !numbers.insert(port.number) {
             problems.add(
                 path.key("number"),
-                format!("{} is there twice", port.number),
+                format!("{}: {}", port.number, words::PORT_TWICE),
             );
         }
         if port.name.is_empty() {
-            problems.add(path.clone(), "name is missing");
+            problems.add(path.clone(), words::PORT_NAME);
         } else if !names.insert(&port.name) {
-            problems.add(path.key("name"), format!("{:?} is there twice", port.name));
+            problems.add(
+                path.key("name"),
+                format!("{:?} is there twice; names are unique", port.name),
+            );
         }
         if port.target_port != 0 && !is_port(port.target_port) {
             problems.add(
                 path.key("targetPort"),
-                format!("{} is not a port", port.target_port),
+                format!("{} {}", port.target_port, words::PORT),
             );
         }
         let protocol = port.protocol.to_ascii_uppercase();
         if !protocol.is_empty() && !PROTOCOLS.contains(&protocol.as_str()) {
             problems.add(
                 path.key("protocol"),
-                format!("{:?} is not a protocol", port.protocol),
+                format!(
+                    "{:?} is not a protocol; one of {}",
+                    port.protocol,
+                    PROTOCOLS.join(", ")
+                ),
             );
         }
     }
@@ -127,7 +137,7 @@ fn check_resolution(entry: &ServiceEntry, problems: &mut Problems) {
     let wildcard = spec.hosts.iter().any(|host| host.starts_with('*'));
     match spec.resolution {
         Resolution::None if !spec.endpoints.is_empty() => {
-            problems.add(path.key("endpoints"), "resolution NONE has no endpoints");
+            problems.add(path.key("endpoints"), words::NONE_HAS_NO_ENDPOINTS);
         }
         Resolution::None
             if spec
@@ -135,10 +145,7 @@ fn check_resolution(entry: &ServiceEntry, problems: &mut Problems) {
                 .iter()
                 .any(|port| port.target_port != 0 && port.target_port != port.number) =>
         {
-            problems.add(
-                path.key("ports"),
-                "resolution NONE keeps the port: targetPort has no meaning",
-            );
+            problems.add(path.key("ports"), words::NONE_KEEPS_PORT);
         }
         Resolution::Static => {
             for (index, endpoint) in spec.endpoints.iter().enumerate() {
@@ -147,39 +154,24 @@ fn check_resolution(entry: &ServiceEntry, problems: &mut Problems) {
                     let path = path.key("endpoints").index(index).key("address");
                     problems.add(
                         path,
-                        format!(
-                            "{:?} is not an IP address, which resolution STATIC needs",
-                            endpoint.address
-                        ),
+                        format!("{:?} {}", endpoint.address, words::STATIC_NEEDS_IPS),
                     );
                 }
             }
         }
         Resolution::Dns | Resolution::DnsRoundRobin if wildcard && spec.endpoints.is_empty() => {
-            problems.add(
-                path.key("hosts"),
-                "a wildcard host cannot be resolved: name endpoints, or use DYNAMIC_DNS",
-            );
+            problems.add(path.key("hosts"), words::WILDCARD_UNRESOLVED);
         }
         Resolution::DnsRoundRobin if spec.endpoints.len() > 1 => {
-            problems.add(
-                path.key("endpoints"),
-                "resolution DNS_ROUND_ROBIN has at most one endpoint",
-            );
+            problems.add(path.key("endpoints"), words::ROUND_ROBIN_ONE);
         }
         Resolution::DynamicDns if !spec.endpoints.is_empty() => {
-            problems.add(
-                path.key("endpoints"),
-                "resolution DYNAMIC_DNS has no endpoints",
-            );
+            problems.add(path.key("endpoints"), words::DYNAMIC_HAS_NO_ENDPOINTS);
         }
         _ => {}
     }
     if spec.workload_selector.is_some() && spec.resolution == Resolution::None {
-        problems.add(
-            path.key("workloadSelector"),
-            "a workloadSelector needs resolution STATIC or DNS",
-        );
+        problems.add(path.key("workloadSelector"), words::SELECTOR_RESOLUTION);
     }
 }
 
@@ -190,20 +182,14 @@ pub(super) fn check_workload_entry(entry: &WorkloadEntry, problems: &mut Problem
 fn check_endpoint(endpoint: &WorkloadEntrySpec, path: &Path, problems: &mut Problems) {
     let address = endpoint.address.as_str();
     if address.is_empty() && endpoint.network.is_empty() {
-        problems.add(
-            path.clone(),
-            "address is missing; only an endpoint of another network may leave it out",
-        );
+        problems.add(path.clone(), words::NO_ADDRESS);
     }
     if address.starts_with("unix://") {
-        problems.add(
-            path.key("address"),
-            "unix sockets are not reachable through the mesh",
-        );
+        problems.add(path.key("address"), words::NO_SOCKETS);
     } else if !address.is_empty() && address.parse::<IpAddr>().is_err() && !is_host(address) {
         problems.add(
             path.key("address"),
-            format!("{address:?} is neither an IP address nor a host name"),
+            format!("{address:?} is neither an IP address nor a host name; write 192.0.2.1 or db.example.com"),
         );
     }
     for (name, number) in endpoint
@@ -213,7 +199,7 @@ fn check_endpoint(endpoint: &WorkloadEntrySpec, path: &Path, problems: &mut Prob
     {
         problems.add(
             path.key("ports").key(name),
-            format!("{number} is not a port"),
+            format!("{number} {}", words::PORT),
         );
     }
 }
