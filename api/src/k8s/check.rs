@@ -1,16 +1,20 @@
 //! What types cannot say: the refusals of an API server with Istio's definitions and webhook.
 //!
-//! Enters: an object that reads well. Leaves: its [`Problem`]s, each with the path of its field.
+//! Enters: an object that reads well ([`check`]), or one as JSON ([`check_shape`]). Leaves: its
+//! [`Problem`]s, each with the path of its field.
 //! Kubernetes' own kinds are checked as far as we rely on them; the rest is kubelet's business.
 
 mod metadata;
 mod policy;
 mod service_entry;
+mod shape;
 pub(in crate::k8s) mod words;
 
 use std::fmt;
 
-use super::objects::Object;
+use serde_json::Value;
+
+use super::objects::{Kind, Object};
 
 /// Something wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +86,14 @@ pub fn check(object: &Object) -> Vec<Problem> {
         }
         _ => {}
     }
+    problems.0
+}
+
+/// Everything wrong with the fields of an object of `kind` that could not be read as its type, or
+/// that a reader would pass over: [`shape`].
+pub fn check_shape(kind: Kind, object: &Value) -> Vec<Problem> {
+    let mut problems = Problems::default();
+    shape::check(kind, object, &mut problems);
     problems.0
 }
 

@@ -14,7 +14,7 @@ mod schema;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceColumnDefinition, CustomResourceDefinition, CustomResourceDefinitionNames,
     CustomResourceDefinitionSpec, CustomResourceDefinitionVersion, CustomResourceSubresourceStatus,
-    CustomResourceSubresources, CustomResourceValidation,
+    CustomResourceSubresources, CustomResourceValidation, JSONSchemaProps as Props,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
@@ -60,11 +60,11 @@ pub enum DefinitionError {
 /// The definition of a kind of [`KINDS`].
 pub fn definition(kind: Kind) -> Result<CustomResourceDefinition, DefinitionError> {
     let names = names(kind).ok_or(DefinitionError::NotOurs(kind))?;
-    let mut spec = spec(kind).ok_or(DefinitionError::NotOurs(kind))?;
-    rules::apply(kind, &mut spec)?;
+    let spec = closed(kind)?;
     let spec_is_needed = matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
     let schema = schema::object(schema::open(spec), spec_is_needed);
-    let schema = serde_json::from_value(schema).map_err(|why| DefinitionError::Shape(kind, why))?;
+    let schema: Props =
+        serde_json::from_value(schema).map_err(|why| DefinitionError::Shape(kind, why))?;
     let versions = names
         .versions
         .iter()
@@ -77,7 +77,7 @@ pub fn definition(kind: Kind) -> Result<CustomResourceDefinition, DefinitionErro
                 storage: position == 0,
                 additional_printer_columns: Some(columns(kind)),
                 schema: Some(CustomResourceValidation {
-                    open_api_v3_schema: Some(schema_of(&schema)),
+                    open_api_v3_schema: Some(Props::clone(&schema)),
                 }),
                 subresources: Some(CustomResourceSubresources {
                     status: Some(CustomResourceSubresourceStatus(Value::Object(
@@ -126,22 +126,18 @@ pub fn file(kind: Kind) -> Result<(String, String), DefinitionError> {
     Ok((format!("{name}.yaml"), format!("{HEAD}{yaml}")))
 }
 
-/// The shape of a kind's `spec` with every object closed: what may be written at all, for
-/// [`super::check`]. None for kinds that are not Istio's.
-pub(super) fn spec(kind: Kind) -> Option<Value> {
-    Some(match kind {
+/// The shape of a kind's `spec`, with its limits, and with every object closed: what may be written
+/// at all, for [`super::check`].
+pub(super) fn closed(kind: Kind) -> Result<Value, DefinitionError> {
+    let mut spec = match kind {
         Kind::AuthorizationPolicy => schema::of::<AuthorizationPolicySpec>(),
         Kind::PeerAuthentication => schema::of::<PeerAuthenticationSpec>(),
         Kind::ServiceEntry => schema::of::<ServiceEntrySpec>(),
         Kind::WorkloadEntry => schema::of::<WorkloadEntrySpec>(),
-        _ => return None,
-    })
-}
-
-type Props = k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
-
-fn schema_of(schema: &Props) -> Props {
-    schema.clone()
+        _ => return Err(DefinitionError::NotOurs(kind)),
+    };
+    rules::apply(kind, &mut spec)?;
+    Ok(spec)
 }
 
 struct Names {

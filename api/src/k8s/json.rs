@@ -1,7 +1,8 @@
 //! A JSON value becomes an object, by the same reading and the same checks as a document of YAML.
 //!
-//! Enters: what an API server answers, of a kind we read. Leaves: the object, or everything that is
-//! wrong with it. Fields we do not know are passed over, as an API server's clients do.
+//! Enters: what an API server answers or asks about, of a kind we read. Leaves: the object, or
+//! everything that is wrong with it. A field that Istio's kinds do not have is wrong; in Kubernetes'
+//! own kinds it is passed over, as an API server's clients do.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -13,13 +14,21 @@ use super::yaml::{self, Source};
 /// An object of `kind`.
 ///
 /// # Errors
-/// What is wrong with it, one text each: first what does not fit its type (that alone, since the
-/// rest then cannot be read), else all that types cannot say, with the path of the field.
+/// All that is wrong with it, one text each, with the path of the field. Whoever asks twice is told
+/// the same: the webhook that refuses an object, and the status of one that got past it.
 pub fn read(kind: Kind, value: &Value) -> Result<Object, Vec<String>> {
-    let object = yaml::typed(kind, &Json(value)).map_err(|error| vec![error.to_string()])?;
-    let problems = check::check(&object);
-    if problems.is_empty() {
-        return Ok(object);
+    let mut problems = check::check_shape(kind, value);
+    match yaml::typed(kind, &Json(value)) {
+        Ok(object) => {
+            let more = check::check(&object);
+            if problems.is_empty() && more.is_empty() {
+                return Ok(object);
+            }
+            problems.extend(more);
+        }
+        // The reader stops at the first mistake, mostly one of those that are known already.
+        Err(error) if problems.is_empty() => return Err(vec![error.to_string()]),
+        Err(_) => {}
     }
     Err(problems.iter().map(ToString::to_string).collect())
 }
@@ -41,11 +50,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_good_object_is_taken_and_unknown_fields_are_passed_over() {
+    fn a_good_object_is_taken() {
         let value = json!({"metadata": {"name": "p", "namespace": "alpha"},
-            "spec": {"mtls": {"mode": "STRICT"}, "ofTomorrow": 1}});
+            "spec": {"mtls": {"mode": "STRICT"}}, "status": {"conditions": []}});
         let object = read(Kind::PeerAuthentication, &value).unwrap();
         assert_eq!(object.key().to_string(), "PeerAuthentication alpha/p");
+    }
+
+    #[test]
+    fn a_field_that_does_not_exist_makes_an_object_wrong_only_where_it_is_ours_to_say() {
+        let of_tomorrow =
+            |metadata: Value| json!({"metadata": metadata, "spec": {"ofTomorrow": 1}});
+        let named = json!({"name": "p", "namespace": "alpha"});
+        assert!(
+            read(
+                Kind::Pod,
+                &json!({"metadata": named, "spec": {"containers": [], "ofTomorrow": 1}})
+            )
+            .is_ok()
+        );
+        let reasons = read(Kind::PeerAuthentication, &of_tomorrow(named)).unwrap_err();
+        assert_eq!(
+            reasons,
+            ["spec.ofTomorrow: unknown field; there are mtls, portLevelMtls, selector"]
+        );
     }
 
     #[test]

@@ -312,6 +312,10 @@ const SERVICE_LIMITS: &[At] = &[
     ("ports", "x-kubernetes-list-type", Word("map")),
     ("ports", "x-kubernetes-list-map-keys", Words(&["name"])),
     ("ports[]", "required", Words(&["number", "name"])),
+    ("ports[].number", "minimum", Number(1)),
+    ("ports[].number", "maximum", Number(65535)),
+    // 0 is how programs write "none".
+    ("ports[].targetPort", "maximum", Number(65535)),
     ("ports[].name", "maxLength", Number(256)),
     ("ports[].protocol", "maxLength", Number(256)),
     ("endpoints", "maxItems", Number(4096)),
@@ -320,6 +324,8 @@ const SERVICE_LIMITS: &[At] = &[
     ("endpoints[].locality", "maxLength", Number(2048)),
     ("endpoints[].labels", "maxProperties", Number(256)),
     ("endpoints[].ports", "maxProperties", Number(128)),
+    ("endpoints[].ports{}", "minimum", Number(1)),
+    ("endpoints[].ports{}", "maximum", Number(65535)),
     ("endpoints[].serviceAccount", "maxLength", Number(253)),
     ("workloadSelector.labels", "maxProperties", Number(256)),
     ("workloadSelector.labels{}", "maxLength", Number(63)),
@@ -334,8 +340,6 @@ const SERVICE: &[Rule] = &[
         words::BLOCK_RESOLUTION,
     )
     .of(".addresses"),
-    rule("ports[].number", IS_PORT, words::PORT),
-    rule("ports[].targetPort", TARGET_PORT, words::PORT),
     rule("ports[].name", "size(self) > 0", words::PORT_NAME),
     rule(
         "ports",
@@ -385,7 +389,6 @@ const SERVICE: &[Rule] = &[
     .of(".endpoints"),
     rule("endpoints[]", HAS_ADDRESS, words::NO_ADDRESS),
     rule("endpoints[].address", "!self.startsWith('unix://')", words::NO_SOCKETS),
-    rule("endpoints[].ports{}", IS_PORT, words::PORT),
 ];
 
 const WORKLOAD_LIMITS: &[At] = &[
@@ -394,16 +397,14 @@ const WORKLOAD_LIMITS: &[At] = &[
     ("locality", "maxLength", Number(2048)),
     ("labels", "maxProperties", Number(256)),
     ("ports", "maxProperties", Number(128)),
+    ("ports{}", "minimum", Number(1)),
+    ("ports{}", "maximum", Number(65535)),
     ("serviceAccount", "maxLength", Number(253)),
 ];
 
 const WORKLOAD: &[Rule] = &[
     rule("", HAS_ADDRESS, words::NO_ADDRESS),
     rule("address", "!self.startsWith('unix://')", words::NO_SOCKETS),
-    rule("ports{}", IS_PORT, words::PORT),
 ];
 
-const IS_PORT: &str = "self >= 1 && self <= 65535";
-/// 0 is how programs write "none".
-const TARGET_PORT: &str = "self >= 0 && self <= 65535";
 const HAS_ADDRESS: &str = "(has(self.address) && size(self.address) > 0) || (has(self.network) && size(self.network) > 0)";
