@@ -56,7 +56,11 @@ pub(crate) fn columns(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>
         table.add_row(row);
     }
     let lines = table.to_string();
-    let trimmed: Vec<&str> = lines.lines().map(str::trim_end).collect();
+    // The style pads each cell on both sides.
+    let trimmed: Vec<&str> = lines
+        .lines()
+        .map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end())
+        .collect();
     let mut text = trimmed.join("\n");
     text.push('\n');
     text

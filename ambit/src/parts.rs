@@ -51,8 +51,6 @@ impl fmt::Display for Part {
     }
 }
 
-/// Label of every object that belongs to the mesh.
-pub(crate) const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "ambit");
 /// Label that says who looks after an object: `Helm`, or [`OURS`].
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`] on what this program applied.

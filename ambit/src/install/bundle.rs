@@ -5,7 +5,7 @@
 use anyhow::{Context as _, bail};
 use serde_json::{Map, Value};
 
-use crate::parts::{MANAGED_BY, OURS, PART_OF};
+use crate::parts::{MANAGED_BY, OURS};
 
 /// What `manifests/` renders with the chart's default values.
 pub(super) const BUILT_IN: &str = include_str!("../../../manifests/ambit.yaml");
@@ -152,7 +152,6 @@ pub(super) fn label(objects: &mut [Object]) {
             .or_insert_with(|| Value::Object(Map::new()));
         if let Some(labels) = labels.as_object_mut() {
             labels.insert(MANAGED_BY.into(), OURS.into());
-            labels.insert(PART_OF.0.into(), PART_OF.1.into());
         }
     }
 }

@@ -8,7 +8,7 @@ use kube::discovery::{ApiResource, Scope, oneshot};
 use kube::{Api, Client, ResourceExt as _};
 
 use super::bundle::Object;
-use crate::parts::{MANAGED_BY, OURS, PART_OF};
+use crate::parts::{MANAGED_BY, OURS};
 
 /// Kinds that any version of the manifest may hold, in the order in which they may be removed. CRDs
 /// are not among them: with a CRD go all objects of users.
@@ -57,8 +57,7 @@ pub(super) async fn ours(
     goes: impl Fn(&str, &str, &str) -> bool,
 ) -> anyhow::Result<Vec<String>> {
     let mut removed = Vec::new();
-    let marked =
-        ListParams::default().labels(&format!("{}={},{MANAGED_BY}={OURS}", PART_OF.0, PART_OF.1));
+    let marked = ListParams::default().labels(&format!("{MANAGED_BY}={OURS}"));
     for (group, version, kind) in KINDS {
         let gvk = GroupVersionKind::gvk(group, version, kind);
         let (resource, capabilities) = oneshot::pinned_kind(client, &gvk).await?;
