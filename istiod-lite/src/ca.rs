@@ -1,6 +1,7 @@
 //! The certificate authority: from a public key and an identity to a chain.
 //!
-//! 1. what we sign with: made once, or plugged in, re-read when it changes   ([`material`])
+//! 1. where the signer is kept: in files or in Secrets                       ([`directory`], [`cluster`])
+//!    what we sign with must fit together, and after what was there before   ([`material`], [`overlap`])
 //! 2. what is asked: a CSR, of which only the key counts                     ([`csr`])
 //! 3. what is answered: leaf, intermediates, roots                           (this file)
 //! 4. who may ask for what                                                   ([`crate::authenticate`])
@@ -11,11 +12,14 @@
 
 pub mod cluster;
 mod csr;
+mod directory;
 mod material;
+mod overlap;
+mod root;
+mod secret;
 mod service;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,16 +30,15 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use x509_parser::time::ASN1Time;
 
-use crate::metrics::Metrics;
-
 pub use csr::CsrError;
+pub use directory::Source;
 pub use material::MaterialError;
+pub use overlap::Abrupt;
 pub use service::CertificateService;
 
-use material::Material;
+use material::{Material, Parts};
 
 /// How long leaves live.
 #[derive(Debug, Clone, Copy)]
@@ -55,18 +58,10 @@ impl Default for Lifetimes {
     }
 }
 
-/// Where the signer comes from.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// A self-signed root that we make when there is none, and keep in this directory.
-    Own(PathBuf),
-    /// `ca-cert.pem`, `ca-key.pem`, `cert-chain.pem`, `root-cert.pem` that somebody else keeps there.
-    PluggedIn(PathBuf),
-}
-
 /// The signer in use, and the rules of signing.
 pub struct Authority {
-    source: Source,
+    /// None where it is kept in a cluster.
+    source: Option<Source>,
     trust_domain: Arc<str>,
     lifetimes: Lifetimes,
     current: ArcSwap<Material>,
@@ -96,25 +91,19 @@ pub enum SignError {
 }
 
 impl Authority {
-    /// Loads the signer; makes it when it is ours to make and there is none.
-    ///
-    /// # Errors
-    /// Files that are missing, unreadable or do not belong together: better no control plane than
-    /// one whose certificates nobody accepts.
-    pub fn open(
-        source: Source,
+    fn new(
+        source: Option<Source>,
+        material: Material,
         trust_domain: Arc<str>,
         lifetimes: Lifetimes,
-    ) -> Result<Self, MaterialError> {
-        let material = material::load(&source, &trust_domain, None)?;
-        let material = material.ok_or(MaterialError::NoPath)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             source,
             trust_domain,
             lifetimes,
             current: ArcSwap::from_pointee(material),
             changes: watch::Sender::new(0),
-        })
+        }
     }
 
     /// The trust domain every identity we sign lies in.
@@ -127,60 +116,39 @@ impl Authority {
         self.current.load().roots.clone()
     }
 
+    /// What was revoked, in PEM; mostly empty.
+    pub fn crl(&self) -> String {
+        self.current.load().parts.crl.clone()
+    }
+
+    /// What we sign with, as it was found.
+    fn parts(&self) -> Parts {
+        self.current.load().parts.clone()
+    }
+
     /// When the first of the roots, and when the signer, stop being valid (seconds since 1970).
     pub fn expiries(&self) -> (i64, i64) {
         let material = self.current.load();
         (material.roots_not_after, material.not_after)
     }
 
-    /// Counts the signers there were: something to do again when it moves.
+    /// Counts the changes of signer or roots: something to do again when it moves.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Takes up what changed on disk; `true` if something did. On an error the old signer goes on.
-    pub fn reload(&self) -> Result<bool, MaterialError> {
+    /// Signs with these parts from now on, and tells these roots; `false` if that is so already.
+    /// On an error the old signer goes on.
+    fn adopt(&self, parts: Parts) -> Result<bool, MaterialError> {
         let current = self.current.load_full();
-        let Some(fresh) = material::load(&self.source, &self.trust_domain, Some(&current))? else {
+        if current.parts == parts {
             return Ok(false);
-        };
+        }
+        let fresh = Material::check(parts)?;
+        overlap::judge(&current, &fresh)?;
         self.current.store(Arc::new(fresh));
         self.changes.send_modify(|count| *count += 1);
         Ok(true)
-    }
-
-    /// Looks again and again, until `stop`. Mounted Secrets change by swapping a symlink, which
-    /// file notifications see poorly: four small reads every few seconds cost nothing.
-    pub async fn keep_current(
-        self: Arc<Self>,
-        every: Duration,
-        metrics: Arc<Metrics>,
-        stop: CancellationToken,
-    ) {
-        let mut said = String::new();
-        while stop
-            .run_until_cancelled(tokio::time::sleep(every))
-            .await
-            .is_some()
-        {
-            let authority = self.clone();
-            match tokio::task::spawn_blocking(move || authority.reload()).await {
-                Ok(Ok(false)) => said.clear(),
-                Ok(Ok(true)) => {
-                    said.clear();
-                    metrics.expiries(self.expiries());
-                    tracing::info!("signing certificate changed");
-                }
-                Ok(Err(error)) if error.to_string() != said => {
-                    said = error.to_string();
-                    tracing::error!(
-                        error = said,
-                        "the signing certificate on disk is not usable, the last good one stays"
-                    );
-                }
-                Ok(Err(_)) | Err(_) => {}
-            }
-        }
     }
 
     /// The chain for the key in `csr`: leaf, intermediates one by one, last all the roots.

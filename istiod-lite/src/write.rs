@@ -11,16 +11,22 @@
 //! Every replica serves; who writes is decided by Leases with Istio's names, so that an istiod of
 //! Istio's beside us never writes the same objects at the same time.
 
+pub(crate) mod follow;
 pub mod status;
 
 use std::sync::Arc;
 
-use kube::Client;
 use ops::drain::Drain;
 use tokio::sync::watch;
 
 use crate::ca::Authority;
+use crate::cluster::{Connection, Health};
 use crate::metrics::Metrics;
+
+/// ConfigMap with the roots, in every namespace; Istio's name.
+pub(crate) const ROOTS_NAME: &str = "istio-ca-root-cert";
+/// Its key.
+pub(crate) const ROOTS_KEY: &str = "root-cert.pem";
 
 /// What of the writing is to be chosen.
 #[derive(Debug, Clone, clap::Args)]
@@ -28,6 +34,10 @@ pub struct Flags {
     /// Name of this replica among those that share the writing; unique.
     #[arg(long, default_value = "istiod", env = "POD_NAME")]
     pub pod_name: String,
+    /// Secret with the signer, as cert-manager writes it (`tls.crt`, `tls.key`, `ca.crt`) or under
+    /// Istio's names. By default `cacerts` if there is one, else `istio-ca-secret`, which is made.
+    #[arg(long, value_name = "NAME", env = "CA_SECRET")]
+    pub ca_secret: Option<String>,
     /// Take taint `cni.istio.io/not-ready` off nodes whose node agent is ready.
     #[arg(long, env = "PILOT_ENABLE_NODE_UNTAINT_CONTROLLERS")]
     pub untaint_nodes: bool,
@@ -44,7 +54,9 @@ pub struct Flags {
 #[derive(Clone)]
 pub struct Ground {
     /// The API server.
-    pub client: Client,
+    pub connection: Connection,
+    /// Where failures are reported.
+    pub health: Health,
     /// Our own namespace: of Leases and Secrets.
     pub namespace: String,
     /// What to write.

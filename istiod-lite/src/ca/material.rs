@@ -1,41 +1,67 @@
 //! What we sign with: a key, its certificate, the way up to the roots.
 //!
-//! Four files in one directory, with Istio's names: `ca-key.pem`, `ca-cert.pem`, `cert-chain.pem`
-//! (intermediates, may be missing) and `root-cert.pem` (one root or several).
+//! Four texts under one of two sets of names: Istio's (`ca-key.pem`, `ca-cert.pem`,
+//! `cert-chain.pem`, `root-cert.pem`) or those of a TLS Secret, as cert-manager writes them
+//! (`tls.key`, `tls.crt` with the intermediates behind the signer, `ca.crt`).
 //!
-//! 1. a root of our own that is missing is made, one near its end is renewed  ([`load`])
-//! 2. the files are read and must belong together: key to certificate, certificate up to a root
+//! 1. the set of names is found, the texts are read                            ([`Parts::read`])
+//! 2. they must belong together: key to certificate, certificate up to a root  ([`Material::check`])
 //! 3. a probe is signed: its issuer must be the signer's subject byte for byte, or no leaf verifies
 //!
-//! Our own root is P-256, not RSA-2048 as Istio's: signing takes a fifteenth of the time (0.015 ms
-//! against 0.22 ms, `openssl speed`), each leaf is 185 bytes smaller, and every TLS 1.3 peer must
-//! know it (RFC 8446, 9.1).
+//! Whether a good signer may follow the one in use is another question ([`super::overlap`]).
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use base64::Engine as _;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData as _,
-};
+use rcgen::{Issuer, KeyPair, PublicKeyData as _};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
+use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::time::ASN1Time;
 
-use super::{BACKDATED, Source, leaf, serial, set_validity};
-use crate::disk;
+use super::leaf;
 
-const KEY: &str = "ca-key.pem";
-const CERTIFICATE: &str = "ca-cert.pem";
-const CHAIN: &str = "cert-chain.pem";
-const ROOTS: &str = "root-cert.pem";
+/// The names of a set, in messages and in files or Secrets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) key: &'static str,
+    pub(super) certificate: &'static str,
+    pub(super) chain: &'static str,
+    pub(super) roots: &'static str,
+}
 
-/// Ten years, as Istio's self-signed root.
-const ROOT_LIFE: i64 = 3650 * 24 * 3600;
-/// A root is renewed (same key, so that old leaves still verify) when this much of its life is left.
-const RENEW_AT: i64 = ROOT_LIFE / 5;
+/// Istio's names.
+pub(super) const ISTIO: Names = Names {
+    key: "ca-key.pem",
+    certificate: "ca-cert.pem",
+    chain: "cert-chain.pem",
+    roots: "root-cert.pem",
+};
+
+/// The names of a Secret of type `kubernetes.io/tls`.
+pub(super) const TLS: Names = Names {
+    key: "tls.key",
+    certificate: "tls.crt",
+    chain: "tls.crt",
+    roots: "ca.crt",
+};
+
+/// A list of what was revoked, beside either set.
+const CRL: &str = "ca-crl.pem";
+
+/// The texts, as they were found.
+#[derive(Clone, PartialEq)]
+pub(super) struct Parts {
+    pub(super) names: &'static Names,
+    pub(super) key: String,
+    pub(super) certificate: String,
+    pub(super) chain: String,
+    pub(super) roots: String,
+    /// What was revoked; mostly empty.
+    pub(super) crl: String,
+}
 
 /// A signer whose parts were seen to fit.
 pub(super) struct Material {
@@ -44,22 +70,28 @@ pub(super) struct Material {
     pub(super) not_after: i64,
     /// From the signer (unless it is a root) up to below the root, PEM each.
     pub(super) intermediates: Vec<String>,
-    /// All roots in one PEM text.
+    /// All roots in one PEM text, each once.
     pub(super) roots: String,
     /// The end of the root that ends first, seconds since 1970.
     pub(super) roots_not_after: i64,
-    files: Files,
+    /// The root that the signer leads to.
+    pub(super) anchor: Anchor,
+    /// All roots, as verifiers see them.
+    pub(super) anchors: Vec<Anchor>,
+    pub(super) parts: Parts,
 }
 
-#[derive(PartialEq)]
-struct Files {
-    key: String,
-    certificate: String,
-    chain: String,
-    roots: String,
+/// What of a root counts when a chain is verified: its name and its key. A renewed root with the
+/// same key is the same anchor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Anchor {
+    subject: Vec<u8>,
+    key: Vec<u8>,
+    /// For messages.
+    pub(super) name: String,
 }
 
-/// The files cannot be signed with.
+/// The texts cannot be signed with.
 #[derive(Debug, thiserror::Error)]
 pub enum MaterialError {
     /// Reading or writing failed.
@@ -70,210 +102,216 @@ pub enum MaterialError {
         /// What the system said.
         error: io::Error,
     },
+    /// One of the texts is not there.
+    #[error("{0} is missing")]
+    Absent(&'static str),
     /// A key without its certificate could be renewed; a certificate without its key is useless,
     /// and a new root in its place would cut every running workload off.
-    #[error("{} is missing beside {}; put it back, or remove both to start with a new root", .0, .1)]
+    #[error("{0} is missing beside {1}; put it back, or remove both to start with a new root")]
     Missing(&'static str, &'static str),
     /// Not PEM, not a certificate, not a key.
     #[error("{0} cannot be read: {1}")]
     Malformed(&'static str, String),
     /// Another key's certificate.
-    #[error("ca-key.pem is not the key of ca-cert.pem")]
-    KeyMismatch,
+    #[error("{0} is not the key of the certificate in {1}")]
+    KeyMismatch(&'static str, &'static str),
     /// A leaf certificate where a CA's should be.
     #[error(
-        "ca-cert.pem is not a CA's certificate (basic constraints CA:TRUE, key usage certificate sign)"
+        "{0} does not begin with a CA's certificate (basic constraints CA:TRUE, key usage certificate sign)"
     )]
-    NotCa,
-    /// Past its end.
-    #[error("ca-cert.pem expired")]
-    Expired,
+    NotCa(&'static str),
+    /// Outside its time.
+    #[error("{file}: the certificate of {subject} {when}")]
+    Time {
+        /// Where it stands.
+        file: &'static str,
+        /// Its subject.
+        subject: String,
+        /// `expired on …` or `is not valid before …`.
+        when: String,
+    },
     /// No way from the signer to any root.
-    #[error("ca-cert.pem does not lead to any certificate of root-cert.pem through cert-chain.pem")]
-    NoPath,
+    #[error(
+        "the certificate in {certificate} does not lead to any certificate of {roots} through {chain}"
+    )]
+    NoPath {
+        /// Where the signer stands.
+        certificate: &'static str,
+        /// Where intermediates are looked for.
+        chain: &'static str,
+        /// Where roots are looked for.
+        roots: &'static str,
+    },
     /// A name with parts that rcgen cannot write again as they were.
     #[error(
-        "the subject of ca-cert.pem has repeated or multi-valued parts, which cannot be written into a certificate"
+        "the subject of {0} has repeated or multi-valued parts, which cannot be written into a certificate"
     )]
-    Subject,
+    Subject(&'static str),
     /// The library refused.
-    #[error("signing with ca-key.pem failed: {0}")]
+    #[error("signing with the CA's key failed: {0}")]
     Sign(#[from] rcgen::Error),
+    /// It would cut workloads off.
+    #[error(transparent)]
+    Abrupt(#[from] super::overlap::Abrupt),
 }
 
-/// The signer of `source`, if it is another than `current`; made or renewed first where it is our
-/// own to make.
-pub(super) fn load(
-    source: &Source,
-    trust_domain: &str,
-    current: Option<&Material>,
-) -> Result<Option<Material>, MaterialError> {
-    let directory = match source {
-        Source::PluggedIn(directory) => directory,
-        Source::Own(directory) => {
-            make_if_missing(directory, trust_domain)?;
-            directory
-        }
-    };
-    let mut files = Files::read(directory)?;
-    if matches!(source, Source::Own(_)) && renew(directory, &files, trust_domain)? {
-        files = Files::read(directory)?;
-    }
-    if current.is_some_and(|current| current.files == files) {
-        return Ok(None);
-    }
-    Material::check(files).map(Some)
-}
-
-/// Writes a new certificate for our own root when the old one's life is nearly over. One that we
-/// did not make (another subject) is its maker's to renew.
-fn renew(directory: &Path, files: &Files, trust_domain: &str) -> Result<bool, MaterialError> {
-    let old = certificates(CERTIFICATE, &files.certificate)?.swap_remove(0);
-    let old = parse(CERTIFICATE, &old)?;
-    let left = old.validity().not_after.timestamp() - ASN1Time::now().timestamp();
-    if left > RENEW_AT {
-        return Ok(false);
-    }
-    let fresh = root(&files.key, trust_domain)?;
-    let ours = parse(CERTIFICATE, &fresh)?.subject().as_raw() == old.subject().as_raw();
-    if ours {
-        write_root(directory, &fresh)?;
-    }
-    Ok(ours)
-}
-
-/// The key is written first and only once: whatever crashes, or races, ends with one key, and a
-/// certificate of it can always be made again.
-fn make_if_missing(directory: &Path, trust_domain: &str) -> Result<(), MaterialError> {
-    let (key, certificate) = (directory.join(KEY), directory.join(CERTIFICATE));
-    let has_key = read(&key)?.is_some();
-    let has_certificate = read(&certificate)?.is_some();
-    if has_certificate && !has_key {
-        return Err(MaterialError::Missing(KEY, CERTIFICATE));
-    }
-    if !has_key {
-        let fresh = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?.serialize_pem();
-        disk::create(&key, fresh.as_bytes(), disk::SECRET).map_err(|error| file(&key, error))?;
-    }
-    if !has_certificate || read(&directory.join(ROOTS))?.is_none() {
-        let key = read(&key)?.ok_or(MaterialError::Missing(KEY, CERTIFICATE))?;
-        write_root(directory, &root(&key, trust_domain)?)?;
-    }
-    Ok(())
-}
-
-/// A fresh self-signed certificate of that key.
-fn root(key: &str, trust_domain: &str) -> Result<Vec<u8>, MaterialError> {
-    let key = KeyPair::from_pem(key)?;
-    let now = ASN1Time::now().timestamp();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, trust_domain);
-    set_validity(&mut params, now - BACKDATED, now + ROOT_LIFE)?;
-    params.serial_number = Some(serial()?);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    Ok(params.self_signed(&key)?.der().to_vec())
-}
-
-fn write_root(directory: &Path, certificate: &[u8]) -> Result<(), MaterialError> {
-    let pem = to_pem(certificate);
-    for name in [CERTIFICATE, ROOTS] {
-        let path = directory.join(name);
-        disk::replace(&path, pem.as_bytes(), disk::PUBLIC).map_err(|error| file(&path, error))?;
-    }
-    Ok(())
-}
-
-impl Files {
-    fn read(directory: &Path) -> Result<Self, MaterialError> {
-        let required = |name: &'static str| {
-            let path = directory.join(name);
-            let missing = || file(&path, io::ErrorKind::NotFound.into());
-            read(&path)?.ok_or_else(missing)
+impl Parts {
+    /// The texts of the set that is there. `read` says what stands under a name, if anything; a
+    /// TLS set wins where both are there, as at Istio's.
+    pub(super) fn read(
+        mut read: impl FnMut(&'static str) -> Result<Option<String>, MaterialError>,
+    ) -> Result<Self, MaterialError> {
+        let names = if read(TLS.certificate)?.is_some() {
+            &TLS
+        } else {
+            &ISTIO
         };
+        let mut required = |name: &'static str| read(name)?.ok_or(MaterialError::Absent(name));
         Ok(Self {
-            key: required(KEY)?,
-            certificate: required(CERTIFICATE)?,
-            chain: read(&directory.join(CHAIN))?.unwrap_or_default(),
-            roots: required(ROOTS)?,
+            names,
+            key: required(names.key)?,
+            certificate: required(names.certificate)?,
+            roots: required(names.roots)?,
+            chain: read(names.chain)?.unwrap_or_default(),
+            crl: read(CRL)?.unwrap_or_default(),
         })
     }
 }
 
 impl Material {
-    fn check(files: Files) -> Result<Self, MaterialError> {
-        let signer = certificates(CERTIFICATE, &files.certificate)?.swap_remove(0);
-        let roots = certificates(ROOTS, &files.roots)?;
-        let between = match files.chain.trim() {
+    /// Whether the texts belong together and can be used now.
+    pub(super) fn check(parts: Parts) -> Result<Self, MaterialError> {
+        let names = parts.names;
+        let signer = certificates(names.certificate, &parts.certificate)?.swap_remove(0);
+        let roots = distinct(certificates(names.roots, &parts.roots)?);
+        let between = match parts.chain.trim() {
             "" => Vec::new(),
-            chain => certificates(CHAIN, chain)?,
+            chain => certificates(names.chain, chain)?,
         };
-        let key = KeyPair::from_pem(&files.key)
-            .map_err(|error| MaterialError::Malformed(KEY, error.to_string()))?;
-        let certificate = parse(CERTIFICATE, &signer)?;
-        check_signer(&certificate, &key)?;
-        let intermediates = path_to_root(&signer, &between, &roots)?;
+        let key = KeyPair::from_pem(&parts.key)
+            .map_err(|error| MaterialError::Malformed(names.key, error.to_string()))?;
+        let certificate = parse(names.certificate, &signer)?;
+        check_signer(names, &certificate, &key)?;
+        let (intermediates, root) = path_to_root(names, &signer, &between, &roots)?;
         let mut ends = Vec::with_capacity(roots.len());
+        let mut anchors = Vec::with_capacity(roots.len());
         for root in &roots {
-            ends.push(parse(ROOTS, root)?.validity().not_after.timestamp());
+            let root = parse(names.roots, root)?;
+            ends.push(root.validity().not_after.timestamp());
+            anchors.push(Anchor::of(&root));
         }
         let issuer = Issuer::from_ca_cert_der(&signer.as_slice().into(), key)
-            .map_err(|_| MaterialError::Subject)?;
-        check_issuer(&issuer, &certificate)?;
+            .map_err(|_| MaterialError::Subject(names.certificate))?;
+        check_issuer(names, &issuer, &certificate)?;
+        check_crl(&parts.crl)?;
         Ok(Self {
             issuer,
             not_after: certificate.validity().not_after.timestamp(),
             intermediates: intermediates.iter().map(|der| to_pem(der)).collect(),
             roots: roots.iter().map(|der| to_pem(der)).collect(),
             roots_not_after: ends.into_iter().min().unwrap_or_default(),
-            files,
+            anchor: Anchor::of(&parse(names.roots, root)?),
+            anchors,
+            parts,
         })
     }
 }
 
-fn check_signer(certificate: &X509Certificate<'_>, key: &KeyPair) -> Result<(), MaterialError> {
+/// The roots of a PEM text as verifiers see them; none of an empty text.
+pub(super) fn anchors(name: &'static str, text: &str) -> Result<Vec<Anchor>, MaterialError> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let anchor = |der: &Vec<u8>| Ok(Anchor::of(&parse(name, der)?));
+    certificates(name, text)?.iter().map(anchor).collect()
+}
+
+impl Anchor {
+    fn of(certificate: &X509Certificate<'_>) -> Self {
+        Self {
+            subject: certificate.subject().as_raw().to_vec(),
+            key: certificate.public_key().raw.to_vec(),
+            name: certificate.subject().to_string(),
+        }
+    }
+}
+
+fn check_signer(
+    names: &'static Names,
+    certificate: &X509Certificate<'_>,
+    key: &KeyPair,
+) -> Result<(), MaterialError> {
     if certificate.public_key().raw != key.subject_public_key_info() {
-        return Err(MaterialError::KeyMismatch);
+        return Err(MaterialError::KeyMismatch(names.key, names.certificate));
     }
     let usage = certificate
         .key_usage()
-        .map_err(|error| MaterialError::Malformed(CERTIFICATE, error.to_string()))?;
+        .map_err(|error| MaterialError::Malformed(names.certificate, error.to_string()))?;
     if !certificate.is_ca() || usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
-        return Err(MaterialError::NotCa);
-    }
-    if ASN1Time::now() >= certificate.validity().not_after {
-        return Err(MaterialError::Expired);
+        return Err(MaterialError::NotCa(names.certificate));
     }
     Ok(())
 }
 
-/// The certificates to send with a leaf, from its signer upwards. `cert-chain.pem` may hold them
-/// in any order, leave out the signer or repeat the root: what is sent is always right.
+/// The certificates to send with a leaf, from its signer upwards, and the root above them, all
+/// valid now. The chain may hold them in any order, leave out the signer or repeat the root: what
+/// is sent is always right.
 fn path_to_root<'a>(
+    names: &'static Names,
     signer: &'a Vec<u8>,
     between: &'a [Vec<u8>],
-    roots: &[Vec<u8>],
-) -> Result<Vec<&'a Vec<u8>>, MaterialError> {
+    roots: &'a [Vec<u8>],
+) -> Result<(Vec<&'a Vec<u8>>, &'a Vec<u8>), MaterialError> {
     let mut path = Vec::new();
     let mut at = signer;
+    check_time(names.certificate, at)?;
+    let none = MaterialError::NoPath {
+        certificate: names.certificate,
+        chain: names.chain,
+        roots: names.roots,
+    };
     // Each step uses up one certificate of the chain, or it goes in circles.
     for _ in 0..=between.len() {
-        if roots.contains(at) {
-            return Ok(path);
+        if let Some(root) = roots.iter().find(|root| *root == at) {
+            return Ok((path, root));
         }
         path.push(at);
-        if roots.iter().any(|root| issued(root, at)) {
-            return Ok(path);
-        }
-        at = between
+        let above: Vec<_> = roots.iter().filter(|root| issued(root, at)).collect();
+        // Of a root and its renewal, the one that is valid.
+        if let Some(root) = above
             .iter()
-            .find(|above| !path.contains(above) && issued(above, at))
-            .ok_or(MaterialError::NoPath)?;
+            .find(|root| check_time(names.roots, root).is_ok())
+        {
+            return Ok((path, root));
+        }
+        if let Some(root) = above.first() {
+            check_time(names.roots, root)?;
+        }
+        let next = between
+            .iter()
+            .find(|above| !path.contains(above) && issued(above, at));
+        let Some(next) = next else { return Err(none) };
+        check_time(names.chain, next)?;
+        at = next;
     }
-    Err(MaterialError::NoPath)
+    Err(none)
+}
+
+fn check_time(file: &'static str, der: &[u8]) -> Result<(), MaterialError> {
+    let certificate = parse(file, der)?;
+    let (validity, now) = (certificate.validity(), ASN1Time::now());
+    let when = if now >= validity.not_after {
+        format!("expired on {}", validity.not_after)
+    } else if now < validity.not_before {
+        format!("is not valid before {}", validity.not_before)
+    } else {
+        return Ok(());
+    };
+    Err(MaterialError::Time {
+        file,
+        subject: certificate.subject().to_string(),
+        when,
+    })
 }
 
 fn issued(above: &[u8], below: &[u8]) -> bool {
@@ -290,21 +328,34 @@ fn issued(above: &[u8], below: &[u8]) -> bool {
 /// rcgen keeps one value for each kind of name part: a subject with two `DC=` would come out
 /// short, and verifiers compare bytes.
 fn check_issuer(
+    names: &'static Names,
     issuer: &Issuer<'static, KeyPair>,
     signer: &X509Certificate<'_>,
 ) -> Result<(), MaterialError> {
     let now = ASN1Time::now().timestamp();
     let probe = leaf(Vec::new(), now, now)?.signed_by(issuer.key(), issuer)?;
-    let probe = parse(CERTIFICATE, probe.der())?;
+    let probe = parse(names.certificate, probe.der())?;
     let written = probe.issuer().as_raw() == signer.subject().as_raw();
     if written && probe.verify_signature(Some(signer.public_key())).is_ok() {
         Ok(())
     } else {
-        Err(MaterialError::Subject)
+        Err(MaterialError::Subject(names.certificate))
     }
 }
 
-fn certificates(name: &'static str, text: &str) -> Result<Vec<Vec<u8>>, MaterialError> {
+/// A list that cannot be read would let pass what was revoked.
+fn check_crl(text: &str) -> Result<(), MaterialError> {
+    for pem in Pem::iter_from_buffer(text.as_bytes()) {
+        let malformed = |error: String| MaterialError::Malformed(CRL, error);
+        let pem = pem.map_err(|error| malformed(error.to_string()))?;
+        CertificateRevocationList::from_der(&pem.contents)
+            .map_err(|error| malformed(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Every certificate of a PEM text, at least one.
+pub(super) fn certificates(name: &'static str, text: &str) -> Result<Vec<Vec<u8>>, MaterialError> {
     let mut found = Vec::new();
     for pem in Pem::iter_from_buffer(text.as_bytes()) {
         let pem = pem.map_err(|error| MaterialError::Malformed(name, error.to_string()))?;
@@ -317,21 +368,19 @@ fn certificates(name: &'static str, text: &str) -> Result<Vec<Vec<u8>>, Material
     Ok(found)
 }
 
-fn parse<'a>(name: &'static str, der: &'a [u8]) -> Result<X509Certificate<'a>, MaterialError> {
+fn distinct(mut certificates: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut seen = std::collections::HashSet::new();
+    certificates.retain(|der| seen.insert(der.clone()));
+    certificates
+}
+
+pub(super) fn parse<'a>(
+    name: &'static str,
+    der: &'a [u8],
+) -> Result<X509Certificate<'a>, MaterialError> {
     match X509Certificate::from_der(der) {
         Ok((_, certificate)) => Ok(certificate),
         Err(error) => Err(MaterialError::Malformed(name, error.to_string())),
-    }
-}
-
-fn read(path: &Path) -> Result<Option<String>, MaterialError> {
-    disk::read_if_any(path).map_err(|error| file(path, error))
-}
-
-fn file(path: &Path, error: io::Error) -> MaterialError {
-    MaterialError::File {
-        path: path.to_owned(),
-        error,
     }
 }
 

@@ -328,7 +328,7 @@ fn a_new_signer_is_taken_up_and_a_broken_one_is_not() {
     plugged.write("ca-key.pem", &p256().serialize_pem());
     assert!(matches!(
         authority.reload(),
-        Err(MaterialError::KeyMismatch)
+        Err(MaterialError::KeyMismatch(..))
     ));
     assert!(!changed.has_changed().unwrap());
     let chain = authority.sign(&client(), &csr(&p256()), 0).unwrap();
@@ -364,12 +364,12 @@ fn files_that_do_not_belong_together_are_refused_by_name() {
         (
             "no way to the root",
             |it, other| it.write("root-cert.pem", other),
-            |e| matches!(e, MaterialError::NoPath),
+            |e| matches!(e, MaterialError::NoPath { .. }),
         ),
         (
             "intermediate missing",
             |it, _| it.write("cert-chain.pem", ""),
-            |e| matches!(e, MaterialError::NoPath),
+            |e| matches!(e, MaterialError::NoPath { .. }),
         ),
         (
             "not PEM",
@@ -384,12 +384,12 @@ fn files_that_do_not_belong_together_are_refused_by_name() {
         (
             "gone",
             |it, _| fs::remove_file(it.directory.path().join("ca-key.pem")).unwrap(),
-            |e| matches!(e, MaterialError::File { .. }),
+            |e| matches!(e, MaterialError::Absent("ca-key.pem")),
         ),
         (
             "expired",
             |it, _| drop(it.plug(p256, -5)),
-            |e| matches!(e, MaterialError::Expired),
+            |e| matches!(e, MaterialError::Time { .. }),
         ),
     ];
     for (what, spoil, expected) in cases {
@@ -413,7 +413,7 @@ fn a_leaf_certificate_cannot_be_plugged_in_as_a_signer() {
     fs::write(directory.path().join("ca-cert.pem"), &leaf[0]).unwrap();
     let source = Source::PluggedIn(directory.path().into());
     let opened = Authority::open(source, "cluster.local".into(), Lifetimes::default());
-    assert!(matches!(opened, Err(MaterialError::NotCa)));
+    assert!(matches!(opened, Err(MaterialError::NotCa(_))));
 }
 
 #[test]
