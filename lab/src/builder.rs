@@ -103,7 +103,7 @@ impl Builder {
         };
         self.require(&bin)?;
         inventory::clean(false)?;
-        let claim = Claim::take(&bin.join("lab"))?;
+        let claim = Claim::take(Some(&bin.join("lab")))?;
         let dir = claim.dir.clone();
         claim.keep_logs(true);
         let lab = self

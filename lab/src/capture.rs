@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
 use crate::{
-    enter::Entry,
     netns::Netns,
     process::Process,
     wait::{self, Probe},
@@ -54,7 +53,7 @@ impl Capture {
                 "-w",
             ])
             .arg(&file);
-        Entry::default().netns(netns.open()?).prepare(&mut command);
+        netns.entry()?.prepare(&mut command);
         let tcpdump = Process::start(command, &file.with_extension("log"))?;
         tcpdump.until_ready("tcpdump to listen", PATIENCE, || {
             let log = tcpdump.log();

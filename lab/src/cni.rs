@@ -1,317 +1,246 @@
-//! The chain of CNI plugins, called as a container runtime calls it.
+//! A chain of CNI plugins, called as a container runtime calls it.
 //!
-//! ADD runs the plugins in order, each fed the result of the one before; DEL runs them in reverse with the last
+//! ADD runs the plugins in order, each fed the result of the one before; CHECK and DEL (in reverse) get the last
 //! result. The plugins run in the node's namespace, where a runtime runs.
 
 use std::{
-    fs,
-    net::IpAddr,
+    fmt,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::{
-    enter::Entry,
     netns::Netns,
-    plan::Plan,
     run::{self, PATIENCE},
 };
 
-/// What the oldest reference plugins in use (Debian 12's) still speak.
-const VERSION: &str = "1.0.0";
 /// Where distributions and installers put plugins.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
-/// The CNI configuration of one node.
+/// The plugins of one node.
 #[derive(Debug)]
-pub(crate) struct Chain {
+pub struct Chain {
     node: Netns,
-    conflist: Value,
+    name: String,
+    version: String,
+    plugins: Vec<Value>,
     path: String,
 }
 
 /// A pod's side of a call.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sandbox<'a> {
-    pub(crate) netns: &'a Netns,
-    pub(crate) namespace: &'a str,
-    pub(crate) name: &'a str,
-    pub(crate) uid: &'a str,
+pub struct Sandbox<'a> {
+    /// What the plugins set up.
+    pub netns: &'a Netns,
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// The pod's name.
+    pub name: &'a str,
+    /// The pod's uid, also the sandbox's container id.
+    pub uid: &'a str,
+}
+
+/// A plugin failed.
+#[derive(Debug)]
+pub struct Refusal {
+    what: String,
+    /// The error object it printed, if it did as the specification says.
+    pub said: Option<Value>,
+    rest: String,
 }
 
 impl Chain {
-    /// Writes the node's conflist and the directory that holds the mesh's plugin under its installed name.
-    pub(crate) fn install(
-        plan: &Plan,
-        index: usize,
-        node: &Netns,
-        dir: &Path,
-        mesh: Option<&MeshPlugin>,
-    ) -> Result<Self> {
-        let conflist = conflist(plan, index, dir, mesh);
-        let file = dir.join("net.d/10-lab.conflist");
-        let bin = dir.join("cni-bin");
-        for directory in [&dir.join("net.d"), &bin] {
-            fs::create_dir_all(directory)?;
-        }
-        fs::write(&file, serde_json::to_vec_pretty(&conflist)?)
-            .with_context(|| format!("writing {}", file.display()))?;
-        if let Some(mesh) = mesh {
-            std::os::unix::fs::symlink(&mesh.binary, bin.join("istio-cni"))
-                .context("naming the plugin")?;
-        }
-        let path = std::iter::once(bin.as_path())
-            .chain(PLUGINS.map(Path::new))
-            .map(|p| p.display().to_string());
+    /// The chain that the configuration list `conflist` describes. Plugins are looked for in `bin`, then where
+    /// distributions and installers put them.
+    pub fn new(node: &Netns, bin: &Path, conflist: &Value) -> Result<Self> {
+        let text = |key: &str| {
+            let value = conflist[key].as_str().map(str::to_owned);
+            value.with_context(|| format!("a configuration list without {key}"))
+        };
+        let plugins = conflist["plugins"].as_array();
+        let path = std::iter::once(bin).chain(PLUGINS.map(Path::new));
         Ok(Self {
             node: node.clone(),
-            conflist,
-            path: path.collect::<Vec<_>>().join(":"),
+            name: text("name")?,
+            version: text("cniVersion")?,
+            plugins: plugins
+                .cloned()
+                .context("a configuration list without plugins")?,
+            path: path
+                .map(|p| p.display().to_string())
+                .collect::<Vec<_>>()
+                .join(":"),
         })
     }
 
-    /// Sets the sandbox's network up. When a plugin fails, those before it are undone, as a runtime would.
-    pub(crate) fn add(&self, sandbox: Sandbox<'_>) -> Result<Attached> {
+    /// Sets the sandbox's network up; the last plugin's result. When a plugin fails, it and those before it are
+    /// undone, as a runtime would.
+    pub fn add(&self, sandbox: Sandbox<'_>) -> Result<Value> {
         let mut result = None;
-        for (done, plugin) in self.plugins().enumerate() {
-            match self.call("ADD", plugin, sandbox, result.as_ref()) {
-                Ok(output) => {
-                    result = Some(serde_json::from_str(&output).context("the plugin's result")?)
-                }
+        for (done, plugin) in self.plugins.iter().enumerate() {
+            match self.call("ADD", plugin, Some(sandbox), result.as_ref()) {
+                Ok(said) => result = Some(said.context("ADD prints a result")?),
                 Err(error) => {
-                    for undo in self
-                        .plugins()
-                        .take(done + 1)
-                        .collect::<Vec<_>>()
-                        .into_iter()
-                        .rev()
-                    {
-                        let _ = self.call("DEL", undo, sandbox, result.as_ref());
+                    for undo in self.plugins[..=done].iter().rev() {
+                        let _ = self.call("DEL", undo, Some(sandbox), result.as_ref());
                     }
                     return Err(error);
                 }
             }
         }
-        Attached::parse(result.context("an empty plugin chain")?)
+        result.context("an empty plugin chain")
     }
 
-    /// Takes the sandbox's network down again.
-    pub(crate) fn del(&self, sandbox: Sandbox<'_>, attached: &Attached) -> Result<()> {
-        for plugin in self.plugins().collect::<Vec<_>>().into_iter().rev() {
-            self.call("DEL", plugin, sandbox, Some(&attached.result))?;
-        }
+    /// Asks whether the network is still as ADD left it.
+    pub fn check(&self, sandbox: Sandbox<'_>, result: &Value) -> Result<()> {
+        self.plugins
+            .iter()
+            .try_for_each(|plugin| self.silent("CHECK", plugin, sandbox, Some(result)))
+    }
+
+    /// Takes the sandbox's network down again; `result` is what ADD gave, if it came that far.
+    pub fn del(&self, sandbox: Sandbox<'_>, result: Option<&Value>) -> Result<()> {
+        self.plugins
+            .iter()
+            .rev()
+            .try_for_each(|plugin| self.silent("DEL", plugin, sandbox, result))
+    }
+
+    /// Asks the chain's last plugin something that is about no sandbox (STATUS, GC, VERSION): what it printed.
+    pub fn ask(&self, verb: &str) -> Result<Option<Value>> {
+        let plugin = self.plugins.last().context("an empty plugin chain")?;
+        self.call(verb, plugin, None, None)
+    }
+
+    /// A verb to which success has nothing to say.
+    fn silent(
+        &self,
+        verb: &str,
+        plugin: &Value,
+        sandbox: Sandbox<'_>,
+        result: Option<&Value>,
+    ) -> Result<()> {
+        let said = self.call(verb, plugin, Some(sandbox), result)?;
+        ensure!(said.is_none(), "{verb} of {}: {said:?}", plugin["type"]);
         Ok(())
-    }
-
-    fn plugins(&self) -> impl Iterator<Item = &Value> {
-        self.conflist["plugins"].as_array().into_iter().flatten()
     }
 
     fn call(
         &self,
         verb: &str,
         plugin: &Value,
-        sandbox: Sandbox<'_>,
+        sandbox: Option<Sandbox<'_>>,
         previous: Option<&Value>,
-    ) -> Result<String> {
+    ) -> Result<Option<Value>> {
         let mut config = plugin.clone();
-        config["cniVersion"] = VERSION.into();
-        config["name"] = self.conflist["name"].clone();
+        config["cniVersion"] = self.version.clone().into();
+        config["name"] = self.name.clone().into();
         if let Some(previous) = previous {
             config["prevResult"] = previous.clone();
         }
         let kind = plugin["type"].as_str().unwrap_or_default();
         let mut command = Command::new(self.find(kind)?);
-        let Sandbox {
-            netns,
-            namespace,
-            name,
-            uid,
-        } = sandbox;
         command
             .env_clear()
             .env("PATH", run::SEARCH_PATH)
             .env("CNI_COMMAND", verb)
+            .env("CNI_PATH", &self.path);
+        if let Some(sandbox) = sandbox {
+            sandbox.describe(&mut command);
+        }
+        let ran = self
+            .node
+            .run(command, &serde_json::to_vec(&config)?, PATIENCE)?;
+        if ran.succeeded() {
+            let said = (!ran.stdout.is_empty()).then(|| serde_json::from_str(&ran.stdout));
+            return said
+                .transpose()
+                .with_context(|| format!("what {kind} printed"));
+        }
+        let what = sandbox.map_or_else(String::new, |s| format!(" for {}/{}", s.namespace, s.name));
+        Err(Refusal::new(
+            format!("CNI plugin {kind}, {verb}{what}"),
+            &ran.stdout,
+            &ran.stderr,
+        )
+        .into())
+    }
+
+    fn find(&self, kind: &str) -> Result<PathBuf> {
+        let mut places = self
+            .path
+            .split(':')
+            .map(|place| Path::new(place).join(kind));
+        places.find(|path| path.exists()).with_context(|| {
+            format!(
+                "no CNI plugin {kind} in {} (Debian, Ubuntu: containernetworking-plugins)",
+                self.path
+            )
+        })
+    }
+}
+
+impl Sandbox<'_> {
+    fn describe(&self, command: &mut Command) {
+        let Self {
+            netns,
+            namespace,
+            name,
+            uid,
+        } = self;
+        command
             .env("CNI_CONTAINERID", uid)
             .env("CNI_NETNS", netns.path())
             .env("CNI_IFNAME", "eth0")
-            .env("CNI_PATH", &self.path)
             .env(
                 "CNI_ARGS",
                 format!(
                     "IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={uid};K8S_POD_UID={uid}"
                 ),
             );
-        Entry::default()
-            .netns(self.node.open()?)
-            .prepare(&mut command);
-        let ran = run::run_entered(command, &serde_json::to_vec(&config)?, PATIENCE)?;
-        if ran.succeeded() {
-            return Ok(ran.stdout);
+    }
+}
+
+impl Refusal {
+    fn new(what: String, stdout: &str, stderr: &str) -> Self {
+        let said = serde_json::from_str(stdout).ok();
+        let rest = match &said {
+            Some(_) => stderr.to_owned(),
+            None => format!("{stdout}{stderr}"),
+        };
+        Self { what, said, rest }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, said, rest } = self;
+        write!(f, "{what}: ")?;
+        if let Some(said) = said {
+            let text = |key: &str| said[key].as_str().unwrap_or_default();
+            let (msg, details) = (text("msg"), text("details"));
+            write!(f, "{msg} {details} (code {}) ", said["code"])?;
         }
-        bail!(
-            "CNI plugin {kind}, {verb} for {namespace}/{name}: {}{}",
-            reason(&ran.stdout),
-            ran.stderr
-        )
-    }
-
-    fn find(&self, kind: &str) -> Result<PathBuf> {
-        let places = self
-            .path
-            .split(':')
-            .map(|place| Path::new(place).join(kind));
-        places
-            .into_iter()
-            .find(|path| path.exists())
-            .with_context(|| {
-                format!(
-                    "no CNI plugin {kind} in {} (Debian, Ubuntu: containernetworking-plugins)",
-                    self.path
-                )
-            })
+        f.write_str(rest)
     }
 }
 
-/// What the mesh's link of the chain needs.
-#[derive(Debug)]
-pub(crate) struct MeshPlugin {
-    pub(crate) binary: PathBuf,
-    /// Where the node agent's sockets are.
-    pub(crate) agent_dir: PathBuf,
-}
-
-fn conflist(plan: &Plan, node: usize, dir: &Path, mesh: Option<&MeshPlugin>) -> Value {
-    let ranges: Vec<Value> = plan
-        .pod_subnets(node)
-        .iter()
-        .map(|subnet| json!([{ "subnet": subnet }]))
-        .collect();
-    let mut routes = vec![json!({ "dst": "0.0.0.0/0" })];
-    if plan.ipv6() {
-        routes.push(json!({ "dst": "::/0" }));
-    }
-    let mut plugins = vec![json!({
-        "type": "bridge",
-        "bridge": "cni0",
-        "isGateway": true,
-        "hairpinMode": true,
-        "ipam": { "type": "host-local", "dataDir": dir.join("ipam"), "ranges": ranges, "routes": routes },
-    })];
-    if let Some(mesh) = mesh {
-        plugins.push(json!({
-            "type": "istio-cni",
-            "name": "istio-cni",
-            "plugin_log_level": "info",
-            "cni_agent_run_dir": mesh.agent_dir,
-            "ambient_enabled": true,
-            "enablement_selectors": enablement_selectors(),
-            "exclude_namespaces": ["kube-system"],
-            "pod_namespace": "istio-system",
-            "native_nftables": true,
-            "ipam": {},
-            "dns": {},
-        }));
-    }
-    json!({ "cniVersion": VERSION, "name": "lab", "plugins": plugins })
-}
-
-/// Label `istio.io/dataplane-mode`: on the pod, or on its namespace unless the pod says none.
-fn enablement_selectors() -> Value {
-    let ambient = json!({ "matchLabels": { "istio.io/dataplane-mode": "ambient" } });
-    let not_none = json!({ "matchExpressions": [{ "key": "istio.io/dataplane-mode", "operator": "NotIn", "values": ["none"] }] });
-    json!([
-        { "podSelector": ambient, "namespaceSelector": {} },
-        { "podSelector": not_none, "namespaceSelector": ambient },
-    ])
-}
-
-/// What an ADD gave the sandbox.
-#[derive(Debug)]
-pub(crate) struct Attached {
-    pub(crate) addresses: Vec<IpAddr>,
-    result: Value,
-}
-
-impl Attached {
-    fn parse(result: Value) -> Result<Self> {
-        let mut addresses = Vec::new();
-        for ip in result["ips"].as_array().into_iter().flatten() {
-            let text = ip["address"].as_str().context("an address without text")?;
-            let (address, _) = text
-                .split_once('/')
-                .context("an address without a prefix length")?;
-            addresses.push(address.parse().with_context(|| format!("address {text}"))?);
-        }
-        if addresses.is_empty() {
-            bail!("the CNI chain gave no address: {result}");
-        }
-        Ok(Self { addresses, result })
-    }
-}
-
-/// A plugin's error as JSON in the specification's form, or whatever else it printed.
-fn reason(stdout: &str) -> String {
-    match serde_json::from_str::<Value>(stdout) {
-        Ok(error) => {
-            let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
-            format!(
-                "{} {} (code {}) ",
-                text("msg"),
-                text("details"),
-                error["code"]
-            )
-        }
-        Err(_) => stdout.to_owned(),
-    }
-}
+impl std::error::Error for Refusal {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_mesh_is_the_last_link_of_the_chain_and_absent_without_a_mesh() {
-        let plan = Plan::new("l00000", 1, true).unwrap();
-        let mesh = MeshPlugin {
-            binary: "/bin/x".into(),
-            agent_dir: "/run/x".into(),
-        };
-        let types = |list: &Value| -> Vec<String> {
-            list["plugins"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|p| p["type"].as_str().unwrap().to_owned())
-                .collect()
-        };
-        assert_eq!(
-            types(&conflist(&plan, 0, Path::new("/d"), Some(&mesh))),
-            ["bridge", "istio-cni"]
-        );
-        assert_eq!(
-            types(&conflist(&plan, 0, Path::new("/d"), None)),
-            ["bridge"]
-        );
-    }
-
-    #[test]
-    fn a_result_without_addresses_is_an_error() {
-        assert!(Attached::parse(json!({ "ips": [] })).is_err());
-        assert!(Attached::parse(json!({ "ips": [{ "address": "10.0.0.300/24" }] })).is_err());
-        let both = json!({ "ips": [{ "address": "10.244.0.2/24" }, { "address": "fd10::2/64" }] });
-        assert_eq!(Attached::parse(both).unwrap().addresses.len(), 2);
-    }
-
-    #[test]
     fn a_plugins_error_is_told_in_one_line() {
+        let said = |stdout| Refusal::new("plugin x".into(), stdout, "").to_string();
         assert_eq!(
-            reason(r#"{"code":11,"msg":"busy","details":"try later"}"#),
-            "busy try later (code 11) "
+            said(r#"{"code":11,"msg":"busy","details":"try later"}"#),
+            "plugin x: busy try later (code 11) "
         );
-        assert_eq!(reason("not json"), "not json");
+        assert_eq!(said("not json"), "plugin x: not json");
     }
 }

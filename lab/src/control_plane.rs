@@ -11,7 +11,6 @@ use anyhow::{Context, Result};
 
 use crate::{
     component::{Component, bare},
-    enter::Entry,
     http,
     netns::Netns,
     run,
@@ -197,7 +196,7 @@ fn records(control_plane: &[IpAddr], outside: &[IpAddr]) -> Vec<String> {
 }
 
 fn enter(site: &Site, command: &mut Command) -> Result<()> {
-    Entry::default().netns(site.netns.open()?).prepare(command);
+    site.netns.entry()?.prepare(command);
     Ok(())
 }
 

@@ -1,19 +1,17 @@
-//! The wires: a switch in a namespace of its own, and everything plugged into it.
-//!
-//! Veth pairs are made inside the switch's namespace and handed straight to the host's, so the machine's own
-//! namespace never sees an interface of ours.
+//! The wires of a lab: the [`Switch`], and the hosts plugged into it with their addresses and routes.
 
 use anyhow::Result;
 
 use crate::{
     netns::Netns,
     plan::{Host, Plan},
+    switch::Switch,
 };
 
 /// The switch and its hosts, cabled and routed.
 #[derive(Debug)]
 pub(crate) struct Fabric {
-    switch: Netns,
+    switch: Switch,
     pub(crate) control_plane: Netns,
     pub(crate) outside: Netns,
     pub(crate) nodes: Vec<Netns>,
@@ -21,8 +19,7 @@ pub(crate) struct Fabric {
 
 impl Fabric {
     pub(crate) fn build(plan: &Plan) -> Result<Self> {
-        let switch = Netns::create(&plan.netns("fabric"))?;
-        switch.ip("link add sw type bridge\nlink set sw up\n")?;
+        let switch = Switch::new(&Netns::create(&plan.netns("fabric"))?)?;
         let plug = |host| plug(plan, &switch, host);
         let control_plane = plug(Host::ControlPlane)?;
         let outside = plug(Host::Outside)?;
@@ -42,25 +39,19 @@ impl Fabric {
 
     /// Pulls the plug of a node: its frames no longer reach anyone, the interface stays.
     pub(crate) fn unplug(&self, host: Host) -> Result<()> {
-        self.switch
-            .ip(&format!("link set {} nomaster\n", host.role()))
+        self.switch.unplug(&host.role())
     }
 
     /// Puts the plug back.
     pub(crate) fn replug(&self, host: Host) -> Result<()> {
-        self.switch
-            .ip(&format!("link set {} master sw\n", host.role()))
+        self.switch.replug(&host.role())
     }
 }
 
 /// Makes a host's namespace, cables it to the switch, gives it its addresses and the routes to all pods.
-fn plug(plan: &Plan, switch: &Netns, host: Host) -> Result<Netns> {
+fn plug(plan: &Plan, switch: &Switch, host: Host) -> Result<Netns> {
     let netns = Netns::create(&plan.netns(&host.role()))?;
-    let port = host.role();
-    switch.ip(&format!(
-        "link add {port} type veth peer name eth0 netns {}\nlink set {port} master sw up\n",
-        netns.name()
-    ))?;
+    switch.plug(&host.role(), &netns)?;
     netns.ip(&host_batch(plan, host))?;
     Ok(netns)
 }

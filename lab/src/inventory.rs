@@ -47,14 +47,17 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Claims a new id, makes its directory, and starts its reaper (`lab`, where that binary is there).
-    pub(crate) fn take(lab: &Path) -> Result<Self> {
+    /// Claims a new id, makes its directory, and starts its reaper, the binary `lab`, where it is given and there.
+    pub(crate) fn take(lab: Option<&Path>) -> Result<Self> {
         let _all = lock_all()?;
         let (id, dir) = unused();
         fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
         let owner = File::create(dir.join("owner"))?;
         owner.lock()?;
-        let reaper = Mutex::new(reaper(lab, &id)?);
+        let reaper = match lab {
+            Some(lab) => Mutex::new(reaper(lab, &id)?),
+            None => Mutex::default(),
+        };
         live().push((id.clone(), dir.clone()));
         Ok(Self {
             id,

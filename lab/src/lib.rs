@@ -16,6 +16,8 @@
 //! Everything lives in network namespaces named `ambit-<lab id>-…` and in `/run/ambit-lab/<lab id>`; the machine's
 //! own namespace is left as it was. It needs root, iproute2, dnsmasq and the reference CNI plugins; captures need tcpdump.
 //!
+//! A test of one part that needs namespaces but no mesh stands on [`Place`], [`Switch`] and [`Chain`] alone.
+//!
 //! Reading order: [`builder`] (start), [`lab`] → [`pod`] → [`node`], [`ztunnel`], [`control_plane`] → [`cni`], [`fabric`] →
 //! [`enter`] (how a program gets inside) → [`settle`] (waiting for the mesh) → [`inventory`] (how everything goes away again).
 
@@ -24,6 +26,7 @@ mod builder;
 mod capture;
 mod cni;
 mod component;
+mod conflist;
 mod control_plane;
 mod enter;
 mod fabric;
@@ -35,17 +38,20 @@ mod namespace;
 mod netns;
 mod node;
 mod objects;
+mod place;
 mod plan;
 mod pod;
 mod process;
 mod run;
 mod settle;
+mod switch;
 pub mod wait;
 mod ztunnel;
 
 pub use access::{AccessLog, AccessRecord};
 pub use builder::Builder;
 pub use capture::{Capture, Captured};
+pub use cni::{Chain, Refusal, Sandbox};
 pub use component::Component;
 pub use control_plane::OUTSIDE_NAMES;
 pub use inventory::{Cleaned, Removed, clean, remove_all};
@@ -54,10 +60,12 @@ pub use metrics::{Metrics, Sample};
 pub use namespace::{Namespace, Service};
 pub use netns::Netns;
 pub use node::Node;
+pub use place::Place;
 pub use plan::{MOST_NODES, Plan};
 pub use pod::{Pod, PodBuilder, PodCommand};
 pub use process::Process;
 pub use run::Ran;
+pub use switch::Switch;
 
 /// The reaper of one lab; only `lab reap` calls it.
 #[doc(hidden)]

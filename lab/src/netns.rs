@@ -1,7 +1,8 @@
 //! Network namespaces by name, and doing something inside of one.
 //!
 //! A thread of its own goes into the namespace, works, hands back what it made (a socket stays where it was
-//! made) and ends. It never comes back out, so nothing else can run in the wrong namespace by accident.
+//! made) and ends. It never comes back out, so nothing else can run in the wrong namespace by accident. Programs
+//! enter between fork and exec ([`enter`]).
 
 use std::{
     fs,
@@ -9,8 +10,9 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -20,13 +22,16 @@ use nix::{
     sched::{CloneFlags, setns},
 };
 
-use crate::run::run;
+use crate::{
+    enter::{self, Entry},
+    run::{self, PATIENCE, Ran},
+};
 
 /// Where iproute2 and container runtimes keep named namespaces.
 const DIRECTORY: &str = "/var/run/netns";
 
-/// A named network namespace. Dropping it changes nothing: [`Netns::delete`] does.
-#[derive(Debug, Clone)]
+/// A named network namespace. Dropping it changes nothing: its lab or [`Place`](crate::Place) removes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Netns {
     name: String,
 }
@@ -34,7 +39,7 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace with its loopback up.
     pub(crate) fn create(name: &str) -> Result<Self> {
-        run(Command::new("ip").args(["netns", "add", name]))?;
+        run::run(Command::new("ip").args(["netns", "add", name]))?;
         let made = Self {
             name: name.to_owned(),
         };
@@ -55,8 +60,14 @@ impl Netns {
         Path::new(DIRECTORY).join(&self.name)
     }
 
-    pub(crate) fn open(&self) -> Result<File> {
+    /// A descriptor of it, which keeps it alive whatever becomes of its name.
+    pub fn open(&self) -> Result<File> {
         File::open(self.path()).with_context(|| format!("network namespace {}", self.name))
+    }
+
+    /// What tells it from every other namespace while both exist.
+    pub fn inode(&self) -> Result<u64> {
+        Ok(self.open()?.metadata()?.ino())
     }
 
     /// Runs `work` on a thread inside this namespace.
@@ -82,20 +93,72 @@ impl Netns {
         })
     }
 
+    /// Runs a program inside to its end; a failure of the program is in the answer, not an error.
+    pub fn exec<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Result<Ran> {
+        let mut words = words.into_iter();
+        let program = words.next().context("a command has at least its program")?;
+        let mut command = Command::new(program);
+        command.args(words);
+        self.run(command, b"", PATIENCE)
+    }
+
+    /// [`Netns::exec`] of any command with an input (less than a pipe holds), killed after `within`, which is an error.
+    pub fn run(&self, mut command: Command, input: &[u8], within: Duration) -> Result<Ran> {
+        self.entry()?.prepare(&mut command);
+        run::run_entered(command, input, within)
+    }
+
+    /// Starts a program inside. It ends when somebody kills it, with this process, or with the namespace.
+    pub fn spawn(&self, mut command: Command) -> Result<Child> {
+        self.entry()?.prepare(&mut command);
+        enter::spawn(command)
+    }
+
+    /// The way inside for a program.
+    pub(crate) fn entry(&self) -> Result<Entry> {
+        Ok(Entry::default().netns(self.open()?))
+    }
+
     /// Sets a per-namespace kernel setting, e.g. `net/ipv4/ip_forward`.
-    pub(crate) fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
         self.within(|| fs::write(&path, value))?
             .with_context(|| format!("{key}={value} in {}", self.name))
     }
 
     /// Runs a batch of `ip` commands, one a line, inside this namespace; the first that fails ends it.
-    pub(crate) fn ip(&self, batch: &str) -> Result<()> {
+    pub fn ip(&self, batch: &str) -> Result<()> {
+        self.ip_batch(&[], batch)
+    }
+
+    /// [`Netns::ip`] for what iproute2 takes for IPv4 unless told otherwise: rules above all.
+    pub fn ip6(&self, batch: &str) -> Result<()> {
+        self.ip_batch(&["-6"], batch)
+    }
+
+    fn ip_batch(&self, family: &[&str], batch: &str) -> Result<()> {
         let mut command = Command::new("ip");
-        command.args(["-n", &self.name, "-batch", "-"]);
-        crate::run::run_with_input(&mut command, batch.as_bytes())
+        command.args(family).args(["-n", &self.name, "-batch", "-"]);
+        run::run_with_input(&mut command, batch.as_bytes())
             .with_context(|| format!("ip in {}:\n{batch}", self.name))?;
         Ok(())
+    }
+
+    /// Loads an nft script: all of it or nothing.
+    pub fn nft(&self, script: &str) -> Result<()> {
+        let mut command = Command::new("nft");
+        command.args(["-f", "-"]);
+        let loaded = self.run(command, script.as_bytes(), PATIENCE)?.success();
+        loaded.with_context(|| format!("nft in {}:\n{script}", self.name))?;
+        Ok(())
+    }
+
+    /// A cable from interface `port` in here to `eth0` in `other`; both ends are still down.
+    pub fn cable(&self, port: &str, other: &Self) -> Result<()> {
+        self.ip(&format!(
+            "link add {port} type veth peer name eth0 netns {}\n",
+            other.name
+        ))
     }
 
     /// Whether something listens on TCP `port` on any address in here.

@@ -13,9 +13,9 @@ use serde_json::Value;
 
 use crate::{
     access::AccessLog,
-    cni::{Chain, MeshPlugin},
+    cni::Chain,
     component::{Component, bare},
-    enter::Entry,
+    conflist::{self, MeshPlugin},
     http,
     metrics::Metrics,
     netns::Netns,
@@ -77,7 +77,7 @@ impl Node {
             binary: site.bin.join("ambit-cni"),
             agent_dir: dir.join("istio-cni"),
         };
-        let chain = Chain::install(
+        let chain = conflist::install(
             site.plan,
             index,
             &site.netns,
@@ -256,7 +256,7 @@ fn agent(site: &Site<'_>, name: &str, dir: &std::path::Path, address: IpAddr) ->
                 // As in most clusters: whatever root does on the node itself may be a probe.
                 .env("KUBELET_UID", "0")
                 .envs(env.iter().map(|(k, v)| (k, v)));
-            Entry::default().netns(netns.open()?).prepare(&mut command);
+            netns.entry()?.prepare(&mut command);
             Ok(command)
         }
     };

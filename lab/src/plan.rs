@@ -21,6 +21,11 @@ pub const MOST_NODES: usize = 200;
 /// Names of interfaces and namespaces start with it, so that nothing foreign is ever taken for ours.
 pub(crate) const PREFIX: &str = "ambit-";
 
+/// The name of a network namespace of lab `id`.
+pub(crate) fn netns(id: &str, role: &str) -> String {
+    format!("{PREFIX}{id}-{role}")
+}
+
 /// Names and addresses of one lab.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -59,7 +64,7 @@ impl Plan {
 
     /// The network namespace that plays `role`.
     pub(crate) fn netns(&self, role: &str) -> String {
-        format!("{PREFIX}{}-{role}", self.id)
+        netns(&self.id, role)
     }
 
     /// The Kubernetes name of a node.

@@ -19,16 +19,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use self::start::Files;
 pub use self::{command::PodCommand, start::PodBuilder};
 use crate::{
-    cni::{Attached, Sandbox},
-    component::bare,
-    enter::Entry,
-    lab::Shared,
-    netns::Netns,
-    node::Node,
-    objects::PodObject,
-    process::Process,
-    run::Ran,
-    wait::Probe,
+    cni::Sandbox, component::bare, conflist::Attached, enter::Entry, lab::Shared, netns::Netns,
+    node::Node, objects::PodObject, process::Process, run::Ran, wait::Probe,
 };
 
 /// For commands that should answer at once, on a busy machine.
@@ -247,7 +239,7 @@ impl Pod {
                 uid,
             },
         );
-        node.chain.del(sandbox, attached)?;
+        node.chain.del(sandbox, Some(&attached.result))?;
         node.hide_sandbox(self.shared.number)?;
         netns.delete()?;
         lab.objects.remove(object.value())
@@ -275,8 +267,8 @@ impl Pod {
     /// The way into the pod for a program.
     pub(crate) fn entry(&self) -> Result<Entry> {
         let files = &self.shared.files;
-        Entry::default()
-            .netns(self.netns().open()?)
+        self.netns()
+            .entry()?
             .hostname(self.name())
             .bind(&files.resolv_conf, "/etc/resolv.conf")?
             .bind(&files.hosts, "/etc/hosts")?

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{Inner, Pod, split};
-use crate::{cni::Sandbox, lab::Shared, netns::Netns, objects::PodObject};
+use crate::{cni::Sandbox, conflist::Attached, lab::Shared, netns::Netns, objects::PodObject};
 
 /// A pod to be.
 #[derive(Debug)]
@@ -118,7 +118,7 @@ impl PodBuilder {
             uid: &uid,
         };
         node.show_sandbox(number, &uid, &netns)?;
-        let attached = match node.chain.add(sandbox) {
+        let attached = match node.chain.add(sandbox).and_then(Attached::parse) {
             Ok(attached) => attached,
             // The kubelet would try again for ever; a lab tells.
             Err(error) => {
