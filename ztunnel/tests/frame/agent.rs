@@ -6,6 +6,7 @@ use std::time::Duration;
 use api::workload as wire;
 use api::zds;
 use api::zds::workload_request::Payload;
+use lab::Place;
 use mesh::Update;
 use ops::drain::Drained;
 use serde_json::Value;
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 use ztunnel::netns::{From, Netns, Options};
 
 use crate::fixture::{Fixture, eventually, hex};
-use crate::place::{Place, options};
+use crate::place::{HandedOver, REDIRECT, options, place};
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
 
@@ -61,7 +62,7 @@ fn states(fixture: &Fixture) -> Vec<(String, &'static str)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_served_from_add_to_del() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     assert_eq!(fixture.readiness.missing(), ["zds"]);
@@ -99,9 +100,7 @@ async fn a_pod_is_served_from_add_to_del() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
-    let (Some(old), Some(new)) = (Place::new(), Place::new()) else {
-        return;
-    };
+    let (old, new) = (place(), place());
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     assert_eq!(agent.add("uid-1", "one", old.fd()).await, "");
@@ -113,9 +112,7 @@ async fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_survive_the_agent_and_its_next_snapshot_is_the_truth() {
-    let (Some(kept), Some(gone)) = (Place::new(), Place::new()) else {
-        return;
-    };
+    let (kept, gone) = (place(), place());
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-kept", "kept", kept.fd()).await;
@@ -150,7 +147,7 @@ async fn pods_survive_the_agent_and_its_next_snapshot_is_the_truth() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_del_within_the_snapshot_takes_the_pod_out_of_it() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-1", "one", place.fd()).await;
@@ -161,9 +158,7 @@ async fn a_del_within_the_snapshot_takes_the_pod_out_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_pod_is_reported_retried_and_stalls_nobody() {
-    let (Some(bad), Some(good)) = (Place::new(), Place::new()) else {
-        return;
-    };
+    let (bad, good) = (place(), place());
     // Somebody else has the port, and does not share it.
     let alone = Netns::new(
         bad.fd(),
@@ -215,7 +210,7 @@ async fn one_bad_pod_is_reported_retried_and_stalls_nobody() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_protocol_is_named_and_ends_the_conversation() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let fixture = Fixture::new(|_, _| None);
     let add = |info: bool| {
         let info = info.then(|| zds::WorkloadInfo {
@@ -294,7 +289,7 @@ async fn a_broken_protocol_is_named_and_ends_the_conversation() {
 /// No descriptor of a refused or replaced pod stays behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_descriptor_is_left_behind() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.snapshot_sent().await;
@@ -329,9 +324,6 @@ async fn no_descriptor_is_left_behind() {
 /// The recorded packets of the real agent, answered as the real ztunnel did.
 #[tokio::test(flavor = "multi_thread")]
 async fn recorded_conversations_are_answered_byte_for_byte() {
-    if Place::new().is_none() {
-        return;
-    }
     for recorded in [
         include_str!("../../testdata/zds/iptables-dns.jsonl"),
         include_str!("../../testdata/zds/errors-and-restart.jsonl"),
@@ -357,7 +349,7 @@ async fn recorded_conversations_are_answered_byte_for_byte() {
                 let [request, answer] = exchange else {
                     continue;
                 };
-                let place = Place::new().unwrap();
+                let place = place();
                 let fds = (0..request["fds"].as_u64().unwrap())
                     .map(|_| place.fd())
                     .collect();
@@ -385,7 +377,7 @@ fn with_uid(packet: &str) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_workload_is_learned_when_the_control_plane_tells() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let mut fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-1", "one", place.fd()).await;
@@ -433,7 +425,7 @@ async fn the_workload_is_learned_when_the_control_plane_tells() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopping_proxy_closes_listeners_and_leaves_the_agent() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-1", "one", place.fd()).await;
@@ -457,12 +449,9 @@ async fn a_stopping_proxy_closes_listeners_and_leaves_the_agent() {
 /// listener would reset it.
 #[tokio::test]
 async fn what_stands_in_the_backlog_at_the_end_is_still_carried() {
-    let Some(place) = Place::new() else { return };
-    place.run(
-        "nft 'add table inet t; add chain inet t output { type nat hook output priority -100; }; \
-         add rule inet t output meta mark & 0xfff != 0x539 tcp dport 80 redirect to :15001'; \
-         ip addr add 10.9.8.7/32 dev lo",
-    );
+    let place = place();
+    place.nft(REDIRECT).unwrap();
+    place.ip("addr add 10.9.8.7/32 dev lo\n").unwrap();
     let mut fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-1", "one", place.fd()).await;
@@ -475,7 +464,9 @@ async fn what_stands_in_the_backlog_at_the_end_is_still_carried() {
         .unwrap();
 
     // One thread runs everything: nothing is accepted while this blocks it.
-    let mut open = place.inside(|| std::net::TcpStream::connect("10.9.8.7:80").unwrap());
+    let mut open = place
+        .within(|| std::net::TcpStream::connect("10.9.8.7:80").unwrap())
+        .unwrap();
     pod.drain.accepting().cancel();
     let (mut carried, _) = server.accept().await.unwrap();
     std::io::Write::write_all(&mut open, b"hello").unwrap();
@@ -489,7 +480,7 @@ async fn what_stands_in_the_backlog_at_the_end_is_still_carried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_certificate_is_held_while_connections_drain() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let mut fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     agent.add("uid-1", "one", place.fd()).await;
@@ -513,7 +504,7 @@ async fn the_certificate_is_held_while_connections_drain() {
 /// What stood in the backlog asks for the pod's certificate after the pod was taken out of service.
 #[tokio::test]
 async fn what_asks_for_the_certificate_at_the_end_leaves_none_behind() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let mut fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     assert_eq!(agent.snapshot_sent().await, "");
@@ -524,7 +515,11 @@ async fn what_asks_for_the_certificate_at_the_end_leaves_none_behind() {
 
     // One thread runs everything: nothing is accepted while this blocks it.
     let _open: Vec<_> = (0..3)
-        .map(|_| place.inside(|| std::net::TcpStream::connect("127.0.0.1:15008").unwrap()))
+        .map(|_| {
+            place
+                .within(|| std::net::TcpStream::connect("127.0.0.1:15008").unwrap())
+                .unwrap()
+        })
         .collect();
     let stopping = {
         let (pod, node) = (pod.clone(), fixture.node.clone());
@@ -547,7 +542,7 @@ async fn what_asks_for_the_certificate_at_the_end_leaves_none_behind() {
 /// The control plane's word and the agent's meet: the pod is told of and removed in the same moment.
 #[tokio::test]
 async fn a_pod_removed_while_it_is_learned_is_not_kept() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let mut fixture = Fixture::new(|_, _| None);
     let agent = fixture.agent.accept().await;
     assert_eq!(agent.snapshot_sent().await, "");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use api::workload as wire;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use lab::Place;
 use mesh::Update;
 use ops::drain::Drained;
 use prometheus_client::metrics::counter::Counter;
@@ -19,7 +20,7 @@ use ztunnel::metrics::{DnsLabels, DnsMetrics};
 use ztunnel::netns::From;
 
 use crate::fixture::{Conversation, Fixture, eventually};
-use crate::place::Place;
+use crate::place::{HandedOver, place};
 
 const UPSTREAM: &str = "127.0.0.53:5300";
 const DEAD: &str = "127.0.0.54:5300";
@@ -154,7 +155,7 @@ fn counted(name: &str, family: &Family<DnsLabels, Counter>) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mesh_names_are_answered_on_every_socket() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let asking = asking(&place, &[]).await;
     let query = query("web.", RecordType::A);
     let answers = [
@@ -175,7 +176,7 @@ async fn mesh_names_are_answered_on_every_socket() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_else_passes_untouched_both_ways() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let upstream = strange_upstream(&place);
     let _asking = asking(&place, &[UPSTREAM]).await;
     let mut unknown_type = query("web.", RecordType::Unknown(65_280));
@@ -198,7 +199,7 @@ async fn everything_else_passes_untouched_both_ways() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_resolver_is_passed_over_and_then_avoided() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     // Bound but mute: datagrams vanish.
     let _dead = place.netns().udp(DEAD.parse().unwrap()).unwrap();
     let upstream = strange_upstream(&place);
@@ -220,7 +221,7 @@ async fn a_silent_resolver_is_passed_over_and_then_avoided() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let _dead = place.netns().udp(DEAD.parse().unwrap()).unwrap();
     let asking = asking(&place, &[DEAD]).await;
     let place = Arc::new(place);
@@ -276,7 +277,7 @@ async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
 /// While the pod's connections may go on, the applications at their ends still ask for names.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_are_answered_until_the_last_connection_has_drained() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let asking = asking(&place, &[]).await;
     let pod = asking.fixture.roster.up("uid").unwrap();
     let connection = pod.drain.hold();
@@ -306,8 +307,10 @@ async fn names_are_answered_until_the_last_connection_has_drained() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_fails_half_way_leaves_no_socket_open() {
-    let Some(place) = Place::new() else { return };
-    let in_the_way = place.inside(|| std::net::UdpSocket::bind("[::1]:15053").unwrap());
+    let place = place();
+    let in_the_way = place
+        .within(|| std::net::UdpSocket::bind("[::1]:15053").unwrap())
+        .unwrap();
     let fixture = Fixture::new(|mesh, config| {
         let none = Resolv {
             servers: Vec::new(),
@@ -327,5 +330,7 @@ async fn a_start_that_fails_half_way_leaves_no_socket_open() {
 
 /// Nobody has the DNS port of this address; a socket of another program would not share it.
 fn is_free(place: &Place, ip: &'static str) -> bool {
-    place.inside(move || std::net::UdpSocket::bind((ip, 15053)).is_ok())
+    place
+        .within(|| std::net::UdpSocket::bind((ip, 15053)).is_ok())
+        .unwrap()
 }

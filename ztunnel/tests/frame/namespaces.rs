@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use ztunnel::netns::{From, Netns, NetnsId, original_destination, unmapped};
 
-use crate::place::{Place, options};
+use crate::place::{HandedOver, REDIRECT, options, place};
 
 fn where_am_i() -> NetnsId {
     NetnsId::of(
@@ -28,7 +28,7 @@ fn address(text: &str) -> SocketAddr {
 
 #[test]
 fn threads_come_home_even_from_a_panic() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let (home, netns) = (where_am_i(), place.netns());
     assert_ne!(netns.id(), home);
     assert_eq!(netns.enter(where_am_i).unwrap(), netns.id());
@@ -40,9 +40,7 @@ fn threads_come_home_even_from_a_panic() {
 
 #[test]
 fn threads_do_not_drag_each_other_along() {
-    let (Some(one), Some(two)) = (Place::new(), Place::new()) else {
-        return;
-    };
+    let (one, two) = (place(), place());
     let home = where_am_i();
     let threads = [one.netns(), two.netns()].map(|netns| {
         std::thread::spawn(move || {
@@ -60,7 +58,7 @@ fn threads_do_not_drag_each_other_along() {
 /// Not a limit, only a number to look at: `cargo test -- --nocapture`.
 #[test]
 fn what_a_visit_costs() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let netns = place.netns();
     const ROUNDS: u32 = 20_000;
     let started = Instant::now();
@@ -80,9 +78,6 @@ fn what_a_visit_costs() {
 
 #[test]
 fn something_that_is_no_namespace_is_refused() {
-    if Place::new().is_none() {
-        return;
-    }
     let null = std::fs::File::open("/dev/null").unwrap();
     let netns = Netns::new(null.into(), options()).unwrap();
     let home = where_am_i();
@@ -92,7 +87,7 @@ fn something_that_is_no_namespace_is_refused() {
 
 #[tokio::test]
 async fn listeners_take_both_families_and_hand_down_the_mark() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let netns = place.netns();
     let listener = netns.listen(15001).unwrap();
     for to in ["127.0.0.1:15001", "[::1]:15001"] {
@@ -118,8 +113,8 @@ async fn listeners_take_both_families_and_hand_down_the_mark() {
 
 #[tokio::test]
 async fn a_namespace_without_ipv6_is_served_on_ipv4() {
-    let Some(place) = Place::new() else { return };
-    place.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
+    let place = place();
+    place.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
     for ipv6 in [true, false] {
         let netns = Netns::new(place.fd(), ztunnel::netns::Options { ipv6, ..options() }).unwrap();
         let listener = netns.listen(15008).unwrap();
@@ -134,7 +129,7 @@ async fn a_namespace_without_ipv6_is_served_on_ipv4() {
 
 #[tokio::test]
 async fn two_processes_may_listen_on_one_port() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let (old, new) = (place.netns(), place.netns());
     let _old = old.listen(15006).unwrap();
     new.listen(15006).unwrap();
@@ -149,16 +144,15 @@ async fn two_processes_may_listen_on_one_port() {
     assert!(alone.listen(15006).is_err());
 }
 
-const REDIRECT: &str = "nft 'add table inet t; \
-    add chain inet t output { type nat hook output priority -100; }; \
-    add rule inet t output meta mark & 0xfff != 0x539 tcp dport 80 redirect to :15001'; \
-    ip addr add 10.1.2.3/32 dev lo; ip -6 addr add fd00::3/128 dev lo nodad; \
-    ip route add default dev lo; ip -6 route add default dev lo";
+/// Addresses to be captured at, and routes for packets to any other.
+const ADDRESSES: &str = "addr add 10.1.2.3/32 dev lo\naddr add fd00::3/128 dev lo nodad\n\
+    route add default dev lo\nroute add ::/0 dev lo\n";
 
 #[tokio::test]
 async fn redirected_connections_know_where_they_were_going() {
-    let Some(place) = Place::new() else { return };
-    place.run(REDIRECT);
+    let place = place();
+    place.nft(REDIRECT).unwrap();
+    place.ip(ADDRESSES).unwrap();
     let netns = place.netns();
     let listener = netns.listen(15001).unwrap();
     for to in ["10.9.8.7:80", "[fd00::99]:80"] {
@@ -180,8 +174,10 @@ async fn redirected_connections_know_where_they_were_going() {
 /// `IP_BIND_ADDRESS_NO_PORT`: with a port range of 8, 64 connections from one address to 8 destinations.
 #[tokio::test]
 async fn a_bound_address_does_not_use_up_ports() {
-    let Some(place) = Place::new() else { return };
-    place.run("sysctl -qw net.ipv4.ip_local_port_range='40000 40007'");
+    let place = place();
+    place
+        .sysctl("net/ipv4/ip_local_port_range", "40000 40007")
+        .unwrap();
     let netns = Arc::new(place.netns());
     let mut open = Vec::new();
     for port in 9000..9008 {
@@ -202,21 +198,30 @@ async fn a_bound_address_does_not_use_up_ports() {
     assert_eq!(open.len(), 64);
 }
 
+const MARKED_IS_LOCAL: &str =
+    "rule add fwmark 0x111/0xfff lookup 100\nroute add local default dev lo table 100\n";
+
+const MARK: &str = "table inet m {
+  chain pre { type filter hook prerouting priority mangle
+    meta mark & 0xfff == 0x539 ct mark set 0x111
+  }
+  chain out { type route hook output priority mangle
+    ct mark & 0xfff == 0x111 meta mark set ct mark
+  }
+}";
+
 #[tokio::test]
 async fn an_application_can_be_shown_a_foreign_client() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     // Replies to an address that is not here come back by the pod's rules: mark → local.
-    place.run(
-        "ip rule add fwmark 0x111/0xfff lookup 100; ip route add local default dev lo table 100; \
-         ip -6 rule add fwmark 0x111/0xfff lookup 100; ip -6 route add local default dev lo table 100; \
-         sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.lo.rp_filter=0; \
-         nft 'add table inet m; add chain inet m pre { type filter hook prerouting priority mangle; }; \
-         add rule inet m pre meta mark & 0xfff == 0x539 ct mark set 0x111; \
-         add chain inet m out { type route hook output priority mangle; }; \
-         add rule inet m out ct mark & 0xfff == 0x111 meta mark set ct mark'; \
-         ip addr add 10.1.2.3/32 dev lo; ip -6 addr add fd00::3/128 dev lo nodad; \
-         ip route add default dev lo; ip -6 route add default dev lo",
-    );
+    place.ip(MARKED_IS_LOCAL).unwrap();
+    place.ip6(MARKED_IS_LOCAL).unwrap();
+    for interface in ["all", "lo"] {
+        let key = format!("net/ipv4/conf/{interface}/rp_filter");
+        place.sysctl(&key, "0").unwrap();
+    }
+    place.nft(MARK).unwrap();
+    place.ip(ADDRESSES).unwrap();
     let netns = place.netns();
     let plain = Netns::new(
         place.fd(),

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use api::workload as wire;
+use lab::Place;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
@@ -14,7 +15,7 @@ use ztunnel::netns::From;
 
 use crate::control;
 use crate::fixture::{FakeAgent, eventually};
-use crate::place::Place;
+use crate::place::{HandedOver, place};
 
 const ENVIRONMENT: [(&str, &str); 5] = [
     ("XDS_ADDRESS", "http://127.0.0.1:15010"),
@@ -41,18 +42,17 @@ fn start(place: &Place, agent: PathBuf) -> Running {
 
 /// The same, by a shell command that ends in becoming it.
 fn start_as(place: &Place, agent: PathBuf, command: &'static str) -> Running {
-    place.inside(move || {
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-c", command, env!("CARGO_BIN_EXE_ztunnel")])
-            .envs(ENVIRONMENT)
-            .env("INPOD_UDS", agent);
-        Running(shell.stdout(Stdio::piped()).spawn().unwrap())
-    })
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", command, env!("CARGO_BIN_EXE_ztunnel")])
+        .envs(ENVIRONMENT)
+        .env("INPOD_UDS", agent)
+        .stdout(Stdio::piped());
+    Running(place.spawn(shell).unwrap())
 }
 
 fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
-    place.inside(move || {
+    let ask = || {
         let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).ok()?;
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
@@ -65,7 +65,8 @@ fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         Some(answer)
-    })
+    };
+    place.within(ask).unwrap()
 }
 
 fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
@@ -101,9 +102,7 @@ fn workload() -> wire::Workload {
 /// Each connection is a line or more of the log, and nobody reads the log.
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_stdout_stops_neither_connections_nor_the_end() {
-    let (Some(place), Some(pod)) = (Place::new(), Place::new()) else {
-        return;
-    };
+    let (place, pod) = (place(), place());
     let directory = tempfile::tempdir().unwrap();
     let agent = FakeAgent::listen(directory.path().join("agent.sock"));
     let workload = workload();
@@ -167,9 +166,7 @@ async fn unread_stdout_stops_neither_connections_nor_the_end() {
 /// With 64 descriptors, 200 connections that say nothing: the rest wait, and when they go it goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn running_out_of_descriptors_passes() {
-    let (Some(place), Some(pod)) = (Place::new(), Place::new()) else {
-        return;
-    };
+    let (place, pod) = (place(), place());
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.sock");
     let agent = FakeAgent::listen(path.clone());
@@ -196,6 +193,11 @@ async fn running_out_of_descriptors_passes() {
                 .unwrap(),
         );
     }
+    let descriptors = format!("/proc/{}/fd", ztunnel.0.id());
+    eventually("64 descriptors are taken", || {
+        std::fs::read_dir(&descriptors).unwrap().count() >= 64
+    })
+    .await;
     let mut waiting = netns
         .connect(From::Any, "127.0.0.1:15001".parse().unwrap())
         .await
@@ -219,7 +221,7 @@ async fn running_out_of_descriptors_passes() {
 
 #[test]
 fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
-    let Some(place) = Place::new() else { return };
+    let place = place();
     let directory = tempfile::tempdir().unwrap();
     let mut ztunnel = start(&place, directory.path().join("none.sock"));
     let stdout = ztunnel.0.stdout.take().unwrap();
@@ -241,10 +243,10 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
         logging.ends_with("current log level is trace\n"),
         "{logging}"
     );
-    let outside = place.inside(|| TcpStream::connect("127.0.0.2:15000").is_ok());
-    assert!(!outside, "the admin door is for localhost only");
+    let outside = place.within(|| TcpStream::connect("127.0.0.2:15000").is_ok());
+    assert!(!outside.unwrap(), "the admin door is for localhost only");
 
-    place.inside(|| {
+    let quit = || {
         let mut stream = TcpStream::connect("127.0.0.1:15000").unwrap();
         stream
             .write_all(b"POST /quitquitquit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
@@ -252,7 +254,8 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"HTTP/1.1 200");
-    });
+    };
+    place.within(quit).unwrap();
     let status = until("it ends", || ztunnel.0.try_wait().unwrap());
     assert!(status.success(), "{status}");
     let log = log.join().unwrap();

@@ -1,70 +1,52 @@
-//! Pods made of network namespaces on one bridge, with the packet rules that the node agent would write.
+//! Pods on one switch, whatever node they are on, with the packet rules that the node agent would write.
 
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use lab::{Place, Switch};
 use ztunnel::netns::{Netns, Options};
 
-/// A bridge in a namespace of its own; all pods hang on it, whatever node they are on.
+/// A switch in a place of its own; all pods hang on it.
 pub(crate) struct Fabric {
-    prefix: String,
-    names: Vec<String>,
+    switch: Switch,
+    pods: Vec<(String, Place)>,
+    _hub: Place,
 }
 
 impl Fabric {
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let mut fabric = Self {
-            prefix: format!("ambit-t-path-{}-{count}", std::process::id()),
-            names: Vec::new(),
-        };
-        let hub = fabric.name("hub");
-        shell(&format!(
-            "ip netns add {hub}; ip -n {hub} link add br0 type bridge; ip -n {hub} link set br0 up"
-        ));
-        fabric.names.push(hub);
-        fabric
+        let hub = Place::new("hub").unwrap();
+        Self {
+            switch: Switch::new(&hub).unwrap(),
+            pods: Vec::new(),
+            _hub: hub,
+        }
     }
 
     /// A namespace with these addresses (10.77.0.0/16, fd77::/64), and capture rules if it is enrolled.
     pub(crate) fn pod(&mut self, name: &str, ips: &[IpAddr], captured: bool) {
-        let (pod, hub, port) = (self.name(name), self.name("hub"), self.names.len());
-        let addresses: String = ips
-            .iter()
-            .map(|ip| match ip {
-                IpAddr::V4(v4) => format!("ip -n {pod} addr add {v4}/16 dev eth0\n"),
-                IpAddr::V6(v6) => format!("ip -n {pod} addr add {v6}/64 dev eth0 nodad\n"),
-            })
-            .collect();
-        shell(&format!(
-            "ip netns add {pod}
-             ip -n {hub} link add v{port} type veth peer name eth0 netns {pod}
-             ip -n {hub} link set v{port} master br0 up
-             ip -n {pod} link set lo up
-             ip -n {pod} link set eth0 up
-             {addresses}
-             ip -4 -n {pod} route add default dev eth0
-             ip -6 -n {pod} route add default dev eth0"
-        ));
+        let pod = Place::new(name).unwrap();
+        let port = format!("v{}", self.pods.len());
+        self.switch.plug(&port, &pod).unwrap();
+        let addresses = ips.iter().map(|ip| {
+            let prefix = if ip.is_ipv4() { 16 } else { 64 };
+            format!("addr add {ip}/{prefix} dev eth0\n")
+        });
+        let addresses: String = addresses.collect();
+        pod.ip(&format!(
+            "link set eth0 up\n{addresses}route add default dev eth0\nroute add ::/0 dev eth0\n"
+        ))
+        .unwrap();
         if captured {
-            shell(&format!(
-                "ip netns exec {pod} nft -f - <<'END'\n{RULES}\nEND"
-            ));
-            shell(&format!(
-                "for v in -4 -6; do
-                   ip $v -n {pod} rule add fwmark 0x111/0xfff pref 32764 lookup 100
-                   ip $v -n {pod} route add local default dev lo table 100
-                 done"
-            ));
+            pod.nft(RULES).unwrap();
+            pod.ip(MARKED_IS_LOCAL).unwrap();
+            pod.ip6(MARKED_IS_LOCAL).unwrap();
         }
-        self.names.push(pod);
+        self.pods.push((name.to_owned(), pod));
     }
 
     /// The namespace for our proxy (marked sockets) or for an app (mark 0).
     pub(crate) fn netns(&self, name: &str, mark: u32) -> Netns {
-        let file = std::fs::File::open(format!("/var/run/netns/{}", self.name(name))).unwrap();
+        let (_, pod) = self.pods.iter().find(|(pod, _)| pod == name).unwrap();
         let options = Options {
             mark,
             keepalive: None,
@@ -72,33 +54,12 @@ impl Fabric {
             reuse_port: false,
             ipv6: true,
         };
-        Netns::new(file.into(), options).unwrap()
-    }
-
-    fn name(&self, name: &str) -> String {
-        format!("{}-{name}", self.prefix)
+        Netns::new(pod.open().unwrap().into(), options).unwrap()
     }
 }
 
-impl Drop for Fabric {
-    fn drop(&mut self) {
-        for name in &self.names {
-            let _ = Command::new("ip")
-                .args(["netns", "del", name])
-                .stderr(Stdio::null())
-                .status();
-        }
-    }
-}
-
-fn shell(script: &str) {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{script}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
+const MARKED_IS_LOCAL: &str =
+    "rule add fwmark 0x111/0xfff pref 32764 lookup 100\nroute add local default dev lo table 100\n";
 
 /// The in-pod rules of docs/wire.md 1.5.4 without DNS and probes.
 const RULES: &str = "

@@ -9,9 +9,9 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::ca::Ca;
-use crate::lab::{At, Lab, LabPod, PATIENCE};
 use crate::log;
 use crate::peers::raw;
+use crate::world::{At, PATIENCE, World, WorldPod};
 
 /// The scripted client's part, shared with the tests of the tunnel itself.
 #[path = "../../../hbone/tests/common/recorded.rs"]
@@ -50,8 +50,8 @@ const HANGS_UP: [&str; 2] = ["with forwarded and baggage", "no ALPN"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recorded_case_is_answered_and_logged_as_recorded() {
-    let mut lab = Lab::new(&[]);
-    let (client, server) = recorded_pods(&mut lab).await;
+    let mut world = World::new(&[]);
+    let (client, server) = recorded_pods(&mut world).await;
     tokio::spawn(echo(server.listen(9000)));
     let mut lines = include_str!("../../testdata/admin/access-log-server-node.txt").lines();
     let mut quiet_cases = Vec::new();
@@ -63,7 +63,7 @@ async fn every_recorded_case_is_answered_and_logged_as_recorded() {
         let name = recorded::name(case);
         let socket = client.connect(server.at(0, 15008)).await;
         let source = format!("src.addr={} ", socket.local_addr().unwrap());
-        let played = tokio::time::timeout(PATIENCE, recorded::play(case, &lab.ca, socket)).await;
+        let played = tokio::time::timeout(PATIENCE, recorded::play(case, &world.ca, socket)).await;
         recorded::check(case, played.unwrap());
         if is_reset_by_the_engine(case) {
             quiet_cases.push((name.to_owned(), source));
@@ -74,7 +74,7 @@ async fn every_recorded_case_is_answered_and_logged_as_recorded() {
         seen.push((name.to_owned(), source));
     }
     assert_eq!(lines.count(), 1, "traffic after the recorded cases");
-    lab.quiet().await;
+    world.quiet().await;
     for (name, source) in seen {
         let lines = log::lines(&[&source]);
         assert_eq!(lines.len(), 1, "{name}: {lines:#?}");
@@ -87,7 +87,7 @@ async fn every_recorded_case_is_answered_and_logged_as_recorded() {
         ("tls", 7),
     ] {
         let refused = [&*format!("reason=\"{reason}\"")];
-        let counted = lab.nodes[1].metric("ambit_tunnel_refusals_total", &refused);
+        let counted = world.nodes[1].metric("ambit_tunnel_refusals_total", &refused);
         assert_eq!(counted, count, "{reason}");
     }
     for (name, source) in quiet_cases {
@@ -105,8 +105,8 @@ async fn a_silent_peer_is_asked_whether_it_lives_and_leaves_no_line() {
         ping_every: Duration::from_millis(50),
         ..Default::default()
     };
-    let mut lab = Lab::with(&[], &limits);
-    let (client, server) = recorded_pods(&mut lab).await;
+    let mut world = World::with(&[], &limits);
+    let (client, server) = recorded_pods(&mut world).await;
     let cases = recorded::cases();
     let case = cases
         .iter()
@@ -114,27 +114,27 @@ async fn a_silent_peer_is_asked_whether_it_lives_and_leaves_no_line() {
         .unwrap();
     let socket = client.connect(server.at(0, 15008)).await;
     let source = format!("src.addr={} ", socket.local_addr().unwrap());
-    let played = tokio::time::timeout(PATIENCE, recorded::play(case, &lab.ca, socket)).await;
+    let played = tokio::time::timeout(PATIENCE, recorded::play(case, &world.ca, socket)).await;
     recorded::check(case, played.unwrap());
     // The pod's end waits for its connections: what this one had to say has been said then.
     let pod = server.pod.as_ref().unwrap();
-    pod.stop(&lab.nodes[1].node, PATIENCE).await;
+    pod.stop(&world.nodes[1].node, PATIENCE).await;
     assert_eq!(log::lines(&[&source]), [""; 0]);
 }
 
 /// The client's address belongs to a workload, but nothing captures what it sends.
-async fn recorded_pods(lab: &mut Lab) -> (LabPod, LabPod) {
-    let client = lab.pod("client", At::Nowhere, &[CLIENT]).await;
-    let server = lab.pod("server", At::Node(1), &[SERVER]).await;
-    lab.deny_port("deny-9999", 9999);
+async fn recorded_pods(world: &mut World) -> (WorldPod, WorldPod) {
+    let client = world.pod("client", At::Nowhere, &[CLIENT]).await;
+    let server = world.pod("server", At::Node(1), &[SERVER]).await;
+    world.deny_port("deny-9999", 9999);
     let known = wire::Workload {
         uid: "Kubernetes//Pod/default/client".into(),
         name: "client".into(),
         addresses: vec![client.address(0)],
         service_account: "client".into(),
-        ..lab.workload("server")
+        ..world.workload("server")
     };
-    lab.tell(|update| update.set_workload(known.clone()));
+    world.tell(|update| update.set_workload(known.clone()));
     (client, server)
 }
 

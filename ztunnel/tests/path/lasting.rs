@@ -6,7 +6,7 @@ use ops::drain::Drained;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::lab::{At, Lab, PATIENCE, cut, greeting};
+use crate::world::{At, PATIENCE, World, cut, greeting};
 use crate::{CLIENT, SERVER, log};
 
 /// Talks once, so that the connection is certainly carried, and stays open.
@@ -17,11 +17,11 @@ async fn talk(tcp: &mut TcpStream) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_deny_cuts_tunnels_plaintext_and_joined_connections_and_no_others() {
-    let mut lab = Lab::new(&[]);
-    let far = lab.pod("far-s", At::Node(0), &CLIENT).await;
-    let near = lab.pod("near-s", At::Node(1), &["10.77.0.3"]).await;
-    let outsider = lab.pod("outsider-s", At::Nowhere, &["10.77.0.4"]).await;
-    let server = lab.pod("server-s", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let far = world.pod("far-s", At::Node(0), &CLIENT).await;
+    let near = world.pod("near-s", At::Node(1), &["10.77.0.3"]).await;
+    let outsider = world.pod("outsider-s", At::Nowhere, &["10.77.0.4"]).await;
+    let server = world.pod("server-s", At::Node(1), &SERVER).await;
     server.serve(9000);
     server.serve(9001);
     let (mut doomed, mut kept) = (Vec::new(), Vec::new());
@@ -33,7 +33,7 @@ async fn a_new_deny_cuts_tunnels_plaintext_and_joined_connections_and_no_others(
             group.push(tcp);
         }
     }
-    lab.deny_port("later-s", 9000);
+    world.deny_port("later-s", 9000);
     for tcp in &mut doomed {
         assert!(
             cut(tcp).await,
@@ -51,23 +51,23 @@ async fn a_new_deny_cuts_tunnels_plaintext_and_joined_connections_and_no_others(
         );
     }
     // Taken back, it lets new ones in again.
-    lab.forget_policy("later-s");
+    world.forget_policy("later-s");
     let mut tcp = far.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reference_to_a_policy_that_is_here_already_counts_as_a_change() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-t", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-t", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-t", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-t", At::Node(1), &SERVER).await;
     server.serve(9000);
-    let mut policy = crate::lab::deny_port("selected-t", 9000);
+    let mut policy = crate::world::deny_port("selected-t", 9000);
     policy.scope = api::security::Scope::WorkloadSelector.into();
-    lab.tell(|update| update.set_policy(policy.clone()));
+    world.tell(|update| update.set_policy(policy.clone()));
     let mut tcp = client.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
-    lab.change("server-t", |pod| {
+    world.change("server-t", |pod| {
         pod.authorization_policies = vec!["default/selected-t".into()]
     });
     assert!(cut(&mut tcp).await);
@@ -75,13 +75,13 @@ async fn a_reference_to_a_policy_that_is_here_already_counts_as_a_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_connection_outlives_a_policy_that_is_late_but_not_one_that_never_comes() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-u", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-u", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-u", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-u", At::Node(1), &SERVER).await;
     server.serve(9000);
     let mut tcp = client.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
-    lab.change("server-u", |pod| {
+    world.change("server-u", |pod| {
         pod.authorization_policies = vec!["default/never-u".into()]
     });
     talk(&mut tcp).await;
@@ -93,10 +93,10 @@ async fn an_open_connection_outlives_a_policy_that_is_late_but_not_one_that_neve
 async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_reported() {
     for (suffix, at) in [("va", At::Node(1)), ("vb", At::Node(0))] {
         for removed in ["client", "server"] {
-            let mut lab = Lab::new(&[]);
+            let mut world = World::new(&[]);
             let client_name = format!("client-{suffix}-{removed}");
-            let client = lab.pod(&client_name, At::Node(0), &CLIENT).await;
-            let server = lab
+            let client = world.pod(&client_name, At::Node(0), &CLIENT).await;
+            let server = world
                 .pod(&format!("server-{suffix}-{removed}"), at, &SERVER)
                 .await;
             server.serve(9000);
@@ -108,10 +108,10 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
                 _ => (server.pod.clone(), if suffix == "va" { 1 } else { 0 }),
             };
             let pod = pod.unwrap();
-            let drained = pod.stop(&lab.nodes[node].node, Duration::ZERO).await;
+            let drained = pod.stop(&world.nodes[node].node, Duration::ZERO).await;
             assert!(matches!(drained, Drained::Cut(_)), "{drained:?}");
             cut(&mut tcp).await;
-            lab.quiet().await;
+            world.quiet().await;
             for direction in ["outbound", "inbound"] {
                 let line = log::line(&[&client_name, direction]).await;
                 let (sent, received) = if direction == "outbound" {
@@ -125,7 +125,7 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
                 );
             }
             assert!(
-                lab.nodes[node]
+                world.nodes[node]
                     .node
                     .pods
                     .of_workload(&pod.workload_uid())
@@ -138,21 +138,22 @@ async fn a_pod_removed_in_the_middle_takes_its_connections_along_and_they_are_re
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_of_a_living_connection_are_in_the_metrics_and_it_is_listed() {
     for (suffix, at) in [("wa", At::Node(1)), ("wb", At::Node(0))] {
-        let mut lab = Lab::new(&[]);
-        let client = lab
+        let mut world = World::new(&[]);
+        let client = world
             .pod(&format!("client-{suffix}"), At::Node(0), &CLIENT)
             .await;
-        let server = lab.pod(&format!("server-{suffix}"), at, &SERVER).await;
+        let server = world.pod(&format!("server-{suffix}"), at, &SERVER).await;
         server.serve(9000);
         let mut tcp = client.connect(server.at(0, 9000)).await;
         greeting(&mut tcp).await.unwrap();
         for round in 1..=3 {
             talk(&mut tcp).await;
-            lab.nodes[0].node.connections.settle();
-            let sent = lab.nodes[0].metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
+            world.nodes[0].node.connections.settle();
+            let sent =
+                world.nodes[0].metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
             assert_eq!(sent, 5 * round);
         }
-        let listed = lab.nodes[0]
+        let listed = world.nodes[0]
             .node
             .connections
             .of_pod(&format!("uid-client-{suffix}"));
@@ -162,8 +163,8 @@ async fn bytes_of_a_living_connection_are_in_the_metrics_and_it_is_listed() {
         assert_eq!(shown.original_dst, server.at(0, 9000));
         assert!(listed.inbound.is_empty());
         drop(tcp);
-        tokio::time::timeout(PATIENCE, lab.quiet()).await.unwrap();
-        let sent = lab.nodes[0].metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
+        tokio::time::timeout(PATIENCE, world.quiet()).await.unwrap();
+        let sent = world.nodes[0].metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
         assert_eq!(sent, 15);
     }
 }

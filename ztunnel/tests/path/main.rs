@@ -10,33 +10,33 @@
 mod ca;
 mod fabric;
 mod golden;
-mod lab;
 mod lasting;
 mod log;
 mod peers;
 mod refusals;
 mod source;
+mod world;
 
 use api::workload as wire;
-use lab::{At, Lab, echo, greeting, service};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use world::{At, World, echo, greeting, service};
 
 const CLIENT: [&str; 2] = ["10.77.0.1", "fd77::1"];
 const SERVER: [&str; 2] = ["10.77.0.2", "fd77::2"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_cross_nodes_in_a_tunnel_and_the_app_sees_its_client() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-a", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-a", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-a", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-a", At::Node(1), &SERVER).await;
     server.serve(9000);
     for family in [0, 1] {
         let mut tcp = client.connect(server.at(family, 9000)).await;
         assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[family]);
         echo(tcp, &vec![7; 300_000]).await;
     }
-    lab.quiet().await;
-    let pooled = lab.nodes[0].pool.stats();
+    world.quiet().await;
+    let pooled = world.nodes[0].pool.stats();
     assert_eq!(
         (pooled.connections, pooled.streams),
         (2, 0),
@@ -47,9 +47,9 @@ async fn bytes_cross_nodes_in_a_tunnel_and_the_app_sees_its_client() {
 /// The fields and their order are those that Istio's ztunnel wrote in the same situation.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_report_as_istio_does() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-b", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-b", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-b", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-b", At::Node(1), &SERVER).await;
     server.serve(9000);
     let mut tcp = client.connect(server.at(0, 9000)).await;
     let hello = greeting(&mut tcp).await.unwrap().len() as u64 + 1;
@@ -88,7 +88,7 @@ async fn both_ends_report_as_istio_does() {
         "{inbound}"
     );
 
-    lab.quiet().await;
+    world.quiet().await;
     for (node, reporter) in [(0, "source"), (1, "destination")] {
         let parts = [
             &*format!("reporter=\"{reporter}\""),
@@ -101,7 +101,7 @@ async fn both_ends_report_as_istio_does() {
         } else {
             (5 + hello, 5)
         };
-        let node = &lab.nodes[node];
+        let node = &world.nodes[node];
         assert_eq!(node.metric("istio_tcp_connections_opened_total", &parts), 1);
         assert_eq!(node.metric("istio_tcp_connections_closed_total", &parts), 1);
         assert_eq!(node.metric("istio_tcp_sent_bytes_total", &parts), moved.0);
@@ -128,24 +128,24 @@ fn keys(line: &str) -> Vec<&str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_reached_at_its_vip_and_its_endpoints_share_the_work() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-c", At::Node(0), &CLIENT).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-c", At::Node(0), &CLIENT).await;
     for (name, ip) in [("server-c1", "10.77.0.2"), ("server-c2", "10.77.0.3")] {
         let member = ("default/web.svc".to_owned(), Default::default());
-        let server = lab
+        let server = world
             .pod_with(name, At::Node(1), &[ip], |pod| {
                 pod.services = [member.clone()].into()
             })
             .await;
         server.serve(8080);
     }
-    lab.tell(|update| update.set_service(service("web.svc", &["10.78.0.1"], &[(80, 8080)])));
+    world.tell(|update| update.set_service(service("web.svc", &["10.78.0.1"], &[(80, 8080)])));
     for _ in 0..20 {
         let mut tcp = client.connect("10.78.0.1:80".parse().unwrap()).await;
         assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
         echo(tcp, b"x").await;
     }
-    lab.quiet().await;
+    world.quiet().await;
     for name in ["server-c1", "server-c2"] {
         let lines = log::lines(&[
             name,
@@ -159,18 +159,18 @@ async fn a_service_is_reached_at_its_vip_and_its_endpoints_share_the_work() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_one_node_are_joined_in_process_with_both_reports() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-d", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-d", At::Node(0), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-d", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-d", At::Node(0), &SERVER).await;
     server.serve(9000);
     for family in [0, 1] {
         let mut tcp = client.connect(server.at(family, 9000)).await;
         assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[family]);
         echo(tcp, &vec![7; 300_000]).await;
     }
-    lab.quiet().await;
+    world.quiet().await;
     assert_eq!(
-        lab.nodes[0].pool.stats().connections,
+        world.nodes[0].pool.stats().connections,
         0,
         "no tunnel was needed"
     );
@@ -192,7 +192,7 @@ async fn pods_of_one_node_are_joined_in_process_with_both_reports() {
         "{inbound}"
     );
     for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
-        let node = &lab.nodes[0];
+        let node = &world.nodes[0];
         assert_eq!(
             node.metric(
                 "istio_tcp_connections_closed_total",
@@ -205,29 +205,29 @@ async fn pods_of_one_node_are_joined_in_process_with_both_reports() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tunnel_can_be_forced_between_pods_of_one_node() {
-    let mut lab = Lab::new(&["--force-tunnel", "true"]);
-    let client = lab.pod("client-e", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-e", At::Node(0), &SERVER).await;
+    let mut world = World::new(&["--force-tunnel", "true"]);
+    let client = world.pod("client-e", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-e", At::Node(0), &SERVER).await;
     server.serve(9000);
     let mut tcp = client.connect(server.at(0, 9000)).await;
     assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
     echo(tcp, b"x").await;
-    lab.quiet().await;
-    assert_eq!(lab.nodes[0].pool.stats().connections, 1);
+    world.quiet().await;
+    assert_eq!(world.nodes[0].pool.stats().connections, 1);
     assert!(!log::line(&["client-e", "inbound"]).await.contains("path="));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_calls_its_own_service_reaches_itself() {
-    let mut lab = Lab::new(&[]);
+    let mut world = World::new(&[]);
     let member = ("default/own.svc".to_owned(), Default::default());
-    let own = lab
+    let own = world
         .pod_with("own-f", At::Node(0), &CLIENT, |pod| {
             pod.services = [member.clone()].into()
         })
         .await;
     own.serve(8080);
-    lab.tell(|update| update.set_service(service("own.svc", &["10.78.0.1"], &[(80, 8080)])));
+    world.tell(|update| update.set_service(service("own.svc", &["10.78.0.1"], &[(80, 8080)])));
     let mut tcp = own.connect("10.78.0.1:80".parse().unwrap()).await;
     assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
     echo(tcp, b"x").await;
@@ -235,9 +235,9 @@ async fn a_pod_that_calls_its_own_service_reaches_itself() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plaintext_comes_in_where_no_policy_forbids_it() {
-    let mut lab = Lab::new(&[]);
-    let outsider = lab.pod("outsider-g", At::Nowhere, &CLIENT).await;
-    let server = lab.pod("server-g", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let outsider = world.pod("outsider-g", At::Nowhere, &CLIENT).await;
+    let server = world.pod("server-g", At::Node(1), &SERVER).await;
     server.serve(9000);
     for family in [0, 1] {
         let mut tcp = outsider.connect(server.at(family, 9000)).await;
@@ -249,19 +249,19 @@ async fn plaintext_comes_in_where_no_policy_forbids_it() {
         !line.contains("hbone_addr") && !line.contains("identity"),
         "{line}"
     );
-    lab.quiet().await;
+    world.quiet().await;
     let parts = ["connection_security_policy=\"unknown\"", "server-g"];
     assert_eq!(
-        lab.nodes[1].metric("istio_tcp_connections_closed_total", &parts),
+        world.nodes[1].metric("istio_tcp_connections_closed_total", &parts),
         2
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_mesh_does_not_know_is_passed_through() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-h", At::Node(0), &CLIENT).await;
-    let outside = lab.pod("outside-h", At::Nowhere, &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-h", At::Node(0), &CLIENT).await;
+    let outside = world.pod("outside-h", At::Nowhere, &SERVER).await;
     outside.serve(9000);
     for family in [0, 1] {
         let mut tcp = client.connect(outside.at(family, 9000)).await;
@@ -278,10 +278,10 @@ async fn what_the_mesh_does_not_know_is_passed_through() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_connections_leave_nothing_behind() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-i", At::Node(0), &CLIENT).await;
-    let near = lab.pod("near-i", At::Node(0), &["10.77.0.3"]).await;
-    let far = lab.pod("far-i", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-i", At::Node(0), &CLIENT).await;
+    let near = world.pod("near-i", At::Node(0), &["10.77.0.3"]).await;
+    let far = world.pod("far-i", At::Node(1), &SERVER).await;
     near.serve(9000);
     far.serve(9000);
     let fds = || std::fs::read_dir("/proc/self/fd").unwrap().count();
@@ -294,12 +294,12 @@ async fn a_thousand_connections_leave_nothing_behind() {
                 echo(tcp, b"x").await;
             }
         }
-        lab.quiet().await;
+        world.quiet().await;
         if round == 0 {
             after_warm_up = fds();
         }
     }
-    for node in &lab.nodes {
+    for node in &world.nodes {
         assert_eq!(node.node.connections.open(), 0);
         assert_eq!(node.pool.stats().streams, 0);
     }
@@ -309,7 +309,7 @@ async fn a_thousand_connections_leave_nothing_behind() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    let left = tokio::time::timeout(lab::PATIENCE, few).await;
+    let left = tokio::time::timeout(world::PATIENCE, few).await;
     assert!(
         left.is_ok(),
         "{after_warm_up} descriptors before, {} after",
@@ -317,16 +317,16 @@ async fn a_thousand_connections_leave_nothing_behind() {
     );
     let parts = ["reporter=\"source\"", "far-i", "response_flags=\"-\""];
     assert_eq!(
-        lab.nodes[0].metric("istio_tcp_connections_closed_total", &parts),
+        world.nodes[0].metric("istio_tcp_connections_closed_total", &parts),
         500
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_connections_at_once_are_all_served() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-z", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-z", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-z", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-z", At::Node(1), &SERVER).await;
     server.serve(9000);
     let opened = (0..500).map(|_| async {
         let mut tcp = client.connect(server.at(0, 9000)).await;
@@ -334,7 +334,7 @@ async fn five_hundred_connections_at_once_are_all_served() {
         tcp
     });
     let opened = futures_util::future::join_all(opened).await;
-    let pooled = lab.nodes[0].pool.stats();
+    let pooled = world.nodes[0].pool.stats();
     assert_eq!(pooled.streams, 500);
     assert!(
         pooled.connections >= 5,
@@ -342,21 +342,21 @@ async fn five_hundred_connections_at_once_are_all_served() {
         pooled.connections
     );
     drop(opened);
-    lab.quiet().await;
+    world.quiet().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn early_connections_wait_for_the_control_plane_to_tell_who_they_are() {
-    let mut lab = Lab::new(&[]);
-    let server = lab.pod("server-j", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let server = world.pod("server-j", At::Node(1), &SERVER).await;
     server.serve(9000);
-    let client = lab.untold_pod("client-j", 0, &CLIENT);
+    let client = world.untold_pod("client-j", 0, &CLIENT);
     let mut tcp = client.connect(server.at(0, 9000)).await;
-    lab.tell_pod("client-j");
+    world.tell_pod("client-j");
     assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
     echo(tcp, b"x").await;
     assert!(
-        lab.nodes[0]
+        world.nodes[0]
             .node
             .pods
             .of_workload("Kubernetes//Pod/default/client-j")
@@ -366,10 +366,10 @@ async fn early_connections_wait_for_the_control_plane_to_tell_who_they_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_captured_waypoint_is_told_who_calls_and_for_what() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-x", At::Node(0), &CLIENT).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-x", At::Node(0), &CLIENT).await;
     let member = ("default/waypoint-x.svc".to_owned(), Default::default());
-    let waypoint = lab
+    let waypoint = world
         .pod_with("waypoint-x", At::Node(1), &SERVER, |pod| {
             pod.services = [member.clone()].into();
             pod.application_tunnel = Some(wire::ApplicationTunnel {
@@ -378,7 +378,7 @@ async fn a_captured_waypoint_is_told_who_calls_and_for_what() {
             });
         })
         .await;
-    lab.tell(|update| {
+    world.tell(|update| {
         update.set_service(service("waypoint-x.svc", &["10.78.0.1"], &[]));
         let mut guarded = service("guarded-x.svc", &["10.78.0.2"], &[(80, 80)]);
         let named = wire::NamespacedHostname {

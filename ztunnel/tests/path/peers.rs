@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use hbone::Limits;
 use tokio::io::AsyncReadExt;
 
-use crate::lab::{At, Lab, PATIENCE, echo, greeting};
+use crate::world::{At, PATIENCE, World, echo, greeting};
 use crate::{CLIENT, SERVER, ca::Ca, log};
 
 /// The scripted client, shared with the tests of the tunnel itself.
@@ -30,10 +30,10 @@ async fn whoever_misbehaves_leaves_one_line_that_says_how() {
         handshake: Duration::from_millis(500),
         ..Default::default()
     };
-    let mut lab = Lab::with(&[], &limits);
-    let client = lab.pod("client-aa", At::Node(0), &CLIENT).await;
-    let stranger = lab.pod("stranger-aa", At::Nowhere, &["10.77.0.9"]).await;
-    let server = lab.pod("server-aa", At::Node(1), &SERVER).await;
+    let mut world = World::with(&[], &limits);
+    let client = world.pod("client-aa", At::Node(0), &CLIENT).await;
+    let stranger = world.pod("stranger-aa", At::Nowhere, &["10.77.0.9"]).await;
+    let server = world.pod("server-aa", At::Node(1), &SERVER).await;
     server.serve(9000);
     let mut open = client.connect(server.at(0, 9000)).await;
     greeting(&mut open).await.unwrap();
@@ -85,10 +85,10 @@ async fn whoever_misbehaves_leaves_one_line_that_says_how() {
             "the peer was cut off: idle_frame_flood",
         ),
     ] {
-        let failed = failures(&lab, flag);
+        let failed = failures(&world, flag);
         let socket = stranger.connect(server.at(0, 15008)).await;
         let source = format!("src.addr={} ", socket.local_addr().unwrap());
-        misbehave(&lab.ca, socket, &deed).await;
+        misbehave(&world.ca, socket, &deed).await;
         let line = log::line(&[&source]).await;
         assert!(
             line.starts_with("warn\taccess\tconnection failed") && line.contains(said),
@@ -100,15 +100,15 @@ async fn whoever_misbehaves_leaves_one_line_that_says_how() {
         );
         let refused = [&*format!("reason=\"{reason}\"")];
         assert_eq!(
-            lab.nodes[1].metric("ambit_tunnel_refusals_total", &refused),
+            world.nodes[1].metric("ambit_tunnel_refusals_total", &refused),
             1
         );
-        assert_eq!(failures(&lab, flag), failed + 1, "{reason}");
+        assert_eq!(failures(&world, flag), failed + 1, "{reason}");
         sources.push((reason, source));
     }
     echo(open, b"undisturbed").await;
     let pod = server.pod.as_ref().unwrap();
-    pod.stop(&lab.nodes[1].node, PATIENCE).await;
+    pod.stop(&world.nodes[1].node, PATIENCE).await;
     for (reason, source) in sources {
         let lines = log::lines(&[&source]);
         assert_eq!(lines.len(), 1, "{reason}: {lines:#?}");
@@ -116,9 +116,9 @@ async fn whoever_misbehaves_leaves_one_line_that_says_how() {
 }
 
 /// Failed connections that the destination counted under a flag.
-fn failures(lab: &Lab, flag: &str) -> u64 {
+fn failures(world: &World, flag: &str) -> u64 {
     let flag = format!("response_flags=\"{flag}\"");
-    let metrics = lab.nodes[1].metrics();
+    let metrics = world.nodes[1].metrics();
     let counted = metrics
         .lines()
         .filter(|line| {

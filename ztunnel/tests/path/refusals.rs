@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use api::workload as wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::lab::{At, Lab, LabPod, PATIENCE, echo, greeting, service, strict};
+use crate::world::{At, PATIENCE, World, WorldPod, echo, greeting, service, strict};
 use crate::{CLIENT, SERVER, log};
 
 /// Listens and counts the connections that get through.
-fn count(server: &LabPod, port: u16) -> Arc<AtomicUsize> {
+fn count(server: &WorldPod, port: u16) -> Arc<AtomicUsize> {
     let (listener, count) = (server.listen(port), Arc::new(AtomicUsize::new(0)));
     let counted = count.clone();
     tokio::spawn(async move {
@@ -25,10 +25,10 @@ fn count(server: &LabPod, port: u16) -> Arc<AtomicUsize> {
 async fn a_denied_connection_is_reset_and_both_ends_say_why() {
     for (suffix, at, node) in [("ka", At::Node(1), 1), ("kb", At::Node(0), 0)] {
         let (client_name, server_name) = (format!("client-{suffix}"), format!("server-{suffix}"));
-        let mut lab = Lab::new(&[]);
-        let client = lab.pod(&client_name, At::Node(0), &CLIENT).await;
-        let server = lab.pod(&server_name, at, &SERVER).await;
-        lab.deny_port("deny-9999", 9999);
+        let mut world = World::new(&[]);
+        let client = world.pod(&client_name, At::Node(0), &CLIENT).await;
+        let server = world.pod(&server_name, at, &SERVER).await;
+        world.deny_port("deny-9999", 9999);
         let reached = count(&server, 9999);
         for family in [0, 1] {
             client.is_reset(server.at(family, 9999)).await;
@@ -47,16 +47,16 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
             "{outbound}"
         );
         assert!(outbound.contains("bytes_sent=0 bytes_recv=0"), "{outbound}");
-        lab.quiet().await;
+        world.quiet().await;
         assert_eq!(reached.load(Ordering::Relaxed), 0);
         let parts = ["reporter=\"destination\"", "response_flags=\"DENY\""];
         assert_eq!(
-            lab.nodes[node].metric("istio_tcp_connections_failed_total", &parts),
+            world.nodes[node].metric("istio_tcp_connections_failed_total", &parts),
             2
         );
         let parts = ["reporter=\"source\"", "response_flags=\"DENY\""];
         assert_eq!(
-            lab.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
+            world.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
             2
         );
     }
@@ -64,14 +64,14 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strict_refuses_plaintext_and_nothing_else() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-l", At::Node(0), &CLIENT).await;
-    let outsider = lab
+    let mut world = World::new(&[]);
+    let client = world.pod("client-l", At::Node(0), &CLIENT).await;
+    let outsider = world
         .pod("outsider-l", At::Nowhere, &["10.77.0.3", "fd77::3"])
         .await;
     let policy = "istio-system/istio_converted_static_strict";
-    lab.tell(|update| update.set_policy(strict()));
-    let server = lab
+    world.tell(|update| update.set_policy(strict()));
+    let server = world
         .pod_with("server-l", At::Node(1), &SERVER, |pod| {
             pod.authorization_policies = vec![policy.into()]
         })
@@ -93,13 +93,13 @@ async fn strict_refuses_plaintext_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_comes_late_is_waited_for_and_one_that_never_comes_denies() {
     for (suffix, at) in [("ma", At::Node(1)), ("mb", At::Node(0))] {
-        let mut lab = Lab::new(&[]);
-        let client = lab
+        let mut world = World::new(&[]);
+        let client = world
             .pod(&format!("client-{suffix}"), At::Node(0), &CLIENT)
             .await;
         let late = vec!["default/late".to_owned()];
         let server_name = format!("server-{suffix}");
-        let server = lab
+        let server = world
             .pod_with(&server_name, at, &SERVER, |pod| {
                 pod.authorization_policies = late.clone()
             })
@@ -109,10 +109,10 @@ async fn a_policy_that_comes_late_is_waited_for_and_one_that_never_comes_denies(
         let held =
             tokio::time::timeout(std::time::Duration::from_millis(300), greeting(&mut tcp)).await;
         assert!(held.is_err(), "held, neither served nor refused");
-        lab.deny_port("late", 9999);
+        world.deny_port("late", 9999);
         assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
 
-        lab.change(&server_name, |pod| {
+        world.change(&server_name, |pod| {
             pod.authorization_policies = vec!["default/never".into()]
         });
         client.is_reset(server.at(0, 9000)).await;
@@ -123,13 +123,13 @@ async fn a_policy_that_comes_late_is_waited_for_and_one_that_never_comes_denies(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_impostor_is_refused_before_any_byte() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-n", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-n", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-n", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-n", At::Node(1), &SERVER).await;
     // The source's control plane says that somebody else lives at that address.
-    let mut elsewhere = lab.workload("server-n");
+    let mut elsewhere = world.workload("server-n");
     elsewhere.service_account = "somebody-else".into();
-    lab.tell_node(0, |update| update.set_workload(elsewhere.clone()));
+    world.tell_node(0, |update| update.set_workload(elsewhere.clone()));
     let reached = count(&server, 9000);
     client.is_reset(server.at(0, 9000)).await;
     let line = log::line(&["client-n", "outbound"]).await;
@@ -137,22 +137,22 @@ async fn an_impostor_is_refused_before_any_byte() {
         line.contains("sa/somebody-else") && line.contains("sa/server-n"),
         "names both: {line}"
     );
-    lab.quiet().await;
+    world.quiet().await;
     assert_eq!(reached.load(Ordering::Relaxed), 0);
     let parts = ["reporter=\"source\"", "response_flags=\"IDENTITY_ERROR\""];
     assert_eq!(
-        lab.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
+        world.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
         1
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_made_anew_is_not_entered_for_the_address_of_its_predecessor() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-mv", At::Node(0), &CLIENT).await;
-    let server = lab.pod("server-mv", At::Node(0), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-mv", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-mv", At::Node(0), &SERVER).await;
     // Somebody else has the old addresses, and the control plane still gives them for the pod.
-    let heir = lab
+    let heir = world
         .pod("heir-mv", At::Nowhere, &["10.77.0.99", "fd77::99"])
         .await;
     let reached = [count(&server, 9000), count(&heir, 9000)];
@@ -160,7 +160,7 @@ async fn a_pod_made_anew_is_not_entered_for_the_address_of_its_predecessor() {
         [heir.address(0), heir.address(1)],
         [server.address(0), server.address(1)],
     );
-    lab.change("server-mv", |pod| pod.addresses = old.to_vec());
+    world.change("server-mv", |pod| pod.addresses = old.to_vec());
     for family in [0, 1] {
         client.is_reset(heir.at(family, 9000)).await;
     }
@@ -168,10 +168,10 @@ async fn a_pod_made_anew_is_not_entered_for_the_address_of_its_predecessor() {
     for direction in ["inbound", "outbound"] {
         log::line(&["client-mv", direction, refused]).await;
     }
-    lab.quiet().await;
+    world.quiet().await;
     assert!(reached.iter().all(|n| n.load(Ordering::Relaxed) == 0));
     // The news arrives.
-    lab.change("server-mv", |pod| pod.addresses = own.to_vec());
+    world.change("server-mv", |pod| pod.addresses = own.to_vec());
     server.serve(9001);
     for family in [0, 1] {
         let mut tcp = client.connect(server.at(family, 9001)).await;
@@ -182,16 +182,16 @@ async fn a_pod_made_anew_is_not_entered_for_the_address_of_its_predecessor() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_certificate_a_connection_waits_and_then_hears_why() {
-    let mut lab = Lab::new(&[]);
-    let server = lab.pod("server-o", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let server = world.pod("server-o", At::Node(1), &SERVER).await;
     server.serve(9000);
-    let known = lab.pod("known-o", At::Node(0), &["10.77.0.3"]).await;
+    let known = world.pod("known-o", At::Node(0), &["10.77.0.3"]).await;
     let mut tcp = known.connect(server.at(0, 9000)).await;
     greeting(&mut tcp).await.unwrap();
     echo(tcp, b"x").await;
 
-    lab.ca.set_down(true);
-    let new = lab.pod("new-o", At::Node(0), &CLIENT).await;
+    world.ca.set_down(true);
+    let new = world.pod("new-o", At::Node(0), &CLIENT).await;
     new.is_reset(server.at(0, 9000)).await;
     let line = log::line(&["new-o", "outbound"]).await;
     assert!(
@@ -207,10 +207,10 @@ async fn without_a_certificate_a_connection_waits_and_then_hears_why() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_port_resets_the_client_and_is_named_at_both_ends() {
     for (suffix, at) in [("pa", At::Node(1)), ("pb", At::Node(0))] {
-        let mut lab = Lab::new(&[]);
+        let mut world = World::new(&[]);
         let client_name = format!("client-{suffix}");
-        let client = lab.pod(&client_name, At::Node(0), &CLIENT).await;
-        let server = lab.pod(&format!("server-{suffix}"), at, &SERVER).await;
+        let client = world.pod(&client_name, At::Node(0), &CLIENT).await;
+        let server = world.pod(&format!("server-{suffix}"), at, &SERVER).await;
         client.is_reset(server.at(0, 4444)).await;
         let inbound = log::line(&[&client_name, "inbound"]).await;
         assert!(
@@ -227,10 +227,10 @@ async fn a_closed_port_resets_the_client_and_is_named_at_both_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn our_own_ports_are_never_carried_to() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-q", At::Node(0), &CLIENT).await;
-    let near = lab.pod("near-q", At::Node(0), &["10.77.0.3"]).await;
-    let far = lab.pod("far-q", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-q", At::Node(0), &CLIENT).await;
+    let near = world.pod("near-q", At::Node(0), &["10.77.0.3"]).await;
+    let far = world.pod("far-q", At::Node(1), &SERVER).await;
     for server in [&near, &far] {
         for port in [15001, 15006, 15008] {
             client.is_reset(server.at(0, port)).await;
@@ -240,7 +240,7 @@ async fn our_own_ports_are_never_carried_to() {
     client.is_reset("127.0.0.1:15001".parse().unwrap()).await;
     client.is_reset("[::1]:15001".parse().unwrap()).await;
     // Of the pod, but not of its workload: the control plane does not know of every address.
-    lab.change("client-q", |pod| pod.addresses.clear());
+    world.change("client-q", |pod| pod.addresses.clear());
     client.is_reset(client.at(1, 15001)).await;
     client.is_reset(client.at(0, 15006)).await;
     log::line(&[
@@ -253,9 +253,9 @@ async fn our_own_ports_are_never_carried_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-r", At::Node(0), &CLIENT).await;
-    lab.tell(|update| {
+    let mut world = World::new(&[]);
+    let client = world.pod("client-r", At::Node(0), &CLIENT).await;
+    world.tell(|update| {
         update.set_service(service("empty-r.svc", &["10.78.0.1"], &[(80, 80)]));
         let mut guarded = service("guarded-r.svc", &["10.78.0.2"], &[(80, 80)]);
         let named = wire::NamespacedHostname {
@@ -283,10 +283,10 @@ async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_no_certificate_gets_nothing_at_the_tunnel_port_and_disturbs_nobody() {
-    let mut lab = Lab::new(&[]);
-    let client = lab.pod("client-y", At::Node(0), &CLIENT).await;
-    let outsider = lab.pod("outsider-y", At::Nowhere, &["10.77.0.203"]).await;
-    let server = lab.pod("server-y", At::Node(1), &SERVER).await;
+    let mut world = World::new(&[]);
+    let client = world.pod("client-y", At::Node(0), &CLIENT).await;
+    let outsider = world.pod("outsider-y", At::Nowhere, &["10.77.0.203"]).await;
+    let server = world.pod("server-y", At::Node(1), &SERVER).await;
     server.serve(9000);
     let mut open = client.connect(server.at(0, 9000)).await;
     greeting(&mut open).await.unwrap();
@@ -308,7 +308,7 @@ async fn whoever_has_no_certificate_gets_nothing_at_the_tunnel_port_and_disturbs
         "{line}"
     );
     assert_eq!(
-        lab.nodes[1].metric("ambit_tunnel_refusals_total", &["reason=\"tls\""]),
+        world.nodes[1].metric("ambit_tunnel_refusals_total", &["reason=\"tls\""]),
         2
     );
     let parts = [
@@ -316,7 +316,7 @@ async fn whoever_has_no_certificate_gets_nothing_at_the_tunnel_port_and_disturbs
         "destination_workload=\"server-y\"",
     ];
     assert_eq!(
-        lab.nodes[1].metric("istio_tcp_connections_failed_total", &parts),
+        world.nodes[1].metric("istio_tcp_connections_failed_total", &parts),
         2
     );
     echo(open, b"undisturbed").await;

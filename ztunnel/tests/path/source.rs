@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use crate::lab::{At, Lab, LabPod, echo, greeting};
+use crate::world::{At, World, WorldPod, echo, greeting};
 use crate::{CLIENT, SERVER, log};
 
 const NOTE: &str = "note=\"the app sees this pod's address instead of the client's\"";
@@ -15,16 +15,16 @@ async fn the_app_sees_its_client_unless_the_operator_says_otherwise() {
         ("bb", &["--require-original-source", "true"], true),
         ("bc", &["--require-original-source", "false"], false),
     ] {
-        let mut lab = Lab::new(flags);
+        let mut world = World::new(flags);
         let name = |pod: &str| format!("{pod}-{suffix}");
-        let far = lab.pod(&name("far"), At::Node(0), &CLIENT).await;
-        let near = lab
+        let far = world.pod(&name("far"), At::Node(0), &CLIENT).await;
+        let near = world
             .pod(&name("near"), At::Node(1), &["10.77.0.3", "fd77::3"])
             .await;
-        let outsider = lab
+        let outsider = world
             .pod(&name("outsider"), At::Nowhere, &["10.77.0.4", "fd77::4"])
             .await;
-        let server = lab.pod(&name("server"), At::Node(1), &SERVER).await;
+        let server = world.pod(&name("server"), At::Node(1), &SERVER).await;
         server.serve(9000);
         for client in [&far, &near, &outsider] {
             for family in [0, 1] {
@@ -53,10 +53,10 @@ async fn a_source_that_cannot_be_kept_is_said_or_refused_as_the_operator_wants()
         ("ca", &[][..], true),
         ("cb", &["--require-original-source", "true"], false),
     ] {
-        let mut lab = Lab::new(flags);
-        let outsider = lab.pod("outsider-c", At::Nowhere, &["fe80::77"]).await;
+        let mut world = World::new(flags);
+        let outsider = world.pod("outsider-c", At::Nowhere, &["fe80::77"]).await;
         let name = format!("server-{suffix}");
-        let server: LabPod = lab.pod(&name, At::Node(1), &SERVER).await;
+        let server: WorldPod = world.pod(&name, At::Node(1), &SERVER).await;
         server.serve(9000);
         if served {
             let mut tcp = outsider.connect(server.at(1, 9000)).await;

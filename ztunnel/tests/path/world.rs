@@ -23,8 +23,8 @@ use crate::fabric::Fabric;
 use crate::log;
 
 /// Everything; dropping it ends the nodes and removes the namespaces.
-pub(crate) struct Lab {
-    pub(crate) nodes: Vec<LabNode>,
+pub(crate) struct World {
+    pub(crate) nodes: Vec<WorldNode>,
     pub(crate) ca: Ca,
     fabric: Fabric,
     workloads: Vec<wire::Workload>,
@@ -32,7 +32,7 @@ pub(crate) struct Lab {
 }
 
 /// One of the two nodes.
-pub(crate) struct LabNode {
+pub(crate) struct WorldNode {
     pub(crate) node: Arc<Node>,
     pub(crate) pool: Arc<Pool>,
     writer: Writer,
@@ -48,7 +48,7 @@ pub(crate) enum At {
     Nowhere,
 }
 
-impl Lab {
+impl World {
     pub(crate) fn new(flags: &[&str]) -> Self {
         Self::with(flags, &Limits::default())
     }
@@ -58,7 +58,7 @@ impl Lab {
         log::keep();
         let (ca, stop) = (Ca::new(), CancellationToken::new());
         let nodes = ["node-1", "node-2"]
-            .map(|name| LabNode::new(name, flags, limits, &ca, &stop))
+            .map(|name| WorldNode::new(name, flags, limits, &ca, &stop))
             .into();
         Self {
             nodes,
@@ -79,7 +79,7 @@ impl Lab {
     }
 
     /// A pod of namespace `default` whose service account has its name, told to both nodes and serving.
-    pub(crate) async fn pod(&mut self, name: &str, at: At, ips: &[&str]) -> LabPod {
+    pub(crate) async fn pod(&mut self, name: &str, at: At, ips: &[&str]) -> WorldPod {
         self.pod_with(name, at, ips, |_| {}).await
     }
 
@@ -89,7 +89,7 @@ impl Lab {
         at: At,
         ips: &[&str],
         more: impl Fn(&mut wire::Workload),
-    ) -> LabPod {
+    ) -> WorldPod {
         let pod = self.start_pod(name, at, ips, more);
         if let Some(running) = &pod.pod {
             self.tell_pod(name);
@@ -101,7 +101,7 @@ impl Lab {
     }
 
     /// A pod that runs already while the control plane has not told of it.
-    pub(crate) fn untold_pod(&mut self, name: &str, node: usize, ips: &[&str]) -> LabPod {
+    pub(crate) fn untold_pod(&mut self, name: &str, node: usize, ips: &[&str]) -> WorldPod {
         self.start_pod(name, At::Node(node), ips, |_| {})
     }
 
@@ -116,12 +116,12 @@ impl Lab {
         at: At,
         ips: &[&str],
         more: impl Fn(&mut wire::Workload),
-    ) -> LabPod {
+    ) -> WorldPod {
         let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
         self.fabric.pod(name, &ips, matches!(at, At::Node(_)));
         let app = self.fabric.netns(name, 0);
         let At::Node(index) = at else {
-            return LabPod {
+            return WorldPod {
                 app,
                 ips,
                 pod: None,
@@ -141,17 +141,17 @@ impl Lab {
         };
         more(&mut workload);
         self.workloads.push(workload);
-        let (lab_node, netns) = (&self.nodes[index], self.fabric.netns(name, 0x539));
+        let (node, netns) = (&self.nodes[index], self.fabric.netns(name, 0x539));
         let pod = Pod::new(
             format!("uid-{name}").into(),
             name,
             "default",
             name,
             netns,
-            lab_node.drain.child(),
+            node.drain.child(),
         );
-        pod.start(&lab_node.node, None).unwrap();
-        LabPod {
+        pod.start(&node.node, None).unwrap();
+        WorldPod {
             app,
             ips,
             pod: Some(pod),
@@ -213,7 +213,7 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
+impl Drop for World {
     fn drop(&mut self) {
         self.stop.cancel();
         for node in &self.nodes {
@@ -223,7 +223,7 @@ impl Drop for Lab {
     }
 }
 
-impl LabNode {
+impl WorldNode {
     fn new(
         name: &'static str,
         flags: &[&str],
@@ -281,13 +281,13 @@ impl LabNode {
 }
 
 /// A pod, as its app sees it.
-pub(crate) struct LabPod {
+pub(crate) struct WorldPod {
     app: Netns,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) pod: Option<Arc<Pod>>,
 }
 
-impl LabPod {
+impl WorldPod {
     pub(crate) async fn connect(&self, to: SocketAddr) -> TcpStream {
         self.try_connect(to).await.unwrap()
     }
@@ -341,7 +341,7 @@ impl LabPod {
     }
 }
 
-/// Reads the greeting of [`LabPod::serve`]: the client's address as the app sees it.
+/// Reads the greeting of [`WorldPod::serve`]: the client's address as the app sees it.
 pub(crate) async fn greeting(tcp: &mut TcpStream) -> std::io::Result<String> {
     let read = async {
         let mut text = String::new();
