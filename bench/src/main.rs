@@ -72,7 +72,7 @@ enum Verb {
         /// Where to forward.
         to: SocketAddr,
     },
-    /// How a ztunnel takes a large mesh; run under `unshare --net`. Prints one line of JSON.
+    /// How a ztunnel takes a large mesh; run in a namespace where nobody has its ports. Prints one line of JSON.
     Scale {
         /// The ztunnel.
         binary: PathBuf,

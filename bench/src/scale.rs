@@ -1,7 +1,7 @@
 //! How a ztunnel takes a large mesh: time until ready and memory after it, with a control plane of
 //! ours that knows nothing but N workloads, and a node agent that knows no pod.
 //!
-//! 1. a network namespace of its own (the caller runs this under `unshare --net`)
+//! 1. a network namespace of its own (the caller runs this in a [`lab::Place`])
 //! 2. a delta discovery server on loopback that answers a wildcard request with everything
 //! 3. a ZDS socket that says "that was all"
 //! 4. start ztunnel, ask its readiness port until it says yes, let memory settle, read it
@@ -36,6 +36,8 @@ use tonic::{Request, Response, Status, Streaming};
 const ENDPOINTS: usize = 10;
 /// How long the ztunnel may take to become ready.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a whole measurement may take: until ready, and all around it.
+pub(crate) const LONGEST: Duration = READY_DEADLINE.saturating_add(Duration::from_secs(60));
 /// Memory is read after this pause: allocators give back late.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -52,13 +54,6 @@ pub(crate) struct Scale {
 
 /// Measures the ztunnel at `binary` with `workloads` workloads; must run in a namespace of its own.
 pub(crate) async fn measure(binary: &Path, workloads: usize) -> Result<Scale> {
-    let status = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()?;
-    anyhow::ensure!(
-        status.success(),
-        "cannot bring up loopback; run under `unshare --net`"
-    );
     let dir = std::env::temp_dir().join(format!("ambit-bench-scale-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
     let result = measure_in(&dir, binary, workloads).await;

@@ -4,10 +4,11 @@
 use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
+use lab::Place;
 
 use crate::{
     load::Work,
-    scale::Scale,
+    scale::{self, Scale},
     subject::{Sample, Stage, Subject},
 };
 
@@ -253,19 +254,7 @@ fn large_mesh(plan: &Plan<'_>) -> Result<()> {
         for (name, binary) in subjects.iter().flatten() {
             let mut runs = Vec::new();
             for _ in 0..plan.rounds.min(3) {
-                let output = Command::new("unshare")
-                    .arg("--net")
-                    .arg(&own)
-                    .arg("scale")
-                    .arg(binary)
-                    .arg(format!("--workloads={workloads}"))
-                    .output()?;
-                anyhow::ensure!(
-                    output.status.success(),
-                    "{name}: {}",
-                    String::from_utf8_lossy(&output.stderr)
-                );
-                runs.push(serde_json::from_slice::<Scale>(&output.stdout)?);
+                runs.push(alone(&own, binary, workloads).with_context(|| (*name).to_owned())?);
             }
             let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
             println!(
@@ -279,6 +268,18 @@ fn large_mesh(plan: &Plan<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// One measurement, by a process of its own in a network namespace of its own.
+fn alone(own: &Path, binary: &Path, workloads: usize) -> Result<Scale> {
+    let place = Place::new("scale")?;
+    let mut command = Command::new(own);
+    command
+        .arg("scale")
+        .arg(binary)
+        .arg(format!("--workloads={workloads}"));
+    let printed = place.run(command, b"", scale::LONGEST)?.success()?;
+    Ok(serde_json::from_str(&printed)?)
 }
 
 /// Median, least and most of a handful of figures.
