@@ -164,6 +164,16 @@ impl Leaving<'_> {
             .copied()
             .find(|ip| ip.is_ipv4() == to.is_ipv4())
     }
+
+    async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {
+        match place {
+            Place::Address(address) => Ok(*address),
+            Place::Name(name, port) => {
+                self.node.traffic.asked(&self.source, self.identity, name);
+                lookup(name, *port, self.original.is_ipv4()).await
+            }
+        }
+    }
 }
 
 fn decide(
@@ -257,7 +267,7 @@ async fn plain(
         original,
         ..
     } = leaving;
-    let to = match resolve(&found.to, *original).await {
+    let to = match leaving.resolve(&found.to).await {
         Ok(to) => to,
         Err(why) => return refuse(tcp, why),
     };
@@ -296,13 +306,6 @@ pub(crate) async fn connect(pod: &Pod, from: From, to: SocketAddr) -> Result<Tcp
     connected
         .map_err(|_| Failed::NoAnswer(to))?
         .map_err(Failed::Connect)
-}
-
-async fn resolve(place: &Place, original: SocketAddr) -> Result<SocketAddr, Failed> {
-    match place {
-        Place::Address(address) => Ok(*address),
-        Place::Name(name, port) => Ok(lookup(name, *port, original.is_ipv4()).await?),
-    }
 }
 
 fn flag_of(why: &OpenError) -> Flag {

@@ -16,11 +16,15 @@ use mesh::{Service, Workload};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
 mod labels;
+mod names;
 
 use labels::{Flagged, Labels, UNKNOWN};
+use names::Asked;
 
 use crate::headers::Baggage;
 
@@ -100,6 +104,8 @@ struct Table {
     open: [AtomicI64; 2],
     /// What peers were refused at the tunnel port, by name.
     refusals: Mutex<BTreeMap<&'static str, u64>>,
+    /// Names that had to be resolved for a connection.
+    names: Family<Asked, Counter>,
 }
 
 /// Beyond this many series, what a peer says of itself in `baggage` no longer makes new ones: a peer with a
@@ -132,6 +138,11 @@ impl Traffic {
     /// Enters the TCP metrics into `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
+        registry.register(
+            "istio_on_demand_dns",
+            "The total number of requests that used on-demand DNS (unstable)",
+            self.0.names.clone(),
+        );
     }
 
     /// The series of a connection between these ends.
@@ -190,6 +201,12 @@ impl Traffic {
     /// A peer was refused something at the tunnel port, before or instead of a connection between workloads.
     pub(crate) fn refused(&self, refusal: Refusal) {
         *lock(&self.0.refusals).entry(refusal.name()).or_default() += 1;
+    }
+
+    /// A connection goes to a destination that the mesh knows by name alone, and the name is to be resolved for it.
+    pub(crate) fn asked(&self, source: &Workload, identity: &Identity, name: &Arc<str>) {
+        let asked = Asked::new(source, identity, name);
+        self.0.names.get_or_create(&asked).inc();
     }
 
     /// One more socket is open at this end; one fewer when the guard goes.

@@ -73,6 +73,24 @@ impl Labels {
 }
 
 impl Side {
+    pub(super) fn of(workload: &Workload) -> Self {
+        Self::new(Some(workload), &UNKNOWN.into())
+    }
+
+    /// The labels of a connection's source, in the order of the wire; locality stands elsewhere.
+    pub(super) fn as_source<'a>(&'a self, principal: &'a str) -> [(&'static str, &'a str); 8] {
+        [
+            ("source_workload", &self.workload),
+            ("source_canonical_service", &self.canonical_service),
+            ("source_canonical_revision", &self.canonical_revision),
+            ("source_workload_namespace", &self.namespace),
+            ("source_principal", principal),
+            ("source_app", &self.canonical_service),
+            ("source_version", &self.canonical_revision),
+            ("source_cluster", &self.cluster),
+        ]
+    }
+
     fn new(workload: Option<&Workload>, unknown: &Arc<str>) -> Self {
         let part = |part: fn(&Workload) -> &Arc<str>| match workload.map(part) {
             Some(value) if !value.is_empty() => value.clone(),
@@ -122,16 +140,7 @@ impl EncodeLabelSet for Flagged<'_> {
             Reporter::Source => "source",
             Reporter::Destination => "destination",
         };
-        let pairs: [(&str, &str); 27] = [
-            ("reporter", reporter),
-            ("source_workload", &source.workload),
-            ("source_canonical_service", &source.canonical_service),
-            ("source_canonical_revision", &source.canonical_revision),
-            ("source_workload_namespace", &source.namespace),
-            ("source_principal", &labels.source_principal),
-            ("source_app", &source.canonical_service),
-            ("source_version", &source.canonical_revision),
-            ("source_cluster", &source.cluster),
+        let pairs: [(&str, &str); 18] = [
             ("destination_service", &labels.destination_service),
             (
                 "destination_service_namespace",
@@ -167,8 +176,10 @@ impl EncodeLabelSet for Flagged<'_> {
             ("destination_region", &destination.region),
             ("destination_zone", &destination.zone),
         ];
-        pairs
-            .iter()
+        [("reporter", reporter)]
+            .into_iter()
+            .chain(source.as_source(&labels.source_principal))
+            .chain(pairs)
             .try_for_each(|pair| pair.encode(encoder.encode_label()))
     }
 }

@@ -1,5 +1,7 @@
 //! What a scrape shows.
 
+use api::workload as wire;
+
 use super::*;
 use crate::testing::{pod, service, snapshot};
 
@@ -159,5 +161,50 @@ fn invented_names_do_not_fill_memory() {
     assert_eq!(
         traffic.0.series.read().unwrap().len(),
         SERIES_FROM_BAGGAGE + 1
+    );
+}
+
+/// Label names as Istio's `OnDemandDnsLabels` has them.
+#[test]
+fn resolved_names_are_counted_by_who_asked_and_for_what() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(wire::Workload {
+            workload_name: "client".into(),
+            canonical_name: "shop".into(),
+            canonical_revision: "v1".into(),
+            cluster_id: "Kubernetes".into(),
+            ..pod("client", &["10.99.0.2"])
+        });
+    });
+    let traffic = Traffic::default();
+    let (source, identity) = (
+        mesh.workload("client").unwrap(),
+        identity("client").unwrap(),
+    );
+    for name in ["db.example.com", "api.example.com", "db.example.com"] {
+        traffic.asked(source, &identity, &name.into());
+    }
+    let text = text(&traffic);
+    assert!(
+        text.contains("# TYPE istio_on_demand_dns counter\n"),
+        "{text}"
+    );
+    let mut counted: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("istio_on_demand_dns_total"))
+        .collect();
+    counted.sort_unstable();
+    let series = |name: &str| {
+        format!(
+            "{{source_workload=\"client\",source_canonical_service=\"shop\",\
+             source_canonical_revision=\"v1\",source_workload_namespace=\"default\",\
+             source_principal=\"spiffe://cluster.local/ns/default/sa/client\",source_app=\"shop\",\
+             source_version=\"v1\",source_cluster=\"Kubernetes\",hostname=\"{name}\"}}"
+        )
+    };
+    let expected = [("api.example.com", 1), ("db.example.com", 2)];
+    assert_eq!(
+        counted,
+        expected.map(|(name, count)| format!("{} {count}", series(name)))
     );
 }

@@ -158,6 +158,39 @@ async fn a_service_is_reached_at_its_vip_and_its_endpoints_share_the_work() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_destination_known_by_name_alone_is_resolved_for_each_connection_and_counted() {
+    let mut world = World::new(&[]);
+    let client = world.pod("client-dns", At::Node(0), &CLIENT).await;
+    client.serve(8080);
+    world.tell(|update| {
+        update.set_service(service("db.example.com", &["10.78.0.5"], &[(80, 8080)]));
+        update.set_workload(wire::Workload {
+            uid: "db".into(),
+            name: "db".into(),
+            namespace: "default".into(),
+            // Whoever resolves it, it is the pod itself.
+            hostname: "localhost".into(),
+            services: [("default/db.example.com".to_owned(), Default::default())].into(),
+            ..Default::default()
+        });
+    });
+    for _ in 0..3 {
+        let mut tcp = client.connect("10.78.0.5:80".parse().unwrap()).await;
+        greeting(&mut tcp).await.unwrap();
+        echo(tcp, b"x").await;
+    }
+    let asked = [
+        "hostname=\"localhost\"",
+        "source_workload=\"client-dns\"",
+        "source_principal=\"spiffe://cluster.local/ns/default/sa/client-dns\"",
+    ];
+    assert_eq!(
+        world.nodes[0].metric("istio_on_demand_dns_total", &asked),
+        3
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pods_of_one_node_are_joined_in_process_with_both_reports() {
     let mut world = World::new(&[]);
     let client = world.pod("client-d", At::Node(0), &CLIENT).await;
