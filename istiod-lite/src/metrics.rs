@@ -94,6 +94,42 @@ pub struct Failure {
     pub error: &'static str,
 }
 
+/// A write into the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Write {
+    /// Who wrote: `roots`, `status`, `addresses`, `taint`, `webhook`.
+    pub writer: &'static str,
+    /// `success` or `failure`.
+    pub result: &'static str,
+}
+
+/// A Lease.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LeaseName {
+    /// Its name.
+    pub lease: &'static str,
+}
+
+/// An object that was judged before it was written, and may be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)] // as in its definition
+pub struct Admitted {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub resource: &'static str,
+}
+
+/// One that may not be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)] // as in its definition
+pub struct NotAdmitted {
+    pub group: &'static str,
+    pub version: &'static str,
+    pub resource: &'static str,
+    /// Why, in a word.
+    pub reason: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, Buckets>;
 
 /// A histogram's bounds.
@@ -146,8 +182,16 @@ pub struct Metrics {
     pub identity_errors: Count,
     /// CSRs that could not be signed.
     pub sign_errors: Family<Failure, Count>,
+    /// Writes into the cluster.
+    pub writes: Family<Write, Count>,
+    /// 1 for each Lease that this replica leads by.
+    pub leading: Family<LeaseName, Gauge>,
     /// 1 while the signer that should be used cannot be, and the last good one is.
     pub signer_refused: Gauge,
+    /// Objects the webhook let through.
+    pub admitted: Family<Admitted, Count>,
+    /// Objects it refused.
+    pub not_admitted: Family<NotAdmitted, Count>,
     root_expiry: Expiry,
     signer_expiry: Expiry,
 }
@@ -168,6 +212,7 @@ impl Metrics {
             drop(metrics.rejects.get_or_create(&Of { r#type }));
         }
         metrics.register_push(registry.families());
+        metrics.register_admission(registry.families());
         metrics.register_authority(registry.families());
         metrics
     }
@@ -197,6 +242,14 @@ impl Metrics {
         self.signer_expiry.0.store(signer, Ordering::Relaxed);
     }
 
+    /// Something was written into the cluster, or could not be.
+    pub fn wrote(&self, writer: &'static str, ok: bool) {
+        let result = if ok { "success" } else { "failure" };
+        self.writes
+            .get_or_create(&Write { writer, result })
+            .increment();
+    }
+
     fn unregistered() -> Self {
         Self {
             connected: Family::default(),
@@ -218,7 +271,11 @@ impl Metrics {
             csr_parse_errors: Count::default(),
             identity_errors: Count::default(),
             sign_errors: Family::default(),
+            writes: Family::default(),
+            leading: Family::default(),
             signer_refused: Gauge::default(),
+            admitted: Family::default(),
+            not_admitted: Family::default(),
             root_expiry: Expiry::default(),
             signer_expiry: Expiry::default(),
         }
@@ -280,6 +337,19 @@ impl Metrics {
         );
     }
 
+    fn register_admission(&self, to: &mut prometheus_client::registry::Registry) {
+        to.register(
+            "galley_validation_passed",
+            "Objects admitted",
+            self.admitted.clone(),
+        );
+        to.register(
+            "galley_validation_failed",
+            "Objects refused",
+            self.not_admitted.clone(),
+        );
+    }
+
     fn register_authority(&self, to: &mut prometheus_client::registry::Registry) {
         to.register("citadel_server_csr_count", "CSRs", self.csrs.clone());
         to.register(
@@ -306,6 +376,16 @@ impl Metrics {
             "citadel_server_csr_sign_err_count",
             "CSRs that could not be signed",
             self.sign_errors.clone(),
+        );
+        to.register(
+            "ambit_cluster_writes",
+            "Writes into the cluster",
+            self.writes.clone(),
+        );
+        to.register(
+            "ambit_leader",
+            "1 for each Lease this replica leads by",
+            self.leading.clone(),
         );
         to.register(
             "ambit_ca_signer_refused",

@@ -11,17 +11,23 @@
 //! Every replica serves; who writes is decided by Leases with Istio's names, so that an istiod of
 //! Istio's beside us never writes the same objects at the same time.
 
+mod elect;
 pub(crate) mod follow;
+mod lease;
+mod queue;
+mod roots;
 pub mod status;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use kube::Api;
 use ops::drain::Drain;
 use tokio::sync::watch;
 
 use crate::ca::Authority;
 use crate::cluster::{Connection, Health};
-use crate::metrics::Metrics;
+use crate::metrics::{LeaseName, Metrics};
 
 /// ConfigMap with the roots, in every namespace; Istio's name.
 pub(crate) const ROOTS_NAME: &str = "istio-ca-root-cert";
@@ -71,5 +77,40 @@ pub struct Ground {
 
 /// Spawns every writer into `drain`; they end with it and hand their Leases back.
 pub fn start(ground: Ground, drain: &Drain) {
-    let _ = (ground, drain);
+    let me = identity(&ground.flags.pod_name);
+    let by = |name, write: fn(Ground) -> Writer| {
+        let ballot = elect::Ballot {
+            leases: Api::namespaced(ground.connection.client.clone(), &ground.namespace),
+            name,
+            me: me.clone(),
+        };
+        let (connection, health) = (ground.connection.clone(), ground.health.clone());
+        let stop = drain.accepting().clone();
+        let leading = ground
+            .metrics
+            .leading
+            .get_or_create_owned(&LeaseName { lease: name });
+        leading.set(0);
+        let told = move |leads: bool| {
+            leading.set(i64::from(leads));
+        };
+        let ground = ground.clone();
+        let write = move || write(ground.clone());
+        drain.spawn(elect::lead(ballot, connection, health, stop, told, write));
+    };
+    by("istio-namespace-controller-election", |ground| {
+        Box::pin(roots::write(ground))
+    });
+}
+
+/// What runs while we lead.
+type Writer = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A name that no other process has, nor this pod after a restart.
+fn identity(pod: &str) -> String {
+    let mut random = [0_u8; 4];
+    // Without randomness the process's number must do.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let number = u32::from_be_bytes(random) ^ std::process::id();
+    format!("{pod}_{number:08x}")
 }
