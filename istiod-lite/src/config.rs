@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use crate::translate::waypoint::Unready;
+
 /// The control plane of the mesh.
 #[derive(Debug, Parser)]
 #[command(name = "istiod-lite", version)]
@@ -156,13 +158,20 @@ pub struct Run {
     /// Send AuthorizationPolicies with annotation `istio.io/dry-run`, marked so.
     #[arg(long, env = "AMBIENT_ENABLE_DRY_RUN_AUTHORIZATION_POLICY")]
     pub dry_run_policies: bool,
+    /// What becomes of traffic to whom names a waypoint that is missing or not ready: `refuse` it,
+    /// or let it `pass` without the waypoint's policies, as Istio does. A namespace may say otherwise
+    /// by its label.
+    #[arg(long, default_value = "refuse", env = "AMBIT_WAYPOINT_UNREADY", value_parser = unready)]
+    pub waypoint_unready: Unready,
+    /// Whether workloads that an ALLOW policy applies to also allow their waypoint.
+    #[arg(long, env = "PILOT_AUTO_ALLOW_WAYPOINT_POLICY")]
+    pub auto_allow_waypoint: bool,
     /// Answer `/debug/…` on the monitoring port: it shows what runs in the mesh to everybody who
     /// reaches the port.
     #[arg(long, default_value_t = true, action = ArgAction::Set, env = "ENABLE_DEBUG_ON_HTTP")]
     pub debug: bool,
     /// What to log: `info`, `debug`, `istiod_lite::push=debug,info` …
-    /// kube's own report of a refused list repeats ours, at every attempt.
-    #[arg(long, default_value = "info,kube_runtime=error", env = "RUST_LOG")]
+    #[arg(long, default_value = "info", env = "RUST_LOG")]
     pub log: String,
     /// `plain` (Istio's) or `json`.
     #[arg(long, default_value = "plain", env = "LOG_FORMAT")]
@@ -246,6 +255,14 @@ pub struct Check {
     /// Directory of Kubernetes YAML.
     #[arg(long, value_name = "DIR", env = "CONFIG_DIR")]
     pub config_dir: PathBuf,
+}
+
+fn unready(text: &str) -> Result<Unready, String> {
+    match text {
+        "refuse" => Ok(Unready::Refuse),
+        "pass" => Ok(Unready::Pass),
+        other => Err(format!("{other:?} is neither refuse nor pass")),
+    }
 }
 
 /// `24h`, `1h30m`, `100ms`, `30s`: as Istio's settings spell durations.

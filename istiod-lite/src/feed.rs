@@ -47,6 +47,7 @@ pub struct Feed {
     source: Source,
     world: World,
     publisher: Publisher,
+    statuses: watch::Sender<status::Book>,
     debounce: Debounce,
     addresses: Option<AutomaticAddresses>,
     said: HashSet<Fault>,
@@ -90,6 +91,13 @@ pub struct Views {
     pub statuses: watch::Receiver<status::Book>,
 }
 
+/// What it takes to fill the views.
+pub struct Fill {
+    views: Views,
+    publisher: Publisher,
+    statuses: watch::Sender<status::Book>,
+}
+
 /// Kinds whose objects policies name.
 pub const NAMED: [Kind; 4] = [
     Kind::Service,
@@ -99,16 +107,22 @@ pub const NAMED: [Kind; 4] = [
 ];
 
 /// Views that show nothing yet, and what it takes to fill them.
-pub fn views() -> (Publisher, Views) {
+pub fn views() -> (Fill, Views) {
     let (publisher, catalog) = Publisher::new();
+    let (statuses, said) = watch::channel(status::Book::new());
     let views = Views {
         catalog,
         roster: Arc::default(),
         faults: Arc::default(),
         names: Arc::default(),
-        statuses: watch::Sender::new(status::Book::new()).subscribe(),
+        statuses: said,
     };
-    (publisher, views)
+    let fill = Fill {
+        views: views.clone(),
+        publisher,
+        statuses,
+    };
+    (fill, views)
 }
 
 impl Feed {
@@ -122,7 +136,7 @@ impl Feed {
     pub async fn start(
         origin: Origin,
         settings: Settings,
-        (publisher, views): (Publisher, Views),
+        fill: Fill,
         debounce: Debounce,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
@@ -138,8 +152,7 @@ impl Feed {
                 Err(error) => return drop(opened.send(Err(error))),
             };
             runtime.block_on(async move {
-                let (publisher, debounce) = ((publisher, views), debounce);
-                let mut feed = match Self::open(origin, settings, publisher, debounce, metrics) {
+                let mut feed = match Self::open(origin, settings, fill, debounce, metrics) {
                     Ok(feed) => feed,
                     Err(error) => return drop(opened.send(Err(error))),
                 };
@@ -162,7 +175,7 @@ impl Feed {
     fn open(
         origin: Origin,
         settings: Settings,
-        (publisher, views): (Publisher, Views),
+        fill: Fill,
         debounce: Debounce,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
@@ -180,10 +193,11 @@ impl Feed {
             source,
             addresses,
             world,
-            publisher,
+            publisher: fill.publisher,
+            statuses: fill.statuses,
             debounce,
             said: HashSet::new(),
-            views,
+            views: fill.views,
             metrics,
         })
     }
@@ -214,6 +228,9 @@ impl Feed {
         self.note_pods(&pods);
         if let Some(addresses) = &mut self.addresses {
             addresses.keep(&self.world);
+        }
+        if !changed.statuses.is_empty() {
+            self.statuses.send_replace(self.world.statuses().clone());
         }
         if changed.addresses.is_empty() && changed.authorizations.is_empty() {
             return;

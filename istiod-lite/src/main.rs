@@ -25,7 +25,12 @@ fn main() -> anyhow::Result<ExitCode> {
 #[tokio::main]
 async fn run_until_told(run: &Run) -> anyhow::Result<()> {
     let format = run.log_format.parse().context("--log-format")?;
-    let log = ops::log::init(&run.log, format).context("--log")?;
+    // kube reports a refused list at every attempt, beside our one line; who wants it says so.
+    let levels = match run.log.contains("kube_runtime") {
+        true => run.log.clone(),
+        false => format!("{},kube_runtime=error", run.log),
+    };
+    let log = ops::log::init(&levels, format).context("--log")?;
     let drain = Drain::new();
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,

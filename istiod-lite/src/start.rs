@@ -20,16 +20,17 @@ use tonic::service::Routes;
 
 use crate::authenticate::{Authenticator, Judge};
 use crate::ca::{self, Authority, CertificateService, Lifetimes, MaterialError, Source};
-use crate::catalog::Publisher;
-use crate::cluster::{self, Cluster, ConnectError, Connection, Health, Pods, Reviewer};
+use crate::cluster::{
+    self, Cluster, ConnectError, Connection, Health, Pods, Reviewer, mesh_config,
+};
 use crate::config::{Input, Run};
-use crate::feed::{self, Feed, Origin, Views};
+use crate::feed::{self, Feed, Fill, Origin, Views};
 use crate::metrics::Metrics;
 use crate::push::{Connected, Debounce, Discovery};
 use crate::serve::{self, Age, Debug, ServerCertificate, ServerError};
 use crate::token::{KeyError, Tokens};
 use crate::webhook::{self, WebhookError};
-use crate::world::Settings;
+use crate::world::{Automatic, Settings};
 use crate::write;
 
 /// A control plane that serves.
@@ -84,8 +85,7 @@ pub enum StartError {
 /// What is the same wherever objects come from.
 struct Parts {
     metrics: Arc<Metrics>,
-    publisher: Publisher,
-    views: Views,
+    fill: Fill,
     /// Ends the thread of the feed.
     stop: CancellationToken,
 }
@@ -108,7 +108,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     let metrics = Metrics::register(&mut registry);
     let readiness = Readiness::new();
     let (configured, serving) = (readiness.gate("configuration"), readiness.gate("grpc"));
-    let (publisher, views) = feed::views();
+    let (fill, views) = feed::views();
     let connected = Arc::new(Connected::default());
     let health = Health::default();
 
@@ -127,8 +127,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     let feeding = stop.clone().drop_guard();
     let parts = Parts {
         metrics: metrics.clone(),
-        publisher,
-        views: views.clone(),
+        fill,
         stop,
     };
     let base = match run.input() {
@@ -253,7 +252,19 @@ async fn in_cluster(
     drain: &Drain,
 ) -> Result<Base, StartError> {
     let connection = cluster::connect(kubeconfig.as_deref()).await?;
-    let settings = settings(run);
+    let mut versions = mesh_config::versions(&connection, &run.namespace, health);
+    let config = mesh_config::first(&mut versions, health).await;
+    let mut settings = settings(run);
+    config.lay_over(&mut settings);
+    // Replicas would not give the same ones.
+    settings.automatic_addresses = Automatic::FromStatus;
+    drain.spawn({
+        let stop = drain.accepting().clone();
+        async move {
+            stop.run_until_cancelled(mesh_config::follow(versions, config))
+                .await
+        }
+    });
     let place = ca::cluster::Place {
         namespace: run.namespace.clone(),
         secret: run.ca_secret.clone(),
@@ -289,6 +300,8 @@ fn settings(run: &Run) -> Settings {
         cluster_domain: run.cluster_domain.clone(),
         root_namespace: run.namespace.clone(),
         dry_run: run.dry_run_policies,
+        waypoint_unready: run.waypoint_unready,
+        auto_allow_waypoint: run.auto_allow_waypoint,
         ..Settings::default()
     }
 }
@@ -302,8 +315,12 @@ fn lifetimes(run: &Run) -> Lifetimes {
 
 async fn start_feed(run: &Run, parts: Parts, origin: Origin, settings: Settings) -> io::Result<()> {
     let debounce = Debounce::new(run.debounce_after, run.debounce_max);
-    let views = (parts.publisher, parts.views);
-    Feed::start(origin, settings, views, debounce, parts.metrics, parts.stop).await
+    let Parts {
+        metrics,
+        fill,
+        stop,
+    } = parts;
+    Feed::start(origin, settings, fill, debounce, metrics, stop).await
 }
 
 fn exists(views: &Views) -> webhook::Exists {

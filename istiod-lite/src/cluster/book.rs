@@ -190,3 +190,227 @@ fn faults(key: &ObjectKey, reasons: &[String]) -> impl Iterator<Item = Fault> {
         reason: reason.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use api::k8s::objects::{Namespace, Object, ObjectMeta};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KIND: Kind = Kind::Namespace;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new(KIND, "", name)
+    }
+
+    fn seen(name: &str, version: u64) -> Seen {
+        let metadata = ObjectMeta {
+            name: Some(name.into()),
+            ..ObjectMeta::default()
+        };
+        let namespace = Namespace {
+            metadata,
+            ..Namespace::default()
+        };
+        Seen {
+            key: key(name),
+            version: version.to_string(),
+            object: Ok(Object::Namespace(Arc::new(namespace))),
+        }
+    }
+
+    fn refused(name: &str, version: u64) -> Seen {
+        Seen {
+            object: Err(vec!["spec.x: is wrong".into(), "spec.y: too".into()]),
+            ..seen(name, version)
+        }
+    }
+
+    /// A book with its one watch.
+    struct Reader {
+        book: Book,
+        run: Run,
+    }
+
+    impl Reader {
+        fn new() -> Self {
+            let mut book = Book::default();
+            let run = book.start(KIND);
+            Self { book, run }
+        }
+
+        /// `+name` set, `-name` gone, `!name` refused.
+        fn hear(&mut self, events: Vec<Event>) -> Vec<String> {
+            let mut changes = Vec::new();
+            for event in events {
+                self.book.take(KIND, self.run, event, &mut changes);
+            }
+            changes.iter().map(short).collect()
+        }
+
+        fn list(&mut self, objects: Vec<Seen>) -> Vec<String> {
+            let mut events = vec![Event::Began];
+            events.extend(objects.into_iter().map(Event::Seen));
+            events.push(Event::Ended);
+            self.hear(events)
+        }
+    }
+
+    fn short(change: &Change) -> String {
+        match change {
+            Change::Set(object) => format!("+{}", object.key().name),
+            Change::Gone(key) => format!("-{}", key.name),
+            Change::Invalid(fault) => format!("!{}", fault.object.as_ref().unwrap().name),
+        }
+    }
+
+    #[test]
+    fn the_book_is_complete_when_every_list_came_to_its_end() {
+        let mut book = Book::default();
+        let (namespaces, nodes) = (book.start(KIND), book.start(Kind::Node));
+        let mut none = Vec::new();
+        for (kind, run, event, complete) in [
+            (KIND, namespaces, Event::Began, false),
+            (KIND, namespaces, Event::Seen(seen("a", 1)), false),
+            (KIND, namespaces, Event::Ended, false),
+            (Kind::Node, nodes, Event::Began, false),
+            (Kind::Node, nodes, Event::Ended, true),
+            // From now on what is known is served, also while a list is read anew.
+            (KIND, namespaces, Event::Began, true),
+        ] {
+            book.take(kind, run, event, &mut none);
+            assert_eq!(book.is_complete(), complete);
+        }
+    }
+
+    #[test]
+    fn what_a_new_list_lacks_is_gone_and_what_it_repeats_is_no_change() {
+        let mut reader = Reader::new();
+        let first = reader.list(vec![seen("a", 1), seen("b", 2), seen("c", 3)]);
+        assert_eq!(first, ["+a", "+b", "+c"]);
+        let again = reader.list(vec![seen("a", 1), seen("c", 4), seen("d", 5)]);
+        assert_eq!(again, ["+c", "+d", "-b"]);
+    }
+
+    #[test]
+    fn a_list_that_breaks_off_takes_nothing_away() {
+        let mut reader = Reader::new();
+        reader.list(vec![seen("a", 1), seen("b", 2)]);
+        assert!(
+            reader
+                .hear(vec![Event::Began, Event::Seen(seen("b", 2))])
+                .is_empty()
+        );
+        assert_eq!(reader.list(vec![seen("a", 1), seen("c", 3)]), ["+c", "-b"]);
+    }
+
+    #[test]
+    fn a_refused_object_keeps_its_last_good_version_until_a_better_one_comes_or_none() {
+        let mut reader = Reader::new();
+        reader.list(vec![seen("a", 1), seen("b", 1)]);
+        assert!(!reader.book.take_faults_moved());
+        assert_eq!(
+            reader.hear(vec![Event::Seen(refused("a", 2))]),
+            ["!a", "!a"]
+        );
+        assert_eq!(
+            reader.hear(vec![Event::Seen(refused("b", 2))]),
+            ["!b", "!b"]
+        );
+        assert!(reader.book.take_faults_moved());
+        assert_eq!(reader.book.faults().len(), 4);
+        // The same again is not said again.
+        assert!(
+            reader
+                .list(vec![refused("a", 2), refused("b", 2)])
+                .is_empty()
+        );
+        assert!(!reader.book.take_faults_moved());
+        assert_eq!(reader.hear(vec![Event::Seen(seen("a", 3))]), ["+a"]);
+        assert_eq!(reader.hear(vec![Event::Deleted(key("b"))]), ["-b"]);
+        assert!(reader.book.take_faults_moved());
+        assert!(reader.book.faults().is_empty());
+    }
+
+    #[test]
+    fn a_kind_that_vanishes_takes_its_objects_and_faults_along_and_late_events_are_nothing() {
+        let mut reader = Reader::new();
+        reader.list(vec![seen("a", 1), refused("b", 1)]);
+        let gone: Vec<_> = reader.book.stop(KIND).iter().map(short).collect();
+        assert_eq!(gone.len(), 2);
+        assert!(reader.book.faults().is_empty() && reader.book.len() == 0);
+        assert!(reader.hear(vec![Event::Seen(seen("a", 2))]).is_empty());
+        let second = reader.book.start(KIND);
+        assert!(
+            reader.hear(vec![Event::Seen(seen("a", 2))]).is_empty(),
+            "of the first life"
+        );
+        reader.run = second;
+        assert_eq!(reader.list(vec![seen("a", 1)]), ["+a"]);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        List(Vec<(u8, u64)>),
+        Break(Vec<(u8, u64)>),
+        See(u8, u64),
+        Delete(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let object = || (0_u8..6, 1_u64..4);
+        let list = || {
+            prop::collection::btree_map(0_u8..6, 1_u64..4, 0..6)
+                .prop_map(|list| list.into_iter().collect::<Vec<_>>())
+        };
+        prop_oneof![
+            list().prop_map(Step::List),
+            list().prop_map(Step::Break),
+            object().prop_map(|(name, version)| Step::See(name, version)),
+            (0_u8..6).prop_map(Step::Delete),
+        ]
+    }
+
+    proptest! {
+        /// Whoever applies the changes has, after every whole list, exactly what was in it.
+        #[test]
+        fn applying_the_changes_gives_the_cluster(steps in prop::collection::vec(step(), 0..30)) {
+            let name = |number: &u8| format!("n{number}");
+            let objects = |list: &[(u8, u64)]| -> Vec<Seen> {
+                list.iter().map(|(number, version)| seen(&name(number), *version)).collect()
+            };
+            let mut reader = Reader::new();
+            let mut have: std::collections::BTreeSet<String> = Default::default();
+            for step in steps {
+                let (events, exact) = match &step {
+                    Step::List(list) => {
+                        let mut events = vec![Event::Began];
+                        events.extend(objects(list).into_iter().map(Event::Seen));
+                        events.push(Event::Ended);
+                        (events, Some(list.iter().map(|(number, _)| name(number)).collect()))
+                    }
+                    Step::Break(list) => {
+                        let mut events = vec![Event::Began];
+                        events.extend(objects(list).into_iter().map(Event::Seen));
+                        (events, None)
+                    }
+                    Step::See(number, version) => (vec![Event::Seen(seen(&name(number), *version))], None),
+                    Step::Delete(number) => (vec![Event::Deleted(key(&name(number)))], None),
+                };
+                for change in reader.hear(events) {
+                    match change.split_at(1) {
+                        ("+", name) => { have.insert(name.into()); }
+                        (_, name) => prop_assert!(have.remove(name), "{} was not there", name),
+                    }
+                }
+                if let Some(exact) = exact {
+                    prop_assert_eq!(&have, &exact);
+                }
+                prop_assert_eq!(have.len(), reader.book.len());
+            }
+        }
+    }
+}

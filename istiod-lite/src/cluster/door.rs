@@ -162,3 +162,77 @@ impl Enter for DynamicObject {
         key(kind, &self.metadata)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn whole() -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "uid": "u1", "resourceVersion": "42",
+                "labels": {"app": "web"}, "finalizers": ["x"],
+                "annotations": {"ambient.istio.io/redirection": "enabled",
+                    "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web",
+                    "uid": "r", "controller": true}],
+                "managedFields": [{"manager": "kubelet"}]},
+            "spec": {"nodeName": "n1", "serviceAccountName": "web", "hostNetwork": true,
+                "volumes": [{"name": "v"}],
+                "initContainers": [{"name": "once", "image": "i"},
+                    {"name": "side", "restartPolicy": "Always", "ports": [{"name": "m", "containerPort": 9}]}],
+                "containers": [{"name": "c", "image": "i", "env": [{"name": "A"}],
+                    "ports": [{"name": "http", "containerPort": 80}]}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
+                "conditions": [{"type": "Ready", "status": "True", "message": "m"},
+                    {"type": "Initialized", "status": "True"}],
+                "containerStatuses": []}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_pod_keeps_what_is_read_and_loses_the_rest() {
+        let seen = whole().enter(Kind::Pod);
+        assert_eq!(seen.key.to_string(), "Pod shop/web-1");
+        assert_eq!(seen.version, "42");
+        let Ok(Object::Pod(pod)) = seen.object else {
+            panic!("no pod");
+        };
+        let left = serde_json::to_value(&*pod).unwrap();
+        let expected = json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": "web-1", "namespace": "shop", "uid": "u1", "labels": {"app": "web"},
+                "annotations": {"ambient.istio.io/redirection": "enabled"},
+                "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web",
+                    "uid": "r", "controller": true}]},
+            "spec": {"nodeName": "n1", "serviceAccountName": "web", "hostNetwork": true,
+                "initContainers": [
+                    {"name": "side", "restartPolicy": "Always", "ports": [{"name": "m", "containerPort": 9}]}],
+                "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 80}]}]},
+            "status": {"phase": "Running", "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
+                "conditions": [{"type": "Ready", "status": "True"}]}
+        });
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn an_object_of_the_mesh_passes_the_same_checks_as_a_document() {
+        let read = |spec| {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+                "metadata": {"name": "p", "namespace": "shop", "resourceVersion": "7"}, "spec": spec}))
+            .unwrap();
+            object.enter(Kind::AuthorizationPolicy)
+        };
+        let good =
+            read(json!({"action": "DENY", "rules": [{"to": [{"operation": {"ports": ["80"]}}]}]}));
+        assert!(good.object.is_ok());
+        assert_eq!(good.key.to_string(), "AuthorizationPolicy shop/p");
+        let bad = read(json!({"action": "PERHAPS"}));
+        assert_eq!(bad.key, good.key);
+        assert_eq!(bad.version, "7");
+        assert!(bad.object.unwrap_err()[0].contains("PERHAPS"));
+    }
+}

@@ -234,3 +234,104 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(2);
 /// Longer than the longest wait for an answer and the pause before the next try.
 const FORGOTTEN: Duration = Duration::from_secs(90);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreachable() -> Trouble {
+        Trouble::Unreachable("connection refused".into())
+    }
+
+    fn forbidden() -> Trouble {
+        Trouble::Forbidden("pods is forbidden".into())
+    }
+
+    #[test]
+    fn an_api_server_that_is_away_is_one_trouble_however_many_watches_fail() {
+        let (mut troubles, start) = (Troubles::default(), Instant::now());
+        assert!(troubles.failed("pods", &unreachable(), start));
+        assert!(!troubles.failed("services", &unreachable(), start));
+        assert!(!troubles.failed("pods", &unreachable(), start + PATIENCE));
+        assert_eq!(troubles.lines(start).len(), 1);
+        let over = troubles.answered("", start + PATIENCE);
+        assert_eq!(over.reachable_after, Some(PATIENCE));
+        assert!(troubles.lines(start).is_empty());
+        assert!(
+            troubles.failed("pods", &unreachable(), start + PATIENCE),
+            "the next time is said again"
+        );
+    }
+
+    #[test]
+    fn only_an_api_server_that_stays_away_makes_us_not_ready() {
+        let (mut troubles, start) = (Troubles::default(), Instant::now());
+        troubles.failed("pods", &forbidden(), start);
+        assert_eq!(troubles.not_ready(start + 10 * PATIENCE), None);
+        troubles.failed("pods", &unreachable(), start);
+        assert_eq!(troubles.not_ready(start + PATIENCE / 2), None);
+        // Reports in between do not begin anew.
+        troubles.failed("nodes", &unreachable(), start + PATIENCE / 2);
+        let why = troubles.not_ready(start + PATIENCE).unwrap();
+        assert_eq!(why, "API server unreachable: connection refused (for 30 s)");
+        troubles.answered("", start + PATIENCE);
+        assert_eq!(troubles.not_ready(start + 2 * PATIENCE), None);
+    }
+
+    #[test]
+    fn a_missing_right_is_said_once_a_resource_until_it_is_there_or_not_asked_for_any_more() {
+        let (mut troubles, start) = (Troubles::default(), Instant::now());
+        assert!(troubles.failed("pods", &forbidden(), start));
+        assert!(!troubles.failed("pods", &forbidden(), start));
+        assert!(troubles.failed("nodes", &forbidden(), start));
+        assert_eq!(troubles.lines(start).len(), 2);
+        assert!(troubles.answered("pods", start).resource);
+        assert_eq!(troubles.lines(start).len(), 1);
+        assert!(troubles.lines(start + 2 * FORGOTTEN).is_empty());
+        assert!(troubles.failed("nodes", &forbidden(), start + 2 * FORGOTTEN));
+    }
+
+    #[test]
+    fn a_line_names_verb_resource_and_mend() {
+        let status = |code: u16, message: &str| {
+            Box::new(kube::core::Status {
+                code,
+                message: message.into(),
+                ..kube::core::Status::default()
+            })
+        };
+        let line = |code, message| {
+            let error = watcher::Error::InitialListFailed(kube::Error::Api(status(code, message)));
+            Trouble::of(&error).map(|trouble| trouble.line("pods"))
+        };
+        let cases = [
+            (
+                403,
+                "pods is forbidden: User \"x\"\n",
+                "no right to list and watch pods: pods is forbidden: User \"x\"; grant verbs list and watch on pods to our service account",
+            ),
+            (
+                401,
+                "Unauthorized",
+                "API server does not accept our credentials: Unauthorized; look at the token or certificate of the kubeconfig or the pod",
+            ),
+            (
+                500,
+                "etcd is away",
+                "pods cannot be followed: 500 etcd is away",
+            ),
+        ];
+        for (code, message, expected) in cases {
+            assert_eq!(line(code, message).as_deref(), Some(expected));
+        }
+        assert_eq!(
+            Trouble::of(&watcher::Error::WatchError(status(410, "too old"))),
+            None
+        );
+        let request = Trouble::answered(403, "no").request_line("create", "tokenreviews");
+        assert_eq!(
+            request,
+            "no right to create tokenreviews: no; grant verb create on tokenreviews to our service account"
+        );
+    }
+}
