@@ -3,7 +3,7 @@
 PROFILE_DIR := target/release
 # Of the images. dev shares the build of `make test`; in release the plugin, which runs on nodes of any kind, is static.
 PROFILE ?= release
-export BASE HUB TAG PUSH PUSH_ARGS
+export BASE HUB TAG PUSH SKOPEO_ARGS
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 12

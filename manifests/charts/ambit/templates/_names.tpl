@@ -17,7 +17,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end -}}
 
-{{/* What every pod shares. */}}
+{{/* Credentials for the registry. */}}
 {{- define "ambit.pullSecrets" -}}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
@@ -39,4 +39,11 @@ prometheus.io/scrape: "true"
 prometheus.io/port: {{ .port | quote }}
 prometheus.io/path: /metrics
 {{- end }}
+{{- end -}}
+
+{{/* Settings of the mesh, under Istio's names. */}}
+{{- define "ambit.mesh" -}}
+{{- $own := dict "trustDomain" .Values.trustDomain "rootNamespace" .Release.Namespace
+      "defaultConfig" (dict "discoveryAddress" (printf "istiod.%s.svc:15012" .Release.Namespace)) -}}
+{{- mergeOverwrite (deepCopy .Values.meshConfig) $own | toYaml -}}
 {{- end -}}
