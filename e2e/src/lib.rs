@@ -1,1 +1,26 @@
-//! Tests on a real Kubernetes cluster.
+//! Tests on a real Kubernetes cluster, and the words they are written in.
+//!
+//! `e2e/run` makes the cluster, installs the mesh by its chart and starts the binary `e2e`, which runs [`tests`] one by one:
+//!
+//! * [`cluster`]  the API server, the nodes, any object as YAML
+//! * [`place`]    a test's own namespace: servers, clients, policies; gone when the test is over
+//! * [`pod`]      a pod: programs run in it, requests made from it
+//! * [`load`]     traffic that goes on while something happens, every failure counted
+//! * [`node`]     a node as root sees it: processes, packets, files
+//! * [`mesh`]     the parts of the mesh: logs, metrics, restarts
+//! * [`wait`]     until something is so
+//! * [`run`]      the runner: one test after another, dumps of what failed; [`report`] closes
+//!
+//! A test is an `async fn` whose name is a sentence; it fails by returning an error. The binary `e2e-app` (`app/`) is what runs inside
+//! pods where no ordinary program counts exactly enough.
+
+pub mod cluster;
+pub mod load;
+pub mod mesh;
+pub mod node;
+pub mod place;
+pub mod pod;
+pub mod report;
+pub mod run;
+pub mod tests;
+pub mod wait;
