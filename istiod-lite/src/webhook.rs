@@ -4,12 +4,20 @@
 //!
 //! | step | where |
 //! |---|---|
-//! | connections: bounded, the one unused longest makes room; TLS with our own certificate | `door` | |
-//! | the review is read, whatever it holds                                                 | [`review`] |
-//! | what is admitted is what the world understands: the same check, the same words         | [`judge`] |
+//! | connections: TLS with our own certificate; a bounded number of them   | `guests` |
+//! | requests: bounded in bytes, in time, and in how many are worked on    | `door` |
+//! | the review is read, whatever it holds, and answered                   | `review` |
+//! | what is admitted is what the world understands: one check, one wording | `judge` |
+//! | what is right but will not do what it looks like                       | `caution` |
 //!
 //! An API server does not say who it is, so anybody may ask: an answer tells nothing that was not
-//! in the question, except whether a named Gateway or Service is there.
+//! in the question, except whether a Gateway or Service of that name is there.
+
+mod caution;
+mod door;
+mod guests;
+mod judge;
+mod review;
 
 use std::io;
 use std::net::SocketAddr;
@@ -58,9 +66,13 @@ pub async fn start(
     judge: Judge,
     drain: &Drain,
 ) -> Result<SocketAddr, WebhookError> {
-    let _ = (certificate, judge, drain);
-    Err(WebhookError::Listen(
-        listen,
-        io::Error::from(io::ErrorKind::Unsupported),
-    ))
+    let failed = |error| WebhookError::Listen(listen, error);
+    let listener = ops::admin::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let mut tls = rustls::ServerConfig::clone(&*certificate.config()?);
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let desk = Arc::new(door::Desk::new(judge));
+    drain.spawn(guests::receive(listener, tls, desk, drain.clone()));
+    Ok(address)
 }

@@ -102,13 +102,24 @@ pub fn check_shape(kind: Kind, object: &Value) -> Vec<Problem> {
 struct Problems(Vec<Problem>);
 
 impl Problems {
+    /// Beyond [`MOST`] nothing is added: somebody may have written a million of them on purpose.
     fn add(&mut self, path: Path, reason: impl Into<String>) {
+        if self.full() {
+            return;
+        }
         self.0.push(Problem {
             path,
             reason: reason.into(),
         });
     }
+
+    fn full(&self) -> bool {
+        self.0.len() >= MOST
+    }
 }
+
+/// Problems of one object that are told.
+const MOST: usize = 64;
 
 fn spec() -> Path {
     Path::default().key("spec")

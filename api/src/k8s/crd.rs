@@ -117,6 +117,11 @@ pub fn definition(kind: Kind) -> Result<CustomResourceDefinition, DefinitionErro
     })
 }
 
+/// The name of a kind of [`KINDS`] in paths and rights.
+pub fn plural(kind: Kind) -> Option<&'static str> {
+    names(kind).map(|names| names.plural)
+}
+
 /// The file of a kind: its name, and its text.
 pub fn file(kind: Kind) -> Result<(String, String), DefinitionError> {
     let definition = definition(kind)?;

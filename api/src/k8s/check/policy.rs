@@ -176,6 +176,9 @@ fn check_each(
     check: fn(&str) -> Result<(), String>,
 ) {
     for (index, text) in list.iter().enumerate() {
+        if problems.full() {
+            return;
+        }
         if let Err(reason) = check(text) {
             problems.add(path.index(index), reason);
         }

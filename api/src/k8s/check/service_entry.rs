@@ -26,14 +26,12 @@ pub(super) fn check(entry: &ServiceEntry, problems: &mut Problems) {
     check_addresses(entry, problems);
     check_ports(&entry.spec.ports, problems);
     check_resolution(entry, problems);
+    let names: BTreeSet<&str> = entry.spec.ports.iter().map(|port| &*port.name).collect();
     for (index, endpoint) in entry.spec.endpoints.iter().enumerate() {
         let path = spec().key("endpoints").index(index);
         check_endpoint(endpoint, &path, problems);
-        for name in endpoint
-            .ports
-            .keys()
-            .filter(|name| !entry.spec.ports.iter().any(|port| port.name == **name))
-        {
+        let unknown = |name: &&String| !names.contains(name.as_str());
+        for name in endpoint.ports.keys().filter(unknown) {
             problems.add(
                 path.key("ports").key(name),
                 format!("the entry has no port {name:?}; use a name of spec.ports"),
@@ -50,6 +48,7 @@ fn check_hosts(entry: &ServiceEntry, problems: &mut Problems) {
     if entry.spec.hosts.is_empty() {
         problems.add(spec(), words::NO_HOST);
     }
+    let mut before = BTreeSet::new();
     for (index, host) in entry.spec.hosts.iter().enumerate() {
         if host == "*" {
             problems.add(path.index(index), words::ANY_HOST);
@@ -59,13 +58,7 @@ fn check_hosts(entry: &ServiceEntry, problems: &mut Problems) {
                 format!("{host:?} is not a host name; write a DNS name, as in api.example.com"),
             );
         }
-        if entry
-            .spec
-            .hosts
-            .iter()
-            .take(index)
-            .any(|before| before == host)
-        {
+        if !before.insert(host) {
             problems.add(
                 path.index(index),
                 format!("{host:?} is there twice; remove one"),

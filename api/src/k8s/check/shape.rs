@@ -39,11 +39,17 @@ static SHAPES: LazyLock<Vec<(Kind, Value)>> = LazyLock::new(|| {
 const TOP: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
 
 fn value_of(shape: &Value, value: &Value, path: &Path, problems: &mut Problems) {
+    if problems.full() {
+        return;
+    }
     let expected = shape["type"].as_str().unwrap_or_default();
     match (expected, value) {
         ("object", Value::Object(fields)) => {
             bounded(shape, "maxProperties", fields.len(), path, problems);
             for (name, value) in fields {
+                if problems.full() {
+                    return;
+                }
                 let path = path.key(name);
                 match shape["properties"].get(name) {
                     Some(shape) => value_of(shape, value, &path, problems),

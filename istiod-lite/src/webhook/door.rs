@@ -1,0 +1,170 @@
+//! A request, from its first byte to its answer.
+//!
+//! 1. only `POST /validate`
+//! 2. its body, bounded in bytes, in time, and together with all others in memory
+//! 3. read and judged on a thread of its own, few at a time
+//! 4. the answer; whatever happens there is one, with what to look at
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::Body;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Judge, review};
+
+/// Where requests are worked on.
+pub(super) struct Desk {
+    judge: Arc<Judge>,
+    /// KiB of bodies that may be there at once.
+    memory: Arc<Semaphore>,
+    /// Reviews that are worked on at once.
+    places: Arc<Semaphore>,
+}
+
+/// No judgement; the API server is told why and does as its `failurePolicy` says.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error("only POST /validate is answered here")]
+    Elsewhere(StatusCode),
+    #[error("a review of more than {LARGEST} bytes")]
+    TooLarge,
+    #[error("the review did not arrive within {} seconds", PATIENCE.as_secs())]
+    TooSlow,
+    #[error("too many reviews at once, try again")]
+    Busy,
+    #[error("the review was cut off")]
+    CutOff,
+    #[error("not an AdmissionReview: {0}")]
+    Unreadable(String),
+    #[error("a fault of ours, see the log of istiod")]
+    Ours,
+}
+
+impl Refused {
+    fn status(&self) -> StatusCode {
+        match self {
+            Refused::Elsewhere(status) => *status,
+            Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Refused::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Refused::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Refused::CutOff | Refused::Unreadable(_) => StatusCode::BAD_REQUEST,
+            Refused::Ours => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl Desk {
+    pub(super) fn new(judge: Judge) -> Self {
+        Self {
+            judge: Arc::new(judge),
+            memory: Arc::new(Semaphore::new(MEMORY)),
+            places: Arc::new(Semaphore::new(PLACES)),
+        }
+    }
+
+    /// The answer to a request.
+    pub(super) async fn answer<B>(&self, request: Request<B>, peer: SocketAddr) -> Response<Full>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        match self.review(request).await {
+            Ok(answer) => respond(StatusCode::OK, "application/json", answer),
+            Err(refused) => {
+                tracing::debug!(%peer, reason = %refused, "no judgement");
+                let text = format!("{refused}\n");
+                respond(refused.status(), "text/plain; charset=utf-8", text.into())
+            }
+        }
+    }
+
+    async fn review<B>(&self, request: Request<B>) -> Result<Bytes, Refused>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        if request.uri().path() != "/validate" {
+            return Err(Refused::Elsewhere(StatusCode::NOT_FOUND));
+        }
+        if request.method() != Method::POST {
+            return Err(Refused::Elsewhere(StatusCode::METHOD_NOT_ALLOWED));
+        }
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let arrived = tokio::time::timeout_at(deadline, self.read(request.into_body()));
+        let (body, memory) = arrived.await.map_err(|_| Refused::TooSlow)??;
+        // A long one becomes, read, up to eighty times as long, and is alone.
+        let weight = if body.len() > LONG { PLACES as u32 } else { 1 };
+        let place = self.places.clone().acquire_many_owned(weight);
+        let place = tokio::time::timeout_at(deadline, place).await;
+        let place = place
+            .map_err(|_| Refused::Busy)?
+            .map_err(|_| Refused::Busy)?;
+        let judge = self.judge.clone();
+        let judged = tokio::task::spawn_blocking(move || {
+            let answer = review::answer(&judge, &body);
+            drop((place, memory));
+            answer
+        });
+        let answer = judged.await.map_err(|error| {
+            tracing::error!(%error, "a review could not be judged");
+            Refused::Ours
+        })?;
+        answer.map_err(|error| Refused::Unreadable(error.to_string()))
+    }
+
+    /// The body, and what holds its place in memory.
+    async fn read<B>(&self, mut body: B) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refused>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let (mut bytes, mut memory) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        while let Some(frame) =
+            std::future::poll_fn(|context| std::pin::Pin::new(&mut body).poll_frame(context)).await
+        {
+            let Ok(data) = frame.map_err(|_| Refused::CutOff)?.into_data() else {
+                continue;
+            };
+            if bytes.len() + data.len() > LARGEST {
+                return Err(Refused::TooLarge);
+            }
+            bytes.extend_from_slice(&data);
+            let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            let needed = bytes.len().div_ceil(1024).saturating_sub(held);
+            let more = u32::try_from(needed).map_err(|_| Refused::TooLarge)?;
+            let more = self.memory.clone().try_acquire_many_owned(more);
+            let more = more.map_err(|_| Refused::Busy)?;
+            match &mut memory {
+                Some(memory) => memory.merge(more),
+                None => memory = Some(more),
+            }
+        }
+        Ok((bytes, memory))
+    }
+}
+
+/// A body that is there as a whole.
+pub(super) type Full = axum::body::Body;
+
+fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let kind = http::HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// An object is at most 1.5 MiB in etcd; a review of a change holds the old one too.
+const LARGEST: usize = 4 * 1024 * 1024;
+/// Longer than any policy that somebody wrote by hand.
+const LONG: usize = 256 * 1024;
+/// KiB of all bodies together.
+const MEMORY: usize = 32 * 1024;
+/// At once; a review takes a fraction of a millisecond.
+const PLACES: usize = 4;
+/// For a body to arrive and to get its turn: as long as an API server waits for an answer by default.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,248 @@
+//! AdmissionReview, v1: what an API server asks, and what it is told.
+//!
+//! 1. the head alone: who asks, and is it about a kind and a change we judge   ([`Request::judged`])
+//! 2. the object; the old one only where the new one is bad: what may be megabytes is not read
+//!    for nothing
+//! 3. the judgement is counted and written down, unless it is a rehearsal
+//! 4. the answer
+
+use std::fmt::Write as _;
+
+use api::k8s::crd;
+use api::k8s::objects::Kind;
+use bytes::Bytes;
+use serde::de::Error as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Judge;
+use super::judge::Judgement;
+use crate::metrics::{Admitted, NotAdmitted};
+
+/// The answer to a review; an error if it is none.
+pub(super) fn answer(judge: &Judge, body: &[u8]) -> serde_json::Result<Bytes> {
+    let review: Review<Request> = serde_json::from_slice(body)?;
+    if review.api_version != VERSION {
+        let why = format!("apiVersion {:?} is not {VERSION}", review.api_version);
+        return Err(serde_json::Error::custom(why));
+    }
+    let request = review.request;
+    let mut judgement = Judgement::default();
+    if let Some(kind) = request.judged() {
+        let Review::<New> { request: new, .. } = serde_json::from_slice(body)?;
+        let old = || {
+            let review: Option<Review<Old>> = serde_json::from_slice(body).ok();
+            review.map(|review| review.request.old_object)
+        };
+        judgement = judge.judge(kind, request.named(new.object), old);
+        if !request.dry_run {
+            request.count(judge, kind, &judgement);
+        }
+    }
+    let answer = Answer {
+        api_version: VERSION,
+        kind: "AdmissionReview",
+        response: Response::new(&request.uid, judgement),
+    };
+    serde_json::to_vec(&answer).map(Bytes::from)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<R> {
+    api_version: String,
+    request: R,
+}
+
+/// All but the objects.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    uid: String,
+    kind: GroupVersionKind,
+    #[serde(default)]
+    sub_resource: Option<String>,
+    operation: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    dry_run: bool,
+    #[serde(default)]
+    user_info: UserInfo,
+}
+
+#[derive(Deserialize)]
+struct GroupVersionKind {
+    group: String,
+    version: String,
+    kind: String,
+}
+
+#[derive(Default, Deserialize)]
+struct UserInfo {
+    #[serde(default)]
+    username: String,
+}
+
+#[derive(Deserialize)]
+struct New {
+    object: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Old {
+    old_object: Value,
+}
+
+impl Request {
+    /// The kind, if this is for us to judge: a deletion always goes through, and a status is
+    /// written by ourselves.
+    fn judged(&self) -> Option<Kind> {
+        let changes = matches!(self.operation.as_str(), "CREATE" | "UPDATE");
+        let version = format!("{}/{}", self.kind.group, self.kind.version);
+        let kind: Kind = self.kind.kind.parse().ok()?;
+        let ours = crd::KINDS.contains(&kind) && kind.api_versions().contains(&version.as_str());
+        let whole = self.sub_resource.as_deref().is_none_or(str::is_empty);
+        (changes && ours && whole).then_some(kind)
+    }
+
+    /// With the name that an API server may not have given yet.
+    fn named(&self, mut object: Value) -> Value {
+        let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else {
+            return object;
+        };
+        if !metadata.contains_key("name") {
+            let prefix = metadata.get("generateName").and_then(Value::as_str);
+            let generated = prefix.map(|prefix| format!("{prefix}0"));
+            if let Some(name) = generated {
+                metadata.insert("name".into(), name.into());
+            }
+        }
+        object
+    }
+
+    fn count(&self, judge: &Judge, kind: Kind, judgement: &Judgement) {
+        let api_version = format!("{}/{}", self.kind.group, self.kind.version);
+        // The labels are ours, never the caller's words: those have no end.
+        let mut versions = kind.api_versions().iter();
+        let known = versions.find(|known| **known == api_version);
+        let Some((group, version)) = known.and_then(|known| known.split_once('/')) else {
+            return;
+        };
+        let resource = crd::plural(kind).unwrap_or_default();
+        if judgement.mistakes.is_empty() {
+            let labels = Admitted {
+                group,
+                version,
+                resource,
+            };
+            judge.metrics.admitted.get_or_create(&labels).increment();
+            return;
+        }
+        let reason = "invalid";
+        let labels = NotAdmitted {
+            group,
+            version,
+            resource,
+            reason,
+        };
+        judge
+            .metrics
+            .not_admitted
+            .get_or_create(&labels)
+            .increment();
+        // Everything is a caller's word: quoted, so that it stays one line.
+        tracing::info!(
+            kind = %kind,
+            namespace = ?self.namespace,
+            name = ?self.name,
+            user = ?self.user_info.username,
+            reason = ?judgement.mistakes.first().map(|first| clipped(first, WARNING)),
+            "refused"
+        );
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answer<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response<'a>,
+}
+
+#[derive(Serialize)]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Status {
+    code: u16,
+    reason: &'static str,
+    message: String,
+}
+
+impl<'a> Response<'a> {
+    fn new(uid: &'a str, judgement: Judgement) -> Self {
+        let refused = (!judgement.mistakes.is_empty()).then(|| Status {
+            code: 422,
+            reason: "Invalid",
+            message: message(&judgement.mistakes),
+        });
+        let warnings = judgement.warnings.iter().take(MOST_WARNINGS);
+        Self {
+            uid,
+            allowed: refused.is_none(),
+            status: refused,
+            warnings: warnings.map(|text| clipped(text, WARNING)).collect(),
+        }
+    }
+}
+
+/// One mistake is a line; several are a list, for kubectl prints it as it is.
+fn message(mistakes: &[String]) -> String {
+    if let [only] = mistakes {
+        return clipped(only, MISTAKE);
+    }
+    let mut text = format!("{} mistakes", mistakes.len());
+    for mistake in mistakes.iter().take(MOST_MISTAKES) {
+        // Writing into a String does not fail.
+        let _ = write!(text, "\n* {}", clipped(mistake, MISTAKE));
+    }
+    if mistakes.len() > MOST_MISTAKES {
+        text.push_str("\n* …");
+    }
+    text
+}
+
+/// At most so many bytes.
+fn clipped(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mut end = most.saturating_sub('…'.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &text[..end])
+}
+
+const VERSION: &str = "admission.k8s.io/v1";
+/// An API server cuts warnings that are longer.
+const WARNING: usize = 256;
+const MOST_WARNINGS: usize = 12;
+/// A mistake quotes what was written, which may be long.
+const MISTAKE: usize = 512;
+const MOST_MISTAKES: usize = 20;
+
+#[cfg(test)]
+mod tests;
