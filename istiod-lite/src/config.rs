@@ -99,11 +99,6 @@ pub struct Run {
     /// Admission of the mesh's objects. Only with Kubernetes.
     #[arg(long, value_name = "ADDR", default_value = "[::]:15017")]
     pub listen_webhook: SocketAddr,
-    /// With Kubernetes: Secret of our namespace to take the signer from, and no other, as
-    /// cert-manager writes it (`tls.crt`, `tls.key`, `ca.crt`) or under Istio's names. By default
-    /// `cacerts` if there is one, else `istio-ca-secret`, which is made.
-    #[arg(long, value_name = "NAME", env = "CA_SECRET")]
-    pub ca_secret: Option<String>,
     #[command(flatten)]
     #[allow(missing_docs)] // flattened
     pub write: crate::write::Flags,
@@ -318,6 +313,11 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(seconds(text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn flags_do_not_contradict_each_other() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
     }
 
     #[test]

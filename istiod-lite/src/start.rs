@@ -267,7 +267,7 @@ async fn in_cluster(
     });
     let place = ca::cluster::Place {
         namespace: run.namespace.clone(),
-        secret: run.ca_secret.clone(),
+        secret: run.write.ca_secret.clone(),
     };
     let client = || connection.client.clone();
     let authority = ca::cluster::open(
