@@ -11,4 +11,9 @@
 //! | `gateway` | whether a Gateway can be reached, and what is wrong with its listeners |
 //! | `invalid` | why an object was refused, and what is in force instead |
 
+pub mod gateway;
+pub mod invalid;
+pub mod policy;
+pub mod waypoint;
+
 pub use crate::write::status::{Book, Condition, Desired};

@@ -17,17 +17,20 @@ mod depend;
 mod hosts;
 mod index;
 mod objects;
+mod statuses;
+mod waypoints;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, ObjectKey};
 
 use crate::status::{Book, Desired};
+use crate::translate::policy::Reading;
 pub use crate::translate::resource::Resource;
-pub use crate::translate::waypoint::Unready;
 use crate::translate::service_entry::Visibility;
+pub use crate::translate::waypoint::Unready;
 use crate::translate::{Cluster, Labels};
 use addresses::Addresses;
 use objects::Objects;
@@ -130,6 +133,13 @@ pub struct World {
     /// What was made for whom.
     made: HashMap<Builder, Made>,
     statuses: Book,
+    /// Objects that were refused, and why.
+    refused: HashMap<ObjectKey, Vec<String>>,
+    /// Objects that came with conditions of ours, of an earlier life.
+    inherited: HashSet<ObjectKey>,
+    reading: Reading,
+    /// Gateways of which something moved in this batch.
+    moved: BTreeSet<ObjectKey>,
     recomputed: u64,
 }
 
@@ -155,6 +165,7 @@ struct Output {
     addresses: Vec<Resource>,
     authorizations: Vec<Resource>,
     remarks: Vec<String>,
+    status: Option<Desired>,
 }
 
 impl World {
@@ -177,16 +188,28 @@ impl World {
             authorizations: HashMap::new(),
             made: HashMap::new(),
             statuses: Book::new(),
+            refused: HashMap::new(),
+            inherited: HashSet::new(),
+            reading: Reading {
+                root_namespace: settings.root_namespace.clone(),
+                dry_run_is_sent: settings.dry_run,
+                trust_domains: std::iter::once(&settings.trust_domain)
+                    .chain(&settings.trust_domain_aliases)
+                    .cloned()
+                    .collect(),
+            },
+            moved: BTreeSet::new(),
             recomputed: 0,
             settings,
             cluster,
         }
     }
 
-    /// Takes in a batch and makes anew what depends on it. `Change::Invalid` changes nothing:
-    /// reporting it is the caller's.
+    /// Takes in a batch and makes anew what depends on it. `Change::Invalid` changes only what is
+    /// said of the object, until it is set again or gone.
     pub fn apply(&mut self, changes: Vec<Change>) -> Changed {
         let mut dirty = BTreeSet::new();
+        self.note_refused(&changes, &mut dirty);
         for change in changes {
             match change {
                 Change::Set(object) => self.set(&object, &mut dirty),
@@ -194,6 +217,9 @@ impl World {
                 Change::Invalid(_) => {}
             }
         }
+        let moved = std::mem::take(&mut self.moved);
+        self.stand(moved, &mut dirty);
+        self.mark_attached(&mut dirty);
         self.rebuild(dirty)
     }
 
@@ -215,7 +241,13 @@ impl World {
             addresses.take_out(&mut self.addresses, &made.addresses);
             authorizations.take_out(&mut self.authorizations, &made.authorizations);
         }
-        for (builder, output) in outputs {
+        let mut statuses = Vec::new();
+        for (builder, mut output) in outputs {
+            if let Builder::Object(key) = &builder
+                && self.keep_status(key, output.status.take())
+            {
+                statuses.push(key.clone());
+            }
             let known = self
                 .made
                 .remove(&builder)
@@ -245,7 +277,7 @@ impl World {
             addresses: addresses.changed(&self.addresses),
             authorizations: authorizations.changed(&self.authorizations),
             remarks,
-            statuses: Vec::new(),
+            statuses,
         }
     }
 

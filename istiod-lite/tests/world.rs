@@ -11,6 +11,7 @@ use std::sync::{Arc, LazyLock};
 use api::k8s::dir::Change;
 use api::k8s::objects::{Object, ObjectKey};
 use api::k8s::yaml::{Parsed, parse};
+use istiod_lite::status::Desired;
 use istiod_lite::translate::service_entry::Visibility;
 use istiod_lite::world::{Changed, Resource, Settings, World};
 use proptest::prelude::*;
@@ -85,6 +86,7 @@ fn settings() -> Settings {
         |scope: &str, visibility| ([("scope".to_owned(), scope.to_owned())].into(), visibility);
     Settings {
         dry_run: true,
+        auto_allow_waypoint: true,
         service_entry_visibility: vec![
             by_scope("private", Visibility::Namespace),
             by_scope("hidden", Visibility::None),
@@ -94,6 +96,14 @@ fn settings() -> Settings {
 }
 
 type Snapshot = [BTreeMap<Arc<str>, Resource>; 2];
+
+/// What is said of objects. That nothing is said any more is the same as that nothing ever was.
+fn statuses(world: &World) -> BTreeMap<ObjectKey, Desired> {
+    let said = world.statuses().iter();
+    said.map(|(key, said)| (key.clone(), Desired::clone(said)))
+        .filter(|(_, said)| *said != Desired::default())
+        .collect()
+}
 
 fn snapshot(world: &World) -> Snapshot {
     let named = |resource: &Resource| (resource.name.clone(), resource.clone());
@@ -158,10 +168,18 @@ proptest! {
                 continue;
             }
             let before = snapshot(&world);
-            let Changed { addresses, authorizations, .. } = world.apply(std::mem::take(&mut batch));
+            let said = world.statuses().clone();
+            let Changed { addresses, authorizations, statuses: named, .. } = world.apply(std::mem::take(&mut batch));
             let after = snapshot(&world);
             prop_assert_eq!([addresses, authorizations], difference(&before, &after), "what changed is named, and nothing else");
+            let mut differing: Vec<ObjectKey> = said.keys().chain(world.statuses().keys()).filter(|key| said.get(*key) != world.status(key)).cloned().collect();
+            differing.sort();
+            differing.dedup();
+            let mut named = named;
+            named.sort();
+            prop_assert_eq!(named, differing);
             let again = from_scratch(&objects, &world.automatic_addresses());
+            prop_assert_eq!(statuses(&again), statuses(&world));
             prop_assert_eq!(snapshot(&again), after);
             prop_assert_eq!(remarks(&again), remarks(&world));
         }
@@ -256,6 +274,7 @@ fn nothing_is_left_when_everything_goes() {
     );
     assert_eq!(snapshot(&world), Snapshot::default());
     assert_eq!(remarks(&world), BTreeSet::new());
+    assert!(world.statuses().is_empty());
     assert!(undo(&[]).is_empty());
 }
 
@@ -363,7 +382,7 @@ fn remarks_say_what_has_no_effect_once() {
     assert_eq!(
         said,
         [
-            "Service a/web: waypoint wp is not known: connections go without it",
+            "Service a/web: waypoint \"a/wp\" is not ready: there is no Gateway of that name. Until it is usable its traffic is refused; label ambit.io/waypoint-unready=pass on the namespace lets it go without the waypoint",
             "AuthorizationPolicy a/p: rule 0 uses hosts, methods, which only a waypoint can see, and there is nothing else in the rule, so it denies nothing",
             "AuthorizationPolicy a/p: rule 1 uses request.headers[x], which only a waypoint can see, so the rule denies without them",
         ]

@@ -34,7 +34,31 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 pub const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 /// (L) on Service and ServiceEntry, or on their Namespace: gateways go through the waypoint too.
 pub const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
-/// (L) on the pods of a waypoint: the Gateway they belong to.
+/// (L) beside [`USE_WAYPOINT`]: name of a second waypoint, tried on a share of the connections.
+pub const USE_WAYPOINT_CANARY: &str = "istio.io/use-waypoint-canary";
+/// (L) beside [`USE_WAYPOINT_CANARY`]: namespace of that waypoint.
+pub const USE_WAYPOINT_CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
+/// (A) beside [`USE_WAYPOINT_CANARY`]: its share, 0 to 100; 0 if left out.
+pub const USE_WAYPOINT_CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
+/// (L) on Gateway, or on its GatewayClass: `service` (default), `workload`, `all` or `none`.
+pub const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// (A) on Gateway, or on its GatewayClass: `PROXY`, `PROXY/<port>` or `NONE`: how connections to
+/// a waypoint's pod are handed to it.
+pub const WAYPOINT_INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";
+/// (L) on Namespace: `pass` or `refuse`, what becomes of traffic to whom names a waypoint that is
+/// missing or not ready. Ours.
+pub const WAYPOINT_UNREADY: &str = "ambit.io/waypoint-unready";
+/// Value of [`WAYPOINT_UNREADY`]: without the waypoint, as under Istio.
+pub const WAYPOINT_UNREADY_PASS: &str = "pass";
+/// (A) on Gateway: name of its Service and Deployment, if it is not that of the Gateway.
+pub const GATEWAY_NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
+/// (A) on Gateway: account of its pods, if it has not the name of the Gateway.
+pub const GATEWAY_SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
+/// (L) on what was made for a Gateway: by whom.
+pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
+/// Value of [`GATEWAY_MANAGED`] on what was made for a waypoint.
+pub const MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
+/// (L) on what was made for a Gateway: which Gateway.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
 /// (A) on AuthorizationPolicy: `true` logs the verdict instead of enforcing it.

@@ -12,7 +12,7 @@ pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 pub use gateway_api::gatewayclasses::GatewayClass;
-pub use gateway_api::gateways::Gateway;
+pub use gateway_api::gateways::{self, Gateway};
 
 pub use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
 

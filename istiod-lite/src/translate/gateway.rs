@@ -1,1 +1,468 @@
-//! Gateways.
+//! Gateways and their classes.
+//!
+//! A waypoint is a Gateway that somebody names ([`super::waypoint`]); which program answers at its
+//! address is not asked. A Gateway of class `istio-remote` is the door of another network: its
+//! workloads are reached through it.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use api::k8s::labels;
+use api::k8s::objects;
+use api::k8s::objects::gateways::{
+    GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as Allowed,
+    GatewayListenersAllowedRoutesNamespacesSelector as LabelSelector,
+};
+use api::workload::application_tunnel::Protocol;
+use api::workload::{
+    ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Workload,
+    gateway_address::Destination,
+};
+
+use super::pod::octets;
+use super::{Labels, value};
+
+/// Port and protocol of a listener that takes tunnels.
+pub const HBONE: (u16, &str) = (15008, "HBONE");
+
+/// What matters of a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// Name of its GatewayClass.
+    pub class: Arc<str>,
+    /// What it says of itself; its class says the rest.
+    pub traits: Traits,
+    /// Its listeners.
+    pub listeners: Vec<Listener>,
+    /// Name of the Service through which it is reached.
+    pub service: String,
+    /// Account of its pods.
+    pub account: String,
+    /// The network it is the door of.
+    pub network: Option<String>,
+    /// `spec.addresses`.
+    pub asked: Vec<Place>,
+    /// `status.addresses`.
+    pub reported: Vec<Place>,
+}
+
+/// What a Gateway or its class may say of waypoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// Whose traffic it takes.
+    pub serves: Option<Serves>,
+    /// How connections are handed to its pods; `Some(None)`: as to any pod.
+    pub binding: Option<Option<ApplicationTunnel>>,
+}
+
+/// What matters of a GatewayClass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Class {
+    /// `spec.controllerName`.
+    pub controller: String,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// For Gateways that do not say themselves.
+    pub traits: Traits,
+}
+
+/// A listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name.
+    pub name: String,
+    /// Its port.
+    pub port: i32,
+    /// Its protocol.
+    pub protocol: String,
+    /// From which namespaces it may be used.
+    pub from: From,
+}
+
+/// From which namespaces a listener may be used, beside its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum From {
+    /// None.
+    #[default]
+    Same,
+    /// All.
+    All,
+    /// Those with these labels.
+    Selector(Selector),
+}
+
+/// A selector of namespaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selector {
+    labels: Labels,
+    expressions: Vec<(String, String, BTreeSet<String>)>,
+}
+
+/// Where a Gateway is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At an address.
+    Ip(IpAddr),
+    /// At a Service, by its host name.
+    Host(String),
+}
+
+/// Whose traffic a waypoint takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Serves {
+    /// That to services.
+    #[default]
+    Services,
+    /// That to workloads.
+    Workloads,
+    /// Both.
+    All,
+    /// None.
+    Nobody,
+    /// What is written there is none of these.
+    Unknown(String),
+}
+
+/// Who looks after a Gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controller {
+    /// We: a waypoint.
+    Mesh,
+    /// Nobody: a note that another network's gateway is there.
+    Unmanaged,
+    /// Somebody else, or nobody we know.
+    Other,
+}
+
+/// The classes that exist without a GatewayClass, with their controllers.
+const BUILT_IN: [(&str, &str); 2] = [
+    ("istio-waypoint", MESH_CONTROLLER),
+    ("istio-remote", UNMANAGED_CONTROLLER),
+];
+const MESH_CONTROLLER: &str = "istio.io/mesh-controller";
+const UNMANAGED_CONTROLLER: &str = "istio.io/unmanaged-gateway";
+
+impl Controller {
+    /// Of the Gateways of a class.
+    pub fn of(name: &str, class: Option<&Class>) -> Self {
+        let built_in = || BUILT_IN.iter().find(|(known, _)| *known == name);
+        let controller = match class {
+            Some(class) => class.controller.as_str(),
+            None => built_in().map_or("", |(_, controller)| controller),
+        };
+        match controller {
+            MESH_CONTROLLER => Self::Mesh,
+            UNMANAGED_CONTROLLER => Self::Unmanaged,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Class {
+    /// Keeps what matters.
+    pub fn read(class: &objects::GatewayClass) -> Self {
+        Self {
+            controller: class.spec.controller_name.clone(),
+            generation: class.metadata.generation,
+            traits: Traits::read(&class.metadata),
+        }
+    }
+}
+
+impl Gateway {
+    /// Keeps what matters.
+    pub fn read(gateway: &objects::Gateway) -> Self {
+        let metadata = &gateway.metadata;
+        let none = Labels::new();
+        let own_labels = metadata.labels.as_ref().unwrap_or(&none);
+        let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+        let name = metadata.name.as_deref().unwrap_or_default();
+        let called = |annotation: &str| value(annotations, annotation).unwrap_or(name).to_owned();
+        let asked = gateway.spec.addresses.iter().flatten();
+        let reported = gateway
+            .status
+            .iter()
+            .flat_map(|it| it.addresses.iter().flatten());
+        Self {
+            namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+            name: name.into(),
+            generation: metadata.generation,
+            class: gateway.spec.gateway_class_name.as_str().into(),
+            traits: Traits::read(metadata),
+            listeners: gateway.spec.listeners.iter().map(Listener::read).collect(),
+            service: called(labels::GATEWAY_NAME_OVERRIDE),
+            account: called(labels::GATEWAY_SERVICE_ACCOUNT),
+            network: value(own_labels, labels::NETWORK).map(str::to_owned),
+            asked: asked
+                .filter_map(|it| Place::read(it.r#type.as_deref(), it.value.as_deref()?))
+                .collect(),
+            reported: reported
+                .filter_map(|it| Place::read(it.r#type.as_deref(), &it.value))
+                .collect(),
+        }
+    }
+
+    /// The listener that takes tunnels.
+    pub fn tunnels(&self) -> Option<&Listener> {
+        self.listeners.iter().find(|it| it.protocol == HBONE.1)
+    }
+
+    /// The ways to its pods as those see them who must reach another network through it.
+    pub fn doors(&self, network: &str) -> impl Iterator<Item = (GatewayAddress, Workload)> {
+        let port = self
+            .tunnels()
+            .map_or(u32::from(HBONE.0), |it| it.port.unsigned_abs());
+        self.asked.iter().map(move |place| {
+            let name = format!("NetworkGateway/{network}/{place}/{port}");
+            let mut workload = Workload {
+                uid: name.clone(),
+                name,
+                namespace: self.namespace.to_string(),
+                network: network.to_owned(),
+                service_account: format!("{}-istio-remote", self.name),
+                ..Workload::default()
+            };
+            match place {
+                Place::Ip(ip) => workload.addresses = vec![octets(*ip)],
+                Place::Host(host) => workload.hostname = host.clone(),
+            }
+            (place.address(&self.namespace, network, port), workload)
+        })
+    }
+}
+
+impl Traits {
+    fn read(metadata: &objects::ObjectMeta) -> Self {
+        let none = Labels::new();
+        let serves = value(
+            metadata.labels.as_ref().unwrap_or(&none),
+            labels::WAYPOINT_FOR,
+        );
+        let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+        Self {
+            serves: serves.map(Serves::read),
+            binding: value(annotations, labels::WAYPOINT_INBOUND_BINDING).map(binding),
+        }
+    }
+}
+
+/// `PROXY`, `PROXY/<port>` or `NONE`. What is none of these binds nothing.
+fn binding(text: &str) -> Option<ApplicationTunnel> {
+    let (protocol, port) = text.split_once('/').unwrap_or((text, "0"));
+    (protocol == "PROXY").then_some(())?;
+    Some(ApplicationTunnel {
+        protocol: Protocol::Proxy.into(),
+        port: port.parse::<u16>().ok()?.into(),
+    })
+}
+
+impl Serves {
+    fn read(text: &str) -> Self {
+        match text {
+            "service" => Self::Services,
+            "workload" => Self::Workloads,
+            "all" => Self::All,
+            "none" => Self::Nobody,
+            other => Self::Unknown(other.to_owned()),
+        }
+    }
+}
+
+impl Listener {
+    fn read(listener: &GatewayListeners) -> Self {
+        let namespaces = listener
+            .allowed_routes
+            .as_ref()
+            .and_then(|it| it.namespaces.as_ref());
+        let from = match namespaces.and_then(|it| it.from.as_ref()) {
+            Some(Allowed::All) => From::All,
+            Some(Allowed::Selector) => namespaces
+                .and_then(|it| it.selector.as_ref())
+                .map_or(From::Same, |selector| {
+                    From::Selector(Selector::read(selector))
+                }),
+            Some(Allowed::Same) | None => From::Same,
+        };
+        Self {
+            name: listener.name.clone(),
+            port: listener.port,
+            protocol: listener.protocol.clone(),
+            from,
+        }
+    }
+}
+
+impl From {
+    /// Whether a namespace with these labels may use it.
+    pub fn admits(&self, namespace: &Labels) -> bool {
+        match self {
+            Self::Same => false,
+            Self::All => true,
+            Self::Selector(selector) => selector.selects(namespace),
+        }
+    }
+}
+
+impl Selector {
+    fn read(selector: &LabelSelector) -> Self {
+        let expressions = selector.match_expressions.iter().flatten();
+        Self {
+            labels: selector.match_labels.clone().unwrap_or_default(),
+            expressions: expressions
+                .map(|it| {
+                    let values = it.values.iter().flatten().cloned().collect();
+                    (it.key.clone(), it.operator.clone(), values)
+                })
+                .collect(),
+        }
+    }
+
+    /// All labels and all expressions; an operator that nobody knows selects nothing.
+    fn selects(&self, labels: &Labels) -> bool {
+        let holds = |(key, operator, values): &(String, String, BTreeSet<String>)| {
+            let found = labels.get(key);
+            match operator.as_str() {
+                "In" => found.is_some_and(|it| values.contains(it)),
+                "NotIn" => found.is_none_or(|it| !values.contains(it)),
+                "Exists" => found.is_some(),
+                "DoesNotExist" => found.is_none(),
+                _ => false,
+            }
+        };
+        let mut wanted = self.labels.iter();
+        wanted.all(|(key, value)| labels.get(key) == Some(value))
+            && self.expressions.iter().all(holds)
+    }
+}
+
+impl Place {
+    /// `type` is IPAddress if left out. What is neither that nor Hostname is no place we know.
+    fn read(r#type: Option<&str>, value: &str) -> Option<Self> {
+        match r#type {
+            None | Some("IPAddress") => value.parse().ok().map(Self::Ip),
+            Some("Hostname") => Some(Self::Host(value.to_owned())),
+            Some(_) => None,
+        }
+    }
+
+    /// As proxies are told it.
+    pub fn address(&self, namespace: &str, network: &str, port: u32) -> GatewayAddress {
+        let destination = match self {
+            Self::Ip(ip) => Destination::Address(NetworkAddress {
+                network: network.to_owned(),
+                address: octets(*ip),
+                length: None,
+            }),
+            Self::Host(host) => Destination::Hostname(NamespacedHostname {
+                namespace: namespace.to_owned(),
+                hostname: host.clone(),
+            }),
+        };
+        GatewayAddress {
+            destination: Some(destination),
+            hbone_mtls_port: port,
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Host(host) => f.write_str(host),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_lets_in_the_namespaces_it_selects() {
+        let team = |value: &str| Labels::from([("team".to_owned(), value.to_owned())]);
+        let from = |json: serde_json::Value| {
+            let mut whole = serde_json::json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});
+            whole["allowedRoutes"] = json;
+            Listener::read(&serde_json::from_value(whole).expect("a listener")).from
+        };
+        let expression = |operator: &str, values: &[&str]| {
+            serde_json::json!({"namespaces": {"from": "Selector", "selector": {"matchExpressions": [
+                {"key": "team", "operator": operator, "values": values}]}}})
+        };
+        for (routes, expected) in [
+            (serde_json::json!({}), [false, false, false]),
+            (
+                serde_json::json!({"namespaces": {"from": "Same"}}),
+                [false, false, false],
+            ),
+            (
+                serde_json::json!({"namespaces": {"from": "All"}}),
+                [true, true, true],
+            ),
+            (
+                serde_json::json!({"namespaces": {"from": "Selector"}}),
+                [false, false, false],
+            ),
+            (
+                serde_json::json!({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "x"}}}}),
+                [true, false, false],
+            ),
+            (expression("In", &["x"]), [true, false, false]),
+            (expression("NotIn", &["x"]), [false, true, true]),
+            (expression("Exists", &[]), [true, true, false]),
+            (expression("DoesNotExist", &[]), [false, false, true]),
+            (expression("Near", &["x"]), [false, false, false]),
+        ] {
+            let found =
+                [team("x"), team("y"), Labels::new()].map(|it| from(routes.clone()).admits(&it));
+            assert_eq!(found, expected, "{routes}");
+        }
+    }
+
+    #[test]
+    fn a_binding_names_a_protocol_and_perhaps_a_port() {
+        let tunnel = |port| {
+            Some(ApplicationTunnel {
+                protocol: Protocol::Proxy.into(),
+                port,
+            })
+        };
+        for (text, expected) in [
+            ("PROXY", tunnel(0)),
+            ("PROXY/15088", tunnel(15088)),
+            ("NONE", None),
+            ("PROXY/99999", None),
+            ("HTTP/80", None),
+        ] {
+            assert_eq!(binding(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_class_that_is_there_decides_who_looks_after_its_gateways() {
+        let class = |controller: &str| Class {
+            controller: controller.to_owned(),
+            generation: None,
+            traits: Traits::default(),
+        };
+        assert_eq!(Controller::of("istio-waypoint", None), Controller::Mesh);
+        assert_eq!(Controller::of("istio-remote", None), Controller::Unmanaged);
+        assert_eq!(Controller::of("istio", None), Controller::Other);
+        assert_eq!(
+            Controller::of("ours", Some(&class(MESH_CONTROLLER))),
+            Controller::Mesh
+        );
+        assert_eq!(
+            Controller::of("istio-waypoint", Some(&class("x.y/z"))),
+            Controller::Other
+        );
+    }
+}

@@ -11,6 +11,7 @@ use api::workload::{
 use bytes::Bytes;
 
 use super::ports::{self, ContainerPort};
+use super::waypoint::Choice;
 use super::{Cluster, Labels, Membership, names, value};
 
 /// What matters of a pod.
@@ -32,6 +33,10 @@ pub struct Pod {
     pub phase: Arc<str>,
     /// Its ports, by name.
     pub ports: Vec<ContainerPort>,
+    /// The Gateway it is a pod of.
+    pub gateway: Option<Arc<str>>,
+    /// The waypoint it names; a pod of a Gateway has none.
+    pub waypoint: Choice,
     addresses: Vec<IpAddr>,
     healthy: bool,
     host_network: bool,
@@ -79,12 +84,16 @@ impl Pod {
                 .or(spec.service_account.as_deref())
         });
         let node = spec.and_then(|spec| spec.node_name.as_deref());
+        let none = Labels::new();
+        let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+        let namespace = metadata.namespace.as_deref().unwrap_or("default");
+        let gateway = value(&labels, labels::GATEWAY_NAME);
         let phase = pod
             .status
             .as_ref()
             .and_then(|status| status.phase.as_deref());
         Self {
-            namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+            namespace: namespace.into(),
             name: metadata.name.as_deref().unwrap_or_default().into(),
             uid: metadata.uid.as_deref().unwrap_or_default().into(),
             node: node.unwrap_or_default().into(),
@@ -97,13 +106,20 @@ impl Pod {
             addresses: addresses(pod),
             healthy: is_ready(pod) && metadata.deletion_timestamp.is_none(),
             host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
-            tunnel: Tunnel::read(
-                &labels,
-                metadata.annotations.as_ref().unwrap_or(&Labels::new()),
-            ),
+            tunnel: Tunnel::read(&labels, annotations),
+            waypoint: match gateway {
+                Some(_) => Choice::Nothing,
+                None => Choice::read(&labels, annotations, namespace),
+            },
+            gateway: gateway.map(Arc::from),
             workload_name: workload_name(pod, &labels),
             labels,
         }
+    }
+
+    /// Whether somebody can be reached there, ready or not.
+    pub fn has_address(&self) -> bool {
+        !self.is_over() && !self.addresses.is_empty()
     }
 
     /// Whether it has ended for good.
@@ -119,7 +135,7 @@ impl Pod {
         memberships: Vec<Membership>,
         policies: Vec<String>,
     ) -> Option<Workload> {
-        if self.is_over() || self.addresses.is_empty() {
+        if !self.has_address() {
             return None;
         }
         let mode = if self.host_network {

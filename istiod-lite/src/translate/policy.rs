@@ -11,8 +11,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use api::k8s::istio::{self, Action, AuthorizationPolicy, Condition, Operation, Source};
+use api::k8s::istio::{self, Action, AuthorizationPolicy, Condition, Operation, Source, TargetRef};
 use api::k8s::labels;
+use api::k8s::objects::{Kind, ObjectKey};
 use api::security::{
     self, Address, Authorization, Group, Match, Rules, Scope, ServiceAccountMatch, StringMatch,
     string_match::MatchType,
@@ -33,24 +34,79 @@ pub struct Policy {
     pub authorization: Option<Authorization>,
     /// What of it ztunnels do not enforce, and why.
     pub remarks: Vec<String>,
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// What ztunnels make of it.
+    pub layer4: Layer4,
+    /// What it is attached to.
+    pub targets: Vec<Target>,
+}
+
+/// What ztunnels make of a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer4 {
+    /// They enforce all of it.
+    Whole,
+    /// They enforce what does not need HTTP.
+    Partly,
+    /// They enforce nothing of it.
+    Not,
+    /// It is not for them.
+    Elsewhere,
+}
+
+/// What a policy is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// As written: kind, and namespace/name.
+    pub shown: String,
+    /// The object; none if it is none that a policy can be attached to.
+    pub object: Option<ObjectKey>,
+}
+
+/// How policies are read, the same in the whole mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// The namespace whose policies are for the whole mesh.
+    pub root_namespace: String,
+    /// Whether dry-run policies are sent.
+    pub dry_run_is_sent: bool,
+    /// Trust domains that are one and the same; fewer than two if there is but ours.
+    pub trust_domains: Vec<String>,
 }
 
 impl Policy {
     /// Translates a policy.
-    pub fn read(policy: &AuthorizationPolicy, root_namespace: &str, dry_run_is_sent: bool) -> Self {
+    pub fn read(policy: &AuthorizationPolicy, reading: &Reading) -> Self {
         let namespace = policy.metadata.namespace.as_deref().unwrap_or("default");
+        let spec = &policy.spec;
+        let targets: Vec<Target> = spec
+            .target_ref
+            .iter()
+            .chain(&spec.target_refs)
+            .map(|target| Target::read(target, namespace, &reading.root_namespace))
+            .collect();
         let selector = policy
             .spec
             .selector
             .as_ref()
             .map(|selector| selector.match_labels.clone());
         let mut remarks = Vec::new();
-        let authorization = authorization(policy, root_namespace, dry_run_is_sent, &mut remarks);
+        let authorization = authorization(policy, reading, &mut remarks);
+        let layer4 = match (&authorization, remarks.is_empty()) {
+            _ if !targets.is_empty() => Layer4::Elsewhere,
+            (None, _) => Layer4::Not,
+            (Some(_), false) => Layer4::Partly,
+            (Some(_), true) => Layer4::Whole,
+        };
         Self {
             namespace: namespace.into(),
             selector,
             authorization,
             remarks,
+            generation: policy.metadata.generation,
+            layer4,
+            targets,
         }
     }
 
@@ -62,10 +118,34 @@ impl Policy {
     }
 }
 
+impl Target {
+    /// Classes are for the whole mesh, so only its own namespace may attach to them.
+    fn read(target: &TargetRef, namespace: &str, root_namespace: &str) -> Self {
+        let elsewhere = target.namespace.as_deref().filter(|it| *it != namespace);
+        let kind = match (target.group.as_str(), target.kind.as_str()) {
+            _ if elsewhere.is_some() => None,
+            ("" | "core", "Service") => Some(Kind::Service),
+            ("networking.istio.io", "ServiceEntry") => Some(Kind::ServiceEntry),
+            ("gateway.networking.k8s.io", "Gateway") => Some(Kind::Gateway),
+            ("gateway.networking.k8s.io", "GatewayClass") if namespace == root_namespace => {
+                Some(Kind::GatewayClass)
+            }
+            _ => None,
+        };
+        let shown = match target.kind.as_str() {
+            "GatewayClass" => format!("GatewayClass {}", target.name),
+            kind => format!("{kind} {}/{}", elsewhere.unwrap_or(namespace), target.name),
+        };
+        Self {
+            shown,
+            object: kind.map(|kind| ObjectKey::new(kind, namespace, &target.name)),
+        }
+    }
+}
+
 fn authorization(
     policy: &AuthorizationPolicy,
-    root_namespace: &str,
-    dry_run_is_sent: bool,
+    reading: &Reading,
     remarks: &mut Vec<String>,
 ) -> Option<Authorization> {
     let spec = &policy.spec;
@@ -84,24 +164,29 @@ fn authorization(
         Action::Allow => security::Action::Allow,
         Action::Deny => security::Action::Deny,
         Action::Audit | Action::Custom => {
-            remarks.push(
-                "only ALLOW and DENY work at layer 4: attach the policy to a waypoint".into(),
-            );
+            let action = if spec.action == Action::Audit {
+                "AUDIT"
+            } else {
+                "CUSTOM"
+            };
+            remarks.push(format!(
+                "ztunnel does not support the {action} action: only ALLOW and DENY work at layer 4, attach the policy to a waypoint with targetRefs"
+            ));
             return None;
         }
     };
-    if dry_run && !dry_run_is_sent {
-        remarks.push("dry-run policies are switched off".into());
+    if dry_run && !reading.dry_run_is_sent {
+        remarks.push("dry-run policies are switched off: take annotation istio.io/dry-run away to enforce it, or start the control plane with --dry-run-policies".into());
         return None;
     }
     let scope = match &spec.selector {
         Some(_) => Scope::WorkloadSelector,
-        None if namespace == root_namespace => Scope::Global,
+        None if namespace == reading.root_namespace => Scope::Global,
         None => Scope::Namespace,
     };
     Some(Authorization {
         name: policy.metadata.name.clone().unwrap_or_default(),
-        groups: groups(&spec.rules, action, &namespace, remarks),
+        groups: groups(&spec.rules, action, &namespace, reading, remarks),
         namespace,
         scope: scope.into(),
         action: action.into(),
@@ -114,11 +199,12 @@ fn groups(
     rules: &[istio::Rule],
     action: security::Action,
     namespace: &str,
+    reading: &Reading,
     remarks: &mut Vec<String>,
 ) -> Vec<Group> {
     let mut groups = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
-        let clauses = clauses(rule, namespace);
+        let clauses = clauses(rule, namespace, reading);
         let mut unseen: Vec<&str> = clauses
             .iter()
             .flat_map(|clause| &clause.unseen)
@@ -171,7 +257,7 @@ impl Clause {
     }
 }
 
-fn clauses(rule: &istio::Rule, namespace: &str) -> Vec<Clause> {
+fn clauses(rule: &istio::Rule, namespace: &str, reading: &Reading) -> Vec<Clause> {
     let mut clauses = Vec::new();
     let mut to = Clause::default();
     for it in &rule.to {
@@ -180,7 +266,7 @@ fn clauses(rule: &istio::Rule, namespace: &str) -> Vec<Clause> {
     let mut from = Clause::default();
     for it in &rule.from {
         from.matches
-            .push(source(&it.source, namespace, &mut from.unseen));
+            .push(source(&it.source, namespace, reading, &mut from.unseen));
     }
     clauses.extend(
         [to, from]
@@ -189,7 +275,7 @@ fn clauses(rule: &istio::Rule, namespace: &str) -> Vec<Clause> {
     );
     for it in &rule.when {
         let mut when = Clause::default();
-        when.matches.push(condition(it, &mut when.unseen));
+        when.matches.push(condition(it, reading, &mut when.unseen));
         clauses.push(when);
     }
     clauses
@@ -214,7 +300,7 @@ fn operation(operation: &Operation, unseen: &mut Vec<String>) -> Match {
     }
 }
 
-fn source(source: &Source, namespace: &str, unseen: &mut Vec<String>) -> Match {
+fn source(source: &Source, namespace: &str, reading: &Reading, unseen: &mut Vec<String>) -> Match {
     see_not(
         unseen,
         [
@@ -227,8 +313,8 @@ fn source(source: &Source, namespace: &str, unseen: &mut Vec<String>) -> Match {
     Match {
         namespaces: strings(&source.namespaces),
         not_namespaces: strings(&source.not_namespaces),
-        principals: strings(&source.principals),
-        not_principals: strings(&source.not_principals),
+        principals: strings(&reading.everywhere(&source.principals)),
+        not_principals: strings(&reading.everywhere(&source.not_principals)),
         source_ips: blocks(&source.ip_blocks),
         not_source_ips: blocks(&source.not_ip_blocks),
         service_accounts: accounts(&source.service_accounts, namespace),
@@ -237,7 +323,7 @@ fn source(source: &Source, namespace: &str, unseen: &mut Vec<String>) -> Match {
     }
 }
 
-fn condition(condition: &Condition, unseen: &mut Vec<String>) -> Match {
+fn condition(condition: &Condition, reading: &Reading, unseen: &mut Vec<String>) -> Match {
     let (values, nots) = (&condition.values, &condition.not_values);
     match condition.key.as_str() {
         "source.ip" => Match {
@@ -251,8 +337,8 @@ fn condition(condition: &Condition, unseen: &mut Vec<String>) -> Match {
             ..Match::default()
         },
         "source.principal" => Match {
-            principals: strings(values),
-            not_principals: strings(nots),
+            principals: strings(&reading.everywhere(values)),
+            not_principals: strings(&reading.everywhere(nots)),
             ..Match::default()
         },
         "destination.ip" => Match {
@@ -281,6 +367,32 @@ fn see_not<const N: usize>(unseen: &mut Vec<String>, fields: [(&str, &Vec<String
             .filter(|(_, values)| !values.is_empty())
             .map(|(name, _)| name.to_owned()),
     );
+}
+
+impl Reading {
+    /// The same identities in all trust domains that are one: what names one of them by its first
+    /// part means it in each. A pattern for the trust domain itself is left as it is.
+    fn everywhere(&self, principals: &[String]) -> Vec<String> {
+        let mut all: Vec<String> = Vec::with_capacity(principals.len());
+        for principal in principals {
+            let rest = principal.split_once('/').filter(|(domain, _)| {
+                self.trust_domains.len() > 1 && self.trust_domains.iter().any(|it| it == domain)
+            });
+            let same: Vec<String> = match rest {
+                Some((_, rest)) => {
+                    let domains = self.trust_domains.iter();
+                    domains.map(|domain| format!("{domain}/{rest}")).collect()
+                }
+                None => vec![principal.clone()],
+            };
+            for principal in same {
+                if !all.contains(&principal) {
+                    all.push(principal);
+                }
+            }
+        }
+        all
+    }
 }
 
 fn strings(texts: &[String]) -> Vec<StringMatch> {
@@ -329,4 +441,49 @@ fn accounts(texts: &[String], namespace: &str) -> Vec<ServiceAccountMatch> {
         }
     };
     texts.iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reading;
+
+    #[test]
+    fn an_identity_means_the_same_in_every_trust_domain_that_is_ours() {
+        let reading = Reading {
+            trust_domains: vec!["new.org".into(), "old.org".into()],
+            ..Reading::default()
+        };
+        let everywhere = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            reading.everywhere(&texts)
+        };
+        assert_eq!(
+            everywhere(&[
+                "old.org/ns/a/sa/b",
+                "new.org/ns/a/sa/b",
+                "else.org/ns/a/sa/b",
+                "*/sa/b",
+                "*"
+            ]),
+            [
+                "new.org/ns/a/sa/b",
+                "old.org/ns/a/sa/b",
+                "else.org/ns/a/sa/b",
+                "*/sa/b",
+                "*"
+            ]
+        );
+        assert_eq!(
+            everywhere(&["old.org/ns/a/*"]),
+            ["new.org/ns/a/*", "old.org/ns/a/*"]
+        );
+        let alone = Reading {
+            trust_domains: vec!["new.org".into()],
+            ..Reading::default()
+        };
+        assert_eq!(
+            alone.everywhere(&["new.org/ns/a/sa/b".to_owned()]),
+            ["new.org/ns/a/sa/b"]
+        );
+    }
 }

@@ -10,6 +10,7 @@ use api::workload::{IpFamilies, NetworkAddress, Service as Resource};
 use super::balance::{Distribution, Wish};
 use super::pod::octets;
 use super::ports::{self, ServicePort};
+use super::waypoint::Choice;
 use super::{Cluster, Labels, value};
 
 /// What matters of a Service.
@@ -27,9 +28,14 @@ pub struct Service {
     pub selector: Option<Labels>,
     /// An ExternalName: a name in DNS, nothing for a proxy.
     pub is_alias: bool,
-    /// The waypoint its label names.
-    pub waypoint: Option<String>,
-    vips: Vec<IpAddr>,
+    /// The waypoint it names; the service of a Gateway has none.
+    pub waypoint: Choice,
+    /// Whether gateways send through the waypoint too, if it says so.
+    pub ingress: Option<bool>,
+    /// The Gateway it belongs to.
+    pub gateway: Option<Arc<str>>,
+    /// Its addresses.
+    pub vips: Vec<IpAddr>,
     families: IpFamilies,
     wish: Wish,
 }
@@ -43,10 +49,11 @@ impl Service {
         let none = Labels::new();
         let spec = service.spec.clone().unwrap_or_default();
         let vips = vips(&spec);
-        let annotated = value(
-            metadata.annotations.as_ref().unwrap_or(&none),
-            labels::TRAFFIC_DISTRIBUTION,
-        );
+        let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+        let own_labels = metadata.labels.as_ref().unwrap_or(&none);
+        let annotated = value(annotations, labels::TRAFFIC_DISTRIBUTION);
+        let gateway = value(own_labels, labels::GATEWAY_NAME);
+        let managed = value(own_labels, labels::GATEWAY_MANAGED) == Some(labels::MANAGED_WAYPOINT);
         Self {
             namespace: namespace.into(),
             name: name.into(),
@@ -55,11 +62,13 @@ impl Service {
             families: families(&spec, &vips),
             vips,
             is_alias: spec.type_.as_deref() == Some("ExternalName"),
-            waypoint: value(
-                metadata.labels.as_ref().unwrap_or(&none),
-                labels::USE_WAYPOINT,
-            )
-            .map(str::to_owned),
+            waypoint: if managed || gateway.is_some() {
+                Choice::Nothing
+            } else {
+                Choice::read(own_labels, annotations, namespace)
+            },
+            ingress: ingress(own_labels),
+            gateway: gateway.map(Arc::from),
             wish: Wish {
                 local: spec.internal_traffic_policy.as_deref() == Some("Local"),
                 unready_too: spec.publish_not_ready_addresses.unwrap_or(false),
@@ -99,6 +108,11 @@ impl Service {
             ..Resource::default()
         })
     }
+}
+
+/// Whether gateways send through the waypoint too: of a service, or of a namespace for those in it.
+pub fn ingress(labels: &Labels) -> Option<bool> {
+    value(labels, labels::INGRESS_USE_WAYPOINT).map(|text| text.eq_ignore_ascii_case("true"))
 }
 
 /// An address, or with a length a range of them, on the cluster's network.

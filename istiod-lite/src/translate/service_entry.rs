@@ -16,7 +16,8 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::balance::{self, Distribution, Wish};
 use super::ports::{self, ServicePort};
-use super::service::address;
+use super::service::{self, address};
+use super::waypoint::Choice;
 use super::workload_entry::{Endpoint, Reach};
 use super::{Cluster, Labels, Membership, names, value};
 
@@ -47,8 +48,10 @@ pub struct ServiceEntry {
     pub ports: Vec<ServicePort>,
     /// Which workloads of its namespace serve it.
     pub selector: Option<Labels>,
-    /// The waypoint its label names.
-    pub waypoint: Option<String>,
+    /// The waypoint it names.
+    pub waypoint: Choice,
+    /// Whether gateways send through the waypoint too, if it says so.
+    pub ingress: Option<bool>,
     /// Addresses that it was once given automatically, by host.
     pub given: Vec<(String, IpAddr)>,
     labels: Labels,
@@ -84,13 +87,12 @@ impl ServiceEntry {
         let spec = &entry.spec;
         let labels = metadata.labels.clone().unwrap_or_default();
         let none = Labels::new();
-        let annotated = value(
-            metadata.annotations.as_ref().unwrap_or(&none),
-            labels::TRAFFIC_DISTRIBUTION,
-        );
+        let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+        let annotated = value(annotations, labels::TRAFFIC_DISTRIBUTION);
+        let namespace = metadata.namespace.as_deref().unwrap_or("default");
         let given = entry.status.iter().flat_map(|status| &status.addresses);
         Self {
-            namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+            namespace: namespace.into(),
             name: metadata.name.as_deref().unwrap_or_default().into(),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0),
             hosts: spec.hosts.clone(),
@@ -100,7 +102,8 @@ impl ServiceEntry {
                 .as_ref()
                 .map(|selector| selector.labels.clone())
                 .filter(|labels| !labels.is_empty()),
-            waypoint: value(&labels, labels::USE_WAYPOINT).map(str::to_owned),
+            waypoint: Choice::read(&labels, annotations, namespace),
+            ingress: service::ingress(&labels),
             given: given
                 .filter_map(|given| Some((given.host.clone(), given.value.parse().ok()?)))
                 .collect(),
@@ -126,6 +129,13 @@ impl ServiceEntry {
         format!("{}/{host}", self.namespace)
     }
 
+    /// The automatic addresses that its status has for a host, if that wants some.
+    pub fn given_to(&self, host: &str) -> Vec<IpAddr> {
+        let given = self.given.iter().filter(|(name, _)| name == host);
+        let wanted = given.filter(|_| self.wants_addresses(host));
+        wanted.map(|(_, address)| *address).collect()
+    }
+
     /// Whether a host gets automatic addresses: it has none of its own, something behind it to be
     /// reached at another address, and, being a wildcard, a waypoint to tell the names apart.
     pub fn wants_addresses(&self, host: &str) -> bool {
@@ -134,6 +144,11 @@ impl ServiceEntry {
             && self.resolution != Resolution::None
             && !wildcard
             && !self.declines_addresses
+    }
+
+    /// The networks its endpoints say they are on.
+    pub fn networks(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().filter_map(|it| it.network.as_deref())
     }
 
     /// The services, one for each host that is really its.

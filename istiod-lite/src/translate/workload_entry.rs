@@ -8,6 +8,7 @@ use api::k8s::istio::{self, WorkloadEntrySpec};
 use api::workload::{Locality, Workload, WorkloadType};
 
 use super::pod::{Tunnel, octets};
+use super::waypoint::Choice;
 use super::{Cluster, Labels, Membership, locality, names, value};
 use api::k8s::labels;
 
@@ -21,7 +22,7 @@ pub struct Endpoint {
     /// Its labels.
     pub labels: Labels,
     /// Its network, if it says so.
-    network: Option<String>,
+    pub network: Option<String>,
     locality: Option<Locality>,
     weight: u32,
     service_account: String,
@@ -92,6 +93,8 @@ pub struct WorkloadEntry {
     pub labels: Labels,
     /// Where it is.
     pub endpoint: Endpoint,
+    /// The waypoint it names.
+    pub waypoint: Choice,
     tunnel: Tunnel,
 }
 
@@ -101,14 +104,15 @@ impl WorkloadEntry {
         let metadata = &entry.metadata;
         let mut labels = metadata.labels.clone().unwrap_or_default();
         labels.extend(entry.spec.labels.clone());
+        let none = Labels::new();
+        let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+        let namespace = metadata.namespace.as_deref().unwrap_or("default");
         Self {
-            namespace: metadata.namespace.as_deref().unwrap_or("default").into(),
+            namespace: namespace.into(),
             name: metadata.name.as_deref().unwrap_or_default().into(),
             endpoint: Endpoint::read(&entry.spec),
-            tunnel: Tunnel::read(
-                &labels,
-                metadata.annotations.as_ref().unwrap_or(&Labels::new()),
-            ),
+            tunnel: Tunnel::read(&labels, annotations),
+            waypoint: Choice::read(&labels, annotations, namespace),
             labels,
         }
     }

@@ -2,15 +2,20 @@
 
 use std::net::IpAddr;
 
-use api::k8s::labels;
 use api::k8s::objects::{Kind, ObjectKey};
 
 use super::addresses::{Addresses, Holder};
-use super::{Builder, Output, World};
+use super::{Automatic, Builder, Output, World};
+use crate::status::policy::Found;
+use crate::status::{self, Desired};
+use crate::translate::gateway::Controller;
 use crate::translate::peer_authentication::{self, Demand};
+use crate::translate::policy::Target;
 use crate::translate::resource::Resource;
 use crate::translate::service_entry::{Host, ServiceEntry, Visibility};
-use crate::translate::{Labels, Membership, ports};
+use crate::translate::waypoint::Bound;
+use crate::translate::{Labels, Membership, ports, waypoint};
+use api::security::Action;
 
 impl World {
     pub(super) fn build(&mut self, builder: &Builder) -> Output {
@@ -25,11 +30,9 @@ impl World {
                 Kind::ServiceEntry => self.build_service_entry(key),
                 Kind::AuthorizationPolicy => self.build_policy(key),
                 Kind::PeerAuthentication => self.build_peer(key),
-                Kind::Namespace
-                | Kind::Node
-                | Kind::ServiceAccount
-                | Kind::Gateway
-                | Kind::GatewayClass => None,
+                Kind::Gateway => self.build_gateway(key),
+                Kind::GatewayClass => self.build_class(key),
+                Kind::Namespace | Kind::Node | Kind::ServiceAccount => None,
             }
             .unwrap_or_default(),
         }
@@ -46,12 +49,19 @@ impl World {
         let memberships = self.memberships(key, &pod.labels, |service| {
             ports::on_pod(service, &pod.ports)
         });
-        let workload = pod.workload(
+        let mut workload = pod.workload(
             &self.cluster,
             locality,
             memberships,
             self.policies_of(key, &pod.labels),
         )?;
+        if let Some(bound) = self.bound(key) {
+            bound.fill_workload(&mut workload);
+        }
+        if let Some(gateway) = &pod.gateway {
+            let gateway = ObjectKey::new(Kind::Gateway, &key.namespace, gateway);
+            workload.application_tunnel = self.objects.binding(&gateway);
+        }
         Some(Output {
             addresses: vec![Resource::workload(workload)],
             ..Output::default()
@@ -63,15 +73,30 @@ impl World {
         let memberships = self.memberships(key, &entry.labels, |service| {
             ports::on_endpoint(service, &entry.endpoint.ports)
         });
-        let workload = entry.workload(
+        let mut workload = entry.workload(
             &self.cluster,
             memberships,
             self.policies_of(key, &entry.labels),
         );
+        workload.network_gateway = self.way_to(&workload.network);
+        let bound = self.bound(key);
+        let status = bound
+            .as_ref()
+            .map(|bound| said([status::waypoint::bound(bound, None)]));
+        if let Some(bound) = bound {
+            bound.fill_workload(&mut workload);
+        }
         Some(Output {
             addresses: vec![Resource::workload(workload)],
+            status,
             ..Output::default()
         })
+    }
+
+    /// The way to a network that is not ours.
+    fn way_to(&self, network: &str) -> Option<api::workload::GatewayAddress> {
+        let abroad = !network.is_empty() && network != self.cluster.network;
+        abroad.then(|| self.objects.door(network)).flatten()
     }
 
     /// The services that a workload's labels make it serve.
@@ -137,11 +162,36 @@ impl World {
             Some((_, demand)) => demand == Demand::Everywhere,
             None => inherited,
         };
+        if self.settings.auto_allow_waypoint && self.is_allowed(workload, labels) {
+            let senders = self.senders(workload, labels);
+            names.extend(senders.iter().map(waypoint::allowing));
+        }
         names.sort_unstable();
         if everywhere {
             names.push(peer_authentication::strict_name(root));
         }
         names
+    }
+
+    /// Whether an ALLOW policy applies to a workload, so that who is not allowed is denied.
+    fn is_allowed(&self, workload: &ObjectKey, labels: &Labels) -> bool {
+        let root: &str = &self.settings.root_namespace;
+        let objects = &self.objects;
+        let general = |namespace: &str| objects.general_allows.contains_key(namespace);
+        let selected = |namespace: &str| {
+            let policies = objects.policy_selectors.selecting(namespace, labels);
+            let mut policies = policies
+                .into_iter()
+                .filter_map(|key| objects.policies.get(key));
+            policies.any(|it| {
+                it.authorization
+                    .as_ref()
+                    .is_some_and(|it| it.action() == Action::Allow)
+            })
+        };
+        [&*workload.namespace, root]
+            .into_iter()
+            .any(|namespace| general(namespace) || selected(namespace))
     }
 
     fn build_slice(&self, key: &ObjectKey) -> Option<Output> {
@@ -165,11 +215,20 @@ impl World {
     fn build_service(&self, key: &ObjectKey) -> Option<Output> {
         let service = self.objects.services.get(key)?;
         let namespace = self.objects.namespace(&key.namespace);
-        let resource = service.resource(&self.cluster, namespace.distribution)?;
-        let waypoint = service.waypoint.as_ref().or(namespace.waypoint.as_ref());
+        let mut resource = service.resource(&self.cluster, namespace.distribution)?;
+        let ingress = service.ingress.or(namespace.ingress);
+        let bound = self.bound(key);
+        let status = bound
+            .as_ref()
+            .map(|bound| said([status::waypoint::bound(bound, ingress)]));
+        let remarks = bound.as_ref().and_then(unbound).into_iter().collect();
+        if let Some(bound) = bound {
+            bound.fill_service(ingress == Some(true), &mut resource);
+        }
         Some(Output {
             addresses: vec![Resource::service(&resource)],
-            remarks: unknown_waypoint(waypoint).into_iter().collect(),
+            remarks,
+            status,
             ..Output::default()
         })
     }
@@ -177,11 +236,28 @@ impl World {
     fn build_service_entry(&mut self, key: &ObjectKey) -> Option<Output> {
         self.automatic.release(key);
         let namespace = self.objects.namespace(&key.namespace);
-        let entry = self
-            .objects
-            .service_entries
-            .get(key)
-            .filter(|_| namespace.visibility != Visibility::None)?;
+        let bound = self.bound(key);
+        let entry = self.objects.service_entries.get(key)?;
+        let ingress = entry.ingress.or(namespace.ingress);
+        let mut conditions = Vec::new();
+        if !self.settings.service_entry_visibility.is_empty() {
+            conditions.push(status::waypoint::visibility(namespace.visibility));
+        }
+        if namespace.visibility == Visibility::None {
+            return Some(Output {
+                status: Some(said(conditions)),
+                ..Output::default()
+            });
+        }
+        conditions.extend(
+            bound
+                .iter()
+                .map(|bound| status::waypoint::bound(bound, ingress)),
+        );
+        let usable = bound.as_ref().is_some_and(|bound| bound.problem.is_none());
+        if !usable && entry.hosts.iter().any(|host| host.starts_with('*')) {
+            conditions.push(status::waypoint::wildcard());
+        }
         let mut remarks = Vec::new();
         let mut hosts = Vec::new();
         for name in &entry.hosts {
@@ -190,7 +266,10 @@ impl World {
                 continue;
             }
             let canonical = self.objects.hosts.is_canonical(name, key);
-            let automatic = automatic(&mut self.automatic, key, entry, name);
+            let automatic = match self.settings.automatic_addresses {
+                Automatic::Allocated => automatic(&mut self.automatic, key, entry, name),
+                Automatic::FromStatus => Some(entry.given_to(name)),
+            };
             if automatic.is_none() {
                 remarks.push(format!("no automatic address is left for {name}"));
             }
@@ -200,17 +279,23 @@ impl World {
                 automatic: automatic.unwrap_or_default(),
             });
         }
-        let services = entry.services(
+        let mut services = entry.services(
             &self.cluster,
             &hosts,
             namespace.visibility,
             namespace.distribution,
         );
-        let (workloads, left_out) = entry.workloads(&self.cluster, &hosts);
+        let (mut workloads, left_out) = entry.workloads(&self.cluster, &hosts);
         remarks.extend(left_out);
-        remarks.extend(unknown_waypoint(
-            entry.waypoint.as_ref().or(namespace.waypoint.as_ref()),
-        ));
+        for workload in &mut workloads {
+            workload.network_gateway = self.way_to(&workload.network);
+        }
+        remarks.extend(bound.as_ref().and_then(unbound));
+        if let Some(bound) = bound {
+            for service in &mut services {
+                bound.clone().fill_service(ingress == Some(true), service);
+            }
+        }
         let addresses = services
             .iter()
             .map(Resource::service)
@@ -218,8 +303,84 @@ impl World {
         Some(Output {
             addresses: addresses.collect(),
             remarks,
+            status: Some(said(conditions)),
             ..Output::default()
         })
+    }
+
+    fn build_gateway(&self, key: &ObjectKey) -> Option<Output> {
+        let gateway = self.objects.gateways.get(key)?;
+        let controller = self.objects.controller(gateway);
+        let places = self
+            .objects
+            .standings
+            .get(key)
+            .map(|it| it.places.as_slice());
+        let places = places.unwrap_or_default();
+        let allowing = self.settings.auto_allow_waypoint && !places.is_empty();
+        let domain = &self.settings.trust_domain;
+        let authorization = allowing.then(|| waypoint::allow(key, domain, &gateway.account));
+        let unknown = controller == Controller::Other;
+        let remark = unknown.then(|| {
+            format!(
+                "nobody here looks after Gateways of class {}: this one is left alone",
+                gateway.class
+            )
+        });
+        Some(Output {
+            addresses: self
+                .doors(key)
+                .into_iter()
+                .map(Resource::workload)
+                .collect(),
+            authorizations: authorization.iter().map(Resource::authorization).collect(),
+            remarks: remark.into_iter().collect(),
+            status: status::gateway::gateway(gateway, controller, places),
+        })
+    }
+
+    fn build_class(&self, key: &ObjectKey) -> Option<Output> {
+        let class = self.objects.classes.get(key)?;
+        Some(Output {
+            status: status::gateway::class(&key.name, class),
+            ..Output::default()
+        })
+    }
+
+    /// What stands at the targets of a policy.
+    fn found(&self, targets: &[Target]) -> Vec<Found> {
+        let found = |target: &Target| {
+            let shown = || target.shown.clone();
+            let Some(object) = &target.object else {
+                return Found::Invalid(shown());
+            };
+            let objects = &self.objects;
+            let ready = |gateway: &ObjectKey| {
+                let standing = objects.standings.get(gateway);
+                standing.is_some_and(|it| !it.places.is_empty())
+            };
+            match object.kind {
+                Kind::GatewayClass => match objects.classes.get(object) {
+                    None if Controller::of(&object.name, None) == Controller::Other => {
+                        Found::Missing(shown())
+                    }
+                    _ => Found::Bound(object.clone()),
+                },
+                Kind::Gateway if !objects.gateways.contains_key(object) => Found::Missing(shown()),
+                Kind::Gateway if ready(object) => Found::Bound(object.clone()),
+                Kind::Gateway => Found::NotBound(shown()),
+                _ if objects.choice(object).is_none() => Found::Missing(shown()),
+                _ => match self.bound(object) {
+                    Some(Bound {
+                        gateway,
+                        problem: None,
+                        ..
+                    }) => Found::Bound(gateway),
+                    _ => Found::NotBound(shown()),
+                },
+            }
+        };
+        targets.iter().map(found).collect()
     }
 
     fn build_policy(&self, key: &ObjectKey) -> Option<Output> {
@@ -232,6 +393,7 @@ impl World {
         Some(Output {
             authorizations,
             remarks: policy.remarks.clone(),
+            status: Some(status::policy::policy(policy, &self.found(&policy.targets))),
             ..Output::default()
         })
     }
@@ -287,10 +449,16 @@ fn automatic(
     table.take(holder, key, &given).map(Vec::from)
 }
 
-/// Gateways are not read yet, so a waypoint that is named is one that nobody knows.
-fn unknown_waypoint(name: Option<&String>) -> Option<String> {
-    let name = name.filter(|name| *name != labels::NONE)?;
-    Some(format!(
-        "waypoint {name} is not known: connections go without it"
-    ))
+/// A status of nothing but conditions.
+fn said(conditions: impl IntoIterator<Item = status::Condition>) -> Desired {
+    Desired {
+        conditions: conditions.into_iter().collect(),
+        ..Desired::default()
+    }
+}
+
+/// What there is to say aloud about a waypoint that is not used.
+fn unbound(bound: &Bound) -> Option<String> {
+    bound.problem.as_ref()?;
+    Some(status::waypoint::bound(bound, None).message)
 }

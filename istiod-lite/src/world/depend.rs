@@ -6,10 +6,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use api::k8s::objects::{Kind, Object, ObjectKey};
+use api::security::Action;
 
 use super::objects::{Namespace, Node};
 use super::{Builder, World};
 use crate::translate::endpoint_slice::EndpointSlice;
+use crate::translate::gateway::{Class, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
@@ -84,16 +86,16 @@ impl World {
                 dirty,
                 policies,
                 key,
-                Some(Policy::read(
-                    it,
-                    &self.settings.root_namespace,
-                    self.settings.dry_run
-                ))
+                Some(Policy::read(it, &self.reading))
             ),
             Object::PeerAuthentication(it) => {
                 replace!(self, dirty, peers, key, Some(PeerAuthentication::read(it)))
             }
-            Object::ServiceAccount(_) | Object::Gateway(_) | Object::GatewayClass(_) => {}
+            Object::Gateway(it) => {
+                replace!(self, dirty, gateways, key, Some(Gateway::read(it)))
+            }
+            Object::GatewayClass(it) => self.set_class(&key, Some(Class::read(it)), dirty),
+            Object::ServiceAccount(_) => {}
         }
     }
 
@@ -109,22 +111,46 @@ impl World {
             Kind::ServiceEntry => replace!(self, dirty, service_entries, key, None),
             Kind::AuthorizationPolicy => replace!(self, dirty, policies, key, None),
             Kind::PeerAuthentication => replace!(self, dirty, peers, key, None),
-            Kind::ServiceAccount | Kind::Gateway | Kind::GatewayClass => {}
+            Kind::Gateway => replace!(self, dirty, gateways, key, None),
+            Kind::GatewayClass => self.set_class(&key, None, dirty),
+            Kind::ServiceAccount => {}
         }
     }
 
     fn leave(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         self.touch(key, dirty);
+        self.objects.gateways_behind(key, &mut self.moved);
         self.objects.unlink(key);
     }
 
     fn enter(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         self.objects.link(key);
+        self.objects.gateways_behind(key, &mut self.moved);
         self.touch(key, dirty);
     }
 
-    /// A namespace decides for the services in it how near and how visible they are, and the root
-    /// namespace on which network everything is.
+    /// A class speaks for its Gateways where they do not, and says who looks after them.
+    fn set_class(&mut self, key: &ObjectKey, new: Option<Class>, dirty: &mut BTreeSet<Builder>) {
+        if !differs(&self.objects.classes, key, &new) {
+            return;
+        }
+        let gateways = self.objects.gateways_of_class.get(&key.name).cloned();
+        let gateways = gateways.unwrap_or_default();
+        for gateway in &gateways {
+            self.leave(gateway, dirty);
+        }
+        match new {
+            Some(new) => self.objects.classes.insert(key.clone(), new),
+            None => self.objects.classes.remove(key),
+        };
+        for gateway in &gateways {
+            self.enter(gateway, dirty);
+        }
+        mark(dirty, [key.clone()]);
+    }
+
+    /// A namespace decides for the services in it how near and how visible they are, for all in it
+    /// which waypoint they name, and the root namespace on which network everything is.
     fn set_namespace(
         &mut self,
         key: &ObjectKey,
@@ -134,23 +160,16 @@ impl World {
         if !differs(&self.objects.namespaces, key, &new) {
             return;
         }
-        let served: Vec<ObjectKey> = self
-            .objects
-            .served
-            .get(&key.name)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
-        for service in &served {
-            self.leave(service, dirty);
+        let members = self.members_moved(key, new.as_ref());
+        for member in &members {
+            self.leave(member, dirty);
         }
         match new {
             Some(new) => self.objects.namespaces.insert(key.clone(), new),
             None => self.objects.namespaces.remove(key),
         };
-        for service in &served {
-            self.enter(service, dirty);
+        for member in &members {
+            self.enter(member, dirty);
         }
         let network = self
             .objects
@@ -162,13 +181,47 @@ impl World {
         }
     }
 
+    /// Those in a namespace for whom it makes a difference that it changes.
+    fn members_moved(&self, key: &ObjectKey, new: Option<&Namespace>) -> BTreeSet<ObjectKey> {
+        let unsaid = Namespace::default();
+        let before = self.objects.namespaces.get(key).unwrap_or(&unsaid);
+        let now = new.unwrap_or(&unsaid);
+        let of = |index: &HashMap<_, BTreeSet<ObjectKey>>| {
+            index.get(&key.name).cloned().unwrap_or_default()
+        };
+        let mut members = BTreeSet::new();
+        if before.waypoint != now.waypoint {
+            let all = self.objects.workloads.all(&key.name);
+            members.extend(all.filter(|it| self.objects.inherits(it)).cloned());
+            let served = of(&self.objects.served);
+            members.extend(served.into_iter().filter(|it| self.objects.inherits(it)));
+        }
+        if (before.visibility, before.distribution, before.ingress)
+            != (now.visibility, now.distribution, now.ingress)
+        {
+            members.extend(of(&self.objects.served));
+        }
+        if before.unready != now.unready {
+            members.extend(of(&self.objects.naming));
+        } else if before.labels != now.labels {
+            let naming = of(&self.objects.naming);
+            members.extend(
+                naming
+                    .into_iter()
+                    .filter(|it| self.objects.names_foreigner(it)),
+            );
+        }
+        members
+    }
+
     fn touch_all_addresses(&self, dirty: &mut BTreeSet<Builder>) {
         let objects = &self.objects;
         let services = objects
             .services
             .keys()
             .chain(objects.slices.keys())
-            .chain(objects.service_entries.keys());
+            .chain(objects.service_entries.keys())
+            .chain(objects.gateways.keys());
         mark(
             dirty,
             objects
@@ -197,7 +250,31 @@ impl World {
             Kind::ServiceEntry => self.touch_service_entry(key, dirty),
             Kind::AuthorizationPolicy => self.touch_policy(key, dirty),
             Kind::PeerAuthentication => self.touch_peer(key, dirty),
-            Kind::Namespace | Kind::ServiceAccount | Kind::Gateway | Kind::GatewayClass => {}
+            Kind::Gateway => self.touch_gateway(key, dirty),
+            Kind::Namespace | Kind::ServiceAccount | Kind::GatewayClass => {}
+        }
+    }
+
+    /// Its pods, and if it is the door of a network the other doors and who is behind them. Who
+    /// names it as a waypoint is told by how it stands.
+    fn touch_gateway(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        mark(dirty, [key.clone()]);
+        mark(dirty, self.objects.pods_of(key));
+        let gateway = self.objects.gateways.get(key);
+        let Some(network) = gateway.and_then(|it| self.objects.door_of(it)) else {
+            return;
+        };
+        let doors = self.objects.doors.get(network).into_iter();
+        let abroad = self.objects.abroad.get(network).into_iter();
+        mark(dirty, doors.chain(abroad).flatten().cloned());
+    }
+
+    /// Those who serve a Service or ServiceEntry.
+    pub(super) fn touch_served(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        let service = self.objects.services.get(key).map(|it| &it.selector);
+        let entry = self.objects.service_entries.get(key).map(|it| &it.selector);
+        if let Some(selector) = service.or(entry) {
+            self.touch_selected(&key.namespace, selector.as_ref(), dirty);
         }
     }
 
@@ -259,11 +336,13 @@ impl World {
         let Some(policy) = self.objects.policies.get(key) else {
             return;
         };
-        let Some(selector) = policy
-            .selector
-            .as_ref()
-            .filter(|_| policy.authorization.is_some())
-        else {
+        let Some(authorization) = &policy.authorization else {
+            return;
+        };
+        let everybody = Labels::new();
+        let general = self.settings.auto_allow_waypoint && authorization.action() == Action::Allow;
+        // Where one ALLOW applies, waypoints must be allowed too.
+        let Some(selector) = policy.selector.as_ref().or(general.then_some(&everybody)) else {
             return;
         };
         if *key.namespace == *self.settings.root_namespace {
@@ -306,6 +385,6 @@ impl World {
     }
 }
 
-fn mark(dirty: &mut BTreeSet<Builder>, keys: impl IntoIterator<Item = ObjectKey>) {
+pub(super) fn mark(dirty: &mut BTreeSet<Builder>, keys: impl IntoIterator<Item = ObjectKey>) {
     dirty.extend(keys.into_iter().map(Builder::Object));
 }

@@ -61,6 +61,12 @@ impl Labelled {
         }
     }
 
+    /// Everybody of a namespace.
+    pub(super) fn all(&self, namespace: &str) -> impl Iterator<Item = &ObjectKey> {
+        let namespace = self.namespaces.get(namespace);
+        namespace.into_iter().flat_map(|it| it.all.keys())
+    }
+
     /// The same in every namespace.
     pub(super) fn selected_anywhere(&self, selector: &Labels, into: &mut BTreeSet<ObjectKey>) {
         self.namespaces

@@ -3,11 +3,14 @@
 //! `link` and `unlink` are each other's opposite: whoever replaces an object unlinks the old one
 //! first, so that no index outlives what it was made from.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use api::k8s::labels;
 use api::k8s::objects::{self as k8s, Kind, ObjectKey};
+use api::security::Action;
 use api::workload::Locality;
 use k8s_openapi::jiff::Timestamp;
 
@@ -17,11 +20,13 @@ use super::index::{Labelled, Selectors};
 use crate::translate::Labels;
 use crate::translate::balance::Distribution;
 use crate::translate::endpoint_slice::EndpointSlice;
+use crate::translate::gateway::{Class, Controller, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
-use crate::translate::service::Service;
+use crate::translate::service::{self, Service};
 use crate::translate::service_entry::{ServiceEntry, Visibility};
+use crate::translate::waypoint::{Choice, Standing, Unready, Wanted};
 use crate::translate::workload_entry::WorkloadEntry;
 
 /// Everything known.
@@ -36,6 +41,8 @@ pub(super) struct Objects {
     pub(super) service_entries: HashMap<ObjectKey, ServiceEntry>,
     pub(super) policies: HashMap<ObjectKey, Policy>,
     pub(super) peers: HashMap<ObjectKey, PeerAuthentication>,
+    pub(super) gateways: HashMap<ObjectKey, Gateway>,
+    pub(super) classes: HashMap<ObjectKey, Class>,
 
     /// Pods and WorkloadEntries.
     pub(super) workloads: Labelled,
@@ -50,6 +57,22 @@ pub(super) struct Objects {
     /// Services and ServiceEntries.
     pub(super) served: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     pub(super) hosts: Hosts,
+
+    /// Gateways as those see them who name them, kept by `gateways`.
+    pub(super) standings: HashMap<ObjectKey, Standing>,
+    pub(super) gateways_of_class: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// Who names a Gateway as waypoint, the Gateway there or not.
+    pub(super) named: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Those of a namespace who name a waypoint.
+    pub(super) naming: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// Gateways that are the doors of a network.
+    pub(super) doors: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// Who is, or has endpoints, on a network of another name.
+    pub(super) abroad: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// AuthorizationPolicies by what they are attached to.
+    pub(super) attached: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// ALLOW policies without a selector.
+    pub(super) general_allows: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
 }
 
 /// What matters of a Namespace.
@@ -58,7 +81,11 @@ pub(super) struct Namespace {
     pub(super) network: String,
     pub(super) visibility: Visibility,
     pub(super) distribution: Option<Distribution>,
-    pub(super) waypoint: Option<String>,
+    pub(super) waypoint: Choice,
+    pub(super) unready: Option<Unready>,
+    pub(super) ingress: Option<bool>,
+    /// What other namespaces' listeners may select it by.
+    pub(super) labels: Labels,
 }
 
 impl Namespace {
@@ -82,7 +109,14 @@ impl Namespace {
             distribution: annotations
                 .get(labels::TRAFFIC_DISTRIBUTION)
                 .map(|text| Distribution::named(text)),
-            waypoint: labels.get(labels::USE_WAYPOINT).cloned(),
+            waypoint: Choice::read(
+                labels,
+                annotations,
+                namespace.metadata.name.as_deref().unwrap_or_default(),
+            ),
+            unready: Unready::read(labels),
+            ingress: service::ingress(labels),
+            labels: labels.clone(),
         }
     }
 }
@@ -123,6 +157,10 @@ impl Objects {
                     return;
                 };
                 self.workloads.insert(key, &pod.labels);
+                self.link_choice(key);
+                let Some(pod) = self.pods.get(key) else {
+                    return;
+                };
                 self.pods_of_node
                     .entry(pod.node.clone())
                     .or_default()
@@ -133,6 +171,8 @@ impl Objects {
                     return;
                 };
                 self.workloads.insert(key, &entry.labels);
+                self.link_choice(key);
+                self.link_abroad(key);
             }
             Kind::Service => {
                 let Some(service) = self.services.get(key).filter(|service| !service.is_alias)
@@ -147,6 +187,7 @@ impl Objects {
                 if let Some(selector) = &service.selector {
                     self.service_selectors.insert(key, selector);
                 }
+                self.link_choice(key);
             }
             Kind::EndpointSlice => {
                 if let Some(service) = self.service_of(key) {
@@ -157,18 +198,7 @@ impl Objects {
                 }
             }
             Kind::ServiceEntry => self.link_service_entry(key),
-            Kind::AuthorizationPolicy => {
-                let Some(policy) = self
-                    .policies
-                    .get(key)
-                    .filter(|policy| policy.authorization.is_some())
-                else {
-                    return;
-                };
-                if let Some(selector) = &policy.selector {
-                    self.policy_selectors.insert(key, selector);
-                }
-            }
+            Kind::AuthorizationPolicy => self.link_policy(key),
             Kind::PeerAuthentication => {
                 let Some(peer) = self.peers.get(key) else {
                     return;
@@ -183,23 +213,140 @@ impl Objects {
                     }
                 }
             }
-            Kind::Namespace
-            | Kind::Node
-            | Kind::ServiceAccount
-            | Kind::Gateway
-            | Kind::GatewayClass => {}
+            Kind::Gateway => self.link_gateway(key),
+            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::GatewayClass => {}
+        }
+    }
+
+    fn link_policy(&mut self, key: &ObjectKey) {
+        let Some(policy) = self.policies.get(key) else {
+            return;
+        };
+        for object in policy.targets.iter().filter_map(|it| it.object.as_ref()) {
+            enter(&mut self.attached, object, key);
+        }
+        let Some(authorization) = &policy.authorization else {
+            return;
+        };
+        match &policy.selector {
+            Some(selector) => self.policy_selectors.insert(key, selector),
+            None if authorization.action() == Action::Allow => {
+                enter(&mut self.general_allows, &key.namespace, key);
+            }
+            None => {}
+        }
+    }
+
+    fn link_gateway(&mut self, key: &ObjectKey) {
+        let Some(gateway) = self.gateways.get(key) else {
+            return;
+        };
+        enter(&mut self.gateways_of_class, &gateway.class, key);
+        if let Some(network) = self.door_of(gateway) {
+            enter(&mut self.doors, &network.into(), key);
+        }
+    }
+
+    /// The network that a Gateway is the door of.
+    pub(super) fn door_of<'a>(&self, gateway: &'a Gateway) -> Option<&'a str> {
+        let unmanaged = self.controller(gateway) == Controller::Unmanaged;
+        gateway.network.as_deref().filter(|_| unmanaged)
+    }
+
+    /// Who looks after a Gateway.
+    pub(super) fn controller(&self, gateway: &Gateway) -> Controller {
+        let class = ObjectKey::new(Kind::GatewayClass, "", &gateway.class);
+        Controller::of(&gateway.class, self.classes.get(&class))
+    }
+
+    /// What an object's own labels say about waypoints.
+    pub(super) fn choice(&self, key: &ObjectKey) -> Option<&Choice> {
+        match key.kind {
+            Kind::Pod => self.pods.get(key).map(|it| &it.waypoint),
+            Kind::WorkloadEntry => self.workload_entries.get(key).map(|it| &it.waypoint),
+            Kind::Service => self.services.get(key).map(|it| &it.waypoint),
+            Kind::ServiceEntry => self.service_entries.get(key).map(|it| &it.waypoint),
+            _ => None,
+        }
+    }
+
+    /// The waypoint that an object names, by itself or through its namespace.
+    pub(super) fn wanted(&self, key: &ObjectKey) -> Option<Wanted> {
+        let namespace = ObjectKey::new(Kind::Namespace, "", &key.namespace);
+        let unsaid = Choice::Unsaid;
+        let inherited = self
+            .namespaces
+            .get(&namespace)
+            .map_or(&unsaid, |it| &it.waypoint);
+        self.choice(key)?.or(inherited).cloned()
+    }
+
+    /// Whether its namespace decides about its waypoint.
+    pub(super) fn inherits(&self, key: &ObjectKey) -> bool {
+        self.choice(key) == Some(&Choice::Unsaid)
+    }
+
+    /// Whether it names a waypoint of another namespace.
+    pub(super) fn names_foreigner(&self, key: &ObjectKey) -> bool {
+        let wanted = self.wanted(key);
+        wanted.is_some_and(|it| {
+            it.gateways()
+                .any(|gateway| gateway.namespace != key.namespace)
+        })
+    }
+
+    fn link_choice(&mut self, key: &ObjectKey) {
+        let Some(wanted) = self.wanted(key) else {
+            return;
+        };
+        enter(&mut self.naming, &key.namespace, key);
+        for gateway in wanted.gateways() {
+            enter(&mut self.named, gateway, key);
+        }
+    }
+
+    fn unlink_choice(&mut self, key: &ObjectKey) {
+        let Some(wanted) = self.wanted(key) else {
+            return;
+        };
+        leave(&mut self.naming, &key.namespace, key);
+        for gateway in wanted.gateways() {
+            leave(&mut self.named, gateway, key);
+        }
+    }
+
+    fn networks(&self, key: &ObjectKey) -> Vec<Arc<str>> {
+        let entry = self.workload_entries.get(key);
+        let of_entry = entry.and_then(|it| it.endpoint.network.as_deref());
+        let service = self.service_entries.get(key);
+        let of_service = service.into_iter().flat_map(ServiceEntry::networks);
+        of_entry
+            .into_iter()
+            .chain(of_service)
+            .map(Arc::from)
+            .collect()
+    }
+
+    fn link_abroad(&mut self, key: &ObjectKey) {
+        for network in self.networks(key) {
+            enter(&mut self.abroad, &network, key);
+        }
+    }
+
+    fn unlink_abroad(&mut self, key: &ObjectKey) {
+        for network in self.networks(key) {
+            leave(&mut self.abroad, &network, key);
         }
     }
 
     fn link_service_entry(&mut self, key: &ObjectKey) {
         let visibility = self.namespace(&key.namespace).visibility;
+        enter(&mut self.served, &key.namespace, key);
+        self.link_choice(key);
+        self.link_abroad(key);
         let Some(entry) = self.service_entries.get(key) else {
             return;
         };
-        self.served
-            .entry(key.namespace.clone())
-            .or_default()
-            .insert(key.clone());
         if visibility == Visibility::None {
             return;
         }
@@ -217,14 +364,20 @@ impl Objects {
         match key.kind {
             Kind::Pod => {
                 self.workloads.remove(key);
+                self.unlink_choice(key);
                 if let Some(pod) = self.pods.get(key) {
-                    forget(&mut self.pods_of_node, &pod.node, key);
+                    leave(&mut self.pods_of_node, &pod.node, key);
                 }
             }
-            Kind::WorkloadEntry => self.workloads.remove(key),
+            Kind::WorkloadEntry => {
+                self.workloads.remove(key);
+                self.unlink_choice(key);
+                self.unlink_abroad(key);
+            }
             Kind::Service => {
                 self.service_selectors.remove(key);
-                forget(&mut self.served, &key.namespace, key);
+                self.unlink_choice(key);
+                leave(&mut self.served, &key.namespace, key);
                 if let Some(service) = self.services.get(key) {
                     self.hosts.remove_service(&service.hostname, key);
                 }
@@ -241,14 +394,23 @@ impl Objects {
             }
             Kind::ServiceEntry => {
                 self.service_selectors.remove(key);
-                forget(&mut self.served, &key.namespace, key);
+                self.unlink_choice(key);
+                self.unlink_abroad(key);
+                leave(&mut self.served, &key.namespace, key);
                 if let Some(entry) = self.service_entries.get(key) {
                     for host in &entry.hosts {
                         self.hosts.remove_entry(host, entry.created, key);
                     }
                 }
             }
-            Kind::AuthorizationPolicy => self.policy_selectors.remove(key),
+            Kind::AuthorizationPolicy => {
+                self.policy_selectors.remove(key);
+                leave(&mut self.general_allows, &key.namespace, key);
+                let targets = self.policies.get(key).map(|it| it.targets.clone());
+                for target in targets.into_iter().flatten().filter_map(|it| it.object) {
+                    leave(&mut self.attached, &target, key);
+                }
+            }
             Kind::PeerAuthentication => {
                 self.peer_selectors.remove(key);
                 if let Some(peer) = self.peers.get(key)
@@ -260,11 +422,15 @@ impl Objects {
                     }
                 }
             }
-            Kind::Namespace
-            | Kind::Node
-            | Kind::ServiceAccount
-            | Kind::Gateway
-            | Kind::GatewayClass => {}
+            Kind::Gateway => {
+                if let Some(gateway) = self.gateways.get(key).cloned() {
+                    leave(&mut self.gateways_of_class, &gateway.class, key);
+                    if let Some(network) = self.door_of(&gateway) {
+                        leave(&mut self.doors, network, key);
+                    }
+                }
+            }
+            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::GatewayClass => {}
         }
     }
 
@@ -275,7 +441,19 @@ impl Objects {
     }
 }
 
-fn forget(index: &mut HashMap<Arc<str>, BTreeSet<ObjectKey>>, under: &str, key: &ObjectKey) {
+fn enter<K: Clone + Eq + Hash>(
+    index: &mut HashMap<K, BTreeSet<ObjectKey>>,
+    under: &K,
+    key: &ObjectKey,
+) {
+    index.entry(under.clone()).or_default().insert(key.clone());
+}
+
+fn leave<K, Q>(index: &mut HashMap<K, BTreeSet<ObjectKey>>, under: &Q, key: &ObjectKey)
+where
+    K: Borrow<Q> + Eq + Hash,
+    Q: Eq + Hash + ?Sized,
+{
     if let Some(keys) = index.get_mut(under) {
         keys.remove(key);
         if keys.is_empty() {

@@ -14,7 +14,7 @@ use api::k8s::objects::{Object, ObjectKey, Time};
 use api::k8s::yaml::{Parsed, parse};
 use base64::Engine;
 use istiod_lite::translate::service_entry::Visibility;
-use istiod_lite::world::{Resource, Settings, World};
+use istiod_lite::world::{Resource, Settings, Unready, World};
 use k8s_openapi::jiff::Timestamp;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
@@ -71,14 +71,13 @@ impl Scenario {
             for parsed in parse(&fs::read_to_string(folder.join(file)).unwrap_or_default()) {
                 match parsed {
                     Parsed::Object { object, .. } => objects.push(object),
-                    Parsed::Ignored { kind } => {
-                        assert_eq!(kind, "gateway.networking.k8s.io/v1/Gateway", "{name}")
-                    }
+                    Parsed::Ignored { kind } => panic!("{name}: {kind} is not read"),
                     Parsed::Fault { .. } => refused += 1,
                 }
             }
         }
         for (second, object) in objects.iter_mut().enumerate() {
+            adopt(object);
             let metadata = object.metadata_mut();
             metadata.creation_timestamp = at(1000 + second);
             let step = metadata
@@ -115,16 +114,17 @@ impl Scenario {
         match self.name.split('/').next() {
             Some("wds-flags-env") => Settings {
                 dry_run: true,
-                ..Settings::default()
+                auto_allow_waypoint: true,
+                ..as_istio()
             },
             Some("wds-flags-mesh") => Settings {
                 service_entry_visibility: vec![
                     by_scope("private", Visibility::Namespace),
                     by_scope("hidden", Visibility::None),
                 ],
-                ..Settings::default()
+                ..as_istio()
             },
-            _ => Settings::default(),
+            _ => as_istio(),
         }
     }
 
@@ -157,6 +157,28 @@ impl Scenario {
         self.expected["refused_by_api_server"]
             .as_array()
             .map_or(0, Vec::len)
+    }
+}
+
+/// Who names a waypoint that is not ready goes without it.
+fn as_istio() -> Settings {
+    Settings {
+        waypoint_unready: Unready::Pass,
+        ..Settings::default()
+    }
+}
+
+/// Istio's control plane writes this into the Service of a waypoint; who runs ours writes it too.
+fn adopt(object: &mut Object) {
+    let metadata = object.metadata();
+    let labels = metadata.labels.iter().flatten();
+    let managed = labels
+        .into_iter()
+        .any(|(label, _)| label == "gateway.istio.io/managed");
+    if managed && matches!(object, Object::Service(_)) {
+        let annotations = object.metadata_mut().annotations.get_or_insert_default();
+        let near = "networking.istio.io/traffic-distribution".to_owned();
+        annotations.insert(near, "PreferClose".to_owned());
     }
 }
 

@@ -1,0 +1,127 @@
+//! What is said of objects: kept, compared, and taken back.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use api::k8s::dir::Change;
+use api::k8s::objects::{Kind, Object, ObjectKey};
+
+use super::{Builder, World};
+use crate::status::{Desired, invalid::invalid};
+
+impl World {
+    /// Notes which objects are refused, and which are no longer.
+    pub(super) fn note_refused(&mut self, changes: &[Change], dirty: &mut BTreeSet<Builder>) {
+        let mut anew = HashSet::new();
+        for change in changes {
+            match change {
+                Change::Set(object) => {
+                    let key = object.key();
+                    if was_bound(object)
+                        && !self.statuses.contains_key(&key)
+                        && self.inherited.insert(key.clone())
+                    {
+                        dirty.insert(Builder::Object(key.clone()));
+                    }
+                    self.forgive(&key, dirty);
+                }
+                Change::Gone(key) => {
+                    self.inherited.remove(key);
+                    self.forgive(key, dirty);
+                }
+                Change::Invalid(fault) => {
+                    let Some(key) = &fault.object else { continue };
+                    let reasons = self.refused.entry(key.clone()).or_default();
+                    if anew.insert(key.clone()) {
+                        reasons.clear();
+                    }
+                    reasons.push(fault.reason.clone());
+                    dirty.insert(Builder::Object(key.clone()));
+                }
+            }
+        }
+    }
+
+    fn forgive(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        if self.refused.remove(key).is_some() {
+            dirty.insert(Builder::Object(key.clone()));
+        }
+    }
+
+    /// Policies say what became of what they are attached to.
+    pub(super) fn mark_attached(&self, dirty: &mut BTreeSet<Builder>) {
+        if self.objects.attached.is_empty() {
+            return;
+        }
+        let policies = dirty.iter().filter_map(|builder| match builder {
+            Builder::Object(key) => self.objects.attached.get(key),
+            Builder::Strict => None,
+        });
+        let policies: Vec<ObjectKey> = policies.flatten().cloned().collect();
+        dirty.extend(policies.into_iter().map(Builder::Object));
+    }
+
+    /// Keeps what is to be said of an object. Says whether that is something else than before.
+    pub(super) fn keep_status(&mut self, key: &ObjectKey, said: Option<Desired>) -> bool {
+        let known = self.objects.knows(key);
+        let said = match self.refused.get(key) {
+            Some(reasons) => invalid(key.kind, reasons, known)
+                .map(|condition| Desired {
+                    conditions: vec![condition],
+                    ..Desired::default()
+                })
+                .or(said),
+            None => said,
+        };
+        let before = self.statuses.get(key);
+        let marked = before.is_some() || self.inherited.contains(key);
+        // Nothing more to say: what was said before must be taken out, while the object is there.
+        let said = match said {
+            Some(said) if marked || !is_empty(&said) => Some(said),
+            _ => (known && marked).then(Desired::default),
+        };
+        if before.map(|it| &**it) == said.as_ref() {
+            return false;
+        }
+        match said {
+            Some(said) => self.statuses.insert(key.clone(), Arc::new(said)),
+            None => self.statuses.remove(key),
+        };
+        true
+    }
+}
+
+fn is_empty(said: &Desired) -> bool {
+    said.conditions.is_empty() && said.parents.is_empty() && said.fields.is_empty()
+}
+
+/// Whether somebody has said of a Service before whether it is bound to a waypoint: we, in an
+/// earlier life.
+fn was_bound(object: &Object) -> bool {
+    let Object::Service(service) = object else {
+        return false;
+    };
+    let conditions = service
+        .status
+        .iter()
+        .flat_map(|it| it.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|it| it.type_ == "istio.io/WaypointBound")
+}
+
+impl super::objects::Objects {
+    /// Whether the object is there.
+    fn knows(&self, key: &ObjectKey) -> bool {
+        match key.kind {
+            Kind::Service => self.services.contains_key(key),
+            Kind::ServiceEntry => self.service_entries.contains_key(key),
+            Kind::WorkloadEntry => self.workload_entries.contains_key(key),
+            Kind::AuthorizationPolicy => self.policies.contains_key(key),
+            Kind::PeerAuthentication => self.peers.contains_key(key),
+            Kind::Gateway => self.gateways.contains_key(key),
+            Kind::GatewayClass => self.classes.contains_key(key),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Gateways as those see them who name them, and where their traffic goes because of it.
+//!
+//! How a Gateway stands depends on five objects of four kinds. It is worked out anew when one of
+//! them moved ([`World::stand`]), once a batch; who names it is only told when what *they* see is
+//! different, so a waypoint's pod that restarts costs nobody anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::k8s::labels;
+use api::k8s::objects::{Kind, ObjectKey};
+use api::workload::GatewayAddress;
+
+use super::depend::mark;
+use super::objects::Objects;
+use super::{Builder, World};
+use crate::translate::Labels;
+use crate::translate::gateway::{Class, Controller, Gateway, Place, Traits};
+use crate::translate::waypoint::{Bound, Judge, Standing, Traffic, bind};
+
+impl Objects {
+    /// The Gateways whose standing depends on an object as it is now.
+    pub(super) fn gateways_behind(&self, key: &ObjectKey, into: &mut BTreeSet<ObjectKey>) {
+        let gateway = |name: &str| ObjectKey::new(Kind::Gateway, &key.namespace, name);
+        match key.kind {
+            Kind::Gateway => {
+                into.insert(key.clone());
+            }
+            Kind::Pod => {
+                let name = self.pods.get(key).and_then(|it| it.gateway.as_deref());
+                into.extend(name.map(gateway));
+            }
+            Kind::Service => {
+                let name = self.services.get(key).and_then(|it| it.gateway.as_deref());
+                into.extend(name.map(gateway));
+                into.insert(gateway(&key.name));
+            }
+            _ => {}
+        }
+    }
+
+    fn traits(&self, gateway: &Gateway) -> (Traits, Traits) {
+        let class = ObjectKey::new(Kind::GatewayClass, "", &gateway.class);
+        let class = self.classes.get(&class).map(|it: &Class| it.traits.clone());
+        (gateway.traits.clone(), class.unwrap_or_default())
+    }
+
+    fn standing(&self, key: &ObjectKey) -> Option<Standing> {
+        let gateway = self.gateways.get(key)?;
+        let (own, class) = self.traits(gateway);
+        Some(Standing {
+            serves: own.serves.or(class.serves).unwrap_or_default(),
+            from: gateway
+                .tunnels()
+                .map(|it| it.from.clone())
+                .unwrap_or_default(),
+            places: self.places(gateway),
+        })
+    }
+
+    /// Where a Gateway is. One of ours is at its Service, from the moment when its first pod has
+    /// an address; what was once reported stays, since its clients would go around it otherwise.
+    fn places(&self, gateway: &Gateway) -> Vec<Place> {
+        match self.controller(gateway) {
+            Controller::Other => gateway.reported.clone(),
+            Controller::Unmanaged => gateway.asked.clone(),
+            Controller::Mesh => {
+                let key = ObjectKey::new(Kind::Service, &gateway.namespace, &gateway.service);
+                let service = self.services.get(&key).filter(|it| !it.is_alias);
+                let begun = !gateway.reported.is_empty() || self.has_pod(gateway);
+                match service.filter(|_| begun) {
+                    Some(service) => {
+                        let vips = service.vips.iter().copied().map(Place::Ip);
+                        vips.chain([Place::Host(service.hostname.clone())])
+                            .collect()
+                    }
+                    None => gateway.reported.clone(),
+                }
+            }
+        }
+    }
+
+    fn has_pod(&self, gateway: &Gateway) -> bool {
+        let pods = self.pods_of(&ObjectKey::new(
+            Kind::Gateway,
+            &gateway.namespace,
+            &gateway.name,
+        ));
+        pods.iter()
+            .any(|key| self.pods.get(key).is_some_and(|pod| pod.has_address()))
+    }
+
+    /// The pods of a Gateway.
+    pub(super) fn pods_of(&self, gateway: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let label = (labels::GATEWAY_NAME.to_owned(), gateway.name.to_string());
+        let mut pods = BTreeSet::new();
+        self.workloads
+            .selected(&gateway.namespace, &Labels::from([label]), &mut pods);
+        pods.retain(|key| key.kind == Kind::Pod);
+        pods
+    }
+
+    /// How connections are handed to the pods of a Gateway.
+    pub(super) fn binding(&self, gateway: &ObjectKey) -> Option<api::workload::ApplicationTunnel> {
+        let (own, class) = self.traits(self.gateways.get(gateway)?);
+        own.binding.or(class.binding).flatten()
+    }
+
+    /// The way into a network: that of its oldest name.
+    pub(super) fn door(&self, network: &str) -> Option<GatewayAddress> {
+        let mut gateways = self.doors.get(network).into_iter().flatten();
+        gateways.find_map(|key| {
+            let (address, _) = self.gateways.get(key)?.doors(network).next()?;
+            Some(address)
+        })
+    }
+}
+
+impl World {
+    /// Works out how the Gateways stand of which something moved, and tells who sees them
+    /// differently now.
+    pub(super) fn stand(&mut self, moved: BTreeSet<ObjectKey>, dirty: &mut BTreeSet<Builder>) {
+        for gateway in moved {
+            let now = self.objects.standing(&gateway);
+            let before = match &now {
+                Some(standing) => {
+                    let standings = &mut self.objects.standings;
+                    standings.insert(gateway.clone(), standing.clone())
+                }
+                None => self.objects.standings.remove(&gateway),
+            };
+            if before != now {
+                mark(dirty, [gateway.clone()]);
+                self.touch_naming(&gateway, before.as_ref(), now.as_ref(), dirty);
+            }
+        }
+    }
+
+    fn touch_naming(
+        &self,
+        gateway: &ObjectKey,
+        before: Option<&Standing>,
+        now: Option<&Standing>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        let seen = |standing: Option<&Standing>, traffic| {
+            standing.map(|it| (it.takes(traffic), it.address(gateway, "")))
+        };
+        let differs = |traffic| seen(before, traffic) != seen(now, traffic);
+        let doors = before.map(|it| &it.from) != now.map(|it| &it.from);
+        let allowing = self.settings.auto_allow_waypoint
+            && (differs(Traffic::Service) || differs(Traffic::Workload));
+        for key in self.objects.named.get(gateway).into_iter().flatten() {
+            let traffic = traffic_of(key.kind);
+            let foreign = doors && key.namespace != gateway.namespace;
+            if differs(traffic) || foreign || allowing {
+                mark(dirty, [key.clone()]);
+            }
+            if allowing && traffic == Traffic::Service {
+                self.touch_served(key, dirty);
+            }
+        }
+    }
+
+    /// Where traffic goes to an object that names a waypoint; none if it names none.
+    pub(super) fn bound(&self, key: &ObjectKey) -> Option<Bound> {
+        let wanted = self.objects.wanted(key)?;
+        let namespace = self.objects.namespace(&key.namespace);
+        let judge = Judge {
+            standing: &|gateway| self.objects.standings.get(gateway),
+            namespace: (&key.namespace, &namespace.labels),
+            network: &self.cluster.network,
+            traffic: traffic_of(key.kind),
+            unready: namespace.unready.unwrap_or(self.settings.waypoint_unready),
+        };
+        Some(bind(&wanted, &judge))
+    }
+
+    /// The waypoints that send to a workload, by what it names itself and by what the services do
+    /// that it serves. Whether they take its own traffic is not asked: it is what they send on.
+    pub(super) fn senders(&self, workload: &ObjectKey, labels: &Labels) -> BTreeSet<ObjectKey> {
+        let services = self
+            .objects
+            .service_selectors
+            .selecting(&workload.namespace, labels);
+        let naming = services.into_iter().chain([workload]);
+        let wanted = naming.filter_map(|key| self.objects.wanted(key));
+        let mut gateways = BTreeSet::new();
+        for wanted in wanted {
+            gateways.extend(wanted.gateways().cloned());
+        }
+        gateways.retain(|gateway| {
+            let standing = self.objects.standings.get(gateway);
+            standing.is_some_and(|it| !it.places.is_empty() && self.admits(it, gateway, workload))
+        });
+        gateways
+    }
+
+    fn admits(&self, standing: &Standing, gateway: &ObjectKey, workload: &ObjectKey) -> bool {
+        gateway.namespace == workload.namespace
+            || standing
+                .from
+                .admits(&self.objects.namespace(&workload.namespace).labels)
+    }
+
+    /// The ways into other networks that a Gateway is the first to offer.
+    pub(super) fn doors(&self, key: &ObjectKey) -> Vec<api::workload::Workload> {
+        let Some(gateway) = self.objects.gateways.get(key) else {
+            return Vec::new();
+        };
+        let Some(network) = self.objects.door_of(gateway) else {
+            return Vec::new();
+        };
+        let mut offered = BTreeMap::new();
+        for other in self.objects.doors.get(network).into_iter().flatten() {
+            let gateway = self.objects.gateways.get(other);
+            for (_, workload) in gateway.into_iter().flat_map(|it| it.doors(network)) {
+                offered
+                    .entry(workload.uid.clone())
+                    .or_insert((other, workload));
+            }
+        }
+        let own = offered.into_values().filter(|(first, _)| *first == key);
+        own.map(|(_, workload)| workload).collect()
+    }
+}
+
+pub(super) fn traffic_of(kind: Kind) -> Traffic {
+    match kind {
+        Kind::Pod | Kind::WorkloadEntry => Traffic::Workload,
+        _ => Traffic::Service,
+    }
+}
