@@ -1,6 +1,6 @@
 //! What an installation that watches says of itself, under Istio's names.
 //!
-//! Each outcome of [`Install::apply`](super::Install::apply) goes in. One that found nothing to do is no
+//! Each outcome of [`Watch::apply`](super::Watch::apply) goes in. One that found nothing to do is no
 //! installation: it says ready and counts nothing.
 
 use std::path::PathBuf;
@@ -60,7 +60,7 @@ impl Install {
         let InstallError::File { path, .. } = error else {
             return false;
         };
-        path.starts_with(&self.cni_bin_dir)
+        self.bin_dir().is_ok_and(|bin| path.starts_with(bin))
             || self.plugin_path().is_ok_and(|plugin| *path == plugin)
     }
 }

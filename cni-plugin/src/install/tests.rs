@@ -16,17 +16,30 @@ fn install(dir: &Path) -> Install {
     }
     fs::write(dir.join("ambit-cni"), "the plugin").unwrap();
     Install {
-        cni_bin_dir: dir.join("bin"),
-        cni_conf_dir: dir.join("net.d"),
-        cni_conf_name: None,
-        owned: false,
-        owned_name: "02-istio-cni.conflist".into(),
-        plugin: Some(dir.join("ambit-cni")),
-        cni_run_dir: "/var/run/istio-cni".into(),
-        exclude_namespaces: vec!["kube-system".into()],
-        pod_namespace: "istio-system".into(),
-        plugin_log_level: "info".into(),
+        site: Site {
+            cni_run_dir: "/var/run/istio-cni".into(),
+            exclude_namespaces: vec!["kube-system".into()],
+            pod_namespace: "istio-system".into(),
+            enablement_selector: None,
+            host_root: "/".into(),
+        },
+        files: Files {
+            cni_bin_dir: Some(dir.join("bin")),
+            cni_conf_dir: Some(dir.join("net.d")),
+            cni_conf_name: None,
+            chained: true,
+            owned: false,
+            owned_name: "02-istio-cni.conflist".into(),
+            plugin: Some(dir.join("ambit-cni")),
+            plugin_log_level: "info".into(),
+        },
     }
+}
+
+fn with(dir: &Path, change: impl FnOnce(&mut Files)) -> Install {
+    let mut install = install(dir);
+    change(&mut install.files);
+    install
 }
 
 #[test]
@@ -135,15 +148,96 @@ fn a_conf_is_replaced_by_its_conflist_which_would_come_second() {
     let list = read_json(&conf.with_extension("conflist")).unwrap();
     assert_eq!(list["plugins"].as_array().unwrap().len(), 2);
     assert!(install.apply().unwrap().is_empty());
+
+    let before =
+        fs::read_to_string(dir.path().join("net.d/.10-net.conf.before-istio-cni")).unwrap();
+    install.remove().unwrap();
+    assert_eq!(fs::read_to_string(&conf).unwrap(), before, "to the byte");
+    assert_eq!(fs::read_dir(dir.path().join("net.d")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_conf_asked_for_by_name_is_found_again_as_a_conflist() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = with(dir.path(), |files| {
+        files.cni_conf_name = Some("10-net.conf".into());
+    });
+    assert!(matches!(install.apply(), Err(InstallError::NoNetwork(_))));
+    let conf = dir.path().join("net.d/10-net.conf");
+    fs::write(&conf, r#"{"name":"net","type":"bridge"}"#).unwrap();
+    fs::write(dir.path().join("net.d/05-other.conf"), "{}").unwrap();
+    install.apply().unwrap();
+    assert!(conf.with_extension("conflist").exists());
+    assert!(install.apply().unwrap().is_empty());
+}
+
+#[test]
+fn removal_cleans_every_configuration_that_names_us_and_touches_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, install) = (dir.path().join("net.d/10-a.conflist"), install(dir.path()));
+    fs::write(&first, golden("before").to_string()).unwrap();
+    install.apply().unwrap();
+    // The network was replaced by one that comes earlier, and ours went along.
+    let earlier = dir.path().join("net.d/05-b.conflist");
+    fs::write(&earlier, golden("before").to_string()).unwrap();
+    install.apply().unwrap();
+    let broken = dir.path().join("net.d/99-broken.conf");
+    fs::write(&broken, "{").unwrap();
+
+    install.remove().unwrap();
+    for file in [&first, &earlier] {
+        assert_eq!(read_json(file).unwrap(), golden("before"), "{file:?}");
+    }
+    assert_eq!(fs::read_to_string(&broken).unwrap(), "{");
+}
+
+#[test]
+fn beside_multus_there_is_a_configuration_of_only_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = with(dir.path(), |files| files.chained = false);
+    let alone = dir.path().join("net.d/YYY-istio-cni.conflist");
+    assert_eq!(install.apply().unwrap().last(), Some(&alone));
+    assert!(install.apply().unwrap().is_empty());
+    let list = read_json(&alone).unwrap();
+    assert_eq!(list["plugins"][0]["type"], TYPE);
+    assert_eq!(list["plugins"][0]["ambit_alone"], true);
+    assert_eq!(list["plugins"].as_array().map(Vec::len), Some(1));
+    install.remove().unwrap();
+    assert!(!alone.exists());
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_named_with_its_setting() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = with(dir.path(), |files| {
+        files.cni_conf_dir = Some("/nowhere".into());
+    });
+    let error = install.apply().unwrap_err().to_string();
+    assert!(
+        error.contains("/nowhere") && error.contains("CNI_CONF_DIR"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_plugin_that_lost_its_rights_is_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let install = install(dir.path());
+    fs::write(
+        dir.path().join("net.d/10-a.conflist"),
+        golden("before").to_string(),
+    )
+    .unwrap();
+    install.apply().unwrap();
+    let binary = dir.path().join("bin/istio-cni");
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(install.apply().unwrap(), [binary]);
 }
 
 #[test]
 fn an_owned_configuration_follows_the_runtimes_and_leaves_it_alone() {
     let dir = tempfile::tempdir().unwrap();
-    let install = Install {
-        owned: true,
-        ..install(dir.path())
-    };
+    let install = with(dir.path(), |files| files.owned = true);
     let conflist = dir.path().join("net.d/10-podnet.conflist");
     let owned = dir.path().join("net.d/02-istio-cni.conflist");
     fs::write(&conflist, golden("before").to_string()).unwrap();
