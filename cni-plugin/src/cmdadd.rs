@@ -19,10 +19,17 @@ pub struct CmdAdd {
     pub pod_name: String,
     /// The pod's namespace.
     pub pod_namespace: String,
+    /// Its UID, if the runtime told it: a pod and its successor of the same name are told apart by it. Not in
+    /// the body, which is Istio's, but in the header [`POD_UID`].
+    #[serde(skip)]
+    pub pod_uid: Option<String>,
     /// Its addresses.
     #[serde(rename = "IPs", default, deserialize_with = "null_is_empty")]
     pub ips: Vec<PodAddress>,
 }
+
+/// The header with the pod's UID. Istio's plugin does not send it, and its agent does not mind it.
+pub const POD_UID: &str = "ambit-pod-uid";
 
 /// One address of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +163,7 @@ mod tests {
             netns: "/n".into(),
             pod_name: "p".into(),
             pod_namespace: "ns".into(),
+            pod_uid: None,
             ips: vec![PodAddress {
                 interface: None,
                 address: Masked {

@@ -15,7 +15,8 @@
 //! answers 500 to any other. Each side still works with the other's counterpart.)
 //!
 //! No answer, no pod: if the agent is away the sandbox fails and the kubelet tries again, because
-//! a pod that starts outside the mesh is a hole in it. The agent's own pod is the one exception.
+//! a pod that starts outside the mesh is a hole in it. The pods of the mesh itself, the agent's and
+//! ztunnel's, are the one exception.
 
 mod agent_socket;
 mod failure;
@@ -29,7 +30,7 @@ use crate::cmdadd::CmdAdd;
 
 pub use failure::Failure;
 use log::{Level, Log};
-use netconf::NetConf;
+use netconf::{NetConf, PrevResult};
 
 /// Versions of the CNI specification this plugin answers to.
 pub const SUPPORTED: [&str; 7] = [
@@ -90,8 +91,13 @@ fn respond(
 }
 
 fn add(call: &Call, conf: &NetConf) -> Result<serde_json::Value, Failure> {
-    let Some(previous) = &conf.prev_result else {
-        return Err(Failure::NotChained);
+    let nothing = PrevResult::default();
+    let previous = match &conf.prev_result {
+        Some(previous) => previous,
+        // Called by name beside the network (Multus): there is no result to pass on, and the agent
+        // reads the addresses in the pod.
+        None if conf.alone => &nothing,
+        None => return Err(Failure::NotChained),
     };
     let result = previous.in_version(&conf.cni_version);
     let Some(pod) = &call.pod else {
@@ -107,6 +113,7 @@ fn add(call: &Call, conf: &NetConf) -> Result<serde_json::Value, Failure> {
         netns: call.netns.clone(),
         pod_name: pod.name.clone(),
         pod_namespace: pod.namespace.clone(),
+        pod_uid: pod.uid.clone(),
         ips: previous.addresses()?,
     };
     let asked = agent_socket::add(run_dir, &event);
@@ -115,10 +122,10 @@ fn add(call: &Call, conf: &NetConf) -> Result<serde_json::Value, Failure> {
             log.line(Level::Info, format_args!("the agent took pod {pod}"));
             Ok(result)
         }
-        Err(failure) if failure.agent_is_away() && is_agent(pod, conf) => {
+        Err(failure) if failure.agent_is_away() && is_of_the_mesh(pod, conf) => {
             log.line(
                 Level::Warn,
-                format_args!("pod {pod} is the agent and may start unasked: {failure}"),
+                format_args!("pod {pod} is part of the mesh and may start unasked: {failure}"),
             );
             Ok(result)
         }
@@ -131,9 +138,16 @@ fn add(call: &Call, conf: &NetConf) -> Result<serde_json::Value, Failure> {
     outcome
 }
 
-/// Whether this pod is the node agent, which cannot be asked whether it may start.
-fn is_agent(pod: &PodName, conf: &NetConf) -> bool {
-    pod.namespace == conf.pod_namespace && pod.name.starts_with("istio-cni-node-")
+/// Whether this pod is the node agent or a ztunnel, by which the mesh comes up again and which are
+/// never in it. Only the runtime says so, and only for the agent's own namespace: who may make pods
+/// there may replace the agent itself. Names are those that their DaemonSets give.
+fn is_of_the_mesh(pod: &PodName, conf: &NetConf) -> bool {
+    let suffixed = |prefix: &&str| {
+        let suffix = pod.name.strip_prefix(*prefix);
+        suffix
+            .is_some_and(|rest| rest.len() == 5 && rest.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
+    pod.namespace == conf.pod_namespace && ["istio-cni-node-", "ztunnel-"].iter().any(suffixed)
 }
 
 /// One call of a runtime.
@@ -158,6 +172,7 @@ enum Verb {
 struct PodName {
     namespace: String,
     name: String,
+    uid: Option<String>,
 }
 
 impl std::fmt::Display for PodName {
@@ -207,6 +222,7 @@ fn pod_in_args(args: &str) -> Option<PodName> {
     Some(PodName {
         namespace: value("K8S_POD_NAMESPACE")?,
         name: value("K8S_POD_NAME")?,
+        uid: value("K8S_POD_UID"),
     })
 }
 

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::failure::Failure;
-use crate::cmdadd::CmdAdd;
+use crate::cmdadd::{CmdAdd, POD_UID};
 
 /// Asks the agent to enrol a pod and waits until it has.
 pub(super) fn add(run_dir: &Path, event: &CmdAdd) -> Result<(), Failure> {
@@ -16,6 +16,7 @@ pub(super) fn add(run_dir: &Path, event: &CmdAdd) -> Result<(), Failure> {
     let answer = post(
         &run_dir.join("pluginevent.sock"),
         "/cmdadd",
+        uid(event),
         body,
         ADD_DEADLINE,
     )?;
@@ -30,7 +31,24 @@ pub(super) fn add(run_dir: &Path, event: &CmdAdd) -> Result<(), Failure> {
 
 /// Hands log lines to the agent.
 pub(super) fn log(run_dir: &Path, lines: Vec<u8>) -> Result<(), Failure> {
-    post(&run_dir.join("log.sock"), "/log", lines, LOG_DEADLINE).map(|_| ())
+    post(
+        &run_dir.join("log.sock"),
+        "/log",
+        String::new(),
+        lines,
+        LOG_DEADLINE,
+    )
+    .map(|_| ())
+}
+
+/// The line of the header with the pod's UID, if there is one that may stand in a header.
+fn uid(event: &CmdAdd) -> String {
+    let plain = |uid: &&String| {
+        uid.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    let uid = event.pod_uid.as_ref().filter(plain);
+    uid.map_or_else(String::new, |uid| format!("{POD_UID}: {uid}\r\n"))
 }
 
 struct Answer {
@@ -43,13 +61,14 @@ struct Answer {
 fn post(
     path: &Path,
     target: &'static str,
+    header: String,
     body: Vec<u8>,
     limit: Duration,
 ) -> Result<Answer, Failure> {
     let (done, answer) = mpsc::sync_channel(1);
     let socket = path.to_owned();
     std::thread::spawn(move || {
-        let _ = done.send(exchange(&socket, target, &body));
+        let _ = done.send(exchange(&socket, target, &header, &body));
     });
     match answer.recv_timeout(limit) {
         Ok(Ok(bytes)) => parse(&bytes),
@@ -61,11 +80,11 @@ fn post(
     }
 }
 
-fn exchange(path: &Path, target: &str, body: &[u8]) -> io::Result<Vec<u8>> {
+fn exchange(path: &Path, target: &str, header: &str, body: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(path)?;
     let head = format!(
         "POST {target} HTTP/1.1\r\nHost: unix\r\nUser-Agent: ambit-cni\r\nContent-Length: {}\r\n\
-         Content-Type: application/json\r\nConnection: close\r\n\r\n",
+         Content-Type: application/json\r\n{header}Connection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(&[head.as_bytes(), body].concat())?;

@@ -36,6 +36,9 @@ pub(super) struct NetConf {
     /// Where the agent itself runs.
     #[serde(default, rename = "pod_namespace")]
     pub(super) pod_namespace: String,
+    /// There is no plugin before this one, and none is missed.
+    #[serde(default, rename = "ambit_alone")]
+    pub(super) alone: bool,
 }
 
 /// All of stdin.
@@ -48,7 +51,7 @@ pub(super) fn text(stdin: impl Read) -> Result<Vec<u8>, Failure> {
 }
 
 /// The previous plugin's result, kept whole.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub(super) struct PrevResult(serde_json::Map<String, Value>);
 

@@ -113,6 +113,7 @@ fn golden_add_asks_the_agent_and_prints_what_istio_prints() {
         "Host: unix",
         "Content-Type: application/json",
         "Content-Length: 172",
+        "ambit-pod-uid: 733b4a15-e21e-40a5-beea-7b14dd295de1",
     ] {
         assert!(head.contains(header), "{header} in {head}");
     }
@@ -200,10 +201,39 @@ fn without_an_agent_no_pod_starts_but_the_agents_own() {
     let file = std::fs::read_to_string(dir.path().join("istio-cni.log")).unwrap();
     assert!(file.contains("app/web"), "{file}");
 
-    let own = "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istio-cni-node-x7f2p";
-    call(&env("ADD", own), &conf).outcome.unwrap();
-    let borrowed = "K8S_POD_NAMESPACE=app;K8S_POD_NAME=istio-cni-node-x7f2p";
-    assert!(call(&env("ADD", borrowed), &conf).outcome.is_err());
+    for (namespace, name, starts) in [
+        ("istio-system", "istio-cni-node-x7f2p", true),
+        ("istio-system", "ztunnel-7gk2c", true),
+        ("app", "istio-cni-node-x7f2p", false),
+        ("app", "ztunnel-7gk2c", false),
+        ("istio-system", "ztunnel-mine-7gk2c", false),
+        ("istio-system", "istio-cni-node-", false),
+        ("istio-system", "istiod-5f7c9-x7f2p", false),
+    ] {
+        let args = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}");
+        let outcome = call(&env("ADD", &args), &conf).outcome;
+        assert_eq!(outcome.is_ok(), starts, "{args}");
+    }
+}
+
+#[test]
+fn called_alone_it_has_no_result_to_pass_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = agent(dir.path(), "pluginevent.sock", OK);
+    let mut alone = conf("1.0.0", dir.path());
+    alone.as_object_mut().unwrap().remove("prevResult");
+    let ran = call(&env("ADD", POD), &alone.to_string());
+    assert!(matches!(ran.outcome, Err(Failure::NotChained)));
+    alone["ambit_alone"] = json!(true);
+    let ran = call(&env("ADD", POD), &alone.to_string());
+    ran.outcome.unwrap();
+    assert_eq!(
+        ran.stdout,
+        Some(json!({ "cniVersion": "1.0.0", "dns": {} }))
+    );
+    let (_, body) = asked.join().unwrap();
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(body["IPs"], json!([]));
 }
 
 #[test]
@@ -290,7 +320,7 @@ fn bad_calls_get_the_codes_of_the_specification() {
 
 #[test]
 fn addresses_of_the_oldest_results_are_found_too() {
-    let previous: netconf::PrevResult = serde_json::from_value(json!({
+    let previous: PrevResult = serde_json::from_value(json!({
         "ip4": { "ip": "10.1.2.3/24", "gateway": "10.1.2.1" }, "ip6": { "ip": "fd00::3/64" },
     }))
     .unwrap();
