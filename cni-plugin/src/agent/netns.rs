@@ -38,22 +38,51 @@ pub(crate) enum NetnsError {
     Open { path: PathBuf, error: io::Error },
     #[error("{0} is no network namespace")]
     NotANamespace(PathBuf),
-    #[error("{0} is the node's own network namespace")]
+    #[error("{0} is the network namespace of the node or of the agent")]
     Node(PathBuf),
     #[error("cannot enter netns {path}: {error}")]
     Enter { path: PathBuf, error: io::Error },
 }
 
-impl Netns {
-    /// Opens the namespace at `path`, which must not be the one this process runs in.
-    pub(crate) fn open(path: &Path) -> Result<Self, NetnsError> {
-        let netns = Self::open_any(path)?;
-        match Self::open_any(Path::new(OWN)) {
-            Ok(own) if own.id != netns.id => Ok(netns),
-            _ => Err(NetnsError::Node(path.to_owned())),
-        }
+/// The namespaces that are no pod's: this process's own and, where that is another, the node's.
+#[derive(Clone, Debug)]
+pub(crate) struct NotPods {
+    own: NetnsId,
+    node: Option<Arc<Netns>>,
+}
+
+impl NotPods {
+    /// `proc` is the node's, if its first process is in the node's namespace; without it the node's is taken
+    /// to be our own.
+    pub(crate) fn look(proc: Option<&Path>) -> Result<Self, NetnsError> {
+        let own = Netns::open_any(Path::new(OWN))?.id;
+        let node = match proc {
+            Some(proc) => Some(Netns::open_any(&proc.join("1/ns/net"))?),
+            None => None,
+        };
+        Ok(Self {
+            own,
+            node: node.filter(|node| node.id != own).map(Arc::new),
+        })
     }
 
+    /// The node's namespace, where it is not the one this process runs in.
+    pub(crate) fn node(&self) -> Option<&Arc<Netns>> {
+        self.node.as_ref()
+    }
+
+    /// Opens the namespace at `path`, which must be none of these.
+    pub(crate) fn pod(&self, path: &Path) -> Result<Netns, NetnsError> {
+        let netns = Netns::open_any(path)?;
+        let node = self.node.as_ref().map(|node| node.id);
+        if netns.id == self.own || Some(netns.id) == node {
+            return Err(NetnsError::Node(path.to_owned()));
+        }
+        Ok(netns)
+    }
+}
+
+impl Netns {
     fn open_any(path: &Path) -> Result<Self, NetnsError> {
         let failed = |error| NetnsError::Open {
             path: path.to_owned(),
@@ -134,6 +163,24 @@ impl Netns {
     }
 }
 
+/// Runs `visit` on a thread that ends with it, in `netns` or in our own namespace: what else it changes
+/// of its surroundings is nobody else's.
+pub(crate) async fn aside<T, F>(netns: Option<&Arc<Netns>>, visit: F) -> Result<T, NetnsError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    let own;
+    let netns = match netns {
+        Some(netns) => netns,
+        None => {
+            own = Arc::new(Netns::open_any(Path::new(OWN))?);
+            &own
+        }
+    };
+    netns.enter(visit).await
+}
+
 fn own_addresses() -> nix::Result<Vec<IpAddr>> {
     let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
         let address = interface.address?;
@@ -169,23 +216,19 @@ mod tests {
 
     #[test]
     fn only_a_foreign_network_namespace_is_opened() {
+        let none = NotPods::look(None).unwrap();
+        assert!(none.node().is_none());
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("plain");
         std::fs::write(&file, "").unwrap();
+        assert!(matches!(none.pod(&file), Err(NetnsError::NotANamespace(_))));
         assert!(matches!(
-            Netns::open(&file),
-            Err(NetnsError::NotANamespace(_))
-        ));
-        assert!(matches!(
-            Netns::open(&dir.path().join("none")),
+            none.pod(&dir.path().join("none")),
             Err(NetnsError::Open { .. })
         ));
+        assert!(matches!(none.pod(Path::new(OWN)), Err(NetnsError::Node(_))));
         assert!(matches!(
-            Netns::open(Path::new(OWN)),
-            Err(NetnsError::Node(_))
-        ));
-        assert!(matches!(
-            Netns::open(Path::new("")),
+            none.pod(Path::new("")),
             Err(NetnsError::Open { .. })
         ));
     }

@@ -1,16 +1,20 @@
 //! Loads a script into the kernel: `nft -f -`, in a pod's network namespace or in the node's.
 
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 
-use super::netns::{Netns, NetnsError};
+use super::netns::{self, Netns, NetnsError};
 
 /// Runs `nft`, a few at a time.
 #[derive(Clone, Debug)]
@@ -46,11 +50,34 @@ impl Nft {
         netns: Option<&Arc<Netns>>,
         script: String,
     ) -> Result<(), NftError> {
+        let mut command = self.command();
         let _slot = self.slots.acquire().await;
-        let failed = |error| NftError::Run {
-            program: self.program.clone(),
-            error,
+        let child = match netns {
+            Some(netns) => netns.enter(move || command.spawn()).await?,
+            None => command.spawn(),
         };
+        self.finish(child, script).await
+    }
+
+    /// The same for a script that names cgroups of version 2 as the first process of `proc` sees them. nft
+    /// looks names up below `/sys/fs/cgroup`, so they are shown to it there, and to nobody else.
+    pub(crate) async fn load_by_cgroup(
+        &self,
+        netns: Option<&Arc<Netns>>,
+        proc: &Path,
+        script: String,
+    ) -> Result<(), NftError> {
+        let mut command = self.command();
+        let _slot = self.slots.acquire().await;
+        let namespace = proc.join("1/ns/cgroup");
+        let child = netns::aside(netns, move || {
+            see_cgroups_of(&namespace)?;
+            command.spawn()
+        });
+        self.finish(child.await?, script).await
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(["-f", "-"])
@@ -58,9 +85,13 @@ impl Nft {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        let child = match netns {
-            Some(netns) => netns.enter(move || command.spawn()).await?,
-            None => command.spawn(),
+        command
+    }
+
+    async fn finish(&self, child: io::Result<Child>, script: String) -> Result<(), NftError> {
+        let failed = |error| NftError::Run {
+            program: self.program.clone(),
+            error,
         };
         let finished = tokio::time::timeout(DEADLINE, feed(child.map_err(failed)?, script)).await;
         let output = finished.map_err(|_| NftError::Hung)?.map_err(failed)?;
@@ -74,6 +105,25 @@ impl Nft {
     }
 }
 
+/// Changes what the calling thread, which must end soon, and its children see.
+fn see_cgroups_of(namespace: &Path) -> io::Result<()> {
+    let what = |errno: Errno, doing: &str| io::Error::other(format!("{doing}: {errno}"));
+    unshare(CloneFlags::CLONE_NEWNS).map_err(|errno| what(errno, "a mount namespace"))?;
+    setns(File::open(namespace)?, CloneFlags::CLONE_NEWCGROUP)
+        .map_err(|errno| what(errno, "the node's cgroup namespace"))?;
+    let none = None::<&str>;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(none, "/", none, private, none).map_err(|errno| what(errno, "private mounts"))?;
+    mount(
+        Some("cgroup2"),
+        CGROUPS,
+        Some("cgroup2"),
+        MsFlags::empty(),
+        none,
+    )
+    .map_err(|errno| what(errno, "mounting cgroup2"))
+}
+
 async fn feed(mut child: Child, script: String) -> io::Result<std::process::Output> {
     if let Some(mut stdin) = child.stdin.take() {
         // An nft that ends early says why on stderr; that is worth more than the broken pipe.
@@ -82,6 +132,7 @@ async fn feed(mut child: Child, script: String) -> io::Result<std::process::Outp
     child.wait_with_output().await
 }
 
+const CGROUPS: &str = "/sys/fs/cgroup";
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Keeps a node with hundreds of pods from starting hundreds of processes.
 const AT_ONCE: usize = 8;

@@ -10,58 +10,55 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use super::netns::Netns;
+use super::cgroup;
+use super::netns::{Netns, NotPods};
 use super::pod::Uid;
 
 /// The network namespaces of those of `wanted` that have a process below `proc` (blocking). The
-/// node's own namespace is never among them.
-pub(crate) fn find(proc: &Path, wanted: &HashSet<Uid>) -> HashMap<Uid, Netns> {
-    // A short name would be found in every other cgroup.
-    let wanted: Vec<(&Uid, [String; 2])> = wanted
-        .iter()
-        .filter(|uid| uid.as_str().len() == UUID)
-        .map(|uid| (uid, [uid.to_string(), uid.as_str().replace('-', "_")]))
-        .collect();
-    let mut oldest: HashMap<Uid, (u64, PathBuf)> = HashMap::new();
+/// node's own namespace is never among them. Whether it is the right one is for the caller to check
+/// against the pod's addresses, if they are known.
+pub(crate) fn find(proc: &Path, wanted: &HashSet<Uid>, not_pods: &NotPods) -> HashMap<Uid, Netns> {
     if wanted.is_empty() {
         return HashMap::new();
     }
-    for entry in fs::read_dir(proc).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let is_process = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.bytes().all(|b| b.is_ascii_digit()));
-        let Some(cgroup) = is_process
-            .then(|| fs::read_to_string(path.join("cgroup")).ok())
-            .flatten()
-        else {
+    let first_process = fs::read_to_string(proc.join("1/cgroup")).unwrap_or_default();
+    let mut oldest: HashMap<Uid, (u64, PathBuf)> = HashMap::new();
+    for path in all(proc) {
+        let Ok(list) = fs::read_to_string(path.join("cgroup")) else {
+            continue; // it ended
+        };
+        let uid = cgroup::pod(&list, &first_process).map(|uid| Uid::new(&uid));
+        let Some(uid) = uid.filter(|uid| wanted.contains(uid)) else {
             continue;
         };
-        let Some((uid, _)) = wanted
-            .iter()
-            .find(|(_, spellings)| spellings.iter().any(|uid| cgroup.contains(uid)))
-        else {
-            continue;
-        };
-        let Some(start) = fs::read_to_string(path.join("stat"))
-            .ok()
-            .and_then(|stat| start_time(&stat))
-        else {
+        let Some(start) = started(&path) else {
             continue;
         };
         let netns = path.join("ns/net");
-        let known = oldest
-            .entry((*uid).clone())
-            .or_insert((start, netns.clone()));
+        let known = oldest.entry(uid).or_insert((start, netns.clone()));
         if start < known.0 {
             *known = (start, netns);
         }
     }
     oldest
         .into_iter()
-        .filter_map(|(uid, (_, path))| Some((uid, Netns::open(&path).ok()?)))
+        .filter_map(|(uid, (_, path))| Some((uid, not_pods.pod(&path).ok()?)))
         .collect()
+}
+
+/// The directories of all processes.
+pub(crate) fn all(proc: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    entries.filter_map(|entry| {
+        let name = entry.file_name();
+        let digits = name.to_str()?.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| entry.path())
+    })
+}
+
+/// When the process of that directory was started, in ticks since the node's boot; `None`: it ended.
+pub(crate) fn started(process: &Path) -> Option<u64> {
+    start_time(&fs::read_to_string(process.join("stat")).ok()?)
 }
 
 /// Field 22 of `/proc/PID/stat`. The name in field 2 may hold anything, so count from its end.
@@ -127,7 +124,6 @@ fn address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-const UUID: usize = 36;
 const TIME_WAIT: &str = "06";
 const LISTEN: &str = "0A";
 /// 15001 and 15006.
@@ -192,6 +188,8 @@ mod tests {
             .unwrap();
             std::os::unix::fs::symlink("/proc/self/ns/net", process.join("ns/net")).unwrap();
         }
-        assert!(find(dir.path(), &[Uid::new(uid), Uid::new("short")].into()).is_empty());
+        let not_pods = NotPods::look(None).unwrap();
+        let wanted = [Uid::new(uid), Uid::new("short")].into();
+        assert!(find(dir.path(), &wanted, &not_pods).is_empty());
     }
 }
