@@ -17,10 +17,12 @@
 //! | [`cmdadd`] | the message between plugin and agent |
 //! | [`agent`] | the node agent: select → Action → apply |
 //! | [`rules`] | pure: pod → nft script |
-//! | [`install`] | binary and conflist onto the host, repaired when someone overwrites them |
+//! | [`install`] | binary, conflist and kubeconfig onto the host, repaired when someone overwrites them |
+//! | [`site`] | what agent and installer must both know of their node |
 
 pub mod agent;
 pub mod cmdadd;
 pub mod install;
 pub mod plugin;
 pub mod rules;
+pub mod site;

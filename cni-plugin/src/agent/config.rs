@@ -4,21 +4,26 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::eligible::Selector;
+use crate::install::Files;
 use crate::rules::Probes;
+use crate::site::Site;
 
 /// Settings of the node agent.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
-    /// Directory with the Pods and Namespaces, which stands in for the Kubernetes API.
+    /// Directory with the Pods and Namespaces, in place of the Kubernetes API. Nothing is installed
+    /// on the host then.
     #[arg(long, env = "CONFIG_DIR")]
-    pub config_dir: PathBuf,
+    pub config_dir: Option<PathBuf>,
     /// The node whose pods are ours (`spec.nodeName`).
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Where the sockets for the plugin are made.
-    #[arg(long, env = "CNI_RUN_DIR", default_value = "/var/run/istio-cni")]
-    pub cni_run_dir: PathBuf,
+    /// The node, as the plugin must know it too.
+    #[command(flatten)]
+    pub site: Site,
+    /// Where the plugin goes.
+    #[command(flatten)]
+    pub files: Files,
     /// What is remembered over a restart of the agent but should not outlive the node's boot.
     /// Default: `state` in the directory of the sockets.
     #[arg(long, env = "CNI_STATE_DIR")]
@@ -42,32 +47,26 @@ pub struct Config {
     /// Capture IPv6 in the pods that have it.
     #[arg(long, env = "AMBIENT_IPV6", default_value_t = true, action = clap::ArgAction::Set)]
     pub ipv6: bool,
-    /// Namespaces whose pods are never enrolled.
-    #[arg(
-        long,
-        env = "EXCLUDE_NAMESPACES",
-        value_delimiter = ',',
-        default_value = "kube-system"
-    )]
-    pub exclude_namespaces: Vec<String>,
-    /// JSON list of `{podSelector, namespaceSelector}`: which pods are in the mesh. Default: Istio's,
-    /// by label `istio.io/dataplane-mode`.
-    #[arg(long, env = "AMBIENT_ENABLEMENT_SELECTOR", value_parser = selectors)]
-    pub enablement_selector: Option<Selectors>,
-    /// Uid of the kubelet: its connections to enrolled pods are probes and pass ztunnel by. Without
-    /// it nothing is changed on the node, and probes count as plain text.
+    /// Write the rules of enrolled pods again when the agent starts: they may have been lost, and
+    /// another version may write others.
+    #[arg(long, env = "AMBIENT_RECONCILE_POD_RULES_ON_STARTUP", default_value_t = true, action = clap::ArgAction::Set)]
+    pub reconcile_rules: bool,
+    /// How the kubelet is recognised, whose connections to enrolled pods are probes and pass ztunnel by.
+    /// Default: `auto` on Kubernetes, `none` beside a directory, `uid` where a uid is given.
+    #[arg(long, env = "KUBELET_BY", value_enum)]
+    pub kubelet_by: Option<KubeletBy>,
+    /// Uid of the kubelet. Default: that of the process found.
     #[arg(long, env = "KUBELET_UID")]
     pub kubelet_uid: Option<u32>,
+    /// Write the node's own rules in the node's network namespace, where that is not the agent's.
+    #[arg(long, env = "ALLOW_SWITCH_TO_HOST_NS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub switch_to_host_netns: bool,
     /// The address that stands for the kubelet inside pods.
     #[arg(long, env = "HOST_PROBE_SNAT_IP", default_value_t = Probes::default().v4)]
     pub host_probe_snat_ip: Ipv4Addr,
     /// The same in IPv6.
     #[arg(long, env = "HOST_PROBE_SNAT_IPV6", default_value_t = Probes::default().v6)]
     pub host_probe_snat_ipv6: Ipv6Addr,
-    /// Put before the paths of network namespaces that the plugin names, where the host's root is
-    /// mounted elsewhere.
-    #[arg(long, env = "HOST_ROOT", default_value = "/")]
-    pub host_root: PathBuf,
     /// The nft to use: the agent's own, never the host's.
     #[arg(long, env = "NFT", default_value = "nft")]
     pub nft: PathBuf,
@@ -78,11 +77,28 @@ pub struct Config {
     /// Seconds that connections of a pod that leaves the mesh may go on through ztunnel.
     #[arg(long, env = "RELEASE_DRAIN", default_value = "30", value_parser = seconds)]
     pub release_drain: Duration,
+    /// The DaemonSet that runs this agent. If it is being deleted when the agent is told to stop, the
+    /// agent takes everything of the mesh off its node; otherwise everything stays.
+    #[arg(long, env = "DAEMONSET_NAME", default_value = "istio-cni-node")]
+    pub daemonset: String,
+    /// Seconds in which all pods of the node are let go when the mesh is uninstalled. Must be below the
+    /// pod's termination grace period.
+    #[arg(long, env = "UNINSTALL_DEADLINE", default_value = "20", value_parser = seconds)]
+    pub uninstall_deadline: Duration,
 }
 
-/// Wraps the list, which clap would take for several values otherwise.
-#[derive(Clone, Debug)]
-pub struct Selectors(pub Vec<Selector>);
+/// By what connections of the kubelet are told from those of everything else on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum KubeletBy {
+    /// By its cgroup where it has one of its own, otherwise by its user.
+    Auto,
+    /// By its cgroup (version 2), and not at all where it has none of its own.
+    Cgroup,
+    /// By its user: everything else that this user runs on the node passes ztunnel by as well.
+    Uid,
+    /// Not at all: probes count as plain text, and fail where plain text is refused.
+    None,
+}
 
 impl Config {
     pub(crate) fn probes(&self) -> Probes {
@@ -95,23 +111,22 @@ impl Config {
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.state_dir
             .clone()
-            .unwrap_or_else(|| self.cni_run_dir.join("state"))
+            .unwrap_or_else(|| self.site.cni_run_dir.join("state"))
     }
 
-    pub(crate) fn selectors(&self) -> Vec<Selector> {
-        self.enablement_selector
-            .clone()
-            .map_or_else(Selector::defaults, |Selectors(list)| list)
+    pub(crate) fn kubelet_by(&self) -> KubeletBy {
+        let default = match (self.kubelet_uid, &self.config_dir) {
+            (Some(_), _) => KubeletBy::Uid,
+            (None, Some(_)) => KubeletBy::None,
+            (None, None) => KubeletBy::Auto,
+        };
+        self.kubelet_by.unwrap_or(default)
     }
 
-    /// A path as the host knows it, as this process can open it.
-    pub(crate) fn on_host(&self, path: &str) -> PathBuf {
-        self.host_root.join(path.trim_start_matches('/'))
+    /// The host's `/proc`.
+    pub(crate) fn proc(&self) -> PathBuf {
+        self.site.on_host("/proc")
     }
-}
-
-fn selectors(text: &str) -> Result<Selectors, serde_json::Error> {
-    serde_json::from_str(text).map(Selectors)
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::any;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::{Code, Metrics};
-use crate::cmdadd::CmdAdd;
+use crate::cmdadd::{CmdAdd, POD_UID};
 
 /// A runtime's question, with the way back. The error is for people.
 #[derive(Debug)]
@@ -45,9 +45,15 @@ type Answer = (StatusCode, String);
 /// 200: enrolled, or none of the mesh's business. The method does not matter, as it does not to Istio.
 async fn cmdadd(
     State((owner, metrics)): State<(mpsc::Sender<Asked>, Metrics)>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Answer {
-    let (status, text) = match serde_json::from_slice::<CmdAdd>(&body) {
+    let uid = headers.get(POD_UID).and_then(|uid| uid.to_str().ok());
+    let event = serde_json::from_slice::<CmdAdd>(&body).map(|event| CmdAdd {
+        pod_uid: uid.map(str::to_owned),
+        ..event
+    });
+    let (status, text) = match event {
         Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")),
         Ok(event) => match ask(owner, event).await {
             Ok(()) => (StatusCode::OK, String::new()),

@@ -15,11 +15,13 @@ pub(crate) struct Eligibility {
     pub(crate) selectors: Vec<Selector>,
     /// Namespaces whose pods never are.
     pub(crate) excluded: BTreeSet<String>,
+    /// The mesh leaves the node: no pod is in it any more.
+    pub(crate) over: bool,
 }
 
 /// Matches a pod together with its namespace, as in Istio's `enablement_selectors`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Selector {
     /// Of the pod's labels.
     pub pod_selector: LabelSelector,
@@ -40,12 +42,16 @@ pub(crate) enum Excluded {
     Ended,
     #[error("no label asks for it")]
     NotSelected,
+    #[error("the mesh is being uninstalled")]
+    Uninstalled,
 }
 
 impl Eligibility {
     /// `namespace` is the labels of the pod's namespace.
     pub(crate) fn of(&self, pod: &Pod, namespace: &Words) -> Result<(), Excluded> {
-        if pod.phase == Phase::Ended {
+        if self.over {
+            Err(Excluded::Uninstalled)
+        } else if pod.phase == Phase::Ended {
             Err(Excluded::Ended)
         } else if pod.host_network {
             Err(Excluded::HostNetwork)
@@ -136,6 +142,7 @@ mod tests {
     fn eligibility() -> Eligibility {
         Eligibility {
             selectors: Selector::defaults(),
+            over: false,
             excluded: ["kube-system".to_owned()].into(),
         }
     }

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use api::k8s::labels;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
 use super::eligible::Excluded;
-use super::jobs::{Done, JobError, Subject};
+use super::jobs::{Done, JobError, Marked, Subject};
 use super::netns::Netns;
 use super::plan::{Due, Facts, Stage, Verb};
 use super::pod::{Phase, Pod, Uid};
@@ -34,6 +35,11 @@ pub(crate) struct Entry {
     pub(crate) job: Option<Job>,
     pub(crate) failures: u32,
     pub(crate) retry: Option<Key>,
+    /// Its rules are from before the agent started and are not to be written again.
+    pub(crate) rules_stand: bool,
+    marked: Marked,
+    /// We wrote `marked` and the source has not told of it yet: what it tells meanwhile is older.
+    unconfirmed: bool,
 }
 
 #[derive(Debug)]
@@ -47,6 +53,9 @@ pub(crate) struct Job {
 impl Entry {
     pub(crate) fn new(pod: Pod) -> Self {
         Self {
+            rules_stand: false,
+            marked: Some(pod.mark()),
+            unconfirmed: false,
             pod: Arc::new(pod),
             present: true,
             verdict: Err(Excluded::NotSelected),
@@ -62,13 +71,21 @@ impl Entry {
         }
     }
 
+    /// Whether something of ours may be in the living pod.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.present && (self.stage != Stage::Out || self.job.is_some())
+    }
+
     pub(crate) fn facts(&self) -> Facts {
         Facts {
             present: self.present,
             wanted: self.verdict.is_ok(),
             stage: self.stage,
             due: self.due,
-            reachable: self.netns.is_some() || self.pod.phase == Phase::Running,
+            // The kubelet knows its addresses: then its sandbox runs, though its containers may not yet.
+            reachable: self.netns.is_some()
+                || self.pod.phase == Phase::Running
+                || (self.pod.phase == Phase::Starting && !self.pod.ips.is_empty()),
             waits: self.retry.is_some(),
         }
     }
@@ -80,8 +97,29 @@ impl Entry {
             ips: self.ips.clone(),
             stage: self.stage,
             announced: self.announced && self.due != Due::Announce,
+            asked: !self.waiting.is_empty(),
+            rules_stand: self.rules_stand,
+            marked: self.marked.clone(),
             touched: false,
         }
+    }
+
+    /// Its object as it is now. Someone else's hand at our annotation is noticed: it is set right.
+    pub(crate) fn learn(&mut self, pod: Pod) {
+        if self.stage == Stage::In && self.pod.captures_differently_from(&pod) {
+            self.due = self.due.max(Due::Refresh);
+        }
+        let mark = pod.mark();
+        if !self.unconfirmed || self.marked.as_ref() == Some(&mark) {
+            self.unconfirmed = false;
+            let enabled = mark.as_deref() == Some(labels::REDIRECTION_ENABLED);
+            if self.stage == Stage::In && !enabled && self.marked.as_ref() != Some(&mark) {
+                self.due = self.due.max(Due::Refresh);
+            }
+            self.marked = Some(mark);
+        }
+        self.present = true;
+        self.pod = Arc::new(pod);
     }
 
     pub(crate) fn decide(&mut self, verdict: Result<(), Excluded>) {
@@ -149,6 +187,9 @@ impl Entry {
             (Some(known), Some(used)) => known.id() == used.id(),
             _ => true,
         };
+        self.marked.clone_from(&done.marked);
+        self.unconfirmed = (self.marked.as_ref()).is_some_and(|marked| *marked != self.pod.mark());
+        self.rules_stand &= done.outcome.is_err();
         if same {
             (self.stage, self.announced) = (done.stage, done.announced);
             if done.netns.is_some() || job.verb == Verb::Forget {

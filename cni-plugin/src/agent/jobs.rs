@@ -10,26 +10,23 @@
 //!
 //! **Forget**: the pod is gone, only its traces elsewhere are removed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::k8s::dir;
 use api::k8s::labels;
-use api::k8s::objects::{Kind, ObjectKey};
-use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
 use super::host::Host;
-use super::netns::{Netns, NetnsError};
+use super::mark::{MarkError, Marker};
+use super::netns::{Netns, NetnsError, NotPods};
 use super::nft::{Nft, NftError};
 use super::plan::Stage;
-use super::pod::{Phase, Pod};
+use super::pod::{Phase, Pod, Uid};
 use super::zds::{ZdsError, Ztunnels};
 use super::{processes, routes};
 use crate::rules::{self, Capture, NotAnInterface};
@@ -41,7 +38,12 @@ pub(crate) struct Tools {
     pub(crate) ztunnels: Ztunnels,
     pub(crate) nft: Nft,
     pub(crate) host: Host,
+    pub(crate) marker: Marker,
+    pub(crate) not_pods: NotPods,
 }
+
+/// What a pod's annotation is: `None` if that is not certain, `Some(None)` if it has none.
+pub(crate) type Marked = Option<Option<String>>;
 
 /// The pod a job is about, as it was when the job began.
 #[derive(Clone, Debug)]
@@ -53,6 +55,12 @@ pub(crate) struct Subject {
     pub(crate) stage: Stage,
     /// Whether ztunnel has it already and need not be told.
     pub(crate) announced: bool,
+    /// A runtime waits: the pod's containers have not been started yet.
+    pub(crate) asked: bool,
+    /// Its rules are to stay as they are.
+    pub(crate) rules_stand: bool,
+    /// Its annotation.
+    pub(crate) marked: Marked,
     /// Whether this job has begun to change the pod.
     pub(crate) touched: bool,
 }
@@ -63,6 +71,8 @@ pub(crate) struct Done {
     pub(crate) stage: Stage,
     pub(crate) announced: bool,
     pub(crate) netns: Option<Arc<Netns>>,
+    /// Its annotation now.
+    pub(crate) marked: Marked,
     pub(crate) outcome: Result<(), JobError>,
 }
 
@@ -83,8 +93,10 @@ pub(crate) enum JobError {
     Routes(#[source] io::Error),
     #[error(transparent)]
     Rules(#[from] NftError),
+    #[error("the namespace of the pod's oldest process has none of the pod's addresses")]
+    NotItsAddress,
     #[error("the pod's annotation: {0}")]
-    Annotation(#[source] io::Error),
+    Annotation(#[from] MarkError),
     #[error("it took longer than {limit} s", limit = ENROL_DEADLINE.as_secs())]
     Slow,
     #[error("it ended without a result")]
@@ -103,18 +115,16 @@ impl Tools {
             Ok(()) => Stage::In,
             // What was in place stays in place: a refresh that fails takes nothing away.
             Err(_) if before == Stage::In => Stage::In,
-            Err(JobError::NoNetns | JobError::NetnsGone) => before,
+            Err(JobError::NoNetns | JobError::NetnsGone | JobError::NotItsAddress) => before,
+            // It is captured, only the news is missing. Taking a running pod out again until the news can
+            // be written would interrupt it; a pod that has not started has nothing to lose.
+            Err(JobError::Annotation(_)) if !subject.asked => Stage::Pending,
             Err(_) => {
                 self.undo(&mut subject).await;
                 Stage::Pending
             }
         };
-        Done {
-            stage,
-            announced: subject.announced,
-            netns: subject.netns,
-            outcome,
-        }
+        subject.done(stage, outcome)
     }
 
     async fn enrol_steps(&self, subject: &mut Subject) -> Result<(), JobError> {
@@ -129,14 +139,16 @@ impl Tools {
             return Err(ZdsError::NoZtunnel.into());
         }
         subject.touched = true;
-        let (v4, v6) = (capture.v4, capture.v6);
-        netns
-            .enter(move || routes::install(v4, v6))
-            .await?
-            .map_err(JobError::Routes)?;
-        self.nft.load(Some(&netns), capture.install()).await?;
+        if !subject.rules_stand {
+            let (v4, v6) = (capture.v4, capture.v6);
+            netns
+                .enter(move || routes::install(v4, v6))
+                .await?
+                .map_err(JobError::Routes)?;
+            self.nft.load(Some(&netns), capture.install()).await?;
+        }
         self.host.add(&subject.pod.uid, &ips).await;
-        self.annotate(&subject.pod, Some(labels::REDIRECTION_ENABLED))
+        self.annotate(subject, Some(labels::REDIRECTION_ENABLED))
             .await
     }
 
@@ -151,20 +163,22 @@ impl Tools {
         if std::mem::take(&mut subject.announced) {
             self.ztunnels.del(&subject.pod.uid).await;
         }
-        if subject.pod.annotation(labels::REDIRECTION) == Some(labels::REDIRECTION_PENDING) {
-            return;
-        }
-        if let Err(error) = self
-            .annotate(&subject.pod, Some(labels::REDIRECTION_PENDING))
-            .await
-        {
+        let pending = self.annotate(subject, Some(labels::REDIRECTION_PENDING));
+        if let Err(error) = pending.await {
             tracing::warn!(pod = %subject.pod, %error, "the pod could not be annotated as pending");
         }
     }
 
-    /// Brings a living pod out of the mesh. `cancel` interrupts where it only waits.
-    pub(crate) async fn release(&self, mut subject: Subject, cancel: CancellationToken) -> Done {
-        let outcome = match self.release_steps(&mut subject, &cancel).await {
+    /// Brings a living pod out of the mesh. `cancel` interrupts where it only waits. `leaving`: the whole mesh
+    /// leaves the node.
+    pub(crate) async fn release(
+        &self,
+        mut subject: Subject,
+        cancel: CancellationToken,
+        leaving: bool,
+    ) -> Done {
+        let released = self.release_steps(&mut subject, &cancel, leaving).await;
+        let outcome = match released {
             // With the last process went what there was to restore.
             Err(JobError::Netns(_)) if subject.pod.phase == Phase::Ended => Ok(()),
             other => other,
@@ -172,21 +186,17 @@ impl Tools {
         let stage = match &outcome {
             Ok(()) => Stage::Out,
             // It was not found, and nothing was done.
-            Err(JobError::NoNetns | JobError::NetnsGone) => subject.stage,
+            Err(JobError::NoNetns | JobError::NetnsGone | JobError::NotItsAddress) => subject.stage,
             Err(_) => Stage::Pending,
         };
-        Done {
-            stage,
-            announced: subject.announced,
-            netns: subject.netns,
-            outcome,
-        }
+        subject.done(stage, outcome)
     }
 
     async fn release_steps(
         &self,
         subject: &mut Subject,
         cancel: &CancellationToken,
+        leaving: bool,
     ) -> Result<(), JobError> {
         let pod = subject.pod.clone();
         let netns = match self.locate(subject).await {
@@ -195,7 +205,13 @@ impl Tools {
             // Listeners must not go while the redirects to them stay.
             Err(error) => return Err(error),
         };
-        self.annotate(&pod, None).await?;
+        match self.annotate(subject, None).await {
+            // The right to write it may have gone with the control plane, which was its only reader.
+            Err(error) if leaving => {
+                tracing::warn!(%pod, %error, "the pod leaves the mesh with its annotation");
+            }
+            other => other?,
+        }
         self.host.remove(&pod.uid).await;
         if subject.stage == Stage::In {
             wait(self.config.release_pause, cancel).await?;
@@ -206,7 +222,13 @@ impl Tools {
         self.ztunnels.del(&pod.uid).await;
         subject.announced = false;
         let Some(netns) = netns else { return Ok(()) };
-        self.drain(subject, &netns, cancel).await?;
+        let drain = self.config.release_drain;
+        let most = if leaving {
+            self.config.uninstall_deadline / 2
+        } else {
+            drain
+        };
+        self.drain(subject, &netns, drain.min(most), cancel).await?;
         self.clear(&netns).await
     }
 
@@ -215,10 +237,11 @@ impl Tools {
         &self,
         subject: &Subject,
         netns: &Arc<Netns>,
+        time: Duration,
         cancel: &CancellationToken,
     ) -> Result<(), JobError> {
         let own = netns.addresses().await?;
-        let end = tokio::time::Instant::now() + self.config.release_drain;
+        let end = tokio::time::Instant::now() + time;
         loop {
             let own = own.clone();
             let open = netns
@@ -241,11 +264,8 @@ impl Tools {
     /// `succeeded`: another pod has its name by now, and whatever status is found there.
     pub(crate) async fn forget(&self, subject: Subject, succeeded: bool) -> Done {
         let pod = &subject.pod;
-        if !succeeded {
-            let (root, key) = (self.config.config_dir.clone(), key(pod));
-            if let Err(error) = blocking(move || dir::clear_status(&root, &key)).await {
-                tracing::warn!(%pod, %error, "the status of a deleted pod could not be removed");
-            }
+        if !succeeded && let Err(error) = self.marker.forget(pod).await {
+            tracing::warn!(%pod, %error, "the status of a deleted pod could not be removed");
         }
         self.host.remove(&pod.uid).await;
         self.ztunnels.del(&pod.uid).await;
@@ -253,6 +273,7 @@ impl Tools {
             stage: Stage::Out,
             announced: false,
             netns: None,
+            marked: Some(None),
             outcome: Ok(()),
         }
     }
@@ -266,22 +287,36 @@ impl Tools {
         {
             return Ok(netns.clone());
         }
-        let (proc, uid) = (self.proc(), subject.pod.uid.clone());
         let lost = if subject.netns.is_some() {
             JobError::NetnsGone
         } else {
             JobError::NoNetns
         };
-        let wanted = HashSet::from([uid.clone()]);
-        let found =
-            tokio::task::spawn_blocking(move || processes::find(&proc, &wanted).remove(&uid)).await;
-        let netns = Arc::new(found.ok().flatten().ok_or(lost)?);
+        let pod = &subject.pod;
+        let found = self.find(HashSet::from([pod.uid.clone()])).await;
+        let netns = found.into_values().next().map(Arc::new).ok_or(lost)?;
+        if !self.is_home_of(pod, &netns).await {
+            return Err(JobError::NotItsAddress);
+        }
         subject.netns = Some(netns.clone());
         Ok(netns)
     }
 
-    pub(crate) fn proc(&self) -> PathBuf {
-        self.config.on_host("/proc")
+    /// The namespaces of running pods, by their processes.
+    pub(crate) async fn find(&self, wanted: HashSet<Uid>) -> HashMap<Uid, Netns> {
+        let (proc, not_pods) = (self.config.proc(), self.not_pods.clone());
+        let found = move || processes::find(&proc, &wanted, &not_pods);
+        tokio::task::spawn_blocking(found).await.unwrap_or_default()
+    }
+
+    /// Whether a namespace that was found has an address of the pod, if one is known: a pod in the
+    /// namespace of another would speak in the other's name.
+    pub(crate) async fn is_home_of(&self, pod: &Pod, netns: &Arc<Netns>) -> bool {
+        if pod.ips.is_empty() {
+            return true;
+        }
+        let own = netns.addresses().await.unwrap_or_default();
+        pod.ips.iter().any(|ip| own.contains(ip))
     }
 
     /// The pod's addresses: from the runtime, from its status, or from its interfaces.
@@ -315,32 +350,32 @@ impl Tools {
         netns.enter(routes::remove).await?.map_err(JobError::Routes)
     }
 
-    async fn annotate(&self, pod: &Pod, value: Option<&str>) -> Result<(), JobError> {
-        let patch = patch(pod, value);
-        let (root, key) = (self.config.config_dir.clone(), key(pod));
-        blocking(move || dir::patch_status(&root, &key, &patch))
-            .await
-            .map_err(JobError::Annotation)
+    async fn annotate(&self, subject: &mut Subject, value: Option<&str>) -> Result<(), JobError> {
+        if subject
+            .marked
+            .as_ref()
+            .is_some_and(|marked| marked.as_deref() == value)
+        {
+            return Ok(());
+        }
+        // A write without an answer may have been done.
+        subject.marked = None;
+        self.marker.set(&subject.pod, value).await?;
+        subject.marked = Some(value.map(str::to_owned));
+        Ok(())
     }
 }
 
-/// A merge patch; the uid in it is a precondition, for a successor may have the pod's name.
-fn patch(pod: &Pod, value: Option<&str>) -> Value {
-    let mut patch = json!({ "metadata": { "annotations": { labels::REDIRECTION: value } } });
-    if pod.has_own_uid {
-        patch["metadata"]["uid"] = pod.uid.as_str().into();
+impl Subject {
+    fn done(self, stage: Stage, outcome: Result<(), JobError>) -> Done {
+        Done {
+            stage,
+            announced: self.announced,
+            netns: self.netns,
+            marked: self.marked,
+            outcome,
+        }
     }
-    patch
-}
-
-fn key(pod: &Pod) -> ObjectKey {
-    ObjectKey::new(Kind::Pod, &pod.namespace, &pod.name)
-}
-
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
 }
 
 async fn wait(time: Duration, cancel: &CancellationToken) -> Result<(), JobError> {

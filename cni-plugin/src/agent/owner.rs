@@ -4,27 +4,29 @@
 //! concerned and starts a job. A pod has at most one job; what comes in meanwhile is noted
 //! and looked at when the job is done.
 
+mod asked;
 mod learn;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::k8s::dir::{Change, Directory};
 use tokio::sync::mpsc;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
 
+use asked::Early;
+
 use super::door::Asked;
 use super::eligible::Eligibility;
 use super::entry::{Entry, Job};
 use super::jobs::{Done, JobError, Tools};
 use super::metrics::{Event, Metrics};
-use super::netns::Netns;
 use super::plan::{self, Due, Stage, Verb};
 use super::pod::{Pod, PodName, Uid, Words};
+use super::source::{Asker, News, Source};
 use super::store::{Record, Store};
 use super::zds::{Ask, Known};
 
@@ -38,16 +40,19 @@ pub(crate) struct Owner {
     namespaces: HashMap<Arc<str>, Words>,
     pods: HashMap<Uid, Entry>,
     names: HashMap<PodName, Uid>,
-    directory: Option<Directory>,
+    source: Option<Source>,
+    asker: Asker,
     /// Questions about pods whose object has not been seen yet.
-    early: Vec<(Asked, Instant)>,
+    early: Vec<Early>,
+    /// Pods that were enrolled when the agent started, and have not been gone through since.
+    unsettled: HashSet<Uid>,
     jobs: JoinSet<Done>,
     running: HashMap<Id, Uid>,
     retries: DelayQueue<Uid>,
 }
 
 enum Action {
-    Changed(Vec<Change>),
+    News(Vec<News>),
     Asked(Asked),
     Ztunnel(Ask),
     Done(Id, Result<Done, JoinError>),
@@ -58,8 +63,9 @@ enum Action {
 impl Owner {
     pub(crate) fn new(tools: Arc<Tools>, store: Store, metrics: Metrics) -> Self {
         let eligibility = Eligibility {
-            selectors: tools.config.selectors(),
-            excluded: tools.config.exclude_namespaces.iter().cloned().collect(),
+            selectors: tools.config.site.selectors(),
+            excluded: tools.config.site.excluded().cloned().collect(),
+            over: false,
         };
         Self {
             tools,
@@ -69,42 +75,44 @@ impl Owner {
             namespaces: HashMap::new(),
             pods: HashMap::new(),
             names: HashMap::new(),
-            directory: None,
+            source: None,
+            asker: Asker::default(),
             early: Vec::new(),
+            unsettled: HashSet::new(),
             jobs: JoinSet::new(),
             running: HashMap::new(),
             retries: DelayQueue::new(),
         }
     }
 
-    /// Runs until `stop`, then lets the jobs under way come to an end.
+    /// Runs until `stop`.
     pub(crate) async fn run(
-        mut self,
-        mut ztunnels: mpsc::Receiver<Ask>,
-        mut plugins: mpsc::Receiver<Asked>,
-        stop: CancellationToken,
+        &mut self,
+        ztunnels: &mut mpsc::Receiver<Ask>,
+        plugins: &mut mpsc::Receiver<Asked>,
+        stop: &CancellationToken,
     ) {
-        let Some(mut directory) = self.directory.take() else {
+        let Some(mut source) = self.source.take() else {
             return;
         };
         self.step_all();
         loop {
-            let too_early = self.early.iter().map(|(_, until)| *until).min();
+            let too_early = self.early.iter().map(|early| early.until).min();
             let action = tokio::select! {
                 () = stop.cancelled() => break,
-                changes = directory.next() => Action::Changed(changes),
+                news = source.next() => Action::News(news),
                 Some(asked) = plugins.recv() => Action::Asked(asked),
                 Some(ask) = ztunnels.recv() => Action::Ztunnel(ask),
-                Some(done) = self.jobs.join_next_with_id() => match done {
-                    Ok((id, done)) => Action::Done(id, Ok(done)),
-                    Err(error) => Action::Done(error.id(), Err(error)),
-                },
-                Some(expired) = std::future::poll_fn(|context| self.retries.poll_expired(context)),
-                    if !self.retries.is_empty() => Action::Retry(expired.into_inner()),
+                Some(action) = work(&mut self.jobs, &mut self.retries) => action,
                 () = until(too_early) => Action::TooEarly,
             };
             self.apply(action);
         }
+        self.source = Some(source);
+    }
+
+    /// Everything stays as it is; jobs under way come to an end.
+    pub(crate) async fn stay(mut self) {
         for entry in self.pods.values() {
             entry.job.iter().for_each(|job| job.cancel.cancel());
         }
@@ -112,18 +120,48 @@ impl Owner {
         let _ = tokio::time::timeout(FINISH, finish).await;
     }
 
+    /// Lets go of every pod, in parallel, as if no label asked for it any more. Returns the names of
+    /// those that were not released within `limit`.
+    pub(crate) async fn leave(
+        mut self,
+        ztunnels: &mut mpsc::Receiver<Ask>,
+        limit: Duration,
+    ) -> Vec<PodName> {
+        self.eligibility.over = true;
+        let namespaces: Vec<Arc<str>> = self.names.keys().map(|n| n.namespace.clone()).collect();
+        for namespace in namespaces {
+            self.judge_again(&namespace);
+        }
+        for early in std::mem::take(&mut self.early) {
+            let _ = early.asked.reply.send(Ok(()));
+        }
+        for entry in self.pods.values_mut() {
+            entry.hurry(&mut self.retries);
+        }
+        self.step_all();
+        let until = Instant::now() + limit;
+        while self.pods.values().any(Entry::is_inside) {
+            let action = tokio::select! {
+                () = tokio::time::sleep_until(until) => break,
+                Some(ask) = ztunnels.recv() => Action::Ztunnel(ask),
+                Some(action) = work(&mut self.jobs, &mut self.retries) => action,
+            };
+            self.apply(action);
+        }
+        let inside = self.pods.values().filter(|entry| entry.is_inside());
+        inside.map(|entry| entry.pod.pod_name()).collect()
+    }
+
     fn apply(&mut self, action: Action) {
         match action {
-            Action::Changed(changes) => {
-                for change in changes {
-                    self.learn(change);
+            Action::News(news) => {
+                for news in news {
+                    self.learn(news);
                 }
                 self.step_all();
-                for (asked, until) in std::mem::take(&mut self.early) {
-                    self.asked(asked, until);
-                }
+                self.ask_again();
             }
-            Action::Asked(asked) => self.asked(asked, Instant::now() + EARLY),
+            Action::Asked(asked) => self.asked(asked),
             Action::Ztunnel(Ask::Snapshot(reply)) => drop(reply.send(self.snapshot())),
             Action::Ztunnel(Ask::Taken(uids)) => self.taken(&uids),
             Action::Done(id, done) => self.done(id, done),
@@ -133,58 +171,7 @@ impl Owner {
                     self.step(&uid);
                 }
             }
-            Action::TooEarly => {
-                let now = Instant::now();
-                let (over, still): (Vec<_>, Vec<_>) = std::mem::take(&mut self.early)
-                    .into_iter()
-                    .partition(|(_, until)| *until <= now);
-                self.early = still;
-                for (Asked { event, reply }, _) in over {
-                    let _ = reply.send(Err(format!(
-                        "failed to get pod {}/{}: no such pod of node {} is known",
-                        event.pod_namespace, event.pod_name, self.tools.config.node_name
-                    )));
-                }
-            }
-        }
-    }
-
-    // ---- what the runtime asks
-
-    fn asked(&mut self, asked: Asked, until: Instant) {
-        let name = PodName::new(&asked.event.pod_namespace, &asked.event.pod_name);
-        let Some(uid) = self.names.get(&name).cloned() else {
-            self.early.push((asked, until));
-            return;
-        };
-        let Some(entry) = self.pods.get_mut(&uid) else {
-            return;
-        };
-        let Asked { event, reply } = asked;
-        entry.ips = event.ips.iter().map(|ip| ip.address.ip).collect();
-        if !event.netns.is_empty() {
-            match Netns::open(&self.tools.config.on_host(&event.netns)) {
-                Ok(netns) => entry.moved_to(netns),
-                Err(error) if entry.verdict.is_ok() => {
-                    tracing::warn!(pod = %entry.pod, %error, "the runtime named a network namespace that cannot be used");
-                    let _ = reply.send(Err(error.to_string()));
-                    return;
-                }
-                Err(_) => {}
-            }
-        }
-        match entry.verdict {
-            Ok(()) => {
-                entry.due = Due::Announce;
-                entry.waiting.push(reply);
-                entry.interrupt_unless(Verb::Enrol);
-                self.step(&uid);
-            }
-            Err(why) => {
-                tracing::debug!(pod = %entry.pod, %why, "a pod starts outside of the mesh");
-                self.save(&uid);
-                let _ = reply.send(Ok(()));
-            }
+            Action::TooEarly => self.too_early(),
         }
     }
 
@@ -249,10 +236,11 @@ impl Owner {
         let subject = entry.subject();
         let succeeded = self.names.contains_key(&entry.pod.pod_name());
         let (tools, token) = (self.tools.clone(), cancel.clone());
+        let leaving = self.eligibility.over;
         let job = self.jobs.spawn(async move {
             match verb {
                 Verb::Enrol => tools.enrol(subject).await,
-                Verb::Release => tools.release(subject, token).await,
+                Verb::Release => tools.release(subject, token, leaving).await,
                 Verb::Forget => tools.forget(subject, succeeded).await,
             }
         });
@@ -277,6 +265,7 @@ impl Owner {
             stage: Stage::Pending,
             announced: entry.announced,
             netns: entry.netns.clone(),
+            marked: None,
             outcome: Err(JobError::Died),
         });
         report(&self.metrics, &entry.pod, job.verb, &done.outcome);
@@ -296,6 +285,7 @@ impl Owner {
         self.metrics
             .enrolled
             .set(i64::try_from(enrolled).unwrap_or(i64::MAX));
+        self.settle(&uid, &done.outcome);
         // First remembered, then said: who hears that it is done may rely on it.
         self.save(&uid);
         let answer = match &done.outcome {
@@ -306,6 +296,13 @@ impl Owner {
             let _ = reply.send(answer.clone());
         }
         self.step(&uid);
+    }
+
+    /// Once every pod that was enrolled before has been gone through, the node's set is complete.
+    fn settle(&mut self, uid: &Uid, outcome: &Result<(), JobError>) {
+        if outcome.is_ok() && self.unsettled.remove(uid) && self.unsettled.is_empty() {
+            self.tools.host.complete();
+        }
     }
 
     /// What is remembered of a pod follows what is known of it. The files are a few hundred
@@ -352,7 +349,9 @@ fn report(metrics: &Metrics, pod: &Pod, verb: Verb, outcome: &Result<(), JobErro
             "success"
         }
         Err(JobError::Interrupted) => "interrupted",
-        Err(error @ (JobError::NoNetns | JobError::NetnsGone)) if verb == Verb::Enrol => {
+        Err(error @ (JobError::NoNetns | JobError::NetnsGone | JobError::NotItsAddress))
+            if verb == Verb::Enrol =>
+        {
             tracing::debug!(%pod, %error, "not yet");
             "failure"
         }
@@ -373,6 +372,20 @@ fn backoff(failures: u32) -> Duration {
     Duration::from_millis(100 << doublings).min(Duration::from_secs(30))
 }
 
+/// A job that ended, or one that is due again. `None`: there is neither.
+async fn work(jobs: &mut JoinSet<Done>, retries: &mut DelayQueue<Uid>) -> Option<Action> {
+    let idle = jobs.is_empty() && retries.is_empty();
+    tokio::select! {
+        Some(done) = jobs.join_next_with_id() => Some(match done {
+            Ok((id, done)) => Action::Done(id, Ok(done)),
+            Err(error) => Action::Done(error.id(), Err(error)),
+        }),
+        Some(expired) = std::future::poll_fn(|context| retries.poll_expired(context)),
+            if !idle => Some(Action::Retry(expired.into_inner())),
+        else => None,
+    }
+}
+
 async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
@@ -380,6 +393,4 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// How long a runtime may be ahead of the pod's object: well below its patience of 5 s.
-const EARLY: Duration = Duration::from_secs(1);
 const FINISH: Duration = Duration::from_secs(8);

@@ -66,8 +66,11 @@ pub(crate) struct Pod {
     pub(crate) name: Arc<str>,
     pub(crate) service_account: Arc<str>,
     pub(crate) labels: Words,
+    /// Those that mean something to the agent; others can be long.
     pub(crate) annotations: Words,
     pub(crate) host_network: bool,
+    /// It is being deleted.
+    pub(crate) deleting: bool,
     pub(crate) phase: Phase,
     /// Empty until the kubelet has reported them.
     pub(crate) ips: Vec<IpAddr>,
@@ -115,8 +118,15 @@ impl Pod {
                 .unwrap_or("default")
                 .into(),
             labels: metadata.labels.clone().unwrap_or_default(),
-            annotations: metadata.annotations.clone().unwrap_or_default(),
+            annotations: metadata
+                .annotations
+                .iter()
+                .flatten()
+                .filter(|(name, _)| READ.contains(&name.as_str()))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
             host_network: spec.host_network.unwrap_or(false),
+            deleting: metadata.deletion_timestamp.is_some(),
             phase,
             ips: status.map(ips).unwrap_or_default(),
         })
@@ -133,6 +143,7 @@ impl Pod {
             labels: Words::new(),
             annotations: Words::new(),
             host_network: false,
+            deleting: true,
             phase: Phase::Ended,
             ips: Vec::new(),
         }
@@ -158,6 +169,17 @@ impl Pod {
 
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.get(name).map(String::as_str)
+    }
+
+    /// Whether the runtime means this pod by `uid`. It knows a static pod by the uid of the kubelet's file,
+    /// which the object carries as an annotation.
+    pub(crate) fn answers_to(&self, uid: &str) -> bool {
+        !self.has_own_uid || self.uid.as_str() == uid || self.annotation(MIRROR) == Some(uid)
+    }
+
+    /// Its annotation of ours.
+    pub(crate) fn mark(&self) -> Option<String> {
+        self.annotation(labels::REDIRECTION).map(str::to_owned)
     }
 
     /// Whether an earlier life of the agent said that the pod is enrolled.
@@ -213,6 +235,17 @@ fn ips(status: &core::PodStatus) -> Vec<IpAddr> {
     }
     ips
 }
+
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// The annotations that are kept.
+const READ: [&str; 6] = [
+    labels::REDIRECTION,
+    labels::BYPASS_INBOUND_CAPTURE,
+    labels::DNS_CAPTURE,
+    labels::REROUTE_VIRTUAL_INTERFACES,
+    labels::SIDECAR_STATUS,
+    MIRROR,
+];
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -292,6 +325,21 @@ pub(crate) mod tests {
                 .virtual_interfaces()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn only_annotations_that_mean_something_are_kept() {
+        let annotations = json!({
+            "kubectl.kubernetes.io/last-applied-configuration": "x".repeat(100_000),
+            "ambient.istio.io/redirection": "enabled",
+            "kubernetes.io/config.mirror": "hash",
+        });
+        let pod = pod(json!({ "annotations": annotations }), json!({}));
+        assert_eq!(pod.annotations.len(), 2);
+        assert!(pod.is_marked());
+        for (uid, its_own) in [("u-1", true), ("hash", true), ("other", false), ("", false)] {
+            assert_eq!(pod.answers_to(uid), its_own, "{uid:?}");
+        }
     }
 
     #[test]

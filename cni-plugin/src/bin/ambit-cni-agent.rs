@@ -1,6 +1,8 @@
 //! `ambit-cni-agent`: the node agent, and the installation of the plugin on its host.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,20 +10,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use cni_plugin::agent::{self, Metrics};
-use cni_plugin::install::{self, Install};
+use cni_plugin::agent::{self, Metrics, Signs};
+use cni_plugin::install::{self, Install, Watch};
 use ops::log::Format;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Brings the pods of its node into the mesh.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
-    verb: Option<Verb>,
-    #[command(flatten)]
-    run: Option<agent::Config>,
+    verb: Verb,
     /// What is logged: a level, then `module=level` pairs, comma separated.
     #[arg(long, env = "RUST_LOG", default_value = "info", global = true)]
     log: String,
@@ -53,7 +53,7 @@ struct Put {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(with_verb(std::env::args_os().collect()));
     let log = match ops::log::init(&cli.log, cli.log_format) {
         Ok(log) => log,
         Err(error) => {
@@ -61,14 +61,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let outcome = match (cli.verb, cli.run) {
-        (Some(Verb::Run(config)), _) => run(*config),
-        (None, Some(config)) => run(config),
-        (Some(Verb::Install(put)), _) => put.run(),
-        (Some(Verb::Uninstall(install)), _) => install.remove().map_err(Into::into),
-        (None, None) => Err(anyhow::anyhow!(
-            "--config-dir and --node-name are missing; see --help"
-        )),
+    let outcome = match cli.verb {
+        Verb::Run(config) => run(*config),
+        Verb::Install(put) => put.run(),
+        Verb::Uninstall(install) => install.remove().map_err(Into::into),
     };
     if let Err(error) = &outcome {
         tracing::error!("{error:#}");
@@ -80,6 +76,27 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     }
 }
+
+/// The command line with its verb, which is `run` if it has none.
+fn with_verb(mut line: Vec<OsString>) -> Vec<OsString> {
+    let spoken = |word: &OsString| word.to_str().is_some_and(|word| WORDS.contains(&word));
+    if !line.iter().skip(1).any(spoken) {
+        line.insert(line.len().min(1), "run".into());
+    }
+    line
+}
+
+/// With one of these nothing is to be added.
+const WORDS: [&str; 8] = [
+    "run",
+    "install",
+    "uninstall",
+    "help",
+    "-h",
+    "--help",
+    "-V",
+    "--version",
+];
 
 impl Put {
     fn run(self) -> anyhow::Result<()> {
@@ -93,18 +110,21 @@ impl Put {
             return Ok(());
         }
         let mut registry = registry();
-        let metrics = install::Metrics::new(registry.families());
+        let watch = Watch {
+            install: self.install,
+            kubeconfig: None,
+            metrics: install::Metrics::new(registry.families()),
+        };
         let runtime = runtime(1)?;
         if let Some(address) = self.install_metrics_address {
             let routes = ops::admin::metrics(Arc::new(registry));
             runtime.block_on(open(address, routes, CancellationToken::new()))?;
         }
-        let watched = self.install.watch(|applied| {
-            metrics.note(&self.install, &applied);
-            match applied {
-                Ok(changed) => report(changed),
-                Err(error) => tracing::error!(%error, "the plugin is not installed"),
-            }
+        // Nobody closes it: the process ends with its signal.
+        let (stop, _open) = std::io::pipe().context("a pipe")?;
+        let watched = watch.run(stop.as_fd(), |applied| match applied {
+            Ok(changed) => report(changed),
+            Err(error) => tracing::error!(%error, "the plugin is not installed"),
         });
         watched.context("watching the host's directories")
     }
@@ -143,11 +163,15 @@ async fn open(
 async fn serve(config: agent::Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let mut registry = registry();
-    let metrics = Metrics::new(registry.families());
-    let readiness = ops::ready::Readiness::new();
-    let ready = readiness.gate("agent");
+    let signs = Signs {
+        metrics: Metrics::new(registry.families()),
+        install: install::Metrics::new(registry.families()),
+        readiness: ops::ready::Readiness::new(),
+    };
+    // Closed from the start: an agent that is still looking for its API server is not ready.
+    signs.readiness.gate("agent");
     let alive = axum::routing::get(|| async { "alive\n" });
-    let health = ops::admin::readiness(readiness).route("/healthz", alive);
+    let health = ops::admin::readiness(signs.readiness.clone()).route("/healthz", alive);
     let doors = [
         (
             config.metrics_address,
@@ -166,10 +190,10 @@ async fn serve(config: agent::Config) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping; pods keep their rules");
+        tracing::info!("told to stop");
         stopping.cancel();
     });
-    agent::run(config, metrics, ready, stop).await?;
+    agent::run(config, signs, stop).await?;
     Ok(())
 }
 
@@ -186,17 +210,28 @@ mod tests {
 
     #[test]
     fn the_agent_runs_with_or_without_its_word() {
-        let flags = ["--config-dir", "/c", "--node-name", "n1"];
-        let bare = Cli::parse_from(["agent"].into_iter().chain(flags));
+        let node = |line: &[&str]| {
+            let line = line.iter().map(OsString::from).collect();
+            match Cli::try_parse_from(with_verb(line)).map(|cli| cli.verb) {
+                Ok(Verb::Run(config)) => Some((config.node_name, config.config_dir)),
+                _ => None,
+            }
+        };
+        let directory = ["--config-dir", "/c", "--node-name", "n1"];
+        let with = |before: &[&str]| node(&[before, &directory[..]].concat());
+        let expected = Some(("n1".to_owned(), Some("/c".into())));
+        assert_eq!(with(&["agent"]), expected);
+        assert_eq!(with(&["agent", "run"]), expected);
+        assert_eq!(with(&["agent", "--log", "debug"]), expected);
+        assert_eq!(with(&["agent", "install"]), None);
         assert_eq!(
-            bare.run.map(|config| config.node_name),
-            Some("n1".to_owned())
-        );
-        let spoken = Cli::parse_from(["agent", "run"].into_iter().chain(flags));
-        assert!(matches!(spoken.verb, Some(Verb::Run(config)) if config.node_name == "n1"));
-        assert!(
-            Cli::try_parse_from(["agent", "--node-name", "n1"]).is_err(),
+            node(&["agent", "--config-dir", "/c"]),
+            None,
             "half of what it needs"
+        );
+        assert_eq!(
+            node(&["agent", "--node-name", "n1"]),
+            Some(("n1".to_owned(), None))
         );
     }
 }

@@ -1,34 +1,31 @@
-//! What the owner learns: from the configuration directory, and at the start from what an earlier
+//! What the owner learns: from its source, and at the start from what an earlier
 //! life of the agent remembered.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
-use api::k8s::dir::{Change, Directory};
-use api::k8s::objects::{Kind, Object, ObjectKey};
-
 use super::Owner;
 use crate::agent::entry::Entry;
-use crate::agent::netns::Netns;
 use crate::agent::plan::{Due, Stage};
 use crate::agent::pod::{Pod, PodName, Uid, Words};
-use crate::agent::processes;
+use crate::agent::source::{News, Source};
 use crate::agent::store::Record;
 
 impl Owner {
     /// Learns what there is: objects, what an earlier life remembered, what runs.
-    pub(crate) async fn recover(&mut self, mut directory: Directory) -> io::Result<()> {
-        let changes = directory.next().await;
-        self.directory = Some(directory);
+    pub(crate) async fn recover(&mut self, mut source: Source) -> io::Result<()> {
+        let news = source.first().await;
+        self.asker = source.asker();
+        self.source = Some(source);
         let records: HashMap<Uid, Record> = self
             .store
             .load()?
             .into_iter()
             .map(|record| (Uid::new(&record.uid), record))
             .collect();
-        for change in changes {
-            self.learn(change);
+        for news in news {
+            self.learn(news);
         }
         for (uid, record) in records {
             self.remember(uid, record);
@@ -37,21 +34,37 @@ impl Owner {
             entry.netns.is_none() && (entry.verdict.is_ok() || entry.pod.is_marked())
         });
         let lost: HashSet<Uid> = lost.map(|(uid, _)| uid.clone()).collect();
-        let proc = self.tools.proc();
-        let found = tokio::task::spawn_blocking(move || processes::find(&proc, &lost)).await;
-        for (uid, netns) in found.unwrap_or_default() {
-            if let Some(entry) = self.pods.get_mut(&uid) {
-                entry.netns = Some(Arc::new(netns));
+        for (uid, netns) in self.tools.find(lost).await {
+            let netns = Arc::new(netns);
+            if let Some(entry) = self.pods.get_mut(&uid)
+                && self.tools.is_home_of(&entry.pod, &netns).await
+            {
+                entry.netns = Some(netns);
             }
         }
-        for entry in self.pods.values_mut() {
+        for (uid, entry) in &mut self.pods {
             if entry.stage == Stage::In || entry.pod.is_marked() {
                 // Rules may have been lost, settings may have changed. ztunnel hears of the pod in
                 // its snapshot, which it asks for as soon as it may connect: also of one that is to
                 // leave the mesh, for its rules are still there.
                 (entry.stage, entry.due, entry.announced) = (Stage::In, Due::Refresh, true);
+                entry.rules_stand = !self.tools.config.reconcile_rules;
+                self.unsettled.insert(uid.clone());
             }
         }
+        let before = self
+            .pods
+            .iter()
+            .filter(|(_, entry)| entry.stage == Stage::In);
+        let before = before.flat_map(|(uid, entry)| {
+            let ips = if entry.ips.is_empty() {
+                &entry.pod.ips
+            } else {
+                &entry.ips
+            };
+            ips.iter().map(|ip| (*ip, uid.clone()))
+        });
+        self.tools.host.restore(before, self.unsettled.is_empty());
         Ok(())
     }
 
@@ -63,7 +76,7 @@ impl Owner {
             entry
         });
         entry.ips.clone_from(&record.ips);
-        let netns = Netns::open(&record.netns).ok();
+        let netns = self.tools.not_pods.pod(&record.netns).ok();
         entry.netns = netns
             .filter(|netns| netns.id() == record.netns_id())
             .map(Arc::new);
@@ -74,52 +87,19 @@ impl Owner {
         };
     }
 
-    pub(super) fn learn(&mut self, change: Change) {
-        match change {
-            Change::Set(Object::Namespace(namespace)) => {
-                let name: Arc<str> = namespace
-                    .metadata
-                    .name
-                    .as_deref()
-                    .unwrap_or_default()
-                    .into();
-                let labels = namespace.metadata.labels.clone().unwrap_or_default();
+    pub(super) fn learn(&mut self, news: News) {
+        match news {
+            News::Namespace(name, labels) => {
                 self.namespaces.insert(name.clone(), labels);
                 self.judge_again(&name);
             }
-            Change::Gone(ObjectKey {
-                kind: Kind::Namespace,
-                name,
-                ..
-            }) => {
+            News::NamespaceGone(name) => {
                 self.namespaces.remove(&name);
                 self.judge_again(&name);
             }
-            Change::Set(Object::Pod(object)) => {
-                match Pod::on_node(&object, &self.tools.config.node_name) {
-                    Some(pod) => self.learn_pod(pod),
-                    None => {
-                        let metadata = &object.metadata;
-                        let namespace = metadata.namespace.as_deref().unwrap_or_default();
-                        self.gone(&PodName::new(
-                            namespace,
-                            metadata.name.as_deref().unwrap_or_default(),
-                        ));
-                    }
-                }
-            }
-            Change::Gone(ObjectKey {
-                kind: Kind::Pod,
-                namespace,
-                name,
-            }) => {
-                self.gone(&PodName { namespace, name });
-            }
-            Change::Invalid(fault) => {
-                let (file, line) = (fault.file.display(), fault.line);
-                tracing::warn!(%file, line, reason = fault.reason, "a document is refused");
-            }
-            Change::Set(_) | Change::Gone(_) => {}
+            News::Pod(pod) => self.learn_pod(pod),
+            News::PodGone(name, uid) => self.gone(&name, uid),
+            News::Looked(name, outcome) => self.looked(&name, &outcome),
         }
     }
 
@@ -130,30 +110,31 @@ impl Owner {
             .of(&pod, self.namespaces.get(&pod.namespace).unwrap_or(&none));
         let previous = self.names.insert(pod.pod_name(), pod.uid.clone());
         if let Some(previous) = previous.filter(|previous| *previous != pod.uid) {
-            self.leave(&previous);
+            self.deleted(&previous);
         }
         let entry = self
             .pods
             .entry(pod.uid.clone())
             .or_insert_with(|| Entry::new(pod.clone()));
-        if entry.stage == Stage::In && entry.pod.captures_differently_from(&pod) {
-            entry.due = entry.due.max(Due::Refresh);
-        }
         if entry.pod.phase != pod.phase {
             entry.hurry(&mut self.retries);
         }
-        entry.present = true;
-        entry.pod = Arc::new(pod);
+        entry.learn(pod);
         entry.decide(verdict);
     }
 
-    fn gone(&mut self, name: &PodName) {
-        if let Some(uid) = self.names.remove(name) {
-            self.leave(&uid);
+    fn gone(&mut self, name: &PodName, uid: Option<Uid>) {
+        let current = self.names.get(name).cloned();
+        if uid.is_none() || current == uid {
+            self.names.remove(name);
+        }
+        // Its successor of the same name stays.
+        if let Some(uid) = uid.or(current) {
+            self.deleted(&uid);
         }
     }
 
-    fn leave(&mut self, uid: &Uid) {
+    fn deleted(&mut self, uid: &Uid) {
         if let Some(entry) = self.pods.get_mut(uid) {
             entry.present = false;
             entry.answer(Err("the pod was deleted".to_owned()));
@@ -161,7 +142,7 @@ impl Owner {
         }
     }
 
-    fn judge_again(&mut self, namespace: &str) {
+    pub(super) fn judge_again(&mut self, namespace: &str) {
         let none = Words::new();
         let labels = self.namespaces.get(namespace).unwrap_or(&none);
         for entry in self

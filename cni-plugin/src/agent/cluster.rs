@@ -1,0 +1,289 @@
+//! The Kubernetes API: how it is reached, and what its refusals mean to an operator.
+//!
+//! 1. a client, from the pod's service account or a kubeconfig   ([`connect`])
+//! 2. one line for each way it can fail                          ([`explain`])
+//! 3. whether the agent's DaemonSet is being deleted             ([`Daemonset`])
+
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::config::KubeConfigOptions;
+use kube::core::PartialObjectMeta;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Config};
+
+use super::depart::{Answer, Fate, Known};
+
+/// A client of the API server that `KUBECONFIG` names, otherwise of the one whose pod this is, otherwise of the
+/// user's. Does not speak to it yet.
+///
+/// # Errors
+/// What is wrong with the configuration.
+pub(crate) async fn connect() -> Result<Client, String> {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let mut config = if is_set("KUBERNETES_SERVICE_HOST") && !is_set("KUBECONFIG") {
+        Config::incluster().map_err(|error| {
+            let why = chain(&error);
+            format!("the pod's service account cannot be used: {why}; is automountServiceAccountToken off?")
+        })?
+    } else {
+        let read = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
+        read.map_err(|error| {
+            let why = chain(&error);
+            format!(
+                "no usable kubeconfig: {why}; set KUBECONFIG, run in a pod, or give --config-dir"
+            )
+        })?
+    };
+    config.connect_timeout = Some(Duration::from_secs(5));
+    let client = Client::try_from(config);
+    client.map_err(|error| format!("the kubeconfig cannot be used: {}", chain(&error)))
+}
+
+/// What the agent wanted of the API server: a verb and a resource as RBAC names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish(pub(crate) &'static str, pub(crate) &'static str);
+
+/// Why a wish was not granted, and what mends it, in one line.
+pub(crate) fn explain(error: &kube::Error, Wish(verb, resource): Wish) -> String {
+    let status = match error {
+        kube::Error::Api(status) => status,
+        kube::Error::Auth(error) => {
+            return format!("this agent's credentials cannot be used: {}", chain(error));
+        }
+        error => {
+            return format!(
+                "the API server cannot be reached to {verb} {resource}: {}",
+                chain(error)
+            );
+        }
+    };
+    let said = one_line(&status.message);
+    match status.code {
+        401 => format!(
+            "the API server does not accept this agent's token: was its service account deleted or made again? ({said})"
+        ),
+        403 => format!(
+            "this agent may not {verb} {resource}: its ClusterRole (Role, for daemonsets) must allow verb {verb} on {resource} ({said})"
+        ),
+        code => format!("the API server answered {code} to {verb} {resource}: {said}"),
+    }
+}
+
+/// The same for a watch, which lists first.
+pub(crate) fn explain_watch(error: &watcher::Error, resource: &'static str) -> String {
+    match error {
+        watcher::Error::InitialListFailed(error) => explain(error, Wish("list", resource)),
+        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
+            explain(error, Wish("watch", resource))
+        }
+        watcher::Error::WatchError(status) => {
+            format!(
+                "the watch of {resource} ended: {}",
+                one_line(&status.message)
+            )
+        }
+        watcher::Error::NoResourceVersion => format!("{resource} cannot be watched"),
+    }
+}
+
+/// Whether a watch only fell behind and will list again: nothing is wrong.
+pub(crate) fn fell_behind(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn Error) -> String {
+    let mut text = one_line(&error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = one_line(&error.to_string());
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Pauses between attempts: 0.4 s, doubling to 10 s, each a little different on every node, so that an API
+/// server that comes back is not met by all nodes at once.
+#[derive(Debug, Default)]
+pub(crate) struct Patience(u32);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        use std::hash::{BuildHasher, RandomState};
+        let base = (400 << self.0.min(5)).min(10_000);
+        self.0 = self.0.saturating_add(1);
+        let jitter = RandomState::new().hash_one(self.0) % (base / 4);
+        Some(Duration::from_millis(base + jitter))
+    }
+}
+
+impl kube::runtime::utils::Backoff for Patience {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+}
+
+/// The DaemonSet that runs this agent, watched from the start: when the mesh is uninstalled, the right to
+/// ask about it may be gone before the agent is told to stop.
+#[derive(Clone, Debug)]
+pub(crate) struct Daemonset {
+    api: Api<PartialObjectMeta<DaemonSet>>,
+    name: String,
+    seen: Arc<Mutex<Known>>,
+}
+
+impl Daemonset {
+    /// Starts to watch it. The task ends with the process.
+    pub(crate) fn watch(client: Client, namespace: &str, name: &str) -> Self {
+        let daemonset = Self {
+            api: Api::namespaced(client, namespace),
+            name: name.to_owned(),
+            seen: Arc::default(),
+        };
+        tokio::spawn(daemonset.clone().keep());
+        daemonset
+    }
+
+    async fn keep(self) {
+        // Where it may be read but not watched, this is all that will be known.
+        if let Ok(Some(set)) = self.api.get_opt(&self.name).await {
+            self.note(Fate::of(set.metadata.deletion_timestamp.is_some()));
+        }
+        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
+        let mut events = watcher(self.api.clone(), only)
+            .backoff(Patience::default())
+            .boxed();
+        let mut said = String::new();
+        let mut listed = None;
+        while let Some(event) = events.next().await {
+            let fate = |set: &PartialObjectMeta<DaemonSet>| {
+                Fate::of(set.metadata.deletion_timestamp.is_some())
+            };
+            match event {
+                Ok(watcher::Event::Init) => listed = None,
+                Ok(watcher::Event::InitApply(set)) => listed = Some(fate(&set)),
+                Ok(watcher::Event::InitDone) => self.note(listed.unwrap_or(Fate::Gone)),
+                Ok(watcher::Event::Apply(set)) => self.note(fate(&set)),
+                Ok(watcher::Event::Delete(_)) => self.note(Fate::Gone),
+                Err(error) if fell_behind(&error) => {}
+                Err(error) => {
+                    let why = explain_watch(&error, "daemonsets");
+                    if why != said {
+                        tracing::warn!("an uninstallation may go unnoticed: {why}");
+                        said = why;
+                    }
+                }
+            }
+        }
+    }
+
+    fn note(&self, fate: Fate) {
+        let mut seen = self.seen();
+        seen.existed |= fate != Fate::Gone;
+        if seen.last.replace(fate) != Some(fate) {
+            tracing::info!(daemonset = self.name, ?fate, "the DaemonSet of this agent");
+        }
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the watch saw last, and what the API server says now.
+    pub(crate) async fn ask(&self) -> (Known, Answer) {
+        let asked = tokio::time::timeout(ASK, self.api.get_opt(&self.name)).await;
+        let answer = match asked {
+            Err(_) => Answer::None("the API server did not answer".to_owned()),
+            Ok(Err(error)) => Answer::None(explain(&error, Wish("get", "daemonsets"))),
+            Ok(Ok(None)) => Answer::Is(Fate::Gone),
+            Ok(Ok(Some(set))) => Answer::Is(Fate::of(set.metadata.deletion_timestamp.is_some())),
+        };
+        (*self.seen(), answer)
+    }
+}
+
+const ASK: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn refusal(code: u16, message: &str) -> kube::Error {
+        kube::Error::Api(Box::new(Status {
+            code,
+            message: message.to_owned(),
+            ..Status::default()
+        }))
+    }
+
+    #[test]
+    fn a_missing_right_is_named_with_its_verb_and_its_role() {
+        let error = refusal(403, "pods is forbidden:\n User \"x\"");
+        let line = explain(&error, Wish("patch", "pods/status"));
+        assert_eq!(
+            line,
+            "this agent may not patch pods/status: its ClusterRole (Role, for daemonsets) must allow verb patch on pods/status (pods is forbidden: User \"x\")"
+        );
+        let start = watcher::Error::WatchStartFailed(refusal(403, "no"));
+        assert!(explain_watch(&start, "pods").contains("allow verb watch on pods"));
+        let list = watcher::Error::InitialListFailed(refusal(403, "no"));
+        assert!(explain_watch(&list, "namespaces").contains("allow verb list on namespaces"));
+    }
+
+    #[test]
+    fn each_failure_is_one_line_that_says_where_to_look() {
+        let lost =
+            kube::Error::ReadEvents(std::io::Error::other("connection refused\n(os error 111)"));
+        for (error, part) in [
+            (refusal(401, "Unauthorized"), "service account deleted"),
+            (
+                refusal(500, "etcd is\naway"),
+                "answered 500 to list pods: etcd is away",
+            ),
+            (lost, "cannot be reached to list pods: "),
+        ] {
+            let line = explain(&error, Wish("list", "pods"));
+            assert!(line.contains(part) && !line.contains('\n'), "{line}");
+        }
+        let old = watcher::Error::WatchError(Box::new(Status {
+            code: 410,
+            ..Status::default()
+        }));
+        assert!(fell_behind(&old));
+    }
+
+    #[test]
+    fn pauses_grow_to_ten_seconds_and_begin_anew_after_a_success() {
+        use kube::runtime::utils::Backoff;
+        let mut patience = Patience::default();
+        let pauses: Vec<u128> = patience
+            .by_ref()
+            .take(8)
+            .map(|pause| pause.as_millis())
+            .collect();
+        assert!((400..500).contains(&pauses[0]), "{pauses:?}");
+        assert!((10_000..12_500).contains(&pauses[7]), "{pauses:?}");
+        assert!(
+            pauses.windows(2).take(4).all(|two| two[0] < two[1]),
+            "{pauses:?}"
+        );
+        patience.reset();
+        assert!(patience.next().unwrap() < Duration::from_millis(500));
+    }
+}
