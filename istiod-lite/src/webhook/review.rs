@@ -42,7 +42,7 @@ pub(super) fn answer(judge: &Judge, body: &[u8]) -> serde_json::Result<Bytes> {
     let answer = Answer {
         api_version: VERSION,
         kind: "AdmissionReview",
-        response: Response::new(&request.uid, judgement),
+        response: Response::new(&request, judgement),
     };
     serde_json::to_vec(&answer).map(Bytes::from)
 }
@@ -124,6 +124,16 @@ impl Request {
         object
     }
 
+    /// As an ObjectKey is written.
+    fn about(&self) -> String {
+        let name = clipped(&self.name, NAME);
+        format!(
+            "{} {}/{name}",
+            clipped(&self.kind.kind, NAME),
+            clipped(&self.namespace, NAME)
+        )
+    }
+
     fn count(&self, judge: &Judge, kind: Kind, judgement: &Judgement) {
         let api_version = format!("{}/{}", self.kind.group, self.kind.version);
         // The labels are ours, never the caller's words: those have no end.
@@ -160,7 +170,7 @@ impl Request {
             namespace = ?self.namespace,
             name = ?self.name,
             user = ?self.user_info.username,
-            reason = ?judgement.mistakes.first().map(|first| clipped(first, WARNING)),
+            reason = ?judgement.mistakes.first().map_or_else(String::new, |it| clipped(it, MISTAKE)),
             "refused"
         );
     }
@@ -192,15 +202,15 @@ struct Status {
 }
 
 impl<'a> Response<'a> {
-    fn new(uid: &'a str, judgement: Judgement) -> Self {
+    fn new(request: &'a Request, judgement: Judgement) -> Self {
         let refused = (!judgement.mistakes.is_empty()).then(|| Status {
             code: 422,
             reason: "Invalid",
-            message: message(&judgement.mistakes),
+            message: message(&request.about(), &judgement.mistakes),
         });
         let warnings = judgement.warnings.iter().take(MOST_WARNINGS);
         Self {
-            uid,
+            uid: &request.uid,
             allowed: refused.is_none(),
             status: refused,
             warnings: warnings.map(|text| clipped(text, WARNING)).collect(),
@@ -208,12 +218,13 @@ impl<'a> Response<'a> {
     }
 }
 
-/// One mistake is a line; several are a list, for kubectl prints it as it is.
-fn message(mistakes: &[String]) -> String {
+/// One mistake is a line; several are a list, for kubectl prints it as it is, and does not say of
+/// which object of a file it speaks.
+fn message(about: &str, mistakes: &[String]) -> String {
     if let [only] = mistakes {
-        return clipped(only, MISTAKE);
+        return format!("{about}: {}", clipped(only, MISTAKE));
     }
-    let mut text = format!("{} mistakes", mistakes.len());
+    let mut text = format!("{about} has {} mistakes:", mistakes.len());
     for mistake in mistakes.iter().take(MOST_MISTAKES) {
         // Writing into a String does not fail.
         let _ = write!(text, "\n* {}", clipped(mistake, MISTAKE));
@@ -240,6 +251,8 @@ const VERSION: &str = "admission.k8s.io/v1";
 /// An API server cuts warnings that are longer.
 const WARNING: usize = 256;
 const MOST_WARNINGS: usize = 12;
+/// As long as a name can be.
+const NAME: usize = 253;
 /// A mistake quotes what was written, which may be long.
 const MISTAKE: usize = 512;
 const MOST_MISTAKES: usize = 20;

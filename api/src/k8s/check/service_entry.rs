@@ -147,7 +147,7 @@ fn check_resolution(entry: &ServiceEntry, problems: &mut Problems) {
                     let path = path.key("endpoints").index(index).key("address");
                     problems.add(
                         path,
-                        format!("{:?} {}", endpoint.address, words::STATIC_NEEDS_IPS),
+                        format!("{:?}: {}", endpoint.address, words::STATIC_NEEDS_IPS),
                     );
                 }
             }

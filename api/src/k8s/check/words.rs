@@ -40,8 +40,7 @@ pub(in crate::k8s) const SELECTOR_OR_ENDPOINTS: &str =
     "only one of workloadSelector and endpoints can be set; remove one, or split the entry";
 pub(in crate::k8s) const NONE_HAS_NO_ENDPOINTS: &str = "resolution NONE has no endpoints; set spec.resolution to STATIC or DNS, or remove spec.endpoints";
 pub(in crate::k8s) const NONE_KEEPS_PORT: &str = "resolution NONE keeps the port, so targetPort has no meaning; remove it, or change spec.resolution";
-pub(in crate::k8s) const STATIC_NEEDS_IPS: &str =
-    "is not an IP address, which resolution STATIC needs; write one, or set spec.resolution to DNS";
+pub(in crate::k8s) const STATIC_NEEDS_IPS: &str = "an address is not an IP address, which resolution STATIC needs; write one, or set spec.resolution to DNS";
 pub(in crate::k8s) const WILDCARD_UNRESOLVED: &str = "a wildcard host cannot be resolved; name endpoints, or set spec.resolution to DYNAMIC_DNS or NONE";
 pub(in crate::k8s) const ROUND_ROBIN_ONE: &str =
     "resolution DNS_ROUND_ROBIN has at most one endpoint; set spec.resolution to DNS for several";

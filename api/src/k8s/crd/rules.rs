@@ -122,6 +122,8 @@ const POLICY_LIMITS: &[At] = &[
     ("rules", "maxItems", Number(512)),
     ("rules[].from", "maxItems", Number(512)),
     ("rules[].from[]", "required", Words(&["source"])),
+    // Of any name: a mistyped one is told as such by the webhook, not as "nobody is named".
+    ("rules[].from[].source", "minProperties", Number(1)),
     ("rules[].from[].source.principals", "minItems", Number(1)),
     ("rules[].from[].source.notPrincipals", "minItems", Number(1)),
     (
@@ -238,11 +240,6 @@ const POLICY: &[Rule] = &[
         words::EMPTY_LIST,
     )
     .of(".when"),
-    rule(
-        "rules[].from[].source",
-        "has(self.principals) || has(self.notPrincipals) || has(self.requestPrincipals) || has(self.notRequestPrincipals) || has(self.namespaces) || has(self.notNamespaces) || has(self.ipBlocks) || has(self.notIpBlocks) || has(self.remoteIpBlocks) || has(self.notRemoteIpBlocks) || has(self.serviceAccounts) || has(self.notServiceAccounts)",
-        words::EMPTY_SOURCE,
-    ),
     rule(
         "rules[].from[].source",
         "!(has(self.serviceAccounts) || has(self.notServiceAccounts)) || !(has(self.principals) || has(self.notPrincipals) || has(self.namespaces) || has(self.notNamespaces))",
@@ -385,6 +382,12 @@ const SERVICE: &[Rule] = &[
         "",
         "!has(self.resolution) || self.resolution != 'DYNAMIC_DNS' || !has(self.endpoints) || size(self.endpoints) == 0",
         words::DYNAMIC_HAS_NO_ENDPOINTS,
+    )
+    .of(".endpoints"),
+    rule(
+        "",
+        "!has(self.resolution) || self.resolution != 'STATIC' || !has(self.endpoints) || self.endpoints.all(endpoint, !has(endpoint.address) || size(endpoint.address) == 0 || isIP(endpoint.address))",
+        words::STATIC_NEEDS_IPS,
     )
     .of(".endpoints"),
     rule("endpoints[]", HAS_ADDRESS, words::NO_ADDRESS),

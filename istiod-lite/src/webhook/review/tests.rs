@@ -85,7 +85,7 @@ fn a_refusal_names_field_value_reason_and_what_to_do() {
             "status": {
                 "code": 422,
                 "reason": "Invalid",
-                "message": "spec.rules[0].from[0].source.ipBlocks[0]: \"10.0.0.0/33\" is neither an IP address nor a CIDR; write 192.0.2.1 or 192.0.2.0/24",
+                "message": "AuthorizationPolicy alpha/p: spec.rules[0].from[0].source.ipBlocks[0]: \"10.0.0.0/33\" is neither an IP address nor a CIDR; write 192.0.2.1 or 192.0.2.0/24",
             },
         })
     );
@@ -97,7 +97,7 @@ fn several_mistakes_are_told_at_once() {
     let response = told(&judge(), &created("AuthorizationPolicy", &spec));
     assert_eq!(
         response["status"]["message"],
-        "2 mistakes\n* spec.action: \"FORBID\" is not one of ALLOW, DENY, AUDIT, CUSTOM\n* spec.rulez: unknown field; did you mean rules?"
+        "AuthorizationPolicy alpha/p has 2 mistakes:\n* spec.action: \"FORBID\" is not one of ALLOW, DENY, AUDIT, CUSTOM\n* spec.rulez: unknown field; did you mean rules?"
     );
     let spec = json!({"hosts": ["a b"], "ports": [{"number": 0, "name": ""}]});
     let message = told(&judge(), &created("ServiceEntry", &spec))["status"]["message"].clone();
@@ -105,7 +105,7 @@ fn several_mistakes_are_told_at_once() {
         message
             .as_str()
             .unwrap()
-            .starts_with("3 mistakes\n* spec.hosts[0]: "),
+            .starts_with("ServiceEntry alpha/p has 3 mistakes:\n* spec.hosts[0]: "),
         "{message}"
     );
 }
@@ -312,7 +312,7 @@ fn long_texts_are_cut_where_a_letter_ends() {
     assert_eq!(clipped("abcdef", 5), "ab…");
     assert_eq!(clipped("aäää", 6), "aä…");
     let many = vec!["x".repeat(10_000); 1_000];
-    assert!(message(&many).len() < 16 * 1024);
+    assert!(message("p", &many).len() < 16 * 1024);
 }
 
 #[test]
