@@ -7,10 +7,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use lab::Place;
 use serde_json::json;
 use support::agent::{Agent, uid};
 use support::eventually;
-use support::net::Netns;
+use support::net::{Asked, place};
 
 const NONE: &str = "none";
 
@@ -18,22 +19,22 @@ fn mode(value: &str) -> serde_json::Value {
     json!({ "labels": { "istio.io/dataplane-mode": value } })
 }
 
-fn is_captured(netns: &Netns) -> bool {
+fn is_captured(netns: &Place) -> bool {
     netns.ruleset().contains("redirect to :15006")
 }
 
-fn restored(netns: &Netns) -> bool {
+fn restored(netns: &Place) -> bool {
     netns.ruleset().is_empty()
-        && !netns.run("ip", &["rule"]).contains("0x111")
-        && !netns.run("ip", &["-6", "rule"]).contains("0x111")
+        && !netns.says(["ip", "rule"]).contains("0x111")
+        && !netns.says(["ip", "-6", "rule"]).contains("0x111")
         && netns
-            .run("ip", &["route", "show", "table", "all"])
+            .says(["ip", "route", "show", "table", "all"])
             .lines()
             .all(|line| !line.contains("table 100"))
 }
 
 /// Pretends below `root` that a process of pod `uid` runs in `netns`.
-fn process(root: &Path, pid: &str, start: u32, netns: &Netns, uid: &str) {
+fn process(root: &Path, pid: &str, start: u32, netns: &Place, uid: &str) {
     let process = root.join("proc").join(pid);
     fs::create_dir_all(process.join("ns")).unwrap();
     let slice = format!("kubepods-pod{}.slice", uid.replace('-', "_"));
@@ -54,7 +55,7 @@ fn process(root: &Path, pid: &str, start: u32, netns: &Netns, uid: &str) {
 #[test]
 fn a_running_pod_follows_its_label_and_its_namespaces() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     agent.pod("pod", mode(NONE), json!({}));
@@ -73,7 +74,7 @@ fn a_running_pod_follows_its_label_and_its_namespaces() {
         let added = ztunnel.next();
         assert_eq!(
             (added.say(), added.namespaces),
-            (format!("add {}", uid("pod")), vec![netns.inode()])
+            (format!("add {}", uid("pod")), vec![netns.inode().unwrap()])
         );
         agent.pod("pod", mode(NONE), json!({}));
         assert_eq!(ztunnel.next().say(), format!("del {}", uid("pod")));
@@ -94,7 +95,7 @@ fn a_running_pod_follows_its_label_and_its_namespaces() {
 #[test]
 fn a_label_that_comes_back_during_the_pause_interrupts_the_release() {
     let agent = Agent::start(&["--release-pause", "3600"]);
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     agent.plain_pod("pod");
@@ -115,7 +116,7 @@ fn a_label_that_comes_back_during_the_pause_interrupts_the_release() {
 #[test]
 fn changed_settings_reach_the_rules_of_a_running_pod() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     let _ztunnel = agent.ztunnel();
     agent.plain_pod("pod");
     eventually("ztunnel is there", || {
@@ -142,24 +143,24 @@ fn changed_settings_reach_the_rules_of_a_running_pod() {
 #[test]
 fn rules_that_someone_removed_are_back_after_a_restart() {
     let mut agent = Agent::start(&[]);
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     agent.plain_pod("pod");
     assert_eq!(agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0, 200);
     agent.kill();
-    netns.nft("flush ruleset");
+    netns.nft("flush ruleset").unwrap();
     agent.launch();
     eventually("the rules are back", || is_captured(&netns));
     let next = agent.ztunnel();
-    assert_eq!(next.snapshot()[0].namespaces, [netns.inode()]);
+    assert_eq!(next.snapshot()[0].namespaces, [netns.inode().unwrap()]);
     assert_eq!(agent.redirection("pod").as_deref(), Some("enabled"));
 }
 
 #[test]
 fn what_happened_while_the_agent_was_away_is_made_up_for() {
     let mut agent = Agent::start(&[]);
-    let pods = ["stays", "leaves", "dies", "joins"].map(|name| (name, Netns::new(name)));
+    let pods = ["stays", "leaves", "dies", "joins"].map(|name| (name, place(name)));
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     for (name, netns) in &pods {
@@ -195,9 +196,9 @@ fn what_happened_while_the_agent_was_away_is_made_up_for() {
 
 #[test]
 fn a_pod_the_runtime_never_named_is_found_by_its_processes() {
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     let root = tempfile::tempdir().unwrap();
-    let other = Netns::new("sidecar-of-another");
+    let other = place("sidecar-of-another");
     for (pid, start, target, uid) in [
         ("7", 900, &netns, uid("found")),
         ("8", 500, &netns, uid("found")),
@@ -211,13 +212,13 @@ fn a_pod_the_runtime_never_named_is_found_by_its_processes() {
     agent.plain_pod("found");
     agent.await_redirection("found", Some("enabled"));
     assert!(is_captured(&netns));
-    assert_eq!(ztunnel.next().namespaces, [netns.inode()]);
+    assert_eq!(ztunnel.next().namespaces, [netns.inode().unwrap()]);
     assert_eq!(other.ruleset(), "");
 }
 
 #[test]
 fn a_living_pod_that_cannot_be_found_keeps_its_listeners_as_long_as_its_rules() {
-    let (netns, root) = (Netns::new("pod"), tempfile::tempdir().unwrap());
+    let (netns, root) = (place("pod"), tempfile::tempdir().unwrap());
     let path = root.path().join("ns");
     symlink(netns.path(), &path).unwrap();
     let mut agent = Agent::start(&["--host-root", root.path().to_str().unwrap()]);
@@ -267,14 +268,14 @@ fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     agent.plain_pod("pod");
-    let old = Netns::new("old");
+    let old = place("old");
     assert_eq!(agent.cmdadd("pod", &old.path(), &["10.30.0.1"]).0, 200);
     drop(old);
-    let new = Netns::new("new");
+    let new = place("new");
     assert_eq!(agent.cmdadd("pod", &new.path(), &["10.30.0.2"]).0, 200);
     assert!(is_captured(&new));
     assert_eq!(ztunnel.next().say(), format!("add {}", uid("pod")));
-    assert_eq!(ztunnel.next().namespaces, [new.inode()]);
+    assert_eq!(ztunnel.next().namespaces, [new.inode().unwrap()]);
 }
 
 #[test]
@@ -283,18 +284,21 @@ fn a_successor_of_the_same_name_is_another_pod() {
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     agent.plain_pod("web-0");
-    let first = Netns::new("first");
+    let first = place("first");
     assert_eq!(agent.cmdadd("web-0", &first.path(), &["10.30.0.1"]).0, 200);
     assert_eq!(ztunnel.next().say(), format!("add {}", uid("web-0")));
 
     agent.pod("web-0", json!({ "uid": uid("successor") }), json!({}));
     assert_eq!(ztunnel.next().say(), format!("del {}", uid("web-0")));
-    let second = Netns::new("second");
+    let second = place("second");
     assert_eq!(agent.cmdadd("web-0", &second.path(), &["10.30.0.1"]).0, 200);
     let added = ztunnel.next();
     assert_eq!(
         (added.say(), added.namespaces),
-        (format!("add {}", uid("successor")), vec![second.inode()])
+        (
+            format!("add {}", uid("successor")),
+            vec![second.inode().unwrap()]
+        )
     );
     assert_eq!(agent.redirection("web-0").as_deref(), Some("enabled"));
 }
@@ -305,7 +309,7 @@ fn an_ended_pod_is_let_go() {
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     agent.plain_pod("job");
-    let netns = Netns::new("job");
+    let netns = place("job");
     assert_eq!(agent.cmdadd("job", &netns.path(), &["10.30.0.1"]).0, 200);
     assert_eq!(ztunnel.next().say(), format!("add {}", uid("job")));
     drop(netns);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use support::agent::{Agent, uid};
-use support::net::Netns;
+use support::net::{Asked, place};
 use support::ztunnel::golden_bytes;
 
 fn golden_cases() -> Vec<Value> {
@@ -31,7 +31,7 @@ fn golden_first_connection() -> Vec<Vec<u8>> {
 #[test]
 fn the_recorded_session_goes_the_same_way() {
     let mut agent = Agent::start(&[]);
-    let (one, nonet, two) = (Netns::new("one"), Netns::new("nonet"), Netns::new("two"));
+    let (one, nonet, two) = (place("one"), place("nonet"), place("two"));
     for name in ["one", "nonet", "two"] {
         agent.plain_pod(name);
     }
@@ -137,7 +137,7 @@ fn the_recorded_session_goes_the_same_way() {
     let added = third.next();
     assert_eq!(
         (added.say(), added.namespaces),
-        (format!("add {}", uid("two")), vec![two.inode()])
+        (format!("add {}", uid("two")), vec![two.inode().unwrap()])
     );
     agent.pod(
         "two",
@@ -154,7 +154,7 @@ fn the_recorded_session_goes_the_same_way() {
 #[test]
 fn a_namespace_that_cannot_be_found_after_a_restart_is_kept_by_ztunnel() {
     let mut agent = Agent::start(&[]);
-    let netns = Netns::new("lost");
+    let netns = place("lost");
     agent.plain_pod("lost");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
@@ -177,7 +177,7 @@ fn a_namespace_that_cannot_be_found_after_a_restart_is_kept_by_ztunnel() {
 #[test]
 fn the_runtime_may_be_ahead_of_the_pods_object() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("early");
+    let netns = place("early");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     std::thread::scope(|scope| {

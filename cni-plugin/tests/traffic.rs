@@ -8,11 +8,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use lab::Place;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use support::agent::Agent;
-use support::net::Netns;
+use support::net::{Asked, place};
 use support::ztunnel::Ztunnel;
 use support::{eventually, pause};
 
@@ -23,13 +24,15 @@ const PEER: [&str; 2] = ["10.30.0.1", "fd00:30::1"];
 struct World {
     agent: Agent,
     _ztunnel: Ztunnel,
-    pod: Netns,
-    peer: Netns,
+    pod: Place,
+    peer: Place,
 }
 
 /// Greets every connection with `name`, then echoes.
-fn serve(netns: &Netns, port: u16, name: &'static str) {
-    let listener = netns.enter(|| TcpListener::bind(("::", port)).unwrap());
+fn serve(netns: &Place, port: u16, name: &'static str) {
+    let listener = netns
+        .within(|| TcpListener::bind(("::", port)).unwrap())
+        .unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
@@ -51,12 +54,15 @@ impl World {
         let agent = Agent::start(&["--release-drain", "3600"]);
         let ztunnel = agent.ztunnel();
         ztunnel.snapshot();
-        let (pod, peer) = (Netns::new("pod"), Netns::new("peer"));
-        pod.join(
-            &peer,
-            &["10.30.0.2/24", "fd00:30::2/64"],
-            &["10.30.0.1/24", "fd00:30::1/64"],
-        );
+        let (pod, peer) = (place("pod"), place("peer"));
+        pod.cable("eth0", &peer).unwrap();
+        for (netns, [v4, v6]) in [(&pod, POD), (&peer, PEER)] {
+            netns
+                .ip(&format!(
+                    "addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up\n"
+                ))
+                .unwrap();
+        }
         serve(&pod, 8080, "app");
         serve(&pod, 15001, "out");
         serve(&pod, 15006, "in.");
@@ -88,15 +94,16 @@ impl World {
     }
 
     fn is_restored(&self) -> bool {
-        self.pod.ruleset().is_empty() && !self.pod.run("ip", &["rule"]).contains("0x111")
+        self.pod.ruleset().is_empty() && !self.pod.says(["ip", "rule"]).contains("0x111")
     }
 }
 
 /// A connection out of `netns`, and who greeted it.
-fn greeted(netns: &Netns, to: (&str, u16)) -> (TcpStream, String) {
+fn greeted(netns: &Place, to: (&str, u16)) -> (TcpStream, String) {
     let address = SocketAddr::new(to.0.parse().unwrap(), to.1);
-    let mut stream =
-        netns.enter(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap());
+    let mut stream = netns
+        .within(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap())
+        .unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
@@ -105,7 +112,7 @@ fn greeted(netns: &Netns, to: (&str, u16)) -> (TcpStream, String) {
     (stream, String::from_utf8(name.to_vec()).unwrap())
 }
 
-fn who(netns: &Netns, to: (&str, u16)) -> String {
+fn who(netns: &Place, to: (&str, u16)) -> String {
     greeted(netns, to).1
 }
 
@@ -173,15 +180,17 @@ fn connections_through_ztunnel_outlive_the_release() {
 }
 
 /// A socket with ztunnel's mark, inside the pod, in the name of a client.
-fn marked(netns: &Netns, from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
-    netns.enter(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_mark(0x539)?;
-        socket.set_ip_transparent_v4(true)?;
-        socket.bind(&SocketAddr::new(IpAddr::V4(from), 0).into())?;
-        socket.connect_timeout(&to.into(), Duration::from_secs(3))?;
-        Ok(socket.into())
-    })
+fn marked(netns: &Place, from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    netns
+        .within(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_mark(0x539)?;
+            socket.set_ip_transparent_v4(true)?;
+            socket.bind(&SocketAddr::new(IpAddr::V4(from), 0).into())?;
+            socket.connect_timeout(&to.into(), Duration::from_secs(3))?;
+            Ok(socket.into())
+        })
+        .unwrap()
 }
 
 #[test]
@@ -191,7 +200,7 @@ fn replies_to_a_client_in_whose_name_ztunnel_speaks_come_back_to_ztunnel() {
     let app = SocketAddr::new(POD[0].parse().unwrap(), 8080);
     world
         .pod
-        .run("ip", &["route", "add", "default", "via", PEER[0]]);
+        .says(["ip", "route", "add", "default", "via", PEER[0]]);
     let without = marked(&world.pod, client, app);
     assert!(
         without.is_err(),
@@ -223,27 +232,30 @@ fn a_probe_of_the_kubelet_passes_ztunnel_by() {
     world.enrol();
     world
         .peer
-        .run("ip", &["address", "add", "169.254.7.127/32", "dev", "eth0"]);
+        .says(["ip", "address", "add", "169.254.7.127/32", "dev", "eth0"]);
     world
         .pod
-        .run("ip", &["route", "add", "169.254.7.127/32", "dev", "eth0"]);
-    let mut probe = world.peer.enter(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-        socket
-            .bind(&SocketAddr::new("169.254.7.127".parse().unwrap(), 0).into())
-            .unwrap();
-        socket
-            .connect(&SocketAddr::new(POD[0].parse().unwrap(), 8080).into())
-            .unwrap();
-        TcpStream::from(socket)
-    });
+        .says(["ip", "route", "add", "169.254.7.127/32", "dev", "eth0"]);
+    let mut probe = world
+        .peer
+        .within(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+            socket
+                .bind(&SocketAddr::new("169.254.7.127".parse().unwrap(), 0).into())
+                .unwrap();
+            socket
+                .connect(&SocketAddr::new(POD[0].parse().unwrap(), 8080).into())
+                .unwrap();
+            TcpStream::from(socket)
+        })
+        .unwrap();
     let mut name = [0; 3];
     probe.read_exact(&mut name).unwrap();
     assert_eq!(&name, b"app");
 }
 
 /// One bare ACK, which nobody awaits.
-fn stray_ack(netns: &Netns, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
+fn stray_ack(netns: &Place, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     let mut segment = Vec::new();
     segment.extend(from.1.to_be_bytes());
     segment.extend(to.1.to_be_bytes());
@@ -259,21 +271,25 @@ fn stray_ack(netns: &Netns, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16)) {
     let folded = (sum & 0xffff) + (sum >> 16);
     let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap();
     segment[16..18].copy_from_slice(&checksum.to_be_bytes());
-    netns.enter(|| {
-        let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
-        raw.send_to(&segment, &SockAddr::from(SocketAddr::new(to.0.into(), 0)))
-            .unwrap();
-    });
+    netns
+        .within(|| {
+            let raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap();
+            raw.send_to(&segment, &SockAddr::from(SocketAddr::new(to.0.into(), 0)))
+                .unwrap();
+        })
+        .unwrap();
 }
 
-fn connect_from(netns: &Netns, port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
-    netns.enter(|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-        socket.bind(&SocketAddr::new(PEER[0].parse().unwrap(), port).into())?;
-        socket.connect_timeout(&to.into(), Duration::from_secs(3))?;
-        Ok(socket.into())
-    })
+fn connect_from(netns: &Place, port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
+    netns
+        .within(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            socket.bind(&SocketAddr::new(PEER[0].parse().unwrap(), port).into())?;
+            socket.connect_timeout(&to.into(), Duration::from_secs(3))?;
+            Ok(socket.into())
+        })
+        .unwrap()
 }
 
 /// A packet without SYN makes conntrack remember its ports as not redirected until the pod's RST makes it
@@ -296,7 +312,7 @@ fn a_stray_packet_does_not_open_a_way_around_ztunnel() {
         }
     };
     let hold = "table inet hold {\nchain output {\ntype filter hook output priority -400;\ntcp sport 8080 tcp flags & (rst|ack) == rst drop\n}\n}\n";
-    world.pod.nft(hold);
+    world.pod.nft(hold).unwrap();
 
     let refused = attack(40001).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
@@ -309,6 +325,7 @@ fn a_stray_packet_does_not_open_a_way_around_ztunnel() {
     // This is no idle worry: without the guard the same attack reaches the application.
     world
         .pod
-        .nft("flush chain inet istio-ambient-mangle ambit-guard");
+        .nft("flush chain inet istio-ambient-mangle ambit-guard")
+        .unwrap();
     assert_eq!(attack(40002).unwrap(), "app");
 }

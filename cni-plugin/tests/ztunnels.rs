@@ -9,13 +9,13 @@ use api::zds::workload_request::Payload;
 use serde_json::json;
 use support::agent::{Agent, uid};
 use support::eventually;
-use support::net::Netns;
+use support::net::{Asked, place};
 use support::ztunnel::{Answer, Ztunnel};
 
 #[test]
 fn a_pod_that_waited_for_a_ztunnel_is_enrolled_when_one_connects() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("waits");
+    let netns = place("waits");
     agent.plain_pod("waits");
     assert_eq!(
         agent.cmdadd("waits", &netns.path(), &["10.30.0.1"]),
@@ -23,7 +23,7 @@ fn a_pod_that_waited_for_a_ztunnel_is_enrolled_when_one_connects() {
     );
     assert_eq!(agent.redirection("waits").as_deref(), Some("pending"));
     assert_eq!(netns.ruleset(), "");
-    assert!(!netns.run("ip", &["rule"]).contains("0x111"));
+    assert!(!netns.says(["ip", "rule"]).contains("0x111"));
 
     let ztunnel = agent.ztunnel();
     assert_eq!(ztunnel.snapshot()[0].say(), format!("add {}", uid("waits")));
@@ -34,20 +34,15 @@ fn a_pod_that_waited_for_a_ztunnel_is_enrolled_when_one_connects() {
 #[test]
 fn rules_come_only_after_ztunnel_has_its_listeners() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("order");
+    let netns = place("order");
     agent.plain_pod("order");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
-    let (path, config) = (netns.path(), agent.config());
+    let (inside, config) = (netns.clone(), agent.config());
     let (told, seen) = std::sync::mpsc::channel();
     ztunnel.answering(move |_| {
-        let rules = std::process::Command::new("nsenter")
-            .arg(format!("--net={}", path.display()))
-            .args(["nft", "list", "ruleset"])
-            .output()
-            .unwrap();
         told.send((
-            rules.stdout,
+            inside.says(["nft", "list", "ruleset"]),
             config.join(".status/Pod/app/order.yaml").exists(),
         ))
         .unwrap();
@@ -56,7 +51,7 @@ fn rules_come_only_after_ztunnel_has_its_listeners() {
     assert_eq!(agent.cmdadd("order", &netns.path(), &["10.30.0.1"]).0, 200);
     assert_eq!(
         seen.recv().unwrap(),
-        (Vec::new(), false),
+        (String::new(), false),
         "no rule, no annotation yet"
     );
     assert!(!netns.ruleset().is_empty());
@@ -65,7 +60,7 @@ fn rules_come_only_after_ztunnel_has_its_listeners() {
 #[test]
 fn a_pod_ztunnel_refuses_is_left_as_it_was_and_tried_again() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("refused");
+    let netns = place("refused");
     agent.plain_pod("refused");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
@@ -97,7 +92,7 @@ fn a_pod_ztunnel_refuses_is_left_as_it_was_and_tried_again() {
 #[test]
 fn a_ztunnel_that_misses_a_deadline_is_disconnected_and_the_next_one_is_in_step() {
     let agent = Agent::start(&[]);
-    let netns = Netns::new("late");
+    let netns = place("late");
     agent.plain_pod("late");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
@@ -130,7 +125,7 @@ fn who_breaks_the_protocol_is_disconnected_and_nobody_else() {
     let garbled = agent.ztunnel();
     garbled.snapshot();
     garbled.answering(|_| Answer::Garbage);
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     agent.plain_pod("pod");
     assert_eq!(agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0, 500);
     garbled.hung_up();
@@ -152,7 +147,7 @@ fn a_ztunnel_that_says_nothing_is_disconnected() {
 #[test]
 fn one_pod_a_new_ztunnel_refuses_does_not_keep_the_others_from_it() {
     let mut agent = Agent::start(&[]);
-    let pods = [Netns::new("a"), Netns::new("b"), Netns::new("c")];
+    let pods = [place("a"), place("b"), place("c")];
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
     for (name, netns) in ["a", "b", "c"].iter().zip(&pods) {
@@ -190,13 +185,8 @@ fn one_pod_that_hangs_does_not_stall_another() {
     let agent = Agent::start(&["--nft", nft.to_str().unwrap()]);
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
-    let (bad, good) = (Netns::new("bad"), Netns::new("good"));
-    bad.run(
-        "ip",
-        &[
-            "link", "add", "bad0", "type", "veth", "peer", "name", "bad1",
-        ],
-    );
+    let (bad, good) = (place("bad"), place("good"));
+    bad.ip("link add bad0 type veth peer name bad1\n").unwrap();
     agent.plain_pod("bad");
     agent.plain_pod("good");
     std::thread::scope(|scope| {
@@ -228,7 +218,7 @@ fn rules_the_kernel_refuses_leave_nothing_behind() {
     let agent = Agent::start(&["--nft", nft.to_str().unwrap()]);
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     agent.plain_pod("pod");
     let (status, text) = agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]);
     assert_eq!(
@@ -238,7 +228,7 @@ fn rules_the_kernel_refuses_leave_nothing_behind() {
     assert_eq!(ztunnel.next().say(), format!("add {}", uid("pod")));
     assert_eq!(ztunnel.next().say(), format!("del {}", uid("pod")));
     assert_eq!(netns.ruleset(), "");
-    assert!(!netns.run("ip", &["rule"]).contains("0x111"));
+    assert!(!netns.says(["ip", "rule"]).contains("0x111"));
     assert_eq!(agent.redirection("pod").as_deref(), Some("pending"));
 }
 
@@ -246,7 +236,7 @@ fn rules_the_kernel_refuses_leave_nothing_behind() {
 fn an_annotation_that_names_no_interface_is_refused_with_its_name() {
     let agent = Agent::start(&[]);
     let _ztunnel = agent.ztunnel();
-    let netns = Netns::new("pod");
+    let netns = place("pod");
     agent.pod(
         "pod",
         json!({ "annotations": { "istio.io/reroute-virtual-interfaces": "eth0\"; drop" } }),

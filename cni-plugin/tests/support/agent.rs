@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use api::k8s::objects::Object;
+use lab::Netns;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::eventually;
-use super::net::{Netns, Running};
+use super::net::Running;
 use super::ztunnel::Ztunnel;
 
 /// An agent and everything around it. It is killed with this value.
 pub struct Agent {
     pub dir: tempfile::TempDir,
     process: Option<Running>,
-    node: Option<PathBuf>,
+    node: Option<Netns>,
     more: Vec<String>,
 }
 
@@ -59,7 +60,7 @@ impl Agent {
         Self {
             dir,
             process: None,
-            node: node.map(Netns::path),
+            node: node.cloned(),
             more: more.iter().map(|&arg| arg.to_owned()).collect(),
         }
     }
@@ -71,17 +72,7 @@ impl Agent {
 
     pub fn launch(&mut self) {
         let program = env!("CARGO_BIN_EXE_ambit-cni-agent");
-        let mut command = match &self.node {
-            Some(node) => {
-                let mut command = Command::new("nsenter");
-                command
-                    .arg(format!("--net={}", node.display()))
-                    .arg("--")
-                    .arg(program);
-                command
-            }
-            None => Command::new(program),
-        };
+        let mut command = Command::new(program);
         let path = |name: &str| self.dir.path().join(name);
         command
             .arg("--config-dir")
@@ -110,7 +101,11 @@ impl Agent {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         let before = self.log().matches("the agent is ready").count();
-        self.process = Some(Running(command.spawn().unwrap()));
+        let process = match &self.node {
+            Some(node) => node.spawn(command).unwrap(),
+            None => command.spawn().unwrap(),
+        };
+        self.process = Some(Running(process));
         eventually("the agent is ready", || {
             self.log().matches("the agent is ready").count() > before
         });
