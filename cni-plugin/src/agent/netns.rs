@@ -38,7 +38,7 @@ pub(crate) enum NetnsError {
     Open { path: PathBuf, error: io::Error },
     #[error("{0} is no network namespace")]
     NotANamespace(PathBuf),
-    #[error("{0} is the network namespace of the node or of the agent")]
+    #[error("{0} is the node's own network namespace, or the agent's")]
     Node(PathBuf),
     #[error("cannot enter netns {path}: {error}")]
     Enter { path: PathBuf, error: io::Error },
