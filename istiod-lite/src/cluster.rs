@@ -21,6 +21,9 @@
 mod book;
 mod definitions;
 mod door;
+#[cfg(test)]
+mod fake;
+pub mod mesh_config;
 mod pods;
 mod recent;
 mod review;
@@ -38,7 +41,7 @@ use kube::{Client, Config};
 pub use pods::Pods;
 pub(crate) use review::account_of;
 pub use review::{Proven, Refused, Reviewer, Unanswered};
-pub use source::Cluster;
+pub use source::{Cluster, Kinds};
 pub use trouble::Health;
 
 /// How to reach the API server.
@@ -96,16 +99,21 @@ async fn from_file(file: &Path) -> Result<Config, KubeconfigError> {
 
 /// An error with its causes in one line: `client error (Connect): connection refused`.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    // Some parsers draw a picture below.
+    let first = |error: &(dyn Error + 'static)| {
+        let text = error.to_string();
+        text.lines().next().unwrap_or_default().trim().to_owned()
+    };
+    let mut text = first(error);
     let mut at = error.source();
     while let Some(cause) = at {
-        let cause_text = cause.to_string();
+        let cause_text = first(cause);
         if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         at = cause.source();
     }
-    text.replace('\n', " ")
+    text
 }
 
 const CONNECT: Duration = Duration::from_secs(10);

@@ -14,23 +14,23 @@ use istiod_lite::{feed, start};
 use ops::drain::{Drain, Drained};
 use tokio::signal::unix::{SignalKind, signal};
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
         Command::Run(run) => run_until_told(&run).map(|()| ExitCode::SUCCESS),
         Command::Token(token) => print_token(&token).map(|()| ExitCode::SUCCESS),
         Command::Check(check) => print_faults(&check),
-    }
+    };
+    // One line, whatever the environment says about backtraces.
+    done.unwrap_or_else(|error| {
+        eprintln!("Error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 #[tokio::main]
 async fn run_until_told(run: &Run) -> anyhow::Result<()> {
     let format = run.log_format.parse().context("--log-format")?;
-    // kube reports a refused list at every attempt, beside our one line; who wants it says so.
-    let levels = match run.log.contains("kube_runtime") {
-        true => run.log.clone(),
-        false => format!("{},kube_runtime=error", run.log),
-    };
-    let log = ops::log::init(&levels, format).context("--log")?;
+    let log = ops::log::init(&levels(&run.log), format).context("--log")?;
     let drain = Drain::new();
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
@@ -64,6 +64,19 @@ async fn run_until_told(run: &Run) -> anyhow::Result<()> {
     }
     log.flush(Duration::from_secs(1));
     Ok(())
+}
+
+/// kube reports a failure at every attempt, beside our one line; who wants that says so.
+fn levels(given: &str) -> String {
+    let quiet = ["kube_runtime=error", "kube_client::client::builder=off"];
+    let unsaid = quiet.into_iter().filter(|level| {
+        let part = level.split([':', '=']).next().unwrap_or_default();
+        !given.contains(part)
+    });
+    std::iter::once(given)
+        .chain(unsaid)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[allow(clippy::print_stdout)] // the token is the output

@@ -15,13 +15,14 @@ use api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use ops::drain::Drain;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::authenticate::{Authenticator, Judge};
 use crate::ca::{self, Authority, CertificateService, Lifetimes, MaterialError, Source};
 use crate::cluster::{
-    self, Cluster, ConnectError, Connection, Health, Pods, Reviewer, mesh_config,
+    self, Cluster, ConnectError, Connection, Health, Kinds, Pods, Reviewer, mesh_config,
 };
 use crate::config::{Input, Run};
 use crate::feed::{self, Feed, Fill, Origin, Views};
@@ -95,7 +96,7 @@ struct Base {
     authority: Arc<Authority>,
     judge: Judge,
     settings: Settings,
-    cluster: Option<Connection>,
+    cluster: Option<(Connection, watch::Receiver<Kinds>)>,
 }
 
 /// Starts everything; ends with `drain`. With Kubernetes it waits for the API server, and says on
@@ -177,7 +178,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         drop(feeding);
     });
     let mut webhook = None;
-    if let Some(connection) = base.cluster {
+    if let Some((connection, kinds)) = base.cluster {
         let judge = webhook::Judge {
             root_namespace: base.settings.root_namespace.as_str().into(),
             dry_run: run.dry_run_policies,
@@ -188,6 +189,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         let ground = write::Ground {
             connection,
             health,
+            kinds,
             namespace: run.namespace.clone(),
             flags: run.write.clone(),
             authority: authority.clone(),
@@ -195,6 +197,10 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
             metrics: metrics.clone(),
         };
         write::start(ground, drain);
+    }
+    if let Input::Directory { config, .. } = run.input() {
+        let mirror = write::status::mirror(config, views.statuses.clone(), stop.clone());
+        drain.spawn(mirror);
     }
     tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop));
     Ok(Running {
@@ -280,16 +286,17 @@ async fn in_cluster(
         drain,
     );
     let source = Cluster::open(&connection, health.clone(), parts.metrics.clone());
+    let kinds = source.kinds();
     let origin = Origin::Cluster(Box::new(source));
     let feed = start_feed(run, parts, origin, settings.clone());
     let (authority, fed) = tokio::join!(authority, feed);
     fed.map_err(|_| StartError::Ended)?;
-    let reviewer = Reviewer::new(client(), run.token_audiences.clone());
+    let reviewer = Reviewer::new(client(), run.token_audiences.clone(), health.clone());
     Ok(Base {
         authority: authority.ok_or(StartError::Ended)?,
         judge: Judge::Cluster(Box::new(reviewer), Pods::new(client())),
         settings,
-        cluster: Some(connection),
+        cluster: Some((connection, kinds)),
     })
 }
 

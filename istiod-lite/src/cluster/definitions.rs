@@ -51,7 +51,8 @@ pub(super) struct Version {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(super) struct Status {
-    pub(super) conditions: Vec<Condition>,
+    /// `null` in the first moments.
+    pub(super) conditions: Option<Vec<Condition>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -119,7 +120,8 @@ pub(super) fn concerns_us(definition: &Definition) -> bool {
 fn of(definition: &Definition) -> Option<(Kind, &'static str)> {
     let established =
         |condition: &Condition| condition.r#type == "Established" && condition.status == "True";
-    if !definition.status.conditions.iter().any(established) {
+    let mut conditions = definition.status.conditions.iter().flatten();
+    if !conditions.any(established) {
         return None;
     }
     let kind = kind(definition)?;
@@ -202,10 +204,10 @@ mod tests {
                 versions: versions.iter().map(version).collect(),
             },
             status: Status {
-                conditions: vec![Condition {
+                conditions: Some(vec![Condition {
                     r#type: "Established".into(),
                     status: established.into(),
-                }],
+                }]),
             },
         }
     }
@@ -313,6 +315,16 @@ mod tests {
             (&*resource.plural, &*resource.version),
             ("serviceentries", "v1")
         );
+    }
+
+    #[test]
+    fn one_that_was_just_made_is_not_there_yet() {
+        let text = r#"{"metadata":{"name":"x"},"spec":{"group":"networking.istio.io",
+            "names":{"kind":"ServiceEntry","plural":"serviceentries"},"versions":[{"name":"v1","served":true}]},
+            "status":{"conditions":null,"acceptedNames":{"plural":"","kind":""},"storedVersions":["v1"]}}"#;
+        let definition: Definition = serde_json::from_str(text).unwrap();
+        assert!(concerns_us(&definition));
+        assert_eq!(found(&definition), None);
     }
 
     #[test]

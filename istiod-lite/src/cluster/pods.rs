@@ -53,6 +53,10 @@ impl Pods {
 
     /// Whether `node` has a pod of this account whose phase is not `Failed`.
     pub async fn runs(&self, node: &str, namespace: &str, service_account: &str) -> bool {
+        // The account is what the caller wrote: it must be a name, not a part of the question.
+        if ![node, namespace, service_account].into_iter().all(is_name) {
+            return false;
+        }
         let pods: Api<Found> = Api::namespaced(self.client.clone(), namespace);
         let fields = format!(
             "spec.nodeName={node},spec.serviceAccountName={service_account},status.phase!=Failed"
@@ -96,6 +100,11 @@ impl Pods {
     }
 }
 
+fn is_name(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    !text.is_empty() && text.bytes().all(letter)
+}
+
 fn of(pod: &Found) -> Pod {
     let text = |text: Option<&String>| text.cloned().unwrap_or_default();
     let (metadata, spec) = (&pod.metadata, pod.spec.as_ref());
@@ -122,3 +131,99 @@ const AT_ONCE: usize = 8;
 const ANSWER: Duration = Duration::from_secs(3);
 const REMEMBERED: Duration = Duration::from_secs(2);
 const MOST: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+
+    use super::super::fake;
+    use super::*;
+
+    /// One pod, `alpha/a` of account `client` on node `n1`.
+    fn pods() -> (Pods, Arc<AtomicUsize>) {
+        let (client, asked) = fake::client(|method, path| {
+            assert_eq!(method, "GET");
+            let pod = json!({"metadata": {"namespace": "alpha", "name": "a", "uid": "u1"},
+                "spec": {"nodeName": "n1", "serviceAccountName": "client", "containers": []},
+                "status": {"phase": "Pending"}});
+            match path {
+                "/api/v1/namespaces/alpha/pods/a" => (200, pod),
+                path if path.starts_with("/api/v1/namespaces/alpha/pods?") => {
+                    let here = path.contains("spec.nodeName%3Dn1%2C")
+                        && path.contains("spec.serviceAccountName%3Dclient%2C");
+                    let items = if here {
+                        vec![json!({"metadata": pod["metadata"]})]
+                    } else {
+                        vec![]
+                    };
+                    (200, json!({"metadata": {}, "items": items}))
+                }
+                _ => fake::refusal(404, "not found"),
+            }
+        });
+        (Pods::new(client), asked)
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_there_is_found_and_a_successor_of_its_name_is_not() {
+        let (pods, _) = pods();
+        let found = pods.pod("alpha", "a", "u1").await.unwrap();
+        assert_eq!(
+            (&*found.node, &*found.service_account, found.failed),
+            ("n1", "client", false)
+        );
+        assert_eq!(pods.pod("alpha", "a", "u2").await, None);
+        assert_eq!(pods.pod("beta", "a", "u1").await, None);
+    }
+
+    #[tokio::test]
+    async fn a_node_runs_an_account_if_the_api_server_says_so() {
+        let (pods, _) = pods();
+        assert!(pods.runs("n1", "alpha", "client").await);
+        assert!(!pods.runs("n2", "alpha", "client").await);
+        assert!(!pods.runs("n1", "alpha", "other").await);
+        assert!(
+            !pods.runs("n1", "beta", "client").await,
+            "a refusal entitles nobody"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_in_vain_is_not_asked_for_again_at_once() {
+        let (pods, asked) = pods();
+        for _ in 0..100 {
+            assert!(!pods.runs("n1", "alpha", "other").await);
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        // What was found is in the roster soon; until then it is asked for.
+        assert!(pods.runs("n1", "alpha", "client").await);
+    }
+
+    #[tokio::test]
+    async fn only_so_many_ask_at_the_same_time_and_the_rest_is_refused() {
+        let (pods, asked) = pods();
+        let accounts: Vec<_> = (0..50).map(|number| format!("account-{number}")).collect();
+        let questions = accounts
+            .iter()
+            .map(|account| pods.runs("n1", "alpha", account));
+        let answers = futures_util::future::join_all(questions).await;
+        assert!(answers.iter().all(|runs| !runs));
+        assert_eq!(asked.load(Ordering::SeqCst), AT_ONCE);
+    }
+
+    #[tokio::test]
+    async fn names_that_would_widen_the_question_ask_nothing() {
+        let (pods, asked) = pods();
+        for (node, account) in [
+            ("n1,status.phase=Running", "client"),
+            ("n1", "client,metadata.name=a"),
+            ("n1", ""),
+        ] {
+            assert!(!pods.runs(node, "alpha", account).await);
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 0);
+    }
+}

@@ -22,13 +22,14 @@ use kube::{Api, Client};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::recent::Recent;
-use super::trouble::Trouble;
+use super::trouble::{Health, Trouble};
 use crate::token::Named;
 
 /// Asks the API server.
 pub struct Reviewer {
     reviews: Api<TokenReview>,
     audiences: Vec<String>,
+    health: Health,
     recent: Mutex<Recent<Hash, Arc<OnceCell<Answer>>>>,
     turns: Semaphore,
 }
@@ -78,10 +79,11 @@ pub enum Unanswered {
 
 impl Reviewer {
     /// Tokens must be for one of `audiences`.
-    pub fn new(client: Client, audiences: Vec<String>) -> Self {
+    pub fn new(client: Client, audiences: Vec<String>, health: Health) -> Self {
         Self {
             reviews: Api::all(client),
             audiences,
+            health,
             recent: Mutex::new(Recent::new(REMEMBERED, MOST)),
             turns: Semaphore::new(AT_ONCE),
         }
@@ -125,10 +127,11 @@ impl Reviewer {
         let answer = self.reviews.create(&PostParams::default(), &review).await;
         let answer = answer.map_err(|error| {
             let trouble = Trouble::of_request(&error);
-            Unanswered::ApiServer(
-                trouble.request_line("create", "tokenreviews.authentication.k8s.io"),
-            )
+            let line = trouble.request_line("create", RESOURCE);
+            self.health.failed_to("create", RESOURCE, trouble);
+            Unanswered::ApiServer(line)
         })?;
+        self.health.answered(RESOURCE);
         Ok(read(answer.status.unwrap_or_default(), &self.audiences))
     }
 }
@@ -181,6 +184,7 @@ pub(crate) fn account_of(subject: &str) -> Option<(&str, &str)> {
     whole.then_some((namespace, account))
 }
 
+const RESOURCE: &str = "tokenreviews.authentication.k8s.io";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 /// A token that was revoked is good for so long; one that was not good yet is refused for so long.
@@ -308,5 +312,105 @@ mod tests {
         ] {
             assert_eq!(is_jwt(token), expected, "{token:?}");
         }
+    }
+
+    const GOOD: &str = "good.to.ken";
+
+    /// Good is one token; all others are not; `code` is what the API server answers with.
+    fn reviewer(code: u16) -> (Arc<Reviewer>, Arc<std::sync::atomic::AtomicUsize>) {
+        let (client, asked) = super::super::fake::client(move |_, path| {
+            assert!(
+                path.starts_with("/apis/authentication.k8s.io/v1/tokenreviews"),
+                "{path}"
+            );
+            let status = status("system:serviceaccount:alpha:client", &["istio-ca"], &[]);
+            let review = TokenReview {
+                status: Some(status),
+                ..TokenReview::default()
+            };
+            match code {
+                200 => (201, serde_json::to_value(review).unwrap()),
+                201 => (
+                    201,
+                    serde_json::json!({"metadata": {}, "spec": {"token": ""},
+                    "status": {"error": "invalid bearer token"}}),
+                ),
+                0 => (0, serde_json::Value::Null),
+                code => super::super::fake::refusal(code, "tokenreviews is forbidden"),
+            }
+        });
+        let reviewer = Reviewer::new(client, vec!["istio-ca".into()], Health::default());
+        (Arc::new(reviewer), asked)
+    }
+
+    fn count(asked: &std::sync::atomic::AtomicUsize) -> usize {
+        asked.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    #[tokio::test]
+    async fn who_asks_with_one_token_at_the_same_time_costs_one_question() {
+        let (reviewer, asked) = reviewer(200);
+        let storm = (0..500).map(|_| {
+            let reviewer = reviewer.clone();
+            tokio::spawn(async move { reviewer.review(GOOD).await.unwrap().unwrap() })
+        });
+        for answer in futures_util::future::join_all(storm).await {
+            assert_eq!(answer.unwrap().service_account, "client");
+        }
+        assert_eq!(count(&asked), 1);
+        reviewer.review("an.other.token").await.unwrap().unwrap();
+        assert_eq!(count(&asked), 2);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_remembered_too_and_what_is_no_token_is_not_asked_about() {
+        let (reviewer, asked) = reviewer(201);
+        for _ in 0..3 {
+            let answer = reviewer.review("not.so.good").await.unwrap();
+            assert_eq!(
+                answer,
+                Err(Refused::NotAuthenticated("invalid bearer token".into()))
+            );
+        }
+        assert_eq!(
+            reviewer.review("garbage").await.unwrap(),
+            Err(Refused::Form)
+        );
+        assert_eq!(count(&asked), 1);
+    }
+
+    #[tokio::test]
+    async fn that_nobody_could_say_is_not_remembered_and_says_what_to_look_at() {
+        let (unreachable, asked) = reviewer(0);
+        for times in 1..=2 {
+            let error = unreachable.review(GOOD).await.unwrap_err();
+            assert!(
+                error.to_string().starts_with("API server unreachable"),
+                "{error}"
+            );
+            assert_eq!(count(&asked), times);
+        }
+        let (forbidden, _) = reviewer(403);
+        let error = forbidden.review(GOOD).await.unwrap_err().to_string();
+        assert!(
+            error.contains("grant verb create on tokenreviews.authentication.k8s.io"),
+            "{error}"
+        );
+        let health = forbidden.health.lines();
+        assert_eq!(health, [error]);
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_waiting_leaves_the_question_to_the_next() {
+        let (reviewer, asked) = reviewer(200);
+        let first = reviewer.clone();
+        let first = tokio::spawn(async move { first.review(GOOD).await });
+        while count(&asked) == 0 {
+            tokio::task::yield_now().await;
+        }
+        first.abort();
+        assert!(first.await.is_err());
+        assert!(reviewer.review(GOOD).await.unwrap().is_ok());
+        assert_eq!(count(&asked), 2);
     }
 }

@@ -26,6 +26,9 @@ use super::trouble::Health;
 use super::watch::{self, Watch};
 use crate::metrics::Metrics;
 
+/// The kinds that are defined, and how to ask for them.
+pub type Kinds = Arc<BTreeMap<Kind, ApiResource>>;
+
 /// The objects of a cluster.
 pub struct Cluster {
     client: Client,
@@ -36,6 +39,7 @@ pub struct Cluster {
     outbox: mpsc::Sender<Heard>,
     book: Book,
     defined: BTreeMap<Kind, ApiResource>,
+    told: tokio::sync::watch::Sender<Kinds>,
     definitions_known: bool,
     tasks: BTreeMap<Kind, AbortOnDropHandle<()>>,
     _always: [AbortOnDropHandle<()>; 2],
@@ -68,6 +72,7 @@ impl Cluster {
             outbox,
             book: Book::default(),
             defined: BTreeMap::new(),
+            told: tokio::sync::watch::Sender::default(),
             definitions_known: false,
             tasks: BTreeMap::new(),
             _always: [
@@ -104,6 +109,11 @@ impl Cluster {
         }
     }
 
+    /// The kinds that are defined, now and whenever it changes.
+    pub fn kinds(&self) -> tokio::sync::watch::Receiver<Kinds> {
+        self.told.subscribe()
+    }
+
     /// The faults that stand now, in the order of kinds and names.
     pub fn faults(&self) -> Vec<Fault> {
         self.book.faults()
@@ -138,6 +148,7 @@ impl Cluster {
             tracing::info!(%kind, version = resource.api_version, "defined in the cluster");
             self.start(kind, Some(resource));
         }
+        self.told.send_replace(Arc::new(wanted.clone()));
         self.defined = wanted;
     }
 

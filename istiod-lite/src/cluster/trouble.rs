@@ -110,15 +110,25 @@ struct Shared {
 struct Troubles {
     /// The first and the last report that it cannot be reached.
     unreachable: Option<(Instant, String)>,
-    /// By resource.
-    others: BTreeMap<String, (Trouble, Instant)>,
+    /// By resource: in one line, and when it was reported last.
+    others: BTreeMap<String, (String, Instant)>,
 }
 
 impl Health {
-    /// A request for `resource` failed.
+    /// A watch of `resource` failed.
     pub(crate) fn failed(&self, resource: &str, trouble: Trouble) {
-        let new = self.lock().failed(resource, &trouble, Instant::now());
         let line = trouble.line(resource);
+        self.note(resource, &trouble, line);
+    }
+
+    /// A request failed.
+    pub(crate) fn failed_to(&self, verb: &str, resource: &str, trouble: Trouble) {
+        let line = trouble.request_line(verb, resource);
+        self.note(resource, &trouble, line);
+    }
+
+    fn note(&self, resource: &str, trouble: &Trouble, line: String) {
+        let new = self.lock().failed(resource, trouble, &line, Instant::now());
         if matches!(trouble, Trouble::Unreachable(_)) {
             self.0.lost.notify_one();
         }
@@ -185,14 +195,14 @@ struct Over {
 
 impl Troubles {
     /// Whether that is worth saying: it was not known.
-    fn failed(&mut self, resource: &str, trouble: &Trouble, now: Instant) -> bool {
+    fn failed(&mut self, resource: &str, trouble: &Trouble, line: &str, now: Instant) -> bool {
         if let Trouble::Unreachable(why) = trouble {
             let since = self.unreachable.as_ref().map_or(now, |(since, _)| *since);
             return self.unreachable.replace((since, why.clone())).is_none();
         }
-        let entry = (trouble.clone(), now);
+        let entry = (line.to_owned(), now);
         let before = self.others.insert(resource.to_owned(), entry);
-        before.is_none_or(|(before, at)| before != *trouble || is_over(at, now))
+        before.is_none_or(|(before, at)| before != line || is_over(at, now))
     }
 
     fn answered(&mut self, resource: &str, now: Instant) -> Over {
@@ -219,7 +229,7 @@ impl Troubles {
         let unreachable = self.unreachable.iter();
         let unreachable = unreachable.map(|(_, why)| Trouble::Unreachable(why.clone()).line(""));
         let others = self.others.iter().filter(|(_, (_, at))| !is_over(*at, now));
-        let others = others.map(|(resource, (trouble, _))| trouble.line(resource));
+        let others = others.map(|(_, (line, _))| line.clone());
         unreachable.chain(others).collect()
     }
 }
@@ -243,6 +253,10 @@ mod tests {
         Trouble::Unreachable("connection refused".into())
     }
 
+    fn fail(troubles: &mut Troubles, resource: &str, trouble: &Trouble, now: Instant) -> bool {
+        troubles.failed(resource, trouble, &trouble.line(resource), now)
+    }
+
     fn forbidden() -> Trouble {
         Trouble::Forbidden("pods is forbidden".into())
     }
@@ -250,15 +264,20 @@ mod tests {
     #[test]
     fn an_api_server_that_is_away_is_one_trouble_however_many_watches_fail() {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
-        assert!(troubles.failed("pods", &unreachable(), start));
-        assert!(!troubles.failed("services", &unreachable(), start));
-        assert!(!troubles.failed("pods", &unreachable(), start + PATIENCE));
+        assert!(fail(&mut troubles, "pods", &unreachable(), start));
+        assert!(!fail(&mut troubles, "services", &unreachable(), start));
+        assert!(!fail(
+            &mut troubles,
+            "pods",
+            &unreachable(),
+            start + PATIENCE
+        ));
         assert_eq!(troubles.lines(start).len(), 1);
         let over = troubles.answered("", start + PATIENCE);
         assert_eq!(over.reachable_after, Some(PATIENCE));
         assert!(troubles.lines(start).is_empty());
         assert!(
-            troubles.failed("pods", &unreachable(), start + PATIENCE),
+            fail(&mut troubles, "pods", &unreachable(), start + PATIENCE),
             "the next time is said again"
         );
     }
@@ -266,12 +285,12 @@ mod tests {
     #[test]
     fn only_an_api_server_that_stays_away_makes_us_not_ready() {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
-        troubles.failed("pods", &forbidden(), start);
+        fail(&mut troubles, "pods", &forbidden(), start);
         assert_eq!(troubles.not_ready(start + 10 * PATIENCE), None);
-        troubles.failed("pods", &unreachable(), start);
+        fail(&mut troubles, "pods", &unreachable(), start);
         assert_eq!(troubles.not_ready(start + PATIENCE / 2), None);
         // Reports in between do not begin anew.
-        troubles.failed("nodes", &unreachable(), start + PATIENCE / 2);
+        fail(&mut troubles, "nodes", &unreachable(), start + PATIENCE / 2);
         let why = troubles.not_ready(start + PATIENCE).unwrap();
         assert_eq!(why, "API server unreachable: connection refused (for 30 s)");
         troubles.answered("", start + PATIENCE);
@@ -281,14 +300,19 @@ mod tests {
     #[test]
     fn a_missing_right_is_said_once_a_resource_until_it_is_there_or_not_asked_for_any_more() {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
-        assert!(troubles.failed("pods", &forbidden(), start));
-        assert!(!troubles.failed("pods", &forbidden(), start));
-        assert!(troubles.failed("nodes", &forbidden(), start));
+        assert!(fail(&mut troubles, "pods", &forbidden(), start));
+        assert!(!fail(&mut troubles, "pods", &forbidden(), start));
+        assert!(fail(&mut troubles, "nodes", &forbidden(), start));
         assert_eq!(troubles.lines(start).len(), 2);
         assert!(troubles.answered("pods", start).resource);
         assert_eq!(troubles.lines(start).len(), 1);
         assert!(troubles.lines(start + 2 * FORGOTTEN).is_empty());
-        assert!(troubles.failed("nodes", &forbidden(), start + 2 * FORGOTTEN));
+        assert!(fail(
+            &mut troubles,
+            "nodes",
+            &forbidden(),
+            start + 2 * FORGOTTEN
+        ));
     }
 
     #[test]
