@@ -76,3 +76,6 @@ pub async fn start(
     drain.spawn(guests::receive(listener, tls, desk, drain.clone()));
     Ok(address)
 }
+
+#[cfg(test)]
+mod tests;
