@@ -55,7 +55,17 @@ impl fmt::Display for Part {
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`] on what this program applied.
 pub(crate) const OURS: &str = "ambit";
+/// Label that our chart writes, as `ambit-VERSION`.
+pub(crate) const CHART: &str = "helm.sh/chart";
 /// Annotation that Helm writes on what it installed.
 pub(crate) const HELM_RELEASE: &str = "meta.helm.sh/release-name";
 /// Field manager of what this program applies.
 pub(crate) const FIELD_MANAGER: &str = "ambit";
+
+/// Whether a control plane with these labels is ours, whoever installed it.
+pub(crate) fn is_ours(labels: &std::collections::BTreeMap<String, String>) -> bool {
+    let by_chart = labels
+        .get(CHART)
+        .is_some_and(|chart| chart.starts_with("ambit-"));
+    by_chart || labels.get(MANAGED_BY).is_some_and(|by| by == OURS)
+}

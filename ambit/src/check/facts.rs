@@ -12,7 +12,7 @@ use kube::core::GroupVersionKind;
 use kube::discovery::oneshot;
 use kube::{Api, Client, ResourceExt as _};
 
-use crate::parts::{MANAGED_BY, OURS};
+use crate::parts::is_ours;
 
 /// All that [`super::judge`] knows.
 #[derive(Debug, Default)]
@@ -125,7 +125,7 @@ async fn workloads(client: &Client, facts: &mut Facts) -> anyhow::Result<()> {
         if !mesh {
             continue;
         }
-        if found.labels().get(MANAGED_BY).is_some_and(|by| by == OURS) {
+        if is_ours(found.labels()) {
             facts.ours = true;
         } else {
             facts.other_meshes.push(format!(
