@@ -12,7 +12,7 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
 
 use crate::Outcome;
-use crate::cluster::Access;
+use crate::cluster::{Access, is_missing};
 use crate::output::say;
 use crate::parts::Part;
 use crate::proxy;
@@ -34,8 +34,10 @@ impl Dump {
         std::fs::create_dir(&self.to).with_context(|| self.to.display().to_string())?;
         let mut missing = Vec::new();
         for (group, version, kind) in KINDS {
-            if let Err(error) = objects(&client, &self.to, group, version, kind).await {
-                missing.push(format!("{kind}: {error:#}"));
+            match objects(&client, &self.to, group, version, kind).await {
+                Ok(true) => {}
+                Ok(false) => missing.push(format!("{kind}: the cluster has no such kind")),
+                Err(error) => missing.push(format!("{kind}: {error:#}")),
             }
         }
         for part in Part::ALL {
@@ -116,15 +118,20 @@ fn doors(part: Part) -> &'static [(u16, &'static str, bool)] {
     }
 }
 
+/// Writes all objects of a kind; answers whether there is such a kind.
 async fn objects(
     client: &Client,
     to: &Path,
     group: &str,
     version: &str,
     kind: &str,
-) -> anyhow::Result<()> {
-    let (resource, _) =
-        oneshot::pinned_kind(client, &GroupVersionKind::gvk(group, version, kind)).await?;
+) -> anyhow::Result<bool> {
+    let gvk = GroupVersionKind::gvk(group, version, kind);
+    let resource = match oneshot::pinned_kind(client, &gvk).await {
+        Ok((resource, _)) => resource,
+        Err(error) if is_missing(&error) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut list = objects.list(&ListParams::default()).await?;
     for object in &mut list.items {
@@ -135,7 +142,8 @@ async fn objects(
         to,
         &format!("{}.yaml", resource.plural),
         &serde_saphyr::to_string(&list.items)?,
-    )
+    )?;
+    Ok(true)
 }
 
 /// Values of environment variables are nobody's business: many hold passwords.
