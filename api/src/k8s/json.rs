@@ -4,10 +4,12 @@
 //! everything that is wrong with it. A field that Istio's kinds do not have is wrong; in Kubernetes'
 //! own kinds it is passed over, as an API server's clients do.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::check;
+use super::check::{self, Problem, Step};
 use super::objects::{Kind, Object};
 use super::yaml::{self, Source};
 
@@ -18,12 +20,21 @@ use super::yaml::{self, Source};
 /// the same: the webhook that refuses an object, and the status of one that got past it.
 pub fn read(kind: Kind, value: &Value) -> Result<Object, Vec<String>> {
     let mut problems = check::check_shape(kind, value);
-    match yaml::typed(kind, &Json(value)) {
+    let readable = if problems.is_empty() {
+        Cow::Borrowed(value)
+    } else {
+        Cow::Owned(without(value, &problems))
+    };
+    match yaml::typed(kind, &Json(&readable)) {
         Ok(object) => {
             let more = check::check(&object);
             if problems.is_empty() && more.is_empty() {
                 return Ok(object);
             }
+            // "A source without fields" is no news of one whose only field was mistyped.
+            let consequence =
+                |of: &Problem| problems.iter().any(|it| it.path.0.starts_with(&of.path.0));
+            let more: Vec<_> = more.into_iter().filter(|it| !consequence(it)).collect();
             problems.extend(more);
         }
         // The reader stops at the first mistake, mostly one of those that are known already.
@@ -31,6 +42,25 @@ pub fn read(kind: Kind, value: &Value) -> Result<Object, Vec<String>> {
         Err(_) => {}
     }
     Err(problems.iter().map(ToString::to_string).collect())
+}
+
+/// What is left when the fields that cannot be read are taken away, so that the others can be looked
+/// at too.
+fn without(value: &Value, problems: &[Problem]) -> Value {
+    let mut value = value.clone();
+    for problem in problems {
+        let Some((Step::Key(field), way)) = problem.path.0.split_last() else {
+            continue;
+        };
+        let around = way.iter().try_fold(&mut value, |here, step| match step {
+            Step::Key(key) => here.get_mut(key),
+            Step::Index(index) => here.get_mut(index),
+        });
+        if let Some(Value::Object(fields)) = around {
+            fields.remove(field);
+        }
+    }
+    value
 }
 
 struct Json<'a>(&'a Value);
@@ -73,6 +103,24 @@ mod tests {
         assert_eq!(
             reasons,
             ["spec.ofTomorrow: unknown field; there are mtls, portLevelMtls, selector"]
+        );
+    }
+
+    #[test]
+    fn a_mistyped_field_hides_no_other_mistake_and_makes_no_new_one() {
+        let of = |source: Value| {
+            let value = json!({"metadata": {"name": "p", "namespace": "alpha"},
+                "spec": {"rules": [{"from": [{"source": source}]}]}});
+            read(Kind::AuthorizationPolicy, &value).unwrap_err()
+        };
+        let one = of(json!({"principal": ["a"]}));
+        assert!(one.len() == 1 && one[0].contains("principals"), "{one:?}");
+        let two = of(json!({"principal": ["a"], "ipBlocks": ["nowhere"]}));
+        assert!(two.len() == 2 && two[1].contains("nowhere"), "{two:?}");
+        let item = of(json!({"principals": [7], "ipBlocks": ["nowhere"]}));
+        assert!(
+            item.len() == 1 && item[0].contains("principals[0]"),
+            "{item:?}"
         );
     }
 
