@@ -142,17 +142,21 @@ impl World {
         now: Option<&Standing>,
         dirty: &mut BTreeSet<Builder>,
     ) {
-        let seen = |standing: Option<&Standing>, traffic| {
-            standing.map(|it| (it.takes(traffic), it.address(gateway, "")))
-        };
-        let differs = |traffic| seen(before, traffic) != seen(now, traffic);
+        let address = |standing: Option<&Standing>| standing.map(|it| it.address(gateway, ""));
+        let takes = |standing: Option<&Standing>, traffic| standing.map(|it| it.takes(traffic));
+        let moved = address(before) != address(now);
+        let differs = |traffic| moved || takes(before, traffic) != takes(now, traffic);
+        // Where it is does not matter to pods it is not for; others have a status that says it.
+        let not_for_pods = |standing| takes(standing, Traffic::Workload) == Some(Some(false));
+        let never_for_pods = not_for_pods(before) && not_for_pods(now);
         let doors = before.map(|it| &it.from) != now.map(|it| &it.from);
         let allowing = self.settings.auto_allow_waypoint
             && (differs(Traffic::Service) || differs(Traffic::Workload));
         for key in self.objects.named.get(gateway).into_iter().flatten() {
             let traffic = traffic_of(key.kind);
             let foreign = doors && key.namespace != gateway.namespace;
-            if differs(traffic) || foreign || allowing {
+            let unseen = key.kind == Kind::Pod && never_for_pods;
+            if (differs(traffic) || foreign) && !unseen || allowing {
                 mark(dirty, [key.clone()]);
             }
             if allowing && traffic == Traffic::Service {

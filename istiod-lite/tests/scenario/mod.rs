@@ -89,6 +89,12 @@ impl Scenario {
             }
         }
         let mut expected = json(&folder.join("expected.json"));
+        let statuses = folder.join("status.json");
+        expected["status"] = if statuses.exists() {
+            json(&statuses)
+        } else {
+            Value::Object(serde_json::Map::new())
+        };
         for file in ["removed.json", "deviation.json"] {
             if folder.join(file).exists() {
                 merge(&mut expected, &json(&folder.join(file)));
@@ -151,6 +157,11 @@ impl Scenario {
             .iter()
             .map(|name| name.as_str().unwrap().to_owned())
             .collect()
+    }
+
+    /// What the control plane wrote into the statuses, by object.
+    pub fn statuses(&self) -> serde_json::Map<String, Value> {
+        self.expected["status"].as_object().unwrap().clone()
     }
 
     pub fn api_server_refused(&self) -> usize {
@@ -270,7 +281,7 @@ fn json(file: &Path) -> Value {
 }
 
 /// RFC 7386.
-fn merge(target: &mut Value, patch: &Value) {
+pub fn merge(target: &mut Value, patch: &Value) {
     match (target, patch) {
         (Value::Object(fields), Value::Object(entries)) => {
             for (name, value) in entries {
@@ -321,7 +332,7 @@ fn ip(text: &str) -> Value {
 }
 
 /// Automatic addresses depend on who came before: their kind is compared, not their number.
-fn normal(value: Value) -> Value {
+pub fn normal(value: Value) -> Value {
     match value {
         Value::String(text) if text.starts_with("240.240.") => "automatic v4".into(),
         Value::String(text) if text.starts_with("2001:2::") => "automatic v6".into(),
