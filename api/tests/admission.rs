@@ -6,6 +6,7 @@
 //! ```
 
 #![cfg(feature = "k8s")]
+#![allow(clippy::unwrap_used)] // a test
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
