@@ -545,7 +545,7 @@ fn an_object_that_is_refused_says_why_and_what_is_in_force_until_it_is_mended() 
         )
     };
     let changed = refuse(&mut world, &["spec.action: unknown"]);
-    assert_eq!(changed.statuses, [key.clone()]);
+    assert_eq!(changed.statuses, std::slice::from_ref(&key));
     assert_eq!(
         said(&world),
         (
@@ -595,7 +595,7 @@ fn a_condition_of_an_earlier_life_is_taken_out() {
         "{service}status: {{conditions: [{{type: istio.io/WaypointBound, status: 'True', reason: x, message: '', lastTransitionTime: '2024-01-01T00:00:00Z'}}]}}\n"
     );
     let changed = set(&mut world, &marked);
-    assert_eq!(changed.statuses, [key.clone()]);
+    assert_eq!(changed.statuses, std::slice::from_ref(&key));
     assert_eq!(**world.status(&key).unwrap(), Desired::default());
     // Written by somebody else, later.
     gone(&mut world, Kind::Service, "a", "web");

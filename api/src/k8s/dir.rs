@@ -28,7 +28,8 @@ pub enum Change {
     Set(Object),
     /// The object is no longer there.
     Gone(ObjectKey),
-    /// A document is refused. If an earlier version of its object is known, that one stays.
+    /// A document is refused. If an earlier version of its object is known, that one stays. Once it
+    /// is mended, the object is set again, even to what it was, or gone.
     Invalid(Fault),
 }
 

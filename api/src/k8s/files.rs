@@ -35,7 +35,12 @@ pub(super) struct Files {
     dirty: BTreeSet<ObjectKey>,
     /// By the file, or by the object, that they are about.
     faults: BTreeMap<About, Vec<Fault>>,
+    /// New ones of documents that do not say which object they are.
     fresh_faults: Vec<Fault>,
+    /// Objects of which a fault came or went.
+    judged: BTreeSet<ObjectKey>,
+    /// Objects that were handed out as invalid.
+    refused: HashSet<ObjectKey>,
     /// Whether a fault came or went since it was last asked.
     faults_moved: bool,
     ignored: HashSet<String>,
@@ -223,7 +228,9 @@ impl Files {
         self.set_faults(About::File(path.to_owned()), faults);
     }
 
-    /// What changed since the last call: objects in the order of kinds and names, then new faults.
+    /// What changed since the last call: objects in the order of kinds and names, then faults. Of an
+    /// object with a new fault, all that stand; an object that has none left is handed out again,
+    /// changed or not.
     pub(super) fn drain(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for key in std::mem::take(&mut self.dirty) {
@@ -241,7 +248,24 @@ impl Files {
                 }
             }
         }
-        changes.extend(self.fresh_faults.drain(..).map(Change::Invalid));
+        let mut faults = std::mem::take(&mut self.fresh_faults);
+        let given: BTreeSet<ObjectKey> = changes.iter().filter_map(key).collect();
+        let again = given.iter().filter(|key| self.refused.contains(key));
+        self.judged.extend(again.cloned());
+        for key in std::mem::take(&mut self.judged) {
+            let all = self.faults.values().flatten();
+            let standing = all.filter(|fault| fault.object.as_ref() == Some(&key));
+            let before = faults.len();
+            faults.extend(standing.cloned());
+            if faults.len() > before {
+                self.refused.insert(key);
+            } else if self.refused.remove(&key) && !given.contains(&key) {
+                let good = self.current.get(&key).cloned();
+                changes.push(good.map_or_else(|| Change::Gone(key), Change::Set));
+            }
+        }
+        faults.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        changes.extend(faults.into_iter().map(Change::Invalid));
         changes
     }
 
@@ -346,13 +370,15 @@ impl Files {
 
     fn set_faults(&mut self, about: About, faults: Vec<Fault>) {
         let before = self.faults.remove(&about).unwrap_or_default();
-        self.faults_moved |= before != faults;
-        self.fresh_faults.extend(
-            faults
-                .iter()
-                .filter(|fault| !before.contains(fault))
-                .cloned(),
-        );
+        if before != faults {
+            self.faults_moved = true;
+            let about = before.iter().chain(&faults);
+            self.judged
+                .extend(about.filter_map(|fault| fault.object.clone()));
+            let nameless = faults.iter().filter(|fault| fault.object.is_none());
+            self.fresh_faults
+                .extend(nameless.filter(|fault| !before.contains(fault)).cloned());
+        }
         if !faults.is_empty() {
             self.faults.insert(about, faults);
         }
@@ -363,6 +389,14 @@ impl Files {
             tracing::info!(file = %self.root.join(path).display(), "ignored: kind {kind}");
             self.ignored.insert(kind);
         }
+    }
+}
+
+fn key(change: &Change) -> Option<ObjectKey> {
+    match change {
+        Change::Set(object) => Some(object.key()),
+        Change::Gone(key) => Some(key.clone()),
+        Change::Invalid(_) => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //! made of them (`testdata/README.md`).
 
 #![allow(dead_code, unreachable_pub)] // each test program uses its part
-#![allow(clippy::unwrap_used)] // a test that cannot read its data has failed
+#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot read its data has failed
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -177,14 +177,56 @@ async fn a_fault_names_file_line_object_and_reason_and_keeps_the_last_good_versi
     assert!(!fault.reason.is_empty());
     assert_eq!(directory.faults(), std::slice::from_ref(fault));
 
-    // Text that is no YAML may have meant anything: nothing goes.
+    // Text that is no YAML may have meant anything: nothing goes. Nor does it say that the pod is at
+    // fault.
     replace(&file, "apiVersion: v1\nkind: [");
-    expect(&mut directory, &["!a.yaml:2"]).await;
+    expect(&mut directory, &["!a.yaml:2", "+web"]).await;
 
     // Mended: what is not said any more goes, the fault is over.
     replace(&file, &account("three"));
     expect(&mut directory, &["+three", "-two", "-web"]).await;
     assert_eq!(directory.faults(), []);
+}
+
+#[tokio::test]
+async fn of_an_object_every_fault_that_stands_is_told_and_then_that_it_is_mended() {
+    let root = tempfile::tempdir().unwrap();
+    let file = root.path().join("a.yaml");
+    let policy = |rules: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name}\nspec:\n  rules:\n{rules}",
+            name = "{name: p, namespace: alpha}"
+        )
+    };
+    let rule = |port: &str| format!("  - to: [{{operation: {{ports: ['{port}']}}}}]\n");
+    let good = policy(&rule("80"));
+    fs::write(&file, &good).unwrap();
+    let mut directory = Directory::open(root.path()).unwrap();
+    expect(&mut directory, &["+p"]).await;
+
+    replace(&file, &policy(&(rule("x") + &rule("y"))));
+    expect(&mut directory, &["!a.yaml:6", "!a.yaml:7"]).await;
+    replace(&file, &policy(&(rule("80") + &rule("y"))));
+    expect(&mut directory, &["!a.yaml:7"]).await;
+    // Whoever writes about the object meanwhile does not make it good.
+    let key = ObjectKey::new(Kind::AuthorizationPolicy, "alpha", "p");
+    patch_status(
+        root.path(),
+        &key,
+        &json!({"metadata": {"labels": {"a": "b"}}}),
+    )
+    .unwrap();
+    expect(&mut directory, &["!a.yaml:7", "+p"]).await;
+    replace(&file, &good);
+    expect(&mut directory, &["+p"]).await;
+    assert_eq!(directory.faults(), []);
+
+    replace(&file, "");
+    expect(&mut directory, &["-p"]).await;
+    replace(&file, &policy(&rule("x")));
+    expect(&mut directory, &["!a.yaml:6"]).await;
+    replace(&file, "");
+    expect(&mut directory, &["-p"]).await;
 }
 
 #[tokio::test]
