@@ -11,12 +11,15 @@
 //! Every replica serves; who writes is decided by Leases with Istio's names, so that an istiod of
 //! Istio's beside us never writes the same objects at the same time.
 
+mod addresses;
 mod elect;
 pub(crate) mod follow;
 mod lease;
 mod queue;
 mod roots;
 pub mod status;
+mod taint;
+mod webhook;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,7 +29,7 @@ use ops::drain::Drain;
 use tokio::sync::watch;
 
 use crate::ca::Authority;
-use crate::cluster::{Connection, Health};
+use crate::cluster::{Connection, Health, Kinds};
 use crate::metrics::{LeaseName, Metrics};
 
 /// ConfigMap with the roots, in every namespace; Istio's name.
@@ -63,6 +66,8 @@ pub struct Ground {
     pub connection: Connection,
     /// Where failures are reported.
     pub health: Health,
+    /// The kinds that are defined in the cluster.
+    pub kinds: watch::Receiver<Kinds>,
     /// Our own namespace: of Leases and Secrets.
     pub namespace: String,
     /// What to write.
@@ -77,6 +82,8 @@ pub struct Ground {
 
 /// Spawns every writer into `drain`; they end with it and hand their Leases back.
 pub fn start(ground: Ground, drain: &Drain) {
+    let untaint = ground.flags.untaint_nodes;
+    let webhook = !ground.flags.validation_webhook.is_empty();
     let me = identity(&ground.flags.pod_name);
     let by = |name, write: fn(Ground) -> Writer| {
         let ballot = elect::Ballot {
@@ -101,6 +108,23 @@ pub fn start(ground: Ground, drain: &Drain) {
     by("istio-namespace-controller-election", |ground| {
         Box::pin(roots::write(ground))
     });
+    by("istio-status-leader", |ground| {
+        Box::pin(status::write(status::Part::Mesh, ground))
+    });
+    by("istio-gateway-status-leader", |ground| {
+        Box::pin(status::write(status::Part::Gateways, ground))
+    });
+    by("istio-ip-autoallocate", |ground| {
+        Box::pin(addresses::write(ground))
+    });
+    if webhook {
+        by("istio-leader", |ground| Box::pin(webhook::write(ground)));
+    }
+    if untaint {
+        by("istio-node-untaint", |ground| {
+            Box::pin(taint::write(ground))
+        });
+    }
 }
 
 /// What runs while we lead.

@@ -196,6 +196,14 @@ pub fn patch_status(root: &Path, key: &ObjectKey, patch: &serde_json::Value) -> 
     status::patch(root, key, patch)
 }
 
+/// What [`patch_status`] laid over the object `key` so far, if anything.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn status(root: &Path, key: &ObjectKey) -> io::Result<Option<serde_json::Value>> {
+    status::read(root, key)
+}
+
 /// Takes away whatever [`patch_status`] laid over the object `key`. Nothing there is fine.
 ///
 /// # Errors

@@ -78,6 +78,15 @@ pub(super) fn patch(root: &Path, key: &ObjectKey, patch: &Value) -> io::Result<(
     replace(&file, &serde_json::to_vec_pretty(&whole)?)
 }
 
+/// The patch of an object. One that is no YAML is as good as none: its writer will replace it.
+pub(super) fn read(root: &Path, key: &ObjectKey) -> io::Result<Option<Value>> {
+    match fs::read_to_string(root.join(path(key))) {
+        Ok(text) => Ok(yaml::from_str(&text).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 pub(super) fn clear(root: &Path, key: &ObjectKey) -> io::Result<()> {
     let _alone = lock(root)?;
     match fs::remove_file(root.join(path(key))) {

@@ -5,6 +5,7 @@
 //! number of objects it is about, however often they change.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Debug;
 use std::hash::Hash;
 use std::time::Duration;
 
@@ -116,6 +117,53 @@ impl<K: Ord + Hash + Clone> Queue<K> {
     }
 }
 
+/// Until `due`, if ever.
+pub(super) async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Who keeps changing back what we write is answered more and more slowly: this says when.
+#[derive(Debug)]
+pub(super) struct Quarrels<K> {
+    /// When each was written last, and how often in a row with little time between.
+    written: HashMap<K, (Instant, u32)>,
+}
+
+impl<K> Default for Quarrels<K> {
+    fn default() -> Self {
+        Self {
+            written: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Hash + Eq + Clone + Debug> Quarrels<K> {
+    /// It was written; `true` if somebody else seems to want it otherwise.
+    pub(super) fn wrote(&mut self, key: &K, now: Instant) -> bool {
+        let (last, times) = self.written.entry(key.clone()).or_insert((now, 0));
+        let soon = now.saturating_duration_since(*last) < QUARREL;
+        *times = if soon { times.saturating_add(1) } else { 1 };
+        *last = now;
+        if *times == PATIENCE + 1 {
+            tracing::warn!(?key, "somebody else keeps changing it back");
+        }
+        *times > PATIENCE
+    }
+
+    /// It is gone.
+    pub(super) fn forget(&mut self, key: &K) {
+        self.written.remove(key);
+    }
+}
+
+/// Writes with less than this between them are one quarrel.
+const QUARREL: Duration = Duration::from_secs(90);
+/// So many writes of a quarrel are done at once.
+const PATIENCE: u32 = 5;
+
 const SHORTEST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -173,6 +221,18 @@ mod tests {
         queue.failed(&"a", now);
         queue.add("b", now);
         assert_eq!(queue.take(now), Some("b"));
+    }
+
+    #[test]
+    fn a_few_writes_in_a_row_are_no_quarrel_and_peace_is_made_by_time() {
+        let (mut quarrels, mut now) = (Quarrels::default(), Instant::now());
+        let mut wrote = |pause: u64| {
+            now += Duration::from_secs(pause);
+            quarrels.wrote(&"a", now)
+        };
+        assert_eq!([1, 1, 1, 1, 1].map(&mut wrote), [false; 5]);
+        assert_eq!([1, 60, 60].map(&mut wrote), [true; 3]);
+        assert!(!wrote(90));
     }
 
     #[derive(Debug, Clone)]

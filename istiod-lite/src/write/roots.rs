@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::pin;
-use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -19,9 +18,9 @@ use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, ResourceExt as _};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::queue::Queue;
+use super::queue::{Quarrels, Queue, until};
 use super::{Ground, ROOTS_KEY, ROOTS_NAME};
 use crate::cluster::chain;
 use crate::cluster::watch::{config, steady};
@@ -36,11 +35,6 @@ const LABEL: (&str, &str) = ("istio.io/config", "true");
 /// So many at a time: a change of roots in a cluster of thousands of namespaces must not be the
 /// API server's only work.
 const AT_A_TIME: usize = 16;
-
-/// Writes of one place with less than this between them are one quarrel.
-const QUARREL: Duration = Duration::from_secs(90);
-/// So many writes of a quarrel are done at once.
-const PATIENCE: u32 = 5;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -102,13 +96,6 @@ pub(super) async fn write(ground: Ground) {
     }
 }
 
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
-    }
-}
-
 fn texts(ground: &Ground) -> [String; 2] {
     [ground.authority.roots(), ground.authority.crl()]
 }
@@ -125,8 +112,7 @@ struct Spread {
     /// Lists that were read to the end at least once: before that nothing is known to be missing.
     listed: HashSet<Listing>,
     queue: Queue<Place>,
-    /// When each was written last, and how often in a row without much time between.
-    written: HashMap<Place, (Instant, u32)>,
+    quarrels: Quarrels<Place>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -159,7 +145,7 @@ impl Spread {
             listing: BTreeMap::new(),
             listed: HashSet::new(),
             queue: Queue::default(),
-            written: HashMap::new(),
+            quarrels: Quarrels::default(),
         }
     }
 
@@ -223,7 +209,7 @@ impl Spread {
         for which in Which::BOTH {
             let place = (which, name.to_owned());
             self.maps.remove(&place);
-            self.written.remove(&place);
+            self.quarrels.forget(&place);
             self.queue.forget(&place);
         }
     }
@@ -311,7 +297,12 @@ impl Spread {
             Outcome::Written => {
                 ground.metrics.wrote("roots", true);
                 tracing::debug!(namespace, name = which.name(), "written");
-                self.written(place, Instant::now());
+                let now = Instant::now();
+                if self.quarrels.wrote(place, now) {
+                    self.queue.failed(place, now);
+                } else {
+                    self.queue.done(place);
+                }
             }
             // It will be heard of as deleted; until then nothing can be written into it.
             Outcome::Leaving => self.queue.done(place),
@@ -327,31 +318,6 @@ impl Spread {
                 self.queue.failed(place, Instant::now());
             }
         }
-    }
-}
-
-impl Spread {
-    /// Whoever keeps changing it back is answered more and more slowly.
-    fn written(&mut self, place: &Place, now: Instant) {
-        let (last, times) = self.written.entry(place.clone()).or_insert((now, 0));
-        *times = if now.saturating_duration_since(*last) < QUARREL {
-            *times + 1
-        } else {
-            1
-        };
-        *last = now;
-        if *times <= PATIENCE {
-            return self.queue.done(place);
-        }
-        if *times == PATIENCE + 1 {
-            let (which, namespace) = place;
-            tracing::warn!(
-                namespace,
-                name = which.name(),
-                "somebody else keeps changing it"
-            );
-        }
-        self.queue.failed(place, now);
     }
 }
 
