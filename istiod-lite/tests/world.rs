@@ -27,7 +27,7 @@ static POOL: LazyLock<Vec<Object>> = LazyLock::new(|| {
 });
 
 /// How many of the pool are tangled.
-const TANGLED: usize = 36;
+const TANGLED: usize = 67;
 
 /// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
 fn tangled() -> Vec<Object> {
@@ -67,6 +67,54 @@ fn tangled() -> Vec<Object> {
     for scope in ["private", "hidden", "public"] {
         text += &format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: alpha, labels: {{scope: {scope}, istio.io/use-waypoint: wp}}}}\n---\n"
+        );
+    }
+    for (namespace, labels, class) in [
+        ("alpha", "", "istio-waypoint"),
+        ("alpha", "istio.io/waypoint-for: all", "istio-waypoint"),
+        ("alpha", "istio.io/waypoint-for: workload", "mine"),
+        ("beta", "topology.istio.io/network: net2", "istio-remote"),
+        ("alpha", "topology.istio.io/network: net2", "istio-remote"),
+    ] {
+        for from in ["Same", "All"] {
+            text += &format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: {namespace}, labels: {{{labels}}}}}\n\
+                 spec: {{gatewayClassName: {class}, addresses: [{{value: 198.51.100.9}}], listeners: [{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {from}}}}}}}]}}\n---\n"
+            );
+        }
+    }
+    for controller in ["istio.io/mesh-controller", "istio.io/unmanaged-gateway", "x.y/z"] {
+        for waypoint_for in ["service", "all", "none"] {
+            text += &format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: mine, labels: {{istio.io/waypoint-for: {waypoint_for}}}, annotations: {{ambient.istio.io/waypoint-inbound-binding: PROXY/{}}}}}\nspec: {{controllerName: {controller}}}\n---\n",
+                controller.len()
+            );
+        }
+    }
+    for labels in ["", "ambit.io/waypoint-unready: pass", "topology.istio.io/network: net2"] {
+        text += &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: beta, labels: {{istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: alpha, {labels}}}}}\n---\n"
+        );
+    }
+    for (name, network) in [("wp", "net2"), ("vm", "net2"), ("vm", "net3")] {
+        text += &format!(
+            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: beta, labels: {{istio.io/use-waypoint: {name}, app: web}}}}\nspec: {{address: 192.0.2.1, network: {network}}}\n---\n"
+        );
+    }
+    for address in ["", ", podIP: 10.10.9.9"] {
+        text += &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: wp-0, namespace: alpha, labels: {{gateway.networking.k8s.io/gateway-name: wp}}}}\nspec: {{containers: []}}\nstatus: {{phase: Running{address}}}\n---\n"
+        );
+    }
+    for ip in ["10.96.9.1", "10.96.9.2"] {
+        text += &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: wp, namespace: alpha, labels: {{gateway.networking.k8s.io/gateway-name: wp}}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 15008}}]}}\n---\n"
+        );
+    }
+    for kind in ["Service", "Gateway"] {
+        let group = if kind == "Service" { "''" } else { "gateway.networking.k8s.io" };
+        text += &format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: attached, namespace: alpha}}\nspec: {{targetRefs: [{{group: {group}, kind: {kind}, name: wp}}, {{group: '', kind: Service, name: web}}], rules: [{{}}]}}\n---\n"
         );
     }
     for app in ["web", "db", "ztunnel"] {

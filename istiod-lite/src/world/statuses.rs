@@ -35,7 +35,9 @@ impl World {
                     if anew.insert(key.clone()) {
                         reasons.clear();
                     }
-                    reasons.push(fault.reason.clone());
+                    if !reasons.contains(&fault.reason) {
+                        reasons.push(fault.reason.clone());
+                    }
                     dirty.insert(Builder::Object(key.clone()));
                 }
             }
