@@ -95,7 +95,9 @@ pub enum StartError {
     #[error("{0}")]
     Kubernetes(String),
     /// The node's network namespace.
-    #[error("the node's network namespace: {0} (HOST_ROOT says where the node's /proc is mounted)")]
+    #[error(
+        "the node's network namespace cannot be opened: {0}. HOST_ROOT must say where the node's /proc is mounted, and the agent needs CAP_SYS_PTRACE; ALLOW_SWITCH_TO_HOST_NS=false does without, for an agent in the node's own network"
+    )]
     Node(String),
 }
 
@@ -229,7 +231,9 @@ async fn connect(
             (world, Marker::Directory(root.clone()))
         }
         None => {
-            not_pods = netns::NotPods::look(Some(&config.proc()));
+            if config.switch_to_host_netns {
+                not_pods = netns::NotPods::look(Some(&config.proc()));
+            }
             let client = cluster::connect().await.map_err(StartError::Kubernetes)?;
             let reach = signs.readiness.gate("kubernetes");
             let kubernetes = Kubernetes::watch(client.clone(), &config.node_name, reach);

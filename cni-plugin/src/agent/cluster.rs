@@ -5,8 +5,9 @@
 //! 3. whether the agent's DaemonSet is being deleted             ([`Daemonset`])
 
 use std::error::Error;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -67,9 +68,16 @@ pub(crate) fn explain(error: &kube::Error, Wish(verb, resource): Wish) -> String
         401 => format!(
             "the API server does not accept this agent's token: was its service account deleted or made again? ({said})"
         ),
-        403 => format!(
-            "this agent may not {verb} {resource}: its ClusterRole (Role, for daemonsets) must allow verb {verb} on {resource} ({said})"
-        ),
+        403 => {
+            let role = if resource == DAEMONSETS {
+                "Role"
+            } else {
+                "ClusterRole"
+            };
+            format!(
+                "this agent may not {verb} {resource}: its {role} must allow verb {verb} on {resource} ({said})"
+            )
+        }
         code => format!("the API server answered {code} to {verb} {resource}: {said}"),
     }
 }
@@ -114,27 +122,37 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Pauses between attempts: 0.4 s, doubling to 10 s, each a little different on every node, so that an API
+/// Pauses between attempts: 0.4 s, doubling to 5 s, each a little different on every node, so that an API
 /// server that comes back is not met by all nodes at once.
 #[derive(Debug, Default)]
-pub(crate) struct Patience(u32);
+pub(crate) struct Patience {
+    failures: u32,
+    last: Option<Instant>,
+}
 
 impl Iterator for Patience {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        use std::hash::{BuildHasher, RandomState};
-        let base = (400 << self.0.min(5)).min(10_000);
-        self.0 = self.0.saturating_add(1);
-        let jitter = RandomState::new().hash_one(self.0) % (base / 4);
-        Some(Duration::from_millis(base + jitter))
+        let over = self.last.is_some_and(|last| last.elapsed() > CALM);
+        self.failures = if over { 0 } else { self.failures };
+        self.last = Some(Instant::now());
+        let pause = pause(self.failures, RandomState::new().hash_one(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        Some(pause)
     }
 }
 
 impl kube::runtime::utils::Backoff for Patience {
-    fn reset(&mut self) {
-        self.0 = 0;
-    }
+    /// A watch calls this at every sign of life, and already the beginning of an attempt counts as one. So
+    /// only a time without failures makes the pauses short again.
+    fn reset(&mut self) {}
+}
+
+/// Pure: the pause after so many failures, with a quarter of it at `random`.
+fn pause(failures: u32, random: u64) -> Duration {
+    let base: u64 = (400 << failures.min(4)).min(5_000);
+    Duration::from_millis(base + random % (base / 4))
 }
 
 /// The DaemonSet that runs this agent, watched from the start: when the mesh is uninstalled, the right to
@@ -181,7 +199,7 @@ impl Daemonset {
                 Ok(watcher::Event::Delete(_)) => self.note(Fate::Gone),
                 Err(error) if fell_behind(&error) => {}
                 Err(error) => {
-                    let why = explain_watch(&error, "daemonsets");
+                    let why = explain_watch(&error, DAEMONSETS);
                     if why != said {
                         tracing::warn!("an uninstallation may go unnoticed: {why}");
                         said = why;
@@ -208,7 +226,7 @@ impl Daemonset {
         let asked = tokio::time::timeout(ASK, self.api.get_opt(&self.name)).await;
         let answer = match asked {
             Err(_) => Answer::None("the API server did not answer".to_owned()),
-            Ok(Err(error)) => Answer::None(explain(&error, Wish("get", "daemonsets"))),
+            Ok(Err(error)) => Answer::None(explain(&error, Wish("get", DAEMONSETS))),
             Ok(Ok(None)) => Answer::Is(Fate::Gone),
             Ok(Ok(Some(set))) => Answer::Is(Fate::of(set.metadata.deletion_timestamp.is_some())),
         };
@@ -216,6 +234,8 @@ impl Daemonset {
     }
 }
 
+const DAEMONSETS: &str = "daemonsets";
+const CALM: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
@@ -238,7 +258,7 @@ mod tests {
         let line = explain(&error, Wish("patch", "pods/status"));
         assert_eq!(
             line,
-            "this agent may not patch pods/status: its ClusterRole (Role, for daemonsets) must allow verb patch on pods/status (pods is forbidden: User \"x\")"
+            "this agent may not patch pods/status: its ClusterRole must allow verb patch on pods/status (pods is forbidden: User \"x\")"
         );
         let start = watcher::Error::WatchStartFailed(refusal(403, "no"));
         assert!(explain_watch(&start, "pods").contains("allow verb watch on pods"));
@@ -269,21 +289,22 @@ mod tests {
     }
 
     #[test]
-    fn pauses_grow_to_ten_seconds_and_begin_anew_after_a_success() {
+    fn pauses_grow_to_five_seconds_whatever_the_watch_makes_of_them() {
         use kube::runtime::utils::Backoff;
         let mut patience = Patience::default();
-        let pauses: Vec<u128> = patience
-            .by_ref()
-            .take(8)
-            .map(|pause| pause.as_millis())
+        let pauses: Vec<Duration> = (0..6)
+            .filter_map(|_| {
+                patience.reset();
+                patience.next()
+            })
             .collect();
-        assert!((400..500).contains(&pauses[0]), "{pauses:?}");
-        assert!((10_000..12_500).contains(&pauses[7]), "{pauses:?}");
-        assert!(
-            pauses.windows(2).take(4).all(|two| two[0] < two[1]),
-            "{pauses:?}"
-        );
-        patience.reset();
-        assert!(patience.next().unwrap() < Duration::from_millis(500));
+        assert!(pauses[0] < Duration::from_millis(500), "{pauses:?}");
+        assert!(pauses[5] >= Duration::from_secs(5), "{pauses:?}");
+        for (failures, least, most) in [(0, 400, 499), (3, 3200, 3999), (9, 5000, 6249)] {
+            assert_eq!(pause(failures, 0), Duration::from_millis(least));
+            let spread = most - least;
+            assert_eq!(pause(failures, spread), Duration::from_millis(most));
+            assert_eq!(pause(failures, spread + 1), Duration::from_millis(least));
+        }
     }
 }

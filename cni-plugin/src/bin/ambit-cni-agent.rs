@@ -54,7 +54,7 @@ struct Put {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(with_verb(std::env::args_os().collect()));
-    let log = match ops::log::init(&cli.log, cli.log_format) {
+    let log = match ops::log::init(&format!("{QUIET},{}", cli.log), cli.log_format) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("{error}");
@@ -86,6 +86,8 @@ fn with_verb(mut line: Vec<OsString>) -> Vec<OsString> {
     line
 }
 
+/// Their failures are told in our words, once, with what to look at.
+const QUIET: &str = "kube_client=off,kube_runtime=off";
 /// With one of these nothing is to be added.
 const WORDS: [&str; 8] = [
     "run",

@@ -7,6 +7,7 @@
 //! 5. after a failure the API is tried until it answers: meanwhile the agent is not ready
 //!    ([`Kubernetes::try_again`]); what was known stays
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,8 +56,8 @@ pub(crate) struct Kubernetes {
     asked: (mpsc::Sender<PodName>, mpsc::Receiver<PodName>),
     lookups: FuturesUnordered<BoxFuture<'static, Found>>,
     trial: Option<BoxFuture<'static, Result<(), String>>>,
-    /// The last complaint, so that it is not repeated every few seconds.
-    said: String,
+    /// Complaints since it last went well, so that none is repeated every few seconds.
+    said: BTreeSet<String>,
     /// Open while the API server answers.
     reach: Gate,
 }
@@ -88,7 +89,7 @@ impl Kubernetes {
             asked: mpsc::channel(LOOKUPS),
             lookups: FuturesUnordered::new(),
             trial: None,
-            said: String::new(),
+            said: BTreeSet::new(),
             reach,
         }
     }
@@ -283,9 +284,8 @@ impl Kubernetes {
     }
 
     fn complain(&mut self, why: String) {
-        if why != self.said {
+        if self.said.len() < COMPLAINTS && self.said.insert(why.clone()) {
             tracing::warn!("trying again: {why}");
-            self.said = why;
         }
     }
 }
@@ -345,6 +345,8 @@ const NAMESPACES: &str = "namespaces";
 const LOOKUPS: usize = 32;
 /// Within a runtime's patience of 5 s, with time left to enrol the pod.
 const LOOK_UP: Duration = Duration::from_secs(2);
+/// Texts may differ each time, by a port or a time in them.
+const COMPLAINTS: usize = 16;
 const TRIAL: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
 /// So that the owner gets to other work while a large cluster is listed.
