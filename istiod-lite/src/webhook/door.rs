@@ -94,7 +94,7 @@ impl Desk {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let arrived = tokio::time::timeout_at(deadline, self.read(request.into_body()));
         let (body, memory) = arrived.await.map_err(|_| Refused::TooSlow)??;
-        // A long one becomes, read, up to eighty times as long, and is alone.
+        // A long one takes, read, a multiple of what it took to write, and is alone.
         let weight = if body.len() > LONG { PLACES as u32 } else { 1 };
         let place = self.places.clone().acquire_many_owned(weight);
         let place = tokio::time::timeout_at(deadline, place).await;
@@ -155,8 +155,8 @@ fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full
     response
 }
 
-/// An object is at most 1.5 MiB in etcd; a review of a change holds the old one too.
-const LARGEST: usize = 4 * 1024 * 1024;
+/// An API server takes at most 3 MiB, etcd keeps at most 1.5; a review of a change holds the old one too.
+const LARGEST: usize = 5 * 1024 * 1024;
 /// Longer than any policy that somebody wrote by hand.
 const LONG: usize = 256 * 1024;
 /// KiB of all bodies together.

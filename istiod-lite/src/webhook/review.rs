@@ -21,6 +21,14 @@ use crate::metrics::{Admitted, NotAdmitted};
 
 /// The answer to a review; an error if it is none.
 pub(super) fn answer(judge: &Judge, body: &[u8]) -> serde_json::Result<Bytes> {
+    let nested = body
+        .iter()
+        .filter(|byte| matches!(byte, b'{' | b'['))
+        .count();
+    if nested > MOST_NESTED {
+        let why = format!("{nested} objects and lists are more than {MOST_NESTED}; split it");
+        return Err(serde_json::Error::custom(why));
+    }
     let review: Review<Request> = serde_json::from_slice(body)?;
     if review.api_version != VERSION {
         let why = format!("apiVersion {:?} is not {VERSION}", review.api_version);
@@ -247,6 +255,10 @@ fn clipped(text: &str, most: usize) -> String {
     format!("{}…", &text[..end])
 }
 
+/// Of all there are in the object, in the old one and in what kubectl notes of both: some thousand
+/// sources in one policy. An object of one field takes eight bytes to write and six hundred to hold,
+/// so 4 MiB of them, unread, would be what a container may have at all.
+const MOST_NESTED: usize = 128 * 1024;
 const VERSION: &str = "admission.k8s.io/v1";
 /// An API server cuts warnings that are longer.
 const WARNING: usize = 256;

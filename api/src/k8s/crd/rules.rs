@@ -7,10 +7,11 @@
 
 use serde_json::{Value, json};
 
-use super::DefinitionError;
-use super::schema::{self};
+use super::{DefinitionError, schema};
 use crate::k8s::check::words;
 use crate::k8s::objects::Kind;
+
+use Limit::{Number, Word, Words};
 
 /// Something true of every object that is admitted.
 struct Rule {
@@ -115,8 +116,6 @@ fn rules(kind: Kind) -> &'static [Rule] {
         _ => &[],
     }
 }
-
-use Limit::{Number, Word, Words};
 
 const POLICY_LIMITS: &[At] = &[
     ("rules", "maxItems", Number(512)),

@@ -339,6 +339,20 @@ fn what_is_no_review_is_an_error() {
     assert!(answer(&judge, deep.as_bytes()).is_err());
 }
 
+#[test]
+fn what_would_be_far_longer_read_than_written_is_not_read() {
+    let of = |entries: usize| {
+        let spec = json!({"rules": vec![json!({}); entries]});
+        answer(
+            &judge(),
+            created("AuthorizationPolicy", &spec).to_string().as_bytes(),
+        )
+    };
+    assert!(of(500).is_ok());
+    let error = of(MOST_NESTED).unwrap_err();
+    assert!(error.to_string().contains("split it"), "{error}");
+}
+
 /// Any JSON, with names that mean something here and there.
 fn hostile() -> impl Strategy<Value = Value> {
     let word = prop_oneof![
