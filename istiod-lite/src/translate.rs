@@ -15,7 +15,7 @@
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`peer_authentication`] | PeerAuthentication | Authorization, and who must obey which |
-//! | [`balance`], [`ports`], [`locality`], [`names`] | parts of the above | |
+//! | [`balance`], [`ports`], [`locality`], [`names`], [`trust`] | parts of the above | |
 
 pub mod balance;
 pub mod endpoint_slice;
@@ -29,6 +29,7 @@ pub mod ports;
 pub mod resource;
 pub mod service;
 pub mod service_entry;
+pub mod trust;
 pub mod waypoint;
 pub mod workload_entry;
 
@@ -46,6 +47,8 @@ pub struct Cluster {
     pub id: String,
     /// Trust domain as the wire has it: empty stands for `cluster.local`.
     pub trust_domain: String,
+    /// Trust domain under all its names.
+    pub trust_domains: trust::TrustDomains,
     /// DNS domain of Kubernetes services.
     pub domain: String,
     /// The network its workloads are on; empty is the default network.

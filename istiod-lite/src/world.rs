@@ -30,6 +30,7 @@ use crate::status::{Book, Desired};
 use crate::translate::policy::Reading;
 pub use crate::translate::resource::Resource;
 use crate::translate::service_entry::Visibility;
+use crate::translate::trust::TrustDomains;
 pub use crate::translate::waypoint::Unready;
 use crate::translate::{Cluster, Labels};
 use addresses::Addresses;
@@ -171,6 +172,7 @@ struct Output {
 impl World {
     /// An empty world.
     pub fn new(settings: Settings) -> Self {
+        let domains = TrustDomains::new(&settings.trust_domain, &settings.trust_domain_aliases);
         let cluster = Cluster {
             id: settings.cluster_id.clone(),
             trust_domain: if settings.trust_domain == "cluster.local" {
@@ -178,6 +180,7 @@ impl World {
             } else {
                 settings.trust_domain.clone()
             },
+            trust_domains: domains.clone(),
             domain: settings.cluster_domain.clone(),
             network: String::new(),
         };
@@ -193,10 +196,7 @@ impl World {
             reading: Reading {
                 root_namespace: settings.root_namespace.clone(),
                 dry_run_is_sent: settings.dry_run,
-                trust_domains: std::iter::once(&settings.trust_domain)
-                    .chain(&settings.trust_domain_aliases)
-                    .cloned()
-                    .collect(),
+                trust_domains: domains,
             },
             moved: BTreeSet::new(),
             recomputed: 0,

@@ -83,7 +83,11 @@ fn tangled() -> Vec<Object> {
             );
         }
     }
-    for controller in ["istio.io/mesh-controller", "istio.io/unmanaged-gateway", "x.y/z"] {
+    for controller in [
+        "istio.io/mesh-controller",
+        "istio.io/unmanaged-gateway",
+        "x.y/z",
+    ] {
         for waypoint_for in ["service", "all", "none"] {
             text += &format!(
                 "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: mine, labels: {{istio.io/waypoint-for: {waypoint_for}}}, annotations: {{ambient.istio.io/waypoint-inbound-binding: PROXY/{}}}}}\nspec: {{controllerName: {controller}}}\n---\n",
@@ -91,7 +95,11 @@ fn tangled() -> Vec<Object> {
             );
         }
     }
-    for labels in ["", "ambit.io/waypoint-unready: pass", "topology.istio.io/network: net2"] {
+    for labels in [
+        "",
+        "ambit.io/waypoint-unready: pass",
+        "topology.istio.io/network: net2",
+    ] {
         text += &format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: beta, labels: {{istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: alpha, {labels}}}}}\n---\n"
         );
@@ -112,7 +120,11 @@ fn tangled() -> Vec<Object> {
         );
     }
     for kind in ["Service", "Gateway"] {
-        let group = if kind == "Service" { "''" } else { "gateway.networking.k8s.io" };
+        let group = if kind == "Service" {
+            "''"
+        } else {
+            "gateway.networking.k8s.io"
+        };
         text += &format!(
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: attached, namespace: alpha}}\nspec: {{targetRefs: [{{group: {group}, kind: {kind}, name: wp}}, {{group: '', kind: Service, name: web}}], rules: [{{}}]}}\n---\n"
         );
@@ -403,6 +415,9 @@ fn a_change_costs_what_depends_on_it() {
         ("strictness for an application", peer("ns-5", "{selector: {matchLabels: {app: app-1}}, mtls: {mode: STRICT}}"), 102, 101),
         ("strictness for a namespace", peer("ns-4", "{mtls: {mode: STRICT}}"), 1002, 1000),
         ("a namespace's services are near", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-6, annotations: {networking.istio.io/traffic-distribution: PreferClose}}\n".into(), 1010, 10),
+        ("a namespace gets a label nobody asks for", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-7, labels: {team: x}}\n".into(), 0, 0),
+        ("a namespace names a waypoint", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-7, labels: {istio.io/use-waypoint: wp}}\n".into(), 1010, 1010),
+        ("another namespace does", "apiVersion: v1\nkind: Namespace\nmetadata: {name: empty, labels: {istio.io/use-waypoint: wp}}\n".into(), 0, 0),
     ];
     for (what, text, made, changed) in steps {
         let before = world.recomputed();
@@ -414,6 +429,37 @@ fn a_change_costs_what_depends_on_it() {
             "{what}"
         );
     }
+}
+
+#[test]
+fn a_mesh_with_several_names_means_the_same_identity_by_all_of_them() {
+    let mut world = World::new(Settings {
+        trust_domain: "new.org".into(),
+        trust_domain_aliases: vec!["old.org".into()],
+        ..Settings::default()
+    });
+    set(
+        &mut world,
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {rules: [{from: [{source: {principals: [old.org/ns/a/sa/b]}}], when: [{key: source.principal, notValues: [new.org/ns/a/sa/c]}]}]}\n---\n\
+         apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: a}\nspec: {hosts: [h.x], addresses: [192.0.2.1], subjectAltNames: ['spiffe://old.org/ns/a/sa/b'], ports: [{number: 80, name: http}]}\n",
+    );
+    let resources = scenario::resources(&world);
+    let policy = &resources[&("authorizations", "a/p".to_owned())]["groups"][0]["rules"];
+    let exact =
+        |texts: [&str; 2]| serde_json::json!(texts.map(|text| serde_json::json!({"exact": text})));
+    assert_eq!(
+        policy[0]["matches"][0]["principals"],
+        exact(["new.org/ns/a/sa/b", "old.org/ns/a/sa/b"])
+    );
+    assert_eq!(
+        policy[1]["matches"][0]["notPrincipals"],
+        exact(["new.org/ns/a/sa/c", "old.org/ns/a/sa/c"])
+    );
+    let service = &resources[&("addresses", "a/h.x".to_owned())]["service"];
+    assert_eq!(
+        service["subjectAltNames"],
+        serde_json::json!(["spiffe://new.org/ns/a/sa/b", "spiffe://old.org/ns/a/sa/b"])
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ use api::security::{
 use ipnet::IpNet;
 
 use super::pod::octets;
+use super::trust::TrustDomains;
 use super::{Labels, value};
 
 /// What matters of an AuthorizationPolicy.
@@ -71,8 +72,8 @@ pub struct Reading {
     pub root_namespace: String,
     /// Whether dry-run policies are sent.
     pub dry_run_is_sent: bool,
-    /// Trust domains that are one and the same; fewer than two if there is but ours.
-    pub trust_domains: Vec<String>,
+    /// Ours, under all its names.
+    pub trust_domains: TrustDomains,
 }
 
 impl Policy {
@@ -313,8 +314,8 @@ fn source(source: &Source, namespace: &str, reading: &Reading, unseen: &mut Vec<
     Match {
         namespaces: strings(&source.namespaces),
         not_namespaces: strings(&source.not_namespaces),
-        principals: strings(&reading.everywhere(&source.principals)),
-        not_principals: strings(&reading.everywhere(&source.not_principals)),
+        principals: strings(&reading.trust_domains.principals(&source.principals)),
+        not_principals: strings(&reading.trust_domains.principals(&source.not_principals)),
         source_ips: blocks(&source.ip_blocks),
         not_source_ips: blocks(&source.not_ip_blocks),
         service_accounts: accounts(&source.service_accounts, namespace),
@@ -337,8 +338,8 @@ fn condition(condition: &Condition, reading: &Reading, unseen: &mut Vec<String>)
             ..Match::default()
         },
         "source.principal" => Match {
-            principals: strings(&reading.everywhere(values)),
-            not_principals: strings(&reading.everywhere(nots)),
+            principals: strings(&reading.trust_domains.principals(values)),
+            not_principals: strings(&reading.trust_domains.principals(nots)),
             ..Match::default()
         },
         "destination.ip" => Match {
@@ -367,32 +368,6 @@ fn see_not<const N: usize>(unseen: &mut Vec<String>, fields: [(&str, &Vec<String
             .filter(|(_, values)| !values.is_empty())
             .map(|(name, _)| name.to_owned()),
     );
-}
-
-impl Reading {
-    /// The same identities in all trust domains that are one: what names one of them by its first
-    /// part means it in each. A pattern for the trust domain itself is left as it is.
-    fn everywhere(&self, principals: &[String]) -> Vec<String> {
-        let mut all: Vec<String> = Vec::with_capacity(principals.len());
-        for principal in principals {
-            let rest = principal.split_once('/').filter(|(domain, _)| {
-                self.trust_domains.len() > 1 && self.trust_domains.iter().any(|it| it == domain)
-            });
-            let same: Vec<String> = match rest {
-                Some((_, rest)) => {
-                    let domains = self.trust_domains.iter();
-                    domains.map(|domain| format!("{domain}/{rest}")).collect()
-                }
-                None => vec![principal.clone()],
-            };
-            for principal in same {
-                if !all.contains(&principal) {
-                    all.push(principal);
-                }
-            }
-        }
-        all
-    }
 }
 
 fn strings(texts: &[String]) -> Vec<StringMatch> {
@@ -441,49 +416,4 @@ fn accounts(texts: &[String], namespace: &str) -> Vec<ServiceAccountMatch> {
         }
     };
     texts.iter().map(one).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Reading;
-
-    #[test]
-    fn an_identity_means_the_same_in_every_trust_domain_that_is_ours() {
-        let reading = Reading {
-            trust_domains: vec!["new.org".into(), "old.org".into()],
-            ..Reading::default()
-        };
-        let everywhere = |texts: &[&str]| {
-            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-            reading.everywhere(&texts)
-        };
-        assert_eq!(
-            everywhere(&[
-                "old.org/ns/a/sa/b",
-                "new.org/ns/a/sa/b",
-                "else.org/ns/a/sa/b",
-                "*/sa/b",
-                "*"
-            ]),
-            [
-                "new.org/ns/a/sa/b",
-                "old.org/ns/a/sa/b",
-                "else.org/ns/a/sa/b",
-                "*/sa/b",
-                "*"
-            ]
-        );
-        assert_eq!(
-            everywhere(&["old.org/ns/a/*"]),
-            ["new.org/ns/a/*", "old.org/ns/a/*"]
-        );
-        let alone = Reading {
-            trust_domains: vec!["new.org".into()],
-            ..Reading::default()
-        };
-        assert_eq!(
-            alone.everywhere(&["new.org/ns/a/sa/b".to_owned()]),
-            ["new.org/ns/a/sa/b"]
-        );
-    }
 }

@@ -188,7 +188,7 @@ impl ServiceEntry {
             hostname: host.name.clone(),
             addresses,
             ports: ports::listed(&self.ports),
-            subject_alt_names: self.subject_alt_names.clone(),
+            subject_alt_names: cluster.trust_domains.names(&self.subject_alt_names),
             load_balancing: self.balancing(namespace),
             canonical: host.canonical,
             visibility: if visibility == Visibility::Namespace {
