@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
-use k8s_openapi::api::core::v1::{Namespace, Node as NodeObject, Pod as PodObject};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node as NodeObject, Pod as PodObject};
 use kube::{
     Api, Client, ResourceExt,
     api::{
@@ -190,6 +190,47 @@ impl Cluster {
             Scope::Namespaced => Api::namespaced_with(self.client.clone(), namespace, resource),
         };
         Ok((api, name))
+    }
+
+    /// A condition in the status of an object, as soon as there is one.
+    pub async fn condition(
+        &self,
+        namespace: &str,
+        (version, kind): (&str, &str),
+        name: &str,
+        condition: &str,
+    ) -> Result<Value> {
+        wait::eventually(
+            &format!("{kind} {name} has a condition {condition}"),
+            || async {
+                let object = self.object(namespace, version, kind, name).await?;
+                let conditions = object.data["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                conditions
+                    .into_iter()
+                    .find(|found| found["type"] == condition)
+                    .with_context(|| format!("its status: {}", object.data["status"]))
+            },
+        )
+        .await
+    }
+
+    /// What has happened in a namespace, a line each: object, reason, message.
+    pub async fn events(&self, namespace: &str) -> Result<Vec<String>> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
+        let events = api.list(&ListParams::default()).await?.items.into_iter();
+        Ok(events
+            .map(|event| {
+                let object = event.involved_object.name.unwrap_or_default();
+                format!(
+                    "{object} {}: {}",
+                    event.reason.unwrap_or_default(),
+                    event.message.unwrap_or_default()
+                )
+            })
+            .collect())
     }
 
     /// The pods of a namespace that carry these labels (`app=web,tier!=db`).

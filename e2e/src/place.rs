@@ -161,6 +161,14 @@ impl Place {
             .await
     }
 
+    /// Waits until a Deployment has all its pods.
+    pub async fn all_ready(&self, deployment: &str) -> Result<()> {
+        self.cluster
+            .mesh()
+            .rolled_out_in::<k8s_openapi::api::apps::v1::Deployment>(&self.name, deployment)
+            .await
+    }
+
     /// Labels a pod.
     pub async fn label_pod(&self, pod: &Pod, key: &str, value: Option<&str>) -> Result<()> {
         let patch = json!({ "metadata": { "labels": { key: value } } });

@@ -18,8 +18,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt, stream};
-use k8s_openapi::{api::core::v1::Event, jiff::Timestamp};
-use kube::{Api, ResourceExt, api::ListParams};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use tokio::sync::Mutex;
 
 use crate::{
@@ -142,7 +142,7 @@ async fn run(cluster: Cluster, case: Case, number: u32) -> Outcome {
         Ok(()) => test.mesh().no_panic_since(test.began).await,
         Err(error) => Err(error),
     };
-    let error = result.err().map(|error| format!("{error:#}"));
+    let error = result.err().map(|error| said(&error));
     if let Some(error) = &error
         && let Err(problem) = dump(&test, case.name, error).await
     {
@@ -163,6 +163,19 @@ async fn run(cluster: Cluster, case: Case, number: u32) -> Outcome {
         notes,
         error,
     }
+}
+
+/// The causes of an error in one line; of the API server's, its message alone.
+fn said(error: &anyhow::Error) -> String {
+    let causes: Vec<String> = error
+        .chain()
+        .map(|cause| match cause.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) => status.message.clone(),
+            _ => cause.to_string(),
+        })
+        .take_while(|text| !text.is_empty())
+        .collect();
+    causes.join(": ")
 }
 
 #[allow(clippy::print_stdout)] // what a person or a machine reads of the run
@@ -207,21 +220,7 @@ async fn dump(test: &Test, name: &str, error: &str) -> Result<()> {
         }
     }
     for place in test.places.lock().await.iter() {
-        let events: Api<Event> = Api::namespaced(test.cluster.client.clone(), &place.name);
-        let lines: Vec<String> = events
-            .list(&ListParams::default())
-            .await?
-            .items
-            .into_iter()
-            .map(|event| {
-                format!(
-                    "{} {}: {}",
-                    event.involved_object.name.unwrap_or_default(),
-                    event.reason.unwrap_or_default(),
-                    event.message.unwrap_or_default()
-                )
-            })
-            .collect();
+        let lines = test.cluster.events(&place.name).await?;
         fs::write(
             folder.join(format!("{}-events", place.name)),
             lines.join("\n"),

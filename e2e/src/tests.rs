@@ -2,7 +2,15 @@
 
 use crate::run::Case;
 
+mod enrol;
 mod identity;
+mod plain;
+mod plugin;
+mod policy;
+mod probes;
+mod services;
+mod wire;
+mod workloads;
 
 macro_rules! cases {
     ($loud:literal: $($module:ident { $($name:ident)+ })+) => {
@@ -19,6 +27,61 @@ pub fn all() -> Vec<Case> {
     let quiet = cases! { false:
         identity {
             across_nodes_the_server_side_sees_the_clients_account
+            on_one_node_the_server_side_sees_the_clients_account
+            a_reused_address_never_answers_for_the_pod_that_had_it
+            a_label_on_a_running_pod_wins_over_its_namespace
+        }
+        enrol {
+            a_busy_namespace_enters_the_mesh_and_nothing_fails
+            a_busy_namespace_leaves_the_mesh_and_nothing_fails
+            a_busy_deployment_is_replaced_and_nothing_fails
+            a_busy_pod_is_deleted_and_nothing_fails
+        }
+        probes {
+            every_kind_of_probe_works_under_strict
+            a_pod_whose_application_is_down_is_not_ready
+            other_processes_of_the_node_do_not_pass_as_kubelet
+        }
+        policy {
+            a_policy_allows_by_principal_and_the_refusal_names_it
+            a_policy_denies_by_principal_and_names_itself
+            a_policy_allows_by_service_account
+            a_policy_allows_by_namespace
+            a_policy_allows_by_address
+            a_policy_denies_one_port_and_leaves_the_other
+            a_policy_with_a_selector_leaves_other_pods_alone
+            deny_comes_before_allow
+            a_policy_without_rules_denies_everybody
+            a_new_denial_ends_connections_that_are_open
+            plain_text_passes_in_permissive_and_is_refused_in_strict
+            a_port_may_be_let_off_strict
+            the_status_of_a_policy_says_whether_it_is_in_force
+        }
+        services {
+            a_cluster_address_reaches_every_pod_behind_it
+            a_node_port_answers_on_every_node
+            a_headless_service_with_a_stateful_set_gives_each_pod_a_name
+            an_external_name_leads_to_the_service_it_names
+            a_dual_stack_service_is_reached_by_both_families
+            the_api_server_and_the_name_server_are_reached_from_the_mesh
+        }
+        workloads {
+            a_pod_in_the_nodes_network_stays_outside
+            a_daemon_set_is_in_the_mesh_on_every_node
+            a_job_calls_the_mesh_from_its_first_instruction_and_completes
+            nginx_redis_and_postgres_serve_their_own_clients
+        }
+        plain {
+            a_refused_plain_client_is_reset_and_the_log_says_why
+            the_api_server_knows_a_meshed_pods_account_and_keeps_it_informed
+            names_mean_the_same_in_the_mesh_as_outside
+        }
+        wire {
+            between_nodes_only_tls_to_15008_crosses_the_link
+            an_address_that_changes_hands_brings_no_rights_along
+        }
+        plugin {
+            cnitool_adds_checks_and_deletes_in_every_version
         }
     };
     quiet.into_iter().collect()
