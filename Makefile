@@ -40,7 +40,7 @@ bench: deps build ## measurements beside raw sockets, bare forwarders and, with 
 images:          ## images of the parts (BASE=image|debootstrap HUB= TAG= PROFILE=release|dev PUSH=1); prints digests
 	cargo build --profile $(PROFILE) --workspace --bins
 	$(if $(filter release,$(PROFILE)),cargo rustc --release -p cni-plugin --bin ambit-cni -- -C target-feature=+crt-static)
-	manifests/images/build target/$(PROFILE:dev=debug) target/images
+	$(if $(filter dev,$(PROFILE)),GZIP_LEVEL=1) manifests/images/build target/$(PROFILE:dev=debug) target/images
 
 manifests:       ## manifests/ambit.yaml anew from the chart, and what helm says of it
 	manifests/render
