@@ -93,6 +93,7 @@ async fn keep(
     stop: CancellationToken,
 ) {
     let mut current: Option<Candidate> = None;
+    let mut announced = None;
     let mut missing = false;
     loop {
         let alive = current.as_ref().is_some_and(|known| {
@@ -106,14 +107,11 @@ async fn keep(
             match choose(by, uid, &looked) {
                 Some(sign) => {
                     missing = false;
-                    told.send_if_modified(|known| {
-                        let new = *known != sign;
-                        if new {
-                            announce(by, &sign);
-                        }
-                        *known = sign;
-                        new
-                    });
+                    if announced.as_ref() != Some(&sign) {
+                        announce(by, &sign);
+                        announced = Some(sign.clone());
+                    }
+                    told.send_if_modified(|known| std::mem::replace(known, sign.clone()) != sign);
                 }
                 // It is being restarted, or this node has none: what was known stays.
                 None if !std::mem::replace(&mut missing, true) => tracing::warn!(
