@@ -121,11 +121,6 @@ impl Authority {
         self.current.load().parts.crl.clone()
     }
 
-    /// What we sign with, as it was found.
-    fn parts(&self) -> Parts {
-        self.current.load().parts.clone()
-    }
-
     /// When the first of the roots, and when the signer, stop being valid (seconds since 1970).
     pub fn expiries(&self) -> (i64, i64) {
         let material = self.current.load();

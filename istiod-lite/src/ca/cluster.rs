@@ -20,8 +20,8 @@ use ops::drain::Drain;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::material::{Material, MaterialError};
-use super::{Authority, Lifetimes, root, secret};
+use super::material::{Material, MaterialError, Parts};
+use super::{Abrupt, Authority, Lifetimes, root, secret};
 use crate::cluster::{Connection, Health};
 use crate::metrics::Metrics;
 use crate::write::{ROOTS_KEY, ROOTS_NAME, follow};
@@ -59,6 +59,7 @@ pub async fn open(
         seen: Seen::default(),
         authority: None,
         opened: Some(opened),
+        held_back: None,
         said: String::new(),
     };
     tokio::spawn(keeper.run(heard, drain.accepting().clone()));
@@ -135,6 +136,10 @@ fn choose<'a>(place: &'a Place, seen: &'a Seen) -> Choice<'a> {
 enum Unusable {
     #[error("Secret {0}: {1}")]
     Material(String, #[source] MaterialError),
+    #[error(
+        "Secret {0} came before the mesh was told the root of its signer; when that root is in ConfigMap istio-ca-root-cert and every proxy has it, write the Secret again (kubectl annotate secret {0} ambit.io/swap=now --overwrite)"
+    )]
+    HeldBack(String),
     #[error("there is no Secret {0} (--ca-secret)")]
     Missing(String),
     #[error(
@@ -162,6 +167,9 @@ struct Keeper {
     seen: Seen,
     authority: Option<InUse>,
     opened: Option<oneshot::Sender<Arc<Authority>>>,
+    /// The Secret, by name and version, whose signer came before its root was told. It is not
+    /// taken up by itself once the root is: only its writer knows when every proxy has the root.
+    held_back: Option<(String, Option<String>)>,
     /// The last complaint, said once.
     said: String,
 }
@@ -170,6 +178,22 @@ struct Keeper {
 struct InUse {
     authority: Arc<Authority>,
     from: String,
+    /// What it says, without further roots.
+    bare: Parts,
+}
+
+impl InUse {
+    /// The same signer, with these roots beside its own.
+    fn tell(&self, further: &str, metrics: &Metrics) -> Result<(), MaterialError> {
+        if self
+            .authority
+            .adopt(secret::with_further(self.bare.clone(), further))?
+        {
+            metrics.expiries(self.authority.expiries());
+            tracing::info!("roots changed");
+        }
+        Ok(())
+    }
 }
 
 impl Keeper {
@@ -237,15 +261,34 @@ impl Keeper {
         if let Some(error) = unread {
             tracing::warn!(%error, "a root of ConfigMap istio is left out");
         }
-        let parts = secret::with_further(secret::parts(secret).map_err(refused)?, &further);
+        let bare = secret::parts(secret).map_err(refused)?;
+        let parts = secret::with_further(bare.clone(), &further);
+        let version = (name.clone(), secret.metadata.resource_version.clone());
         if let Some(in_use) = &mut self.authority {
-            let changed = in_use.authority.adopt(parts).map_err(refused)?;
-            in_use.from.clone_from(&name);
-            if changed {
-                self.metrics.expiries(in_use.authority.expiries());
-                tracing::info!(secret = name, "signing certificate or roots changed");
+            if self.held_back.as_ref() == Some(&version) {
+                in_use.tell(&further, &self.metrics).map_err(refused)?;
+                return Err(Unusable::HeldBack(name));
             }
-            return Ok(());
+            match in_use.authority.adopt(parts) {
+                Ok(changed) => {
+                    self.held_back = None;
+                    in_use.from.clone_from(&name);
+                    in_use.bare = bare;
+                    if changed {
+                        self.metrics.expiries(in_use.authority.expiries());
+                        tracing::info!(secret = name, "signing certificate or roots changed");
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    if matches!(error, MaterialError::Abrupt(Abrupt::Untold { .. })) {
+                        self.held_back = Some(version);
+                    }
+                    // Further roots are told whatever becomes of the signer.
+                    in_use.tell(&further, &self.metrics).map_err(refused)?;
+                    return Err(refused(error));
+                }
+            }
         }
         let material = Material::check(parts).map_err(refused)?;
         self.compare_with_told(&material).await;
@@ -259,6 +302,7 @@ impl Keeper {
         self.authority = Some(InUse {
             authority,
             from: name,
+            bare,
         });
         Ok(())
     }
@@ -289,7 +333,7 @@ impl Keeper {
         let parts = match &self.authority {
             Some(in_use) if in_use.from == secret::OWN => {
                 tracing::warn!("Secret istio-ca-secret is gone; put back");
-                in_use.authority.parts()
+                in_use.bare.clone()
             }
             Some(in_use) => return Err(Unusable::Gone(in_use.from.clone())),
             None => {
