@@ -51,26 +51,43 @@ pub struct Feed {
     debounce: Debounce,
     addresses: Option<AutomaticAddresses>,
     said: HashSet<Fault>,
+    /// Everything was read.
+    is_running: bool,
     views: Views,
     metrics: Arc<Metrics>,
 }
 
 enum Source {
-    Directory(Box<Directory>),
+    Directory {
+        directory: Box<Directory>,
+        is_read: bool,
+    },
     Cluster(Box<Cluster>),
 }
 
 impl Source {
     async fn next(&mut self) -> Vec<Change> {
         match self {
-            Self::Directory(directory) => directory.next().await,
+            Self::Directory { directory, is_read } => {
+                let changes = directory.next().await;
+                *is_read = true;
+                changes
+            }
             Self::Cluster(cluster) => cluster.next().await,
+        }
+    }
+
+    /// Whether everything that was there at the start has been handed out.
+    fn is_read(&self) -> bool {
+        match self {
+            Self::Directory { is_read, .. } => *is_read,
+            Self::Cluster(cluster) => cluster.is_read(),
         }
     }
 
     fn faults(&self) -> Vec<Fault> {
         match self {
-            Self::Directory(directory) => directory.faults(),
+            Self::Directory { directory, .. } => directory.faults(),
             Self::Cluster(cluster) => cluster.faults(),
         }
     }
@@ -156,11 +173,9 @@ impl Feed {
                     Ok(feed) => feed,
                     Err(error) => return drop(opened.send(Err(error))),
                 };
-                let Some(everything) = stop.run_until_cancelled(feed.source.next()).await else {
+                if stop.run_until_cancelled(feed.read()).await.is_none() {
                     return;
-                };
-                feed.take(everything);
-                feed.publish();
+                }
                 let _ = opened.send(Ok(()));
                 feed.run(stop).await;
             });
@@ -186,7 +201,10 @@ impl Feed {
             Origin::Directory { config, state } => {
                 let file = state.join("automatic-addresses");
                 addresses = Some(AutomaticAddresses::restore(file, &mut world)?);
-                Source::Directory(Box::new(Directory::open(config)?))
+                Source::Directory {
+                    directory: Box::new(Directory::open(config)?),
+                    is_read: false,
+                }
             }
         };
         Ok(Self {
@@ -197,9 +215,26 @@ impl Feed {
             statuses: fill.statuses,
             debounce,
             said: HashSet::new(),
+            is_running: false,
             views: fill.views,
             metrics,
         })
+    }
+
+    /// Takes in everything there is. What is said of a part of it would be wrong a moment later.
+    async fn read(&mut self) {
+        while !self.source.is_read() {
+            let changes = self.source.next().await;
+            self.take(changes);
+        }
+        self.is_running = true;
+        let mut remarks: Vec<_> = self.world.remarks().collect();
+        remarks.sort_unstable();
+        remarks
+            .iter()
+            .for_each(|(object, remark)| say(object, remark));
+        self.statuses.send_replace(self.world.statuses().clone());
+        self.publish();
     }
 
     async fn run(mut self, stop: CancellationToken) {
@@ -214,22 +249,23 @@ impl Feed {
     }
 
     fn take(&mut self, changes: Vec<Change>) {
-        if matches!(self.source, Source::Directory(_)) {
+        // A cluster counts by itself: it can tell what is new.
+        if matches!(self.source, Source::Directory { .. }) {
             changes.iter().for_each(|change| self.count(change));
         }
         self.say_faults();
         self.note_names(&changes);
         let pods: Vec<ObjectKey> = changes.iter().filter_map(pod).collect();
         let changed = self.world.apply(changes);
-        // Taken, but not all of it counts: whoever wrote the object should hear of it once.
-        for (object, remark) in &changed.remarks {
-            tracing::warn!(%object, remark, "object taken with a remark");
-        }
         self.note_pods(&pods);
+        if self.is_running {
+            let remarks = changed.remarks.iter();
+            remarks.for_each(|(object, remark)| say(object, remark));
+        }
         if let Some(addresses) = &mut self.addresses {
             addresses.keep(&self.world);
         }
-        if !changed.statuses.is_empty() {
+        if self.is_running && !changed.statuses.is_empty() {
             self.statuses.send_replace(self.world.statuses().clone());
         }
         if changed.addresses.is_empty() && changed.authorizations.is_empty() {
@@ -323,6 +359,11 @@ impl Feed {
         };
         self.metrics.object_event(kind, event);
     }
+}
+
+/// Taken, but not all of it counts: whoever wrote the object should hear of it once.
+fn say(object: &ObjectKey, remark: &str) {
+    tracing::warn!(%object, remark, "object taken with a remark");
 }
 
 /// `file:line: object: reason`; without the file where it came from an API server.

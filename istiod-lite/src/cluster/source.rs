@@ -3,7 +3,7 @@
 //! 1. the definitions in the cluster say which kinds there are           ([`super::definitions`])
 //! 2. each kind is followed by a task of its own                         ([`super::watch`])
 //! 3. what they say is taken in, one after the other, by the book        ([`super::book`])
-//! 4. the first batch is everything; it waits for the end of every list
+//! 4. the first batches, to the end of every list, are everything there is  ([`Cluster::is_read`])
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -44,7 +44,7 @@ pub struct Cluster {
     tasks: BTreeMap<Kind, AbortOnDropHandle<()>>,
     _always: [AbortOnDropHandle<()>; 2],
     changes: Vec<Change>,
-    first: bool,
+    read: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -80,7 +80,7 @@ impl Cluster {
                 AbortOnDropHandle::new(tokio::spawn(probe)),
             ],
             changes: Vec::new(),
-            first: true,
+            read: false,
             metrics,
         };
         for kind in NATIVE {
@@ -89,16 +89,12 @@ impl Cluster {
         cluster
     }
 
-    /// The next batch of changes; an empty one says that a fault is over. The first is everything
-    /// there is, and is waited for. Dropping the future loses nothing.
+    /// The next batch of changes; an empty one says that a fault is over, or that everything is read.
+    /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Vec<Change> {
         let mut heard = Vec::new();
         loop {
-            let any = !self.changes.is_empty() || self.book.take_faults_moved();
-            if self.is_complete() && (any || self.first) {
-                if std::mem::take(&mut self.first) {
-                    tracing::info!(objects = self.book.len(), "the cluster is read");
-                }
+            if self.is_due() {
                 return std::mem::take(&mut self.changes);
             }
             // We hold a sender: there is always a next.
@@ -109,6 +105,23 @@ impl Cluster {
         }
     }
 
+    /// Whether everything that was there at the start has been handed out.
+    pub fn is_read(&self) -> bool {
+        self.read
+    }
+
+    fn is_due(&mut self) -> bool {
+        if self.read {
+            return self.book.take_faults_moved() || !self.changes.is_empty();
+        }
+        self.read = self.definitions_known && self.book.is_complete();
+        if self.read {
+            tracing::info!(objects = self.book.len(), "the cluster is read");
+        }
+        // Not all at once: ours are a fraction of what they are as Kubernetes' structs.
+        self.read || self.changes.len() >= BATCH
+    }
+
     /// The kinds that are defined, now and whenever it changes.
     pub fn kinds(&self) -> tokio::sync::watch::Receiver<Kinds> {
         self.told.subscribe()
@@ -117,10 +130,6 @@ impl Cluster {
     /// The faults that stand now, in the order of kinds and names.
     pub fn faults(&self) -> Vec<Fault> {
         self.book.faults()
-    }
-
-    fn is_complete(&self) -> bool {
-        !self.first || (self.definitions_known && self.book.is_complete())
     }
 
     fn take(&mut self, heard: Heard) {
@@ -214,4 +223,6 @@ fn label(did: Did) -> &'static str {
 }
 
 /// Events that wait: at most a page of each kind waits beside them in its watch.
-const QUEUE: usize = 1024;
+const QUEUE: usize = 256;
+/// Changes handed out at once while everything is read.
+const BATCH: usize = 512;
