@@ -61,9 +61,13 @@ impl Mirror {
                     new: (key, desired),
                     ..
                 } => (key, desired),
-                // The object went, and what was laid over it with its uid.
+                // The object went. Its successor must not be taken for what this one was: objects in
+                // files have no uid to tell them apart.
                 imbl::ordmap::DiffItem::Remove(key, _) => {
                     self.written.remove(key);
+                    if let Err(error) = dir::clear_status(&self.directory, key) {
+                        tracing::warn!(object = %key, %error, "status of an object that is gone stays");
+                    }
                     continue;
                 }
             };
@@ -177,5 +181,15 @@ mod tests {
         assert_eq!(both["metadata"], theirs["metadata"]);
         assert_eq!(both["status"]["loadBalancer"], json!({}));
         assert_eq!(both["status"]["conditions"][0]["reason"], "R");
+    }
+
+    #[test]
+    fn who_comes_after_an_object_that_went_inherits_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut mirror = mirror(directory.path());
+        mirror.write(&book(true));
+        mirror.write(&Book::new());
+        let key = ObjectKey::new(Kind::Service, "alpha", "web");
+        assert_eq!(dir::status(directory.path(), &key).unwrap(), None);
     }
 }
