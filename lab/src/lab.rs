@@ -237,11 +237,17 @@ impl Lab {
     /// Starts a second ztunnel on a node, in a pod of its own, as a rolling update does, and waits until it is ready. It
     /// is the node's from now on; the process of the one before, still running, is returned.
     pub fn surge_ztunnel(&self, node: usize) -> Result<Process> {
+        let old = self.begin_surge(node)?;
+        self.node(node).ztunnel()?.until_ready()?;
+        Ok(old)
+    }
+
+    /// [`Lab::surge_ztunnel`] without waiting.
+    pub fn begin_surge(&self, node: usize) -> Result<Process> {
         let node = self.node(node);
         let old = node.ztunnel()?.process()?;
         let number = self.shared.pod_count.load(Ordering::Relaxed);
         self.launch_ztunnel(node, &format!("ztunnel-{}-{number}", node.name()))?;
-        node.ztunnel()?.until_ready()?;
         Ok(old)
     }
 

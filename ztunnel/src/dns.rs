@@ -62,15 +62,12 @@ impl Dns {
 
     /// Serves one pod on its sockets until its drain is over: its open connections go on, and so do the names that
     /// the applications at their ends ask for. The drain does not wait for any of this.
-    pub fn serve(self: Arc<Self>, pod: Arc<Pod>, udp: UdpSocket, tcp: TcpListener) {
+    pub fn serve(self: Arc<Self>, pod: Arc<Pod>, udp: Arc<UdpSocket>, tcp: Arc<TcpListener>) {
         let client = Arc::new(Client {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_POD)),
             pod,
         });
-        until_drained(
-            &client,
-            self.clone().serve_udp(client.clone(), Arc::new(udp)),
-        );
+        until_drained(&client, self.clone().serve_udp(client.clone(), udp));
         until_drained(&client, self.serve_tcp(client.clone(), tcp));
     }
 
@@ -105,7 +102,7 @@ impl Dns {
         }
     }
 
-    async fn serve_tcp(self: Arc<Self>, client: Arc<Client>, listener: TcpListener) {
+    async fn serve_tcp(self: Arc<Self>, client: Arc<Client>, listener: Arc<TcpListener>) {
         let slots = Arc::new(Semaphore::new(TCP_CONNECTIONS_POD));
         loop {
             let Ok((stream, _)) = listener.accept().await else {

@@ -18,6 +18,7 @@ use std::time::Duration;
 use hbone::{Hold, Identity};
 use mesh::{Mesh, Snapshot, Workload};
 use ops::drain::{Drain, Drained};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
@@ -25,7 +26,7 @@ use crate::config::ports;
 use crate::dns::Dns;
 use crate::netns::{Netns, is_no_ipv6, original_destination, unmapped};
 use crate::node::Node;
-use crate::{inbound, outbound};
+use crate::{inbound, outbound, turns};
 
 /// A pod of this node that is enrolled in the mesh.
 #[derive(Debug)]
@@ -152,10 +153,15 @@ impl Pod {
         // Everything is open. Nothing is spawned before this, or it would live on after a failure.
         if let Some((dns, sockets)) = resolvers {
             for (udp, tcp) in sockets {
+                let (udp, tcp) = (
+                    turns::take(udp, self.clone()),
+                    turns::take(tcp, self.clone()),
+                );
                 dns.clone().serve(self.clone(), udp, tcp);
             }
         }
         for (door, listener) in listeners {
+            let listener = turns::take(listener, self.clone());
             self.drain
                 .spawn(accept_loop(node.clone(), self.clone(), door, listener));
         }
@@ -240,15 +246,23 @@ enum Door {
     Tunnel,
 }
 
-/// Takes connections until the pod leaves; then those that already stood in the backlog, which would
-/// be reset otherwise, and closes the listener. Tokio's `accept` goes back to the poller only when
-/// the backlog is empty, so a burst is taken in one go.
-async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: TcpListener) {
+/// Takes connections until the pod leaves, then those whose handshake was under way, and at last those that still stand
+/// in the backlog: closing the listener resets both. Tokio's `accept` goes back to the poller only when the
+/// backlog is empty, so a burst is taken in one go.
+async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: Arc<TcpListener>) {
+    let left = async {
+        pod.drain.accepting().cancelled().await;
+        tokio::select! {
+            () = pod.drain.now().cancelled() => {}
+            () = tokio::time::sleep(HANDSHAKE) => {}
+        }
+    };
+    tokio::pin!(left);
     let mut trouble = Trouble::default();
     loop {
         let accepted = tokio::select! {
             biased;
-            () = pod.drain.accepting().cancelled() => break,
+            () = &mut left => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -259,13 +273,12 @@ async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: TcpLi
             Err(error) => trouble.wait(&pod, door, &error).await,
         }
     }
-    if let Ok(listener) = listener.into_std() {
-        while let Ok((tcp, peer)) = listener.accept() {
-            if tcp.set_nonblocking(true).is_ok()
-                && let Ok(tcp) = TcpStream::from_std(tcp)
-            {
-                take(&node, &pod, door, tcp, peer);
-            }
+    while let Ok((tcp, peer)) = SockRef::from(&*listener).accept() {
+        if let Some(peer) = peer.as_socket()
+            && tcp.set_nonblocking(true).is_ok()
+            && let Ok(tcp) = TcpStream::from_std(tcp.into())
+        {
+            take(&node, &pod, door, tcp, peer);
         }
     }
 }
@@ -334,5 +347,8 @@ impl Drop for Pod {
     }
 }
 
+/// How long a listener outlives its pod's end: new connections go to the successor at once, and the handshakes that
+/// were on their way to us take a round trip, or a little more when a packet is late.
+const HANDSHAKE: Duration = Duration::from_secs(1);
 /// Long enough that a full table costs no CPU, short enough that nobody notices it is over.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);

@@ -523,7 +523,7 @@ async fn what_asks_for_the_certificate_at_the_end_leaves_none_behind() {
         .collect();
     let stopping = {
         let (pod, node) = (pod.clone(), fixture.node.clone());
-        tokio::spawn(async move { pod.stop(&node, Duration::from_millis(300)).await })
+        tokio::spawn(async move { pod.stop(&node, Duration::from_secs(2)).await })
     };
     let drained = stopping.await.unwrap();
     assert_eq!(

@@ -48,7 +48,16 @@ impl Signer for NoSigner {
 }
 
 impl Fixture {
+    /// Connections of pods that leave are cut at once.
     pub(crate) fn new(dns: impl FnOnce(&Arc<Mesh>, &Config) -> Option<Arc<Dns>>) -> Self {
+        Self::draining("0s", dns)
+    }
+
+    /// Connections of pods that leave have `deadline` to end.
+    pub(crate) fn draining(
+        deadline: &str,
+        dns: impl FnOnce(&Arc<Mesh>, &Config) -> Option<Arc<Dns>>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ztunnel.sock");
         let agent = FakeAgent::listen(path.clone());
@@ -57,7 +66,7 @@ impl Fixture {
             "--node-name",
             "node-1",
             "--termination-deadline",
-            "0s",
+            deadline,
             "--inpod-uds",
             path.to_str().unwrap(),
         ];

@@ -10,3 +10,4 @@ mod fixture;
 mod namespaces;
 mod place;
 mod process;
+mod succession;

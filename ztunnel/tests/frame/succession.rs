@@ -1,0 +1,140 @@
+//! Two proxies in one pod, as while a node's ztunnel is replaced: whose connections they are, and that none is lost
+//! between them.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use lab::Place;
+use tokio::net::TcpListener;
+
+use crate::fixture::{Conversation, Fixture, eventually};
+use crate::place::{HandedOver, REDIRECT, place};
+
+/// Enough that no hash gives them all to one of two sockets.
+const MANY: usize = 64;
+
+/// An application's port that connections to port 80 of 10.9.8.7 are on their way to.
+fn app(place: &Place) -> TcpListener {
+    place.nft(REDIRECT).unwrap();
+    place.ip("addr add 10.9.8.7/32 dev lo\n").unwrap();
+    place
+        .netns()
+        .listen_on("10.9.8.7:80".parse().unwrap())
+        .unwrap()
+}
+
+async fn proxy(place: &Place) -> (Fixture, Conversation) {
+    let fixture = Fixture::draining("60s", |_, _| None);
+    let agent = fixture.agent.accept().await;
+    assert_eq!(agent.add("uid", "one", place.fd()).await, "");
+    assert_eq!(agent.snapshot_sent().await, "");
+    (fixture, agent)
+}
+
+async fn learn(fixture: &mut Fixture) {
+    fixture.tell_of("one");
+    fixture.roster.up("uid").unwrap().wait_known().await;
+}
+
+fn connect(place: &Place) -> TcpStream {
+    let connected = place.within(|| TcpStream::connect("10.9.8.7:80").unwrap());
+    let stream = connected.unwrap();
+    let patience = Some(Duration::from_secs(20));
+    stream.set_read_timeout(patience).unwrap();
+    stream
+}
+
+/// Makes connections, each of which is carried to the application; the ends of both sides.
+async fn carried(place: &Place, app: &TcpListener) -> Vec<(TcpStream, tokio::net::TcpStream)> {
+    let mut carried = Vec::new();
+    for _ in 0..MANY {
+        let stream = connect(place);
+        let accepted = tokio::time::timeout(Duration::from_secs(20), app.accept()).await;
+        carried.push((stream, accepted.unwrap().unwrap().0));
+    }
+    carried
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_takes_nothing_before_it_knows_the_pod_and_everything_once_its_elder_leaves() {
+    let place = place();
+    let app = app(&place);
+    let (mut elder, its_agent) = proxy(&place).await;
+    learn(&mut elder).await;
+    let (mut successor, _agent) = proxy(&place).await;
+    let open = |fixture: &Fixture| fixture.node.connections.open();
+
+    let mut kept = carried(&place, &app).await;
+    assert_eq!((open(&elder), open(&successor)), (MANY, 0));
+
+    learn(&mut successor).await;
+    let mut tries = 0;
+    while open(&successor) == 0 {
+        kept.extend(carried(&place, &app).await);
+        tries += 1;
+        assert!(tries < 100, "they never share");
+    }
+
+    assert_eq!(its_agent.del("uid").await, "");
+    let before = open(&elder);
+    let mut tries = 0;
+    // The turn is handed over by a task of its own: the first of these may still find the elder.
+    loop {
+        let so_far = open(&elder);
+        kept.extend(carried(&place, &app).await);
+        if open(&elder) == so_far {
+            break;
+        }
+        tries += 1;
+        assert!(tries < 100, "the elder goes on: {before} before");
+    }
+    for (client, _) in &kept {
+        client.set_nonblocking(true).unwrap();
+        let nothing = (&*client).read(&mut [0]).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock, "it is open");
+    }
+}
+
+/// The client has its answer, its own answer to that is still on the way: the listener knows of a handshake, and its
+/// end would be the connection's.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_are_under_way_when_a_proxy_leaves_become_connections() {
+    let place = place();
+    let app = app(&place);
+    let (mut elder, its_agent) = proxy(&place).await;
+    learn(&mut elder).await;
+    let (mut successor, _agent) = proxy(&place).await;
+    place
+        .nft(
+            "table inet hold {
+               chain output { type filter hook output priority 0
+                 meta mark & 0xfff != 0x539 tcp dport 15001 tcp flags & (syn | ack | rst) == ack drop
+               }
+             }",
+        )
+        .unwrap();
+    let clients: Vec<_> = (0..MANY).map(|_| connect(&place)).collect();
+    learn(&mut successor).await;
+    assert_eq!(
+        elder.node.connections.open(),
+        0,
+        "nothing of them has arrived"
+    );
+    its_agent.del("uid").await;
+    place.nft("delete table inet hold").unwrap();
+    for mut client in clients {
+        client.write_all(b"hello").unwrap();
+        let accepted = tokio::time::timeout(Duration::from_secs(20), app.accept()).await;
+        let (mut carried, _) = accepted.expect("a connection is lost").unwrap();
+        let mut hello = [0; 5];
+        tokio::io::AsyncReadExt::read_exact(&mut carried, &mut hello)
+            .await
+            .unwrap();
+        assert_eq!(&hello, b"hello");
+    }
+    eventually("the elder's connections end, and it with them", || {
+        elder.roster.list().is_empty()
+    })
+    .await;
+}
