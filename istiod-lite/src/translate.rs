@@ -11,7 +11,7 @@
 //! | [`endpoint_slice`] | EndpointSlice, its Service | Workloads |
 //! | [`service`] | Service | Service |
 //! | [`service_entry`] | ServiceEntry | Services and Workloads |
-//! | [`gateway`] | Gateway, GatewayClass | Workload of another network's gateway |
+//! | [`gateway`], [`listener`] | Gateway, GatewayClass | Workload of another network's gateway |
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`peer_authentication`] | PeerAuthentication | Authorization, and who must obey which |
@@ -20,6 +20,7 @@
 pub mod balance;
 pub mod endpoint_slice;
 pub mod gateway;
+pub mod listener;
 pub mod locality;
 pub mod names;
 pub mod peer_authentication;

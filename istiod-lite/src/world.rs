@@ -16,6 +16,8 @@ mod build;
 mod depend;
 mod hosts;
 mod index;
+mod naming;
+mod obey;
 mod objects;
 mod statuses;
 mod waypoints;

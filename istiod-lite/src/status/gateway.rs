@@ -5,7 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{Condition, Desired};
-use crate::translate::gateway::{Class, Controller, Gateway, HBONE, Listener, Place};
+use crate::translate::gateway::{Class, Controller, Gateway, Place};
+use crate::translate::listener::{HBONE, Listener};
 use api::k8s::labels::GATEWAY_NAME;
 
 /// Of a Gateway; `places`: where it is. None if it is not ours.

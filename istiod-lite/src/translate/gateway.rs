@@ -4,27 +4,20 @@
 //! address is not asked. A Gateway of class `istio-remote` is the door of another network: its
 //! workloads are reached through it.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::k8s::labels;
 use api::k8s::objects;
-use api::k8s::objects::gateways::{
-    GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as Allowed,
-    GatewayListenersAllowedRoutesNamespacesSelector as LabelSelector,
-};
 use api::workload::application_tunnel::Protocol;
 use api::workload::{
     ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Workload,
     gateway_address::Destination,
 };
 
+use super::listener::{HBONE, Listener};
 use super::pod::octets;
 use super::{Labels, value};
-
-/// Port and protocol of a listener that takes tunnels.
-pub const HBONE: (u16, &str) = (15008, "HBONE");
 
 /// What matters of a Gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,38 +64,6 @@ pub struct Class {
     pub generation: Option<i64>,
     /// For Gateways that do not say themselves.
     pub traits: Traits,
-}
-
-/// A listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// Its name.
-    pub name: String,
-    /// Its port.
-    pub port: i32,
-    /// Its protocol.
-    pub protocol: String,
-    /// From which namespaces it may be used.
-    pub from: From,
-}
-
-/// From which namespaces a listener may be used, beside its own.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum From {
-    /// None.
-    #[default]
-    Same,
-    /// All.
-    All,
-    /// Those with these labels.
-    Selector(Selector),
-}
-
-/// A selector of namespaces.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selector {
-    labels: Labels,
-    expressions: Vec<(String, String, BTreeSet<String>)>,
 }
 
 /// Where a Gateway is.
@@ -275,73 +236,6 @@ impl Serves {
     }
 }
 
-impl Listener {
-    fn read(listener: &GatewayListeners) -> Self {
-        let namespaces = listener
-            .allowed_routes
-            .as_ref()
-            .and_then(|it| it.namespaces.as_ref());
-        let from = match namespaces.and_then(|it| it.from.as_ref()) {
-            Some(Allowed::All) => From::All,
-            Some(Allowed::Selector) => namespaces
-                .and_then(|it| it.selector.as_ref())
-                .map_or(From::Same, |selector| {
-                    From::Selector(Selector::read(selector))
-                }),
-            Some(Allowed::Same) | None => From::Same,
-        };
-        Self {
-            name: listener.name.clone(),
-            port: listener.port,
-            protocol: listener.protocol.clone(),
-            from,
-        }
-    }
-}
-
-impl From {
-    /// Whether a namespace with these labels may use it.
-    pub fn admits(&self, namespace: &Labels) -> bool {
-        match self {
-            Self::Same => false,
-            Self::All => true,
-            Self::Selector(selector) => selector.selects(namespace),
-        }
-    }
-}
-
-impl Selector {
-    fn read(selector: &LabelSelector) -> Self {
-        let expressions = selector.match_expressions.iter().flatten();
-        Self {
-            labels: selector.match_labels.clone().unwrap_or_default(),
-            expressions: expressions
-                .map(|it| {
-                    let values = it.values.iter().flatten().cloned().collect();
-                    (it.key.clone(), it.operator.clone(), values)
-                })
-                .collect(),
-        }
-    }
-
-    /// All labels and all expressions; an operator that nobody knows selects nothing.
-    fn selects(&self, labels: &Labels) -> bool {
-        let holds = |(key, operator, values): &(String, String, BTreeSet<String>)| {
-            let found = labels.get(key);
-            match operator.as_str() {
-                "In" => found.is_some_and(|it| values.contains(it)),
-                "NotIn" => found.is_none_or(|it| !values.contains(it)),
-                "Exists" => found.is_some(),
-                "DoesNotExist" => found.is_none(),
-                _ => false,
-            }
-        };
-        let mut wanted = self.labels.iter();
-        wanted.all(|(key, value)| labels.get(key) == Some(value))
-            && self.expressions.iter().all(holds)
-    }
-}
-
 impl Place {
     /// `type` is IPAddress if left out. What is neither that nor Hostname is no place we know.
     fn read(r#type: Option<&str>, value: &str) -> Option<Self> {
@@ -384,48 +278,6 @@ impl std::fmt::Display for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_listener_lets_in_the_namespaces_it_selects() {
-        let team = |value: &str| Labels::from([("team".to_owned(), value.to_owned())]);
-        let from = |json: serde_json::Value| {
-            let mut whole = serde_json::json!({"name": "mesh", "port": 15008, "protocol": "HBONE"});
-            whole["allowedRoutes"] = json;
-            Listener::read(&serde_json::from_value(whole).expect("a listener")).from
-        };
-        let expression = |operator: &str, values: &[&str]| {
-            serde_json::json!({"namespaces": {"from": "Selector", "selector": {"matchExpressions": [
-                {"key": "team", "operator": operator, "values": values}]}}})
-        };
-        for (routes, expected) in [
-            (serde_json::json!({}), [false, false, false]),
-            (
-                serde_json::json!({"namespaces": {"from": "Same"}}),
-                [false, false, false],
-            ),
-            (
-                serde_json::json!({"namespaces": {"from": "All"}}),
-                [true, true, true],
-            ),
-            (
-                serde_json::json!({"namespaces": {"from": "Selector"}}),
-                [false, false, false],
-            ),
-            (
-                serde_json::json!({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "x"}}}}),
-                [true, false, false],
-            ),
-            (expression("In", &["x"]), [true, false, false]),
-            (expression("NotIn", &["x"]), [false, true, true]),
-            (expression("Exists", &[]), [true, true, false]),
-            (expression("DoesNotExist", &[]), [false, false, true]),
-            (expression("Near", &["x"]), [false, false, false]),
-        ] {
-            let found =
-                [team("x"), team("y"), Labels::new()].map(|it| from(routes.clone()).admits(&it));
-            assert_eq!(found, expected, "{routes}");
-        }
-    }
 
     #[test]
     fn a_binding_names_a_protocol_and_perhaps_a_port() {

@@ -13,7 +13,8 @@ use api::security::string_match::MatchType;
 use api::security::{Action, Authorization, Group, Match, Rules, Scope, StringMatch};
 use api::workload::{GatewayAddress, Service, WeightedWaypoint, Workload};
 
-use super::gateway::{From, HBONE, Place, Serves};
+use super::gateway::{Place, Serves};
+use super::listener::{From, HBONE};
 use super::{Labels, value};
 
 /// What becomes of traffic to whom names a waypoint that is missing or not ready.

@@ -26,7 +26,7 @@ use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
 use crate::translate::service::{self, Service};
 use crate::translate::service_entry::{ServiceEntry, Visibility};
-use crate::translate::waypoint::{Choice, Standing, Unready, Wanted};
+use crate::translate::waypoint::{Choice, Standing, Unready};
 use crate::translate::workload_entry::WorkloadEntry;
 
 /// Everything known.
@@ -259,62 +259,6 @@ impl Objects {
         Controller::of(&gateway.class, self.classes.get(&class))
     }
 
-    /// What an object's own labels say about waypoints.
-    pub(super) fn choice(&self, key: &ObjectKey) -> Option<&Choice> {
-        match key.kind {
-            Kind::Pod => self.pods.get(key).map(|it| &it.waypoint),
-            Kind::WorkloadEntry => self.workload_entries.get(key).map(|it| &it.waypoint),
-            Kind::Service => self.services.get(key).map(|it| &it.waypoint),
-            Kind::ServiceEntry => self.service_entries.get(key).map(|it| &it.waypoint),
-            _ => None,
-        }
-    }
-
-    /// The waypoint that an object names, by itself or through its namespace.
-    pub(super) fn wanted(&self, key: &ObjectKey) -> Option<Wanted> {
-        let namespace = ObjectKey::new(Kind::Namespace, "", &key.namespace);
-        let unsaid = Choice::Unsaid;
-        let inherited = self
-            .namespaces
-            .get(&namespace)
-            .map_or(&unsaid, |it| &it.waypoint);
-        self.choice(key)?.or(inherited).cloned()
-    }
-
-    /// Whether its namespace decides about its waypoint.
-    pub(super) fn inherits(&self, key: &ObjectKey) -> bool {
-        self.choice(key) == Some(&Choice::Unsaid)
-    }
-
-    /// Whether it names a waypoint of another namespace.
-    pub(super) fn names_foreigner(&self, key: &ObjectKey) -> bool {
-        let wanted = self.wanted(key);
-        wanted.is_some_and(|it| {
-            it.gateways()
-                .any(|gateway| gateway.namespace != key.namespace)
-        })
-    }
-
-    fn link_choice(&mut self, key: &ObjectKey) {
-        let Some(wanted) = self.wanted(key) else {
-            return;
-        };
-        enter(&mut self.naming, &key.namespace, key);
-        for gateway in wanted.gateways() {
-            enter(&mut self.named, gateway, key);
-        }
-    }
-
-    fn unlink_choice(&mut self, key: &ObjectKey) {
-        let Some(wanted) = self.wanted(key) else {
-            return;
-        };
-        leave(&mut self.naming, &key.namespace, key);
-        for gateway in wanted.gateways() {
-            leave(&mut self.named, gateway, key);
-        }
-    }
-
     fn networks(&self, key: &ObjectKey) -> Vec<Arc<str>> {
         let entry = self.workload_entries.get(key);
         let of_entry = entry.and_then(|it| it.endpoint.network.as_deref());
@@ -441,7 +385,7 @@ impl Objects {
     }
 }
 
-fn enter<K: Clone + Eq + Hash>(
+pub(super) fn enter<K: Clone + Eq + Hash>(
     index: &mut HashMap<K, BTreeSet<ObjectKey>>,
     under: &K,
     key: &ObjectKey,
@@ -449,7 +393,7 @@ fn enter<K: Clone + Eq + Hash>(
     index.entry(under.clone()).or_default().insert(key.clone());
 }
 
-fn leave<K, Q>(index: &mut HashMap<K, BTreeSet<ObjectKey>>, under: &Q, key: &ObjectKey)
+pub(super) fn leave<K, Q>(index: &mut HashMap<K, BTreeSet<ObjectKey>>, under: &Q, key: &ObjectKey)
 where
     K: Borrow<Q> + Eq + Hash,
     Q: Eq + Hash + ?Sized,

@@ -1,0 +1,163 @@
+//! Policies: which ones a workload must name, what proxies are told of each, and what its author.
+
+use api::k8s::objects::{Kind, ObjectKey};
+use api::security::Action;
+
+use super::{Output, World};
+use crate::status;
+use crate::status::policy::Found;
+use crate::translate::gateway::Controller;
+use crate::translate::peer_authentication::{self, Demand};
+use crate::translate::policy::Target;
+use crate::translate::resource::Resource;
+use crate::translate::waypoint::Bound;
+use crate::translate::{Labels, waypoint};
+
+impl World {
+    /// The policies that a workload must name: sorted, the one for all who are strict last.
+    pub(super) fn policies_of(&self, workload: &ObjectKey, labels: &Labels) -> Vec<String> {
+        let root = self.settings.root_namespace.as_str();
+        let own = self
+            .objects
+            .policy_selectors
+            .selecting(&workload.namespace, labels);
+        let mesh = if *workload.namespace == *root {
+            Default::default()
+        } else {
+            self.objects.policy_selectors.selecting(root, labels)
+        };
+        let selecting = own
+            .into_iter()
+            .chain(mesh)
+            .filter_map(|key| self.objects.policies.get(key)?.resource_name());
+        let mut names: Vec<String> = selecting.collect();
+
+        let peers = self
+            .objects
+            .peer_selectors
+            .selecting(&workload.namespace, labels);
+        let peers = peers
+            .into_iter()
+            .filter_map(|key| Some((self.objects.peers.get(key)?, key)));
+        let inherited = self.objects.is_strict(&workload.namespace, root);
+        let oldest = peers
+            .min_by_key(|(peer, key)| (peer.created, *key))
+            .map(|(peer, _)| (peer, peer.demand(inherited)));
+        let everywhere = match oldest {
+            Some((peer, Demand::ByPort(_))) => {
+                names.push(peer.resource_name());
+                false
+            }
+            Some((_, demand)) => demand == Demand::Everywhere,
+            None => inherited,
+        };
+        if self.settings.auto_allow_waypoint && self.is_allowed(workload, labels) {
+            let senders = self.senders(workload, labels);
+            names.extend(senders.iter().map(waypoint::allowing));
+        }
+        names.sort_unstable();
+        if everywhere {
+            names.push(peer_authentication::strict_name(root));
+        }
+        names
+    }
+
+    /// Whether an ALLOW policy applies to a workload, so that who is not allowed is denied.
+    fn is_allowed(&self, workload: &ObjectKey, labels: &Labels) -> bool {
+        let root: &str = &self.settings.root_namespace;
+        let objects = &self.objects;
+        let general = |namespace: &str| objects.general_allows.contains_key(namespace);
+        let selected = |namespace: &str| {
+            let policies = objects.policy_selectors.selecting(namespace, labels);
+            let mut policies = policies
+                .into_iter()
+                .filter_map(|key| objects.policies.get(key));
+            policies.any(|it| {
+                it.authorization
+                    .as_ref()
+                    .is_some_and(|it| it.action() == Action::Allow)
+            })
+        };
+        [&*workload.namespace, root]
+            .into_iter()
+            .any(|namespace| general(namespace) || selected(namespace))
+    }
+
+    /// What stands at the targets of a policy.
+    fn found(&self, targets: &[Target]) -> Vec<Found> {
+        let found = |target: &Target| {
+            let shown = || target.shown.clone();
+            let Some(object) = &target.object else {
+                return Found::Invalid(shown());
+            };
+            let objects = &self.objects;
+            let ready = |gateway: &ObjectKey| {
+                let standing = objects.standings.get(gateway);
+                standing.is_some_and(|it| !it.places.is_empty())
+            };
+            match object.kind {
+                Kind::GatewayClass => match objects.classes.get(object) {
+                    None if Controller::of(&object.name, None) == Controller::Other => {
+                        Found::Missing(shown())
+                    }
+                    _ => Found::Bound(object.clone()),
+                },
+                Kind::Gateway if !objects.gateways.contains_key(object) => Found::Missing(shown()),
+                Kind::Gateway if ready(object) => Found::Bound(object.clone()),
+                Kind::Gateway => Found::NotBound(shown()),
+                _ if objects.choice(object).is_none() => Found::Missing(shown()),
+                _ => match self.bound(object) {
+                    Some(Bound {
+                        gateway,
+                        problem: None,
+                        ..
+                    }) => Found::Bound(gateway),
+                    _ => Found::NotBound(shown()),
+                },
+            }
+        };
+        targets.iter().map(found).collect()
+    }
+
+    pub(super) fn build_policy(&self, key: &ObjectKey) -> Option<Output> {
+        let policy = self.objects.policies.get(key)?;
+        let authorizations = policy
+            .authorization
+            .iter()
+            .map(Resource::authorization)
+            .collect();
+        Some(Output {
+            authorizations,
+            remarks: policy.remarks.clone(),
+            status: Some(status::policy::policy(policy, &self.found(&policy.targets))),
+            ..Output::default()
+        })
+    }
+
+    pub(super) fn build_peer(&self, key: &ObjectKey) -> Option<Output> {
+        let peer = self.objects.peers.get(key)?;
+        peer.selector.as_ref()?;
+        let inherited = self
+            .objects
+            .is_strict(&key.namespace, &self.settings.root_namespace);
+        let Demand::ByPort(groups) = peer.demand(inherited) else {
+            return None;
+        };
+        Some(Output {
+            authorizations: vec![Resource::authorization(&peer.authorization(groups))],
+            ..Output::default()
+        })
+    }
+
+    /// There as soon as any PeerAuthentication is, needed or not: a workload may then come to need
+    /// it at any time, and it must not arrive after the workload.
+    pub(super) fn build_strict(&self) -> Output {
+        let policy = peer_authentication::strict_authorization(&self.settings.root_namespace);
+        let authorizations =
+            (!self.objects.peers.is_empty()).then(|| Resource::authorization(&policy));
+        Output {
+            authorizations: authorizations.into_iter().collect(),
+            ..Output::default()
+        }
+    }
+}
