@@ -13,6 +13,8 @@
 
 mod addresses;
 mod elect;
+#[cfg(test)]
+pub(crate) mod fake;
 pub(crate) mod follow;
 mod lease;
 mod queue;
@@ -138,3 +140,6 @@ fn identity(pod: &str) -> String {
     let number = u32::from_be_bytes(random) ^ std::process::id();
     format!("{pod}_{number:08x}")
 }
+
+#[cfg(test)]
+mod tests;

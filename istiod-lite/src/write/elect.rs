@@ -173,7 +173,7 @@ impl Standing {
             // Somebody else wrote it; we will hear what.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => self.failed(None),
             Ok(Err(error)) => self.failed(Some((ballot, chain(&error)))),
-            Err(_) => self.failed(Some((ballot, format!("no answer within {limit:?}")))),
+            Err(_) => self.failed(Some((ballot, "no answer in time".to_owned()))),
         }
     }
 
