@@ -8,7 +8,7 @@ use kube::{
     runtime::conditions,
 };
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::{
     cluster::Cluster,
@@ -230,23 +230,24 @@ impl Pod {
     pub async fn load(&self, url: &str, arguments: &[&str]) -> Result<Running> {
         let mut command: Vec<String> = ["/opt/e2e/app", "load", url].map(Into::into).into();
         command.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        Ok(Running(self.start(command, true).await?))
+        Running::new(self.start(command, true).await?)
     }
 
     /// Opens one connection to an echo and keeps it busy.
     pub async fn holds(&self, to: &str) -> Result<Running> {
-        let mut process = self
-            .start(["/opt/e2e/app", "hold", to].map(Into::into).into(), true)
-            .await?;
+        let command = ["/opt/e2e/app", "hold", to].map(Into::into).into();
+        let mut running = Running::new(self.start(command, true).await?)?;
         // Not before it is connected: what follows must find it open.
-        let stdout = process.stdout().context("no stdout")?;
-        let mut lines = tokio::io::BufReader::new(stdout);
         let mut line = String::new();
-        tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut line).await?;
+        running.out.read_line(&mut line).await?;
         if !line.starts_with("connected") {
-            bail!("{} could not connect to {to}", self.name);
+            running
+                .end()
+                .await
+                .with_context(|| format!("{} connecting to {to}", self.name))?;
+            bail!("{} said {line:?} instead of connecting to {to}", self.name);
         }
-        Ok(Running(process))
+        Ok(running)
     }
 
     /// Deletes it and waits until it is gone.
@@ -280,24 +281,36 @@ impl Pod {
 }
 
 /// A program in a pod that goes on until it is told to end.
-pub struct Running(AttachedProcess);
+pub struct Running {
+    process: AttachedProcess,
+    out: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
+}
 
 impl Running {
+    fn new(mut process: AttachedProcess) -> Result<Self> {
+        let out = process.stdout().context("no stdout")?;
+        Ok(Self {
+            process,
+            out: BufReader::new(Box::new(out)),
+        })
+    }
+
     /// Ends it; its last words.
     async fn end(mut self) -> Result<String> {
-        let (mut stdin, mut stdout) = (self.0.stdin().context("no stdin")?, self.0.stdout());
+        let mut stdin = self.process.stdin().context("no stdin")?;
         // It may have ended already, by what it met; then the status tells.
         let _ = stdin.write_all(b"end\n").await;
         let (mut out, mut err) = (String::new(), String::new());
-        if let Some(stdout) = &mut stdout {
-            stdout.read_to_string(&mut out).await?;
-        }
-        if let Some(mut stderr) = self.0.stderr() {
+        self.out.read_to_string(&mut out).await?;
+        if let Some(mut stderr) = self.process.stderr() {
             stderr.read_to_string(&mut err).await?;
         }
-        let status = self.0.take_status().context("no status")?.await;
-        let success = status.is_some_and(|status| status.status.as_deref() == Some("Success"));
-        ensure!(success, "it ended early: {out}{err}");
+        let status = self.process.take_status().context("no status")?.await;
+        let status = status.context("the connection to it was lost")?;
+        ensure!(
+            status.status.as_deref() == Some("Success"),
+            "it ended early: {out}{err}"
+        );
         Ok(out)
     }
 
@@ -309,7 +322,28 @@ impl Running {
 
     /// Ends a held connection, which must still be the same.
     pub async fn still_held(self) -> Result<()> {
-        self.end().await.map(drop)
+        let out = self.end().await?;
+        let bytes: u64 = out
+            .trim()
+            .parse()
+            .with_context(|| format!("it said {out:?}"))?;
+        ensure!(bytes > 0, "no byte ever came back");
+        Ok(())
+    }
+
+    /// Ends a held connection, which must have been broken by the other side; how.
+    pub async fn was_broken(self) -> Result<String> {
+        match self.end().await {
+            Ok(_) => bail!("the connection is still open"),
+            Err(error) => {
+                let how = error.to_string();
+                let broken = ["reset", "closed", "Broken pipe"]
+                    .iter()
+                    .any(|word| how.contains(word));
+                ensure!(broken, "{how}");
+                Ok(how)
+            }
+        }
     }
 }
 

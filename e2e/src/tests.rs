@@ -2,6 +2,7 @@
 
 use crate::run::Case;
 
+mod disturb;
 mod enrol;
 mod identity;
 mod plain;
@@ -84,5 +85,17 @@ pub fn all() -> Vec<Case> {
             cnitool_adds_checks_and_deletes_in_every_version
         }
     };
-    quiet.into_iter().collect()
+    let loud = cases! { true:
+        disturb {
+            the_node_agent_is_replaced_and_nothing_is_lost
+            the_control_plane_is_replaced_and_nothing_is_lost
+            ztunnel_is_replaced_and_no_new_connection_fails
+            ztunnel_is_killed_and_its_pods_recover
+            without_a_control_plane_what_is_known_goes_on
+            a_new_pod_waits_while_the_agent_is_away_and_then_starts
+            the_agent_mends_what_it_installed
+            a_pod_that_started_without_the_plugin_is_brought_in
+        }
+    };
+    quiet.into_iter().chain(loud).collect()
 }

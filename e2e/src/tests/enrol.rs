@@ -26,6 +26,7 @@ impl Traffic {
         let phone = shop.client("phone").on(test.node(1)).start().await?;
         let fixed = shop.server("fixed").on(test.node(0)).start().await?;
         phone.reaches("http://web/").await?;
+        phone.reaches("http://fixed/").await?;
         let mut everyone = shop.pods_of("web").await?;
         everyone.extend([phone.clone(), fixed.clone()]);
         Ok(Self {

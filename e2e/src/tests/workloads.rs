@@ -141,7 +141,8 @@ pub(super) async fn nginx_redis_and_postgres_serve_their_own_clients(test: &Test
     let shop = test.ambient("shop").await?;
     shop.apply(super::policy::STRICT).await?;
     let client = shop.client("client").on(test.node(1)).start().await?;
-    let script = "mkdir -p /tmp/www && echo from nginx >/tmp/www/index.html && exec nginx -g 'daemon off; events {} http { server { listen 80; root /tmp/www; } }' -c /dev/null";
+    let script = "mkdir -p /tmp/www && echo from nginx >/tmp/www/index.html && \
+        echo 'daemon off; events {} http { server { listen 80; root /tmp/www; } }' >/tmp/nginx.conf && exec nginx -c /tmp/nginx.conf";
     for (name, port, command) in [
         ("nginx", 80, script),
         (
