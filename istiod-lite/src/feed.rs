@@ -256,7 +256,10 @@ impl Feed {
         self.say_faults();
         self.note_names(&changes);
         let pods: Vec<ObjectKey> = changes.iter().filter_map(pod).collect();
+        let begun = Instant::now();
         let changed = self.world.apply(changes);
+        let seconds = begun.elapsed().as_secs_f64();
+        self.metrics.recompute_seconds.observe(seconds);
         self.note_pods(&pods);
         if self.is_running {
             let remarks = changed.remarks.iter();

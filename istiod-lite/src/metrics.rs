@@ -156,6 +156,8 @@ pub struct Metrics {
     pub convergence_seconds: Histogram,
     /// Seconds a change waited for others.
     pub debounce_seconds: Histogram,
+    /// Seconds to work out what a batch of changes means for the mesh.
+    pub recompute_seconds: Histogram,
     /// Rounds of pushes.
     pub push_triggers: Family<Trigger, Count>,
     /// NACKs.
@@ -258,6 +260,7 @@ impl Metrics {
             response_bytes: Family::new_with_constructor(Buckets(BYTES)),
             convergence_seconds: Buckets(SECONDS).new_metric(),
             debounce_seconds: Buckets(SECONDS).new_metric(),
+            recompute_seconds: Buckets(SECONDS).new_metric(),
             push_triggers: Family::default(),
             rejects: Family::default(),
             internal_errors: Count::default(),
@@ -307,6 +310,11 @@ impl Metrics {
             "pilot_debounce_time",
             "Seconds a change waited for others",
             self.debounce_seconds.clone(),
+        );
+        to.register(
+            "pilot_pushcontext_init_seconds",
+            "Seconds to work out what a batch of changes means",
+            self.recompute_seconds.clone(),
         );
         to.register(
             "pilot_push_triggers",

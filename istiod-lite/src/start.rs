@@ -153,6 +153,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
 
     let age = Age {
         most: run.max_connection_age,
+        health: health.clone(),
         ..Age::default()
     };
     let (tls, grpc) = listen(run.listen_grpc).await?;
@@ -160,7 +161,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         tls,
         certificate.config()?,
         routes.clone(),
-        age,
+        age.clone(),
         drain.clone(),
     ));
     let mut plaintext = None;

@@ -165,7 +165,7 @@ impl Enter for DynamicObject {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -234,5 +234,71 @@ mod tests {
         assert_eq!(bad.key, good.key);
         assert_eq!(bad.version, "7");
         assert!(bad.object.unwrap_err()[0].contains("PERHAPS"));
+    }
+
+    /// The same object as it comes from an API server.
+    fn through_the_door(object: &Object) -> Object {
+        fn again<T: Enter>(
+            value: Value,
+            kind: Kind,
+            read: fn(Value) -> serde_json::Result<T>,
+        ) -> Object {
+            read(value).unwrap().enter(kind).object.unwrap()
+        }
+        let kind = object.kind();
+        match object {
+            Object::Pod(it) => again(json!(&**it), kind, serde_json::from_value::<Pod>),
+            Object::Service(it) => again(json!(&**it), kind, serde_json::from_value::<Service>),
+            Object::EndpointSlice(it) => {
+                again(json!(&**it), kind, serde_json::from_value::<EndpointSlice>)
+            }
+            Object::Node(it) => again(
+                json!(&**it),
+                kind,
+                serde_json::from_value::<PartialObjectMeta<Node>>,
+            ),
+            Object::Namespace(it) => again(
+                json!(&**it),
+                kind,
+                serde_json::from_value::<PartialObjectMeta<Namespace>>,
+            ),
+            other => other.clone(),
+        }
+    }
+
+    #[test]
+    fn nothing_that_the_world_reads_is_lost_at_the_door() {
+        use api::k8s::dir::Change;
+        use api::k8s::yaml::{self, Parsed};
+
+        use crate::world::{Settings, World};
+
+        let testdata = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/wds");
+        let mut pods = 0;
+        for scenario in std::fs::read_dir(testdata).unwrap() {
+            let path = scenario.unwrap().path().join("input.yaml");
+            let Ok(text) = std::fs::read_to_string(&path) else {
+                continue;
+            };
+            let parsed = yaml::parse(&text).into_iter();
+            let objects: Vec<Object> = parsed
+                .filter_map(|parsed| match parsed {
+                    Parsed::Object { object, .. } => Some(object),
+                    _ => None,
+                })
+                .collect();
+            pods += objects.iter().filter(|it| it.kind() == Kind::Pod).count();
+            let world = |objects: Vec<Object>| {
+                let mut world = World::new(Settings::default());
+                world.apply(objects.into_iter().map(Change::Set).collect());
+                let mut resources: Vec<_> = world.addresses().map(|it| format!("{it:?}")).collect();
+                resources.extend(world.authorizations().map(|it| format!("{it:?}")));
+                resources.sort();
+                (resources, world.statuses().clone())
+            };
+            let stripped = objects.iter().map(through_the_door).collect();
+            assert_eq!(world(stripped), world(objects), "{}", path.display());
+        }
+        assert!(pods > 100, "{pods}");
     }
 }

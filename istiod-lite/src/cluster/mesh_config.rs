@@ -229,10 +229,12 @@ pub async fn follow(mut versions: Versions, mut current: MeshConfig) {
             Ok(config) => {
                 note_unknown(&config);
                 let settings = config.differences(&in_effect).join(", ");
-                tracing::warn!(
-                    settings,
-                    "ConfigMap istio changed; takes effect after a restart"
-                );
+                if !settings.is_empty() {
+                    tracing::warn!(
+                        settings,
+                        "ConfigMap istio changed; takes effect after a restart"
+                    );
+                }
                 current = config;
             }
         }

@@ -166,8 +166,15 @@ impl Health {
         }
     }
 
-    fn is_unreachable(&self) -> bool {
+    /// Whether the API server cannot be reached now.
+    pub(crate) fn is_unreachable(&self) -> bool {
         self.lock().unreachable.is_some()
+    }
+
+    /// For tests: it cannot be reached.
+    #[cfg(test)]
+    pub(crate) fn lose(&self, why: &str) {
+        self.failed("", Trouble::Unreachable(why.into()));
     }
 
     /// Why new proxies should go to another replica, if they should.

@@ -24,14 +24,17 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::stranger::{Stranger, Strangers};
+use crate::cluster::Health;
 
 /// How old a connection gets.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Age {
     /// Until it is asked to leave, give or take a tenth; half an hour by default.
     pub most: Duration,
     /// How long what runs on it may take to end.
     pub grace: Duration,
+    /// Whether the API server can say who comes back; without one it is always well.
+    pub health: Health,
 }
 
 impl Default for Age {
@@ -39,6 +42,19 @@ impl Default for Age {
         Self {
             most: Duration::from_secs(30 * 60),
             grace: Duration::from_secs(10),
+            health: Health::default(),
+        }
+    }
+}
+
+impl Age {
+    /// Returns when a connection that begins now should leave. Not while the API server is away:
+    /// nobody could come back then, and of what is served nothing is new.
+    async fn reached(&self) {
+        tokio::time::sleep(spread(self.most)).await;
+        while self.health.is_unreachable() {
+            // Those that waited together do not leave together.
+            tokio::time::sleep(spread(self.most / 6)).await;
         }
     }
 }
@@ -88,6 +104,7 @@ async fn accept(
             Ok((tcp, peer)) => {
                 let stranger = strangers.admit();
                 let (tls, routes, ours) = (tls.clone(), routes.clone(), drain.clone());
+                let age = age.clone();
                 drain.spawn(async move {
                     let _ = tcp.set_nodelay(true);
                     let ended = tokio::select! {
@@ -157,7 +174,7 @@ async fn carry(
     tokio::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
-        () = tokio::time::sleep(spread(age.most)) => {}
+        () = age.reached() => {}
         () = drain.accepting().cancelled() => {}
     }
     leaving.cancel();
@@ -202,3 +219,20 @@ const STREAMS: u32 = 1024;
 const HEADERS: u32 = 32 * 1024;
 /// Bytes of a stream's responses that wait in HTTP/2 before the stream is held back.
 const SEND_BUFFER: usize = 256 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_to_leave_while_nobody_could_come_back() {
+        let age = Age::default();
+        age.health.lose("connection refused");
+        let waited = tokio::time::timeout(20 * age.most, age.reached()).await;
+        assert!(waited.is_err());
+        age.health.answered("");
+        tokio::time::timeout(2 * age.most, age.reached())
+            .await
+            .unwrap();
+    }
+}
