@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // tests
 
 pub mod agent;
+pub mod api_server;
 pub mod net;
 pub mod ztunnel;
 

@@ -102,7 +102,7 @@ impl Kubernetes {
     pub(super) async fn first(&mut self) -> Vec<News> {
         let mut news = Vec::new();
         while !self.is_complete() {
-            news.extend(self.next().await);
+            self.step(&mut news).await;
         }
         news
     }
@@ -115,30 +115,36 @@ impl Kubernetes {
     pub(super) async fn next(&mut self) -> Vec<News> {
         let mut news = Vec::new();
         while news.is_empty() {
-            tokio::select! {
-                told = self.told.next() => match told {
-                    Some(told) => self.take(told, &mut news),
-                    None => std::future::pending().await, // a watch never ends
-                },
-                Some(name) = self.asked.1.recv(), if self.lookups.len() < LOOKUPS => {
-                    self.lookups.push(self.look_up(name));
-                }
-                Some(found) = self.lookups.next(), if !self.lookups.is_empty() => {
-                    self.found(found, &mut news);
-                }
-                tried = async { match &mut self.trial {
-                    Some(trial) => trial.await,
-                    None => std::future::pending().await,
-                } } => self.tried(tried),
-            }
-            // What is there already is handed over together: a namespace's label concerns many pods.
-            while news.len() < BATCH
-                && let Some(Some(told)) = self.told.next().now_or_never()
-            {
-                self.take(told, &mut news);
-            }
+            self.step(&mut news).await;
         }
         news
+    }
+
+    /// Waits for one thing to happen, which need not be news. It is cancelled only while it waits, with
+    /// `news` as it was.
+    async fn step(&mut self, news: &mut Vec<News>) {
+        tokio::select! {
+            told = self.told.next() => match told {
+                Some(told) => self.take(told, news),
+                None => std::future::pending().await, // a watch never ends
+            },
+            Some(name) = self.asked.1.recv(), if self.lookups.len() < LOOKUPS => {
+                self.lookups.push(self.look_up(name));
+            }
+            Some(found) = self.lookups.next(), if !self.lookups.is_empty() => {
+                self.found(found, news);
+            }
+            tried = async { match &mut self.trial {
+                Some(trial) => trial.await,
+                None => std::future::pending().await,
+            } } => self.tried(tried),
+        }
+        // What is there already is handed over together: a namespace's label concerns many pods.
+        while news.len() < BATCH
+            && let Some(Some(told)) = self.told.next().now_or_never()
+        {
+            self.take(told, news);
+        }
     }
 
     fn take(&mut self, told: Told, news: &mut Vec<News>) {
