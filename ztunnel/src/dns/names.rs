@@ -119,12 +119,14 @@ impl Names<'_> {
         rest == Some(self.cluster_domain)
     }
 
+    /// Its pods' addresses, of the families that the service is for: whoever listens on one only is found by that one only.
     fn headless(&self, service: &Service) -> Vec<IpAddr> {
         let here = self
             .snapshot
             .endpoints(service)
             .filter(|workload| workload.network == *self.network);
         here.flat_map(|workload| workload.addresses.iter().copied())
+            .filter(|ip| service.ip_families.accept(*ip))
             .collect()
     }
 }

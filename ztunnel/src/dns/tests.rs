@@ -157,6 +157,27 @@ fn an_alias_stands_before_what_it_leads_to() {
 }
 
 #[test]
+fn a_headless_service_of_one_family_has_no_addresses_of_the_other() {
+    let host = "db.alpha.svc.cluster.local";
+    let pod = serde_json::json!({ "workload": {
+        "uid": "Kubernetes//Pod/alpha/db-0", "name": "db-0", "namespace": "alpha", "addresses": ["10.97.0.9", "fd00:10:97::9"],
+        "services": { format!("alpha/{host}"): { "ports": [{ "servicePort": 80, "targetPort": 80 }] } },
+    } });
+    for (families, v4, v6) in [("IPV4_ONLY", 1, 0), ("IPV6_ONLY", 0, 1), ("DUAL", 1, 1)] {
+        let service = serde_json::json!({ "service": {
+            "name": "db", "namespace": "alpha", "hostname": host, "ports": [{ "servicePort": 80, "targetPort": 80 }], "ipFamilies": families,
+        } });
+        let resources = serde_json::json!({ format!("alpha/{host}"): service, "Kubernetes//Pod/alpha/db-0": pod });
+        let mut recorded = Recorded::read();
+        recorded.snapshot = golden::snapshot(&resources);
+        for (kind, count) in [(RecordType::A, v4), (RecordType::AAAA, v6)] {
+            let response = recorded.ask("alpha", &format!("{host}."), kind).unwrap();
+            assert_eq!(response.answers.len(), count, "{families} {kind}");
+        }
+    }
+}
+
+#[test]
 fn the_searched_namespace_is_the_callers_not_ours() {
     let mut recorded = Recorded::read();
     recorded.search = vec![
