@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::policy::STRICT;
 use crate::{
+    load::Tally,
     place::{DATAPLANE_MODE, Place},
     pod::Pod,
     run::Test,
@@ -32,12 +33,10 @@ pub(super) async fn a_refused_plain_client_is_reset_and_the_log_says_why(
                 format!("http://{address}:8080/")
             };
             client.is_refused(&url).await?;
-            let said = client.get(&url).await?;
-            ensure!(
-                said.err.contains("reset by peer"),
-                "{url} from {ip}: {}",
-                said.err
-            );
+            let line = format!("sleep 0.5 | /opt/e2e/app load {url} --kept 0");
+            let tally: Tally = serde_json::from_str(&client.sh(&line).await?.success()?)?;
+            let how: Vec<&String> = tally.fresh.failed.keys().collect();
+            ensure!(tally.fresh.answered == 0 && how == ["reset"], "{tally}");
             let refusal = test
                 .mesh()
                 .reported(&web.node, test.began, "the refusal", |record| {

@@ -62,7 +62,7 @@ impl<'a> Bench<'a> {
             .success()?;
         let mut chain: Value =
             serde_json::from_str(&text).context("the node's CNI configuration")?;
-        let folder = format!("/run/{name}");
+        let folder = format!("/opt/e2e/{name}");
         chain["name"] = json!(name);
         chain["plugins"][0]["ipam"]["dataDir"] = json!(format!("{folder}/addresses"));
         chain["plugins"][0]["ipam"]["ranges"] =
