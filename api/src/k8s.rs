@@ -6,11 +6,13 @@
 //! | [`istio`] | our own serde structs for Istio's custom resources |
 //! | [`crd`] | the definitions of Istio's kinds, for an API server |
 //! | [`check`] | what an API server with Istio's definitions would refuse |
+//! | [`aim`] | whom a policy that is refused is certainly about |
 //! | [`yaml`] | text → documents → objects, with the line of every fault |
 //! | [`json`] | the same for what an API server answers |
 //! | [`labels`] | names of labels and annotations |
 //! | [`dir`] | a directory of YAML that stands in for an API server |
 
+pub mod aim;
 pub mod check;
 pub mod crd;
 pub mod dir;

@@ -207,8 +207,8 @@ impl World {
         }
     }
 
-    /// Takes in a batch and makes anew what depends on it. `Change::Invalid` changes only what is
-    /// said of the object, until it is set again or gone.
+    /// Takes in a batch and makes anew what depends on it. `Change::Invalid` changes what is said of
+    /// the object, until it is set again or gone; and a policy that was never good denies until then.
     pub fn apply(&mut self, changes: Vec<Change>) -> Changed {
         let mut dirty = BTreeSet::new();
         self.note_refused(&changes, &mut dirty);
@@ -216,7 +216,7 @@ impl World {
             match change {
                 Change::Set(object) => self.set(&object, &mut dirty),
                 Change::Gone(key) => self.remove(&key, &mut dirty),
-                Change::Invalid(_) => {}
+                Change::Invalid(fault) => self.close(&fault, &mut dirty),
             }
         }
         let moved = std::mem::take(&mut self.moved);

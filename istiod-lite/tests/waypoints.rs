@@ -531,6 +531,7 @@ fn an_object_that_is_refused_says_why_and_what_is_in_force_until_it_is_mended() 
                 line: 1,
                 object: Some(key.clone()),
                 reason: (*reason).to_owned(),
+                aim: None,
             })
         });
         world.apply(faults.collect())

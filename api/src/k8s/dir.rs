@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::aim::Aim;
 use super::files::Files;
 use super::objects::{Object, ObjectKey};
 use super::status;
@@ -44,6 +45,8 @@ pub struct Fault {
     pub object: Option<ObjectKey>,
     /// What is wrong.
     pub reason: String,
+    /// If it is an AuthorizationPolicy: whom it is about nevertheless.
+    pub aim: Option<Aim>,
 }
 
 /// A watched directory.

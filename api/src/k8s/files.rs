@@ -137,7 +137,11 @@ impl Files {
                     line,
                     object,
                     reason,
-                } => faults.push(self.fault(path, line, object, reason)),
+                    aim,
+                } => faults.push(Fault {
+                    aim,
+                    ..self.fault(path, line, object, reason)
+                }),
             }
         }
         // What a faulty document said before still holds. A document too broken to name its object
@@ -365,6 +369,7 @@ impl Files {
             line,
             object,
             reason,
+            aim: None,
         }
     }
 

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+use super::aim::{Aim, aim};
 use super::check::{self, Problem, Step};
 use super::objects::{Kind, Object, ObjectKey};
 
@@ -41,6 +42,8 @@ pub enum Parsed {
         object: Option<ObjectKey>,
         /// What is wrong.
         reason: String,
+        /// If it is an AuthorizationPolicy: whom it is about nevertheless.
+        aim: Option<Aim>,
     },
 }
 
@@ -153,6 +156,7 @@ impl Document<'_> {
     }
 
     fn fault(&self, object: Option<ObjectKey>, error: &serde_saphyr::Error) -> Parsed {
+        let aim = self.aim(object.as_ref());
         let offset = error.location().map_or(0, |at| {
             usize::try_from(at.line()).unwrap_or(1).saturating_sub(1)
         });
@@ -160,17 +164,24 @@ impl Document<'_> {
             line: self.line + offset,
             object,
             reason: reason(error),
+            aim,
         }
     }
 
     fn refused(&self, object: Option<ObjectKey>, problem: Problem) -> Parsed {
         let line = lines_of(self.text).and_then(|tree| tree.line(&problem.path.0));
         let line = line.map_or(self.line, |line| line + self.line - 1);
+        let aim = self.aim(object.as_ref());
         Parsed::Fault {
             line,
             object,
             reason: problem.to_string(),
+            aim,
         }
+    }
+
+    fn aim(&self, object: Option<&ObjectKey>) -> Option<Aim> {
+        aim(object?.kind, &from_str(self.text).unwrap_or_default())
     }
 }
 

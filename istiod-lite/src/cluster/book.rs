@@ -140,7 +140,12 @@ impl Book {
                 }
             }
             Err(reasons) => {
-                changes.extend(faults(&seen.key, &reasons).map(Change::Invalid));
+                let aimed = |fault| Fault {
+                    aim: seen.aim.clone(),
+                    ..fault
+                };
+                let faults = faults(&seen.key, &reasons).map(aimed);
+                changes.extend(faults.map(Change::Invalid));
                 self.faults.insert(seen.key, reasons);
                 self.faults_moved = true;
                 Did::Refused
@@ -188,6 +193,7 @@ fn faults(key: &ObjectKey, reasons: &[String]) -> impl Iterator<Item = Fault> {
         line: 0,
         object: Some(key.clone()),
         reason: reason.clone(),
+        aim: None,
     })
 }
 
@@ -219,6 +225,7 @@ mod tests {
             key: key(name),
             version: version.to_string(),
             object: Ok(Object::Namespace(Arc::new(namespace))),
+            aim: None,
         }
     }
 

@@ -7,12 +7,14 @@
 
 use std::sync::Arc;
 
+use api::k8s::aim::{Aim, aim};
 use api::k8s::json;
 use api::k8s::objects::{
     EndpointSlice, Kind, Namespace, Node, Object, ObjectKey, ObjectMeta, Pod, Service,
 };
 use k8s_openapi::api::core::v1::{Container, PodCondition, PodSpec, PodStatus};
 use kube::core::{DynamicObject, PartialObjectMeta};
+use serde_json::Value;
 
 /// One object as it came in.
 #[derive(Debug, PartialEq)]
@@ -22,6 +24,8 @@ pub(super) struct Seen {
     pub(super) version: String,
     /// The object, or what is wrong with it.
     pub(super) object: Result<Object, Vec<String>>,
+    /// Of a policy in which something is wrong: whom it is about nevertheless.
+    pub(super) aim: Option<Aim>,
 }
 
 /// What can come through the door.
@@ -71,6 +75,7 @@ macro_rules! enter {
                     key,
                     version,
                     object,
+                    aim: None,
                 }
             }
 
@@ -147,14 +152,19 @@ fn container(container: Container) -> Container {
 impl Enter for DynamicObject {
     fn enter(mut self, kind: Kind) -> Seen {
         let (key, version) = seen(kind, &mut self.metadata);
-        let object = match serde_json::to_value(&self) {
-            Ok(value) => json::read(kind, &value),
-            Err(error) => Err(vec![error.to_string()]),
+        let (object, aim) = match serde_json::to_value(&self) {
+            Ok(value) => {
+                let object = json::read(kind, &value);
+                let aim = object.is_err().then(|| aim(kind, &value)).flatten();
+                (object, aim)
+            }
+            Err(error) => (Err(vec![error.to_string()]), aim(kind, &Value::Null)),
         };
         Seen {
             key,
             version,
             object,
+            aim,
         }
     }
 
@@ -165,7 +175,7 @@ impl Enter for DynamicObject {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
 
@@ -234,6 +244,7 @@ mod tests {
         assert_eq!(bad.key, good.key);
         assert_eq!(bad.version, "7");
         assert!(bad.object.unwrap_err()[0].contains("PERHAPS"));
+        assert_eq!((good.aim, bad.aim), (None, Some(Aim::All)));
     }
 
     /// The same object as it comes from an API server.

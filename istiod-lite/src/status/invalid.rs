@@ -4,19 +4,30 @@ use api::k8s::objects::Kind;
 
 use super::Condition;
 
-/// Says of an object what is wrong with it; `known`: an earlier good version of it is in force.
-/// None for kinds whose status is others' to write.
-pub fn invalid(kind: Kind, reasons: &[String], known: bool) -> Option<Condition> {
+/// What is in force in the place of an object that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Instead<'a> {
+    /// Its last good version.
+    Earlier,
+    /// Nothing.
+    Nothing,
+    /// What these words say.
+    Closed(&'a str),
+}
+
+/// Says of an object what is wrong with it, and what is in force instead. None for kinds whose
+/// status is others' to write.
+pub fn invalid(kind: Kind, reasons: &[String], instead: Instead<'_>) -> Option<Condition> {
     let r#type = match kind {
         Kind::AuthorizationPolicy => "ZtunnelAccepted",
         Kind::PeerAuthentication | Kind::ServiceEntry | Kind::WorkloadEntry => "ambit.io/Accepted",
         Kind::Gateway | Kind::GatewayClass => "Accepted",
         _ => return None,
     };
-    let instead = if known {
-        "the last version without this fault stays in force"
-    } else {
-        "nothing of it is in force"
+    let instead = match instead {
+        Instead::Earlier => "the last version without this fault stays in force",
+        Instead::Nothing => "nothing of it is in force",
+        Instead::Closed(words) => words,
     };
     Some(Condition {
         r#type,

@@ -31,6 +31,7 @@ pub fn policy(policy: &Policy, found: &[Found]) -> Desired {
                 policy.remarks.join("; ")
             ),
         ),
+        Layer4::Closed => layer4(false, "Invalid", policy.remarks.join("; ")),
         Layer4::Not => layer4(false, "UnsupportedValue", policy.remarks.join("; ")),
     };
     Desired {

@@ -11,6 +11,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use api::k8s::aim::Aim;
 use api::k8s::istio::{self, Action, AuthorizationPolicy, Condition, Operation, Source, TargetRef};
 use api::k8s::labels;
 use api::k8s::objects::{Kind, ObjectKey};
@@ -54,6 +55,8 @@ pub enum Layer4 {
     Not,
     /// It is not for them.
     Elsewhere,
+    /// It cannot be read; in its place they deny everything to those it is about.
+    Closed,
 }
 
 /// What a policy is attached to.
@@ -109,6 +112,35 @@ impl Policy {
             layer4,
             targets,
         }
+    }
+
+    /// What stands in the place of a policy that cannot be read: nobody speaks to those it is about.
+    /// None if it would keep nobody from speaking, were it good.
+    pub fn closed(key: &ObjectKey, aim: &Aim, reading: &Reading) -> Option<Self> {
+        let selector = match aim {
+            Aim::Selected(labels) => Some(labels.clone()),
+            Aim::All => None,
+            Aim::Nobody => return None,
+        };
+        let about = about(selector.as_ref(), &key.namespace, reading);
+        Some(Self {
+            namespace: key.namespace.clone(),
+            authorization: Some(Authorization {
+                name: key.name.to_string(),
+                namespace: key.namespace.to_string(),
+                scope: scope(selector.is_some(), &key.namespace, reading).into(),
+                action: security::Action::Deny.into(),
+                groups: vec![Group::default()],
+                ..Authorization::default()
+            }),
+            selector,
+            remarks: vec![format!(
+                "until it is mended it denies all traffic to {about}"
+            )],
+            generation: None,
+            layer4: Layer4::Closed,
+            targets: Vec::new(),
+        })
     }
 
     /// Its xDS name, if it is sent.
@@ -180,11 +212,7 @@ fn authorization(
         remarks.push("dry-run policies are switched off: take annotation istio.io/dry-run away to enforce it, or start the control plane with --dry-run-policies".into());
         return None;
     }
-    let scope = match &spec.selector {
-        Some(_) => Scope::WorkloadSelector,
-        None if namespace == reading.root_namespace => Scope::Global,
-        None => Scope::Namespace,
-    };
+    let scope = scope(spec.selector.is_some(), &namespace, reading);
     Some(Authorization {
         name: policy.metadata.name.clone().unwrap_or_default(),
         groups: groups(&spec.rules, action, &namespace, reading, remarks),
@@ -194,6 +222,30 @@ fn authorization(
         dry_run,
         ..Authorization::default()
     })
+}
+
+/// To whom a policy applies, in words.
+fn about(selector: Option<&Labels>, namespace: &str, reading: &Reading) -> String {
+    let of = match namespace {
+        root if root == reading.root_namespace => "of the mesh".to_owned(),
+        namespace => format!("of namespace {namespace}"),
+    };
+    let labels = selector.into_iter().flatten();
+    let labels: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    if labels.is_empty() {
+        return format!("all workloads {of}");
+    }
+    format!("workloads {of} with {}", labels.join(","))
+}
+
+fn scope(selects: bool, namespace: &str, reading: &Reading) -> Scope {
+    match selects {
+        true => Scope::WorkloadSelector,
+        false if namespace == reading.root_namespace => Scope::Global,
+        false => Scope::Namespace,
+    }
 }
 
 fn groups(

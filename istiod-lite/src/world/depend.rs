@@ -81,13 +81,10 @@ impl World {
                 key,
                 Some(ServiceEntry::read(it))
             ),
-            Object::AuthorizationPolicy(it) => replace!(
-                self,
-                dirty,
-                policies,
-                key,
-                Some(Policy::read(it, &self.reading))
-            ),
+            Object::AuthorizationPolicy(it) => {
+                let policy = Policy::read(it, &self.reading);
+                self.put_policy(&key, Some(policy), dirty);
+            }
             Object::PeerAuthentication(it) => {
                 replace!(self, dirty, peers, key, Some(PeerAuthentication::read(it)))
             }
@@ -115,6 +112,16 @@ impl World {
             Kind::GatewayClass => self.set_class(&key, None, dirty),
             Kind::ServiceAccount => {}
         }
+    }
+
+    pub(super) fn put_policy(
+        &mut self,
+        key: &ObjectKey,
+        policy: Option<Policy>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        let key = key.clone();
+        replace!(self, dirty, policies, key, policy);
     }
 
     fn leave(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {

@@ -3,11 +3,13 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
-use api::k8s::dir::Change;
+use api::k8s::dir::{Change, Fault};
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
 use super::{Builder, World};
-use crate::status::{Desired, invalid::invalid};
+use crate::status::Desired;
+use crate::status::invalid::{Instead, invalid};
+use crate::translate::policy::{Layer4, Policy};
 
 impl World {
     /// Notes which objects are refused, and which are no longer.
@@ -50,6 +52,18 @@ impl World {
         }
     }
 
+    /// Puts what denies into the place of a policy that cannot be read and has no earlier version:
+    /// whoever wrote it wanted somebody protected.
+    pub(super) fn close(&mut self, fault: &Fault, dirty: &mut BTreeSet<Builder>) {
+        let (Some(key), Some(aim)) = (&fault.object, &fault.aim) else {
+            return;
+        };
+        if !matches!(self.objects.instead(key), Instead::Earlier) {
+            let closed = Policy::closed(key, aim, &self.reading);
+            self.put_policy(key, closed, dirty);
+        }
+    }
+
     /// Policies say what became of what they are attached to.
     pub(super) fn mark_attached(&self, dirty: &mut BTreeSet<Builder>) {
         if self.objects.attached.is_empty() {
@@ -67,7 +81,7 @@ impl World {
     pub(super) fn keep_status(&mut self, key: &ObjectKey, said: Option<Desired>) -> bool {
         let known = self.objects.knows(key);
         let said = match self.refused.get(key) {
-            Some(reasons) => invalid(key.kind, reasons, known)
+            Some(reasons) => invalid(key.kind, reasons, self.objects.instead(key))
                 .map(|condition| Desired {
                     conditions: vec![condition],
                     ..Desired::default()
@@ -113,6 +127,16 @@ fn was_bound(object: &Object) -> bool {
 }
 
 impl super::objects::Objects {
+    /// What is in force in the place of an object that is refused.
+    fn instead(&self, key: &ObjectKey) -> Instead<'_> {
+        let policy = self.policies.get(key);
+        match policy.filter(|policy| policy.layer4 == Layer4::Closed) {
+            Some(closed) => Instead::Closed(closed.remarks.first().map_or("", String::as_str)),
+            None if self.knows(key) => Instead::Earlier,
+            None => Instead::Nothing,
+        }
+    }
+
     /// Whether the object is there.
     fn knows(&self, key: &ObjectKey) -> bool {
         match key.kind {

@@ -1,0 +1,113 @@
+//! Whom a policy that is refused is certainly about: what must be closed until it is mended.
+//!
+//! Enters: an AuthorizationPolicy that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
+//!
+//! 1. is it attached to something (`targetRefs`, and no selector)? Then node proxies would not enforce it, good or bad
+//! 2. is it a rehearsal, or of an action that node proxies do not know? The same
+//! 3. can its selector be read, all else left out? Then it is about the workloads it names
+//! 4. else about all of its namespace
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::json::read;
+use super::labels::DRY_RUN;
+use super::objects::{Kind, Object};
+
+/// Whom a refused AuthorizationPolicy is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Aim {
+    /// The workloads with these labels, of its namespace; in the root namespace, of all.
+    Selected(BTreeMap<String, String>),
+    /// Every workload of its namespace; in the root namespace, of all.
+    All,
+    /// No workload: were it good, node proxies would refuse nothing because of it.
+    Nobody,
+}
+
+/// Whom the policy `value` is about; none for other kinds.
+pub fn aim(kind: Kind, value: &Value) -> Option<Aim> {
+    if kind != Kind::AuthorizationPolicy {
+        return None;
+    }
+    let spec = &value["spec"];
+    let selector = &spec["selector"];
+    let dry_run = value["metadata"]["annotations"][DRY_RUN].as_str();
+    let passive = dry_run.is_some_and(|text| text.eq_ignore_ascii_case("true"))
+        || matches!(spec["action"].as_str(), Some("AUDIT" | "CUSTOM"));
+    let attached = is_said(&spec["targetRefs"]) || is_said(&spec["targetRef"]);
+    Some(if passive || (attached && selector.is_null()) {
+        Aim::Nobody
+    } else if selector.is_null() {
+        Aim::All
+    } else {
+        selected(selector).map_or(Aim::All, Aim::Selected)
+    })
+}
+
+fn is_said(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+/// The labels of a selector in which nothing is wrong.
+fn selected(selector: &Value) -> Option<BTreeMap<String, String>> {
+    let policy = json!({
+        "metadata": { "name": "any", "namespace": "any" }, "spec": { "selector": selector },
+    });
+    match read(Kind::AuthorizationPolicy, &policy) {
+        Ok(Object::AuthorizationPolicy(it)) => Some(it.spec.selector.clone()?.match_labels),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_policy_is_about_whom_it_certainly_names() {
+        let web = || Aim::Selected([("app".to_owned(), "web".to_owned())].into());
+        let selector = json!({"matchLabels": {"app": "web"}});
+        let cases = [
+            (json!({"selector": selector, "rules": 7}), web()),
+            (json!({"selector": selector, "action": "PERHAPS"}), web()),
+            (json!({"selector": selector, "targetRefs": [{}]}), web()),
+            (json!({"selector": {}, "x": 1}), Aim::Selected([].into())),
+            (
+                json!({"selector": {"matchLabels": {"app": "w*"}}}),
+                Aim::All,
+            ),
+            (json!({"selector": {"matchLabels": {"app": 1}}}), Aim::All),
+            (json!({"selector": {"matchLabel": {"a": "b"}}}), Aim::All),
+            (json!({"selectors": {"matchLabels": {"a": "b"}}}), Aim::All),
+            (json!({"rules": [{"from": 1}]}), Aim::All),
+            (json!({"targetRefs": [], "rules": 1}), Aim::All),
+            (Value::Null, Aim::All),
+            (json!({"targetRefs": [{"kind": "Service"}]}), Aim::Nobody),
+            (json!({"targetRef": {"kind": 1}}), Aim::Nobody),
+            (json!({"action": "AUDIT", "rules": 1}), Aim::Nobody),
+            (json!({"action": "CUSTOM"}), Aim::Nobody),
+        ];
+        for (spec, expected) in cases {
+            let value = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": spec});
+            assert_eq!(
+                aim(Kind::AuthorizationPolicy, &value),
+                Some(expected),
+                "{spec}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_rehearsal_that_is_refused_refuses_nobody() {
+        let value = json!({"metadata": {"name": "p", "annotations": {"istio.io/dry-run": "true"}},
+            "spec": {"rules": 1}});
+        assert_eq!(aim(Kind::AuthorizationPolicy, &value), Some(Aim::Nobody));
+        assert_eq!(aim(Kind::PeerAuthentication, &value), None);
+    }
+}
