@@ -5,6 +5,7 @@ use crate::run::Case;
 mod disturb;
 mod enrol;
 mod identity;
+mod kinds;
 mod plain;
 mod plugin;
 mod policy;
@@ -71,6 +72,13 @@ pub fn all() -> Vec<Case> {
             a_daemon_set_is_in_the_mesh_on_every_node
             a_job_calls_the_mesh_from_its_first_instruction_and_completes
             nginx_redis_and_postgres_serve_their_own_clients
+        }
+        kinds {
+            a_daemon_set_behind_a_local_service_answers_on_the_callers_node
+            a_stateful_pod_keeps_its_name_when_its_address_changes
+            a_host_port_leads_to_a_meshed_pod_until_strict
+            an_init_container_is_in_the_mesh_already
+            a_pod_in_the_nodes_network_is_refused_in_strict
         }
         plain {
             a_refused_plain_client_is_reset_and_the_log_says_why
