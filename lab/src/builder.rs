@@ -89,6 +89,12 @@ impl Builder {
         self
     }
 
+    /// The directory of a signer for istiod-lite (`ca-key.pem`, `ca-cert.pem`, `cert-chain.pem`, `root-cert.pem`) instead
+    /// of one that it makes.
+    pub fn signer(self, dir: &Path) -> Self {
+        self.istiod_env(control_plane::SIGNER, &dir.display().to_string())
+    }
+
     /// An environment variable for istiod-lite.
     pub fn istiod_env(mut self, key: &str, value: &str) -> Self {
         self.istiod_env.push((key.into(), value.into()));

@@ -17,15 +17,12 @@ use crate::{
     wait::Probe,
 };
 
-/// Where ztunnels find it; the outside world's name server knows the name.
+/// Where ztunnels look for it if nothing is said; the outside world's name server knows the name.
 pub(crate) const NAME: &str = "istiod.istio-system.svc";
 const GRPC: u16 = 15012;
+/// Its variable for the directory of a signer it is given.
+pub(crate) const SIGNER: &str = "ROOT_CA_DIR";
 const MONITORING: u16 = 15014;
-
-/// The URL ztunnels use for both discovery and certificates.
-pub(crate) fn url() -> String {
-    format!("https://{NAME}:{GRPC}")
-}
 
 /// What [`istiod`] and [`names`] are made from.
 #[derive(Debug, Clone)]
@@ -45,9 +42,11 @@ impl Site {
         self.dir.join("state")
     }
 
-    /// The root of trust, for those who must verify istiod-lite.
+    /// The roots of trust, for those who must verify istiod-lite: those of its own signer, or of the one it was given.
     pub(crate) fn root_cert(&self) -> PathBuf {
-        self.state().join("root-cert.pem")
+        let given = self.env.iter().find(|(key, _)| key == SIGNER);
+        let signer = given.map_or_else(|| self.state(), |(_, dir)| dir.into());
+        signer.join("root-cert.pem")
     }
 
     fn monitoring(&self) -> SocketAddr {

@@ -3,16 +3,17 @@
 //! Between fork and exec the child, in this order,
 //! 1. becomes the leader of a session of its own  (a Ctrl-C at our terminal is ours to handle, not its)
 //! 2. enters the network namespace
-//! 3. takes private mount and host name namespaces: binds files over files (`/etc/resolv.conf`), sets the host name
-//! 4. changes to the user asked for
+//! 3. takes private mount and host name namespaces: binds files over files (`/etc/resolv.conf`) and directories over
+//!    directories, sets the host name
+//! 4. is confined as a container's security context would have it, or changes to the user asked for
 //! 5. asks the kernel to be killed when the thread that started it ends
 //!
 //! Because of the last step all programs are started by one thread that lives as long as this process:
 //! the kernel watches the parent *thread*, and test threads come and go.
-#![allow(unsafe_code)] // `CommandExt::pre_exec`: the only way to run the steps above in the child and keep its pid
+#![allow(unsafe_code)] // `CommandExt::pre_exec`: the only way to run the steps above in the child and keep its pid; and `prctl`
 
 use std::{
-    ffi::{CString, OsString},
+    ffi::{CStr, CString, OsString},
     fs::File,
     io,
     os::unix::{ffi::OsStrExt, process::CommandExt},
@@ -24,10 +25,12 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use nix::{
+    errno::Errno,
+    libc::{self, c_ulong},
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
     sys::{
-        prctl::set_pdeathsig,
+        prctl::{set_no_new_privs, set_pdeathsig},
         signal::{SigSet, Signal, killpg},
     },
     unistd::{Gid, Pid, Uid, User, setgid, setgroups, sethostname, setsid, setuid},
@@ -41,6 +44,8 @@ pub(crate) struct Entry {
     binds: Vec<(CString, CString)>,
     hostname: Option<OsString>,
     user: Option<(Uid, Gid)>,
+    /// What is left of root's capabilities, with all outside of what is bound read-only.
+    capabilities: Option<&'static [c_ulong]>,
 }
 
 impl Entry {
@@ -49,8 +54,8 @@ impl Entry {
         self
     }
 
-    /// Shows `file` in place of `at`; skipped when this machine has no `at`.
-    pub(crate) fn bind(mut self, file: &Path, at: &str) -> Result<Self> {
+    /// Shows a file or directory in place of `at`; skipped when this machine has no `at`.
+    pub(crate) fn bind(mut self, file: &Path, at: impl AsRef<Path>) -> Result<Self> {
         // Where it is a link (systemd-resolved), the mount must go over the file at its end.
         if let Ok(at) = std::fs::canonicalize(at) {
             let c = |path: &Path| CString::new(path.as_os_str().as_bytes());
@@ -71,6 +76,13 @@ impl Entry {
         Ok(self)
     }
 
+    /// As a container with a read-only root file system and no capabilities but these. Only what is bound, and what
+    /// this machine has mounted elsewhere than `/`, can be written to; kernel settings cannot.
+    pub(crate) fn confined(mut self, capabilities: &'static [c_ulong]) -> Self {
+        self.capabilities = Some(capabilities);
+        self
+    }
+
     /// Makes `command` start in here.
     pub(crate) fn prepare(self, command: &mut Command) {
         let enter = move || self.enter();
@@ -86,7 +98,7 @@ impl Entry {
         if let Some(netns) = &self.netns {
             setns(netns, CloneFlags::CLONE_NEWNET)?;
         }
-        if !self.binds.is_empty() {
+        if !self.binds.is_empty() || self.capabilities.is_some() {
             unshare(CloneFlags::CLONE_NEWNS)?;
             // Slave: our mounts stay ours, while namespaces that are unmounted outside go away in here too.
             mount(
@@ -97,18 +109,15 @@ impl Entry {
                 None::<&str>,
             )?;
             for (file, at) in &self.binds {
-                mount(
-                    Some(file.as_c_str()),
-                    at.as_c_str(),
-                    None::<&str>,
-                    MsFlags::MS_BIND,
-                    None::<&str>,
-                )?;
+                bind(file, at)?;
             }
         }
         if let Some(name) = &self.hostname {
             unshare(CloneFlags::CLONE_NEWUTS)?;
             sethostname(name)?;
+        }
+        if let Some(capabilities) = self.capabilities {
+            confine(capabilities)?;
         }
         if let Some((uid, gid)) = self.user {
             setgroups(&[gid])?;
@@ -120,6 +129,33 @@ impl Entry {
         Ok(())
     }
 }
+
+fn bind(file: &CStr, at: &CStr) -> nix::Result<()> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(file), at, None::<&str>, flags, None::<&str>)
+}
+
+fn confine(capabilities: &[c_ulong]) -> io::Result<()> {
+    bind(c"/proc/sys", c"/proc/sys")?;
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    for at in [c"/proc/sys", c"/"] {
+        mount(None::<&CStr>, at, None::<&str>, read_only, None::<&str>)?;
+    }
+    let others = (0..=LAST_CAPABILITY).filter(|capability| !capabilities.contains(capability));
+    for capability in others {
+        // SAFETY: takes numbers, touches no memory of ours.
+        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+        // A kernel that does not know it yet does not give it either.
+        if dropped != 0 && Errno::last() != Errno::EINVAL {
+            return Err(Errno::last().into());
+        }
+    }
+    set_no_new_privs()?;
+    Ok(())
+}
+
+/// Room for some more than kernels have.
+const LAST_CAPABILITY: c_ulong = 63;
 
 type Started = io::Result<Child>;
 

@@ -269,6 +269,15 @@ impl Lab {
         Ok(())
     }
 
+    /// Brings every ztunnel the roots of the control plane's signer as they are now, as the kubelet would.
+    pub fn project_roots(&self) -> Result<()> {
+        let roots = self.shared.control_site.root_cert();
+        let meshed = self.nodes().iter().filter(|node| node.meshed());
+        meshed
+            .into_iter()
+            .try_for_each(|node| node.project_roots(&roots))
+    }
+
     /// Keeps the logs when the lab is removed.
     pub fn keep_logs(&self) {
         self.shared.claim.keep_logs(true);

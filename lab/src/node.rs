@@ -4,7 +4,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     os::unix::fs::symlink,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -165,6 +165,11 @@ impl Node {
         Ok(AccessLog::new(self.ztunnel()?.log_path().to_owned()))
     }
 
+    /// Brings ztunnel the control plane's roots as they are now, as the kubelet would.
+    pub(crate) fn project_roots(&self, root_cert: &Path) -> Result<()> {
+        self.current()?.project_roots(root_cert)
+    }
+
     pub(crate) fn meshed(&self) -> bool {
         self.mesh.is_some()
     }
@@ -230,7 +235,7 @@ impl Node {
     }
 }
 
-fn agent(site: &Site<'_>, name: &str, dir: &std::path::Path, address: IpAddr) -> Component {
+fn agent(site: &Site<'_>, name: &str, dir: &Path, address: IpAddr) -> Component {
     let metrics = SocketAddr::new(address, AGENT_METRICS);
     let recipe = {
         let (binary, config, netns) = (
@@ -248,7 +253,7 @@ fn agent(site: &Site<'_>, name: &str, dir: &std::path::Path, address: IpAddr) ->
             command.arg("--cni-run-dir").arg(dir.join("istio-cni"));
             command
                 .arg("--ztunnel-socket")
-                .arg(dir.join("ztunnel.sock"));
+                .arg(dir.join("ztunnel/ztunnel.sock"));
             command.args(["--metrics-address", &metrics.to_string()]);
             command.arg("--host-root").arg(dir.join(HOST));
             command

@@ -264,6 +264,11 @@ impl Pod {
         processes.drain(..).for_each(|process| process.kill());
     }
 
+    /// What its programs see as `/etc/resolv.conf`.
+    pub(crate) fn resolv_conf(&self) -> &Path {
+        &self.shared.files.resolv_conf
+    }
+
     /// The way into the pod for a program.
     pub(crate) fn entry(&self) -> Result<Entry> {
         let files = &self.shared.files;

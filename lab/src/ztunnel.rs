@@ -1,7 +1,7 @@
 //! A ztunnel in its pod: how it is started, and its admin, metrics and readiness pages.
 //!
-//! Its files are where its chart mounts them, below its working directory, and the environment names Istio's, so
-//! that Istio's own ztunnel runs in its place.
+//! It starts as the container of its DaemonSet does: files where the chart mounts them, Istio's environment names and
+//! nothing said that has a default, a read-only root file system, three capabilities. Istio's own ztunnel runs in its place.
 
 use std::{
     fs,
@@ -12,11 +12,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use nix::libc::c_ulong;
 use serde_json::Value;
 
 use crate::{
     component::{Component, bare},
-    control_plane, http,
+    http,
     metrics::Metrics,
     pod::Pod,
     wait::Probe,
@@ -25,8 +26,13 @@ use crate::{
 const ADMIN: u16 = 15000;
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
-const TOKEN: &str = "var/run/secrets/tokens/istio-token";
-const ROOT_CERT: &str = "var/run/secrets/istio/root-cert.pem";
+/// Below the directory that becomes its `/var/run`.
+const TOKEN: &str = "secrets/tokens/istio-token";
+const ROOT_CERT: &str = "secrets/istio/root-cert.pem";
+/// The node agent's directory, that of the whole node.
+const AGENT: &str = "ztunnel";
+/// `NET_ADMIN`, `NET_RAW`, `SYS_ADMIN`.
+const CAPABILITIES: &[c_ulong] = &[12, 13, 21];
 
 /// Which program, and what it is told beside the usual.
 #[derive(Debug, Clone)]
@@ -47,6 +53,8 @@ pub(crate) struct Credentials<'a> {
 pub(crate) struct Ztunnel {
     component: Arc<Component>,
     pod: Pod,
+    /// Its `/var/run`.
+    run: PathBuf,
 }
 
 impl Recipe {
@@ -58,17 +66,21 @@ impl Recipe {
         pod: Pod,
         credentials: &Credentials<'_>,
     ) -> Result<Ztunnel> {
-        let home = node_dir.join(pod.name());
-        mount(&home, credentials)?;
-        let env = self.environment(node, node_dir, &home, &pod);
-        let (binary, inside) = (self.binary.clone(), pod.clone());
+        let run = node_dir.join(pod.name()).join("run");
+        mount(&run, &pod, credentials)?;
+        let agent = node_dir.join(AGENT);
+        let env = self.environment(node, &pod);
+        let (binary, inside, var_run) = (self.binary.clone(), pod.clone(), run.clone());
         let recipe = move || {
             let mut command = bare(&binary);
             command
                 .args(["proxy", "ztunnel"])
-                .current_dir(&home)
+                .current_dir("/")
                 .envs(env.iter().map(|(k, v)| (k, v)));
-            inside.entry()?.prepare(&mut command);
+            let entry = inside.entry()?;
+            let entry = entry.bind(&agent, var_run.join(AGENT))?;
+            let entry = entry.bind(&var_run, "/var/run")?;
+            entry.confined(CAPABILITIES).prepare(&mut command);
             Ok(command)
         };
         let (netns, at) = (pod.netns().clone(), SocketAddr::new(pod.ip(), READINESS));
@@ -91,31 +103,20 @@ impl Recipe {
         Ok(Ztunnel {
             component: Arc::new(component),
             pod,
+            run,
         })
     }
 
-    fn environment(
-        &self,
-        node: &str,
-        node_dir: &Path,
-        home: &Path,
-        pod: &Pod,
-    ) -> Vec<(String, String)> {
-        let path = |path: PathBuf| path.display().to_string();
+    fn environment(&self, node: &str, pod: &Pod) -> Vec<(String, String)> {
+        let addresses = pod.addresses().iter().map(IpAddr::to_string);
         let usual = [
-            ("XDS_ADDRESS", control_plane::url()),
-            ("CA_ADDRESS", control_plane::url()),
-            ("XDS_ROOT_CA", path(home.join(ROOT_CERT))),
-            ("CA_ROOT_CA", path(home.join(ROOT_CERT))),
-            ("AUTH_TOKEN", path(home.join(TOKEN))),
             ("CLUSTER_ID", "Kubernetes".into()),
             ("NODE_NAME", node.into()),
             ("POD_NAME", pod.name().into()),
             ("POD_NAMESPACE", pod.namespace().into()),
-            ("INSTANCE_IP", pod.ip().to_string()),
+            ("INSTANCE_IP", addresses.collect::<Vec<_>>().join(",")),
             ("SERVICE_ACCOUNT", "ztunnel".into()),
             ("NETWORK", String::new()),
-            ("INPOD_UDS", path(node_dir.join("ztunnel.sock"))),
             ("RUST_LOG", "info".into()),
         ];
         usual
@@ -126,14 +127,22 @@ impl Recipe {
     }
 }
 
-fn mount(home: &Path, credentials: &Credentials<'_>) -> Result<()> {
-    let (token, root_cert) = (home.join(TOKEN), home.join(ROOT_CERT));
+fn mount(run: &Path, pod: &Pod, credentials: &Credentials<'_>) -> Result<()> {
+    let (token, root_cert) = (run.join(TOKEN), run.join(ROOT_CERT));
+    fs::create_dir_all(run.join(AGENT))?;
     for file in [&token, &root_cert] {
         fs::create_dir_all(file.parent().context("a file in a directory")?)?;
     }
     fs::write(&token, credentials.token.trim())?;
     fs::set_permissions(&token, fs::Permissions::from_mode(0o600))?;
     fs::copy(credentials.root_cert, &root_cert).context("the control plane's root certificate")?;
+    // Where this machine's is a link into the directory that is covered (systemd-resolved), it must lead somewhere.
+    let resolv_conf = fs::canonicalize("/etc/resolv.conf").unwrap_or_default();
+    if let Ok(below) = resolv_conf.strip_prefix("/run") {
+        let link = run.join(below);
+        fs::create_dir_all(link.parent().context("a file in a directory")?)?;
+        fs::copy(pod.resolv_conf(), link).context("the pod's resolv.conf")?;
+    }
     Ok(())
 }
 
@@ -144,6 +153,13 @@ impl Ztunnel {
 
     pub(crate) fn pod(&self) -> &Pod {
         &self.pod
+    }
+
+    /// The control plane's roots have changed, and the kubelet brings them: the whole file at once.
+    pub(crate) fn project_roots(&self, root_cert: &Path) -> Result<()> {
+        let fresh = self.run.join("fresh.pem");
+        fs::copy(root_cert, &fresh).context("the control plane's root certificates")?;
+        fs::rename(&fresh, self.run.join(ROOT_CERT)).context("projecting root certificates")
     }
 
     pub(crate) fn metrics(&self) -> Result<Metrics> {

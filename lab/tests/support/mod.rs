@@ -1,6 +1,7 @@
 //! What the lab's tests share: one lab at a time with its logs kept on failure, servers and clients in pods.
 #![allow(dead_code)] // each test program uses its share
 
+pub(crate) mod calls;
 pub(crate) mod dns;
 
 use std::{
