@@ -6,13 +6,14 @@
 //!    as a good one
 //! 2. an answer of the last seconds is used again, a refusal too; those who ask with the same token
 //!    at the same time wait for one answer
-//! 3. the API server is asked (`TokenReview`), by so many at a time
+//! 3. the API server is asked (`TokenReview`), by so many at a time; those whose token was good before
+//!    do not queue behind those who come with anything
 //! 4. its answer is read                                                       ([`read`], pure)
 //!
 //! When a control plane restarts, every proxy of the mesh comes back at once, and each asks for
 //! dozens of certificates with one token: without 2 and 3 the API server would feel it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
@@ -31,7 +32,15 @@ pub struct Reviewer {
     audiences: Vec<String>,
     health: Health,
     recent: Mutex<Recent<Hash, Arc<OnceCell<Answer>>>>,
-    turns: Semaphore,
+    /// Tokens that were good lately.
+    good: Mutex<Recent<Hash, ()>>,
+    turns: Turns,
+}
+
+/// Who may ask at the same time.
+struct Turns {
+    proven: Semaphore,
+    strangers: Semaphore,
 }
 
 /// SHA-256: the tokens themselves are not kept.
@@ -85,7 +94,11 @@ impl Reviewer {
             audiences,
             health,
             recent: Mutex::new(Recent::new(REMEMBERED, MOST)),
-            turns: Semaphore::new(AT_ONCE),
+            good: Mutex::new(Recent::new(PROVEN, MOST)),
+            turns: Turns {
+                proven: Semaphore::new(AT_ONCE),
+                strangers: Semaphore::new(AT_ONCE),
+            },
         }
     }
 
@@ -97,15 +110,14 @@ impl Reviewer {
         if !is_jwt(token) {
             return Ok(Err(Refused::Form));
         }
-        let cell = self.cell(token);
-        let ask = cell.get_or_try_init(|| self.ask(token));
+        let hash = hash(token);
+        let cell = self.cell(hash);
+        let ask = cell.get_or_try_init(|| self.ask(token, hash));
         let answer = tokio::time::timeout(ANSWER, ask).await;
         answer.map_err(|_| Unanswered::Late)?.cloned()
     }
 
-    fn cell(&self, token: &str) -> Arc<OnceCell<Answer>> {
-        let mut hash = Hash::default();
-        hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    fn cell(&self, hash: Hash) -> Arc<OnceCell<Answer>> {
         let now = Instant::now();
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.get(&hash, now).unwrap_or_else(|| {
@@ -115,8 +127,12 @@ impl Reviewer {
         })
     }
 
-    async fn ask(&self, token: &str) -> Result<Answer, Unanswered> {
-        let _turn = self.turns.acquire().await.map_err(|_| Unanswered::Late)?;
+    async fn ask(&self, token: &str, hash: Hash) -> Result<Answer, Unanswered> {
+        let turns = match self.good().get(&hash, Instant::now()) {
+            Some(()) => &self.turns.proven,
+            None => &self.turns.strangers,
+        };
+        let _turn = turns.acquire().await.map_err(|_| Unanswered::Late)?;
         let review = TokenReview {
             spec: TokenReviewSpec {
                 token: token.to_owned(),
@@ -132,8 +148,22 @@ impl Reviewer {
             Unanswered::ApiServer(line)
         })?;
         self.health.answered(RESOURCE);
-        Ok(read(answer.status.unwrap_or_default(), &self.audiences))
+        let answer = read(answer.status.unwrap_or_default(), &self.audiences);
+        if answer.is_ok() {
+            self.good().put(hash, (), Instant::now());
+        }
+        Ok(answer)
     }
+
+    fn good(&self) -> MutexGuard<'_, Recent<Hash, ()>> {
+        self.good.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn hash(token: &str) -> Hash {
+    let mut hash = Hash::default();
+    hash.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    hash
 }
 
 /// Three parts with dots between, of a length that headers carry.
@@ -191,8 +221,10 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 const REMEMBERED: Duration = Duration::from_secs(5);
 /// Tokens remembered: more than the nodes of any cluster, a few hundred bytes each.
 const MOST: usize = 10_000;
-/// Questions to the API server at the same time.
-const AT_ONCE: usize = 16;
+/// The kubelet renews a token long before.
+const PROVEN: Duration = Duration::from_secs(24 * 3600);
+/// Questions to the API server at the same time, of either sort.
+const AT_ONCE: usize = 8;
 const ANSWER: Duration = Duration::from_secs(8);
 
 #[cfg(test)]
@@ -412,5 +444,18 @@ mod tests {
         assert!(first.await.is_err());
         assert!(reviewer.review(GOOD).await.unwrap().is_ok());
         assert_eq!(count(&asked), 2);
+    }
+
+    #[tokio::test]
+    async fn those_who_were_good_before_do_not_queue_behind_strangers() {
+        let (reviewer, asked) = reviewer(200);
+        let proven = hash("proven.to.ken");
+        reviewer.good().put(proven, (), Instant::now());
+        let all = u32::try_from(AT_ONCE).unwrap();
+        let _flood = reviewer.turns.strangers.acquire_many(all).await.unwrap();
+        assert!(reviewer.review("proven.to.ken").await.unwrap().is_ok());
+        let stranger = tokio::time::timeout(Duration::from_millis(20), reviewer.review(GOOD));
+        assert!(stranger.await.is_err());
+        assert_eq!(count(&asked), 1);
     }
 }

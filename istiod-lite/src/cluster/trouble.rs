@@ -103,6 +103,8 @@ struct Shared {
     troubles: Mutex<Troubles>,
     /// It cannot be reached (any more).
     lost: Notify,
+    /// It can again.
+    back: Notify,
 }
 
 /// Pure: the troubles that stand.
@@ -143,6 +145,7 @@ impl Health {
     pub(crate) fn answered(&self, resource: &str) {
         let over = self.lock().answered(resource, Instant::now());
         if let Some(lasted) = over.reachable_after {
+            self.0.back.notify_waiters();
             tracing::info!(seconds = lasted.as_secs(), "API server reachable again");
         }
         if over.resource {
@@ -163,6 +166,15 @@ impl Health {
                     self.answered("");
                 }
             }
+        }
+    }
+
+    /// Waits for so long, or until the API server is back and a moment longer: those who were cut off
+    /// together shall not all come in the same instant.
+    pub(super) async fn back_or(&self, wait: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = self.0.back.notified() => tokio::time::sleep(wait.min(PROBE) / 4).await,
         }
     }
 
@@ -364,5 +376,22 @@ mod tests {
             request,
             "no right to create tokenreviews: no; grant verb create on tokenreviews to our service account"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_goes_on_soon_after_the_api_server_is_back() {
+        let health = Health::default();
+        health.lose("connection refused");
+        let begun = tokio::time::Instant::now();
+        let wait = Duration::from_secs(10);
+        let back = async {
+            tokio::time::sleep(wait / 10).await;
+            health.answered("");
+        };
+        tokio::join!(health.back_or(wait), back);
+        assert!(begun.elapsed() < wait / 4, "{:?}", begun.elapsed());
+        let begun = tokio::time::Instant::now();
+        health.back_or(wait).await;
+        assert!(begun.elapsed() >= wait);
     }
 }

@@ -139,9 +139,10 @@ where
                 });
             }
         }
+        let health = health.clone();
         async move {
             if let Some(wait) = wait {
-                tokio::time::sleep(wait).await;
+                health.back_or(wait).await;
             }
             event.ok()
         }
@@ -175,3 +176,59 @@ impl Pause {
 const WATCH: u32 = 60;
 const SHORTEST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_ten_seconds_with_half_of_each_at_random() {
+        let mut pause = Pause::default();
+        for whole in [500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
+            let (whole, pause) = (Duration::from_millis(whole), pause.next());
+            assert!(
+                whole / 2 <= pause && pause <= whole,
+                "{pause:?} of {whole:?}"
+            );
+        }
+        assert!(pause.ends() && !pause.ends());
+        assert!(pause.next() <= SHORTEST);
+        for _ in 0..1000 {
+            assert!(pause.next() <= LONGEST);
+        }
+    }
+
+    fn unreachable() -> watcher::Result<watcher::Event<Pod>> {
+        let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = kube::Error::Service(Box::new(error));
+        Err(watcher::Error::InitialListFailed(error))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_are_reported_waited_after_and_over_when_something_comes() {
+        let health = Health::default();
+        let events = vec![
+            Ok(watcher::Event::Init),
+            unreachable(),
+            Ok(watcher::Event::Init),
+            unreachable(),
+            Ok(watcher::Event::Init),
+            Ok(watcher::Event::InitDone),
+        ];
+        let begun = tokio::time::Instant::now();
+        let mut events = pin!(steady(stream::iter(events), &health, "pods"));
+        let mut came = Vec::new();
+        while let Some(event) = events.next().await {
+            came.push((
+                matches!(event, watcher::Event::InitDone),
+                health.is_unreachable(),
+            ));
+        }
+        // That a list begins is said before anything was asked.
+        let expected = [(false, false), (false, true), (false, true), (true, false)];
+        assert_eq!(came, expected);
+        assert!(begun.elapsed() >= Duration::from_millis(250 + 500));
+    }
+}
