@@ -97,8 +97,18 @@ impl Fake {
         self.state.lock().unwrap().objects.get(&name).cloned()
     }
 
-    /// Waits until an object (`Null` if there is none) is as wanted.
+    /// Waits until an object (`Null` if there is none) is as wanted; a day is too long.
     pub(crate) async fn until(
+        &self,
+        name: (&str, &str, &str),
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        let day = std::time::Duration::from_secs(24 * 3600);
+        let waited = tokio::time::timeout(day, self.becomes(name, wanted)).await;
+        waited.unwrap_or_else(|_| panic!("{name:?} never becomes so"))
+    }
+
+    async fn becomes(
         &self,
         (plural, namespace, name): (&str, &str, &str),
         wanted: impl Fn(&Value) -> bool,
@@ -377,9 +387,15 @@ fn lay(onto: &mut Value, patch: &Value) {
 }
 
 fn failure(code: u16) -> Answer {
+    let reason = match code {
+        403 => "Forbidden",
+        404 => "NotFound",
+        409 => "Conflict",
+        _ => "InternalError",
+    };
     let status = json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
-        "message": format!("refused with {code}"), "reason": "Test",
+        "message": format!("refused with {code}"), "reason": reason,
     });
     json_answer(code, &status)
 }
