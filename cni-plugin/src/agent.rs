@@ -172,6 +172,7 @@ pub async fn run(config: Config, signs: Signs, stop: CancellationToken) -> Resul
 
     owner.run(&mut ztunnels, &mut plugins, &stop).await;
     ready.close();
+    drop(plugins); // who asks now is refused at once, and asks again
     let clean = match &world.daemonset {
         None => false,
         Some(daemonset) => departs(daemonset).await,
@@ -180,7 +181,6 @@ pub async fn run(config: Config, signs: Signs, stop: CancellationToken) -> Resul
         installer.stop(clean).await;
     }
     if clean {
-        drop(plugins); // the plugin is gone; who still waits starts its pod without us
         let left = owner.leave(&mut ztunnels, config.uninstall_deadline).await;
         for pod in left {
             tracing::error!(%pod, "the pod could not be released in time; it must be restarted");
@@ -268,6 +268,7 @@ async fn connect(
         ztunnels: zds::Ztunnels::new(signs.metrics.ztunnels.clone()),
         nft,
         marker,
+        finder: processes::Finder::new(config.proc(), not_pods.clone()),
         not_pods,
         config,
     };

@@ -207,3 +207,76 @@ impl Entry {
         job.waiting
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::agent::pod::tests::pod;
+
+    fn told(mark: Option<&str>) -> Pod {
+        let annotations = mark.map(|mark| json!({ "ambient.istio.io/redirection": mark }));
+        pod(json!({ "annotations": annotations }), json!({}))
+    }
+
+    /// As after a job that wrote `marked`.
+    fn ended(entry: &mut Entry, stage: Stage, marked: Option<&str>) {
+        let done = Done {
+            stage,
+            announced: true,
+            netns: None,
+            marked: Some(marked.map(str::to_owned)),
+            outcome: Ok(()),
+        };
+        let job = Job {
+            verb: Verb::Enrol,
+            cancel: CancellationToken::new(),
+            waiting: Vec::new(),
+        };
+        entry.take_in(&done, job);
+        entry.due = Due::No;
+    }
+
+    #[test]
+    fn news_from_before_our_annotation_does_not_count_against_it() {
+        let mut entry = Entry::new(told(None));
+        ended(&mut entry, Stage::In, Some("enabled"));
+        entry.learn(told(None));
+        assert_eq!(entry.due, Due::No, "it is older than what we wrote");
+        entry.learn(told(Some("enabled")));
+        assert_eq!(entry.due, Due::No);
+        entry.learn(told(None));
+        assert_eq!(entry.due, Due::Refresh, "someone took it away");
+        assert_eq!(entry.subject().marked, Some(None), "so it is written again");
+    }
+
+    #[test]
+    fn a_pod_that_leaves_is_not_taken_back_by_old_news() {
+        let mut entry = Entry::new(told(Some("enabled")));
+        ended(&mut entry, Stage::Out, None);
+        entry.learn(told(Some("enabled")));
+        assert_eq!(
+            entry.subject().marked,
+            Some(None),
+            "what we wrote is what counts"
+        );
+    }
+
+    #[test]
+    fn a_pod_with_addresses_can_be_found_before_its_containers_run() {
+        let reachable = |status| {
+            Entry::new(pod(json!({}), json!({ "status": status })))
+                .facts()
+                .reachable
+        };
+        assert!(!reachable(json!({ "phase": "Pending" })));
+        assert!(reachable(
+            json!({ "phase": "Pending", "podIP": "10.0.0.1" })
+        ));
+        assert!(reachable(json!({ "phase": "Running" })));
+        assert!(!reachable(
+            json!({ "phase": "Failed", "podIP": "10.0.0.1" })
+        ));
+    }
+}

@@ -10,7 +10,6 @@
 //!
 //! **Forget**: the pod is gone, only its traces elsewhere are removed.
 
-use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,9 +25,10 @@ use super::mark::{MarkError, Marker};
 use super::netns::{Netns, NetnsError, NotPods};
 use super::nft::{Nft, NftError};
 use super::plan::Stage;
-use super::pod::{Phase, Pod, Uid};
+use super::pod::{Phase, Pod};
+use super::processes::{self, Finder};
+use super::routes;
 use super::zds::{ZdsError, Ztunnels};
-use super::{processes, routes};
 use crate::rules::{self, Capture, NotAnInterface};
 
 /// What the jobs act with.
@@ -40,6 +40,7 @@ pub(crate) struct Tools {
     pub(crate) host: Host,
     pub(crate) marker: Marker,
     pub(crate) not_pods: NotPods,
+    pub(crate) finder: Finder,
 }
 
 /// What a pod's annotation is: `None` if that is not certain, `Some(None)` if it has none.
@@ -293,20 +294,13 @@ impl Tools {
             JobError::NoNetns
         };
         let pod = &subject.pod;
-        let found = self.find(HashSet::from([pod.uid.clone()])).await;
-        let netns = found.into_values().next().map(Arc::new).ok_or(lost)?;
+        let netns = self.finder.find(&pod.uid).await;
+        let netns = netns.map(Arc::new).ok_or(lost)?;
         if !self.is_home_of(pod, &netns).await {
             return Err(JobError::NotItsAddress);
         }
         subject.netns = Some(netns.clone());
         Ok(netns)
-    }
-
-    /// The namespaces of running pods, by their processes.
-    pub(crate) async fn find(&self, wanted: HashSet<Uid>) -> HashMap<Uid, Netns> {
-        let (proc, not_pods) = (self.config.proc(), self.not_pods.clone());
-        let found = move || processes::find(&proc, &wanted, &not_pods);
-        tokio::task::spawn_blocking(found).await.unwrap_or_default()
     }
 
     /// Whether a namespace that was found has an address of the pod, if one is known: a pod in the

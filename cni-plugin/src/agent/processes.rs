@@ -5,45 +5,75 @@
 //! processes are found by the pod's UID in their cgroup's name; of several the oldest is taken,
 //! which is the sandbox itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::cgroup;
 use super::netns::{Netns, NotPods};
 use super::pod::Uid;
 
-/// The network namespaces of those of `wanted` that have a process below `proc` (blocking). The
-/// node's own namespace is never among them. Whether it is the right one is for the caller to check
-/// against the pod's addresses, if they are known.
-pub(crate) fn find(proc: &Path, wanted: &HashSet<Uid>, not_pods: &NotPods) -> HashMap<Uid, Netns> {
-    if wanted.is_empty() {
-        return HashMap::new();
+/// Looks for the network namespaces of running pods. Many pods are often looked for at once (a namespace
+/// was labelled), so one look serves everyone who asked before it began.
+#[derive(Debug)]
+pub(crate) struct Finder {
+    proc: PathBuf,
+    not_pods: NotPods,
+    seen: Mutex<(Option<Instant>, HashMap<Uid, PathBuf>)>,
+}
+
+impl Finder {
+    /// `proc` is the node's.
+    pub(crate) fn new(proc: PathBuf, not_pods: NotPods) -> Self {
+        Self {
+            proc,
+            not_pods,
+            seen: Mutex::default(),
+        }
     }
+
+    /// The namespace of a pod that has a process, never the node's own. Whether it is the right one is
+    /// for the caller to check against the pod's addresses, if they are known.
+    pub(crate) async fn find(&self, uid: &Uid) -> Option<Netns> {
+        let asked = Instant::now();
+        let mut seen = self.seen.lock().await;
+        if seen.0.is_none_or(|began| began < asked) {
+            let (proc, began) = (self.proc.clone(), Instant::now());
+            let looked = tokio::task::spawn_blocking(move || look(&proc)).await;
+            *seen = (Some(began), looked.unwrap_or_default());
+        }
+        self.not_pods.pod(seen.1.get(uid)?).ok()
+    }
+}
+
+/// The namespace of each pod's oldest process below `proc` (blocking).
+fn look(proc: &Path) -> HashMap<Uid, PathBuf> {
     let first_process = fs::read_to_string(proc.join("1/cgroup")).unwrap_or_default();
     let mut oldest: HashMap<Uid, (u64, PathBuf)> = HashMap::new();
     for path in all(proc) {
         let Ok(list) = fs::read_to_string(path.join("cgroup")) else {
             continue; // it ended
         };
-        let uid = cgroup::pod(&list, &first_process).map(|uid| Uid::new(&uid));
-        let Some(uid) = uid.filter(|uid| wanted.contains(uid)) else {
+        let Some(uid) = cgroup::pod(&list, &first_process) else {
             continue;
         };
         let Some(start) = started(&path) else {
             continue;
         };
         let netns = path.join("ns/net");
-        let known = oldest.entry(uid).or_insert((start, netns.clone()));
+        let known = oldest
+            .entry(Uid::new(&uid))
+            .or_insert((start, netns.clone()));
         if start < known.0 {
             *known = (start, netns);
         }
     }
-    oldest
-        .into_iter()
-        .filter_map(|(uid, (_, path))| Some((uid, not_pods.pod(&path).ok()?)))
-        .collect()
+    let oldest = oldest.into_iter();
+    oldest.map(|(uid, (_, path))| (uid, path)).collect()
 }
 
 /// The directories of all processes.
@@ -166,30 +196,65 @@ mod tests {
         );
     }
 
+    /// A process in a directory that looks like `/proc`.
+    fn process(proc: &Path, pid: &str, cgroup: &str, started: u64, netns: &Path) {
+        let process = proc.join(pid);
+        fs::create_dir_all(process.join("ns")).unwrap();
+        fs::write(process.join("cgroup"), cgroup).unwrap();
+        let zeros = " 0".repeat(18);
+        fs::write(
+            process.join("stat"),
+            format!("{pid} (x) S{zeros} {started}"),
+        )
+        .unwrap();
+        std::os::unix::fs::symlink(netns, process.join("ns/net")).unwrap();
+    }
+
+    fn finder(proc: &Path) -> Finder {
+        Finder::new(proc.to_owned(), NotPods::look(None).unwrap())
+    }
+
+    const UID: &str = "11111111-2222-3333-4444-555555555555";
+
     #[test]
-    fn a_process_of_the_pod_that_shares_the_nodes_network_is_not_taken() {
+    fn of_a_pods_processes_the_oldest_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let uid = "11111111-2222-3333-4444-555555555555";
-        for (pid, cgroup) in [
-            (
-                "5",
-                format!("0::/kubepods-pod{}.slice", uid.replace('-', "_")),
-            ),
-            ("x", uid.to_owned()),
-            ("7", "0::/".to_owned()),
+        let cgroup = format!("0::/kubepods-pod{}.slice/x", UID.replace('-', "_"));
+        for (pid, list, started) in [
+            ("9", &*cgroup, 5),
+            ("5", &cgroup, 7),
+            ("x", &cgroup, 1),
+            ("7", "0::/", 2),
         ] {
-            let process = dir.path().join(pid);
-            fs::create_dir_all(process.join("ns")).unwrap();
-            fs::write(process.join("cgroup"), cgroup).unwrap();
-            fs::write(
-                process.join("stat"),
-                "5 (x) S 1 2 3 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 777",
-            )
-            .unwrap();
-            std::os::unix::fs::symlink("/proc/self/ns/net", process.join("ns/net")).unwrap();
+            process(dir.path(), pid, list, started, Path::new(pid));
         }
-        let not_pods = NotPods::look(None).unwrap();
-        let wanted = [Uid::new(uid), Uid::new("short")].into();
-        assert!(find(dir.path(), &wanted, &not_pods).is_empty());
+        let expected = dir.path().join("9/ns/net");
+        assert_eq!(look(dir.path()), [(Uid::new(UID), expected)].into());
+    }
+
+    #[tokio::test]
+    async fn a_process_of_the_pod_that_shares_the_nodes_network_is_not_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = format!("0::/kubepods/pod{UID}/x");
+        process(dir.path(), "5", &cgroup, 7, Path::new("/proc/self/ns/net"));
+        assert!(finder(dir.path()).find(&Uid::new(UID)).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn who_asks_later_is_not_answered_with_what_was_seen_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let finder = finder(dir.path());
+        assert!(finder.find(&Uid::new(UID)).await.is_none());
+        let before = finder.seen.lock().await.0;
+        process(
+            dir.path(),
+            "5",
+            &format!("0::/kubepods/pod{UID}/x"),
+            7,
+            Path::new("y"),
+        );
+        let _ = finder.find(&Uid::new(UID)).await;
+        let seen = finder.seen.lock().await;
+        assert!(seen.0 > before && seen.1.contains_key(&Uid::new(UID)));
     }
 }

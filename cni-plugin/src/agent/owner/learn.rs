@@ -1,7 +1,7 @@
 //! What the owner learns: from its source, and at the start from what an earlier
 //! life of the agent remembered.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -33,10 +33,12 @@ impl Owner {
         let lost = self.pods.iter().filter(|(_, entry)| {
             entry.netns.is_none() && (entry.verdict.is_ok() || entry.pod.is_marked())
         });
-        let lost: HashSet<Uid> = lost.map(|(uid, _)| uid.clone()).collect();
-        for (uid, netns) in self.tools.find(lost).await {
-            let netns = Arc::new(netns);
-            if let Some(entry) = self.pods.get_mut(&uid)
+        let lost: Vec<Uid> = lost.map(|(uid, _)| uid.clone()).collect();
+        let finder = &self.tools.finder;
+        let found = futures_util::future::join_all(lost.iter().map(|uid| finder.find(uid))).await;
+        for (uid, netns) in lost.iter().zip(found) {
+            if let Some(netns) = netns.map(Arc::new)
+                && let Some(entry) = self.pods.get_mut(uid)
                 && self.tools.is_home_of(&entry.pod, &netns).await
             {
                 entry.netns = Some(netns);
