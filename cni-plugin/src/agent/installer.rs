@@ -14,15 +14,16 @@ use tokio::task::JoinHandle;
 use super::{Config, Signs};
 use crate::install::{Install, InstallError, Kubeconfig, Watch};
 
-/// A running installation.
+/// The installation on this node, running or not.
 pub(super) struct Installer {
     watch: Watch,
+    gate: Gate,
     /// Closing it ends the thread.
     running: Option<(PipeWriter, JoinHandle<()>)>,
 }
 
 impl Installer {
-    pub(super) fn start(config: &Config, signs: &Signs) -> Self {
+    pub(super) fn new(config: &Config, signs: &Signs) -> Self {
         let watch = Watch {
             install: Install {
                 site: config.site.clone(),
@@ -31,17 +32,20 @@ impl Installer {
             kubeconfig: Kubeconfig::of_this_pod(&config.site.cni_run_dir),
             metrics: signs.install.clone(),
         };
-        if watch.kubeconfig.is_none() {
-            tracing::info!("not in a pod: no kubeconfig is written for plugins");
-        }
-        let gate = signs.readiness.gate("plugin installed");
-        let running = keep(watch.clone(), gate);
-        let running = running.inspect_err(|error| {
-            tracing::error!(%error, "the plugin is not installed: no pipe");
-        });
         Self {
             watch,
-            running: running.ok(),
+            gate: signs.readiness.gate("plugin installed"),
+            running: None,
+        }
+    }
+
+    pub(super) fn start(&mut self) {
+        if self.watch.kubeconfig.is_none() {
+            tracing::info!("not in a pod: no kubeconfig is written for plugins");
+        }
+        match keep(self.watch.clone(), self.gate.clone()) {
+            Ok(running) => self.running = Some(running),
+            Err(error) => tracing::error!(%error, "the plugin is not installed: no pipe"),
         }
     }
 
