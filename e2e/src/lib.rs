@@ -9,6 +9,7 @@
 //! * [`capture`]  what a link carries, packet by packet
 //! * [`node`]     a node as root sees it: processes, packets, files
 //! * [`mesh`]     the parts of the mesh: logs, metrics, restarts
+//! * [`program`]  `ambit`, `kubectl` and the like on this machine
 //! * [`wait`]     until something is so
 //! * [`run`]      the runner: one test after another, dumps of what failed; [`report`] closes
 //!
@@ -22,6 +23,7 @@ pub mod mesh;
 pub mod node;
 pub mod place;
 pub mod pod;
+pub mod program;
 pub mod report;
 pub mod run;
 pub mod tests;

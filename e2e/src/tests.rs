@@ -2,6 +2,8 @@
 
 use crate::run::Case;
 
+mod admission;
+mod command;
 mod disturb;
 mod enrol;
 mod identity;
@@ -92,6 +94,16 @@ pub fn all() -> Vec<Case> {
         plugin {
             cnitool_adds_checks_and_deletes_in_every_version
         }
+        command {
+            enroll_takes_running_pods_in_and_unenroll_lets_them_go
+            check_finds_this_cluster_fit_and_names_what_is_in_the_way
+            a_dump_holds_what_helps_and_no_secret
+            completion_is_a_script_that_bash_takes
+            what_keeps_ambit_from_the_cluster_is_said_in_one_line
+        }
+        admission {
+            what_is_wrong_is_refused_by_field_with_the_remedy_and_nobody_else_feels_it
+        }
     };
     let loud = cases! { true:
         disturb {
@@ -103,6 +115,13 @@ pub fn all() -> Vec<Case> {
             a_new_pod_waits_while_the_agent_is_away_and_then_starts
             the_agent_mends_what_it_installed
             a_pod_that_started_without_the_plugin_is_brought_in
+        }
+        command {
+            status_finds_nothing_and_then_each_thing_that_is_wrong
+            a_waypoint_is_asked_for_and_says_that_it_does_not_run
+        }
+        admission {
+            a_policy_that_got_past_the_webhook_denies_and_says_why
         }
     };
     quiet.into_iter().chain(loud).collect()

@@ -12,11 +12,21 @@ use crate::parts::{MANAGED_BY, OURS};
 
 /// Kinds that any version of the manifest may hold, in the order in which they may be removed. CRDs
 /// are not among them: with a CRD go all objects of users.
-pub(super) const KINDS: [(&str, &str, &str); 14] = [
+pub(super) const KINDS: [(&str, &str, &str); 17] = [
     (
         "admissionregistration.k8s.io",
         "v1",
         "ValidatingWebhookConfiguration",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingAdmissionPolicyBinding",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingAdmissionPolicy",
     ),
     ("apps", "v1", "DaemonSet"),
     ("apps", "v1", "Deployment"),
@@ -31,6 +41,7 @@ pub(super) const KINDS: [(&str, &str, &str); 14] = [
     ("rbac.authorization.k8s.io", "v1", "ClusterRole"),
     ("", "v1", "ServiceAccount"),
     ("scheduling.k8s.io", "v1", "PriorityClass"),
+    ("", "v1", "ResourceQuota"),
 ];
 
 /// Removes them; answers their names.
@@ -83,5 +94,24 @@ fn place(
     match scope {
         Scope::Cluster => Api::all_with(client.clone(), resource),
         Scope::Namespaced => Api::namespaced_with(client.clone(), namespace, resource),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::bundle;
+
+    #[test]
+    fn whatever_is_installed_can_be_removed() {
+        // These two go with --purge alone.
+        let with_purge = ["Namespace", "CustomResourceDefinition"];
+        for object in bundle::read(bundle::BUILT_IN).unwrap() {
+            let kind = object.kind();
+            assert!(
+                with_purge.contains(&kind) || KINDS.iter().any(|(_, _, known)| *known == kind),
+                "{kind} would stay"
+            );
+        }
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Facts {
     pub(super) namespaces: Vec<NamespaceFacts>,
     /// Objects whose conditions say that something is not as their author meant.
     pub(super) conditions: Vec<ConditionFacts>,
+    /// Gateways of a class that nobody has defined.
+    pub(super) strays: Vec<StrayFacts>,
 }
 
 /// A Deployment or DaemonSet.
@@ -91,6 +93,13 @@ pub(super) struct ConditionFacts {
     pub(super) message: String,
 }
 
+/// A Gateway that nobody looks after.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct StrayFacts {
+    pub(super) object: String,
+    pub(super) class: String,
+}
+
 /// A proxy, as `/debug/syncz` of a replica shows it.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct ProxySync {
@@ -137,7 +146,7 @@ pub(super) async fn facts(client: &Client, system: &str) -> anyhow::Result<Facts
         facts.replicas.insert(name, answer);
     }
     facts.namespaces = namespaces(client, system).await?;
-    facts.conditions = conditions(client).await?;
+    judged(client, &mut facts).await?;
     Ok(facts)
 }
 
@@ -318,8 +327,9 @@ fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-async fn conditions(client: &Client) -> anyhow::Result<Vec<ConditionFacts>> {
-    let mut found = Vec::new();
+/// What the objects of the mesh say of themselves, and which Gateways have no class.
+async fn judged(client: &Client, facts: &mut Facts) -> anyhow::Result<()> {
+    let (mut gateways, mut classes) = (Vec::new(), Vec::new());
     for (group, version, kind) in JUDGED {
         let gvk = GroupVersionKind::gvk(group, version, kind);
         // A kind that the cluster does not have has no objects.
@@ -328,11 +338,44 @@ async fn conditions(client: &Client) -> anyhow::Result<Vec<ConditionFacts>> {
         };
         let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
         let objects = objects.list(&ListParams::default()).await;
-        for object in objects.with_context(|| format!("cannot list {kind}"))? {
-            found.extend(conditions_of(kind, &object));
+        let objects = objects
+            .with_context(|| format!("cannot list {kind}"))?
+            .items;
+        for object in &objects {
+            facts.conditions.extend(conditions_of(kind, object));
+        }
+        match kind {
+            "Gateway" => gateways = objects,
+            "GatewayClass" => classes = objects.iter().map(|class| class.name_any()).collect(),
+            _ => {}
         }
     }
-    Ok(found)
+    facts.strays = strays(&gateways, &classes);
+    Ok(())
+}
+
+/// The Gateways whose class is neither among `classes` nor there without an object.
+fn strays(gateways: &[DynamicObject], classes: &[String]) -> Vec<StrayFacts> {
+    let class_of = |gateway: &DynamicObject| {
+        let class = gateway.data.pointer("/spec/gatewayClassName");
+        class
+            .and_then(|it| it.as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let of = gateways.iter().map(|it| StrayFacts {
+        object: title(it),
+        class: class_of(it),
+    });
+    of.filter(|it| !classes.contains(&it.class) && !BUILT_IN_CLASSES.contains(&it.class.as_str()))
+        .collect()
+}
+
+fn title(object: &DynamicObject) -> String {
+    match object.namespace() {
+        Some(namespace) => format!("{namespace}/{}", object.name_any()),
+        None => object.name_any(),
+    }
 }
 
 fn conditions_of(kind: &str, object: &DynamicObject) -> Vec<ConditionFacts> {
@@ -344,10 +387,7 @@ fn conditions_of(kind: &str, object: &DynamicObject) -> Vec<ConditionFacts> {
         condition[key].as_str().unwrap_or_default().to_owned()
     };
     let condition = |condition: &serde_json::Value| ConditionFacts {
-        object: match object.namespace() {
-            Some(namespace) => format!("{namespace}/{}", object.name_any()),
-            None => object.name_any(),
-        },
+        object: title(object),
         kind: kind.to_owned(),
         condition: text(condition, "type"),
         status: text(condition, "status"),
@@ -368,5 +408,36 @@ const JUDGED: [(&str, &str, &str); 7] = [
     ("", "v1", "Service"),
 ];
 
+/// Classes that need no GatewayClass.
+const BUILT_IN_CLASSES: [&str; 2] = ["istio-waypoint", "istio-remote"];
+
 /// Taint of a node whose agent has not been ready yet.
 const NOT_READY_TAINT: &str = "cni.istio.io/not-ready";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_gateway_is_a_stray_where_nobody_defined_its_class() {
+        let gateway = |name: &str, class: &str| -> DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+                "metadata": { "name": name, "namespace": "a" }, "spec": { "gatewayClassName": class },
+            }))
+            .unwrap()
+        };
+        let all = [
+            gateway("ours", "istio-waypoint"),
+            gateway("theirs", "other"),
+            gateway("nobodys", "typo"),
+        ];
+        let found = strays(&all, &["other".to_owned()]);
+        let stray = StrayFacts {
+            object: "a/nobodys".into(),
+            class: "typo".into(),
+        };
+        assert_eq!(found, [stray]);
+    }
+}

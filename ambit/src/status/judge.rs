@@ -84,6 +84,13 @@ pub(super) fn report(facts: &Facts) -> Report {
     for condition in &facts.conditions {
         findings.extend(of_condition(condition));
     }
+    for stray in &facts.strays {
+        findings.push(warning(
+            format!("Gateway {}", stray.object),
+            format!("is of class {:?}, which nobody has defined", stray.class),
+            "nothing will listen there: kubectl get gatewayclass names the classes there are; istio-waypoint is this mesh's",
+        ));
+    }
     findings.sort_by(|a, b| (a.severity, &a.subject).cmp(&(b.severity, &b.subject)));
     let parts = facts.parts.iter().map(|(part, found)| PartRow {
         part: *part,
@@ -385,7 +392,7 @@ const MANY_RESTARTS: i32 = 5;
 
 #[cfg(test)]
 mod tests {
-    use super::super::collect::{NodeFacts, PartFacts, ProxySync, TypeSync};
+    use super::super::collect::{NodeFacts, PartFacts, ProxySync, StrayFacts, TypeSync};
     use super::*;
     use crate::install::Progress;
 
@@ -449,7 +456,7 @@ mod tests {
     #[test]
     fn each_fault_is_named_with_its_subject() {
         type Break = fn(&mut Facts);
-        let cases: [(Break, Severity, &str); 9] = [
+        let cases: [(Break, Severity, &str); 10] = [
             (
                 |f| {
                     f.parts.clear();
@@ -493,6 +500,16 @@ mod tests {
                 },
                 Severity::Warning,
                 "istiod-1",
+            ),
+            (
+                |f| {
+                    f.strays.push(StrayFacts {
+                        object: "a/g".into(),
+                        class: "typo".into(),
+                    })
+                },
+                Severity::Warning,
+                "Gateway a/g",
             ),
             (
                 |f| f.pods[1].version = Some("0".into()),
