@@ -12,6 +12,7 @@ use api::k8s::labels;
 use api::k8s::objects::{Kind, ObjectKey};
 use k8s_openapi::api::core::v1 as core;
 use kube::api::{Patch, PatchParams};
+use kube::core::Status;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -56,9 +57,7 @@ impl Marker {
                 match tokio::time::timeout(PATIENCE, patched).await {
                     Err(_) => Err(MarkError::Late),
                     Ok(Ok(_)) => Ok(()),
-                    Ok(Err(kube::Error::Api(status)))
-                        if status.is_not_found() || status.is_conflict() =>
-                    {
+                    Ok(Err(kube::Error::Api(status))) if is_gone(&status) => {
                         tracing::debug!(%pod, reason = status.message, "gone before it was annotated");
                         Ok(())
                     }
@@ -92,6 +91,11 @@ impl std::fmt::Debug for Marker {
     }
 }
 
+/// No pod of that name, or another: a uid cannot be changed, so a patch for the wrong one is invalid.
+fn is_gone(status: &Status) -> bool {
+    status.is_not_found() || (status.code == 422 && status.message.contains("metadata.uid"))
+}
+
 fn patch(pod: &Pod, value: Option<&str>) -> Value {
     let mut patch = json!({ "metadata": { "annotations": { labels::REDIRECTION: value } } });
     if pod.has_own_uid {
@@ -112,3 +116,30 @@ async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io:
 
 const AUTHOR: &str = "ambit-cni-agent";
 const PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_for_another_pod_of_that_name_is_told_from_others() {
+        let status = |code, message: &str| Status {
+            code,
+            message: message.to_owned(),
+            ..Status::default()
+        };
+        // As an API server 1.34 says it.
+        let other = r#"Pod "web" is invalid: metadata.uid: Invalid value: "x": field is immutable"#;
+        assert!(is_gone(&status(422, other)));
+        assert!(is_gone(&Status {
+            reason: "NotFound".to_owned(),
+            ..status(404, "")
+        }));
+        assert!(!is_gone(&status(
+            422,
+            "Pod \"web\" is invalid: metadata.annotations"
+        )));
+        assert!(!is_gone(&status(409, "the object has been modified")));
+        assert!(!is_gone(&status(403, "metadata.uid")));
+    }
+}

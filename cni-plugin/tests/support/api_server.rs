@@ -286,7 +286,10 @@ async fn answer(
                 let patch: Value = serde_json::from_slice(&body).unwrap();
                 let wanted = &patch["metadata"]["uid"];
                 if *wanted != object["metadata"]["uid"] {
-                    return refusal(409, "Conflict", "Precondition failed: UID in precondition");
+                    let message = format!(
+                        "Pod \"{name}\" is invalid: metadata.uid: Invalid value: {wanted}: field is immutable"
+                    );
+                    return refusal(422, "Invalid", &message);
                 }
                 merge(&mut object, &patch);
                 shared.set(&resource, object.clone());
