@@ -31,7 +31,7 @@ use ops::drain::Drain;
 use tokio::sync::watch;
 
 use crate::ca::Authority;
-use crate::cluster::{Connection, Health, Kinds};
+use crate::cluster::{Connection, Health, Kinds, chain};
 use crate::metrics::{LeaseName, Metrics};
 
 /// ConfigMap with the roots, in every namespace; Istio's name.
@@ -131,6 +131,14 @@ pub fn start(ground: Ground, drain: &Drain) {
 
 /// What runs while we lead.
 type Writer = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A failed request in one line: what the API server said, or why it could not be asked.
+pub(crate) fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => format!("{} {}", status.code, status.message.trim()),
+        other => chain(other),
+    }
+}
 
 /// A name that no other process has, nor this pod after a restart.
 fn identity(pod: &str) -> String {

@@ -24,7 +24,7 @@ use super::material::{Material, MaterialError, Parts};
 use super::{Abrupt, Authority, Lifetimes, root, secret};
 use crate::cluster::{Connection, Health};
 use crate::metrics::Metrics;
-use crate::write::{ROOTS_KEY, ROOTS_NAME, follow};
+use crate::write::{ROOTS_KEY, ROOTS_NAME, follow, said};
 
 /// Which Secrets.
 #[derive(Debug, Clone)]
@@ -150,9 +150,9 @@ enum Unusable {
         "the mesh trusts the root in ConfigMap {namespace}/{ROOTS_NAME}, but neither Secret cacerts nor istio-ca-secret is there; put it back, or, to start with a new root that no running workload knows, delete that ConfigMap"
     )]
     Orphaned { namespace: String },
-    #[error("Secret {0} cannot be written: {1}")]
+    #[error("Secret {0} cannot be written: {why}", why = said(.1))]
     Write(&'static str, #[source] kube::Error),
-    #[error("{0} cannot be read: {1}")]
+    #[error("{0} cannot be read: {why}", why = said(.1))]
     Read(&'static str, #[source] kube::Error),
 }
 

@@ -23,9 +23,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::table::{Entry, Given, Table};
-use super::Ground;
 use super::queue::{Quarrels, Queue, until};
-use crate::cluster::chain;
+use super::{Ground, said};
 use crate::cluster::watch::{config, steady};
 use crate::translate::service_entry::ServiceEntry;
 
@@ -112,7 +111,7 @@ async fn serve(ground: &Ground, resource: &ApiResource) {
                     }
                     Err(error) => {
                         ground.metrics.wrote("addresses", false);
-                        let error = chain(&error);
+                        let error = said(&error);
                         tracing::warn!(object = %key, error, "addresses not written; tried again");
                         true
                     }

@@ -19,9 +19,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::follow;
 use super::lease::{GIVE_UP, LIFE, Seen, Step, evaluate};
-use crate::cluster::{Connection, Health, chain};
+use super::{follow, said};
+use crate::cluster::{Connection, Health};
 
 /// A Lease to lead by.
 pub(super) struct Ballot {
@@ -172,7 +172,7 @@ impl Standing {
             }
             // Somebody else wrote it; we will hear what.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => self.failed(None),
-            Ok(Err(error)) => self.failed(Some((ballot, chain(&error)))),
+            Ok(Err(error)) => self.failed(Some((ballot, said(&error)))),
             Err(_) => self.failed(Some((ballot, "no answer in time".to_owned()))),
         }
     }
@@ -207,11 +207,9 @@ impl Standing {
                 self.see(Some(lease));
                 tracing::info!(lease = ballot.name, "handed back");
             }
-            Ok(Err(error)) => tracing::warn!(
-                lease = ballot.name,
-                error = chain(&error),
-                "not handed back"
-            ),
+            Ok(Err(error)) => {
+                tracing::warn!(lease = ballot.name, error = said(&error), "not handed back")
+            }
             Err(_) => tracing::warn!(lease = ballot.name, "not handed back: no answer"),
         }
     }

@@ -21,8 +21,7 @@ use kube::{Api, ResourceExt as _};
 use tokio::time::Instant;
 
 use super::queue::{Quarrels, Queue, until};
-use super::{Ground, ROOTS_KEY, ROOTS_NAME};
-use crate::cluster::chain;
+use super::{Ground, ROOTS_KEY, ROOTS_NAME, said};
 use crate::cluster::watch::{config, steady};
 
 /// Istio's field manager is `pilot-discovery`; ours says whose hand it was.
@@ -308,7 +307,7 @@ impl Spread {
             Outcome::Leaving => self.queue.done(place),
             Outcome::Failed(error) => {
                 ground.metrics.wrote("roots", false);
-                let error = chain(&error);
+                let error = said(&error);
                 tracing::warn!(
                     namespace,
                     name = which.name(),

@@ -29,10 +29,10 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Ground;
 use super::queue::{Quarrels, Queue, until};
+use super::{Ground, said};
 use crate::cluster::watch::{config, steady};
-use crate::cluster::{Connection, Health, Kinds, chain};
+use crate::cluster::{Connection, Health, Kinds};
 
 pub use mirror::mirror;
 
@@ -263,7 +263,7 @@ impl Desk {
             }
             Outcome::Failed(error) => {
                 ground.metrics.wrote("status", false);
-                tracing::warn!(object = %key, error = chain(&error), "status not written; tried again");
+                tracing::warn!(object = %key, error = said(&error), "status not written; tried again");
                 self.queue.failed(key, now);
             }
         }

@@ -19,9 +19,8 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::Ground;
 use super::queue::{Queue, until};
-use crate::cluster::chain;
+use super::{Ground, said};
 use crate::cluster::watch::{config, steady};
 
 const TAINT: &str = "cni.istio.io/not-ready";
@@ -50,7 +49,7 @@ pub(super) async fn write(ground: Ground) {
                     ground.metrics.wrote("taint", false);
                     tracing::warn!(
                         node = name,
-                        error = chain(&error),
+                        error = said(&error),
                         "taint not taken off; tried again"
                     );
                     queue.failed(&name, Instant::now());

@@ -20,8 +20,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::queue::{Quarrels, Queue, until};
-use super::{Ground, follow};
-use crate::cluster::chain;
+use super::{Ground, follow, said};
 
 const MANAGER: &str = "ambit-webhook";
 
@@ -45,7 +44,7 @@ pub(super) async fn write(ground: Ground) {
                     ground.metrics.wrote("webhook", false);
                     tracing::warn!(
                         name,
-                        error = chain(&error),
+                        error = said(&error),
                         "caBundle not written; tried again"
                     );
                     queue.failed(&(), now);
