@@ -90,6 +90,7 @@ pub fn all() -> Vec<Case> {
         wire {
             between_nodes_only_tls_to_15008_crosses_the_link
             an_address_that_changes_hands_brings_no_rights_along
+            an_address_that_changes_hands_is_reached_under_the_right_identity_only
         }
         plugin {
             cnitool_adds_checks_and_deletes_in_every_version

@@ -1,9 +1,11 @@
 //! What stands between two nodes, and what an address is worth.
 
 use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::LogParams;
 
+use super::policy::STRICT;
 use crate::{
     capture::{Capture, Packet, stream, tls},
     node::Node,
@@ -129,43 +131,53 @@ pub(super) async fn an_address_that_changes_hands_brings_no_rights_along(
     .await?;
     let stranger = shop.client("stranger").on(test.node(1)).start().await?;
     stranger.is_refused("http://web/").await?;
-    for node in [test.node(0), test.node(1)] {
-        let alice = shop.client("alice").on(node).start().await?;
-        alice.reaches("http://web/").await?;
-        let held = alice.holds("web:9000").await?;
-        alice.delete().await?;
-        drop(held);
-        let mallory = take_over(node, &alice.ip, || impatient(&shop)).await?;
-        let answers = answers(&mallory).await?;
-        ensure!(
-            answers.iter().all(|code| code == "000"),
-            "mallory at alice's address was served on {}: {answers:?}",
-            node.name
-        );
-        let (address, identity) = (format!("{}:", mallory.ip), shop.identity("mallory"));
-        let refusal = test
-            .mesh()
-            .reported(
-                &test.node(0).name,
-                test.began,
-                "mallory's refusal",
-                |record| {
-                    record.inbound()
-                        && record.field("src.addr").starts_with(&address)
-                        && record.field("src.identity") == identity
-                },
-            )
-            .await?;
-        ensure!(!refusal.error().is_empty(), "{refusal:?}");
-        mallory.delete().await?;
-    }
+    try_join(
+        inherits_nothing(test, &shop, test.node(0)),
+        inherits_nothing(test, &shop, test.node(1)),
+    )
+    .await?;
+    Ok(())
+}
+
+/// Alice on this node is served; mallory, who gets her address, is not.
+async fn inherits_nothing(test: &Test, shop: &Place, node: &Node) -> Result<()> {
+    let name = |person: &str| format!("{person}-on-{}", node.name);
+    let alice = shop.client(&name("alice")).account("alice").on(node);
+    let alice = alice.start().await?;
+    alice.reaches("http://web/").await?;
+    let held = alice.holds("web:9000").await?;
+    alice.delete().await?;
+    drop(held);
+    let mallory = || impatient(shop, &name("mallory"));
+    let mallory = take_over(node, &alice.ip, mallory).await?;
+    let answers = answers(&mallory).await?;
+    ensure!(
+        answers.iter().all(|code| code == "000"),
+        "mallory at alice's address was served on {}: {answers:?}",
+        node.name
+    );
+    let (address, identity) = (format!("{}:", mallory.ip), shop.identity("mallory"));
+    let refusal = test
+        .mesh()
+        .reported(
+            &test.node(0).name,
+            test.began,
+            "mallory's refusal",
+            |record| {
+                record.inbound()
+                    && record.field("src.addr").starts_with(&address)
+                    && record.field("src.identity") == identity
+            },
+        )
+        .await?;
+    ensure!(!refusal.error().is_empty(), "{refusal:?}");
     Ok(())
 }
 
 /// Asks thirty times from its first instruction on, and says how it went.
-fn impatient(shop: &Place) -> PodBuilder {
+fn impatient(shop: &Place, name: &str) -> PodBuilder {
     let script = "for _ in $(seq 30); do curl --silent --output /dev/null --max-time 5 --write-out '%{http_code}\\n' http://web/; done; echo done; exec sleep infinity";
-    shop.pod("mallory", &["sh", "-c", script])
+    shop.pod(name, &["sh", "-c", script]).account("mallory")
 }
 
 /// What it said, once it is done.
@@ -178,6 +190,67 @@ async fn answers(pod: &Pod) -> Result<Vec<String>> {
         Ok(lines)
     })
     .await
+}
+
+/// While the address of a server goes to another pod, no connection to it reaches the new pod under the old one's identity, nor the other way
+/// round: who answered and whom the client's ztunnel spoke to are the same, connection by connection.
+pub(super) async fn an_address_that_changes_hands_is_reached_under_the_right_identity_only(
+    test: &Test,
+) -> Result<()> {
+    let shop = test.ambient("shop").await?;
+    shop.apply(STRICT).await?;
+    let (here, there) = (test.node(0), test.node(1));
+    let first = shop.server("first").on(there).start().await?;
+    let url = format!("http://{}/", first.at(8080));
+    let scout = shop.client("scout").on(here).start().await?;
+    let phone = shop.client("phone").on(here).start().await?;
+    scout.reaches(&url).await?;
+    let load = phone
+        .load(
+            &url,
+            &["--fresh", "30", "--kept", "0", "--patience", "3000"],
+        )
+        .await?;
+    let to = |who: &'static str| reached(test, &phone, shop.identity(who));
+    eventually("the load is under way", || async {
+        ensure!(to("first").await? > 0, "nothing has arrived");
+        Ok(())
+    })
+    .await?;
+    first.delete().await?;
+    take_over(there, &first.ip, || shop.server("second")).await?;
+    eventually("the new pod answers at the old address", || async {
+        ensure!(to("second").await? > 0, "nothing has arrived");
+        Ok(())
+    })
+    .await?;
+    let tally = load.tally().await?;
+    test.note(tally.fresh.to_string()).await;
+    eventually("every answer has its line in the log", || async {
+        for who in ["first", "second"] {
+            let answered = tally.fresh.by.get(who).copied().unwrap_or(0);
+            let reported = to(who).await?;
+            ensure!(
+                answered > 0 && answered == reported,
+                "{who} answered {answered} times, and was spoken to {reported} times: {tally}"
+            );
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// How many of a client's connections ended well with a server of this identity.
+async fn reached(test: &Test, client: &Pod, identity: String) -> Result<u64> {
+    let from = format!("{}:", client.ip);
+    let records = test.mesh().access(&client.node, test.began).await?;
+    let well = records.iter().filter(|record| {
+        record.outbound()
+            && record.field("src.addr").starts_with(&from)
+            && record.field("dst.identity") == identity
+            && record.error().is_empty()
+    });
+    Ok(well.count() as u64)
 }
 
 /// Starts pods on a node until one has this address.
