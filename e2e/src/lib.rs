@@ -9,6 +9,7 @@
 //! * [`capture`]  what a link carries, packet by packet
 //! * [`node`]     a node as root sees it: processes, packets, files
 //! * [`mesh`]     the parts of the mesh: logs, metrics, restarts
+//! * [`inside`]   what a ztunnel serves on its loopback alone
 //! * [`program`]  `ambit`, `kubectl` and the like on this machine
 //! * [`wait`]     until something is so
 //! * [`run`]      the runner: one test after another, dumps of what failed; [`report`] closes
@@ -18,6 +19,7 @@
 
 pub mod capture;
 pub mod cluster;
+pub mod inside;
 pub mod load;
 pub mod mesh;
 pub mod node;

@@ -10,17 +10,31 @@ use crate::{
     mesh::{Part, SYSTEM},
 };
 
-/// Memory of each part's pods and sizes of its images, a line each.
-pub async fn weights(cluster: &Cluster) -> Result<Vec<String>> {
+/// What a pod of the mesh weighs.
+pub struct Weight {
+    /// Its name.
+    pub pod: String,
+    /// Its node.
+    pub node: String,
+    /// Its working set.
+    pub bytes: u64,
+}
+
+impl Weight {
+    /// In MiB.
+    pub fn mebibytes(&self) -> f64 {
+        mib(self.bytes)
+    }
+}
+
+/// Memory of the mesh's pods, as kubelets know it (some ten seconds old), by name.
+pub async fn memory(cluster: &Cluster) -> Result<Vec<Weight>> {
     let nodes: Api<NodeObject> = Api::all(cluster.client.clone());
-    let nodes = nodes.list(&ListParams::default()).await?.items;
-    let mut lines = Vec::new();
-    for node in &nodes {
-        let request = http::Request::get(format!(
-            "/api/v1/nodes/{}/proxy/stats/summary",
-            node.name_any()
-        ))
-        .body(Vec::new())?;
+    let mut weights = Vec::new();
+    for node in nodes.list(&ListParams::default()).await?.items {
+        let node = node.name_any();
+        let request = http::Request::get(format!("/api/v1/nodes/{node}/proxy/stats/summary"))
+            .body(Vec::new())?;
         let summary: Value = cluster.client.request(request).await?;
         for pod in summary["pods"].as_array().into_iter().flatten() {
             if pod["podRef"]["namespace"] == SYSTEM
@@ -29,15 +43,34 @@ pub async fn weights(cluster: &Cluster) -> Result<Vec<String>> {
                     pod["memory"]["workingSetBytes"].as_u64(),
                 )
             {
-                lines.push(format!(
-                    "memory {:6.1} MiB  {name} on {}",
-                    mib(bytes),
-                    node.name_any()
-                ));
+                weights.push(Weight {
+                    pod: name.to_owned(),
+                    node: node.clone(),
+                    bytes,
+                });
             }
         }
     }
-    lines.sort();
+    weights.sort_by(|a, b| a.pod.cmp(&b.pod));
+    Ok(weights)
+}
+
+/// Memory of each part's pods and sizes of its images, a line each.
+pub async fn weights(cluster: &Cluster) -> Result<Vec<String>> {
+    let mut lines: Vec<String> = memory(cluster)
+        .await?
+        .iter()
+        .map(|it| {
+            format!(
+                "memory {:6.1} MiB  {} on {}",
+                it.mebibytes(),
+                it.pod,
+                it.node
+            )
+        })
+        .collect();
+    let nodes: Api<NodeObject> = Api::all(cluster.client.clone());
+    let nodes = nodes.list(&ListParams::default()).await?.items;
     let images = nodes.iter().flat_map(|node| {
         node.status
             .iter()

@@ -12,6 +12,8 @@ mod plain;
 mod plugin;
 mod policy;
 mod probes;
+mod scale;
+mod scrape;
 mod services;
 mod wire;
 mod workloads;
@@ -102,6 +104,9 @@ pub fn all() -> Vec<Case> {
             completion_is_a_script_that_bash_takes
             what_keeps_ambit_from_the_cluster_is_said_in_one_line
         }
+        scrape {
+            prometheus_finds_every_part_and_traffic_under_istios_labels
+        }
         admission {
             what_is_wrong_is_refused_by_field_with_the_remedy_and_nobody_else_feels_it
         }
@@ -120,6 +125,9 @@ pub fn all() -> Vec<Case> {
         command {
             status_finds_nothing_and_then_each_thing_that_is_wrong
             a_waypoint_is_asked_for_and_says_that_it_does_not_run
+        }
+        scale {
+            with_5000_pods_a_change_is_soon_at_every_ztunnel
         }
         admission {
             a_policy_that_got_past_the_webhook_denies_and_says_why
