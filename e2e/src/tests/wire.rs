@@ -132,8 +132,8 @@ pub(super) async fn an_address_that_changes_hands_brings_no_rights_along(
     let stranger = shop.client("stranger").on(test.node(1)).start().await?;
     stranger.is_refused("http://web/").await?;
     try_join(
-        inherits_nothing(test, &shop, test.node(0)),
-        inherits_nothing(test, &shop, test.node(1)),
+        Box::pin(inherits_nothing(test, &shop, test.node(0))),
+        Box::pin(inherits_nothing(test, &shop, test.node(1))),
     )
     .await?;
     Ok(())
