@@ -10,6 +10,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
 use crate::config::Config;
+use crate::headers::random;
 
 /// A network namespace, and how sockets in it are set up.
 #[derive(Debug)]
@@ -120,19 +122,41 @@ impl Netns {
 
     /// Opens a connection from inside the namespace. No time limit of its own.
     pub async fn connect(&self, from: From, to: SocketAddr) -> io::Result<TcpStream> {
-        let socket = self.tcp(Domain::for_address(to))?;
-        match from {
-            From::Any => {}
-            From::Own(ip) => bind_no_port(&socket, ip)?,
-            From::Foreign(ip) => {
-                match ip {
-                    IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-                    IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
-                }
+        let ip = match from {
+            From::Any => return begin(self.tcp(Domain::for_address(to))?, to).await,
+            From::Own(ip) => {
+                let socket = self.tcp(Domain::for_address(to))?;
                 bind_no_port(&socket, ip)?;
+                return begin(socket, to).await;
+            }
+            From::Foreign(ip) => ip,
+        };
+        for _ in 0..PORTS_TRIED {
+            let socket = self.transparent(ip)?;
+            socket.set_reuse_address(true)?;
+            let port = FOREIGN_PORTS.start + (random() % FOREIGN_PORTS.len() as u64) as u16;
+            let begun = match socket.bind(&SocketAddr::new(ip, port).into()) {
+                Ok(()) => begin(socket, to).await,
+                Err(error) => Err(error),
+            };
+            match begun {
+                Err(error) if is_taken(&error) => {}
+                done => return done,
             }
         }
-        TcpSocket::from_std_stream(socket.into()).connect(to).await
+        let socket = self.transparent(ip)?;
+        bind_no_port(&socket, ip)?;
+        begin(socket, to).await
+    }
+
+    /// A socket that may bind an address of somebody else.
+    fn transparent(&self, ip: IpAddr) -> io::Result<Socket> {
+        let socket = self.tcp(Domain::for_address(SocketAddr::new(ip, 0)))?;
+        match ip {
+            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+        Ok(socket)
     }
 
     /// Whether `ip` is an address of the namespace now: only such a one can be bound without leave for
@@ -260,6 +284,18 @@ pub fn is_no_ipv6(error: &io::Error) -> bool {
     )
 }
 
+async fn begin(socket: Socket, to: SocketAddr) -> io::Result<TcpStream> {
+    TcpSocket::from_std_stream(socket.into()).connect(to).await
+}
+
+/// Somebody has this port, or a connection from it to the same place.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL)
+    )
+}
+
 /// Binds the address but leaves the port to `connect`, which may use the same port for different
 /// destinations. Without this the kernel looks for a port that is free for all of them: slow
 /// beyond some thousand connections, and an error beyond 28,000.
@@ -293,6 +329,13 @@ fn home() -> io::Result<BorrowedFd<'static>> {
     let fd: OwnedFd = std::fs::File::open("/proc/thread-self/ns/net")?.into();
     Ok(HOME.get_or_init(|| fd).as_fd())
 }
+
+/// Where the port of a connection under a foreign address is taken from: outside of what a kernel by default gives to
+/// clients. The pod's connection tracking may have the client's own connection to the same place; under the same
+/// port ours would be taken for it, go where it goes (to us) and cut it, and the client would not even hear of it.
+const FOREIGN_PORTS: Range<u16> = 1024..32768;
+/// With three quarters of these ports open to one place from one address, one connection in a hundred tries them all.
+const PORTS_TRIED: usize = 16;
 
 /// 500 connections at once must not wait for a retransmitted SYN: as much as the kernel's default
 /// `somaxconn` allows.

@@ -242,6 +242,10 @@ async fn an_application_can_be_shown_a_foreign_client() {
             .unwrap();
         let (mut app, peer) = listener.accept().await.unwrap();
         assert_eq!(peer.ip().to_string(), client);
+        assert!(
+            peer.port() < 32768,
+            "no port that a client's kernel chooses"
+        );
         app.write_all(b"hello").await.unwrap();
         let mut hello = [0; 5];
         us.read_exact(&mut hello).await.unwrap();

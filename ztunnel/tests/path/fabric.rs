@@ -44,9 +44,13 @@ impl Fabric {
         self.pods.push((name.to_owned(), pod));
     }
 
+    pub(crate) fn place(&self, name: &str) -> &Place {
+        let (_, pod) = self.pods.iter().find(|(pod, _)| pod == name).unwrap();
+        pod
+    }
+
     /// The namespace for our proxy (marked sockets) or for an app (mark 0).
     pub(crate) fn netns(&self, name: &str, mark: u32) -> Netns {
-        let (_, pod) = self.pods.iter().find(|(pod, _)| pod == name).unwrap();
         let options = Options {
             mark,
             keepalive: None,
@@ -54,7 +58,7 @@ impl Fabric {
             reuse_port: false,
             ipv6: true,
         };
-        Netns::new(pod.open().unwrap().into(), options).unwrap()
+        Netns::new(self.place(name).open().unwrap().into(), options).unwrap()
     }
 }
 

@@ -46,6 +46,34 @@ async fn the_app_sees_its_client_unless_the_operator_says_otherwise() {
     }
 }
 
+/// The pod's connection tracking has the client's connection under the client's address and port. If our own to the app
+/// were under the same, its first packet would take the other's way and cut it, unheard by the client.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_is_never_called_from_a_port_that_its_client_may_have_open() {
+    let mut world = World::new(&[]);
+    let outsider = world
+        .pod("outsider-d", At::Nowhere, &["10.77.0.4", "fd77::4"])
+        .await;
+    let server = world.pod("server-d", At::Node(1), &SERVER).await;
+    server.serve(9000);
+    // So few ports that the kernel could hardly choose another.
+    for pod in ["outsider-d", "server-d"] {
+        world.sysctl(pod, "net/ipv4/ip_local_port_range", "40000 40007");
+    }
+    for family in [0, 1] {
+        let mut open = Vec::new();
+        for _ in 0..8 {
+            let mut tcp = outsider.connect(server.at(family, 9000)).await;
+            let seen = greeting(&mut tcp).await.unwrap();
+            assert_eq!(seen, outsider.ips[family].to_string());
+            open.push(tcp);
+        }
+        for tcp in open {
+            echo(tcp, b"still here").await;
+        }
+    }
+}
+
 /// An address that means nothing without the link it is on cannot be taken over: the one source that no capability helps to keep.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_cannot_be_kept_is_said_or_refused_as_the_operator_wants() {

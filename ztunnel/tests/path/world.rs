@@ -200,6 +200,11 @@ impl World {
         });
     }
 
+    /// A kernel setting of a pod.
+    pub(crate) fn sysctl(&self, pod: &str, key: &str, value: &str) {
+        self.fabric.place(pod).sysctl(key, value).unwrap();
+    }
+
     /// Waits until no connection is open at either node.
     pub(crate) async fn quiet(&self) {
         for node in &self.nodes {
