@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -178,6 +178,8 @@ pub(crate) struct Link {
     occupancy: Arc<Occupancy>,
     gauge: Arc<Gauge>,
     answer: Duration,
+    /// The end of the certificate that this link was made with.
+    expires: Instant,
 }
 
 /// How opening a stream on a link failed.
@@ -228,6 +230,11 @@ impl Link {
     /// The peer wants no more streams here.
     pub(crate) fn going_away(&self) -> bool {
         self.gauge.going_away() || self.closed()
+    }
+
+    /// Who we were when this link was made, we no longer are.
+    pub(crate) fn expired(&self) -> bool {
+        self.expires <= Instant::now()
     }
 
     /// A place for one more stream, if this link should get one.
@@ -295,6 +302,8 @@ where
         .credentials
         .connect(ReadAhead::new(socket), expected)
         .await?;
+    let left = certificate.not_after().duration_since(SystemTime::now());
+    let left = left.unwrap_or_default();
     let gauge = Gauge::new();
     let (send, mut engine) = h2::client::Builder::new()
         .enable_push(false)
@@ -322,6 +331,7 @@ where
             occupancy,
             gauge,
             answer: times.answer,
+            expires: Instant::now() + left,
         },
         driver,
     ))

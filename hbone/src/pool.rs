@@ -8,8 +8,8 @@
 //! 2. else a connection that is being made is waited for, if not too many wait already;
 //! 3. else one is made: certificate, dial, handshake, once for all who wait.
 //!
-//! A connection leaves the pool the moment it breaks, is told to go away, or has been unused for the
-//! release time. Half of the peer's connection window unread counts as stalled: new streams go to
+//! A connection leaves the pool the moment it breaks, is told to go away, has been unused for the release time, or
+//! when the certificate it was made with ends: who was trusted once is not trusted for ever. Half of the peer's connection window unread counts as stalled: new streams go to
 //! another connection, so that readers that stopped do not hold up those that come later.
 
 use std::{
@@ -334,6 +334,9 @@ impl Slot {
     /// A place on the least busy connection that is fit for one more stream. Beyond [`SPREAD`]
     /// connections a stalled one will do: then the destination as a whole does not keep up.
     fn place(&self, most: usize) -> Option<(Arc<Link>, Lease)> {
+        // Their tunnels go on, and they end with the last of these.
+        let expired = self.links.iter().filter(|link| link.expired());
+        expired.for_each(|link| link.close());
         let open = self
             .links
             .iter()

@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::{Ca, Client, Refusals, Served, Server, identity};
+use common::{Ca, Client, Refusals, Served, Server, Signing, identity};
 use hbone::{Destination, OpenError, PoolConfig, PoolStats, Request, ResponseHeaders, Tunnel};
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet};
 
@@ -290,6 +290,39 @@ async fn an_unused_connection_is_released() {
     .await;
     client.open().await.unwrap();
     assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_connection_takes_no_more_tunnels_once_the_certificate_it_was_made_with_has_ended() {
+    let ca = Arc::new(Ca::new());
+    let server = ca.certificate(&identity("server"));
+    let server = common::serve(server, Refusals::default().limits(), common::echo).await;
+    let short = Signing {
+        lifetime: Duration::from_secs(2),
+        ..Signing::new(&ca)
+    };
+    let client = common::client_of(short, server.address, PoolConfig::default());
+    let mut first = client.open().await.unwrap();
+    let made = || server.accepted.load(Ordering::SeqCst);
+    // It is busy all the time, and would be for ever.
+    let mut opened = 0;
+    let began = std::time::Instant::now();
+    while made() == 1 {
+        let mut tunnel = client.open().await.unwrap();
+        tunnel.shutdown().unwrap();
+        common::read_to_end(&mut tunnel).await.unwrap();
+        opened += 1;
+        assert!(began.elapsed() < Duration::from_secs(20), "never left");
+    }
+    assert!(opened > 1, "it is used as long as it is good");
+    first.send(Bytes::from_static(b"hello")).await.unwrap();
+    assert_eq!(common::read_exactly(&mut first, 5).await, b"hello");
+    drop(first);
+    let open = || server.open.load(Ordering::SeqCst);
+    common::eventually("the old connection ends with its last tunnel", || {
+        open() == 1
+    })
+    .await;
 }
 
 #[tokio::test]

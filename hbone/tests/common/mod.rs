@@ -279,7 +279,11 @@ pub struct Client {
 }
 
 pub fn client(ca: &Arc<Ca>, address: SocketAddr, config: PoolConfig) -> Client {
-    let certificates = Certificates::new(Signing::new(ca), CertificatesConfig::default());
+    client_of(Signing::new(ca), address, config)
+}
+
+pub fn client_of(signing: Signing, address: SocketAddr, config: PoolConfig) -> Client {
+    let certificates = Certificates::new(signing, CertificatesConfig::default());
     let destination = Destination {
         address,
         source_ip: "127.0.0.1".parse().unwrap(),
