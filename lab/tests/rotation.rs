@@ -4,12 +4,21 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, io::Write, path::Path, process::Command, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, wait};
+use lab::{Lab, Pod, wait};
 use serde_json::Value;
 use support::{
+    Server,
     calls::{calls_more, while_calling},
     in_lab, round_trip, talk,
 };
@@ -109,14 +118,40 @@ fn issuer(pem: &str) -> Result<String> {
 
 /// Waits until each certificate is as `fits` wants it.
 fn until_all(lab: &Lab, what: &str, fits: impl Fn(&Seen) -> bool) -> Result<()> {
-    wait::until(what, std::time::Duration::from_secs(60), || {
+    until(lab, what, |all| all.values().all(&fits))
+}
+
+/// Waits until one certificate is as `fits` wants it.
+fn until_some(lab: &Lab, what: &str, fits: impl Fn(&Seen) -> bool) -> Result<()> {
+    until(lab, what, |all| all.values().any(&fits))
+}
+
+fn until(
+    lab: &Lab,
+    what: &str,
+    fits: impl Fn(&BTreeMap<(usize, String), Seen>) -> bool,
+) -> Result<()> {
+    wait::until(what, Duration::from_secs(60), || {
         let all = certificates(lab)?;
-        Ok(if all.values().all(&fits) {
+        Ok(if fits(&all) {
             wait::Probe::Ready(())
         } else {
             wait::Probe::NotYet(format!("{all:#?}"))
         })
     })
+}
+
+/// A pod of node 1 with a certificate of its own, made now. It calls `at` and is called by `peer`, both of node 0:
+/// handshakes of new and of older certificates, both ways.
+fn newcomer(lab: &Lab, name: &str, peer: &Pod, at: SocketAddr) -> Result<()> {
+    let pod = lab
+        .pod(&format!("shop/{name}"))
+        .node(0)
+        .service_account(name);
+    let pod = pod.start()?;
+    let _echo = Server::echo(&pod, 8080)?;
+    talk(&pod, at, "from a newcomer")?;
+    talk(peer, pod.at(8080), "to a newcomer").map(drop)
 }
 
 #[test]
@@ -132,8 +167,10 @@ fn certificates_are_renewed_and_the_root_changed_by_overlap_without_a_lost_conne
         .signer(in_use);
     in_lab(builder, |lab| {
         while_calling(lab, |ways| {
-            let (client, to) = (&ways[0].client, ways[0].to);
-            let mut open = talk(client, to, "before it all")?;
+            // As `while_calling` has them.
+            let (far, near, to) = (&ways[0].client, &ways[2].client, ways[0].to);
+            ensure!(far.node() == 1 && near.node() == 0);
+            let mut open = talk(far, to, "before it all")?;
             let before = certificates(lab)?;
             ensure!(before.len() >= 3, "{before:#?}");
             ensure!(
@@ -150,14 +187,19 @@ fn certificates_are_renewed_and_the_root_changed_by_overlap_without_a_lost_conne
             lab.project_roots()?;
             until_all(lab, "both roots to be trusted", |seen| seen.roots == 2)?;
             calls_more(ways)?;
+            newcomer(lab, "early", near, to)?;
             round_trip(&mut open, "both roots")?;
 
-            // 2. The new one signs; certificates of both meet.
+            // 2. The new one signs. A newcomer has a certificate of it and meets one of the old.
             put(
                 second.path(),
                 in_use,
                 &["ca-key.pem", "ca-cert.pem", "cert-chain.pem"],
             )?;
+            until_some(lab, "a certificate of the new signer", |seen| {
+                seen.issuer == "second"
+            })?;
+            newcomer(lab, "between", near, to)?;
             until_all(lab, "the new signer", |seen| seen.issuer == "second")?;
             calls_more(ways)?;
             round_trip(&mut open, "the new signer")?;
@@ -168,6 +210,7 @@ fn certificates_are_renewed_and_the_root_changed_by_overlap_without_a_lost_conne
             lab.project_roots()?;
             until_all(lab, "the old root to be forgotten", |seen| seen.roots == 1)?;
             calls_more(ways)?;
+            newcomer(lab, "late", near, to)?;
             round_trip(&mut open, "the old root is gone")?;
 
             // Nobody was restarted, and a control plane that comes back is recognised.
