@@ -1,7 +1,10 @@
-//! A real Prometheus follows the annotations and finds the names that Istio's dashboards ask for.
+//! A real Prometheus is led to every part by its annotations, and finds the names that Istio's dashboards ask for.
+//!
+//! Debian's Prometheus has no discovery of Kubernetes built in: the test reads the annotations in its place.
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use kube::ResourceExt;
+use serde_json::{Value, json};
 
 use crate::{
     mesh::{Part, SYSTEM},
@@ -10,19 +13,6 @@ use crate::{
     run::Test,
     wait::eventually,
 };
-
-/// As people have it who follow `prometheus.io/…` annotations.
-const CONFIGURATION: &str = r#"
-global: {scrape_interval: 1s}
-scrape_configs:
-  - job_name: pods
-    kubernetes_sd_configs: [{role: pod, namespaces: {names: [istio-system]}}]
-    relabel_configs:
-      - {action: keep, source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_scrape], regex: "true"}
-      - {source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_path], regex: (.+), target_label: __metrics_path__}
-      - {source_labels: [__meta_kubernetes_pod_ip, __meta_kubernetes_pod_annotation_prometheus_io_port], regex: (.+);(\d+), replacement: "$1:$2", target_label: __address__}
-      - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
-"#;
 
 /// How many requests are made; each on a connection of its own.
 const CALLS: usize = 5;
@@ -36,40 +26,59 @@ pub(super) async fn prometheus_finds_every_part_and_traffic_under_istios_labels(
     let first = shop.client("first").start().await?;
     first.reaches("http://web/").await?;
     let yard = test.plain("yard").await?;
-    let rights = rights(&yard);
-    yard.apply(&rights).await?;
-    let result = async {
-        let prometheus = start(&yard).await?;
-        let phone = shop.client("phone").start().await?;
-        for _ in 0..CALLS {
-            phone.asks("http://web/").await?;
-        }
-        everybody_answers(test, &prometheus).await?;
-        for reporter in ["source", "destination"] {
-            counted(&prometheus, &shop, reporter).await?;
-        }
-        Ok(())
-    };
-    let result = result.await;
-    yard.remove(&rights).await?;
-    result
-}
-
-/// May list pods.
-fn rights(yard: &Place) -> String {
-    let name = &yard.name;
-    format!(
-        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {{name: e2e-{name}}}\n\
-         rules: [{{apiGroups: [''], resources: [pods], verbs: [get, list, watch]}}]\n---\n\
-         apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {{name: e2e-{name}}}\n\
-         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: e2e-{name}}}\n\
-         subjects: [{{kind: ServiceAccount, name: prometheus, namespace: {name}}}]"
+    let targets = targets(test).await?;
+    let prometheus = start(&yard, &targets).await?;
+    let phone = shop.client("phone").start().await?;
+    for _ in 0..CALLS {
+        phone.asks("http://web/").await?;
+    }
+    eventually(
+        &format!("{} pods of {SYSTEM} answer Prometheus", targets.len()),
+        || async {
+            let up = ask(&prometheus, "up").await?;
+            let answering = up.iter().filter(|series| series["value"][1] == "1").count();
+            ensure!(
+                answering == targets.len() && up.len() == targets.len(),
+                "{up:?}"
+            );
+            Ok(())
+        },
     )
+    .await?;
+    for reporter in ["source", "destination"] {
+        counted(&prometheus, &shop, reporter).await?;
+    }
+    Ok(())
 }
 
-async fn start(yard: &Place) -> Result<Pod> {
+/// Every pod of the mesh as its annotations tell where it is to be asked.
+async fn targets(test: &Test) -> Result<Vec<Value>> {
+    let mut targets = Vec::new();
+    for part in Part::ALL {
+        for pod in test.mesh().pods(part).await? {
+            let name = pod.name_any();
+            let say = |key: &str| {
+                let key = format!("prometheus.io/{key}");
+                let value = pod.annotations().get(&key).cloned();
+                value.with_context(|| format!("{name} has no annotation {key}"))
+            };
+            ensure!(say("scrape")? == "true", "{name} is not to be scraped");
+            let address = format!("{}:{}", Pod::of(&test.cluster, &pod)?.ip, say("port")?);
+            targets.push(json!({
+                "targets": [address], "labels": { "pod": name, "__metrics_path__": say("path")? },
+            }));
+        }
+    }
+    Ok(targets)
+}
+
+async fn start(yard: &Place, targets: &[Value]) -> Result<Pod> {
+    let configuration = json!({
+        "global": { "scrape_interval": "1s" },
+        "scrape_configs": [{ "job_name": "pods", "static_configs": targets }],
+    });
     let line = format!(
-        "cat >/tmp/prometheus.yml <<'END'\n{CONFIGURATION}\nEND\n\
+        "cat >/tmp/prometheus.yml <<'END'\n{configuration}\nEND\n\
          exec prometheus --config.file=/tmp/prometheus.yml --storage.tsdb.path=/tmp/prometheus --web.listen-address=127.0.0.1:9090"
     );
     yard.pod("prometheus", &["sh", "-c", &line]).start().await
@@ -96,23 +105,6 @@ async fn ask(prometheus: &Pod, query: &str) -> Result<Vec<Value>> {
         .with_context(|| said.to_string())
 }
 
-async fn everybody_answers(test: &Test, prometheus: &Pod) -> Result<()> {
-    let mut pods = 0;
-    for part in Part::ALL {
-        pods += test.mesh().pods(part).await?.len();
-    }
-    eventually(
-        &format!("{pods} pods of {SYSTEM} answer Prometheus"),
-        || async {
-            let up = ask(prometheus, "up").await?;
-            let answering = up.iter().filter(|series| series["value"][1] == "1").count();
-            ensure!(answering == pods && up.len() == pods, "{up:?}");
-            Ok(())
-        },
-    )
-    .await
-}
-
 async fn counted(prometheus: &Pod, shop: &Place, reporter: &str) -> Result<()> {
     let name = &shop.name;
     let query = format!(
@@ -124,7 +116,7 @@ async fn counted(prometheus: &Pod, shop: &Place, reporter: &str) -> Result<()> {
             let found = ask(prometheus, &query).await?;
             ensure!(found.len() == 1, "{found:?}");
             ensure!(
-                found[0]["value"][1] == CALLS.to_string(),
+                found[0]["value"][1] == *CALLS.to_string(),
                 "{}",
                 found[0]["value"]
             );
