@@ -37,8 +37,11 @@ pub struct Case {
     /// Whether it must be alone on the cluster.
     pub loud: bool,
     /// How to run it.
-    pub body: for<'a> fn(&'a Test) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>,
+    pub body: Body,
 }
+
+/// What a test does.
+pub type Body = for<'a> fn(&'a Test) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// How long one test may take.
 const LIMIT: Duration = Duration::from_secs(420);
