@@ -4,6 +4,7 @@
 //! connection, so that they may be rotated.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -62,7 +63,8 @@ async fn connect(
         .ok_or_else(|| invalid("no host"))?
         .trim_matches(['[', ']']);
     let port = uri.port_u16().ok_or_else(|| invalid("no port"))?;
-    let tcp = TcpStream::connect((host, port)).await?;
+    let addresses = tokio::net::lookup_host((host, port)).await?;
+    let tcp = first_that_answers(addresses).await?;
     tcp.set_nodelay(true)?;
     if uri.scheme_str() == Some("http") {
         return Ok(Box::pin(tcp));
@@ -74,6 +76,21 @@ async fn connect(
         .connect(name, tcp)
         .await?;
     Ok(Box::pin(tls))
+}
+
+/// A name may have addresses that lead nowhere (a family that is broken here, a replica that is gone): each has a
+/// share of the time, so that the last one is tried too.
+async fn first_that_answers(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match tokio::time::timeout(ANSWER, TcpStream::connect(address)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+        last = io::Error::new(last.kind(), format!("{address}: {last}"));
+    }
+    Err(last)
 }
 
 fn tls_config(roots: &PathBuf) -> io::Result<ClientConfig> {
@@ -97,8 +114,10 @@ fn tls_config(roots: &PathBuf) -> io::Result<ClientConfig> {
     Ok(config)
 }
 
-/// A control plane two networks away answers in less.
-const CONNECT: Duration = Duration::from_secs(5);
+/// A control plane two networks away answers in less, also at the third of its addresses.
+const CONNECT: Duration = Duration::from_secs(10);
+/// One address.
+const ANSWER: Duration = Duration::from_secs(3);
 /// Istiod forbids pings more often than every 15 s.
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_ANSWER: Duration = Duration::from_secs(10);
@@ -122,6 +141,27 @@ mod tests {
             let error = tls_config(&path).unwrap_err().to_string();
             assert!(error.contains("root-cert.pem"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_address_that_does_not_answer_keeps_nobody_from_the_next() {
+        let place = lab::Place::new("channel").unwrap();
+        place
+            .nft("table inet t { chain out { type filter hook output priority 0; ip daddr 127.0.0.2 drop; }; }")
+            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let reached = place.within(|| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let good = listener.local_addr().unwrap();
+            let silent = SocketAddr::new("127.0.0.2".parse().unwrap(), good.port());
+            let connected = runtime.block_on(first_that_answers([silent, good].into_iter()));
+            (good, connected.unwrap().peer_addr().unwrap())
+        });
+        let (good, reached) = reached.unwrap();
+        assert_eq!(reached, good);
     }
 
     /// A server certificate for `istiod.test`, its key, and the root that signed it.
