@@ -36,6 +36,11 @@ impl Counts {
 }
 
 impl Tally {
+    /// How many were answered, of both kinds.
+    pub fn answers(&self) -> u64 {
+        self.fresh.answered + self.kept.answered
+    }
+
     /// How many failed, of both kinds.
     pub fn failures(&self) -> u64 {
         self.fresh.failures() + self.kept.failures()

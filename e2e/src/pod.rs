@@ -8,12 +8,15 @@ use kube::{
     runtime::conditions,
 };
 use serde::Deserialize;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    time::timeout,
+};
 
 use crate::{
     cluster::Cluster,
     load::Tally,
-    wait::{eventually, until},
+    wait::{PATIENCE, eventually, until},
 };
 
 /// A running pod.
@@ -226,26 +229,35 @@ impl Pod {
         .await
     }
 
-    /// Starts traffic from here: `--fresh 20 --kept 5` when no other arguments are given.
+    /// Starts traffic from here, `--fresh 20 --kept 5` when no other arguments are given; returns at the first answer.
     pub async fn load(&self, url: &str, arguments: &[&str]) -> Result<Running> {
-        let mut command: Vec<String> = ["/opt/e2e/app", "load", url].map(Into::into).into();
-        command.extend(arguments.iter().map(|&argument| argument.to_owned()));
-        Running::new(self.start(command, true).await?)
+        self.run(&[&["load", url], arguments].concat()).await
     }
 
-    /// Opens one connection to an echo and keeps it busy.
+    /// Opens one connection to an echo and keeps it busy; returns when it is open.
     pub async fn holds(&self, to: &str) -> Result<Running> {
-        let command = ["/opt/e2e/app", "hold", to].map(Into::into).into();
+        self.run(&["hold", to]).await
+    }
+
+    /// Starts a program of ours and waits for its first line: what follows must find it at work.
+    async fn run(&self, arguments: &[&str]) -> Result<Running> {
+        let what = format!(
+            "{} in {}/{}",
+            arguments.join(" "),
+            self.namespace,
+            self.name
+        );
+        let command = [&["/opt/e2e/app"], arguments].concat();
+        let command = command.into_iter().map(str::to_owned).collect();
         let mut running = Running::new(self.start(command, true).await?)?;
-        // Not before it is connected: what follows must find it open.
         let mut line = String::new();
-        running.out.read_line(&mut line).await?;
-        if !line.starts_with("connected") {
-            running
-                .end()
-                .await
-                .with_context(|| format!("{} connecting to {to}", self.name))?;
-            bail!("{} said {line:?} instead of connecting to {to}", self.name);
+        let first = running.out.read_line(&mut line);
+        let count = timeout(PATIENCE, first)
+            .await
+            .with_context(|| format!("{what}: nothing in {} s", PATIENCE.as_secs()))??;
+        if count == 0 {
+            running.end().await.context(what.clone())?;
+            bail!("{what} ended at once");
         }
         Ok(running)
     }
@@ -295,7 +307,7 @@ impl Running {
         })
     }
 
-    /// Ends it; its last words.
+    /// Ends it; its last line.
     async fn end(mut self) -> Result<String> {
         let mut stdin = self.process.stdin().context("no stdin")?;
         // It may have ended already, by what it met; then the status tells.
@@ -311,7 +323,7 @@ impl Running {
             status.status.as_deref() == Some("Success"),
             "it ended early: {out}{err}"
         );
-        Ok(out)
+        Ok(out.lines().last().unwrap_or_default().to_owned())
     }
 
     /// Ends a load; what it counted.

@@ -1,6 +1,6 @@
 //! One TCP connection that lives: a byte out and the same byte back, ten times a second.
 //!
-//! Ends when it is told to, with the number of bytes that came back, or with what broke the connection.
+//! Says once a second how many came back. Ends when it is told to, or with what broke the connection.
 
 use std::time::Duration;
 
@@ -34,6 +34,9 @@ impl Hold {
                 _ = pace.tick() => {
                     timeout(Duration::from_secs(10), exchange(&mut stream)).await.context("no echo for 10 s")?.with_context(|| format!("after {count} bytes"))?;
                     count += 1;
+                    if count.is_multiple_of(10) {
+                        println!("{count}");
+                    }
                 }
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! 1. `--fresh` a second on connections of their own, whether or not earlier ones have been answered
 //! 2. `--kept` connections with ten requests a second each; one that ends is a failure, and is opened again
-//! 3. a line on standard input, or its end: no new requests; those under way may finish; totals as one line of JSON
+//! 3. from the first answer on, once a second, the totals so far as a line of JSON: the reader knows that it runs
+//! 4. a line on standard input, or its end: no new requests; those under way may finish; the totals
 
 use std::{cell::RefCell, io::ErrorKind, rc::Rc, time::Duration};
 
@@ -96,19 +97,39 @@ impl Load {
         for _ in 0..self.kept {
             running.spawn_local_on(keep(target.clone(), kept.clone(), stopped.clone()), &work);
         }
+        let tally = || Tally {
+            fresh: fresh.borrow().counts.clone(),
+            kept: kept.borrow().counts.clone(),
+        };
         work.run_until(async {
-            crate::told_to_end().await;
+            let end = crate::told_to_end();
+            tokio::pin!(end);
+            let mut pace = interval(Duration::from_millis(100));
+            let mut told = None;
+            loop {
+                tokio::select! {
+                    () = &mut end => break,
+                    _ = pace.tick() => {
+                        let seen = tally();
+                        let due = told.is_none_or(|told: Instant| told.elapsed() > Duration::from_secs(1));
+                        if due && seen.answers() > 0 {
+                            println!("{}", json(&seen));
+                            told = Some(Instant::now());
+                        }
+                    }
+                }
+            }
             let _ = stop.send(true);
             while running.join_next().await.is_some() {}
         })
         .await;
-        let tally = Tally {
-            fresh: fresh.borrow().counts.clone(),
-            kept: kept.borrow().counts.clone(),
-        };
-        println!("{}", serde_json::to_string(&tally)?);
+        println!("{}", json(&tally()));
         Ok(())
     }
+}
+
+fn json(tally: &Tally) -> String {
+    serde_json::to_string(tally).unwrap_or_default()
 }
 
 async fn each_its_own(

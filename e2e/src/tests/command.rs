@@ -205,11 +205,17 @@ impl GatewayApi {
             test.cluster.apply_object("", definition).await?;
         }
         for name in [name, "gatewayclasses.gateway.networking.k8s.io"] {
-            let established = test
-                .cluster
-                .condition("", (version, kind), name, "Established")
-                .await?;
-            ensure!(established["status"] == "True", "{established}");
+            eventually(&format!("{name} is established"), || async {
+                let object = test.cluster.object("", version, kind, name).await?;
+                let conditions = object.data["status"]["conditions"].as_array();
+                let yes = conditions
+                    .into_iter()
+                    .flatten()
+                    .any(|it| it["type"] == "Established" && it["status"] == "True");
+                ensure!(yes, "{:?}", object.data["status"]);
+                Ok(())
+            })
+            .await?;
         }
         Ok(Self { ours: true })
     }

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::{
     load::Tally,
     mesh::{Part, SYSTEM},
+    node::Node,
     place::Place,
     pod::{Pod, Running},
     run::Test,
@@ -268,19 +269,39 @@ async fn waits_for_the_agent(test: &Test, shop: &Place) -> Result<()> {
     Ok(())
 }
 
+/// The configuration of the network's plugins.
+const CHAIN: &str = "/etc/cni/net.d/10-*.conflist";
+
+/// A line of shell that writes the chain of plugins without the mesh's.
+async fn rewritten_without_the_plugin(node: &Node) -> Result<String> {
+    let mut chain: serde_json::Value = serde_json::from_str(&node.file(CHAIN).await?)?;
+    let plugins = chain["plugins"].as_array_mut().context("no plugins")?;
+    let count = plugins.len();
+    plugins.retain(|plugin| plugin["type"] != "istio-cni");
+    ensure!(
+        plugins.len() + 1 == count,
+        "the mesh's plugin is not in it: {plugins:?}"
+    );
+    Ok(format!(
+        "file=$(echo {CHAIN}); cat >$file.new <<'EOF' && mv $file.new $file\n{chain}\nEOF"
+    ))
+}
+
 /// The node's part of the installation is mended when somebody damages it.
 pub(super) async fn the_agent_mends_what_it_installed(test: &Test) -> Result<()> {
     let node = test.node(0);
-    let before = node.file("/etc/cni/net.d/10-podnet.conflist").await?;
-    ensure!(before.contains("istio-cni"), "{before}");
+    let whole = format!(
+        "test -x /opt/cni/bin/istio-cni && test -s /var/run/istio-cni/istio-cni-kubeconfig && grep -q '\"type\": *\"istio-cni\"' {CHAIN}"
+    );
+    // The last is what the cluster's own network does when it writes its configuration again.
     for damage in [
-        "rm /opt/cni/bin/istio-cni",
-        "rm /var/run/istio-cni/istio-cni-kubeconfig",
-        r#"sed -i 's/"istio-cni"/"gone"/' /etc/cni/net.d/10-podnet.conflist"#,
+        "rm /opt/cni/bin/istio-cni".to_owned(),
+        "rm /var/run/istio-cni/istio-cni-kubeconfig".to_owned(),
+        rewritten_without_the_plugin(node).await?,
     ] {
-        node.own(damage).await?.success()?;
+        node.own(&damage).await?.success()?;
         eventually(&format!("mended after: {damage}"), || async {
-            node.own("test -x /opt/cni/bin/istio-cni && test -s /var/run/istio-cni/istio-cni-kubeconfig && grep -q istio-cni /etc/cni/net.d/10-podnet.conflist").await?.success()
+            node.own(&whole).await?.success()
         })
         .await?;
     }
@@ -295,15 +316,8 @@ pub(super) async fn a_pod_that_started_without_the_plugin_is_brought_in(test: &T
     send_agents_away(test).await?;
     // As on a node where no agent has ever been: no plugin in the chain.
     let outcome = async {
-        let chain = "/etc/cni/net.d/10-podnet.conflist";
-        let mut plain: serde_json::Value = serde_json::from_str(&node.file(chain).await?)?;
-        let plugins = plain["plugins"].as_array_mut().context("no plugins")?;
-        plugins.retain(|plugin| plugin["type"] != "istio-cni");
-        node.own(&format!(
-            "cat >{chain}.new <<'EOF'\n{plain}\nEOF\nmv {chain}.new {chain}"
-        ))
-        .await?
-        .success()?;
+        let rewrite = rewritten_without_the_plugin(node).await?;
+        node.own(&rewrite).await?.success()?;
         shop.server("early").on(node).start().await
     }
     .await;
