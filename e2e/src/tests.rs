@@ -3,6 +3,7 @@
 use crate::run::Case;
 
 mod admission;
+mod certificates;
 mod command;
 mod disturb;
 mod enrol;
@@ -104,6 +105,9 @@ pub fn all() -> Vec<Case> {
             completion_is_a_script_that_bash_takes
             what_keeps_ambit_from_the_cluster_is_said_in_one_line
         }
+        certificates {
+            the_roots_in_a_namespace_come_back_when_they_are_deleted_or_changed
+        }
         scrape {
             prometheus_finds_every_part_and_traffic_under_istios_labels
         }
@@ -125,6 +129,9 @@ pub fn all() -> Vec<Case> {
         command {
             status_finds_nothing_and_then_each_thing_that_is_wrong
             a_waypoint_is_asked_for_and_says_that_it_does_not_run
+        }
+        certificates {
+            certificates_are_renewed_and_the_root_is_replaced_under_load
         }
         scale {
             with_5000_pods_a_change_is_soon_at_every_ztunnel
