@@ -60,6 +60,7 @@ pub async fn weights(cluster: &Cluster) -> Result<Vec<String>> {
     let mut lines: Vec<String> = memory(cluster)
         .await?
         .iter()
+        .filter(|it| it.bytes > 0) // not measured yet
         .map(|it| {
             format!(
                 "memory {:6.1} MiB  {} on {}",
