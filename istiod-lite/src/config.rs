@@ -142,7 +142,7 @@ pub struct Run {
     pub debounce_after: Duration,
     /// In a storm that does not end, a change is told after this long. (Istio's 10 s spare it whole
     /// pushes; ours cost what changed, and a large cluster is never quiet.)
-    #[arg(long, default_value = "500ms", env = "PILOT_DEBOUNCE_MAX", value_parser = duration)]
+    #[arg(long, default_value = "300ms", env = "PILOT_DEBOUNCE_MAX", value_parser = duration)]
     pub debounce_max: Duration,
     /// Age at which a proxy's connection is asked to come back, give or take a tenth: so proxies
     /// spread over replicas by themselves.

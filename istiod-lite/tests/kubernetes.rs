@@ -31,6 +31,8 @@ use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
 const SYSTEM: &str = "istio-system";
+/// Namespace of the report's pods.
+const MANY: &str = "ambit-t-many";
 
 /// The API server, and what is made in it.
 struct Cluster {
@@ -396,6 +398,10 @@ async fn report_of_many_pods() {
     let many = std::env::var("AMBIT_TEST_PODS").map_or(5000, |text| text.parse().unwrap());
     let cluster = Cluster::open().await;
     let uids = mesh(&cluster, PROXIES).await;
+    cluster
+        .ensure::<Namespace>(None, json!({"metadata": {"name": MANY}}))
+        .await;
+    cluster.account(MANY, "web").await;
     let program = Program::start(&cluster).await;
     println!("{many} pods; before: {:.1} MiB", program.memory("VmRSS"));
     let ip = |number: usize| {
@@ -412,9 +418,7 @@ async fn report_of_many_pods() {
             format!("p-{number}"),
             format!("node-{}", number % PROXIES + 1),
         );
-        cluster
-            .pod("ambit-t-alpha", &name, "web", &node, &ip(number))
-            .await;
+        cluster.pod(MANY, &name, "web", &node, &ip(number)).await;
     });
     make.await;
     println!(
@@ -447,10 +451,10 @@ async fn report_of_many_pods() {
     let mut times = Vec::new();
     for change in 0..200 {
         let number = change * 17 % many;
-        let uid = support::uid("ambit-t-alpha", &format!("p-{number}"));
+        let uid = support::uid(MANY, &format!("p-{number}"));
         let begun = Instant::now();
         cluster
-            .status("ambit-t-alpha", &format!("p-{number}"), &ip(number), false)
+            .status(MANY, &format!("p-{number}"), &ip(number), false)
             .await;
         for proxy in &mut proxies {
             times.push(arrived(proxy, &uid).await.duration_since(begun));
@@ -465,17 +469,14 @@ async fn report_of_many_pods() {
     for change in 0..1000 {
         pace.tick().await;
         let number = (change * 17 + 5) % many;
-        sent.insert(
-            support::uid("ambit-t-alpha", &format!("p-{number}")),
-            Instant::now(),
-        );
+        sent.insert(support::uid(MANY, &format!("p-{number}")), Instant::now());
         let ready = change % 2 == 0;
         let (client, kubeconfig) = (cluster.client.clone(), String::new());
         let address = ip(number);
         tokio::spawn(async move {
             let cluster = Cluster { client, kubeconfig };
             cluster
-                .status("ambit-t-alpha", &format!("p-{number}"), &address, !ready)
+                .status(MANY, &format!("p-{number}"), &address, !ready)
                 .await;
         });
     }

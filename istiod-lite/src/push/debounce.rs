@@ -21,7 +21,7 @@ pub struct Debounce {
 
 impl Debounce {
     /// `quiet`: pause that ends a storm (100 ms, `PILOT_DEBOUNCE_AFTER`); `longest`: what a change
-    /// waits at most (500 ms, `PILOT_DEBOUNCE_MAX`).
+    /// waits at most (300 ms, `PILOT_DEBOUNCE_MAX`).
     pub fn new(quiet: Duration, longest: Duration) -> Self {
         Self {
             quiet,
