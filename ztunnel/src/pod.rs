@@ -12,6 +12,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct Pod {
     pub drain: Drain,
     known: OnceLock<Known>,
     learned: Notify,
+    /// A connection has come in by one of the listeners.
+    taken: AtomicBool,
 }
 
 /// What is certain about a pod once the control plane has told of it.
@@ -92,7 +95,13 @@ impl Pod {
             drain,
             known: OnceLock::new(),
             learned: Notify::new(),
+            taken: AtomicBool::new(false),
         })
+    }
+
+    /// Whether any connection has come to us rather than to another ztunnel that listens here.
+    pub(crate) fn has_taken(&self) -> bool {
+        self.taken.load(Relaxed)
     }
 
     /// What is known of the pod, if anything yet.
@@ -285,6 +294,7 @@ async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: Arc<T
 
 /// Makes a connection a task of its own, which ends at the latest when the pod's work is cut.
 fn take(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {
+    pod.taken.store(true, Relaxed);
     let (node, task_pod) = (node.clone(), pod.clone());
     pod.drain.spawn(async move {
         tokio::select! {
@@ -349,6 +359,6 @@ impl Drop for Pod {
 
 /// How long a listener outlives its pod's end: new connections go to the successor at once, and the handshakes that
 /// were on their way to us take a round trip, or a little more when a packet is late.
-const HANDSHAKE: Duration = Duration::from_secs(1);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(1);
 /// Long enough that a full table costs no CPU, short enough that nobody notices it is over.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);

@@ -56,30 +56,35 @@ async fn carried(place: &Place, app: &TcpListener) -> Vec<(TcpStream, tokio::net
     carried
 }
 
+fn open(fixture: &Fixture) -> usize {
+    fixture.node.connections.open()
+}
+
+fn all_are_open(kept: &[(TcpStream, tokio::net::TcpStream)]) {
+    for (client, _) in kept {
+        client.set_nonblocking(true).unwrap();
+        let nothing = (&*client).read(&mut [0]).unwrap_err();
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_successor_takes_nothing_before_it_knows_the_pod_and_everything_once_its_elder_leaves() {
+async fn connections_are_the_elders_until_it_leaves_and_then_the_successors() {
     let place = place();
     let app = app(&place);
     let (mut elder, its_agent) = proxy(&place).await;
     learn(&mut elder).await;
-    let (mut successor, _agent) = proxy(&place).await;
-    let open = |fixture: &Fixture| fixture.node.connections.open();
-
     let mut kept = carried(&place, &app).await;
-    assert_eq!((open(&elder), open(&successor)), (MANY, 0));
-
+    let (mut successor, _agent) = proxy(&place).await;
+    // Whether or not it knows the pod.
+    kept.extend(carried(&place, &app).await);
     learn(&mut successor).await;
-    let mut tries = 0;
-    while open(&successor) == 0 {
-        kept.extend(carried(&place, &app).await);
-        tries += 1;
-        assert!(tries < 100, "they never share");
-    }
+    kept.extend(carried(&place, &app).await);
+    assert_eq!((open(&elder), open(&successor)), (3 * MANY, 0));
 
     assert_eq!(its_agent.del("uid").await, "");
-    let before = open(&elder);
+    // The turn is handed over by a task of its own: the first may still find the elder.
     let mut tries = 0;
-    // The turn is handed over by a task of its own: the first of these may still find the elder.
     loop {
         let so_far = open(&elder);
         kept.extend(carried(&place, &app).await);
@@ -87,13 +92,28 @@ async fn a_successor_takes_nothing_before_it_knows_the_pod_and_everything_once_i
             break;
         }
         tries += 1;
-        assert!(tries < 100, "the elder goes on: {before} before");
+        assert!(tries < 100, "the elder goes on");
     }
-    for (client, _) in &kept {
-        client.set_nonblocking(true).unwrap();
-        let nothing = (&*client).read(&mut [0]).unwrap_err();
-        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock, "it is open");
+    assert!(open(&successor) >= MANY);
+    all_are_open(&kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_is_taken_back_takes_nothing_along() {
+    let place = place();
+    let app = app(&place);
+    let (mut elder, _agent) = proxy(&place).await;
+    learn(&mut elder).await;
+    let mut kept = carried(&place, &app).await;
+    let (mut successor, its_agent) = proxy(&place).await;
+    learn(&mut successor).await;
+    assert_eq!(its_agent.del("uid").await, "");
+    while !successor.roster.list().is_empty() {
+        kept.extend(carried(&place, &app).await);
     }
+    kept.extend(carried(&place, &app).await);
+    assert_eq!(open(&elder), kept.len());
+    all_are_open(&kept);
 }
 
 /// The client has its answer, its own answer to that is still on the way: the listener knows of a handshake, and its
@@ -104,6 +124,7 @@ async fn handshakes_that_are_under_way_when_a_proxy_leaves_become_connections() 
     let app = app(&place);
     let (mut elder, its_agent) = proxy(&place).await;
     learn(&mut elder).await;
+    let before = carried(&place, &app).await;
     let (mut successor, _agent) = proxy(&place).await;
     place
         .nft(
@@ -116,11 +137,8 @@ async fn handshakes_that_are_under_way_when_a_proxy_leaves_become_connections() 
         .unwrap();
     let clients: Vec<_> = (0..MANY).map(|_| connect(&place)).collect();
     learn(&mut successor).await;
-    assert_eq!(
-        elder.node.connections.open(),
-        0,
-        "nothing of them has arrived"
-    );
+    assert_eq!(open(&elder), before.len(), "nothing of them has arrived");
+    drop(before);
     its_agent.del("uid").await;
     place.nft("delete table inet hold").unwrap();
     for mut client in clients {
