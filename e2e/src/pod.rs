@@ -321,7 +321,8 @@ impl Running {
         let status = status.context("the connection to it was lost")?;
         ensure!(
             status.status.as_deref() == Some("Success"),
-            "it ended early: {out}{err}"
+            "it ended early: {}",
+            err.split_whitespace().collect::<Vec<_>>().join(" ")
         );
         Ok(out.lines().last().unwrap_or_default().to_owned())
     }
