@@ -136,6 +136,8 @@ async fn objects(
     let mut list = objects.list(&ListParams::default()).await?;
     for object in &mut list.items {
         object.metadata.managed_fields = None;
+        // It repeats the whole object, variables and all.
+        object.annotations_mut().remove(LAST_APPLIED);
         blank_variables(&mut object.data);
     }
     write(
@@ -169,8 +171,18 @@ fn write(to: &Path, name: &str, text: &str) -> anyhow::Result<()> {
     std::fs::write(&path, text).with_context(|| path.display().to_string())
 }
 
-/// Objects that the mesh reads. Secrets are none of them.
-const KINDS: [(&str, &str, &str); 14] = [
+/// Where `kubectl apply` keeps what it was given.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Objects that the mesh reads, and those it consists of. Secrets are none of them.
+const KINDS: [(&str, &str, &str); 17] = [
+    ("apps", "v1", "Deployment"),
+    ("coordination.k8s.io", "v1", "Lease"),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "ValidatingWebhookConfiguration",
+    ),
     ("", "v1", "Node"),
     ("", "v1", "Namespace"),
     ("", "v1", "Pod"),

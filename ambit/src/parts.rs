@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde::Serialize;
 
 /// A part that runs in pods.
@@ -55,17 +56,42 @@ impl fmt::Display for Part {
 pub(crate) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// Value of [`MANAGED_BY`] on what this program applied.
 pub(crate) const OURS: &str = "ambit";
-/// Label that our chart writes, as `ambit-VERSION`.
-pub(crate) const CHART: &str = "helm.sh/chart";
 /// Annotation that Helm writes on what it installed.
 pub(crate) const HELM_RELEASE: &str = "meta.helm.sh/release-name";
 /// Field manager of what this program applies.
 pub(crate) const FIELD_MANAGER: &str = "ambit";
 
-/// Whether a control plane with these labels is ours, whoever installed it.
-pub(crate) fn is_ours(labels: &std::collections::BTreeMap<String, String>) -> bool {
-    let by_chart = labels
-        .get(CHART)
-        .is_some_and(|chart| chart.starts_with("ambit-"));
-    by_chart || labels.get(MANAGED_BY).is_some_and(|by| by == OURS)
+/// Whether a control plane of this template is ours, whoever installed it: Helm, kubectl or this
+/// program. Its program is what makes it ours; labels are Istio's, so that Istio's tools find it.
+pub(crate) fn is_ours(template: &PodTemplateSpec) -> bool {
+    let containers = template.spec.iter().flat_map(|spec| &spec.containers);
+    let mut images = containers.filter_map(|container| container.image.as_deref());
+    images.any(|image| {
+        let name = image.split('@').next().unwrap_or(image);
+        let name = name.rsplit('/').next().unwrap_or(name);
+        name.split(':').next() == Some("istiod-lite")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_control_plane_is_ours_by_the_program_it_runs() {
+        let cases = [
+            ("registry.test:5000/mesh/istiod-lite@sha256:0", true),
+            ("localhost/ambit/istiod-lite:0.1.0", true),
+            ("istiod-lite", true),
+            ("registry.test/istio/pilot:1.30", false),
+            ("registry.test/istiod-lite/pilot:1", false),
+        ];
+        for (image, expected) in cases {
+            let template =
+                json!({ "spec": { "containers": [{ "name": "discovery", "image": image }] } });
+            let template = serde_json::from_value(template).unwrap();
+            assert_eq!(is_ours(&template), expected, "{image}");
+        }
+    }
 }

@@ -125,7 +125,11 @@ async fn workloads(client: &Client, facts: &mut Facts) -> anyhow::Result<()> {
         if !mesh {
             continue;
         }
-        if is_ours(found.labels()) {
+        if found
+            .spec
+            .as_ref()
+            .is_some_and(|spec| is_ours(&spec.template))
+        {
             facts.ours = true;
         } else {
             facts.other_meshes.push(format!(
@@ -178,7 +182,13 @@ async fn forbidden(client: &Client, system: &str) -> anyhow::Result<Vec<String>>
     Ok(forbidden)
 }
 
-const NEEDED: [(&str, &str, &str, bool); 7] = [
+const NEEDED: [(&str, &str, &str, bool); 13] = [
+    ("create", "rbac.authorization.k8s.io", "roles", true),
+    ("create", "rbac.authorization.k8s.io", "rolebindings", true),
+    ("create", "", "serviceaccounts", true),
+    ("create", "", "services", true),
+    ("create", "", "configmaps", true),
+    ("create", "policy", "poddisruptionbudgets", true),
     ("create", "", "namespaces", false),
     (
         "create",

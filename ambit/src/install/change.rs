@@ -91,6 +91,9 @@ impl Wishes {
                 set_variable(part_of(objects, Part::Ztunnel)?, name, value);
             }
         }
+        if let Some(domain) = &self.trust_domain {
+            mesh_setting(objects, "trustDomain", domain)?;
+        }
         let paths = [
             ("/opt/cni/bin", &self.cni_bin_dir),
             ("/etc/cni/net.d", &self.cni_conf_dir),
@@ -158,6 +161,23 @@ fn set_variable(object: &mut Value, name: &str, value: &str) {
         variables.retain(|variable| variable["name"] != name);
         variables.push(json!({ "name": name, "value": value }));
     });
+}
+
+/// Sets a line of the settings that all parts share: they count over variables.
+fn mesh_setting(objects: &mut [Object], name: &str, value: &str) -> anyhow::Result<()> {
+    let settings = objects
+        .iter_mut()
+        .find(|object| object.kind() == "ConfigMap" && object.name() == "istio")
+        .and_then(|object| object.0.pointer_mut("/data/mesh"))
+        .context("the manifest has no ConfigMap istio with key mesh")?;
+    let old = settings.as_str().unwrap_or_default();
+    let others = old
+        .lines()
+        .filter(|line| !line.starts_with(&format!("{name}:")));
+    let mut new: Vec<String> = others.map(str::to_owned).collect();
+    new.push(format!("{name}: {}", json!(value)));
+    *settings = Value::String(new.join("\n") + "\n");
+    Ok(())
 }
 
 fn move_host_path(object: &mut Value, old: &str, new: &str) -> anyhow::Result<()> {
@@ -264,6 +284,17 @@ mod tests {
         assert!(
             istiod.contains(r#""value":"west.test""#) && istiod.contains(r#""replicas":3"#),
             "{istiod}"
+        );
+        let settings = objects
+            .iter()
+            .find(|o| o.kind() == "ConfigMap" && o.name() == "istio")
+            .unwrap();
+        let mesh = settings.0["data"]["mesh"].as_str().unwrap();
+        assert_eq!(mesh.matches("trustDomain:").count(), 1, "{mesh}");
+        assert!(
+            mesh.contains("trustDomain: \"west.test\"")
+                && mesh.contains("rootNamespace: istio-system"),
+            "{mesh}"
         );
         let agent = part_of(&mut objects, Part::Agent).unwrap().to_string();
         assert!(

@@ -2,12 +2,13 @@
 
 use anyhow::Context as _;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 
 use super::Mode;
 use crate::cluster::is_missing;
-use crate::parts::{HELM_RELEASE, MANAGED_BY, OURS, Part};
+use crate::parts::{HELM_RELEASE, MANAGED_BY, OURS, Part, is_ours};
 use crate::status::version_of;
 
 /// Who looks after the mesh that is there.
@@ -17,6 +18,8 @@ pub(super) enum Owner {
     Nobody,
     /// This program installed it.
     Ours { version: String },
+    /// It is ours, applied by kubectl.
+    Applied { version: String },
     /// A Helm release of this name.
     Helm { release: String },
     /// Another mesh, or ours by another hand, with the object that shows it.
@@ -30,7 +33,7 @@ impl Owner {
             (Self::Nobody, Mode::Upgrade) => {
                 Some("there is no mesh to upgrade; ambit install makes one".into())
             }
-            (Self::Nobody, Mode::Install) | (Self::Ours { .. }, _) => None,
+            (Self::Nobody, Mode::Install) | (Self::Ours { .. } | Self::Applied { .. }, _) => None,
             (Self::Helm { release }, _) => Some(format!(
                 "Helm installed this mesh as release {release}: helm upgrade keeps one owner, two would undo each other's changes"
             )),
@@ -43,7 +46,7 @@ impl Owner {
     /// The version of ours that is there.
     pub(super) fn version(&self) -> Option<&str> {
         match self {
-            Self::Ours { version } => Some(version),
+            Self::Ours { version } | Self::Applied { version } => Some(version),
             _ => None,
         }
     }
@@ -58,33 +61,25 @@ pub(super) async fn find(client: &Client, system: &str) -> anyhow::Result<Owner>
         .await
         .context("cannot list Deployments")?;
     if let Some(deployment) = found.items.into_iter().next() {
-        return Ok(owner_of(
-            format!(
-                "Deployment {}/{}",
-                deployment.namespace().unwrap_or_default(),
-                deployment.name_any()
-            ),
-            deployment.namespace().as_deref() == Some(system),
-            &deployment,
-            deployment
-                .spec
-                .as_ref()
-                .and_then(|spec| version_of(&spec.template)),
-        ));
+        let seen = format!(
+            "Deployment {}/{}",
+            deployment.namespace().unwrap_or_default(),
+            deployment.name_any()
+        );
+        let here = deployment.namespace().as_deref() == Some(system);
+        let template = deployment.spec.as_ref().map(|spec| &spec.template);
+        return Ok(owner_of(seen, here, &deployment, template));
     }
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), system);
     for part in [Part::Agent, Part::Ztunnel] {
         match sets.get(part.name()).await {
             Ok(set) => {
-                let version = set
-                    .spec
-                    .as_ref()
-                    .and_then(|spec| version_of(&spec.template));
+                let template = set.spec.as_ref().map(|spec| &spec.template);
                 return Ok(owner_of(
                     format!("DaemonSet {system}/{part}"),
                     true,
                     &set,
-                    version,
+                    template,
                 ));
             }
             Err(error) if is_missing(&error) => {}
@@ -100,17 +95,20 @@ fn owner_of(
     seen: String,
     here: bool,
     object: &impl kube::ResourceExt,
-    version: Option<String>,
+    template: Option<&PodTemplateSpec>,
 ) -> Owner {
+    let version = template.and_then(version_of);
+    let version = version.unwrap_or_else(|| "of unknown version".into());
     if let Some(release) = object.annotations().get(HELM_RELEASE) {
         return Owner::Helm {
             release: release.clone(),
         };
     }
     if here && object.labels().get(MANAGED_BY).is_some_and(|by| by == OURS) {
-        return Owner::Ours {
-            version: version.unwrap_or_else(|| "of unknown version".into()),
-        };
+        return Owner::Ours { version };
+    }
+    if here && template.is_some_and(is_ours) {
+        return Owner::Applied { version };
     }
     Owner::Other { seen }
 }
@@ -136,17 +134,19 @@ mod tests {
     #[test]
     fn nobody_elses_mesh_is_taken_over_unasked() {
         let seen = || "Deployment istio-system/istiod".to_owned();
-        let ours = owner_of(
-            seen(),
-            true,
-            &deployment(Some(OURS), None),
-            Some("1".into()),
-        );
+        let ours = owner_of(seen(), true, &deployment(Some(OURS), None), None);
+        let template = serde_json::json!({ "spec": { "containers": [
+            { "name": "discovery", "image": "localhost/ambit/istiod-lite:1" },
+        ] } });
+        let template = serde_json::from_value(template).unwrap();
+        let applied = owner_of(seen(), true, &deployment(None, None), Some(&template));
         let elsewhere = owner_of(seen(), false, &deployment(Some(OURS), None), None);
         let helm = owner_of(seen(), true, &deployment(Some("Helm"), Some("mesh")), None);
         let istio = owner_of(seen(), true, &deployment(None, None), None);
         assert_eq!(ours.refusal(Mode::Install), None);
         assert_eq!(ours.refusal(Mode::Upgrade), None);
+        assert_eq!(applied.refusal(Mode::Upgrade), None);
+        assert_eq!(applied.version(), Some("1"));
         assert!(elsewhere.refusal(Mode::Install).is_some());
         assert!(
             helm.refusal(Mode::Upgrade)

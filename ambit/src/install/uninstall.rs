@@ -52,11 +52,14 @@ impl Uninstall {
             owner::Owner::Other { seen } => {
                 bail!("{seen} is not of this program's making; its own installer must remove it")
             }
+            owner::Owner::Applied { .. } => bail!(
+                "this mesh was applied by kubectl: kubectl delete -f the same file, or ambit upgrade first, which takes it over"
+            ),
             owner::Owner::Nobody => say("* no control plane here; removing what is left of one"),
             owner::Owner::Ours { version } => say(&format!("* removing mesh {version}")),
         }
         if self.purge && !self.yes {
-            self.refuse_to_lose(&client).await?;
+            self.refuse_to_lose(&client, system).await?;
         }
         prune::ours(&client, |kind, _, _| {
             kind == "ValidatingWebhookConfiguration"
@@ -83,8 +86,17 @@ impl Uninstall {
     }
 
     /// Objects of users die with their definitions: that is said before, with numbers.
-    async fn refuse_to_lose(&self, client: &Client) -> anyhow::Result<()> {
+    async fn refuse_to_lose(&self, client: &Client, system: &str) -> anyhow::Result<()> {
         let mut lost = BTreeMap::new();
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), system);
+        let kept = secrets.list_metadata(&ListParams::default()).await?;
+        let kept = kept
+            .iter()
+            .filter(|secret| !secret.name_any().starts_with("sh.helm.release"));
+        let count = kept.count();
+        if count > 0 {
+            lost.insert(format!("Secrets of namespace {system}"), count);
+        }
         for definition in definitions(client).await? {
             if let Some(resource) = resource_of(&definition) {
                 let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
