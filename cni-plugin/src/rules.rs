@@ -1,6 +1,6 @@
 //! Pure: what is captured in a pod → nft scripts, each of which the kernel takes whole or not at all.
 //!
-//! * [`Capture::install`]: the redirects and marks of docs/wire.md, "In-pod rules". Loading it
+//! * [`Capture::install`]: the redirects and marks of docs/wire.md, "Marks and rules in a pod". Loading it
 //!   again, or over other settings, replaces what was there.
 //! * [`release`]: takes the redirects out and leaves the marks, which bring the replies of running
 //!   connections back to ztunnel.

@@ -1,6 +1,6 @@
 //! Pure: (snapshot, source workload, original destination) → where the connection goes, or why it must not.
 //!
-//! The rules are those of docs/wire.md "HBONE and ztunnel's data-path rules", in this order:
+//! The rules are those of docs/wire.md "Data-path rules", in this order:
 //!
 //! 1. a call to one of our own ports on the pod itself is a loop: refuse;
 //! 2. the destination is a service: its waypoint if it has one, else one of its endpoints;

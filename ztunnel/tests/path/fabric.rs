@@ -65,7 +65,7 @@ impl Fabric {
 const MARKED_IS_LOCAL: &str =
     "rule add fwmark 0x111/0xfff pref 32764 lookup 100\nroute add local default dev lo table 100\n";
 
-/// The in-pod rules of docs/wire.md 1.5.4 without DNS and probes.
+/// The in-pod rules of docs/wire.md, "Marks and rules in a pod", without DNS and probes.
 const RULES: &str = "
 table inet t {
   chain mangle-pre { type filter hook prerouting priority mangle
