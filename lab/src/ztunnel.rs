@@ -118,6 +118,8 @@ impl Recipe {
             ("SERVICE_ACCOUNT", "ztunnel".into()),
             ("NETWORK", String::new()),
             ("RUST_LOG", "info".into()),
+            // As in every container of a pod; a ztunnel of Istio's looks for its control plane by it.
+            ("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc".into()),
         ];
         usual
             .map(|(key, value)| (key.to_owned(), value))
