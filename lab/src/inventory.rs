@@ -113,8 +113,16 @@ impl Drop for Claim {
 /// still make in the meantime is left to the reaper, which is not sent away.
 pub fn remove_all() -> Result<()> {
     for (id, dir) in live().clone() {
-        sweep(&id)?;
-        remove(&dir)?;
+        // Another thread may be making a pod, or removing the lab as we do: whoever meets the other's half-done work
+        // begins again.
+        wait::until(
+            &format!("the removal of lab {id}"),
+            Duration::from_secs(20),
+            || match sweep(&id).and_then(|_| remove(&dir)) {
+                Ok(()) => Ok(wait::Probe::Ready(())),
+                Err(error) => Ok(wait::Probe::NotYet(format!("{error:#}"))),
+            },
+        )?;
     }
     Ok(())
 }
