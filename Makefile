@@ -6,7 +6,7 @@ PROFILE ?= release
 export BASE HUB TAG PUSH SKOPEO_ARGS
 
 help:            ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 12
 
 deps:            ## install what demo, tests and benchmarks run (Debian/Ubuntu as root; named elsewhere)
 	@lab/install-deps.sh

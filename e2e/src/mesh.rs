@@ -135,14 +135,18 @@ impl Mesh {
         self.cluster.pods(SYSTEM, part.labels()).await
     }
 
+    /// Those that are not on their way out: a replaced ztunnel drains for half a minute.
+    pub async fn staying(&self, part: Part) -> Result<Vec<PodObject>> {
+        let mut pods = self.pods(part).await?;
+        pods.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+        Ok(pods)
+    }
+
     /// The running pod of a DaemonSet's part on a node.
     pub async fn pod_on(&self, part: Part, node: &str) -> Result<PodObject> {
-        let pods = self.pods(part).await?;
+        let pods = self.staying(part).await?;
         pods.into_iter()
-            .find(|pod| {
-                pod.metadata.deletion_timestamp.is_none()
-                    && pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node)
-            })
+            .find(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node))
             .with_context(|| format!("no {} on {node}", part.name()))
     }
 

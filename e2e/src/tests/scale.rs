@@ -159,7 +159,7 @@ async fn one(pods: &Api<PodObject>, number: usize) -> Result<()> {
 
 /// Every ztunnel has every pod.
 async fn everybody_knows(test: &Test, crowd: &Place) -> Result<()> {
-    for pod in test.mesh().pods(Part::Ztunnel).await? {
+    for pod in test.mesh().staying(Part::Ztunnel).await? {
         let pod = pod.name_any();
         let client = &test.cluster.client;
         let dump = inside::ztunnel(client, &pod, Method::GET, "/config_dump");
@@ -187,7 +187,7 @@ impl Arrivals {
         let (tell, lines) = mpsc::channel(1024);
         let mut followers = JoinSet::new();
         let mut ztunnels = Vec::new();
-        for (number, pod) in test.mesh().pods(Part::Ztunnel).await?.iter().enumerate() {
+        for (number, pod) in test.mesh().staying(Part::Ztunnel).await?.iter().enumerate() {
             let name = pod.name_any();
             logging(test, &name, "level=ztunnel::xds:debug").await?;
             let follow = LogParams {
