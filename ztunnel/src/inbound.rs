@@ -129,9 +129,24 @@ fn told(
 }
 
 async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connection, Failed> {
-    let identity = &known(pod).await?.identity;
-    let certificate = node.certificates.of(identity).await?;
+    let certificate = async {
+        let identity = &known(pod).await?.identity;
+        Ok::<_, Failed>(node.certificates.of(identity).await?)
+    };
+    let certificate = tokio::select! {
+        biased;
+        certificate = certificate => certificate?,
+        () = silent_end(&tcp) => return Err(Failed::Abandoned),
+    };
     Ok(hbone::accept(tcp, certificate, &node.limits).await?)
+}
+
+/// Ends when the peer has gone without a word. While a pod waits for its certificate, those who gave up must not hold
+/// descriptors that the way to the control plane may need.
+async fn silent_end(tcp: &TcpStream) {
+    if matches!(tcp.peek(&mut [0]).await, Ok(1..)) {
+        std::future::pending().await
+    }
 }
 
 /// What is certain before a peer has proven anything: whose door it knocked at.
