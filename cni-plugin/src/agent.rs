@@ -32,6 +32,7 @@
 //! | `nft`, `routes`, `netns`, `processes`, `cgroup` | the kernel |
 //! | `host`, `kubelet` | the node's side of probes |
 //! | `installer`, `depart` | the plugin on the host; whether everything stays when the agent stops |
+//! | `retire` | ends the agents of all nodes, before the mesh is removed |
 //! | `store` | memory over restarts |
 
 mod callers;
@@ -54,6 +55,7 @@ mod owner;
 mod plan;
 mod pod;
 mod processes;
+mod retire;
 mod routes;
 mod seqpacket;
 mod source;
@@ -71,6 +73,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::Config;
 pub use eligible::Selector;
 pub use metrics::Metrics;
+pub use retire::{Retire, Retired};
 
 use crate::install;
 use callers::Callers;
@@ -204,7 +207,9 @@ impl jobs::Tools {
     async fn clean(&self) {
         self.clear_host().await;
         let files = callers::SOCKETS.map(|name| self.config.site.cni_run_dir.join(name));
-        for file in files.iter().chain([&self.config.ztunnel_socket]) {
+        // What the plugin said while no agent listened.
+        let log = self.config.site.cni_run_dir.join(crate::plugin::LOG_FILE);
+        for file in files.iter().chain([&self.config.ztunnel_socket, &log]) {
             let _ = std::fs::remove_file(file);
         }
         let _ = std::fs::remove_dir_all(self.config.state_dir());

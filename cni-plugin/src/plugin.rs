@@ -29,6 +29,7 @@ use std::path::Path;
 use crate::cmdadd::CmdAdd;
 
 pub use failure::Failure;
+pub(crate) use log::LOG_FILE;
 use log::{Level, Log};
 use netconf::{NetConf, PrevResult};
 

@@ -234,7 +234,7 @@ impl Daemonset {
     }
 }
 
-const DAEMONSETS: &str = "daemonsets";
+pub(super) const DAEMONSETS: &str = "daemonsets";
 const CALM: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_secs(3);
 

@@ -38,6 +38,8 @@ enum Verb {
     Install(Put),
     /// Takes the plugin off the host.
     Uninstall(Install),
+    /// Ends the agents of all nodes, so that each releases its pods: the first step of removing the mesh.
+    Retire(agent::Retire),
 }
 
 #[derive(Debug, clap::Args)]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Run(config) => run(*config),
         Verb::Install(put) => put.run(),
         Verb::Uninstall(install) => install.remove().map_err(Into::into),
+        Verb::Retire(retire) => end_all(&retire),
     };
     if let Err(error) = &outcome {
         tracing::error!("{error:#}");
@@ -89,10 +92,11 @@ fn with_verb(mut line: Vec<OsString>) -> Vec<OsString> {
 /// Their failures are told in our words, once, with what to look at.
 const QUIET: &str = "kube_client=off,kube_runtime=off";
 /// With one of these nothing is to be added.
-const WORDS: [&str; 8] = [
+const WORDS: [&str; 9] = [
     "run",
     "install",
     "uninstall",
+    "retire",
     "help",
     "-h",
     "--help",
@@ -135,6 +139,12 @@ impl Put {
 /// Two threads: the owner's decisions must not wait for a scrape, and there is no more to do.
 fn run(config: agent::Config) -> anyhow::Result<()> {
     runtime(2)?.block_on(serve(config))
+}
+
+/// That a node is out of reach is told, and keeps nobody from removing the mesh.
+fn end_all(retire: &agent::Retire) -> anyhow::Result<()> {
+    let retired = runtime(1)?.block_on(retire.run());
+    retired.map(drop).map_err(anyhow::Error::msg)
 }
 
 fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {

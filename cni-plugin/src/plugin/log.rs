@@ -68,7 +68,7 @@ impl Log {
         }
         let body = json!(self.lines).to_string().into_bytes();
         if agent_socket::log(run_dir, body).is_err() {
-            let _ = append(&run_dir.join("istio-cni.log"), &self.lines);
+            let _ = append(&run_dir.join(LOG_FILE), &self.lines);
         }
     }
 }
@@ -85,4 +85,6 @@ fn append(path: &Path, lines: &[String]) -> std::io::Result<()> {
     file.write_all((lines.join("\n") + "\n").as_bytes())
 }
 
+/// Beside the agent's sockets.
+pub(crate) const LOG_FILE: &str = "istio-cni.log";
 const FILE_LIMIT: u64 = 1 << 20;
