@@ -47,3 +47,15 @@ prometheus.io/path: /metrics
       "defaultConfig" (dict "discoveryAddress" (printf "istiod.%s.svc:15012" .Release.Namespace)) -}}
 {{- mergeOverwrite (deepCopy .Values.meshConfig) $own | toYaml -}}
 {{- end -}}
+
+{{/* Of what exists only while the release is deleted, in this order. What failed stays, to be looked at, until it is tried again. */}}
+{{- define "ambit.removal" -}}
+helm.sh/hook: pre-delete
+helm.sh/hook-weight: {{ . | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* The Leases by which replicas of the control plane take turns in writing. */}}
+{{- define "ambit.leases" -}}
+istio-namespace-controller-election, istio-status-leader, istio-gateway-status-leader, istio-ip-autoallocate, istio-leader, istio-node-untaint
+{{- end -}}
