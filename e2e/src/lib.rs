@@ -12,7 +12,8 @@
 //! * [`inside`]   what a ztunnel serves on its loopback alone
 //! * [`program`]  `ambit`, `kubectl` and the like on this machine
 //! * [`wait`]     until something is so
-//! * [`run`]      the runner: one test after another, dumps of what failed; [`report`] closes
+//! * [`whole`]    the mesh as its chart has it, put back where a test left it otherwise
+//! * [`run`]      the runner: one test after another, dumps of what failed, a second attempt; [`report`] closes
 //!
 //! A test is an `async fn` whose name is a sentence; it fails by returning an error. The binary `e2e-app` (`app/`) is what runs inside
 //! pods where no ordinary program counts exactly enough.
@@ -30,3 +31,4 @@ pub mod report;
 pub mod run;
 pub mod tests;
 pub mod wait;
+pub mod whole;

@@ -46,21 +46,14 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let cluster = Cluster::connect(options.apps).await?;
-    let outcomes = run::all(&cluster, &cases, options.together).await;
+    let outcomes = run::all(&cluster, &cases, options.together).await?;
     match report::weights(&cluster).await {
         Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
         Err(error) => println!("no weights: {error:#}"),
     }
-    let failed = outcomes
-        .iter()
-        .filter(|outcome| outcome.error.is_some())
-        .count();
-    let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!(
-        "test result: {verdict}. {} passed; {failed} failed; 0 ignored",
-        outcomes.len() - failed
-    );
-    Ok(if failed == 0 {
+    let (lines, passed) = report::verdict(&outcomes);
+    lines.iter().for_each(|line| println!("{line}"));
+    Ok(if passed {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

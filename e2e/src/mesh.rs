@@ -259,8 +259,21 @@ impl Mesh {
         .await
     }
 
-    /// Waits until every part is ready everywhere.
+    /// Waits until every part is ready everywhere; a part that is not installed will not be.
     pub async fn well(&self) -> Result<()> {
+        let client = &self.cluster.client;
+        let daemons: Api<DaemonSet> = Api::namespaced(client.clone(), SYSTEM);
+        let deployments: Api<Deployment> = Api::namespaced(client.clone(), SYSTEM);
+        let istiod = deployments.get("istiod").await.context("istiod")?;
+        ensure!(
+            istiod.spec.and_then(|spec| spec.replicas) != Some(0),
+            "istiod has no replicas"
+        );
+        for name in ["ztunnel", "istio-cni-node"] {
+            let daemon = daemons.get(name).await.context(name)?;
+            let status = daemon.status.unwrap_or_default();
+            ensure!(status.desired_number_scheduled > 0, "{name} is on no node");
+        }
         self.rolled_out_in::<Deployment>(SYSTEM, "istiod").await?;
         self.rolled_out_in::<DaemonSet>(SYSTEM, "ztunnel").await?;
         self.rolled_out_in::<DaemonSet>(SYSTEM, "istio-cni-node")

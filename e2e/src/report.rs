@@ -8,7 +8,30 @@ use serde_json::Value;
 use crate::{
     cluster::Cluster,
     mesh::{Part, SYSTEM},
+    run::Outcome,
 };
+
+/// The last lines, the totals in the form of cargo's, and whether the run passed. What needed a second attempt is named with its
+/// first error: it is a finding to be mended.
+pub fn verdict(outcomes: &[Outcome]) -> (Vec<String>, bool) {
+    let count = outcomes.len();
+    let failed = outcomes.iter().filter(|it| it.failed()).count();
+    let again = |it: &&Outcome| !it.failed() && it.first.is_some();
+    let mut lines: Vec<String> = outcomes
+        .iter()
+        .filter(again)
+        .map(|it| {
+            let first = it.first.as_deref().unwrap_or_default();
+            format!("passed at the second attempt: {}: {first}", it.name)
+        })
+        .collect();
+    let (word, second) = (if failed == 0 { "ok" } else { "FAILED" }, lines.len());
+    lines.push(format!(
+        "test result: {word}. {} passed; {failed} failed; 0 ignored; {second} of those that passed at the second attempt",
+        count - failed
+    ));
+    (lines, failed == 0)
+}
 
 /// What a pod of the mesh weighs.
 pub struct Weight {
@@ -107,4 +130,46 @@ fn image_of(part: Part) -> &'static str {
 #[allow(clippy::cast_precision_loss)] // for people
 fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn ended(first: Option<&str>, error: Option<&str>) -> Outcome {
+        Outcome {
+            name: "a::b",
+            took: Duration::ZERO,
+            notes: Vec::new(),
+            error: error.map(str::to_owned),
+            first: first.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_second_attempt_passes_the_run_and_is_named_with_its_first_error() {
+        let (lines, passed) = verdict(&[ended(None, None), ended(Some("cut"), None)]);
+        assert!(passed);
+        assert_eq!(
+            lines,
+            [
+                "passed at the second attempt: a::b: cut",
+                "test result: ok. 2 passed; 0 failed; 0 ignored; 1 of those that passed at the second attempt"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_fails_twice_fails_the_run() {
+        let (lines, passed) = verdict(&[ended(None, None), ended(Some("cut"), Some("cut"))]);
+        assert!(!passed);
+        assert_eq!(
+            lines,
+            [
+                "test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 of those that passed at the second attempt"
+            ]
+        );
+    }
 }

@@ -1,16 +1,17 @@
 //! The runner: one test after another, dumps of what failed.
 //!
 //! 1. quiet tests, which disturb nobody, a few at a time
-//! 2. loud tests, which restart parts of the mesh, alone
-//! 3. a test that fails leaves what can be known in `target/e2e/<test>/`
+//! 2. loud tests, which restart parts of the mesh, alone; after one that failed the mesh is put back
+//! 3. what failed, once more, each alone: only what fails twice fails the run
+//! 4. a test that fails leaves what can be known in `target/e2e/<test>/`
 
 use std::{
     fs,
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -27,6 +28,7 @@ use crate::{
     mesh::{Mesh, Part},
     node::Node,
     place::Place,
+    whole::{self, Turn},
 };
 
 /// A test, as a list has it.
@@ -36,6 +38,8 @@ pub struct Case {
     pub name: &'static str,
     /// Whether it must be alone on the cluster.
     pub loud: bool,
+    /// How long it may take.
+    pub limit: Duration,
     /// How to run it.
     pub body: Body,
 }
@@ -43,8 +47,11 @@ pub struct Case {
 /// What a test does.
 pub type Body = for<'a> fn(&'a Test) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
-/// How long one test may take.
-const LIMIT: Duration = Duration::from_secs(420);
+/// How long a test may take that does not say it.
+pub const LIMIT: Duration = Duration::from_secs(420);
+
+/// More failures than this are no chance: they are not tried again.
+const CHANCE: usize = 12;
 
 /// A test that is running.
 pub struct Test {
@@ -100,45 +107,122 @@ pub struct Outcome {
     pub notes: Vec<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Why it failed before.
+    pub first: Option<String>,
 }
 
-/// Runs all, `together` quiet ones at a time.
-pub async fn all(cluster: &Cluster, cases: &[Case], together: usize) -> Vec<Outcome> {
-    static NUMBER: AtomicU32 = AtomicU32::new(1);
-    let started = u32::try_from(Timestamp::now().as_second() % 100_000).unwrap_or_default() * 100;
-    let one = |case: Case| async move {
-        let number = started + NUMBER.fetch_add(1, Relaxed);
-        let outcome = run(cluster.clone(), case, number).await;
-        tell(&outcome);
-        outcome
-    };
+impl Outcome {
+    /// Whether it counts as a failure of the run.
+    pub fn failed(&self) -> bool {
+        self.error.is_some()
+    }
+}
+
+/// Runs all, `together` quiet ones at a time, and once more what failed.
+pub async fn all(cluster: &Cluster, cases: &[Case], together: usize) -> Result<Vec<Outcome>> {
+    let turn = Turn::open()?;
+    turn.shared().await?;
     let (loud, quiet): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.loud);
-    let mut outcomes: Vec<Outcome> = stream::iter(quiet)
+    let one = |case: Case| async move {
+        let outcome = run(cluster.clone(), case, Attempt::First).await;
+        tell(&outcome, Attempt::First);
+        (case, outcome)
+    };
+    let mut ended: Vec<(Case, Outcome)> = stream::iter(quiet)
         .map(one)
         .buffer_unordered(together)
         .collect()
         .await;
-    for case in loud {
-        outcomes.push(one(case).await);
+    if !loud.is_empty() {
+        turn.alone().await?;
     }
-    outcomes
+    for case in loud {
+        let (case, outcome) = one(case).await;
+        leave_whole(cluster, &case, &outcome).await;
+        ended.push((case, outcome));
+    }
+    let failures = ended.iter().filter(|(_, outcome)| outcome.failed()).count();
+    if failures > CHANCE {
+        eprintln!("{failures} tests failed: too many for chance, none is tried again");
+        for (_, outcome) in ended.iter().filter(|(_, outcome)| outcome.failed()) {
+            tell(outcome, Attempt::Second);
+        }
+    } else if failures > 0 {
+        turn.alone().await?;
+        try_again(cluster, &mut ended).await;
+    }
+    Ok(ended.into_iter().map(|(_, outcome)| outcome).collect())
 }
 
-async fn run(cluster: Cluster, case: Case, number: u32) -> Outcome {
+/// A second attempt, alone, for each that failed. It does not make the first one right: the report names both.
+async fn try_again(cluster: &Cluster, ended: &mut [(Case, Outcome)]) {
+    if let Some(ailment) = whole::ails(cluster).await {
+        mend(cluster, &ailment).await;
+    }
+    for (case, outcome) in ended.iter_mut().filter(|(_, outcome)| outcome.failed()) {
+        let mut second = run(cluster.clone(), *case, Attempt::Second).await;
+        second.first = outcome.error.take();
+        tell(&second, Attempt::Second);
+        leave_whole(cluster, case, &second).await;
+        *outcome = second;
+    }
+}
+
+/// What comes after a loud test finds the mesh as the chart has it.
+async fn leave_whole(cluster: &Cluster, case: &Case, outcome: &Outcome) {
+    if !case.loud {
+        return;
+    }
+    if outcome.failed() {
+        mend(cluster, &format!("{} failed", case.name)).await;
+    } else if let Some(ailment) = whole::ails(cluster).await {
+        mend(cluster, &format!("after {}: {ailment}", case.name)).await;
+    }
+}
+
+#[allow(clippy::print_stdout)] // what a person or a machine reads of the run
+async fn mend(cluster: &Cluster, why: &str) {
+    match whole::mend(cluster).await {
+        Ok(done) => println!("     {why}: {done}"),
+        Err(error) => println!("     {why}, and the mesh could not be put back: {error:#}"),
+    }
+}
+
+/// Which time a test runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Second,
+}
+
+/// A number that no test of this cluster has had: namespaces take long to go.
+fn number() -> u32 {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    static STARTED: LazyLock<u32> = LazyLock::new(|| {
+        u32::try_from(Timestamp::now().as_second() % 100_000).unwrap_or_default() * 100
+    });
+    *STARTED + NUMBER.fetch_add(1, Relaxed)
+}
+
+async fn run(cluster: Cluster, case: Case, attempt: Attempt) -> Outcome {
     let test = Arc::new(Test {
         cluster,
         began: Timestamp::now(),
-        number,
+        number: number(),
         places: Mutex::default(),
         notes: Mutex::default(),
     });
     let began = Instant::now();
     // A task of its own: a test that panics has failed, and the next one begins.
     let body = test.clone();
-    let task = tokio::spawn(async move { tokio::time::timeout(LIMIT, (case.body)(&body)).await });
+    let task =
+        tokio::spawn(async move { tokio::time::timeout(case.limit, (case.body)(&body)).await });
     let result = match task.await {
         Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(anyhow::anyhow!("not finished after {} s", LIMIT.as_secs())),
+        Ok(Err(_)) => Err(anyhow::anyhow!(
+            "not finished after {} s",
+            case.limit.as_secs()
+        )),
         Err(panicked) => Err(anyhow::anyhow!("{panicked}")),
     };
     let result = match result {
@@ -147,17 +231,12 @@ async fn run(cluster: Cluster, case: Case, number: u32) -> Outcome {
     };
     let error = result.err().map(|error| said(&error));
     if let Some(error) = &error
-        && let Err(problem) = dump(&test, case.name, error).await
+        && let Err(problem) = dump(&test, &folder(case.name, attempt), error).await
     {
         eprintln!("no dump of {}: {problem:#}", case.name);
     }
     for place in test.places.lock().await.iter() {
         let _ = place.leave().await;
-    }
-    if case.loud
-        && let Err(problem) = test.mesh().well().await
-    {
-        eprintln!("the mesh is not well after {}: {problem:#}", case.name);
     }
     let notes = std::mem::take(&mut *test.notes.lock().await);
     Outcome {
@@ -165,6 +244,7 @@ async fn run(cluster: Cluster, case: Case, number: u32) -> Outcome {
         took: began.elapsed(),
         notes,
         error,
+        first: None,
     }
 }
 
@@ -182,11 +262,12 @@ fn said(error: &anyhow::Error) -> String {
 }
 
 #[allow(clippy::print_stdout)] // what a person or a machine reads of the run
-fn tell(outcome: &Outcome) {
-    let verdict = if outcome.error.is_some() {
-        "FAILED"
-    } else {
-        "ok"
+fn tell(outcome: &Outcome, attempt: Attempt) {
+    let verdict = match (outcome.failed(), attempt) {
+        (false, Attempt::First) => "ok",
+        (false, Attempt::Second) => "passed at the second attempt",
+        (true, Attempt::First) => "failed at the first attempt",
+        (true, Attempt::Second) => "FAILED",
     };
     println!(
         "test {} ({:.1} s) ... {verdict}",
@@ -201,11 +282,20 @@ fn tell(outcome: &Outcome) {
     }
 }
 
+/// Where it is kept; a second attempt leaves what the first one left.
+fn folder(name: &str, attempt: Attempt) -> PathBuf {
+    let second = if attempt == Attempt::Second {
+        "-again"
+    } else {
+        ""
+    };
+    PathBuf::from("target/e2e").join(name.replace("::", "-") + second)
+}
+
 /// What can be known about a failure: logs of the mesh and events since the test began, its namespaces' pods.
-async fn dump(test: &Test, name: &str, error: &str) -> Result<()> {
-    let folder = PathBuf::from("target/e2e").join(name.replace("::", "-"));
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+async fn dump(test: &Test, folder: &Path, error: &str) -> Result<()> {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     fs::write(folder.join("error"), error)?;
     for part in Part::ALL {
         for pod in test.mesh().pods(part).await? {

@@ -1,6 +1,8 @@
 //! Every test, a sentence each. Quiet ones disturb nobody and run a few at a time; loud ones restart parts of the mesh and run alone.
 
-use crate::run::Case;
+use std::time::Duration;
+
+use crate::run::{Case, LIMIT};
 
 mod admission;
 mod certificates;
@@ -13,6 +15,7 @@ mod plain;
 mod plugin;
 mod policy;
 mod probes;
+mod removal;
 mod scale;
 mod scrape;
 mod services;
@@ -20,13 +23,20 @@ mod wire;
 mod workloads;
 
 macro_rules! cases {
-    ($loud:literal: $($module:ident { $($name:ident)+ })+) => {
+    ($loud:literal: $($module:ident { $($name:ident $(<= $seconds:literal)?)+ })+) => {
         [$($(Case {
             name: concat!(stringify!($module), "::", stringify!($name)),
             loud: $loud,
+            limit: limit(&[$($seconds)?]),
             body: |test| Box::pin($module::$name(test)),
         },)+)+]
     };
+}
+
+/// `a_test <= 600`: seconds that it may take, where the usual ones are too few.
+fn limit(own: &[u64]) -> Duration {
+    own.first()
+        .map_or(LIMIT, |seconds| Duration::from_secs(*seconds))
 }
 
 /// All tests in the order in which they run.
@@ -131,13 +141,16 @@ pub fn all() -> Vec<Case> {
             a_waypoint_is_asked_for_and_says_that_it_does_not_run
         }
         certificates {
-            certificates_are_renewed_and_the_root_is_replaced_under_load
+            certificates_are_renewed_and_the_root_is_replaced_under_load <= 600
         }
         scale {
             with_5000_pods_a_change_is_soon_at_every_ztunnel
         }
         admission {
             a_policy_that_got_past_the_webhook_denies_and_says_why
+        }
+        removal {
+            the_mesh_is_removed_by_either_hand_and_pods_go_on_talking
         }
     };
     quiet.into_iter().chain(loud).collect()
