@@ -208,7 +208,7 @@ impl World {
     }
 
     /// Takes in a batch and makes anew what depends on it. `Change::Invalid` changes what is said of
-    /// the object, until it is set again or gone; and a policy that was never good denies until then.
+    /// the object, until it is set again or gone; and a policy that was never good denies, or is STRICT, until then.
     pub fn apply(&mut self, changes: Vec<Change>) -> Changed {
         let mut dirty = BTreeSet::new();
         self.note_refused(&changes, &mut dirty);

@@ -184,3 +184,70 @@ fn a_denial_follows_its_policy_and_ends_when_that_is_mended_or_gone() {
     );
     assert!(message(&world, "a").ends_with("stays in force"));
 }
+
+/// Who is strict on every port.
+fn strict(world: &World) -> Vec<String> {
+    let named = world.addresses().filter(|it| {
+        let address = api::workload::Address::decode(it.encoded.clone()).unwrap();
+        format!("{address:?}").contains("istio-system/istio_converted_static_strict")
+    });
+    let mut named: Vec<String> = named
+        .map(|it| it.name.rsplit('/').next().unwrap().to_owned())
+        .collect();
+    named.sort();
+    named
+}
+
+fn peer(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: {namespace}, creationTimestamp: 2020-01-01T00:00:00Z}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn a_peer_authentication_that_was_never_good_means_strict_for_those_it_is_about() {
+    let bad = "{mtls: {mode: STRICTLY}}";
+    let bad_for_web = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICTLY}}";
+    let cases = [
+        ("a", bad_for_web, vec!["web"], "workloads of namespace a with app=web"),
+        ("a", bad, vec!["other", "web"], "all workloads of namespace a"),
+        ("b", bad, vec![], "all workloads of namespace b"),
+        ("istio-system", bad, vec!["other", "web"], "all workloads of the mesh"),
+    ];
+    for (namespace, spec, expected, words) in cases {
+        let mut world = world();
+        world.apply(changes(&peer(namespace, "p", spec)));
+        assert_eq!(strict(&world), expected, "{spec} in {namespace}");
+        let key = ObjectKey::new(Kind::PeerAuthentication, namespace, "p");
+        let condition = &world.status(&key).unwrap().conditions[0];
+        assert_eq!(
+            (condition.r#type, condition.status, &*condition.reason),
+            ("ambit.io/Accepted", false, "Invalid")
+        );
+        let ending = format!(
+            "; until it is mended it means STRICT for {words}: plain text is refused"
+        );
+        assert!(condition.message.ends_with(&ending), "{}", condition.message);
+    }
+}
+
+#[test]
+fn strict_in_the_place_of_a_fault_ends_when_that_is_mended_or_gone() {
+    let bad = peer("a", "p", "{mtls: {mode: STRICTLY}}");
+    let open = |name| peer("a", name, "{mtls: {mode: PERMISSIVE}}");
+    let key = ObjectKey::new(Kind::PeerAuthentication, "a", "p");
+    let mut world = world();
+    // An older one that is good does not open what this was to close.
+    world.apply(changes(&open("older")));
+    world.apply(changes(&bad));
+    assert_eq!(strict(&world), ["other", "web"]);
+    world.apply(vec![Change::Gone(key.clone())]);
+    assert!(strict(&world).is_empty());
+    world.apply(changes(&bad));
+    world.apply(changes(&open("p")));
+    assert!(strict(&world).is_empty());
+    // From now on there is an earlier version.
+    world.apply(changes(&bad));
+    assert!(strict(&world).is_empty());
+    assert!(world.status(&key).unwrap().conditions[0].message.ends_with("stays in force"));
+}

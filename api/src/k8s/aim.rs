@@ -1,11 +1,13 @@
 //! Whom a policy that is refused is certainly about: what must be closed until it is mended.
 //!
-//! Enters: an AuthorizationPolicy that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
+//! Enters: an AuthorizationPolicy or PeerAuthentication that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
 //!
 //! 1. is it attached to something (`targetRefs`, and no selector)? Then node proxies would not enforce it, good or bad
 //! 2. is it a rehearsal, or of an action that node proxies do not know? The same
 //! 3. can its selector be read, all else left out? Then it is about the workloads it names
 //! 4. else about all of its namespace
+//!
+//! Of a PeerAuthentication the first two are not asked: it knows neither.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +17,7 @@ use super::json::read;
 use super::labels::DRY_RUN;
 use super::objects::{Kind, Object};
 
-/// Whom a refused AuthorizationPolicy is about.
+/// Whom a refused policy is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Aim {
     /// The workloads with these labels, of its namespace; in the root namespace, of all.
@@ -28,22 +30,28 @@ pub enum Aim {
 
 /// Whom the policy `value` is about; none for other kinds.
 pub fn aim(kind: Kind, value: &Value) -> Option<Aim> {
-    if kind != Kind::AuthorizationPolicy {
-        return None;
-    }
     let spec = &value["spec"];
     let selector = &spec["selector"];
-    let dry_run = value["metadata"]["annotations"][DRY_RUN].as_str();
-    let passive = dry_run.is_some_and(|text| text.eq_ignore_ascii_case("true"))
+    match kind {
+        Kind::AuthorizationPolicy if is_passive(value) => Some(Aim::Nobody),
+        Kind::AuthorizationPolicy | Kind::PeerAuthentication if selector.is_null() => {
+            Some(Aim::All)
+        }
+        Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
+            Some(selected(selector).map_or(Aim::All, Aim::Selected))
+        }
+        _ => None,
+    }
+}
+
+/// Whether node proxies would refuse nothing because of it, were it good.
+fn is_passive(policy: &Value) -> bool {
+    let spec = &policy["spec"];
+    let dry_run = policy["metadata"]["annotations"][DRY_RUN].as_str();
+    let rehearsal = dry_run.is_some_and(|text| text.eq_ignore_ascii_case("true"))
         || matches!(spec["action"].as_str(), Some("AUDIT" | "CUSTOM"));
     let attached = is_said(&spec["targetRefs"]) || is_said(&spec["targetRef"]);
-    Some(if passive || (attached && selector.is_null()) {
-        Aim::Nobody
-    } else if selector.is_null() {
-        Aim::All
-    } else {
-        selected(selector).map_or(Aim::All, Aim::Selected)
-    })
+    rehearsal || (attached && spec["selector"].is_null())
 }
 
 fn is_said(value: &Value) -> bool {
@@ -108,6 +116,7 @@ mod tests {
         let value = json!({"metadata": {"name": "p", "annotations": {"istio.io/dry-run": "true"}},
             "spec": {"rules": 1}});
         assert_eq!(aim(Kind::AuthorizationPolicy, &value), Some(Aim::Nobody));
-        assert_eq!(aim(Kind::PeerAuthentication, &value), None);
+        assert_eq!(aim(Kind::PeerAuthentication, &value), Some(Aim::All));
+        assert_eq!(aim(Kind::ServiceEntry, &value), None);
     }
 }

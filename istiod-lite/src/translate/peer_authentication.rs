@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use api::k8s::aim::Aim;
 use api::k8s::istio::{self, Mode};
+use api::k8s::objects::ObjectKey;
 use api::security::{
     Action, Authorization, Group, Match, Rules, Scope, StringMatch, string_match::MatchType,
 };
@@ -29,6 +31,8 @@ pub struct PeerAuthentication {
     /// Strict or not; none inherits.
     pub strict: Option<bool>,
     ports: BTreeMap<u32, bool>,
+    /// It stands in the place of one that cannot be read; says what that means.
+    pub closed: Option<String>,
 }
 
 /// What a PeerAuthentication with a selector asks of its workloads.
@@ -61,7 +65,39 @@ impl PeerAuthentication {
             ports: ports
                 .filter_map(|(number, mtls)| Some((number.parse().ok()?, strict(mtls.mode)?)))
                 .collect(),
+            closed: None,
         }
+    }
+
+    /// What stands in the place of one that cannot be read: those it is about are strict on every
+    /// port. It comes before others for the same workloads, whatever their age. None if it is about
+    /// nobody.
+    pub fn closed(key: &ObjectKey, aim: &Aim, root_namespace: &str) -> Option<Self> {
+        let selector = match aim {
+            Aim::Selected(labels) if !labels.is_empty() => Some(labels.clone()),
+            Aim::Selected(_) | Aim::All => None,
+            Aim::Nobody => return None,
+        };
+        let about = match &selector {
+            Some(labels) => {
+                let labels = labels.iter().map(|(key, value)| format!("{key}={value}"));
+                let labels = labels.collect::<Vec<_>>().join(",");
+                format!("workloads of namespace {} with {labels}", key.namespace)
+            }
+            None if *key.namespace == *root_namespace => "all workloads of the mesh".to_owned(),
+            None => format!("all workloads of namespace {}", key.namespace),
+        };
+        Some(Self {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            created: None,
+            selector,
+            strict: Some(true),
+            ports: BTreeMap::new(),
+            closed: Some(format!(
+                "until it is mended it means STRICT for {about}: plain text is refused"
+            )),
+        })
     }
 
     /// What it asks, where `inherited` is what its namespace or the mesh asks.

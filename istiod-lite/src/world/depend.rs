@@ -124,6 +124,16 @@ impl World {
         replace!(self, dirty, policies, key, policy);
     }
 
+    pub(super) fn put_peer(
+        &mut self,
+        key: &ObjectKey,
+        peer: Option<PeerAuthentication>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        let key = key.clone();
+        replace!(self, dirty, peers, key, peer);
+    }
+
     fn leave(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         self.touch(key, dirty);
         self.objects.gateways_behind(key, &mut self.moved);

@@ -9,6 +9,7 @@ use api::k8s::objects::{Kind, Object, ObjectKey};
 use super::{Builder, World};
 use crate::status::Desired;
 use crate::status::invalid::{Instead, invalid};
+use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::policy::{Layer4, Policy};
 
 impl World {
@@ -52,13 +53,19 @@ impl World {
         }
     }
 
-    /// Puts what denies into the place of a policy that cannot be read and has no earlier version:
+    /// Puts what denies (or is STRICT) into the place of a policy that cannot be read and has no earlier version:
     /// whoever wrote it wanted somebody protected.
     pub(super) fn close(&mut self, fault: &Fault, dirty: &mut BTreeSet<Builder>) {
         let (Some(key), Some(aim)) = (&fault.object, &fault.aim) else {
             return;
         };
-        if !matches!(self.objects.instead(key), Instead::Earlier) {
+        if matches!(self.objects.instead(key), Instead::Earlier) {
+            return;
+        }
+        if key.kind == Kind::PeerAuthentication {
+            let closed = PeerAuthentication::closed(key, aim, &self.reading.root_namespace);
+            self.put_peer(key, closed, dirty);
+        } else {
             let closed = Policy::closed(key, aim, &self.reading);
             self.put_policy(key, closed, dirty);
         }
@@ -130,8 +137,11 @@ impl super::objects::Objects {
     /// What is in force in the place of an object that is refused.
     fn instead(&self, key: &ObjectKey) -> Instead<'_> {
         let policy = self.policies.get(key);
-        match policy.filter(|policy| policy.layer4 == Layer4::Closed) {
-            Some(closed) => Instead::Closed(closed.remarks.first().map_or("", String::as_str)),
+        let policy = policy.filter(|policy| policy.layer4 == Layer4::Closed);
+        let denies = policy.map(|closed| closed.remarks.first().map_or("", String::as_str));
+        let strict = || self.peers.get(key)?.closed.as_deref();
+        match denies.or_else(strict) {
+            Some(words) => Instead::Closed(words),
             None if self.knows(key) => Instead::Earlier,
             None => Instead::Nothing,
         }
