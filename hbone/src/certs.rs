@@ -12,6 +12,9 @@
 //! It lives as long as somebody holds the identity. One that nobody holds is fetched for those who
 //! wait for it and forgotten with the last of them: the stragglers of a pod that has gone leave nothing.
 //!
+//! Roots come with certificates, so when the mesh trusts another root each is fetched anew before its time
+//! ([`Certificates::renew_all`]).
+//!
 //! A valid certificate is never dropped because its renewal failed. An expired one is refused with
 //! the reason the last renewal failed.
 
@@ -30,12 +33,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    task::AbortHandle,
-};
+use tokio::{sync::watch, task::AbortHandle};
 
-use self::keep::{State, keep, request};
+use self::keep::{State, Wakes, keep, request};
 use crate::{
     identity::Identity,
     tls::{self, ChainError, Credentials},
@@ -115,6 +115,8 @@ pub struct CertificatesConfig {
     pub longest_pause: Duration,
     /// How long one attempt may take.
     pub attempt: Duration,
+    /// Over how long the requests are spread that [`Certificates::renew_all`] asks for.
+    pub renewals_within: Duration,
 }
 
 impl Default for CertificatesConfig {
@@ -125,6 +127,8 @@ impl Default for CertificatesConfig {
             first_pause: Duration::from_millis(200),
             longest_pause: Duration::from_secs(30),
             attempt: Duration::from_secs(10),
+            // Kubelets bring a root to the nodes over a minute as it is.
+            renewals_within: Duration::from_secs(30),
         }
     }
 }
@@ -229,8 +233,7 @@ pub struct Certificates {
 
 struct Entry {
     state: watch::Sender<State>,
-    /// Wakes the task before its time, when a caller finds the certificate expired.
-    hurry: Arc<Notify>,
+    wakes: Arc<Wakes>,
     task: AbortHandle,
     holds: AtomicUsize,
 }
@@ -316,7 +319,7 @@ impl Certificates {
         }
         // First the receiver, by which the task sees that somebody waits.
         let mut changes = entry.state.subscribe();
-        entry.hurry.notify_one();
+        entry.wakes.hurry.notify_one();
         // The entry is held, so its sender lives and the wait ends with a value or with the deadline.
         if let Ok(Ok(state)) =
             tokio::time::timeout(self.config.wait, changes.wait_for(|s| usable(s).is_some())).await
@@ -345,6 +348,14 @@ impl Certificates {
         Hold {
             certificates: self.itself.clone(),
             identity: identity.clone(),
+        }
+    }
+
+    /// Fetches every certificate anew, each within [`CertificatesConfig::renewals_within`]: roots come with certificates,
+    /// and there are others now. What is in force stays until its successor is there.
+    pub fn renew_all(&self) {
+        for entry in self.lock().values() {
+            entry.wakes.renew.notify_one();
         }
     }
 
@@ -389,20 +400,20 @@ impl Certificates {
         if let Some(entry) = entries.get(identity) {
             return entry.clone();
         }
-        let (state, hurry) = (
+        let (state, wakes) = (
             watch::Sender::new(State::default()),
-            Arc::new(Notify::new()),
+            Arc::<Wakes>::default(),
         );
         let task = tokio::spawn(keep(
             self.itself.clone(),
             identity.clone(),
             state.clone(),
-            hurry.clone(),
+            wakes.clone(),
         ))
         .abort_handle();
         let entry = Arc::new(Entry {
             state,
-            hurry,
+            wakes,
             task,
             holds: AtomicUsize::new(0),
         });

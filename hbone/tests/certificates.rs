@@ -84,6 +84,40 @@ async fn it_is_renewed_at_half_life_with_jitter_and_a_new_key() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn told_to_renew_all_are_fetched_within_half_a_minute_and_stay_in_force_meanwhile() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    let names: Vec<String> = (0..20).map(|n| format!("s{n}")).collect();
+    let mut held = Vec::new();
+    for name in &names {
+        held.push(certificates.hold(&identity(name)));
+        certificates.of(&identity(name)).await.unwrap();
+    }
+    let before = certificates.states();
+    break_down(&signer, true);
+    certificates.renew_all();
+    sleep(Duration::from_secs(40)).await;
+    for (was, is) in before.iter().zip(certificates.states()) {
+        let [was, is] = [&was.certificate, &is.certificate].map(|it| it.as_ref().unwrap());
+        assert!(Arc::ptr_eq(was, is), "the old one, while there is no new");
+    }
+    break_down(&signer, false);
+    sleep(Duration::from_secs(60)).await;
+    let calls = signer.calls();
+    certificates.renew_all();
+    sleep(Duration::from_secs(15)).await;
+    let early = signer.calls() - calls;
+    assert!((1..20).contains(&early), "not all at once: {early}");
+    sleep(Duration::from_secs(16)).await;
+    assert_eq!(signer.calls() - calls, 20, "each of them, once");
+    for (was, is) in before.iter().zip(certificates.states()) {
+        assert_eq!(is.state, "Available");
+        let [was, is] = [&was.certificate, &is.certificate].map(|it| it.as_ref().unwrap());
+        assert_ne!(was.chain()[0].serial_number, is.chain()[0].serial_number);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_valid_certificate_outlives_failed_renewals_and_an_expired_one_is_refused_with_the_reason()
  {
     let signer = Signing::new(&Arc::new(Ca::new()));

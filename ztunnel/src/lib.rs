@@ -11,6 +11,7 @@ pub mod dns;
 pub mod metrics;
 pub mod netns;
 pub mod pod;
+pub mod roots;
 mod turns;
 pub mod xds;
 

@@ -23,7 +23,7 @@ use ztunnel::config::Config;
 use ztunnel::dns::{Dns, Resolv};
 use ztunnel::metrics::{Metrics, register_pool};
 use ztunnel::node::Node;
-use ztunnel::xds;
+use ztunnel::{roots, xds};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -122,6 +122,12 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
         .open(end.clone())
         .await
         .context("admin, metrics and readiness ports")?;
+    let certificates = node.certificates.clone();
+    tokio::spawn(roots::follow(
+        config.ca_root_ca().clone(),
+        certificates,
+        end.clone(),
+    ));
     data.spawn(node.clone().tend(end.clone()));
     data.spawn(agent.run());
 

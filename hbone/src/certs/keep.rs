@@ -36,13 +36,23 @@ impl Current {
     }
 }
 
+/// What wakes the task before its time.
+#[derive(Default)]
+pub(super) struct Wakes {
+    /// A caller finds the certificate expired, or waits for the first.
+    pub(super) hurry: Notify,
+    /// What came with the certificate counts no longer. A call during a fetch is kept: its answer may be of before.
+    pub(super) renew: Notify,
+}
+
 /// The life of one identity's certificate; ends when the entry or the store is dropped.
 pub(super) async fn keep(
     store: Weak<Certificates>,
     identity: Identity,
     state: watch::Sender<State>,
-    hurry: Arc<Notify>,
+    wakes: Arc<Wakes>,
 ) {
+    let hurry = &wakes.hurry;
     let (mut failures, mut asked_for) = (0, false);
     loop {
         let Some(certificates) = store.upgrade() else {
@@ -70,7 +80,8 @@ pub(super) async fn keep(
                 let due = (left / 2).mul_f64(0.9 + 0.2 * random());
                 tokio::select! {
                     () = tokio::time::sleep(due) => {}
-                    () = hurried(&hurry, &state) => {}
+                    () = hurried(hurry, &state) => {}
+                    () = told(&wakes.renew, config.renewals_within) => {}
                 }
             }
             Err(error) => {
@@ -83,7 +94,7 @@ pub(super) async fn keep(
                 let due = pause(&config, failures).mul_f64(jitter);
                 asked_for = tokio::select! {
                     () = tokio::time::sleep(due) => false,
-                    () = waited_for(&hurry, &state, FLOOR.mul_f64(jitter)) => true,
+                    () = waited_for(hurry, &state, FLOOR.mul_f64(jitter)) => true,
                 };
                 failures += 1;
             }
@@ -99,6 +110,12 @@ async fn hurried(hurry: &Notify, state: &watch::Sender<State>) {
             return;
         }
     }
+}
+
+/// Ends a random part of `within` after everybody was told to renew, so that a mesh that is told as one does not ask as one.
+async fn told(renew: &Notify, within: Duration) {
+    renew.notified().await;
+    tokio::time::sleep(within.mul_f64(random())).await;
 }
 
 /// Ends when a caller waits for a certificate, at the earliest after `floor`: callers give up before
