@@ -16,9 +16,12 @@ mod plugin;
 mod policy;
 mod probes;
 mod removal;
+mod rpc;
 mod scale;
 mod scrape;
 mod services;
+mod status;
+mod waypoint;
 mod wire;
 mod workloads;
 
@@ -88,6 +91,9 @@ pub fn all() -> Vec<Case> {
             a_job_calls_the_mesh_from_its_first_instruction_and_completes
             nginx_redis_and_postgres_serve_their_own_clients
         }
+        rpc {
+            grpc_calls_and_streams_pass_by_policy_across_nodes
+        }
         kinds {
             a_daemon_set_behind_a_local_service_answers_on_the_callers_node
             a_stateful_pod_keeps_its_name_when_its_address_changes
@@ -136,8 +142,10 @@ pub fn all() -> Vec<Case> {
             the_agent_mends_what_it_installed
             a_pod_that_started_without_the_plugin_is_brought_in
         }
-        command {
+        status {
             status_finds_nothing_and_then_each_thing_that_is_wrong
+        }
+        waypoint {
             a_waypoint_is_asked_for_and_says_that_it_does_not_run
         }
         certificates {
@@ -150,7 +158,7 @@ pub fn all() -> Vec<Case> {
             a_policy_that_got_past_the_webhook_denies_and_says_why
         }
         removal {
-            the_mesh_is_removed_by_either_hand_and_pods_go_on_talking
+            the_mesh_is_removed_by_either_hand_and_pods_go_on_talking <= 600
         }
     };
     quiet.into_iter().chain(loud).collect()

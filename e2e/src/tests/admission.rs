@@ -7,7 +7,7 @@ use kube::{
 };
 use serde_json::Value;
 
-use super::command::finds;
+use super::status::finds;
 use crate::{
     mesh::SYSTEM,
     place::Place,
