@@ -131,7 +131,7 @@ fn until(
     what: &str,
     fits: impl Fn(&BTreeMap<(usize, String), Seen>) -> bool,
 ) -> Result<()> {
-    wait::until(what, Duration::from_secs(60), || {
+    wait::until(what, Duration::from_secs(120), || {
         let all = certificates(lab)?;
         Ok(if fits(&all) {
             wait::Probe::Ready(())
@@ -220,6 +220,60 @@ fn certificates_are_renewed_and_the_root_changed_by_overlap_without_a_lost_conne
                 now.values().all(|then| then.serial != seen.serial)
             })?;
             calls_more(ways)
+        })
+    });
+}
+
+/// Certificates that live for a day would be renewed tonight: a root that the kubelet brings is trusted long before.
+#[test]
+fn a_root_that_is_brought_is_trusted_long_before_certificates_are_due() {
+    let [first, second] = ["first", "second"].map(|name| {
+        let dir = tempfile::tempdir().unwrap();
+        signer(dir.path(), name).unwrap();
+        dir
+    });
+    let in_use = first.path();
+    in_lab(Lab::builder().signer(in_use), |lab| {
+        while_calling(lab, |ways| {
+            let (far, near, to) = (&ways[0].client, &ways[2].client, ways[0].to);
+            let mut open = talk(far, to, "before it all")?;
+            let before = certificates(lab)?;
+
+            let roots = [&first, &second].map(|dir| fs::read(dir.path().join("root-cert.pem")));
+            let [old, new] = roots;
+            fs::write(second.path().join("root-cert.pem"), [old?, new?].concat())?;
+            put(second.path(), in_use, &["root-cert.pem"])?;
+            lab.project_roots()?;
+            until(lab, "new certificates, with both roots", |now| {
+                before.iter().all(|(of, then)| {
+                    let seen = now.get(of);
+                    seen.is_some_and(|seen| seen.roots == 2 && seen.serial != then.serial)
+                })
+            })?;
+            calls_more(ways)?;
+
+            // Certificates of the new signer meet those of the old one.
+            put(
+                second.path(),
+                in_use,
+                &["ca-key.pem", "ca-cert.pem", "cert-chain.pem"],
+            )?;
+            // The control plane takes it up in its own time; whose certificate is older does not matter.
+            for attempt in 0.. {
+                ensure!(attempt < 100, "the new signer never signed");
+                newcomer(lab, &format!("n{attempt}"), near, to)?;
+                let seen = certificates(lab)?;
+                if seen.values().any(|seen| seen.issuer == "second") {
+                    break;
+                }
+            }
+            ensure!(
+                before.keys().all(|of| certificates(lab)
+                    .is_ok_and(|now| now.get(of).is_none_or(|seen| seen.issuer == "first"))),
+                "nobody had to ask again for it"
+            );
+            calls_more(ways)?;
+            round_trip(&mut open, "with both signers")
         })
     });
 }
