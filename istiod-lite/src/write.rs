@@ -3,6 +3,7 @@
 //! ```text
 //!  Lease ── elect ──► leader: roots      ConfigMaps in every namespace
 //!                             status     conditions of what users wrote
+//!                             classes    GatewayClasses that are ours
 //!                             addresses  automatic addresses of ServiceEntries
 //!                             taint      nodes whose agent is ready
 //!                             webhook    the certificate admission is verified by
@@ -12,6 +13,7 @@
 //! Istio's beside us never writes the same objects at the same time.
 
 mod addresses;
+mod classes;
 mod elect;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -114,7 +116,10 @@ pub fn start(ground: Ground, drain: &Drain) {
         Box::pin(status::write(status::Part::Mesh, ground))
     });
     by("istio-gateway-status-leader", |ground| {
-        Box::pin(status::write(status::Part::Gateways, ground))
+        Box::pin(async {
+            let statuses = status::write(status::Part::Gateways, ground.clone());
+            tokio::join!(statuses, classes::write(ground));
+        })
     });
     by("istio-ip-autoallocate", |ground| {
         Box::pin(addresses::write(ground))

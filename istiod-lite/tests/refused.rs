@@ -209,10 +209,25 @@ fn a_peer_authentication_that_was_never_good_means_strict_for_those_it_is_about(
     let bad = "{mtls: {mode: STRICTLY}}";
     let bad_for_web = "{selector: {matchLabels: {app: web}}, mtls: {mode: STRICTLY}}";
     let cases = [
-        ("a", bad_for_web, vec!["web"], "workloads of namespace a with app=web"),
-        ("a", bad, vec!["other", "web"], "all workloads of namespace a"),
+        (
+            "a",
+            bad_for_web,
+            vec!["web"],
+            "workloads of namespace a with app=web",
+        ),
+        (
+            "a",
+            bad,
+            vec!["other", "web"],
+            "all workloads of namespace a",
+        ),
         ("b", bad, vec![], "all workloads of namespace b"),
-        ("istio-system", bad, vec!["other", "web"], "all workloads of the mesh"),
+        (
+            "istio-system",
+            bad,
+            vec!["other", "web"],
+            "all workloads of the mesh",
+        ),
     ];
     for (namespace, spec, expected, words) in cases {
         let mut world = world();
@@ -224,10 +239,13 @@ fn a_peer_authentication_that_was_never_good_means_strict_for_those_it_is_about(
             (condition.r#type, condition.status, &*condition.reason),
             ("ambit.io/Accepted", false, "Invalid")
         );
-        let ending = format!(
-            "; until it is mended it means STRICT for {words}: plain text is refused"
+        let ending =
+            format!("; until it is mended it means STRICT for {words}: plain text is refused");
+        assert!(
+            condition.message.ends_with(&ending),
+            "{}",
+            condition.message
         );
-        assert!(condition.message.ends_with(&ending), "{}", condition.message);
     }
 }
 
@@ -249,5 +267,9 @@ fn strict_in_the_place_of_a_fault_ends_when_that_is_mended_or_gone() {
     // From now on there is an earlier version.
     world.apply(changes(&bad));
     assert!(strict(&world).is_empty());
-    assert!(world.status(&key).unwrap().conditions[0].message.ends_with("stays in force"));
+    assert!(
+        world.status(&key).unwrap().conditions[0]
+            .message
+            .ends_with("stays in force")
+    );
 }

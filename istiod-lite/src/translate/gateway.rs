@@ -103,7 +103,7 @@ pub enum Controller {
 }
 
 /// The classes that exist without a GatewayClass, with their controllers.
-const BUILT_IN: [(&str, &str); 2] = [
+pub(crate) const BUILT_IN: [(&str, &str); 2] = [
     ("istio-waypoint", MESH_CONTROLLER),
     ("istio-remote", UNMANAGED_CONTROLLER),
 ];

@@ -17,6 +17,8 @@ use super::fake::Fake;
 use super::*;
 use crate::ca::{Lifetimes, Source};
 
+mod gateway_classes;
+
 const LEASE: (&str, &str, &str) = ("leases", "istio-system", "test");
 
 /// Who runs the writer at this moment.
