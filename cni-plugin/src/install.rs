@@ -164,6 +164,14 @@ impl Install {
         if let Some(single) = source.filter(|source| !self.files.owned && *source != target) {
             fs::rename(&single, before(&single)).map_err(at(&single))?;
         }
+        // One of our own from a time when that was the setting comes before the runtime's, and nobody would follow it.
+        let outdated = self.conf_dir()?.join(&self.files.owned_name);
+        if !self.files.owned && outdated != target && outdated.exists() {
+            self.unchain(&outdated)?;
+            if !outdated.exists() {
+                changed.push(outdated);
+            }
+        }
         Ok(changed)
     }
 

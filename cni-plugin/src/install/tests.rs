@@ -255,6 +255,28 @@ fn an_owned_configuration_follows_the_runtimes_and_leaves_it_alone() {
 }
 
 #[test]
+fn who_owns_a_configuration_no_longer_leaves_none_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let [conflist, owned] =
+        ["10-podnet.conflist", "02-istio-cni.conflist"].map(|it| dir.path().join("net.d").join(it));
+    let owning = with(dir.path(), |files| files.owned = true);
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+    owning.apply().unwrap();
+    let chaining = install(dir.path());
+    assert_eq!(
+        chaining.apply().unwrap(),
+        [conflist.clone(), owned.clone()],
+        "no moment without the plugin"
+    );
+    assert!(!owned.exists());
+    assert_eq!(read_json(&conflist).unwrap()["plugins"][2]["type"], TYPE);
+    // Somebody else's of that name stays.
+    fs::write(&owned, golden("before").to_string()).unwrap();
+    assert_eq!(chaining.apply().unwrap(), [] as [PathBuf; 0]);
+    assert!(owned.exists());
+}
+
+#[test]
 fn the_numbers_say_whether_it_is_in_place_and_how_it_went() {
     let dir = tempfile::tempdir().unwrap();
     let install = install(dir.path());
