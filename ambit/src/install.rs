@@ -11,6 +11,8 @@ mod bundle;
 mod change;
 mod owner;
 mod prune;
+#[cfg(test)]
+mod rights;
 mod rollout;
 mod uninstall;
 
