@@ -193,6 +193,9 @@ async fn purge(client: &Client, system: &str) -> anyhow::Result<()> {
             )?;
         }
     }
+    for class in classes(client).await? {
+        say(&format!("- GatewayClass/{class}"));
+    }
     gone(
         namespaces
             .delete(system, &DeleteParams::default())
@@ -202,6 +205,34 @@ async fn purge(client: &Client, system: &str) -> anyhow::Result<()> {
     say(&format!("- namespace {system}, keys and root certificates"));
     Ok(())
 }
+
+/// Removes the classes that the control plane made; one of that name that somebody else wrote stays.
+async fn classes(client: &Client) -> anyhow::Result<Vec<String>> {
+    let gvk = GroupVersionKind::gvk("gateway.networking.k8s.io", "v1", "GatewayClass");
+    let all: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&gvk));
+    let listed = match all.list(&ListParams::default()).await {
+        Ok(listed) => listed,
+        Err(error) if is_missing(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error).context("cannot list GatewayClasses"),
+    };
+    let mut removed = Vec::new();
+    for class in listed.iter().filter(|class| is_made_by_us(class)) {
+        let name = class.name_any();
+        gone(all.delete(&name, &DeleteParams::default()).await.map(drop))?;
+        removed.push(name);
+    }
+    Ok(removed)
+}
+
+/// Whose hand the spec is by; a status others write too.
+fn is_made_by_us(class: &DynamicObject) -> bool {
+    let writers = class.metadata.managed_fields.iter().flatten();
+    let mut spec = writers.filter(|it| it.subresource.as_deref().unwrap_or_default().is_empty());
+    spec.any(|it| it.manager.as_deref() == Some(CLASSES_MANAGER))
+}
+
+/// As which istiod-lite makes them.
+const CLASSES_MANAGER: &str = "ambit-classes";
 
 /// That it was not there is as good as that it went.
 fn gone(outcome: Result<(), kube::Error>) -> Result<(), kube::Error> {
@@ -248,4 +279,28 @@ async fn captured_pods(client: &Client) -> anyhow::Result<Vec<String>> {
     Ok(left
         .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any()))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_a_class_that_the_control_plane_made_is_taken() {
+        let class = |writers: serde_json::Value| -> DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+                "metadata": {"name": "istio-waypoint", "managedFields": writers},
+            }))
+            .unwrap()
+        };
+        let made = json!({"manager": "ambit-classes", "operation": "Update"});
+        let status = json!({"manager": "ambit-classes", "subresource": "status"});
+        let other = json!({"manager": "pilot-discovery", "operation": "Update"});
+        assert!(is_made_by_us(&class(json!([made, other]))));
+        assert!(!is_made_by_us(&class(json!([other, status]))));
+        assert!(!is_made_by_us(&class(json!([]))));
+    }
 }
