@@ -98,3 +98,23 @@ fn a_host_without_a_network_is_an_error_that_says_so() {
     let log = String::from_utf8(output.stdout).unwrap();
     assert!(log.contains("install the cluster's network first"), "{log}");
 }
+
+#[test]
+fn a_directory_that_is_not_there_is_one_line_with_its_setting() {
+    for (missing, setting) in [("bin", "CNI_BIN_DIR"), ("net.d", "CNI_CONF_DIR")] {
+        let host = host();
+        fs::rename(host.path().join(missing), host.path().join("elsewhere")).unwrap();
+        let output = command(host.path(), "install")
+            .stdout(Stdio::piped())
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let log = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let path = host.path().join(missing);
+        assert_eq!(log.lines().count(), 1, "{log}");
+        assert!(
+            log.contains(setting) && log.contains(path.to_str().unwrap()),
+            "{log}"
+        );
+    }
+}

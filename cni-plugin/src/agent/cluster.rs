@@ -35,8 +35,10 @@ pub(crate) async fn connect() -> Result<Client, String> {
         let read = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
         read.map_err(|error| {
             let why = chain(&error);
+            // A parser's complaint does not name the file.
+            let named = std::env::var("KUBECONFIG").unwrap_or_default();
             format!(
-                "no usable kubeconfig: {why}; set KUBECONFIG, run in a pod, or give --config-dir"
+                "no usable kubeconfig (KUBECONFIG={named}): {why}; set KUBECONFIG, run in a pod, or give --config-dir"
             )
         })?
     };
