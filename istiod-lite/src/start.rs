@@ -14,7 +14,7 @@ use std::sync::Arc;
 use api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use ops::drain::Drain;
 use ops::metrics::Registry;
-use ops::ready::Readiness;
+use ops::ready::{Gate, Readiness};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -99,61 +99,130 @@ struct Base {
     cluster: Option<(Connection, watch::Receiver<Kinds>)>,
 }
 
+/// What is there before anything is known: the monitoring port, and what it speaks of.
+struct Front {
+    metrics: Arc<Metrics>,
+    views: Views,
+    connected: Arc<Connected>,
+    health: Health,
+    configured: Gate,
+    serving: Gate,
+    monitoring: SocketAddr,
+}
+
 /// Starts everything; ends with `drain`. With Kubernetes it waits for the API server, and says on
 /// the monitoring port what it waits for.
 ///
 /// # Errors
 /// What is wrong with flags, files or ports. Not that an API server cannot be reached.
 pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
-    let mut registry = Registry::new("pilot", env!("CARGO_PKG_VERSION"));
-    let metrics = Metrics::register(&mut registry);
-    let readiness = Readiness::new();
-    let (configured, serving) = (readiness.gate("configuration"), readiness.gate("grpc"));
-    let (fill, views) = feed::views();
-    let connected = Arc::new(Connected::default());
-    let health = Health::default();
-
-    let (listener, monitoring) = listen(run.listen_monitoring).await?;
-    let debug = run.debug.then(|| Debug {
-        connected: connected.clone(),
-        catalog: views.catalog.clone(),
-        faults: views.faults.clone(),
-    });
-    let doors = serve::monitoring(Arc::new(registry), readiness, health.clone(), debug);
-    // Metrics are read to the last: what happens while draining is worth seeing.
-    tokio::spawn(ops::admin::serve(listener, doors, drain.now().clone()));
-
+    let (front, fill) = Front::open(run, drain).await?;
     // Its thread ends with `drain`, and with the runtime that holds the guard.
     let stop = drain.accepting().child_token();
     let feeding = stop.clone().drop_guard();
     let parts = Parts {
-        metrics: metrics.clone(),
+        metrics: front.metrics.clone(),
         fill,
         stop,
     };
     let base = match run.input() {
         Input::Directory { config, state } => standalone(run, parts, config, state, drain).await?,
         Input::Kubernetes { kubeconfig } => {
-            in_cluster(run, parts, kubeconfig, &health, drain).await?
+            in_cluster(run, parts, kubeconfig, &front.health, drain).await?
         }
     };
-    metrics.expiries(base.authority.expiries());
-    configured.open();
+    let Base {
+        authority,
+        judge,
+        settings,
+        cluster,
+    } = base;
+    front.metrics.expiries(authority.expiries());
+    front.configured.open();
 
-    let authority = base.authority;
     let authenticator = Arc::new(Authenticator {
-        tokens: base.judge,
-        roster: views.roster.clone(),
-        trust_domain: base.settings.trust_domain.as_str().into(),
+        tokens: judge,
+        roster: front.views.roster.clone(),
+        trust_domain: settings.trust_domain.as_str().into(),
         cluster: run.cluster_id.clone(),
         trusted_nodes: run.trusted_nodes(),
     });
-    let routes = routes(&authority, &authenticator, &views, &connected, &metrics);
     let certificate = ServerCertificate::new(authority.clone(), &run.names())?;
+    let routes = routes(&authority, &authenticator, &front);
+    let (grpc, plaintext) = serve_grpc(run, &front, routes, &certificate, drain).await?;
+    front.serving.open();
+    let mut webhook = None;
+    if let Some(cluster) = cluster {
+        webhook = Some(admit(run, &front, &settings, &certificate, drain).await?);
+        write::start(ground(run, &front, cluster, &authority), drain);
+    }
+    let stop = drain.accepting().clone();
+    if let Input::Directory { config, .. } = run.input() {
+        let mirror = write::status::mirror(config, front.views.statuses.clone(), stop.clone());
+        drain.spawn(mirror);
+    }
+    tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop.clone()));
+    let serving = front.serving;
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        serving.close();
+        drop(feeding);
+    });
+    Ok(Running {
+        grpc,
+        plaintext,
+        monitoring: front.monitoring,
+        webhook,
+        metrics: front.metrics,
+        views: front.views,
+        authority,
+        connected: front.connected,
+    })
+}
 
+impl Front {
+    /// Opens the monitoring port; what is to be filled goes to the feed.
+    async fn open(run: &Run, drain: &Drain) -> Result<(Self, Fill), StartError> {
+        let mut registry = Registry::new("pilot", env!("CARGO_PKG_VERSION"));
+        let metrics = Metrics::register(&mut registry);
+        let readiness = Readiness::new();
+        let (configured, serving) = (readiness.gate("configuration"), readiness.gate("grpc"));
+        let (fill, views) = feed::views();
+        let connected = Arc::new(Connected::default());
+        let health = Health::default();
+        let (listener, monitoring) = listen(run.listen_monitoring).await?;
+        let debug = run.debug.then(|| Debug {
+            connected: connected.clone(),
+            catalog: views.catalog.clone(),
+            faults: views.faults.clone(),
+        });
+        let doors = serve::monitoring(Arc::new(registry), readiness, health.clone(), debug);
+        // Metrics are read to the last: what happens while draining is worth seeing.
+        tokio::spawn(ops::admin::serve(listener, doors, drain.now().clone()));
+        let front = Self {
+            metrics,
+            views,
+            connected,
+            health,
+            configured,
+            serving,
+            monitoring,
+        };
+        Ok((front, fill))
+    }
+}
+
+/// Opens the ports of gRPC: over TLS, and in the clear if asked for.
+async fn serve_grpc(
+    run: &Run,
+    front: &Front,
+    routes: Routes,
+    certificate: &Arc<ServerCertificate>,
+    drain: &Drain,
+) -> Result<(SocketAddr, Option<SocketAddr>), StartError> {
     let age = Age {
         most: run.max_connection_age,
-        health: health.clone(),
+        health: front.health.clone(),
         ..Age::default()
     };
     let (tls, grpc) = listen(run.listen_grpc).await?;
@@ -170,50 +239,43 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         drain.spawn(serve::grpc_plain(listener, routes, age, drain.clone()));
         plaintext = Some(address);
     }
-    serving.open();
-    let stop = drain.accepting().clone();
-    let ending = stop.clone();
-    tokio::spawn(async move {
-        ending.cancelled().await;
-        serving.close();
-        drop(feeding);
-    });
-    let mut webhook = None;
-    if let Some((connection, kinds)) = base.cluster {
-        let judge = webhook::Judge {
-            root_namespace: base.settings.root_namespace.as_str().into(),
-            dry_run: run.dry_run_policies,
-            exists: exists(&views),
-            metrics: metrics.clone(),
-        };
-        webhook = Some(webhook::start(run.listen_webhook, &certificate, judge, drain).await?);
-        let ground = write::Ground {
-            connection,
-            health,
-            kinds,
-            namespace: run.namespace.clone(),
-            flags: run.write.clone(),
-            authority: authority.clone(),
-            statuses: views.statuses.clone(),
-            metrics: metrics.clone(),
-        };
-        write::start(ground, drain);
+    Ok((grpc, plaintext))
+}
+
+/// Opens the port of admission.
+async fn admit(
+    run: &Run,
+    front: &Front,
+    settings: &Settings,
+    certificate: &Arc<ServerCertificate>,
+    drain: &Drain,
+) -> Result<SocketAddr, StartError> {
+    let judge = webhook::Judge {
+        root_namespace: settings.root_namespace.as_str().into(),
+        dry_run: run.dry_run_policies,
+        exists: exists(&front.views),
+        metrics: front.metrics.clone(),
+    };
+    Ok(webhook::start(run.listen_webhook, certificate, judge, drain).await?)
+}
+
+/// What the writers stand on.
+fn ground(
+    run: &Run,
+    front: &Front,
+    (connection, kinds): (Connection, watch::Receiver<Kinds>),
+    authority: &Arc<Authority>,
+) -> write::Ground {
+    write::Ground {
+        connection,
+        health: front.health.clone(),
+        kinds,
+        namespace: run.namespace.clone(),
+        flags: run.write.clone(),
+        authority: authority.clone(),
+        statuses: front.views.statuses.clone(),
+        metrics: front.metrics.clone(),
     }
-    if let Input::Directory { config, .. } = run.input() {
-        let mirror = write::status::mirror(config, views.statuses.clone(), stop.clone());
-        drain.spawn(mirror);
-    }
-    tokio::spawn(certificate.keep_current(run.default_cert_ttl / 2, stop));
-    Ok(Running {
-        grpc,
-        plaintext,
-        monitoring,
-        webhook,
-        metrics,
-        views,
-        authority,
-        connected,
-    })
 }
 
 /// Without a cluster: everything is a file.
@@ -339,22 +401,19 @@ fn exists(views: &Views) -> webhook::Exists {
     })
 }
 
-fn routes(
-    authority: &Arc<Authority>,
-    authenticator: &Arc<Authenticator>,
-    views: &Views,
-    connected: &Arc<Connected>,
-    metrics: &Arc<Metrics>,
-) -> Routes {
-    let certificates =
-        CertificateService::new(authority.clone(), authenticator.clone(), metrics.clone());
+fn routes(authority: &Arc<Authority>, authenticator: &Arc<Authenticator>, front: &Front) -> Routes {
+    let certificates = CertificateService::new(
+        authority.clone(),
+        authenticator.clone(),
+        front.metrics.clone(),
+    );
     let certificates =
         IstioCertificateServiceServer::new(certificates).max_decoding_message_size(LARGEST_CSR);
     let discovery = Arc::new(Discovery {
         authenticator: authenticator.clone(),
-        catalog: views.catalog.clone(),
-        connected: connected.clone(),
-        metrics: metrics.clone(),
+        catalog: front.views.catalog.clone(),
+        connected: front.connected.clone(),
+        metrics: front.metrics.clone(),
     });
     let mut routes = Routes::new(certificates);
     let router = std::mem::take(routes.axum_router_mut());
