@@ -81,7 +81,9 @@ impl Trouble {
     /// In one line, for a watch of `resource`.
     pub(crate) fn line(&self, resource: &str) -> String {
         match self {
-            Self::Unreachable(why) => format!("API server unreachable: {why}"),
+            Self::Unreachable(why) => format!(
+                "API server unreachable: {why}; look at its address in the kubeconfig or the pod, and at what lies between"
+            ),
             Self::Unknown(why) => format!(
                 "API server does not accept our credentials: {why}; look at the token or certificate of the kubeconfig or the pod"
             ),
@@ -311,7 +313,11 @@ mod tests {
         // Reports in between do not begin anew.
         fail(&mut troubles, "nodes", &unreachable(), start + PATIENCE / 2);
         let why = troubles.not_ready(start + PATIENCE).unwrap();
-        assert_eq!(why, "API server unreachable: connection refused (for 30 s)");
+        assert!(
+            why.starts_with("API server unreachable: connection refused; look at "),
+            "{why}"
+        );
+        assert!(why.ends_with(" (for 30 s)"), "{why}");
         troubles.answered("", start + PATIENCE);
         assert_eq!(troubles.not_ready(start + 2 * PATIENCE), None);
     }
