@@ -9,6 +9,7 @@ use k8s_openapi::api::{
 };
 use kube::{Api, ResourceExt, api::ListParams};
 
+use super::waypoint::GatewayApi;
 use crate::{
     load::Tally,
     mesh::{Part, SYSTEM},
@@ -86,15 +87,30 @@ pub(super) async fn the_mesh_is_removed_by_either_hand_and_pods_go_on_talking(
     talks_in_the_mesh(test, &shop, &phone).await?;
     told(test, "ambit upgrade", load.tally().await?).await?;
 
-    let load = phone.load("http://web/", &[]).await?;
-    let purge = ["uninstall", "--purge", "--yes"].map(str::to_owned);
-    ours(purge.into(), "the mesh is gone").await?;
-    gone(test, &pods).await?;
-    purged(test).await?;
-    told(test, "ambit uninstall --purge", load.tally().await?).await?;
+    let gateways = GatewayApi::define(test).await?;
+    let result = purged_under_load(test, &pods).await;
+    gateways.forget(test).await?;
+    result?;
     back(test).await?;
     web.enrolled().await?;
     talks_in_the_mesh(test, &shop, &phone).await
+}
+
+/// With a Gateway API, so that there are classes of ours too.
+async fn purged_under_load(test: &Test, pods: &[&Pod; 2]) -> Result<()> {
+    let classes = || kubectl(&["get", "gatewayclasses", "-o", "name"], "");
+    eventually("the control plane has made its classes", || async {
+        classes().await?.with(0)?.says("/istio-waypoint").map(drop)
+    })
+    .await?;
+    let load = pods[1].load("http://web/", &[]).await?;
+    let purge = ["uninstall", "--purge", "--yes"].map(str::to_owned);
+    ours(purge.into(), "the mesh is gone").await?;
+    gone(test, pods).await?;
+    purged(test).await?;
+    let left = classes().await?.with(0)?.out;
+    ensure!(!left.contains("istio"), "{left} stayed");
+    told(test, "ambit uninstall --purge", load.tally().await?).await
 }
 
 /// No new connection failed; of kept ones it is said how many were cut.
