@@ -240,7 +240,7 @@ impl WorldNode {
             Config::try_parse_from([&["ztunnel", "--node-name", name], flags].concat()).unwrap();
         let (mesh, writer) = Mesh::new();
         let patient = CertificatesConfig {
-            wait: Duration::from_millis(500),
+            wait: Duration::from_secs(3),
             ..Default::default()
         };
         let certificates = Certificates::new(ca.clone(), patient);
