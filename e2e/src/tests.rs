@@ -10,6 +10,7 @@ mod command;
 mod disturb;
 mod enrol;
 mod identity;
+mod installer;
 mod kinds;
 mod plain;
 mod plugin;
@@ -147,6 +148,9 @@ pub fn all() -> Vec<Case> {
         }
         waypoint {
             a_waypoint_is_asked_for_and_says_that_it_does_not_run
+        }
+        installer {
+            the_agents_own_configuration_outlives_what_the_network_writes
         }
         certificates {
             certificates_are_renewed_and_the_root_is_replaced_under_load <= 600
