@@ -8,7 +8,7 @@ use k8s_openapi::{
         apps::v1::{DaemonSet, Deployment, StatefulSet},
         core::v1::Pod as PodObject,
     },
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -153,6 +153,8 @@ impl Mesh {
     /// What a pod of the mesh has logged since.
     pub async fn log(&self, pod: &str, since: Option<Timestamp>) -> Result<String> {
         let api: Api<PodObject> = Api::namespaced(self.cluster.client.clone(), SYSTEM);
+        // The client rounds to seconds, up as well as down: what was said in that second is not to be lost.
+        let since = since.map(|time| time - SignedDuration::from_millis(500));
         Ok(api
             .logs(
                 pod,
