@@ -5,8 +5,10 @@ use std::time::Duration;
 use crate::run::{Case, LIMIT};
 
 mod admission;
+mod authority;
 mod certificates;
 mod command;
+mod control;
 mod disturb;
 mod enrol;
 mod identity;
@@ -154,6 +156,12 @@ pub fn all() -> Vec<Case> {
         }
         certificates {
             certificates_are_renewed_and_the_root_is_replaced_under_load <= 600
+        }
+        authority {
+            an_intermediate_is_plugged_in_replaced_and_taken_away_under_load
+        }
+        control {
+            the_leader_is_killed_under_writes_and_another_goes_on
         }
         scale {
             with_5000_pods_a_change_is_soon_at_every_ztunnel

@@ -17,6 +17,7 @@ use crate::{
 };
 
 const POLICY: (&str, &str) = ("security.istio.io/v1", "AuthorizationPolicy");
+const PEER: (&str, &str) = ("security.istio.io/v1", "PeerAuthentication");
 
 fn object(kind: &str, spec: &str) -> String {
     let group = if kind.ends_with("Entry") {
@@ -42,6 +43,9 @@ async fn write(shop: &Place, text: &str) -> Result<Ended> {
 const MISTYPED: &str = "{selector: {matchLabels: {app: web}}, rules: [{from: [{source: {principal: [cluster.local/ns/a/sa/b]}}]}]}";
 const MISTYPED_WORDS: &str =
     "spec.rules[0].from[0].source.principal: unknown field; did you mean principals?";
+
+/// The same of a mode.
+const MISTYPED_MODE: &str = "{selector: {matchLabels: {app: other}}, mtls: {mod: PERMISSIVE}}";
 
 /// Each refusal names the field and what to write instead; nothing is stored, and nobody else feels it.
 pub(super) async fn what_is_wrong_is_refused_by_field_with_the_remedy_and_nobody_else_feels_it(
@@ -129,14 +133,36 @@ pub(super) async fn a_policy_that_got_past_the_webhook_denies_and_says_why(
     let other = shop.server("other").start().await?;
     let phone = shop.client("phone").on(test.node(1)).start().await?;
     phone.reaches("http://web/").await?;
+    let outside = test
+        .plain("outside")
+        .await?
+        .client("passer")
+        .start()
+        .await?;
+    let open = format!("http://{}/", other.at(8080));
+    outside.reaches(&open).await?;
     let bad = policy(MISTYPED);
     write(&shop, &bad).await?.with(1)?.says(MISTYPED_WORDS)?;
-    without_webhook(test, async { write(&shop, &bad).await?.with(0) }).await?;
+    let peer = object(PEER.1, MISTYPED_MODE);
+    write(&shop, &peer).await?.with(1)?;
+    without_webhook(test, async {
+        write(&shop, &peer).await?.with(0)?;
+        write(&shop, &bad).await?.with(0)
+    })
+    .await?;
 
     phone.is_refused("http://web/").await?;
-    phone
-        .reaches(&format!("http://{}/", other.at(8080)))
+    outside.is_refused(&open).await?;
+    phone.reaches(&open).await?;
+    let said = test
+        .cluster
+        .condition(&shop.name, PEER, "bad", "ambit.io/Accepted")
         .await?;
+    let message = said["message"].as_str().unwrap_or_default();
+    ensure!(
+        said["status"] == "False" && message.contains("it means STRICT for workloads of namespace"),
+        "{said}"
+    );
     eventually("the status says it in the webhook's words", || async {
         let said = test
             .cluster
