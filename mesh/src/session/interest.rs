@@ -1,0 +1,205 @@
+//! What one client asked for of one type, and what is due to it for that.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use api::ADDRESS_TYPE;
+use api::discovery::DeltaDiscoveryRequest;
+
+use super::{Catalog, Entry, WORKLOAD_TYPE};
+
+/// What the client asked for of one type.
+#[derive(Debug, Default)]
+pub(super) struct Interest {
+    pub(super) wildcard: bool,
+    /// On demand: names and aliases it asked for.
+    wanted: HashSet<Arc<str>>,
+    /// On demand: names it was sent, or says it holds.
+    sent: HashSet<Arc<str>>,
+    /// On demand: resources found for what it asked for; endpoints of these concern it.
+    followed: HashSet<Arc<str>>,
+}
+
+/// What to send of one type, each name once.
+#[derive(Default)]
+pub(super) struct Parcel {
+    pub(super) resources: BTreeMap<Arc<str>, Arc<Entry>>,
+    pub(super) removed: Vec<Arc<str>>,
+}
+
+impl Interest {
+    /// The first request of a type on the stream.
+    pub(super) fn begin(
+        catalog: &impl Catalog,
+        request: &DeltaDiscoveryRequest,
+        node: &str,
+    ) -> (Self, Parcel) {
+        let type_url = &*request.type_url;
+        let held = &request.initial_resource_versions;
+        let mut interest = Self {
+            wildcard: is_wildcard(request),
+            ..Self::default()
+        };
+        let mut parcel = Parcel::default();
+        if interest.wildcard {
+            catalog.all(type_url).for_each(|entry| parcel.set(entry));
+        } else {
+            for entry in catalog.on_node(type_url, node) {
+                interest.send(entry, &mut parcel);
+            }
+            for name in held
+                .keys()
+                .chain(&request.resource_names_subscribe)
+                .filter(|name| **name != "*")
+            {
+                interest.want(catalog, type_url, name, &mut parcel);
+            }
+            interest
+                .sent
+                .extend(held.keys().map(|name| Arc::from(&**name)));
+        }
+        parcel.resources.retain(|name, entry| {
+            held.get(&**name)
+                .is_none_or(|version| **version != *entry.version)
+        });
+        for name in held
+            .keys()
+            .filter(|name| catalog.named(type_url, name).is_none())
+        {
+            interest.sent.remove(&**name);
+            parcel.removed.push(Arc::from(&**name));
+        }
+        (interest, parcel)
+    }
+
+    /// A later request: an answer is due for the names it adds, and for nothing else.
+    pub(super) fn change(
+        &mut self,
+        catalog: &impl Catalog,
+        request: &DeltaDiscoveryRequest,
+    ) -> Option<Parcel> {
+        for name in &request.resource_names_unsubscribe {
+            self.wanted.remove(&**name);
+            self.followed.remove(&**name);
+            self.sent.remove(&**name);
+        }
+        let mut added = request
+            .resource_names_subscribe
+            .iter()
+            .filter(|name| **name != "*")
+            .peekable();
+        added.peek()?;
+        let mut parcel = Parcel::default();
+        for name in added {
+            self.want(catalog, &request.type_url, name, &mut parcel);
+        }
+        Some(parcel)
+    }
+
+    /// Names changed in the catalog.
+    pub(super) fn push(
+        &mut self,
+        catalog: &impl Catalog,
+        type_url: &str,
+        names: &[Arc<str>],
+        node: &str,
+    ) -> Parcel {
+        let mut parcel = Parcel::default();
+        for name in names {
+            match catalog.named(type_url, name) {
+                None => {
+                    self.followed.remove(name);
+                    if self.wildcard || self.sent.remove(name) {
+                        parcel.removed.push(name.clone());
+                    }
+                }
+                Some(entry) if self.wildcard => parcel.set(entry),
+                // Asked for before it existed: now comes the answer, endpoints and all.
+                Some(entry) if self.asked_for(entry) && !self.followed.contains(name) => {
+                    self.found(catalog, type_url, entry, &mut parcel);
+                }
+                Some(entry) if self.concerned(entry, node) => self.send(entry, &mut parcel),
+                Some(_) => {}
+            }
+        }
+        parcel
+    }
+
+    /// The client names something: it gets it, and the endpoints with a service, or learns that
+    /// there is no such thing.
+    fn want(&mut self, catalog: &impl Catalog, type_url: &str, key: &str, parcel: &mut Parcel) {
+        let mut found = catalog.aliased(type_url, key);
+        found.extend(catalog.named(type_url, key));
+        if !self.wildcard {
+            self.wanted.insert(Arc::from(key));
+        }
+        if found.is_empty() {
+            parcel.removed.push(Arc::from(key));
+        }
+        for entry in found {
+            self.found(catalog, type_url, entry, parcel);
+        }
+    }
+
+    /// Something the client asked for: a service brings its endpoints along.
+    fn found(
+        &mut self,
+        catalog: &impl Catalog,
+        type_url: &str,
+        entry: &Arc<Entry>,
+        parcel: &mut Parcel,
+    ) {
+        self.send(entry, parcel);
+        if !self.wildcard {
+            self.followed.insert(entry.name.clone());
+            for member in catalog.members(type_url, &entry.name) {
+                self.send(member, parcel);
+            }
+        }
+    }
+
+    fn send(&mut self, entry: &Arc<Entry>, parcel: &mut Parcel) {
+        if !self.wildcard {
+            self.sent.insert(entry.name.clone());
+        }
+        parcel.set(entry);
+    }
+
+    fn asked_for(&self, entry: &Entry) -> bool {
+        self.wanted.contains(&entry.name)
+            || entry
+                .aliases
+                .iter()
+                .any(|alias| self.wanted.contains(alias))
+    }
+
+    fn concerned(&self, entry: &Entry, node: &str) -> bool {
+        self.sent.contains(&entry.name)
+            || entry
+                .services
+                .iter()
+                .any(|service| self.followed.contains(service))
+            || (!node.is_empty() && entry.node.as_deref() == Some(node))
+    }
+}
+
+impl Parcel {
+    fn set(&mut self, entry: &Arc<Entry>) {
+        self.resources.insert(entry.name.clone(), entry.clone());
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.resources.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// A star that is not taken back at once, or no name at all. Policies are always sent whole:
+/// which of them matter is the proxy's to decide.
+fn is_wildcard(request: &DeltaDiscoveryRequest) -> bool {
+    let star = |names: &[String]| names.iter().any(|name| name == "*");
+    let held = request.initial_resource_versions.contains_key("*");
+    (request.type_url != ADDRESS_TYPE && request.type_url != WORKLOAD_TYPE)
+        || request.resource_names_subscribe.is_empty()
+        || ((held || star(&request.resource_names_subscribe))
+            && !star(&request.resource_names_unsubscribe))
+}
