@@ -4,143 +4,23 @@
 //! the end, which OpenMetrics demands of a counter, so ours are typed `unknown`: the name is what
 //! a dashboard asks for, and `rate()` does not look at the type.
 
-use std::fmt;
+mod labels;
+mod value;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use api::k8s::objects::Kind;
 use ops::metrics::Registry;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, MetricEncoder};
-use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::family::{Family, MetricConstructor as _};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::{MetricType, TypedMetric};
 
-/// A counter whose name is written as it is.
-#[derive(Debug, Clone, Default)]
-pub struct Count(Arc<AtomicU64>);
+use value::{BYTES, Expiry, Histograms, SECONDS, SecondsLeft};
 
-impl Count {
-    /// One more.
-    pub fn increment(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Until now.
-    pub fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl EncodeMetric for Count {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_gauge(&self.value())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
-    }
-}
-
-impl TypedMetric for Count {
-    const TYPE: MetricType = MetricType::Unknown;
-}
-
-/// Which resource type, by Istio's short names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Of {
-    /// `wds` or `wads`.
-    pub r#type: Resource,
-}
-
-/// The types we serve.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[allow(non_camel_case_types)] // the label's text
-pub enum Resource {
-    /// Workloads and services.
-    wds,
-    /// Layer 4 policies.
-    wads,
-}
-
-/// A change of an object: its kind, and what happened.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ObjectEvent {
-    /// The kind.
-    pub r#type: &'static str,
-    /// `add`, `update`, `updatesame`, `delete` or `invalid`. (A file does not tell an addition from
-    /// an update.)
-    pub event: &'static str,
-}
-
-/// What led to a round of pushes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Trigger {
-    /// `config`: from the directory all changes look alike.
-    pub r#type: &'static str,
-}
-
-/// A proxy's version.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Version {
-    /// In its own words; `unknown` where it says nothing.
-    pub version: String,
-}
-
-/// Why a CSR was not signed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Failure {
-    /// The refusal's name.
-    pub error: &'static str,
-}
-
-/// A write into the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Write {
-    /// Who wrote: `roots`, `status`, `addresses`, `taint`, `webhook`.
-    pub writer: &'static str,
-    /// `success` or `failure`.
-    pub result: &'static str,
-}
-
-/// A Lease.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct LeaseName {
-    /// Its name.
-    pub lease: &'static str,
-}
-
-/// An object that was judged before it was written, and may be.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-#[allow(missing_docs)] // as in its definition
-pub struct Admitted {
-    pub group: &'static str,
-    pub version: &'static str,
-    pub resource: &'static str,
-}
-
-/// One that may not be.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-#[allow(missing_docs)] // as in its definition
-pub struct NotAdmitted {
-    pub group: &'static str,
-    pub version: &'static str,
-    pub resource: &'static str,
-    /// Why, in a word.
-    pub reason: &'static str,
-}
-
-type Histograms<L> = Family<L, Histogram, Buckets>;
-
-/// A histogram's bounds.
-#[derive(Clone, Copy)]
-pub struct Buckets(&'static [f64]);
-
-impl MetricConstructor<Histogram> for Buckets {
-    fn new_metric(&self) -> Histogram {
-        Histogram::new(self.0.iter().copied())
-    }
-}
+pub use labels::{
+    Admitted, Failure, LeaseName, NotAdmitted, ObjectEvent, Of, Resource, Trigger, Version, Write,
+};
+pub use value::{Buckets, Count};
 
 /// Every family.
 pub struct Metrics {
@@ -198,13 +78,6 @@ pub struct Metrics {
     signer_expiry: Expiry,
 }
 
-/// An end of validity: when, and in how many seconds (worked out at each scrape).
-#[derive(Debug, Clone, Default)]
-struct Expiry(Arc<AtomicI64>);
-
-#[derive(Debug, Clone)]
-struct SecondsLeft(Expiry);
-
 impl Metrics {
     /// Registers every family; those with few labels with zeros, where a dashboard would see gaps.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
@@ -240,8 +113,8 @@ impl Metrics {
 
     /// When the first root and when the signer end, in seconds since 1970.
     pub fn expiries(&self, (root, signer): (i64, i64)) {
-        self.root_expiry.0.store(root, Ordering::Relaxed);
-        self.signer_expiry.0.store(signer, Ordering::Relaxed);
+        self.root_expiry.set(root);
+        self.signer_expiry.set(signer);
     }
 
     /// Something was written into the cluster, or could not be.
@@ -423,41 +296,6 @@ impl Metrics {
         );
     }
 }
-
-impl EncodeMetric for Expiry {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_gauge(&self.0.load(Ordering::Relaxed))
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Gauge
-    }
-}
-
-impl EncodeMetric for SecondsLeft {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let now = x509_parser::time::ASN1Time::now().timestamp();
-        encoder.encode_gauge(&(self.0.0.load(Ordering::Relaxed) - now))
-    }
-
-    fn metric_type(&self) -> MetricType {
-        MetricType::Gauge
-    }
-}
-
-/// From a millisecond to a minute; Istio's own bounds.
-const SECONDS: &[f64] = &[0.001, 0.01, 0.1, 0.5, 1.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0];
-/// Up to what a proxy takes in one message.
-const BYTES: &[f64] = &[
-    1.0,
-    10_000.0,
-    100_000.0,
-    1_000_000.0,
-    4_000_000.0,
-    10_000_000.0,
-    40_000_000.0,
-    200_000_000.0,
-];
 
 #[cfg(test)]
 mod tests;
