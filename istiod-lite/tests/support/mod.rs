@@ -1,16 +1,16 @@
 //! A control plane in this process, and clients of it over real TLS.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, unused_imports)] // each test file uses its part
 #![allow(unreachable_pub)] // it is a module of several crates
 #![allow(missing_docs)] // names say it
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
-use std::collections::BTreeMap;
+mod proxy;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node};
+use api::discovery::Node;
 use clap::Parser as _;
 use hyper_util::rt::TokioIo;
 use istiod_lite::config::{Cli, Command, Run};
@@ -21,10 +21,9 @@ use prost_types::value::Kind;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status, Streaming};
+
+pub use proxy::{Held, Proxy};
 
 pub const ADDRESS: &str = api::ADDRESS_TYPE;
 pub const AUTHORIZATION: &str = api::AUTHORIZATION_TYPE;
@@ -225,141 +224,6 @@ pub async fn channel(
         .initial_stream_window_size(64 * 1024)
         .connect_with_connector(dial)
         .await
-}
-
-/// The client's end of a delta stream, and what it has learnt from it.
-pub struct Proxy {
-    requests: mpsc::Sender<DeltaDiscoveryRequest>,
-    responses: Streaming<DeltaDiscoveryResponse>,
-    pub held: BTreeMap<String, BTreeMap<String, Held>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
-    pub version: String,
-    pub value: Vec<u8>,
-}
-
-impl Proxy {
-    pub async fn open(channel: Channel, authorization: Option<&str>) -> Result<Self, Status> {
-        let (requests, receiver) = mpsc::channel(16);
-        let mut request = Request::new(ReceiverStream::new(receiver));
-        if let Some(authorization) = authorization {
-            let metadata = request.metadata_mut();
-            metadata.insert("authorization", authorization.parse().unwrap());
-            metadata.insert("clusterid", "Kubernetes".parse().unwrap());
-        }
-        let mut client =
-            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(200 << 20);
-        let responses = client
-            .delta_aggregated_resources(request)
-            .await?
-            .into_inner();
-        Ok(Self {
-            requests,
-            responses,
-            held: BTreeMap::new(),
-        })
-    }
-
-    pub async fn send(&self, request: DeltaDiscoveryRequest) {
-        self.requests.send(request).await.unwrap();
-    }
-
-    /// The first request of a type: everything, but what is held already.
-    pub async fn subscribe(&mut self, type_url: &str) {
-        let held = self.held.get(type_url).into_iter().flatten();
-        let versions = held.map(|(name, held)| (name.clone(), held.version.clone()));
-        let initial_resource_versions = versions.collect();
-        self.send(DeltaDiscoveryRequest {
-            node: Some(ztunnel_node()),
-            type_url: type_url.into(),
-            initial_resource_versions,
-            ..Default::default()
-        })
-        .await;
-    }
-
-    pub async fn subscribe_to_all(&mut self) {
-        self.subscribe(ADDRESS).await;
-        self.subscribe(AUTHORIZATION).await;
-    }
-
-    /// An answer came for each type.
-    pub fn is_ready(&self) -> bool {
-        self.held.len() == 2
-    }
-
-    /// The next response, taken in but not answered.
-    pub async fn receive(&mut self) -> Result<Option<DeltaDiscoveryResponse>, Status> {
-        let response = tokio::time::timeout(PATIENCE, self.responses.message()).await;
-        let Some(response) = response.expect("no response")? else {
-            return Ok(None);
-        };
-        let held = self.held.entry(response.type_url.clone()).or_default();
-        for name in &response.removed_resources {
-            held.remove(name);
-        }
-        for resource in &response.resources {
-            let any = resource.resource.clone().unwrap();
-            assert_eq!(any.type_url, response.type_url);
-            held.insert(
-                resource.name.clone(),
-                Held {
-                    version: resource.version.clone(),
-                    value: any.value,
-                },
-            );
-        }
-        Ok(Some(response))
-    }
-
-    pub async fn next(&mut self) -> DeltaDiscoveryResponse {
-        let response = self.receive().await.unwrap().unwrap();
-        self.ack(&response).await;
-        response
-    }
-
-    pub async fn ack(&self, response: &DeltaDiscoveryResponse) {
-        self.answer(response, None).await;
-    }
-
-    pub async fn nack(&self, response: &DeltaDiscoveryResponse, why: &str) {
-        let error = ErrorDetail {
-            code: 3,
-            message: why.into(),
-        };
-        self.answer(response, Some(error)).await;
-    }
-
-    async fn answer(&self, response: &DeltaDiscoveryResponse, error_detail: Option<ErrorDetail>) {
-        self.send(DeltaDiscoveryRequest {
-            type_url: response.type_url.clone(),
-            response_nonce: response.nonce.clone(),
-            error_detail,
-            ..Default::default()
-        })
-        .await;
-    }
-
-    /// Takes responses until it holds what `holds` wants to see.
-    pub async fn until(&mut self, holds: impl Fn(&Self) -> bool) {
-        while !holds(self) {
-            self.next().await;
-        }
-    }
-
-    pub fn has(&self, type_url: &str, name: &str) -> bool {
-        self.held
-            .get(type_url)
-            .is_some_and(|held| held.contains_key(name))
-    }
-
-    /// The names it holds of a type.
-    pub fn names(&self, type_url: &str) -> Vec<&str> {
-        let held = self.held.get(type_url).into_iter().flatten();
-        held.map(|(name, _)| &**name).collect()
-    }
 }
 
 pub fn ztunnel_node() -> Node {

@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // also in what the tests share
 
+mod cost;
+#[path = "../scenario/mod.rs"]
 mod scenario;
+mod tangled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -16,6 +19,7 @@ use istiod_lite::translate::service_entry::Visibility;
 use istiod_lite::world::{Changed, Resource, Settings, World};
 use proptest::prelude::*;
 use scenario::{all, base, undo};
+use tangled::{TANGLED, tangled};
 
 /// Every object of every scenario: many share a name, so one replaces another. And objects that
 /// get into each other's way more than any scenario's do.
@@ -25,121 +29,6 @@ static POOL: LazyLock<Vec<Object>> = LazyLock::new(|| {
     pool.extend(all().into_iter().flat_map(|scenario| scenario.objects));
     pool
 });
-
-/// How many of the pool are tangled.
-const TANGLED: usize = 67;
-
-/// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
-fn tangled() -> Vec<Object> {
-    let mut text = String::new();
-    for namespace in ["alpha", "beta"] {
-        for (name, age, app) in [("old", 1, "web"), ("young", 2, "db")] {
-            let metadata = format!(
-                "metadata: {{name: {name}, namespace: {namespace}, creationTimestamp: '2024-01-0{age}T00:00:00Z'}}"
-            );
-            for host in ["sel.example.com", "web.alpha.svc.cluster.local"] {
-                text += &format!(
-                    "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\n{metadata}\nspec: {{hosts: [{host}], resolution: STATIC, workloadSelector: {{labels: {{app: {app}}}}}, ports: [{{number: 80, name: http}}]}}\n---\n"
-                );
-            }
-            for selector in ["{}", "{matchLabels: {app: web}}"] {
-                for mode in ["UNSET", "STRICT"] {
-                    let ports = if selector == "{}" {
-                        ""
-                    } else {
-                        "portLevelMtls: {80: {mode: PERMISSIVE}}, "
-                    };
-                    text += &format!(
-                        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n{metadata}\nspec: {{selector: {selector}, {ports}mtls: {{mode: {mode}}}}}\n---\n"
-                    );
-                }
-            }
-        }
-    }
-    for mode in ["STRICT", "PERMISSIVE"] {
-        text += &format!(
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: mesh, namespace: istio-system}}\nspec: {{mtls: {{mode: {mode}}}}}\n---\n"
-        );
-        text += &format!(
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: some, namespace: istio-system}}\nspec: {{selector: {{matchLabels: {{app: ztunnel}}}}, mtls: {{mode: {mode}}}}}\n---\n"
-        );
-    }
-    for scope in ["private", "hidden", "public"] {
-        text += &format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: alpha, labels: {{scope: {scope}, istio.io/use-waypoint: wp}}}}\n---\n"
-        );
-    }
-    for (namespace, labels, class) in [
-        ("alpha", "", "istio-waypoint"),
-        ("alpha", "istio.io/waypoint-for: all", "istio-waypoint"),
-        ("alpha", "istio.io/waypoint-for: workload", "mine"),
-        ("beta", "topology.istio.io/network: net2", "istio-remote"),
-        ("alpha", "topology.istio.io/network: net2", "istio-remote"),
-    ] {
-        for from in ["Same", "All"] {
-            text += &format!(
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: {namespace}, labels: {{{labels}}}}}\n\
-                 spec: {{gatewayClassName: {class}, addresses: [{{value: 198.51.100.9}}], listeners: [{{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {{namespaces: {{from: {from}}}}}}}]}}\n---\n"
-            );
-        }
-    }
-    for controller in [
-        "istio.io/mesh-controller",
-        "istio.io/unmanaged-gateway",
-        "x.y/z",
-    ] {
-        for waypoint_for in ["service", "all", "none"] {
-            text += &format!(
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: mine, labels: {{istio.io/waypoint-for: {waypoint_for}}}, annotations: {{ambient.istio.io/waypoint-inbound-binding: PROXY/{}}}}}\nspec: {{controllerName: {controller}}}\n---\n",
-                controller.len()
-            );
-        }
-    }
-    for labels in [
-        "",
-        "ambit.io/waypoint-unready: pass",
-        "topology.istio.io/network: net2",
-    ] {
-        text += &format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: beta, labels: {{istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: alpha, {labels}}}}}\n---\n"
-        );
-    }
-    for (name, network) in [("wp", "net2"), ("vm", "net2"), ("vm", "net3")] {
-        text += &format!(
-            "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: {name}, namespace: beta, labels: {{istio.io/use-waypoint: {name}, app: web}}}}\nspec: {{address: 192.0.2.1, network: {network}}}\n---\n"
-        );
-    }
-    for address in ["", ", podIP: 10.10.9.9"] {
-        text += &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: wp-0, namespace: alpha, labels: {{gateway.networking.k8s.io/gateway-name: wp}}}}\nspec: {{containers: []}}\nstatus: {{phase: Running{address}}}\n---\n"
-        );
-    }
-    for ip in ["10.96.9.1", "10.96.9.2"] {
-        text += &format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: wp, namespace: alpha, labels: {{gateway.networking.k8s.io/gateway-name: wp}}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 15008}}]}}\n---\n"
-        );
-    }
-    for kind in ["Service", "Gateway"] {
-        let group = if kind == "Service" {
-            "''"
-        } else {
-            "gateway.networking.k8s.io"
-        };
-        text += &format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: attached, namespace: alpha}}\nspec: {{targetRefs: [{{group: {group}, kind: {kind}, name: wp}}, {{group: '', kind: Service, name: web}}], rules: [{{}}]}}\n---\n"
-        );
-    }
-    for app in ["web", "db", "ztunnel"] {
-        text += &format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: alpha, labels: {{app: {app}}}}}\nspec: {{nodeName: node-1, containers: []}}\nstatus: {{phase: Running, podIP: 10.10.0.1}}\n---\n"
-        );
-    }
-    text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: alpha}\nspec: {clusterIP: 10.96.1.1, selector: {app: db}, ports: [{port: 80}]}\n---\n";
-    text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: alpha}\nspec: {type: ExternalName, externalName: x.y}\n---\n";
-    let tangled = objects(&text);
-    assert_eq!(tangled.len(), TANGLED);
-    tangled
-}
 
 fn settings() -> Settings {
     let by_scope =
@@ -350,85 +239,6 @@ fn objects(text: &str) -> Vec<Object> {
 
 fn set(world: &mut World, text: &str) -> Changed {
     world.apply(objects(text).into_iter().map(Change::Set).collect())
-}
-
-fn pod(number: usize, app: usize, ready: bool) -> String {
-    format!(
-        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: pod-{number}\n  namespace: ns-{}\n  labels: {{app: app-{app}, tier: web}}\n\
-         spec: {{nodeName: node-{}, containers: [{{name: app}}]}}\n\
-         status: {{phase: Running, podIP: 10.{}.{}.1, conditions: [{{type: Ready, status: '{}'}}]}}\n---\n",
-        number % 10,
-        number % 50,
-        number / 256,
-        number % 256,
-        if ready { "True" } else { "False" }
-    )
-}
-
-fn service(namespace: usize, app: usize, port: u16) -> String {
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: app-{app}, namespace: ns-{namespace}}}\n\
-         spec: {{clusterIP: 10.250.{namespace}.{app}, selector: {{app: app-{app}}}, ports: [{{port: {port}}}]}}\n---\n"
-    )
-}
-
-/// What one change costs in a mesh of 10,000 pods in 10 namespaces on 50 nodes, 100 to a service.
-#[test]
-fn a_change_costs_what_depends_on_it() {
-    const PODS: usize = 10_000;
-    let app = |number: usize| number / 10 % 10;
-    let mut world = World::new(Settings::default());
-    let mut text: String = (0..PODS)
-        .map(|number| pod(number, app(number), true))
-        .collect();
-    for namespace in 0..10 {
-        text.extend((0..10).map(|app| service(namespace, app, 80)));
-    }
-    let everything = set(&mut world, &text);
-    assert_eq!(everything.addresses.len(), PODS + 100);
-    assert!(
-        world.recomputed() <= (PODS + 100) as u64,
-        "nothing was made twice: {}",
-        world.recomputed()
-    );
-
-    // (what, text, things made anew, resources changed)
-    let policy = |namespace: &str, spec: &str| {
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
-        )
-    };
-    let peer = |namespace: &str, spec: &str| {
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n"
-        )
-    };
-    let steps = [
-        ("a pod becomes unready", pod(4711, app(4711), false), 1, 1),
-        ("a pod is written again", pod(4711, app(4711), false), 0, 0),
-        ("a pod comes", pod(PODS, 0, true), 1, 1),
-        ("a service gets another port", service(3, 4, 81), 101, 101),
-        ("a node gets a zone", "apiVersion: v1\nkind: Node\nmetadata: {name: node-7, labels: {topology.kubernetes.io/zone: z}}\n".into(), 200, 200),
-        ("a policy for a whole namespace", policy("ns-1", "{action: DENY}"), 1, 1),
-        ("a policy for an application", policy("ns-2", "{selector: {matchLabels: {app: app-5, tier: web}}}"), 101, 101),
-        ("the mesh's own policy", policy("istio-system", "{action: DENY}"), 1, 1),
-        ("strictness for an application", peer("ns-5", "{selector: {matchLabels: {app: app-1}}, mtls: {mode: STRICT}}"), 102, 101),
-        ("strictness for a namespace", peer("ns-4", "{mtls: {mode: STRICT}}"), 1002, 1000),
-        ("a namespace's services are near", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-6, annotations: {networking.istio.io/traffic-distribution: PreferClose}}\n".into(), 1010, 10),
-        ("a namespace gets a label nobody asks for", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-7, labels: {team: x}}\n".into(), 0, 0),
-        ("a namespace names a waypoint", "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns-7, labels: {istio.io/use-waypoint: wp}}\n".into(), 1010, 1010),
-        ("another namespace does", "apiVersion: v1\nkind: Namespace\nmetadata: {name: empty, labels: {istio.io/use-waypoint: wp}}\n".into(), 0, 0),
-    ];
-    for (what, text, made, changed) in steps {
-        let before = world.recomputed();
-        let names = set(&mut world, &text);
-        assert_eq!(world.recomputed() - before, made, "{what}");
-        assert_eq!(
-            names.addresses.len() + names.authorizations.len(),
-            changed,
-            "{what}"
-        );
-    }
 }
 
 #[test]
