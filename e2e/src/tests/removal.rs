@@ -5,7 +5,7 @@
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment},
-    core::v1::{ConfigMap, Node, Pod as PodObject, PodTemplateSpec},
+    core::v1::{ConfigMap, Node, Pod as PodObject, PodTemplateSpec, Service},
 };
 use kube::{Api, ResourceExt, api::ListParams};
 
@@ -50,6 +50,7 @@ pub(super) async fn the_mesh_is_removed_by_either_hand_and_pods_go_on_talking(
     let phone = shop.client("phone").on(test.node(1)).start().await?;
     let pods = [&web, &phone];
     phone.reaches("http://web/").await?;
+    known_outside_the_mesh(test, &shop, &web).await?;
 
     let load = phone.load("http://web/", &[]).await?;
     helm(&[
@@ -94,6 +95,22 @@ pub(super) async fn the_mesh_is_removed_by_either_hand_and_pods_go_on_talking(
     back(test).await?;
     web.enrolled().await?;
     talks_in_the_mesh(test, &shop, &phone).await
+}
+
+/// Whoever leaves the mesh goes by the Service's rules on its node. Of a Service as young as this one they may still be
+/// missing there, where ztunnel has long known its pods.
+async fn known_outside_the_mesh(test: &Test, shop: &Place, web: &Pod) -> Result<()> {
+    let services: Api<Service> = Api::namespaced(test.cluster.client.clone(), &shop.name);
+    let spec = services.get(&web.name).await?.spec.unwrap_or_default();
+    let address = spec.cluster_ip.context("web has no cluster address")?;
+    let ask = format!("curl --silent --show-error --fail --max-time 2 http://{address}/");
+    eventually("the nodes know the Service", || async {
+        for number in 0..2 {
+            test.node(number).sh(&ask).await?.success()?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// With a Gateway API, so that there are classes of ours too.
