@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, anyhow};
+use api::k8s::server::Way;
 use clap::Args;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 /// Which cluster, and where in it the mesh lives.
@@ -45,20 +45,13 @@ impl Access {
     }
 
     async fn config(&self) -> anyhow::Result<Config> {
-        let options = KubeConfigOptions {
-            context: self.context.clone(),
-            ..KubeConfigOptions::default()
-        };
         if let Some(path) = &self.kubeconfig {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("kubeconfig {}", path.display()))?;
-            let config = Config::from_custom_kubeconfig(file, &options).await;
-            return config.with_context(|| format!("kubeconfig {}", path.display()));
+            let config = Way::File(path.clone(), self.context.clone()).config().await;
+            return config.map_err(|why| anyhow!("kubeconfig {}: {why}", path.display()));
         }
         if self.context.is_some() {
-            return Config::from_kubeconfig(&options)
-                .await
-                .context("kubeconfig");
+            let config = Way::User(self.context.clone()).config().await;
+            return config.map_err(|why| anyhow!("kubeconfig: {why}"));
         }
         Config::infer().await.map_err(|error| {
             anyhow!("no cluster to speak to: {error}; give --kubeconfig FILE or set KUBECONFIG")

@@ -10,6 +10,7 @@
 //! | [`yaml`] | text → documents → objects, with the line of every fault |
 //! | [`json`] | the same for what an API server answers |
 //! | [`labels`] | names of labels and annotations |
+//! | [`server`] | the ways to an API server, and what its refusals mean |
 //! | [`dir`] | a directory of YAML that stands in for an API server |
 
 pub mod aim;
@@ -20,6 +21,7 @@ pub mod istio;
 pub mod json;
 pub mod labels;
 pub mod objects;
+pub mod server;
 pub mod yaml;
 
 mod files;

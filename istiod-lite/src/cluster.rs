@@ -31,12 +31,11 @@ mod source;
 pub(crate) mod trouble;
 pub(crate) mod watch;
 
-use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::{Client, Config};
+use api::k8s::server::{Way, chain};
+use kube::Client;
 
 pub use pods::Pods;
 pub(crate) use review::account_of;
@@ -57,14 +56,13 @@ pub struct Connection {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The file given.
-    #[error("kubeconfig {}: {}", .0.display(), chain(.1))]
-    Kubeconfig(PathBuf, KubeconfigError),
+    #[error("kubeconfig {file}: {1}", file = .0.display())]
+    Kubeconfig(PathBuf, String),
     /// No file given, and this is no pod.
     #[error(
-        "not in a cluster ({}); give --kubeconfig FILE, or --config-dir DIR to run without Kubernetes",
-        chain(.0)
+        "not in a cluster ({0}); give --kubeconfig FILE, or --config-dir DIR to run without Kubernetes"
     )]
-    NotInCluster(InClusterError),
+    NotInCluster(String),
     /// Certificates or credentials that cannot be used.
     #[error("credentials for the API server {0}: {1}")]
     Credentials(String, String),
@@ -76,10 +74,14 @@ pub enum ConnectError {
 /// What is wrong with them, in one line.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, ConnectError> {
     let mut config = match kubeconfig {
-        Some(file) => from_file(file)
+        Some(file) => {
+            let read = Way::File(file.to_owned(), None).config().await;
+            read.map_err(|why| ConnectError::Kubeconfig(file.to_owned(), why))?
+        }
+        None => Way::Pod
+            .config()
             .await
-            .map_err(|error| ConnectError::Kubeconfig(file.to_owned(), error))?,
-        None => Config::incluster().map_err(ConnectError::NotInCluster)?,
+            .map_err(ConnectError::NotInCluster)?,
     };
     config.connect_timeout = Some(CONNECT);
     // Not for ever on a connection whose other end vanished, but longer than kube's own watches.
@@ -90,30 +92,6 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Connection, ConnectErr
     config.read_timeout = Some(SILENCE);
     let watching = Client::try_from(config).map_err(failed)?;
     Ok(Connection { client, watching })
-}
-
-async fn from_file(file: &Path) -> Result<Config, KubeconfigError> {
-    let kubeconfig = Kubeconfig::read_from(file)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await
-}
-
-/// An error with its causes in one line: `client error (Connect): connection refused`.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    // Some parsers draw a picture below.
-    let first = |error: &(dyn Error + 'static)| {
-        let text = error.to_string();
-        text.lines().next().unwrap_or_default().trim().to_owned()
-    };
-    let mut text = first(error);
-    let mut at = error.source();
-    while let Some(cause) = at {
-        let cause_text = first(cause);
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        at = cause.source();
-    }
-    text
 }
 
 const CONNECT: Duration = Duration::from_secs(10);

@@ -28,12 +28,13 @@ mod webhook;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use api::k8s::server::chain;
 use kube::Api;
 use ops::drain::Drain;
 use tokio::sync::watch;
 
 use crate::ca::Authority;
-use crate::cluster::{Connection, Health, Kinds, chain};
+use crate::cluster::{Connection, Health, Kinds};
 use crate::metrics::{LeaseName, Metrics};
 
 /// ConfigMap with the roots, in every namespace; Istio's name.

@@ -4,18 +4,17 @@
 //! 2. one line for each way it can fail                          ([`explain`])
 //! 3. whether the agent's DaemonSet is being deleted             ([`Daemonset`])
 
-use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use api::k8s::server::{Refusal, Way, chain};
 use futures_util::StreamExt;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use kube::config::KubeConfigOptions;
 use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 
 use super::depart::{Answer, Fate, Known};
 
@@ -27,14 +26,11 @@ use super::depart::{Answer, Fate, Known};
 pub(crate) async fn connect() -> Result<Client, String> {
     let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let mut config = if is_set("KUBERNETES_SERVICE_HOST") && !is_set("KUBECONFIG") {
-        Config::incluster().map_err(|error| {
-            let why = chain(&error);
+        Way::Pod.config().await.map_err(|why| {
             format!("the pod's service account cannot be used: {why}; is automountServiceAccountToken off?")
         })?
     } else {
-        let read = Config::from_kubeconfig(&KubeConfigOptions::default()).await;
-        read.map_err(|error| {
-            let why = chain(&error);
+        Way::User(None).config().await.map_err(|why| {
             // A parser's complaint does not name the file.
             let named = std::env::var("KUBECONFIG").unwrap_or_default();
             format!(
@@ -52,25 +48,27 @@ pub(crate) async fn connect() -> Result<Client, String> {
 pub(crate) struct Wish(pub(crate) &'static str, pub(crate) &'static str);
 
 /// Why a wish was not granted, and what mends it, in one line.
-pub(crate) fn explain(error: &kube::Error, Wish(verb, resource): Wish) -> String {
-    let status = match error {
-        kube::Error::Api(status) => status,
-        kube::Error::Auth(error) => {
-            return format!("this agent's credentials cannot be used: {}", chain(error));
+pub(crate) fn explain(error: &kube::Error, wish: Wish) -> String {
+    say(&Refusal::of(error), wish)
+}
+
+/// The same for a watch, which lists first. None if it only fell behind and will list again: nothing is wrong.
+pub(crate) fn explain_watch(error: &watcher::Error, resource: &'static str) -> Option<String> {
+    Refusal::of_watch(error).map(|(verb, refusal)| say(&refusal, Wish(verb, resource)))
+}
+
+fn say(refusal: &Refusal, Wish(verb, resource): Wish) -> String {
+    match refusal {
+        Refusal::Credentials(why) => {
+            format!("this agent's credentials cannot be used: {why}")
         }
-        error => {
-            return format!(
-                "the API server cannot be reached to {verb} {resource}: {}",
-                chain(error)
-            );
+        Refusal::Unreachable(why) => {
+            format!("the API server cannot be reached to {verb} {resource}: {why}")
         }
-    };
-    let said = one_line(&status.message);
-    match status.code {
-        401 => format!(
+        Refusal::Unknown(said) => format!(
             "the API server does not accept this agent's token: was its service account deleted or made again? ({said})"
         ),
-        403 => {
+        Refusal::Forbidden(said) => {
             let role = if resource == DAEMONSETS {
                 "Role"
             } else {
@@ -80,48 +78,16 @@ pub(crate) fn explain(error: &kube::Error, Wish(verb, resource): Wish) -> String
                 "this agent may not {verb} {resource}: its {role} must allow verb {verb} on {resource} ({said})"
             )
         }
-        code => format!("the API server answered {code} to {verb} {resource}: {said}"),
-    }
-}
-
-/// The same for a watch, which lists first.
-pub(crate) fn explain_watch(error: &watcher::Error, resource: &'static str) -> String {
-    match error {
-        watcher::Error::InitialListFailed(error) => explain(error, Wish("list", resource)),
-        watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error) => {
-            explain(error, Wish("watch", resource))
+        Refusal::Absent(said) => {
+            format!("the API server answered 404 to {verb} {resource}: {said}")
         }
-        watcher::Error::WatchError(status) => {
-            format!(
-                "the watch of {resource} ended: {}",
-                one_line(&status.message)
-            )
+        Refusal::Other(code, said) => {
+            format!("the API server answered {code} to {verb} {resource}: {said}")
         }
-        watcher::Error::NoResourceVersion => format!("{resource} cannot be watched"),
-    }
-}
-
-/// Whether a watch only fell behind and will list again: nothing is wrong.
-pub(crate) fn fell_behind(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
-}
-
-/// An error with its causes, each said once.
-fn chain(error: &dyn Error) -> String {
-    let mut text = one_line(&error.to_string());
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = one_line(&error.to_string());
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
+        Refusal::Unreadable(why) => {
+            format!("the API server's answer to {verb} {resource} cannot be read: {why}")
         }
-        cause = error.source();
     }
-    text
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Pauses between attempts: 0.4 s, doubling to 5 s, each a little different on every node, so that an API
@@ -199,10 +165,10 @@ impl Daemonset {
                 Ok(watcher::Event::InitDone) => self.note(listed.unwrap_or(Fate::Gone)),
                 Ok(watcher::Event::Apply(set)) => self.note(fate(&set)),
                 Ok(watcher::Event::Delete(_)) => self.note(Fate::Gone),
-                Err(error) if fell_behind(&error) => {}
                 Err(error) => {
-                    let why = explain_watch(&error, DAEMONSETS);
-                    if why != said {
+                    // None: it only fell behind.
+                    let why = explain_watch(&error, DAEMONSETS).filter(|why| *why != said);
+                    if let Some(why) = why {
                         tracing::warn!("an uninstallation may go unnoticed: {why}");
                         said = why;
                     }
@@ -263,9 +229,17 @@ mod tests {
             "this agent may not patch pods/status: its ClusterRole must allow verb patch on pods/status (pods is forbidden: User \"x\")"
         );
         let start = watcher::Error::WatchStartFailed(refusal(403, "no"));
-        assert!(explain_watch(&start, "pods").contains("allow verb watch on pods"));
+        assert!(
+            explain_watch(&start, "pods")
+                .unwrap()
+                .contains("allow verb watch on pods")
+        );
         let list = watcher::Error::InitialListFailed(refusal(403, "no"));
-        assert!(explain_watch(&list, "namespaces").contains("allow verb list on namespaces"));
+        assert!(
+            explain_watch(&list, "namespaces")
+                .unwrap()
+                .contains("allow verb list on namespaces")
+        );
     }
 
     #[test]
@@ -287,7 +261,7 @@ mod tests {
             code: 410,
             ..Status::default()
         }));
-        assert!(fell_behind(&old));
+        assert_eq!(explain_watch(&old, "pods"), None);
     }
 
     #[test]

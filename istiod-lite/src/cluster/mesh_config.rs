@@ -11,6 +11,7 @@
 use std::pin::Pin;
 use std::time::Duration;
 
+use api::k8s::server::Refusal;
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::Connection;
-use super::trouble::{Health, Trouble};
+use super::trouble::Health;
 use crate::translate::Labels;
 use crate::translate::service_entry::Visibility;
 use crate::world::Settings;
@@ -206,7 +207,7 @@ pub async fn first(versions: &mut Versions, health: &Health) -> MeshConfig {
                 note_unknown(&config);
                 return config;
             }
-            Err(why) => health.failed(RESOURCE, Trouble::Refused(format!("key mesh: {why}"))),
+            Err(why) => health.failed(RESOURCE, Refusal::Unreadable(format!("key mesh: {why}"))),
         }
         if let Ok(next) = tokio::time::timeout(AGAIN, versions.next()).await {
             latest = next.flatten();

@@ -13,13 +13,14 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use api::k8s::server::Refusal;
 use k8s_openapi::api::core::v1::Pod as Found;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use tokio::sync::Semaphore;
 
 use super::recent::Recent;
-use super::trouble::Trouble;
+use super::trouble::request_line;
 use crate::roster::Pod;
 
 /// Asks the API server.
@@ -87,8 +88,7 @@ impl Pods {
             }
             Ok(Ok(None)) => self.absent().put(what, (), Instant::now()),
             Ok(Err(error)) => {
-                let trouble = Trouble::of_request(&error);
-                tracing::warn!("{}", trouble.request_line(verb, "pods"));
+                tracing::warn!("{}", request_line(&Refusal::of(&error), verb, "pods"));
             }
             Err(_) => tracing::warn!(what, "the API server did not answer in time"),
         }

@@ -16,6 +16,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use api::k8s::server::Refusal;
 use aws_lc_rs::digest;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::PostParams;
@@ -23,7 +24,7 @@ use kube::{Api, Client};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::recent::Recent;
-use super::trouble::{Health, Trouble};
+use super::trouble::{Health, request_line};
 use crate::token::Named;
 
 /// Asks the API server.
@@ -142,9 +143,9 @@ impl Reviewer {
         };
         let answer = self.reviews.create(&PostParams::default(), &review).await;
         let answer = answer.map_err(|error| {
-            let trouble = Trouble::of_request(&error);
-            let line = trouble.request_line("create", RESOURCE);
-            self.health.failed_to("create", RESOURCE, trouble);
+            let refusal = Refusal::of(&error);
+            let line = request_line(&refusal, "create", RESOURCE);
+            self.health.failed_to("create", RESOURCE, refusal);
             Unanswered::ApiServer(line)
         })?;
         self.health.answered(RESOURCE);

@@ -13,87 +13,40 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use api::k8s::server::Refusal;
 use kube::Client;
-use kube::runtime::watcher;
 use tokio::sync::Notify;
 
-use super::chain;
-
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// No connection, or no answer.
-    Unreachable(String),
-    /// Our credentials are not accepted (401).
-    Unknown(String),
-    /// A right is missing (403).
-    Forbidden(String),
-    /// What was asked for is not there (404): its definition just went, or comes in a moment.
-    Absent,
-    /// Any other answer.
-    Refused(String),
+/// What a failed request means, in one line.
+pub(super) fn request_line(refusal: &Refusal, verb: &str, resource: &str) -> String {
+    match refusal {
+        Refusal::Forbidden(why) => format!(
+            "no right to {verb} {resource}: {why}; grant verb {verb} on {resource} to our service account"
+        ),
+        other => line(other, resource),
+    }
 }
 
-impl Trouble {
-    /// What an error of a watch means; `None` for those that mend themselves at once.
-    pub(super) fn of(error: &watcher::Error) -> Option<Self> {
-        use watcher::Error::*;
-        match error {
-            InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
-                Some(Self::of_request(error))
-            }
-            // Too far behind: a list follows.
-            WatchError(status) if status.code == 410 => None,
-            WatchError(status) => Some(Self::answered(status.code, &status.message)),
-            NoResourceVersion => Some(Self::Refused(error.to_string())),
-        }
+/// What a failed watch of `resource` means, in one line.
+fn line(refusal: &Refusal, resource: &str) -> String {
+    match refusal {
+        Refusal::Unreachable(why) | Refusal::Credentials(why) => unreachable(why),
+        Refusal::Unknown(why) => format!(
+            "API server does not accept our credentials: {why}; look at the token or certificate of the kubeconfig or the pod"
+        ),
+        Refusal::Forbidden(why) => format!(
+            "no right to list and watch {resource}: {why}; grant verbs list and watch on {resource} to our service account"
+        ),
+        Refusal::Absent(_) => format!("{resource} cannot be listed: there are none (404)"),
+        Refusal::Other(code, why) => format!("{resource} cannot be followed: {code} {why}"),
+        Refusal::Unreadable(why) => format!("{resource} cannot be followed: {why}"),
     }
+}
 
-    /// What an error of one request means.
-    pub(crate) fn of_request(error: &kube::Error) -> Self {
-        match error {
-            kube::Error::Api(status) => Self::answered(status.code, &status.message),
-            kube::Error::SerdeError(_) => Self::Refused(chain(error)),
-            other => Self::Unreachable(chain(other)),
-        }
-    }
-
-    fn answered(code: u16, message: &str) -> Self {
-        let message = message.trim().replace('\n', " ");
-        match code {
-            401 => Self::Unknown(message),
-            403 => Self::Forbidden(message),
-            404 => Self::Absent,
-            _ => Self::Refused(format!("{code} {message}")),
-        }
-    }
-
-    /// In one line, for one request.
-    pub(super) fn request_line(&self, verb: &str, resource: &str) -> String {
-        match self {
-            Self::Forbidden(why) => format!(
-                "no right to {verb} {resource}: {why}; grant verb {verb} on {resource} to our service account"
-            ),
-            other => other.line(resource),
-        }
-    }
-
-    /// In one line, for a watch of `resource`.
-    pub(crate) fn line(&self, resource: &str) -> String {
-        match self {
-            Self::Unreachable(why) => format!(
-                "API server unreachable: {why}; look at its address in the kubeconfig or the pod, and at what lies between"
-            ),
-            Self::Unknown(why) => format!(
-                "API server does not accept our credentials: {why}; look at the token or certificate of the kubeconfig or the pod"
-            ),
-            Self::Forbidden(why) => format!(
-                "no right to list and watch {resource}: {why}; grant verbs list and watch on {resource} to our service account"
-            ),
-            Self::Absent => format!("{resource} cannot be listed: there are none (404)"),
-            Self::Refused(why) => format!("{resource} cannot be followed: {why}"),
-        }
-    }
+fn unreachable(why: &str) -> String {
+    format!(
+        "API server unreachable: {why}; look at its address in the kubeconfig or the pod, and at what lies between"
+    )
 }
 
 /// All that is wrong now. Clones share it.
@@ -120,24 +73,24 @@ struct Troubles {
 
 impl Health {
     /// A watch of `resource` failed.
-    pub(crate) fn failed(&self, resource: &str, trouble: Trouble) {
-        let line = trouble.line(resource);
-        self.note(resource, &trouble, line);
+    pub(crate) fn failed(&self, resource: &str, refusal: Refusal) {
+        let line = line(&refusal, resource);
+        self.note(resource, &refusal, line);
     }
 
     /// A request failed.
-    pub(crate) fn failed_to(&self, verb: &str, resource: &str, trouble: Trouble) {
-        let line = trouble.request_line(verb, resource);
-        self.note(resource, &trouble, line);
+    pub(crate) fn failed_to(&self, verb: &str, resource: &str, refusal: Refusal) {
+        let line = request_line(&refusal, verb, resource);
+        self.note(resource, &refusal, line);
     }
 
-    fn note(&self, resource: &str, trouble: &Trouble, line: String) {
-        let new = self.lock().failed(resource, trouble, &line, Instant::now());
-        if matches!(trouble, Trouble::Unreachable(_)) {
+    fn note(&self, resource: &str, refusal: &Refusal, line: String) {
+        let new = self.lock().failed(resource, refusal, &line, Instant::now());
+        if refusal.unanswered().is_some() {
             self.0.lost.notify_one();
         }
-        match trouble {
-            Trouble::Absent => tracing::debug!("{line}"),
+        match refusal {
+            Refusal::Absent(_) => tracing::debug!("{line}"),
             _ if new => tracing::warn!("{line}"),
             _ => tracing::trace!("{line}"),
         }
@@ -188,7 +141,7 @@ impl Health {
     /// For tests: it cannot be reached.
     #[cfg(test)]
     pub(crate) fn lose(&self, why: &str) {
-        self.failed("", Trouble::Unreachable(why.into()));
+        self.failed("", Refusal::Unreachable(why.into()));
     }
 
     /// Why new proxies should go to another replica, if they should.
@@ -216,10 +169,10 @@ struct Over {
 
 impl Troubles {
     /// Whether that is worth saying: it was not known.
-    fn failed(&mut self, resource: &str, trouble: &Trouble, line: &str, now: Instant) -> bool {
-        if let Trouble::Unreachable(why) = trouble {
+    fn failed(&mut self, resource: &str, refusal: &Refusal, line: &str, now: Instant) -> bool {
+        if let Some(why) = refusal.unanswered() {
             let since = self.unreachable.as_ref().map_or(now, |(since, _)| *since);
-            return self.unreachable.replace((since, why.clone())).is_none();
+            return self.unreachable.replace((since, why.to_owned())).is_none();
         }
         let entry = (line.to_owned(), now);
         let before = self.others.insert(resource.to_owned(), entry);
@@ -239,16 +192,13 @@ impl Troubles {
         let lasts = now.saturating_duration_since(*since);
         (lasts >= PATIENCE).then(|| {
             let seconds = lasts.as_secs();
-            format!(
-                "{} (for {seconds} s)",
-                Trouble::Unreachable(why.clone()).line("")
-            )
+            format!("{} (for {seconds} s)", unreachable(why))
         })
     }
 
     fn lines(&self, now: Instant) -> Vec<String> {
         let unreachable = self.unreachable.iter();
-        let unreachable = unreachable.map(|(_, why)| Trouble::Unreachable(why.clone()).line(""));
+        let unreachable = unreachable.map(|(_, why)| self::unreachable(why));
         let others = self.others.iter().filter(|(_, (_, at))| !is_over(*at, now));
         let others = others.map(|(_, (line, _))| line.clone());
         unreachable.chain(others).collect()
@@ -268,37 +218,34 @@ const FORGOTTEN: Duration = Duration::from_secs(90);
 
 #[cfg(test)]
 mod tests {
+    use kube::runtime::watcher;
+
     use super::*;
 
-    fn unreachable() -> Trouble {
-        Trouble::Unreachable("connection refused".into())
+    fn away() -> Refusal {
+        Refusal::Unreachable("connection refused".into())
     }
 
-    fn fail(troubles: &mut Troubles, resource: &str, trouble: &Trouble, now: Instant) -> bool {
-        troubles.failed(resource, trouble, &trouble.line(resource), now)
+    fn fail(troubles: &mut Troubles, resource: &str, refusal: &Refusal, now: Instant) -> bool {
+        troubles.failed(resource, refusal, &line(refusal, resource), now)
     }
 
-    fn forbidden() -> Trouble {
-        Trouble::Forbidden("pods is forbidden".into())
+    fn forbidden() -> Refusal {
+        Refusal::Forbidden("pods is forbidden".into())
     }
 
     #[test]
     fn an_api_server_that_is_away_is_one_trouble_however_many_watches_fail() {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
-        assert!(fail(&mut troubles, "pods", &unreachable(), start));
-        assert!(!fail(&mut troubles, "services", &unreachable(), start));
-        assert!(!fail(
-            &mut troubles,
-            "pods",
-            &unreachable(),
-            start + PATIENCE
-        ));
+        assert!(fail(&mut troubles, "pods", &away(), start));
+        assert!(!fail(&mut troubles, "services", &away(), start));
+        assert!(!fail(&mut troubles, "pods", &away(), start + PATIENCE));
         assert_eq!(troubles.lines(start).len(), 1);
         let over = troubles.answered("", start + PATIENCE);
         assert_eq!(over.reachable_after, Some(PATIENCE));
         assert!(troubles.lines(start).is_empty());
         assert!(
-            fail(&mut troubles, "pods", &unreachable(), start + PATIENCE),
+            fail(&mut troubles, "pods", &away(), start + PATIENCE),
             "the next time is said again"
         );
     }
@@ -308,10 +255,10 @@ mod tests {
         let (mut troubles, start) = (Troubles::default(), Instant::now());
         fail(&mut troubles, "pods", &forbidden(), start);
         assert_eq!(troubles.not_ready(start + 10 * PATIENCE), None);
-        fail(&mut troubles, "pods", &unreachable(), start);
+        fail(&mut troubles, "pods", &away(), start);
         assert_eq!(troubles.not_ready(start + PATIENCE / 2), None);
         // Reports in between do not begin anew.
-        fail(&mut troubles, "nodes", &unreachable(), start + PATIENCE / 2);
+        fail(&mut troubles, "nodes", &away(), start + PATIENCE / 2);
         let why = troubles.not_ready(start + PATIENCE).unwrap();
         assert!(
             why.starts_with("API server unreachable: connection refused; look at "),
@@ -351,7 +298,7 @@ mod tests {
         };
         let line = |code, message| {
             let error = watcher::Error::InitialListFailed(kube::Error::Api(status(code, message)));
-            Trouble::of(&error).map(|trouble| trouble.line("pods"))
+            Refusal::of_watch(&error).map(|(_, refusal)| line(&refusal, "pods"))
         };
         let cases = [
             (
@@ -373,11 +320,7 @@ mod tests {
         for (code, message, expected) in cases {
             assert_eq!(line(code, message).as_deref(), Some(expected));
         }
-        assert_eq!(
-            Trouble::of(&watcher::Error::WatchError(status(410, "too old"))),
-            None
-        );
-        let request = Trouble::answered(403, "no").request_line("create", "tokenreviews");
+        let request = request_line(&Refusal::Forbidden("no".into()), "create", "tokenreviews");
         assert_eq!(
             request,
             "no right to create tokenreviews: no; grant verb create on tokenreviews to our service account"

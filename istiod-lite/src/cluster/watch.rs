@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use api::k8s::objects::{EndpointSlice, Kind, Namespace, Node, Pod, Service};
+use api::k8s::server::Refusal;
 use futures_util::{Stream, StreamExt as _};
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::{self, Config};
@@ -23,7 +24,7 @@ use super::book::{Event, Run};
 use super::definitions::Definition;
 use super::door::Enter;
 use super::source::Heard;
-use super::trouble::{Health, Trouble};
+use super::trouble::Health;
 
 /// A watch of one kind.
 pub(super) struct Watch {
@@ -133,8 +134,8 @@ where
             Ok(_) if pause.ends() => health.answered(&resource),
             Ok(_) => {}
             Err(error) => {
-                wait = Trouble::of(error).map(|trouble| {
-                    health.failed(&resource, trouble);
+                wait = Refusal::of_watch(error).map(|(_, refusal)| {
+                    health.failed(&resource, refusal);
                     pause.next()
                 });
             }

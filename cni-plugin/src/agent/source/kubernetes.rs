@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use super::News;
 use super::seen::{Seen, Told as Note};
-use crate::agent::cluster::{Patience, Wish, explain, explain_watch, fell_behind};
+use crate::agent::cluster::{Patience, Wish, explain, explain_watch};
 use crate::agent::pod::{Pod, PodName, Uid, Words};
 
 type Namespace = PartialObjectMeta<core::Namespace>;
@@ -151,11 +151,13 @@ impl Kubernetes {
         match told {
             Told::Pod(event) => self.take_pod(event, news),
             Told::Namespace(event) => self.take_namespace(event, news),
-            Told::Failed(_, error) if fell_behind(&error) => {}
             Told::Failed(resource, error) => {
-                self.complain(explain_watch(&error, resource));
-                if self.trial.is_none() {
-                    self.trial = Some(self.try_again(Duration::ZERO));
+                // None: it only fell behind.
+                if let Some(why) = explain_watch(&error, resource) {
+                    self.complain(why);
+                    if self.trial.is_none() {
+                        self.trial = Some(self.try_again(Duration::ZERO));
+                    }
                 }
             }
         }
