@@ -29,7 +29,7 @@
 //! | `jobs`, `mark` | enrol, release, forget, step by step; the annotation |
 //! | `zds`, `seqpacket` | the socket to ztunnel |
 //! | `callers`, `door` | who is heard; the sockets to the plugin |
-//! | `nft`, `routes`, `netns`, `processes`, `cgroup` | the kernel |
+//! | `nft`, `routes`, `connections`, `netlink`, `netns`, `processes`, `cgroup` | the kernel |
 //! | `host`, `kubelet` | the node's side of probes |
 //! | `installer`, `depart` | the plugin on the host; whether everything stays when the agent stops |
 //! | `retire` | ends the agents of all nodes, before the mesh is removed |
@@ -39,6 +39,7 @@ mod callers;
 mod cgroup;
 mod cluster;
 pub mod config;
+mod connections;
 mod depart;
 mod door;
 mod eligible;
@@ -49,6 +50,7 @@ mod jobs;
 mod kubelet;
 mod mark;
 mod metrics;
+mod netlink;
 mod netns;
 mod nft;
 mod owner;

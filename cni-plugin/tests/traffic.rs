@@ -51,7 +51,12 @@ fn serve(netns: &Place, port: u16, name: &'static str) {
 
 impl World {
     fn new() -> Self {
-        let agent = Agent::start(&["--release-drain", "3600"]);
+        Self::with_drain("3600")
+    }
+
+    /// `drain`: seconds that connections have when the pod leaves.
+    fn with_drain(drain: &str) -> Self {
+        let agent = Agent::start(&["--release-drain", drain]);
         let ztunnel = agent.ztunnel();
         ztunnel.snapshot();
         let (pod, peer) = (place("pod"), place("peer"));
@@ -177,6 +182,51 @@ fn connections_through_ztunnel_outlive_the_release() {
     assert!(echoes(&mut outbound));
     drop(outbound);
     eventually("the pod is restored", || world.is_restored());
+}
+
+#[test]
+fn connections_that_outlive_their_time_are_reset_at_both_ends() {
+    let world = World::with_drain("1");
+    world
+        .pod
+        .says(["ip", "route", "add", "default", "via", PEER[0]]);
+    world.enrol();
+    let mut kept = Vec::new();
+    for (pod, peer) in POD.into_iter().zip(PEER) {
+        for (from, to, name) in [
+            (&world.peer, (pod, 8080), "in."),
+            (&world.pod, (peer, 9090), "out"),
+        ] {
+            let (stream, greeting) = greeted(from, to);
+            assert_eq!(greeting, name);
+            kept.push(stream);
+        }
+    }
+    let (mut to_itself, _) = greeted(&world.pod, (POD[0], 8080));
+    let client = Ipv4Addr::new(192, 0, 2, 7);
+    let app = SocketAddr::new(POD[0].parse().unwrap(), 8080);
+    let mut borrowed = marked(&world.pod, client, app).unwrap();
+    borrowed.read_exact(&mut [0; 3]).unwrap();
+
+    world.release();
+    for stream in &mut kept {
+        // They only wait for the other end, and hear of the end all the same.
+        let heard = stream.read(&mut [0; 1]).unwrap_err();
+        assert_eq!(heard.kind(), ErrorKind::ConnectionReset, "{heard}");
+    }
+    let heard = borrowed.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(heard.kind(), ErrorKind::ConnectionAborted, "{heard}");
+    eventually("the pod is restored", || world.is_restored());
+    let left = |netns: &Place| netns.says(["ss", "-Htn", "state", "connected"]);
+    eventually("only what never went through ztunnel is left", || {
+        left(&world.pod).lines().count() == 2 && left(&world.peer).is_empty()
+    });
+    assert!(echoes(&mut to_itself));
+    let log = world.agent.log();
+    assert!(
+        log.contains("were reset") && log.contains("connections=5"),
+        "{log}"
+    );
 }
 
 /// A socket with ztunnel's mark, inside the pod, in the name of a client.

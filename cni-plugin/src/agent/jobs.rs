@@ -5,14 +5,14 @@
 //! A job that fails leaves the pod as it was.
 //!
 //! **Release** goes the other way: annotation, a pause for the news to spread, redirects; then
-//! ztunnel lets go, connections that go through it get their time, and the last rules are removed.
+//! ztunnel lets go, connections that go through it get their time and are ended, and the last rules are removed.
 //! A living pod that cannot be found keeps its rules, so it keeps everything else too.
 //!
 //! **Forget**: the pod is gone, only its traces elsewhere are removed.
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use api::k8s::labels;
@@ -20,13 +20,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::config::Config;
+use super::connections;
 use super::host::Host;
 use super::mark::{MarkError, Marker};
 use super::netns::{Netns, NetnsError, NotPods};
 use super::nft::{Nft, NftError};
 use super::plan::Stage;
 use super::pod::{Phase, Pod};
-use super::processes::{self, Finder};
+use super::processes::Finder;
 use super::routes;
 use super::zds::{ZdsError, Ztunnels};
 use crate::rules::{self, Capture, NotAnInterface};
@@ -233,7 +234,7 @@ impl Tools {
         self.clear(&netns).await
     }
 
-    /// Waits until no connection needs the marks any more, or its time is up.
+    /// Waits until no connection needs the marks any more; ends those that have not when their time is up.
     async fn drain(
         &self,
         subject: &Subject,
@@ -243,20 +244,22 @@ impl Tools {
     ) -> Result<(), JobError> {
         let own = netns.addresses().await?;
         let end = tokio::time::Instant::now() + time;
-        loop {
+        while tokio::time::Instant::now() < end {
             let own = own.clone();
-            let open = netns
-                .enter(move || processes::through_ztunnel(&own))
-                .await?;
-            if open == 0 {
-                return Ok(());
-            }
-            if tokio::time::Instant::now() >= end {
-                tracing::warn!(pod = %subject.pod, connections = open, "they outlived the time to leave the mesh and are cut");
+            if netns.enter(move || connections::count(&own)).await? == 0 {
                 return Ok(());
             }
             wait(DRAIN_STEP, cancel).await?;
         }
+        let ended = netns.enter(move || connections::end(&own)).await?;
+        match ended {
+            Ok(0) => {}
+            Ok(connections) => {
+                tracing::warn!(pod = %subject.pod, connections, "they outlived the time to leave the mesh and were reset");
+            }
+            Err(error) => hangs(&subject.pod, &error),
+        }
+        Ok(())
     }
 
     /// Removes the traces of a pod that no longer exists. Its namespace goes with it; should it
@@ -369,6 +372,22 @@ impl Subject {
             marked: self.marked,
             outcome,
         }
+    }
+}
+
+/// Connections could not be ended. A kernel that cannot is told of once.
+fn hangs(pod: &Pod, error: &io::Error) {
+    static MISSING: Once = Once::new();
+    let say = || {
+        tracing::warn!(%pod, %error, "connections that outlived the time to leave the mesh could not be reset: they hang until an end gives up");
+    };
+    if connections::is_missing(error) {
+        MISSING.call_once(|| {
+            say();
+            tracing::warn!("the kernel lacks CONFIG_INET_DIAG_DESTROY or its modules tcp_diag and inet_diag; this is not told again");
+        });
+    } else {
+        say();
     }
 }
 

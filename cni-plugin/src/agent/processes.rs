@@ -1,5 +1,4 @@
-//! Reads `/proc`: where a running pod's network namespace is, and which connections in a pod still
-//! depend on the marks.
+//! Reads `/proc`: where a running pod's network namespace is.
 //!
 //! A pod that was running before it was labelled never came by the plugin with its namespace. Its
 //! processes are found by the pod's UID in their cgroup's name; of several the oldest is taken,
@@ -7,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use tokio::sync::Mutex;
@@ -101,64 +99,6 @@ fn start_time(stat: &str) -> Option<u64> {
         .ok()
 }
 
-/// How many connections in the calling thread's network namespace go through ztunnel: redirected to it, or
-/// opened by it towards the application in the name of a client, from an address that is not
-/// one of `own`.
-pub(crate) fn through_ztunnel(own: &[IpAddr]) -> usize {
-    let tables = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-    tables
-        .iter()
-        .filter_map(|table| fs::read_to_string(table).ok())
-        .map(|table| redirected_or_borrowed(&table, own))
-        .sum()
-}
-
-fn redirected_or_borrowed(table: &str, own: &[IpAddr]) -> usize {
-    let lines = table.lines().skip(1).filter_map(|line| {
-        let mut fields = line.split_whitespace();
-        Some((fields.nth(1)?, fields.nth(1)?))
-    });
-    lines
-        .filter(|(_, state)| !matches!(*state, TIME_WAIT | LISTEN))
-        .filter_map(|(local, _)| local.split_once(':'))
-        .filter(|(ip, port)| {
-            REDIRECTED.contains(port) || address(ip).is_some_and(|ip| is_foreign(&ip, own))
-        })
-        .count()
-}
-
-fn is_foreign(ip: &IpAddr, own: &[IpAddr]) -> bool {
-    let link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-    !ip.is_loopback() && !ip.is_unspecified() && !link_local && !own.contains(ip)
-}
-
-/// The kernel prints addresses as 32 bit words in the machine's order.
-fn address(hex: &str) -> Option<IpAddr> {
-    let word = |at: usize| {
-        Some(
-            u32::from_str_radix(hex.get(at..at + 8)?, 16)
-                .ok()?
-                .to_ne_bytes(),
-        )
-    };
-    match hex.len() {
-        8 => Some(Ipv4Addr::from(word(0)?).into()),
-        32 => {
-            let mut bytes = [0; 16];
-            for (quarter, chunk) in bytes.chunks_mut(4).enumerate() {
-                chunk.copy_from_slice(&word(quarter * 8)?);
-            }
-            Some(Ipv6Addr::from(bytes).to_canonical())
-        }
-        _ => None,
-    }
-}
-
-const TIME_WAIT: &str = "06";
-const LISTEN: &str = "0A";
-/// 15001 and 15006.
-const REDIRECTED: [&str; 2] = ["3A99", "3A9E"];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,32 +108,6 @@ mod tests {
         let fields = "S 1 2 3 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 0 0";
         assert_eq!(start_time(&format!("12 (a) b) {fields}")), Some(777));
         assert_eq!(start_time("12 (a"), None);
-    }
-
-    #[cfg(target_endian = "little")]
-    #[test]
-    fn connections_through_ztunnel_are_told_from_others() {
-        let table = "\
-  sl  local_address rem_address   st tx_queue
-   0: 00000000:3A98 00000000:0000 0A 0
-   1: 0100007F:1F90 0100007F:A000 01 0
-   2: 0200630A:A000 0300630A:1F90 01 0
-   3: 0900630A:A001 0200630A:1F90 01 0
-   4: 0900630A:A002 0200630A:1F90 06 0
-   5: 0900630A:A003 0200630A:1F90 08 0
-   6: 0100007F:3A99 0200630A:1F90 01 0
-   7: 0200630A:3A9E 0200630A:1F90 06 0
-";
-        let own = ["10.99.0.2".parse().unwrap()];
-        assert_eq!(redirected_or_borrowed(table, &own), 3);
-        let v6 = "  sl\n   0: 300000FD00000000000000000200000:1 0:0 01\n   1: 300000FD000000000000000002000000:A0 0:0 01\n   2: 0000000000000000FFFF00000200630A:A0 0:0 01\n";
-        assert_eq!(redirected_or_borrowed(v6, &own), 1);
-        assert_eq!(
-            address("300000FD000000000000000002000000")
-                .unwrap()
-                .to_string(),
-            "fd00:30::2"
-        );
     }
 
     /// A process in a directory that looks like `/proc`.
