@@ -1,4 +1,4 @@
-# Each target is a line or two; CI runs `make test`, as a newcomer does.
+# Each target is a line or two; CI runs `make test` and `make e2e`, as a newcomer does.
 .DEFAULT_GOAL := help
 PROFILE_DIR := target/release
 # Of the images. dev shares the build of `make test`; in release the plugin, which runs on nodes of any kind, is static.
