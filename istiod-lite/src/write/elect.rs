@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
+use api::k8s::server::Refusal;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -57,7 +58,7 @@ pub(super) async fn lead<W, F>(
         connection.watching,
         ballot.leases.namespace().unwrap_or_default(),
     );
-    let changes = follow::object(watched, ballot.name, &health, "leases.coordination.k8s.io");
+    let changes = follow::object(watched, ballot.name, &health, LEASES);
     let mut changes = pin!(changes);
     let mut standing = Standing::new();
     let mut writer: Option<JoinHandle<()>> = None;
@@ -81,7 +82,7 @@ pub(super) async fn lead<W, F>(
             Step::Acquire | Step::Renew if now < standing.not_before => standing.not_before - now,
             Step::Acquire | Step::Renew => {
                 let led = standing.renewed.is_some();
-                standing.write(&ballot, &stop).await;
+                standing.write(&ballot, &health, &stop).await;
                 if !led && standing.renewed.is_some() {
                     tracing::info!(lease = ballot.name, "leading");
                     leading(true);
@@ -149,7 +150,7 @@ impl Standing {
     }
 
     /// Acquires or renews.
-    async fn write(&mut self, ballot: &Ballot, stop: &CancellationToken) {
+    async fn write(&mut self, ballot: &Ballot, health: &Health, stop: &CancellationToken) {
         let began = Instant::now();
         let limit = self.renewed.map_or(REQUEST, |renewed| {
             REQUEST.min((renewed + GIVE_UP).saturating_duration_since(began))
@@ -172,7 +173,13 @@ impl Standing {
             }
             // Somebody else wrote it; we will hear what.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => self.failed(None),
-            Ok(Err(error)) => self.failed(Some((ballot, said(&error)))),
+            Ok(Err(error @ kube::Error::Api(_))) => self.failed(Some((ballot, said(&error)))),
+            // All Leases and watches have this trouble at once: it is said once for them.
+            Ok(Err(error)) => {
+                health.failed_to("update", LEASES, Refusal::of(&error));
+                self.failed(None);
+            }
+            Err(_) if health.is_unreachable() => self.failed(None),
             Err(_) => self.failed(Some((ballot, "no answer in time".to_owned()))),
         }
     }
@@ -254,6 +261,7 @@ async fn put(ballot: &Ballot, lease: &Lease) -> Result<Lease, kube::Error> {
 }
 
 /// A request about a Lease that takes longer is as good as lost.
+const LEASES: &str = "leases.coordination.k8s.io";
 const REQUEST: Duration = Duration::from_secs(3);
 /// After one that failed.
 const RETRY: Duration = Duration::from_secs(1);
