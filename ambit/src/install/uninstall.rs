@@ -53,7 +53,7 @@ impl Uninstall {
                 bail!("{seen} is not of this program's making; its own installer must remove it")
             }
             owner::Owner::Applied { .. } => bail!(
-                "this mesh was applied by kubectl: kubectl delete -f the same file, or ambit upgrade first, which takes it over"
+                "this mesh was applied by kubectl: ambit upgrade takes it over, after that ambit uninstall removes it (kubectl delete -f of the file would take keys and everybody's policies along)"
             ),
             owner::Owner::Nobody => say("* no control plane here; removing what is left of one"),
             owner::Owner::Ours { version } => say(&format!("* removing mesh {version}")),
