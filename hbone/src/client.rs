@@ -17,23 +17,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, uri};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, Sleep},
 };
 
 use crate::{
-    ahead::ReadAhead,
     certs::{Certificate, CertificateError},
-    engine::{Lease, Occupancy, Pinger, words},
-    gauge::{Gauge, Gauged},
+    engine::{
+        Lease, Occupancy, Pinger,
+        client::{Asking, Driving, Unanswered, begin},
+    },
+    gauge::Gauge,
     identity::Identity,
-    limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SEND_BUFFER, STREAM_WINDOW},
     request::Authority,
     room::Reserve,
-    tls::{Stream, TlsError},
+    tls::TlsError,
     tunnel::{Tunnel, TunnelIo},
 };
 
@@ -62,6 +61,18 @@ impl Connect {
             traceparent: None,
             x_forwarded_network: None,
         }
+    }
+
+    /// The headers that it has, in the order in which they are sent.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("baggage", &self.baggage),
+            ("forwarded", &self.forwarded),
+            ("traceparent", &self.traceparent),
+            ("x-forwarded-network", &self.x_forwarded_network),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
 }
 
@@ -174,7 +185,7 @@ pub(crate) struct Times {
 /// A connection on which tunnels can be opened. The connection ends when this and all its tunnels are
 /// dropped.
 pub(crate) struct Link {
-    send: h2::client::SendRequest<Bytes>,
+    asking: Asking,
     occupancy: Arc<Occupancy>,
     gauge: Arc<Gauge>,
     answer: Duration,
@@ -239,8 +250,7 @@ impl Link {
 
     /// A place for one more stream, if this link should get one.
     pub(crate) fn lease(&self, most: usize) -> Option<Lease> {
-        self.occupancy
-            .lease(most.min(self.send.current_max_send_streams()))
+        self.occupancy.lease(most.min(self.asking.places()))
     }
 
     /// Asks for a tunnel and waits for the answer.
@@ -249,42 +259,30 @@ impl Link {
         connect: &Connect,
         lease: Lease,
     ) -> Result<Tunnel, ConnectError> {
-        let request = request(connect).map_err(ConnectError::Final)?;
-        let asking = async {
-            let mut send = self.send.clone().ready().await?;
-            let (response, writer) = send.send_request(request, false)?;
-            Ok((response.await?, writer))
-        };
-        let (response, writer) = match tokio::time::timeout(self.answer, asking).await {
-            Ok(answered) => answered.map_err(|e| self.failed(&e))?,
+        let asking = self.asking.ask(connect);
+        let answered = match tokio::time::timeout(self.answer, asking).await {
+            Ok(answered) => answered.map_err(|why| self.failed(why))?,
             Err(_) => return Err(ConnectError::Final(OpenError::AnswerTimeout(self.answer))),
         };
-        if !response.status().is_success() {
+        if !(200..300).contains(&answered.status) {
             // Dropping both halves resets the stream (CANCEL).
-            return Err(ConnectError::Final(OpenError::Refused(
-                response.status().as_u16(),
-            )));
+            return Err(ConnectError::Final(OpenError::Refused(answered.status)));
         }
-        Ok(Tunnel::new(response.into_body(), writer, lease))
+        Ok(Tunnel::new(answered.receiving, answered.sending, lease))
     }
 
-    /// What an engine error means for the request and for the link. No byte of the tunnel has been
-    /// sent yet, so whatever is wrong with the connection, the request may be made again.
-    fn failed(&self, error: &h2::Error) -> ConnectError {
-        if error.is_reset() && !error.is_library() {
-            let reset = OpenError::Reset(
-                error
-                    .reason()
-                    .map_or_else(|| "unknown".to_owned(), |r| r.to_string()),
-            );
-            return if error.reason() == Some(h2::Reason::REFUSED_STREAM) {
-                ConnectError::Retry(reset)
-            } else {
-                ConnectError::Final(reset)
-            };
+    /// What it means for the request and for the link. No byte of the tunnel has been sent yet, so
+    /// whatever is wrong with the connection, the request may be made again.
+    fn failed(&self, why: Unanswered) -> ConnectError {
+        match why {
+            Unanswered::Malformed(what) => ConnectError::Final(OpenError::Malformed(what.into())),
+            Unanswered::Unseen(words) => ConnectError::Retry(OpenError::Reset(words)),
+            Unanswered::Reset(words) => ConnectError::Final(OpenError::Reset(words)),
+            Unanswered::Lost(words) => {
+                self.close();
+                ConnectError::Retry(OpenError::ConnectionLost(words))
+            }
         }
-        self.close();
-        ConnectError::Retry(OpenError::ConnectionLost(words(error)))
     }
 }
 
@@ -298,68 +296,27 @@ async fn shake_hands<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let (stream, session) = certificate
-        .credentials
-        .connect(ReadAhead::new(socket), expected)
-        .await?;
+    let begun = begin(socket, certificate, expected).await?;
     let left = certificate.not_after().duration_since(SystemTime::now());
     let left = left.unwrap_or_default();
-    let gauge = Gauge::new();
-    let (send, mut engine) = h2::client::Builder::new()
-        .enable_push(false)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_header_list_size(CLIENT_HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
-        .handshake::<_, Bytes>(Gauged::client(stream, gauge.clone()))
-        .await
-        .map_err(|e| OpenError::Http2(words(&e)))?;
-    let occupancy = Occupancy::new(session.peer, reserve);
+    let occupancy = Occupancy::new(begun.session.peer, reserve);
     let driver = Driver {
-        pinger: Pinger::new(engine.ping_pong(), times.ping_every, times.ping_answer),
-        engine,
-        gauge: gauge.clone(),
+        pinger: Pinger::new(begun.ping, times.ping_every, times.ping_answer),
+        engine: begun.driving,
+        gauge: begun.gauge.clone(),
         idle_timer: Box::pin(tokio::time::sleep(times.idle)),
         idle: times.idle,
         leaving: false,
         occupancy: occupancy.clone(),
     };
-    Ok((
-        Link {
-            send,
-            occupancy,
-            gauge,
-            answer: times.answer,
-            expires: Instant::now() + left,
-        },
-        driver,
-    ))
-}
-
-fn request(connect: &Connect) -> Result<http::Request<()>, OpenError> {
-    let malformed = |what: &str| OpenError::Malformed(what.to_owned());
-    let authority = uri::Authority::try_from(connect.authority.to_string())
-        .map_err(|_| malformed("authority"))?;
-    let mut target = uri::Parts::default();
-    target.authority = Some(authority);
-    let mut request = http::Request::new(());
-    *request.method_mut() = Method::CONNECT;
-    *request.uri_mut() = http::Uri::from_parts(target).map_err(|_| malformed("authority"))?;
-    for (name, value) in [
-        ("baggage", &connect.baggage),
-        ("forwarded", &connect.forwarded),
-        ("traceparent", &connect.traceparent),
-        ("x-forwarded-network", &connect.x_forwarded_network),
-    ] {
-        if let Some(value) = value {
-            request.headers_mut().insert(
-                name,
-                HeaderValue::try_from(value).map_err(|_| malformed(name))?,
-            );
-        }
-    }
-    Ok(request)
+    let link = Link {
+        asking: begun.asking,
+        occupancy,
+        gauge: begun.gauge,
+        answer: times.answer,
+        expires: Instant::now() + left,
+    };
+    Ok((link, driver))
 }
 
 /// Why a driver ended, for logs.
@@ -379,7 +336,7 @@ pub(crate) enum Ended {
 
 /// Drives one connection: a future that is done when the connection is over.
 pub(crate) struct Driver<T> {
-    engine: h2::client::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>,
+    engine: Driving<T>,
     gauge: Arc<Gauge>,
     occupancy: Arc<Occupancy>,
     pinger: Pinger,
@@ -404,12 +361,12 @@ where
     fn poll(&mut self, cx: &mut Context<'_>, on_idle: &mut impl FnMut()) -> Poll<Ended> {
         loop {
             if let Some(target) = self.occupancy.grow() {
-                self.engine.set_target_window_size(target);
+                self.engine.widen(target);
             }
-            if let Poll::Ready(ended) = Pin::new(&mut self.engine).poll(cx) {
+            if let Poll::Ready(ended) = self.engine.poll(cx) {
                 return Poll::Ready(match ended {
                     Ok(()) => Ended::Closed,
-                    Err(error) => Ended::Lost(words(&error)),
+                    Err(words) => Ended::Lost(words),
                 });
             }
             if let Some(flood) = self.gauge.flood() {

@@ -1,5 +1,9 @@
 //! What both sides of an HTTP/2 connection need beside the engine itself: keepalive, and the count of
-//! streams with what they share.
+//! streams with what they share; and the seam behind which an engine stands (`half`, `server`, `client`).
+
+pub(crate) mod client;
+pub(crate) mod half;
+pub(crate) mod server;
 
 use std::{
     future::Future,
@@ -29,9 +33,31 @@ pub(crate) fn words(error: &h2::Error) -> String {
     }
 }
 
+/// PING frames of a connection, in whichever engine carries it.
+pub(crate) enum Pinging {
+    /// Of the `h2` crate.
+    H2(h2::PingPong),
+}
+
+impl Pinging {
+    /// False when the connection is ending: whoever polls it will see.
+    fn send(&mut self) -> bool {
+        match self {
+            Self::H2(ping) => ping.send_ping(h2::Ping::opaque()).is_ok(),
+        }
+    }
+
+    /// Ready when the answer has come; false when the connection is ending.
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match self {
+            Self::H2(ping) => ping.poll_pong(cx).map(|pong| pong.is_ok()),
+        }
+    }
+}
+
 /// Sends a PING when its time has come and notices when no answer comes.
 pub(crate) struct Pinger {
-    ping: Option<h2::PingPong>,
+    ping: Option<Pinging>,
     timer: Pin<Box<Sleep>>,
     waiting: bool,
     every: Duration,
@@ -39,7 +65,7 @@ pub(crate) struct Pinger {
 }
 
 impl Pinger {
-    pub(crate) fn new(ping: Option<h2::PingPong>, every: Duration, answer: Duration) -> Self {
+    pub(crate) fn new(ping: Option<Pinging>, every: Duration, answer: Duration) -> Self {
         Self {
             ping,
             timer: Box::pin(tokio::time::sleep(every)),
@@ -56,18 +82,17 @@ impl Pinger {
         };
         loop {
             if self.waiting {
-                match ping.poll_pong(cx) {
-                    Poll::Ready(Ok(_)) => {
+                match ping.poll_answer(cx) {
+                    Poll::Ready(true) => {
                         self.waiting = false;
                         self.timer.as_mut().reset(Instant::now() + self.every);
                     }
-                    // The connection is ending; whoever polls it will see.
-                    Poll::Ready(Err(_)) => return Poll::Pending,
+                    Poll::Ready(false) => return Poll::Pending,
                     Poll::Pending => return self.timer.as_mut().poll(cx),
                 }
             } else {
                 std::task::ready!(self.timer.as_mut().poll(cx));
-                if ping.send_ping(h2::Ping::opaque()).is_err() {
+                if !ping.send() {
                     return Poll::Pending;
                 }
                 self.waiting = true;

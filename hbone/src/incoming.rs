@@ -6,11 +6,14 @@
 
 use std::{fmt, future::poll_fn, sync::Arc};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 
 use crate::{
-    engine::Lease,
+    engine::{
+        Lease,
+        half::{Receiving, Sending},
+        server::{Answering, Asked},
+    },
     gauge::Gauge,
     limits::Refusal,
     request::{Authority, RequestHeaders},
@@ -49,18 +52,17 @@ impl Malformed {
 }
 
 /// Reads a request; answers it if it makes no sense.
-pub(crate) fn read(
-    request: http::Request<h2::RecvStream>,
-    mut answer: Answer,
-    lease: Lease,
-) -> Incoming {
-    let (parts, body) = request.into_parts();
-    match destination(&parts) {
+pub(crate) fn read(asked: Asked, gauge: Arc<Gauge>, lease: Lease) -> Incoming {
+    let mut answer = Answer {
+        answering: asked.answering,
+        gauge,
+    };
+    match asked.target {
         Ok(authority) => Incoming::Request(Request {
             authority,
-            headers: read_headers(&parts.headers),
+            headers: asked.headers,
             answer,
-            body,
+            body: asked.body,
             lease,
         }),
         Err(why) => {
@@ -70,7 +72,7 @@ pub(crate) fn read(
     }
 }
 
-fn destination(parts: &http::request::Parts) -> Result<Authority, Malformed> {
+pub(crate) fn destination(parts: &http::request::Parts) -> Result<Authority, Malformed> {
     if parts.method != Method::CONNECT {
         return Err(Malformed::Method(excerpt(parts.method.as_str())));
     }
@@ -84,7 +86,7 @@ fn excerpt(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
-fn read_headers(map: &HeaderMap) -> RequestHeaders {
+pub(crate) fn read_headers(map: &HeaderMap) -> RequestHeaders {
     let text = |name: &str| map.get(name).and_then(|v| v.to_str().ok()).map(Box::from);
     RequestHeaders {
         baggage: joined(map, "baggage"),
@@ -119,7 +121,7 @@ pub struct Request {
     /// What came along.
     pub headers: RequestHeaders,
     answer: Answer,
-    body: h2::RecvStream,
+    body: Receiving,
     lease: Lease,
 }
 
@@ -162,12 +164,8 @@ impl Request {
     /// # Errors
     /// When the peer has given up on the stream or the connection is gone.
     pub fn accept(mut self, headers: ResponseHeaders) -> Result<Tunnel, TunnelError> {
-        let mut response = Response::new(());
-        if let Some(baggage) = headers.baggage.and_then(|b| HeaderValue::try_from(b).ok()) {
-            response.headers_mut().insert("baggage", baggage);
-        }
-        let send = self.answer.send(response, false)?;
-        Ok(Tunnel::new(self.body, send, self.lease))
+        let sending = self.answer.send(StatusCode::OK, headers, false)?;
+        Ok(Tunnel::new(self.body, sending, self.lease))
     }
 
     /// Answers with a status and ends the stream.
@@ -177,7 +175,7 @@ impl Request {
 
     /// Ready when the peer has given up on the request. Cancel safe.
     pub async fn abandoned(&mut self) {
-        let _ = poll_fn(|cx| self.answer.respond.poll_reset(cx)).await;
+        poll_fn(|cx| self.answer.answering.poll_abandoned(cx)).await;
         self.answer.gauge.reset_early();
     }
 }
@@ -191,39 +189,34 @@ impl fmt::Debug for Request {
     }
 }
 
-/// The way back for one request.
-pub(crate) struct Answer {
-    respond: h2::server::SendResponse<Bytes>,
+/// The way back for one request, and who hears when there is none.
+struct Answer {
+    answering: Answering,
     gauge: Arc<Gauge>,
 }
 
 impl Answer {
-    pub(crate) fn new(respond: h2::server::SendResponse<Bytes>, gauge: Arc<Gauge>) -> Self {
-        Self { respond, gauge }
-    }
-
     fn refuse(&mut self, status: StatusCode) {
-        let mut response = Response::new(());
-        *response.status_mut() = status;
         // The peer has gone: nobody is left to be told.
-        let _ = self.send(response, true);
+        let _ = self.send(status, ResponseHeaders::default(), true);
     }
 
     fn send(
         &mut self,
-        response: Response<()>,
+        status: StatusCode,
+        headers: ResponseHeaders,
         end: bool,
-    ) -> Result<h2::SendStream<Bytes>, TunnelError> {
-        self.respond.send_response(response, end).map_err(|error| {
-            // The stream was reset before its answer: what rapid reset lives on.
-            self.gauge.reset_early();
-            error.into()
-        })
+    ) -> Result<Sending, TunnelError> {
+        let sent = self.answering.answer(status, headers, end);
+        // The stream was reset before its answer: what rapid reset lives on.
+        sent.inspect_err(|_| self.gauge.reset_early())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     #[test]

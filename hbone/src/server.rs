@@ -21,7 +21,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -29,22 +28,24 @@ use tokio::{
 };
 
 use crate::{
-    ahead::ReadAhead,
     certs::Certificate,
-    engine::{Occupancy, Pinger, words},
-    gauge::{Gauge, Gauged},
-    identity::Identity,
-    incoming::{self, Answer, Incoming},
-    limits::{
-        CONNECTION_WINDOW, FRAME, Limits, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
-        STREAMS,
+    engine::{
+        Occupancy, Pinger,
+        server::{Asked, Broken, Serving},
     },
+    gauge::Gauge,
+    identity::Identity,
+    incoming::{self, Incoming},
+    limits::{Limits, Refusal},
     socket::Socket,
-    tls::{Session, Stream, TlsError},
+    tls::{Session, TlsError},
 };
 
 /// How long a connection that was told to go may take to read it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Error codes of GOAWAY (RFC 9113, 7).
+const NO_ERROR: u32 = 0;
+const ENHANCE_YOUR_CALM: u32 = 11;
 /// Value of `Connection::drain_within` when nobody asked to drain.
 const STAY: u64 = u64::MAX;
 
@@ -84,7 +85,7 @@ pub enum ConnectionError {
 
 /// A connection of a proven peer.
 pub struct Connection<T = TcpStream> {
-    engine: h2::server::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>,
+    engine: Serving<T>,
     session: Session,
     limits: Limits,
     gauge: Arc<Gauge>,
@@ -141,31 +142,14 @@ async fn shake_hands<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let (stream, session) = certificate
-        .credentials
-        .accept(ReadAhead::new(socket))
-        .await?;
-    let gauge = Gauge::new();
-    let mut engine = h2::server::Builder::new()
-        .max_concurrent_streams(STREAMS)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_frame_size(FRAME)
-        .max_header_list_size(SERVER_HEADER_LIST)
-        .max_send_buffer_size(SEND_BUFFER)
-        // A client may give up on as many streams at once as it may have waiting; rapid reset goes on.
-        .max_pending_accept_reset_streams(STREAMS as usize)
-        .handshake(Gauged::server(stream, gauge.clone()))
-        .await
-        .map_err(|e| AcceptError::Preface(words(&e)))?;
-    let pinger = Pinger::new(engine.ping_pong(), limits.ping_every, limits.ping_answer);
+    let begun = Serving::begin(socket, certificate).await?;
     Ok(Connection {
-        engine,
-        occupancy: Occupancy::new(session.peer.clone(), limits.reserve.clone()),
-        session,
+        engine: begun.serving,
+        occupancy: Occupancy::new(begun.session.peer.clone(), limits.reserve.clone()),
+        session: begun.session,
         limits: limits.clone(),
-        gauge,
-        pinger,
+        gauge: begun.gauge,
+        pinger: Pinger::new(begun.ping, limits.ping_every, limits.ping_answer),
         drain_within: AtomicU64::new(STAY),
         phase: Phase::Serving,
     })
@@ -215,11 +199,11 @@ where
             if matches!(self.phase, Phase::Over) {
                 return Poll::Ready(None);
             }
-            let accepted = self.engine.poll_accept(cx);
+            let accepted = self.engine.poll_asked(cx);
             self.gauge.refused_streams(|kind| self.limits.refused(kind));
             match accepted {
-                Poll::Ready(Some(Ok((request, respond)))) => {
-                    if let Some(incoming) = self.admit(request, respond) {
+                Poll::Ready(Some(Ok(asked))) => {
+                    if let Some(incoming) = self.admit(asked) {
                         return Poll::Ready(Some(Ok(incoming)));
                     }
                     continue;
@@ -244,7 +228,7 @@ where
         if within == STAY || !matches!(self.phase, Phase::Serving) {
             return;
         }
-        self.engine.graceful_shutdown();
+        self.engine.drain();
         self.phase = Phase::Draining(Box::pin(tokio::time::sleep(Duration::from_millis(within))));
     }
 
@@ -257,7 +241,7 @@ where
             Phase::Draining(timer) => {
                 if timer.as_mut().poll(cx).is_ready() {
                     self.cut_off(
-                        h2::Reason::NO_ERROR,
+                        NO_ERROR,
                         ConnectionError::DrainDeadline(self.occupancy.streams()),
                     );
                     return Poll::Ready(None);
@@ -267,7 +251,7 @@ where
         }
         if let Some(flood) = self.gauge.flood() {
             self.limits.refused(flood);
-            self.cut_off(h2::Reason::ENHANCE_YOUR_CALM, ConnectionError::Flood(flood));
+            self.cut_off(ENHANCE_YOUR_CALM, ConnectionError::Flood(flood));
             return Poll::Ready(None);
         }
         if self.pinger.poll(cx).is_ready() {
@@ -277,14 +261,14 @@ where
         Poll::Pending
     }
 
-    fn cut_off(&mut self, reason: h2::Reason, error: ConnectionError) {
-        self.engine.abrupt_shutdown(reason);
+    fn cut_off(&mut self, code: u32, error: ConnectionError) {
+        self.engine.cut_off(code);
         let deadline = Instant::now() + LAST_WORDS;
         self.phase = Phase::Leaving(Box::pin(tokio::time::sleep_until(deadline)), error);
     }
 
     /// The engine has ended; what is there to say about it.
-    fn over(&mut self, error: Option<h2::Error>) -> Option<Result<Incoming, ConnectionError>> {
+    fn over(&mut self, error: Option<Broken>) -> Option<Result<Incoming, ConnectionError>> {
         if let Phase::Leaving(_, error) = std::mem::replace(&mut self.phase, Phase::Over) {
             return Some(Err(error));
         }
@@ -293,33 +277,28 @@ where
             self.limits.refused(flood);
             return Some(Err(ConnectionError::Flood(flood)));
         }
-        if error.is_io() {
-            return Some(Err(ConnectionError::Lost(words(&error))));
-        }
-        if error.is_library() {
-            let calm = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-            self.limits.refused(if calm {
-                Refusal::Excess
-            } else {
-                Refusal::Protocol
-            });
-        }
-        Some(Err(ConnectionError::Protocol(words(&error))))
+        Some(Err(match error {
+            Broken::Lost(words) => ConnectionError::Lost(words),
+            Broken::Excess(words) => {
+                self.limits.refused(Refusal::Excess);
+                ConnectionError::Protocol(words)
+            }
+            Broken::Violated(words) => {
+                self.limits.refused(Refusal::Protocol);
+                ConnectionError::Protocol(words)
+            }
+            Broken::Accused(words) => ConnectionError::Protocol(words),
+        }))
     }
 
     /// Lets a request through to the caller, or answers it and says why.
-    fn admit(
-        &mut self,
-        request: http::Request<h2::RecvStream>,
-        respond: h2::server::SendResponse<Bytes>,
-    ) -> Option<Incoming> {
+    fn admit(&mut self, asked: Asked) -> Option<Incoming> {
         // The engine keeps to STREAMS; a lease that lags behind a stream's end must not refuse one.
         let lease = self.occupancy.lease(usize::MAX >> 1)?;
         if let Some(target) = self.occupancy.grow() {
-            self.engine.set_target_window_size(target);
+            self.engine.widen(target);
         }
-        let answer = Answer::new(respond, self.gauge.clone());
-        let incoming = incoming::read(request, answer, lease);
+        let incoming = incoming::read(asked, self.gauge.clone(), lease);
         if let Incoming::Refused(why) = &incoming {
             self.limits.refused(why.kind());
         }

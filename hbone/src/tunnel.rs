@@ -20,7 +20,10 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
-    engine::{Lease, words},
+    engine::{
+        Lease,
+        half::{Receiving, Sending},
+    },
     identity::Identity,
     limits::DATA,
 };
@@ -37,22 +40,6 @@ pub enum TunnelError {
     /// The tunnel was used after its end.
     #[error("the tunnel has ended")]
     Ended,
-}
-
-impl From<h2::Error> for TunnelError {
-    fn from(error: h2::Error) -> Self {
-        if error.is_reset() && !error.is_library() {
-            return Self::Reset(
-                error
-                    .reason()
-                    .map_or_else(|| "unknown".to_owned(), |r| r.to_string()),
-            );
-        }
-        if error.is_go_away() || error.is_io() || error.is_library() {
-            return Self::ConnectionLost(words(&error));
-        }
-        Self::Ended
-    }
 }
 
 impl From<TunnelError> for io::Error {
@@ -74,7 +61,7 @@ pub struct Tunnel {
 
 /// The receiving half of a [`Tunnel`].
 pub struct Reader {
-    stream: h2::RecvStream,
+    half: Receiving,
     /// Bytes of the last chunk, whose credit goes back with the next call of `recv`.
     owed: usize,
     _lease: Arc<Lease>,
@@ -82,22 +69,22 @@ pub struct Reader {
 
 /// The sending half of a [`Tunnel`].
 pub struct Writer {
-    stream: h2::SendStream<Bytes>,
+    half: Sending,
     ended: bool,
     lease: Arc<Lease>,
 }
 
 impl Tunnel {
-    pub(crate) fn new(stream: h2::RecvStream, send: h2::SendStream<Bytes>, lease: Lease) -> Self {
+    pub(crate) fn new(receiving: Receiving, sending: Sending, lease: Lease) -> Self {
         let lease = Arc::new(lease);
         Self {
             reader: Reader {
-                stream,
+                half: receiving,
                 owed: 0,
                 _lease: lease.clone(),
             },
             writer: Writer {
-                stream: send,
+                half: sending,
                 ended: false,
                 lease,
             },
@@ -172,21 +159,13 @@ impl Reader {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
-        loop {
-            match ready!(self.stream.poll_data(cx)) {
-                // Bare heads carry nothing.
-                Some(Ok(chunk)) if chunk.is_empty() => {}
-                Some(chunk) => return Poll::Ready(Some(chunk.map_err(TunnelError::from))),
-                None => return Poll::Ready(None),
-            }
-        }
+        self.half.poll_chunk(cx)
     }
 
     /// Returns credit for `n` bytes of chunks from [`Reader::poll_chunk`].
     pub(crate) fn consumed(&mut self, n: usize) {
         if n > 0 {
-            // Fails only for more than was received; then there is nothing to return.
-            let _ = self.stream.flow_control().release_capacity(n);
+            self.half.consumed(n);
         }
     }
 }
@@ -210,36 +189,12 @@ impl Writer {
             if self.ended {
                 return Poll::Ready(Err(TunnelError::Ended));
             }
-            let room = ready!(self.poll_room(cx, bytes.len()))?;
+            let room = ready!(self.half.poll_room(cx, bytes.len()))?;
             // Several frames of moderate size take turns with other streams; one huge one would not.
             let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
-            self.stream.send_data(piece, false)?;
+            self.half.send(piece)?;
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// How much of `wanted` may be sent now, which is never nothing.
-    fn poll_room(
-        &mut self,
-        cx: &mut Context<'_>,
-        wanted: usize,
-    ) -> Poll<Result<usize, TunnelError>> {
-        self.stream.reserve_capacity(wanted);
-        loop {
-            let room = match self.stream.capacity() {
-                0 => match ready!(self.stream.poll_capacity(cx)) {
-                    Some(room) => room?,
-                    None => return Poll::Ready(Err(self.why_closed(cx))),
-                },
-                room => room,
-            };
-            // Nothing: a notice that came to nothing, because the peer took the credit back at once. The
-            // engine of today keeps such notices to itself; it has not always. A frame without bytes
-            // would count as abuse, and a write of none as the end.
-            if room > 0 {
-                return Poll::Ready(Ok(room));
-            }
-        }
     }
 
     /// Ready when the peer has reset the tunnel or the connection is lost. A half that only waits for
@@ -248,17 +203,7 @@ impl Writer {
         if self.ended {
             return Poll::Pending;
         }
-        self.stream.poll_reset(cx).map(|reset| match reset {
-            Ok(reason) => TunnelError::Reset(reason.to_string()),
-            Err(error) => error.into(),
-        })
-    }
-
-    fn why_closed(&mut self, cx: &mut Context<'_>) -> TunnelError {
-        match self.poll_closed(cx) {
-            Poll::Ready(error) => error,
-            Poll::Pending => TunnelError::Ended,
-        }
+        self.half.poll_closed(cx)
     }
 
     /// See [`Tunnel::shutdown`].
@@ -268,7 +213,7 @@ impl Writer {
     pub fn shutdown(&mut self) -> Result<(), TunnelError> {
         if !self.ended {
             self.ended = true;
-            self.stream.send_data(Bytes::new(), true)?;
+            self.half.end()?;
         }
         Ok(())
     }
@@ -276,7 +221,7 @@ impl Writer {
     /// See [`Tunnel::reset`].
     pub fn reset(&mut self) {
         self.ended = true;
-        self.stream.send_reset(h2::Reason::CANCEL);
+        self.half.reset();
     }
 }
 
@@ -319,11 +264,8 @@ impl AsyncWrite for TunnelIo {
             return Poll::Ready(Err(TunnelError::Ended.into()));
         }
         let wanted = bytes.len().min(DATA);
-        let n = ready!(writer.poll_room(cx, wanted))?.min(wanted);
-        writer
-            .stream
-            .send_data(Bytes::copy_from_slice(&bytes[..n]), false)
-            .map_err(TunnelError::from)?;
+        let n = ready!(writer.half.poll_room(cx, wanted))?.min(wanted);
+        writer.half.send(Bytes::copy_from_slice(&bytes[..n]))?;
         Poll::Ready(Ok(n))
     }
 
@@ -339,7 +281,7 @@ impl AsyncWrite for TunnelIo {
 impl fmt::Debug for Tunnel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tunnel")
-            .field("stream", &self.writer.stream.stream_id().as_u32())
+            .field("stream", &self.writer.half.id())
             .finish_non_exhaustive()
     }
 }
@@ -347,7 +289,7 @@ impl fmt::Debug for Tunnel {
 impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reader")
-            .field("stream", &self.stream.stream_id().as_u32())
+            .field("stream", &self.half.id())
             .finish_non_exhaustive()
     }
 }
@@ -355,7 +297,7 @@ impl fmt::Debug for Reader {
 impl fmt::Debug for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Writer")
-            .field("stream", &self.stream.stream_id().as_u32())
+            .field("stream", &self.half.id())
             .field("ended", &self.ended)
             .finish_non_exhaustive()
     }

@@ -1,0 +1,177 @@
+//! The client's side of a connection, in whichever engine carries it.
+//!
+//! 1. a socket becomes a connection to an expected peer  ([`begin`])
+//! 2. it is driven                                        ([`Driving`])
+//! 3. requests are made on it                             ([`Asking`])
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, uri};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    Pinging,
+    half::{Receiving, Sending},
+    words,
+};
+use crate::{
+    ahead::ReadAhead,
+    certs::Certificate,
+    client::{Connect, OpenError},
+    gauge::{Gauge, Gauged},
+    identity::Identity,
+    limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SEND_BUFFER, STREAM_WINDOW},
+    tls::{Session, Stream},
+};
+
+/// A connection that has just begun.
+pub(crate) struct Begun<T> {
+    pub(crate) asking: Asking,
+    pub(crate) driving: Driving<T>,
+    pub(crate) session: Session,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) ping: Option<Pinging>,
+}
+
+/// Shakes hands on `socket` with a server that must be one of `expected`.
+pub(crate) async fn begin<T>(
+    socket: T,
+    certificate: &Certificate,
+    expected: &[Identity],
+) -> Result<Begun<T>, OpenError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let socket = ReadAhead::new(socket);
+    let (stream, session) = certificate.credentials.connect(socket, expected).await?;
+    let gauge = Gauge::new();
+    let (send, mut connection) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .max_header_list_size(CLIENT_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .handshake::<_, Bytes>(Gauged::client(stream, gauge.clone()))
+        .await
+        .map_err(|e| OpenError::Http2(words(&e)))?;
+    Ok(Begun {
+        asking: Asking::H2(send),
+        ping: connection.ping_pong().map(Pinging::H2),
+        driving: Driving::H2(connection),
+        session,
+        gauge,
+    })
+}
+
+/// Moves the bytes of a connection.
+pub(crate) enum Driving<T> {
+    /// Of the `h2` crate.
+    H2(h2::client::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>),
+}
+
+impl<T> Driving<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Ready when the connection is over; an error says why it ended otherwise than in order.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
+        match self {
+            Self::H2(connection) => Pin::new(connection).poll(cx).map_err(|error| words(&error)),
+        }
+    }
+
+    /// Widens the connection's receive window.
+    pub(crate) fn widen(&mut self, window: u32) {
+        match self {
+            Self::H2(connection) => connection.set_target_window_size(window),
+        }
+    }
+}
+
+/// Makes requests on a connection; the last of these and of its streams ends it.
+pub(crate) enum Asking {
+    /// Of the `h2` crate.
+    H2(h2::client::SendRequest<Bytes>),
+}
+
+/// An answer, whatever its status.
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) receiving: Receiving,
+    pub(crate) sending: Sending,
+}
+
+/// Why there is no answer.
+pub(crate) enum Unanswered {
+    /// The request cannot be formed; says what of it.
+    Malformed(&'static str),
+    /// The peer reset the stream before it looked at the request.
+    Unseen(String),
+    /// The peer reset the stream.
+    Reset(String),
+    /// The connection ended.
+    Lost(String),
+}
+
+impl Asking {
+    /// Streams that the peer allows at once.
+    pub(crate) fn places(&self) -> usize {
+        match self {
+            Self::H2(send) => send.current_max_send_streams(),
+        }
+    }
+
+    /// Makes a request and waits for the answer. Dropped before, the stream is reset.
+    pub(crate) async fn ask(&self, connect: &Connect) -> Result<Answered, Unanswered> {
+        match self {
+            Self::H2(send) => {
+                let request = request(connect).map_err(Unanswered::Malformed)?;
+                let mut send = send.clone().ready().await?;
+                let (response, sending) = send.send_request(request, false)?;
+                let response = response.await?;
+                Ok(Answered {
+                    status: response.status().as_u16(),
+                    receiving: Receiving::H2(response.into_body()),
+                    sending: Sending::H2(sending),
+                })
+            }
+        }
+    }
+}
+
+impl From<h2::Error> for Unanswered {
+    fn from(error: h2::Error) -> Self {
+        if !error.is_reset() || error.is_library() {
+            return Self::Lost(words(&error));
+        }
+        let reason = error.reason();
+        let words = reason.map_or_else(|| "unknown".to_owned(), |r| r.to_string());
+        if reason == Some(h2::Reason::REFUSED_STREAM) {
+            Self::Unseen(words)
+        } else {
+            Self::Reset(words)
+        }
+    }
+}
+
+fn request(connect: &Connect) -> Result<http::Request<()>, &'static str> {
+    let authority =
+        uri::Authority::try_from(connect.authority.to_string()).map_err(|_| "authority")?;
+    let mut target = uri::Parts::default();
+    target.authority = Some(authority);
+    let mut request = http::Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = http::Uri::from_parts(target).map_err(|_| "authority")?;
+    for (name, value) in connect.headers() {
+        let value = HeaderValue::try_from(value).map_err(|_| name)?;
+        request.headers_mut().insert(name, value);
+    }
+    Ok(request)
+}

@@ -1,0 +1,153 @@
+//! The two halves of a stream, in whichever engine carries it.
+//!
+//! [`crate::tunnel`] speaks to these and names no engine. A half that is dropped before its direction
+//! has ended leaves that to the engine: when both are gone the stream is reset (CANCEL).
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use super::words;
+use crate::tunnel::TunnelError;
+
+/// What the peer sends.
+pub(crate) enum Receiving {
+    /// Of the `h2` crate.
+    H2(h2::RecvStream),
+}
+
+/// What we send.
+pub(crate) enum Sending {
+    /// Of the `h2` crate.
+    H2(h2::SendStream<Bytes>),
+}
+
+impl Receiving {
+    /// The next chunk, which is never empty; its credit stays with us until [`Receiving::consumed`].
+    pub(crate) fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, TunnelError>>> {
+        match self {
+            Self::H2(stream) => loop {
+                match ready!(stream.poll_data(cx)) {
+                    // Bare heads carry nothing.
+                    Some(Ok(chunk)) if chunk.is_empty() => {}
+                    Some(chunk) => return Poll::Ready(Some(chunk.map_err(TunnelError::from))),
+                    None => return Poll::Ready(None),
+                }
+            },
+        }
+    }
+
+    /// Gives credit for `n` bytes back to the peer.
+    pub(crate) fn consumed(&mut self, n: usize) {
+        match self {
+            // Fails only for more than was received; then there is nothing to return.
+            Self::H2(stream) => drop(stream.flow_control().release_capacity(n)),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Self::H2(stream) => stream.stream_id().as_u32(),
+        }
+    }
+}
+
+impl Sending {
+    /// How much of `wanted` may be sent now, which is never nothing.
+    pub(crate) fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<usize, TunnelError>> {
+        match self {
+            Self::H2(stream) => poll_h2_room(stream, cx, wanted),
+        }
+    }
+
+    /// Sends `piece`, for which there must be room.
+    pub(crate) fn send(&mut self, piece: Bytes) -> Result<(), TunnelError> {
+        match self {
+            Self::H2(stream) => Ok(stream.send_data(piece, false)?),
+        }
+    }
+
+    /// Ends our direction.
+    pub(crate) fn end(&mut self) -> Result<(), TunnelError> {
+        match self {
+            Self::H2(stream) => Ok(stream.send_data(Bytes::new(), true)?),
+        }
+    }
+
+    /// Ends both directions with CANCEL.
+    pub(crate) fn reset(&mut self) {
+        match self {
+            Self::H2(stream) => stream.send_reset(h2::Reason::CANCEL),
+        }
+    }
+
+    /// Ready when the peer has reset the stream or the connection is lost.
+    pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
+        match self {
+            Self::H2(stream) => stream.poll_reset(cx).map(|reset| match reset {
+                Ok(reason) => TunnelError::Reset(reason.to_string()),
+                Err(error) => error.into(),
+            }),
+        }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Self::H2(stream) => stream.stream_id().as_u32(),
+        }
+    }
+}
+
+fn poll_h2_room(
+    stream: &mut h2::SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    wanted: usize,
+) -> Poll<Result<usize, TunnelError>> {
+    stream.reserve_capacity(wanted);
+    loop {
+        let room = match stream.capacity() {
+            0 => match ready!(stream.poll_capacity(cx)) {
+                Some(room) => room?,
+                None => return Poll::Ready(Err(why_closed(stream, cx))),
+            },
+            room => room,
+        };
+        // Nothing: a notice that came to nothing, because the peer took the credit back at once. The
+        // engine of today keeps such notices to itself; it has not always. A frame without bytes
+        // would count as abuse, and a write of none as the end.
+        if room > 0 {
+            return Poll::Ready(Ok(room));
+        }
+    }
+}
+
+fn why_closed(stream: &mut h2::SendStream<Bytes>, cx: &mut Context<'_>) -> TunnelError {
+    match stream.poll_reset(cx) {
+        Poll::Ready(Ok(reason)) => TunnelError::Reset(reason.to_string()),
+        Poll::Ready(Err(error)) => error.into(),
+        Poll::Pending => TunnelError::Ended,
+    }
+}
+
+impl From<h2::Error> for TunnelError {
+    fn from(error: h2::Error) -> Self {
+        if error.is_reset() && !error.is_library() {
+            return Self::Reset(
+                error
+                    .reason()
+                    .map_or_else(|| "unknown".to_owned(), |r| r.to_string()),
+            );
+        }
+        if error.is_go_away() || error.is_io() || error.is_library() {
+            return Self::ConnectionLost(words(&error));
+        }
+        Self::Ended
+    }
+}

@@ -1,0 +1,197 @@
+//! The server's side of a connection, in whichever engine carries it.
+//!
+//! 1. a socket becomes a connection of a proven peer   ([`Serving::begin`])
+//! 2. requests come out of it, one at a time            ([`Serving::poll_asked`])
+//! 3. each is answered by its own way back              ([`Answering`])
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    Pinging,
+    half::{Receiving, Sending},
+    words,
+};
+use crate::{
+    ahead::ReadAhead,
+    certs::Certificate,
+    gauge::{Gauge, Gauged},
+    incoming::{self, Malformed, ResponseHeaders},
+    limits::{CONNECTION_WINDOW, FRAME, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW, STREAMS},
+    request::{Authority, RequestHeaders},
+    server::AcceptError,
+    tls::{Session, Stream},
+    tunnel::TunnelError,
+};
+
+/// A connection of a client.
+pub(crate) enum Serving<T> {
+    /// Of the `h2` crate.
+    H2(h2::server::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>),
+}
+
+/// A connection that has just begun.
+pub(crate) struct Begun<T> {
+    pub(crate) serving: Serving<T>,
+    pub(crate) session: Session,
+    pub(crate) gauge: Arc<Gauge>,
+    pub(crate) ping: Option<Pinging>,
+}
+
+/// A request as it came.
+pub(crate) struct Asked {
+    pub(crate) target: Result<Authority, Malformed>,
+    pub(crate) headers: RequestHeaders,
+    pub(crate) answering: Answering,
+    pub(crate) body: Receiving,
+}
+
+/// Why a connection ended otherwise than in order.
+#[derive(Debug, Clone)]
+pub(crate) enum Broken {
+    /// The bytes stopped.
+    Lost(String),
+    /// The peer did too much of something.
+    Excess(String),
+    /// The peer violated HTTP/2.
+    Violated(String),
+    /// The peer said that we did.
+    Accused(String),
+}
+
+impl<T> Serving<T>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    pub(crate) async fn begin(
+        socket: T,
+        certificate: &Certificate,
+    ) -> Result<Begun<T>, AcceptError> {
+        let socket = ReadAhead::new(socket);
+        let (stream, session) = certificate.credentials.accept(socket).await?;
+        let gauge = Gauge::new();
+        let mut connection = h2::server::Builder::new()
+            .max_concurrent_streams(STREAMS)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
+            .max_header_list_size(SERVER_HEADER_LIST)
+            .max_send_buffer_size(SEND_BUFFER)
+            // A client may give up on as many streams at once as it may have waiting; rapid reset goes on.
+            .max_pending_accept_reset_streams(STREAMS as usize)
+            .handshake(Gauged::server(stream, gauge.clone()))
+            .await
+            .map_err(|e| AcceptError::Preface(words(&e)))?;
+        Ok(Begun {
+            ping: connection.ping_pong().map(Pinging::H2),
+            serving: Self::H2(connection),
+            session,
+            gauge,
+        })
+    }
+
+    /// The next request; drives the connection.
+    pub(crate) fn poll_asked(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Asked, Broken>>> {
+        match self {
+            Self::H2(connection) => connection.poll_accept(cx).map(|accepted| {
+                accepted
+                    .map(|accepted| accepted.map_or_else(|e| Err((&e).into()), |a| Ok(asked(a))))
+            }),
+        }
+    }
+
+    /// No more streams; ends when the open ones have ended.
+    pub(crate) fn drain(&mut self) {
+        match self {
+            Self::H2(connection) => connection.graceful_shutdown(),
+        }
+    }
+
+    /// Ends all streams and says why, with an error code of HTTP/2.
+    pub(crate) fn cut_off(&mut self, code: u32) {
+        match self {
+            Self::H2(connection) => connection.abrupt_shutdown(code.into()),
+        }
+    }
+
+    /// Widens the connection's receive window.
+    pub(crate) fn widen(&mut self, window: u32) {
+        match self {
+            Self::H2(connection) => connection.set_target_window_size(window),
+        }
+    }
+}
+
+fn asked(
+    accepted: (
+        http::Request<h2::RecvStream>,
+        h2::server::SendResponse<Bytes>,
+    ),
+) -> Asked {
+    let (request, respond) = accepted;
+    let (parts, body) = request.into_parts();
+    Asked {
+        target: incoming::destination(&parts),
+        headers: incoming::read_headers(&parts.headers),
+        answering: Answering::H2(respond),
+        body: Receiving::H2(body),
+    }
+}
+
+impl From<&h2::Error> for Broken {
+    fn from(error: &h2::Error) -> Self {
+        let words = words(error);
+        if error.is_io() {
+            Self::Lost(words)
+        } else if !error.is_library() {
+            Self::Accused(words)
+        } else if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) {
+            Self::Excess(words)
+        } else {
+            Self::Violated(words)
+        }
+    }
+}
+
+/// The way back for one request. Dropped without an answer, the stream is reset.
+pub(crate) enum Answering {
+    /// Of the `h2` crate.
+    H2(h2::server::SendResponse<Bytes>),
+}
+
+impl Answering {
+    /// Answers, and with `end` ends our direction.
+    pub(crate) fn answer(
+        &mut self,
+        status: StatusCode,
+        headers: ResponseHeaders,
+        end: bool,
+    ) -> Result<Sending, TunnelError> {
+        match self {
+            Self::H2(respond) => {
+                let mut response = Response::new(());
+                *response.status_mut() = status;
+                if let Some(baggage) = headers.baggage.and_then(|b| HeaderValue::try_from(b).ok()) {
+                    response.headers_mut().insert("baggage", baggage);
+                }
+                Ok(Sending::H2(respond.send_response(response, end)?))
+            }
+        }
+    }
+
+    /// Ready when the peer has given up.
+    pub(crate) fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H2(respond) => respond.poll_reset(cx).map(|_| ()),
+        }
+    }
+}
