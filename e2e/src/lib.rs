@@ -6,6 +6,7 @@
 //! * [`place`]    a test's own namespace: servers, clients, policies; gone when the test is over
 //! * [`pod`]      a pod: programs run in it, requests made from it
 //! * [`load`]     traffic that goes on while something happens, every failure counted
+//! * [`alone`]    the same with nobody connected to it, while the API server is away
 //! * [`capture`]  what a link carries, packet by packet
 //! * [`node`]     a node as root sees it: processes, packets, files
 //! * [`mesh`]     the parts of the mesh: logs, metrics, restarts
@@ -18,6 +19,7 @@
 //! A test is an `async fn` whose name is a sentence; it fails by returning an error. The binary `e2e-app` (`app/`) is what runs inside
 //! pods where no ordinary program counts exactly enough.
 
+pub mod alone;
 pub mod capture;
 pub mod cluster;
 pub mod inside;

@@ -14,6 +14,7 @@ mod enrol;
 mod identity;
 mod installer;
 mod kinds;
+mod outage;
 mod plain;
 mod plugin;
 mod policy;
@@ -162,6 +163,9 @@ pub fn all() -> Vec<Case> {
         }
         control {
             the_leader_is_killed_under_writes_and_another_goes_on
+        }
+        outage {
+            without_an_api_server_traffic_goes_on_and_changes_arrive_when_it_is_back
         }
         scale {
             with_5000_pods_a_change_is_soon_at_every_ztunnel
