@@ -63,7 +63,7 @@ fn say(refusal: &Refusal, Wish(verb, resource): Wish) -> String {
             format!("this agent's credentials cannot be used: {why}")
         }
         Refusal::Unreachable(why) => {
-            format!("the API server cannot be reached to {verb} {resource}: {why}")
+            format!("{UNREACHABLE} to {verb} {resource}: {why}")
         }
         Refusal::Unknown(said) => format!(
             "the API server does not accept this agent's token: was its service account deleted or made again? ({said})"
@@ -89,6 +89,19 @@ fn say(refusal: &Refusal, Wish(verb, resource): Wish) -> String {
         }
     }
 }
+
+/// By what a complaint is known, so that it is not repeated: that the API server cannot be reached is one trouble,
+/// whatever was wanted of it and however the attempt ended.
+pub(crate) fn trouble(why: &str) -> &str {
+    if why.starts_with(UNREACHABLE) {
+        UNREACHABLE
+    } else {
+        why
+    }
+}
+
+/// How it begins when there was no answer at all.
+pub(crate) const UNREACHABLE: &str = "the API server cannot be reached";
 
 /// Pauses between attempts: 0.4 s, doubling to 5 s, each a little different on every node, so that an API
 /// server that comes back is not met by all nodes at once.
@@ -166,8 +179,9 @@ impl Daemonset {
                 Ok(watcher::Event::Apply(set)) => self.note(fate(&set)),
                 Ok(watcher::Event::Delete(_)) => self.note(Fate::Gone),
                 Err(error) => {
-                    // None: it only fell behind.
-                    let why = explain_watch(&error, DAEMONSETS).filter(|why| *why != said);
+                    // None: it only fell behind. That nothing answers the watch of pods says for both.
+                    let why = explain_watch(&error, DAEMONSETS)
+                        .filter(|why| *why != said && trouble(why) != UNREACHABLE);
                     if let Some(why) = why {
                         tracing::warn!("an uninstallation may go unnoticed: {why}");
                         said = why;
@@ -262,6 +276,18 @@ mod tests {
             ..Status::default()
         }));
         assert_eq!(explain_watch(&old, "pods"), None);
+    }
+
+    #[test]
+    fn an_api_server_that_is_away_is_one_trouble_and_each_missing_right_another() {
+        let lost = |why: &'static str| kube::Error::ReadEvents(std::io::Error::other(why));
+        let pods = explain(&lost("connection refused"), Wish("list", "pods"));
+        let names = explain(&lost("closed"), Wish("watch", "namespaces"));
+        assert_ne!(pods, names);
+        assert_eq!(trouble(&pods), trouble(&names));
+        let list = explain(&refusal(403, "no"), Wish("list", "pods"));
+        let watch = explain(&refusal(403, "no"), Wish("watch", "pods"));
+        assert_ne!(trouble(&list), trouble(&watch));
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use super::News;
 use super::seen::{Seen, Told as Note};
-use crate::agent::cluster::{Patience, Wish, explain, explain_watch};
+use crate::agent::cluster::{Patience, UNREACHABLE, Wish, explain, explain_watch, trouble};
 use crate::agent::pod::{Pod, PodName, Uid, Words};
 
 type Namespace = PartialObjectMeta<core::Namespace>;
@@ -265,7 +265,7 @@ impl Kubernetes {
             };
             match tokio::time::timeout(TRIAL, attempt).await {
                 Ok(outcome) => outcome,
-                Err(_) => Err("the API server does not answer".to_owned()),
+                Err(_) => Err(format!("{UNREACHABLE}: no answer in time")),
             }
         }
         .boxed()
@@ -292,7 +292,7 @@ impl Kubernetes {
     }
 
     fn complain(&mut self, why: String) {
-        if self.said.len() < COMPLAINTS && self.said.insert(why.clone()) {
+        if self.said.len() < COMPLAINTS && self.said.insert(trouble(&why).to_owned()) {
             tracing::warn!("trying again: {why}");
         }
     }
