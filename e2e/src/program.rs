@@ -62,6 +62,17 @@ pub async fn kubectl(arguments: &[&str], input: &str) -> Result<Ended> {
     run("kubectl".into(), arguments, input).await
 }
 
+/// Installs the chart as the run has it, or upgrades to that, with what these words of Helm add to it.
+pub async fn chart(words: &[&str]) -> Result<()> {
+    let chart = "upgrade --install ambit manifests/charts/ambit --namespace istio-system \
+        --values target/images/values.yaml --values e2e/values.yaml";
+    let chart: Vec<&str> = chart
+        .split_whitespace()
+        .chain(words.iter().copied())
+        .collect();
+    run("helm".into(), &chart, "").await?.with(0).map(drop)
+}
+
 /// Runs any program to its end.
 pub async fn run(program: PathBuf, arguments: &[&str], input: &str) -> Result<Ended> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();

@@ -151,6 +151,7 @@ pub fn all() -> Vec<Case> {
         }
         waypoint {
             a_waypoint_is_asked_for_and_says_that_it_does_not_run
+            our_classes_are_accepted_and_a_gateway_of_an_unknown_class_is_left_alone
         }
         installer {
             the_agents_own_configuration_outlives_what_the_network_writes
@@ -160,6 +161,7 @@ pub fn all() -> Vec<Case> {
         }
         authority {
             an_intermediate_is_plugged_in_replaced_and_taken_away_under_load
+            a_signer_that_the_chart_names_is_waited_for_replaced_and_left_under_load
         }
         control {
             the_leader_is_killed_under_writes_and_another_goes_on

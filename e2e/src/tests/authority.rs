@@ -1,25 +1,28 @@
-//! An owner's own signer: an intermediate under the mesh's root, plugged in and replaced while traffic runs.
+//! An owner's own signer: an intermediate under the mesh's root, plugged in or named in the chart's values, and replaced while traffic runs.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use http::Method;
-use k8s_openapi::{ByteString, api::core::v1::Secret, jiff::Timestamp};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, PostParams},
+use k8s_openapi::{
+    ByteString,
+    api::{apps::v1::Deployment, core::v1::Secret},
+    jiff::Timestamp,
 };
+use kube::{Api, ResourceExt, api::DeleteParams};
 use serde_json::{Value, json};
 
 use crate::{
     inside,
     mesh::{Part, SYSTEM},
     place::Place,
-    pod::Pod,
+    pod::{Pod, is_ready},
+    program::chart,
     run::Test,
     wait::eventually,
 };
 
 const PLUGGED: &str = "cacerts";
 const OWN: &str = "istio-ca-secret";
+const NAMED: &str = "owners-authority";
 
 /// Under Istio's names first, then as cert-manager writes it, then away again. Each time who comes new has its certificate from that
 /// signer, speaks to those who have one from another, and nothing fails.
@@ -47,18 +50,16 @@ async fn plug(test: &Test) -> Result<()> {
     let one = Signer::make(&phone, "one").await?;
     let data = json!({ "ca-cert.pem": one.certificate, "ca-key.pem": one.key, "cert-chain.pem": one.certificate, "root-cert.pem": root.certificate });
     let since = Timestamp::now();
-    write(test, "Opaque", data).await?;
+    write(test, PLUGGED, "Opaque", data).await?;
     taken_up(test, PLUGGED, since).await?;
     signed(test, &shop, &phone, "first", "one").await?;
 
     let two = Signer::make(&phone, "two").await?;
-    let data =
-        json!({ "tls.crt": two.certificate, "tls.key": two.key, "ca.crt": root.certificate });
     let since = Timestamp::now();
     secrets(test)
         .delete(PLUGGED, &DeleteParams::default())
         .await?;
-    write(test, "kubernetes.io/tls", data).await?;
+    write(test, PLUGGED, TLS, two.under(&root)).await?;
     taken_up(test, PLUGGED, since).await?;
     signed(test, &shop, &phone, "second", "two").await?;
 
@@ -75,17 +76,89 @@ async fn plug(test: &Test) -> Result<()> {
     held.still_held().await
 }
 
+/// As cert-manager writes it, named by the chart's `istiod.caSecret`: waited for while it is missing, taken up when it is there and each
+/// time it is written again; without the value the mesh has its own signer back. Nothing fails meanwhile.
+pub(super) async fn a_signer_that_the_chart_names_is_waited_for_replaced_and_left_under_load(
+    test: &Test,
+) -> Result<()> {
+    let shop = test.ambient("shop").await?;
+    shop.server("web").on(test.node(0)).start().await?;
+    let phone = shop.client("phone").on(test.node(1)).start().await?;
+    phone.reaches("http://web/").await?;
+    let load = phone.load("http://web/", &[]).await?;
+    let held = phone.holds("web:9000").await?;
+
+    let result = name(test, &shop, &phone).await;
+    // Also after a failure: the chart that is put back does not know of it.
+    let gone = secrets(test).delete(NAMED, &DeleteParams::default()).await;
+    result?;
+    gone?;
+    signed(test, &shop, &phone, "last", "root").await?;
+
+    let tally = load.tally().await?;
+    test.note(tally.to_string()).await;
+    ensure!(tally.failures() == 0, "{tally}");
+    held.still_held().await
+}
+
+async fn name(test: &Test, shop: &Place, phone: &Pod) -> Result<()> {
+    let root = Root::read(test, phone).await?;
+    chart(&["--set", &format!("istiod.caSecret={NAMED}")]).await?;
+    waits(test).await?;
+    signed(test, shop, phone, "early", "root").await?;
+
+    let one = Signer::make(phone, "one").await?;
+    write(test, NAMED, TLS, one.under(&root)).await?;
+    let istiod = Part::Istiod.name();
+    test.mesh()
+        .rolled_out_in::<Deployment>(SYSTEM, istiod)
+        .await?;
+    signed(test, shop, phone, "first", "one").await?;
+
+    let two = Signer::make(phone, "two").await?;
+    let since = Timestamp::now();
+    write(test, NAMED, TLS, two.under(&root)).await?;
+    taken_up(test, NAMED, since).await?;
+    signed(test, shop, phone, "second", "two").await?;
+
+    chart(&["--wait", "--timeout", "4m"]).await?;
+    test.mesh().well().await
+}
+
+/// A new replica says which Secret it lacks, and is not ready; so those that serve stay.
+async fn waits(test: &Test) -> Result<()> {
+    let lacks = format!("there is no Secret {NAMED}");
+    let waiting = eventually("a new replica says what it waits for", || async {
+        for pod in test.mesh().staying(Part::Istiod).await? {
+            let name = pod.name_any();
+            let log = test.mesh().log(&name, None).await.unwrap_or_default();
+            if log.contains(&lacks) {
+                return Ok(pod);
+            }
+        }
+        Err(anyhow!("no log says {lacks:?}"))
+    })
+    .await?;
+    ensure!(
+        !is_ready(Some(&waiting)),
+        "{} is ready without a signer",
+        waiting.name_any()
+    );
+    Ok(())
+}
+
 fn secrets(test: &Test) -> Api<Secret> {
     Api::namespaced(test.cluster.client.clone(), SYSTEM)
 }
 
-async fn write(test: &Test, r#type: &str, texts: Value) -> Result<()> {
-    let secret = json!({ "metadata": { "name": PLUGGED }, "type": r#type, "stringData": texts });
-    let secret = serde_json::from_value(secret)?;
-    secrets(test)
-        .create(&PostParams::default(), &secret)
-        .await?;
-    Ok(())
+/// How cert-manager writes an authority.
+const TLS: &str = "kubernetes.io/tls";
+
+async fn write(test: &Test, name: &str, r#type: &str, texts: Value) -> Result<()> {
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": { "name": name }, "type": r#type, "stringData": texts,
+    });
+    test.cluster.apply_object(SYSTEM, secret).await.map(drop)
 }
 
 /// Every replica signs with it from now on.
@@ -194,6 +267,10 @@ struct Signer {
 }
 
 impl Signer {
+    fn under(&self, root: &Root) -> Value {
+        json!({ "tls.crt": self.certificate, "tls.key": self.key, "ca.crt": root.certificate })
+    }
+
     async fn make(phone: &Pod, name: &str) -> Result<Self> {
         let line = format!(
             "openssl req -x509 -CA /tmp/root.pem -CAkey /tmp/root.key -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /tmp/{name}.key \
