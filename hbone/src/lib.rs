@@ -19,6 +19,7 @@
 //! | `server`, `incoming` | accept → handshake → requests and their answers |
 //! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
 //! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
+//! | `frames` | our own HTTP/2, without I/O: not in use yet |
 //! | `limits`, `gauge` | what a peer may do, and how we notice |
 //! | `room` | how much unread data may be held |
 //! | `engine`, `ahead`, `socket` | keepalive, stream count, reads, options |
@@ -29,6 +30,7 @@ pub mod ca;
 pub mod certs;
 pub mod client;
 pub mod copy;
+pub mod frames;
 pub mod identity;
 pub mod incoming;
 pub mod limits;
