@@ -15,6 +15,7 @@
 //! | `identity` | `spiffe://trust domain/ns/namespace/sa/account`, strictly parsed |
 //! | `tls` | the only file that names rustls: cryptography, who verifies whom |
 //! | `certs`, `ca` | one current certificate per identity; how it is asked for |
+//! | `records` | TLS records sealed and opened in place, for an engine of our own |
 //! | `request` | what a CONNECT says |
 //! | `server`, `incoming` | accept → handshake → requests and their answers |
 //! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
@@ -35,6 +36,7 @@ pub mod identity;
 pub mod incoming;
 pub mod limits;
 pub mod pool;
+pub mod records;
 pub mod request;
 pub mod server;
 pub mod socket;

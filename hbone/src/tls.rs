@@ -9,6 +9,8 @@
 //! not resumed: a resumed session would skip the check of the peer's certificate, and with it its
 //! expiry.
 
+pub mod handshake;
+
 mod chain;
 mod verify;
 
@@ -30,7 +32,10 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use self::verify::{ExpectedServer, identity_of};
+use self::{
+    handshake::Established,
+    verify::{ExpectedServer, identity_of},
+};
 use crate::identity::Identity;
 
 pub(crate) use self::chain::check;
@@ -207,6 +212,29 @@ impl Credentials {
         stream.get_mut().1.set_buffer_limit(Some(BUFFER));
         let session = session(stream.get_ref().1)?;
         Ok((stream.into(), session))
+    }
+
+    /// [`Credentials::accept`] for our own record layer.
+    #[allow(dead_code, reason = "the driver of our own engine is on its way")]
+    pub(crate) async fn accept_own<T>(&self, io: &mut T) -> Result<Established, TlsError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        handshake::accept(io, &self.server).await
+    }
+
+    /// [`Credentials::connect`] for our own record layer.
+    #[allow(dead_code, reason = "the driver of our own engine is on its way")]
+    pub(crate) async fn connect_own<T>(
+        &self,
+        io: &mut T,
+        expected: &[Identity],
+    ) -> Result<Established, TlsError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        let config = self.client(expected)?;
+        handshake::connect(io, &config).await
     }
 
     fn client(&self, expected: &[Identity]) -> Result<Arc<ClientConfig>, TlsError> {
