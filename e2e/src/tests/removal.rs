@@ -130,12 +130,17 @@ async fn purged_under_load(test: &Test, pods: &[&Pod; 2]) -> Result<()> {
     told(test, "ambit uninstall --purge", load.tally().await?).await
 }
 
-/// No new connection failed; of kept ones it is said how many were cut.
+/// No new connection failed; of kept ones it is said how many were cut, of which each was told at once.
 async fn told(test: &Test, what: &str, tally: Tally) -> Result<()> {
     test.note(format!("{what}: {tally}")).await;
     ensure!(
         tally.fresh.failures() == 0,
         "new connections failed at {what}: {tally}"
+    );
+    let mut ends = tally.kept.failed.keys();
+    ensure!(
+        ends.all(|end| ["reset", "closed"].contains(&end.as_str())),
+        "kept connections were left hanging at {what}: {tally}"
     );
     Ok(())
 }
