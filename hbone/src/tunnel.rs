@@ -25,7 +25,6 @@ use crate::{
         half::{Receiving, Sending},
     },
     identity::Identity,
-    limits::DATA,
 };
 
 /// Why a tunnel ended early.
@@ -189,10 +188,7 @@ impl Writer {
             if self.ended {
                 return Poll::Ready(Err(TunnelError::Ended));
             }
-            let room = ready!(self.half.poll_room(cx, bytes.len()))?;
-            // Several frames of moderate size take turns with other streams; one huge one would not.
-            let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
-            self.half.send(piece)?;
+            ready!(self.half.poll_send(cx, bytes))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -263,10 +259,7 @@ impl AsyncWrite for TunnelIo {
         if writer.ended {
             return Poll::Ready(Err(TunnelError::Ended.into()));
         }
-        let wanted = bytes.len().min(DATA);
-        let n = ready!(writer.half.poll_room(cx, wanted))?.min(wanted);
-        writer.half.send(Bytes::copy_from_slice(&bytes[..n]))?;
-        Poll::Ready(Ok(n))
+        writer.half.poll_write(cx, bytes).map_err(Into::into)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

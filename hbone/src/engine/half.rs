@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::words;
-use crate::tunnel::TunnelError;
+use crate::{limits::DATA, tunnel::TunnelError};
 
 /// What the peer sends.
 pub(crate) enum Receiving {
@@ -56,21 +56,35 @@ impl Receiving {
 }
 
 impl Sending {
-    /// How much of `wanted` may be sent now, which is never nothing.
-    pub(crate) fn poll_room(
+    /// Sends the first part of `bytes`, as much as the peer allows now and no more than one frame, so
+    /// that streams take turns. There must be something to send.
+    pub(crate) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
-        wanted: usize,
-    ) -> Poll<Result<usize, TunnelError>> {
+        bytes: &mut Bytes,
+    ) -> Poll<Result<(), TunnelError>> {
         match self {
-            Self::H2(stream) => poll_h2_room(stream, cx, wanted),
+            Self::H2(stream) => {
+                let room = ready!(poll_h2_room(stream, cx, bytes.len()))?;
+                let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
+                Poll::Ready(Ok(stream.send_data(piece, false)?))
+            }
         }
     }
 
-    /// Sends `piece`, for which there must be room.
-    pub(crate) fn send(&mut self, piece: Bytes) -> Result<(), TunnelError> {
+    /// The same for borrowed bytes; says how many were sent.
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<Result<usize, TunnelError>> {
         match self {
-            Self::H2(stream) => Ok(stream.send_data(piece, false)?),
+            Self::H2(stream) => {
+                let wanted = bytes.len().min(DATA);
+                let n = ready!(poll_h2_room(stream, cx, wanted))?.min(wanted);
+                stream.send_data(Bytes::copy_from_slice(&bytes[..n]), false)?;
+                Poll::Ready(Ok(n))
+            }
         }
     }
 
@@ -105,6 +119,7 @@ impl Sending {
     }
 }
 
+/// How much of `wanted` may be sent now, which is never nothing.
 fn poll_h2_room(
     stream: &mut h2::SendStream<Bytes>,
     cx: &mut Context<'_>,
