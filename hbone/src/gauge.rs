@@ -41,8 +41,7 @@ pub(crate) struct Gauge {
     flood: AtomicU8,
     /// The peer has sent GOAWAY.
     going_away: AtomicBool,
-    /// Streams that the peer reset before they were answered. Honest clients give up now and then;
-    /// rapid reset does nothing else.
+    /// Streams that the peer reset before they were answered.
     early_resets: Mutex<Budget>,
     /// Streams that the engine reset because they made no sense, not counted yet.
     malformed: AtomicU32,
@@ -65,7 +64,7 @@ impl Gauge {
             most: AtomicI64::new(FIRST_WINDOW),
             flood: AtomicU8::new(0),
             going_away: AtomicBool::new(false),
-            early_resets: Mutex::new(Budget::new(1000, 200)),
+            early_resets: Mutex::new(Budget::early_resets()),
             malformed: AtomicU32::new(0),
             surplus: AtomicU32::new(0),
         })
@@ -79,6 +78,10 @@ impl Gauge {
     /// The peer wants no more streams here.
     pub(crate) fn going_away(&self) -> bool {
         self.going_away.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn goes_away(&self) {
+        self.going_away.store(true, Ordering::Relaxed);
     }
 
     /// The flood that was seen, if any.
@@ -121,6 +124,15 @@ impl Gauge {
                 (0..count.swap(0, Ordering::Relaxed)).for_each(|_| each(kind));
             }
         }
+    }
+
+    /// Counts a stream that our own engine refused.
+    pub(crate) fn refused(&self, kind: Refusal) {
+        let count = match kind {
+            Refusal::SurplusStream => &self.surplus,
+            _ => &self.malformed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     fn sent_reset(&self, code: u32) {
@@ -238,17 +250,14 @@ struct Inbound {
 }
 
 impl Inbound {
-    /// The budgets. Each allows far more than a busy honest peer sends: it acknowledges our PING each
-    /// 10 s, may probe for bandwidth once per round trip, changes SETTINGS hardly ever; a client that
-    /// cuts its connections resets a stream for each, and several thousand a second are possible.
     fn new() -> Self {
         Self {
-            pings: Budget::new(1000, 100),
-            settings: Budget::new(50, 1),
+            pings: Budget::pings(),
+            settings: Budget::settings(),
             // The engine ends a connection after 100 of these in its whole life; this gives it its name.
-            empty: Budget::new(64, 1),
-            resets: Budget::new(20_000, 5_000),
-            idle: Budget::new(1000, 100),
+            empty: Budget::empty(),
+            resets: Budget::resets(),
+            idle: Budget::idle(),
         }
     }
 
@@ -258,7 +267,7 @@ impl Inbound {
                 (&mut self.empty, Refusal::EmptyDataFlood)
             }
             DATA | HEADERS | CONTINUATION => return,
-            GOAWAY => return gauge.going_away.store(true, Ordering::Relaxed),
+            GOAWAY => return gauge.goes_away(),
             WINDOW_UPDATE => {
                 if head.stream == 0 {
                     gauge.granted(head.number);

@@ -41,6 +41,16 @@ pub(crate) const SEND_BUFFER: usize = 128 << 10;
 /// per busy neighbour, and the 9-byte head is already noise at this size.
 pub(crate) const DATA: usize = 64 << 10;
 
+/// What carries a connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// The `h2` crate over rustls: simple, and known to be right.
+    #[default]
+    H2,
+    /// Our own records and frames, sealed and opened in place.
+    Own,
+}
+
 /// Limits of a server connection. `Default` is what ztunnel runs with.
 #[derive(Clone)]
 pub struct Limits {
@@ -53,6 +63,8 @@ pub struct Limits {
     pub ping_answer: Duration,
     /// Where receive windows grow from.
     pub reserve: Reserve,
+    /// What carries the connection.
+    pub engine: Engine,
     /// Called once for every refusal, from the task that refuses: count it and return.
     pub on_refusal: Option<Arc<dyn Fn(Refusal) + Send + Sync>>,
 }
@@ -64,6 +76,7 @@ impl Default for Limits {
             ping_every: Duration::from_secs(10),
             ping_answer: Duration::from_secs(20),
             reserve: Reserve::default(),
+            engine: Engine::default(),
             on_refusal: None,
         }
     }
@@ -162,6 +175,39 @@ impl Budget {
             left: burst,
             refilled: None,
         }
+    }
+
+    /// PING frames. Like each of these it allows far more than a busy honest peer sends: that
+    /// acknowledges our PING each 10 s, and may probe for bandwidth once per round trip.
+    pub(crate) const fn pings() -> Self {
+        Self::new(1000, 100)
+    }
+
+    /// SETTINGS frames: they hardly ever change.
+    pub(crate) const fn settings() -> Self {
+        Self::new(50, 1)
+    }
+
+    /// DATA frames with nothing in them, not even an end.
+    pub(crate) const fn empty() -> Self {
+        Self::new(64, 1)
+    }
+
+    /// RST_STREAM frames: a client that cuts its connections resets a stream for each, and several
+    /// thousand a second are possible.
+    pub(crate) const fn resets() -> Self {
+        Self::new(20_000, 5_000)
+    }
+
+    /// Streams that came to nothing before they were answered. Honest clients give up now and then;
+    /// rapid reset does nothing else.
+    pub(crate) const fn early_resets() -> Self {
+        Self::new(1000, 200)
+    }
+
+    /// Frames that carry nothing we use.
+    pub(crate) const fn idle() -> Self {
+        Self::new(1000, 100)
     }
 
     /// Takes one. False when the budget is used up. The clock is read only when the budget seems
