@@ -6,6 +6,7 @@ use rcgen::KeyPair;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
     pki_types::{
         CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime, pem::PemObject,
     },
@@ -70,11 +71,15 @@ pub fn tls_client(badge: Option<Badge>, alpn: &[&str]) -> Arc<ClientConfig> {
 
 /// A TLS server that wants a client certificate of `ca`.
 pub fn tls_server(ca: &Ca, badge: Badge) -> Arc<ServerConfig> {
+    tls_server_of(ca, badge, hbone::tls::crypto_provider())
+}
+
+/// The same with its own choice of cryptography.
+pub fn tls_server_of(ca: &Ca, badge: Badge, provider: Arc<CryptoProvider>) -> Arc<ServerConfig> {
     let mut roots = RootCertStore::empty();
     roots
         .add(CertificateDer::from_pem_slice(ca.root().as_bytes()).unwrap())
         .unwrap();
-    let provider = hbone::tls::crypto_provider();
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .build()
         .unwrap();
