@@ -311,3 +311,6 @@ impl fmt::Debug for Caught {
         f.write_str("Caught")
     }
 }
+
+#[cfg(test)]
+mod tests;
