@@ -50,6 +50,9 @@ pub enum RecordError {
     /// A record to be sealed has more than [`crate::records::MOST`] bytes; ours, not the peer's.
     #[error("{0} bytes do not fit in one record")]
     Surplus(usize),
+    /// The numbers of records under one key are used up, all 2^64 of them.
+    #[error("no more records can be numbered under this key")]
+    Exhausted,
     /// The cryptography library refused, which only a lack of memory explains.
     #[error("the cryptography library failed")]
     Crypto,
@@ -72,7 +75,7 @@ impl RecordError {
             Self::Request(_) => ILLEGAL_PARAMETER,
             Self::Tag => BAD_RECORD_MAC,
             Self::TooShort(_) | Self::Malformed(_) | Self::Message(_) => DECODE_ERROR,
-            Self::Surplus(_) | Self::Crypto | Self::Secret(_) => INTERNAL_ERROR,
+            Self::Surplus(_) | Self::Exhausted | Self::Crypto | Self::Secret(_) => INTERNAL_ERROR,
             Self::Alert(_) => return None,
         })
     }

@@ -64,12 +64,12 @@ impl Messages {
         bytes.extend_from_slice(content);
         let mut said = Said::default();
         let mut rest = bytes.as_slice();
-        while let Some((kind, body, behind)) = split(side, rest)? {
-            rest = behind;
-            match kind {
+        while let Some(message) = first(side, rest)? {
+            rest = message.behind;
+            match message.kind {
                 KEY_UPDATE if !rest.is_empty() => return Err(RecordError::Misplaced),
-                KEY_UPDATE => said.update = Some(requested(body)?),
-                _ => said.tickets.push(body.to_vec()),
+                KEY_UPDATE => said.update = Some(requested(message.body)?),
+                _ => said.tickets.push(message.body.to_vec()),
             }
         }
         self.partial = rest.to_vec();
@@ -77,9 +77,16 @@ impl Messages {
     }
 }
 
-/// Kind, content and what follows of the first message, if all of it is there. What is no message for
-/// `side`, or too long for one, is refused as soon as it shows.
-fn split(side: Side, bytes: &[u8]) -> Result<Option<(u8, &[u8], &[u8])>, RecordError> {
+/// One message and what stands behind it.
+struct Message<'a> {
+    kind: u8,
+    body: &'a [u8],
+    behind: &'a [u8],
+}
+
+/// The first message, if all of it is there. What is no message for `side`, or too long for one, is
+/// refused as soon as it shows.
+fn first(side: Side, bytes: &[u8]) -> Result<Option<Message<'_>>, RecordError> {
     match (bytes.first(), side) {
         (None, _) => return Ok(None),
         (Some(&KEY_UPDATE), _) | (Some(&NEW_SESSION_TICKET), Side::Client) => {}
@@ -103,7 +110,7 @@ fn split(side: Side, bytes: &[u8]) -> Result<Option<(u8, &[u8], &[u8])>, RecordE
     }
     Ok(body
         .split_at_checked(length)
-        .map(|(body, behind)| (kind, body, behind)))
+        .map(|(body, behind)| Message { kind, body, behind }))
 }
 
 fn requested(body: &[u8]) -> Result<bool, RecordError> {

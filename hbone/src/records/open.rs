@@ -176,7 +176,7 @@ impl Opener {
         if input.len() < used {
             return Ok(Opened::Incomplete { wanted: used });
         }
-        let following = self.sequence.checked_add(1).ok_or(RecordError::Crypto)?;
+        let following = self.sequence.checked_add(1).ok_or(RecordError::Exhausted)?;
         let text = self
             .key
             .open(self.sequence, front, &mut input[HEAD..used])?;

@@ -56,7 +56,7 @@ impl Sealer {
     /// grows by [`TAIL`], and once in [`Suite::RECORDS`] records by a key update behind the record.
     ///
     /// # Errors
-    /// [`RecordError::Surplus`], [`RecordError::Crypto`]. The output then ends at `start`, so that no
+    /// [`RecordError::Surplus`], [`RecordError::Exhausted`], [`RecordError::Crypto`]. The output then ends at `start`, so that no
     /// plaintext can leave.
     pub fn finish(
         &mut self,
@@ -66,7 +66,9 @@ impl Sealer {
     ) -> Result<(), RecordError> {
         self.seal(out, start, kind)?;
         if self.sequence >= self.records {
-            self.update(out, false)?;
+            // A record that cannot be followed by its key update does not go out either.
+            self.update(out, false)
+                .inspect_err(|_| out.truncate(start))?;
         }
         Ok(())
     }
@@ -159,7 +161,7 @@ impl Sealer {
         if length > MOST || out.len() < start + HEAD {
             return Err(RecordError::Surplus(length));
         }
-        let following = self.sequence.checked_add(1).ok_or(RecordError::Crypto)?;
+        let following = self.sequence.checked_add(1).ok_or(RecordError::Exhausted)?;
         let head = head(length + TAIL);
         out[start..start + HEAD].copy_from_slice(&head);
         out.push(kind as u8);

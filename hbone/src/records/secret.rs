@@ -63,7 +63,8 @@ impl Suite {
 /// direction from here on. It cannot be copied, is never printed and is overwritten when dropped.
 pub struct Secret {
     suite: Suite,
-    bytes: Wiped<LONGEST>,
+    /// On the heap, so that moving a secret leaves no copy behind.
+    bytes: Box<Wiped<LONGEST>>,
 }
 
 impl Secret {
@@ -77,7 +78,7 @@ impl Secret {
         }
         let mut secret = Self {
             suite,
-            bytes: Wiped::new(),
+            bytes: Box::new(Wiped::new()),
         };
         secret.bytes[..bytes.len()].copy_from_slice(bytes);
         Ok(secret)
@@ -90,7 +91,7 @@ impl Secret {
     pub fn next(&self) -> Result<Self, RecordError> {
         let mut next = Self {
             suite: self.suite,
-            bytes: Wiped::new(),
+            bytes: Box::new(Wiped::new()),
         };
         let len = self.suite.secret_len();
         self.expand(b"traffic upd", &mut next.bytes[..len])?;

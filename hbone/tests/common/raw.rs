@@ -53,7 +53,16 @@ pub fn badge(ca: &Ca, uris: &[&str], not_after: std::time::SystemTime) -> Badge 
 
 /// A TLS client that does not look at the server.
 pub fn tls_client(badge: Option<Badge>, alpn: &[&str]) -> Arc<ClientConfig> {
-    let builder = ClientConfig::builder_with_provider(hbone::tls::crypto_provider())
+    tls_client_of(badge, alpn, hbone::tls::crypto_provider())
+}
+
+/// The same with its own choice of cryptography.
+pub fn tls_client_of(
+    badge: Option<Badge>,
+    alpn: &[&str],
+    provider: Arc<CryptoProvider>,
+) -> Arc<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()

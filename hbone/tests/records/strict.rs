@@ -363,10 +363,10 @@ fn an_opener_that_has_ended_gives_no_state() {
 
 #[test]
 fn records_without_data_are_bounded_in_a_row() {
-    let idle: [&dyn Fn(&mut Forger) -> Vec<u8>; 3] = [
-        &|forger| forger.data(b""),
-        &|forger| forger.message(&ticket(40)),
-        &|forger| forger.record(b"\x01\x5a\x15"),
+    let idle: [fn(&mut Forger) -> Vec<u8>; 3] = [
+        |forger| forger.data(b""),
+        |forger| forger.message(&ticket(40)),
+        |forger| forger.record(b"\x01\x5a\x15"),
     ];
     for make in idle {
         let mut forger = Forger::new();
@@ -392,6 +392,22 @@ fn key_updates_without_data_are_bounded_in_a_row() {
     sealer.update(&mut out, true).unwrap();
     let error = hear(&mut opener, &mut out, &mut heard).unwrap_err();
     assert_eq!(error, RecordError::Idle);
+}
+
+#[test]
+fn numbers_that_are_used_up_are_an_error_in_both_directions() {
+    let mut last = Sealer::new(secret(SERVER), u64::MAX).unwrap();
+    let mut out = b"before".to_vec();
+    let start = last.begin(&mut out);
+    out.extend(b"data");
+    let error = last.finish(&mut out, start, ContentType::Data).unwrap_err();
+    assert_eq!(
+        (error, out.as_slice()),
+        (RecordError::Exhausted, &b"before"[..])
+    );
+    let mut last = Opener::new(Side::Client, secret(SERVER), u64::MAX).unwrap();
+    let error = last.next(&mut Forger::new().data(b"x")).unwrap_err();
+    assert_eq!(error, RecordError::Exhausted);
 }
 
 #[test]
