@@ -63,8 +63,9 @@ async fn a_peer_changes_its_key_and_we_follow_and_answer() {
             assert_eq!(heard.updates, [true], "one update, answer wanted: {round}");
 
             let mut answer = say(&mut pair.sealer, b"before, ");
-            pair.sealer.update(&mut answer, false).unwrap();
+            pair.sealer.answer();
             answer.extend(say(&mut pair.sealer, b"after"));
+            assert_eq!(answer.len(), 8 + 5 + 2 * 22 + 27, "a key update between");
             assert_eq!(pair.stock.hear(&answer).unwrap(), b"before, after");
         }
     }
@@ -100,6 +101,21 @@ async fn keys_change_by_themselves_at_the_limit() {
         assert_eq!(wire.len(), 20 * (1 + 22) + 6 * (5 + 22));
         assert_eq!(pair.stock.hear(&wire).unwrap(), told);
     }
+}
+
+#[tokio::test]
+async fn many_requests_for_a_key_are_answered_once_and_by_whoever_goes_on() {
+    let mut pair = Pair::new(Side::Client, Suite::Aes256Gcm).await;
+    (0..1000).for_each(|_| pair.sealer.answer());
+    let state = pair.sealer.into_state();
+    pair.sealer = Sealer::from_state(state.as_ref()).unwrap();
+    let mut wire = say(&mut pair.sealer, b"first, ");
+    wire.extend(say(&mut pair.sealer, b"second"));
+    assert_eq!(wire.len(), 7 + 6 + 2 * 22 + 27);
+    assert_eq!(pair.stock.hear(&wire).unwrap(), b"first, second");
+    let wire = pair.stock.say(b"x");
+    let heard = pair.hear(&wire).unwrap();
+    assert!(heard.updates.is_empty(), "an answer wants none");
 }
 
 #[tokio::test]
@@ -215,6 +231,7 @@ fn a_state_of_another_kind_is_refused() {
     assert_eq!(refused(&changed(1, 2)), StateError::Direction);
     assert_eq!(refused(&changed(1, 9)), StateError::Unknown);
     assert_eq!(refused(&changed(2, 0)), StateError::Unknown);
+    assert_eq!(refused(&changed(3, 2)), StateError::Unknown);
     assert_eq!(refused(&changed(2, 2)), StateError::Length);
     for length in 0..state().as_ref().len() {
         assert_eq!(refused(&state().as_ref()[..length]), StateError::Length);
@@ -280,6 +297,7 @@ fn sevens(suite: Suite) -> Secret {
 enum Act {
     Say(Vec<u8>),
     Update(bool),
+    Answer,
     HandOver,
 }
 
@@ -288,6 +306,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         6 => prop::collection::vec(any::<u8>(), 0..2000).prop_map(Act::Say),
         1 => (MOST - 2..MOST).prop_map(|length| Act::Say(bytes(length))),
         1 => any::<bool>().prop_map(Act::Update),
+        1 => Just(Act::Answer),
         1 => Just(Act::HandOver),
     ];
     prop::collection::vec(act, 0..24)
@@ -313,6 +332,7 @@ proptest! {
                     said.extend(data);
                 }
                 Act::Update(request) => sealer.update(&mut wire, request).unwrap(),
+                Act::Answer => sealer.answer(),
                 Act::HandOver => {
                     let state: State = sealer.into_state();
                     sealer = Sealer::from_state(state.as_ref()).unwrap().renewed_after(limit);

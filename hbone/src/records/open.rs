@@ -40,8 +40,7 @@ pub enum Opened {
     Update {
         /// Length of the record.
         used: usize,
-        /// The peer asks for [`super::Sealer::update`]`(out, false)`. One answer serves all requests
-        /// since the last (RFC 8446, 4.6.3).
+        /// The peer asks for the same from us: [`super::Sealer::answer`].
         answer: bool,
     },
     /// Tickets for later handshakes. Those packed into one record with a key update are lost.
@@ -142,7 +141,7 @@ impl Opener {
                 Side::Server => Direction::InOfServer,
             },
             suite: self.secret.suite(),
-            idle: self.idle,
+            note: self.idle,
             sequence: self.sequence,
             secret: self.secret.bytes(),
             message: self.messages.partial(),
@@ -162,7 +161,7 @@ impl Opener {
         };
         let secret = Secret::new(parts.suite, parts.secret).map_err(StateError::Record)?;
         Ok(Self {
-            idle: parts.idle,
+            idle: parts.note,
             messages: Messages::resume(side, parts.message).map_err(StateError::Record)?,
             ..Self::new(side, secret, parts.sequence).map_err(StateError::Record)?
         })
@@ -200,10 +199,10 @@ impl Opener {
 
     /// Whatever is not data.
     fn other(&mut self, kind: u8, content: &[u8], used: usize) -> Result<Opened, RecordError> {
-        self.idle += 1;
-        if self.idle > IDLE {
+        if self.idle >= IDLE {
             return Err(RecordError::Idle);
         }
+        self.idle += 1;
         const HANDSHAKE: u8 = ContentType::Handshake as u8;
         const ALERT: u8 = ContentType::Alert as u8;
         const DATA: u8 = ContentType::Data as u8;

@@ -21,6 +21,8 @@ pub struct Sealer {
     sequence: u64,
     /// Records under one key.
     records: u64,
+    /// The peer asked for a key update that has not been sent.
+    owed: bool,
 }
 
 impl Sealer {
@@ -34,6 +36,7 @@ impl Sealer {
             secret,
             sequence,
             records: Suite::RECORDS,
+            owed: false,
         })
     }
 
@@ -44,12 +47,15 @@ impl Sealer {
         self
     }
 
-    /// Leaves room for a record's head and says where the record starts.
+    /// Leaves room for a record's head and says where the record starts. An answer that is owed
+    /// ([`Sealer::answer`]) goes before it.
     #[must_use]
-    pub fn begin(&self, out: &mut Vec<u8>) -> usize {
-        let start = out.len();
-        out.extend_from_slice(&[0; HEAD]);
-        start
+    pub fn begin(&mut self, out: &mut Vec<u8>) -> usize {
+        if self.owed {
+            // If it fails, it is still owed, and no record is finished under the old key.
+            let _ = self.update(out, false);
+        }
+        room(out)
     }
 
     /// Makes a record of everything behind the head at `start`: at most [`MOST`] bytes. The output
@@ -64,6 +70,10 @@ impl Sealer {
         start: usize,
         kind: ContentType,
     ) -> Result<(), RecordError> {
+        if self.owed {
+            out.truncate(start);
+            return Err(RecordError::Crypto);
+        }
         self.seal(out, start, kind)?;
         if self.sequence >= self.records {
             // A record that cannot be followed by its key update does not go out either.
@@ -73,18 +83,26 @@ impl Sealer {
         Ok(())
     }
 
-    /// Says that the key changes, under the old one, and goes on with the next: the answer to
-    /// [`super::Opened::Update`]. With `request_peer` the peer is asked to do the same.
+    /// Notes that the peer asked for a key update ([`super::Opened::Update`]): it goes before the next
+    /// record, and once however often it was asked for (RFC 8446, 4.6.3). A peer that asks and does
+    /// not read makes us hold nothing.
+    pub fn answer(&mut self) {
+        self.owed = true;
+    }
+
+    /// Says that the key changes, under the old one, and goes on with the next. With `request_peer`
+    /// the peer is asked to do the same.
     ///
     /// # Errors
     /// [`RecordError::Crypto`]; nothing has changed then.
     pub fn update(&mut self, out: &mut Vec<u8>, request_peer: bool) -> Result<(), RecordError> {
         let next = self.secret.next()?;
         let key = Key::of(&next)?;
-        let start = self.begin(out);
+        let start = room(out);
         out.extend_from_slice(&message::key_update(request_peer));
         self.seal(out, start, ContentType::Handshake)?;
         (self.secret, self.key, self.sequence) = (next, key, 0);
+        self.owed = false;
         Ok(())
     }
 
@@ -99,7 +117,7 @@ impl Sealer {
             CLOSE_NOTIFY | USER_CANCELED => WARNING,
             _ => FATAL,
         };
-        let start = self.begin(out);
+        let start = room(out);
         out.extend_from_slice(&[level, description]);
         self.seal(out, start, ContentType::Alert)
     }
@@ -118,7 +136,7 @@ impl Sealer {
         State::of(&Parts {
             direction: Direction::Out,
             suite: self.secret.suite(),
-            idle: 0,
+            note: u8::from(self.owed),
             sequence: self.sequence,
             secret: self.secret.bytes(),
             message: &[],
@@ -135,7 +153,13 @@ impl Sealer {
             return Err(StateError::Direction);
         }
         let secret = Secret::new(parts.suite, parts.secret).map_err(StateError::Record)?;
-        Self::new(secret, parts.sequence).map_err(StateError::Record)
+        let mut sealer = Self::new(secret, parts.sequence).map_err(StateError::Record)?;
+        sealer.owed = match parts.note {
+            0 => false,
+            1 => true,
+            _ => return Err(StateError::Unknown),
+        };
+        Ok(sealer)
     }
 
     fn seal(
@@ -172,6 +196,13 @@ impl Sealer {
         self.sequence = following;
         Ok(())
     }
+}
+
+/// Room for a record's head at the end of the output, and where it is.
+fn room(out: &mut Vec<u8>) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEAD]);
+    start
 }
 
 impl fmt::Debug for Sealer {

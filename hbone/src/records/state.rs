@@ -1,7 +1,7 @@
 //! One direction as bytes, so that another process can go on with it.
 //!
 //! ```text
-//!  version 1 | direction 1 | suite 1 | idle 1 | sequence 8 | secret 32 or 48 | beginning of a message
+//!  version 1 | direction 1 | suite 1 | note 1 | sequence 8 | secret 32 or 48 | beginning of a message
 //! ```
 //!
 //! The bytes hold the traffic secret: whoever has them can read and forge this direction.
@@ -46,7 +46,7 @@ impl State {
         // Never grown, so that no copy is left behind.
         let mut bytes = Vec::with_capacity(FIXED + parts.secret.len() + parts.message.len());
         let (direction, suite) = (parts.direction as u8, suite_number(parts.suite));
-        bytes.extend_from_slice(&[VERSION, direction, suite, parts.idle]);
+        bytes.extend_from_slice(&[VERSION, direction, suite, parts.note]);
         bytes.extend_from_slice(&parts.sequence.to_be_bytes());
         bytes.extend_from_slice(parts.secret);
         bytes.extend_from_slice(parts.message);
@@ -84,7 +84,8 @@ pub(super) enum Direction {
 pub(super) struct Parts<'a> {
     pub(super) direction: Direction,
     pub(super) suite: Suite,
-    pub(super) idle: u8,
+    /// Out: an answer is owed. In: records without data in a row.
+    pub(super) note: u8,
     pub(super) sequence: u64,
     pub(super) secret: &'a [u8],
     pub(super) message: &'a [u8],
@@ -97,7 +98,7 @@ impl<'a> Parts<'a> {
         {
             return Err(StateError::Version(version));
         }
-        let Some((&[_, direction, suite, idle], rest)) = bytes.split_first_chunk() else {
+        let Some((&[_, direction, suite, note], rest)) = bytes.split_first_chunk() else {
             return Err(StateError::Length);
         };
         let (&sequence, rest) = rest.split_first_chunk().ok_or(StateError::Length)?;
@@ -120,7 +121,7 @@ impl<'a> Parts<'a> {
         Ok(Self {
             direction,
             suite,
-            idle,
+            note,
             sequence: u64::from_be_bytes(sequence),
             secret,
             message,
