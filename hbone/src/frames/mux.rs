@@ -244,12 +244,13 @@ impl Mux {
                 event: None,
             });
         }
-        self.read(plain, now).map_err(|violation| {
+        let outcome = self.read(plain, now);
+        if let Err(violation) = outcome {
             self.over = Some(violation);
             let last = self.last_served();
             head::write_go_away(&mut self.out, last, violation.code);
-            violation
-        })
+        }
+        outcome
     }
 
     /// Asks for a tunnel (client).
@@ -555,6 +556,3 @@ impl Mux {
         head::write(&mut self.out, kind, flags | flag::END_HEADERS, stream, rest);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -113,7 +113,7 @@ pub(super) mod tests {
                 .filter(|s| usize::from(LENGTHS[*s]) == length)
                 .count() as u64;
             let code = (u64::from(CODE.first[length]) >> (32 - length)) + nth;
-            bits.push_str(&format!("{code:0length}"));
+            bits.push_str(&format!("{code:0length$b}"));
         }
         while bits.len() % 8 > 0 {
             bits.push('1');

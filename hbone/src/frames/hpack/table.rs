@@ -29,10 +29,13 @@ const FIXED: [(&str, &str); 61] = [
 /// What an entry costs beside its bytes (RFC 7541, 4.1).
 const OVERHEAD: usize = 32;
 
+/// A name and its value.
+type Field = (Box<[u8]>, Box<[u8]>);
+
 /// Fields that were remembered, newest first.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    entries: VecDeque<(Box<[u8]>, Box<[u8]>)>,
+    entries: VecDeque<Field>,
     /// Of all entries, as the RFC counts.
     size: usize,
     /// What the peer's encoder keeps to.

@@ -127,7 +127,7 @@ proptest! {
 
     #[test]
     fn coded_strings_are_read_like_plain_ones(name in "[a-z-]{1,20}", value: Vec<u8>) {
-        let coded = super::huffman::tests::encode(&value);
+        let coded = huffman::tests::encode(&value);
         let mut block = vec![0, name.len() as u8];
         block.extend_from_slice(name.as_bytes());
         let at = block.len();

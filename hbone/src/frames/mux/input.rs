@@ -198,7 +198,7 @@ impl Mux {
             kind::PING => head.length == 8,
             kind::GOAWAY => head.length >= 8,
             kind::SETTINGS if head.has(flag::ACK) => head.length == 0,
-            kind::SETTINGS => head.length % 6 == 0,
+            kind::SETTINGS => head.length.is_multiple_of(6),
             _ => true,
         };
         if !length {

@@ -1,0 +1,240 @@
+//! Credit: given on receipt for the connection, on consumption for a stream; kept to when sending.
+
+use hbone::frames::{Code, Event, Settings, StreamId, flag, kind};
+
+use super::support::{Side, connect, frame, headers, reset, settings};
+
+const KIB: usize = 1 << 10;
+const ONE: StreamId = StreamId(1);
+
+fn data(stream: u32, n: usize) -> Vec<u8> {
+    frame(kind::DATA, 0, stream, &vec![7; n])
+}
+
+fn update(stream: u32, n: u32) -> Vec<u8> {
+    frame(kind::WINDOW_UPDATE, 0, stream, &n.to_be_bytes())
+}
+
+/// Streams 1, 3, … are open and answered; windows are small.
+fn small(streams: u32) -> Side {
+    let figures = Settings {
+        stream_window: 128 * KIB as u32,
+        connection_window: 256 * KIB as u32,
+        ..Settings::server()
+    };
+    let mut side = Side::server(&figures);
+    for n in 0..streams {
+        side.feed(&headers(2 * n + 1, 0, &connect())).unwrap();
+        let stream = StreamId(2 * n + 1);
+        side.mux
+            .respond(stream, 200, &Default::default(), false)
+            .unwrap();
+    }
+    side.events.clear();
+    side.mux.out().clear();
+    side
+}
+
+#[test]
+fn a_stream_that_nobody_reads_holds_up_only_itself() {
+    let mut side = small(3);
+    side.mux.grow(512 * KIB as u32);
+    side.feed(&data(1, 128 * KIB)).unwrap();
+    side.feed(&data(3, 128 * KIB)).unwrap();
+    let said = side.said();
+    assert!(said.iter().all(|(_, stream, _)| *stream == 0), "{said:?}");
+    let credit: u32 = said.iter().map(|(.., n)| n).sum();
+    assert_eq!(credit, 256 << 10, "all of it came back at once");
+    side.feed(&data(5, 64 * KIB)).unwrap();
+    side.mux.consumed(StreamId(5), 64 * KIB);
+    let said = side.said();
+    assert!(
+        said.contains(&(kind::WINDOW_UPDATE, 5, 64 << 10)),
+        "{said:?}"
+    );
+    side.feed(&data(1, 1)).unwrap();
+    assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
+}
+
+#[test]
+fn memory_is_bounded_when_nobody_reads_anything() {
+    let mut side = small(4);
+    side.feed(&data(1, 128 * KIB)).unwrap();
+    side.feed(&data(3, 128 * KIB)).unwrap();
+    assert!(side.sent().is_empty(), "as much lies unread as may");
+    let error = side.feed(&data(5, 1)).unwrap_err();
+    assert_eq!(error.code, Code::FLOW_CONTROL_ERROR);
+}
+
+#[test]
+fn what_a_dead_stream_left_behind_is_given_back_too() {
+    let mut side = small(3);
+    side.feed(&data(1, 128 * KIB)).unwrap();
+    side.feed(&data(3, 128 * KIB)).unwrap();
+    side.mux.reset(ONE, Code::CANCEL);
+    side.feed(&frame(kind::RST_STREAM, 0, 3, &[0, 0, 0, 8]))
+        .unwrap();
+    side.sent();
+    side.mux.consumed(ONE, 128 * KIB);
+    side.mux.consumed(StreamId(3), 128 * KIB);
+    let credit: u32 = side.said().iter().map(|(.., n)| n).sum();
+    assert_eq!(credit, 256 << 10);
+}
+
+#[test]
+fn a_stream_reset_in_the_middle_of_a_frame_leaks_no_credit() {
+    let mut side = small(2);
+    for _ in 0..20 {
+        // Never completes: only what is unread could hold back the connection's credit.
+        let mut side = small(1);
+        let bytes = data(1, 100 * KIB);
+        side.feed(&bytes[..50 * KIB]).unwrap();
+        side.mux.reset(ONE, Code::CANCEL);
+        side.feed(&bytes[50 * KIB..]).unwrap();
+        assert_eq!(side.data[&1].len(), 50 * KIB - 9);
+        side.mux.consumed(ONE, 50 * KIB - 9);
+        side.sent();
+        side.feed(&headers(3, 0, &connect())).unwrap();
+        side.feed(&data(3, 128 * KIB)).unwrap();
+        let credit: u32 = side.said().iter().map(|(.., n)| n).sum();
+        assert!(credit >= 100 << 10, "{credit}");
+    }
+    side.feed(&data(1, 1)).unwrap();
+}
+
+#[test]
+fn padding_costs_the_sender_nothing_but_its_window() {
+    let mut side = small(1);
+    let mut payload = vec![200];
+    payload.extend(vec![7; 100 + 200]);
+    for _ in 0..1000 {
+        // Three times the stream's window.
+        side.feed(&frame(kind::DATA, flag::PADDED, 1, &payload))
+            .unwrap();
+        side.mux.consumed(ONE, 100);
+    }
+    assert_eq!(side.data[&1].len(), 100_000);
+    side.feed(&frame(
+        kind::DATA,
+        flag::PADDED | flag::END_STREAM,
+        1,
+        &payload,
+    ))
+    .unwrap();
+    assert_eq!(
+        side.events,
+        [Event::Data {
+            stream: ONE,
+            range: 0..0,
+            end: true
+        }]
+    );
+}
+
+#[test]
+fn after_the_peers_end_its_window_is_left_alone() {
+    let mut side = small(1);
+    side.feed(&frame(kind::DATA, flag::END_STREAM, 1, &vec![0; 128 * KIB]))
+        .unwrap();
+    side.sent();
+    side.mux.consumed(ONE, 128 * KIB);
+    assert!(side.said().iter().all(|(_, stream, _)| *stream == 0));
+}
+
+#[test]
+fn what_arrives_for_a_stream_we_reset_is_bounded_by_its_window() {
+    let mut side = small(1);
+    side.mux.grow(1 << 30);
+    side.mux.reset(ONE, Code::CANCEL);
+    side.feed(&data(1, 128 * KIB)).unwrap();
+    let error = side.feed(&data(1, 1)).unwrap_err();
+    assert_eq!(error.code, Code::FLOW_CONTROL_ERROR);
+}
+
+#[test]
+fn no_more_is_sent_than_stream_connection_and_frame_allow() {
+    let mut side = Side::serving();
+    assert_eq!(side.mux.room(ONE), 16_384, "the peer's largest frame");
+    side.feed(&settings(&[(5, 1 << 20), (4, 20_000)])).unwrap();
+    assert_eq!(side.mux.room(ONE), 20_000, "the stream's window");
+    side.feed(&update(1, 100_000)).unwrap();
+    assert_eq!(side.mux.room(ONE), 65_535, "the connection's window");
+    assert_eq!(side.mux.data(ONE, 65_536, false), None);
+    assert!(!side.mux.stalled());
+    assert!(side.mux.data(ONE, 65_535, false).is_some());
+    assert_eq!(side.mux.room(ONE), 0);
+    assert!(side.mux.stalled());
+    assert_eq!(side.mux.data(ONE, 1, false), None);
+    side.feed(&update(0, 10)).unwrap();
+    assert_eq!(side.mux.room(ONE), 10);
+    side.feed(&settings(&[(4, 0)])).unwrap();
+    side.feed(&update(0, 100_000)).unwrap();
+    assert_eq!(side.mux.room(ONE), 120_000 - 65_535 - 20_000);
+    side.feed(&settings(&[(4, 0)])).unwrap();
+    assert!(side.mux.data(ONE, 30_000, false).is_some());
+    assert_eq!(side.mux.room(StreamId(3)), 0);
+    assert!(
+        side.mux.data(ONE, 0, true).is_some(),
+        "an end needs no room"
+    );
+}
+
+#[test]
+fn a_window_may_be_below_zero_and_comes_back() {
+    let mut side = Side::serving();
+    assert!(side.mux.data(ONE, 16_384, false).is_some());
+    side.feed(&settings(&[(4, 0)])).unwrap();
+    assert_eq!(side.mux.room(ONE), 0);
+    side.mux.wait(ONE);
+    side.feed(&update(1, 16_384)).unwrap();
+    assert_eq!(side.mux.ready(), None, "only back at zero");
+    assert_eq!(side.events, []);
+    side.feed(&update(1, 1)).unwrap();
+    assert_eq!(side.events, [Event::Capacity { stream: ONE }]);
+    assert_eq!(side.mux.ready(), Some(ONE));
+    assert_eq!(side.mux.ready(), None);
+}
+
+#[test]
+fn streams_that_wait_are_served_in_turn() {
+    let mut side = small(3);
+    side.feed(&settings(&[(4, 1 << 20), (5, 1 << 20)])).unwrap();
+    assert!(side.mux.data(ONE, 65_535, false).is_some());
+    for stream in [1, 3, 5, 1, 3] {
+        side.mux.wait(StreamId(stream));
+    }
+    assert_eq!(side.mux.ready(), None, "the connection's window is used up");
+    side.feed(&update(0, 10)).unwrap();
+    let connection = StreamId::CONNECTION;
+    assert_eq!(side.events, [Event::Capacity { stream: connection }]);
+    let next = |side: &mut Side| side.mux.ready().map(|s| s.0);
+    assert_eq!(next(&mut side), Some(1));
+    side.mux.wait(ONE);
+    assert_eq!(next(&mut side), Some(3));
+    side.mux.reset(StreamId(5), Code::CANCEL);
+    assert_eq!(next(&mut side), Some(1), "a dead stream loses its turn");
+    assert_eq!(next(&mut side), None);
+}
+
+#[test]
+fn settings_that_open_windows_wake_those_that_wait() {
+    let mut side = Side::server(&Settings::server());
+    side.feed(&settings(&[(4, 0)])).unwrap();
+    side.feed(&headers(1, 0, &connect())).unwrap();
+    side.mux
+        .respond(ONE, 200, &Default::default(), false)
+        .unwrap();
+    side.events.clear();
+    assert_eq!(side.mux.room(ONE), 0);
+    side.mux.wait(ONE);
+    assert_eq!(side.mux.ready(), None);
+    side.feed(&settings(&[(4, 5)])).unwrap();
+    assert_eq!(
+        side.events,
+        [Event::Capacity {
+            stream: StreamId::CONNECTION
+        }]
+    );
+    assert_eq!(side.mux.ready(), Some(ONE));
+    assert_eq!(side.mux.room(ONE), 5);
+}
