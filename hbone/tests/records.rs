@@ -374,6 +374,46 @@ proptest! {
     }
 
     #[test]
+    fn whatever_is_sealed_as_a_message_is_taken_or_refused(
+        records in prop::collection::vec(
+            (0..8_u8, prop::collection::vec(prop_oneof![
+                Just(0_u8), Just(1), Just(4), Just(24), any::<u8>()
+            ], 0..12)),
+            1..40,
+        ),
+        client in any::<bool>(),
+    ) {
+        let side = if client { Side::Client } else { Side::Server };
+        let mut sealer = sealer(Suite::Aes128Gcm);
+        let mut opener = Opener::new(side, sevens(Suite::Aes128Gcm), 0).unwrap();
+        let mut heard = Heard::default();
+        let mut said = 0;
+        for (kind, content) in records {
+            let mut wire = Vec::new();
+            let start = sealer.begin(&mut wire);
+            wire.extend_from_slice(&content);
+            let kind = match kind {
+                0..6 => ContentType::Handshake,
+                6 => ContentType::Data,
+                _ => ContentType::Alert,
+            };
+            sealer.finish(&mut wire, start, kind).unwrap();
+            let before = heard.updates.len();
+            if hear(&mut opener, &mut wire, &mut heard).is_err() || heard.closed {
+                break;
+            }
+            prop_assert!(wire.is_empty(), "a whole record is used up");
+            if heard.updates.len() > before {
+                // The other side of the same change of keys.
+                sealer.update(&mut Vec::new(), false).unwrap();
+            }
+            said += content.len();
+        }
+        let told: usize = heard.tickets.iter().map(Vec::len).sum::<usize>() + heard.data.len();
+        prop_assert!(told <= said, "nothing comes from nowhere");
+    }
+
+    #[test]
     fn random_bytes_as_a_state_never_panic(mut input in prop::collection::vec(any::<u8>(), 0..100)) {
         if let [version, direction, suite, ..] = input.as_mut_slice() {
             (*version, *direction, *suite) = (1, *direction % 4, *suite % 3);
