@@ -25,6 +25,7 @@ mod scale;
 mod scrape;
 mod services;
 mod status;
+mod taint;
 mod waypoint;
 mod wire;
 mod workloads;
@@ -155,6 +156,9 @@ pub fn all() -> Vec<Case> {
         }
         installer {
             the_agents_own_configuration_outlives_what_the_network_writes
+        }
+        taint {
+            a_node_keeps_its_taint_until_its_agent_is_ready
         }
         certificates {
             certificates_are_renewed_and_the_root_is_replaced_under_load <= 600
