@@ -143,3 +143,33 @@ fn a_running_pod_is_enrolled_without_cutting_what_it_does() {
         Ok(())
     });
 }
+
+/// As when the mesh is installed beside pods that run: ztunnel is there before the control plane can tell it anything.
+#[test]
+fn a_running_pod_is_not_taken_in_before_its_ztunnel_knows_the_mesh() {
+    in_lab(Lab::builder().nodes(1), |lab| {
+        lab.namespace("shop").plain()?;
+        let server = lab.pod("shop/web").start()?;
+        let client = lab.pod("shop/client").start()?;
+        let _echo = Server::echo(&server, 8080)?;
+        lab.control_plane()?.kill()?;
+        let ztunnel = lab.node(0).ztunnel()?;
+        ztunnel.kill()?;
+        ztunnel.launch()?;
+        lab.namespace("shop").ambient()?;
+        for pod in [&server, &client] {
+            wait::until_true("the agent to wait for a ztunnel", SOON, || {
+                let status = pod.mirrored_status().ok().flatten();
+                status.is_some_and(|status| status.contains("pending"))
+            })?;
+        }
+        talk(&client, server.at(8080), "outside")?;
+        lab.control_plane()?.start()?;
+        for pod in [&server, &client] {
+            wait::until_true(&format!("{} to be enrolled", pod.name()), SOON, || {
+                pod.enrolled().is_ok_and(|yes| yes)
+            })?;
+        }
+        talk(&client, server.at(8080), "inside").map(drop)
+    });
+}

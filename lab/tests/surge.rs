@@ -5,6 +5,7 @@
 
 mod support;
 
+use anyhow::ensure;
 use lab::{Lab, wait};
 use nix::sys::signal::Signal;
 use support::{
@@ -33,7 +34,7 @@ fn new_connections_on_every_way_survive_the_replacement_of_either_ztunnel() {
     });
 }
 
-/// The successor has its pods from the node agent, and listens, but cannot know who they are.
+/// It does not ask for the node's pods before it knows who they are.
 #[test]
 fn a_successor_without_a_control_plane_takes_nothing_from_its_elder() {
     in_lab(Lab::builder(), |lab| {
@@ -41,10 +42,10 @@ fn a_successor_without_a_control_plane_takes_nothing_from_its_elder() {
             lab.control_plane()?.kill()?;
             let old = lab.begin_surge(0)?;
             let new = lab.node(0).ztunnel()?.process()?;
-            wait::until_true("the successor to listen", SOON, || {
-                new.log().matches("the node's pods are known").count() == 2
-            })?;
+            let told = |text: &str| new.log().matches(text).count();
+            wait::until_true("the successor to start", SOON, || told("starting") == 2)?;
             calls_more(ways)?;
+            ensure!(told("the node's pods are known") == 1, "it took the pods");
             lab.control_plane()?.start()?;
             lab.node(0).ztunnel()?.until_ready()?;
             old.signal(Signal::SIGTERM)?;

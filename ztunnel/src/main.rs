@@ -16,6 +16,7 @@ use ops::metrics::Registry;
 use ops::ready::Readiness;
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
@@ -105,8 +106,9 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
         (node, agent, registry, metrics)
     };
     let (for_xds, gate, stop) = (config.clone(), readiness.gate("xds"), end.clone());
+    let (known, told) = oneshot::channel();
     tokio::spawn(async move {
-        if let Err(error) = xds::run(&for_xds, writer, gate, metrics.xds, stop).await {
+        if let Err(error) = xds::run(&for_xds, writer, gate, known, metrics.xds, stop).await {
             tracing::error!(%error, "xds: the address is of no use");
         }
     });
@@ -129,7 +131,15 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
         end.clone(),
     ));
     data.spawn(node.clone().tend(end.clone()));
-    data.spawn(agent.run());
+    let accepting = drain.accepting().clone();
+    data.spawn(async move {
+        // A pod that we take before we know the mesh would wait with every connection; until then it is better off
+        // as it is, or with our predecessor.
+        tokio::select! {
+            Ok(()) = told => agent.run().await,
+            () = accepting.cancelled() => {}
+        }
+    });
 
     asked_to_stop(&quit).await?;
     let deadline = config.drain_deadline();

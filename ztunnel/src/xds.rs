@@ -21,6 +21,7 @@ use mesh::stream::{ClientConfig, ClientEvent, run_client};
 use ops::ready::Gate;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::service::Interceptor;
@@ -31,11 +32,12 @@ use crate::metrics::{Reason, TypeUrl, XdsMetrics};
 pub use channel::channel;
 
 /// Keeps `writer`'s mesh up to date until `cancel`. `gate` opens with the first answer of each
-/// type and stays open: a proxy that knows the mesh goes on without the control plane.
+/// type and stays open: a proxy that knows the mesh goes on without the control plane. `known` is told then.
 pub async fn run(
     config: &Config,
     mut writer: mesh::Writer,
     gate: Gate,
+    known: oneshot::Sender<()>,
     metrics: XdsMetrics,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -54,12 +56,15 @@ pub async fn run(
         addresses: false,
         authorizations: false,
     };
+    let mut known = Some(known);
     let events = |event: ClientEvent<'_>| {
         note(&event, &metrics);
         if let ClientEvent::Applied { type_url, .. } = event
             && answered.all_with(type_url)
         {
             gate.open();
+            // Nobody waits for it any more when the proxy is stopping.
+            let _ = known.take().map(|known| known.send(()));
         }
     };
     run_client(
