@@ -30,6 +30,7 @@ use crate::{
     },
     gauge::Gauge,
     identity::Identity,
+    limits::Engine,
     request::Authority,
     room::Reserve,
     tls::TlsError,
@@ -180,6 +181,7 @@ pub(crate) struct Times {
     pub(crate) ping_every: Duration,
     pub(crate) ping_answer: Duration,
     pub(crate) idle: Duration,
+    pub(crate) engine: Engine,
 }
 
 /// A connection on which tunnels can be opened. The connection ends when this and all its tunnels are
@@ -211,7 +213,7 @@ impl Link {
         reserve: Reserve,
     ) -> Result<(Self, Driver<T>), OpenError>
     where
-        T: AsyncRead + AsyncWrite + Unpin,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let handshake = Box::pin(shake_hands(socket, certificate, expected, times, reserve));
         match tokio::time::timeout(times.handshake, handshake).await {
@@ -235,7 +237,7 @@ impl Link {
 
     /// Half of what the peer allows on this connection lies unread there.
     pub(crate) fn stalled(&self) -> bool {
-        self.gauge.stalled()
+        self.gauge.stalled() || self.asking.stalled()
     }
 
     /// The peer wants no more streams here.
@@ -294,9 +296,9 @@ async fn shake_hands<T>(
     reserve: Reserve,
 ) -> Result<(Link, Driver<T>), OpenError>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let begun = begin(socket, certificate, expected).await?;
+    let begun = begin(socket, certificate, expected, times.engine).await?;
     let left = certificate.not_after().duration_since(SystemTime::now());
     let left = left.unwrap_or_default();
     let occupancy = Occupancy::new(begun.session.peer, reserve);
@@ -413,6 +415,7 @@ pub async fn inside(
         ping_every: Duration::from_secs(10),
         ping_answer: Duration::from_secs(20),
         idle: Duration::from_secs(300),
+        engine: Engine::default(),
     };
     let (link, driver): (Link, Driver<TunnelIo>) = Link::establish(
         outer.into_io(),

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     identity::Identity,
+    own,
     room::{Reserve, Room},
 };
 
@@ -33,10 +34,17 @@ pub(crate) fn words(error: &h2::Error) -> String {
     }
 }
 
+/// What an error code of HTTP/2 means to whoever reads the log.
+pub(crate) fn reason(code: u32) -> String {
+    h2::Reason::from(code).to_string()
+}
+
 /// PING frames of a connection, in whichever engine carries it.
 pub(crate) enum Pinging {
     /// Of the `h2` crate.
     H2(h2::PingPong),
+    /// Of our own engine.
+    Own(Arc<own::Shared>),
 }
 
 impl Pinging {
@@ -44,6 +52,7 @@ impl Pinging {
     fn send(&mut self) -> bool {
         match self {
             Self::H2(ping) => ping.send_ping(h2::Ping::opaque()).is_ok(),
+            Self::Own(shared) => shared.with(own::State::ping),
         }
     }
 
@@ -51,6 +60,8 @@ impl Pinging {
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         match self {
             Self::H2(ping) => ping.poll_pong(cx).map(|pong| pong.is_ok()),
+            // The task that asks is the one that drives: it asks again after each read.
+            Self::Own(shared) => shared.with(own::State::pong),
         }
     }
 }

@@ -77,6 +77,10 @@ pub(crate) fn destination(parts: &http::request::Parts) -> Result<Authority, Mal
         return Err(Malformed::Method(excerpt(parts.method.as_str())));
     }
     let said = parts.uri.authority().map_or("", |said| said.as_str());
+    authority(said)
+}
+
+pub(crate) fn authority(said: &str) -> Result<Authority, Malformed> {
     said.parse()
         .map_err(|_| Malformed::Authority(excerpt(said)))
 }

@@ -20,12 +20,15 @@
 //! | `server`, `incoming` | accept → handshake → requests and their answers |
 //! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
 //! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
-//! | `frames` | our own HTTP/2, without I/O: not in use yet |
+//! | `frames` | our own HTTP/2, without I/O |
+//! | `own` | our own engine: `records` and `frames` over a socket |
 //! | `limits`, `gauge` | what a peer may do, and how we notice |
 //! | `room` | how much unread data may be held |
-//! | `engine`, `ahead`, `socket` | keepalive, stream count, reads, options |
+//! | `engine` | the seam behind which an engine stands; keepalive, stream count |
+//! | `ahead`, `socket` | reads and options of sockets |
 //!
-//! The HTTP/2 engine is `h2`; no type of it leaves this crate, so that another can take its place.
+//! Two engines can carry a connection ([`Engine`]): `h2` over rustls, which is the default and what the
+//! other is measured by, and our own. No type of either leaves this crate.
 
 pub mod ca;
 pub mod certs;
@@ -46,6 +49,7 @@ pub mod tunnel;
 mod ahead;
 mod engine;
 mod gauge;
+mod own;
 mod room;
 mod splice;
 
@@ -58,7 +62,7 @@ pub use client::{Connect, OpenError};
 pub use copy::{Counters, Ended, HalfEnd, both_ways, tcp_both_ways};
 pub use identity::{Identity, IdentityError};
 pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
-pub use limits::{Limits, Refusal};
+pub use limits::{Engine, Limits, Refusal};
 pub use pool::{Destination, Dial, Pool, PoolConfig, PoolStats};
 pub use request::{Authority, RequestHeaders};
 pub use room::Reserve;

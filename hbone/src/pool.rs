@@ -29,6 +29,7 @@ use crate::{
     client::{Connect, ConnectError, Link, OpenError, Times},
     engine::Lease,
     identity::Identity,
+    limits::Engine,
     room::Reserve,
     socket::Socket,
     tunnel::Tunnel,
@@ -82,6 +83,8 @@ pub struct PoolConfig {
     pub ping_answer: Duration,
     /// Where receive windows grow from.
     pub reserve: Reserve,
+    /// What carries the connections.
+    pub engine: Engine,
 }
 
 impl Default for PoolConfig {
@@ -95,6 +98,7 @@ impl Default for PoolConfig {
             ping_every: Duration::from_secs(10),
             ping_answer: Duration::from_secs(20),
             reserve: Reserve::default(),
+            engine: Engine::default(),
         }
     }
 }
@@ -288,6 +292,7 @@ impl Pool {
             ping_every: self.config.ping_every,
             ping_answer: self.config.ping_answer,
             idle: self.config.release,
+            engine: self.config.engine,
         };
         let (link, driver) = Link::establish(
             socket,

@@ -140,9 +140,9 @@ async fn shake_hands<T>(
     limits: &Limits,
 ) -> Result<Connection<T>, AcceptError>
 where
-    T: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let begun = Serving::begin(socket, certificate).await?;
+    let begun = Serving::begin(socket, certificate, limits.engine).await?;
     Ok(Connection {
         engine: begun.serving,
         occupancy: Occupancy::new(begun.session.peer.clone(), limits.reserve.clone()),

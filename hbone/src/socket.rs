@@ -14,7 +14,7 @@ use tokio::{
 const UNSENT: u32 = 128 << 10;
 
 /// A byte stream that can be made ready for relaying, and ended so that its other end sees an error.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Sets what relaying needs, where there is such a thing.
     fn tune(&self) {}
 

@@ -215,7 +215,6 @@ impl Credentials {
     }
 
     /// [`Credentials::accept`] for our own record layer.
-    #[allow(dead_code, reason = "the driver of our own engine is on its way")]
     pub(crate) async fn accept_own<T>(&self, io: &mut T) -> Result<Established, TlsError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
@@ -224,7 +223,6 @@ impl Credentials {
     }
 
     /// [`Credentials::connect`] for our own record layer.
-    #[allow(dead_code, reason = "the driver of our own engine is on its way")]
     pub(crate) async fn connect_own<T>(
         &self,
         io: &mut T,

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -26,7 +26,8 @@ use crate::{
     client::{Connect, OpenError},
     gauge::{Gauge, Gauged},
     identity::Identity,
-    limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SEND_BUFFER, STREAM_WINDOW},
+    limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, Engine, FRAME, SEND_BUFFER, STREAM_WINDOW},
+    own,
     tls::{Session, Stream},
 };
 
@@ -41,6 +42,43 @@ pub(crate) struct Begun<T> {
 
 /// Shakes hands on `socket` with a server that must be one of `expected`.
 pub(crate) async fn begin<T>(
+    socket: T,
+    certificate: &Certificate,
+    expected: &[Identity],
+    engine: Engine,
+) -> Result<Begun<T>, OpenError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match engine {
+        Engine::H2 => begin_h2(socket, certificate, expected).await,
+        Engine::Own => begin_own(socket, certificate, expected).await,
+    }
+}
+
+async fn begin_own<T>(
+    mut socket: T,
+    certificate: &Certificate,
+    expected: &[Identity],
+) -> Result<Begun<T>, OpenError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let credentials = &certificate.credentials;
+    let established = credentials.connect_own(&mut socket, expected).await?;
+    let gauge = Gauge::new();
+    let session = established.session.clone();
+    let shared = own::Shared::client(socket, established, gauge.clone());
+    Ok(Begun {
+        asking: Asking::Own(own::Opener(shared.clone())),
+        ping: Some(Pinging::Own(shared.clone())),
+        driving: Driving::Own(own::Driver(shared)),
+        session,
+        gauge,
+    })
+}
+
+async fn begin_h2<T>(
     socket: T,
     certificate: &Certificate,
     expected: &[Identity],
@@ -64,7 +102,7 @@ where
     Ok(Begun {
         asking: Asking::H2(send),
         ping: connection.ping_pong().map(Pinging::H2),
-        driving: Driving::H2(connection),
+        driving: Driving::H2(Box::new(connection)),
         session,
         gauge,
     })
@@ -73,7 +111,9 @@ where
 /// Moves the bytes of a connection.
 pub(crate) enum Driving<T> {
     /// Of the `h2` crate.
-    H2(h2::client::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>),
+    H2(Box<h2::client::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>>),
+    /// Of our own engine.
+    Own(own::Driver),
 }
 
 impl<T> Driving<T>
@@ -84,6 +124,14 @@ where
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), String>> {
         match self {
             Self::H2(connection) => Pin::new(connection).poll(cx).map_err(|error| words(&error)),
+            Self::Own(own::Driver(shared)) => loop {
+                match ready!(shared.poll_drive(cx)) {
+                    // A server asks nothing.
+                    Ok(_) => {}
+                    Err(own::End::Closed) => return Poll::Ready(Ok(())),
+                    Err(end) => return Poll::Ready(Err(end.words().to_owned())),
+                }
+            },
         }
     }
 
@@ -91,6 +139,7 @@ where
     pub(crate) fn widen(&mut self, window: u32) {
         match self {
             Self::H2(connection) => connection.set_target_window_size(window),
+            Self::Own(own::Driver(shared)) => shared.with(|state| state.widen(window)),
         }
     }
 }
@@ -99,6 +148,8 @@ where
 pub(crate) enum Asking {
     /// Of the `h2` crate.
     H2(h2::client::SendRequest<Bytes>),
+    /// Of our own engine.
+    Own(own::Opener),
 }
 
 /// An answer, whatever its status.
@@ -125,6 +176,16 @@ impl Asking {
     pub(crate) fn places(&self) -> usize {
         match self {
             Self::H2(send) => send.current_max_send_streams(),
+            Self::Own(own::Opener(shared)) => shared.with(|state| state.places()),
+        }
+    }
+
+    /// Half of what the peer allows on this connection lies unread there; of the `h2` crate's
+    /// connections the gauge knows.
+    pub(crate) fn stalled(&self) -> bool {
+        match self {
+            Self::H2(_) => false,
+            Self::Own(own::Opener(shared)) => shared.with(|state| state.stalled()),
         }
     }
 
@@ -140,6 +201,14 @@ impl Asking {
                     status: response.status().as_u16(),
                     receiving: Receiving::H2(response.into_body()),
                     sending: Sending::H2(sending),
+                })
+            }
+            Self::Own(own::Opener(shared)) => {
+                let (status, receiving, sending) = own::ask(shared, connect).await?;
+                Ok(Answered {
+                    status,
+                    receiving: Receiving::Own(receiving),
+                    sending: Sending::Own(sending),
                 })
             }
         }

@@ -5,21 +5,25 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::words;
-use crate::{limits::DATA, tunnel::TunnelError};
+use crate::{limits::DATA, own, tunnel::TunnelError};
 
 /// What the peer sends.
 pub(crate) enum Receiving {
     /// Of the `h2` crate.
     H2(h2::RecvStream),
+    /// Of our own engine.
+    Own(own::Receiving),
 }
 
 /// What we send.
 pub(crate) enum Sending {
     /// Of the `h2` crate.
     H2(h2::SendStream<Bytes>),
+    /// Of our own engine.
+    Own(own::Sending),
 }
 
 impl Receiving {
@@ -37,6 +41,7 @@ impl Receiving {
                     None => return Poll::Ready(None),
                 }
             },
+            Self::Own(half) => half.poll_chunk(cx),
         }
     }
 
@@ -45,12 +50,14 @@ impl Receiving {
         match self {
             // Fails only for more than was received; then there is nothing to return.
             Self::H2(stream) => drop(stream.flow_control().release_capacity(n)),
+            Self::Own(half) => half.consumed(n),
         }
     }
 
     pub(crate) fn id(&self) -> u32 {
         match self {
             Self::H2(stream) => stream.stream_id().as_u32(),
+            Self::Own(half) => half.id(),
         }
     }
 }
@@ -69,6 +76,15 @@ impl Sending {
                 let piece = bytes.split_to(room.min(bytes.len()).min(DATA));
                 Poll::Ready(Ok(stream.send_data(piece, false)?))
             }
+            Self::Own(half) => {
+                let n = ready!(half.poll_put(cx, bytes))?;
+                bytes.advance(n);
+                if bytes.is_empty() {
+                    // An empty slice still keeps its memory.
+                    *bytes = Bytes::new();
+                }
+                Poll::Ready(Ok(()))
+            }
         }
     }
 
@@ -85,6 +101,7 @@ impl Sending {
                 stream.send_data(Bytes::copy_from_slice(&bytes[..n]), false)?;
                 Poll::Ready(Ok(n))
             }
+            Self::Own(half) => half.poll_put(cx, bytes),
         }
     }
 
@@ -92,6 +109,7 @@ impl Sending {
     pub(crate) fn end(&mut self) -> Result<(), TunnelError> {
         match self {
             Self::H2(stream) => Ok(stream.send_data(Bytes::new(), true)?),
+            Self::Own(half) => half.end(),
         }
     }
 
@@ -99,6 +117,7 @@ impl Sending {
     pub(crate) fn reset(&mut self) {
         match self {
             Self::H2(stream) => stream.send_reset(h2::Reason::CANCEL),
+            Self::Own(half) => half.reset(),
         }
     }
 
@@ -109,12 +128,14 @@ impl Sending {
                 Ok(reason) => TunnelError::Reset(reason.to_string()),
                 Err(error) => error.into(),
             }),
+            Self::Own(half) => half.poll_closed(cx),
         }
     }
 
     pub(crate) fn id(&self) -> u32 {
         match self {
             Self::H2(stream) => stream.stream_id().as_u32(),
+            Self::Own(half) => half.id(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! 3. each is answered by its own way back              ([`Answering`])
 
 use std::{
+    future::poll_fn,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -21,9 +22,14 @@ use super::{
 use crate::{
     ahead::ReadAhead,
     certs::Certificate,
+    frames::Method,
     gauge::{Gauge, Gauged},
     incoming::{self, Malformed, ResponseHeaders},
-    limits::{CONNECTION_WINDOW, FRAME, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW, STREAMS},
+    limits::{
+        CONNECTION_WINDOW, Engine, FRAME, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
+        STREAMS,
+    },
+    own,
     request::{Authority, RequestHeaders},
     server::AcceptError,
     tls::{Session, Stream},
@@ -33,7 +39,9 @@ use crate::{
 /// A connection of a client.
 pub(crate) enum Serving<T> {
     /// Of the `h2` crate.
-    H2(h2::server::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>),
+    H2(Box<h2::server::Connection<Gauged<Stream<ReadAhead<T>>>, Bytes>>),
+    /// Of our own engine.
+    Own(own::Driver),
 }
 
 /// A connection that has just begun.
@@ -69,10 +77,42 @@ impl<T> Serving<T>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    /// Shakes hands on `socket`, up to the end of the client's preface.
     pub(crate) async fn begin(
         socket: T,
         certificate: &Certificate,
-    ) -> Result<Begun<T>, AcceptError> {
+        engine: Engine,
+    ) -> Result<Begun<T>, AcceptError>
+    where
+        T: Send + 'static,
+    {
+        match engine {
+            Engine::H2 => Self::begin_h2(socket, certificate).await,
+            Engine::Own => Self::begin_own(socket, certificate).await,
+        }
+    }
+
+    async fn begin_own(mut socket: T, certificate: &Certificate) -> Result<Begun<T>, AcceptError>
+    where
+        T: Send + 'static,
+    {
+        let established = certificate.credentials.accept_own(&mut socket).await?;
+        let gauge = Gauge::new();
+        let session = established.session.clone();
+        let shared = own::Shared::server(socket, established, gauge.clone());
+        let driver = own::Driver(shared.clone());
+        poll_fn(|cx| shared.poll_greeted(cx))
+            .await
+            .map_err(|end| AcceptError::Preface(end.words().to_owned()))?;
+        Ok(Begun {
+            serving: Self::Own(driver),
+            session,
+            gauge,
+            ping: Some(Pinging::Own(shared)),
+        })
+    }
+
+    async fn begin_h2(socket: T, certificate: &Certificate) -> Result<Begun<T>, AcceptError> {
         let socket = ReadAhead::new(socket);
         let (stream, session) = certificate.credentials.accept(socket).await?;
         let gauge = Gauge::new();
@@ -90,7 +130,7 @@ where
             .map_err(|e| AcceptError::Preface(words(&e)))?;
         Ok(Begun {
             ping: connection.ping_pong().map(Pinging::H2),
-            serving: Self::H2(connection),
+            serving: Self::H2(Box::new(connection)),
             session,
             gauge,
         })
@@ -106,6 +146,10 @@ where
                 accepted
                     .map(|accepted| accepted.map_or_else(|e| Err((&e).into()), |a| Ok(asked(a))))
             }),
+            Self::Own(own::Driver(shared)) => shared.poll_drive(cx).map(|driven| match driven {
+                Ok(arrival) => Some(Ok(asked_own(shared, arrival))),
+                Err(end) => broken(end).map(Err),
+            }),
         }
     }
 
@@ -113,6 +157,7 @@ where
     pub(crate) fn drain(&mut self) {
         match self {
             Self::H2(connection) => connection.graceful_shutdown(),
+            Self::Own(own::Driver(shared)) => shared.with(own::State::drain),
         }
     }
 
@@ -120,6 +165,7 @@ where
     pub(crate) fn cut_off(&mut self, code: u32) {
         match self {
             Self::H2(connection) => connection.abrupt_shutdown(code.into()),
+            Self::Own(own::Driver(shared)) => shared.with(|state| state.cut_off(code)),
         }
     }
 
@@ -127,6 +173,7 @@ where
     pub(crate) fn widen(&mut self, window: u32) {
         match self {
             Self::H2(connection) => connection.set_target_window_size(window),
+            Self::Own(own::Driver(shared)) => shared.with(|state| state.widen(window)),
         }
     }
 }
@@ -144,6 +191,31 @@ fn asked(
         headers: incoming::read_headers(&parts.headers),
         answering: Answering::H2(respond),
         body: Receiving::H2(body),
+    }
+}
+
+fn asked_own(shared: &Arc<own::Shared>, arrival: own::Arrival) -> Asked {
+    let (receiving, sending) = own::halves(shared, arrival.stream);
+    let head = arrival.head;
+    Asked {
+        target: match head.method {
+            Method::Connect => incoming::authority(&head.authority),
+            Method::Other(method) => Err(Malformed::Method(method.into())),
+        },
+        headers: head.headers,
+        answering: Answering::Own(Some(sending)),
+        body: Receiving::Own(receiving),
+    }
+}
+
+/// `None` for an end in order.
+fn broken(end: own::End) -> Option<Broken> {
+    match end {
+        own::End::Closed => None,
+        own::End::Lost(words) => Some(Broken::Lost(words)),
+        own::End::Violated(Refusal::Excess, words) => Some(Broken::Excess(words)),
+        own::End::Violated(_, words) => Some(Broken::Violated(words)),
+        own::End::Accused(words) => Some(Broken::Accused(words)),
     }
 }
 
@@ -166,6 +238,8 @@ impl From<&h2::Error> for Broken {
 pub(crate) enum Answering {
     /// Of the `h2` crate.
     H2(h2::server::SendResponse<Bytes>),
+    /// Of our own engine; until it is used.
+    Own(Option<own::Sending>),
 }
 
 impl Answering {
@@ -185,6 +259,11 @@ impl Answering {
                 }
                 Ok(Sending::H2(respond.send_response(response, end)?))
             }
+            Self::Own(half) => {
+                let mut half = half.take().ok_or(TunnelError::Ended)?;
+                half.respond(status.as_u16(), &headers, end)?;
+                Ok(Sending::Own(half))
+            }
         }
     }
 
@@ -192,6 +271,10 @@ impl Answering {
     pub(crate) fn poll_abandoned(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             Self::H2(respond) => respond.poll_reset(cx).map(|_| ()),
+            Self::Own(half) => match half {
+                Some(half) => half.poll_closed(cx).map(|_| ()),
+                None => Poll::Ready(()),
+            },
         }
     }
 }

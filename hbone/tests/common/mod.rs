@@ -16,9 +16,9 @@ use std::{
 };
 
 use hbone::{
-    Certificate, Certificates, CertificatesConfig, Connect, Connection, Destination, Identity,
-    Incoming, Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError, Signer,
-    Tunnel,
+    Certificate, Certificates, CertificatesConfig, Connect, Connection, Destination, Engine,
+    Identity, Incoming, Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError,
+    Signer, Tunnel,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
@@ -148,6 +148,28 @@ impl Signer for Signing {
     }
 }
 
+/// The engine that tests run with: ours in `own` and `memory_own`, which are the tests of `h2` once more.
+pub fn engine() -> Engine {
+    if env!("CARGO_CRATE_NAME").ends_with("own") {
+        Engine::Own
+    } else {
+        Engine::H2
+    }
+}
+
+/// SETTINGS as a recording has them: what our own engine announces on purpose beyond that is checked
+/// and taken away (`testdata/DEVIATIONS.md`).
+pub fn as_recorded(mut settings: serde_json::Value) -> serde_json::Value {
+    if engine() == Engine::Own {
+        let table = settings
+            .as_object_mut()
+            .unwrap()
+            .remove("HEADER_TABLE_SIZE");
+        assert_eq!(table, Some(0.into()));
+    }
+    settings
+}
+
 /// Refusals in the order in which they were counted.
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<Vec<Refusal>>>);
@@ -156,6 +178,7 @@ impl Refusals {
     pub fn limits(&self) -> Limits {
         let log = self.0.clone();
         Limits {
+            engine: engine(),
             on_refusal: Some(Arc::new(move |why| log.lock().unwrap().push(why))),
             ..Limits::default()
         }
@@ -196,10 +219,14 @@ impl Drop for Server {
     }
 }
 
-pub async fn serve<F>(certificate: Arc<Certificate>, limits: Limits, serve: F) -> Server
+/// With [`engine`], unless the limits name another than the default.
+pub async fn serve<F>(certificate: Arc<Certificate>, mut limits: Limits, serve: F) -> Server
 where
     F: Fn(Request) -> Served + Clone + Send + Sync + 'static,
 {
+    if limits.engine == Engine::default() {
+        limits.engine = engine();
+    }
     let (listener, address) = listen().await;
     let accepted = Arc::new(AtomicUsize::new(0));
     let open = Arc::new(AtomicUsize::new(0));
@@ -282,7 +309,11 @@ pub fn client(ca: &Arc<Ca>, address: SocketAddr, config: PoolConfig) -> Client {
     client_of(Signing::new(ca), address, config)
 }
 
-pub fn client_of(signing: Signing, address: SocketAddr, config: PoolConfig) -> Client {
+/// With [`engine`], unless the configuration names another than the default.
+pub fn client_of(signing: Signing, address: SocketAddr, mut config: PoolConfig) -> Client {
+    if config.engine == Engine::default() {
+        config.engine = engine();
+    }
     let certificates = Certificates::new(signing, CertificatesConfig::default());
     let destination = Destination {
         address,

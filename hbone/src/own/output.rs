@@ -1,0 +1,142 @@
+//! What leaves a connection: frames are sealed into one buffer, and the buffer goes to the socket.
+//!
+//! The buffer is small on purpose: what is sealed can no longer take turns with other streams. Those
+//! who have more to send wait until some of it is with the kernel ([`Output::full`]).
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    frames,
+    records::{ContentType, HEAD, MOST, RecordError, Sealer, TAIL},
+};
+
+/// A socket, whatever it is.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+/// Bytes sealed and not with the kernel yet, beyond which nobody may add more: what a 10 Gb/s link
+/// takes in 0.1 ms.
+pub(crate) const SEALED: usize = 128 << 10;
+/// A message this small need not wait for that: it is what somebody waits for an answer to. Its
+/// neighbours together may fill as much again.
+const SMALL: usize = 4 << 10;
+/// A buffer of this capacity stays when it is empty.
+const KEPT: usize = 2 << 10;
+
+pub(crate) struct Output {
+    sealer: Sealer,
+    bytes: Vec<u8>,
+    /// How many of `bytes` are with the kernel.
+    written: usize,
+}
+
+impl Output {
+    pub(crate) fn new(sealer: Sealer) -> Self {
+        Self {
+            sealer,
+            bytes: Vec::new(),
+            written: 0,
+        }
+    }
+
+    pub(crate) fn unsent(&self) -> usize {
+        self.bytes.len() - self.written
+    }
+
+    /// Too much waits for one who has `wanted` bytes to send.
+    pub(crate) fn full(&self, wanted: usize) -> bool {
+        let most = if wanted <= SMALL { 2 * SEALED } else { SEALED };
+        self.unsent() >= most
+    }
+
+    /// Seals control frames and empties their buffer.
+    pub(crate) fn control(&mut self, frames: &mut Vec<u8>) -> Result<(), RecordError> {
+        for part in frames.chunks(MOST) {
+            self.seal(&[part])?;
+        }
+        frames.clear();
+        if frames.capacity() > KEPT {
+            *frames = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Seals one DATA frame. The first record holds its head.
+    pub(crate) fn data(
+        &mut self,
+        head: &[u8; frames::HEAD],
+        payload: &[u8],
+    ) -> Result<(), RecordError> {
+        let (first, rest) = payload.split_at(payload.len().min(MOST - frames::HEAD));
+        let records = 1 + rest.len().div_ceil(MOST);
+        self.make_room(frames::HEAD + payload.len() + records * (HEAD + TAIL));
+        self.seal(&[head, first])?;
+        for part in rest.chunks(MOST) {
+            self.seal(&[part])?;
+        }
+        Ok(())
+    }
+
+    /// Follows the peer's request for another key before the next record, however often it asks.
+    pub(crate) fn answer(&mut self) {
+        self.sealer.answer();
+    }
+
+    /// Changes our key, and asks the peer to change its own.
+    pub(crate) fn ask_for_key(&mut self) -> Result<(), RecordError> {
+        self.sealer.update(&mut self.bytes, true)
+    }
+
+    /// Says why the connection ends, or that it ends in order. Nothing may be sealed after it.
+    pub(crate) fn last_words(&mut self, alert: Option<u8>) -> Result<(), RecordError> {
+        match alert {
+            Some(alert) => self.sealer.alert(&mut self.bytes, alert),
+            None => self.sealer.close(&mut self.bytes),
+        }
+    }
+
+    /// Writes what waits. Ready when nothing does.
+    pub(crate) fn poll_write(
+        &mut self,
+        io: &mut dyn Io,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.unsent() > 0 {
+            match ready!(Pin::new(&mut *io).poll_write(cx, &self.bytes[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.written += n,
+            }
+        }
+        self.written = 0;
+        self.bytes.clear();
+        if self.bytes.capacity() > KEPT {
+            // An idle connection holds no buffer.
+            self.bytes = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Room for `more` bytes, without holding on to what has been written.
+    fn make_room(&mut self, more: usize) {
+        if self.written > self.unsent() {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
+        self.bytes.reserve(more);
+    }
+
+    fn seal(&mut self, parts: &[&[u8]]) -> Result<(), RecordError> {
+        let start = self.sealer.begin(&mut self.bytes);
+        parts
+            .iter()
+            .for_each(|part| self.bytes.extend_from_slice(part));
+        self.sealer
+            .finish(&mut self.bytes, start, ContentType::Data)
+    }
+}

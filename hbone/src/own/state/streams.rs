@@ -1,0 +1,187 @@
+//! Streams begin, are read and end.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use super::{Phase, Role, State, keep};
+use crate::{
+    client::Connect,
+    engine::client::Unanswered,
+    frames::{Code, NotOpened, StreamId},
+    incoming::ResponseHeaders,
+    own::flow::{Direction, Flow},
+    tunnel::TunnelError,
+};
+
+impl State {
+    pub(crate) fn open(
+        &mut self,
+        connect: &Connect,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamId, Unanswered>> {
+        if let Phase::Closing(end) | Phase::Over(end) = &self.phase {
+            return Poll::Ready(Err(Unanswered::Lost(end.words().to_owned())));
+        }
+        match self.mux.open(connect) {
+            Ok(stream) => {
+                self.flows.insert(stream, Flow::new());
+                self.flush();
+                Poll::Ready(Ok(stream))
+            }
+            Err(NotOpened::Full) => {
+                self.openers.push(cx.waker().clone());
+                Poll::Pending
+            }
+            Err(NotOpened::GoingAway) => {
+                let words = "the peer takes no more streams".to_owned();
+                Poll::Ready(Err(Unanswered::Lost(words)))
+            }
+            Err(NotOpened::Malformed(what)) => Poll::Ready(Err(Unanswered::Malformed(what))),
+        }
+    }
+
+    pub(crate) fn poll_answer(
+        &mut self,
+        stream: StreamId,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<u16, Unanswered>> {
+        let Some(flow) = self.flows.get_mut(&stream) else {
+            return Poll::Ready(Err(Unanswered::Lost("it was closed".into())));
+        };
+        if let Some(status) = flow.answer {
+            return Poll::Ready(Ok(status));
+        }
+        match &flow.receiving {
+            Direction::Failed(TunnelError::Reset(words)) if flow.unseen => {
+                Poll::Ready(Err(Unanswered::Unseen(words.clone())))
+            }
+            Direction::Failed(TunnelError::Reset(words)) => {
+                Poll::Ready(Err(Unanswered::Reset(words.clone())))
+            }
+            Direction::Failed(why) => Poll::Ready(Err(Unanswered::Lost(why.to_string()))),
+            Direction::Open | Direction::Ended => {
+                keep(&mut flow.reader, cx, &mut self.awake);
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(crate) fn respond(
+        &mut self,
+        stream: StreamId,
+        status: u16,
+        headers: &ResponseHeaders,
+        end: bool,
+    ) -> Result<(), TunnelError> {
+        let flow = self.flows.get_mut(&stream).ok_or(TunnelError::Ended)?;
+        if let Direction::Failed(why) = &flow.sending {
+            return Err(why.clone());
+        }
+        if self.mux.respond(stream, status, headers, end).is_err() {
+            return Err(TunnelError::Ended);
+        }
+        if end {
+            flow.sending = Direction::Ended;
+        }
+        self.flush();
+        Ok(())
+    }
+
+    pub(crate) fn poll_chunk(
+        &mut self,
+        stream: StreamId,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, TunnelError>>> {
+        let Some(flow) = self.flows.get_mut(&stream) else {
+            return Poll::Ready(None);
+        };
+        if let Some(chunk) = flow.pop() {
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        match &flow.receiving {
+            Direction::Ended => Poll::Ready(None),
+            Direction::Failed(why) => Poll::Ready(Some(Err(why.clone()))),
+            Direction::Open => {
+                keep(&mut flow.reader, cx, &mut self.awake);
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(crate) fn consumed(&mut self, stream: StreamId, n: usize) {
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            let n = n.min(flow.unread);
+            flow.unread -= n;
+            self.mux.consumed(stream, n);
+            self.flush();
+        }
+    }
+
+    pub(crate) fn reader_gone(&mut self, stream: StreamId) {
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            flow.reader_gone = true;
+            flow.discard();
+            self.awake.extend(flow.reader.take());
+            self.let_go(stream);
+        }
+    }
+
+    pub(crate) fn writer_gone(&mut self, stream: StreamId) {
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            flow.writer_gone = true;
+            self.awake.extend(flow.writer.take());
+            self.let_go(stream);
+        }
+    }
+
+    /// Forgets a stream that nobody holds any more, and resets it if it has not ended.
+    fn let_go(&mut self, stream: StreamId) {
+        let Some(flow) = self.flows.get(&stream) else {
+            return;
+        };
+        if !flow.reader_gone || !flow.writer_gone {
+            return;
+        }
+        // A server that has said all it has to say wants no more to be sent to it (RFC 9113, 8.1).
+        let answered = self.role == Role::Server && flow.sending == Direction::Ended;
+        let open = flow.receiving.is_open() || flow.sending.is_open();
+        let unread = flow.unread;
+        self.flows.remove(&stream);
+        self.mux.consumed(stream, unread);
+        if open {
+            let code = if answered {
+                Code::NO_ERROR
+            } else {
+                Code::CANCEL
+            };
+            self.mux.reset(stream, code);
+        }
+        self.settle();
+        self.flush();
+    }
+
+    /// After streams have ended: whoever waited for that may go on.
+    pub(super) fn settle(&mut self) {
+        if !self.openers.is_empty() && self.mux.streams() < self.mux.most() {
+            self.awake.append(&mut self.openers);
+        }
+        if self.mux.done() || self.unwanted && self.flows.is_empty() {
+            self.awake.push(self.driver.clone());
+        }
+    }
+
+    /// Nobody will open another stream.
+    pub(crate) fn unwanted(&mut self) {
+        self.unwanted = true;
+        self.settle();
+    }
+
+    pub(crate) fn places(&self) -> usize {
+        self.mux.most()
+    }
+
+    pub(crate) fn stalled(&self) -> bool {
+        self.mux.stalled()
+    }
+}

@@ -1,0 +1,13 @@
+//! Every test of a whole connection once more, with our own engine at each end that is ours
+//! (`common::engine` goes by the name of this file).
+
+#[path = "golden_inbound.rs"]
+mod golden_inbound;
+#[path = "golden_outbound.rs"]
+mod golden_outbound;
+#[path = "pool.rs"]
+mod pool;
+#[path = "refusals.rs"]
+mod refusals;
+#[path = "tunnels.rs"]
+mod tunnels;
