@@ -39,17 +39,17 @@ pub enum DecodeError {
 /// What is needed to decode a peer's header blocks.
 #[derive(Debug)]
 pub struct Decoder {
-    /// Until the peer keeps to our table of size 0.
+    /// Empty for good when the peer keeps to our table of size 0.
     table: Table,
-    /// It has to by now, with its next block.
-    none: bool,
+    /// The largest size that the peer may set.
+    most: usize,
 }
 
 impl Default for Decoder {
     fn default() -> Self {
         Self {
             table: Table::new(FIRST_TABLE as usize),
-            none: false,
+            most: FIRST_TABLE as usize,
         }
     }
 }
@@ -58,7 +58,8 @@ impl Decoder {
     /// The peer has acknowledged that we want no table. Its next block says that it keeps to that; if it
     /// does not say so, which encoders that never used a table forget to do, it is held to it anyway.
     pub fn acknowledged(&mut self) {
-        self.none = true;
+        self.most = 0;
+        self.table.limit(0);
     }
 
     /// Decodes one whole block.
@@ -72,9 +73,6 @@ impl Decoder {
     ) -> Result<(), DecodeError> {
         let mut rest = block;
         self.sizes(&mut rest)?;
-        if self.none {
-            self.table.limit(0);
-        }
         let mut scratch = Scratch::default();
         while let Some(first) = rest.first().copied() {
             if first & 0x80 != 0 {
@@ -94,7 +92,7 @@ impl Decoder {
             };
             let value = string(&mut rest, &mut scratch.value)?.unwrap_or(&scratch.value);
             each(name, value);
-            if remember && !self.none {
+            if remember {
                 // The entry that lends its name may be the one that makes room.
                 let name = name.to_vec();
                 self.table.remember(&name, value);
@@ -107,7 +105,7 @@ impl Decoder {
     fn sizes(&mut self, rest: &mut &[u8]) -> Result<(), DecodeError> {
         while rest.first().is_some_and(|first| first & 0xe0 == 0x20) {
             let most = number(rest, 5)?;
-            if most > if self.none { 0 } else { FIRST_TABLE as usize } {
+            if most > self.most {
                 return Err(DecodeError::TableSize);
             }
             self.table.limit(most);

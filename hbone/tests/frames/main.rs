@@ -5,6 +5,7 @@
 mod differential;
 mod floods;
 mod flow;
+mod h2spec;
 mod random;
 mod rules;
 mod support;

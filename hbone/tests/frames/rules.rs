@@ -625,6 +625,8 @@ fn old_streams_are_told_from_new_ones() {
     assert!(side.mux.out().is_empty());
     side.feed(&frame(kind::DATA, 0, 1, b"x")).unwrap();
     assert_eq!(side.said(), [reset(1, Code::STREAM_CLOSED)]);
+    side.feed(&frame(kind::PRIORITY, 0, 1, &[0; 4])).unwrap();
+    assert_eq!(side.said(), [reset(1, Code::FRAME_SIZE_ERROR)]);
     let error = side.feed(&headers(1, 0, &connect())).unwrap_err();
     assert_eq!(error.code, Code::STREAM_CLOSED);
 

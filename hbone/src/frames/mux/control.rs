@@ -127,7 +127,7 @@ impl Mux {
         }
         if !stream.is(is::QUEUED) {
             stream.state |= is::QUEUED;
-            self.queue.push_back(head.stream);
+            self.enqueue(head.stream);
         }
         Ok(Some(Event::Capacity {
             stream: head.stream,
@@ -169,8 +169,9 @@ impl Mux {
             let what = "a mistake on a stream that nobody opened";
             return Err(Violation::protocol(code, what));
         }
+        let by_us = self.streams.recent(stream).is_some_and(|r| r.by_us);
         let known = self.streams.remove(stream, true).is_some();
-        if known || self.streams.recent(stream).is_none() {
+        if !by_us {
             head::write_reset(&mut self.out, stream, code);
         }
         Ok(known.then_some(Event::Reset {
