@@ -415,7 +415,7 @@ pub async fn inside(
         ping_every: Duration::from_secs(10),
         ping_answer: Duration::from_secs(20),
         idle: Duration::from_secs(300),
-        engine: Engine::default(),
+        engine: outer.engine(),
     };
     let (link, driver): (Link, Driver<TunnelIo>) = Link::establish(
         outer.into_io(),

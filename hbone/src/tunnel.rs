@@ -25,6 +25,7 @@ use crate::{
         half::{Receiving, Sending},
     },
     identity::Identity,
+    limits::Engine,
 };
 
 /// Why a tunnel ended early.
@@ -93,6 +94,11 @@ impl Tunnel {
     /// Who is at the other end of the connection: proven, not claimed.
     pub fn peer(&self) -> &Identity {
         self.writer.lease.peer()
+    }
+
+    /// What carries it.
+    pub(crate) fn engine(&self) -> Engine {
+        self.writer.half.engine()
     }
 
     /// The next bytes; `None` when the peer has ended its direction. The credit of the chunk before is

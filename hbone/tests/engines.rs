@@ -204,3 +204,48 @@ async fn a_large_transfer_arrives_between_any_two_engines() {
             .expect("it hangs");
     }
 }
+
+#[tokio::test]
+async fn streams_that_share_a_narrow_socket_all_arrive() {
+    for engines in PAIRS {
+        let (client, _server) = pair(engines, common::echo).await;
+        let narrow = async |address| {
+            let socket = tokio::net::TcpSocket::new_v4()?;
+            socket.set_send_buffer_size(4 << 10)?;
+            socket.set_recv_buffer_size(4 << 10)?;
+            socket.connect(address).await
+        };
+        let (destination, to) = (&client.destination, common::to("10.0.0.1:80"));
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in 0..12 {
+            let dial = |address| Box::pin(narrow(address)) as Dialling;
+            let tunnel = client.pool.open(destination, dial, to.clone()).await;
+            let (reader, mut writer) = tunnel.unwrap().split();
+            tasks.spawn(async move {
+                let (said, heard) = tokio::join!(
+                    async {
+                        for at in 0..10 {
+                            let piece = pattern(at * 40_000, 40_000);
+                            writer.send(piece).await.unwrap();
+                        }
+                        writer.shutdown()
+                    },
+                    hear(reader)
+                );
+                assert_eq!((said, heard), (Ok(()), (400_000, Ok(()))), "stream {n}");
+            });
+        }
+        assert_eq!(client.pool.stats().connections, 1);
+        let all = async {
+            while let Some(done) = tasks.join_next().await {
+                done.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), all)
+            .await
+            .expect("a stream hangs");
+    }
+}
+
+type Dialling =
+    std::pin::Pin<Box<dyn Future<Output = std::io::Result<tokio::net::TcpStream>> + Send>>;

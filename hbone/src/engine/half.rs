@@ -8,7 +8,11 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 
 use super::words;
-use crate::{limits::DATA, own, tunnel::TunnelError};
+use crate::{
+    limits::{DATA, Engine},
+    own,
+    tunnel::TunnelError,
+};
 
 /// What the peer sends.
 pub(crate) enum Receiving {
@@ -129,6 +133,13 @@ impl Sending {
                 Err(error) => error.into(),
             }),
             Self::Own(half) => half.poll_closed(cx),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> Engine {
+        match self {
+            Self::H2(_) => Engine::H2,
+            Self::Own(_) => Engine::Own,
         }
     }
 

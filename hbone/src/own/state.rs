@@ -226,6 +226,10 @@ impl State {
         }
         self.line.clear();
         self.awake.append(&mut self.openers);
+        // Nobody has seen these, and nobody is to be troubled with them any more.
+        for arrival in self.arrivals.drain(..) {
+            self.flows.remove(&arrival.stream);
+        }
     }
 }
 

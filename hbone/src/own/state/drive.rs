@@ -62,7 +62,6 @@ impl State {
         self.lost("nobody drives it any more");
         let driver = mem::replace(&mut self.driver, Waker::noop().clone());
         self.awake.push(driver);
-        self.arrivals.clear();
     }
 
     fn finish_if_done(&mut self) {

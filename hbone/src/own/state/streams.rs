@@ -30,7 +30,9 @@ impl State {
                 Poll::Ready(Ok(stream))
             }
             Err(NotOpened::Full) => {
-                self.openers.push(cx.waker().clone());
+                if !self.openers.iter().any(|w| w.will_wake(cx.waker())) {
+                    self.openers.push(cx.waker().clone());
+                }
                 Poll::Pending
             }
             Err(NotOpened::GoingAway) => {
