@@ -11,6 +11,9 @@ use super::support::{
 
 const OPEN: StreamId = StreamId(1);
 
+/// What is wrong, the bytes, and what the peer is told.
+type Case = (&'static str, Vec<u8>, Code);
+
 #[test]
 fn both_sides_say_hello_with_the_figures_of_the_wire_contract() {
     let mut client = Mux::client(&Settings::client());
@@ -145,12 +148,11 @@ fn a_long_header_goes_out_in_pieces() {
 }
 
 /// What ends the connection of a server with a tunnel on stream 1.
-#[test]
-fn what_breaks_the_connection() {
+pub(crate) fn of_connections() -> Vec<Case> {
     use Code as C;
     let huge = frame(kind::DATA, 0, 1, &vec![0; (1 << 20) + 1]);
     let half = || frame(kind::HEADERS, 0, 3, &connect());
-    for (what, bytes, code) in [
+    vec![
         (
             "DATA on the connection",
             frame(kind::DATA, 0, 0, b"x"),
@@ -326,7 +328,12 @@ fn what_breaks_the_connection() {
             .concat(),
             C::FLOW_CONTROL_ERROR,
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn what_breaks_the_connection() {
+    for (what, bytes, code) in of_connections() {
         let mut side = Side::serving();
         let violation = side.feed(&bytes).expect_err(what);
         assert_eq!(violation.code, code, "{what}: {violation}");
@@ -347,10 +354,9 @@ fn what_breaks_the_connection() {
 }
 
 /// What ends a tunnel on stream 1, and leaves the connection.
-#[test]
-fn what_breaks_a_stream() {
+pub(crate) fn of_streams() -> Vec<Case> {
     let ended = frame(kind::DATA, flag::END_STREAM, 1, b"");
-    for (what, bytes, code) in [
+    vec![
         (
             "credit of nothing",
             frame(kind::WINDOW_UPDATE, 0, 1, &[0; 4]),
@@ -396,7 +402,12 @@ fn what_breaks_a_stream() {
             frame(kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0]),
             Code::PROTOCOL_ERROR,
         ),
-    ] {
+    ]
+}
+
+#[test]
+fn what_breaks_a_stream() {
+    for (what, bytes, code) in of_streams() {
         let mut side = Side::serving();
         side.feed(&bytes).expect(what);
         assert_eq!(side.said(), [reset(1, code)], "{what}");
