@@ -9,3 +9,5 @@ mod h2spec;
 mod random;
 mod rules;
 mod support;
+mod talk;
+mod verdicts;

@@ -115,7 +115,7 @@ pub(super) mod tests {
             let code = (u64::from(CODE.first[length]) >> (32 - length)) + nth;
             bits.push_str(&format!("{code:0length$b}"));
         }
-        while bits.len() % 8 > 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         let byte = |i: usize| u8::from_str_radix(&bits[i..i + 8], 2).unwrap();
