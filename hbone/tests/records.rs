@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub)]
 
 mod common;
+#[path = "records/driven.rs"]
+mod driven;
 #[path = "records/handshakes.rs"]
 mod handshakes;
 #[path = "records/stock.rs"]
