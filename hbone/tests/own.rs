@@ -1,6 +1,11 @@
 //! Every test of a whole connection once more, with our own engine at each end that is ours
 //! (`common::engine` goes by the name of this file).
 
+#![allow(
+    clippy::duplicate_mod,
+    reason = "each of these is a test of its own elsewhere, with its own `common`"
+)]
+
 #[path = "golden_inbound.rs"]
 mod golden_inbound;
 #[path = "golden_outbound.rs"]
