@@ -11,9 +11,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use hbone::{Engine, Limits, PoolConfig};
 
-pub use values::Workers;
-use values::{DEFAULT_CONTROL_PLANE, DEFAULT_ROOT, address, duration, filled, number, path, root};
+use values::{
+    DEFAULT_CONTROL_PLANE, DEFAULT_ROOT, address, duration, engine, filled, number, path, root,
+};
+pub use values::{Workers, engine_name};
 
 /// The node proxy of the mesh.
 #[derive(Debug, Clone, Parser)]
@@ -108,6 +111,10 @@ pub struct Config {
     #[arg(long, env = "SECRET_TTL", default_value = "86400s", value_parser = duration)]
     pub secret_ttl: Duration,
 
+    /// What carries tunnels, in both roles: `h2`, the `h2` crate over rustls, or `own`, our records and
+    /// frames, which cost less. h2 until own has proven itself in the field; peers see no difference.
+    #[arg(long, env = "AMBIT_ENGINE", default_value = "h2", value_parser = engine)]
+    pub engine: Engine,
     /// Streams on one tunnel connection; half of what servers allow, to leave room for races.
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = 100)]
     pub pool_max_streams: u16,
@@ -211,6 +218,24 @@ impl Config {
         self.ca_root_ca.as_ref().unwrap_or(&self.xds_root_ca)
     }
 
+    /// Tunnels that are opened, as the operator wants them.
+    pub fn pool(&self) -> PoolConfig {
+        PoolConfig {
+            streams: self.pool_max_streams.into(),
+            release: self.pool_unused_release,
+            engine: self.engine,
+            ..PoolConfig::default()
+        }
+    }
+
+    /// Tunnels that arrive, as the operator wants them.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            engine: self.engine,
+            ..Limits::default()
+        }
+    }
+
     /// How long open connections may go on after SIGTERM: what kubelet's grace period leaves
     /// when we keep some seconds for reports and clean exit.
     pub fn drain_deadline(&self) -> Duration {
@@ -270,6 +295,19 @@ mod tests {
                 Duration::from_secs(seconds),
                 "{arguments:?}"
             );
+        }
+    }
+
+    #[test]
+    fn one_engine_carries_what_is_opened_and_what_arrives() {
+        for (arguments, engine) in [
+            (&[][..], Engine::H2),
+            (&["--engine", "h2"], Engine::H2),
+            (&["--engine", "own"], Engine::Own),
+        ] {
+            let config = config(arguments);
+            assert_eq!(config.pool().engine, engine, "{arguments:?}");
+            assert_eq!(config.limits().engine, engine, "{arguments:?}");
         }
     }
 

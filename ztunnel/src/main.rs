@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hbone::{CaClient, Certificates, CertificatesConfig, Limits, Pool, PoolConfig};
+use hbone::{CaClient, Certificates, CertificatesConfig, Pool};
 use mesh::Mesh;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ops::drain::Drain;
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
-use ztunnel::config::Config;
+use ztunnel::config::{Config, engine_name};
 use ztunnel::dns::{Dns, Resolv};
 use ztunnel::metrics::{Metrics, register_pool};
 use ztunnel::node::Node;
@@ -54,7 +54,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Result<()> {
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, xds = %config.xds_address, "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, xds = %config.xds_address, engine = engine_name(config.engine), "starting");
     let readiness = Readiness::new();
     let (drain, quit, end) = (
         Drain::new(),
@@ -78,19 +78,9 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
         // What spawns while it is made belongs to the traffic.
         let _data = data.enter();
         let certificates = Certificates::new(signer, CertificatesConfig::default());
-        let pool = PoolConfig {
-            streams: config.pool_max_streams.into(),
-            release: config.pool_unused_release,
-            ..PoolConfig::default()
-        };
-        let pool = Pool::new(certificates.clone(), pool);
-        let node = Node::new(
-            mesh.clone(),
-            certificates,
-            pool,
-            Limits::default(),
-            config.clone(),
-        );
+        let pool = Pool::new(certificates.clone(), config.pool());
+        let (limits, settings) = (config.limits(), config.clone());
+        let node = Node::new(mesh.clone(), certificates, pool, limits, settings);
         let metrics = Metrics::default();
         let registry = registry(&metrics, &node, data, &log);
         let dns = config

@@ -6,7 +6,7 @@ use std::time::Duration;
 use hbone::limits;
 use serde_json::{Value, json};
 
-use crate::config::{Config, ports};
+use crate::config::{Config, engine_name, ports};
 
 /// The `config` member of the dump.
 pub(super) fn settings(config: &Config) -> Value {
@@ -29,6 +29,7 @@ pub(super) fn settings(config: &Config) -> Value {
             "dnsProxyAddr",
             json!({ "Localhost": [config.ipv6_enabled, config.dns_port] }),
         ),
+        ("engine", json!(engine_name(config.engine))),
         ("fakeCa", json!(false)),
         ("fakeSelfInbound", json!(false)),
         ("forceTunnel", json!(config.force_tunnel)),

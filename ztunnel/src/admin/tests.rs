@@ -311,6 +311,14 @@ fn windows_are_shown_as_the_tunnels_announce_them() {
 }
 
 #[test]
+fn the_dump_says_what_carries_tunnels() {
+    for (arguments, shown) in [("ztunnel", "h2"), ("ztunnel --engine own", "own")] {
+        let ours = settings(&Config::try_parse_from(arguments.split(' ')).unwrap());
+        assert_eq!(ours["engine"], shown);
+    }
+}
+
+#[test]
 fn version_has_istios_members() {
     let ours = version();
     for name in golden()["version"].as_object().unwrap().keys() {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hbone::Engine;
+
 /// Threads for traffic: a number, or a share of the machine's cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Workers {
@@ -28,6 +30,27 @@ impl Workers {
         }
     }
 }
+
+/// What carries tunnels, by name. Empty means the default: charts leave variables empty.
+pub(super) fn engine(text: &str) -> Result<Engine, String> {
+    if text.is_empty() {
+        return Ok(Engine::default());
+    }
+    let named = ENGINES
+        .into_iter()
+        .find(|&known| engine_name(known) == text);
+    named.ok_or_else(|| format!("{text:?} is neither h2 nor own"))
+}
+
+/// As [`engine`] reads it, and as it is shown.
+pub fn engine_name(engine: Engine) -> &'static str {
+    match engine {
+        Engine::H2 => "h2",
+        Engine::Own => "own",
+    }
+}
+
+const ENGINES: [Engine; 2] = [Engine::H2, Engine::Own];
 
 /// `host:port`, `https://host:port` or `http://host:port` into a URL. Empty means the default:
 /// charts leave variables empty.
@@ -159,6 +182,18 @@ mod tests {
         }
         for text in ["", "s", "5x", "-1s", "1.5s", "5m ", "99999999999999999999h"] {
             assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn engines_are_called_by_their_names_alone() {
+        for known in ENGINES {
+            assert_eq!(engine(engine_name(known)), Ok(known));
+        }
+        assert_eq!(engine(""), Ok(Engine::H2));
+        for bad in ["H2", "own ", "true", "http2"] {
+            let refused = engine(bad).unwrap_err();
+            assert!(refused.contains(bad) && refused.lines().count() == 1);
         }
     }
 

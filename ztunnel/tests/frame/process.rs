@@ -17,10 +17,11 @@ use crate::control;
 use crate::fixture::{FakeAgent, eventually};
 use crate::place::{HandedOver, place};
 
-const ENVIRONMENT: [(&str, &str); 5] = [
+const ENVIRONMENT: [(&str, &str); 6] = [
     ("XDS_ADDRESS", "http://127.0.0.1:15010"),
     ("AUTH_TOKEN", ""),
     ("NODE_NAME", "node-1"),
+    ("AMBIT_ENGINE", "own"),
     ("RUST_LOG", "trace"),
     ("TERMINATION_GRACE_PERIOD_SECONDS", "1"),
 ];
@@ -259,7 +260,13 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
     let status = until("it ends", || ztunnel.0.try_wait().unwrap());
     assert!(status.success(), "{status}");
     let log = log.join().unwrap();
-    assert!(log.contains("\tinfo\tztunnel\tstarting\t"), "{log}");
+    let started = log
+        .lines()
+        .find(|line| line.contains("\tinfo\tztunnel\tstarting\t"));
+    assert!(
+        started.is_some_and(|line| line.contains("engine=\"own\"")),
+        "{log}"
+    );
     assert!(
         log.contains("\tinfo\tztunnel\tstopped"),
         "the last words are out: {log}"

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::{security, workload as wire};
 use clap::Parser;
-use hbone::{Certificates, CertificatesConfig, Limits, Pool, PoolConfig};
+use hbone::{Certificates, CertificatesConfig, Limits, Pool};
 use mesh::{Mesh, Update, Writer};
 use ops::drain::Drain;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -244,14 +244,13 @@ impl WorldNode {
             ..Default::default()
         };
         let certificates = Certificates::new(ca.clone(), patient);
-        let pool = Pool::new(certificates.clone(), PoolConfig::default());
-        let node = Node::new(
-            mesh,
-            certificates,
-            pool.clone(),
-            limits.clone(),
-            Arc::new(config),
-        );
+        let pool = Pool::new(certificates.clone(), config.pool());
+        let limits = Limits {
+            engine: config.engine,
+            ..limits.clone()
+        };
+        let settings = Arc::new(config);
+        let node = Node::new(mesh, certificates, pool.clone(), limits, settings);
         tokio::spawn(node.clone().tend(stop.clone()));
         Self {
             node,
