@@ -28,7 +28,8 @@ pub struct Builder {
     mesh: bool,
     bin: Option<PathBuf>,
     ztunnels: Vec<(usize, PathBuf)>,
-    ztunnel_env: Vec<(String, String)>,
+    /// For one node, or for all.
+    ztunnel_env: Vec<(Option<usize>, String, String)>,
     agent_env: Vec<(String, String)>,
     istiod_env: Vec<(String, String)>,
 }
@@ -79,7 +80,14 @@ impl Builder {
 
     /// An environment variable for all ztunnels.
     pub fn ztunnel_env(mut self, key: &str, value: &str) -> Self {
-        self.ztunnel_env.push((key.into(), value.into()));
+        self.ztunnel_env.push((None, key.into(), value.into()));
+        self
+    }
+
+    /// An environment variable for the ztunnel of one node. Of two of one name the later counts.
+    pub fn ztunnel_env_on(mut self, node: usize, key: &str, value: &str) -> Self {
+        self.ztunnel_env
+            .push((Some(node), key.into(), value.into()));
         self
     }
 
@@ -171,9 +179,11 @@ impl Builder {
     fn ztunnel(&self, node: usize, bin: &Path) -> Recipe {
         let other = self.ztunnels.iter().find(|(at, _)| *at == node);
         let binary = other.map_or_else(|| bin.join("ztunnel"), |(_, binary)| binary.clone());
+        let env = self.ztunnel_env.iter();
+        let here = env.filter(|(at, ..)| at.is_none_or(|at| at == node));
         Recipe {
             binary,
-            env: self.ztunnel_env.clone(),
+            env: here.map(|(_, k, v)| (k.clone(), v.clone())).collect(),
         }
     }
 

@@ -46,7 +46,7 @@ pub struct Node {
 #[derive(Debug)]
 struct Mesh {
     agent: Component,
-    recipe: Recipe,
+    recipe: Mutex<Recipe>,
     /// Empty at first: the agent must run before a pod can be set up, ztunnel's too.
     ztunnel: Mutex<Option<Arc<Ztunnel>>>,
 }
@@ -88,7 +88,7 @@ impl Node {
         let agent = agent(&site, &name, &dir, addresses[0]);
         let mesh = site.ztunnel.map(|recipe| Mesh {
             agent,
-            recipe,
+            recipe: Mutex::new(recipe),
             ztunnel: Mutex::default(),
         });
         Ok(Self {
@@ -165,6 +165,13 @@ impl Node {
         Ok(AccessLog::new(self.ztunnel()?.log_path().to_owned()))
     }
 
+    /// An environment variable for the ztunnels that come after the one that runs.
+    pub fn set_ztunnel_env(&self, key: &str, value: &str) -> Result<()> {
+        let mut recipe = self.recipe(self.mesh()?);
+        recipe.env.push((key.into(), value.into()));
+        Ok(())
+    }
+
     /// Brings ztunnel the control plane's roots as they are now, as the kubelet would.
     pub(crate) fn project_roots(&self, root_cert: &Path) -> Result<()> {
         self.current()?.project_roots(root_cert)
@@ -182,10 +189,10 @@ impl Node {
         credentials: &Credentials<'_>,
     ) -> Result<Option<Arc<Ztunnel>>> {
         let mesh = self.mesh()?;
-        let ztunnel = Arc::new(
-            mesh.recipe
-                .ztunnel(&self.name, &self.dir, pod, credentials)?,
-        );
+        let ztunnel = self
+            .recipe(mesh)
+            .ztunnel(&self.name, &self.dir, pod, credentials)?;
+        let ztunnel = Arc::new(ztunnel);
         ztunnel.component().launch()?;
         Ok(self.slot(mesh).replace(ztunnel))
     }
@@ -228,6 +235,10 @@ impl Node {
     fn current(&self) -> Result<Arc<Ztunnel>> {
         let ztunnel = self.slot(self.mesh()?).clone();
         ztunnel.with_context(|| format!("{} has no ztunnel yet", self.name))
+    }
+
+    fn recipe<'a>(&self, mesh: &'a Mesh) -> MutexGuard<'a, Recipe> {
+        mesh.recipe.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot<'a>(&self, mesh: &'a Mesh) -> MutexGuard<'a, Option<Arc<Ztunnel>>> {

@@ -21,14 +21,29 @@ use lab::{AccessLog, AccessRecord, Builder, Lab, Pod, wait};
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Runs `test` in a lab of its own. Labs do not disturb each other, but two cores carry only one well.
+///
+/// `LAB_ENGINES=own,h2 cargo test -p lab` does so with the one on node 0 and the other on node 1.
 pub(crate) fn in_lab(builder: Builder, test: impl FnOnce(&Lab) -> Result<()>) {
     let _turn = turn();
+    let asked = std::env::var("LAB_ENGINES").unwrap_or_default();
+    let builder = with_engines(builder, asked.split(',').filter(|name| !name.is_empty()));
     let lab = builder.start().unwrap_or_else(|error| panic!("{error:#}"));
     if let Err(error) = test(&lab) {
         // The panic keeps the logs.
         panic!("{error:?}\nlogs: {}", lab.dir().display());
     }
     lab.stop().unwrap_or_else(|error| panic!("{error:#}"));
+}
+
+/// What carries the tunnels of each node, beginning with node 0.
+pub(crate) fn with_engines<'a>(
+    builder: Builder,
+    engines: impl IntoIterator<Item = &'a str>,
+) -> Builder {
+    let on = |builder: Builder, (node, name): (usize, &str)| {
+        builder.ztunnel_env_on(node, "AMBIT_ENGINE", name)
+    };
+    engines.into_iter().enumerate().fold(builder, on)
 }
 
 /// A lock between all test threads and all test programs of this machine.
