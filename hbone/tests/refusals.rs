@@ -197,6 +197,32 @@ async fn a_slow_handshake_ends_at_its_deadline() {
 }
 
 #[tokio::test]
+async fn another_protocol_inside_tls_is_refused_as_that() {
+    let ca = Ca::new();
+    for said in [
+        &b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"[..],
+        b"PRI * HTTP/2.0\r\n\r\nTM\r\n\r\n",
+    ] {
+        let (near, far) = common::socket_pair().await;
+        let refusals = Refusals::default();
+        let badge = raw::badge(&ca, &[CLIENT], soon());
+        let client = tokio::spawn(async move {
+            let config = raw::tls_client(Some(badge), &["h2"]);
+            let mut peer = Raw::connect(near, config).await.unwrap();
+            peer.send(said).await.unwrap();
+            peer
+        });
+        let limits = refusals.limits();
+        let error = hbone::accept(far, ca.certificate(&identity("server")), &limits)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, AcceptError::Preface(_)), "{error}");
+        assert_eq!(refusals.seen(), [Refusal::Preface]);
+        drop(client.await);
+    }
+}
+
+#[tokio::test]
 async fn a_silent_server_ends_at_the_deadline_of_its_stage() {
     let ca = Arc::new(Ca::new());
     let (listener, address) = common::listen().await;

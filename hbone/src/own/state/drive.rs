@@ -16,6 +16,7 @@ use super::{Arrival, CLOGGED, Driven, End, LARGEST, Phase, Role, SMALLEST, State
 use crate::{
     engine::reason,
     frames::{Code, Event, StreamId},
+    limits::Refusal,
     own::flow::{Direction, Flow},
     records::Opened,
     tunnel::TunnelError,
@@ -54,7 +55,14 @@ impl State {
 
     /// A client's preface has come (on a server's connection).
     pub(crate) fn greeted(&self) -> bool {
-        self.preface == 0
+        // As many bytes as a preface has may have been something else.
+        let other = match &self.phase {
+            Phase::Closing(end) | Phase::Over(end) => {
+                matches!(end, End::Violated(Refusal::Preface, _))
+            }
+            Phase::Open => false,
+        };
+        self.preface == 0 && !other
     }
 
     /// The driver has gone, and nobody will take its place.
