@@ -6,8 +6,8 @@ use ops::drain::Drained;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::world::{At, PATIENCE, World, cut, greeting};
-use crate::{CLIENT, SERVER, log};
+use crate::log;
+use crate::world::{At, CLIENT, PATIENCE, SERVER, World, cut, greeting};
 
 /// Talks once, so that the connection is certainly carried, and stays open.
 async fn talk(tcp: &mut TcpStream) {

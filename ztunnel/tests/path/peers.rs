@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use hbone::Limits;
 use tokio::io::AsyncReadExt;
 
-use crate::world::{At, PATIENCE, World, echo, greeting};
-use crate::{CLIENT, SERVER, ca::Ca, log};
+use crate::world::{At, CLIENT, PATIENCE, SERVER, World, echo, greeting};
+use crate::{ca::Ca, log};
 
 /// The scripted client, shared with the tests of the tunnel itself.
 #[path = "../../../hbone/tests/common/raw.rs"]

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use api::workload as wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::world::{At, PATIENCE, World, WorldPod, echo, greeting, service, strict};
-use crate::{CLIENT, SERVER, log};
+use crate::log;
+use crate::world::{
+    At, CLIENT, PATIENCE, SERVER, World, WorldPod, echo, greeting, service, strict,
+};
 
 /// Listens and counts the connections that get through.
 fn count(server: &WorldPod, port: u16) -> Arc<AtomicUsize> {

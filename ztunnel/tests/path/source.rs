@@ -3,8 +3,8 @@
 
 use std::net::SocketAddr;
 
-use crate::world::{At, World, WorldPod, echo, greeting};
-use crate::{CLIENT, SERVER, log};
+use crate::log;
+use crate::world::{At, CLIENT, SERVER, World, WorldPod, echo, greeting};
 
 const NOTE: &str = "note=\"the app sees this pod's address instead of the client's\"";
 

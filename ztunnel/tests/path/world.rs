@@ -40,6 +40,20 @@ pub(crate) struct WorldNode {
     drain: Drain,
 }
 
+/// Addresses of the pods that most tests are about.
+pub(crate) const CLIENT: [&str; 2] = ["10.77.0.1", "fd77::1"];
+/// See [`CLIENT`].
+pub(crate) const SERVER: [&str; 2] = ["10.77.0.2", "fd77::2"];
+
+/// What carries the tunnels between the nodes: our own engine in `path_own`, which is the tests of h2 once more.
+fn engine() -> &'static str {
+    if env!("CARGO_CRATE_NAME").ends_with("own") {
+        "own"
+    } else {
+        "h2"
+    }
+}
+
 /// Where a pod runs.
 #[derive(Clone, Copy)]
 pub(crate) enum At {
@@ -236,8 +250,8 @@ impl WorldNode {
         ca: &Ca,
         stop: &CancellationToken,
     ) -> Self {
-        let config =
-            Config::try_parse_from([&["ztunnel", "--node-name", name], flags].concat()).unwrap();
+        let usual = ["ztunnel", "--node-name", name, "--engine", engine()];
+        let config = Config::try_parse_from([&usual, flags].concat()).unwrap();
         let (mesh, writer) = Mesh::new();
         let patient = CertificatesConfig {
             wait: Duration::from_secs(3),

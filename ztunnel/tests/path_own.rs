@@ -1,0 +1,28 @@
+//! Every test of the path once more, with our own engine in the tunnels (`world::engine` goes by the name of this file).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so"
+)]
+
+#[path = "path/ca.rs"]
+mod ca;
+#[path = "path/fabric.rs"]
+mod fabric;
+#[path = "path/golden.rs"]
+mod golden;
+#[path = "path/lasting.rs"]
+mod lasting;
+#[path = "path/log.rs"]
+mod log;
+#[path = "path/peers.rs"]
+mod peers;
+#[path = "path/refusals.rs"]
+mod refusals;
+#[path = "path/source.rs"]
+mod source;
+#[path = "path/ways.rs"]
+mod ways;
+#[path = "path/world.rs"]
+mod world;
