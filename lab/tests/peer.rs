@@ -2,7 +2,7 @@
 //!
 //! The peer's program is not part of this project, so these tests are asked for by name:
 //! `PEER_ZTUNNEL=path cargo test -p lab --test peer -- --ignored`. istiod-lite, the node agent and the CNI plugin are ours at both
-//! ends; each node runs one of the two ztunnels, and every test runs with the peer as server and as client.
+//! ends; each node runs one of the two ztunnels, and every test runs with the peer as server and as client of either engine of ours.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
@@ -15,16 +15,20 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::Lab;
-use support::{Pair, between, in_lab, logs_from_now, refused, talk, talk_soon};
+use support::{
+    Pair, between, in_lab, logs_from_now, refused, round_trip, talk, talk_soon, with_engines,
+};
 
-/// Runs a test twice: the peer on the server's node (0), then on the client's (1).
+/// Runs a test four times: each of our engines with the peer on the server's node (0), then on the client's (1).
 fn with_the_peer_at_either_end(test: impl Fn(&Lab, Pair) -> Result<()>) {
     let peer = std::env::var("PEER_ZTUNNEL").expect("PEER_ZTUNNEL names the peer's binary");
-    for node in [0, 1] {
-        in_lab(Lab::builder().ztunnel_binary(node, &peer), |lab| {
+    for (engine, node) in [("h2", 0), ("h2", 1), ("own", 0), ("own", 1)] {
+        // It means nothing to the peer.
+        let builder = with_engines(Lab::builder(), [engine; 2]).ztunnel_binary(node, &peer);
+        in_lab(builder, |lab| {
             let pair = Pair::start(lab)?;
             talk_soon(&pair.client, pair.at())?;
-            test(lab, pair).with_context(|| format!("with the peer on node {node}"))
+            test(lab, pair).with_context(|| format!("{engine}, with the peer on node {node}"))
         });
     }
 }
@@ -102,7 +106,40 @@ fn hundreds_of_connections_share_tunnels() {
             .map(|n| talk(&pair.client, pair.at(), &format!("number {n}")))
             .collect::<Result<Vec<_>>>()?;
         for (n, mut stream) in held.into_iter().enumerate() {
-            support::round_trip(&mut stream, &format!("again {n}"))?;
+            round_trip(&mut stream, &format!("again {n}"))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs another implementation's ztunnel: PEER_ZTUNNEL=path"]
+fn a_tunnel_that_one_end_left_is_made_again_by_the_other() {
+    with_the_peer_at_either_end(|lab, pair| {
+        for node in [0, 1] {
+            let ztunnel = lab.node(node).ztunnel()?;
+            // In order, with GOAWAY; then without a word.
+            ztunnel.restart()?;
+            talk_soon(&pair.client, pair.at())?;
+            ztunnel.kill()?;
+            ztunnel.start()?;
+            talk_soon(&pair.client, pair.at())?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs another implementation's ztunnel: PEER_ZTUNNEL=path"]
+fn streams_that_are_cut_leave_the_others_of_their_tunnel_alone() {
+    with_the_peer_at_either_end(|_, pair| {
+        let mut kept = talk(&pair.client, pair.at(), "kept")?;
+        for n in 0..50 {
+            let mut cut = talk(&pair.client, pair.at(), "cut")?;
+            // What comes back is never read: closing resets.
+            cut.write_all(&vec![0x5a_u8; n << 12])?;
+            drop(cut);
+            round_trip(&mut kept, &format!("still here after {n}"))?;
         }
         Ok(())
     });
