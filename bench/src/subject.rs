@@ -29,6 +29,20 @@ pub(crate) struct Subject {
     proxies: Vec<Process>,
 }
 
+/// A lab with a mesh, and the subjects in it.
+struct Mesh<'a> {
+    name: &'static str,
+    /// The subject whose two pods are on one node, if it is measured.
+    near: Option<&'static str>,
+    ztunnel: Ztunnel<'a>,
+}
+
+/// What runs on both of its nodes.
+enum Ztunnel<'a> {
+    Ours { engine: &'static str },
+    Peer(&'a Path),
+}
+
 /// Labs, and the processes inside them, that must outlive their subjects.
 pub(crate) struct Stage {
     subjects: Vec<Subject>,
@@ -36,16 +50,30 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Sets up every subject: raw sockets and the floor, ours, and the peer where there is one.
+    /// Sets up every subject: raw sockets and the floor, ours with either engine, and the peer where there is one.
     pub(crate) fn set(peer: Option<&Path>) -> Result<Self> {
         let mut stage = Self {
             subjects: Vec::new(),
             labs: Vec::new(),
         };
         stage.without_mesh()?;
-        stage.with_mesh(["ours", "ours, same node"], None)?;
+        stage.with_mesh(&Mesh {
+            name: "ours",
+            near: Some("ours, same node"),
+            ztunnel: Ztunnel::Ours { engine: "h2" },
+        })?;
+        // Within a node nothing goes through an engine.
+        stage.with_mesh(&Mesh {
+            name: "ours (own)",
+            near: None,
+            ztunnel: Ztunnel::Ours { engine: "own" },
+        })?;
         if let Some(peer) = peer {
-            stage.with_mesh(["peer", "peer, same node"], Some(peer))?;
+            stage.with_mesh(&Mesh {
+                name: "peer",
+                near: Some("peer, same node"),
+                ztunnel: Ztunnel::Peer(peer),
+            })?;
         }
         Ok(stage)
     }
@@ -83,21 +111,22 @@ impl Stage {
         Ok(())
     }
 
-    fn with_mesh(&mut self, names: [&'static str; 2], ztunnel: Option<&Path>) -> Result<()> {
-        let mut builder = Lab::builder().nodes(2);
-        for node in 0..2 {
-            if let Some(binary) = ztunnel {
-                builder = builder.ztunnel_binary(node, binary);
-            }
-        }
+    fn with_mesh(&mut self, mesh: &Mesh<'_>) -> Result<()> {
+        let mut builder = Lab::builder()
+            .nodes(2)
+            .ztunnel_env("ZTUNNEL_WORKER_THREADS", "2");
+        builder = match mesh.ztunnel {
+            Ztunnel::Ours { engine } => builder.ztunnel_env("AMBIT_ENGINE", engine),
+            Ztunnel::Peer(binary) => (0..2).fold(builder, |builder, node| {
+                builder.ztunnel_binary(node, binary)
+            }),
+        };
         let lab = builder
-            .ztunnel_env("ZTUNNEL_WORKER_THREADS", "2")
             .start()
-            .with_context(|| format!("the lab of {}", names[0]))?;
+            .with_context(|| format!("the lab of {}", mesh.name))?;
         lab.namespace("bench").ambient()?;
         let client = lab.pod("bench/client").node(0).start()?;
         let far = serve(&lab, "bench/server", 1)?;
-        let near = serve(&lab, "bench/near", 0)?;
         let proxies = [0, 1].map(|node| {
             lab.node(node)
                 .ztunnel()
@@ -106,17 +135,19 @@ impl Stage {
         let [first, second] = proxies;
         let (first, second) = (first?, second?);
         self.subjects.push(Subject {
-            name: names[0],
+            name: mesh.name,
             client: client.clone(),
             to: far,
             proxies: vec![first.clone(), second],
         });
-        self.subjects.push(Subject {
-            name: names[1],
-            client,
-            to: near,
-            proxies: vec![first],
-        });
+        if let Some(name) = mesh.near {
+            self.subjects.push(Subject {
+                name,
+                client,
+                to: serve(&lab, "bench/near", 0)?,
+                proxies: vec![first],
+            });
+        }
         self.labs.push(lab);
         Ok(())
     }
