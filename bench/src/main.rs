@@ -33,7 +33,7 @@ struct Arguments {
     /// How long one measurement takes, in milliseconds.
     #[arg(long, default_value_t = 2000)]
     time: u64,
-    /// Only the works whose name holds this text; leaves out memory and large meshes.
+    /// Only the rows whose name holds this text, e.g. `bulk`, `idle` or `workloads`.
     #[arg(long)]
     only: Option<String>,
     /// Idle connections of the memory rows.

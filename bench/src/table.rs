@@ -92,6 +92,12 @@ pub(crate) struct Plan<'a> {
     pub(crate) workloads: &'a [usize],
 }
 
+impl Plan<'_> {
+    fn wants(&self, row: &str) -> bool {
+        self.only.is_none_or(|only| row.contains(only))
+    }
+}
+
 /// Runs it all and prints the table.
 #[allow(clippy::print_stdout)] // the table is what this program is for
 pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
@@ -104,20 +110,12 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
         "{:<22} {:<16} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}",
         "work", "subject", "rate", "p50 µs", "p99 µs", "CPU per unit", "×floor", "×peer"
     );
-    for task in TASKS
-        .iter()
-        .filter(|task| plan.only.is_none_or(|only| task.name.contains(only)))
-    {
+    for task in TASKS.iter().filter(|task| plan.wants(task.name)) {
         rounds(&stage, task, plan)?;
     }
-    if plan.only.is_none() {
-        memory(&stage, plan)?;
-    }
+    memory(&stage, plan)?;
     stage.strike()?;
-    if plan.only.is_none() {
-        large_mesh(plan)?;
-    }
-    Ok(())
+    large_mesh(plan)
 }
 
 #[allow(clippy::print_stdout)] // the table
@@ -219,6 +217,10 @@ fn row(
 #[allow(clippy::print_stdout)] // the table
 fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
     for &connections in plan.hold {
+        let row = format!("{connections} idle");
+        if !plan.wants(&row) {
+            continue;
+        }
         for subject in stage
             .subjects()
             .iter()
@@ -233,7 +235,7 @@ fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
                 .collect();
             println!(
                 "{:<22} {:<16} {:>30}",
-                format!("{connections} idle"),
+                row,
                 subject.name,
                 format!("{} KiB/connection", each.join(" + "))
             );
@@ -251,6 +253,10 @@ fn large_mesh(plan: &Plan<'_>) -> Result<()> {
         plan.peer.map(|peer| ("peer", peer)),
     ];
     for &workloads in plan.workloads {
+        let row = format!("{workloads} workloads");
+        if !plan.wants(&row) {
+            continue;
+        }
         for (name, binary) in subjects.iter().flatten() {
             let mut runs = Vec::new();
             for _ in 0..plan.rounds.min(3) {
@@ -259,7 +265,7 @@ fn large_mesh(plan: &Plan<'_>) -> Result<()> {
             let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
             println!(
                 "{:<22} {:<16} {:>30} {:>20} {:>22}",
-                format!("{workloads} workloads"),
+                row,
                 name,
                 format!("ready in {} s", of(|run| run.ready).show(2)),
                 format!("{:.0} MiB", of(|run| run.resident).median),
