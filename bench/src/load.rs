@@ -42,6 +42,8 @@ pub(crate) enum Work {
     Download,
     /// 64 bytes there and back, one outstanding per connection.
     RoundTrip,
+    /// 64 bytes there and back on one connection, while the others upload as fast as they can.
+    RoundTripInBulk,
     /// HTTP/1.1 keep-alive, one outstanding request per connection.
     Http,
     /// Connect, one byte there and back, the server closes.
@@ -172,6 +174,7 @@ pub(crate) async fn run(
         Work::Upload => bulk(to, connections, time, true).await,
         Work::Download => bulk(to, connections, time, false).await,
         Work::RoundTrip => repeat(to, connections, time, round_trips).await,
+        Work::RoundTripInBulk => in_bulk(to, connections, time).await,
         Work::Http => repeat(to, connections, time, requests).await,
         Work::Connect => repeat(to, connections, time, connects).await,
         Work::Burst => burst(to, connections).await,
@@ -330,6 +333,20 @@ async fn one_connection(to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+async fn in_bulk(to: SocketAddr, connections: usize, time: Duration) -> Result<Measured> {
+    let others = connections.saturating_sub(1);
+    let (trips, bulk) = tokio::join!(
+        repeat(to, 1, time, round_trips),
+        bulk(to, others, time, true)
+    );
+    let (trips, bulk) = (trips?, bulk?);
+    anyhow::ensure!(others == 0 || bulk.units > 0, "nothing was uploaded");
+    Ok(Measured {
+        failed: trips.failed + bulk.failed,
+        ..trips
+    })
+}
+
 async fn burst(to: SocketAddr, connections: usize) -> Result<Measured> {
     let started = Instant::now();
     let mut set = JoinSet::new();
@@ -403,6 +420,7 @@ mod tests {
             Work::Upload,
             Work::Download,
             Work::RoundTrip,
+            Work::RoundTripInBulk,
             Work::Http,
             Work::Connect,
             Work::Burst,
