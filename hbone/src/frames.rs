@@ -8,6 +8,7 @@
 //! 3. actions ([`Mux::open`], [`Mux::respond`], [`Mux::data`], [`Mux::consumed`], [`Mux::reset`], …)
 //!    write control frames into [`Mux::out`], or give the head of a DATA frame
 //! 4. a peer that breaks a rule or passes a limit is a [`Violation`]: its GOAWAY is in [`Mux::out`]
+//! 5. at any moment all of it can be written down and gone on with elsewhere ([`Mux::into_state`])
 //!
 //! ```text
 //!  bytes ──► mux/input ──► head ──► DATA ─────────► stream, window ──► Event::Data
@@ -24,6 +25,7 @@ mod head;
 pub mod hpack;
 mod mux;
 mod settings;
+mod state;
 mod stream;
 mod window;
 
@@ -31,6 +33,7 @@ pub use fields::{Method, RequestHead, ResponseHead};
 pub use head::{HEAD, Head, flag, kind};
 pub use mux::{Event, Gone, Mux, NotOpened, Taken};
 pub use settings::Settings;
+pub use state::StateError;
 
 use std::fmt;
 

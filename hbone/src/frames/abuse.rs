@@ -5,7 +5,10 @@
 
 use std::time::Instant;
 
-use super::Violation;
+use super::{
+    Violation,
+    state::{Reader, StateError, ensure},
+};
 use crate::limits::{Budget, Refusal};
 
 /// Credits in hand at most, see [`Abuse::earn`].
@@ -81,6 +84,21 @@ impl Abuse {
         }
         let what = "too many WINDOW_UPDATE";
         spend(&mut self.updates, now, Refusal::IdleFrameFlood, what)
+    }
+
+    /// Credits in hand. Unlike the budgets they have no clock: what we sent is still on its way.
+    pub(super) fn earned(&self) -> u32 {
+        self.earned
+    }
+
+    /// Full budgets, and credits in hand.
+    pub(super) fn restore(from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let earned = from.u32()?;
+        ensure(earned <= MOST_EARNED, "more credits than can be in hand")?;
+        Ok(Self {
+            earned,
+            ..Self::new()
+        })
     }
 
     /// We have sent `n` bytes of DATA. A simple peer gives credit back for each piece that it reads,

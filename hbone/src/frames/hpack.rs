@@ -11,6 +11,7 @@
 mod huffman;
 mod table;
 
+use super::state::{Reader, StateError};
 use table::Table;
 
 /// Size of a header table before anybody says otherwise.
@@ -60,6 +61,28 @@ impl Decoder {
     pub fn acknowledged(&mut self) {
         self.most = 0;
         self.table.limit(0);
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        self.table.write(out);
+    }
+
+    /// `acknowledged`: see [`Decoder::acknowledged`].
+    pub(super) fn restore(acknowledged: bool, from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let most = if acknowledged {
+            0
+        } else {
+            FIRST_TABLE as usize
+        };
+        Ok(Self {
+            table: Table::restore(most, from)?,
+            most,
+        })
+    }
+
+    /// Nothing is remembered, and the size is what it was at first.
+    pub(super) fn is_new(&self) -> bool {
+        self.table.is_new(FIRST_TABLE as usize)
     }
 
     /// Decodes one whole block.

@@ -19,6 +19,7 @@ mod event;
 mod headers;
 mod input;
 mod send;
+mod state;
 
 use std::{collections::VecDeque, time::Instant};
 

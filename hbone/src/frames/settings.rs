@@ -6,6 +6,7 @@
 use super::{
     Code, StreamId, Violation,
     head::{self, flag, kind},
+    state::{Reader, StateError, ensure, put_u32},
 };
 use crate::limits::{
     CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SERVER_HEADER_LIST, STREAM_WINDOW, STREAMS,
@@ -88,6 +89,33 @@ impl Settings {
             head::write_window_update(out, StreamId::CONNECTION, more);
         }
     }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        put_u32(out, self.stream_window);
+        put_u32(out, self.connection_window);
+        put_u32(out, self.frame);
+        put_u32(out, self.header_list);
+        put_u32(out, self.streams);
+    }
+
+    pub(super) fn restore(from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let settings = Self {
+            stream_window: from.u32()?,
+            connection_window: from.u32()?,
+            frame: from.u32()?,
+            header_list: from.u32()?,
+            streams: from.u32()?,
+        };
+        let largest = settings.stream_window.max(settings.connection_window);
+        ensure(largest <= LARGEST_WINDOW, "a window of ours is too large")?;
+        ensure(is_frame(settings.frame), "our largest frame is none")?;
+        Ok(settings)
+    }
+}
+
+/// Whether a largest frame may be so (RFC 9113, 6.5.2).
+fn is_frame(largest: u32) -> bool {
+    (FIRST_FRAME..1 << 24).contains(&largest)
 }
 
 /// What the peer announces.
@@ -143,7 +171,7 @@ impl Remote {
                 return wrong(Code::FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is too large");
             }
             INITIAL_WINDOW_SIZE => self.window = value,
-            MAX_FRAME_SIZE if !(FIRST_FRAME..1 << 24).contains(&value) => {
+            MAX_FRAME_SIZE if !is_frame(value) => {
                 return wrong(Code::PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range");
             }
             MAX_FRAME_SIZE => self.frame = value,
@@ -151,6 +179,28 @@ impl Remote {
             _ => {}
         }
         Ok(())
+    }
+
+    /// All but the mark that it wants a smaller table.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        put_u32(out, self.streams);
+        put_u32(out, self.window);
+        put_u32(out, self.frame);
+    }
+
+    pub(super) fn restore(shrink: bool, from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let remote = Self {
+            streams: from.u32()?,
+            window: from.u32()?,
+            frame: from.u32()?,
+            shrink,
+        };
+        ensure(
+            remote.window <= LARGEST_WINDOW,
+            "the peer's window is too large",
+        )?;
+        ensure(is_frame(remote.frame), "the peer's largest frame is none")?;
+        Ok(remote)
     }
 }
 

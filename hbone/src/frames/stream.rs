@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::StreamId;
+use super::{
+    StreamId,
+    state::{Reader, StateError, ensure, put_u16, put_u32},
+};
 
 /// How many streams are remembered after their end. What is on its way to one of them is no mistake of
 /// the peer's; a round trip later nothing is.
@@ -24,6 +27,8 @@ pub(super) mod is {
     pub(in super::super) const WAITING: u8 = 16;
     /// It stands in the queue of those that wait for the connection's window.
     pub(in super::super) const QUEUED: u8 = 32;
+    /// All that a state may say of a stream; who is queued is said by the queue.
+    pub(super) const WRITTEN: u8 = THEIRS_ENDED | OURS_ENDED | ANSWERED | TUNNEL | WAITING;
 }
 
 /// One stream. Thousands may be open: 24 bytes.
@@ -45,6 +50,55 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn is(&self, bits: u8) -> bool {
         self.state & bits == bits
+    }
+
+    /// Of the content that was declared, if any was, all has come.
+    pub(super) fn has_come(&self) -> bool {
+        matches!(self.declared, 0 | UNDECLARED)
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        put_u32(out, self.id.0);
+        out.extend_from_slice(&self.send.to_be_bytes());
+        put_u32(out, self.receive);
+        put_u32(out, self.owed);
+        put_u32(out, self.declared);
+        out.push(self.state & is::WRITTEN);
+    }
+
+    /// `window`: what each stream was announced; `client`: we are.
+    fn restore(client: bool, window: u32, from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let stream = Self {
+            id: from.stream()?,
+            send: i32::from_be_bytes(from.array()?),
+            receive: from.u32()?,
+            owed: from.u32()?,
+            declared: from.u32()?,
+            state: from.u8()?,
+        };
+        ensure(
+            stream.state & !is::WRITTEN == 0,
+            "a mark that no stream has",
+        )?;
+        let sound = u64::from(stream.receive) + u64::from(stream.owed) <= window.into();
+        ensure(sound, "a stream's window is beyond what was announced")?;
+        let ended = stream.is(is::OURS_ENDED | is::THEIRS_ENDED);
+        ensure(!ended, "a stream that has ended is open")?;
+        let [theirs, ours, answered, tunnel] =
+            [is::THEIRS_ENDED, is::OURS_ENDED, is::ANSWERED, is::TUNNEL].map(|bit| stream.is(bit));
+        let in_order = match client {
+            true => answered || !(theirs || tunnel),
+            false => answered || !ours,
+        };
+        ensure(in_order, "a stream went on before it was answered")?;
+        // Bytes of a tunnel are no content, and answers are not asked for theirs.
+        let content = stream.declared != UNDECLARED;
+        ensure(
+            !(content && (client || tunnel)),
+            "a tunnel declares content",
+        )?;
+        ensure(!theirs || stream.has_come(), "content ended too soon")?;
+        Ok(stream)
     }
 }
 
@@ -112,6 +166,49 @@ impl Streams {
     pub(super) fn recent(&mut self, id: StreamId) -> Option<&mut Recent> {
         // What arrives late belongs to what ended last.
         self.recent.iter_mut().rev().find(|r| r.id == id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Stream> {
+        self.open.iter()
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        put_u32(out, self.open.len() as u32); // of 31-bit numbers
+        self.open.iter().for_each(|stream| stream.write(out));
+        put_u16(out, self.recent.len() as u16); // at most `RECENT`
+        for recent in &self.recent {
+            put_u32(out, recent.id.0);
+            put_u32(out, recent.receive);
+            out.push(recent.by_us.into());
+        }
+    }
+
+    /// `newest`: no stream is beyond it; `window` and `client` as for each of them.
+    pub(super) fn restore(
+        client: bool,
+        window: u32,
+        newest: StreamId,
+        from: &mut Reader<'_>,
+    ) -> Result<Self, StateError> {
+        let mut streams = Self::default();
+        let was_opened = |id: StreamId| id <= newest && id.0 % 2 == 1;
+        for _ in 0..from.u32()? {
+            let stream = Stream::restore(client, window, from)?;
+            let in_order = streams.open.last().is_none_or(|last| last.id < stream.id);
+            ensure(in_order && was_opened(stream.id), "streams out of order")?;
+            streams.open.push(stream);
+        }
+        let recent = from.u16()?;
+        ensure(usize::from(recent) <= RECENT, "too many streams that ended")?;
+        for _ in 0..recent {
+            let (id, receive, by_us) = (from.stream()?, from.u32()?, from.bool()?);
+            let once = streams.get(id).is_none() && streams.recent(id).is_none();
+            ensure(once && was_opened(id), "a stream that never ended")?;
+            let what = "a stream's window was beyond what was announced";
+            ensure(receive <= window, what)?;
+            streams.remember(id, receive, by_us);
+        }
+        Ok(streams)
     }
 
     fn index(&self, id: StreamId) -> Result<usize, usize> {

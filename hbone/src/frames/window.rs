@@ -5,6 +5,8 @@
 //! second figure, `most_unread`: as soon as more lies unread, the connection window becomes smaller by
 //! as much. It grows with the number of streams while there is memory for it (`room`).
 
+use super::state::{Reader, StateError, ensure, put_u32};
+
 /// Smaller pieces of credit are not worth a frame.
 const PIECE: i64 = 16 << 10;
 
@@ -58,6 +60,34 @@ impl Window {
         }
         self.left += due;
         u32::try_from(due).ok()
+    }
+
+    /// Bytes received and not given back.
+    pub(super) fn unread(&self) -> i64 {
+        self.unread
+    }
+
+    /// None when there is nothing to go on with: the peer has sent more than it may.
+    pub(super) fn write(&self, out: &mut Vec<u8>) -> Option<()> {
+        for n in [self.left, self.unread, self.most_unread] {
+            put_u32(out, u32::try_from(n).ok()?);
+        }
+        Some(())
+    }
+
+    /// A window whose target is known.
+    pub(super) fn restore(target: u32, from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let [left, unread, most_unread] = [from.u32()?, from.u32()?, from.u32()?].map(i64::from);
+        let target = i64::from(target);
+        // All credit was given while as much could still come to lie unread.
+        let sound = left <= target && target <= most_unread && left + unread <= most_unread;
+        ensure(sound, "a connection window beyond what may lie unread")?;
+        Ok(Self {
+            left,
+            target,
+            unread,
+            most_unread,
+        })
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::support::to;
+use super::support::{hand_over, to};
 
 /// A sequence of numbers that looks random and is the same in each run.
 #[derive(Clone)]
@@ -66,6 +66,8 @@ struct Driver {
     went: Option<Code>,
     /// What was received is sent back.
     echo: bool,
+    /// Its state is handed over again and again.
+    moves: bool,
 }
 
 impl Driver {
@@ -89,6 +91,18 @@ impl Driver {
             writing,
             went: None,
             echo,
+            moves: false,
+        }
+    }
+
+    fn moving(mut self, moves: bool) -> Self {
+        self.moves = moves;
+        self
+    }
+
+    fn hand_over(&mut self) {
+        if self.moves && self.dice.roll(3) == 0 {
+            assert!(hand_over(&mut self.mux), "it is not over");
         }
     }
 
@@ -98,9 +112,11 @@ impl Driver {
         for id in ids {
             while self.send_some(id) {}
         }
+        self.hand_over();
         while let Some(stream) = self.mux.ready() {
             while self.send_some(stream.0) {}
         }
+        self.hand_over();
         let control = std::mem::take(self.mux.out());
         let _ = self.out.send(control);
     }
@@ -153,6 +169,7 @@ impl Driver {
                 self.act(event, bytes);
             }
             bytes = &bytes[taken.used..];
+            self.hand_over();
         }
         true
     }
@@ -295,10 +312,10 @@ async fn h2_stream(mut send: h2::client::SendRequest<Bytes>, n: usize, mut dice:
     );
 }
 
-async fn our_server_serves_h2(seed: u64, builder: h2::client::Builder) {
+async fn our_server_serves_h2(seed: u64, builder: h2::client::Builder, moves: bool) {
     let (near, far) = tokio::io::duplex(50_000);
     let dice = Dice(seed);
-    let server = Driver::new(Mux::server(&small()), far, true, dice.clone());
+    let server = Driver::new(Mux::server(&small()), far, true, dice.clone()).moving(moves);
     let server = tokio::spawn(server.run());
     let (send, connection) = builder.handshake::<_, Bytes>(near).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -329,19 +346,30 @@ fn small() -> Settings {
     }
 }
 
+/// A client with small windows of its own, and large frames.
+fn narrow_client() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(70_000)
+        .initial_connection_window_size(90_000)
+        .max_frame_size(1 << 20)
+        .header_table_size(0)
+        .enable_push(false);
+    builder
+}
+
 #[tokio::test]
 async fn our_server_serves_an_h2_client() {
     for seed in 1..4 {
-        our_server_serves_h2(seed, h2::client::Builder::new()).await;
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(70_000)
-            .initial_connection_window_size(90_000)
-            .max_frame_size(1 << 20)
-            .header_table_size(0)
-            .enable_push(false);
-        our_server_serves_h2(seed, builder).await;
+        our_server_serves_h2(seed, h2::client::Builder::new(), false).await;
+        our_server_serves_h2(seed, narrow_client(), false).await;
     }
+}
+
+#[tokio::test]
+async fn an_h2_client_does_not_notice_that_our_server_is_handed_over() {
+    our_server_serves_h2(4, h2::client::Builder::new(), true).await;
+    our_server_serves_h2(5, narrow_client(), true).await;
 }
 
 /// An `h2` server that sends everything back; streams to port 2 are reset after their first bytes, to
@@ -382,7 +410,12 @@ async fn h2_server(io: DuplexStream, builder: h2::server::Builder, drain_after: 
     }
 }
 
-async fn h2_serves_our_client(seed: u64, builder: h2::server::Builder, drain_after: usize) {
+async fn h2_serves_our_client(
+    seed: u64,
+    builder: h2::server::Builder,
+    drain_after: usize,
+    moves: bool,
+) {
     let (near, far) = tokio::io::duplex(50_000);
     let server = tokio::spawn(h2_server(far, builder, drain_after));
     let mut dice = Dice(seed);
@@ -390,7 +423,8 @@ async fn h2_serves_our_client(seed: u64, builder: h2::server::Builder, drain_aft
         header_list: 16 << 10,
         ..small()
     };
-    let mut client = Driver::new(Mux::client(&settings), near, false, dice.clone());
+    let client = Driver::new(Mux::client(&settings), near, false, dice.clone());
+    let mut client = client.moving(moves);
     let mut wanted = BTreeMap::new();
     for n in 0..20 {
         let port = match n % 7 {
@@ -435,24 +469,36 @@ async fn h2_serves_our_client(seed: u64, builder: h2::server::Builder, drain_aft
     }
 }
 
+/// A server with small windows of its own.
+fn narrow_server() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(70_000)
+        .initial_connection_window_size(90_000)
+        .max_frame_size(1 << 20)
+        .max_header_list_size(16 << 10);
+    builder
+}
+
 #[tokio::test]
 async fn an_h2_server_serves_our_client() {
     for seed in 1..4 {
-        h2_serves_our_client(seed, h2::server::Builder::new(), 0).await;
-        let mut builder = h2::server::Builder::new();
-        builder
-            .initial_window_size(70_000)
-            .initial_connection_window_size(90_000)
-            .max_frame_size(1 << 20)
-            .max_header_list_size(16 << 10);
-        h2_serves_our_client(seed, builder, 0).await;
+        h2_serves_our_client(seed, h2::server::Builder::new(), 0, false).await;
+        h2_serves_our_client(seed, narrow_server(), 0, false).await;
     }
+}
+
+#[tokio::test]
+async fn an_h2_server_does_not_notice_that_our_client_is_handed_over() {
+    h2_serves_our_client(4, h2::server::Builder::new(), 0, true).await;
+    h2_serves_our_client(5, narrow_server(), 0, true).await;
+    h2_serves_our_client(6, narrow_server(), 10, true).await;
 }
 
 #[tokio::test]
 async fn an_h2_server_that_goes_away_finishes_what_it_has() {
     for seed in 1..4 {
-        h2_serves_our_client(seed, h2::server::Builder::new(), 10).await;
+        h2_serves_our_client(seed, h2::server::Builder::new(), 10, false).await;
     }
 }
 

@@ -10,7 +10,7 @@ use super::support::{
 };
 
 /// One thing that a client may do, rightly or wrongly.
-fn deed() -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn deed() -> impl Strategy<Value = Vec<u8>> {
     let stream = 0u32..9;
     let payload = prop::collection::vec(any::<u8>(), 0..40);
     prop_oneof![

@@ -93,6 +93,16 @@ pub(crate) fn to(authority: &str) -> Connect {
     Connect::to(authority.parse::<Authority>().unwrap())
 }
 
+/// The same connection, gone on with from its state; false when it is over.
+pub(crate) fn hand_over(mux: &mut Mux) -> bool {
+    let before = std::mem::replace(mux, Mux::client(&Settings::client()));
+    let Some(state) = before.into_state() else {
+        return false;
+    };
+    *mux = Mux::from_state(&state).unwrap();
+    true
+}
+
 /// A [`Mux`], and what came of feeding it.
 pub(crate) struct Side {
     pub(crate) mux: Mux,

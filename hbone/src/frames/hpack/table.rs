@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use crate::frames::state::{Reader, StateError, ensure, put_u16};
+
 /// Entries of the fixed table, by index less one.
 #[rustfmt::skip]
 const FIXED: [(&str, &str); 61] = [
@@ -79,6 +81,37 @@ impl Table {
         if most == 0 {
             self.entries = VecDeque::new();
         }
+    }
+
+    pub(super) fn is_new(&self, most: usize) -> bool {
+        self.entries.is_empty() && self.most == most
+    }
+
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        // Nothing here is longer than the largest table, 4,096 octets.
+        put_u16(out, self.most as u16);
+        put_u16(out, self.entries.len() as u16);
+        for string in self.entries.iter().flat_map(|(name, value)| [name, value]) {
+            put_u16(out, string.len() as u16);
+            out.extend_from_slice(string);
+        }
+    }
+
+    /// `largest`: what the peer was allowed.
+    pub(super) fn restore(largest: usize, from: &mut Reader<'_>) -> Result<Self, StateError> {
+        let mut table = Self::new(from.u16()?.into());
+        ensure(
+            table.most <= largest,
+            "a header table is larger than allowed",
+        )?;
+        for _ in 0..from.u16()? {
+            let name = from.u16().and_then(|n| from.bytes(n.into()))?;
+            let value = from.u16().and_then(|n| from.bytes(n.into()))?;
+            table.size += name.len() + value.len() + OVERHEAD;
+            ensure(table.size <= table.most, "more in a header table than fits")?;
+            table.entries.push_back((name.into(), value.into()));
+        }
+        Ok(table)
     }
 
     fn shrink_to(&mut self, size: usize) {

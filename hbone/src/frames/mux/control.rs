@@ -145,6 +145,7 @@ impl Mux {
             return Err(Violation::protocol(Code::FLOW_CONTROL_ERROR, what));
         }
         self.most_send = self.most_send.max(self.send);
+        self.drop_ended();
         Ok((!self.queue.is_empty()).then_some(Event::Capacity {
             stream: StreamId::CONNECTION,
         }))

@@ -17,17 +17,17 @@ use crate::{
 
 /// CONTINUATION frames of one block. Of the smallest frames that any peer may be held to, these are 128
 /// KiB; shorter ones serve no purpose but to be many.
-const CONTINUATIONS: u32 = 8;
+pub(super) const CONTINUATIONS: u32 = 8;
 
 /// A header block that is not whole yet.
 #[derive(Debug)]
 pub(super) struct Block {
-    stream: StreamId,
-    end: bool,
+    pub(super) stream: StreamId,
+    pub(super) end: bool,
     /// It depends on itself.
-    looped: bool,
-    continuations: u32,
-    bytes: Vec<u8>,
+    pub(super) looped: bool,
+    pub(super) continuations: u32,
+    pub(super) bytes: Vec<u8>,
 }
 
 type Outcome = Result<Option<Event>, Violation>;
@@ -36,8 +36,7 @@ impl Mux {
     /// Whether a frame of a block may come, by its head.
     pub(super) fn block_begins(&self, head: Head) -> Result<(), Violation> {
         let calm = |what| Err(Violation::flood(Refusal::Excess, what));
-        // Twice the list we announced: a list that is a little too large is answered, not cut off.
-        let most = 2 * u64::from(self.settings.header_list);
+        let most = self.longest_block();
         let mut length = u64::from(head.length);
         if let Some(block) = &self.input.block {
             if block.stream != head.stream {
@@ -53,6 +52,11 @@ impl Mux {
             return calm("a header block without end");
         }
         Ok(())
+    }
+
+    /// Twice the list we announced: a list that is a little too large is answered, not cut off.
+    pub(super) fn longest_block(&self) -> u64 {
+        2 * u64::from(self.settings.header_list)
     }
 
     pub(super) fn headers(&mut self, head: Head, payload: &[u8], now: Instant) -> Outcome {

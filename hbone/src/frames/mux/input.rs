@@ -8,6 +8,8 @@
 //!
 //! What a frame may be is checked when its head is known, before a byte of it is kept.
 
+mod state;
+
 use std::time::Instant;
 
 use super::{
@@ -130,34 +132,20 @@ impl Mux {
     /// A frame begins.
     fn begins(&mut self, head: Head, now: Instant) -> Result<Option<Event>, Violation> {
         self.admit(head)?;
-        let keep = match head.kind {
-            kind::DATA if head.has(flag::PADDED) => {
-                if head.length == 0 {
-                    return Err(too_short());
-                }
-                self.input.phase = Phase::Padding(head);
-                return Ok(None);
+        if head.kind == kind::DATA {
+            if !head.has(flag::PADDED) {
+                return self.data_begins(head, None, now);
             }
-            kind::DATA => return self.data_begins(head, None, now),
-            kind::SETTINGS if head.length > SETTINGS_MOST => {
-                let refusal = super::Refusal::Excess;
-                return Err(Violation::flood(refusal, "SETTINGS of absurd length"));
+            if head.length == 0 {
+                return Err(too_short());
             }
-            kind::GOAWAY => head.length.min(GOAWAY_MOST),
-            kind::HEADERS | kind::CONTINUATION => {
-                self.block_begins(head)?;
-                head.length
-            }
-            kind::SETTINGS
-            | kind::PING
-            | kind::RST_STREAM
-            | kind::WINDOW_UPDATE
-            | kind::PRIORITY => head.length,
-            _ => {
-                self.abuse.idle(now)?;
-                self.input.phase = skip_or_head(head.length);
-                return Ok(None);
-            }
+            self.input.phase = Phase::Padding(head);
+            return Ok(None);
+        }
+        let Some(keep) = self.wanted(head)? else {
+            self.abuse.idle(now)?;
+            self.input.phase = skip_or_head(head.length);
+            return Ok(None);
         };
         if keep == 0 {
             self.input.phase = skip_or_head(head.length);
@@ -165,6 +153,25 @@ impl Mux {
         }
         self.input.phase = Phase::Whole { head, keep };
         Ok(None)
+    }
+
+    /// How much is wanted, in one piece, of a frame that is not DATA; none of what is unknown.
+    fn wanted(&self, head: Head) -> Result<Option<u32>, Violation> {
+        match head.kind {
+            kind::SETTINGS if head.length > SETTINGS_MOST => {
+                let refusal = super::Refusal::Excess;
+                return Err(Violation::flood(refusal, "SETTINGS of absurd length"));
+            }
+            kind::GOAWAY => return Ok(Some(head.length.min(GOAWAY_MOST))),
+            kind::HEADERS | kind::CONTINUATION => self.block_begins(head)?,
+            kind::SETTINGS
+            | kind::PING
+            | kind::RST_STREAM
+            | kind::WINDOW_UPDATE
+            | kind::PRIORITY => {}
+            _ => return Ok(None),
+        }
+        Ok(Some(head.length))
     }
 
     /// What is wrong with any frame of this head, here and now (RFC 9113, 3.4, 4.2, 6).

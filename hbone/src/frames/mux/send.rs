@@ -134,6 +134,15 @@ impl Mux {
         None
     }
 
+    /// Leaves no stream at the front of the queue that ended while it waited.
+    pub(super) fn drop_ended(&mut self) {
+        while let Some(first) = self.queue.front()
+            && self.streams.get(*first).is_none()
+        {
+            self.queue.pop_front();
+        }
+    }
+
     /// Puts a stream at the end of the queue, which must not grow by those that ended while they waited.
     pub(super) fn enqueue(&mut self, stream: StreamId) {
         if self.queue.len() > 2 * self.streams.len() {
