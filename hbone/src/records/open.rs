@@ -20,6 +20,8 @@ use super::{
 /// Records without data that a peer may send in a row. Tickets come two or four at a time, key
 /// updates alone; each costs us as much as a record of data.
 const IDLE: u8 = 32;
+/// In a state, beside how many they were: the peer was asked for another key.
+const ASKED: u8 = 0x80;
 
 /// What stood at the front of the bytes. `used` bytes of them are done with.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,7 +143,7 @@ impl Opener {
                 Side::Server => Direction::InOfServer,
             },
             suite: self.secret.suite(),
-            note: self.idle,
+            note: self.idle | if self.asked { ASKED } else { 0 },
             sequence: self.sequence,
             secret: self.secret.bytes(),
             message: self.messages.partial(),
@@ -159,9 +161,15 @@ impl Opener {
             Direction::InOfServer => Side::Server,
             Direction::Out => return Err(StateError::Direction),
         };
+        let (idle, asked) = (parts.note & !ASKED, parts.note & ASKED != 0);
+        // Nobody asks for another key before one was used.
+        if idle > IDLE || (asked && parts.sequence == 0) {
+            return Err(StateError::Unknown);
+        }
         let secret = Secret::new(parts.suite, parts.secret).map_err(StateError::Record)?;
         Ok(Self {
-            idle: parts.note,
+            idle,
+            asked,
             messages: Messages::resume(side, parts.message).map_err(StateError::Record)?,
             ..Self::new(side, secret, parts.sequence).map_err(StateError::Record)?
         })

@@ -84,7 +84,7 @@ pub(super) enum Direction {
 pub(super) struct Parts<'a> {
     pub(super) direction: Direction,
     pub(super) suite: Suite,
-    /// Out: an answer is owed. In: records without data in a row.
+    /// Out: an answer is owed. In: records without data in a row, and 128 when another key was asked for.
     pub(super) note: u8,
     pub(super) sequence: u64,
     pub(super) secret: &'a [u8],

@@ -350,6 +350,16 @@ fn the_beginning_of_a_message_is_part_of_the_state() {
 }
 
 #[test]
+fn a_state_with_more_idle_records_than_may_be_is_refused() {
+    let state = opener(Side::Client).into_state().unwrap();
+    for (note, sound) in [(0, true), (32, true), (33, false), (0x80, false)] {
+        let mut bytes = state.as_ref().to_vec();
+        bytes[3] = note;
+        assert_eq!(Opener::from_state(&bytes).is_ok(), sound, "{note}");
+    }
+}
+
+#[test]
 fn an_opener_that_has_ended_gives_no_state() {
     let mut ended = opener(Side::Client);
     ended
