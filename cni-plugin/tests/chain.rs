@@ -103,10 +103,8 @@ fn pods_of_real_plugins_are_enrolled_checked_and_deleted_in_every_version() {
             assert_eq!(ztunnel.next().say(), format!("del {}", uid(&name)));
         }
     }
-    assert!(
-        agent.log().contains("the agent took pod app/bridge-1-0-0"),
-        "the plugin's lines are in the agent's log"
-    );
+    // The plugin's lines are in the agent's log.
+    agent.await_log("the agent took pod app/bridge-1-0-0");
 }
 
 #[test]

@@ -220,21 +220,12 @@ fn a_kubelet_without_a_group_of_its_own_is_known_by_its_user_and_the_log_says_wh
         world.node.ruleset().contains("skuid 0")
     });
     assert_eq!(probe(&world.node, None, POD[0]), PROBES[0]);
-    assert!(
-        world.agent.log().contains("without a policy"),
-        "{}",
-        world.agent.log()
-    );
+    world.agent.await_log("without a policy");
 
     let host = Host::new();
     host.process(70, "kubelet", "0::/", 70);
     let strict = World::new(&host, "cgroup");
-    eventually("it is not to be known by its user", || {
-        strict
-            .agent
-            .log()
-            .contains("its probes count as plain text")
-    });
+    strict.agent.await_log("its probes count as plain text");
     assert_eq!(probe(&strict.node, None, POD[0]), "");
 }
 

@@ -157,6 +157,13 @@ impl Agent {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// What it does may be seen before what it says: lines are written beside the work.
+    pub fn await_log(&self, text: &str) {
+        eventually(&format!("the log says {text:?}\n{}", self.log()), || {
+            self.log().contains(text)
+        });
+    }
+
     pub fn namespace(&self, name: &str, labels: Value) {
         self.write(
             &format!("ns-{name}.json"),
