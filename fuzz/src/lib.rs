@@ -1,0 +1,10 @@
+//! What is done with bytes that a fuzzer chose: each function takes any bytes and panics only when
+//! something is wrong with us. `hbone/tests/fuzz.rs` includes these files too.
+
+mod connect;
+mod frames;
+mod hpack;
+mod records;
+mod state;
+
+pub use self::{connect::connect, frames::frames, hpack::hpack, records::records, state::state};
