@@ -83,6 +83,37 @@ impl Sealer {
         Ok(())
     }
 
+    /// How many records may be sealed before a key update has to be: [`Sealer::update`]. None, when one
+    /// is owed.
+    pub fn before_update(&self) -> u64 {
+        match self.owed {
+            true => 0,
+            false => self.records.saturating_sub(self.sequence),
+        }
+    }
+
+    /// Seals data where it stands: between [`HEAD`] bytes of room and [`TAIL`] bytes of room. It writes no
+    /// key update, and fails when one has to be ([`Sealer::before_update`]).
+    ///
+    /// # Errors
+    /// [`RecordError::Surplus`], [`RecordError::Crypto`]. Nothing of the record may leave then.
+    pub fn data_in_place(&mut self, record: &mut [u8]) -> Result<(), RecordError> {
+        let length = record.len().checked_sub(HEAD + TAIL);
+        let length = length.filter(|n| *n <= MOST);
+        let length = length.ok_or(RecordError::Surplus(record.len()))?;
+        if self.before_update() == 0 {
+            return Err(RecordError::Crypto);
+        }
+        let head = head(length + TAIL);
+        record[..HEAD].copy_from_slice(&head);
+        let (text, tag) = record[HEAD..].split_at_mut(length + 1);
+        text[length] = ContentType::Data as u8;
+        let sealed = self.key.seal(self.sequence, head, text)?;
+        tag.copy_from_slice(sealed.as_ref());
+        self.sequence += 1; // at most `records`
+        Ok(())
+    }
+
     /// Notes that the peer asked for a key update ([`super::Opened::Update`]): it goes before the next
     /// record, and once however often it was asked for (RFC 8446, 4.6.3). A peer that asks and does
     /// not read makes us hold nothing.
@@ -211,5 +242,58 @@ impl fmt::Debug for Sealer {
             .field("secret", &self.secret)
             .field("sequence", &self.sequence)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealer(records: u64) -> Sealer {
+        let secret = Secret::new(Suite::Aes128Gcm, &[7; 32]).unwrap();
+        Sealer::new(secret, 0).unwrap().renewed_after(records)
+    }
+
+    #[test]
+    fn a_record_sealed_where_it_stands_is_the_same_as_one_that_was_put_together() {
+        let (mut one, mut other) = (sealer(Suite::RECORDS), sealer(Suite::RECORDS));
+        for length in [0, 1, 64, MOST] {
+            let text = vec![length as u8; length];
+            let mut out = Vec::new();
+            let start = one.begin(&mut out);
+            out.extend_from_slice(&text);
+            one.finish(&mut out, start, ContentType::Data).unwrap();
+            let mut record = vec![0xff; HEAD + length + TAIL];
+            record[HEAD..HEAD + length].copy_from_slice(&text);
+            other.data_in_place(&mut record).unwrap();
+            assert!(record == out, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn no_record_is_sealed_in_place_where_a_key_update_has_to_be() {
+        let mut sealer = sealer(2);
+        let mut record = [0; HEAD + 3 + TAIL];
+        for left in [2, 1] {
+            assert_eq!(sealer.before_update(), left);
+            sealer.data_in_place(&mut record).unwrap();
+        }
+        assert_eq!(sealer.before_update(), 0);
+        sealer.data_in_place(&mut record).unwrap_err();
+        sealer.update(&mut Vec::new(), false).unwrap();
+        assert_eq!(sealer.before_update(), 2, "another key");
+        sealer.answer();
+        assert_eq!(sealer.before_update(), 0, "an update is owed");
+        sealer.data_in_place(&mut record).unwrap_err();
+    }
+
+    #[test]
+    fn what_is_no_record_is_not_sealed() {
+        let mut sealer = sealer(2);
+        for length in [0, HEAD + TAIL - 1, HEAD + MOST + 1 + TAIL] {
+            let mut record = vec![0; length];
+            let refused = sealer.data_in_place(&mut record);
+            assert!(matches!(refused, Err(RecordError::Surplus(_))), "{length}");
+        }
     }
 }
