@@ -8,6 +8,10 @@
 //! * down: take chunks from the tunnel, write them with one gathered call, and only then return
 //!   their credit.
 //!
+//! Between a TCP socket and a tunnel of our own engine both are shorter: the engine reads the socket to
+//! where it seals ([`Up::poll_pump`]), and writes to it what it opens as long as nothing waits before
+//! ([`Reader::goes_to`]); what the socket does not take comes down the usual way.
+//!
 //! An end of one direction ends only that direction. An error ends both: a reset of the tunnel
 //! becomes a reset of the socket and the other way round, so that cut-off data never looks complete.
 
@@ -17,7 +21,10 @@ use std::{
     future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -25,6 +32,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio_util::io::poll_read_buf;
 
 use crate::{
+    limits::Engine,
+    own::{App, PAYLOAD, Pumped, RECORDS, SharedApp, Stuck},
     socket::Socket,
     tunnel::{Reader, Tunnel, TunnelError, Writer},
 };
@@ -40,6 +49,8 @@ const GATHER: usize = 32;
 /// Chunks below this size are packed together when they have to wait, so that a slow reader of small
 /// frames does not keep each frame's own allocation alive.
 const PACK: usize = 1 << 10;
+/// Reads by the engine before others of its thread have their turn: half a megabyte at most.
+const PUMPS: usize = 4;
 /// Chunks taken from the tunnel before the socket is tried.
 const TAKE: usize = 32;
 
@@ -49,7 +60,7 @@ pub struct Counters {
     /// From the socket into the tunnel (or from the first socket to the second).
     pub sent: AtomicU64,
     /// From the tunnel to the socket (or from the second socket to the first).
-    pub received: AtomicU64,
+    pub received: Arc<AtomicU64>,
 }
 
 /// How one direction ended.
@@ -102,16 +113,17 @@ impl fmt::Display for HalfEnd {
 /// Copies until both directions have ended, and says how. Cancelling it resets both ends.
 pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> Ended {
     socket.tune();
-    let (reader, writer) = tunnel.split();
-    let mut copy = Copy {
-        socket,
-        up: Up::new(writer),
-        down: Down::new(reader),
-        cancelled: true,
-    };
-    let ended = poll_fn(|cx| copy.poll(cx, counters)).await;
-    copy.cancelled = false;
-    ended
+    if tunnel.engine() != Engine::Own {
+        return Copy::new(socket, tunnel, None).run(counters).await;
+    }
+    match socket.into_tcp() {
+        Ok(tcp) => {
+            let app = Arc::new(App::new(tcp, counters.received.clone()));
+            let socket = SharedApp(app.clone());
+            Copy::new(socket, tunnel, Some(app)).run(counters).await
+        }
+        Err(socket) => Copy::new(socket, tunnel, None).run(counters).await,
+    }
 }
 
 struct Copy<S: Socket> {
@@ -136,6 +148,26 @@ impl<S: Socket> Drop for Copy<S> {
 }
 
 impl<S: Socket> Copy<S> {
+    /// With the socket of the app where the engine may use it by itself.
+    fn new(socket: S, tunnel: Tunnel, app: Option<Arc<App>>) -> Self {
+        let (mut reader, writer) = tunnel.split();
+        if let Some(app) = &app {
+            reader.goes_to(app);
+        }
+        Self {
+            socket,
+            up: Up::new(writer, app),
+            down: Down::new(reader),
+            cancelled: true,
+        }
+    }
+
+    async fn run(mut self, counters: &Counters) -> Ended {
+        let ended = poll_fn(|cx| self.poll(cx, counters)).await;
+        self.cancelled = false;
+        ended
+    }
+
     /// A failure ends the other direction too, with two exceptions in which the other side may have
     /// said all it had to say and only refuses to listen, so that the rest of it must be delivered:
     /// the tunnel takes no more (then the app still gets what the tunnel has for it), and the app
@@ -174,13 +206,19 @@ struct Up {
     size: usize,
     /// A write to the socket has failed: its end of file is no orderly end.
     socket_dead: bool,
+    /// What the engine reads by itself.
+    app: Option<Arc<App>>,
+    /// Records that are read at once.
+    records: usize,
     end: Option<HalfEnd>,
 }
 
 impl Up {
-    fn new(writer: Writer) -> Self {
+    fn new(writer: Writer, app: Option<Arc<App>>) -> Self {
         Self {
             writer,
+            app,
+            records: 1,
             chunk: Bytes::new(),
             buffer: BytesMut::new(),
             size: SMALLEST,
@@ -195,6 +233,9 @@ impl Up {
         socket: &mut S,
         count: &AtomicU64,
     ) -> Poll<HalfEnd> {
+        if let Some(app) = self.app.clone() {
+            return self.poll_pump(cx, &app, count);
+        }
         loop {
             if !self.chunk.is_empty()
                 && let Err(error) = ready!(self.writer.poll_send(cx, &mut self.chunk))
@@ -202,13 +243,9 @@ impl Up {
                 return Poll::Ready(HalfEnd::Tunnel(error));
             }
             match self.poll_fill(cx, socket) {
-                Poll::Ready(Ok(0)) if self.socket_dead => {
-                    return Poll::Ready(HalfEnd::Socket(io::ErrorKind::ConnectionReset));
-                }
                 Poll::Ready(Ok(0)) => {
                     self.buffer = BytesMut::new();
-                    let ended = self.writer.shutdown();
-                    return Poll::Ready(ended.map_or_else(HalfEnd::Tunnel, |()| HalfEnd::Finished));
+                    return Poll::Ready(self.finish());
                 }
                 Poll::Ready(Ok(n)) => {
                     count.fetch_add(n as u64, Ordering::Relaxed);
@@ -219,6 +256,46 @@ impl Up {
                 Poll::Pending => return self.writer.poll_closed(cx).map(HalfEnd::Tunnel),
             }
         }
+    }
+
+    /// The socket has nothing more.
+    fn finish(&mut self) -> HalfEnd {
+        if self.socket_dead {
+            return HalfEnd::Socket(io::ErrorKind::ConnectionReset);
+        }
+        let ended = self.writer.shutdown();
+        ended.map_or_else(HalfEnd::Tunnel, |()| HalfEnd::Finished)
+    }
+
+    /// The engine reads the socket by itself.
+    fn poll_pump(&mut self, cx: &mut Context<'_>, app: &App, count: &AtomicU64) -> Poll<HalfEnd> {
+        for _ in 0..PUMPS {
+            match app.poll_readable(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(HalfEnd::Socket(error.kind())),
+                Poll::Pending => return self.writer.poll_closed(cx).map(HalfEnd::Tunnel),
+            }
+            let Some(half) = self.writer.pump() else {
+                return Poll::Ready(HalfEnd::Tunnel(TunnelError::Ended));
+            };
+            match ready!(half.pump(cx, app, self.records)) {
+                Ok(Pumped::Moved(n, all)) => {
+                    count.fetch_add(n as u64, Ordering::Relaxed);
+                    if all {
+                        self.records = RECORDS;
+                    } else if n < PAYLOAD / 4 {
+                        self.records = 1;
+                    }
+                }
+                Ok(Pumped::End) => return Poll::Ready(self.finish()),
+                Ok(Pumped::Dry) => {}
+                Err(Stuck::Socket(kind)) => return Poll::Ready(HalfEnd::Socket(kind)),
+                Err(Stuck::Tunnel(why)) => return Poll::Ready(HalfEnd::Tunnel(why)),
+            }
+        }
+        // Others of this thread have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn poll_fill<S: Socket>(
@@ -309,7 +386,7 @@ impl Down {
             if self.eof {
                 return Ok(true);
             }
-            match self.reader.poll_chunk(cx) {
+            match self.reader.poll_chunk(cx, self.waiting.is_empty()) {
                 Poll::Ready(Some(chunk)) => self.waiting.push(chunk?),
                 Poll::Ready(None) => self.eof = true,
                 Poll::Pending => return Ok(true),

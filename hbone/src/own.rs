@@ -3,8 +3,9 @@
 //!
 //! 1. a handshake leaves keys and a socket           ([`Shared::client`], [`Shared::server`])
 //! 2. one task drives: it reads and wakes the readers ([`Shared::poll_drive`])
-//! 3. readers take slices of what was read, writers seal and write by themselves
-//!    ([`Receiving`], [`Sending`])
+//! 3. readers take what was read, writers seal and write by themselves ([`Receiving`], [`Sending`])
+//! 4. between the tunnel and an app's TCP socket the driver writes and the writer reads without
+//!    a step between ([`App`])
 //!
 //! All of them share one [`State`] behind a lock that is held for one step: a read, a frame, a chunk. It
 //! knows nothing of the socket's type, and nothing outside of this folder knows of it.
@@ -15,10 +16,14 @@
 //! | `flow` | one stream: what waits for its reader, how it stands |
 //! | `output` | what is sealed and not yet with the kernel |
 //! | `half` | the two halves of a stream, as tunnels hold them |
+//! | `app` | an app's socket, which driver and reader both write |
+//! | `scratch` | where bytes are opened and sealed |
 
+mod app;
 mod flow;
 mod half;
 mod output;
+mod scratch;
 mod state;
 
 use std::{
@@ -28,8 +33,10 @@ use std::{
 };
 
 pub(crate) use self::{
+    app::{App, Shared as SharedApp},
     half::{Receiving, Sending, ask, halves},
-    state::{Arrival, End, State},
+    scratch::{PAYLOAD, RECORDS},
+    state::{Arrival, End, Pumped, State, Stuck},
 };
 use self::{
     output::Io,
@@ -63,8 +70,7 @@ impl Shared {
     }
 
     fn new(mut state: State) -> Arc<Self> {
-        // What came behind the handshake. Nobody waits for any of it yet.
-        state.open_records();
+        state.open_first();
         Arc::new(Self {
             state: Mutex::new(state),
         })

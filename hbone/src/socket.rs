@@ -20,6 +20,17 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 
     /// Makes the coming drop a reset instead of an orderly end, where there is such a thing.
     fn abort(&self) {}
+
+    /// The TCP socket that it is, if it is nothing else: bytes may then pass it by shorter ways.
+    ///
+    /// # Errors
+    /// Itself, if it is not.
+    fn into_tcp(self) -> Result<TcpStream, Self>
+    where
+        Self: Sized,
+    {
+        Err(self)
+    }
 }
 
 impl Socket for TcpStream {
@@ -34,6 +45,10 @@ impl Socket for TcpStream {
     fn abort(&self) {
         // A linger of zero turns close into RST. If it cannot be set the peer sees an end.
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+
+    fn into_tcp(self) -> Result<TcpStream, Self> {
+        Ok(self)
     }
 }
 

@@ -26,6 +26,7 @@ use crate::{
     },
     identity::Identity,
     limits::Engine,
+    own::{self, App},
 };
 
 /// Why a tunnel ended early.
@@ -149,7 +150,7 @@ impl Reader {
         poll_fn(|cx| {
             self.consumed(self.owed);
             self.owed = 0;
-            let chunk = ready!(self.poll_chunk(cx));
+            let chunk = ready!(self.poll_chunk(cx, true));
             self.owed = chunk
                 .as_ref()
                 .and_then(|c| c.as_ref().ok())
@@ -159,12 +160,20 @@ impl Reader {
         .await
     }
 
-    /// The next chunk, whose credit is returned by [`Reader::consumed`].
+    /// The next chunk, whose credit is returned by [`Reader::consumed`]. `clear`: all chunks before have
+    /// been delivered.
     pub(crate) fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
+        clear: bool,
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
-        self.half.poll_chunk(cx)
+        self.half.poll_chunk(cx, clear)
+    }
+
+    /// Says where the bytes go in the end: the engine may write them there by itself, and returns their
+    /// credit by itself, while nothing waits before them.
+    pub(crate) fn goes_to(&mut self, app: &Arc<App>) {
+        self.half.goes_to(app);
     }
 
     /// Returns credit for `n` bytes of chunks from [`Reader::poll_chunk`].
@@ -197,6 +206,12 @@ impl Writer {
             ready!(self.half.poll_send(cx, bytes))?;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Our own engine's half, which reads an app's socket by itself; none when there is nothing more to
+    /// send.
+    pub(crate) fn pump(&mut self) -> Option<&mut own::Sending> {
+        if self.ended { None } else { self.half.own() }
     }
 
     /// Ready when the peer has reset the tunnel or the connection is lost. A half that only waits for
@@ -240,7 +255,7 @@ impl AsyncRead for TunnelIo {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.rest.is_empty() {
-            match ready!(self.tunnel.reader.poll_chunk(cx)) {
+            match ready!(self.tunnel.reader.poll_chunk(cx, true)) {
                 Some(chunk) => self.rest = chunk?,
                 None => return Poll::Ready(Ok(())),
             }

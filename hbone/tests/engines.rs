@@ -4,13 +4,27 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use common::{Ca, Client, Refusals, Served, Server, identity};
-use hbone::{Engine, Limits, PoolConfig, Request, ResponseHeaders, Tunnel, TunnelError};
+use hbone::{
+    Counters, Ended, Engine, HalfEnd, Limits, PoolConfig, Request, ResponseHeaders, Tunnel,
+    TunnelError,
+};
 use proptest::prelude::*;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::mpsc,
+    task::JoinHandle,
+};
 
 const PAIRS: [(Engine, Engine); 3] = [
     (Engine::Own, Engine::Own),
@@ -247,5 +261,142 @@ async fn streams_that_share_a_narrow_socket_all_arrive() {
     }
 }
 
-type Dialling =
-    std::pin::Pin<Box<dyn Future<Output = std::io::Result<tokio::net::TcpStream>> + Send>>;
+/// Two apps' sockets joined by proxies of these engines, with the copies between.
+struct Apps {
+    near: TcpStream,
+    far: TcpStream,
+    copies: [JoinHandle<Ended>; 2],
+    /// Of the near and of the far proxy.
+    counters: [Arc<Counters>; 2],
+}
+
+async fn apps(engines: (Engine, Engine)) -> Apps {
+    let (near_tunnel, far_tunnel) = tunnels(engines, 1).await.pop().unwrap();
+    let (near, near_copy, near_counters) = copied(near_tunnel).await;
+    let (far, far_copy, far_counters) = copied(far_tunnel).await;
+    Apps {
+        near,
+        far,
+        copies: [near_copy, far_copy],
+        counters: [near_counters, far_counters],
+    }
+}
+
+async fn copied(tunnel: Tunnel) -> (TcpStream, JoinHandle<Ended>, Arc<Counters>) {
+    let (app, socket) = common::socket_pair().await;
+    let counters = Arc::new(Counters::default());
+    let count = counters.clone();
+    let copy = tokio::spawn(async move { hbone::both_ways(socket, tunnel, &count).await });
+    (app, copy, counters)
+}
+
+/// Reads to the end in pieces of all sizes, and now and then lets the others go on for a while.
+async fn hear_slowly(mut app: OwnedReadHalf) -> usize {
+    let (mut heard, mut size) = (0, 1);
+    let mut buffer = vec![0; 70_000];
+    loop {
+        size = size * 3 % buffer.len() + 1;
+        let n = app.read(&mut buffer[..size]).await.unwrap();
+        if n == 0 {
+            return heard;
+        }
+        assert!(buffer[..n] == pattern(heard, n), "other bytes at {heard}");
+        heard += n;
+        for _ in 0..size % 7 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn say_slowly(mut app: OwnedWriteHalf, total: usize) {
+    let (mut said, mut size) = (0, 1);
+    while said < total {
+        size = (size * 5 % 200_000 + 1).min(total - said);
+        app.write_all(&pattern(said, size)).await.unwrap();
+        said += size;
+    }
+    app.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn apps_that_read_and_write_as_they_like_hear_each_other_out() {
+    for engines in PAIRS {
+        let (there, back) = (9_000_000, 5_000_000);
+        let apps = apps(engines).await;
+        let (near_read, near_write) = apps.near.into_split();
+        let (far_read, far_write) = apps.far.into_split();
+        let ((), (), at_far, at_near) = tokio::join!(
+            say_slowly(near_write, there),
+            say_slowly(far_write, back),
+            hear_slowly(far_read),
+            hear_slowly(near_read)
+        );
+        assert_eq!((at_far, at_near), (there, back), "{engines:?}");
+        for copy in apps.copies {
+            assert!(copy.await.unwrap().clean());
+        }
+        let moved = apps.counters.map(|c| {
+            let [sent, received] = [&c.sent, &*c.received].map(|n| n.load(Ordering::Relaxed));
+            (sent as usize, received as usize)
+        });
+        assert_eq!(moved, [(there, back), (back, there)]);
+    }
+}
+
+#[tokio::test]
+async fn bytes_are_counted_as_they_pass() {
+    for engines in PAIRS {
+        let mut apps = apps(engines).await;
+        for n in 1..=5u64 {
+            apps.near.write_all(&[1; 64]).await.unwrap();
+            apps.far.read_exact(&mut [0; 64]).await.unwrap();
+            let counters = [&apps.counters[0].sent, &*apps.counters[1].received];
+            common::eventually("both proxies have counted", || {
+                counters.map(|c| c.load(Ordering::Relaxed)) == [64 * n; 2]
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_ends_is_heard_though_the_other_gives_no_credit() {
+    const WINDOW: usize = 4 << 20;
+    for engines in PAIRS {
+        let (tunnel, mut far) = tunnels(engines, 1).await.pop().unwrap();
+        let (mut near, copy, counters) = copied(tunnel).await;
+        near.write_all(&pattern(0, WINDOW)).await.unwrap();
+        common::eventually("the window is used up", || {
+            counters.sent.load(Ordering::Relaxed) == WINDOW as u64
+        })
+        .await;
+        // Not one byte has been read, and yet both can end.
+        near.shutdown().await.unwrap();
+        far.shutdown().unwrap();
+        assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
+        let ended = tokio::time::timeout(Duration::from_secs(20), copy).await;
+        assert!(ended.expect("it waits for credit").unwrap().clean());
+        assert_eq!(common::read_to_end(&mut far).await.unwrap().len(), WINDOW);
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_resets_without_credit_is_noticed() {
+    for engines in PAIRS {
+        let (tunnel, mut far) = tunnels(engines, 1).await.pop().unwrap();
+        let (mut near, copy, counters) = copied(tunnel).await;
+        near.write_all(&vec![0; 4 << 20]).await.unwrap();
+        common::eventually("the window is used up", || {
+            counters.sent.load(Ordering::Relaxed) == 4 << 20
+        })
+        .await;
+        near.set_zero_linger().unwrap();
+        drop(near);
+        let ended = tokio::time::timeout(Duration::from_secs(20), copy).await;
+        let ended = ended.expect("it waits for credit").unwrap();
+        assert!(matches!(ended.sent, HalfEnd::Socket(_)), "{ended:?}");
+        common::read_to_end(&mut far).await.unwrap_err();
+    }
+}
+
+type Dialling = std::pin::Pin<Box<dyn Future<Output = std::io::Result<TcpStream>> + Send>>;

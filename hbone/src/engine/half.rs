@@ -3,7 +3,10 @@
 //! [`crate::tunnel`] speaks to these and names no engine. A half that is dropped before its direction
 //! has ended leaves that to the engine: when both are gone the stream is reset (CANCEL).
 
-use std::task::{Context, Poll, ready};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 
 use bytes::{Buf, Bytes};
 
@@ -32,9 +35,11 @@ pub(crate) enum Sending {
 
 impl Receiving {
     /// The next chunk, which is never empty; its credit stays with us until [`Receiving::consumed`].
+    /// `clear`: the reader has delivered all it has been given ([`Receiving::goes_to`]).
     pub(crate) fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
+        clear: bool,
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
         match self {
             Self::H2(stream) => loop {
@@ -45,7 +50,15 @@ impl Receiving {
                     None => return Poll::Ready(None),
                 }
             },
-            Self::Own(half) => half.poll_chunk(cx),
+            Self::Own(half) => half.poll_chunk(cx, clear),
+        }
+    }
+
+    /// Says where the bytes go in the end. Our own engine writes there by itself what it may.
+    pub(crate) fn goes_to(&mut self, app: &Arc<own::App>) {
+        match self {
+            Self::H2(_) => {}
+            Self::Own(half) => half.goes_to(app),
         }
     }
 
@@ -106,6 +119,14 @@ impl Sending {
                 Poll::Ready(Ok(n))
             }
             Self::Own(half) => half.poll_put(cx, bytes),
+        }
+    }
+
+    /// Our own engine's half, which reads an app's socket by itself.
+    pub(crate) fn own(&mut self) -> Option<&mut own::Sending> {
+        match self {
+            Self::H2(_) => None,
+            Self::Own(half) => Some(half),
         }
     }
 

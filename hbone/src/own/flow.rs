@@ -1,17 +1,18 @@
 //! One stream as the driver keeps it: what waits for its reader, how each direction stands, who waits.
 //!
-//! Chunks enter as slices of the connection's read buffer ([`Flow::push`]) and leave as they came
-//! ([`Flow::pop`]). A slice keeps the whole buffer alive, so a small one is copied as soon as it has to
-//! wait behind others: what a stream that nobody reads costs is then a small multiple of its window,
-//! however the peer cuts its frames.
+//! What its app's socket does not take at once ([`Flow::deliver`]) is kept ([`Flow::push`]) until its
+//! reader asks for it ([`Flow::pop`]). Small pieces are packed together as soon as they have to wait
+//! behind others: what a stream that nobody reads costs is then little more than its window, however the
+//! peer cuts its frames.
 
-use std::{collections::VecDeque, task::Waker};
+use std::{collections::VecDeque, io::IoSlice, sync::Arc, task::Waker};
 
 use bytes::{Bytes, BytesMut};
 
+use super::app::App;
 use crate::tunnel::TunnelError;
 
-/// Chunks below this size are packed together when they have to wait: a sixteenth of the largest read.
+/// Pieces below this size are packed together when they have to wait.
 const PACK: usize = 8 << 10;
 /// Size at which a pack is closed.
 const FULL: usize = 16 << 10;
@@ -64,6 +65,10 @@ pub(crate) struct Flow {
     pub(crate) writer_gone: bool,
     /// It stands in line for room in the output.
     pub(crate) in_line: bool,
+    /// Where its bytes go in the end, if that is a socket.
+    pub(crate) app: Option<Arc<App>>,
+    /// All that has come is with the app's socket: what comes next may go there at once.
+    pub(crate) clear: bool,
 }
 
 impl Flow {
@@ -81,18 +86,29 @@ impl Flow {
             reader_gone: false,
             writer_gone: false,
             in_line: false,
+            app: None,
+            clear: false,
         }
     }
 
-    /// A chunk that came.
-    pub(crate) fn push(&mut self, chunk: Bytes) {
+    /// Gives what came to the app's socket, if nothing waits before it; says how much it took.
+    pub(crate) fn deliver(&self, pieces: &[IoSlice<'_>]) -> usize {
+        match &self.app {
+            Some(app) if self.clear => app.deliver(pieces),
+            _ => 0,
+        }
+    }
+
+    /// Keeps a piece that came.
+    pub(crate) fn push(&mut self, piece: &[u8]) {
+        self.clear = false;
         let first = self.chunks.is_empty() && self.packed.is_empty();
-        if first || chunk.len() >= PACK {
+        if first || piece.len() >= PACK {
             self.unpack();
-            self.chunks.push_back(chunk);
+            self.chunks.push_back(Bytes::copy_from_slice(piece));
             return;
         }
-        self.packed.extend_from_slice(&chunk);
+        self.packed.extend_from_slice(piece);
         if self.packed.len() >= FULL {
             self.unpack();
         }
@@ -138,19 +154,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn small_chunks_that_wait_do_not_keep_the_read_buffer_alive() {
+    fn small_pieces_that_wait_are_packed_together() {
         let mut flow = Flow::new();
-        let buffer = Bytes::from(vec![1; 128 << 10]);
-        flow.push(buffer.slice(0..1));
+        flow.push(&[1; 1]);
         for _ in 0..100_000 {
-            flow.push(buffer.slice(7..17));
+            flow.push(&[1; 10]);
         }
         assert!(flow.chunks.len() <= 1 + 1_000_000 / FULL);
         assert_eq!(flow.pop().unwrap().len(), 1);
-        assert!(
-            buffer.is_unique(),
-            "only the first chunk was a slice of the buffer"
-        );
         flow.discard();
         assert_eq!(flow.pop(), None);
     }
@@ -175,7 +186,7 @@ mod tests {
                 let chunk: Vec<u8> = (0..length).map(|i| next.wrapping_add(i as u8)).collect();
                 next = next.wrapping_add(91);
                 want.extend_from_slice(&chunk);
-                flow.push(chunk.into());
+                flow.push(&chunk);
                 if read {
                     got.extend_from_slice(&flow.pop().unwrap());
                 }

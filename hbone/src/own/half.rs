@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::Shared;
+use super::{App, Pumped, Shared, Stuck};
 use crate::{
     client::Connect, engine::client::Unanswered, frames::StreamId, incoming::ResponseHeaders,
     tunnel::TunnelError,
@@ -55,8 +55,15 @@ impl Receiving {
     pub(crate) fn poll_chunk(
         &mut self,
         cx: &mut Context<'_>,
+        clear: bool,
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
-        self.shared.with(|state| state.poll_chunk(self.stream, cx))
+        self.shared
+            .with(|state| state.poll_chunk(self.stream, cx, clear))
+    }
+
+    /// Where the bytes go in the end: the driver may write them there while nothing waits before them.
+    pub(crate) fn goes_to(&mut self, app: &Arc<App>) {
+        self.shared.with(|state| state.goes_to(self.stream, app));
     }
 
     pub(crate) fn consumed(&mut self, n: usize) {
@@ -70,7 +77,8 @@ impl Receiving {
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        self.shared.with(|state| state.reader_gone(self.stream));
+        // The socket is let go of when nothing is locked.
+        drop(self.shared.with(|state| state.reader_gone(self.stream)));
     }
 }
 
@@ -82,6 +90,17 @@ impl Sending {
         bytes: &[u8],
     ) -> Poll<Result<usize, TunnelError>> {
         self.shared.with(|state| state.put(self.stream, cx, bytes))
+    }
+
+    /// Sends what the app's socket has now.
+    pub(crate) fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        app: &App,
+        records: usize,
+    ) -> Poll<Result<Pumped, Stuck>> {
+        self.shared
+            .with(|state| state.pump(self.stream, cx, app, records))
     }
 
     pub(crate) fn end(&mut self) -> Result<(), TunnelError> {

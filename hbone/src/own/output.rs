@@ -25,7 +25,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 pub(crate) const SEALED: usize = 128 << 10;
 /// A message this small need not wait for that: it is what somebody waits for an answer to. Its
 /// neighbours together may fill as much again.
-const SMALL: usize = 4 << 10;
+pub(crate) const SMALL: usize = 4 << 10;
 /// A buffer of this capacity stays when it is empty.
 const KEPT: usize = 2 << 10;
 
@@ -79,6 +79,43 @@ impl Output {
         self.seal(&[head, first])?;
         for part in rest.chunks(MOST) {
             self.seal(&[part])?;
+        }
+        Ok(())
+    }
+
+    /// How many records may be made elsewhere and given to [`Output::sealed`]. When it was none, our key
+    /// has changed.
+    pub(crate) fn records(&mut self) -> Result<usize, RecordError> {
+        if self.sealer.before_update() == 0 {
+            self.sealer.update(&mut self.bytes, false)?;
+        }
+        Ok(usize::try_from(self.sealer.before_update()).unwrap_or(usize::MAX))
+    }
+
+    /// Seals one of those.
+    pub(crate) fn seal_in_place(&mut self, record: &mut [u8]) -> Result<(), RecordError> {
+        self.sealer.data_in_place(record)
+    }
+
+    /// Sends records that were made elsewhere: to the socket at once, as far as nothing waits before them
+    /// and it takes them. The rest waits here.
+    pub(crate) fn sealed(
+        &mut self,
+        mut records: &[u8],
+        io: &mut dyn Io,
+        cx: &mut Context<'_>,
+    ) -> io::Result<()> {
+        while self.unsent() == 0 && !records.is_empty() {
+            match Pin::new(&mut *io).poll_write(cx, records) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(n)) => records = &records[n..],
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
+            }
+        }
+        if !records.is_empty() {
+            self.make_room(records.len());
+            self.bytes.extend_from_slice(records);
         }
         Ok(())
     }

@@ -1,19 +1,24 @@
 //! One connection, as all who use it share it.
 //!
 //! ```text
-//!  socket ─read─▶ input ─opener─▶ plain ─mux─▶ flows ─▶ readers      (the driver: State::drive)
-//!  socket ◀─write─ output ◀─sealer─ mux.out, DATA ◀──── writers      (each writer: State::put)
+//!  socket ─read─▶ scratch ─opener─▶ plain ─mux─▶ app's socket, or flows ─▶ readers   (the driver: State::drive)
+//!  socket ◀─write─ output ◀─sealer─ mux.out, DATA ◀── writers                         (each writer: State::put)
+//!  socket ◀─write─ sealer ─ scratch ◀─read─ app's socket                              (the same: State::pump)
 //! ```
 //!
-//! The driver reads, opens records where they lie and hands slices of them to the streams. A writer
-//! seals what it has and writes the socket itself, under the driver's waker: when the socket takes no
-//! more, it is the driver that goes on. So nothing that is sent waits for another task.
+//! The driver reads, opens records where they lie and writes what they hold to the app's socket, if the
+//! stream has one and nothing waits before it; what is left waits for the stream's reader. A writer seals
+//! what it has, or what its app's socket has, and writes the socket itself, under the driver's waker:
+//! when the socket takes no more, it is the driver that goes on. So nothing waits for another task.
 //!
 //! Wakers are never used or dropped in here, but collected in `awake`: what they do might want the lock.
 
 mod drive;
+mod pump;
 mod send;
 mod streams;
+
+pub(crate) use self::pump::{Pumped, Stuck};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,8 +27,6 @@ use std::{
     sync::Arc,
     task::{Context, Waker},
 };
-
-use bytes::BytesMut;
 
 use super::{
     flow::Flow,
@@ -38,10 +41,6 @@ use crate::{
     tunnel::TunnelError,
 };
 
-/// First and smallest read, in bytes.
-const SMALLEST: usize = 4 << 10;
-/// Largest read, in bytes: beyond it the memory no longer stays in the second-level cache.
-const LARGEST: usize = 128 << 10;
 /// Beyond this many bytes that the socket does not take, nothing more is read: answers to the peer's
 /// frames are all that makes it so many.
 const CLOGGED: usize = 4 * SEALED;
@@ -108,10 +107,8 @@ pub(crate) struct State {
     opener: Opener,
     output: Output,
     mux: Mux,
-    /// Read and not opened yet.
-    input: BytesMut,
-    /// Size of the next read.
-    piece: usize,
+    /// Read and not opened yet: less than a record.
+    input: Vec<u8>,
     /// Plain bytes of a client's preface that are still to come.
     preface: usize,
     flows: HashMap<StreamId, Flow, BuildHasherDefault<ById>>,
@@ -147,8 +144,7 @@ impl State {
             opener: established.opener,
             output: Output::new(established.sealer),
             mux,
-            input: BytesMut::from(established.unread.as_slice()),
-            piece: SMALLEST,
+            input: established.unread,
             preface: if role == Role::Server { PREFACE } else { 0 },
             flows: HashMap::default(),
             arrivals: VecDeque::new(),
@@ -213,7 +209,7 @@ impl State {
         self.fail_all(&end);
         self.phase = Phase::Over(end);
         self.io = Box::new(tokio::io::empty());
-        self.input = BytesMut::new();
+        self.input = Vec::new();
         self.awake.push(self.driver.clone());
     }
 

@@ -1,26 +1,39 @@
-//! The driver's part: it writes what waits, reads, opens records where they lie and gives each slice to
-//! the stream it belongs to.
+//! The driver's part: it writes what waits, reads, opens records where they lie and gives each piece to
+//! the stream it belongs to: to its app's socket, as many pieces as stand together with one call, or else
+//! to its reader.
 
 use std::{
+    io::IoSlice,
     mem,
+    ops::Range,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
     time::Instant,
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use tokio::io::AsyncWrite;
-use tokio_util::io::poll_read_buf;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{Arrival, CLOGGED, Driven, End, LARGEST, Phase, Role, SMALLEST, State};
+use super::{Arrival, CLOGGED, Driven, End, Phase, Role, State};
 use crate::{
     engine::reason,
     frames::{Code, Event, StreamId},
     limits::Refusal,
-    own::flow::{Direction, Flow},
+    own::{
+        flow::{Direction, Flow},
+        scratch::{self, LEFT, READ, Scratch},
+    },
     records::Opened,
     tunnel::TunnelError,
 };
+
+/// Pieces written to an app's socket by one call.
+const GATHER: usize = 32;
+
+/// Pieces of one stream that came one behind the other.
+struct Run {
+    stream: StreamId,
+    pieces: Vec<Range<usize>>,
+}
 
 impl State {
     /// Goes on with the connection: writes, reads once, or finds that it has ended.
@@ -93,83 +106,123 @@ impl State {
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // What came behind the handshake is here before anything is read.
         if self.output.unsent() >= CLOGGED {
             return Poll::Pending;
         }
-        self.input.reserve(self.piece);
-        let mut room = (&mut self.input).limit(self.piece);
-        match poll_read_buf(Pin::new(&mut self.io), cx, &mut room) {
-            Poll::Ready(Ok(0)) => self.lost("the peer hung up without saying so"),
-            Poll::Ready(Ok(n)) => {
-                if n == self.piece {
-                    self.piece = (n * 4).min(LARGEST);
-                } else if n < self.piece / 4 {
-                    self.piece = (self.piece / 2).max(SMALLEST);
+        scratch::with(|scratch| {
+            // What is left of the read before goes in front of this one.
+            let start = LEFT - self.input.len();
+            let mut room = ReadBuf::new(&mut scratch.bytes[LEFT..LEFT + READ]);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut room)) {
+                Ok(()) if room.filled().is_empty() => {
+                    self.lost("the peer hung up without saying so");
                 }
-                self.open_records();
-            }
-            Poll::Ready(Err(error)) => self.lost(&error.to_string()),
-            Poll::Pending => {
-                if self.input.is_empty() {
-                    // An idle connection holds no buffer.
-                    self.input = BytesMut::new();
-                    self.piece = SMALLEST;
+                Ok(()) => {
+                    let end = LEFT + room.filled().len();
+                    scratch.bytes[start..LEFT].copy_from_slice(&self.input);
+                    self.open_records(scratch, start..end);
                 }
-                return Poll::Pending;
+                Err(error) => self.lost(&error.to_string()),
             }
-        }
-        Poll::Ready(())
+            Poll::Ready(())
+        })
     }
 
-    /// Opens what has been read and gives it to whom it belongs.
-    pub(crate) fn open_records(&mut self) {
+    /// Opens what came behind the handshake. Nobody waits for any of it yet.
+    pub(crate) fn open_first(&mut self) {
+        let mut first = Scratch {
+            bytes: mem::take(&mut self.input),
+            ..Scratch::default()
+        };
+        let all = 0..first.bytes.len();
+        self.open_records(&mut first, all);
+    }
+
+    /// Opens what has been read and gives it to whom it belongs; keeps what is no whole record yet.
+    fn open_records(&mut self, scratch: &mut Scratch, mut unopened: Range<usize>) {
+        let now = Instant::now();
+        let mut run = Run {
+            stream: StreamId::CONNECTION,
+            pieces: mem::take(&mut scratch.pieces),
+        };
         while matches!(self.phase, Phase::Open) {
-            match self.opener.next(&mut self.input) {
+            let at = unopened.start;
+            match self.opener.next(&mut scratch.bytes[unopened.clone()]) {
                 Ok(Opened::Incomplete { .. }) => break,
                 Ok(Opened::Data { used, plain }) => {
-                    let record = self.input.split_to(used).freeze();
-                    self.take(record.slice(plain));
+                    unopened.start += used;
+                    let plain = at + plain.start..at + plain.end;
+                    self.take(&scratch.bytes, plain, now, &mut run);
                 }
                 Ok(Opened::Nothing { used } | Opened::Ticket { used, .. }) => {
-                    self.input.advance(used);
+                    unopened.start += used;
                 }
                 Ok(Opened::Update { used, answer }) => {
-                    self.input.advance(used);
+                    unopened.start += used;
                     if answer {
                         self.output.answer();
                     }
                 }
-                Ok(Opened::Closed) => self.close(self.goodbye(), None),
-                Err(error) => self.refuse(error),
+                Ok(Opened::Closed) => {
+                    self.arrived(&scratch.bytes, &mut run);
+                    self.close(self.goodbye(), None);
+                }
+                Err(error) => {
+                    self.arrived(&scratch.bytes, &mut run);
+                    self.refuse(error);
+                }
             }
         }
+        self.arrived(&scratch.bytes, &mut run);
+        scratch.pieces = run.pieces;
+        self.keep_unopened(&scratch.bytes[unopened]);
         if self.opener.due() {
             self.sealed(|output| output.ask_for_key());
         }
         self.settle();
     }
 
-    /// Takes plain bytes of one record.
-    fn take(&mut self, plain: Bytes) {
+    fn keep_unopened(&mut self, bytes: &[u8]) {
+        self.input.clear();
+        if bytes.is_empty() || !matches!(self.phase, Phase::Open) {
+            // An idle connection holds no buffer.
+            self.input = Vec::new();
+        } else {
+            self.input.extend_from_slice(bytes);
+        }
+    }
+
+    /// Takes plain bytes of one record: those at `plain`.
+    fn take(&mut self, bytes: &[u8], plain: Range<usize>, now: Instant, run: &mut Run) {
         self.preface = self.preface.saturating_sub(plain.len());
-        let (mut at, now) = (0, Instant::now());
-        while at < plain.len() {
-            match self.mux.take(&plain[at..], now) {
+        let mut at = plain.start;
+        while at < plain.end {
+            match self.mux.take(&bytes[at..plain.end], now) {
                 Ok(taken) => {
                     let given = at;
                     at += taken.used;
-                    if let Some(event) = taken.event {
-                        self.happened(event, &plain, given);
+                    match taken.event {
+                        Some(Event::Data { stream, range, end }) => {
+                            let piece = given + range.start..given + range.end;
+                            self.data(bytes, run, stream, piece, end);
+                        }
+                        Some(event) => {
+                            // Each stream hears in order.
+                            self.arrived(bytes, run);
+                            self.happened(event);
+                        }
+                        None => {}
                     }
                 }
-                Err(violation) => return self.violated(violation),
+                Err(violation) => {
+                    self.arrived(bytes, run);
+                    return self.violated(violation);
+                }
             }
         }
     }
 
-    /// `given`: where in `plain` the bytes began of which the event speaks.
-    fn happened(&mut self, event: Event, plain: &Bytes, given: usize) {
+    fn happened(&mut self, event: Event) {
         match event {
             Event::Request { stream, head, end } => {
                 let mut flow = Flow::new();
@@ -188,10 +241,8 @@ impl State {
                     self.awake.extend(flow.reader.take());
                 }
             }
-            Event::Data { stream, range, end } => {
-                let chunk = plain.slice(given + range.start..given + range.end);
-                self.arrived(stream, chunk, end);
-            }
+            // Has come another way.
+            Event::Data { .. } => {}
             Event::Reset {
                 stream,
                 code,
@@ -220,19 +271,64 @@ impl State {
         }
     }
 
-    fn arrived(&mut self, stream: StreamId, chunk: Bytes, end: bool) {
-        let Some(flow) = self.flows.get_mut(&stream) else {
-            return self.mux.consumed(stream, chunk.len());
-        };
-        // Of a stream whose reader has gone, credit goes back with the stream.
-        flow.unread += chunk.len();
-        if !chunk.is_empty() && !flow.reader_gone {
-            flow.push(chunk);
+    /// One more piece of a stream.
+    fn data(
+        &mut self,
+        bytes: &[u8],
+        run: &mut Run,
+        stream: StreamId,
+        piece: Range<usize>,
+        end: bool,
+    ) {
+        if run.stream != stream || run.pieces.len() == GATHER {
+            self.arrived(bytes, run);
+            run.stream = stream;
+        }
+        if !piece.is_empty() {
+            run.pieces.push(piece);
         }
         if end {
-            flow.receiving = Direction::Ended;
+            self.arrived(bytes, run);
+            if let Some(flow) = self.flows.get_mut(&stream) {
+                flow.receiving = Direction::Ended;
+                self.awake.extend(flow.reader.take());
+            }
         }
-        self.awake.extend(flow.reader.take());
+    }
+
+    /// Gives the pieces that stand together to their stream.
+    fn arrived(&mut self, bytes: &[u8], run: &mut Run) {
+        let total = run.pieces.iter().map(Range::len).sum();
+        if total == 0 {
+            return;
+        }
+        let stream = run.stream;
+        let Some(flow) = self.flows.get_mut(&stream) else {
+            run.pieces.clear();
+            return self.mux.consumed(stream, total);
+        };
+        let mut slices = [IoSlice::new(&[]); GATHER];
+        for (slice, piece) in slices.iter_mut().zip(&run.pieces) {
+            *slice = IoSlice::new(&bytes[piece.clone()]);
+        }
+        let delivered = flow.deliver(&slices[..run.pieces.len()]);
+        // Of a stream whose reader has gone, credit goes back with the stream.
+        flow.unread += total - delivered;
+        if delivered < total && !flow.reader_gone {
+            let mut gone = delivered;
+            for piece in &run.pieces {
+                let skip = gone.min(piece.len());
+                gone -= skip;
+                if skip < piece.len() {
+                    flow.push(&bytes[piece.start + skip..piece.end]);
+                }
+            }
+            self.awake.extend(flow.reader.take());
+        }
+        if delivered > 0 {
+            self.mux.consumed(stream, delivered);
+        }
+        run.pieces.clear();
     }
 
     fn fail(&mut self, stream: StreamId, why: &TunnelError, code: Code) {

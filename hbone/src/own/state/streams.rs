@@ -1,6 +1,9 @@
 //! Streams begin, are read and end.
 
-use std::task::{Context, Poll};
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use bytes::Bytes;
 
@@ -10,7 +13,10 @@ use crate::{
     engine::client::Unanswered,
     frames::{Code, NotOpened, StreamId},
     incoming::ResponseHeaders,
-    own::flow::{Direction, Flow},
+    own::{
+        app::App,
+        flow::{Direction, Flow},
+    },
     tunnel::TunnelError,
 };
 
@@ -90,10 +96,13 @@ impl State {
         Ok(())
     }
 
+    /// The next chunk. When there is none, `clear` says that the reader has none left either, so that
+    /// what comes next may go where the stream goes to.
     pub(crate) fn poll_chunk(
         &mut self,
         stream: StreamId,
         cx: &mut Context<'_>,
+        clear: bool,
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
         let Some(flow) = self.flows.get_mut(&stream) else {
             return Poll::Ready(None);
@@ -105,9 +114,16 @@ impl State {
             Direction::Ended => Poll::Ready(None),
             Direction::Failed(why) => Poll::Ready(Some(Err(why.clone()))),
             Direction::Open => {
+                flow.clear = clear;
                 keep(&mut flow.reader, cx, &mut self.awake);
                 Poll::Pending
             }
+        }
+    }
+
+    pub(crate) fn goes_to(&mut self, stream: StreamId, app: &Arc<App>) {
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            flow.app = Some(app.clone());
         }
     }
 
@@ -120,13 +136,16 @@ impl State {
         }
     }
 
-    pub(crate) fn reader_gone(&mut self, stream: StreamId) {
-        if let Some(flow) = self.flows.get_mut(&stream) {
-            flow.reader_gone = true;
-            flow.discard();
-            self.awake.extend(flow.reader.take());
-            self.let_go(stream);
-        }
+    /// Gives back the socket that the stream went to: dropping it may drop wakers.
+    #[must_use]
+    pub(crate) fn reader_gone(&mut self, stream: StreamId) -> Option<Arc<App>> {
+        let flow = self.flows.get_mut(&stream)?;
+        let app = flow.app.take();
+        flow.reader_gone = true;
+        flow.discard();
+        self.awake.extend(flow.reader.take());
+        self.let_go(stream);
+        app
     }
 
     pub(crate) fn writer_gone(&mut self, stream: StreamId) {

@@ -1,0 +1,154 @@
+//! The short way up: an app's bytes are read to where they are sealed, and leave from there.
+
+use std::{
+    io::{self, IoSliceMut},
+    task::{Context, Poll},
+};
+
+use super::{Phase, State, keep};
+use crate::{
+    frames::{HEAD, StreamId},
+    own::{
+        app::App,
+        flow::Direction,
+        output::SMALL,
+        scratch::{self, BEFORE, PAYLOAD, RECORD, RECORDS},
+    },
+    records,
+    tunnel::TunnelError,
+};
+
+/// What one step of a pump came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// So many bytes are on their way; true if the socket filled all the room there was.
+    Moved(usize, bool),
+    /// The app has ended its direction.
+    End,
+    /// The socket has nothing.
+    Dry,
+}
+
+/// Why a pump stops.
+#[derive(Debug)]
+pub(crate) enum Stuck {
+    Socket(io::ErrorKind),
+    Tunnel(TunnelError),
+}
+
+impl State {
+    /// Sends what the app's socket has now: as many records as peer and socket allow, and at most
+    /// `records`. With one record it counts as a small message, which need not wait behind larger ones.
+    pub(crate) fn pump(
+        &mut self,
+        stream: StreamId,
+        cx: &mut Context<'_>,
+        app: &App,
+        records: usize,
+    ) -> Poll<Result<Pumped, Stuck>> {
+        let lost = |why| Poll::Ready(Err(Stuck::Tunnel(why)));
+        let Some(flow) = self.flows.get_mut(&stream) else {
+            return lost(TunnelError::Ended);
+        };
+        match &flow.sending {
+            Direction::Open => {}
+            Direction::Ended => return lost(TunnelError::Ended),
+            Direction::Failed(why) => return lost(why.clone()),
+        }
+        let most = match records {
+            1 if self.output.full(usize::MAX) => SMALL,
+            n => n.min(RECORDS) * PAYLOAD,
+        };
+        let room = self.mux.room(stream);
+        if room == 0 {
+            // What the socket holds has to wait; that it has ended or failed has not.
+            match app.ended() {
+                Ok(true) => return Poll::Ready(Ok(Pumped::End)),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Poll::Ready(Ok(Pumped::Dry));
+                }
+                Err(error) => return Poll::Ready(Err(Stuck::Socket(error.kind()))),
+            }
+            self.mux.wait(stream);
+        } else if self.output.full(most) {
+            if !std::mem::replace(&mut flow.in_line, true) {
+                self.line.push_back(stream);
+            }
+        } else {
+            return Poll::Ready(self.read_and_send(stream, app, most.min(room)));
+        }
+        keep(&mut flow.writer, cx, &mut self.awake);
+        Poll::Pending
+    }
+
+    fn read_and_send(&mut self, stream: StreamId, app: &App, most: usize) -> Result<Pumped, Stuck> {
+        // What has to go first goes now, also a change of our key.
+        let records = self.output.records();
+        let records = records.inspect_err(|error| self.lost(&error.to_string()));
+        self.flush();
+        let (Ok(records), Phase::Open) = (records, &self.phase) else {
+            return Ok(Pumped::Dry); // the next step finds the end
+        };
+        let most = most.min(records.saturating_mul(PAYLOAD));
+        scratch::with(|scratch| {
+            let bytes = &mut scratch.bytes[..RECORDS * RECORD];
+            let n = match app.try_read(&mut payloads(bytes, most)[..most.div_ceil(PAYLOAD)]) {
+                Ok(0) => return Ok(Pumped::End),
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pumped::Dry),
+                Err(error) => return Err(Stuck::Socket(error.kind())),
+            };
+            let end = self
+                .seal_in_place(stream, bytes, n)
+                .map_err(Stuck::Tunnel)?;
+            let mut driver = Context::from_waker(&self.driver);
+            let sent = self
+                .output
+                .sealed(&bytes[..end], &mut *self.io, &mut driver);
+            if let Err(error) = sent {
+                self.lost(&error.to_string());
+            }
+            Ok(Pumped::Moved(n, n == most))
+        })
+    }
+
+    /// Makes records of `n` bytes of payload, and says where the last one ends.
+    fn seal_in_place(
+        &mut self,
+        stream: StreamId,
+        bytes: &mut [u8],
+        n: usize,
+    ) -> Result<usize, TunnelError> {
+        let (mut left, mut end) = (n, 0);
+        while left > 0 {
+            let payload = left.min(PAYLOAD);
+            let head = self.mux.data(stream, payload, false);
+            let head = head.ok_or(TunnelError::Ended)?;
+            let record = &mut bytes[end..end + BEFORE + payload + records::TAIL];
+            record[BEFORE - HEAD..BEFORE].copy_from_slice(&head);
+            if let Err(error) = self.output.seal_in_place(record) {
+                self.lost(&error.to_string());
+                return Err(TunnelError::ConnectionLost(error.to_string()));
+            }
+            end += record.len();
+            left -= payload;
+        }
+        Ok(end)
+    }
+}
+
+/// Where the payloads of records go, `most` bytes in all.
+fn payloads(bytes: &mut [u8], most: usize) -> [IoSliceMut<'_>; RECORDS] {
+    let mut places = bytes.chunks_exact_mut(RECORD);
+    let mut left = most;
+    std::array::from_fn(|_| {
+        let place = places.next().unwrap_or_default();
+        let n = left.min(PAYLOAD);
+        left -= n;
+        match place.get_mut(BEFORE..BEFORE + n) {
+            Some(payload) => IoSliceMut::new(payload),
+            None => IoSliceMut::new(&mut []),
+        }
+    })
+}
