@@ -9,7 +9,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-async fn serve(mut socket: TcpStream) -> io::Result<()> {
+use super::support::hand_over;
+
+/// `moves`: the connection is handed over whenever it has said or heard something.
+async fn serve(mut socket: TcpStream, moves: bool) -> io::Result<()> {
     // Its notion of a frame that is too large is the smallest limit there can be.
     let mut mux = Mux::server(&Settings {
         frame: 16_384,
@@ -22,6 +25,9 @@ async fn serve(mut socket: TcpStream) -> io::Result<()> {
         mux.out().clear();
         for (stream, page) in &mut pages {
             send(&mut socket, &mut mux, *stream, page).await?;
+        }
+        if moves {
+            assert!(hand_over(&mut mux), "it goes on");
         }
         let n = socket.read(&mut buffer).await?;
         if n == 0 {
@@ -49,6 +55,9 @@ async fn serve(mut socket: TcpStream) -> io::Result<()> {
                 _ => {}
             }
             bytes = &bytes[taken.used..];
+            if moves {
+                assert!(hand_over(&mut mux), "it goes on");
+            }
         }
     }
 }
@@ -80,11 +89,21 @@ async fn send(
 #[tokio::test]
 #[ignore = "needs h2spec"]
 async fn h2spec_finds_no_fault_but_that_we_keep_no_table() {
+    finds_no_more(false).await;
+}
+
+#[tokio::test]
+#[ignore = "needs h2spec"]
+async fn h2spec_finds_no_more_when_each_connection_is_handed_over_again_and_again() {
+    finds_no_more(true).await;
+}
+
+async fn finds_no_more(moves: bool) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(serve(socket));
+            tokio::spawn(serve(socket, moves));
         }
     });
     let h2spec = std::env::var("H2SPEC").unwrap();
