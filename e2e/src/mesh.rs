@@ -271,15 +271,18 @@ impl Mesh {
             istiod.spec.and_then(|spec| spec.replicas) != Some(0),
             "istiod has no replicas"
         );
-        for name in ["ztunnel", "istio-cni-node"] {
-            let daemon = daemons.get(name).await.context(name)?;
-            let status = daemon.status.unwrap_or_default();
-            ensure!(status.desired_number_scheduled > 0, "{name} is on no node");
+        let ways = [Part::Ztunnel.name(), Part::Agent.name()];
+        for name in ways {
+            daemons.get(name).await.context(name)?;
         }
         self.rolled_out_in::<Deployment>(SYSTEM, "istiod").await?;
-        self.rolled_out_in::<DaemonSet>(SYSTEM, "ztunnel").await?;
-        self.rolled_out_in::<DaemonSet>(SYSTEM, "istio-cni-node")
-            .await
+        for name in ways {
+            self.rolled_out_in::<DaemonSet>(SYSTEM, name).await?;
+            // Only now does the status speak of the present specification.
+            let status = daemons.get(name).await?.status.unwrap_or_default();
+            ensure!(status.desired_number_scheduled > 0, "{name} is on no node");
+        }
+        Ok(())
     }
 
     /// Sets environment variables of a part's container; waits for the new pods. `None` removes.
