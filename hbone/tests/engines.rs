@@ -318,7 +318,8 @@ async fn say_slowly(mut app: OwnedWriteHalf, total: usize) {
     app.shutdown().await.unwrap();
 }
 
-#[tokio::test]
+/// On two threads: the driver and the copy of a stream write to the same socket, one after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn apps_that_read_and_write_as_they_like_hear_each_other_out() {
     for engines in PAIRS {
         let (there, back) = (9_000_000, 5_000_000);
