@@ -2,7 +2,9 @@
 //! system calls and sleeps of the two proxies for each unit of work.
 //!
 //! ```text
-//! path ENGINE WORK UNITS [wait]      ENGINE: own | h2; WORK: bulk (MiB) | trips (64 bytes) | short (connections)
+//! path ENGINE WORK UNITS [wait]
+//!     ENGINE: own | h2
+//!     WORK: bulk (MiB) | trips (64 bytes) | short (connections) | beside (trips while a bulk goes on)
 //! ```
 //!
 //! App, proxy, proxy and server are one thread each, joined by loopback. With `wait` it names the two
@@ -20,7 +22,11 @@ use std::{
     env, fs,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -36,7 +42,7 @@ const PIECE: usize = 256 << 10;
 fn main() {
     let words: Vec<String> = env::args().skip(1).collect();
     let [engine, work, units, ..] = &words[..] else {
-        println!("path own|h2 bulk|trips|short UNITS [wait]");
+        println!("path own|h2 bulk|trips|short|beside UNITS [wait]");
         return;
     };
     let engine = match engine.as_str() {
@@ -46,7 +52,7 @@ fn main() {
     let units: usize = units.parse().unwrap();
     let (app, proxies) = path(engine);
     // What all share is made before anything is counted: certificates, the tunnel's connection.
-    trips(app, 1);
+    drop(trips(app, 1));
     if words.get(3).is_some() {
         println!("{} {}", proxies[0], proxies[1]);
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
@@ -54,8 +60,9 @@ fn main() {
     let (before, since) = (proxies.map(spent), Instant::now());
     match work.as_str() {
         "bulk" => bulk(app, units),
-        "trips" => trips(app, units),
-        _ => (0..units).for_each(|_| trips(app, 1)),
+        "trips" => drop(trips(app, units)),
+        "beside" => beside(app, units),
+        _ => (0..units).for_each(|_| drop(trips(app, 1))),
     }
     let took = since.elapsed();
     thread::sleep(Duration::from_millis(20)); // what comes after the last byte counts too
@@ -175,16 +182,44 @@ fn echo(mut app: TcpStream) {
     }
 }
 
-fn trips(to: SocketAddr, count: usize) {
+/// How long each took.
+fn trips(to: SocketAddr, count: usize) -> Vec<Duration> {
     let mut app = TcpStream::connect(to).unwrap();
     app.set_nodelay(true).unwrap();
     let mut message = [7; MESSAGE];
+    let mut took = Vec::with_capacity(count);
     for _ in 0..count {
+        let since = Instant::now();
         app.write_all(&message).unwrap();
         app.read_exact(&mut message).unwrap();
+        took.push(since.elapsed());
     }
     app.shutdown(Shutdown::Write).unwrap();
     assert_eq!(app.read(&mut message).unwrap(), 0);
+    took
+}
+
+/// Round trips on one connection while another of the same tunnel carries as much as it can.
+fn beside(to: SocketAddr, count: usize) {
+    let done = Arc::new(AtomicBool::new(false));
+    let stop = done.clone();
+    let other = thread::spawn(move || {
+        let mut megabytes = 0;
+        while !stop.load(Ordering::Relaxed) {
+            bulk(to, 64);
+            megabytes += 64;
+        }
+        megabytes
+    });
+    let mut took = trips(to, count);
+    done.store(true, Ordering::Relaxed);
+    took.sort_unstable();
+    let at = |hundredth: usize| took[(count - 1) * hundredth / 100].as_secs_f64() * 1e6;
+    let (p50, p99) = (at(50), at(99));
+    println!(
+        "p50 {p50:.0} us, p99 {p99:.0} us, beside {} MiB",
+        other.join().unwrap()
+    );
 }
 
 fn bulk(to: SocketAddr, megabytes: usize) {
