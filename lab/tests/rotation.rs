@@ -18,7 +18,7 @@ use anyhow::{Context, Result, ensure};
 use lab::{Lab, Pod, wait};
 use serde_json::Value;
 use support::{
-    Server,
+    SOON, Server,
     calls::{calls_more, while_calling},
     in_lab, round_trip, talk,
 };
@@ -243,6 +243,12 @@ fn a_root_that_is_brought_is_trusted_long_before_certificates_are_due() {
             let [old, new] = roots;
             fs::write(second.path().join("root-cert.pem"), [old?, new?].concat())?;
             put(second.path(), in_use, &["root-cert.pem"])?;
+            // As in a cluster, where the signer itself writes the roots that proxies read: it knows them first.
+            let said = lab.control_plane()?.log_path().to_owned();
+            wait::until_true("the signer to have both roots", SOON, || {
+                fs::read_to_string(&said)
+                    .is_ok_and(|log| log.contains("signing certificate changed"))
+            })?;
             lab.project_roots()?;
             until(lab, "new certificates, with both roots", |now| {
                 before.iter().all(|(of, then)| {
