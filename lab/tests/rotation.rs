@@ -60,17 +60,23 @@ fn put(from: &Path, to: &Path, files: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Every certificate of every node: who signed it, its number, and the roots that came with it.
+/// Every certificate of every node: who signed it, its number, and the roots that came with it. One that was asked for and has
+/// not come yet (a newcomer's, at the other proxy) is waited for.
 fn certificates(lab: &Lab) -> Result<BTreeMap<(usize, String), Seen>> {
-    let mut all = BTreeMap::new();
-    for node in lab.nodes() {
-        let dump = node.config_dump()?;
-        for certificate in dump["certificates"].as_array().context("no certificates")? {
-            let identity = certificate["identity"].to_string();
-            all.insert((node.index(), identity), Seen::of(certificate)?);
+    wait::until("every certificate that was asked for", SOON, || {
+        let mut all = BTreeMap::new();
+        for node in lab.nodes() {
+            let dump = node.config_dump()?;
+            for certificate in dump["certificates"].as_array().context("no certificates")? {
+                if certificate["certChain"][0]["pem"].is_null() {
+                    return Ok(wait::Probe::NotYet(certificate.to_string()));
+                }
+                let identity = certificate["identity"].to_string();
+                all.insert((node.index(), identity), Seen::of(certificate)?);
+            }
         }
-    }
-    Ok(all)
+        Ok(wait::Probe::Ready(all))
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
