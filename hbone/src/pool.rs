@@ -17,6 +17,7 @@ use std::{
     fmt,
     future::Future,
     io,
+    iter::Sum,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
@@ -32,6 +33,7 @@ use crate::{
     limits::Engine,
     room::Reserve,
     socket::Socket,
+    tls::Expected,
     tunnel::Tunnel,
 };
 
@@ -109,7 +111,7 @@ const SPREAD: usize = 32;
 /// Attempts for one tunnel when connections turn out to be gone.
 const ATTEMPTS: usize = 3;
 
-/// The pool. One per process.
+/// The pool. One for each thread that carries traffic, or one for all.
 pub struct Pool {
     certificates: Arc<Certificates>,
     config: PoolConfig,
@@ -149,6 +151,16 @@ pub struct PoolStats {
     pub connections: usize,
     /// Tunnels open on them.
     pub streams: usize,
+}
+
+impl Sum for PoolStats {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            destinations: sum.destinations + one.destinations,
+            connections: sum.connections + one.connections,
+            streams: sum.streams + one.streams,
+        })
+    }
 }
 
 impl Pool {
@@ -297,7 +309,10 @@ impl Pool {
         let (link, driver) = Link::establish(
             socket,
             &certificate,
-            &key.expected,
+            Expected {
+                identities: &key.expected,
+                address: Some(address),
+            },
             times,
             self.config.reserve.clone(),
         )

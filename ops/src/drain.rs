@@ -13,6 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -108,6 +109,16 @@ impl Drain {
             drop(above);
             output
         })
+    }
+
+    /// The same on another runtime than the one that runs this.
+    pub fn spawn_on<F>(&self, runtime: &Handle, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let _there = runtime.enter();
+        self.spawn(task)
     }
 
     /// Counts as a running task until it is dropped: for work that is done inside another drain's

@@ -15,14 +15,14 @@ use tokio::runtime::RuntimeMetrics;
 use crate::log::LogHandle;
 use crate::metrics::Registry;
 
-/// Registers the process's own metrics. `runtime` is the one that carries the load.
-pub fn register(registry: &mut Registry, runtime: RuntimeMetrics, log: Option<LogHandle>) {
+/// Registers the process's own metrics. `runtimes` are those that carry the load; their workers are numbered through.
+pub fn register(registry: &mut Registry, runtimes: Vec<RuntimeMetrics>, log: Option<LogHandle>) {
     let started = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64();
     registry.families().register_collector(Box::new(Process {
-        runtime,
+        runtimes,
         log,
         started,
     }));
@@ -30,7 +30,7 @@ pub fn register(registry: &mut Registry, runtime: RuntimeMetrics, log: Option<Lo
 
 #[derive(Debug)]
 struct Process {
-    runtime: RuntimeMetrics,
+    runtimes: Vec<RuntimeMetrics>,
     log: Option<LogHandle>,
     /// Seconds since the Unix epoch.
     started: f64,
@@ -77,42 +77,46 @@ impl Collector for Process {
 
 impl Process {
     fn runtime(&self, out: &mut Out<'_>) -> fmt::Result {
-        let runtime = &self.runtime;
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let count = |of: fn(&RuntimeMetrics) -> usize| {
+            i64::try_from(self.runtimes.iter().map(of).sum::<usize>()).unwrap_or(i64::MAX)
+        };
         out.gauge(
             "tokio_num_workers",
             "the number of worker threads used by the runtime",
-            count(runtime.num_workers()),
+            count(RuntimeMetrics::num_workers),
         )?;
         out.gauge(
             "tokio_global_queue_depth",
             "the number of tasks currently scheduled in the runtime's global queue",
-            count(runtime.global_queue_depth()),
+            count(RuntimeMetrics::global_queue_depth),
         )?;
         out.gauge(
             "tokio_num_alive_tasks",
             "the number of alive tasks in the runtime",
-            count(runtime.num_alive_tasks()),
+            count(RuntimeMetrics::num_alive_tasks),
         )?;
-        let workers = 0..runtime.num_workers();
+        let workers = self
+            .runtimes
+            .iter()
+            .flat_map(|runtime| (0..runtime.num_workers()).map(move |worker| (runtime, worker)));
         out.by_worker(
             "tokio_worker_total_busy_duration_seconds",
             "the amount of time worker threads have been busy",
             workers
                 .clone()
-                .map(|worker| runtime.worker_total_busy_duration(worker).as_secs_f64()),
+                .map(|(runtime, worker)| runtime.worker_total_busy_duration(worker).as_secs_f64()),
         )?;
         out.by_worker(
             "tokio_worker_park_count",
             "the total number of times the given worker thread has parked",
             workers
                 .clone()
-                .map(|worker| runtime.worker_park_count(worker) as f64),
+                .map(|(runtime, worker)| runtime.worker_park_count(worker) as f64),
         )?;
         out.by_worker(
             "tokio_worker_park_unpark_count",
             "the total number of times the given worker thread has parked and unparked",
-            workers.map(|worker| runtime.worker_park_unpark_count(worker) as f64),
+            workers.map(|(runtime, worker)| runtime.worker_park_unpark_count(worker) as f64),
         )
     }
 }
@@ -196,7 +200,7 @@ mod tests {
         let mut registry = Registry::new("test", "unknown");
         register(
             &mut registry,
-            tokio::runtime::Handle::current().metrics(),
+            vec![tokio::runtime::Handle::current().metrics()],
             None,
         );
         let text = registry.text().unwrap();
@@ -224,7 +228,7 @@ mod tests {
         let mut registry = Registry::new("ztunnel", "unknown");
         register(
             &mut registry,
-            tokio::runtime::Handle::current().metrics(),
+            vec![tokio::runtime::Handle::current().metrics()],
             None,
         );
         let text = registry.text().unwrap();

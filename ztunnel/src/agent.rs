@@ -10,7 +10,7 @@
 //! never holds up another pod. While the agent is away we report not ready, as the contract has it: a
 //! pod that comes meanwhile would not be served.
 
-mod packet;
+pub(crate) mod packet;
 mod roster;
 
 use std::collections::{BTreeMap, BTreeSet};

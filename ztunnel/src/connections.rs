@@ -4,23 +4,28 @@
 //! it is here it can be listed (`/config_dump`), counted (drain), have its bytes settled into the metrics, and be
 //! cut when a policy turns against it (`rejudge`).
 //!
+//! What its reports will say beside ([`Story`]), and what carries it, are kept here too: if another process goes on with it
+//! (`handover`), that is what it is told.
+//!
 //! One small map per pod behind its own mutex, for an insertion or a removal. The map of pods is only read meanwhile,
 //! save for a pod's first connection and its last. No task and no timer per connection.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
+use std::time::Instant;
 
-use hbone::{Counters, Identity};
+use hbone::{Authority, Counters, Identity};
 use mesh::Policy;
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::admit::Denied;
-use crate::traffic::{Reporter, Series};
+use crate::traffic::{Ends, Reporter, Series};
 
 /// All open connections of this node.
 #[derive(Debug, Default)]
@@ -60,6 +65,25 @@ pub(crate) struct Live {
     pub(crate) fresh: AtomicBool,
     denied: OnceLock<Denied>,
     cut: Notify,
+    pub(crate) story: Story,
+    /// Stopped, until it is decided which process goes on with it.
+    held: AtomicBool,
+    /// Another process goes on with it, and reports.
+    left: AtomicBool,
+}
+
+/// What is said of a connection at its end.
+#[derive(Debug)]
+pub(crate) struct Story {
+    pub(crate) started: Instant,
+    /// `dst.addr`.
+    pub(crate) hop: SocketAddr,
+    pub(crate) ends: Ends,
+    /// What the source said of itself, where nothing else is known of it.
+    pub(crate) said: Option<Box<str>>,
+    /// `dst.hbone_addr`.
+    pub(crate) tunnelled: Option<Authority>,
+    pub(crate) note: OnceLock<Cow<'static, str>>,
 }
 
 /// Where this end's byte counts are kept.
@@ -257,6 +281,11 @@ impl OfPod {
         !same || any_unknown
     }
 
+    /// All its connections.
+    pub(crate) fn all(&self) -> Vec<Arc<Live>> {
+        lock(&self.live).values().cloned().collect()
+    }
+
     /// The connections that came to this pod.
     pub(crate) fn inbound(&self) -> Vec<Arc<Live>> {
         let live = lock(&self.live);
@@ -272,12 +301,13 @@ impl Live {
         reporter: Reporter,
         protocol: Protocol,
         (source, original, actual): (SocketAddr, SocketAddr, SocketAddr),
-        identity: Option<Identity>,
+        story: Story,
         series: Arc<Series>,
         bytes: Bytes,
     ) -> Self {
-        let (settled, denied, cut) = Default::default();
+        let (denied, cut, held, left) = Default::default();
         let fresh = AtomicBool::new(true);
+        let identity = story.ends.source_identity.clone();
         Self {
             reporter,
             protocol,
@@ -287,11 +317,47 @@ impl Live {
             identity,
             series,
             bytes,
-            settled,
+            settled: <(AtomicU64, AtomicU64)>::default(),
             fresh,
             denied,
             cut,
+            story,
+            held,
+            left,
         }
+    }
+
+    /// What moved before it came here is in the metrics of the process that had it.
+    pub(crate) fn settled_elsewhere(&self) {
+        let (sent, received) = self.moved();
+        self.settled.0.store(sent, Relaxed);
+        self.settled.1.store(received, Relaxed);
+    }
+
+    /// The metrics it counts in.
+    pub(crate) fn series(&self) -> &Arc<Series> {
+        &self.series
+    }
+
+    /// It has stopped, and it is not decided which process goes on with it: whether it is denied is that one's affair.
+    pub(crate) fn hold(&self) {
+        self.held.store(true, SeqCst);
+    }
+
+    /// It goes on here.
+    pub(crate) fn release(&self) {
+        self.held.store(false, SeqCst);
+        self.cut.notify_one();
+    }
+
+    /// Another process goes on with it: nothing is to be said of it here.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, SeqCst);
+    }
+
+    /// See [`Live::leave`].
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(SeqCst)
     }
 
     /// Ends the connection because a policy now denies it. The first reason stays.
@@ -304,7 +370,9 @@ impl Live {
     /// Waits until a policy turns against this connection. Cancel safe.
     pub(crate) async fn denied(&self) -> Denied {
         loop {
-            if let Some(denied) = self.denied.get() {
+            if let Some(denied) = self.denied.get()
+                && !self.held.load(SeqCst)
+            {
                 return denied.clone();
             }
             self.cut.notified().await;
@@ -382,7 +450,7 @@ mod tests {
     use mesh::DeniedBy;
 
     use super::*;
-    use crate::traffic::{Ends, Traffic};
+    use crate::traffic::Traffic;
 
     fn live(traffic: &Traffic, reporter: Reporter, bytes: Bytes) -> Live {
         let series = traffic.series(reporter, &Ends::default(), None);
@@ -390,7 +458,15 @@ mod tests {
             "10.0.0.1:1000".parse().unwrap(),
             "10.0.0.2:80".parse().unwrap(),
         );
-        Live::new(reporter, Protocol::Tcp, (a, b, b), None, series, bytes)
+        let story = Story {
+            started: Instant::now(),
+            hop: b,
+            ends: Ends::default(),
+            said: None,
+            tunnelled: None,
+            note: OnceLock::new(),
+        };
+        Live::new(reporter, Protocol::Tcp, (a, b, b), story, series, bytes)
     }
 
     fn enter(connections: &Arc<Connections>, live: Live) -> Entry {

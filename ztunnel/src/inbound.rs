@@ -27,7 +27,7 @@ use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
 use crate::carry::{Broken, Unknown, ended, known, refuse};
 use crate::connections::{Live, Protocol};
-use crate::headers::{self, Baggage};
+use crate::headers;
 use crate::netns::From;
 use crate::node::Node;
 use crate::pod::Pod;
@@ -161,8 +161,8 @@ fn known_of(pod: &Pod) -> Ends {
     }
 }
 
-/// Each tunnel is a task of its own: several cores can carry the tunnels of one busy connection, and one that ends
-/// badly takes no other with it.
+/// Each tunnel is a task of its own, on the thread of its connection: one that ends badly takes no other with it. A
+/// client that is busy opens several connections.
 fn spawn_request(
     node: &Arc<Node>,
     pod: &Arc<Pod>,
@@ -173,7 +173,9 @@ fn spawn_request(
 ) {
     let door = pod;
     let (node, pod, identity) = (node.clone(), pod.clone(), identity.clone());
+    let load = node.workers.stay();
     door.drain.spawn(async move {
+        let _load = load;
         let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
         let arriving = Arriving {
             node: &node,
@@ -242,7 +244,7 @@ async fn serve_request(
     let host = service.as_ref().map(|service| service.hostname.clone());
     let live = report.ends(Whereabouts {
         ends: Ends { service, ..ends },
-        said: request.headers.baggage.as_deref().map(Baggage::parse),
+        said: request.headers.baggage.as_deref(),
         protocol: Protocol::Hbone,
         hop: local,
         tunnelled: Some(request.authority.clone()),

@@ -8,11 +8,13 @@ pub mod admin;
 pub mod agent;
 pub mod config;
 pub mod dns;
+pub mod keeper;
 pub mod metrics;
 pub mod netns;
 pub mod pod;
 pub mod roots;
 mod turns;
+pub mod workers;
 pub mod xds;
 
 // The path of a connection.
@@ -22,6 +24,7 @@ mod carry;
 pub mod connections;
 #[cfg(test)]
 mod golden;
+pub mod handover;
 mod headers;
 pub mod inbound;
 mod local;

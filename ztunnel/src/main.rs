@@ -1,6 +1,6 @@
-//! The process: two runtimes, the parts wired together, and its end.
+//! The process: its runtimes, the parts wired together, and its end.
 //!
-//! Traffic has a multi-thread runtime to itself; discovery, certificates' channel and the doors
+//! Traffic has threads to itself (`workers`); discovery, certificates' channel and the doors
 //! share one thread beside it, so that a large push never delays a packet.
 
 use std::sync::Arc;
@@ -22,8 +22,9 @@ use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
 use ztunnel::config::{Config, engine_name};
 use ztunnel::dns::{Dns, Resolv};
-use ztunnel::metrics::{Metrics, register_pool};
+use ztunnel::metrics::{Metrics, register_pools};
 use ztunnel::node::Node;
+use ztunnel::workers::Workers;
 use ztunnel::{roots, xds};
 
 #[global_allocator]
@@ -37,23 +38,19 @@ fn main() -> anyhow::Result<()> {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let data = Builder::new_multi_thread()
-        .worker_threads(config.workers(cores))
-        .thread_name("data")
-        .enable_all()
-        .build()?;
+    let data = Workers::start(config.workers(cores))?;
     let control = Builder::new_current_thread().enable_all().build()?;
 
-    let result = control.block_on(run(config, log.clone(), data.handle()));
+    let result = control.block_on(run(config, log.clone(), data.runtimes()));
     if let Err(error) = &result {
         tracing::error!(error = %format!("{error:#}"), "stopped");
     }
-    data.shutdown_timeout(Duration::from_secs(1));
+    data.end();
     log.flush(Duration::from_secs(1));
     result
 }
 
-async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Result<()> {
+async fn run(config: Arc<Config>, log: LogHandle, data: &[Handle]) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, xds = %config.xds_address, engine = engine_name(config.engine), "starting");
     let readiness = Readiness::new();
     let (drain, quit, end) = (
@@ -76,13 +73,13 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
     )?;
     let (node, agent, registry, metrics) = {
         // What spawns while it is made belongs to the traffic.
-        let _data = data.enter();
+        let _data = data[0].enter();
         let certificates = Certificates::new(signer, CertificatesConfig::default());
-        let pool = Pool::new(certificates.clone(), config.pool());
+        let workers = Workers::on(data, || Pool::new(certificates.clone(), config.pool()));
         let (limits, settings) = (config.limits(), config.clone());
-        let node = Node::new(mesh.clone(), certificates, pool, limits, settings);
+        let node = Node::new(mesh.clone(), certificates, workers, limits, settings);
         let metrics = Metrics::default();
-        let registry = registry(&metrics, &node, data, &log);
+        let registry = registry(&metrics, &node, &log);
         let dns = config
             .dns_proxy
             .then(|| Dns::new(mesh, &config, resolv(&config), metrics.dns.clone()));
@@ -120,9 +117,9 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &Handle) -> anyhow::Resu
         certificates,
         end.clone(),
     ));
-    data.spawn(node.clone().tend(end.clone()));
+    data[0].spawn(node.clone().tend(end.clone()));
     let accepting = drain.accepting().clone();
-    data.spawn(async move {
+    data[0].spawn(async move {
         // A pod that we take before we know the mesh would wait with every connection; until then it is better off
         // as it is, or with our predecessor.
         tokio::select! {
@@ -161,11 +158,11 @@ async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn registry(metrics: &Metrics, node: &Node, data: &Handle, log: &LogHandle) -> Arc<Registry> {
+fn registry(metrics: &Metrics, node: &Node, log: &LogHandle) -> Arc<Registry> {
     let mut registry = Registry::new("ztunnel", env!("CARGO_PKG_VERSION"));
-    ops::process::register(&mut registry, data.metrics(), Some(log.clone()));
+    ops::process::register(&mut registry, node.workers.metrics(), Some(log.clone()));
     metrics.register(&mut registry);
-    register_pool(&mut registry, &node.pool);
+    register_pools(&mut registry, &node.workers);
     node.traffic.register(registry.families());
     Arc::new(registry)
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use hbone::{Pool, PoolStats};
+use hbone::PoolStats;
 use hickory_proto::rr::RecordType;
 use ops::metrics::Registry;
 use prometheus_client::collector::Collector;
@@ -14,6 +14,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
+
+use crate::workers::Workers;
 
 /// Everything the frame counts. Clones share the counters.
 #[derive(Debug, Clone, Default)]
@@ -41,7 +43,7 @@ pub struct PodMetrics {
 
 /// The tunnel connections that this node has opened, counted when somebody looks.
 #[derive(Debug)]
-struct Tunnels(Arc<Pool>);
+struct Tunnels(Arc<Workers>);
 
 /// The DNS proxy.
 #[derive(Debug, Clone)]
@@ -170,8 +172,8 @@ impl Metrics {
 }
 
 /// Enters the figures of `pool` into `registry`.
-pub fn register_pool(registry: &mut Registry, pool: &Arc<Pool>) {
-    let tunnels = Tunnels(pool.clone());
+pub fn register_pools(registry: &mut Registry, workers: &Arc<Workers>) {
+    let tunnels = Tunnels(workers.clone());
     registry.families().register_collector(Box::new(tunnels));
 }
 

@@ -8,10 +8,13 @@
 //! (options, bind, listen, connect, accept) works from outside. Measured on Linux 6.18: in and
 //! out together 2.3 to 3 µs of CPU, `socket(2)` and its `close` 5 µs.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::ParseIntError;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -245,6 +248,24 @@ impl NetnsId {
         Ok(Self {
             device: stat.st_dev,
             inode: stat.st_ino,
+        })
+    }
+}
+
+impl fmt::Display for NetnsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.device, self.inode)
+    }
+}
+
+impl FromStr for NetnsId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (device, inode) = text.split_once(':').unwrap_or((text, ""));
+        Ok(Self {
+            device: device.parse()?,
+            inode: inode.parse()?,
         })
     }
 }

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::connections::Connections;
 use crate::pod::Pod;
 use crate::traffic::Traffic;
+use crate::workers::Workers;
 
 /// State and machinery that every pod's proxy on this node uses.
 pub struct Node {
@@ -21,8 +22,8 @@ pub struct Node {
     pub mesh: Arc<mesh::Mesh>,
     /// One certificate per service account of this node.
     pub certificates: Arc<hbone::Certificates>,
-    /// Open tunnels, by who opened them and to whom.
-    pub pool: Arc<hbone::Pool>,
+    /// The threads that carry traffic, and each one's open tunnels.
+    pub workers: Arc<Workers>,
     /// What one peer may ask of one tunnel connection.
     pub limits: hbone::Limits,
     /// The pods of this node that take connections now.
@@ -40,7 +41,7 @@ impl Node {
     pub fn new(
         mesh: Arc<mesh::Mesh>,
         certificates: Arc<hbone::Certificates>,
-        pool: Arc<hbone::Pool>,
+        workers: Workers,
         mut limits: hbone::Limits,
         config: Arc<Config>,
     ) -> Arc<Self> {
@@ -53,7 +54,7 @@ impl Node {
         Arc::new(Self {
             mesh,
             certificates,
-            pool,
+            workers: Arc::new(workers),
             limits,
             pods,
             traffic,
@@ -80,7 +81,9 @@ impl Node {
         self.pods.remove(pod);
         let Some(known) = pod.known() else { return };
         for ip in &*known.workload.addresses {
-            self.pool.close_source(&known.identity, *ip);
+            for pool in self.workers.pools() {
+                pool.close_source(&known.identity, *ip);
+            }
         }
     }
 }

@@ -245,7 +245,8 @@ async fn tunnel(
     };
     let from = own.map_or(From::Any, From::Own);
     let opened = node
-        .pool
+        .workers
+        .pool()
         .open(&destination, |to| pod.netns.connect(from, to), connect)
         .await;
     match opened {

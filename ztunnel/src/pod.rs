@@ -27,6 +27,7 @@ use crate::config::ports;
 use crate::dns::Dns;
 use crate::netns::{Netns, is_no_ipv6, original_destination, unmapped};
 use crate::node::Node;
+use crate::workers::Home;
 use crate::{inbound, outbound, turns};
 
 /// A pod of this node that is enrolled in the mesh.
@@ -145,6 +146,9 @@ impl Pod {
         node: &Arc<Node>,
         dns: Option<&Arc<Dns>>,
     ) -> Result<(), StartError> {
+        let home = node.workers.home();
+        // Listeners and what serves them.
+        let _home = node.workers.at(home).enter();
         let listen = |port| {
             self.netns
                 .listen(port)
@@ -171,8 +175,13 @@ impl Pod {
         }
         for (door, listener) in listeners {
             let listener = turns::take(listener, self.clone());
-            self.drain
-                .spawn(accept_loop(node.clone(), self.clone(), door, listener));
+            self.drain.spawn(accept_loop(
+                node.clone(),
+                self.clone(),
+                door,
+                home,
+                listener,
+            ));
         }
         self.drain.spawn(self.clone().learn(node.clone()));
         Ok(())
@@ -258,7 +267,13 @@ enum Door {
 /// Takes connections until the pod leaves, then those whose handshake was under way, and at last those that still stand
 /// in the backlog: closing the listener resets both. Tokio's `accept` goes back to the poller only when the
 /// backlog is empty, so a burst is taken in one go.
-async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: Arc<TcpListener>) {
+async fn accept_loop(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    door: Door,
+    home: Home,
+    listener: Arc<TcpListener>,
+) {
     let left = async {
         pod.drain.accepting().cancelled().await;
         tokio::select! {
@@ -277,7 +292,7 @@ async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: Arc<T
         match accepted {
             Ok((tcp, peer)) => {
                 trouble.over();
-                take(&node, &pod, door, tcp, peer);
+                take(&node, &pod, door, home, tcp, peer);
             }
             Err(error) => trouble.wait(&pod, door, &error).await,
         }
@@ -287,21 +302,37 @@ async fn accept_loop(node: Arc<Node>, pod: Arc<Pod>, door: Door, listener: Arc<T
             && tcp.set_nonblocking(true).is_ok()
             && let Ok(tcp) = TcpStream::from_std(tcp.into())
         {
-            take(&node, &pod, door, tcp, peer);
+            take(&node, &pod, door, home, tcp, peer);
         }
     }
 }
 
-/// Makes a connection a task of its own, which ends at the latest when the pod's work is cut.
-fn take(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {
+/// Makes a connection a task of its own on a worker, which ends at the latest when the pod's work is cut.
+fn take(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    door: Door,
+    home: Home,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) {
     pod.taken.store(true, Relaxed);
+    let place = node.workers.place(home);
+    let tcp = match place.adopt(home, tcp) {
+        Ok(tcp) => tcp,
+        Err(error) => {
+            return tracing::warn!(pod = %pod.name, %peer, %error, "the connection was lost on its way to another thread");
+        }
+    };
+    let runtime = place.runtime().clone();
     let (node, task_pod) = (node.clone(), pod.clone());
-    pod.drain.spawn(async move {
+    let task = place.hold(async move {
         tokio::select! {
             () = task_pod.drain.now().cancelled() => {}
             () = serve(&node, &task_pod, door, tcp, unmapped(peer)) => {}
         }
     });
+    pod.drain.spawn_on(&runtime, task);
 }
 
 async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {

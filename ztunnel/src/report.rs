@@ -5,16 +5,21 @@
 //! 3. `completed` or `failed`; a report dropped without either says that the connection was abandoned (pod removed,
 //!    proxy stopping);
 //! 4. dropped: metrics, then one line in the log under target `access`, in Istio's format and field order.
+//!
+//! A report that another process began goes on at 3 ([`Report::resumed`]); one that another process goes on with says
+//! nothing here.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use hbone::Authority;
 use tracing::Level;
 
-use crate::connections::{Bytes, Entry, Live, Protocol};
+use crate::connections::{Bytes, Entry, Live, Protocol, Story};
+use crate::handover::Told;
 use crate::headers::Baggage;
 use crate::node::Node;
 use crate::pod::Pod;
@@ -33,20 +38,16 @@ pub(crate) struct Report {
     reporter: Reporter,
     started: Instant,
     source: SocketAddr,
-    hop: SocketAddr,
-    ends: Ends,
-    opened: Option<Opened>,
+    known: Known,
     outcome: Outcome,
-    note: Option<&'static str>,
     _open: OpenSocket,
 }
 
-/// From the moment both ends are known.
-struct Opened {
-    series: Arc<Series>,
-    tunnelled: Option<Authority>,
-    joined: bool,
-    entry: Entry,
+enum Known {
+    /// Not yet, or not all.
+    Early { hop: SocketAddr, ends: Ends },
+    /// Both ends: it is among the open connections.
+    Both { joined: bool, entry: Entry },
 }
 
 enum Outcome {
@@ -59,8 +60,8 @@ enum Outcome {
 /// Who and where the two ends are, once known.
 pub(crate) struct Whereabouts<'a> {
     pub(crate) ends: Ends,
-    /// What the source said of itself; used for labels where its workload is not known.
-    pub(crate) said: Option<Baggage<'a>>,
+    /// What the source said of itself (`baggage`); used for labels where its workload is not known.
+    pub(crate) said: Option<&'a str>,
     pub(crate) protocol: Protocol,
     /// `dst.addr`: where this end connects to, or where it was connected to.
     pub(crate) hop: SocketAddr,
@@ -94,56 +95,109 @@ impl Report {
             reporter,
             started: Instant::now(),
             source,
-            hop,
-            ends: Ends::default(),
-            opened: None,
+            known: Known::Early {
+                hop,
+                ends: Ends::default(),
+            },
             outcome: Outcome::Open,
-            note: None,
             _open: node.traffic.socket(reporter),
         }
     }
 
     /// What is known of the ends before it is known whether there will be a connection at all: a refusal on the way
     /// there is counted as failed under these.
-    pub(crate) fn between(&mut self, ends: Ends) {
-        self.ends = ends;
+    pub(crate) fn between(&mut self, between: Ends) {
+        if let Known::Early { ends, .. } = &mut self.known {
+            *ends = between;
+        }
     }
 
     /// It is known who talks to whom. Counts the connection as opened and enters it among the open ones.
-    pub(crate) fn ends(&mut self, found: Whereabouts<'_>) -> Arc<Live> {
-        let series = self
-            .node
-            .traffic
-            .series(self.reporter, &found.ends, found.said);
-        series.opened();
+    pub(crate) fn ends(&mut self, mut found: Whereabouts<'_>) -> Arc<Live> {
         let joined = found.joined.is_some();
+        let bytes = found.joined.take().unwrap_or_default();
+        let live = self.enter(found, joined, bytes);
+        live.series().opened();
+        live
+    }
+
+    fn enter(&mut self, found: Whereabouts<'_>, joined: bool, bytes: Bytes) -> Arc<Live> {
+        let said = found.said.filter(|_| found.ends.source.is_none());
+        let series =
+            self.node
+                .traffic
+                .series(self.reporter, &found.ends, said.map(Baggage::parse));
+        let story = Story {
+            started: self.started,
+            hop: found.hop,
+            ends: found.ends,
+            said: said.map(Box::from),
+            tunnelled: found.tunnelled,
+            note: OnceLock::new(),
+        };
         let live = Live::new(
             self.reporter,
             found.protocol,
             (self.source, found.original, found.actual),
-            found.ends.source_identity.clone(),
-            series.clone(),
-            found.joined.unwrap_or_default(),
+            story,
+            series,
+            bytes,
         );
         let entry = self
             .node
             .connections
             .enter(&self.pod.uid, self.pod.workload_uid(), live);
         let live = entry.live().clone();
-        self.hop = found.hop;
-        self.ends = found.ends;
-        self.opened = Some(Opened {
-            series,
-            tunnelled: found.tunnelled,
-            joined,
-            entry,
-        });
+        self.known = Known::Both { joined, entry };
         live
     }
 
+    /// Goes on with a report that another process began; what had moved by then is in `bytes`. What was opened there
+    /// is not counted as opened again.
+    pub(crate) fn resumed(
+        node: &Arc<Node>,
+        pod: &Arc<Pod>,
+        told: &Told,
+        joined: bool,
+        bytes: Bytes,
+    ) -> (Self, Arc<Live>) {
+        let mut report = Self {
+            node: node.clone(),
+            pod: pod.clone(),
+            reporter: told.reporter,
+            started: Instant::now().checked_sub(told.age).unwrap_or_else(Instant::now),
+            source: told.source,
+            known: Known::Early {
+                hop: told.hop,
+                ends: Ends::default(),
+            },
+            outcome: Outcome::Open,
+            _open: node.traffic.socket(told.reporter),
+        };
+        let ends = told.ends.found_in(&node.mesh.load());
+        let found = Whereabouts {
+            ends,
+            said: told.said.as_deref(),
+            protocol: told.protocol,
+            hop: told.hop,
+            tunnelled: told.tunnelled.clone(),
+            original: told.original,
+            actual: told.actual,
+            joined: None,
+        };
+        let live = report.enter(found, joined, bytes);
+        if let Some(note) = &told.note {
+            report.note(note.clone());
+        }
+        live.settled_elsewhere();
+        (report, live)
+    }
+
     /// Something worth knowing that did not end the connection.
-    pub(crate) fn note(&mut self, note: &'static str) {
-        self.note = Some(note);
+    pub(crate) fn note(&mut self, note: impl Into<Cow<'static, str>>) {
+        if let Known::Both { entry, .. } = &self.known {
+            let _ = entry.live().story.note.set(note.into());
+        }
     }
 
     /// Both directions ended as they should.
@@ -166,19 +220,22 @@ impl Drop for Report {
             Outcome::Failed(flag, why) => (flag, Some(why)),
             Outcome::Open => (Flag::None, Some(ABANDONED.to_owned())),
         };
-        let opened = self.opened.take();
-        let series = match &opened {
-            Some(opened) => {
-                opened.entry.live().settle();
-                opened.series.closed(flag);
-                opened.series.clone()
+        let series = match &self.known {
+            Known::Both { entry, .. } => {
+                let live = entry.live();
+                live.settle();
+                if live.has_left() {
+                    return;
+                }
+                live.series().closed(flag);
+                live.series().clone()
             }
-            None => self.node.traffic.series(self.reporter, &self.ends, None),
+            Known::Early { ends, .. } => self.node.traffic.series(self.reporter, ends, None),
         };
         if flag != Flag::None {
             series.failed(flag);
         }
-        self.write(&series, opened.as_ref(), error.as_deref());
+        self.write(&series, error.as_deref());
     }
 }
 
@@ -186,29 +243,31 @@ const ABANDONED: &str = "connection cut: its pod was removed or this proxy is st
 
 /// One access log line. A macro because a level must be a constant where the line is written.
 macro_rules! line {
-    ($level:expr, $message:literal, $report:expr, $series:expr, $opened:expr, $error:expr) => {{
-        let (report, series, opened): (&Report, &Series, Option<&Opened>) = ($report, $series, $opened);
-        let moved = opened.map(|opened| opened.entry.live().moved());
+    ($level:expr, $message:literal, $report:expr, $series:expr, $error:expr) => {{
+        let (report, series): (&Report, &Series) = ($report, $series);
+        let (hop, ends) = report.known.whereabouts();
+        let live = report.known.live();
+        let moved = live.map(|live| live.moved());
         tracing::event!(
             target: "access",
             $level,
             {
                 src.addr = %report.source,
-                src.workload = report.ends.source.as_ref().map(|workload| &*workload.name),
-                src.namespace = report.ends.source.as_ref().map(|workload| &*workload.namespace),
+                src.workload = ends.source.as_ref().map(|workload| &*workload.name),
+                src.namespace = ends.source.as_ref().map(|workload| &*workload.namespace),
                 src.identity = series.source_principal(),
-                dst.addr = %report.hop,
-                dst.hbone_addr = opened.and_then(|opened| opened.tunnelled.as_ref()).map(tracing::field::display),
-                dst.service = report.ends.service.as_ref().map(|service| &*service.hostname),
-                dst.workload = report.ends.destination.as_ref().map(|workload| &*workload.name),
-                dst.namespace = report.ends.destination.as_ref().map(|workload| &*workload.namespace),
+                dst.addr = %hop,
+                dst.hbone_addr = live.and_then(|live| live.story.tunnelled.as_ref()).map(tracing::field::display),
+                dst.service = ends.service.as_ref().map(|service| &*service.hostname),
+                dst.workload = ends.destination.as_ref().map(|workload| &*workload.name),
+                dst.namespace = ends.destination.as_ref().map(|workload| &*workload.namespace),
                 dst.identity = series.destination_principal(),
                 direction = direction(report.reporter),
                 bytes_sent = moved.map(|moved| moved.0),
                 bytes_recv = moved.map(|moved| moved.1),
-                duration = opened.map(|_| format!("{}ms", report.started.elapsed().as_millis())).as_deref(),
-                path = opened.filter(|opened| opened.joined).map(|_| "in-process"),
-                note = report.note,
+                duration = live.map(|_| format!("{}ms", report.started.elapsed().as_millis())).as_deref(),
+                path = matches!(report.known, Known::Both { joined: true, .. }).then_some("in-process"),
+                note = live.and_then(|live| live.story.note.get()).map(|note| &**note),
                 error = $error,
             },
             $message
@@ -217,32 +276,27 @@ macro_rules! line {
 }
 
 impl Report {
-    fn write(&self, series: &Series, opened: Option<&Opened>, error: Option<&str>) {
-        match (opened, error) {
-            (None, _) => line!(
-                Level::WARN,
-                "connection failed",
-                self,
-                series,
-                opened,
-                error
-            ),
-            (_, None) => line!(
-                Level::INFO,
-                "connection complete",
-                self,
-                series,
-                opened,
-                error
-            ),
-            (_, Some(_)) => line!(
-                Level::ERROR,
-                "connection complete",
-                self,
-                series,
-                opened,
-                error
-            ),
+    fn write(&self, series: &Series, error: Option<&str>) {
+        match (self.known.live(), error) {
+            (None, _) => line!(Level::WARN, "connection failed", self, series, error),
+            (_, None) => line!(Level::INFO, "connection complete", self, series, error),
+            (_, Some(_)) => line!(Level::ERROR, "connection complete", self, series, error),
+        }
+    }
+}
+
+impl Known {
+    fn whereabouts(&self) -> (SocketAddr, &Ends) {
+        match self {
+            Self::Early { hop, ends } => (*hop, ends),
+            Self::Both { entry, .. } => (entry.live().story.hop, &entry.live().story.ends),
+        }
+    }
+
+    fn live(&self) -> Option<&Arc<Live>> {
+        match self {
+            Self::Early { .. } => None,
+            Self::Both { entry, .. } => Some(entry.live()),
         }
     }
 }

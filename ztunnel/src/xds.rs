@@ -14,7 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::discovery::Node;
-use api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use hbone::ca::TokenSource;
 use mesh::stream::{ClientConfig, ClientEvent, run_client};
@@ -25,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Status};
 
 use crate::config::Config;
@@ -48,9 +48,8 @@ pub async fn run(
     )?;
     let caller = Caller::new(config);
     let connect = || {
-        let client =
-            AggregatedDiscoveryServiceClient::with_interceptor(channel.clone(), caller.clone());
-        std::future::ready(Ok::<_, std::convert::Infallible>(client))
+        let channel = InterceptedService::new(channel.clone(), caller.clone());
+        std::future::ready(Ok::<_, std::convert::Infallible>(channel))
     };
     let mut answered = Answered {
         addresses: false,

@@ -24,6 +24,7 @@ use super::*;
 use crate::agent::{Description, Listed};
 use crate::config::Config;
 use crate::connections;
+use crate::workers::Workers;
 
 fn golden() -> Value {
     serde_json::from_str(include_str!(
@@ -341,7 +342,7 @@ fn node(mesh: Arc<Mesh>) -> Arc<Node> {
     Node::new(
         mesh,
         certificates,
-        pool,
+        Workers::here(pool),
         Limits::default(),
         Arc::new(config),
     )

@@ -67,7 +67,8 @@ impl Packets {
     }
 }
 
-fn receive(socket: RawFd) -> io::Result<Packet> {
+/// One packet, as [`Packets::receive`] gives it; an empty one when the other side has gone.
+pub(crate) fn receive(socket: RawFd) -> io::Result<Packet> {
     let mut bytes = vec![0; LARGEST];
     let mut control = nix::cmsg_space!([RawFd; MOST_FDS]);
     let mut slices = [IoSliceMut::new(&mut bytes)];

@@ -26,6 +26,7 @@ use ztunnel::config::Config;
 use ztunnel::dns::Dns;
 use ztunnel::metrics::PodMetrics;
 use ztunnel::node::Node;
+use ztunnel::workers::Workers;
 
 /// A running client of the node agent, and the agent's side of it.
 pub(crate) struct Fixture {
@@ -75,7 +76,13 @@ impl Fixture {
         let certificates = Certificates::new(NoSigner, CertificatesConfig::default());
         let pool = Pool::new(certificates.clone(), PoolConfig::default());
         let dns = dns(&mesh, &config);
-        let node = Node::new(mesh, certificates, pool, Limits::default(), config);
+        let node = Node::new(
+            mesh,
+            certificates,
+            Workers::here(pool),
+            Limits::default(),
+            config,
+        );
         let (readiness, metrics, drain) = (Readiness::new(), PodMetrics::default(), Drain::new());
         let client = Agent::new(
             node.clone(),

@@ -17,6 +17,7 @@ use ztunnel::config::Config;
 use ztunnel::netns::{From, Netns};
 use ztunnel::node::Node;
 use ztunnel::pod::Pod;
+use ztunnel::workers::Workers;
 
 use crate::ca::Ca;
 use crate::fabric::Fabric;
@@ -264,7 +265,13 @@ impl WorldNode {
             ..limits.clone()
         };
         let settings = Arc::new(config);
-        let node = Node::new(mesh, certificates, pool.clone(), limits, settings);
+        let node = Node::new(
+            mesh,
+            certificates,
+            Workers::here(pool.clone()),
+            limits,
+            settings,
+        );
         tokio::spawn(node.clone().tend(stop.clone()));
         Self {
             node,
