@@ -64,12 +64,22 @@ impl Component {
 
     /// Starts it without waiting.
     pub fn launch(&self) -> Result<()> {
+        self.launch_by(Process::start)
+    }
+
+    /// [`Component::start`] with its stdout in a pipe that nobody reads.
+    pub fn start_unheard(&self) -> Result<()> {
+        self.launch_by(Process::start_unheard)?;
+        self.until_ready()
+    }
+
+    fn launch_by(&self, start: impl Fn(Command, &Path) -> Result<Process>) -> Result<()> {
         let mut slot = self.slot();
         if slot.as_ref().is_some_and(Process::running) {
             bail!("{} is already running", self.name);
         }
-        *slot =
-            Some(Process::start((self.recipe)()?, &self.log).with_context(|| self.name.clone())?);
+        let process = start((self.recipe)()?, &self.log).with_context(|| self.name.clone())?;
+        *slot = Some(process);
         Ok(())
     }
 

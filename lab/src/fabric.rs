@@ -37,6 +37,11 @@ impl Fabric {
         })
     }
 
+    /// The switch's end of a host's cable: where it is, and its name.
+    pub(crate) fn port(&self, host: Host) -> (&Netns, String) {
+        (self.switch.netns(), host.role())
+    }
+
     /// Pulls the plug of a node: its frames no longer reach anyone, the interface stays.
     pub(crate) fn unplug(&self, host: Host) -> Result<()> {
         self.switch.unplug(&host.role())

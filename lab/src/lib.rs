@@ -33,6 +33,7 @@ mod fabric;
 mod http;
 mod inventory;
 mod lab;
+mod link;
 mod metrics;
 mod namespace;
 mod netns;

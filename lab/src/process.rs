@@ -3,6 +3,7 @@
 use std::{
     fs,
     fs::{File, OpenOptions},
+    io::{self, PipeReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,17 +33,33 @@ struct Shared {
     pid: i32,
     log: PathBuf,
     child: Mutex<Child>,
+    /// The other end of its stdout, if nobody listens there.
+    _unheard: Option<PipeReader>,
 }
 
 impl Process {
     /// Starts `command`, stdout and stderr appended to `log`.
-    pub(crate) fn start(mut command: Command, log: &Path) -> Result<Self> {
+    pub(crate) fn start(command: Command, log: &Path) -> Result<Self> {
+        Self::start_into(command, log, open(log)?, None)
+    }
+
+    /// [`Process::start`] with stdout in a pipe that nobody reads for as long as the program is known.
+    pub(crate) fn start_unheard(command: Command, log: &Path) -> Result<Self> {
+        let (unheard, stdout) = io::pipe()?;
+        Self::start_into(command, log, stdout, Some(unheard))
+    }
+
+    fn start_into(
+        mut command: Command,
+        log: &Path,
+        stdout: impl Into<Stdio>,
+        unheard: Option<PipeReader>,
+    ) -> Result<Self> {
         let what = run::spell(&command);
-        let open = || -> Result<File> {
-            let file = OpenOptions::new().create(true).append(true).open(log);
-            file.with_context(|| format!("log file {}", log.display()))
-        };
-        command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+        command
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(open(log)?);
         let child = enter::spawn(command).with_context(|| format!("starting `{what}`"))?;
         let pid = i32::try_from(child.id()).context("pid")?;
         Ok(Self {
@@ -51,6 +68,7 @@ impl Process {
                 pid,
                 log: log.to_owned(),
                 child: Mutex::new(child),
+                _unheard: unheard,
             }),
         })
     }
@@ -157,6 +175,11 @@ impl Process {
     }
 }
 
+fn open(log: &Path) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(log);
+    file.with_context(|| format!("log file {}", log.display()))
+}
+
 pub(crate) fn tail(log: &str, lines: usize) -> String {
     let all: Vec<&str> = log.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
@@ -187,6 +210,24 @@ mod tests {
             text.contains("no such luck") && text.contains("exit status: 4"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_program_nobody_listens_to_stops_at_a_full_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "head -c 65536 /dev/zero; echo full >&2; echo one more; echo done >&2",
+        ]);
+        enter::Entry::default().prepare(&mut command);
+        let process = Process::start_unheard(command, &dir.path().join("log")).unwrap();
+        wait::until_true("a full pipe", Duration::from_secs(20), || {
+            process.log().contains("full")
+        })
+        .unwrap();
+        assert!(process.running() && !process.log().contains("done"));
+        process.kill();
     }
 
     #[test]

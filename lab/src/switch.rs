@@ -28,6 +28,11 @@ impl Switch {
         self.netns.ip(&format!("link set {port} master sw up\n"))
     }
 
+    /// Where its ports are.
+    pub(crate) fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
     /// Pulls the plug: frames of the port no longer reach anyone, the interface stays.
     pub(crate) fn unplug(&self, port: &str) -> Result<()> {
         self.netns.ip(&format!("link set {port} nomaster\n"))

@@ -4,16 +4,17 @@
 
 mod support;
 
-use std::{
-    io::{ErrorKind, Write},
-    net::{SocketAddr, TcpStream},
-    thread,
-    time::Duration,
-};
+use std::{io::Write, time::Duration};
 
-use anyhow::{Context, Result, ensure};
-use lab::{Lab, Pod, wait};
-use support::{Pair, SOON, Server, ends, in_lab, round_trip, talk};
+use anyhow::{Result, ensure};
+use lab::Lab;
+use support::{
+    Pair, SOON, Server,
+    crowd::{fill, many},
+    ends, in_lab,
+    left::{back_to, quiet},
+    round_trip, talk,
+};
 
 #[test]
 fn a_peer_that_stops_reading_holds_only_its_own_stream() {
@@ -46,25 +47,6 @@ fn a_peer_that_stops_reading_holds_only_its_own_stream() {
         );
         Ok(())
     });
-}
-
-/// Writes until nothing more is taken for a second.
-fn fill(stream: &mut TcpStream) -> Result<usize> {
-    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
-    let block = [0x55; 64 * 1024];
-    let mut written = 0;
-    loop {
-        match stream.write(&block) {
-            Ok(n) => written += n,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return Ok(written);
-            }
-            Err(error) => return Err(error).context("a stalled stream must stay open"),
-        }
-        if written > 1 << 30 {
-            return Ok(written);
-        }
-    }
 }
 
 fn resident(lab: &Lab) -> Result<usize> {
@@ -114,89 +96,6 @@ fn ten_thousand_connections_leave_nothing_behind() {
 /// Connections of each of the two clients in a batch. All batches together stay below the half of the ports that a
 /// client has towards one server: closed connections keep theirs for a minute.
 const BATCH: usize = 3_400;
-
-/// What connections might leave in a ztunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Left {
-    fds: u64,
-    tasks: u64,
-    sockets: u64,
-    memory: u64,
-}
-
-impl Left {
-    fn of(lab: &Lab, node: usize) -> Result<Self> {
-        let metrics = lab.metrics(node)?;
-        let value = |name: &str| -> Result<u64> {
-            let found = metrics.select(name, &[]).count();
-            ensure!(found > 0, "no metric {name}");
-            Ok(metrics.sum(name, &[]) as u64)
-        };
-        Ok(Self {
-            fds: value("process_open_fds")?,
-            tasks: value("tokio_num_alive_tasks")?,
-            sockets: value("istio_tcp_sockets_open")?,
-            memory: value("process_resident_memory_bytes")?,
-        })
-    }
-
-    fn open(&self) -> [u64; 3] {
-        [self.fds, self.tasks, self.sockets]
-    }
-}
-
-/// The state once no application socket is open and nothing changes any more: the same in ten looks.
-fn quiet(lab: &Lab, node: usize) -> Result<Left> {
-    let (mut last, mut same) = (None, 0);
-    wait::until(&format!("node {node} to come to rest"), SOON, || {
-        let now = Left::of(lab, node)?;
-        let open = Some(now.open());
-        same = if open == last { same + 1 } else { 0 };
-        last = open;
-        Ok(if now.sockets == 0 && same == 9 {
-            wait::Probe::Ready(now)
-        } else {
-            wait::Probe::NotYet(format!("{now:?}"))
-        })
-    })
-}
-
-/// The state once everything but the memory is as it was, exactly.
-fn back_to(lab: &Lab, node: usize, before: &Left) -> Result<Left> {
-    wait::until(&format!("node {node} to be as before"), SOON, || {
-        let now = Left::of(lab, node)?;
-        Ok(if now.open() == before.open() {
-            wait::Probe::Ready(now)
-        } else {
-            wait::Probe::NotYet(format!("before {before:?}, now {now:?}"))
-        })
-    })
-}
-
-/// Opens, uses and closes connections, eight at a time.
-fn many(client: &Pod, to: SocketAddr, connections: usize) -> Result<()> {
-    thread::scope(|scope| {
-        let callers: Vec<_> = (0..8)
-            .map(|caller| {
-                scope.spawn(move || {
-                    let mine = connections / 8 + usize::from(caller < connections % 8);
-                    client
-                        .netns()
-                        .within(|| (0..mine).try_for_each(|_| once(to)))?
-                })
-            })
-            .collect();
-        callers
-            .into_iter()
-            .try_for_each(|caller| caller.join().unwrap())
-    })
-}
-
-fn once(to: SocketAddr) -> Result<()> {
-    let mut stream = TcpStream::connect(to)?;
-    stream.set_read_timeout(Some(SOON))?;
-    round_trip(&mut stream, "short and sweet")
-}
 
 #[test]
 fn noise_on_the_tunnel_port_is_refused_counted_and_disturbs_nobody() {

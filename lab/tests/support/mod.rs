@@ -2,7 +2,9 @@
 #![allow(dead_code)] // each test program uses its share
 
 pub(crate) mod calls;
+pub(crate) mod crowd;
 pub(crate) mod dns;
+pub(crate) mod left;
 
 use std::{
     fs::File,
@@ -94,6 +96,25 @@ impl Server {
                     .push(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
                 open.lock().unwrap().push(Arc::downgrade(&stream));
                 thread::spawn(move || serve(&stream));
+            }
+        });
+        server
+    }
+
+    /// One connection after the other on one thread; `serve` may keep them.
+    pub(crate) fn over_serial(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream) + Send + 'static,
+    ) -> Self {
+        let listener = Arc::new(listener);
+        let server = Self {
+            listener: listener.clone(),
+            peers: Arc::default(),
+            open: Arc::default(),
+        };
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                serve(stream);
             }
         });
         server
@@ -212,13 +233,17 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn start(lab: &Lab) -> Result<Self> {
+        Self::between(lab, ("client", 1), ("web", 0))
+    }
+
+    /// [`Pair::start`] with other names, or the other way round.
+    pub(crate) fn between(lab: &Lab, client: (&str, usize), server: (&str, usize)) -> Result<Self> {
         lab.namespace("shop").ambient()?;
-        let server = lab.pod("shop/web").node(0).service_account("web").start()?;
-        let client = lab
-            .pod("shop/client")
-            .node(1)
-            .service_account("client")
-            .start()?;
+        let start = |(name, node): (&str, usize)| {
+            let pod = lab.pod(&format!("shop/{name}")).node(node);
+            pod.service_account(name).start()
+        };
+        let (server, client) = (start(server)?, start(client)?);
         let echo = Server::echo(&server, 8080)?;
         Ok(Self {
             server,
@@ -230,6 +255,16 @@ impl Pair {
     pub(crate) fn at(&self) -> SocketAddr {
         self.server.at(8080)
     }
+}
+
+/// Runs `test` with two pairs whose connections cross: from node 1 to node 0, and back. The nodes have different
+/// engines, so each is shown at the opening and at the accepting end.
+pub(crate) fn crossing(builder: Builder, test: impl FnOnce(&Lab, [Pair; 2]) -> Result<()>) {
+    in_lab(with_engines(builder, ["own", "h2"]), |lab| {
+        let there = Pair::start(lab)?;
+        let back = Pair::between(lab, ("shopper", 0), ("store", 1))?;
+        test(lab, [there, back])
+    });
 }
 
 /// The logs of all nodes from now on.
