@@ -27,6 +27,7 @@ use prost::Message;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use crate::dns::Dns;
+use crate::keeper::Keeper;
 use crate::metrics::PodMetrics;
 use crate::netns::{Netns, NetnsId, Options};
 use crate::node::Node;
@@ -38,6 +39,7 @@ pub use roster::{Description, Listed, Roster};
 pub struct Agent {
     node: Arc<Node>,
     dns: Option<Arc<Dns>>,
+    keeper: Keeper,
     roster: Roster,
     metrics: PodMetrics,
     gate: Gate,
@@ -108,12 +110,19 @@ impl Agent {
         Self {
             node,
             dns,
+            keeper: Keeper::default(),
             roster: Roster::default(),
             metrics,
             gate,
             drain,
             pending: BTreeMap::new(),
         }
+    }
+
+    /// Listeners are kept, and may have been before.
+    pub fn kept_by(mut self, keeper: Keeper) -> Self {
+        self.keeper = keeper;
+        self
     }
 
     /// The pods of this node, for the admin door.
@@ -236,6 +245,7 @@ impl Agent {
                 snapshot.unnamed(&del.uid);
                 self.pending.remove(&*del.uid);
                 self.roster.forget_pending(&del.uid);
+                self.keeper.forget(&del.uid);
                 if snapshot.complete {
                     self.remove(&del.uid);
                 }
@@ -247,6 +257,7 @@ impl Agent {
                 for uid in self.roster.not_in(&kept) {
                     self.remove(&uid);
                 }
+                self.keeper.only(&kept);
                 let (up, pending) = self.roster.counts();
                 tracing::info!(pods = up, pending, "zds: the node's pods are known");
             }
@@ -310,7 +321,7 @@ impl Agent {
             netns,
             self.drain.child(),
         );
-        proxy.start(&self.node, self.dns.as_ref())?;
+        proxy.start(&self.node, self.dns.as_ref(), &self.keeper)?;
         tracing::info!(uid = %uid, pod = %pod.name, namespace = %pod.namespace, "pod served");
         self.roster.set_up(proxy);
         self.metrics.started.inc();

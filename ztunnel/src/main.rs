@@ -1,4 +1,4 @@
-//! The process: its runtimes, the parts wired together, and its end.
+//! The process: its runtimes, the parts wired together, and its end; or, as `ztunnel keep …`, the keeper that starts it.
 //!
 //! Traffic has threads to itself (`workers`); discovery, certificates' channel and the doors
 //! share one thread beside it, so that a large push never delays a packet.
@@ -22,6 +22,7 @@ use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
 use ztunnel::config::{Config, engine_name};
 use ztunnel::dns::{Dns, Resolv};
+use ztunnel::keeper::{self, Keeper};
 use ztunnel::metrics::{Metrics, register_pools};
 use ztunnel::node::Node;
 use ztunnel::workers::Workers;
@@ -31,6 +32,11 @@ use ztunnel::{roots, xds};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == keeper::VERB) {
+        std::process::exit(keeper::keep(arguments.collect())?);
+    }
+    let keeper = Keeper::of_this_process().context("the keeper's listeners")?;
     let config = Arc::new(Config::from_process());
     let log = ops::log::init(&config.log, config.log_format)?;
     // Each connection takes two descriptors; the soft limit is a habit from the time of select(2).
@@ -41,7 +47,7 @@ fn main() -> anyhow::Result<()> {
     let data = Workers::start(config.workers(cores))?;
     let control = Builder::new_current_thread().enable_all().build()?;
 
-    let result = control.block_on(run(config, log.clone(), data.runtimes()));
+    let result = control.block_on(run(config, log.clone(), data.runtimes(), keeper));
     if let Err(error) = &result {
         tracing::error!(error = %format!("{error:#}"), "stopped");
     }
@@ -50,8 +56,14 @@ fn main() -> anyhow::Result<()> {
     result
 }
 
-async fn run(config: Arc<Config>, log: LogHandle, data: &[Handle]) -> anyhow::Result<()> {
+async fn run(
+    config: Arc<Config>,
+    log: LogHandle,
+    data: &[Handle],
+    keeper: Keeper,
+) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = %config.node_name, xds = %config.xds_address, engine = engine_name(config.engine), "starting");
+    keeper.announce();
     let readiness = Readiness::new();
     let (drain, quit, end) = (
         Drain::new(),
@@ -79,7 +91,7 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &[Handle]) -> anyhow::Re
         let (limits, settings) = (config.limits(), config.clone());
         let node = Node::new(mesh.clone(), certificates, workers, limits, settings);
         let metrics = Metrics::default();
-        let registry = registry(&metrics, &node, &log);
+        let registry = registry(&metrics, &node, &log, &keeper);
         let dns = config
             .dns_proxy
             .then(|| Dns::new(mesh, &config, resolv(&config), metrics.dns.clone()));
@@ -90,6 +102,7 @@ async fn run(config: Arc<Config>, log: LogHandle, data: &[Handle]) -> anyhow::Re
             readiness.gate("zds"),
             drain.clone(),
         );
+        let agent = agent.kept_by(keeper);
         (node, agent, registry, metrics)
     };
     let (for_xds, gate, stop) = (config.clone(), readiness.gate("xds"), end.clone());
@@ -158,12 +171,13 @@ async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn registry(metrics: &Metrics, node: &Node, log: &LogHandle) -> Arc<Registry> {
+fn registry(metrics: &Metrics, node: &Node, log: &LogHandle, keeper: &Keeper) -> Arc<Registry> {
     let mut registry = Registry::new("ztunnel", env!("CARGO_PKG_VERSION"));
     ops::process::register(&mut registry, node.workers.metrics(), Some(log.clone()));
     metrics.register(&mut registry);
     register_pools(&mut registry, &node.workers);
     node.traffic.register(registry.families());
+    keeper.register(registry.families());
     Arc::new(registry)
 }
 

@@ -12,7 +12,6 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use tokio::sync::Notify;
 
 use crate::config::ports;
 use crate::dns::Dns;
+use crate::keeper::{Keeper, Kept, Sockets};
 use crate::netns::{Netns, is_no_ipv6, original_destination, unmapped};
 use crate::node::Node;
 use crate::workers::Home;
@@ -47,8 +47,8 @@ pub struct Pod {
     pub drain: Drain,
     known: OnceLock<Known>,
     learned: Notify,
-    /// A connection has come in by one of the listeners.
-    taken: AtomicBool,
+    /// Its listeners, in the keeper's hands too; set when all are open.
+    kept: OnceLock<Kept>,
 }
 
 /// What is certain about a pod once the control plane has told of it.
@@ -96,13 +96,13 @@ impl Pod {
             drain,
             known: OnceLock::new(),
             learned: Notify::new(),
-            taken: AtomicBool::new(false),
+            kept: OnceLock::new(),
         })
     }
 
     /// Whether any connection has come to us rather than to another ztunnel that listens here.
     pub(crate) fn has_taken(&self) -> bool {
-        self.taken.load(Relaxed)
+        self.kept.get().is_some_and(Kept::has_taken)
     }
 
     /// What is known of the pod, if anything yet.
@@ -140,17 +140,19 @@ impl Pod {
             .map_or_else(|| "".into(), |known| known.workload_uid.clone())
     }
 
-    /// Opens the listeners and begins to serve. On an error nothing stays open.
+    /// Opens the listeners, or takes them over from `keeper`, and begins to serve. On an error nothing stays open.
     pub fn start(
         self: &Arc<Self>,
         node: &Arc<Node>,
         dns: Option<&Arc<Dns>>,
+        keeper: &Keeper,
     ) -> Result<(), StartError> {
         let home = node.workers.home();
         // Listeners and what serves them.
         let _home = node.workers.at(home).enter();
-        let listen = |port| {
-            self.netns
+        let mut sockets = keeper.sockets(&self.uid, &self.netns);
+        let mut listen = |port| {
+            sockets
                 .listen(port)
                 .map_err(|error| StartError::Listen { port, error })
         };
@@ -160,9 +162,10 @@ impl Pod {
             (Door::Tunnel, listen(ports::INBOUND)?),
         ];
         let resolvers = match dns {
-            Some(dns) => Some((dns, self.listen_dns(node.config.dns_port)?)),
+            Some(dns) => Some((dns, listen_dns(&mut sockets, node.config.dns_port)?)),
             None => None,
         };
+        let kept = self.kept.get_or_init(|| sockets.keep());
         // Everything is open. Nothing is spawned before this, or it would live on after a failure.
         if let Some((dns, sockets)) = resolvers {
             for (udp, tcp) in sockets {
@@ -183,6 +186,9 @@ impl Pod {
                 listener,
             ));
         }
+        if kept.is_held() {
+            self.drain.spawn(self.clone().let_go());
+        }
         self.drain.spawn(self.clone().learn(node.clone()));
         Ok(())
     }
@@ -194,24 +200,12 @@ impl Pod {
         self.drain.drain(deadline).await
     }
 
-    fn listen_dns(&self, port: u16) -> Result<Vec<(UdpSocket, TcpListener)>, StartError> {
-        let mut opened = Vec::new();
-        for ip in [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ] {
-            let address = SocketAddr::new(ip, port);
-            let sockets = self
-                .netns
-                .udp(address)
-                .and_then(|udp| Ok((udp, self.netns.listen_on(address)?)));
-            match sockets {
-                Ok(sockets) => opened.push(sockets),
-                Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
-                Err(error) => return Err(StartError::Listen { port, error }),
-            }
+    /// The pod leaves, or this process does, and its listeners close with it.
+    async fn let_go(self: Arc<Self>) {
+        self.drain.accepting().cancelled().await;
+        if let Some(kept) = self.kept.get() {
+            kept.release();
         }
-        Ok(opened)
     }
 
     /// Waits for the pod's workload and gets its certificate under way before the first connection
@@ -255,6 +249,25 @@ impl Pod {
         .await
     }
 }
+
+fn listen_dns(sockets: &mut Sockets<'_>, port: u16) -> Result<Vec<(UdpSocket, TcpListener)>, StartError> {
+        let mut opened = Vec::new();
+        for ip in [
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ] {
+            let address = SocketAddr::new(ip, port);
+            let pair = sockets
+                .udp(address)
+                .and_then(|udp| Ok((udp, sockets.listen_on(address)?)));
+            match pair {
+                Ok(pair) => opened.push(pair),
+                Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
+                Err(error) => return Err(StartError::Listen { port, error }),
+            }
+        }
+        Ok(opened)
+    }
 
 /// Which listener a connection came in by.
 #[derive(Debug, Clone, Copy)]
@@ -316,7 +329,9 @@ fn take(
     tcp: TcpStream,
     peer: SocketAddr,
 ) {
-    pod.taken.store(true, Relaxed);
+    if let Some(kept) = pod.kept.get() {
+        kept.taken();
+    }
     let place = node.workers.place(home);
     let tcp = match place.adopt(home, tcp) {
         Ok(tcp) => tcp,

@@ -299,6 +299,10 @@ impl Drop for Sockets<'_> {
 }
 
 impl Kept {
+    pub(crate) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Whether a connection has come in by them, in the life of any worker.
     pub(crate) fn has_taken(&self) -> bool {
         self.taken.load(Relaxed)

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use ztunnel::config::Config;
+use ztunnel::keeper::Keeper;
 use ztunnel::netns::{From, Netns};
 use ztunnel::node::Node;
 use ztunnel::pod::Pod;
@@ -165,7 +166,7 @@ impl World {
             netns,
             node.drain.child(),
         );
-        pod.start(&node.node, None).unwrap();
+        pod.start(&node.node, None, &Keeper::default()).unwrap();
         WorldPod {
             app,
             ips,
