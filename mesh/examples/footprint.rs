@@ -29,7 +29,7 @@ fn main() {
         };
         update.addresses.set.push((
             service_name(at).into(),
-            Payload::Bytes(address.encode_to_vec()),
+            Payload::Bytes(address.encode_to_vec().into()),
         ));
     }
     assert!(writer.apply(update).is_empty());
@@ -44,7 +44,7 @@ fn main() {
             update
                 .addresses
                 .set
-                .push((name.into(), Payload::Bytes(address.encode_to_vec())));
+                .push((name.into(), Payload::Bytes(address.encode_to_vec().into())));
         }
         assert!(writer.apply(update).is_empty());
     }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use api::{security, workload as wire};
+use bytes::Bytes;
 use ipnet::IpNet;
 
 use crate::claims::{Claims, claim, disclaim};
@@ -16,6 +17,7 @@ use crate::policy::{Policy, PolicyScope};
 use crate::service::Service;
 use crate::snapshot::{Plane, Policies, Slot, Snapshot, host_key};
 use crate::unknown::policy_is_understood;
+use crate::workload::brief::Brief;
 use crate::workload::{Membership, Tunnel, Workload};
 
 /// What changed in the mesh: one response of the control plane, or several.
@@ -25,6 +27,20 @@ pub struct Update {
     pub addresses: Changes<wire::Address>,
     /// Policies (by `namespace/name`).
     pub authorizations: Changes<security::Authorization>,
+    /// Whether readers see it at once.
+    pub step: Step,
+}
+
+/// A change of the mesh may come in parts, and is seen whole or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Step {
+    /// All of it, or its last part: to be seen now.
+    #[default]
+    Complete,
+    /// More follows.
+    Part,
+    /// The rest will never come; what came of it is taken back.
+    Withdrawn,
 }
 
 /// What changed of one type.
@@ -42,7 +58,7 @@ pub enum Payload<M> {
     /// The message.
     Message(M),
     /// Its encoding.
-    Bytes(Vec<u8>),
+    Bytes(Bytes),
 }
 
 impl<M> Default for Changes<M> {
@@ -59,7 +75,7 @@ impl<M: prost::Message + Default> Payload<M> {
         match self {
             Self::Message(message) => Ok(message),
             Self::Bytes(bytes) => {
-                M::decode(&*bytes).map_err(|error| ParseError::Undecodable(error.to_string()))
+                M::decode(bytes).map_err(|error| ParseError::Undecodable(error.to_string()))
             }
         }
     }
@@ -101,6 +117,14 @@ impl Update {
             .push((name, Payload::Message(policy)));
     }
 
+    /// Takes back the parts of a change whose end will not come.
+    pub fn withdrawn() -> Self {
+        Self {
+            step: Step::Withdrawn,
+            ..Self::default()
+        }
+    }
+
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.addresses.set.is_empty()
@@ -134,7 +158,12 @@ impl Snapshot {
             }
         }
         for (name, payload) in update.addresses.set {
-            if let Err(reason) = payload
+            if let Payload::Bytes(encoded) = &payload
+                && let Ok(brief) = Brief::read_address(encoded)
+                && *brief.uid == *name
+            {
+                self.set_workload(Workload::keep(name, brief, names), &mut effect);
+            } else if let Err(reason) = payload
                 .decode()
                 .and_then(|message| self.set_address(&name, message, names, &mut effect))
             {
@@ -162,7 +191,7 @@ impl Snapshot {
             .ok_or(ParseError::Missing("workload or service"))?
         {
             wire::address::Type::Workload(message) => {
-                self.set_workload(Workload::parse(name.clone(), message, names)?, effect);
+                self.set_workload(Workload::parse(name.clone(), &message, names)?, effect);
             }
             wire::address::Type::Service(message) => {
                 let service = Service::parse(message, names)?;

@@ -46,11 +46,19 @@ impl Key for ByPod {
 
 #[derive(Debug, Clone)]
 enum Node {
-    Leaf(Vec<Arc<Workload>>),
+    Leaf(Leaf),
     Fork {
         count: usize,
         below: Box<[Option<Arc<Node>>; WIDTH]>,
     },
+}
+
+/// Members side by side, each with a piece of its hash: whoever looks for one touches no other.
+#[derive(Debug, Clone)]
+struct Leaf {
+    members: Vec<Arc<Workload>>,
+    /// Of the first members; of more there are only where hashes are equal.
+    tags: [u8; LEAF],
 }
 
 const WIDTH: usize = 4; // wider ones are nearly empty just after they forked
@@ -80,7 +88,7 @@ impl<K> Default for Crowd<K> {
 impl Crowd<ByUid> {
     /// The member of that uid.
     pub(crate) fn of_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.near(hash(uid)).find(|member| *member.uid == *uid)
+        self.near(hash(uid), |member| *member.uid == *uid)
     }
 }
 
@@ -93,8 +101,9 @@ impl Crowd<ByPod> {
         wanted: impl Fn(&Workload) -> bool,
     ) -> Option<&Arc<Workload>> {
         let this = |found: &Workload| *found.namespace == *namespace && *found.name == *name;
-        self.near(hash((namespace, name)))
-            .find(|found| this(found) && wanted(found))
+        self.near(hash((namespace, name)), |found| {
+            this(found) && wanted(found)
+        })
     }
 }
 
@@ -115,7 +124,7 @@ impl<K: Key> Crowd<K> {
 
     /// Forgets a member; returns whether it was one.
     pub(crate) fn remove(&mut self, member: &Workload) -> bool {
-        remove(&mut self.root, &member.uid, K::hash(member), 0)
+        remove::<K>(&mut self.root, &member.uid, K::hash(member), 0)
     }
 
     /// The n-th member, in an order that only a change can change.
@@ -123,7 +132,7 @@ impl<K: Key> Crowd<K> {
         let mut node = self.root.as_deref()?;
         loop {
             match node {
-                Node::Leaf(members) => return members.get(n),
+                Node::Leaf(leaf) => return leaf.members.get(n),
                 Node::Fork { below, .. } => {
                     node = below
                         .iter()
@@ -144,8 +153,8 @@ impl<K: Key> Crowd<K> {
         (0..self.len()).filter_map(|n| self.nth(n))
     }
 
-    /// The members of the leaf where one of that hash would be.
-    fn near(&self, of: u64) -> impl Iterator<Item = &Arc<Workload>> {
+    /// The member of that hash that is wanted.
+    fn near(&self, of: u64, wanted: impl Fn(&Workload) -> bool) -> Option<&Arc<Workload>> {
         let mut node = self.root.as_deref();
         let mut depth = 0;
         while let Some(Node::Fork { below, .. }) = node {
@@ -153,23 +162,72 @@ impl<K: Key> Crowd<K> {
             depth += 1;
         }
         match node {
-            Some(Node::Leaf(members)) => members.iter(),
-            _ => [].iter(),
+            Some(Node::Leaf(leaf)) => Some(&leaf.members[leaf.position(of, wanted)?]),
+            _ => None,
         }
+    }
+}
+
+impl Leaf {
+    fn of(member: Arc<Workload>, hash: u64) -> Self {
+        let mut tags = [0; LEAF];
+        tags[0] = tag(hash);
+        Self {
+            members: vec![member],
+            tags,
+        }
+    }
+
+    fn position(&self, of: u64, wanted: impl Fn(&Workload) -> bool) -> Option<usize> {
+        let tagged = |at: usize| self.tags.get(at).is_none_or(|held| *held == tag(of));
+        let mut members = self.members.iter().enumerate();
+        members.find_map(|(at, held)| (tagged(at) && wanted(held)).then_some(at))
+    }
+
+    fn push(&mut self, member: Arc<Workload>, of: u64) {
+        let at = self.members.len();
+        if at == self.members.capacity() {
+            self.members.reserve_exact(1 + at / 4); // leaves are small, many, and rarely grow again
+        }
+        self.members.push(member);
+        if let Some(tag_here) = self.tags.get_mut(at) {
+            *tag_here = tag(of);
+        }
+    }
+
+    /// `of` tells the hash of the member that takes the place of the one that goes, if it must be known.
+    fn remove(&mut self, at: usize, of: impl Fn(&Workload) -> u64) {
+        let last = self.members.len() - 1;
+        if at < LEAF {
+            self.tags[at] = match self.tags.get(last) {
+                Some(tag) => *tag,
+                None => tag(of(&self.members[last])),
+            };
+        }
+        self.members.swap_remove(at);
     }
 }
 
 impl Node {
     fn len(&self) -> usize {
         match self {
-            Self::Leaf(members) => members.len(),
+            Self::Leaf(leaf) => leaf.members.len(),
             Self::Fork { count, .. } => *count,
         }
     }
 
+    /// Of at most a leaf's worth of members.
+    fn leaf<K: Key>(members: Vec<Arc<Workload>>) -> Self {
+        let mut tags = [0; LEAF];
+        for (tag_here, member) in tags.iter_mut().zip(&members) {
+            *tag_here = tag(K::hash(member));
+        }
+        Self::Leaf(Leaf { members, tags })
+    }
+
     fn gather(&self, into: &mut Vec<Arc<Workload>>) {
         match self {
-            Self::Leaf(members) => into.extend(members.iter().cloned()),
+            Self::Leaf(leaf) => into.extend(leaf.members.iter().cloned()),
             Self::Fork { below, .. } => below.iter().flatten().for_each(|node| node.gather(into)),
         }
     }
@@ -179,6 +237,11 @@ fn hash(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
     hasher.finish()
+}
+
+/// The end of the hash that slots hardly ever come to.
+fn tag(hash: u64) -> u8 {
+    (hash >> 56) as u8
 }
 
 fn slot(hash: u64, depth: u32) -> usize {
@@ -193,7 +256,7 @@ fn insert<K: Key>(
     depth: u32,
 ) -> bool {
     let Some(node) = place else {
-        *place = Some(Arc::new(Node::Leaf(vec![member])));
+        *place = Some(Arc::new(Node::Leaf(Leaf::of(member, of))));
         return true;
     };
     match Arc::make_mut(node) {
@@ -202,15 +265,14 @@ fn insert<K: Key>(
             *count += usize::from(grew);
             grew
         }
-        Node::Leaf(members) => {
-            if let Some(held) = members.iter_mut().find(|held| held.uid == member.uid) {
-                *held = member;
+        Node::Leaf(leaf) => {
+            if let Some(at) = leaf.position(of, |held| held.uid == member.uid) {
+                leaf.members[at] = member;
                 return false;
             }
-            members.reserve_exact(1); // leaves are small, many, and rarely grow again
-            members.push(member);
-            if members.len() > LEAF && depth < DEEPEST {
-                let fork = fork::<K>(std::mem::take(members), depth);
+            leaf.push(member, of);
+            if leaf.members.len() > LEAF && depth < DEEPEST {
+                let fork = fork::<K>(std::mem::take(&mut leaf.members), depth);
                 *node = Arc::new(fork);
             }
             true
@@ -228,18 +290,18 @@ fn fork<K: Key>(members: Vec<Arc<Workload>>, depth: u32) -> Node {
     Node::Fork { count, below }
 }
 
-fn remove(place: &mut Option<Arc<Node>>, uid: &str, of: u64, depth: u32) -> bool {
+fn remove<K: Key>(place: &mut Option<Arc<Node>>, uid: &str, of: u64, depth: u32) -> bool {
     let Some(node) = place else { return false };
     let node = Arc::make_mut(node);
     match node {
-        Node::Leaf(members) => {
-            let Some(at) = members.iter().position(|held| *held.uid == *uid) else {
+        Node::Leaf(leaf) => {
+            let Some(at) = leaf.position(of, |held| *held.uid == *uid) else {
                 return false;
             };
-            members.swap_remove(at);
+            leaf.remove(at, K::hash);
         }
         Node::Fork { count, below } => {
-            if !remove(&mut below[slot(of, depth)], uid, of, depth + 1) {
+            if !remove::<K>(&mut below[slot(of, depth)], uid, of, depth + 1) {
                 return false;
             }
             *count -= 1;
@@ -248,7 +310,7 @@ fn remove(place: &mut Option<Arc<Node>>, uid: &str, of: u64, depth: u32) -> bool
             if *count <= LEAF / 2 {
                 let mut members = Vec::with_capacity(*count);
                 node.gather(&mut members);
-                *node = Node::Leaf(members);
+                *node = Node::leaf::<K>(members);
             }
         }
     }
@@ -308,6 +370,31 @@ mod tests {
                 prop_assert_eq!(content(&crowd), plain);
             }
         }
+    }
+
+    /// Everyone's hash is the same.
+    #[derive(Debug)]
+    struct Alike;
+
+    impl Key for Alike {
+        fn hash(_: &Workload) -> u64 {
+            0xabcd_0000_0000_0000
+        }
+    }
+
+    #[test]
+    fn equal_hashes_are_told_apart_by_uid() {
+        const MEMBERS: u16 = LEAF as u16 * 3;
+        let mut crowd = Crowd::<Alike>::default();
+        (0..MEMBERS).for_each(|uid| crowd.insert(member(uid, 0)));
+        (0..MEMBERS).for_each(|uid| crowd.insert(member(uid, 1)));
+        assert_eq!(crowd.len(), usize::from(MEMBERS));
+        assert!(crowd.iter().all(|member| member.capacity == 1));
+        for uid in (0..MEMBERS).map(|at| at * 7 % MEMBERS) {
+            assert!(crowd.remove(&member(uid, 0)), "{uid}");
+            assert!(!crowd.remove(&member(uid, 0)), "{uid}");
+        }
+        assert!(crowd.is_empty());
     }
 
     #[test]

@@ -128,6 +128,7 @@ impl Place {
             None => {
                 let mut crowd = Crowd::default();
                 crowd.insert(workload.clone());
+                self.kinds.reserve_exact(1); // nearly always the only one
                 self.kinds.push((kind.clone(), crowd));
             }
         }

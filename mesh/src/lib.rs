@@ -36,9 +36,10 @@ pub mod stream;
 pub mod subscription;
 mod unknown;
 pub mod verdict;
+mod wire;
 pub mod workload;
 
-pub use change::{Changes, Payload, Update};
+pub use change::{Changes, Payload, Step, Update};
 pub use mesh::{Mesh, Writer};
 pub use names::{Interner, NamespacedHost, Network};
 pub use parse::{ParseError, Rejected};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use crate::change::Update;
+use crate::change::{Effect, Step, Update};
 use crate::names::Interner;
 use crate::parse::Rejected;
 use crate::snapshot::Snapshot;
@@ -26,6 +26,8 @@ pub struct Mesh {
 pub struct Writer {
     mesh: Arc<Mesh>,
     next: Snapshot,
+    /// What the parts that nobody sees yet did to `next`.
+    unseen: Effect,
     names: Interner,
 }
 
@@ -41,6 +43,7 @@ impl Mesh {
         let writer = Writer {
             mesh: mesh.clone(),
             next: Snapshot::default(),
+            unseen: Effect::default(),
             names: Interner::default(),
         };
         (mesh, writer)
@@ -92,17 +95,32 @@ impl Mesh {
 }
 
 impl Writer {
-    /// Applies an update as one step: readers see all of it or nothing. Returns what was refused;
-    /// of those names the last good version stays.
+    /// Applies an update as one step: readers see all of it or nothing, also when it comes in
+    /// parts. Returns what was refused; of those names the last good version stays.
     pub fn apply(&mut self, update: Update) -> Vec<Rejected> {
+        let step = update.step;
+        if step == Step::Withdrawn {
+            self.next = Snapshot::clone(&self.mesh.load());
+            self.unseen = Effect::default();
+            return Vec::new();
+        }
         let effect = self.next.apply(update, &mut self.names);
-        if effect.changed {
+        self.unseen.changed |= effect.changed;
+        self.unseen.policies_changed |= effect.policies_changed;
+        if step == Step::Complete {
+            self.publish();
+        }
+        effect.rejected
+    }
+
+    fn publish(&mut self) {
+        let seen = std::mem::take(&mut self.unseen);
+        if seen.changed {
             self.mesh.current.store(Arc::new(self.next.clone()));
             self.mesh.changed.send_modify(|count| *count += 1);
         }
-        if effect.policies_changed {
+        if seen.policies_changed {
             self.mesh.policies_changed.send_modify(|count| *count += 1);
         }
-        effect.rejected
     }
 }

@@ -4,12 +4,14 @@
 //! [`Interner`] keeps one allocation per distinct text or small list; everything parsed shares it.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::Arc;
 
+use crate::parse::BriefGateway;
 use crate::service::Port;
+use crate::workload::brief::{BriefLocality, Common};
 use crate::workload::{GatewayAddress, Locality, Template};
 
 /// A network: addresses are unique inside one. The empty name is the default network.
@@ -100,10 +102,10 @@ impl fmt::Debug for NamespacedHost {
 #[derive(Debug, Default)]
 pub struct Interner {
     texts: Table<str>,
-    localities: Table<Locality>,
     ports: Table<[Port]>,
-    gateways: Table<GatewayAddress>,
-    templates: Table<Template>,
+    localities: Shared<Locality>,
+    gateways: Shared<GatewayAddress>,
+    templates: Shared<Template>,
 }
 
 impl Interner {
@@ -118,9 +120,22 @@ impl Interner {
     }
 
     /// The shared copy of a locality.
-    pub fn locality(&mut self, locality: Locality) -> Arc<Locality> {
-        self.localities
-            .intern(&locality, |found| Arc::new(found.clone()))
+    pub(crate) fn locality(&mut self, brief: BriefLocality<'_>) -> Arc<Locality> {
+        let hash = self.localities.hash(brief);
+        let is = |held: &Locality| {
+            *held.zone == *brief.zone
+                && *held.region == *brief.region
+                && *held.subzone == *brief.subzone
+        };
+        if let Some(found) = self.localities.find(hash, is) {
+            return found;
+        }
+        let kept = Locality {
+            region: self.text(brief.region),
+            zone: self.text(brief.zone),
+            subzone: self.text(brief.subzone),
+        };
+        self.localities.keep(hash, kept)
     }
 
     /// The shared copy of a list of ports.
@@ -129,15 +144,63 @@ impl Interner {
     }
 
     /// The shared copy of a gateway's address.
-    pub fn gateway(&mut self, gateway: GatewayAddress) -> Arc<GatewayAddress> {
-        self.gateways
-            .intern(&gateway, |found| Arc::new(found.clone()))
+    pub(crate) fn gateway(&mut self, brief: &BriefGateway<'_>) -> Arc<GatewayAddress> {
+        let hash = self.gateways.hash(brief);
+        if let Some(found) = self.gateways.find(hash, |held| brief.is(held)) {
+            return found;
+        }
+        let kept = brief.keep(self);
+        self.gateways.keep(hash, kept)
     }
 
     /// The shared copy of what replicas have in common.
-    pub fn template(&mut self, template: Template) -> Arc<Template> {
-        self.templates
-            .intern(&template, |found| Arc::new(found.clone()))
+    pub(crate) fn template(&mut self, brief: &Common<'_>) -> Arc<Template> {
+        let hash = self.templates.hash(brief);
+        if let Some(found) = self.templates.find(hash, |held| brief.is(held)) {
+            return found;
+        }
+        let kept = Template::keep(brief, self);
+        self.templates.keep(hash, kept)
+    }
+}
+
+/// The same for values that are found by what says the same in brief, before they are made.
+#[derive(Debug)]
+struct Shared<T> {
+    /// By hash of the brief. Of two that have the same hash one is kept; the other is not shared.
+    entries: HashMap<u64, Arc<T>>,
+    hasher: RandomState,
+    sweep_at: usize,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            hasher: RandomState::new(),
+            sweep_at: SMALLEST_SWEEP,
+        }
+    }
+}
+
+impl<T> Shared<T> {
+    fn hash(&self, brief: impl Hash) -> u64 {
+        self.hasher.hash_one(brief)
+    }
+
+    fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        let found = self.entries.get(&hash)?;
+        is(found).then(|| found.clone())
+    }
+
+    fn keep(&mut self, hash: u64, value: T) -> Arc<T> {
+        if self.entries.len() >= self.sweep_at {
+            self.entries.retain(|_, entry| Arc::strong_count(entry) > 1);
+            self.sweep_at = SMALLEST_SWEEP.max(self.entries.len() * 2);
+        }
+        let value = Arc::new(value);
+        self.entries.insert(hash, value.clone());
+        value
     }
 }
 

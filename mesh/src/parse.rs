@@ -6,7 +6,8 @@ use std::sync::Arc;
 use api::workload as wire;
 use ipnet::IpNet;
 
-use crate::names::{Interner, NamespacedHost, Network};
+use crate::names::{Interner, NamespacedHost};
+use crate::wire::{Cursor, Unusual};
 use crate::workload::{GatewayAddress, GatewayTarget};
 
 /// A resource that was refused; the last good version of that name, if any, stays.
@@ -114,29 +115,124 @@ pub(crate) fn required(field: &'static str, text: &str) -> Result<(), ParseError
     }
 }
 
-pub(crate) fn gateway(
-    field: &'static str,
-    gateway: wire::GatewayAddress,
-    names: &mut Interner,
-) -> Result<Arc<GatewayAddress>, ParseError> {
-    let target = match gateway.destination.ok_or(ParseError::Missing(field))? {
-        wire::gateway_address::Destination::Hostname(host) => {
-            required(field, &host.namespace)?;
-            required(field, &host.hostname)?;
-            GatewayTarget::Host(NamespacedHost {
-                namespace: names.text(&host.namespace),
-                host: names.text(&host.hostname),
-            })
-        }
-        wire::gateway_address::Destination::Address(address) => GatewayTarget::Address(
-            network(&address.network, names),
-            ip(field, &address.address)?,
-        ),
-    };
-    let hbone_port = port(field, gateway.hbone_mtls_port)?;
-    Ok(names.gateway(GatewayAddress { target, hbone_port }))
+/// A gateway's address as it stands in a message, nothing of it copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct BriefGateway<'a> {
+    target: BriefTarget<'a>,
+    hbone_port: u16,
 }
 
-fn network(name: &str, names: &mut Interner) -> Network {
-    names.network(name)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum BriefTarget<'a> {
+    /// Namespace and host.
+    Host(&'a str, &'a str),
+    /// Network and address.
+    Address(&'a str, IpAddr),
+}
+
+impl<'a> BriefGateway<'a> {
+    pub(crate) fn of(
+        field: &'static str,
+        gateway: &'a wire::GatewayAddress,
+    ) -> Result<Self, ParseError> {
+        let destination = gateway.destination.as_ref();
+        let target = match destination.ok_or(ParseError::Missing(field))? {
+            wire::gateway_address::Destination::Hostname(host) => {
+                required(field, &host.namespace)?;
+                required(field, &host.hostname)?;
+                BriefTarget::Host(&host.namespace, &host.hostname)
+            }
+            wire::gateway_address::Destination::Address(address) => {
+                BriefTarget::Address(&address.network, ip(field, &address.address)?)
+            }
+        };
+        Ok(Self {
+            target,
+            hbone_port: port(field, gateway.hbone_mtls_port)?,
+        })
+    }
+
+    /// From the encoding.
+    pub(crate) fn read(encoded: &'a [u8]) -> Result<Self, Unusual> {
+        let (mut target, mut hbone_port) = (None, 0);
+        let mut cursor = Cursor::new(encoded);
+        while let Some((number, content)) = cursor.field()? {
+            match number {
+                // Of two the second counts, or is merged with the first.
+                1 | 2 if target.is_some() => return Err(Unusual),
+                1 => target = Some(BriefTarget::host(content.bytes()?)?),
+                2 => target = Some(BriefTarget::address(content.bytes()?)?),
+                3 => hbone_port = content.number()? as u32, // as protobuf has it
+                _ => {}
+            }
+        }
+        Ok(Self {
+            target: target.ok_or(Unusual)?,
+            hbone_port: u16::try_from(hbone_port).map_err(|_| Unusual)?,
+        })
+    }
+
+    /// Whether it is that one.
+    pub(crate) fn is(&self, held: &GatewayAddress) -> bool {
+        self.hbone_port == held.hbone_port
+            && match (&self.target, &held.target) {
+                (BriefTarget::Host(namespace, host), GatewayTarget::Host(held)) => {
+                    *host == &*held.host && *namespace == &*held.namespace
+                }
+                (BriefTarget::Address(network, ip), GatewayTarget::Address(held, held_ip)) => {
+                    ip == held_ip && *network == held.as_str()
+                }
+                _ => false,
+            }
+    }
+
+    /// To be kept.
+    pub(crate) fn keep(&self, names: &mut Interner) -> GatewayAddress {
+        let target = match self.target {
+            BriefTarget::Host(namespace, host) => GatewayTarget::Host(NamespacedHost {
+                namespace: names.text(namespace),
+                host: names.text(host),
+            }),
+            BriefTarget::Address(network, ip) => GatewayTarget::Address(names.network(network), ip),
+        };
+        GatewayAddress {
+            target,
+            hbone_port: self.hbone_port,
+        }
+    }
+}
+
+impl<'a> BriefTarget<'a> {
+    fn host(encoded: &'a [u8]) -> Result<Self, Unusual> {
+        let (mut namespace, mut host) = ("", "");
+        let mut cursor = Cursor::new(encoded);
+        while let Some((number, content)) = cursor.field()? {
+            match number {
+                1 => namespace = content.text()?,
+                2 => host = content.text()?,
+                _ => {}
+            }
+        }
+        if namespace.is_empty() || host.is_empty() {
+            return Err(Unusual);
+        }
+        Ok(Self::Host(namespace, host))
+    }
+
+    fn address(encoded: &'a [u8]) -> Result<Self, Unusual> {
+        let (mut network, mut address) = ("", &[][..]);
+        let mut cursor = Cursor::new(encoded);
+        while let Some((number, content)) = cursor.field()? {
+            match number {
+                1 => network = content.text()?,
+                2 => address = content.bytes()?,
+                3 => {
+                    content.number()?; // a gateway is one address
+                }
+                _ => {}
+            }
+        }
+        let ip = ip("gateway", address).map_err(|_| Unusual)?;
+        Ok(Self::Address(network, ip))
+    }
 }

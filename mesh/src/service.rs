@@ -7,7 +7,7 @@ use api::workload as wire;
 use ipnet::IpNet;
 
 use crate::names::{Interner, NamespacedHost, Network};
-use crate::parse::{self, ParseError};
+use crate::parse::{self, BriefGateway, ParseError};
 use crate::workload::GatewayAddress;
 
 /// A Kubernetes Service or one host of a ServiceEntry.
@@ -99,18 +99,16 @@ impl Service {
             let target = canary
                 .destination
                 .ok_or(ParseError::Missing("weighted_waypoints"))?;
-            weighted.push((
-                parse::gateway("weighted_waypoints", target, names)?,
-                canary.weight,
-            ));
+            let target = BriefGateway::of("weighted_waypoints", &target)?;
+            weighted.push((names.gateway(&target), canary.weight));
         }
         Ok(Self {
             vips,
             ports: names.ports(&ports),
-            waypoint: message
-                .waypoint
-                .map(|found| parse::gateway("waypoint", found, names))
-                .transpose()?,
+            waypoint: match &message.waypoint {
+                Some(found) => Some(names.gateway(&BriefGateway::of("waypoint", found)?)),
+                None => None,
+            },
             weighted_waypoints: weighted.into(),
             load_balancing: message
                 .load_balancing

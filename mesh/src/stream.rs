@@ -2,37 +2,41 @@
 //!
 //! 1. connect, by the caller's means (channel, TLS, bearer token)
 //! 2. open every type on one stream: who we are, what we want, what we hold
-//! 3. response → parsed and applied (`on_update`) → ACK, or NACK by name
+//! 3. response → parsed and applied (`on_update`) → ACK, or NACK by name; a long one in parts while
+//!    it arrives (`cut.rs`, `part.rs`), to be seen when it is whole
 //! 4. what we hold was too much to tell: when every type was answered and no response names more
 //!    of it for a while, the rest is gone
 //! 5. the stream ends: nothing is forgotten; wait a little, go to 1
 //!
-//! Policies are asked for before addresses: a server that answers in order then sends them before
-//! the workloads that name them. For the same reason step 4 takes both types at once: a policy
-//! does not go while a workload that names it may still be on its way out.
+//! What the answers do, and what is answered to them: `types.rs`.
+
+mod cut;
+pub(crate) mod part;
+mod types;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
-use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use api::discovery::Node;
 use bytes::Bytes;
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::body::Body;
-use tonic::client::GrpcService;
+use tonic::client::{Grpc, GrpcService};
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::codegen::{Body as HttpBody, StdError};
+use tonic::{IntoStreamingRequest, Status};
 
 use crate::change::Update;
 use crate::parse::Rejected;
-use crate::subscription::{Subscription, Wish};
+use crate::stream::cut::InParts;
+use crate::stream::part::PartCodec;
+use crate::stream::types::Types;
+use crate::subscription::Wish;
 
 /// How to subscribe.
 #[derive(Debug, Clone)]
@@ -96,7 +100,7 @@ pub enum ClientEvent<'a> {
 
 /// Keeps a mesh up to date until `cancel`.
 ///
-/// `connect` makes a client for each stream, `on_update` applies (it returns what it refused) and
+/// `connect` makes a channel for each stream, `on_update` applies (it returns what it refused) and
 /// should not block for long; `demands` brings names asked for on demand.
 pub async fn run_client<C, F, T, E>(
     connect: C,
@@ -107,29 +111,25 @@ pub async fn run_client<C, F, T, E>(
     cancel: CancellationToken,
 ) where
     C: Fn() -> F,
-    F: Future<Output = Result<AggregatedDiscoveryServiceClient<T>, E>>,
+    F: Future<Output = Result<T, E>>,
     E: fmt::Display,
     T: GrpcService<Body>,
+    T::Future: Send + 'static,
     T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+    T::ResponseBody: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
 {
-    let mut types = Types {
-        authorizations: Subscription::new(AUTHORIZATION_TYPE, Wish::Everything),
-        addresses: Subscription::new(ADDRESS_TYPE, config.addresses),
-        answered: Answered::default(),
-        quiet: config.quiet,
-        settles: None,
-    };
+    let mut types = Types::new(&config);
     let mut wait = Wait::new(config.shortest_wait, config.longest_wait);
     loop {
         let ended = tokio::select! {
             () = cancel.cancelled() => return,
             ended = async {
-                let client = connect().await.map_err(|error| Some(error.to_string()))?;
-                one_stream(client, &config, &mut types, &mut demands, &mut on_update, &mut events, &mut wait).await
+                let channel = connect().await.map_err(|error| Some(error.to_string()))?;
+                one_stream(channel, &config, &mut types, &mut demands, &mut on_update, &mut events, &mut wait).await
             } => ended,
         };
+        types.withdraw(&mut on_update);
         let retry_in = wait.next(RandomState::new().hash_one(0u8));
         events(ClientEvent::Disconnected {
             reason: ended.err().flatten(),
@@ -144,7 +144,7 @@ pub async fn run_client<C, F, T, E>(
 
 /// Ends with `Ok` when the server closed in good order, else with what was said.
 async fn one_stream<T>(
-    client: AggregatedDiscoveryServiceClient<T>,
+    channel: T,
     config: &ClientConfig,
     types: &mut Types,
     demands: &mut Option<mpsc::Receiver<Arc<str>>>,
@@ -154,8 +154,9 @@ async fn one_stream<T>(
 ) -> Result<(), Option<String>>
 where
     T: GrpcService<Body>,
+    T::Future: Send + 'static,
     T::Error: Into<StdError>,
-    T::ResponseBody: HttpBody<Data = Bytes> + Send + 'static,
+    T::ResponseBody: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     <T::ResponseBody as HttpBody>::Error: Into<StdError> + Send,
 {
     let said = |status: Status| Some(format!("{:?}: {}", status.code(), status.message()));
@@ -164,9 +165,15 @@ where
     for request in types.open(config) {
         requests.send(request).await.map_err(gone)?;
     }
-    let mut client = client.max_decoding_message_size(LARGEST_RESPONSE);
+    let mut client = Grpc::new(InParts(channel)).max_decoding_message_size(LARGEST_RESPONSE);
+    let unready = |error: T::Error| said(Status::unknown(error.into().to_string()));
+    client.ready().await.map_err(unready)?;
     let mut responses = client
-        .delta_aggregated_resources(ReceiverStream::new(outgoing))
+        .streaming(
+            ReceiverStream::new(outgoing).into_streaming_request(),
+            PathAndQuery::from_static(METHOD),
+            PartCodec,
+        )
         .await
         .map_err(said)?
         .into_inner();
@@ -176,8 +183,8 @@ where
             biased; // what has arrived counts before the time is up
             response = responses.message() => match response.map_err(said)? {
                 None => return Ok(()),
-                Some(response) => {
-                    let request = types.apply(response, on_update, events);
+                Some(part) => {
+                    let request = types.apply(part, on_update, events);
                     // Not earlier: a server may answer one type, and fail at the other each time.
                     if types.answered.all() {
                         wait.reset(); // it works: the next failure is a new one
@@ -185,7 +192,8 @@ where
                     request
                 }
             },
-            () = sleep_until(types.settles) => {
+            // What is arriving may still name what is in doubt.
+            () = sleep_until(types.settles), if !types.in_the_middle() => {
                 types.settle(on_update);
                 None
             }
@@ -208,126 +216,6 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-struct Types {
-    authorizations: Subscription,
-    addresses: Subscription,
-    answered: Answered,
-    quiet: Duration,
-    /// When that which is in doubt is gone.
-    settles: Option<Instant>,
-}
-
-/// Which types were answered on this stream.
-#[derive(Debug, Default)]
-struct Answered {
-    authorizations: bool,
-    addresses: bool,
-}
-
-impl Answered {
-    fn all(&self) -> bool {
-        self.authorizations && self.addresses
-    }
-}
-
-impl Types {
-    /// The first requests of a new stream.
-    fn open(&mut self, config: &ClientConfig) -> [DeltaDiscoveryRequest; 2] {
-        self.answered = Answered::default();
-        self.settles = None;
-        let longest = config.largest_request;
-        [&mut self.authorizations, &mut self.addresses]
-            .map(|subscription| subscription.open(config.node.clone(), longest))
-    }
-
-    fn doubtful(&self) -> usize {
-        self.authorizations.doubtful() + self.addresses.doubtful()
-    }
-
-    /// Nothing more comes of the answers to the opening.
-    fn settle(&mut self, on_update: &mut impl FnMut(Update) -> Vec<Rejected>) {
-        self.settles = None;
-        let mut update = Update::default();
-        update.authorizations.removed = self.authorizations.drop_doubtful();
-        update.addresses.removed = self.addresses.drop_doubtful();
-        tracing::info!(
-            authorizations = update.authorizations.removed.len(),
-            addresses = update.addresses.removed.len(),
-            "gone while there was no stream: the control plane does not name them"
-        );
-        let rejected = on_update(update);
-        debug_assert!(rejected.is_empty(), "a removal cannot be refused");
-    }
-
-    /// Applies a response; returns the answer to it.
-    fn apply(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        on_update: &mut impl FnMut(Update) -> Vec<Rejected>,
-        events: &mut impl FnMut(ClientEvent<'_>),
-    ) -> Option<DeltaDiscoveryRequest> {
-        let in_doubt = self.doubtful();
-        let were_answered = self.answered.all();
-        let request = self.take(response, on_update, events)?;
-        // Each part of an answer in parts names some that are held, so the wait ends: every time
-        // it begins anew, fewer are left.
-        let still = self.doubtful();
-        if still == 0 {
-            self.settles = None;
-        } else if self.answered.all() && (still < in_doubt || !were_answered) {
-            self.settles = Some(Instant::now() + self.quiet);
-        }
-        Some(request)
-    }
-
-    fn take(
-        &mut self,
-        response: DeltaDiscoveryResponse,
-        on_update: &mut impl FnMut(Update) -> Vec<Rejected>,
-        events: &mut impl FnMut(ClientEvent<'_>),
-    ) -> Option<DeltaDiscoveryRequest> {
-        let mut update = Update::default();
-        let bytes = response.encoded_len();
-        let (set, removed) = (response.resources.len(), response.removed_resources.len());
-        let (subscription, pending) = match &*response.type_url {
-            AUTHORIZATION_TYPE => {
-                let pending;
-                self.answered.authorizations = true;
-                (update.authorizations, pending) = self.authorizations.receive(response);
-                (&mut self.authorizations, pending)
-            }
-            ADDRESS_TYPE => {
-                let pending;
-                self.answered.addresses = true;
-                (update.addresses, pending) = self.addresses.receive(response);
-                (&mut self.addresses, pending)
-            }
-            // Not asked for: there is no subscription that an answer could belong to.
-            other => {
-                tracing::warn!(
-                    type_url = other,
-                    "a response of a type that was not asked for"
-                );
-                return None;
-            }
-        };
-        let rejected = if update.is_empty() {
-            Vec::new()
-        } else {
-            on_update(update)
-        };
-        let (request, rejected) = subscription.conclude(pending, rejected);
-        events(ClientEvent::Applied {
-            type_url: subscription.type_url(),
-            bytes,
-            set,
-            removed,
-            rejected: &rejected,
-        });
-        Some(request)
     }
 }
 
@@ -361,6 +249,9 @@ impl Wait {
     }
 }
 
+/// The service and its method.
+const METHOD: &str =
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 /// As large as Istio's ztunnel takes: 100,000 workloads arrive in one response.
 const LARGEST_RESPONSE: usize = 200 << 20;
 /// With room to spare below the 4 MiB that Istio's server takes (gRPC's default): some 40,000 names.

@@ -23,12 +23,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node};
+use api::discovery::{DeltaDiscoveryRequest, ErrorDetail, Node};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 
 use crate::change::{Changes, Payload};
 use crate::parse::{ParseError, Rejected};
+use crate::stream::part::{Found, Part};
 
 /// What to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,7 +53,7 @@ pub struct Subscription {
 }
 
 /// A response between [`Subscription::receive`] and [`Subscription::conclude`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "the server waits for its acknowledgement"]
 pub struct Pending {
     nonce: String,
@@ -157,30 +158,39 @@ impl Subscription {
     }
 
     /// Takes a response apart: what to apply, and what to conclude with afterwards.
-    pub fn receive<M>(&self, response: DeltaDiscoveryResponse) -> (Changes<M>, Pending) {
-        let mut changes = Changes::default();
-        let mut pending = Pending {
-            nonce: response.nonce,
-            versions: Vec::new(),
-            removed: Vec::new(),
-            rejected: Vec::new(),
-        };
-        for found in response.resources {
+    pub fn receive<M>(&self, response: impl Into<Part>) -> (Changes<M>, Pending) {
+        let Part {
+            resources, rest, ..
+        } = response.into();
+        let mut pending = Pending::default();
+        let set = self.sort(resources, &mut pending);
+        let removed = pending.answers(rest.nonce, rest.removed_resources);
+        (Changes { set, removed }, pending)
+    }
+
+    /// Resources of a response, or of a part of one: what to apply.
+    pub(crate) fn sort<M>(
+        &self,
+        resources: Vec<Found>,
+        pending: &mut Pending,
+    ) -> Vec<(Arc<str>, Payload<M>)> {
+        let mut set = Vec::with_capacity(resources.len());
+        for found in resources {
             // Whoever holds the name already shares its allocation.
             let name = self
                 .held
                 .get_key_value(&*found.name)
                 .map_or_else(|| Arc::from(&*found.name), |(name, _)| name.clone());
-            match found.resource {
-                Some(any) if any.type_url == self.type_url => {
+            match found.content {
+                Some((type_url, encoded)) if *type_url == *self.type_url => {
                     pending
                         .versions
                         .push((name.clone(), Version::from(&*found.version)));
-                    changes.set.push((name, Payload::Bytes(any.value)));
+                    set.push((name, Payload::Bytes(encoded)));
                 }
-                Some(any) => pending.rejected.push(Rejected {
+                Some((type_url, _)) => pending.rejected.push(Rejected {
                     name,
-                    reason: ParseError::ForeignType(any.type_url),
+                    reason: ParseError::ForeignType(type_url.to_string()),
                 }),
                 None => pending.rejected.push(Rejected {
                     name,
@@ -188,13 +198,7 @@ impl Subscription {
                 }),
             }
         }
-        changes.removed = response
-            .removed_resources
-            .into_iter()
-            .map(Arc::from)
-            .collect();
-        pending.removed.clone_from(&changes.removed);
-        (changes, pending)
+        set
     }
 
     /// Notes what is held now and answers the server: an ACK, or a NACK that names what was
@@ -238,6 +242,24 @@ impl Subscription {
     }
 }
 
+impl Pending {
+    /// What stands at the end of a response: what it is answered by, and what is gone.
+    pub(crate) fn answers(&mut self, nonce: String, removed: Vec<String>) -> Vec<Arc<str>> {
+        self.nonce = nonce;
+        self.removed = removed.into_iter().map(Arc::from).collect();
+        self.removed.clone()
+    }
+
+    /// Everything in it turned out to belong to something else that was not asked for here.
+    pub(crate) fn refuse_all(&mut self, type_url: &str) {
+        let refused = self.versions.drain(..).map(|(name, _)| Rejected {
+            name,
+            reason: ParseError::ForeignType(type_url.to_owned()),
+        });
+        self.rejected.extend(refused);
+    }
+}
+
 /// What a NACK says: every name and reason, up to a length that a header-sized log line bears.
 fn error_detail(rejected: &[Rejected]) -> Option<ErrorDetail> {
     if rejected.is_empty() {
@@ -278,17 +300,28 @@ impl Version {
     fn len(&self) -> usize {
         match self {
             Self::Empty => 0,
-            Self::Hash(hash) => hash.checked_ilog(16).unwrap_or(0) as usize + 1,
+            Self::Hash(hash) => digits(*hash),
             Self::Text(text) => text.len(),
         }
     }
+}
+
+/// How many a number has in hexadecimal.
+fn digits(number: u64) -> usize {
+    number.checked_ilog(16).unwrap_or(0) as usize + 1
 }
 
 impl From<&str> for Version {
     fn from(text: &str) -> Self {
         match u64::from_str_radix(text, 16) {
             _ if text.is_empty() => Self::Empty,
-            Ok(hash) if format!("{hash:x}") == text => Self::Hash(hash),
+            // As it would be written again: no sign, no leading zero, no capital.
+            Ok(hash)
+                if digits(hash) == text.len()
+                    && !text.bytes().any(|digit| digit.is_ascii_uppercase()) =>
+            {
+                Self::Hash(hash)
+            }
             _ => Self::Text(Box::new(text.to_owned())),
         }
     }
@@ -308,7 +341,7 @@ impl fmt::Display for Version {
 mod tests {
     use std::collections::BTreeMap;
 
-    use api::discovery::Resource;
+    use api::discovery::{DeltaDiscoveryResponse, Resource};
 
     use super::*;
 

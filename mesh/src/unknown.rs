@@ -4,8 +4,10 @@
 //! it does not know, which for most messages is what one wants; a policy may not lose a condition
 //! that way: "from this address, and only over that" would be read as "from this address".
 
+use crate::wire::{Content, Cursor};
+
 /// A message: its fields, and for those that are messages themselves, their shape.
-struct Shape(&'static [(u64, Option<&'static Shape>)]);
+struct Shape(&'static [(u32, Option<&'static Shape>)]);
 
 static LEAF_2: Shape = Shape(&[(1, None), (2, None)]);
 static STRING_MATCH: Shape = Shape(&[(1, None), (2, None), (3, None), (4, None)]);
@@ -42,47 +44,16 @@ pub(crate) fn policy_is_understood(encoded: &[u8]) -> bool {
 }
 
 /// `None` at the first unknown field, or where the encoding ends too early.
-fn understood(shape: &Shape, mut left: &[u8]) -> Option<()> {
-    while !left.is_empty() {
-        let tag = varint(&mut left)?;
-        let (_, nested) = shape.0.iter().find(|(field, _)| *field == tag >> 3)?;
-        match tag & 7 {
-            VARINT => {
-                varint(&mut left)?;
-            }
-            FIXED_64 => left = left.get(8..)?,
-            FIXED_32 => left = left.get(4..)?,
-            LENGTH_DELIMITED => {
-                let length = usize::try_from(varint(&mut left)?).ok()?;
-                let (content, rest) = left.split_at_checked(length)?;
-                if let Some(nested) = nested {
-                    understood(nested, content)?;
-                }
-                left = rest;
-            }
-            _ => return None, // groups: not in proto3
+fn understood(shape: &Shape, encoded: &[u8]) -> Option<()> {
+    let mut cursor = Cursor::new(encoded);
+    while let Some((number, content)) = cursor.field().ok()? {
+        let (_, nested) = shape.0.iter().find(|(field, _)| *field == number)?;
+        if let (Some(nested), Content::Bytes(content)) = (nested, content) {
+            understood(nested, content)?;
         }
     }
     Some(())
 }
-
-fn varint(left: &mut &[u8]) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let (byte, rest) = left.split_first()?;
-        *left = rest;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-const VARINT: u64 = 0;
-const FIXED_64: u64 = 1;
-const LENGTH_DELIMITED: u64 = 2;
-const FIXED_32: u64 = 5;
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,8 @@
 //!
 //! A message enters, a [`Workload`] in which nothing invalid can be written leaves.
 
+pub(crate) mod brief;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -12,6 +14,7 @@ use api::workload as wire;
 use crate::names::{Interner, NamespacedHost, Network};
 use crate::parse::{self, ParseError};
 use crate::service::Port;
+use brief::{Brief, Common};
 
 /// A pod, a virtual machine, an endpoint outside the mesh, or a gateway of another network.
 ///
@@ -112,81 +115,70 @@ impl Workload {
     /// and must be the message's uid: the one allocation then serves both.
     pub fn parse(
         uid: Arc<str>,
-        mut message: wire::Workload,
+        message: &wire::Workload,
         names: &mut Interner,
     ) -> Result<Self, ParseError> {
         parse::required("uid", &message.uid)?;
         if *message.uid != *uid {
-            return Err(ParseError::NameMismatch(message.uid));
+            return Err(ParseError::NameMismatch(message.uid.clone()));
         }
-        let addresses = message
-            .addresses
-            .iter()
-            .map(|bytes| parse::ip("addresses", bytes));
-        let addresses = Addresses::from(addresses.collect::<Result<Vec<_>, _>>()?);
-        let hostname = Some(&*message.hostname)
-            .filter(|host| !host.is_empty())
-            .map(|host| names.text(host));
-        let network_mode: wire::NetworkMode = parse::value("network_mode", message.network_mode)?;
-        let status: wire::WorkloadStatus = parse::value("status", message.status)?;
-        let locality = names.locality(Locality::from(message.locality.clone().unwrap_or_default()));
-        let (name, node) = (std::mem::take(&mut message.name), names.text(&message.node));
-        let capacity = message.capacity.unwrap_or(1);
-        let template = Template::parse(message, names)?;
-        Ok(Self {
+        Ok(Self::keep(uid, Brief::of(message)?, names))
+    }
+
+    /// The workload that was read in brief. `uid` is its uid.
+    pub(crate) fn keep(uid: Arc<str>, brief: Brief<'_>, names: &mut Interner) -> Self {
+        let template = names.template(&brief.common);
+        Self {
             // A name that only this pod has is not worth a place in the table.
-            name: if *name == *template.workload_name {
+            name: if *brief.name == *template.workload_name {
                 template.workload_name.clone()
             } else {
-                Arc::from(name)
+                Arc::from(brief.name)
             },
-            node,
-            addresses,
-            hostname,
-            healthy: status == wire::WorkloadStatus::Healthy,
-            host_network: network_mode == wire::NetworkMode::HostNetwork,
-            locality,
-            capacity,
-            template: names.template(template),
+            node: names.text(brief.node),
+            addresses: brief.addresses.into(),
+            hostname: (!brief.hostname.is_empty()).then(|| names.text(brief.hostname)),
+            healthy: brief.healthy,
+            host_network: brief.host_network,
+            locality: names.locality(brief.locality),
+            capacity: brief.capacity,
+            template,
             uid,
-        })
+        }
     }
 }
 
 impl Template {
-    fn parse(message: wire::Workload, names: &mut Interner) -> Result<Self, ParseError> {
-        let gateway = |field, found: Option<_>, names: &mut Interner| {
-            found
-                .map(|found| parse::gateway(field, found, names))
-                .transpose()
-        };
-        Ok(Self {
-            namespace: names.text(&message.namespace),
-            service_account: names.text(&message.service_account),
-            trust_domain: names.text(&message.trust_domain),
-            cluster: names.text(&message.cluster_id),
-            network: names.network(&message.network),
-            canonical_name: names.text(&message.canonical_name),
-            canonical_revision: names.text(&message.canonical_revision),
-            workload_name: names.text(&message.workload_name),
-            workload_type: WorkloadType::from(parse::value::<wire::WorkloadType>(
-                "workload_type",
-                message.workload_type,
-            )?),
-            tunnel: Tunnel::from(parse::value::<wire::TunnelProtocol>(
-                "tunnel_protocol",
-                message.tunnel_protocol,
-            )?),
-            native_tunnel: message.native_tunnel,
-            waypoint: gateway("waypoint", message.waypoint, names)?,
-            network_gateway: gateway("network_gateway", message.network_gateway, names)?,
-            application_tunnel: message
-                .application_tunnel
-                .map(ApplicationTunnel::parse)
-                .transpose()?,
-            services: memberships(message.services, names)?,
-            authorization_policies: each_once(&message.authorization_policies, names),
-        })
+    pub(crate) fn keep(brief: &Common<'_>, names: &mut Interner) -> Self {
+        let services = brief.services.iter().map(|member| Membership {
+            service: NamespacedHost {
+                namespace: names.text(member.namespace),
+                host: names.text(member.host),
+            },
+            ports: names.ports(&member.ports),
+        });
+        Self {
+            services: services.collect(),
+            namespace: names.text(brief.namespace),
+            service_account: names.text(brief.service_account),
+            trust_domain: names.text(brief.trust_domain),
+            cluster: names.text(brief.cluster),
+            network: names.network(brief.network),
+            canonical_name: names.text(brief.canonical_name),
+            canonical_revision: names.text(brief.canonical_revision),
+            workload_name: names.text(brief.workload_name),
+            workload_type: brief.workload_type,
+            tunnel: brief.tunnel,
+            native_tunnel: brief.native_tunnel,
+            waypoint: brief.waypoint.map(|found| names.gateway(&found)),
+            network_gateway: brief.network_gateway.map(|found| names.gateway(&found)),
+            application_tunnel: brief.application_tunnel,
+            authorization_policies: brief
+                .authorization_policies
+                .iter()
+                .map(|name| names.text(name))
+                .collect(),
+        }
     }
 }
 
@@ -194,47 +186,12 @@ impl TryFrom<wire::Workload> for Workload {
     type Error = ParseError;
 
     fn try_from(message: wire::Workload) -> Result<Self, ParseError> {
-        Self::parse(Arc::from(&*message.uid), message, &mut Interner::default())
+        Self::parse(Arc::from(&*message.uid), &message, &mut Interner::default())
     }
 }
 
 fn default<'a>(text: &'a str, otherwise: &'a str) -> &'a str {
     if text.is_empty() { otherwise } else { text }
-}
-
-fn memberships(
-    found: std::collections::HashMap<String, wire::PortList>,
-    names: &mut Interner,
-) -> Result<Box<[Membership]>, ParseError> {
-    let mut members = Vec::with_capacity(found.len());
-    for (key, list) in found {
-        let (namespace, host) =
-            NamespacedHost::split(&key).ok_or(ParseError::Missing("services: namespace/host"))?;
-        let ports = list
-            .ports
-            .into_iter()
-            .map(Port::parse)
-            .collect::<Result<Vec<_>, _>>()?;
-        members.push(Membership {
-            service: NamespacedHost {
-                namespace: names.text(namespace),
-                host: names.text(host),
-            },
-            ports: names.ports(&ports),
-        });
-    }
-    members.sort_unstable_by(|a, b| a.service.cmp(&b.service));
-    Ok(members.into())
-}
-
-fn each_once(found: &[String], names: &mut Interner) -> Box<[Arc<str>]> {
-    let mut once: Vec<Arc<str>> = Vec::with_capacity(found.len());
-    for name in found {
-        if !once.iter().any(|known| **known == **name) {
-            once.push(names.text(name));
-        }
-    }
-    once.into()
 }
 
 /// That a workload is an endpoint of a service.
@@ -247,9 +204,10 @@ pub struct Membership {
 }
 
 /// How a workload is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Tunnel {
     /// Plain TCP.
+    #[default]
     None,
     /// HBONE on port 15008.
     Hbone,
@@ -268,9 +226,10 @@ impl From<wire::TunnelProtocol> for Tunnel {
 }
 
 /// Kind of a workload's owner, for telemetry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum WorkloadType {
     /// A Deployment.
+    #[default]
     Deployment,
     /// A CronJob.
     CronJob,
@@ -300,16 +259,6 @@ pub struct Locality {
     pub zone: Arc<str>,
     /// Subzone.
     pub subzone: Arc<str>,
-}
-
-impl From<wire::Locality> for Locality {
-    fn from(found: wire::Locality) -> Self {
-        Self {
-            region: found.region.into(),
-            zone: found.zone.into(),
-            subzone: found.subzone.into(),
-        }
-    }
 }
 
 /// A waypoint or an east-west gateway.

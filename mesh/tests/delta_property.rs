@@ -243,7 +243,7 @@ impl World {
             let Payload::Bytes(bytes) = payload else {
                 panic!("responses carry bytes")
             };
-            let content = String::from_utf8(bytes).unwrap();
+            let content = String::from_utf8(bytes.into()).unwrap();
             if refused(&content) {
                 rejected.push(Rejected {
                     name,

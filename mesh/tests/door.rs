@@ -326,7 +326,7 @@ fn what_is_refused_leaves_the_last_good_one_and_does_not_stop_the_others() {
     update
         .addresses
         .set
-        .push(("garbage".into(), Payload::Bytes(vec![0xff; 3])));
+        .push(("garbage".into(), Payload::Bytes(vec![0xff; 3].into())));
     update.addresses.set.push(("misnamed".into(), {
         Payload::Message(wire::Address {
             r#type: Some(wire::address::Type::Service(service())),

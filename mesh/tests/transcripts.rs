@@ -453,7 +453,7 @@ impl OurClient {
             // What a refused resource looks like: its bytes are not what they claim to be.
             for (name, payload) in &mut update.addresses.set {
                 if refuse.contains(&&**name) {
-                    *payload = mesh::Payload::Bytes(vec![0xff]);
+                    *payload = mesh::Payload::Bytes(vec![0xff].into());
                 }
             }
         } else {

@@ -143,7 +143,7 @@ fn what_cannot_be_read_allows_nothing_and_denies_more() {
         update
             .authorizations
             .set
-            .push((format!("ns/{name}").into(), Payload::Bytes(bytes)));
+            .push((format!("ns/{name}").into(), Payload::Bytes(bytes.into())));
         update
     };
     assert_eq!(

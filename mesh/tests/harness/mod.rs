@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use api::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -164,7 +163,7 @@ impl Harness {
             let channel = tonic::transport::Endpoint::try_from(format!("http://{address}"))
                 .unwrap()
                 .connect_lazy();
-            Ok::<_, Infallible>(AggregatedDiscoveryServiceClient::new(channel))
+            Ok::<_, Infallible>(channel)
         };
         let token = cancel.clone();
         let client = tokio::spawn(async move {
