@@ -42,6 +42,7 @@ pub(crate) fn refuse<E>(tcp: TcpStream, why: impl Into<E>) -> Result<(), E> {
 /// What the end of a copy means: a failure after the first byte belongs to the peers; it is told, not judged.
 pub(crate) fn ended<E: From<Broken>>(done: Ended) -> Result<(), E> {
     match done.error() {
+        // Another process may go on with it; then its report is that one's affair.
         None => Ok(()),
         Some(end) => {
             let direction = if done.received == *end {

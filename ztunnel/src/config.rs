@@ -79,6 +79,10 @@ pub struct Config {
         default_value = "/var/run/ztunnel/ztunnel.sock"
     )]
     pub inpod_uds: PathBuf,
+    /// Folder of the socket by which a ztunnel hands its connections to its successor: root's alone, and the same for all
+    /// ztunnels of the node. Unset: `handover` beside the node agent's socket. `off`: they drain instead.
+    #[arg(long, env = "AMBIT_HANDOVER_DIR", value_parser = path)]
+    pub handover_dir: Option<PathBuf>,
     /// Let a second ztunnel bind the same ports in each pod: how an upgrade leaves no gap.
     #[arg(long, env = "INPOD_PORT_REUSE", default_value_t = true, action = ArgAction::Set)]
     pub inpod_port_reuse: bool,
@@ -234,6 +238,17 @@ impl Config {
             engine: self.engine,
             ..Limits::default()
         }
+    }
+
+    /// Where the socket for hand-overs is; nowhere when there are none.
+    pub fn handover_dir(&self) -> Option<PathBuf> {
+        let beside = || {
+            self.inpod_uds
+                .parent()
+                .map(|folder| folder.join("handover"))
+        };
+        let folder = self.handover_dir.clone().or_else(beside);
+        folder.filter(|folder| folder.as_os_str() != "off")
     }
 
     /// How long open connections may go on after SIGTERM: what kubelet's grace period leaves

@@ -15,16 +15,18 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
 use std::time::Instant;
 
+use hbone::handover::Freezer;
 use hbone::{Authority, Counters, Identity};
 use mesh::Policy;
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::admit::Denied;
+use crate::pod::Pod;
 use crate::traffic::{Ends, Reporter, Series};
 
 /// All open connections of this node.
@@ -66,6 +68,7 @@ pub(crate) struct Live {
     denied: OnceLock<Denied>,
     cut: Notify,
     pub(crate) story: Story,
+    carrier: OnceLock<Carrier>,
     /// Stopped, until it is decided which process goes on with it.
     held: AtomicBool,
     /// Another process goes on with it, and reports.
@@ -84,6 +87,17 @@ pub(crate) struct Story {
     /// `dst.hbone_addr`.
     pub(crate) tunnelled: Option<Authority>,
     pub(crate) note: OnceLock<Cow<'static, str>>,
+}
+
+/// What its bytes go through.
+#[derive(Debug)]
+pub(crate) enum Carrier {
+    /// A tunnel, as the stream of this number.
+    Tunnel(Freezer, u32),
+    /// Two sockets.
+    Pair(Freezer),
+    /// Two sockets, of which the other is that of a pod of this node.
+    Joined(Freezer, Arc<Pod>, Weak<Live>),
 }
 
 /// Where this end's byte counts are kept.
@@ -210,6 +224,11 @@ impl Connections {
             .collect()
     }
 
+    /// The connections of the pod with this uid, if it has any.
+    pub(crate) fn pod(&self, uid: &str) -> Option<Arc<OfPod>> {
+        self.read().get(uid).cloned()
+    }
+
     fn each(&self, mut see: impl FnMut(&Arc<str>, &Live)) {
         for (uid, pod) in self.pods() {
             for live in lock(&pod.live).values() {
@@ -305,7 +324,7 @@ impl Live {
         series: Arc<Series>,
         bytes: Bytes,
     ) -> Self {
-        let (denied, cut, held, left) = Default::default();
+        let (denied, cut, carrier, held, left) = Default::default();
         let fresh = AtomicBool::new(true);
         let identity = story.ends.source_identity.clone();
         Self {
@@ -322,6 +341,7 @@ impl Live {
             denied,
             cut,
             story,
+            carrier,
             held,
             left,
         }
@@ -337,6 +357,21 @@ impl Live {
     /// The metrics it counts in.
     pub(crate) fn series(&self) -> &Arc<Series> {
         &self.series
+    }
+
+    /// It is copied by this from now on.
+    pub(crate) fn carried_by(&self, carrier: Carrier) {
+        let _ = self.carrier.set(carrier);
+    }
+
+    /// What copies it, when it is being copied.
+    pub(crate) fn carrier(&self) -> Option<&Carrier> {
+        self.carrier.get()
+    }
+
+    /// It came to its pod.
+    pub(crate) fn is_inbound(&self) -> bool {
+        self.reporter == Reporter::Destination
     }
 
     /// It has stopped, and it is not decided which process goes on with it: whether it is denied is that one's affair.

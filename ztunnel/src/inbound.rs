@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use hbone::{
     AcceptError, Authority, CertificateError, ConnectionError, Identity, Incoming, Malformed,
-    Request, ResponseHeaders, Status,
+    Request, ResponseHeaders, Status, TcpPair,
 };
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Live, Protocol};
+use crate::connections::{Carrier, Live, Protocol};
 use crate::headers;
 use crate::netns::From;
 use crate::node::Node;
@@ -69,7 +69,7 @@ pub async fn serve_tunnel(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
-    let mut connection = match accept(node, pod, tcp).await {
+    let connection = match accept(node, pod, tcp).await {
         Ok(connection) => connection,
         Err(why) => {
             let mut report = Report::new(node, pod, Reporter::Destination, peer, local);
@@ -78,12 +78,33 @@ pub async fn serve_tunnel(
             return;
         }
     };
-    let accepting = pod.drain.accepting().clone();
+    serve_connection(node, pod, connection, peer, local).await;
+}
+
+/// Serves the tunnels of a proven peer.
+pub(crate) async fn serve_connection(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    mut connection: hbone::Connection,
+    peer: SocketAddr,
+    local: SocketAddr,
+) {
+    let freezer = connection.freezer().ok();
+    let _listed = freezer.map(|freezer| node.handover.arrived(freezer, pod, (peer, local)));
+    let may_stay = _listed.is_some();
+    let leaving = async {
+        pod.drain.accepting().cancelled().await;
+        // If a successor is about to go on with it, the peer need not hear of it.
+        if may_stay {
+            node.handover.undecided().await;
+        }
+    };
+    tokio::pin!(leaving);
     let mut draining = false;
     loop {
         let incoming = tokio::select! {
             incoming = connection.next() => incoming,
-            () = accepting.cancelled(), if !draining => {
+            () = &mut leaving, if !draining => {
                 // Streams that are open go on; the peer opens no new ones here.
                 draining = true;
                 connection.drain(node.config.drain_deadline());
@@ -97,6 +118,8 @@ pub async fn serve_tunnel(
             Some(Ok(Incoming::Refused(why))) => {
                 told(node, pod, peer, local, connection.peer(), &why.into());
             }
+            // Another process goes on with it.
+            Some(Err(ConnectionError::HandedOver)) => return,
             // Its tunnels, if it had any, say for themselves how they ended.
             Some(Err(why @ (ConnectionError::Lost(_) | ConnectionError::DrainDeadline(_)))) => {
                 tracing::debug!(src.addr = %peer, dst.addr = %local, %why, "tunnel connection ended");
@@ -285,6 +308,9 @@ async fn serve_request(
     let tunnel = request
         .accept(ResponseHeaders { baggage })
         .map_err(|_| Failed::Abandoned)?;
+    if let Ok(freezer) = tunnel.freezer() {
+        live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
+    }
     tokio::select! {
         done = hbone::both_ways(app, tunnel, live.counters()) => ended(done),
         denied = live.denied() => Err(denied.into()),
@@ -355,8 +381,10 @@ async fn carry_plain(
         Ok(app) => app,
         Err(why) => return refuse(tcp, why),
     };
+    let pair = TcpPair::new(app, tcp);
+    live.carried_by(Carrier::Pair(pair.freezer()));
     tokio::select! {
-        done = hbone::tcp_both_ways(app, tcp, live.counters()) => ended(done),
+        done = pair.both_ways(live.counters()) => ended(done),
         denied = live.denied() => Err(denied.into()),
     }
 }

@@ -8,19 +8,19 @@
 //! 2. the address is the destination's own                       (`at_home`)
 //! 3. admit: the policies of the destination                    (`admit`)
 //! 4. connect to the app, inside its namespace, as the source   (`inbound::reach_app`)
-//! 5. join the two sockets                                      (`hbone::tcp_both_ways`, splice)
+//! 5. join the two sockets                                      (`hbone::TcpPair`, splice)
 //! 6. report at both ends
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hbone::Authority;
+use hbone::{Authority, TcpPair};
 use tokio::net::TcpStream;
 
 use crate::admit;
 use crate::arrival::Misdirected;
 use crate::carry::{ended, refuse};
-use crate::connections::{Bytes, Live, Protocol};
+use crate::connections::{Bytes, Carrier, Live, Protocol};
 use crate::inbound;
 use crate::outbound::{Failed, Leaving};
 use crate::pod::Pod;
@@ -98,8 +98,11 @@ async fn carry(
         Ok(app) => app,
         Err(why) => return refuse(tcp, why),
     };
+    let pair = TcpPair::new(tcp, app);
+    let other = Arc::downgrade(there);
+    here.carried_by(Carrier::Joined(pair.freezer(), arriving.clone(), other));
     tokio::select! {
-        done = hbone::tcp_both_ways(tcp, app, here.counters()) => ended(done),
+        done = pair.both_ways(here.counters()) => ended(done),
         denied = there.denied() => Err(Failed::Denied(denied)),
     }
 }

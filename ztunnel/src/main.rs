@@ -22,6 +22,7 @@ use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
 use ztunnel::config::{Config, engine_name};
 use ztunnel::dns::{Dns, Resolv};
+use ztunnel::handover::Part;
 use ztunnel::keeper::{self, Keeper};
 use ztunnel::metrics::{Metrics, register_pools};
 use ztunnel::node::Node;
@@ -105,6 +106,7 @@ async fn run(
         let agent = agent.kept_by(keeper);
         (node, agent, registry, metrics)
     };
+    let (succession, roster) = (readiness.gate("handover"), agent.roster());
     let (for_xds, gate, stop) = (config.clone(), readiness.gate("xds"), end.clone());
     let (known, told) = oneshot::channel();
     tokio::spawn(async move {
@@ -132,16 +134,39 @@ async fn run(
     ));
     data[0].spawn(node.clone().tend(end.clone()));
     let accepting = drain.accepting().clone();
+    let (begin, begun) = oneshot::channel();
     data[0].spawn(async move {
         // A pod that we take before we know the mesh would wait with every connection; until then it is better off
         // as it is, or with our predecessor.
         tokio::select! {
-            Ok(()) = told => agent.run().await,
+            Ok(()) = told => {
+                let _ = begin.send(());
+                agent.run().await;
+            }
             () = accepting.cancelled() => {}
         }
     });
-
-    asked_to_stop(&quit).await?;
+    let part = async {
+        begun.await.ok()?;
+        let part = Part::begin(&node, roster, data[0].clone(), succession);
+        part.inspect_err(
+            |error| tracing::error!(%error, "hand-over: connections will drain instead"),
+        )
+        .ok()
+    };
+    let asked = asked_to_stop(&quit);
+    tokio::pin!(part, asked);
+    let mut begun = None;
+    loop {
+        tokio::select! {
+            asked = &mut asked => break asked?,
+            part = &mut part, if begun.is_none() => begun = Some(part),
+        }
+    }
+    // Said first: what waits for the other must know that it may go.
+    if let Some(part) = begun.flatten() {
+        part.leave();
+    }
     let deadline = config.drain_deadline();
     tracing::info!(
         open = node.connections.open(),

@@ -23,7 +23,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
-use crate::config::Config;
+use crate::config::{Config, ports};
 use crate::headers::random;
 
 /// A network namespace, and how sockets in it are set up.
@@ -159,6 +159,7 @@ impl Netns {
             IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
             IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
         }
+        socket.set_recv_buffer_size(FROM_APP)?;
         Ok(socket)
     }
 
@@ -196,6 +197,9 @@ impl Netns {
         socket.set_reuse_port(self.options.reuse_port)?;
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        if address.port() == ports::OUTBOUND {
+            socket.set_recv_buffer_size(FROM_APP)?;
         }
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
@@ -242,6 +246,11 @@ impl Netns {
 }
 
 impl NetnsId {
+    /// What it is known by: device and inode.
+    pub(crate) fn numbers(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
     /// The namespace behind a descriptor.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let stat = nix::sys::stat::fstat(fd)?;
@@ -357,6 +366,11 @@ fn home() -> io::Result<BorrowedFd<'static>> {
 const FOREIGN_PORTS: Range<u16> = 1024..32768;
 /// With three quarters of these ports open to one place from one address, one connection in a hundred tries them all.
 const PORTS_TRIED: usize = 16;
+
+/// Bytes that an app in the same namespace may have sent and we have not read. There is no distance between the two,
+/// so more would not make them faster: left alone, the kernel lets it grow to megabytes, and the app's own buffer with it, and
+/// all of that is full when nobody reads at the other end.
+const FROM_APP: usize = 256 << 10;
 
 /// 500 connections at once must not wait for a retransmitted SYN: as much as the kernel's default
 /// `somaxconn` allows.

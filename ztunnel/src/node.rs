@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::handover::Handover;
 use crate::pod::Pod;
 use crate::traffic::Traffic;
 use crate::workers::Workers;
@@ -32,6 +33,8 @@ pub struct Node {
     pub traffic: Traffic,
     /// Open connections, by pod: for `/config_dump`, for judging again, for counting at drain.
     pub connections: Arc<Connections>,
+    /// Where connections go when this process is replaced.
+    pub handover: Handover,
     /// What the operator asked for.
     pub config: Arc<Config>,
 }
@@ -59,6 +62,7 @@ impl Node {
             pods,
             traffic,
             connections,
+            handover: Handover::default(),
             config,
         })
     }

@@ -14,14 +14,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{Authority, Connect, Destination, Identity, OpenError};
+use hbone::{Authority, Connect, Destination, Identity, OpenError, TcpPair};
 use mesh::{Snapshot, Workload};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::Protocol;
+use crate::connections::{Carrier, Protocol};
 use crate::headers;
 use crate::inbound::Unreachable;
 use crate::lookup::{LookupError, lookup};
@@ -250,7 +250,12 @@ async fn tunnel(
         .open(&destination, |to| pod.netns.connect(from, to), connect)
         .await;
     match opened {
-        Ok(tunnel) => ended(hbone::both_ways(tcp, tunnel, live.counters()).await),
+        Ok(tunnel) => {
+            if let Ok(freezer) = tunnel.freezer() {
+                live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
+            }
+            ended(hbone::both_ways(tcp, tunnel, live.counters()).await)
+        }
         Err(why) => refuse(tcp, why),
     }
 }
@@ -296,7 +301,11 @@ async fn plain(
     )
     .await
     {
-        Ok(up) => ended(hbone::tcp_both_ways(tcp, up, live.counters()).await),
+        Ok(up) => {
+            let pair = TcpPair::new(tcp, up);
+            live.carried_by(Carrier::Pair(pair.freezer()));
+            ended(pair.both_ways(live.counters()).await)
+        }
         Err(why) => refuse(tcp, why),
     }
 }

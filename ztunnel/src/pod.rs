@@ -105,6 +105,13 @@ impl Pod {
         self.kept.get().is_some_and(Kept::has_taken)
     }
 
+    /// Connections have come to us, if not by the listeners.
+    pub(crate) fn has_work(&self) {
+        if let Some(kept) = self.kept.get() {
+            kept.taken();
+        }
+    }
+
     /// What is known of the pod, if anything yet.
     pub fn known(&self) -> Option<&Known> {
         self.known.get()
@@ -250,24 +257,27 @@ impl Pod {
     }
 }
 
-fn listen_dns(sockets: &mut Sockets<'_>, port: u16) -> Result<Vec<(UdpSocket, TcpListener)>, StartError> {
-        let mut opened = Vec::new();
-        for ip in [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ] {
-            let address = SocketAddr::new(ip, port);
-            let pair = sockets
-                .udp(address)
-                .and_then(|udp| Ok((udp, sockets.listen_on(address)?)));
-            match pair {
-                Ok(pair) => opened.push(pair),
-                Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
-                Err(error) => return Err(StartError::Listen { port, error }),
-            }
+fn listen_dns(
+    sockets: &mut Sockets<'_>,
+    port: u16,
+) -> Result<Vec<(UdpSocket, TcpListener)>, StartError> {
+    let mut opened = Vec::new();
+    for ip in [
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ] {
+        let address = SocketAddr::new(ip, port);
+        let pair = sockets
+            .udp(address)
+            .and_then(|udp| Ok((udp, sockets.listen_on(address)?)));
+        match pair {
+            Ok(pair) => opened.push(pair),
+            Err(error) if ip.is_ipv6() && is_no_ipv6(&error) => {}
+            Err(error) => return Err(StartError::Listen { port, error }),
         }
-        Ok(opened)
     }
+    Ok(opened)
+}
 
 /// Which listener a connection came in by.
 #[derive(Debug, Clone, Copy)]

@@ -123,10 +123,10 @@ impl Report {
 
     fn enter(&mut self, found: Whereabouts<'_>, joined: bool, bytes: Bytes) -> Arc<Live> {
         let said = found.said.filter(|_| found.ends.source.is_none());
-        let series =
-            self.node
-                .traffic
-                .series(self.reporter, &found.ends, said.map(Baggage::parse));
+        let series = self
+            .node
+            .traffic
+            .series(self.reporter, &found.ends, said.map(Baggage::parse));
         let story = Story {
             started: self.started,
             hop: found.hop,
@@ -165,7 +165,9 @@ impl Report {
             node: node.clone(),
             pod: pod.clone(),
             reporter: told.reporter,
-            started: Instant::now().checked_sub(told.age).unwrap_or_else(Instant::now),
+            started: Instant::now()
+                .checked_sub(told.age)
+                .unwrap_or_else(Instant::now),
             source: told.source,
             known: Known::Early {
                 hop: told.hop,

@@ -82,11 +82,6 @@ impl<'a> Reader<'a> {
         self.bool()?.then(|| read(self)).transpose()
     }
 
-    /// All that is left.
-    pub(super) fn rest(self) -> &'a [u8] {
-        self.0
-    }
-
     /// Nothing may be left.
     pub(super) fn end(self) -> Result<(), Malformed> {
         match self.0.is_empty() {

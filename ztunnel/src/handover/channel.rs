@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -166,7 +166,12 @@ impl Channel {
 
     /// Waits until the other side speaks, which it should not, or goes; or until the time is over.
     pub(super) fn wait(&self, bell: &Bell, patience: Duration) -> Result<(), Trouble> {
-        until(Some(self.0.as_fd()), PollFlags::POLLIN, Some(bell), Some(patience))
+        until(
+            Some(self.0.as_fd()),
+            PollFlags::POLLIN,
+            Some(bell),
+            Some(patience),
+        )
     }
 }
 
@@ -220,11 +225,6 @@ fn own(folder: &Path) -> io::Result<()> {
         true => Ok(()),
         false => Err(io::Error::other("the folder is not root's alone")),
     }
-}
-
-/// The folder beside the node agent's socket.
-pub(crate) fn folder_beside(agent: &Path) -> PathBuf {
-    agent.parent().unwrap_or(Path::new("/")).join("handover")
 }
 
 fn is_passing(error: &io::Error) -> bool {

@@ -123,7 +123,10 @@ mod tests {
         let theirs = Memory::received(other(&memory), memory.size()).unwrap();
         assert_eq!(theirs.read().unwrap(), (b"account".to_vec(), frozen));
         drop(theirs);
-        let (account, frozen) = (memory.part(4, 7).unwrap(), memory.part(11, 200_000).unwrap());
+        let (account, frozen) = (
+            memory.part(4, 7).unwrap(),
+            memory.part(11, 200_000).unwrap(),
+        );
         assert!(account.iter().chain(&frozen).all(|byte| *byte == 0));
     }
 

@@ -142,14 +142,24 @@ impl Message {
                 if protocol != PROTOCOL {
                     // What follows is the other's affair.
                     let (engine, version) = Default::default();
-                    return Ok(Self::Hello(Hello { protocol, layout, engine, version }));
+                    return Ok(Self::Hello(Hello {
+                        protocol,
+                        layout,
+                        engine,
+                        version,
+                    }));
                 }
                 let mut short = || match bytes.text()? {
                     text if text.len() <= VERSION => Ok(text.to_owned()),
                     _ => Err(Malformed::Not("version")),
                 };
                 let (engine, version) = (short()?, short()?);
-                Self::Hello(Hello { protocol, layout, engine, version })
+                Self::Hello(Hello {
+                    protocol,
+                    layout,
+                    engine,
+                    version,
+                })
             }
             BUSY => Self::Busy,
             OFFER => {
@@ -200,7 +210,12 @@ mod tests {
         prop_oneof![
             ("[a-z0-9]{0,8}", ".{0,20}", any::<u16>()).prop_map(|(engine, version, layout)| {
                 let protocol = PROTOCOL;
-                Message::Hello(Hello { protocol, layout, engine, version })
+                Message::Hello(Hello {
+                    protocol,
+                    layout,
+                    engine,
+                    version,
+                })
             }),
             Just(Message::Busy),
             offer.prop_map(|(id, state, sockets)| Message::Offer(Offer { id, state, sockets })),
@@ -252,16 +267,27 @@ mod tests {
     #[test]
     fn layouts_must_agree_and_versions_and_engines_need_not() {
         let ours = hello();
-        let newer = Hello { version: "9".into(), engine: "h2".into(), ..hello() };
+        let newer = Hello {
+            version: "9".into(),
+            engine: "h2".into(),
+            ..hello()
+        };
         assert_eq!(ours.agrees(&newer), Ok(()));
-        let other = Hello { layout: 4, ..hello() };
+        let other = Hello {
+            layout: 4,
+            ..hello()
+        };
         assert!(ours.agrees(&other).is_err());
     }
 
     #[test]
     fn what_is_larger_than_any_connection_is_refused_before_memory_is_made_for_it() {
         for (state, sockets) in [(STATE + 1, 0), (0, SOCKETS as u16 + 1)] {
-            let offer = Message::Offer(Offer { id: 1, state, sockets });
+            let offer = Message::Offer(Offer {
+                id: 1,
+                state,
+                sockets,
+            });
             assert!(Message::read(&offer.write()).is_err());
         }
     }

@@ -13,6 +13,7 @@ use mesh::{Service, Snapshot, Workload};
 
 use super::bytes::{Malformed, Reader, Writer};
 use crate::connections::{Live, Protocol};
+use crate::pod::Pod;
 use crate::traffic::{Ends, Reporter};
 
 /// One connection: a tunnel with its streams, or two sockets.
@@ -36,10 +37,7 @@ pub(crate) struct PodName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Way {
     /// A tunnel that arrived at the pod.
-    Arrived {
-        peer: SocketAddr,
-        local: SocketAddr,
-    },
+    Arrived { peer: SocketAddr, local: SocketAddr },
     /// A tunnel that was opened for the pod.
     Opened,
     /// Plain bytes to or from the pod.
@@ -201,6 +199,13 @@ impl EndNames {
 }
 
 impl PodName {
+    pub(super) fn of(pod: &Pod) -> Self {
+        Self {
+            uid: pod.uid.to_string(),
+            netns: pod.netns.id().numbers(),
+        }
+    }
+
     fn write(&self, out: &mut Writer) {
         out.text(&self.uid);
         out.u64(self.netns.0);
@@ -340,9 +345,18 @@ mod tests {
         let texts = (name(), name(), tunnelled);
         let numbers = (any::<u64>(), any::<bool>(), any::<bool>());
         (addresses, ends(), texts, numbers).prop_map(
-            |([source, hop, original, actual], ends, (said, note, tunnelled), (age, there, tcp))| {
+            |(
+                [source, hop, original, actual],
+                ends,
+                (said, note, tunnelled),
+                (age, there, tcp),
+            )| {
                 Told {
-                    reporter: if there { Reporter::Destination } else { Reporter::Source },
+                    reporter: if there {
+                        Reporter::Destination
+                    } else {
+                        Reporter::Source
+                    },
                     protocol: if tcp { Protocol::Tcp } else { Protocol::Hbone },
                     age: Duration::from_nanos(age),
                     source,
@@ -365,8 +379,7 @@ mod tests {
     fn account() -> impl Strategy<Value = Account> {
         let streams = prop::collection::btree_map(any::<u32>(), told(), 0..4);
         let streams = streams.prop_map(|streams| streams.into_iter().collect());
-        let arrived =
-            (address(), address()).prop_map(|(peer, local)| Way::Arrived { peer, local });
+        let arrived = (address(), address()).prop_map(|(peer, local)| Way::Arrived { peer, local });
         let joined = (pod(), told()).prop_map(|(other, there)| {
             let there = Box::new(there);
             Way::Joined { other, there }
@@ -374,8 +387,11 @@ mod tests {
         let tunnel = (prop_oneof![arrived, Just(Way::Opened)], streams);
         let pair = (prop_oneof![joined, Just(Way::Plain)], told());
         let pair = pair.prop_map(|(way, told)| (way, vec![(0, told)]));
-        (pod(), prop_oneof![tunnel, pair])
-            .prop_map(|(pod, (way, carried))| Account { pod, way, carried })
+        (pod(), prop_oneof![tunnel, pair]).prop_map(|(pod, (way, carried))| Account {
+            pod,
+            way,
+            carried,
+        })
     }
 
     proptest! {
@@ -411,8 +427,15 @@ mod tests {
 
     #[test]
     fn a_pair_of_sockets_has_exactly_one_report_of_its_own() {
-        let pod = PodName { uid: "a".into(), netns: (1, 2) };
-        let none = Account { pod, way: Way::Plain, carried: vec![] };
+        let pod = PodName {
+            uid: "a".into(),
+            netns: (1, 2),
+        };
+        let none = Account {
+            pod,
+            way: Way::Plain,
+            carried: vec![],
+        };
         assert!(Account::read(&none.write()).is_err());
     }
 }

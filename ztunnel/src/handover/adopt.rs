@@ -1,0 +1,325 @@
+//! Connections arrive from the elder: looked at before they are taken, carried on after.
+//!
+//! 1. what came is read, strictly                              (`life`)
+//! 2. it is compared with what this process knows: is the pod ours, and the same one? is the peer who the account says?
+//!    May we carry it this way?                                ([`Arrival::check`])
+//! 3. the right is taken, or not: until then nothing has been touched, and dropping all of it leaves no trace
+//! 4. it goes on here, on one worker                            ([`Adoption::go_on`]); policies judge it anew, first of all
+
+use std::io;
+use std::sync::Arc;
+
+use hbone::handover::{Freezer, Kind, Resumed, Taken, ThawError, Thawed};
+use hbone::{Counters, Ended, TcpPair};
+
+use super::bytes::Malformed;
+use super::told::{Account, PodName, Told, Way};
+use crate::admit::{self, Denied};
+use crate::agent::Roster;
+use crate::carry::{Broken, ended};
+use crate::connections::{Bytes, Carrier, Live};
+use crate::inbound;
+use crate::node::Node;
+use crate::pod::Pod;
+use crate::report::{Failure, Report};
+use crate::traffic::{Flag, Reporter};
+use crate::workers::Place;
+
+/// Why a connection stays with the elder.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("its account cannot be read: {0}")]
+    Account(#[from] Malformed),
+    #[error("it cannot be gone on with: {0}")]
+    Thaw(#[from] ThawError),
+    #[error("its memory or descriptors: {0}")]
+    Io(#[from] io::Error),
+    #[error("its account and its state tell of different things")]
+    Inconsistent,
+    #[error("pod {0} is not served here (yet)")]
+    Pod(String),
+    #[error("the peer is not who its account says")]
+    Peer,
+    #[error("connections between pods of this node go through a tunnel here")]
+    ForceTunnel,
+}
+
+/// What came, read.
+pub(super) struct Arrival {
+    account: Account,
+    taken: Taken,
+}
+
+/// What can be gone on with.
+pub(super) struct Adoption {
+    arrival: Arrival,
+    pod: Arc<Pod>,
+    other: Option<Arc<Pod>>,
+}
+
+impl Arrival {
+    pub(super) fn of(account: Account, taken: Taken) -> Self {
+        Self { account, taken }
+    }
+
+    /// Compares it with what is known here.
+    pub(super) fn check(self, node: &Node, roster: &Roster) -> Result<Adoption, Refusal> {
+        let Account { pod, way, carried } = &self.account;
+        let pod = found(roster, pod)?;
+        let streams = self.taken.tunnels();
+        let streams = streams.iter().map(|tunnel| tunnel.stream);
+        let mut other = None;
+        let (kind, reporter) = match way {
+            Way::Arrived { .. } => (Kind::Accepted, Reporter::Destination),
+            Way::Opened => (Kind::Dialled, Reporter::Source),
+            Way::Plain => (Kind::Pair, carried[0].1.reporter),
+            Way::Joined { other: name, there } => {
+                if node.config.force_tunnel {
+                    return Err(Refusal::ForceTunnel);
+                }
+                if there.reporter != Reporter::Destination {
+                    return Err(Refusal::Inconsistent);
+                }
+                other = Some(found(roster, name)?);
+                (Kind::Pair, Reporter::Source)
+            }
+        };
+        let same = self.taken.kind() == kind
+            && carried.iter().all(|(_, told)| told.reporter == reporter)
+            && (kind == Kind::Pair || streams.eq(carried.iter().map(|(stream, _)| *stream)));
+        if !same {
+            return Err(Refusal::Inconsistent);
+        }
+        self.check_identities(&pod)?;
+        Ok(Adoption {
+            arrival: self,
+            pod,
+            other,
+        })
+    }
+
+    /// Who the reports say that talks is who proved it, and who the pod is.
+    fn check_identities(&self, pod: &Pod) -> Result<(), Refusal> {
+        let ours = pod.known().map(|known| &known.identity);
+        let fits = |told: &Told| match (&self.account.way, told.reporter) {
+            (Way::Arrived { .. }, _) => {
+                told.ends.source_identity.as_ref() == self.taken.peer()
+                    && told.ends.destination_identity.as_ref() == ours
+            }
+            (_, Reporter::Source) => told.ends.source_identity.as_ref() == ours,
+            // Plain text proves nothing.
+            (_, Reporter::Destination) => told.ends.source_identity.is_none(),
+        };
+        let carried = &self.account.carried;
+        match carried.iter().all(|(_, told)| fits(told)) {
+            true => Ok(()),
+            false => Err(Refusal::Peer),
+        }
+    }
+}
+
+fn found(roster: &Roster, name: &PodName) -> Result<Arc<Pod>, Refusal> {
+    let pod = roster.up(&name.uid);
+    let same = |pod: &Arc<Pod>| {
+        PodName::of(pod) == *name && pod.known().is_some() && !pod.drain.accepting().is_cancelled()
+    };
+    pod.filter(same)
+        .ok_or_else(|| Refusal::Pod(name.uid.clone()))
+}
+
+impl Adoption {
+    /// Carries on. The right must have been taken.
+    pub(super) fn go_on(self, node: &Arc<Node>) -> io::Result<()> {
+        let Self {
+            arrival: Arrival { account, taken },
+            pod,
+            other,
+        } = self;
+        pod.has_work();
+        let place = node.workers.place(node.workers.home());
+        let _there = place.runtime().enter();
+        let thawed = taken.thaw(&node.limits)?;
+        let to = Going {
+            node,
+            pod: &pod,
+            place: &place,
+        };
+        let Account {
+            way, mut carried, ..
+        } = account;
+        match (thawed, way) {
+            (Thawed::Accepted(connection, resumed), Way::Arrived { peer, local }) => {
+                to.streams(resumed, carried);
+                let (node, task_pod) = (node.clone(), pod.clone());
+                let serving = async move {
+                    inbound::serve_connection(&node, &task_pod, connection, peer, local).await;
+                };
+                spawn(&pod, place, serving);
+            }
+            (Thawed::Dialled(dialled, resumed), Way::Opened) => {
+                to.streams(resumed, carried);
+                spawn(&pod, place, dialled.run());
+            }
+            (Thawed::Pair(pair), way @ (Way::Plain | Way::Joined { .. })) => {
+                if let Some((_, told)) = carried.pop() {
+                    let there = match way {
+                        Way::Joined { there, .. } => other.map(|pod| (pod, *there)),
+                        _ => None,
+                    };
+                    spawn(
+                        &pod,
+                        place,
+                        pair_goes_on(node.clone(), pod.clone(), told, pair, there),
+                    );
+                }
+            }
+            // `check` has seen to it.
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        Ok(())
+    }
+}
+
+/// Where a tunnel's streams go on.
+struct Going<'a> {
+    node: &'a Arc<Node>,
+    pod: &'a Arc<Pod>,
+    place: &'a Place,
+}
+
+impl Going<'_> {
+    fn streams(&self, resumed: Vec<Resumed>, carried: Vec<(u32, Told)>) {
+        let mut told = carried.into_iter();
+        for resumed in resumed {
+            // In the same order, and as many: `check` has compared them.
+            if let Some((_, told)) = told.find(|(stream, _)| *stream == resumed.stream()) {
+                let (node, pod) = (self.node.clone(), self.pod.clone());
+                let work = stream_goes_on(node, pod, told, resumed);
+                let cut = self.pod.drain.now().clone();
+                let work = async move { cut.run_until_cancelled(work).await };
+                self.pod.drain.spawn_on(self.place.runtime(), work);
+            }
+        }
+    }
+}
+
+/// One task, which ends at the latest when the pod's work is cut.
+fn spawn(pod: &Pod, place: Place, work: impl Future<Output = ()> + Send + 'static) {
+    let cut = pod.drain.now().clone();
+    let runtime = place.runtime().clone();
+    let work = async move { cut.run_until_cancelled(work).await };
+    pod.drain.spawn_on(&runtime, place.hold(work));
+}
+
+async fn stream_goes_on(node: Arc<Node>, pod: Arc<Pod>, told: Told, resumed: Resumed) {
+    let _load = node.workers.stay();
+    let carrier = Carrier::Tunnel(resumed.freezer(), resumed.stream());
+    let bytes = bytes(resumed.moved());
+    let (mut report, live) = Report::resumed(&node, &pod, &told, false, bytes);
+    live.carried_by(carrier);
+    let copying = resumed.both_ways(live.counters());
+    let done = carried(&node, &pod, &live, copying).await;
+    tell(&mut report, &done);
+}
+
+async fn pair_goes_on(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    told: Told,
+    pair: TcpPair,
+    there: Option<(Arc<Pod>, Told)>,
+) {
+    let freezer = pair.freezer();
+    let bytes = bytes(pair.moved());
+    let (mut report, live) = Report::resumed(&node, &pod, &told, there.is_some(), bytes);
+    let Some((other, there)) = there else {
+        live.carried_by(Carrier::Pair(freezer));
+        let copying = pair.both_ways(live.counters());
+        let done = carried(&node, &pod, &live, copying).await;
+        return tell(&mut report, &done);
+    };
+    joined_goes_on(node, (&mut report, &live), freezer, pair, (other, there)).await;
+}
+
+/// Both reports, as `local` has them.
+async fn joined_goes_on(
+    node: Arc<Node>,
+    (report, here): (&mut Report, &Arc<Live>),
+    freezer: Freezer,
+    pair: TcpPair,
+    (other, told): (Arc<Pod>, Told),
+) {
+    let mirror = Bytes::MirrorOf(here.clone());
+    let (mut there, live) = Report::resumed(&node, &other, &told, true, mirror);
+    here.carried_by(Carrier::Joined(
+        freezer,
+        other.clone(),
+        Arc::downgrade(&live),
+    ));
+    let (_hold, cut) = (other.drain.hold(), other.drain.now());
+    let copying = pair.both_ways(here.counters());
+    let done = tokio::select! {
+        done = carried(&node, &other, &live, copying) => done,
+        () = cut.cancelled() => return,
+    };
+    tell(&mut there, &done);
+    tell(report, &done);
+}
+
+/// Copies to the end, or until a policy is against it: at once, if one is.
+async fn carried(
+    node: &Node,
+    pod: &Pod,
+    live: &Live,
+    copying: impl Future<Output = Ended>,
+) -> Result<(), Stopped> {
+    if live.reporter == Reporter::Source {
+        return ended(copying.await);
+    }
+    tokio::select! {
+        biased;
+        denied = denied(node, pod, live) => Err(denied.into()),
+        done = copying => ended(done),
+    }
+}
+
+async fn denied(node: &Node, pod: &Pod, live: &Live) -> Denied {
+    let uid = pod.workload_uid();
+    let judged = admit::admit(node, &uid, live);
+    tokio::select! {
+        denied = live.denied() => return denied,
+        judged = judged => if let Err(denied) = judged {
+            return denied;
+        }
+    }
+    live.denied().await
+}
+
+/// Why it did not end as its ends meant it.
+#[derive(Debug, thiserror::Error)]
+enum Stopped {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+impl Failure for Stopped {
+    fn flag(&self) -> Flag {
+        match self {
+            Self::Denied(why) => why.flag(),
+            Self::Broken(_) => Flag::None,
+        }
+    }
+}
+
+fn tell(report: &mut Report, done: &Result<(), Stopped>) {
+    match done {
+        Ok(()) => report.completed(),
+        Err(why) => report.failed(why),
+    }
+}
+
+fn bytes((sent, received): (u64, u64)) -> Bytes {
+    Bytes::Own(Counters::of(sent, received))
+}

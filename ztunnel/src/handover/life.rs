@@ -1,0 +1,362 @@
+//! One thread's life: first the successor of whoever is there, then the elder of whoever comes.
+//!
+//! ```text
+//!  start ─┬─ an elder is there ─ registered ─ takes what it is offered ─┐ the elder is gone
+//!         └─ nobody ────────────────────────────────────────────────────┴▶ elder: its door is open
+//!                      a successor registers ◀─┐      │ SIGTERM
+//!                                              └──────┴──▶ hands over, in passes, until nothing is left or time is over
+//! ```
+//! It waits and it says little: a thread of its own costs less than care that it disturbs no packet.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hbone::handover;
+use ops::ready::Gate;
+use tokio::runtime::Handle;
+
+use super::adopt::{Arrival, Refusal};
+use super::channel::{Bell, Channel, Door, Trouble};
+use super::memory::Memory;
+use super::message::{Hello, Message, Offer, PROTOCOL};
+use super::pass::{ANSWER, Candidate, Pass, Tally};
+use super::right::Right;
+use super::told::{Account, Way};
+use super::{Registered, Stage};
+use crate::agent::Roster;
+use crate::config::engine_name;
+use crate::node::Node;
+use crate::pod::HANDSHAKE;
+
+/// How long the other side may take to say who it is.
+const HELLO: Duration = Duration::from_secs(2);
+/// Pause before one asks again who was turned away.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Pauses between two passes.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// What is kept of the time to end, so that no connection is undecided when it is over.
+const RESERVE: Duration = Duration::from_secs(4);
+/// From when on peers are told to open no more streams on what has not gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Everything the thread needs.
+pub(super) struct Life {
+    pub(super) node: Arc<Node>,
+    pub(super) roster: Roster,
+    pub(super) runtime: Handle,
+    pub(super) folder: PathBuf,
+    pub(super) bell: Arc<Bell>,
+    pub(super) registered: Registered,
+    /// Opens when it is known whether there is an elder.
+    pub(super) gate: Gate,
+}
+
+impl Life {
+    pub(super) fn live(self) {
+        self.succeed();
+        if self.bell.has_rung() {
+            return self.over();
+        }
+        let door = match Door::open(&self.folder) {
+            Ok(door) => door,
+            Err(error) => {
+                tracing::warn!(folder = %self.folder.display(), %error, "hand-over: no door; an upgrade will drain connections instead of handing them over");
+                return self.over();
+            }
+        };
+        self.await_successor(&door);
+        self.hand_over(&door);
+        self.over();
+    }
+
+    fn over(&self) {
+        self.node.handover.enter(Stage::Over);
+        self.gate.open();
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            layout: handover::VERSION.into(),
+            engine: engine_name(self.node.config.engine).into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    // ---- the successor's part
+
+    /// Until there is no elder, or this process stops.
+    fn succeed(&self) {
+        while !self.bell.has_rung() {
+            let channel = match Channel::connect(&self.folder) {
+                Ok(channel) => channel,
+                Err(Trouble::Io(error)) if is_nobody(&error) => break,
+                Err(why) => {
+                    tracing::warn!(%why, "hand-over: cannot reach an elder");
+                    break;
+                }
+            };
+            match self.register(&channel) {
+                Ok(elder) => {
+                    tracing::info!(
+                        version = elder.version,
+                        engine = elder.engine,
+                        "hand-over: registered with the ztunnel that serves"
+                    );
+                    self.gate.open();
+                    let ended = self.take_all(&channel);
+                    tracing::info!(%ended, "hand-over: the conversation with the elder ended");
+                }
+                Err(why) => {
+                    tracing::info!(%why, "hand-over: not registered with the ztunnel that serves");
+                    self.gate.open();
+                    self.bell.wait(AGAIN);
+                }
+            }
+        }
+        self.gate.open();
+    }
+
+    fn register(&self, channel: &Channel) -> Result<Hello, Turned> {
+        let ours = self.hello();
+        channel.send(&Message::Hello(ours.clone()), &[], HELLO)?;
+        match channel.receive(Some(&self.bell), Some(HELLO))? {
+            (Message::Hello(theirs), fds) if fds.is_empty() => {
+                ours.agrees(&theirs)?;
+                Ok(theirs)
+            }
+            (Message::Busy, _) => Err(Turned::Busy),
+            _ => Err(Trouble::Unexpected("no answer to a hello").into()),
+        }
+    }
+
+    /// Takes what is offered, until the elder goes.
+    fn take_all(&self, channel: &Channel) -> Trouble {
+        let mut taken = 0_usize;
+        let why = loop {
+            match self.take_one(channel) {
+                Ok(true) => taken += 1,
+                Ok(false) => {}
+                Err(why) => break why,
+            }
+        };
+        if taken > 0 {
+            tracing::info!(connections = taken, "hand-over: taken over");
+        }
+        why
+    }
+
+    fn take_one(&self, channel: &Channel) -> Result<bool, Trouble> {
+        let (message, mut fds) = channel.receive(Some(&self.bell), None)?;
+        let Message::Offer(offer) = message else {
+            return Err(Trouble::Unexpected("no offer"));
+        };
+        let all = 2 + usize::from(offer.sockets);
+        while fds.len() < all {
+            match channel.receive(Some(&self.bell), Some(ANSWER))? {
+                (Message::Sockets(id), more) if id == offer.id && !more.is_empty() => {
+                    fds.extend(more);
+                }
+                _ => return Err(Trouble::Unexpected("no sockets of the offer")),
+            }
+        }
+        if fds.len() > all {
+            return Err(Trouble::Unexpected("more sockets than were offered"));
+        }
+        match self.take(offer, fds) {
+            Ok(true) => channel
+                .send(&Message::Took(offer.id), &[], ANSWER)
+                .map(|()| true),
+            // The elder has taken it back, and waits for nothing.
+            Ok(false) => Ok(false),
+            Err(why) => {
+                tracing::debug!(id = offer.id, %why, "hand-over: a connection is refused");
+                let refused = Message::Refused(offer.id, why.to_string());
+                channel.send(&refused, &[], ANSWER).map(|()| false)
+            }
+        }
+    }
+
+    /// Looks at everything, then takes the right, then goes on.
+    fn take(&self, offer: Offer, fds: Vec<std::os::fd::OwnedFd>) -> Result<bool, Refusal> {
+        let mut fds = fds.into_iter();
+        let (Some(right), Some(memory)) = (fds.next(), fds.next()) else {
+            return Err(Refusal::Inconsistent);
+        };
+        let right = Right::received(right)?;
+        let (account, frozen) = Memory::received(memory, offer.state)?.read()?;
+        let account = Account::read(&account)?;
+        let taken = handover::Taken::read(frozen, fds.collect())?;
+        let adoption = Arrival::of(account, taken).check(&self.node, &self.roster)?;
+        if !right.take()? {
+            return Ok(false);
+        }
+        if let Err(error) = adoption.go_on(&self.node) {
+            // Nobody else will: it is lost, as if it had broken here.
+            tracing::error!(%error, "hand-over: a connection was taken over and could not be gone on with");
+        }
+        Ok(true)
+    }
+
+    // ---- the elder's part
+
+    /// Whoever knocks first and stays is the successor. Ends when this process is told to stop.
+    fn await_successor(&self, door: &Door) {
+        loop {
+            match self.admit(door, Some(&self.bell), None) {
+                Ok(()) => {}
+                Err(Trouble::Stopped) => return,
+                Err(why) => {
+                    tracing::warn!(%why, "hand-over: somebody knocked and was not let in");
+                    self.bell.wait(PAUSES.0);
+                }
+            }
+        }
+    }
+
+    /// Lets the next one who knocks be the successor, unless there is one.
+    fn admit(
+        &self,
+        door: &Door,
+        bell: Option<&Bell>,
+        patience: Option<Duration>,
+    ) -> Result<(), Trouble> {
+        let channel = door.accept(bell, patience)?;
+        let (Message::Hello(theirs), _) = channel.receive(bell, Some(HELLO))? else {
+            return Err(Trouble::Unexpected("no hello"));
+        };
+        if self.registered.is_alive() {
+            return channel.send(&Message::Busy, &[], HELLO);
+        }
+        let ours = self.hello();
+        channel.send(&Message::Hello(ours.clone()), &[], HELLO)?;
+        match ours.agrees(&theirs) {
+            Ok(()) => {
+                tracing::info!(
+                    version = theirs.version,
+                    engine = theirs.engine,
+                    "hand-over: a successor has registered"
+                );
+                self.registered.set(channel);
+            }
+            Err(why) => {
+                tracing::warn!(%why, "hand-over: a successor that nothing can be handed to")
+            }
+        }
+        Ok(())
+    }
+
+    /// Until the time is over. A successor may still come, and when one is lost, another.
+    fn hand_over(&self, door: &Door) {
+        let start = Instant::now();
+        let end = start + self.node.config.drain_deadline().saturating_sub(RESERVE);
+        let (mut tally, mut next) = (Tally::default(), 0);
+        while Instant::now() < end {
+            let Some(channel) = self.registered.alive() else {
+                self.node.handover.enter(Stage::Over);
+                let left = end.saturating_duration_since(Instant::now());
+                match self.admit(door, None, Some(left)) {
+                    Ok(()) | Err(Trouble::Slow) => {}
+                    Err(why) => {
+                        tracing::warn!(%why, "hand-over: somebody knocked and was not let in")
+                    }
+                }
+                continue;
+            };
+            if let Err(why) = self.passes(&channel, (start, end), &mut tally, &mut next) {
+                tracing::warn!(%why, given = tally.given, "hand-over: the successor is lost; what it has not taken goes on here");
+                self.registered.clear();
+            }
+        }
+    }
+
+    fn passes(
+        &self,
+        channel: &Channel,
+        (start, end): (Instant, Instant),
+        tally: &mut Tally,
+        next: &mut u64,
+    ) -> Result<(), Trouble> {
+        let (mut pause, never) = (PAUSES.0, Bell::new()?);
+        let mut said = false;
+        loop {
+            let candidates = self.candidates();
+            let ids: Vec<u64> = candidates.iter().map(|one| one.freezer.id()).collect();
+            let mut open = candidates;
+            open.retain(|one| !tally.is_left(&one.freezer));
+            let (before, left) = (tally.given, open.len());
+            let over = || Instant::now() >= end;
+            let pass = Pass::new(&self.node, &self.runtime, channel, tally, next);
+            pass.run(open, over)?;
+            let elapsed = start.elapsed();
+            let quiet = left == 0 && elapsed > 2 * HANDSHAKE;
+            if !said && (quiet || elapsed > PATIENCE) {
+                said = true;
+                // What is here now ends here, or goes later: its peers open no more streams on it.
+                self.node.handover.enter(Stage::Over);
+                let stay = tally.reasons(ids.into_iter());
+                tracing::info!(
+                    given = tally.given,
+                    ?stay,
+                    "hand-over: connections have gone to the successor"
+                );
+            }
+            if over() {
+                return Ok(());
+            }
+            pause = match tally.given > before {
+                true => PAUSES.0,
+                false => (pause * 2).min(PAUSES.1),
+            };
+            let left = end.saturating_duration_since(Instant::now());
+            match channel.wait(&never, pause.min(left)) {
+                Err(Trouble::Slow) => {}
+                Err(why) => return Err(why),
+                Ok(()) if channel.is_alive() => {
+                    return Err(Trouble::Unexpected("an answer to nothing"));
+                }
+                Ok(()) => return Err(Trouble::Gone),
+            }
+        }
+    }
+
+    /// Everything that could be handed over, pod by pod.
+    fn candidates(&self) -> Vec<Candidate> {
+        let mut all: HashMap<u64, Candidate> = HashMap::new();
+        for (freezer, pod, peer, local) in self.node.handover.arrivals() {
+            let way = Way::Arrived { peer, local };
+            all.insert(freezer.id(), Candidate::arrived(freezer, pod, way));
+        }
+        for (uid, of_pod) in self.node.connections.pods() {
+            let Some(pod) = self.roster.up(&uid) else {
+                continue;
+            };
+            let lives = of_pod.all();
+            let found = lives.iter().filter_map(|live| Candidate::of(&pod, live));
+            for candidate in found {
+                all.entry(candidate.freezer.id()).or_insert(candidate);
+            }
+        }
+        let mut all: Vec<Candidate> = all.into_values().collect();
+        all.sort_by(|a, b| (&a.pod.uid, a.freezer.id()).cmp(&(&b.pod.uid, b.freezer.id())));
+        all
+    }
+}
+
+/// Why a successor was not registered.
+#[derive(Debug, thiserror::Error)]
+enum Turned {
+    #[error("another successor is registered")]
+    Busy,
+    #[error(transparent)]
+    Trouble(#[from] Trouble),
+    #[error(transparent)]
+    Disagreement(#[from] super::message::Disagreement),
+}
+
+fn is_nobody(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), NotFound | ConnectionRefused)
+}
