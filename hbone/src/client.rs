@@ -33,7 +33,7 @@ use crate::{
     limits::Engine,
     request::Authority,
     room::Reserve,
-    tls::TlsError,
+    tls::{Expected, TlsError},
     tunnel::{Tunnel, TunnelIo},
 };
 
@@ -208,7 +208,7 @@ impl Link {
     pub(crate) async fn establish<T>(
         socket: T,
         certificate: &Certificate,
-        expected: &[Identity],
+        expected: Expected<'_>,
         times: Times,
         reserve: Reserve,
     ) -> Result<(Self, Driver<T>), OpenError>
@@ -291,7 +291,7 @@ impl Link {
 async fn shake_hands<T>(
     socket: T,
     certificate: &Certificate,
-    expected: &[Identity],
+    expected: Expected<'_>,
     times: Times,
     reserve: Reserve,
 ) -> Result<(Link, Driver<T>), OpenError>
@@ -416,6 +416,11 @@ pub async fn inside(
         ping_answer: Duration::from_secs(20),
         idle: Duration::from_secs(300),
         engine: outer.engine(),
+    };
+    // Nothing says which of the servers behind the gateway it will be: nothing to go on with.
+    let expected = Expected {
+        identities: expected,
+        address: None,
     };
     let (link, driver): (Link, Driver<TunnelIo>) = Link::establish(
         outer.into_io(),

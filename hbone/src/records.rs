@@ -26,9 +26,10 @@ mod seal;
 mod secret;
 mod state;
 
+pub(crate) use self::secret::wipe;
 pub use self::{
     error::RecordError,
-    open::{Opened, Opener},
+    open::{Opened, Opener, TicketReader},
     seal::Sealer,
     secret::{Secret, Suite},
     state::{State, StateError},

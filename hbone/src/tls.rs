@@ -5,35 +5,47 @@
 //! proven an [`Identity`]. Configurations are built once per certificate (server) and once per
 //! certificate and set of expected identities (client), never per connection.
 //!
-//! TLS 1.3 only, AES-GCM only, X25519MLKEM768 before X25519 and P-256, ALPN `h2`, no SNI. Sessions are
-//! not resumed: a resumed session would skip the check of the peer's certificate, and with it its
-//! expiry.
+//! TLS 1.3 only, AES-GCM only, X25519MLKEM768 before X25519 and P-256, ALPN `h2`, no SNI.
+//!
+//! Sessions are resumed, with a new key exchange and never with early data, where a full handshake would
+//! prove the same at this moment: `sessions` has the client's side, `tickets` the server's. rustls takes
+//! for proven what was proven once; so each side looks at the peer's chain again before it resumes, and at
+//! what rustls has resumed afterwards ([`Credentials::confirm_client`], [`Client::confirm`]).
 
 pub mod handshake;
 
 mod chain;
+mod lifetime;
+mod proof;
+mod sessions;
+mod tickets;
 mod verify;
 
 use std::{
     collections::HashMap,
     fmt, io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, OtherError, RootCertStore, ServerConfig,
-    client::Resumption,
+    AlertDescription, CertificateError, ClientConfig, CommonState, HandshakeKind, OtherError,
+    ServerConfig,
+    client::{Resumption, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::ServerName,
+    pki_types::{CertificateDer, ServerName},
     server::{NoServerSessionStorage, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
+    time_provider::TimeProvider,
     version::TLS13,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     handshake::Established,
+    proof::Roots,
+    sessions::{Attempt, Keeper},
+    tickets::Tickets,
     verify::{ExpectedServer, identity_of},
 };
 use crate::identity::Identity;
@@ -169,6 +181,17 @@ pub struct Session {
     pub group: &'static str,
     /// Cipher suite, for example `TLS13_AES_256_GCM_SHA384`.
     pub cipher: &'static str,
+    /// It went on with an earlier session, in which the peer showed its certificate.
+    pub resumed: bool,
+}
+
+/// Who must answer, and where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected<'a> {
+    /// The server is one of these.
+    pub(crate) identities: &'a [Identity],
+    /// What it is reached by, if sessions may be resumed with it.
+    pub(crate) address: Option<SocketAddr>,
 }
 
 /// A TLS connection of either side.
@@ -177,41 +200,71 @@ pub(crate) type Stream<T> = tokio_rustls::TlsStream<T>;
 /// A key, its chain and its roots, made ready for use on both sides.
 pub(crate) struct Credentials {
     certified: Arc<CertifiedKey>,
-    roots: Arc<RootCertStore>,
+    roots: Arc<Roots>,
+    /// The end of our own chain, in seconds since 1970.
+    ends: u64,
     server: Arc<ServerConfig>,
-    clients: Mutex<HashMap<Vec<Identity>, Arc<ClientConfig>>>,
+    tickets: Arc<Tickets>,
+    clients: Mutex<HashMap<Vec<Identity>, Arc<Client>>>,
+    clock: Arc<dyn TimeProvider>,
 }
 
 impl Credentials {
+    /// For a chain that was checked; clients are judged by `verifier`.
+    fn new(
+        certified: Arc<CertifiedKey>,
+        roots: Arc<Roots>,
+        verifier: Arc<dyn ClientCertVerifier>,
+        clock: Arc<dyn TimeProvider>,
+    ) -> Result<Self, rustls::Error> {
+        let ends = proof::ends(certified.cert.iter()).unwrap_or(0);
+        Ok(Self {
+            server: server_config(&certified, verifier.clone(), clock.clone())?,
+            tickets: Tickets::new(verifier, ends, clock.clone())?,
+            clients: Mutex::default(),
+            certified,
+            roots,
+            ends,
+            clock,
+        })
+    }
+
     /// The server's side of a handshake. The peer has proven the identity in the answer.
     pub(crate) async fn accept<T>(&self, io: T) -> Result<(Stream<T>, Session), TlsError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let accepting = tokio_rustls::TlsAcceptor::from(self.server.clone()).accept(io);
+        let config = Arc::new(self.of_connection());
+        let accepting = tokio_rustls::TlsAcceptor::from(config).accept(io);
         let mut stream = accepting.await.map_err(|e| TlsError::from_io(&e))?;
         stream.get_mut().1.set_buffer_limit(Some(BUFFER));
-        let session = session(stream.get_ref().1)?;
+        let session = self.confirm_client(stream.get_ref().1)?;
         Ok((stream.into(), session))
     }
 
-    /// The client's side: the server has proven to be one of `expected`.
+    /// The client's side: the server has proven to be one of those expected.
     pub(crate) async fn connect<T>(
         &self,
         io: T,
-        expected: &[Identity],
+        expected: Expected<'_>,
     ) -> Result<(Stream<T>, Session), TlsError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = self.client(expected)?;
-        // Never sent and never looked at: the expected identities are in the verifier.
-        let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-        let connecting = tokio_rustls::TlsConnector::from(config).connect(nobody, io);
-        let mut stream = connecting.await.map_err(|e| TlsError::from_io(&e))?;
-        stream.get_mut().1.set_buffer_limit(Some(BUFFER));
-        let session = session(stream.get_ref().1)?;
-        Ok((stream.into(), session))
+        let client = self.client(expected.identities)?;
+        let (config, attempt) = client.of_connection(expected.address, &self.clock);
+        let handshake = async {
+            // Never sent and never looked at: the expected identities are in the verifier.
+            let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+            let connecting = tokio_rustls::TlsConnector::from(config).connect(nobody, io);
+            let mut stream = connecting.await.map_err(|e| TlsError::from_io(&e))?;
+            stream.get_mut().1.set_buffer_limit(Some(BUFFER));
+            let session = client.confirm(stream.get_ref().1, attempt.as_deref(), self)?;
+            Ok((stream.into(), session))
+        };
+        handshake
+            .await
+            .inspect_err(|_| attempt.iter().for_each(|it| it.failed()))
     }
 
     /// [`Credentials::accept`] for our own record layer.
@@ -219,47 +272,131 @@ impl Credentials {
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        handshake::accept(io, &self.server).await
+        let confirm = |common: &CommonState| self.confirm_client(common);
+        handshake::accept_as(io, self.of_connection(), confirm).await
     }
 
     /// [`Credentials::connect`] for our own record layer.
     pub(crate) async fn connect_own<T>(
         &self,
         io: &mut T,
-        expected: &[Identity],
+        expected: Expected<'_>,
     ) -> Result<Established, TlsError>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
-        let config = self.client(expected)?;
-        handshake::connect(io, &config).await
+        let client = self.client(expected.identities)?;
+        let (config, attempt) = client.of_connection(expected.address, &self.clock);
+        let confirm = |common: &CommonState| client.confirm(common, attempt.as_deref(), self);
+        let config = Arc::unwrap_or_clone(config);
+        let handshake = handshake::connect_as(io, config, attempt.is_some(), confirm);
+        handshake
+            .await
+            .inspect_err(|_| attempt.iter().for_each(|it| it.failed()))
     }
 
-    fn client(&self, expected: &[Identity]) -> Result<Arc<ClientConfig>, TlsError> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(config) = clients.get(expected) {
-            return Ok(config.clone());
+    /// The server's configuration for one connection.
+    fn of_connection(&self) -> ServerConfig {
+        let mut config = ServerConfig::clone(&self.server);
+        config.ticketer = self.tickets.of_connection();
+        config
+    }
+
+    /// Who the client is. rustls resumes without a look at the client's certificate; this is the look.
+    fn confirm_client(&self, common: &CommonState) -> Result<Session, TlsError> {
+        let session = session(common)?;
+        if session.resumed {
+            let judged = self.tickets.judge(chain(common));
+            judged.map_err(|e| TlsError::from_rustls(&e))?;
         }
-        let config = client_config(&self.certified, &self.roots, expected.into())
+        Ok(session)
+    }
+
+    fn client(&self, expected: &[Identity]) -> Result<Arc<Client>, TlsError> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(expected) {
+            return Ok(client.clone());
+        }
+        let verifier = Arc::new(ExpectedServer::new(self.roots.clone(), expected.into()));
+        let config = client_config(&self.certified, verifier.clone(), self.clock.clone())
             .map_err(|e| TlsError::from_rustls(&e))?;
+        let client = Arc::new(Client {
+            config,
+            verifier,
+            keeper: Keeper::new(),
+        });
         if clients.len() >= CLIENTS {
             clients.clear();
         }
-        clients.insert(expected.to_vec(), config.clone());
-        Ok(config)
+        clients.insert(expected.to_vec(), client.clone());
+        Ok(client)
     }
 }
 
-fn session(tls: &rustls::CommonState) -> Result<Session, TlsError> {
-    let leaf = tls
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .ok_or(TlsError::NoCertificate)?;
-    let group = tls
+/// The client's side for one set of expected identities.
+struct Client {
+    config: Arc<ClientConfig>,
+    verifier: Arc<ExpectedServer>,
+    keeper: Keeper,
+}
+
+impl Client {
+    /// The configuration for one connection, which knows whose sessions it may use.
+    fn of_connection(
+        &self,
+        address: Option<SocketAddr>,
+        clock: &Arc<dyn TimeProvider>,
+    ) -> (Arc<ClientConfig>, Option<Arc<Attempt>>) {
+        let Some(address) = address else {
+            return (self.config.clone(), None);
+        };
+        let attempt = Arc::new(self.keeper.attempt(address, clock.clone()));
+        let mut config = ClientConfig::clone(&self.config);
+        config.resumption = Resumption::store(attempt.clone());
+        (Arc::new(config), Some(attempt))
+    }
+
+    /// Who the server is; [`Credentials::confirm_client`] for the other side. Tickets are kept from here on.
+    fn confirm(
+        &self,
+        common: &CommonState,
+        attempt: Option<&Attempt>,
+        ours: &Credentials,
+    ) -> Result<Session, TlsError> {
+        let session = session(common)?;
+        let chain = chain(common);
+        if session.resumed {
+            let now = ours
+                .clock
+                .current_time()
+                .map(|now| (now, chain.split_first()));
+            let Some((now, Some((leaf, intermediates)))) = now else {
+                return Err(TlsError::NoCertificate);
+            };
+            let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+            let judged = self
+                .verifier
+                .verify_server_cert(leaf, intermediates, &nobody, &[], now);
+            judged.map_err(|e| TlsError::from_rustls(&e))?;
+        }
+        if let (Some(attempt), Some(ends)) = (attempt, proof::ends(chain.iter())) {
+            attempt.established(session.resumed, ends.min(ours.ends));
+        }
+        Ok(session)
+    }
+}
+
+fn chain(common: &CommonState) -> &[CertificateDer<'static>] {
+    common.peer_certificates().unwrap_or_default()
+}
+
+fn session(common: &CommonState) -> Result<Session, TlsError> {
+    let leaf = chain(common).first().ok_or(TlsError::NoCertificate)?;
+    let group = common
         .negotiated_key_exchange_group()
         .and_then(|g| g.name().as_str())
         .unwrap_or("unknown");
-    let cipher = tls
+    let cipher = common
         .negotiated_cipher_suite()
         .and_then(|s| s.suite().as_str())
         .unwrap_or("unknown");
@@ -267,36 +404,47 @@ fn session(tls: &rustls::CommonState) -> Result<Session, TlsError> {
         peer: identity_of(leaf)?,
         group,
         cipher,
+        resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
     })
 }
 
+/// Without tickets: each connection has its own ([`Credentials::of_connection`]).
 fn server_config(
     certified: &Arc<CertifiedKey>,
     verifier: Arc<dyn ClientCertVerifier>,
+    clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let mut config = ServerConfig::builder_with_provider(crypto_provider())
+    let mut config = ServerConfig::builder_with_details(crypto_provider(), clock)
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    // A connection that goes on with a session uses it up and gives one back.
+    config.send_tls13_tickets = 1;
+    config.max_early_data_size = 0;
     Ok(Arc::new(config))
 }
 
+/// Without sessions: each connection has its own ([`Client::of_connection`]).
 fn client_config(
     certified: &Arc<CertifiedKey>,
-    roots: &Arc<RootCertStore>,
-    expected: Arc<[Identity]>,
+    verifier: Arc<ExpectedServer>,
+    clock: Arc<dyn TimeProvider>,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let verifier = ExpectedServer::new(roots.clone(), expected);
-    let mut config = ClientConfig::builder_with_provider(crypto_provider())
+    let mut config = ClientConfig::builder_with_details(crypto_provider(), clock)
         .with_protocol_versions(&[&TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_custom_certificate_verifier(verifier)
         .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified.clone())));
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.enable_sni = false;
+    config.enable_early_data = false;
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

@@ -25,10 +25,9 @@ use crate::{
     certs::Certificate,
     client::{Connect, OpenError},
     gauge::{Gauge, Gauged},
-    identity::Identity,
     limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, Engine, FRAME, SEND_BUFFER, STREAM_WINDOW},
     own,
-    tls::{Session, Stream},
+    tls::{Expected, Session, Stream},
 };
 
 /// A connection that has just begun.
@@ -40,11 +39,11 @@ pub(crate) struct Begun<T> {
     pub(crate) ping: Option<Pinging>,
 }
 
-/// Shakes hands on `socket` with a server that must be one of `expected`.
+/// Shakes hands on `socket` with a server that is expected there.
 pub(crate) async fn begin<T>(
     socket: T,
     certificate: &Certificate,
-    expected: &[Identity],
+    expected: Expected<'_>,
     engine: Engine,
 ) -> Result<Begun<T>, OpenError>
 where
@@ -59,7 +58,7 @@ where
 async fn begin_own<T>(
     mut socket: T,
     certificate: &Certificate,
-    expected: &[Identity],
+    expected: Expected<'_>,
 ) -> Result<Begun<T>, OpenError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -81,7 +80,7 @@ where
 async fn begin_h2<T>(
     socket: T,
     certificate: &Certificate,
-    expected: &[Identity],
+    expected: Expected<'_>,
 ) -> Result<Begun<T>, OpenError>
 where
     T: AsyncRead + AsyncWrite + Unpin,

@@ -61,6 +61,9 @@ pub enum Opened {
     Closed,
 }
 
+/// Is given the content of each ticket, without its head.
+pub type TicketReader = Box<dyn FnMut(&[u8]) + Send>;
+
 /// Opens the records of one direction.
 pub struct Opener {
     side: Side,
@@ -75,6 +78,8 @@ pub struct Opener {
     /// Records without data since the last with.
     idle: u8,
     messages: Messages,
+    /// Until data comes: servers send their tickets before.
+    tickets: Option<TicketReader>,
     /// How it ended, if it has.
     end: Option<Result<(), RecordError>>,
 }
@@ -94,8 +99,17 @@ impl Opener {
             asked: false,
             idle: 0,
             messages: Messages::default(),
+            tickets: None,
             end: None,
         })
+    }
+
+    /// Shows `reader` the tickets that come before the first data, beside giving them in [`Opened::Ticket`].
+    /// It is not part of the state that can be given up.
+    #[must_use]
+    pub fn with_tickets(mut self, reader: TicketReader) -> Self {
+        self.tickets = Some(reader);
+        self
     }
 
     /// Is due for another key after so many records, if that is sooner than [`Suite::RECORDS`].
@@ -199,6 +213,7 @@ impl Opener {
         let kind = inner[length];
         if kind == ContentType::Data as u8 && length > 0 && self.messages.is_empty() {
             self.idle = 0;
+            self.tickets = None;
             let plain = HEAD..HEAD + length;
             return Ok(Opened::Data { used, plain });
         }
@@ -238,6 +253,9 @@ impl Opener {
             (self.key, self.secret) = (Key::of(&next)?, next);
             (self.sequence, self.asked) = (0, false);
             return Ok(Opened::Update { used, answer });
+        }
+        if let Some(reader) = &mut self.tickets {
+            said.tickets.iter().for_each(|ticket| reader(ticket));
         }
         Ok(if said.tickets.is_empty() {
             Opened::Nothing { used }

@@ -3,7 +3,7 @@
 //! PEM elements enter; [`Credentials`] that every peer will accept leave, or the reason why not.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -13,11 +13,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject},
     server::{ParsedCertificate, danger::ClientCertVerifier},
     sign::CertifiedKey,
+    time_provider::DefaultTimeProvider,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    Credentials, crypto_provider, server_config,
+    Credentials, crypto_provider,
+    proof::Roots,
     verify::{client_verifier, identity_of},
 };
 use crate::identity::Identity;
@@ -113,22 +115,16 @@ pub(crate) fn check(
             .map_err(|e| ChainError::Unreadable(format!("root: {e}")))?;
     }
     let certified = Arc::new(certified_key(chain, key_pkcs8)?);
-    let roots = Arc::new(roots);
+    let roots = Arc::new(Roots::new(roots));
     let verifier = client_verifier(&roots, trust_domains)?;
     // Peers will verify it for both uses, so it is verified for both here.
     let at = UnixTime::since_unix_epoch(
         now.duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default(),
     );
-    verify_own(&certified, &roots, &verifier, at)?;
-    let server =
-        server_config(&certified, verifier).map_err(|e| ChainError::Unverified(e.to_string()))?;
-    let credentials = Credentials {
-        certified,
-        roots,
-        server,
-        clients: Mutex::default(),
-    };
+    verify_own(&certified, &roots.store, &verifier, at)?;
+    let credentials = Credentials::new(certified, roots, verifier, Arc::new(DefaultTimeProvider))
+        .map_err(|e| ChainError::Unverified(e.to_string()))?;
     Ok(Checked {
         credentials,
         chain: texts,

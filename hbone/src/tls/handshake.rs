@@ -5,7 +5,8 @@
 //! 1. it is shown one record at a time, so that it never opens what belongs to us
 //! 2. the traffic secrets are caught as they are derived (`Caught`, one for each handshake, so that
 //!    secrets meet their connection)
-//! 3. when it is done it is taken apart for its record numbers and thrown away
+//! 3. when it is done it is taken apart for its record numbers and thrown away; on the client's side what
+//!    can read the server's tickets stays, until data comes
 //!
 //! What leaves is a direction out, a direction in, the bytes that had come behind the handshake, and who
 //! the peer has proven to be. Failures and what the peer is told of them are those of `tokio-rustls`.
@@ -26,7 +27,7 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{Session, TlsError, session};
-use crate::records::{self, Opener, RecordError, Sealer, Secret, Side, Suite};
+use crate::records::{self, Opener, RecordError, Sealer, Secret, Side, Suite, TicketReader};
 
 /// What a handshake leaves.
 #[derive(Debug)]
@@ -49,12 +50,26 @@ pub async fn accept<T>(io: &mut T, config: &ServerConfig) -> Result<Established,
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    accept_as(io, config.clone(), session).await
+}
+
+/// [`accept`] with the configuration of this connection alone; `confirm` says who the peer is.
+pub(super) async fn accept_as<T>(
+    io: &mut T,
+    mut config: ServerConfig,
+    confirm: impl FnOnce(&CommonState) -> Result<Session, TlsError>,
+) -> Result<Established, TlsError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let caught = Arc::new(Caught::default());
-    let mut config = config.clone();
     config.key_log = caught.clone();
     config.enable_secret_extraction = true;
     let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(refused)?;
-    shake_hands(io, Box::new(connection), &caught, Side::Server).await
+    let (connection, unread) = shake_hands(io, Box::new(connection)).await?;
+    let session = confirm(connection.common())?;
+    let (established, _) = establish(connection, session, &caught, Side::Server, unread)?;
+    Ok(established)
 }
 
 /// The client's side of a handshake on `io`.
@@ -65,22 +80,40 @@ pub async fn connect<T>(io: &mut T, config: &ClientConfig) -> Result<Established
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    connect_as(io, config.clone(), true, session).await
+}
+
+/// [`connect`] with the configuration of this connection alone; `confirm` says who the peer is. With
+/// `tickets` the configuration's store is given those that come.
+pub(super) async fn connect_as<T>(
+    io: &mut T,
+    mut config: ClientConfig,
+    tickets: bool,
+    confirm: impl FnOnce(&CommonState) -> Result<Session, TlsError>,
+) -> Result<Established, TlsError>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
     let caught = Arc::new(Caught::default());
-    let mut config = config.clone();
     config.key_log = caught.clone();
     config.enable_secret_extraction = true;
     // Never sent and never looked at: the expected identities are in the verifier.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
     let connection = UnbufferedClientConnection::new(Arc::new(config), nobody).map_err(refused)?;
-    shake_hands(io, Box::new(connection), &caught, Side::Client).await
+    let (connection, unread) = shake_hands(io, Box::new(connection)).await?;
+    let session = confirm(connection.common())?;
+    let (mut established, reader) = establish(connection, session, &caught, Side::Client, unread)?;
+    if let Some(reader) = reader.filter(|_| tickets) {
+        established.opener = established.opener.with_tickets(reader);
+    }
+    Ok(established)
 }
 
+/// Gives what is done, and what had come behind it.
 async fn shake_hands<T, C>(
     io: &mut T,
     mut connection: Box<C>,
-    caught: &Caught,
-    side: Side,
-) -> Result<Established, TlsError>
+) -> Result<(Box<C>, Vec<u8>), TlsError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     C: Connection,
@@ -112,16 +145,16 @@ where
     }
     // Nothing is left of what rustls was shown: a handshake ends where a record does.
     input.drain(..shown);
-    establish(connection, caught, side, input)
+    Ok((connection, input))
 }
 
 fn establish<C: Connection>(
     connection: Box<C>,
+    session: Session,
     caught: &Caught,
     side: Side,
     unread: Vec<u8>,
-) -> Result<Established, TlsError> {
-    let session = session(connection.common())?;
+) -> Result<(Established, Option<TicketReader>), TlsError> {
     let suite = connection.common().negotiated_cipher_suite();
     let suite = match suite.map(|suite| suite.suite()) {
         Some(CipherSuite::TLS13_AES_128_GCM_SHA256) => Suite::Aes128Gcm,
@@ -129,18 +162,19 @@ fn establish<C: Connection>(
         _ => return Err(TlsError::Protocol("a cipher suite that is not ours".into())),
     };
     // Taken for the record numbers; the keys with them are dropped, and overwritten, at once.
-    let ExtractedSecrets { tx, rx } = connection.take_apart().map_err(refused)?;
+    let (ExtractedSecrets { tx, rx }, reader) = connection.take_apart().map_err(refused)?;
     let (client, server) = caught.take(suite)?;
     let (ours, theirs) = match side {
         Side::Client => (client, server),
         Side::Server => (server, client),
     };
-    Ok(Established {
+    let established = Established {
         sealer: Sealer::new(ours, tx.0).map_err(failed)?,
         opener: Opener::new(side, theirs, rx.0).map_err(failed)?,
         unread,
         session,
-    })
+    };
+    Ok((established, reader))
 }
 
 /// Where the record ends that starts at `at`, if its head is there.
@@ -205,8 +239,11 @@ trait Connection {
     fn step(&mut self, input: &mut [u8], out: &mut Vec<u8>)
     -> (usize, Result<Step, rustls::Error>);
     fn common(&self) -> &CommonState;
-    fn take_apart(self: Box<Self>) -> Result<ExtractedSecrets, rustls::Error>;
+    /// The secrets, and on the client's side what can read tickets.
+    fn take_apart(self: Box<Self>) -> Result<Parts, rustls::Error>;
 }
+
+type Parts = (ExtractedSecrets, Option<TicketReader>);
 
 impl Connection for UnbufferedClientConnection {
     fn step(
@@ -221,8 +258,15 @@ impl Connection for UnbufferedClientConnection {
         self
     }
 
-    fn take_apart(self: Box<Self>) -> Result<ExtractedSecrets, rustls::Error> {
-        Ok(self.dangerous_into_kernel_connection()?.0)
+    fn take_apart(self: Box<Self>) -> Result<Parts, rustls::Error> {
+        let (secrets, mut rest) = self.dangerous_into_kernel_connection()?;
+        let reader = move |ticket: &[u8]| {
+            // One that cannot be read is of no use; nothing else depends on it.
+            if let Err(error) = rest.handle_new_session_ticket(ticket) {
+                tracing::debug!(%error, "a ticket that cannot be read");
+            }
+        };
+        Ok((secrets, Some(Box::new(reader))))
     }
 }
 
@@ -239,8 +283,8 @@ impl Connection for UnbufferedServerConnection {
         self
     }
 
-    fn take_apart(self: Box<Self>) -> Result<ExtractedSecrets, rustls::Error> {
-        Ok(self.dangerous_into_kernel_connection()?.0)
+    fn take_apart(self: Box<Self>) -> Result<Parts, rustls::Error> {
+        Ok((self.dangerous_into_kernel_connection()?.0, None))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Who is accepted at the other end.
 //!
 //! A peer's chain enters; it is accepted, or refused with a [`TlsError`] that travels through rustls
-//! to whoever waits for the handshake (the peer sees the alert `certificate_unknown`).
+//! to whoever waits for the handshake (the peer sees the alert `certificate_unknown`). The same is asked
+//! of the chain of a session that is resumed.
 
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -21,25 +21,31 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{ChainError, TlsError, crypto_provider};
+use super::{
+    ChainError, TlsError, crypto_provider,
+    proof::{Claim, Purpose, Roots},
+};
 use crate::identity::Identity;
 
 /// Verifies a client: chain to the roots (rustls' own verifier), then SPIFFE identity, then trust domain.
 #[derive(Debug)]
 struct AcceptedClient {
     chain: Arc<dyn ClientCertVerifier>,
+    roots: Arc<Roots>,
     trust_domains: Arc<[Arc<str>]>,
 }
 
 pub(super) fn client_verifier(
-    roots: &Arc<RootCertStore>,
+    roots: &Arc<Roots>,
     trust_domains: Arc<[Arc<str>]>,
 ) -> Result<Arc<dyn ClientCertVerifier>, ChainError> {
-    let chain = WebPkiClientVerifier::builder_with_provider(roots.clone(), crypto_provider())
+    let store = roots.store.clone();
+    let chain = WebPkiClientVerifier::builder_with_provider(store, crypto_provider())
         .build()
         .map_err(|e| ChainError::Unverified(e.to_string()))?;
     Ok(Arc::new(AcceptedClient {
         chain,
+        roots: roots.clone(),
         trust_domains,
     }))
 }
@@ -55,8 +61,16 @@ impl ClientCertVerifier for AcceptedClient {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
-        let peer = identity_of(leaf).map_err(refuse)?;
+        let claim = Claim {
+            purpose: Purpose::Client,
+            roots: &self.roots,
+            leaf,
+            intermediates,
+        };
+        let peer = claim.prove(now, || {
+            let verified = self.chain.verify_client_cert(leaf, intermediates, now);
+            verified.map(|_| ())
+        })?;
         if !self
             .trust_domains
             .iter()
@@ -64,7 +78,7 @@ impl ClientCertVerifier for AcceptedClient {
         {
             return Err(refuse(TlsError::TrustDomain(peer)));
         }
-        Ok(verified)
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -93,13 +107,13 @@ impl ClientCertVerifier for AcceptedClient {
 /// Verifies a server: chain to the roots, then that it is one of those expected.
 #[derive(Debug)]
 pub(super) struct ExpectedServer {
-    roots: Arc<RootCertStore>,
+    roots: Arc<Roots>,
     expected: Arc<[Identity]>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl ExpectedServer {
-    pub(super) fn new(roots: Arc<RootCertStore>, expected: Arc<[Identity]>) -> Self {
+    pub(super) fn new(roots: Arc<Roots>, expected: Arc<[Identity]>) -> Self {
         Self {
             roots,
             expected,
@@ -117,15 +131,23 @@ impl ServerCertVerifier for ExpectedServer {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
+        let claim = Claim {
+            purpose: Purpose::Server,
+            roots: &self.roots,
+            leaf,
             intermediates,
-            now,
-            self.algorithms.all,
-        )?;
-        let presented = identity_of(leaf).map_err(refuse)?;
+        };
+        let presented = claim.prove(now, || {
+            let parsed = ParsedCertificate::try_from(leaf)?;
+            let (roots, algorithms) = (&self.roots.store, self.algorithms.all);
+            verify_server_cert_signed_by_trust_anchor(
+                &parsed,
+                roots,
+                intermediates,
+                now,
+                algorithms,
+            )
+        })?;
         if !self.expected.contains(&presented) {
             return Err(refuse(TlsError::IdentityMismatch {
                 presented,
@@ -159,7 +181,7 @@ impl ServerCertVerifier for ExpectedServer {
 }
 
 /// Our refusal, carried through rustls; the peer sees the alert `certificate_unknown`.
-fn refuse(why: TlsError) -> rustls::Error {
+pub(super) fn refuse(why: TlsError) -> rustls::Error {
     rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }
 

@@ -3,56 +3,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    SanType,
-};
-use rustls::{RootCertStore, pki_types::PrivateKeyDer, sign::CertifiedKey};
+use rustls::sign::CertifiedKey;
 use tokio::io::DuplexStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
-use crate::{
-    identity::Identity,
-    tls::{client_config, crypto_provider, server_config, verify::client_verifier},
+use crate::tls::{
+    client_config,
+    fixture::{CLIENT, Ca, Clock, SERVER, identity},
+    server_config,
+    verify::ExpectedServer,
 };
-
-struct Ca(CertifiedIssuer<'static, KeyPair>);
-
-impl Ca {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        Self(CertifiedIssuer::self_signed(params, key).unwrap())
-    }
-
-    fn roots(&self) -> Arc<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
-        Arc::new(roots)
-    }
-
-    fn badge(&self, names: &[&str], not_after: SystemTime) -> Arc<CertifiedKey> {
-        let mut params = CertificateParams::default();
-        let names = names.iter().map(|name| (*name).try_into().unwrap());
-        params.subject_alt_names = names.map(SanType::URI).collect();
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        params.not_before = (not_after - Duration::from_secs(7200)).into();
-        params.not_after = not_after.into();
-        let key = KeyPair::generate().unwrap();
-        let leaf = params.signed_by(&key, &self.0).unwrap();
-        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-        let key = crypto_provider().key_provider.load_private_key(key);
-        Arc::new(CertifiedKey::new(vec![leaf.der().clone()], key.unwrap()))
-    }
-}
-
-const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
-const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
 
 fn soon() -> SystemTime {
     SystemTime::now() + Duration::from_secs(3600)
@@ -63,13 +24,12 @@ fn past() -> SystemTime {
 }
 
 fn server(ca: &Ca, badge: &Arc<CertifiedKey>) -> Arc<ServerConfig> {
-    let verifier = client_verifier(&ca.roots(), Arc::new(["cluster.local".into()])).unwrap();
-    server_config(badge, verifier).unwrap()
+    server_config(badge, ca.verifier(), Clock::new()).unwrap()
 }
 
 fn client(ca: &Ca, badge: &Arc<CertifiedKey>, expected: &str) -> Arc<ClientConfig> {
-    let expected: Identity = expected.parse().unwrap();
-    client_config(badge, &ca.roots(), Arc::new([expected])).unwrap()
+    let verifier = ExpectedServer::new(ca.roots(), Arc::new([identity(expected)]));
+    client_config(badge, Arc::new(verifier), Clock::new()).unwrap()
 }
 
 /// How a handshake ended for one side. The time in the text of an expiry is left out.
