@@ -19,18 +19,20 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     time::{Instant, Sleep},
 };
 
 use crate::{
     certs::{Certificate, CertificateError},
     engine::{
-        Lease, Occupancy, Pinger,
+        Lease, Occupancy, Pinger, Pinging,
         client::{Asking, Driving, Unanswered, begin},
     },
     gauge::Gauge,
     identity::Identity,
-    limits::Engine,
+    limits::{Engine, Limits},
+    own,
     request::Authority,
     room::Reserve,
     tls::{Expected, TlsError},
@@ -348,6 +350,29 @@ pub(crate) struct Driver<T> {
     leaving: bool,
 }
 
+impl Driver<TcpStream> {
+    /// Of a connection that was frozen. Its pings begin anew.
+    pub(crate) fn thawed(
+        shared: &Arc<own::Shared>,
+        occupancy: Arc<Occupancy>,
+        gauge: Arc<Gauge>,
+        limits: &Limits,
+    ) -> Self {
+        let ping = Some(Pinging::Own(shared.clone()));
+        // It ends by itself with its last tunnel, before it can be idle.
+        let idle = Duration::from_secs(300);
+        Self {
+            engine: Driving::Own(own::Driver(shared.clone())),
+            gauge,
+            occupancy,
+            pinger: Pinger::new(ping, limits.ping_every, limits.ping_answer),
+            idle_timer: Box::pin(tokio::time::sleep(idle)),
+            idle,
+            leaving: false,
+        }
+    }
+}
+
 impl<T> Driver<T>
 where
     T: AsyncRead + AsyncWrite + Unpin,
@@ -362,6 +387,8 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>, on_idle: &mut impl FnMut()) -> Poll<Ended> {
         loop {
+            // Nothing is decided about a connection that may be somebody else's.
+            ready!(self.engine.poll_here(cx));
             if let Some(target) = self.occupancy.grow() {
                 self.engine.widen(target);
             }

@@ -12,6 +12,9 @@
 //! where it seals ([`Up::poll_pump`]), and writes to it what it opens as long as nothing waits before
 //! ([`Reader::goes_to`]); what the socket does not take comes down the usual way.
 //!
+//! Such a copy, and one between two sockets, can be frozen and gone on with elsewhere
+//! ([`crate::handover`]): it stops between two steps, and what it holds is written down.
+//!
 //! An end of one direction ends only that direction. An error ends both: a reset of the tunnel
 //! becomes a reset of the socket and the other way round, so that cut-off data never looks complete.
 
@@ -25,20 +28,21 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio_util::io::poll_read_buf;
 
 use crate::{
+    handover::sign::Standing,
     limits::Engine,
-    own::{App, PAYLOAD, Pumped, RECORDS, SharedApp, Stuck},
+    own::{App, PAYLOAD, Parked, Pumped, RECORDS, SharedApp, Stuck},
     socket::Socket,
     tunnel::{Reader, Tunnel, TunnelError, Writer},
 };
 
-pub use crate::splice::tcp_both_ways;
+pub use crate::splice::{TcpPair, tcp_both_ways};
 
 /// First and smallest read, in bytes.
 const SMALLEST: usize = 2 << 10;
@@ -63,6 +67,22 @@ pub struct Counters {
     pub received: Arc<AtomicU64>,
 }
 
+impl Counters {
+    /// Of a copy that has moved so much elsewhere.
+    pub fn of(sent: u64, received: u64) -> Self {
+        Self {
+            sent: AtomicU64::new(sent),
+            received: Arc::new(AtomicU64::new(received)),
+        }
+    }
+
+    /// (sent, received)
+    pub fn moved(&self) -> (u64, u64) {
+        let [sent, received] = [&self.sent, &*self.received].map(|n| n.load(Ordering::Relaxed));
+        (sent, received)
+    }
+}
+
 /// How one direction ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HalfEnd {
@@ -74,6 +94,8 @@ pub enum HalfEnd {
     Tunnel(TunnelError),
     /// The other direction failed first.
     CutOff,
+    /// It has not: somebody else goes on with both directions ([`crate::handover`]).
+    HandedOver,
 }
 
 /// How both directions ended.
@@ -86,6 +108,17 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// What whoever copied says who may not touch it any more.
+    pub(crate) const HANDED_OVER: Self = Self {
+        sent: HalfEnd::HandedOver,
+        received: HalfEnd::HandedOver,
+    };
+
+    /// True when it has not ended, but goes on elsewhere: there is nothing to report.
+    pub fn handed_over(&self) -> bool {
+        *self == Self::HANDED_OVER
+    }
+
     /// True when both directions were finished by their senders.
     pub fn clean(&self) -> bool {
         self.sent == HalfEnd::Finished && self.received == HalfEnd::Finished
@@ -95,7 +128,7 @@ impl Ended {
     pub fn error(&self) -> Option<&HalfEnd> {
         [&self.sent, &self.received]
             .into_iter()
-            .find(|end| !matches!(end, HalfEnd::Finished | HalfEnd::CutOff))
+            .find(|end| matches!(end, HalfEnd::Socket(_) | HalfEnd::Tunnel(_)))
     }
 }
 
@@ -106,6 +139,7 @@ impl fmt::Display for HalfEnd {
             Self::Socket(kind) => write!(f, "{kind}"),
             Self::Tunnel(error) => write!(f, "{error}"),
             Self::CutOff => f.write_str("cut off"),
+            Self::HandedOver => f.write_str("handed over"),
         }
     }
 }
@@ -126,17 +160,38 @@ pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters
     }
 }
 
+/// Goes on with a copy that was frozen, whose directions had ended like this, if they had.
+pub(crate) async fn go_on(
+    app: App,
+    tunnel: Tunnel,
+    (up, down): (Option<HalfEnd>, Option<HalfEnd>),
+    counters: &Counters,
+) -> Ended {
+    let app = Arc::new(app);
+    let mut copy = Copy::new(SharedApp(app.clone()), tunnel, Some(app));
+    copy.up.socket_dead = matches!(down, Some(HalfEnd::Socket(_)));
+    (copy.up.end, copy.down.end) = (up, down);
+    copy.run(counters).await
+}
+
 struct Copy<S: Socket> {
     socket: S,
     up: Up,
     down: Down,
     cancelled: bool,
+    /// With which the engine tells it to stop.
+    waker: Option<Waker>,
 }
 
 impl<S: Socket> Drop for Copy<S> {
     fn drop(&mut self) {
         // When all that the tunnel brought is with the kernel, a reset could only destroy it.
-        if self.down.end != Some(HalfEnd::Finished) {
+        let abort = self.down.end != Some(HalfEnd::Finished);
+        if let (Some(app), Some(half)) = (&self.up.app, self.up.writer.own()) {
+            // The engine knows whether socket and stream are still ours to end.
+            return half.give_up(app, abort, self.cancelled);
+        }
+        if abort {
             self.socket.abort();
         }
         // Otherwise what the app has sent is still delivered before the engine ends or resets the
@@ -159,6 +214,7 @@ impl<S: Socket> Copy<S> {
             up: Up::new(writer, app),
             down: Down::new(reader),
             cancelled: true,
+            waker: None,
         }
     }
 
@@ -173,6 +229,9 @@ impl<S: Socket> Copy<S> {
     /// the tunnel takes no more (then the app still gets what the tunnel has for it), and the app
     /// takes no more (then the tunnel still gets what the app left in the socket).
     fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Ended> {
+        if !ready!(self.poll_ours(cx, counters)) {
+            return Poll::Ready(Ended::HANDED_OVER);
+        }
         if self.down.end.is_none() {
             self.down.end = ready_now(self.down.poll(cx, &mut self.socket, &counters.received));
             self.up.socket_dead = matches!(self.down.end, Some(HalfEnd::Socket(_)));
@@ -187,6 +246,38 @@ impl<S: Socket> Copy<S> {
             _ => return Poll::Pending,
         };
         Poll::Ready(Ended { sent, received })
+    }
+}
+
+impl<S: Socket> Copy<S> {
+    /// Ready when bytes may be moved, or false when somebody else moves them now. Told to stop, it says what
+    /// it holds, and keeps it.
+    fn poll_ours(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<bool> {
+        let (Some(_), Some(half)) = (&self.up.app, self.up.writer.own()) else {
+            return Poll::Ready(true); // nobody can freeze it
+        };
+        if !self.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            half.attend(cx);
+            self.waker = Some(cx.waker().clone());
+        }
+        loop {
+            match half.standing() {
+                Standing::Here => return Poll::Ready(true),
+                Standing::Given => return Poll::Ready(false),
+                Standing::Away => ready!(half.poll_here(cx)),
+                Standing::Stopping => {
+                    half.park(Parked {
+                        up: self.up.end.clone(),
+                        down: self.down.end.clone(),
+                        moved: counters.moved(),
+                        waiting: self.down.waiting.all(),
+                    });
+                    if half.standing() == Standing::Stopping {
+                        return Poll::Pending; // the waker is known
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -407,6 +498,15 @@ struct Waiting {
 impl Waiting {
     fn is_empty(&self) -> bool {
         self.chunks.is_empty() && self.packed.is_empty()
+    }
+
+    /// All of it, in order.
+    fn all(&self) -> Vec<Bytes> {
+        let mut all: Vec<_> = self.chunks.iter().cloned().collect();
+        if !self.packed.is_empty() {
+            all.push(Bytes::copy_from_slice(&self.packed));
+        }
+        all
     }
 
     fn push(&mut self, chunk: Bytes) {

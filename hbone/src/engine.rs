@@ -52,7 +52,8 @@ impl Pinging {
     fn send(&mut self) -> bool {
         match self {
             Self::H2(ping) => ping.send_ping(h2::Ping::opaque()).is_ok(),
-            Self::Own(shared) => shared.with(own::State::ping),
+            // One that is frozen is not asked; what is asked just then is not noticed.
+            Self::Own(shared) => shared.with(own::State::ping).unwrap_or(true),
         }
     }
 
@@ -61,7 +62,7 @@ impl Pinging {
         match self {
             Self::H2(ping) => ping.poll_pong(cx).map(|pong| pong.is_ok()),
             // The task that asks is the one that drives: it asks again after each read.
-            Self::Own(shared) => shared.with(own::State::pong),
+            Self::Own(shared) => shared.with(own::State::pong).unwrap_or(Poll::Pending),
         }
     }
 }
@@ -131,12 +132,21 @@ const CLOSED: usize = 1 << (usize::BITS - 1);
 
 impl Occupancy {
     pub(crate) fn new(peer: Identity, reserve: Reserve) -> Arc<Self> {
+        Self::with_room(peer, Room::new(reserve))
+    }
+
+    /// Of a connection whose window has grown by `grown` bytes already.
+    pub(crate) fn thawed(peer: Identity, reserve: Reserve, grown: u32) -> Arc<Self> {
+        Self::with_room(peer, Room::thawed(reserve, grown))
+    }
+
+    fn with_room(peer: Identity, room: Room) -> Arc<Self> {
         Arc::new(Self {
             peer,
             streams: AtomicUsize::new(0),
             last_used: AtomicU64::new(0),
             born: Instant::now(),
-            room: Room::new(reserve),
+            room,
         })
     }
 

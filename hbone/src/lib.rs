@@ -21,6 +21,7 @@
 //! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
 //! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
 //! | `frames` | our own HTTP/2, without I/O |
+//! | `handover` | established connections leave this process for another, unnoticed |
 //! | `own` | our own engine: `records` and `frames` over a socket |
 //! | `limits`, `gauge` | what a peer may do, and how we notice |
 //! | `room` | how much unread data may be held |
@@ -35,6 +36,7 @@ pub mod certs;
 pub mod client;
 pub mod copy;
 pub mod frames;
+pub mod handover;
 pub mod identity;
 pub mod incoming;
 pub mod limits;
@@ -59,7 +61,7 @@ pub use certs::{
     SignError, Signer,
 };
 pub use client::{Connect, OpenError};
-pub use copy::{Counters, Ended, HalfEnd, both_ways, tcp_both_ways};
+pub use copy::{Counters, Ended, HalfEnd, TcpPair, both_ways, tcp_both_ways};
 pub use identity::{Identity, IdentityError};
 pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Engine, Limits, Refusal};

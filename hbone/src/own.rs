@@ -8,7 +8,8 @@
 //!    a step between ([`App`])
 //!
 //! All of them share one [`State`] behind a lock that is held for one step: a read, a frame, a chunk. It
-//! knows nothing of the socket's type, and nothing outside of this folder knows of it.
+//! knows nothing of the socket's type, and nothing outside of this folder knows of it. While a connection
+//! is frozen ([`crate::handover`]) the state is not there: whoever lets go of something is heard later.
 //!
 //! | file | part |
 //! |---|---|
@@ -18,9 +19,11 @@
 //! | `half` | the two halves of a stream, as tunnels hold them |
 //! | `app` | an app's socket, which driver and reader both write |
 //! | `scratch` | where bytes are opened and sealed |
+//! | `freeze` | the state is put away, and comes back or does not |
 
 mod app;
 mod flow;
+mod freeze;
 mod half;
 mod output;
 mod scratch;
@@ -28,24 +31,29 @@ mod state;
 
 use std::{
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
+use tokio::net::TcpStream;
+
 pub(crate) use self::{
     app::{App, Shared as SharedApp},
+    flow::Parked,
+    freeze::Frozen,
     half::{Receiving, Sending, ask, halves},
-    scratch::{PAYLOAD, RECORDS},
-    state::{Arrival, End, Pumped, State, Stuck},
+    scratch::{LEFT, PAYLOAD, RECORDS},
+    state::{Arrival, End, Pumped, Role, State, Stuck, Thawing, ThawingCopy, ThawingFlow},
 };
-use self::{
-    output::Io,
-    state::{Driven, Role},
-};
+use self::{freeze::Absent, output::Io, state::Driven};
 use crate::{
     frames::{Mux, Settings},
     gauge::Gauge,
-    tls::handshake::Established,
+    handover::sign::{Sign, Standing},
+    tls::{Session, handshake::Established},
 };
 
 /// Reads before the driver lets others of its thread have their turn: half a megabyte at most.
@@ -53,45 +61,149 @@ const READS: usize = 4;
 
 /// One connection.
 pub(crate) struct Shared {
-    state: Mutex<State>,
+    /// No other connection of this process has it.
+    id: u64,
+    session: Session,
+    sign: Sign,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// Not there while it is frozen, and after it was given away.
+    state: Option<State>,
+    absent: Absent,
+}
+
+/// A number for whatever can be frozen.
+pub(crate) fn number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Shared {
     /// The client's end of a connection.
     pub(crate) fn client(io: impl Io + 'static, keys: Established, gauge: Arc<Gauge>) -> Arc<Self> {
         let mux = Mux::client(&Settings::client());
-        Self::new(State::new(Role::Client, Box::new(io), keys, mux, gauge))
+        Self::begun(Role::Client, Box::new(io), keys, mux, gauge)
     }
 
     /// The server's end of a connection.
     pub(crate) fn server(io: impl Io + 'static, keys: Established, gauge: Arc<Gauge>) -> Arc<Self> {
         let mux = Mux::server(&Settings::server());
-        Self::new(State::new(Role::Server, Box::new(io), keys, mux, gauge))
+        Self::begun(Role::Server, Box::new(io), keys, mux, gauge)
     }
 
-    fn new(mut state: State) -> Arc<Self> {
+    /// A connection that was frozen.
+    pub(crate) fn thawed(io: TcpStream, parts: Thawing, gauge: Arc<Gauge>) -> Arc<Self> {
+        let session = parts.session.clone();
+        Self::new(State::thawed(Box::new(io), parts, gauge), session)
+    }
+
+    fn begun(
+        role: Role,
+        io: Box<dyn Io>,
+        keys: Established,
+        mux: Mux,
+        gauge: Arc<Gauge>,
+    ) -> Arc<Self> {
+        let session = keys.session.clone();
+        let mut state = State::new(role, io, keys, mux, gauge);
         state.open_first();
+        Self::new(state, session)
+    }
+
+    fn new(state: State, session: Session) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(state),
+            id: number(),
+            session,
+            sign: Sign::default(),
+            inner: Mutex::new(Inner {
+                state: Some(state),
+                absent: Absent::default(),
+            }),
         })
     }
 
-    /// Takes one step. Those whom it concerns are woken when the lock is free again.
-    pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State) -> R) -> R {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = step(&mut state);
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.sign.now()
+    }
+
+    /// Takes one step. Those whom it concerns are woken when the lock is free again. None when there is
+    /// nothing to take it with: frozen, or given away.
+    pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State) -> R) -> Option<R> {
+        self.try_with(step).ok()
+    }
+
+    /// The same; gives the step back when there is nothing to take it with.
+    fn try_with<R, S: FnOnce(&mut State) -> R>(&self, step: S) -> Result<R, S> {
+        let mut inner = self.lock();
+        let Some(state) = &mut inner.state else {
+            return Err(step);
+        };
+        let result = step(state);
         let awake = mem::take(&mut state.awake);
-        drop(state);
+        drop(inner);
         for waker in awake {
             waker.wake();
         }
-        result
+        Ok(result)
+    }
+
+    /// Takes a step that must not be lost: while the connection is frozen, as soon as it is not any
+    /// more; never, when it is given away. What it gives back is dropped when nothing is locked.
+    pub(crate) fn with_or_later<S>(&self, step: S)
+    where
+        S: FnOnce(&mut State) -> Option<Arc<App>> + Send + 'static,
+    {
+        let mut step = step;
+        loop {
+            step = match self.try_with(step) {
+                Ok(app) => return drop(app),
+                Err(step) => step,
+            };
+            let mut inner = self.lock();
+            if inner.state.is_some() {
+                continue; // it has just come back
+            }
+            if self.sign.now() != Standing::Given {
+                return inner.absent.later.push(Box::new(step));
+            }
+            return drop(inner);
+        }
+    }
+
+    /// Ready when the connection is not frozen.
+    pub(crate) fn poll_here(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.sign.now() != Standing::Away {
+            return Poll::Ready(());
+        }
+        let mut inner = self.lock();
+        if self.sign.now() != Standing::Away {
+            return Poll::Ready(());
+        }
+        inner.absent.wait(cx);
+        Poll::Pending
     }
 
     /// Drives the connection until there is a request, an end, or nothing to do.
     pub(crate) fn poll_drive(&self, cx: &mut Context<'_>) -> Poll<Result<Arrival, End>> {
         for _ in 0..READS {
-            match self.with(|state| state.drive(cx)) {
+            let Some(driven) = self.with(|state| state.drive(cx)) else {
+                std::task::ready!(self.poll_here(cx));
+                if self.sign.now() == Standing::Given {
+                    return Poll::Ready(Err(End::HandedOver));
+                }
+                continue;
+            };
+            match driven {
                 Poll::Ready(Driven::Read) => {}
                 Poll::Ready(Driven::Asked(arrival)) => return Poll::Ready(Ok(arrival)),
                 Poll::Ready(Driven::Over(end)) => return Poll::Ready(Err(end)),
@@ -102,18 +214,23 @@ impl Shared {
         Poll::Pending
     }
 
-    /// Drives a server's connection until the client's preface has come.
+    /// Drives a server's connection until the client's preface has come. Nobody can have frozen it yet.
     pub(crate) fn poll_greeted(&self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
-            if self.with(|state| state.greeted()) {
+            if self.with(|state| state.greeted()).unwrap_or(false) {
                 return Poll::Ready(Ok(()));
             }
-            match std::task::ready!(self.with(|state| state.drive(cx))) {
+            let driven = self.with(|state| state.drive(cx));
+            match std::task::ready!(driven.unwrap_or(Poll::Pending)) {
                 Driven::Over(end) => return Poll::Ready(Err(end)),
                 // Requests come after the preface.
                 Driven::Read | Driven::Asked(_) => {}
             }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,7 +239,10 @@ pub(crate) struct Driver(pub(crate) Arc<Shared>);
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.0.with(State::abandon);
+        self.0.with_or_later(|state| {
+            state.abandon();
+            None
+        });
     }
 }
 
@@ -131,6 +251,9 @@ pub(crate) struct Opener(pub(crate) Arc<Shared>);
 
 impl Drop for Opener {
     fn drop(&mut self) {
-        self.0.with(State::unwanted);
+        self.0.with_or_later(|state| {
+            state.unwanted();
+            None
+        });
     }
 }

@@ -73,6 +73,13 @@ impl Room {
         }
     }
 
+    /// Of a connection whose window has grown by `grown` bytes elsewhere. What the reserve does not have any
+    /// more is held without it: it was announced to the peer, and cannot be taken back.
+    pub(crate) fn thawed(reserve: Reserve, grown: u32) -> Self {
+        let held = AtomicU64::new(reserve.take(grown).into());
+        Self { held, reserve }
+    }
+
     /// The new connection window when `streams` need a larger one than was ever given, and there is
     /// enough for it. Called by the connection's driver alone.
     pub(crate) fn grow(&self, streams: usize) -> Option<u32> {
@@ -117,6 +124,19 @@ mod tests {
         assert_eq!(room.grow(2), None, "it never shrinks");
         assert_eq!(room.grow(200), Some(CONNECTION_WINDOW + CONNECTION_ROOM));
         assert_eq!(room.grow(usize::MAX), None, "and has a limit");
+    }
+
+    #[test]
+    fn what_grew_elsewhere_is_taken_here_as_far_as_there_is_any() {
+        let reserve = Reserve::of(10 << 20);
+        let first = Room::thawed(reserve.clone(), 8 << 20);
+        let second = Room::thawed(reserve.clone(), 8 << 20);
+        assert_eq!(reserve.left(), 0);
+        assert_eq!(first.grow(4), None, "it has as much");
+        drop(first);
+        assert_eq!(second.grow(6), Some((16 + 2 + 8) << 20));
+        drop(second);
+        assert_eq!(reserve.left(), 10 << 20);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -30,13 +30,15 @@ use tokio::{
 use crate::{
     certs::Certificate,
     engine::{
-        Occupancy, Pinger,
+        Occupancy, Pinger, Pinging,
         server::{Asked, Broken, Serving},
     },
     gauge::Gauge,
+    handover::{Freezer, NotFrozen},
     identity::Identity,
     incoming::{self, Incoming},
     limits::{Limits, Refusal},
+    own,
     socket::Socket,
     tls::{Session, TlsError},
 };
@@ -78,6 +80,9 @@ pub enum ConnectionError {
     /// The connection broke.
     #[error("the connection broke: {0}")]
     Lost(String),
+    /// It goes on elsewhere ([`crate::handover`]): nothing was closed, and nothing is to be reported.
+    #[error("the connection was handed over")]
+    HandedOver,
     /// Streams were still open when the drain's deadline passed.
     #[error("{0} tunnels were still open when the drain's deadline passed")]
     DrainDeadline(usize),
@@ -155,10 +160,41 @@ where
     })
 }
 
+impl Connection {
+    /// One that was frozen. Its pings begin anew.
+    pub(crate) fn thawed(
+        shared: &Arc<own::Shared>,
+        occupancy: Arc<Occupancy>,
+        gauge: Arc<Gauge>,
+        limits: &Limits,
+    ) -> Self {
+        let ping = Some(Pinging::Own(shared.clone()));
+        Self {
+            engine: Serving::Own(own::Driver(shared.clone())),
+            occupancy,
+            session: shared.session().clone(),
+            limits: limits.clone(),
+            gauge,
+            pinger: Pinger::new(ping, limits.ping_every, limits.ping_answer),
+            drain_within: AtomicU64::new(STAY),
+            phase: Phase::Serving,
+        }
+    }
+}
+
 impl<T> Connection<T>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    /// To freeze it, and all its tunnels.
+    ///
+    /// # Errors
+    /// [`NotFrozen::Engine`].
+    pub fn freezer(&self) -> Result<Freezer, NotFrozen> {
+        let own = self.engine.own();
+        own.map(Freezer::of).ok_or(NotFrozen::Engine)
+    }
+
     /// Who the peer is.
     pub fn peer(&self) -> &Identity {
         &self.session.peer
@@ -195,6 +231,8 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Incoming, ConnectionError>>> {
         loop {
+            // Nothing is decided about a connection that may be somebody else's.
+            ready!(self.engine.poll_here(cx));
             self.begin_drain();
             if matches!(self.phase, Phase::Over) {
                 return Poll::Ready(None);
@@ -288,6 +326,7 @@ where
                 ConnectionError::Protocol(words)
             }
             Broken::Accused(words) => ConnectionError::Protocol(words),
+            Broken::HandedOver => ConnectionError::HandedOver,
         }))
     }
 

@@ -6,16 +6,17 @@
 //! pieces get small again the pipe is given back. Ends and errors mean the same as in [`crate::copy`].
 
 use std::{
+    fmt,
     future::poll_fn,
     io,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes};
@@ -27,6 +28,13 @@ use tokio::{
 
 use crate::{
     copy::{Counters, Ended, HalfEnd},
+    handover::{
+        Freezer, NotFrozen, ThawError,
+        brake::Brake,
+        sign::Standing,
+        wire::{Kind, Reader, Writer, Written, ensure},
+    },
+    own,
     socket::Socket,
 };
 
@@ -43,20 +51,15 @@ const SPARE_PIPES: usize = 32;
 
 /// Copies until both directions have ended, and says how. Cancelling it resets both sockets.
 pub async fn tcp_both_ways(a: TcpStream, b: TcpStream, counters: &Counters) -> Ended {
-    // No delay as in every relay, but as much in the kernel as it likes: nothing else waits behind it.
-    for socket in [&a, &b] {
-        let _ = socket.set_nodelay(true);
-    }
-    let mut pair = Pair {
-        a,
-        b,
-        there: Direction::default(),
-        back: Direction::default(),
-        abort: true,
-    };
-    let ended = poll_fn(|cx| pair.poll(cx, counters)).await;
-    pair.abort = !ended.clean();
-    ended
+    TcpPair::new(a, b).both_ways(counters).await
+}
+
+/// Two sockets that are to be copied to each other. Dropped before that has ended, both are reset.
+pub struct TcpPair {
+    id: u64,
+    /// Bytes that were moved before: (sent, received).
+    moved: (u64, u64),
+    pair: Pair,
 }
 
 struct Pair {
@@ -65,10 +68,73 @@ struct Pair {
     there: Direction,
     back: Direction,
     abort: bool,
+    brake: Arc<Brake>,
+    /// With which it is told to stop.
+    waker: Option<Waker>,
+}
+
+impl TcpPair {
+    /// Two sockets that nothing has been read from yet.
+    pub fn new(a: TcpStream, b: TcpStream) -> Self {
+        // No delay as in every relay, but as much in the kernel as it likes: nothing else waits behind it.
+        for socket in [&a, &b] {
+            let _ = socket.set_nodelay(true);
+        }
+        Self::going_on(a, b, [Direction::default(), Direction::default()], (0, 0))
+    }
+
+    fn going_on(
+        a: TcpStream,
+        b: TcpStream,
+        [there, back]: [Direction; 2],
+        moved: (u64, u64),
+    ) -> Self {
+        let pair = Pair {
+            a,
+            b,
+            there,
+            back,
+            abort: true,
+            brake: Arc::default(),
+            waker: None,
+        };
+        Self {
+            id: own::number(),
+            moved,
+            pair,
+        }
+    }
+
+    /// To freeze it.
+    pub fn freezer(&self) -> Freezer {
+        Freezer::of_pair(self.id, &self.pair.brake)
+    }
+
+    /// Bytes (sent, received) that it had moved when it was frozen: for [`Counters::of`].
+    pub fn moved(&self) -> (u64, u64) {
+        self.moved
+    }
+
+    /// Copies until both directions have ended, and says how. Cancelling it resets both sockets.
+    pub async fn both_ways(self, counters: &Counters) -> Ended {
+        let mut pair = self.pair;
+        let ended = poll_fn(|cx| pair.poll(cx, counters)).await;
+        pair.abort = !ended.clean();
+        ended
+    }
+}
+
+impl fmt::Debug for TcpPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TcpPair({})", self.id)
+    }
 }
 
 impl Pair {
     fn poll(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Ended> {
+        if !ready!(self.poll_ours(cx, counters)) {
+            return Poll::Ready(Ended::HANDED_OVER);
+        }
         self.there
             .poll(cx, &mut self.a, &mut self.b, &counters.sent);
         self.back
@@ -96,14 +162,44 @@ impl Pair {
         };
         Poll::Ready(Ended { sent, received })
     }
+
+    /// Ready when bytes may be moved, or false when somebody else moves them now. Told to stop, it writes
+    /// down what it holds, and keeps it.
+    fn poll_ours(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<bool> {
+        if !self.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            self.brake.attend(cx);
+            self.waker = Some(cx.waker().clone());
+        }
+        match self.brake.standing() {
+            Standing::Here => return Poll::Ready(true),
+            Standing::Given => return Poll::Ready(false),
+            Standing::Away => return Poll::Pending,
+            Standing::Stopping => {}
+        }
+        // What is in a pipe has been read and not written yet.
+        for direction in [&mut self.there, &mut self.back] {
+            if let Err(error) = direction.empty_pipe() {
+                // Bytes may be lost: it is over, and whoever freezes hears so when it is dropped.
+                direction.end = Some(HalfEnd::Socket(error.kind()));
+                return Poll::Ready(true);
+            }
+        }
+        self.brake
+            .park(|| written([&self.a, &self.b], [&self.there, &self.back], counters));
+        Poll::Pending
+    }
 }
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if self.abort {
-            self.a.abort();
-            self.b.abort();
-        }
+        // Whoever freezes it knows whether the sockets are still ours to end.
+        let abort = self.abort;
+        self.brake.let_go(|| {
+            if abort {
+                self.a.abort();
+                self.b.abort();
+            }
+        });
     }
 }
 
@@ -267,6 +363,14 @@ impl Direction {
         Poll::Ready(Ok(read.len()))
     }
 
+    /// Takes out what is in the pipe, if there is one and anything is.
+    fn empty_pipe(&mut self) -> io::Result<()> {
+        match self.in_pipe {
+            0 => Ok(()),
+            _ => self.leave_bulk(),
+        }
+    }
+
     /// Takes the last small piece out of the pipe, so that the pipe can be given back.
     fn leave_bulk(&mut self) -> io::Result<()> {
         let Some(pipe) = &self.pipe else {
@@ -296,6 +400,78 @@ impl Direction {
 impl Drop for Direction {
     fn drop(&mut self) {
         self.give_back();
+    }
+}
+
+/// A pair as bytes, and descriptors of its own: the first socket's and the second's.
+///
+/// ```text
+///  moved 8 + 8 | there, back: (read and not written, behind its length | refused 1 | source dead 1 | how it ended)
+/// ```
+fn written(
+    sockets: [&TcpStream; 2],
+    directions: [&Direction; 2],
+    counters: &Counters,
+) -> Result<Written, NotFrozen> {
+    let duplicate = |socket: &TcpStream| socket.as_fd().try_clone_to_owned();
+    let failed = |error: io::Error| NotFrozen::Descriptors(error.kind());
+    let descriptors = sockets
+        .into_iter()
+        .map(duplicate)
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    let rests: usize = directions.iter().map(|d| d.rest.len()).sum();
+    let mut out = Writer::new(Kind::Pair, 64 + rests);
+    let (sent, received) = counters.moved();
+    out.u64(sent);
+    out.u64(received);
+    for direction in directions {
+        // What a direction that has ended had left is for nobody.
+        let rest = direction.end.is_none().then_some(&direction.rest[..]);
+        out.string(rest.unwrap_or_default());
+        out.u8(direction.refused.into());
+        out.u8(direction.source_dead.into());
+        out.half_end(direction.end.as_ref());
+    }
+    Ok(out.done(descriptors, Vec::new()))
+}
+
+/// A pair that somebody has written down.
+pub(crate) struct Thawing {
+    directions: [Direction; 2],
+    moved: (u64, u64),
+}
+
+impl Thawing {
+    pub(crate) fn read(from: &mut Reader<'_>) -> Result<Self, ThawError> {
+        let moved = (from.u64()?, from.u64()?);
+        let directions = [Direction::read(from)?, Direction::read(from)?];
+        let over = directions.iter().all(|direction| direction.end.is_some());
+        ensure(!over, "both directions have ended")?;
+        Ok(Self { directions, moved })
+    }
+
+    pub(crate) fn thaw(self, a: TcpStream, b: TcpStream) -> TcpPair {
+        TcpPair::going_on(a, b, self.directions, self.moved)
+    }
+}
+
+impl Direction {
+    fn read(from: &mut Reader<'_>) -> Result<Self, ThawError> {
+        let mut direction = Self::default();
+        direction.rest = Bytes::copy_from_slice(from.string()?);
+        direction.refused = from.bool()?;
+        direction.source_dead = from.bool()?;
+        direction.end = from.half_end()?;
+        let possible = match &direction.end {
+            None => !direction.refused,
+            Some(HalfEnd::Finished) => !direction.refused && direction.rest.is_empty(),
+            // Any other failure would have ended both directions.
+            Some(HalfEnd::Socket(_)) => direction.refused && direction.rest.is_empty(),
+            Some(_) => false,
+        };
+        ensure(possible, "a direction that ended in another way")?;
+        Ok(direction)
     }
 }
 

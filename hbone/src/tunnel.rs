@@ -24,6 +24,7 @@ use crate::{
         Lease,
         half::{Receiving, Sending},
     },
+    handover::{Freezer, NotFrozen},
     identity::Identity,
     limits::Engine,
     own::{self, App},
@@ -92,6 +93,32 @@ impl Tunnel {
         }
     }
 
+    /// One that was frozen; `ended`: nothing more can be sent.
+    pub(crate) fn thawed(
+        receiving: Receiving,
+        sending: Sending,
+        lease: Lease,
+        ended: bool,
+    ) -> Self {
+        let mut tunnel = Self::new(receiving, sending, lease);
+        tunnel.writer.ended = ended;
+        tunnel
+    }
+
+    /// To freeze the connection that carries it, and all its tunnels.
+    ///
+    /// # Errors
+    /// [`NotFrozen::Engine`].
+    pub fn freezer(&self) -> Result<Freezer, NotFrozen> {
+        let connection = self.writer.half.connection();
+        connection.map(Freezer::of).ok_or(NotFrozen::Engine)
+    }
+
+    /// Its number among the tunnels of the connection.
+    pub fn stream(&self) -> u32 {
+        self.writer.half.id()
+    }
+
     /// Who is at the other end of the connection: proven, not claimed.
     pub fn peer(&self) -> &Identity {
         self.writer.lease.peer()
@@ -136,7 +163,8 @@ impl Tunnel {
     }
 
     /// The tunnel as a byte stream for code that wants one, such as TLS inside the tunnel.
-    pub fn into_io(self) -> TunnelIo {
+    pub fn into_io(mut self) -> TunnelIo {
+        self.reader.half.is_inside();
         TunnelIo {
             tunnel: self,
             rest: Bytes::new(),
@@ -212,6 +240,11 @@ impl Writer {
     /// send.
     pub(crate) fn pump(&mut self) -> Option<&mut own::Sending> {
         if self.ended { None } else { self.half.own() }
+    }
+
+    /// Our own engine's half, whatever has ended.
+    pub(crate) fn own(&mut self) -> Option<&mut own::Sending> {
+        self.half.own()
     }
 
     /// Ready when the peer has reset the tunnel or the connection is lost. A half that only waits for

@@ -127,7 +127,7 @@ where
                 match ready!(shared.poll_drive(cx)) {
                     // A server asks nothing.
                     Ok(_) => {}
-                    Err(own::End::Closed) => return Poll::Ready(Ok(())),
+                    Err(own::End::Closed | own::End::HandedOver) => return Poll::Ready(Ok(())),
                     Err(end) => return Poll::Ready(Err(end.words().to_owned())),
                 }
             },
@@ -138,7 +138,18 @@ where
     pub(crate) fn widen(&mut self, window: u32) {
         match self {
             Self::H2(connection) => connection.set_target_window_size(window),
-            Self::Own(own::Driver(shared)) => shared.with(|state| state.widen(window)),
+            Self::Own(own::Driver(shared)) => shared.with_or_later(move |state| {
+                state.widen(window);
+                None
+            }),
+        }
+    }
+
+    /// Ready when the connection is not frozen.
+    pub(crate) fn poll_here(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H2(_) => Poll::Ready(()),
+            Self::Own(own::Driver(shared)) => shared.poll_here(cx),
         }
     }
 }
@@ -175,7 +186,7 @@ impl Asking {
     pub(crate) fn places(&self) -> usize {
         match self {
             Self::H2(send) => send.current_max_send_streams(),
-            Self::Own(own::Opener(shared)) => shared.with(|state| state.places()),
+            Self::Own(own::Opener(shared)) => shared.with(|state| state.places()).unwrap_or(0),
         }
     }
 
@@ -184,7 +195,7 @@ impl Asking {
     pub(crate) fn stalled(&self) -> bool {
         match self {
             Self::H2(_) => false,
-            Self::Own(own::Opener(shared)) => shared.with(|state| state.stalled()),
+            Self::Own(own::Opener(shared)) => shared.with(|state| state.stalled()).unwrap_or(true),
         }
     }
 

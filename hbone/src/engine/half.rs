@@ -62,6 +62,14 @@ impl Receiving {
         }
     }
 
+    /// Somebody reads it who cannot be stopped between two steps.
+    pub(crate) fn is_inside(&mut self) {
+        match self {
+            Self::H2(_) => {}
+            Self::Own(half) => half.is_inside(),
+        }
+    }
+
     /// Gives credit for `n` bytes back to the peer.
     pub(crate) fn consumed(&mut self, n: usize) {
         match self {
@@ -127,6 +135,14 @@ impl Sending {
         match self {
             Self::H2(_) => None,
             Self::Own(half) => Some(half),
+        }
+    }
+
+    /// The connection that carries it, if it can be frozen.
+    pub(crate) fn connection(&self) -> Option<&Arc<own::Shared>> {
+        match self {
+            Self::H2(_) => None,
+            Self::Own(half) => Some(half.shared()),
         }
     }
 

@@ -71,6 +71,8 @@ pub(crate) enum Broken {
     Violated(String),
     /// The peer said that we did.
     Accused(String),
+    /// Somebody else goes on with it.
+    HandedOver,
 }
 
 impl<T> Serving<T>
@@ -157,7 +159,10 @@ where
     pub(crate) fn drain(&mut self) {
         match self {
             Self::H2(connection) => connection.graceful_shutdown(),
-            Self::Own(own::Driver(shared)) => shared.with(own::State::drain),
+            Self::Own(own::Driver(shared)) => shared.with_or_later(|state| {
+                state.drain();
+                None
+            }),
         }
     }
 
@@ -165,7 +170,10 @@ where
     pub(crate) fn cut_off(&mut self, code: u32) {
         match self {
             Self::H2(connection) => connection.abrupt_shutdown(code.into()),
-            Self::Own(own::Driver(shared)) => shared.with(|state| state.cut_off(code)),
+            Self::Own(own::Driver(shared)) => shared.with_or_later(move |state| {
+                state.cut_off(code);
+                None
+            }),
         }
     }
 
@@ -173,7 +181,26 @@ where
     pub(crate) fn widen(&mut self, window: u32) {
         match self {
             Self::H2(connection) => connection.set_target_window_size(window),
-            Self::Own(own::Driver(shared)) => shared.with(|state| state.widen(window)),
+            Self::Own(own::Driver(shared)) => shared.with_or_later(move |state| {
+                state.widen(window);
+                None
+            }),
+        }
+    }
+
+    /// Ready when the connection is not frozen.
+    pub(crate) fn poll_here(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H2(_) => Poll::Ready(()),
+            Self::Own(own::Driver(shared)) => shared.poll_here(cx),
+        }
+    }
+
+    /// What can be frozen.
+    pub(crate) fn own(&self) -> Option<&Arc<own::Shared>> {
+        match self {
+            Self::H2(_) => None,
+            Self::Own(own::Driver(shared)) => Some(shared),
         }
     }
 }
@@ -216,6 +243,7 @@ fn broken(end: own::End) -> Option<Broken> {
         own::End::Violated(Refusal::Excess, words) => Some(Broken::Excess(words)),
         own::End::Violated(_, words) => Some(Broken::Violated(words)),
         own::End::Accused(words) => Some(Broken::Accused(words)),
+        own::End::HandedOver => Some(Broken::HandedOver),
     }
 }
 

@@ -220,6 +220,29 @@ impl Mux {
         self.streams.len()
     }
 
+    /// What has ended of a stream that is open: the peer's direction, ours.
+    pub(crate) fn ended_of(&self, stream: StreamId) -> Option<(bool, bool)> {
+        let known = self.streams.get(stream)?;
+        Some((known.is(is::THEIRS_ENDED), known.is(is::OURS_ENDED)))
+    }
+
+    /// Bytes that came and were not given back ([`Mux::consumed`]).
+    pub(crate) fn unread(&self) -> u64 {
+        u64::try_from(self.receive.unread()).unwrap_or(0)
+    }
+
+    /// By how much more than at first may lie unread.
+    pub(crate) fn grown(&self) -> u32 {
+        self.receive
+            .most_unread()
+            .saturating_sub(self.settings.connection_window)
+    }
+
+    /// We are a client.
+    pub(crate) fn is_client(&self) -> bool {
+        self.client
+    }
+
     /// At least half of what the peer allows on the connection lies unread there, or is on its way.
     pub fn stalled(&self) -> bool {
         self.send * 2 < self.most_send

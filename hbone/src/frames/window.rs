@@ -67,6 +67,11 @@ impl Window {
         self.unread
     }
 
+    /// As much may lie unread.
+    pub(super) fn most_unread(&self) -> u32 {
+        u32::try_from(self.most_unread).unwrap_or(u32::MAX)
+    }
+
     /// None when there is nothing to go on with: the peer has sent more than it may.
     pub(super) fn write(&self, out: &mut Vec<u8>) -> Option<()> {
         for n in [self.left, self.unread, self.most_unread] {

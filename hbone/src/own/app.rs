@@ -43,6 +43,27 @@ impl App {
         }
     }
 
+    /// One whose driver's write had failed so, before it was frozen.
+    pub(crate) fn thawed(
+        tcp: TcpStream,
+        received: Arc<AtomicU64>,
+        broken: Option<io::ErrorKind>,
+    ) -> Self {
+        let app = Self::new(tcp, received);
+        if let Some(kind) = broken {
+            let _ = app.broken.set(kind);
+        }
+        app
+    }
+
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        &self.tcp
+    }
+
+    pub(crate) fn broken(&self) -> Option<io::ErrorKind> {
+        self.broken.get().copied()
+    }
+
     /// Writes what the socket takes now, and counts it. A failure is left for whoever copies
     /// ([`Shared::poll_write`]); then, and when the socket is full, it is less than all.
     pub(crate) fn deliver(&self, pieces: &[IoSlice<'_>]) -> usize {

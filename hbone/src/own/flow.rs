@@ -10,7 +10,7 @@ use std::{collections::VecDeque, io::IoSlice, sync::Arc, task::Waker};
 use bytes::{Bytes, BytesMut};
 
 use super::app::App;
-use crate::tunnel::TunnelError;
+use crate::{copy::HalfEnd, tunnel::TunnelError};
 
 /// Pieces below this size are packed together when they have to wait.
 const PACK: usize = 8 << 10;
@@ -41,6 +41,19 @@ impl Direction {
     }
 }
 
+/// What whoever copies holds of a stream when it has to stop, beside the socket.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    /// How the app's direction ended, if it has.
+    pub(crate) up: Option<HalfEnd>,
+    /// How the tunnel's direction ended, if it has.
+    pub(crate) down: Option<HalfEnd>,
+    /// Bytes (sent, received).
+    pub(crate) moved: (u64, u64),
+    /// Taken from the stream and not with the app's socket yet. It goes before all that waits in the stream.
+    pub(crate) waiting: Vec<Bytes>,
+}
+
 /// A stream.
 #[derive(Debug)]
 pub(crate) struct Flow {
@@ -69,11 +82,20 @@ pub(crate) struct Flow {
     pub(crate) app: Option<Arc<App>>,
     /// All that has come is with the app's socket: what comes next may go there at once.
     pub(crate) clear: bool,
+    /// Whoever copies, to be told to stop.
+    pub(crate) copier: Option<Waker>,
+    /// It has stopped.
+    pub(crate) parked: Option<Box<Parked>>,
+    /// Its reader cannot be stopped.
+    pub(crate) inside: bool,
 }
 
 impl Flow {
     pub(crate) fn new() -> Self {
         Self {
+            copier: None,
+            parked: None,
+            inside: false,
             chunks: VecDeque::new(),
             packed: BytesMut::new(),
             receiving: Direction::Open,
@@ -125,6 +147,12 @@ impl Flow {
             self.chunks = VecDeque::new();
         }
         chunk
+    }
+
+    /// What waits, in order.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &[u8]> {
+        let packed = Some(&self.packed[..]).filter(|packed| !packed.is_empty());
+        self.chunks.iter().map(|chunk| &chunk[..]).chain(packed)
     }
 
     /// Throws away what waits.

@@ -9,10 +9,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{App, Pumped, Shared, Stuck};
+use super::{App, Parked, Pumped, Shared, Stuck};
 use crate::{
-    client::Connect, engine::client::Unanswered, frames::StreamId, incoming::ResponseHeaders,
-    tunnel::TunnelError,
+    client::Connect, engine::client::Unanswered, frames::StreamId, handover::sign::Standing,
+    incoming::ResponseHeaders, tunnel::TunnelError,
 };
 
 /// What the peer sends.
@@ -45,9 +45,14 @@ pub(crate) async fn ask(
     shared: &Arc<Shared>,
     connect: &Connect,
 ) -> Result<(u16, Receiving, Sending), Unanswered> {
-    let stream = poll_fn(|cx| shared.with(|state| state.open(connect, cx))).await?;
+    let opening = |cx: &mut Context<'_>| shared.with(|state| state.open(connect, cx));
+    // A connection that is frozen takes no more streams, whatever becomes of it.
+    let away = || Poll::Ready(Err(Unanswered::Lost("it is being handed over".into())));
+    let stream = poll_fn(|cx| opening(cx).unwrap_or_else(away)).await?;
     let (receiving, sending) = halves(shared, stream);
-    let status = poll_fn(|cx| shared.with(|state| state.poll_answer(stream, cx))).await?;
+    // None is frozen while an answer is waited for.
+    let answered = |cx: &mut Context<'_>| shared.with(|state| state.poll_answer(stream, cx));
+    let status = poll_fn(|cx| answered(cx).unwrap_or(Poll::Pending)).await?;
     Ok((status, receiving, sending))
 }
 
@@ -59,11 +64,17 @@ impl Receiving {
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
         self.shared
             .with(|state| state.poll_chunk(self.stream, cx, clear))
+            .unwrap_or(Poll::Pending)
     }
 
     /// Where the bytes go in the end: the driver may write them there while nothing waits before them.
     pub(crate) fn goes_to(&mut self, app: &Arc<App>) {
         self.shared.with(|state| state.goes_to(self.stream, app));
+    }
+
+    /// Somebody reads it who cannot be stopped between two steps.
+    pub(crate) fn is_inside(&mut self) {
+        self.shared.with(|state| state.is_inside(self.stream));
     }
 
     pub(crate) fn consumed(&mut self, n: usize) {
@@ -77,8 +88,9 @@ impl Receiving {
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        // The socket is let go of when nothing is locked.
-        drop(self.shared.with(|state| state.reader_gone(self.stream)));
+        let stream = self.stream;
+        self.shared
+            .with_or_later(move |state| state.reader_gone(stream));
     }
 }
 
@@ -89,7 +101,9 @@ impl Sending {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize, TunnelError>> {
-        self.shared.with(|state| state.put(self.stream, cx, bytes))
+        self.shared
+            .with(|state| state.put(self.stream, cx, bytes))
+            .unwrap_or(Poll::Pending)
     }
 
     /// Sends what the app's socket has now.
@@ -101,18 +115,61 @@ impl Sending {
     ) -> Poll<Result<Pumped, Stuck>> {
         self.shared
             .with(|state| state.pump(self.stream, cx, app, records))
+            .unwrap_or(Poll::Pending)
     }
 
     pub(crate) fn end(&mut self) -> Result<(), TunnelError> {
-        self.shared.with(|state| state.end(self.stream))
+        let ended = self.shared.with(|state| state.end(self.stream));
+        ended.unwrap_or(Err(TunnelError::Ended))
     }
 
     pub(crate) fn reset(&mut self) {
-        self.shared.with(|state| state.reset(self.stream));
+        let stream = self.stream;
+        self.shared.with_or_later(move |state| {
+            state.reset(stream);
+            None
+        });
+    }
+
+    /// The copy is given up: what is to be reset is reset, the app's socket and the stream, unless
+    /// somebody else goes on with both.
+    pub(crate) fn give_up(&mut self, app: &Arc<App>, abort: bool, reset: bool) {
+        let (stream, app) = (self.stream, app.clone());
+        self.shared.with_or_later(move |state| {
+            state.give_up(stream, &app, abort, reset);
+            Some(app)
+        });
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.shared.standing()
+    }
+
+    /// Whoever copies wants to hear when it has to stop. How it stands now.
+    pub(crate) fn attend(&self, cx: &Context<'_>) -> Standing {
+        self.shared
+            .with(|state| state.attend(self.stream, cx.waker()));
+        self.shared.standing()
+    }
+
+    /// What whoever copies holds, who does nothing more until the standing changes.
+    pub(crate) fn park(&self, parked: Parked) {
+        self.shared.with(|state| state.park(self.stream, parked));
+    }
+
+    /// Ready when the connection is not frozen.
+    pub(crate) fn poll_here(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.shared.poll_here(cx)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
-        self.shared.with(|state| state.poll_closed(self.stream, cx))
+        self.shared
+            .with(|state| state.poll_closed(self.stream, cx))
+            .unwrap_or(Poll::Pending)
     }
 
     pub(crate) fn respond(
@@ -123,6 +180,7 @@ impl Sending {
     ) -> Result<(), TunnelError> {
         self.shared
             .with(|state| state.respond(self.stream, status, headers, end))
+            .unwrap_or(Err(TunnelError::Ended))
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -132,6 +190,10 @@ impl Sending {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.shared.with(|state| state.writer_gone(self.stream));
+        let stream = self.stream;
+        self.shared.with_or_later(move |state| {
+            state.writer_gone(stream);
+            None
+        });
     }
 }

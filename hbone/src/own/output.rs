@@ -4,21 +4,33 @@
 //! who have more to send wait until some of it is with the kernel ([`Output::full`]).
 
 use std::{
+    any::Any,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use crate::{
     frames,
-    records::{ContentType, HEAD, MOST, RecordError, Sealer, TAIL},
+    records::{self, ContentType, HEAD, MOST, RecordError, Sealer, TAIL},
 };
 
 /// A socket, whatever it is.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {
+    /// The TCP socket that it is, if it is one. To be asked of the socket itself: its box is another.
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {
+    fn tcp(&self) -> Option<&TcpStream> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
 
 /// Bytes sealed and not with the kernel yet, beyond which nobody may add more: what a 10 Gb/s link
 /// takes in 0.1 ms.
@@ -43,6 +55,20 @@ impl Output {
             bytes: Vec::new(),
             written: 0,
         }
+    }
+
+    /// Goes on where another stopped, who had sealed `unsent` and not sent it.
+    pub(crate) fn thawed(sealer: Sealer, unsent: Vec<u8>) -> Self {
+        Self {
+            sealer,
+            bytes: unsent,
+            written: 0,
+        }
+    }
+
+    /// How to go on with sealing, and what is sealed and not sent.
+    pub(crate) fn state(&self) -> (records::State, &[u8]) {
+        (self.sealer.state(), &self.bytes[self.written..])
     }
 
     pub(crate) fn unsent(&self) -> usize {

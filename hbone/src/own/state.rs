@@ -14,11 +14,17 @@
 //! Wakers are never used or dropped in here, but collected in `awake`: what they do might want the lock.
 
 mod drive;
+mod freeze;
 mod pump;
 mod send;
 mod streams;
+mod written;
 
-pub(crate) use self::pump::{Pumped, Stuck};
+pub(crate) use self::{
+    freeze::Turn,
+    pump::{Pumped, Stuck},
+    written::{Thawing, ThawingCopy, ThawingFlow},
+};
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,6 +34,7 @@ use std::{
     task::{Context, Waker},
 };
 
+use self::freeze::Freezing;
 use super::{
     flow::Flow,
     output::{Io, Output, SEALED},
@@ -58,12 +65,15 @@ pub(crate) enum End {
     Violated(Refusal, String),
     /// The peer said that we did.
     Accused(String),
+    /// Somebody else goes on with it.
+    HandedOver,
 }
 
 impl End {
     pub(crate) fn words(&self) -> &str {
         match self {
             Self::Closed => "it was closed",
+            Self::HandedOver => "it was handed over",
             Self::Lost(words) | Self::Violated(_, words) | Self::Accused(words) => words,
         }
     }
@@ -127,6 +137,8 @@ pub(crate) struct State {
     /// An answer to our PING has come.
     pong: bool,
     gauge: Arc<Gauge>,
+    /// Somebody wants to freeze it.
+    freezing: Option<Freezing>,
     pub(crate) awake: Vec<Waker>,
 }
 
@@ -156,6 +168,7 @@ impl State {
             unwanted: false,
             pong: false,
             gauge,
+            freezing: None,
             awake: Vec::new(),
         }
     }
@@ -222,6 +235,7 @@ impl State {
         }
         self.line.clear();
         self.awake.append(&mut self.openers);
+        self.stir();
         // Nobody has seen these, and nobody is to be troubled with them any more.
         for arrival in self.arrivals.drain(..) {
             self.flows.remove(&arrival.stream);

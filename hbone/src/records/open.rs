@@ -148,6 +148,16 @@ impl Opener {
     /// Gives up this direction, so that another may go on with it. None when it has ended.
     #[must_use]
     pub fn into_state(self) -> Option<State> {
+        self.state()
+    }
+
+    /// Whose it is.
+    pub(crate) fn side(&self) -> Side {
+        self.side
+    }
+
+    /// What [`Opener::into_state`] gives, of one that nobody uses meanwhile.
+    pub(crate) fn state(&self) -> Option<State> {
         if self.end.is_some() {
             return None;
         }

@@ -164,6 +164,12 @@ impl Sealer {
     /// Gives up this direction, so that another may go on with it.
     #[must_use]
     pub fn into_state(self) -> State {
+        self.state()
+    }
+
+    /// What [`Sealer::into_state`] gives, of one that nobody uses any more, or again only if nobody else
+    /// goes on with what is written here.
+    pub(crate) fn state(&self) -> State {
         State::of(&Parts {
             direction: Direction::Out,
             suite: self.secret.suite(),

@@ -22,7 +22,12 @@ impl Mux {
     /// to [`Mux::take`] must have been used, all of it. Bytes that nobody has read are not in there:
     /// whoever goes on with them gives them back ([`Mux::consumed`]).
     #[must_use]
-    pub fn into_state(mut self) -> Option<Vec<u8>> {
+    pub fn into_state(self) -> Option<Vec<u8>> {
+        self.state()
+    }
+
+    /// What [`Mux::into_state`] gives, of one that nobody uses meanwhile.
+    pub(crate) fn state(&self) -> Option<Vec<u8>> {
         if self.over.is_some() || self.leaving == Leaving::Gone {
             return None;
         }
@@ -46,10 +51,14 @@ impl Mux {
             Some(last) => put_behind(&mut to, 1, last),
         }
         self.streams.write(&mut to);
-        let streams = &self.streams;
-        self.queue.retain(|id| streams.get(*id).is_some());
-        put_u32(&mut to, self.queue.len() as u32); // each stream once
-        self.queue.iter().for_each(|id| put_u32(&mut to, id.0));
+        // Those that ended while they waited are left out.
+        let queue = || {
+            self.queue
+                .iter()
+                .filter(|id| self.streams.get(**id).is_some())
+        };
+        put_u32(&mut to, queue().count() as u32); // each stream once
+        queue().for_each(|id| put_u32(&mut to, id.0));
         self.decoder.write(&mut to);
         self.input.write(&mut to);
         put_string(&mut to, &self.out);

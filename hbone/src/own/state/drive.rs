@@ -42,12 +42,16 @@ impl State {
             let before = mem::replace(&mut self.driver, cx.waker().clone());
             self.awake.push(before);
         }
-        if let Some(arrival) = self.arrivals.pop_front() {
+        if self.freezing.is_none()
+            && let Some(arrival) = self.arrivals.pop_front()
+        {
             return Poll::Ready(Driven::Asked(arrival));
         }
         self.finish_if_done();
         self.flush();
         match &self.phase {
+            // What comes now is for whoever goes on with it, and that may be somebody else.
+            Phase::Open if self.stopping() => return Poll::Pending,
             Phase::Open => ready!(self.poll_read(cx)),
             Phase::Closing(end) => {
                 if self.output.unsent() > 0 {

@@ -29,6 +29,10 @@ impl State {
         if let Phase::Closing(end) | Phase::Over(end) = &self.phase {
             return Poll::Ready(Err(Unanswered::Lost(end.words().to_owned())));
         }
+        if self.freezing.is_some() {
+            let words = "it is being handed over".to_owned();
+            return Poll::Ready(Err(Unanswered::Lost(words)));
+        }
         match self.mux.open(connect) {
             Ok(stream) => {
                 self.flows.insert(stream, Flow::new());
@@ -124,6 +128,7 @@ impl State {
     pub(crate) fn goes_to(&mut self, stream: StreamId, app: &Arc<App>) {
         if let Some(flow) = self.flows.get_mut(&stream) {
             flow.app = Some(app.clone());
+            self.stir();
         }
     }
 
@@ -142,8 +147,10 @@ impl State {
         let flow = self.flows.get_mut(&stream)?;
         let app = flow.app.take();
         flow.reader_gone = true;
+        flow.parked = None;
         flow.discard();
         self.awake.extend(flow.reader.take());
+        self.awake.extend(flow.copier.take());
         self.let_go(stream);
         app
     }
@@ -190,6 +197,7 @@ impl State {
         if self.mux.done() || self.unwanted && self.flows.is_empty() {
             self.awake.push(self.driver.clone());
         }
+        self.stir();
     }
 
     /// Nobody will open another stream.
@@ -199,7 +207,10 @@ impl State {
     }
 
     pub(crate) fn places(&self) -> usize {
-        self.mux.most()
+        match self.freezing {
+            Some(_) => 0,
+            None => self.mux.most(),
+        }
     }
 
     pub(crate) fn stalled(&self) -> bool {

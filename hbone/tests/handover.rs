@@ -1,0 +1,15 @@
+//! Connections leave one owner for another in the middle of everything, and apps notice nothing.
+//!
+//! Both owners are in this process (`handover_process` has two): what one froze is read from bytes and
+//! descriptors alone by the other.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test may stop at the first surprise
+
+mod common;
+
+#[path = "handover/limits.rs"]
+mod limits;
+#[path = "handover/traffic.rs"]
+mod traffic;
+#[path = "handover/world.rs"]
+mod world;
