@@ -18,7 +18,7 @@ use std::{
 use hbone::{
     Certificate, Certificates, CertificatesConfig, Connect, Connection, Destination, Engine,
     Identity, Incoming, Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError,
-    Signer, Tunnel,
+    Signer, Tunnel, tls::crypto_provider,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::Ca;
+use super::{Ca, crypto_provider};
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const DATA: u8 = 0;
@@ -53,7 +53,7 @@ pub fn badge(ca: &Ca, uris: &[&str], not_after: std::time::SystemTime) -> Badge 
 
 /// A TLS client that does not look at the server.
 pub fn tls_client(badge: Option<Badge>, alpn: &[&str]) -> Arc<ClientConfig> {
-    tls_client_of(badge, alpn, hbone::tls::crypto_provider())
+    tls_client_of(badge, alpn, crypto_provider())
 }
 
 /// The same with its own choice of cryptography.
@@ -80,7 +80,7 @@ pub fn tls_client_of(
 
 /// A TLS server that wants a client certificate of `ca`.
 pub fn tls_server(ca: &Ca, badge: Badge) -> Arc<ServerConfig> {
-    tls_server_of(ca, badge, hbone::tls::crypto_provider())
+    tls_server_of(ca, badge, crypto_provider())
 }
 
 /// The same with its own choice of cryptography.
@@ -132,7 +132,7 @@ impl ServerCertVerifier for Anyone {
         leaf: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let provider = hbone::tls::crypto_provider();
+        let provider = crypto_provider();
         rustls::crypto::verify_tls13_signature(
             message,
             leaf,
@@ -142,7 +142,7 @@ impl ServerCertVerifier for Anyone {
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        hbone::tls::crypto_provider()
+        crypto_provider()
             .signature_verification_algorithms
             .supported_schemes()
     }

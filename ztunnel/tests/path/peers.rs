@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hbone::Limits;
+use hbone::{Limits, tls::crypto_provider};
 use tokio::io::AsyncReadExt;
 
 use crate::world::{At, CLIENT, PATIENCE, SERVER, World, echo, greeting};
