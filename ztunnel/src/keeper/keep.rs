@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl::set_name;
+use nix::sys::prctl::{get_thp_disable, set_name, set_thp_disable};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -45,6 +45,7 @@ const STOP: [Signal; 4] = [
 /// # Errors
 /// When the system gives no descriptor to begin with.
 pub fn keep(arguments: Vec<OsString>) -> io::Result<i32> {
+    let slim = slim();
     // Not the worker's name: who kills the worker by name must not take the keeper along.
     set_name(c"ztunnel-keeper")?;
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -63,6 +64,7 @@ pub fn keep(arguments: Vec<OsString>) -> io::Result<i32> {
         start_at: Some(Instant::now()),
         deaths: 0,
         asked: false,
+        slim,
     };
     loop {
         if let Some(status) = keep.turn()? {
@@ -82,6 +84,8 @@ struct Keep {
     deaths: u32,
     /// A signal to stop has come.
     asked: bool,
+    /// We have renounced large pages.
+    slim: bool,
 }
 
 struct Worker {
@@ -98,10 +102,14 @@ impl Keep {
     fn turn(&mut self) -> io::Result<Option<i32>> {
         if self.start_at.is_some_and(|at| at <= Instant::now()) {
             self.start_at = None;
-            match start(&self.arguments, self.deaths) {
+            // Large pages are not for us, but for the worker, which inherits what we have while it is started.
+            let _ = self.slim.then(|| set_thp_disable(false));
+            let started = start(&self.arguments, self.deaths);
+            let _ = self.slim.then(|| set_thp_disable(true));
+            match started {
                 Ok(worker) => self.worker = Some(worker),
                 Err(error) => {
-                    say("error", &format_args!("cannot start a worker: {error}"));
+                    say(&format_args!("cannot start a worker: {error}"));
                     return Ok(self.next(End::Status(1), Duration::ZERO));
                 }
             }
@@ -189,23 +197,18 @@ impl Keep {
         });
         match next {
             Next::Exit(status) => {
-                if !self.asked && end != End::Status(0) {
-                    say(
-                        "error",
-                        &format_args!(
-                            "the worker ended ({end}) after {lived:.1?}; giving up, the listeners of {pods} pods are closed"
-                        ),
-                    );
+                if !self.asked && status != 0 {
+                    say(&format_args!(
+                        "the worker ended ({end}) after {lived:.1?}, and so does its keeper; it held the listeners of {pods} pods"
+                    ));
                 }
                 Some(status)
             }
             Next::Start(pause) => {
-                say(
-                    "error",
-                    &format_args!(
-                        "the worker ended ({end}) after {lived:.1?}; the listeners of {pods} pods are held for the next one, started in {pause:.1?}"
-                    ),
-                );
+                let pause_ms = pause.as_millis();
+                say(&format_args!(
+                    "the worker ended ({end}) after {lived:.1?}; the listeners of {pods} pods are held for the next one, which is started in {pause_ms} ms"
+                ));
                 self.start_at = Some(Instant::now() + pause);
                 None
             }
@@ -237,7 +240,6 @@ impl Worker {
                 Ok(packet) => {
                     if !shelf.take(packet) {
                         say(
-                            "error",
                             &"the worker says what makes no sense, or has too much to hold; it is left",
                         );
                     }
@@ -277,8 +279,27 @@ fn start(arguments: &[OsString], deaths: u32) -> io::Result<Worker> {
     })
 }
 
+/// Begins once more, without large pages: with them the first bytes that a program allocates cost megabytes. Whether
+/// that is so by now, and our doing.
+fn slim() -> bool {
+    if std::env::var_os(KEPT).is_some_and(|said| said == SLIM) {
+        return true;
+    }
+    if matches!(get_thp_disable(), Ok(false)) && set_thp_disable(true).is_ok() {
+        // The same process goes on as a new program; it comes back only when that cannot be, and then does without.
+        let arguments = std::env::args_os().skip(1);
+        let _ = Command::new("/proc/self/exe")
+            .arg0("ztunnel")
+            .args(arguments)
+            .env(KEPT, SLIM)
+            .exec();
+        let _ = set_thp_disable(false);
+    }
+    false
+}
+
 /// A line of the log, in the worker's form; dropped when stdout takes none: nobody's pipe may stop the keeper.
-fn say(level: &str, message: &impl Display) {
+fn say(message: &impl Display) {
     let stdout = io::stdout();
     let mut room = [PollFd::new(stdout.as_fd(), PollFlags::POLLOUT)];
     if !matches!(poll(&mut room, PollTimeout::ZERO), Ok(1))
@@ -288,15 +309,17 @@ fn say(level: &str, message: &impl Display) {
     }
     let now = Micros(SystemTime::now());
     let json = std::env::var_os("LOG_FORMAT").is_some_and(|format| format == "json");
-    // Nothing we say has a quote or a backslash in it, but an error of the system may.
     let line = if json {
         let message = serde_json::Value::from(message.to_string());
         format!(
-            "{{\"level\":\"{level}\",\"time\":\"{now}\",\"scope\":\"ztunnel::keeper\",\"message\":{message}}}\n"
+            "{{\"level\":\"error\",\"time\":\"{now}\",\"scope\":\"ztunnel::keeper\",\"message\":{message}}}\n"
         )
     } else {
-        format!("{now}\t{level}\tztunnel::keeper\t{message}\n")
+        format!("{now}\terror\tztunnel::keeper\t{message}\n")
     };
-    // At once: a pipe that has room has it for so short a line as a whole.
+    // A pipe that has room has it for so short a line as a whole.
     let _ = stdout.lock().write_all(line.as_bytes());
 }
+
+/// What [`KEPT`] says to the keeper itself: see [`slim`].
+const SLIM: &str = "slim";

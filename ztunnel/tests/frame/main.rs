@@ -7,6 +7,7 @@ mod agent;
 mod control;
 mod dns;
 mod fixture;
+mod keeper;
 mod namespaces;
 mod place;
 mod process;

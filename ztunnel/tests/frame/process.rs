@@ -27,7 +27,7 @@ const ENVIRONMENT: [(&str, &str); 6] = [
 ];
 
 /// A running ztunnel; ends with the test, whatever became of it.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -42,7 +42,7 @@ fn start(place: &Place, agent: PathBuf) -> Running {
 }
 
 /// The same, by a shell command that ends in becoming it.
-fn start_as(place: &Place, agent: PathBuf, command: &'static str) -> Running {
+pub(crate) fn start_as(place: &Place, agent: PathBuf, command: &'static str) -> Running {
     let mut shell = Command::new("sh");
     shell
         .args(["-c", command, env!("CARGO_BIN_EXE_ztunnel")])
@@ -52,7 +52,7 @@ fn start_as(place: &Place, agent: PathBuf, command: &'static str) -> Running {
     Running(place.spawn(shell).unwrap())
 }
 
-fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
+pub(crate) fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
     let ask = || {
         let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).ok()?;
         stream
@@ -70,7 +70,7 @@ fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
     place.within(ask).unwrap()
 }
 
-fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(found) = attempt() {
@@ -82,7 +82,7 @@ fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn read_all(mut stdout: std::process::ChildStdout) -> std::thread::JoinHandle<String> {
+pub(crate) fn read_all(mut stdout: std::process::ChildStdout) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut log = String::new();
         stdout.read_to_string(&mut log).unwrap();
@@ -90,7 +90,7 @@ fn read_all(mut stdout: std::process::ChildStdout) -> std::thread::JoinHandle<St
     })
 }
 
-fn workload() -> wire::Workload {
+pub(crate) fn workload() -> wire::Workload {
     wire::Workload {
         uid: "w".into(),
         name: "client".into(),
