@@ -117,6 +117,8 @@ pub struct CertificatesConfig {
     pub attempt: Duration,
     /// Over how long the requests are spread that [`Certificates::renew_all`] asks for.
     pub renewals_within: Duration,
+    /// Who met within the hour goes on with the session. Otherwise each handshake shows certificates.
+    pub resume_sessions: bool,
 }
 
 impl Default for CertificatesConfig {
@@ -129,6 +131,7 @@ impl Default for CertificatesConfig {
             attempt: Duration::from_secs(10),
             // Kubelets bring a root to the nodes over a minute as it is.
             renewals_within: Duration::from_secs(30),
+            resume_sessions: true,
         }
     }
 }
@@ -428,12 +431,12 @@ impl Certificates {
         let elements = signing.await.map_err(|_| {
             SignError::Unavailable(format!("no answer within {:?}", self.config.attempt))
         })??;
-        Ok(Certificate::new(
-            identity,
-            &key,
-            &elements,
-            &self.config.trust_domain_aliases,
-        )?)
+        let aliases = &self.config.trust_domain_aliases;
+        let mut certificate = Certificate::new(identity, &key, &elements, aliases)?;
+        if !self.config.resume_sessions {
+            certificate.credentials.forget_sessions();
+        }
+        Ok(certificate)
     }
 }
 

@@ -204,7 +204,8 @@ pub(crate) struct Credentials {
     /// The end of our own chain, in seconds since 1970.
     ends: u64,
     server: Arc<ServerConfig>,
-    tickets: Arc<Tickets>,
+    /// None when sessions are not resumed.
+    tickets: Option<Arc<Tickets>>,
     clients: Mutex<HashMap<Vec<Identity>, Arc<Client>>>,
     clock: Arc<dyn TimeProvider>,
 }
@@ -220,13 +221,18 @@ impl Credentials {
         let ends = proof::ends(certified.cert.iter()).unwrap_or(0);
         Ok(Self {
             server: server_config(&certified, verifier.clone(), clock.clone())?,
-            tickets: Tickets::new(verifier, ends, clock.clone())?,
+            tickets: Some(Tickets::new(verifier, ends, clock.clone())?),
             clients: Mutex::default(),
             certified,
             roots,
             ends,
             clock,
         })
+    }
+
+    /// From here on every handshake is a full one.
+    pub(crate) fn forget_sessions(&mut self) {
+        self.tickets = None;
     }
 
     /// The server's side of a handshake. The peer has proven the identity in the answer.
@@ -252,7 +258,7 @@ impl Credentials {
         T: AsyncRead + AsyncWrite + Unpin,
     {
         let client = self.client(expected.identities)?;
-        let (config, attempt) = client.of_connection(expected.address, &self.clock);
+        let (config, attempt) = self.to_connect(&client, expected.address);
         let handshake = async {
             // Never sent and never looked at: the expected identities are in the verifier.
             let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
@@ -286,7 +292,7 @@ impl Credentials {
         T: AsyncRead + AsyncWrite + Unpin,
     {
         let client = self.client(expected.identities)?;
-        let (config, attempt) = client.of_connection(expected.address, &self.clock);
+        let (config, attempt) = self.to_connect(&client, expected.address);
         let confirm = |common: &CommonState| client.confirm(common, attempt.as_deref(), self);
         let config = Arc::unwrap_or_clone(config);
         let handshake = handshake::connect_as(io, config, attempt.is_some(), confirm);
@@ -298,15 +304,33 @@ impl Credentials {
     /// The server's configuration for one connection.
     fn of_connection(&self) -> ServerConfig {
         let mut config = ServerConfig::clone(&self.server);
-        config.ticketer = self.tickets.of_connection();
+        if let Some(tickets) = &self.tickets {
+            config.ticketer = tickets.of_connection();
+        }
         config
+    }
+
+    /// The client's configuration for one connection, which knows whose sessions it may use.
+    fn to_connect(
+        &self,
+        client: &Client,
+        address: Option<SocketAddr>,
+    ) -> (Arc<ClientConfig>, Option<Arc<Attempt>>) {
+        let Some(address) = address.filter(|_| self.tickets.is_some()) else {
+            return (client.config.clone(), None);
+        };
+        let attempt = Arc::new(client.keeper.attempt(address, self.clock.clone()));
+        let mut config = ClientConfig::clone(&client.config);
+        config.resumption = Resumption::store(attempt.clone());
+        (Arc::new(config), Some(attempt))
     }
 
     /// Who the client is. rustls resumes without a look at the client's certificate; this is the look.
     fn confirm_client(&self, common: &CommonState) -> Result<Session, TlsError> {
         let session = session(common)?;
         if session.resumed {
-            let judged = self.tickets.judge(chain(common));
+            let tickets = self.tickets.as_ref().ok_or(TlsError::NoCertificate)?;
+            let judged = tickets.judge(chain(common));
             judged.map_err(|e| TlsError::from_rustls(&e))?;
         }
         Ok(session)
@@ -341,21 +365,6 @@ struct Client {
 }
 
 impl Client {
-    /// The configuration for one connection, which knows whose sessions it may use.
-    fn of_connection(
-        &self,
-        address: Option<SocketAddr>,
-        clock: &Arc<dyn TimeProvider>,
-    ) -> (Arc<ClientConfig>, Option<Arc<Attempt>>) {
-        let Some(address) = address else {
-            return (self.config.clone(), None);
-        };
-        let attempt = Arc::new(self.keeper.attempt(address, clock.clone()));
-        let mut config = ClientConfig::clone(&self.config);
-        config.resumption = Resumption::store(attempt.clone());
-        (Arc::new(config), Some(attempt))
-    }
-
     /// Who the server is; [`Credentials::confirm_client`] for the other side. Tickets are kept from here on.
     fn confirm(
         &self,
@@ -426,7 +435,7 @@ fn server_config(
     Ok(Arc::new(config))
 }
 
-/// Without sessions: each connection has its own ([`Client::of_connection`]).
+/// Without sessions: each connection has its own ([`Credentials::to_connect`]).
 fn client_config(
     certified: &Arc<CertifiedKey>,
     verifier: Arc<ExpectedServer>,

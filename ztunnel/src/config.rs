@@ -119,6 +119,10 @@ pub struct Config {
     /// frames, which cost less. h2 until own has proven itself in the field; peers see no difference.
     #[arg(long, env = "AMBIT_ENGINE", default_value = "h2", value_parser = engine)]
     pub engine: Engine,
+    /// A tunnel to somebody met within the hour goes on with the session: no certificates and signatures, which are most of
+    /// what a handshake costs. It proves as much (docs/security.md); off for those who want them shown each time.
+    #[arg(long, env = "AMBIT_RESUME_SESSIONS", default_value_t = true, action = ArgAction::Set)]
+    pub resume_sessions: bool,
     /// Streams on one tunnel connection; half of what servers allow, to leave room for races.
     #[arg(long, env = "POOL_MAX_STREAMS_PER_CONNECTION", default_value_t = 100)]
     pub pool_max_streams: u16,

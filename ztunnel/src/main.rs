@@ -87,7 +87,11 @@ async fn run(
     let (node, agent, registry, metrics) = {
         // What spawns while it is made belongs to the traffic.
         let _data = data[0].enter();
-        let certificates = Certificates::new(signer, CertificatesConfig::default());
+        let keeping = CertificatesConfig {
+            resume_sessions: config.resume_sessions,
+            ..CertificatesConfig::default()
+        };
+        let certificates = Certificates::new(signer, keeping);
         let workers = Workers::on(data, || Pool::new(certificates.clone(), config.pool()));
         let (limits, settings) = (config.limits(), config.clone());
         let node = Node::new(mesh.clone(), certificates, workers, limits, settings);

@@ -263,6 +263,22 @@ async fn a_certificate_that_was_replaced_takes_its_sessions_with_it() {
 }
 
 #[tokio::test]
+async fn either_side_can_have_certificates_shown_each_time() {
+    for own in ENGINES {
+        for unwilling in 0..2 {
+            let (ca, clock) = (Ca::new(), Clock::new());
+            let mut client = ca.credentials(CLIENT, 8, &clock);
+            let mut server = ca.credentials(SERVER, 8, &clock);
+            assert!(!Pair::new(&client, &server, own).resumes().await);
+            [&mut client, &mut server][unwilling].forget_sessions();
+            for _ in 0..2 {
+                assert!(!Pair::new(&client, &server, own).resumes().await);
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_another_by_now_knows_no_session() {
     for own in ENGINES {
         let (ca, clock) = (Ca::new(), Clock::new());
