@@ -48,6 +48,9 @@ pub(crate) enum Work {
     Http,
     /// Connect, one byte there and back, the server closes.
     Connect,
+    /// The same, each time over a new tunnel: the proxy's sockets, which are in this pod's namespace, are
+    /// destroyed before.
+    Tunnel,
     /// All connections at once, one byte there and back each, timed from the start of the burst.
     Burst,
     /// Opens connections, says so, and holds them idle for the time.
@@ -177,6 +180,7 @@ pub(crate) async fn run(
         Work::RoundTripInBulk => in_bulk(to, connections, time).await,
         Work::Http => repeat(to, connections, time, requests).await,
         Work::Connect => repeat(to, connections, time, connects).await,
+        Work::Tunnel => repeat(to, connections, time, tunnels).await,
         Work::Burst => burst(to, connections).await,
         Work::Hold => hold(to, connections, time).await,
     }
@@ -322,6 +326,34 @@ fn connects(to: SocketAddr, ends: Instant) -> BoxFuture<'static, (Vec<f32>, u64)
         }
         (took, failed)
     })
+}
+
+fn tunnels(to: SocketAddr, ends: Instant) -> BoxFuture<'static, (Vec<f32>, u64)> {
+    Box::pin(async move {
+        let (mut took, mut failed) = (Vec::new(), 0);
+        while Instant::now() < ends {
+            if destroy_tunnels().await.is_err() {
+                failed += 1;
+                break;
+            }
+            let began = Instant::now();
+            match tokio::time::timeout(CONNECT_DEADLINE, one_connection(to)).await {
+                Ok(Ok(())) => took.push(began.elapsed().as_secs_f32() * 1e6),
+                _ => failed += 1,
+            }
+        }
+        (took, failed)
+    })
+}
+
+/// Neither proxy is asked, and both see a connection that broke; they have a moment to see it.
+async fn destroy_tunnels() -> Result<()> {
+    let mut ss = tokio::process::Command::new("ss");
+    let ended = ss.args(["-K", "-t", "-n", "dport", "=", ":15008"]).output();
+    let ended = ended.await.context("ss, of iproute2, cannot be run")?;
+    anyhow::ensure!(ended.status.success(), "ss cannot destroy sockets");
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    Ok(())
 }
 
 async fn one_connection(to: SocketAddr) -> Result<()> {

@@ -27,6 +27,18 @@ pub(crate) struct Subject {
     to: SocketAddr,
     /// Processes between client and server, whose CPU is counted.
     proxies: Vec<Process>,
+    tunnels: Tunnels,
+}
+
+/// What its tunnels are like, which decides what it is measured by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tunnels {
+    /// It has none.
+    None,
+    /// As they are by default.
+    Usual,
+    /// Made to show certificates each time: measured by new tunnels alone.
+    Full,
 }
 
 /// A lab with a mesh, and the subjects in it.
@@ -39,7 +51,7 @@ struct Mesh<'a> {
 
 /// What runs on both of its nodes.
 enum Ztunnel<'a> {
-    Ours { engine: &'static str },
+    Ours { engine: &'static str, full: bool },
     Peer(&'a Path),
 }
 
@@ -50,8 +62,9 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Sets up every subject: raw sockets and the floor, ours with either engine, and the peer where there is one.
-    pub(crate) fn set(peer: Option<&Path>) -> Result<Self> {
+    /// Sets up every subject: raw sockets and the floor, ours with either engine, and the peer where there is one;
+    /// with `tunnels` also ours as it is without sessions that are resumed.
+    pub(crate) fn set(peer: Option<&Path>, tunnels: bool) -> Result<Self> {
         let mut stage = Self {
             subjects: Vec::new(),
             labs: Vec::new(),
@@ -60,14 +73,28 @@ impl Stage {
         stage.with_mesh(&Mesh {
             name: "ours",
             near: Some("ours, same node"),
-            ztunnel: Ztunnel::Ours { engine: "h2" },
+            ztunnel: Ztunnel::Ours {
+                engine: "h2",
+                full: false,
+            },
         })?;
         // Within a node nothing goes through an engine.
         stage.with_mesh(&Mesh {
             name: "ours (own)",
             near: None,
-            ztunnel: Ztunnel::Ours { engine: "own" },
+            ztunnel: Ztunnel::Ours {
+                engine: "own",
+                full: false,
+            },
         })?;
+        let full = [("ours, full", "h2"), ("ours (own), full", "own")];
+        for (name, engine) in full.into_iter().filter(|_| tunnels) {
+            stage.with_mesh(&Mesh {
+                name,
+                near: None,
+                ztunnel: Ztunnel::Ours { engine, full: true },
+            })?;
+        }
         if let Some(peer) = peer {
             stage.with_mesh(&Mesh {
                 name: "peer",
@@ -101,6 +128,7 @@ impl Stage {
             client: client.clone(),
             to,
             proxies,
+            tunnels: Tunnels::None,
         };
         self.subjects.push(subject("raw", server, Vec::new()));
         self.subjects
@@ -116,7 +144,9 @@ impl Stage {
             .nodes(2)
             .ztunnel_env("ZTUNNEL_WORKER_THREADS", "2");
         builder = match mesh.ztunnel {
-            Ztunnel::Ours { engine } => builder.ztunnel_env("AMBIT_ENGINE", engine),
+            Ztunnel::Ours { engine, full } => builder
+                .ztunnel_env("AMBIT_ENGINE", engine)
+                .ztunnel_env("AMBIT_RESUME_SESSIONS", if full { "false" } else { "true" }),
             Ztunnel::Peer(binary) => (0..2).fold(builder, |builder, node| {
                 builder.ztunnel_binary(node, binary)
             }),
@@ -139,6 +169,10 @@ impl Stage {
             client: client.clone(),
             to: far,
             proxies: vec![first.clone(), second],
+            tunnels: match mesh.ztunnel {
+                Ztunnel::Ours { full: true, .. } => Tunnels::Full,
+                _ => Tunnels::Usual,
+            },
         });
         if let Some(name) = mesh.near {
             self.subjects.push(Subject {
@@ -146,6 +180,7 @@ impl Stage {
                 client,
                 to: serve(&lab, "bench/near", 0)?,
                 proxies: vec![first],
+                tunnels: Tunnels::None,
             });
         }
         self.labs.push(lab);
@@ -201,6 +236,14 @@ pub(crate) struct Sample {
 }
 
 impl Subject {
+    /// Whether it is measured by this.
+    pub(crate) fn takes_part_in(&self, work: Work) -> bool {
+        match work {
+            Work::Tunnel => self.tunnels != Tunnels::None,
+            _ => self.tunnels != Tunnels::Full,
+        }
+    }
+
     /// Runs `work` once and counts what it cost the proxies.
     pub(crate) fn measure(&self, work: Work, connections: usize, time: Duration) -> Result<Sample> {
         let before = self.cpu()?;
