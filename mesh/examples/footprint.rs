@@ -1,16 +1,78 @@
 //! What a mesh costs: `cargo run --release -p mesh --example footprint [workloads] [services]`.
 //!
-//! Prints resident memory per workload, the time to load all, to change one, to choose an endpoint
-//! and to judge a connection. Measurements, not tests.
+//! Prints what is held in bytes and allocations by size, the time to load all, to change one, to
+//! choose an endpoint and to judge a connection. Measurements, not tests.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // a program for a person at a terminal
+#![allow(unsafe_code)] // a counting allocator is the only witness of what is held
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use api::{security, workload as wire};
 use mesh::{Client, Connection, Mesh, Payload, SourceIdentity, Update, judge, pick};
 use prost::Message;
+
+/// Counts what is held, by sizes rounded up to 16 bytes; the last class is everything larger.
+struct Counting;
+
+const CLASSES: usize = 33;
+static HELD: [AtomicUsize; CLASSES] = [const { AtomicUsize::new(0) }; CLASSES];
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn class(layout: Layout) -> &'static AtomicUsize {
+    &HELD[layout.size().div_ceil(16).min(CLASSES - 1)]
+}
+
+// SAFETY: every call goes to the system allocator as it came; counting touches only statics.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        class(layout).fetch_add(1, Relaxed);
+        let bytes = BYTES.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(bytes, Relaxed);
+        // SAFETY: the caller's promise is passed on unchanged.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        class(layout).fetch_sub(1, Relaxed);
+        BYTES.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as above; `pointer` came from `System.alloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What is held beyond `before`.
+fn show(before: &[usize; CLASSES + 1], per: usize) {
+    let held = BYTES.load(Relaxed) - before[CLASSES];
+    println!(
+        "held: {} KiB, {} bytes a workload, services included; at most {} KiB",
+        held >> 10,
+        held / per,
+        PEAK.load(Relaxed) >> 10
+    );
+    for (class, (now, before)) in HELD.iter().zip(before).enumerate() {
+        let more = now.load(Relaxed).saturating_sub(*before);
+        if more > per / 100 {
+            println!("  up to {:>3} bytes: {more}", class * 16);
+        }
+    }
+}
+
+fn now() -> [usize; CLASSES + 1] {
+    let mut all = [0; CLASSES + 1];
+    for (copy, held) in all.iter_mut().zip(&HELD) {
+        *copy = held.load(Relaxed);
+    }
+    all[CLASSES] = BYTES.load(Relaxed);
+    all
+}
 
 fn main() {
     let mut arguments = std::env::args()
@@ -19,7 +81,7 @@ fn main() {
     let workloads = arguments.next().unwrap_or(100_000);
     let services = arguments.next().unwrap_or(10_000);
     let (mesh, mut writer) = Mesh::new();
-    let empty = resident();
+    let empty = now();
 
     let started = Instant::now();
     let mut update = Update::default();
@@ -55,12 +117,7 @@ fn main() {
         "loaded {workloads} workloads and {services} services in {:?}",
         started.elapsed()
     );
-    let grown = resident() - empty;
-    println!(
-        "resident: {} KiB, {} bytes a workload, services included",
-        grown >> 10,
-        grown / workloads
-    );
+    show(&empty, workloads);
 
     const CHANGES: usize = 2000;
     let started = Instant::now();
@@ -71,8 +128,8 @@ fn main() {
     }
     println!("one change: {:?}", started.elapsed() / CHANGES as u32);
     println!(
-        "resident after {CHANGES} changes: {} KiB",
-        (resident() - empty) >> 10
+        "held after {CHANGES} changes: {} KiB",
+        (BYTES.load(Relaxed) - empty[CLASSES]) >> 10
     );
 
     let snapshot = mesh.load_full();
@@ -202,10 +259,4 @@ fn policy() -> security::Authorization {
         }],
         ..Default::default()
     }
-}
-
-/// Resident memory of this process, in bytes.
-fn resident() -> usize {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
-    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }

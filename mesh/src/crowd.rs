@@ -40,7 +40,7 @@ impl Key for ByUid {
 
 impl Key for ByPod {
     fn hash(member: &Workload) -> u64 {
-        hash((&*member.namespace, &*member.name))
+        hash((&*member.namespace, member.name()))
     }
 }
 
@@ -100,7 +100,7 @@ impl Crowd<ByPod> {
         name: &str,
         wanted: impl Fn(&Workload) -> bool,
     ) -> Option<&Arc<Workload>> {
-        let this = |found: &Workload| *found.namespace == *namespace && *found.name == *name;
+        let this = |found: &Workload| *found.namespace == *namespace && found.name() == name;
         self.near(hash((namespace, name)), |found| {
             this(found) && wanted(found)
         })

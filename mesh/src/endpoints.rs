@@ -54,7 +54,7 @@ impl Kind {
             healthy: workload.healthy,
             ipv4: workload.addresses.iter().any(IpAddr::is_ipv4),
             ipv6: workload.addresses.iter().any(IpAddr::is_ipv6),
-            hostname: workload.hostname.is_some(),
+            hostname: workload.hostname().is_some(),
             gateway: workload.network_gateway.is_some(),
             application_tunnel: workload.application_tunnel.is_some(),
         }

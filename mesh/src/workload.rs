@@ -19,19 +19,15 @@ use brief::{Brief, Common};
 /// A pod, a virtual machine, an endpoint outside the mesh, or a gateway of another network.
 ///
 /// What the replicas of one owner have in common is stored once, in a [`Template`], and reads as
-/// if it stood here: of 100,000 workloads each then takes about 150 bytes here instead of 450.
+/// if it stood here: of 100,000 workloads each then takes 88 bytes here instead of 350.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workload {
     /// Unique and opaque; the resource name.
     pub uid: Arc<str>,
-    /// Pod name, or what comes closest.
-    pub name: Arc<str>,
     /// Node it runs on; empty when unknown.
     pub node: Arc<str>,
     /// Its IPs on `network`; may be empty.
     pub addresses: Addresses,
-    /// To be resolved by DNS on demand, instead of addresses.
-    pub hostname: Option<Arc<str>>,
     /// Ready to take connections.
     pub healthy: bool,
     /// Its IPs are its node's: not unique, hence not indexed by IP.
@@ -41,6 +37,15 @@ pub struct Workload {
     /// Share of a service's connections relative to the other endpoints; 0 = none, default 1.
     pub capacity: u32,
     template: Arc<Template>,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few workloads have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rare {
+    /// Where the uid does not end in it.
+    name: Option<Arc<str>>,
+    hostname: Option<Arc<str>>,
 }
 
 /// What the replicas of one owner have in common.
@@ -94,6 +99,17 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 
 impl Workload {
+    /// Pod name, or what comes closest.
+    pub fn name(&self) -> &str {
+        let own = self.rare.as_ref().and_then(|rare| rare.name.as_deref());
+        own.unwrap_or_else(|| last_of(&self.uid))
+    }
+
+    /// To be resolved by DNS on demand, instead of addresses.
+    pub fn hostname(&self) -> Option<&Arc<str>> {
+        self.rare.as_ref()?.hostname.as_ref()
+    }
+
     /// (trust domain, namespace, service account), defaults applied.
     pub fn identity_parts(&self) -> (&str, &str, &str) {
         (
@@ -127,22 +143,20 @@ impl Workload {
 
     /// The workload that was read in brief. `uid` is its uid.
     pub(crate) fn keep(uid: Arc<str>, brief: Brief<'_>, names: &mut Interner) -> Self {
-        let template = names.template(&brief.common);
+        let rare = Rare {
+            name: (brief.name != last_of(&uid)).then(|| names.text(brief.name)),
+            hostname: (!brief.hostname.is_empty()).then(|| names.text(brief.hostname)),
+        };
+        let some = rare.name.is_some() || rare.hostname.is_some();
         Self {
-            // A name that only this pod has is not worth a place in the table.
-            name: if *brief.name == *template.workload_name {
-                template.workload_name.clone()
-            } else {
-                Arc::from(brief.name)
-            },
             node: names.text(brief.node),
             addresses: brief.addresses.into(),
-            hostname: (!brief.hostname.is_empty()).then(|| names.text(brief.hostname)),
             healthy: brief.healthy,
             host_network: brief.host_network,
             locality: names.locality(brief.locality),
             capacity: brief.capacity,
-            template,
+            template: names.template(&brief.common),
+            rare: some.then(|| Box::new(rare)),
             uid,
         }
     }
@@ -188,6 +202,11 @@ impl TryFrom<wire::Workload> for Workload {
     fn try_from(message: wire::Workload) -> Result<Self, ParseError> {
         Self::parse(Arc::from(&*message.uid), &message, &mut Interner::default())
     }
+}
+
+/// The uid of a pod ends in its name: `cluster//Pod/namespace/name`.
+fn last_of(uid: &str) -> &str {
+    uid.rsplit_once('/').map_or(uid, |(_, last)| last)
 }
 
 fn default<'a>(text: &'a str, otherwise: &'a str) -> &'a str {

@@ -37,7 +37,7 @@ pub(crate) async fn join(
 ) -> Result<(), Failed> {
     let Some(arriving) = leaving.node.pods.of_workload(&found.workload.uid) else {
         // It stopped taking connections since the decision.
-        return refuse(tcp, Failed::Gone(found.workload.name.clone()));
+        return refuse(tcp, Failed::Gone(found.workload.name().into()));
     };
     let from = leaving
         .own_address(found.address)
@@ -67,7 +67,7 @@ pub(crate) async fn join(
     let joined = tokio::select! {
         joined = carry(leaving, tcp, &arriving, &found, from, (&here, &live), &mut there) => joined,
         // Our own pod's end is the frame's to watch; the other's is ours.
-        () = drain.now().cancelled() => Err(Failed::Gone(found.workload.name.clone())),
+        () = drain.now().cancelled() => Err(Failed::Gone(found.workload.name().into())),
     };
     match &joined {
         Ok(()) => there.completed(),

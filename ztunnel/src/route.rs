@@ -220,7 +220,7 @@ fn to_endpoint(
         target_port,
         address,
     } = endpoint;
-    match (address, &workload.hostname) {
+    match (address, workload.hostname()) {
         (Some(ip), _) => reach(
             question,
             &workload,

@@ -578,6 +578,20 @@ mod tests {
             agrees(&encoded, false)?;
         }
 
+        #[test]
+        fn a_name_is_what_was_said_whether_the_uid_ends_in_it_or_not(
+            mut message in workload(),
+            of_the_uid in any::<bool>(),
+        ) {
+            if of_the_uid {
+                message.uid = format!("c//Pod/ns/{}", message.name);
+            }
+            if let Some(parsed) = the_long_way(&message.encode_to_vec(), &mut Interner::default()) {
+                prop_assert_eq!(parsed.name(), message.name);
+                prop_assert_eq!(parsed.hostname().map_or("", |host| host), message.hostname);
+            }
+        }
+
         /// Of many workloads, in which texts repeat, no two share what differs.
         #[test]
         fn replicas_share_and_others_do_not(messages in prop::collection::vec(workload(), 0..20)) {

@@ -76,7 +76,7 @@ impl<'a> WorkloadShape<'a> {
                 "Standard"
             },
             trust_domain,
-            name: &workload.name,
+            name: workload.name(),
             namespace,
             service_account,
             workload_name: &workload.workload_name,
@@ -93,7 +93,7 @@ impl<'a> WorkloadShape<'a> {
             status: status(workload),
             cluster_id: &workload.cluster,
             locality: LocalityShape::of(&workload.locality),
-            hostname: workload.hostname.as_deref().unwrap_or_default(),
+            hostname: workload.hostname().map_or("", |host| host),
             application_tunnel: workload
                 .application_tunnel
                 .map(|tunnel| ApplicationTunnelShape {
