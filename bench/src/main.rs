@@ -76,9 +76,9 @@ enum Verb {
     Scale {
         /// The ztunnel.
         binary: PathBuf,
-        /// How many workloads.
-        #[arg(long, default_value_t = 10_000)]
-        workloads: usize,
+        /// With what.
+        #[command(flatten)]
+        mesh: scale::Mesh,
     },
 }
 
@@ -120,10 +120,10 @@ async fn inside(verb: &Verb) -> Result<()> {
             Ok(())
         }
         Verb::Forward { listen, to } => forward::forward(*listen, *to).await,
-        Verb::Scale { binary, workloads } => {
+        Verb::Scale { binary, mesh } => {
             println!(
                 "{}",
-                serde_json::to_string(&scale::measure(binary, *workloads).await?)?
+                serde_json::to_string(&scale::measure(binary, *mesh).await?)?
             );
             Ok(())
         }

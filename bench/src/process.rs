@@ -24,6 +24,19 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok((ticks(11)? + ticks(12)?) / per_second)
 }
 
+/// Seconds that the threads a process has now have run; finer than [`cpu_seconds`], which counts ticks.
+pub(crate) fn run_seconds(pid: u32) -> Result<f64> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"))
+        .with_context(|| format!("process {pid} is gone"))?;
+    let mut nanoseconds = 0.0;
+    for thread in threads {
+        let schedstat = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let ran = schedstat.split(' ').next().context("odd schedstat")?;
+        nanoseconds += ran.parse::<f64>()?;
+    }
+    Ok(nanoseconds / 1e9)
+}
+
 /// Resident memory of a process in MiB.
 pub(crate) fn resident(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
@@ -46,6 +59,7 @@ mod tests {
         assert!(resident(pid).unwrap() > 0.5);
         let before = cpu_seconds(pid).unwrap();
         assert!(cpu_seconds(pid).unwrap() >= before);
+        assert!(run_seconds(pid).unwrap() > 0.0);
     }
 
     #[test]

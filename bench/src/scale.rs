@@ -1,43 +1,53 @@
-//! How a ztunnel takes a large mesh: time until ready and memory after it, with a control plane of
-//! ours that knows nothing but N workloads, and a node agent that knows no pod.
+//! How a ztunnel takes a large mesh: time until ready, memory after it and what an update costs,
+//! with a control plane that knows nothing but N workloads, and a node agent that knows no pod.
 //!
 //! 1. a network namespace of its own (the caller runs this in a [`lab::Place`])
 //! 2. a delta discovery server on loopback that answers a wildcard request with everything
 //! 3. a ZDS socket that says "that was all"
 //! 4. start ztunnel, ask its readiness port until it says yes, let memory settle, read it
+//! 5. change one endpoint after another; each change is acknowledged before the next
+
+mod plane;
 
 use std::{
     net::Ipv4Addr,
     os::fd::AsRawFd,
     path::Path,
-    pin::Pin,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use api::{
-    discovery::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource,
-        aggregated_discovery_service_server::{
-            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-        },
-    },
+    discovery::Resource,
     workload::{Address, NetworkAddress, Port, PortList, Service, Workload, address},
 };
-use futures_util::{Stream, StreamExt};
 use nix::sys::socket::{self, AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr};
+use plane::ControlPlane;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tonic::{Request, Response, Status, Streaming};
 
-/// Workloads behind one service.
-const ENDPOINTS: usize = 10;
+/// What to measure.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Mesh {
+    /// How many workloads.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) workloads: usize,
+    /// Workloads behind one service.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) endpoints: usize,
+    /// Endpoints of the first service to change when all has settled, one after another.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) updates: usize,
+}
+
 /// How long the ztunnel may take to become ready.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 /// How long a whole measurement may take: until ready, and all around it.
 pub(crate) const LONGEST: Duration = READY_DEADLINE.saturating_add(Duration::from_secs(60));
+/// How long an update may take until it is acknowledged.
+const ACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// Memory is read after this pause: allocators give back late.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -50,28 +60,30 @@ pub(crate) struct Scale {
     pub(crate) resident: f64,
     /// CPU seconds spent until then.
     pub(crate) cpu: f64,
+    /// CPU seconds of one update; 0 without.
+    pub(crate) update: f64,
+    /// How much resident memory grew by all updates, MiB.
+    pub(crate) grown: f64,
 }
 
-/// Measures the ztunnel at `binary` with `workloads` workloads; must run in a namespace of its own.
-pub(crate) async fn measure(binary: &Path, workloads: usize) -> Result<Scale> {
+/// Measures the ztunnel at `binary`; must run in a namespace of its own.
+pub(crate) async fn measure(binary: &Path, mesh: Mesh) -> Result<Scale> {
     let dir = std::env::temp_dir().join(format!("ambit-bench-scale-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
-    let result = measure_in(&dir, binary, workloads).await;
+    let result = measure_in(&dir, binary, mesh).await;
     std::fs::remove_dir_all(&dir)?;
     result
 }
 
-async fn measure_in(dir: &Path, binary: &Path, workloads: usize) -> Result<Scale> {
+async fn measure_in(dir: &Path, binary: &Path, mesh: Mesh) -> Result<Scale> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let xds = listener.local_addr()?;
     let root = dir.join("root.pem");
     let acceptor = crate::tls::acceptor(&root)?;
-    let plane = ControlPlane {
-        addresses: addresses(workloads),
-    };
+    let plane = ControlPlane::of(addresses(mesh));
     tokio::spawn(
         tonic::transport::Server::builder()
-            .add_service(AggregatedDiscoveryServiceServer::new(plane))
+            .add_service(plane.clone())
             .serve_with_incoming(crate::tls::incoming(listener, acceptor)),
     );
     let agent = dir.join("zds.sock");
@@ -121,11 +133,28 @@ async fn measure_in(dir: &Path, binary: &Path, workloads: usize) -> Result<Scale
     let ready = started.elapsed().as_secs_f64();
     tokio::time::sleep(SETTLE).await;
     let pid = ztunnel.0.id();
-    Ok(Scale {
+    let mut scale = Scale {
         ready,
         resident: crate::process::resident(pid)?,
         cpu: crate::process::cpu_seconds(pid)?,
-    })
+        ..Scale::default()
+    };
+    if mesh.updates > 0 {
+        let before = crate::process::run_seconds(pid)?;
+        for at in 0..mesh.updates {
+            // Every endpoint is unhealthy once before any is healthy again.
+            let unhealthy = (at / mesh.endpoints).is_multiple_of(2);
+            let update = plane.push(workload(mesh, at % mesh.endpoints, unhealthy));
+            tokio::time::timeout(ACKNOWLEDGED, update)
+                .await
+                .context("an update was not acknowledged")??;
+        }
+        let spent = crate::process::run_seconds(pid)? - before;
+        scale.update = spent / mesh.updates as f64;
+        tokio::time::sleep(SETTLE).await;
+        scale.grown = crate::process::resident(pid)? - scale.resident;
+    }
+    Ok(scale)
 }
 
 /// A child that does not outlive the measurement.
@@ -183,56 +212,71 @@ fn node_without_pods(path: &Path) -> Result<()> {
     Ok(())
 }
 
-struct ControlPlane {
-    addresses: Vec<Resource>,
+fn addresses(mesh: Mesh) -> Vec<Resource> {
+    let services = (0..mesh.workloads.div_ceil(mesh.endpoints)).map(service);
+    let workloads = (0..mesh.workloads).map(|n| workload(mesh, n, false));
+    services.chain(workloads).collect()
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for ControlPlane {
-    type DeltaAggregatedResourcesStream =
-        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let addresses = self.addresses.clone();
-        let answers = request.into_inner().filter_map(move |request| {
-            let answer = match request {
-                Ok(request) if request.response_nonce.is_empty() => {
-                    Some(Ok(DeltaDiscoveryResponse {
-                        system_version_info: "1".into(),
-                        resources: if request.type_url == api::ADDRESS_TYPE {
-                            addresses.clone()
-                        } else {
-                            Vec::new()
-                        },
-                        nonce: request.type_url.clone(),
-                        type_url: request.type_url,
-                        removed_resources: Vec::new(),
-                    }))
-                }
-                Ok(_acknowledgement) => None,
-                Err(status) => Some(Err(status)),
-            };
-            async move { answer }
-        });
-        Ok(Response::new(Box::pin(answers)))
-    }
+fn service(n: usize) -> Resource {
+    let hostname = hostname(n);
+    resource(
+        format!("scale/{hostname}"),
+        address::Type::Service(Service {
+            name: format!("service-{n}"),
+            namespace: "scale".into(),
+            hostname,
+            addresses: vec![NetworkAddress {
+                network: String::new(),
+                address: ip(11, n + 1),
+                length: None,
+            }],
+            ports: vec![PORT],
+            canonical: true,
+            ..Service::default()
+        }),
+    )
 }
 
-fn addresses(workloads: usize) -> Vec<Resource> {
-    let services = workloads.div_ceil(ENDPOINTS);
-    let service = |n: usize| format!("service-{n}.scale.svc.cluster.local");
-    let ip = |base: u8, n: usize| {
-        bytes::Bytes::copy_from_slice(&[base, (n >> 16) as u8, (n >> 8) as u8, n as u8])
-    };
-    let port = Port {
-        service_port: 80,
-        target_port: 8080,
-        app_protocol: 0,
-    };
-    let resource = |name: String, kind: address::Type| Resource {
+fn workload(mesh: Mesh, n: usize, unhealthy: bool) -> Resource {
+    let uid = format!("Kubernetes//Pod/scale/pod-{n}");
+    let of = n / mesh.endpoints;
+    resource(
+        uid.clone(),
+        address::Type::Workload(Workload {
+            uid,
+            name: format!("pod-{n}"),
+            namespace: "scale".into(),
+            addresses: vec![ip(10, n + 1)],
+            tunnel_protocol: 1,
+            service_account: format!("account-{of}"),
+            node: format!("node-{}", n % 1000),
+            canonical_name: format!("app-{of}"),
+            canonical_revision: "latest".into(),
+            workload_type: 2,
+            workload_name: format!("app-{of}"),
+            cluster_id: "Kubernetes".into(),
+            services: [(
+                format!("scale/{}", hostname(of)),
+                PortList { ports: vec![PORT] },
+            )]
+            .into(),
+            status: i32::from(unhealthy),
+            ..Workload::default()
+        }),
+    )
+}
+
+fn hostname(service: usize) -> String {
+    format!("service-{service}.scale.svc.cluster.local")
+}
+
+fn ip(base: u8, n: usize) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(&[base, (n >> 16) as u8, (n >> 8) as u8, n as u8])
+}
+
+fn resource(name: String, kind: address::Type) -> Resource {
+    Resource {
         version: "1".into(),
         resource: Some(prost_types::Any {
             type_url: api::ADDRESS_TYPE.into(),
@@ -240,54 +284,14 @@ fn addresses(workloads: usize) -> Vec<Resource> {
         }),
         name,
         aliases: Vec::new(),
-    };
-    let services_of = (0..services).map(|n| {
-        let hostname = service(n);
-        resource(
-            format!("scale/{hostname}"),
-            address::Type::Service(Service {
-                name: format!("service-{n}"),
-                namespace: "scale".into(),
-                hostname,
-                addresses: vec![NetworkAddress {
-                    network: String::new(),
-                    address: ip(11, n + 1),
-                    length: None,
-                }],
-                ports: vec![port],
-                canonical: true,
-                ..Service::default()
-            }),
-        )
-    });
-    let workloads_of = (0..workloads).map(|n| {
-        let uid = format!("Kubernetes//Pod/scale/pod-{n}");
-        resource(
-            uid.clone(),
-            address::Type::Workload(Workload {
-                uid,
-                name: format!("pod-{n}"),
-                namespace: "scale".into(),
-                addresses: vec![ip(10, n + 1)],
-                tunnel_protocol: 1,
-                service_account: format!("account-{}", n / ENDPOINTS),
-                node: format!("node-{}", n % 1000),
-                canonical_name: format!("app-{}", n / ENDPOINTS),
-                canonical_revision: "latest".into(),
-                workload_type: 2,
-                workload_name: format!("app-{}", n / ENDPOINTS),
-                cluster_id: "Kubernetes".into(),
-                services: [(
-                    format!("scale/{}", service(n / ENDPOINTS)),
-                    PortList { ports: vec![port] },
-                )]
-                .into(),
-                ..Workload::default()
-            }),
-        )
-    });
-    services_of.chain(workloads_of).collect()
+    }
 }
+
+const PORT: Port = Port {
+    service_port: 80,
+    target_port: 8080,
+    app_protocol: 0,
+};
 
 #[cfg(test)]
 mod tests {
@@ -295,7 +299,11 @@ mod tests {
 
     #[test]
     fn every_workload_has_its_own_address_and_a_service() {
-        let all = addresses(1000);
+        let all = addresses(Mesh {
+            workloads: 1000,
+            endpoints: 10,
+            updates: 0,
+        });
         assert_eq!(all.len(), 1100);
         let names: std::collections::HashSet<_> = all.iter().map(|r| r.name.clone()).collect();
         assert_eq!(names.len(), all.len());

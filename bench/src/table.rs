@@ -23,7 +23,7 @@ struct Task {
 
 const GIGABYTE: f64 = 1e9;
 
-const TASKS: [Task; 11] = [
+const TASKS: [Task; 10] = [
     Task {
         name: "bulk up, 1 stream",
         work: Work::Upload,
@@ -78,13 +78,6 @@ const TASKS: [Task; 11] = [
         connections: 16,
         unit: ("op", 1.0),
     },
-    // What a tunnel costs is this without what a connection costs.
-    Task {
-        name: NEW_TUNNEL,
-        work: Work::Tunnel,
-        connections: 1,
-        unit: ("op", 1.0),
-    },
     Task {
         name: "burst of 500",
         work: Work::Burst,
@@ -92,8 +85,6 @@ const TASKS: [Task; 11] = [
         unit: ("op", 1.0),
     },
 ];
-
-const NEW_TUNNEL: &str = "new tunnel, connection";
 
 /// How much of everything.
 pub(crate) struct Plan<'a> {
@@ -116,7 +107,7 @@ impl Plan<'_> {
 /// Runs it all and prints the table.
 #[allow(clippy::print_stdout)] // the table is what this program is for
 pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
-    let stage = Stage::set(plan.peer, plan.wants(NEW_TUNNEL))?;
+    let stage = Stage::set(plan.peer)?;
     println!(
         "medians [min..max] of {} rounds, {:?} each; CPU is that of all proxies on the way",
         plan.rounds, plan.time
@@ -135,11 +126,10 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
 
 #[allow(clippy::print_stdout)] // the table
 fn rounds(stage: &Stage, task: &Task, plan: &Plan<'_>) -> Result<()> {
-    let subjects = stage.subjects().iter();
-    let subjects: Vec<&Subject> = subjects.filter(|it| it.takes_part_in(task.work)).collect();
+    let subjects = stage.subjects();
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); subjects.len()];
     for round in 0..=plan.rounds {
-        for (&subject, samples) in subjects.iter().zip(&mut samples) {
+        for (subject, samples) in subjects.iter().zip(&mut samples) {
             let time = if round == 0 { plan.time / 4 } else { plan.time };
             let sample = subject
                 .measure(task.work, task.connections, time)
@@ -244,7 +234,6 @@ fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
             .subjects()
             .iter()
             .filter(|subject| subject.name.starts_with("ours") || subject.name.starts_with("peer"))
-            .filter(|subject| subject.takes_part_in(Work::Hold))
         {
             let grown = subject
                 .hold(connections)
@@ -268,20 +257,25 @@ fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
 fn large_mesh(plan: &Plan<'_>) -> Result<()> {
     let own = std::env::current_exe()?;
     let ours = own.with_file_name("ztunnel");
-    let subjects = [
-        Some(("ours", ours.as_path())),
-        plan.peer.map(|peer| ("peer", peer)),
-    ];
+    let peer = plan.peer.map(|peer| ("peer", peer));
+    let subjects: Vec<_> = [("ours", ours.as_path())].into_iter().chain(peer).collect();
     for &workloads in plan.workloads {
         let row = format!("{workloads} workloads");
         if !plan.wants(&row) {
             continue;
         }
-        for (name, binary) in subjects.iter().flatten() {
-            let mut runs = Vec::new();
-            for _ in 0..plan.rounds.min(3) {
-                runs.push(alone(&own, binary, workloads).with_context(|| (*name).to_owned())?);
+        let mesh = scale::Mesh {
+            workloads,
+            endpoints: 10,
+            updates: 0,
+        };
+        let mut runs = vec![Vec::new(); subjects.len()];
+        for _ in 0..plan.rounds {
+            for (runs, (name, binary)) in runs.iter_mut().zip(&subjects) {
+                runs.push(alone(&own, binary, mesh).with_context(|| (*name).to_owned())?);
             }
+        }
+        for (runs, (name, _)) in runs.iter().zip(&subjects) {
             let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
             println!(
                 "{:<22} {:<16} {:>30} {:>20} {:>22}",
@@ -293,17 +287,50 @@ fn large_mesh(plan: &Plan<'_>) -> Result<()> {
             );
         }
     }
+    updates(plan, &own, &subjects)
+}
+
+/// What it costs to be told of one endpoint of a service that has as many as there are.
+#[allow(clippy::print_stdout)] // the table
+fn updates(plan: &Plan<'_>, own: &Path, subjects: &[(&str, &Path)]) -> Result<()> {
+    let mesh = scale::Mesh {
+        workloads: 10_000,
+        endpoints: 10_000,
+        updates: 2_000,
+    };
+    let row = format!("1 of {} endpoints", mesh.endpoints);
+    if !plan.wants(&row) {
+        return Ok(());
+    }
+    let mut runs = vec![Vec::new(); subjects.len()];
+    for _ in 0..plan.rounds {
+        for (runs, (name, binary)) in runs.iter_mut().zip(subjects) {
+            runs.push(alone(own, binary, mesh).with_context(|| (*name).to_owned())?);
+        }
+    }
+    for (runs, (name, _)) in runs.iter().zip(subjects) {
+        let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
+        println!(
+            "{:<22} {:<16} {:>30} {:>20}",
+            row,
+            name,
+            format!("CPU {} µs", of(|run| run.update * 1e6).show(0)),
+            format!("{:+.1} MiB", of(|run| run.grown).median),
+        );
+    }
     Ok(())
 }
 
 /// One measurement, by a process of its own in a network namespace of its own.
-fn alone(own: &Path, binary: &Path, workloads: usize) -> Result<Scale> {
+fn alone(own: &Path, binary: &Path, mesh: scale::Mesh) -> Result<Scale> {
     let place = Place::new("scale")?;
     let mut command = Command::new(own);
     command
         .arg("scale")
         .arg(binary)
-        .arg(format!("--workloads={workloads}"));
+        .arg(format!("--workloads={}", mesh.workloads))
+        .arg(format!("--endpoints={}", mesh.endpoints))
+        .arg(format!("--updates={}", mesh.updates));
     let printed = place.run(command, b"", scale::LONGEST)?.success()?;
     Ok(serde_json::from_str(&printed)?)
 }
