@@ -23,7 +23,7 @@ struct Task {
 
 const GIGABYTE: f64 = 1e9;
 
-const TASKS: [Task; 10] = [
+const TASKS: [Task; 11] = [
     Task {
         name: "bulk up, 1 stream",
         work: Work::Upload,
@@ -78,6 +78,13 @@ const TASKS: [Task; 10] = [
         connections: 16,
         unit: ("op", 1.0),
     },
+    // What a tunnel costs is this without what a connection costs.
+    Task {
+        name: NEW_TUNNEL,
+        work: Work::Tunnel,
+        connections: 1,
+        unit: ("op", 1.0),
+    },
     Task {
         name: "burst of 500",
         work: Work::Burst,
@@ -85,6 +92,8 @@ const TASKS: [Task; 10] = [
         unit: ("op", 1.0),
     },
 ];
+
+const NEW_TUNNEL: &str = "new tunnel, connection";
 
 /// How much of everything.
 pub(crate) struct Plan<'a> {
@@ -107,7 +116,7 @@ impl Plan<'_> {
 /// Runs it all and prints the table.
 #[allow(clippy::print_stdout)] // the table is what this program is for
 pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
-    let stage = Stage::set(plan.peer)?;
+    let stage = Stage::set(plan.peer, plan.wants(NEW_TUNNEL))?;
     println!(
         "medians [min..max] of {} rounds, {:?} each; CPU is that of all proxies on the way",
         plan.rounds, plan.time
@@ -126,10 +135,11 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
 
 #[allow(clippy::print_stdout)] // the table
 fn rounds(stage: &Stage, task: &Task, plan: &Plan<'_>) -> Result<()> {
-    let subjects = stage.subjects();
+    let subjects = stage.subjects().iter();
+    let subjects: Vec<&Subject> = subjects.filter(|it| it.takes_part_in(task.work)).collect();
     let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); subjects.len()];
     for round in 0..=plan.rounds {
-        for (subject, samples) in subjects.iter().zip(&mut samples) {
+        for (&subject, samples) in subjects.iter().zip(&mut samples) {
             let time = if round == 0 { plan.time / 4 } else { plan.time };
             let sample = subject
                 .measure(task.work, task.connections, time)
@@ -234,6 +244,7 @@ fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
             .subjects()
             .iter()
             .filter(|subject| subject.name.starts_with("ours") || subject.name.starts_with("peer"))
+            .filter(|subject| subject.takes_part_in(Work::Hold))
         {
             let grown = subject
                 .hold(connections)
