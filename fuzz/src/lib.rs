@@ -3,8 +3,12 @@
 
 mod connect;
 mod frames;
+mod handover;
 mod hpack;
 mod records;
 mod state;
 
-pub use self::{connect::connect, frames::frames, hpack::hpack, records::records, state::state};
+pub use self::{
+    connect::connect, frames::frames, handover::handover, hpack::hpack, records::records,
+    state::state,
+};

@@ -27,7 +27,7 @@ pub fn records(data: &[u8]) {
     }
 }
 
-fn secret(suite: Suite) -> Secret {
+pub(crate) fn secret(suite: Suite) -> Secret {
     Secret::new(suite, &vec![7; suite.secret_len()]).expect("the suite's length")
 }
 
