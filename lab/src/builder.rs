@@ -28,6 +28,7 @@ pub struct Builder {
     mesh: bool,
     bin: Option<PathBuf>,
     ztunnels: Vec<(usize, PathBuf)>,
+    kept: bool,
     /// For one node, or for all.
     ztunnel_env: Vec<(Option<usize>, String, String)>,
     agent_env: Vec<(String, String)>,
@@ -42,6 +43,7 @@ impl Builder {
             mesh: true,
             bin: None,
             ztunnels: Vec::new(),
+            kept: false,
             ztunnel_env: Vec::new(),
             agent_env: Vec::new(),
             istiod_env: Vec::new(),
@@ -75,6 +77,13 @@ impl Builder {
     /// Another ztunnel on one node, e.g. a peer's.
     pub fn ztunnel_binary(mut self, node: usize, binary: impl Into<PathBuf>) -> Self {
         self.ztunnels.push((node, binary.into()));
+        self
+    }
+
+    /// Each ztunnel of ours is the worker of a keeper, as in its image: the keeper is the component, and
+    /// [`Node::worker`](crate::Node::worker) the program that carries traffic.
+    pub fn keeper(mut self, on: bool) -> Self {
+        self.kept = on;
         self
     }
 
@@ -183,6 +192,7 @@ impl Builder {
         let here = env.filter(|(at, ..)| at.is_none_or(|at| at == node));
         Recipe {
             binary,
+            kept: self.kept && other.is_none(),
             env: here.map(|(_, k, v)| (k.clone(), v.clone())).collect(),
         }
     }

@@ -132,6 +132,15 @@ impl Node {
         Ok(self.current()?.component().clone())
     }
 
+    /// The process that carries traffic: ztunnel, or its keeper's worker. `None` while the keeper has none.
+    pub fn worker(&self) -> Result<Option<i32>> {
+        let process = self.ztunnel()?.process()?;
+        if !self.recipe(self.mesh()?).kept {
+            return Ok(Some(process.pid()));
+        }
+        Ok(process.children()?.first().copied())
+    }
+
     /// The pod ztunnel runs in.
     pub fn ztunnel_pod(&self) -> Result<Pod> {
         Ok(self.current()?.pod().clone())

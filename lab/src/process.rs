@@ -78,6 +78,15 @@ impl Process {
         self.shared.pid
     }
 
+    /// The programs that it has started and not buried.
+    pub fn children(&self) -> Result<Vec<i32>> {
+        let pid = self.shared.pid;
+        let all = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .with_context(|| format!("the children of `{}`", self.shared.what))?;
+        let children = all.split_whitespace().map(str::parse);
+        children.collect::<Result<_, _>>().context("pids")
+    }
+
     /// Where its output goes.
     pub fn log_path(&self) -> &Path {
         &self.shared.log

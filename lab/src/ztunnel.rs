@@ -38,6 +38,8 @@ const CAPABILITIES: &[c_ulong] = &[12, 13, 21];
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
     pub(crate) binary: PathBuf,
+    /// It is started by a keeper.
+    pub(crate) kept: bool,
     pub(crate) env: Vec<(String, String)>,
 }
 
@@ -71,9 +73,11 @@ impl Recipe {
         let agent = node_dir.join(AGENT);
         let env = self.environment(node, &pod);
         let (binary, inside, var_run) = (self.binary.clone(), pod.clone(), run.clone());
+        let keep = self.kept.then_some("keep");
         let recipe = move || {
             let mut command = bare(&binary);
             command
+                .args(keep)
                 .args(["proxy", "ztunnel"])
                 .current_dir("/")
                 .envs(env.iter().map(|(k, v)| (k, v)));

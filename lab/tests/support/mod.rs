@@ -5,6 +5,7 @@ pub(crate) mod calls;
 pub(crate) mod crowd;
 pub(crate) mod dns;
 pub(crate) mod left;
+pub(crate) mod users;
 
 use std::{
     fs::File,
@@ -24,11 +25,16 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Runs `test` in a lab of its own. Labs do not disturb each other, but two cores carry only one well.
 ///
-/// `LAB_ENGINES=own,h2 cargo test -p lab` does so with the one on node 0 and the other on node 1.
+/// `LAB_ENGINES=own,h2 cargo test -p lab` does so with the one on node 0 and the other on node 1, and
+/// `LAB_KEEPER=1 cargo test -p lab` with a keeper before each ztunnel.
 pub(crate) fn in_lab(builder: Builder, test: impl FnOnce(&Lab) -> Result<()>) {
     let _turn = turn();
     let asked = std::env::var("LAB_ENGINES").unwrap_or_default();
     let builder = with_engines(builder, asked.split(',').filter(|name| !name.is_empty()));
+    let builder = match std::env::var_os("LAB_KEEPER") {
+        Some(_) => builder.keeper(true),
+        None => builder,
+    };
     let lab = builder.start().unwrap_or_else(|error| panic!("{error:#}"));
     if let Err(error) = test(&lab) {
         // The panic keeps the logs.
