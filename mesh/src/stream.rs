@@ -12,6 +12,8 @@
 
 mod cut;
 pub(crate) mod part;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::fmt;
@@ -261,26 +263,3 @@ const LARGEST_REQUEST: usize = 7 << 19;
 const QUIET: Duration = Duration::from_secs(2);
 /// Acknowledgements that the connection has not taken yet.
 const REQUESTS_IN_FLIGHT: usize = 16;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_doubles_to_its_limit_and_starts_anew_after_success() {
-        let mut wait = Wait::new(Duration::from_millis(10), Duration::from_secs(15));
-        let waits: Vec<_> = (0..13).map(|_| wait.next(u64::MAX).as_millis()).collect();
-        assert_eq!(
-            waits,
-            [
-                10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5120, 10240, 15000, 15000
-            ]
-        );
-        wait.reset();
-        assert_eq!(
-            wait.next(0),
-            Duration::from_millis(5),
-            "half of it is random"
-        );
-    }
-}

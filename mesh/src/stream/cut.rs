@@ -25,7 +25,7 @@ use tonic::codegen::{Body as HttpBody, BoxFuture, http};
 
 use crate::wire::{Cursor, Skipped};
 
-/// Before the mark of [`Cut`], in bytes: one that says whether more parts of the message follow.
+/// What a part begins with, in bytes: whether more parts of the message follow.
 pub(super) const MARK: usize = 1;
 /// The mark of the last part, or of a whole.
 pub(super) const LAST: u8 = 0;
@@ -52,12 +52,7 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let answer = self.0.call(request);
-        Box::pin(async move {
-            Ok(answer.await?.map(|body| Parts {
-                body,
-                cutter: Cutter::default(),
-            }))
-        })
+        Box::pin(async move { Ok(answer.await?.map(Parts::of)) })
     }
 }
 
@@ -66,6 +61,15 @@ where
 pub(super) struct Parts<B> {
     body: B,
     cutter: Cutter,
+}
+
+impl<B> Parts<B> {
+    pub(super) fn of(body: B) -> Self {
+        Self {
+            body,
+            cutter: Cutter::default(),
+        }
+    }
 }
 
 impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Parts<B> {
@@ -209,12 +213,12 @@ impl Cutter {
     }
 
     /// The body ends. In the middle of a message that must not look like a good end: a head with
-    /// nothing behind it says so.
+    /// too little behind it says so.
     fn end(&mut self) -> Option<Bytes> {
         let inside = !matches!(self.at, At::Head | At::Lost) || !self.held.is_empty();
         self.held.clear();
         self.at = At::Lost;
-        inside.then(|| Bytes::from_static(&[0, 0, 0, 0, 1]))
+        inside.then(|| Bytes::from_static(TOO_SHORT))
     }
 }
 
@@ -229,6 +233,8 @@ fn head_of(length: usize, mark: u8) -> Bytes {
 
 /// gRPC's: a flag for compression, and the length.
 const HEAD: usize = 5;
+/// A message of two bytes, of which one is there.
+const TOO_SHORT: &[u8] = &[0, 0, 0, 0, 2, 0];
 /// What is passed on as it is. Small answers, which are nearly all, are applied in one step.
 const SHORT: usize = 1 << 20;
 /// A part's worth: some 200 workloads, and about what a connection brings at a time.
@@ -359,7 +365,7 @@ mod tests {
         let long = frame(&vec![0x0a; SHORT + 1]);
         for stream in [&frame(b"abc")[..4], &frame(b"abc")[..6], &long[..SHORT]] {
             let (_, rest) = cut(stream);
-            assert_eq!(rest.as_deref(), Some(&[0, 0, 0, 0, 1][..]));
+            assert_eq!(rest.as_deref(), Some(TOO_SHORT));
         }
         assert_eq!(cut(&frame(b"abc")).1, None);
     }
