@@ -1,0 +1,376 @@
+//! A hand-over that goes wrong, at each of its steps: either side stands still, is killed, speaks another version or tells
+//! nonsense. What can be kept is kept, nothing is carried twice, and a ztunnel that nobody can be handed to drains.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+
+mod support;
+
+use std::{
+    fs,
+    io::IoSlice,
+    net::{SocketAddr, TcpStream},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{Builder, Lab, Pod, Process, wait};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        memfd::{MFdFlags, memfd_create},
+        signal::Signal,
+        socket::{
+            AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept,
+            bind, connect, listen, recv, sendmsg, socket,
+        },
+    },
+};
+use support::{
+    SOON, Server, in_lab, round_trip, talk,
+    users::{Users, bulk, chat},
+    with_engines,
+};
+
+fn own() -> Builder {
+    let builder = with_engines(Lab::builder(), ["own", "own"]);
+    builder.ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "600s")
+}
+
+/// Connections of every kind that the ztunnel of node 0 carries, each of which is handed over by itself.
+struct Silent {
+    _servers: [Server; 2],
+    clients: Vec<(Pod, SocketAddr)>,
+    open: Vec<TcpStream>,
+}
+
+impl Silent {
+    fn start(lab: &Lab) -> Result<Self> {
+        lab.namespace("shop").ambient()?;
+        lab.namespace("out").plain()?;
+        let server = lab.pod("shop/web").node(0).service_account("web").start()?;
+        let near = lab.pod("shop/near").node(0).start()?;
+        let far = lab.pod("shop/far").node(1).start()?;
+        let outsider = lab.pod("out/side").node(1).start()?;
+        let servers = [Server::echo(&server, 8080)?, Server::echo(&outsider, 8080)?];
+        let clients = vec![
+            (far, server.at(8080)),
+            (near.clone(), server.at(8080)),
+            (outsider.clone(), server.at(8080)),
+            (near, outsider.at(8080)),
+        ];
+        let open = clients
+            .iter()
+            .map(|(client, to)| talk(client, *to, "before"));
+        let open = open.collect::<Result<_>>()?;
+        Ok(Self {
+            _servers: servers,
+            clients,
+            open,
+        })
+    }
+
+    fn are_whole(&mut self, when: &str) -> Result<()> {
+        for (stream, (client, to)) in self.open.iter_mut().zip(&self.clients) {
+            stream.set_read_timeout(Some(SOON))?;
+            round_trip(stream, when).with_context(|| format!("{} to {to}", client.name()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks the elder to stop while its successor does nothing, and waits until all of `silent` is offered and not decided.
+fn until_all_is_offered(old: &Process, new: &Process, silent: &Silent) -> Result<()> {
+    new.signal(Signal::SIGSTOP)?;
+    old.signal(Signal::SIGTERM)?;
+    wait::until_true("the offers", SOON, || {
+        offered(old.pid()) == silent.open.len()
+    })
+}
+
+/// States of connections that it holds for others to read.
+fn offered(pid: i32) -> usize {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return 0;
+    };
+    let states = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    states
+        .filter(|to| to.to_string_lossy().contains("memfd:ambit-handover"))
+        .count()
+}
+
+fn successor(lab: &Lab) -> Result<Process> {
+    lab.node(0).ztunnel()?.process()
+}
+
+#[test]
+fn a_successor_that_stands_still_gets_nothing_until_it_moves_again() {
+    in_lab(own(), |lab| {
+        let mut silent = Silent::start(lab)?;
+        let mut users = Users::new();
+        for (client, to) in &silent.clients {
+            users.add(
+                format!("chat of {}", client.name()),
+                client.connect(*to)?,
+                chat,
+            );
+            users.add(
+                format!("bulk of {}", client.name()),
+                client.connect(*to)?,
+                bulk,
+            );
+        }
+        users.go_on()?;
+        let old = lab.surge_ztunnel(0)?;
+        let new = successor(lab)?;
+        new.signal(Signal::SIGSTOP)?;
+        old.signal(Signal::SIGTERM)?;
+        wait::until_true("the elder to take all back", SOON, || {
+            old.log().contains("the successor is lost")
+        })?;
+        users.go_on()?;
+        silent.are_whole("still with the elder")?;
+        new.signal(Signal::SIGCONT)?;
+        // It finds that what it was offered is no longer to be had, and registers anew.
+        old.wait(SOON).context("it still has connections")?;
+        users.go_on()?;
+        silent.are_whole("with the successor")?;
+        users.done().map(drop)
+    });
+}
+
+#[test]
+fn what_an_elder_had_offered_when_it_was_killed_goes_on_with_the_successor() {
+    in_lab(own(), |lab| {
+        let mut silent = Silent::start(lab)?;
+        let old = lab.surge_ztunnel(0)?;
+        let new = successor(lab)?;
+        until_all_is_offered(&old, &new, &silent)?;
+        old.kill();
+        new.signal(Signal::SIGCONT)?;
+        silent.are_whole("the elder is no more")
+    });
+}
+
+#[test]
+fn what_a_successor_was_offered_when_it_was_killed_goes_on_with_the_elder_until_the_next_one_comes()
+{
+    in_lab(own(), |lab| {
+        let mut silent = Silent::start(lab)?;
+        let old = lab.surge_ztunnel(0)?;
+        let new = successor(lab)?;
+        until_all_is_offered(&old, &new, &silent)?;
+        new.kill();
+        silent.are_whole("the successor is no more")?;
+        ensure!(old.running(), "it left");
+        lab.surge_ztunnel(0)?;
+        old.wait(SOON).context("it still has connections")?;
+        silent.are_whole("with the next successor")
+    });
+}
+
+#[test]
+fn who_speaks_another_version_is_handed_nothing_and_does_not_stand_in_the_way() {
+    in_lab(own(), |lab| {
+        let mut silent = Silent::start(lab)?;
+        let old = successor(lab)?;
+        let stranger = knock(&door(lab))?;
+        say(&stranger, &hello(9, 1), &[])?;
+        let answer = hear(&stranger)?;
+        ensure!(answer[..9] == hello(1, 1)[..9], "no hello: {answer:?}");
+        old.signal(Signal::SIGTERM)?;
+        silent.are_whole("it drains")?;
+        ensure!(old.running(), "it left");
+        lab.surge_ztunnel(0)?;
+        old.wait(SOON).context("it still has connections")?;
+        silent.are_whole("with one that it understands")
+    });
+}
+
+#[test]
+fn nonsense_from_an_elder_is_refused_and_does_no_harm() {
+    in_lab(own(), |lab| {
+        let mut silent = Silent::start(lab)?;
+        let real = successor(lab)?;
+        let fake = Fake::open(&door(lab))?;
+        lab.begin_surge(0)?;
+        let channel = fake.registered()?;
+        let state = sealed(b"\0\0\0\x04nonsense")?;
+        let cases: [(&str, Vec<u8>, Vec<OwnedFd>); 4] = [
+            (
+                "a state that is cut off",
+                offer(0, 12, 0),
+                vec![right(1)?, state],
+            ),
+            (
+                "memory of another size",
+                offer(1, 99, 0),
+                vec![right(1)?, sealed(b"\0\0\0\0")?],
+            ),
+            (
+                "memory that can change",
+                offer(2, 0, 0),
+                vec![right(1)?, right(1)?],
+            ),
+            (
+                "an account that is none",
+                offer(3, 4, 0),
+                vec![right(1)?, sealed(b"\0\0\0\0")?],
+            ),
+        ];
+        for (what, words, fds) in cases {
+            say(&channel, &words, &fds)?;
+            let answer = hear(&channel)?;
+            ensure!(answer.first() == Some(&6), "{what}: {answer:?}");
+            // Whoever offered may go on with it.
+            let mut count = [0; 8];
+            ensure!(
+                nix::unistd::read(&fds[0], &mut count) == Ok(8),
+                "{what}: the right was taken"
+            );
+        }
+        for (what, words) in [
+            ("too large", offer(4, u64::MAX, 0)),
+            ("too many sockets", offer(5, 1, u16::MAX)),
+            ("no message", b"\xff\xff".to_vec()),
+        ] {
+            let channel = fake.registered()?;
+            say(&channel, &words, &[])?;
+            ensure!(hear(&channel)?.is_empty(), "{what}: it was not hung up on");
+        }
+        drop(fake);
+        lab.node(0).ztunnel()?.until_ready()?;
+        real.signal(Signal::SIGTERM)?;
+        silent.are_whole("none of them was touched")?;
+        for (client, to) in &silent.clients {
+            talk(client, *to, "and new ones are served")?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_folder_and_the_socket_are_roots_alone() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    in_lab(own(), |lab| {
+        let folder = fs::metadata(door(lab).parent().context("a folder")?)?;
+        ensure!(folder.uid() == 0 && folder.permissions().mode() & 0o777 == 0o700);
+        Ok(())
+    });
+}
+
+// ---- the words, as another process would write them
+
+fn door(lab: &Lab) -> PathBuf {
+    let node = lab.node(0).name().to_owned();
+    lab.dir().join(node).join("ztunnel/handover/handover.sock")
+}
+
+fn hello(protocol: u16, layout: u16) -> Vec<u8> {
+    let [protocol, layout] = [protocol, layout].map(u16::to_be_bytes);
+    [b"\x01ambit-ho", &protocol[..], &layout, b"\0\x03own\0\x01x"].concat()
+}
+
+fn offer(id: u64, state: u64, sockets: u16) -> Vec<u8> {
+    [
+        &[3][..],
+        &id.to_be_bytes(),
+        &state.to_be_bytes(),
+        &sockets.to_be_bytes(),
+    ]
+    .concat()
+}
+
+fn right(count: u32) -> Result<OwnedFd> {
+    Ok(EventFd::from_value_and_flags(count, EfdFlags::EFD_NONBLOCK)?.into())
+}
+
+fn sealed(bytes: &[u8]) -> Result<OwnedFd> {
+    let fd = memfd_create(c"a-state", MFdFlags::MFD_ALLOW_SEALING)?;
+    nix::unistd::write(&fd, bytes)?;
+    fcntl(
+        &fd,
+        FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
+    )?;
+    Ok(fd)
+}
+
+fn packets() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        flags,
+        None,
+    )?)
+}
+
+fn knock(door: &Path) -> Result<OwnedFd> {
+    let socket = packets()?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(door)?)?;
+    Ok(socket)
+}
+
+fn say(to: &OwnedFd, words: &[u8], fds: &[OwnedFd]) -> Result<()> {
+    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &[][..] } else { &rights };
+    let words = [IoSlice::new(words)];
+    sendmsg::<()>(to.as_raw_fd(), &words, control, MsgFlags::empty(), None)?;
+    Ok(())
+}
+
+/// What was said; nothing when the other side has gone.
+fn hear(from: &OwnedFd) -> Result<Vec<u8>> {
+    readable(from)?;
+    let mut bytes = vec![0; 1024];
+    match recv(from.as_raw_fd(), &mut bytes, MsgFlags::empty()) {
+        Ok(n) => bytes.truncate(n),
+        Err(Errno::ECONNRESET) => bytes.clear(),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(bytes)
+}
+
+fn readable(fd: &OwnedFd) -> Result<()> {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(SOON)?;
+    ensure!(poll(&mut fds, patience)? == 1, "nobody says anything");
+    Ok(())
+}
+
+/// Somebody who has the folder's name and is no ztunnel.
+struct Fake(OwnedFd, PathBuf);
+
+impl Fake {
+    fn open(door: &Path) -> Result<Self> {
+        fs::remove_file(door)?;
+        let socket = packets()?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(door)?)?;
+        listen(&socket, Backlog::new(4)?)?;
+        Ok(Self(socket, door.to_owned()))
+    }
+
+    /// The next one who registers.
+    fn registered(&self) -> Result<OwnedFd> {
+        use std::os::fd::FromRawFd;
+        readable(&self.0)?;
+        let fd = accept(self.0.as_raw_fd())?;
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+        #[allow(unsafe_code)]
+        let channel = unsafe { OwnedFd::from_raw_fd(fd) };
+        let theirs = hear(&channel)?;
+        // As it would answer itself.
+        say(&channel, &theirs, &[])?;
+        Ok(channel)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.1);
+    }
+}
