@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Pauses between two passes.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// What is kept of the time to end, so that no connection is undecided when it is over.
-const RESERVE: Duration = Duration::from_secs(4);
+const RESERVE: Duration = Duration::from_secs(6);
 /// From when on peers are told to open no more streams on what has not gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -27,8 +27,8 @@ use crate::pod::Pod;
 
 /// How long a connection may take to come to where it can be cut; it goes on meanwhile.
 const FREEZE: Duration = Duration::from_millis(50);
-/// How long the successor may leave a connection standing. Peers wait three times as long for an answer to a PING.
-pub(super) const ANSWER: Duration = Duration::from_secs(3);
+/// How long the successor may leave a connection standing. Peers wait four times as long for an answer to a PING.
+pub(super) const ANSWER: Duration = Duration::from_secs(5);
 /// Connections offered and not answered. Each stands still meanwhile.
 const WINDOW: usize = 8;
 /// Bytes of state of these together.
