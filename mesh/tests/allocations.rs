@@ -1,4 +1,4 @@
-//! What a connection asks of the mesh allocates nothing.
+//! What a connection asks of the mesh allocates nothing, and what a workload takes has a limit.
 
 #![allow(unsafe_code)] // a counting allocator is the only witness of allocations
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
@@ -8,11 +8,13 @@ use std::cell::Cell;
 
 use api::{security, workload as wire};
 use mesh::{Client, Connection, Mesh, Network, SourceIdentity, Update, Verdict, judge, pick};
+use prost::Message;
 
 struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static HELD: Cell<isize> = const { Cell::new(0) };
 }
 
 // SAFETY: every call goes to the system allocator as it came; counting touches no memory that
@@ -20,11 +22,13 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        HELD.set(HELD.get() + layout.size() as isize);
         // SAFETY: the caller's promise is passed on unchanged.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        HELD.set(HELD.get() - layout.size() as isize);
         // SAFETY: as above; `pointer` came from `System.alloc`.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -159,4 +163,61 @@ fn looking_up_choosing_and_allowing_allocate_nothing() {
     assert_eq!(count, 0);
     let (count, _) = allocations(|| vec![1]);
     assert_eq!(count, 1, "the witness sees");
+}
+
+/// Replicas of 1,000 owners, ten each, as pods of a cluster look, encoded as they arrive.
+fn replicas() -> Update {
+    let mut update = Update::default();
+    for at in 0..10_000usize {
+        let (of, port) = (
+            at % 1_000,
+            wire::Port {
+                service_port: 80,
+                target_port: 8080,
+                app_protocol: 0,
+            },
+        );
+        let name = format!("service-{of}-7d9c5b8f66-{at:05x}");
+        let workload = wire::Workload {
+            uid: format!("Kubernetes//Pod/ns-{}/{name}", of % 100),
+            name,
+            namespace: format!("ns-{}", of % 100),
+            addresses: vec![vec![10, 0, (at >> 8) as u8, at as u8].into()],
+            tunnel_protocol: 1,
+            service_account: format!("account-{}", of % 50),
+            node: format!("node-{}", at % 500),
+            canonical_name: format!("service-{of}"),
+            workload_name: format!("service-{of}"),
+            cluster_id: "Kubernetes".to_owned(),
+            services: [(
+                format!("ns-{}/service-{of}.svc", of % 100),
+                wire::PortList { ports: vec![port] },
+            )]
+            .into(),
+            ..Default::default()
+        };
+        let name = workload.uid.as_str().into();
+        let address = wire::Address {
+            r#type: Some(wire::address::Type::Workload(workload)),
+        };
+        let encoded = mesh::Payload::Bytes(address.encode_to_vec().into());
+        update.addresses.set.push((name, encoded));
+    }
+    update
+}
+
+/// Bytes asked of the allocator, uid and endpoint included; docs/performance.md has the parts.
+#[test]
+fn a_workload_takes_less_than_400_bytes_and_reading_a_known_one_few_allocations() {
+    let (_mesh, mut writer) = Mesh::new();
+    let before = HELD.get();
+    let update = replicas();
+    assert_eq!(writer.apply(update), []);
+    let each = (HELD.get() - before) / 10_000;
+    assert!((100..400).contains(&each), "{each} bytes");
+    let again = replicas();
+    let (count, rejected) = allocations(|| writer.apply(again));
+    assert_eq!(rejected, []);
+    let each = count as f64 / 10_000.0;
+    assert!(each < 4.5, "{each} allocations"); // lists of addresses, services and ports
 }
