@@ -230,7 +230,8 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
     until("doors are open", || get(&place, 15021, "/healthz/ready"));
     let ready = get(&place, 15021, "/healthz/ready").unwrap();
     assert!(
-        ready.starts_with("HTTP/1.1 503") && ready.ends_with("not ready, waiting for: handover, xds, zds\n"),
+        ready.starts_with("HTTP/1.1 503")
+            && ready.ends_with("not ready, waiting for: handover, xds, zds\n"),
         "{ready}"
     );
     let metrics = get(&place, 15020, "/metrics").unwrap();
