@@ -232,6 +232,7 @@ fn nonsense_from_an_elder_is_refused_and_does_no_harm() {
                 "{what}: the right was taken"
             );
         }
+        drop(channel);
         for (what, words) in [
             ("too large", offer(4, u64::MAX, 0)),
             ("too many sockets", offer(5, 1, u16::MAX)),

@@ -526,6 +526,36 @@ mod tests {
     }
 
     #[test]
+    fn what_moved_in_another_process_is_told_here_and_counted_there() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        let bytes = Bytes::Own(Counters::of(10, 20));
+        let entry = enter(&connections, live(&traffic, Reporter::Source, bytes));
+        entry.live().settled_elsewhere();
+        entry.live().counters().sent.fetch_add(1, Relaxed);
+        connections.settle();
+        assert_eq!(entry.live().moved(), (11, 20));
+        assert_eq!(entry.live().series().bytes(), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_stands_still_is_cut_when_it_goes_on() {
+        let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
+        let entry = enter(
+            &connections,
+            live(&traffic, Reporter::Destination, Bytes::default()),
+        );
+        let why = Denied::By(DeniedBy::NoAllowMatched);
+        entry.live().hold();
+        entry.live().cut(why.clone());
+        let held = entry.live().clone();
+        let denied = tokio::spawn(async move { held.denied().await });
+        tokio::task::yield_now().await;
+        assert!(!denied.is_finished());
+        entry.live().release();
+        assert_eq!(denied.await.unwrap(), why);
+    }
+
+    #[test]
     fn what_one_end_of_a_joined_connection_sent_the_other_received() {
         let (traffic, connections) = (Traffic::default(), Arc::new(Connections::default()));
         let source = enter(

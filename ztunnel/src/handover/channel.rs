@@ -138,9 +138,8 @@ impl Channel {
             let packet = match packet::receive(self.0.as_raw_fd()) {
                 Ok(packet) => packet,
                 Err(error) if is_passing(&error) => continue,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(Trouble::Gone);
-                }
+                // It went without having read all; what it said before is still to be read, and then its end.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                 Err(error) => return Err(error.into()),
             };
             if packet.bytes.is_empty() && packet.fds.is_empty() {
@@ -266,5 +265,131 @@ fn until(
         if speaks && fds.last().is_some_and(ready) {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::thread;
+
+    use super::super::message::Offer;
+    use super::*;
+
+    const SOON: Option<Duration> = Some(Duration::from_secs(10));
+
+    fn folder() -> (tempfile::TempDir, std::path::PathBuf) {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("handover");
+        (outer, folder)
+    }
+
+    fn both(folder: &Path) -> (Channel, Channel) {
+        let door = Door::open(folder).unwrap();
+        let there = Channel::connect(folder).unwrap();
+        (door.accept(None, SOON).unwrap(), there)
+    }
+
+    #[test]
+    fn what_is_said_arrives_with_its_descriptors_and_an_end_is_heard() {
+        let (_outer, folder) = folder();
+        let (here, there) = both(&folder);
+        let (file, offer) = (
+            tempfile::tempfile().unwrap(),
+            Offer {
+                id: 1,
+                state: 2,
+                sockets: 3,
+            },
+        );
+        let fds = [file.as_fd(), file.as_fd()];
+        there
+            .send(&Message::Offer(offer), &fds, Duration::ZERO)
+            .unwrap();
+        let (message, fds) = here.receive(None, SOON).unwrap();
+        assert_eq!((message, fds.len()), (Message::Offer(offer), 2));
+        assert!(here.is_alive());
+        drop(there);
+        assert!(!here.is_alive());
+        assert!(matches!(here.receive(None, SOON), Err(Trouble::Gone)));
+    }
+
+    #[test]
+    fn the_last_words_of_one_that_was_killed_are_heard() {
+        let (_outer, folder) = folder();
+        let (here, there) = both(&folder);
+        here.send(&Message::Busy, &[], Duration::ZERO).unwrap();
+        there.send(&Message::Took(1), &[], Duration::ZERO).unwrap();
+        there.send(&Message::Took(2), &[], Duration::ZERO).unwrap();
+        drop(there);
+        for id in [1, 2] {
+            assert_eq!(here.receive(None, SOON).unwrap().0, Message::Took(id));
+        }
+        assert!(matches!(here.receive(None, SOON), Err(Trouble::Gone)));
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_he_wants_to_or_when_the_bell_rings() {
+        let (_outer, folder) = folder();
+        let (here, there) = both(&folder);
+        let none = Some(Duration::ZERO);
+        assert!(matches!(here.receive(None, none), Err(Trouble::Slow)));
+        // One that does not read.
+        let full = loop {
+            if let Err(full) = there.send(&Message::Busy, &[], Duration::ZERO) {
+                break full;
+            }
+        };
+        assert!(matches!(full, Trouble::Slow));
+        let (quiet, _there) = both(&folder);
+        let bell = Bell::new().unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| quiet.receive(Some(&bell), None));
+            bell.ring();
+            assert!(matches!(waiting.join().unwrap(), Err(Trouble::Stopped)));
+        });
+    }
+
+    #[test]
+    fn a_folder_that_others_may_enter_is_not_used() {
+        let (outer, folder) = folder();
+        Door::open(&folder).unwrap();
+        let mode = |mode| fs::set_permissions(&folder, fs::Permissions::from_mode(mode));
+        mode(0o750).unwrap();
+        Door::open(&folder).unwrap_err();
+        mode(0o700).unwrap();
+        let link = outer.path().join("link");
+        symlink(&folder, &link).unwrap();
+        Door::open(&link).unwrap_err();
+    }
+
+    #[test]
+    fn the_name_goes_to_the_next_one_and_nobody_is_there_when_he_has_gone() {
+        let (_outer, folder) = folder();
+        assert!(Channel::connect(&folder).is_err());
+        let first = Door::open(&folder).unwrap();
+        let second = Door::open(&folder).unwrap();
+        let _knock = Channel::connect(&folder).unwrap();
+        second.accept(None, SOON).unwrap();
+        assert!(matches!(
+            first.accept(None, Some(Duration::ZERO)),
+            Err(Trouble::Slow)
+        ));
+        drop(second);
+        assert!(Channel::connect(&folder).is_err());
+    }
+
+    #[test]
+    fn who_is_not_root_is_not_heard() {
+        // Of this thread alone, which has no other work.
+        #[allow(unsafe_code)]
+        let other = || {
+            // SAFETY: takes numbers; no memory of ours is touched, and no other thread's rights.
+            let changed = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, -1, 65534, -1) };
+            assert_eq!(changed, 0, "run it as root");
+            Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap()
+        };
+        let (one, _other) = thread::spawn(other).join().unwrap();
+        assert!(matches!(Channel::of(one), Err(Trouble::Stranger(65534))));
     }
 }

@@ -36,7 +36,7 @@ const HELLO: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Pauses between two passes.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// What is kept of the time to end, so that no connection is undecided when it is over.
+/// What is kept of the time to end, so that no connection is undecided when it is over; a third where that is less.
 const RESERVE: Duration = Duration::from_secs(6);
 /// From when on peers are told to open no more streams on what has not gone.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -165,17 +165,19 @@ impl Life {
         if fds.len() > all {
             return Err(Trouble::Unexpected("more sockets than were offered"));
         }
-        match self.take(offer, fds) {
-            Ok(true) => channel
-                .send(&Message::Took(offer.id), &[], ANSWER)
-                .map(|()| true),
+        let (answer, took) = match self.take(offer, fds) {
+            Ok(true) => (Message::Took(offer.id), true),
             // The elder has taken it back, and waits for nothing.
-            Ok(false) => Ok(false),
+            Ok(false) => return Ok(false),
             Err(why) => {
                 tracing::debug!(id = offer.id, %why, "hand-over: a connection is refused");
-                let refused = Message::Refused(offer.id, why.to_string());
-                channel.send(&refused, &[], ANSWER).map(|()| false)
+                (Message::Refused(offer.id, why.to_string()), false)
             }
+        };
+        match channel.send(&answer, &[], ANSWER) {
+            // What an elder that was killed has offered is still to be read.
+            Ok(()) | Err(Trouble::Gone) => Ok(took),
+            Err(why) => Err(why),
         }
     }
 
@@ -251,7 +253,8 @@ impl Life {
     /// Until the time is over. A successor may still come, and when one is lost, another.
     fn hand_over(&self, door: &Door) {
         let start = Instant::now();
-        let end = start + self.node.config.drain_deadline().saturating_sub(RESERVE);
+        let deadline = self.node.config.drain_deadline();
+        let end = start + deadline - RESERVE.min(deadline / 3);
         let (mut tally, mut next) = (Tally::default(), 0);
         while Instant::now() < end {
             let Some(channel) = self.registered.alive() else {
