@@ -18,11 +18,12 @@
 //! An end of one direction ends only that direction. An error ends both: a reset of the tunnel
 //! becomes a reset of the socket and the other way round, so that cut-off data never looks complete.
 
+mod waiting;
+
 use std::{
-    collections::VecDeque,
     fmt,
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
     pin::Pin,
     sync::{
         Arc,
@@ -31,9 +32,10 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio_util::io::poll_read_buf;
 
+use self::waiting::Waiting;
 use crate::{
     handover::sign::Standing,
     limits::Engine,
@@ -48,11 +50,6 @@ pub use crate::splice::{TcpPair, tcp_both_ways};
 const SMALLEST: usize = 2 << 10;
 /// Largest read, in bytes: fits the engine's send buffer.
 const LARGEST: usize = 128 << 10;
-/// Chunks written by one gathered call.
-const GATHER: usize = 32;
-/// Chunks below this size are packed together when they have to wait, so that a slow reader of small
-/// frames does not keep each frame's own allocation alive.
-const PACK: usize = 1 << 10;
 /// Reads by the engine before others of its thread have their turn: half a megabyte at most.
 const PUMPS: usize = 4;
 /// Chunks taken from the tunnel before the socket is tried.
@@ -484,86 +481,5 @@ impl Down {
             }
         }
         Ok(false)
-    }
-}
-
-/// Chunks that wait for the socket.
-#[derive(Default)]
-struct Waiting {
-    chunks: VecDeque<Bytes>,
-    /// Small chunks packed together, behind all of `chunks`.
-    packed: BytesMut,
-}
-
-impl Waiting {
-    fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.packed.is_empty()
-    }
-
-    /// All of it, in order.
-    fn all(&self) -> Vec<Bytes> {
-        let mut all: Vec<_> = self.chunks.iter().cloned().collect();
-        if !self.packed.is_empty() {
-            all.push(Bytes::copy_from_slice(&self.packed));
-        }
-        all
-    }
-
-    fn push(&mut self, chunk: Bytes) {
-        if chunk.len() < PACK && self.chunks.len() >= GATHER {
-            self.packed.extend_from_slice(&chunk);
-            return;
-        }
-        self.unpack();
-        self.chunks.push_back(chunk);
-    }
-
-    fn unpack(&mut self) {
-        if !self.packed.is_empty() {
-            self.chunks.push_back(self.packed.split().freeze());
-        }
-    }
-
-    fn poll_write<S: Socket>(
-        &mut self,
-        cx: &mut Context<'_>,
-        socket: &mut S,
-    ) -> Poll<io::Result<usize>> {
-        if self.chunks.is_empty() {
-            self.unpack();
-        }
-        let written = if self.chunks.len() == 1 {
-            ready!(Pin::new(socket).poll_write(cx, &self.chunks[0]))?
-        } else {
-            let mut slices = [IoSlice::new(&[]); GATHER];
-            let n = self.chunks.len().min(GATHER);
-            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-                *slice = IoSlice::new(chunk);
-            }
-            ready!(Pin::new(socket).poll_write_vectored(cx, &slices[..n]))?
-        };
-        if written == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        self.advance(written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn advance(&mut self, mut n: usize) {
-        while n > 0 {
-            let Some(first) = self.chunks.front_mut() else {
-                return;
-            };
-            let step = n.min(first.len());
-            first.advance(step);
-            n -= step;
-            if first.is_empty() {
-                self.chunks.pop_front();
-            }
-        }
-        if self.is_empty() {
-            // An idle connection holds no queue.
-            *self = Self::default();
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Two proxies with tunnels between them, apps at both ends, and what becomes of either proxy.
 
 use std::{
+    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex,
@@ -66,20 +67,17 @@ struct Inner {
 pub(crate) struct World {
     pub(crate) near: Side,
     pub(crate) far: Side,
-    pub(crate) near_finished: mpsc::UnboundedReceiver<Finished>,
-    pub(crate) far_finished: mpsc::UnboundedReceiver<Finished>,
+    pub(crate) near_finished: Endings,
+    pub(crate) far_finished: Endings,
     pub(crate) client: Client,
     /// Of the far end, in the order in which they were reached.
-    pub(crate) apps: mpsc::UnboundedReceiver<TcpStream>,
+    pub(crate) apps: Apps,
 }
 
-fn side(
-    limits: Limits,
-) -> (
-    Side,
-    mpsc::UnboundedReceiver<Finished>,
-    mpsc::UnboundedReceiver<TcpStream>,
-) {
+type Endings = mpsc::UnboundedReceiver<Finished>;
+type Apps = mpsc::UnboundedReceiver<TcpStream>;
+
+fn side(limits: Limits) -> (Side, Endings, Apps) {
     let (finished, all) = mpsc::unbounded_channel();
     let (apps, sockets) = mpsc::unbounded_channel();
     let side = Side(Arc::new(Inner {
@@ -94,6 +92,19 @@ fn side(
     (side, all, sockets)
 }
 
+/// A proxy that accepts one connection, how its copies end, its apps, and where it is reached.
+pub(crate) async fn server(ca: &Ca, limits: Limits) -> (Side, Endings, Apps, SocketAddr) {
+    let (side, finished, apps) = side(limits);
+    let (listener, address) = common::listen().await;
+    let (certificate, serving) = (ca.certificate(&identity("server")), side.clone());
+    tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let accepted = hbone::accept(socket, certificate, &serving.0.limits).await;
+        serving.serve(accepted.unwrap()).await;
+    });
+    (side, finished, apps, address)
+}
+
 impl World {
     pub(crate) async fn new(near: Engine, far: Engine) -> Self {
         Self::with(near, far, Limits::default()).await
@@ -103,17 +114,11 @@ impl World {
     pub(crate) async fn with(near: Engine, far: Engine, limits: Limits) -> Self {
         let ca = Arc::new(Ca::new());
         let (near_side, near_finished, _) = side(limits.clone());
-        let (far_side, far_finished, apps) = side(Limits {
+        let limits = Limits {
             engine: far,
             ..limits
-        });
-        let (listener, address) = common::listen().await;
-        let (certificate, serving) = (ca.certificate(&identity("server")), far_side.clone());
-        tokio::spawn(async move {
-            let (socket, _) = listener.accept().await.unwrap();
-            let accepted = hbone::accept(socket, certificate, &serving.0.limits).await;
-            serving.serve(accepted.unwrap()).await;
-        });
+        };
+        let (far_side, far_finished, apps, address) = server(&ca, limits).await;
         let config = PoolConfig {
             engine: near,
             ..PoolConfig::default()
@@ -320,7 +325,7 @@ pub(crate) struct Copying {
     finished: mpsc::UnboundedSender<Finished>,
 }
 
-pub(crate) async fn joined() -> (Joined, mpsc::UnboundedReceiver<Finished>) {
+pub(crate) async fn joined() -> (Joined, Endings) {
     let (near, a) = common::socket_pair().await;
     let (b, far) = common::socket_pair().await;
     let pair = TcpPair::new(a, b);

@@ -1,0 +1,128 @@
+//! The other owner is another process, which has nothing but bytes and descriptors.
+
+use std::{
+    fs,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use hbone::{
+    Counters, Engine, Limits,
+    handover::{Taken, Thawed},
+};
+use tokio::task::JoinSet;
+
+use crate::{
+    common,
+    world::{LONG, Says, World, hear, say, sent},
+};
+
+/// Names the folder in which both processes leave each other word.
+const FOLDER: &str = "HANDOVER_FOLDER";
+
+fn word(folder: &Path, said: &str) -> PathBuf {
+    folder.join(said)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_goes_on_in_the_middle_of_bulk() {
+    for at_near in [false, true] {
+        let mut world = World::new(Engine::Own, Engine::Own).await;
+        let (near, far) = world.tunnel().await;
+        let says = Says::bulk(10_000_000);
+        let (near_read, near_write) = near.into_split();
+        let (far_read, far_write) = far.into_split();
+        let talking = [
+            tokio::spawn(hear(near_read, false)),
+            tokio::spawn(hear(far_read, false)),
+        ];
+        let saying = [
+            tokio::spawn(say(near_write, says.clone())),
+            tokio::spawn(say(far_write, says.clone())),
+        ];
+
+        let side = if at_near { &world.near } else { &world.far };
+        let frozen = side.freezer().freeze(LONG).await.unwrap();
+        let (bytes, mut descriptors) = sent(&frozen);
+        let folder =
+            std::env::temp_dir().join(format!("handover-{}-{at_near}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fs::write(word(&folder, "state"), bytes).unwrap();
+        let app = descriptors.pop().unwrap();
+        let connection = descriptors.pop().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "process::the_other_process"])
+            .env(FOLDER, &folder)
+            .stdin(Stdio::from(connection))
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(app))
+            .spawn()
+            .unwrap();
+        common::eventually("the other process has read it", || {
+            !word(&folder, "state").exists()
+        })
+        .await;
+        frozen.forget();
+        fs::write(word(&folder, "commit"), []).unwrap();
+
+        for heard in talking {
+            let heard = tokio::time::timeout(LONG, heard).await;
+            assert_eq!(heard.unwrap().unwrap(), (says.len(), true));
+        }
+        for said in saying {
+            said.await.unwrap().unwrap();
+        }
+        let other = if at_near {
+            &mut world.far_finished
+        } else {
+            &mut world.near_finished
+        };
+        assert!(other.recv().await.unwrap().ended.clean());
+        if !at_near {
+            // Nobody opens tunnels on it any more: so it ends, also for the other process.
+            let destination = &world.client.destination;
+            let pool = &world.client.pool;
+            pool.close_source(&destination.source, destination.source_ip);
+        }
+        let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
+        assert!(status.await.unwrap().success());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "run by `another_process_goes_on_in_the_middle_of_bulk`"]
+async fn the_other_process() {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+    let descriptors = vec![
+        std::io::stdin().as_fd().try_clone_to_owned().unwrap(),
+        std::io::stderr().as_fd().try_clone_to_owned().unwrap(),
+    ];
+    let bytes = fs::read(word(&folder, "state")).unwrap();
+    let taken = Taken::read(bytes, descriptors).unwrap();
+    fs::remove_file(word(&folder, "state")).unwrap();
+    common::eventually("it is ours", || word(&folder, "commit").exists()).await;
+
+    let mut copies = JoinSet::new();
+    let tunnels = match taken.thaw(&Limits::default()).unwrap() {
+        Thawed::Dialled(connection, tunnels) => {
+            copies.spawn(async {
+                connection.run().await;
+                true
+            });
+            tunnels
+        }
+        Thawed::Accepted(mut connection, tunnels) => {
+            copies.spawn(async move { connection.next().await.is_none() });
+            tunnels
+        }
+        Thawed::Pair(_) => panic!("a connection was frozen"),
+    };
+    for tunnel in tunnels {
+        let (sent, received) = tunnel.moved();
+        let counters = Counters::of(sent, received);
+        copies.spawn(async move { tunnel.both_ways(&counters).await.clean() });
+    }
+    assert!(copies.join_all().await.into_iter().all(|well| well));
+}
