@@ -304,12 +304,8 @@ impl Mux {
         let Some(known) = self.streams.get_mut(stream) else {
             return;
         };
-        known.owed = known.owed.saturating_add(n);
-        let due = known.owed;
-        if due >= (self.settings.stream_window / 2).max(1) && !known.is(is::THEIRS_ENDED) {
-            known.owed = 0;
-            known.receive += due;
-            head::write_window_update(&mut self.out, stream, due);
+        if let Some(credit) = known.read(n, &self.settings) {
+            head::write_window_update(&mut self.out, stream, credit);
         }
     }
 }

@@ -32,8 +32,10 @@ const MAX_HEADER_LIST_SIZE: u16 = 6;
 /// What we announce. `Default` of each side is the wire contract of a mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// Receive window of each stream, in bytes.
+    /// Receive window of each stream that begins, in bytes.
     pub stream_window: u32,
+    /// What it becomes, in bytes, when a reader has kept up for a whole window; not less than `stream_window`.
+    pub grown_stream_window: u32,
     /// Receive window of the connection, in bytes; at least 65,535.
     pub connection_window: u32,
     /// Largest frame taken, in bytes; 16,384 to 2^24 - 1.
@@ -49,6 +51,7 @@ impl Settings {
     pub const fn client() -> Self {
         Self {
             stream_window: STREAM_WINDOW,
+            grown_stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,
             frame: FRAME,
             header_list: CLIENT_HEADER_LIST,
@@ -92,6 +95,7 @@ impl Settings {
 
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         put_u32(out, self.stream_window);
+        put_u32(out, self.grown_stream_window);
         put_u32(out, self.connection_window);
         put_u32(out, self.frame);
         put_u32(out, self.header_list);
@@ -101,13 +105,17 @@ impl Settings {
     pub(super) fn restore(from: &mut Reader<'_>) -> Result<Self, StateError> {
         let settings = Self {
             stream_window: from.u32()?,
+            grown_stream_window: from.u32()?,
             connection_window: from.u32()?,
             frame: from.u32()?,
             header_list: from.u32()?,
             streams: from.u32()?,
         };
-        let largest = settings.stream_window.max(settings.connection_window);
+        let streams = settings.stream_window.max(settings.grown_stream_window);
+        let largest = streams.max(settings.connection_window);
         ensure(largest <= LARGEST_WINDOW, "a window of ours is too large")?;
+        let grows = streams == settings.grown_stream_window;
+        ensure(grows, "a stream's window becomes smaller")?;
         ensure(is_frame(settings.frame), "our largest frame is none")?;
         Ok(settings)
     }

@@ -4,7 +4,7 @@
 //! reads them. Numbers are big-endian; lists have their length before them:
 //!
 //! ```text
-//!  version 1 | marks 1 | ours 5 x 4 | the peer's 3 x 4 | newest stream 4 | send, most ever 2 x 4
+//!  version 1 | marks 1 | ours 6 x 4 | the peer's 3 x 4 | newest stream 4 | send, most ever 2 x 4
 //!  | receive: left, unread, most unread 3 x 4 | credits earned 4 | leaving 1 or 5 | told to go 1 or 5
 //!  | open streams 4 + n x 21 | ended just now 2 + n x 9 | queue 4 + n x 4
 //!  | header table: size 2, fields 2 + n x (2 + name, 2 + value)
@@ -21,7 +21,7 @@
 use super::StreamId;
 
 /// Of the layout; a process that finds another hands nothing over.
-pub(super) const VERSION: u8 = 1;
+pub(super) const VERSION: u8 = 2;
 
 /// Why a connection cannot be gone on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

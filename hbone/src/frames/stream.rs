@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{
-    StreamId,
+    Settings, StreamId,
     state::{Reader, StateError, ensure, put_u16, put_u32},
 };
 
@@ -27,8 +27,13 @@ pub(super) mod is {
     pub(in super::super) const WAITING: u8 = 16;
     /// It stands in the queue of those that wait for the connection's window.
     pub(in super::super) const QUEUED: u8 = 32;
+    /// Half a window was read while little waited.
+    pub(in super::super) const PROMPT: u8 = 64;
+    /// Then the other half: its window is the grown one.
+    pub(in super::super) const GROWN: u8 = 128;
     /// All that a state may say of a stream; who is queued is said by the queue.
-    pub(super) const WRITTEN: u8 = THEIRS_ENDED | OURS_ENDED | ANSWERED | TUNNEL | WAITING;
+    pub(super) const WRITTEN: u8 =
+        THEIRS_ENDED | OURS_ENDED | ANSWERED | TUNNEL | WAITING | PROMPT | GROWN;
 }
 
 /// One stream. Thousands may be open: 24 bytes.
@@ -57,6 +62,37 @@ impl Stream {
         matches!(self.declared, 0 | UNDECLARED)
     }
 
+    /// The window that it has by now.
+    fn window(&self, ours: &Settings) -> u32 {
+        match self.is(is::GROWN) {
+            true => ours.grown_stream_window,
+            false => ours.stream_window,
+        }
+    }
+
+    /// `n` bytes were read: the credit that is due to the peer, if it is worth a frame; counted as given. A stream begins with
+    /// a small window, for what nobody reads is our memory, and gets the full one when a reader has kept up for as
+    /// much as the small one holds.
+    pub(super) fn read(&mut self, n: u32, ours: &Settings) -> Option<u32> {
+        self.owed = self.owed.saturating_add(n);
+        let window = self.window(ours);
+        if self.owed < (window / 2).max(1) || self.is(is::THEIRS_ENDED) {
+            return None;
+        }
+        let mut due = std::mem::take(&mut self.owed);
+        let unread = window.saturating_sub(self.receive).saturating_sub(due);
+        if unread > window / 4 {
+            self.state &= !is::PROMPT;
+        } else if self.is(is::PROMPT) {
+            self.state ^= is::PROMPT | is::GROWN;
+            due += ours.grown_stream_window - window;
+        } else if !self.is(is::GROWN) {
+            self.state |= is::PROMPT;
+        }
+        self.receive += due;
+        Some(due)
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
         put_u32(out, self.id.0);
         out.extend_from_slice(&self.send.to_be_bytes());
@@ -66,8 +102,8 @@ impl Stream {
         out.push(self.state & is::WRITTEN);
     }
 
-    /// `window`: what each stream was announced; `client`: we are.
-    fn restore(client: bool, window: u32, from: &mut Reader<'_>) -> Result<Self, StateError> {
+    /// `ours`: what each stream was announced; `client`: we are.
+    fn restore(client: bool, ours: &Settings, from: &mut Reader<'_>) -> Result<Self, StateError> {
         let stream = Self {
             id: from.stream()?,
             send: i32::from_be_bytes(from.array()?),
@@ -80,7 +116,12 @@ impl Stream {
             stream.state & !is::WRITTEN == 0,
             "a mark that no stream has",
         )?;
-        let sound = u64::from(stream.receive) + u64::from(stream.owed) <= window.into();
+        ensure(
+            !stream.is(is::PROMPT | is::GROWN),
+            "a stream that has grown grows again",
+        )?;
+        let window = u64::from(stream.window(ours));
+        let sound = u64::from(stream.receive) + u64::from(stream.owed) <= window;
         ensure(sound, "a stream's window is beyond what was announced")?;
         let ended = stream.is(is::OURS_ENDED | is::THEIRS_ENDED);
         ensure(!ended, "a stream that has ended is open")?;
@@ -183,17 +224,17 @@ impl Streams {
         }
     }
 
-    /// `newest`: no stream is beyond it; `window` and `client` as for each of them.
+    /// `newest`: no stream is beyond it; `ours` and `client` as for each of them.
     pub(super) fn restore(
         client: bool,
-        window: u32,
+        ours: &Settings,
         newest: StreamId,
         from: &mut Reader<'_>,
     ) -> Result<Self, StateError> {
         let mut streams = Self::default();
         let was_opened = |id: StreamId| id <= newest && id.0 % 2 == 1;
         for _ in 0..from.u32()? {
-            let stream = Stream::restore(client, window, from)?;
+            let stream = Stream::restore(client, ours, from)?;
             let in_order = streams.open.last().is_none_or(|last| last.id < stream.id);
             ensure(in_order && was_opened(stream.id), "streams out of order")?;
             streams.open.push(stream);
@@ -205,7 +246,7 @@ impl Streams {
             let once = streams.get(id).is_none() && streams.recent(id).is_none();
             ensure(once && was_opened(id), "a stream that never ended")?;
             let what = "a stream's window was beyond what was announced";
-            ensure(receive <= window, what)?;
+            ensure(receive <= ours.grown_stream_window, what)?;
             streams.remember(id, receive, by_us);
         }
         Ok(streams)

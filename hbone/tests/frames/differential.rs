@@ -340,6 +340,7 @@ async fn our_server_serves_h2(seed: u64, builder: h2::client::Builder, moves: bo
 fn small() -> Settings {
     Settings {
         stream_window: 100_000,
+        grown_stream_window: 100_000,
         connection_window: 300_000,
         frame: 20_000,
         ..Settings::server()

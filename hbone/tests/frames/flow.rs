@@ -1,6 +1,6 @@
 //! Credit: given on receipt for the connection, on consumption for a stream; kept to when sending.
 
-use hbone::frames::{Code, Event, Settings, StreamId, flag, kind};
+use hbone::frames::{Code, Event, Mux, Settings, StreamId, flag, kind};
 
 use super::support::{Side, connect, frame, headers, reset, settings};
 
@@ -19,6 +19,7 @@ fn update(stream: u32, n: u32) -> Vec<u8> {
 fn small(streams: u32) -> Side {
     let figures = Settings {
         stream_window: 128 * KIB as u32,
+        grown_stream_window: 128 * KIB as u32,
         connection_window: 256 * KIB as u32,
         ..Settings::server()
     };
@@ -52,6 +53,74 @@ fn a_stream_that_nobody_reads_holds_up_only_itself() {
         said.contains(&(kind::WINDOW_UPDATE, 5, 64 << 10)),
         "{said:?}"
     );
+    side.feed(&data(1, 1)).unwrap();
+    assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
+}
+
+/// One stream whose window may grow from 128 KiB to 1 MiB; the connection's holds nothing up.
+fn growing() -> Side {
+    let figures = Settings {
+        stream_window: 128 * KIB as u32,
+        grown_stream_window: 1024 * KIB as u32,
+        connection_window: 1 << 30,
+        ..Settings::server()
+    };
+    let mut side = Side::server(&figures);
+    side.feed(&headers(1, 0, &connect())).unwrap();
+    side.mux
+        .respond(ONE, 200, &Default::default(), false)
+        .unwrap();
+    side.events.clear();
+    side.mux.out().clear();
+    side
+}
+
+#[test]
+fn a_window_grows_once_when_a_reader_has_kept_up_for_all_of_it() {
+    let mut side = growing();
+    let mut credit = Vec::new();
+    for _ in 0..4 {
+        side.feed(&data(1, 64 * KIB)).unwrap();
+        side.mux.consumed(ONE, 64 * KIB);
+        credit.extend(side.said());
+    }
+    let update = |kib: u32| (kind::WINDOW_UPDATE, 1, kib << 10);
+    assert_eq!(credit, [update(64), update(64 + 1024 - 128)]);
+    // From then on it is given back by halves of what it is now, and no more.
+    side.feed(&data(1, 896 * KIB)).unwrap();
+    side.mux.consumed(ONE, 896 * KIB);
+    assert_eq!(side.said(), [update(1024)]);
+    side.feed(&data(1, 1024 * KIB)).unwrap();
+    side.feed(&data(1, 1)).unwrap();
+    assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
+}
+
+#[test]
+fn the_window_of_a_reader_that_lags_behind_stays_as_it_is() {
+    let mut side = growing();
+    side.feed(&data(1, 128 * KIB)).unwrap();
+    for _ in 0..50 {
+        // Half a window is always waiting.
+        side.mux.consumed(ONE, 64 * KIB);
+        assert_eq!(side.said(), [(kind::WINDOW_UPDATE, 1, 64 << 10)]);
+        side.feed(&data(1, 64 * KIB)).unwrap();
+    }
+    side.feed(&data(1, 1)).unwrap();
+    assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
+}
+
+#[test]
+fn a_window_that_has_grown_stays_so_in_another_process() {
+    let mut side = growing();
+    for _ in 0..2 {
+        side.feed(&data(1, 64 * KIB)).unwrap();
+        side.mux.consumed(ONE, 64 * KIB);
+    }
+    side.mux.out().clear();
+    let state = side.mux.into_state().unwrap();
+    let mut side = Side::new(Mux::from_state(&state).unwrap());
+    side.feed(&data(1, 1024 * KIB)).unwrap();
+    assert!(side.said().is_empty());
     side.feed(&data(1, 1)).unwrap();
     assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
 }

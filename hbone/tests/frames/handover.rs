@@ -400,7 +400,7 @@ fn a_state_is_small() {
     side.mux.out().clear();
     let with_streams = size(side.mux);
     let without = size(Side::server(&Settings::server()).mux);
-    assert_eq!((without, with_streams), (85, 85 + 100 * 21));
+    assert_eq!((without, with_streams), (89, 89 + 100 * 21));
 }
 
 #[test]

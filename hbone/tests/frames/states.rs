@@ -10,7 +10,11 @@ use super::{
 /// A connection in the middle of everything: streams in all states, one queued, one that ended just
 /// now, a field in the header table, half a frame, and something to be sent.
 fn busy() -> Mux {
-    let mut side = Side::new(Mux::server(&Settings::server()));
+    let ours = Settings {
+        stream_window: 512 << 10,
+        ..Settings::server()
+    };
+    let mut side = Side::new(Mux::server(&ours));
     let request = remembered("10.0.0.1:80");
     let requests = [1, 3, 5].map(|s| headers(s, 0, &request)).concat();
     let hello = [PREFACE, &settings(&[(1, 0)]), &requests].concat();
@@ -40,15 +44,15 @@ fn a_state_that_is_cut_off_or_goes_on_is_refused() {
     }
     let more = [&state[..], &[0]].concat();
     assert_eq!(Mux::from_state(&more).unwrap_err(), StateError::Length);
-    let other = [&[2], &state[1..]].concat();
-    assert_eq!(Mux::from_state(&other).unwrap_err(), StateError::Version(2));
+    let other = [&[1], &state[1..]].concat();
+    assert_eq!(Mux::from_state(&other).unwrap_err(), StateError::Version(1));
 }
 
 /// Offsets in the state of [`busy`], as the layout has them.
 mod at {
     pub(super) const MARKS: usize = 1;
     pub(super) const OURS: usize = 2;
-    pub(super) const THEIRS: usize = OURS + 20;
+    pub(super) const THEIRS: usize = OURS + 24;
     pub(super) const NEWEST: usize = THEIRS + 12;
     pub(super) const SEND: usize = NEWEST + 4;
     pub(super) const RECEIVE: usize = SEND + 8;
@@ -73,13 +77,15 @@ fn what_no_connection_can_be_in_is_refused() {
         (at::MARKS, &[0x12], "a table nobody asked for"),
         (at::OURS, MANY, "a window of ours is too large"),
         (at::OURS + 4, MANY, "a window of ours is too large"),
+        (at::OURS + 4, &[0; 4], "a stream's window becomes smaller"),
+        (at::OURS + 8, MANY, "a window of ours is too large"),
         (
-            at::OURS + 8,
+            at::OURS + 12,
             &[0, 0, 0x3f, 0xff],
             "our largest frame is none",
         ),
         (
-            at::OURS + 16,
+            at::OURS + 20,
             &[0, 0, 0, 2],
             "more streams than may be open",
         ),
@@ -138,7 +144,17 @@ fn what_no_connection_can_be_in_is_refused() {
             "a stream's window is beyond what was announced",
         ),
         (stream(0) + 16, &[0; 4], "a tunnel declares content"),
+        (
+            stream(0) + 8,
+            &[0, 0x08, 0, 1],
+            "a stream's window is beyond what was announced",
+        ),
         (stream(0) + 20, &[0x1c | 0x20], "a mark that no stream has"),
+        (
+            stream(0) + 20,
+            &[0x1c | 0xc0],
+            "a stream that has grown grows again",
+        ),
         (stream(0) + 20, &[0x1f], "a stream that has ended is open"),
         (
             stream(0) + 20,

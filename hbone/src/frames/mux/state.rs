@@ -91,8 +91,7 @@ impl Mux {
             told: told(from)?,
             ..Self::new(&settings, is(mark::CLIENT))
         };
-        let window = mux.settings.stream_window;
-        mux.streams = Streams::restore(mux.client, window, mux.newest, from)?;
+        mux.streams = Streams::restore(mux.client, &settings, mux.newest, from)?;
         mux.restore_queue(from)?;
         mux.decoder = Decoder::restore(mux.acknowledged, from)?;
         mux.is_possible()?;
