@@ -142,6 +142,7 @@ pub fn all() -> Vec<Case> {
             the_control_plane_is_replaced_and_nothing_is_lost
             ztunnel_is_replaced_and_no_new_connection_fails
             ztunnel_is_killed_and_its_pods_recover
+            a_ztunnels_worker_is_killed_and_no_new_connection_is_refused
             without_a_control_plane_what_is_known_goes_on
             a_new_pod_waits_while_the_agent_is_away_and_then_starts
             the_agent_mends_what_it_installed

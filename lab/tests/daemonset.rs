@@ -18,10 +18,17 @@ const CAPABILITIES: u64 = 1 << 12 | 1 << 13 | 1 << 21;
 
 #[test]
 fn three_capabilities_and_a_file_system_that_cannot_be_written_are_enough() {
-    in_lab(Lab::builder(), |lab| {
+    in_lab(Lab::builder().keeper(true), |lab| {
         let pair = Pair::start(lab)?;
-        for node in lab.nodes() {
-            let pid = node.ztunnel()?.process()?.pid();
+        let processes = lab.nodes().iter().flat_map(|node| {
+            let keeper = node
+                .ztunnel()
+                .and_then(|keeper| Ok(keeper.process()?.pid()));
+            let worker = || node.worker()?.context("a keeper without a worker");
+            [keeper, worker()]
+        });
+        for pid in processes {
+            let pid = pid?;
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
             let field = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name));

@@ -125,26 +125,15 @@ pub(super) async fn ztunnel_is_replaced_and_no_new_connection_fails(test: &Test)
 /// One ztunnel dies without a word: its node's pods recover with its successor.
 pub(super) async fn ztunnel_is_killed_and_its_pods_recover(test: &Test) -> Result<()> {
     let traffic = Traffic::start(test).await?;
-    let old = test
-        .mesh()
-        .pod_on(Part::Ztunnel, &traffic.phone.node)
-        .await?;
+    let node = &traffic.phone.node;
+    let old = test.mesh().pod_on(Part::Ztunnel, node).await?;
+    // Process 1: the container's end.
     test.node(1)
-        .own("pkill -KILL -x ztunnel")
+        .own("pkill -KILL -x ztunnel-keeper")
         .await?
         .success()?;
     eventually("the container is started again", || async {
-        let pod = test
-            .mesh()
-            .pod_on(Part::Ztunnel, &traffic.phone.node)
-            .await?;
-        let restarts = |pod: &k8s_openapi::api::core::v1::Pod| {
-            pod.status
-                .iter()
-                .flat_map(|status| status.container_statuses.iter().flatten())
-                .map(|container| container.restart_count)
-                .sum::<i32>()
-        };
+        let pod = test.mesh().pod_on(Part::Ztunnel, node).await?;
         ensure!(
             restarts(&pod) > restarts(&old) && crate::pod::is_ready(Some(&pod)),
             "not yet"
@@ -161,6 +150,59 @@ pub(super) async fn ztunnel_is_killed_and_its_pods_recover(test: &Test) -> Resul
     ))
     .await;
     Ok(())
+}
+
+/// A ztunnel's worker dies: what it carried is cut, the container stays, and what comes meanwhile waits for the next one.
+pub(super) async fn a_ztunnels_worker_is_killed_and_no_new_connection_is_refused(
+    test: &Test,
+) -> Result<()> {
+    let traffic = Traffic::start(test).await?;
+    let node = &traffic.phone.node;
+    let old = test.mesh().pod_on(Part::Ztunnel, node).await?;
+    let name = old.metadata.name.clone().context("a pod without a name")?;
+    let died = || async {
+        let metrics = test.mesh().metrics(&name, Part::Ztunnel).await?;
+        anyhow::Ok(metrics.sum("ambit_worker_restarts_total", &[]))
+    };
+    let before = died().await?;
+    test.node(1)
+        .own("pkill -KILL -x ztunnel")
+        .await?
+        .success()?;
+    eventually("another worker serves", || async {
+        let now = died().await?;
+        ensure!(now == before + 1.0, "{now} workers have died");
+        Ok(())
+    })
+    .await?;
+    traffic.phone.reaches("http://far/").await?;
+    traffic.phone.reaches("http://near/").await?;
+    let pod = test.mesh().pod_on(Part::Ztunnel, node).await?;
+    ensure!(
+        pod.metadata.uid == old.metadata.uid && restarts(&pod) == restarts(&old),
+        "the container was started again"
+    );
+    let seen = traffic.end(test).await?;
+    for fresh in [&seen.far.fresh, &seen.near.fresh] {
+        // In the worker's hands when it died; later ones had to wait, and no more.
+        let cut = ["reset", "closed"].map(|how| fresh.failed.get(how).copied().unwrap_or(0));
+        ensure!(
+            fresh.failures() == cut.iter().sum::<u64>() && fresh.failures() <= IN_FLIGHT,
+            "new connections: {fresh}"
+        );
+    }
+    Ok(())
+}
+
+/// More than are on their way at a time, less than come in the time that another container would take.
+const IN_FLIGHT: u64 = 5;
+
+fn restarts(pod: &k8s_openapi::api::core::v1::Pod) -> i32 {
+    pod.status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten())
+        .map(|container| container.restart_count)
+        .sum()
 }
 
 /// Two minutes without a control plane: what is known goes on, what is new waits, and then all is well without a restart.
