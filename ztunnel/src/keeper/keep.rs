@@ -32,13 +32,9 @@ use super::shelf::Shelf;
 use super::words::{COMPLETE, head, send};
 use crate::agent::packet::receive;
 
-/// Those that ask for the end. No other is looked at: process 1 of a container is spared those it has no handler for.
-const STOP: [Signal; 4] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-];
+/// Those that ask a worker for its end, which it knows how to come to. All others are as without a keeper: process 1 of
+/// a container does not feel them.
+const STOP: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 
 /// Is the keeper of a worker with these arguments, until there is nothing to keep; the status to end with.
 ///
