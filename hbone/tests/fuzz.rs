@@ -30,8 +30,10 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
+type Target = fn(&[u8]);
+
 /// Each target by the name of its file.
-const TARGETS: &[(&str, fn(&[u8]))] = &[
+const TARGETS: &[(&str, Target)] = &[
     ("connect", targets::connect),
     ("frames", targets::frames),
     ("handover", targets::handover),
