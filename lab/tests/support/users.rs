@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -15,18 +16,27 @@ use lab::wait;
 
 use super::{SOON, round_trip};
 
+/// On a machine that does much else: a connection that does not move for so long is stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Times that each is used before it counts as going on.
+const MORE: usize = 3;
+
 /// Connections that are used all the time, until [`Users::done`].
 pub(crate) struct Users {
     stop: Arc<AtomicBool>,
+    all: Vec<User>,
+}
+
+struct User {
+    what: String,
     turns: Arc<AtomicUsize>,
-    all: Vec<JoinHandle<Result<u64>>>,
+    thread: JoinHandle<Result<u64>>,
 }
 
 impl Users {
     pub(crate) fn new() -> Self {
         Self {
             stop: Arc::default(),
-            turns: Arc::default(),
             all: Vec::new(),
         }
     }
@@ -37,34 +47,48 @@ impl Users {
         stream: TcpStream,
         work: impl FnOnce(TcpStream, &AtomicBool, &AtomicUsize) -> Result<u64> + Send + 'static,
     ) {
-        let (stop, turns) = (self.stop.clone(), self.turns.clone());
-        self.all.push(thread::spawn(move || {
-            work(stream, &stop, &turns).with_context(|| what)
-        }));
+        let (stop, turns) = (self.stop.clone(), Arc::new(AtomicUsize::new(0)));
+        let (name, counting) = (what.clone(), turns.clone());
+        let thread = thread::spawn(move || work(stream, &stop, &counting).with_context(|| name));
+        self.all.push(User {
+            what,
+            turns,
+            thread,
+        });
     }
 
-    /// Waits until all have been at work some more times.
+    /// Waits until each of them has been used some more times.
     pub(crate) fn go_on(&self) -> Result<()> {
-        let before = self.turns.load(SeqCst);
-        let enough = before + 20 * self.all.len();
-        wait::until_true("the connections to be used", SOON, || {
-            self.turns.load(SeqCst) > enough || self.all.iter().any(JoinHandle::is_finished)
+        let wanted: Vec<usize> = self
+            .all
+            .iter()
+            .map(|user| user.turns.load(SeqCst) + MORE)
+            .collect();
+        let users = || self.all.iter().zip(&wanted);
+        let stuck = || users().filter(|(user, wanted)| user.turns.load(SeqCst) < **wanted);
+        let waited = wait::until_true("each connection to be used", PATIENCE, || {
+            stuck().next().is_none() || self.all.iter().any(|user| user.thread.is_finished())
+        });
+        waited.with_context(|| {
+            format!(
+                "stuck: {:?}",
+                stuck().map(|(user, _)| &user.what).collect::<Vec<_>>()
+            )
         })?;
-        let failed = self.all.iter().filter(|user| user.is_finished()).count();
-        ensure!(
-            failed == 0 || self.stop.load(SeqCst),
-            "{failed} connections ended"
-        );
+        let ended = self.all.iter().filter(|user| user.thread.is_finished());
+        let ended: Vec<&str> = ended.map(|user| user.what.as_str()).collect();
+        ensure!(ended.is_empty(), "ended: {ended:?}");
         Ok(())
     }
 
     /// Ends all in order and says how many bytes each client sent.
     pub(crate) fn done(self) -> Result<Vec<u64>> {
         self.stop.store(true, SeqCst);
-        let joined = self
-            .all
-            .into_iter()
-            .map(|user| user.join().map_err(|_| anyhow!("a thread panicked"))?);
+        let joined = self.all.into_iter().map(|user| {
+            user.thread
+                .join()
+                .map_err(|_| anyhow!("a thread panicked"))?
+        });
         let outcomes: Vec<Result<u64>> = joined.collect();
         let lost: Vec<String> = outcomes
             .iter()
