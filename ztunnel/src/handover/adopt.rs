@@ -90,7 +90,7 @@ impl Arrival {
         if !same {
             return Err(Refusal::Inconsistent);
         }
-        self.check_identities(&pod)?;
+        self.check_identities(&pod, other.as_deref())?;
         Ok(Adoption {
             arrival: self,
             pod,
@@ -99,8 +99,15 @@ impl Arrival {
     }
 
     /// Who the reports say that talks is who proved it, and who the pod is.
-    fn check_identities(&self, pod: &Pod) -> Result<(), Refusal> {
-        let ours = pod.known().map(|known| &known.identity);
+    fn check_identities(&self, pod: &Pod, other: Option<&Pod>) -> Result<(), Refusal> {
+        let of = |pod: &Pod| pod.known().map(|known| known.identity.clone());
+        let (pod, other) = (of(pod), other.and_then(of));
+        let ours = pod.as_ref();
+        if let Way::Joined { there, .. } = &self.account.way
+            && (there.ends.source_identity != pod || there.ends.destination_identity != other)
+        {
+            return Err(Refusal::Peer);
+        }
         let fits = |told: &Told| match (&self.account.way, told.reporter) {
             (Way::Arrived { .. }, _) => {
                 told.ends.source_identity.as_ref() == self.taken.peer()
