@@ -109,7 +109,8 @@ where
     Ok(established)
 }
 
-/// Gives what is done, and what had come behind it.
+/// Gives what is done, and what had come behind it. Sends only when it must wait for the peer or is done, so
+/// that what rustls says piece by piece leaves as one.
 async fn shake_hands<T, C>(
     io: &mut T,
     mut connection: Box<C>,
@@ -127,12 +128,14 @@ where
         (shown, end) = (shown - used, end - used);
         match step {
             Ok(Step::Encoded) => {}
-            Ok(Step::Flush) => send(io, &mut out).await?,
             Ok(Step::Closed) => return Err(TlsError::Io(io::ErrorKind::UnexpectedEof)),
             Ok(Step::Blocked) if !connection.common().is_handshaking() => break,
             Ok(Step::Blocked) => match next_record(&input, end) {
                 Some(next) if shown == end => end = next,
-                _ => read(io, &mut input).await?,
+                _ => {
+                    send(io, &mut out).await?;
+                    read(io, &mut input).await?;
+                }
             },
             Err(error) => {
                 last_words(&mut *connection, &mut out);
@@ -145,6 +148,7 @@ where
     }
     // Nothing is left of what rustls was shown: a handshake ends where a record does.
     input.drain(..shown);
+    send(io, &mut out).await?;
     Ok((connection, input))
 }
 
@@ -207,6 +211,9 @@ async fn read<T: AsyncRead + Unpin>(io: &mut T, input: &mut Vec<u8>) -> Result<(
 
 async fn send<T: AsyncWrite + Unpin>(io: &mut T, out: &mut Vec<u8>) -> Result<(), TlsError> {
     let lost = |error: io::Error| TlsError::Io(error.kind());
+    if out.is_empty() {
+        return Ok(());
+    }
     io.write_all(out).await.map_err(lost)?;
     io.flush().await.map_err(lost)?;
     out.clear();
@@ -223,10 +230,8 @@ fn failed(error: RecordError) -> TlsError {
 
 /// What rustls wants next.
 enum Step {
-    /// To go on: something was put into the output.
+    /// To go on: something was put into the output, or all of it may be sent.
     Encoded,
-    /// The output to be sent.
-    Flush,
     /// More input, unless the handshake is done.
     Blocked,
     /// Nothing: the peer hung up.
@@ -304,7 +309,7 @@ fn take_step<Data>(
         }
         ConnectionState::TransmitTlsData(message) => {
             message.done();
-            Ok(Step::Flush)
+            Ok(Step::Encoded)
         }
         ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => Ok(Step::Blocked),
         ConnectionState::PeerClosed | ConnectionState::Closed => Ok(Step::Closed),
