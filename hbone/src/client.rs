@@ -31,7 +31,7 @@ use crate::{
     },
     gauge::Gauge,
     identity::Identity,
-    limits::{Engine, Limits},
+    limits::{Engine, Limits, Refusal},
     own,
     request::Authority,
     room::Reserve,
@@ -266,7 +266,13 @@ impl Link {
         let asking = self.asking.ask(connect);
         let answered = match tokio::time::timeout(self.answer, asking).await {
             Ok(answered) => answered.map_err(|why| self.failed(why))?,
-            Err(_) => return Err(ConnectError::Final(OpenError::AnswerTimeout(self.answer))),
+            Err(_) => {
+                // Of no use to whoever comes next either; kept, each of them would leave one more behind.
+                if self.asking.places() == 0 {
+                    self.close();
+                }
+                return Err(ConnectError::Final(OpenError::AnswerTimeout(self.answer)));
+            }
         };
         if !(200..300).contains(&answered.status) {
             // Dropping both halves resets the stream (CANCEL).
@@ -284,6 +290,9 @@ impl Link {
             Unanswered::Reset(words) => ConnectError::Final(OpenError::Reset(words)),
             Unanswered::Lost(words) => {
                 self.close();
+                // Where we have hung up, that is the reason, and not what it looks like from here.
+                let cut_off = |flood: Refusal| format!("cut off: {}", flood.name());
+                let words = self.gauge.flood().map_or(words, cut_off);
                 ConnectError::Retry(OpenError::ConnectionLost(words))
             }
         }

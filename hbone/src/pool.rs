@@ -190,7 +190,12 @@ impl Pool {
             let (link, lease) = self.link(destination, &dial).await?;
             match link.connect(&connect, lease).await {
                 Ok(tunnel) => return Ok(tunnel),
-                Err(ConnectError::Final(error)) => return Err(error),
+                Err(ConnectError::Final(error)) => {
+                    if link.closed() {
+                        self.sweep(destination);
+                    }
+                    return Err(error);
+                }
                 Err(ConnectError::Retry(error)) => {
                     tracing::debug!(address = %destination.address, %error, "trying another connection");
                     last = Some(error);

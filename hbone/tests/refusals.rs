@@ -252,6 +252,59 @@ async fn a_silent_server_ends_at_the_deadline_of_its_stage() {
     assert!(error.to_string().contains("NetworkPolicy"), "{error}");
 }
 
+#[tokio::test]
+async fn a_server_that_allows_no_streams_is_given_up_and_leaves_no_connection_behind() {
+    let ca = Arc::new(Ca::new());
+    let (listener, address) = common::listen().await;
+    let name = "spiffe://cluster.local/ns/default/sa/server";
+    let config = raw::tls_server(&ca, raw::badge(&ca, &[name], soon()));
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let config = config.clone();
+            tokio::spawn(async move {
+                let mut peer = Raw::accept(socket, config).await.unwrap();
+                let none = raw::frame(raw::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 0]);
+                peer.send(&none).await.unwrap();
+                while let Ok(Some(_)) = peer.next().await {}
+            });
+        }
+    });
+    let config = PoolConfig {
+        answer: Duration::from_millis(300),
+        ..PoolConfig::default()
+    };
+    let client = common::client(&ca, address, config);
+    for _ in 0..4 {
+        let error = client.open().await.unwrap_err();
+        assert!(matches!(error, OpenError::AnswerTimeout(_)), "{error}");
+    }
+    // On a busy machine one may be given up before it has said so.
+    let left = client.pool.stats().connections;
+    assert!(left <= 1, "{left} connections are left");
+}
+
+#[tokio::test]
+async fn a_server_that_is_cut_off_is_told_by_what_it_did() {
+    let ca = Arc::new(Ca::new());
+    let (listener, address) = common::listen().await;
+    let name = "spiffe://cluster.local/ns/default/sa/server";
+    let config = raw::tls_server(&ca, raw::badge(&ca, &[name], soon()));
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let mut peer = Raw::accept(socket, config.clone()).await.unwrap();
+            peer.send(&raw::frame(raw::SETTINGS, 0, 0, &[]))
+                .await
+                .unwrap();
+            peer.until("a request", |f| f.kind == raw::HEADERS).await;
+            let pings = raw::frame(raw::PING, 0, 0, &[0; 8]).repeat(100);
+            while peer.send(&pings).await.is_ok() {}
+        }
+    });
+    let client = common::client(&ca, address, PoolConfig::default());
+    let error = client.open().await.unwrap_err();
+    assert!(error.to_string().contains("ping_flood"), "{error}");
+}
+
 struct Attacked {
     server: Server,
     peer: Raw,
