@@ -385,7 +385,7 @@ mod tests {
         #[allow(unsafe_code)]
         let other = || {
             // SAFETY: takes numbers; no memory of ours is touched, and no other thread's rights.
-            let changed = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, -1, 65534, -1) };
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, 65534, -1) };
             assert_eq!(changed, 0, "run it as root");
             Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap()
         };
