@@ -126,9 +126,9 @@ impl Netns {
     /// Opens a connection from inside the namespace. No time limit of its own.
     pub async fn connect(&self, from: From, to: SocketAddr) -> io::Result<TcpStream> {
         let ip = match from {
-            From::Any => return begin(self.tcp(Domain::for_address(to))?, to).await,
+            From::Any => return begin(self.tcp_soon(Domain::for_address(to)).await?, to).await,
             From::Own(ip) => {
-                let socket = self.tcp(Domain::for_address(to))?;
+                let socket = self.tcp_soon(Domain::for_address(to)).await?;
                 bind_no_port(&socket, ip)?;
                 return begin(socket, to).await;
             }
@@ -224,6 +224,18 @@ impl Netns {
         }
         socket.bind(&address.into())?;
         UdpSocket::from_std(socket.into())
+    }
+
+    /// [`Netns::tcp`] that waits a while for a descriptor: a connection that leaves was taken with the last there was, and
+    /// has lost nothing yet.
+    async fn tcp_soon(&self, domain: Domain) -> io::Result<Socket> {
+        for _ in 0..DESCRIPTOR_TRIES {
+            match self.tcp(domain) {
+                Err(error) if is_shortage(&error) => tokio::time::sleep(DESCRIPTOR_PAUSE).await,
+                done => return done,
+            }
+        }
+        self.tcp(domain)
     }
 
     fn tcp(&self, domain: Domain) -> io::Result<Socket> {
@@ -326,6 +338,11 @@ fn is_taken(error: &io::Error) -> bool {
     )
 }
 
+/// No descriptor is left, of ours or of the machine's.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Binds the address but leaves the port to `connect`, which may use the same port for different
 /// destinations. Without this the kernel looks for a port that is free for all of them: slow
 /// beyond some thousand connections, and an error beyond 28,000.
@@ -366,6 +383,10 @@ fn home() -> io::Result<BorrowedFd<'static>> {
 const FOREIGN_PORTS: Range<u16> = 1024..32768;
 /// With three quarters of these ports open to one place from one address, one connection in a hundred tries them all.
 const PORTS_TRIED: usize = 16;
+
+/// Eight seconds in all, within which those who wait for the connection have patience and still learn the true reason.
+const DESCRIPTOR_TRIES: u32 = 400;
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(20);
 
 /// Bytes that an app in the same namespace may have sent and we have not read. There is no distance between the two,
 /// so more would not make them faster: left alone, the kernel lets it grow to megabytes, and the app's own buffer with it, and
