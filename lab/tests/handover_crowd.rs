@@ -161,9 +161,7 @@ impl Crowd {
                 users.add(
                     what("chat", n),
                     client.connect(to)?,
-                    |stream, stop, turns| {
-                        steady(stream, 64, Duration::from_secs(1), stop, turns)
-                    },
+                    |stream, stop, turns| steady(stream, 64, Duration::from_secs(1), stop, turns),
                 );
             }
             for n in 0..STEADY {
