@@ -348,7 +348,8 @@ impl Up {
 
     /// The socket has nothing more.
     fn finish(&mut self) -> HalfEnd {
-        if self.socket_dead {
+        let broken = self.app.as_ref().is_some_and(|app| app.broken().is_some());
+        if self.socket_dead || broken {
             return HalfEnd::Socket(io::ErrorKind::ConnectionReset);
         }
         let ended = self.writer.shutdown();

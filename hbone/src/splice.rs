@@ -136,14 +136,11 @@ impl Pair {
         }
         self.there
             .poll(cx, &mut self.a, &mut self.b, &counters.sent);
+        // A far socket that takes no more has said so once, and ends now as if it were done; but what it sent
+        // before must still arrive.
+        self.back.source_dead |= self.there.refused;
         self.back
             .poll(cx, &mut self.b, &mut self.a, &counters.received);
-        if self.there.refused && self.back.end.is_none() {
-            // The far socket takes no more, but what it sent before must still arrive.
-            self.back.source_dead = true;
-            self.back
-                .poll(cx, &mut self.b, &mut self.a, &counters.received);
-        }
         if self.back.refused && self.there.end.is_none() {
             self.there.source_dead = true;
             self.there
