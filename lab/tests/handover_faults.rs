@@ -84,10 +84,29 @@ impl Silent {
 
 /// Asks the elder to stop while its successor does nothing, and waits until all of `silent` is offered and not decided.
 fn until_all_is_offered(old: &Process, new: &Process, silent: &Silent) -> Result<()> {
-    new.signal(Signal::SIGSTOP)?;
+    stand_still(new)?;
     old.signal(Signal::SIGTERM)?;
     wait::until_true("the offers", SOON, || {
         offered(old.pid()) == silent.open.len()
+    })
+}
+
+/// The signal is heard by one thread, in its own time; the others go on until it has told them.
+fn stand_still(process: &Process) -> Result<()> {
+    process.signal(Signal::SIGSTOP)?;
+    let tasks = format!("/proc/{}/task", process.pid());
+    wait::until_true("every thread to stop", SOON, || {
+        fs::read_dir(&tasks).is_ok_and(|mut tasks| {
+            tasks.all(|task| {
+                let stat = task.and_then(|task| fs::read_to_string(task.path().join("stat")));
+                // Behind the name, which ends with the last bracket.
+                stat.is_ok_and(|stat| {
+                    stat.rsplit(") ")
+                        .next()
+                        .is_some_and(|rest| rest.starts_with('T'))
+                })
+            })
+        })
     })
 }
 
@@ -126,7 +145,7 @@ fn a_successor_that_stands_still_gets_nothing_until_it_moves_again() {
         users.go_on()?;
         let old = lab.surge_ztunnel(0)?;
         let new = successor(lab)?;
-        new.signal(Signal::SIGSTOP)?;
+        stand_still(&new)?;
         old.signal(Signal::SIGTERM)?;
         wait::until_true("the elder to take all back", SOON, || {
             old.log().contains("the successor is lost")
