@@ -215,6 +215,9 @@ impl jobs::Tools {
             let _ = std::fs::remove_file(file);
         }
         let _ = std::fs::remove_dir_all(self.config.state_dir());
+        // Where a ztunnel waits for its successor: it leaves the name there, so that a successor never finds none.
+        let door = self.config.ztunnel_socket.with_file_name("handover");
+        let _ = std::fs::remove_dir_all(door);
         tracing::info!("nothing of the mesh is left on this node");
     }
 
