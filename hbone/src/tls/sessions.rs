@@ -53,7 +53,7 @@ impl Keeper {
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        sessions().forget_if(|place| place.0 == self.0);
+        sessions().forget_all_of(self.0);
     }
 }
 
@@ -104,7 +104,7 @@ impl Attempt {
 
     /// The handshake failed: whatever the reason, the next one is a full one.
     pub(super) fn failed(&self) {
-        sessions().forget_if(|place| place == self.place);
+        sessions().forget(self.place);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -214,16 +214,15 @@ impl<S> Sessions<S> {
         good.map(|(_, session, proof)| (session, proof))
     }
 
-    fn forget_if(&mut self, which: impl Fn(Place) -> bool) {
-        self.places.retain(|place, numbers| {
-            let go = which(*place);
-            if go {
-                numbers
-                    .iter()
-                    .for_each(|number| drop(self.all.remove(number)));
-            }
-            !go
-        });
+    fn forget(&mut self, place: Place) {
+        for number in self.places.remove(&place).unwrap_or_default() {
+            self.all.remove(&number);
+        }
+    }
+
+    fn forget_all_of(&mut self, keeper: u64) {
+        self.places.retain(|place, _| place.0 != keeper);
+        self.all.retain(|_, (place, ..)| place.0 != keeper);
     }
 
     fn drop_oldest_of(&mut self, place: Place) {

@@ -102,8 +102,21 @@ fn a_keeper_takes_its_sessions_with_it() {
         all.keep(place(1, port), 1, good(&clock));
         all.keep(place(2, port), 2, good(&clock));
     }
-    all.forget_if(|place| place.0 == 1);
+    all.forget_all_of(1);
     assert_eq!((all.all.len(), all.places.len()), (3, 3));
     assert_eq!(take(&mut all, place(1, 1), &clock), None);
     assert_eq!(take(&mut all, place(2, 1), &clock), Some(2));
+}
+
+#[test]
+fn a_server_that_failed_is_forgotten_and_no_other() {
+    let (clock, mut all) = (Clock::new(), Sessions::default());
+    for number in [1, 2] {
+        all.keep(place(1, 1), number, good(&clock));
+        all.keep(place(1, 2), number, good(&clock));
+    }
+    all.forget(place(1, 1));
+    assert_eq!((all.all.len(), all.places.len()), (2, 1));
+    assert_eq!(take(&mut all, place(1, 1), &clock), None);
+    assert_eq!(take(&mut all, place(1, 2), &clock), Some(2));
 }
