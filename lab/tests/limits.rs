@@ -86,7 +86,7 @@ const ALLOWED: u64 = 512 << 20;
 /// `cargo test -p lab --test limits memory -- --ignored`: needs a kernel and a place in it where groups of processes
 /// can be limited, which not every container is.
 #[test]
-#[ignore = "limits memory by a control group"]
+#[ignore = "needs the right to make a memory control group, which a container may lack"]
 fn hundreds_of_streams_that_nobody_reads_do_not_cost_a_ztunnel_its_memory() {
     for node in [0, 1] {
         crossing(Lab::builder(), |lab, pairs| {
