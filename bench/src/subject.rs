@@ -46,6 +46,8 @@ struct Mesh<'a> {
     name: &'static str,
     /// The subject whose two pods are on one node, if it is measured.
     near: Option<&'static str>,
+    /// The subject whose server is no part of the mesh, if it is measured.
+    plain: Option<&'static str>,
     ztunnel: Ztunnel<'a>,
 }
 
@@ -73,15 +75,17 @@ impl Stage {
         stage.with_mesh(&Mesh {
             name: "ours",
             near: Some("ours, same node"),
+            plain: Some("ours, passthrough"),
             ztunnel: Ztunnel::Ours {
                 engine: "h2",
                 full: false,
             },
         })?;
-        // Within a node nothing goes through an engine.
+        // Neither within a node nor out of the mesh does anything go through an engine.
         stage.with_mesh(&Mesh {
             name: "ours (own)",
             near: None,
+            plain: None,
             ztunnel: Ztunnel::Ours {
                 engine: "own",
                 full: false,
@@ -92,6 +96,7 @@ impl Stage {
             stage.with_mesh(&Mesh {
                 name,
                 near: None,
+                plain: None,
                 ztunnel: Ztunnel::Ours { engine, full: true },
             })?;
         }
@@ -99,6 +104,7 @@ impl Stage {
             stage.with_mesh(&Mesh {
                 name: "peer",
                 near: Some("peer, same node"),
+                plain: Some("peer, passthrough"),
                 ztunnel: Ztunnel::Peer(peer),
             })?;
         }
@@ -174,12 +180,14 @@ impl Stage {
                 _ => Tunnels::Usual,
             },
         });
-        if let Some(name) = mesh.near {
+        let near = mesh.near.map(|name| (name, "bench/near", 0));
+        let plain = mesh.plain.map(|name| (name, "plain/server", 1));
+        for (name, server, node) in near.into_iter().chain(plain) {
             self.subjects.push(Subject {
                 name,
-                client,
-                to: serve(&lab, "bench/near", 0)?,
-                proxies: vec![first],
+                client: client.clone(),
+                to: serve(&lab, server, node)?,
+                proxies: vec![first.clone()],
                 tunnels: Tunnels::None,
             });
         }

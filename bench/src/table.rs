@@ -155,12 +155,20 @@ fn rounds(stage: &Stage, task: &Task, plan: &Plan<'_>) -> Result<()> {
         Some(Spread::of(samples[index].iter().map(|sample| per_unit(task, sample))).median)
     };
     for (subject, samples) in subjects.iter().zip(&samples) {
-        let near = subject.name.ends_with("same node");
         let floor = cost("floor");
-        let peer = cost(if near { "peer, same node" } else { "peer" });
+        let peer = cost(counterpart(subject.name));
         println!("{}", row(task, subject, samples, floor, peer));
     }
     Ok(())
+}
+
+/// The peer's subject that goes the same way.
+fn counterpart(subject: &str) -> &'static str {
+    match subject.rsplit_once(", ") {
+        Some((_, "same node")) => "peer, same node",
+        Some((_, "passthrough")) => "peer, passthrough",
+        _ => "peer",
+    }
 }
 
 /// CPU seconds per GB, or microseconds per operation; none where most of it went into something else.
@@ -382,6 +390,13 @@ mod tests {
         let spread = Spread::of([5.0, 1.0, 3.0].into_iter());
         assert_eq!((spread.least, spread.median, spread.most), (1.0, 3.0, 5.0));
         assert_eq!(spread.show(1), "3.0 [1.0..5.0]");
+    }
+
+    #[test]
+    fn a_way_is_compared_with_the_peers_same_way() {
+        assert_eq!(counterpart("ours, same node"), "peer, same node");
+        assert_eq!(counterpart("ours, passthrough"), "peer, passthrough");
+        assert_eq!(counterpart("ours (own), full"), "peer");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::{
     fs,
     fs::File,
-    io,
+    io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -46,6 +46,7 @@ impl Netns {
         // Duplicate address detection would keep every new IPv6 address unusable for a second or two.
         made.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         made.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        made.window_that_does_not_pace()?;
         made.ip("link set lo up\n")?;
         Ok(made)
     }
@@ -124,6 +125,27 @@ impl Netns {
         let path = Path::new("/proc/sys").join(key);
         self.within(|| fs::write(&path, value))?
             .with_context(|| format!("{key}={value} in {}", self.name))
+    }
+
+    /// Congestion control by window alone, as Linux has it unless told otherwise. The machine's own choice would go over to new
+    /// namespaces, and one that paces (BBR) sends small packets by a timer even where there is nothing to spare.
+    fn window_that_does_not_pace(&self) -> Result<()> {
+        let allowed = fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control")?;
+        let allowed: Vec<&str> = allowed.split_whitespace().collect();
+        let choice = ["cubic", "reno"].into_iter().find(|it| allowed.contains(it));
+        choice.map_or(Ok(()), |choice| {
+            self.sysctl("net/ipv4/tcp_congestion_control", choice)
+        })
+    }
+
+    /// [`Netns::sysctl`] of what a kernel need not have: another one is left as it is.
+    pub(crate) fn sysctl_if_it_can(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key);
+        self.within(|| match fs::write(&path, value) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        })?
+        .with_context(|| format!("{key}={value} in {}", self.name))
     }
 
     /// Runs a batch of `ip` commands, one a line, inside this namespace; the first that fails ends it.
