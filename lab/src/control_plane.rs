@@ -53,11 +53,6 @@ impl Site {
         SocketAddr::new(self.addresses[0], MONITORING)
     }
 
-    /// The text of its metrics page.
-    pub(crate) fn metrics(&self) -> Result<String> {
-        http::request(&self.netns, "GET", self.monitoring(), "/metrics")?.ok()
-    }
-
     /// A service-account token bound to a pod, as the kubelet would project it.
     pub(crate) fn token(&self, namespace: &str, account: &str, pod: &str) -> Result<String> {
         let mut command = bare(&self.bin.join("istiod-lite"));

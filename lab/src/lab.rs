@@ -171,11 +171,6 @@ impl Lab {
             .context("this lab was built without a mesh")
     }
 
-    /// istiod-lite's metrics.
-    pub fn control_plane_metrics(&self) -> Result<Metrics> {
-        Ok(Metrics::parse(&self.shared.control_site.metrics()?))
-    }
-
     /// The outside world's name server (its log names every query that reached it).
     pub fn name_server(&self) -> &Component {
         &self.shared.names

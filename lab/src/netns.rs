@@ -47,6 +47,10 @@ impl Netns {
         made.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         made.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         made.window_that_does_not_pace()?;
+        // Container runtimes have every bridge of the machine ask the firewall for each frame once more.
+        for family in ["iptables", "ip6tables", "arptables"] {
+            made.sysctl_if_it_can(&format!("net/bridge/bridge-nf-call-{family}"), "0")?;
+        }
         made.ip("link set lo up\n")?;
         Ok(made)
     }
@@ -132,14 +136,16 @@ impl Netns {
     fn window_that_does_not_pace(&self) -> Result<()> {
         let allowed = fs::read_to_string("/proc/sys/net/ipv4/tcp_allowed_congestion_control")?;
         let allowed: Vec<&str> = allowed.split_whitespace().collect();
-        let choice = ["cubic", "reno"].into_iter().find(|it| allowed.contains(it));
+        let choice = ["cubic", "reno"]
+            .into_iter()
+            .find(|it| allowed.contains(it));
         choice.map_or(Ok(()), |choice| {
             self.sysctl("net/ipv4/tcp_congestion_control", choice)
         })
     }
 
     /// [`Netns::sysctl`] of what a kernel need not have: another one is left as it is.
-    pub(crate) fn sysctl_if_it_can(&self, key: &str, value: &str) -> Result<()> {
+    fn sysctl_if_it_can(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key);
         self.within(|| match fs::write(&path, value) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),

@@ -151,14 +151,6 @@ impl Node {
         self.current()?.metrics()
     }
 
-    /// The node agent's metrics.
-    pub fn agent_metrics(&self) -> Result<Metrics> {
-        let at = SocketAddr::new(self.addresses[0], AGENT_METRICS);
-        Ok(Metrics::parse(
-            &http::request(&self.netns, "GET", at, "/metrics")?.ok()?,
-        ))
-    }
-
     /// What ztunnel knows, as its admin page tells it.
     pub fn config_dump(&self) -> Result<Value> {
         self.current()?.config_dump()

@@ -184,14 +184,6 @@ impl Pod {
         )
     }
 
-    /// Changes whether its status says Ready.
-    pub fn set_ready(&self, ready: bool) -> Result<()> {
-        let lab = self.lab()?;
-        let mut object = self.object();
-        object.running(self.addresses(), lab.node(self.node())?.addresses(), ready);
-        lab.objects.set(object.value())
-    }
-
     pub(crate) fn label(&self, key: &str) -> Option<String> {
         self.object().labelled(key).map(str::to_owned)
     }

@@ -17,10 +17,6 @@ impl Switch {
     /// Makes `netns` a switch.
     pub fn new(netns: &Netns) -> Result<Self> {
         netns.ip("link add sw type bridge\nlink set sw up\n")?;
-        // Container runtimes have bridges ask the firewall for every frame. A switch has none.
-        for family in ["iptables", "ip6tables", "arptables"] {
-            netns.sysctl_if_it_can(&format!("net/bridge/bridge-nf-call-{family}"), "0")?;
-        }
         Ok(Self {
             netns: netns.clone(),
         })
