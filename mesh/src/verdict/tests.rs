@@ -1,4 +1,4 @@
-//! What the recorded table (`tests/policy_table.rs`) does not hold: names of policies, policies that
+//! What the recorded table (`tests/behaviour/policy_table.rs`) does not hold: names of policies, policies that
 //! are late, unreadable or for the log only.
 
 use api::security as wire;

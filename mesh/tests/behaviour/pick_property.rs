@@ -1,7 +1,5 @@
 //! The index by scope prefix must choose what a plain reading of the rules chooses, and as often.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

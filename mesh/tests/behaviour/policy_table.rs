@@ -1,12 +1,9 @@
 //! Every case of the recorded policy table: resources in, verdict out.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
-mod golden;
-
-use golden::{message, recorded};
 use mesh::{Connection, Mesh, SourceIdentity, Update, Verdict, judge};
 use serde_json::Value;
+
+use crate::golden::{message, recorded};
 
 /// Where a workload refers to a policy that nobody has sent, the recorded program ignores the
 /// reference; here nobody passes until the policy is known (testdata/DEVIATIONS.md, 1).

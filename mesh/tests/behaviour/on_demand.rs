@@ -1,17 +1,14 @@
 //! What a client that asks for single names is told, where the recordings are silent
 //! (testdata/DEVIATIONS.md, 4 and 9), and in which order.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
-mod shelf;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::discovery::{DeltaDiscoveryRequest, Node};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use mesh::{Changed, Entry, Reply, Session};
-use shelf::{Shelf, entry};
+
+use crate::shelf::{Shelf, entry};
 
 fn pod(name: &str, node: &str, service: Option<&str>) -> Entry {
     Entry {

@@ -4,21 +4,18 @@
 //! catalog just in time; our answers must name the same resources in the same versions. Client:
 //! the recorded responses go in; our requests must be the recorded ones.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
-mod golden;
-
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail, Node, Resource};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, security, workload as wire};
-use golden::{message, recorded};
 use mesh::{
     Catalog, Changed, Entry, Mesh, Reply, Session, Subscription, Update, WORKLOAD_TYPE, Wish,
 };
 use prost::Message;
 use serde_json::Value;
+
+use crate::golden::{message, recorded};
 
 // ---------------------------------------------------------------- reading
 

@@ -1,19 +1,15 @@
 //! A client that holds more than a server takes in one request, over a real socket.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
-mod harness;
-mod shelf;
-
 use std::time::Duration;
 
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
-use harness::{Harness, Stream, pod, policy};
 use mesh::Mesh;
 use prost::Message as _;
-use shelf::Shelf;
 use tonic::Status;
+
+use crate::harness::{Harness, Stream, pod, policy};
+use crate::shelf::Shelf;
 
 const FOUR_MIB: usize = 4 << 20;
 

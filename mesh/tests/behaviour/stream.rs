@@ -1,19 +1,15 @@
 //! The client against a server on a real socket: refusals by name, streams that break, what is
 //! told when it comes back.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
-mod harness;
-mod shelf;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload as wire};
-use harness::{Harness, pod, policy};
 use mesh::{Entry, Mesh, Wish};
-use shelf::Shelf;
 use tonic::Status;
+
+use crate::harness::{Harness, pod, policy};
+use crate::shelf::Shelf;
 
 #[tokio::test]
 async fn a_stream_that_breaks_costs_nothing_but_the_difference() {

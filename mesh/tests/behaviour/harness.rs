@@ -1,7 +1,5 @@
 //! The client, the server it is connected to over a real socket, and the mesh it fills.
 
-#![allow(dead_code)] // each test file uses its part
-
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;

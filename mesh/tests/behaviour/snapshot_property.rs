@@ -1,8 +1,6 @@
 //! Whatever was set, changed and removed, in whatever order and in whatever portions: lookups
 //! answer as a plain list of the resources would.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

@@ -1,10 +1,6 @@
 //! Whatever is changed, pushed, delivered, refused, lost and reconnected (with what is held told
 //! or not), in whatever order: when things calm down, the client holds what the server has.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
-mod shelf;
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -12,7 +8,8 @@ use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use mesh::{Changed, Entry, ParseError, Payload, Rejected, Session, Subscription, Wish};
 use proptest::prelude::*;
-use shelf::{Shelf, entry};
+
+use crate::shelf::{Shelf, entry};
 
 const TYPES: [&str; 2] = [AUTHORIZATION_TYPE, ADDRESS_TYPE];
 const NAMES: [&str; 6] = ["pod-0", "pod-1", "pod-2", "pod-3", "ns/web", "ns/db"];

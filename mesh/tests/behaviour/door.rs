@@ -1,7 +1,5 @@
 //! What is not let in, and that it changes nothing.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test they are the report
-
 use api::{security, workload as wire};
 use mesh::{Mesh, ParseError, Payload, Policy, Service, Update, Workload};
 
