@@ -1,16 +1,14 @@
 //! The plugin at the end of real chains: the reference plugins bridge, ptp and host-local make the
 //! network, called as a container runtime calls them; ours is last and speaks with the real agent.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use lab::{Chain, Netns, Refusal, Sandbox};
 use serde_json::{Value, json};
-use support::agent::{Agent, uid};
-use support::net::{Asked, place};
+
+use crate::support::agent::{Agent, uid};
+use crate::support::net::{Asked, place};
 
 /// The chain of `plugins`, with our plugin under its installed name.
 fn chain(node: &Netns, agent: &Agent, plugins: &[Value], version: &str) -> Chain {

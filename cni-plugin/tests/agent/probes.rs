@@ -1,8 +1,5 @@
 //! Probes of the kubelet reach an enrolled pod whatever its policies; other processes of the node, though
 //! they are root like it, are treated as any client without an identity.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::fs;
 use std::io::Write;
@@ -13,9 +10,10 @@ use std::process::{Command, Stdio};
 
 use lab::Place;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use support::agent::Agent;
-use support::eventually;
-use support::net::{Asked, place};
+
+use crate::support::agent::Agent;
+use crate::support::eventually;
+use crate::support::net::{Asked, place};
 
 const NODE: [&str; 2] = ["10.30.0.1", "fd00:30::1"];
 const POD: [&str; 2] = ["10.30.0.2", "fd00:30::2"];
@@ -140,7 +138,7 @@ struct World {
     agent: Agent,
     node: Place,
     _pod: Place,
-    _ztunnel: support::ztunnel::Ztunnel,
+    _ztunnel: crate::support::ztunnel::Ztunnel,
 }
 
 impl World {

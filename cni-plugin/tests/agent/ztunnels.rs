@@ -1,16 +1,14 @@
 //! ztunnels that are absent, slow, broken or many, and what the agent makes of it.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::time::Duration;
 
 use api::zds::workload_request::Payload;
 use serde_json::json;
-use support::agent::{Agent, uid};
-use support::eventually;
-use support::net::{Asked, place};
-use support::ztunnel::{Answer, Ztunnel};
+
+use crate::support::agent::{Agent, uid};
+use crate::support::eventually;
+use crate::support::net::{Asked, place};
+use crate::support::ztunnel::{Answer, Ztunnel};
 
 #[test]
 fn a_pod_that_waited_for_a_ztunnel_is_enrolled_when_one_connects() {
@@ -113,7 +111,7 @@ fn who_breaks_the_protocol_is_disconnected_and_nobody_else() {
     let socket = agent.ztunnel_socket();
     let good = agent.ztunnel();
     good.snapshot();
-    let pause = || support::pause(Duration::from_millis(1100)); // five connections a second
+    let pause = || crate::support::pause(Duration::from_millis(1100)); // five connections a second
     Ztunnel::saying(&socket, &[0x08, 0x02]).hung_up(); // another version
     Ztunnel::saying(&socket, &[0xff; 3]).hung_up();
     Ztunnel::saying(&socket, &[0x08; 1500]).hung_up(); // too long

@@ -1,8 +1,5 @@
 //! What the rules do to connections: running ones go on, new ones go to ztunnel, nobody gets around it,
 //! and a pod that leaves is as it was.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,10 +9,11 @@ use lab::Place;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use support::agent::Agent;
-use support::net::{Asked, place};
-use support::ztunnel::Ztunnel;
-use support::{eventually, pause};
+
+use crate::support::agent::Agent;
+use crate::support::net::{Asked, place};
+use crate::support::ztunnel::Ztunnel;
+use crate::support::{eventually, pause};
 
 const POD: [&str; 2] = ["10.30.0.2", "fd00:30::2"];
 const PEER: [&str; 2] = ["10.30.0.1", "fd00:30::1"];

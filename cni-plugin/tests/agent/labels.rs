@@ -1,7 +1,4 @@
 //! Running pods come and go by label, through restarts of the agent, without being restarted.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,9 +6,10 @@ use std::path::Path;
 
 use lab::Place;
 use serde_json::json;
-use support::agent::{Agent, uid};
-use support::eventually;
-use support::net::{Asked, place};
+
+use crate::support::agent::{Agent, uid};
+use crate::support::eventually;
+use crate::support::net::{Asked, place};
 
 const NONE: &str = "none";
 

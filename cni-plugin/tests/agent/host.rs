@@ -1,16 +1,13 @@
 //! The agent's `install` and `uninstall`, as an operator or an init container calls them.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use support::eventually;
-use support::net::Running;
+use crate::support::eventually;
+use crate::support::net::Running;
 
-const BEFORE: &str = include_str!("../testdata/conflist-before.json");
+const BEFORE: &str = include_str!("../../testdata/conflist-before.json");
 
 fn command(dir: &Path, verb: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ambit-cni-agent"));

@@ -1,8 +1,5 @@
 //! The agent beside an API server: pods come and go by watches, the annotation by patches, and a server that is
 //! away, forgetful or grudging disturbs nobody.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,13 +10,14 @@ use lab::Place;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use support::agent::uid;
-use support::api_server::ApiServer;
-use support::net::{Asked, Running, place};
-use support::pause;
-use support::ztunnel::Ztunnel;
 
-const BEFORE: &str = include_str!("../testdata/conflist-before.json");
+use crate::support::agent::uid;
+use crate::support::api_server::ApiServer;
+use crate::support::net::{Asked, Running, place};
+use crate::support::pause;
+use crate::support::ztunnel::Ztunnel;
+
+const BEFORE: &str = include_str!("../../testdata/conflist-before.json");
 
 /// A node with an agent, a host to install on, and a cluster around it.
 struct Node {

@@ -1,9 +1,6 @@
 //! Pods of every kind enrolled by the real agent, in real network namespaces; what is then in the
 //! pods, on the node and on ZDS is held against what Istio's agent did (`testdata/nftables-*`),
 //! with the differences of `testdata/DEVIATIONS.md` taken out.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use lab::Place;
 use serde_json::{Value, json};
-use support::agent::{Agent, uid};
-use support::net::{Asked, place};
-use support::ztunnel::golden_bytes;
+
+use crate::support::agent::{Agent, uid};
+use crate::support::net::{Asked, place};
+use crate::support::ztunnel::golden_bytes;
 
 /// A golden file of one pod: the pod, and the sections of what was found inside.
 struct Golden {
@@ -255,10 +253,10 @@ fn pods_node_and_ztunnel_are_as_istio_leaves_them() {
     heard.push(ztunnel.next());
     agent.delete_pod("dual");
     heard.push(ztunnel.next());
-    support::eventually("plain-v4 is restored", || pods[0].1.ruleset().is_empty());
+    crate::support::eventually("plain-v4 is restored", || pods[0].1.ruleset().is_empty());
     compare(&golden(&folder, "plain-v4-after-removal"), &pods[0].1, true);
     assert_eq!(agent.redirection("plain-v4"), None);
-    support::eventually("the node's table has lost both", || {
+    crate::support::eventually("the node's table has lost both", || {
         node_table(&node, &PODS) == golden_node_table(&folder, "host-after-removal.txt")
     });
 

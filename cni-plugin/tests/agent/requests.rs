@@ -1,18 +1,16 @@
 //! The recorded session `testdata/errors-and-restart` replayed against our agent: bad requests, no
 //! ztunnel, the agent killed and restarted, two ztunnels.
-#![allow(clippy::unwrap_used, clippy::panic)] // tests
-
-mod support;
 
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use support::agent::{Agent, uid};
-use support::net::{Asked, place};
-use support::ztunnel::golden_bytes;
+
+use crate::support::agent::{Agent, uid};
+use crate::support::net::{Asked, place};
+use crate::support::ztunnel::golden_bytes;
 
 fn golden_cases() -> Vec<Value> {
-    let text = include_str!("../testdata/errors-and-restart/cmdadd.jsonl");
+    let text = include_str!("../../testdata/errors-and-restart/cmdadd.jsonl");
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
@@ -20,7 +18,7 @@ fn golden_cases() -> Vec<Value> {
 
 /// What the agent must send on the first connection, as bytes.
 fn golden_first_connection() -> Vec<Vec<u8>> {
-    let text = include_str!("../testdata/errors-and-restart/zds.jsonl");
+    let text = include_str!("../../testdata/errors-and-restart/zds.jsonl");
     text.lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
         .filter(|line| line["conn"] == 1 && line["dir"] == "agent->ztunnel")
