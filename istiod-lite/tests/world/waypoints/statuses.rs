@@ -6,8 +6,8 @@ use istiod_lite::status::Desired;
 use istiod_lite::world::{Automatic, Settings, World};
 use serde_json::{Value, json};
 
+use super::{gateway, gone, set};
 use crate::scenario::resources;
-use crate::{gateway, gone, set};
 
 #[test]
 fn a_policy_says_what_became_of_what_it_is_attached_to() {

@@ -2,7 +2,7 @@
 
 use api::k8s::objects::Object;
 
-use crate::objects;
+use super::objects;
 
 /// How many of the pool are tangled.
 pub(crate) const TANGLED: usize = 67;

@@ -1,7 +1,6 @@
 //! Every call that Istio's CA was observed to answer (`testdata/ca/exchanges.json`), made to ours:
 //! the same code, the same words, the same facts of the certificate. Where we differ on purpose is
 //! the list below, and `testdata/DEVIATIONS.md` says why.
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -188,7 +187,7 @@ fn csr(case: &str) -> String {
         "csr-empty" => return String::new(),
         "csr-not-pem" => return "hello".into(),
         "csr-garbage-pem" => return "-----BEGIN CERTIFICATE REQUEST-----\naGVsbG8=\n-----END CERTIFICATE REQUEST-----\n".into(),
-        "impersonated-rsa1024" => return include_str!("../testdata/ca/csr-rsa1024.pem").into(),
+        "impersonated-rsa1024" => return include_str!("../../testdata/ca/csr-rsa1024.pem").into(),
         "impersonated-rsa2048" => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048),
         "impersonated-p384" => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384),
         _ => KeyPair::generate(),
@@ -239,7 +238,7 @@ const WITHOUT_COMMON_NAME: &str = "impersonated-csr-san-differs";
 #[tokio::test]
 async fn every_observed_call_is_answered_as_observed() {
     let exchanges: Vec<Exchange> =
-        serde_json::from_str(include_str!("../testdata/ca/exchanges.json")).unwrap();
+        serde_json::from_str(include_str!("../../testdata/ca/exchanges.json")).unwrap();
     assert_eq!(exchanges.len(), 44);
     let ca = Ca::start();
     let mut deviated = 0;

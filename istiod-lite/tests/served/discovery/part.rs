@@ -2,8 +2,8 @@
 
 use api::discovery::DeltaDiscoveryRequest;
 
+use super::{SERVICE, workload};
 use crate::support::{ADDRESS, AUTHORIZATION, Server, pod, uid};
-use crate::{SERVICE, workload};
 
 #[tokio::test]
 async fn who_comes_back_is_told_the_difference() {

@@ -1,8 +1,6 @@
 //! A control plane in this process, and clients of it over real TLS.
-#![allow(dead_code, unused_imports)] // each test file uses its part
-#![allow(unreachable_pub)] // it is a module of several crates
-#![allow(missing_docs)] // names say it
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
+
+#![allow(unreachable_pub)] // a crate of tests has no other side
 
 mod proxy;
 

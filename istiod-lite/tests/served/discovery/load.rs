@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use super::workload;
 use crate::support::{ADDRESS, Proxy, Server, pod, uid};
-use crate::workload;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_streams_end_identical_after_a_storm() {

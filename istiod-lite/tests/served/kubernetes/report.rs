@@ -8,10 +8,11 @@ use k8s_openapi::api::core::v1::Namespace;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::cluster::{Cluster, SYSTEM};
-use crate::mesh;
-use crate::program::Program;
+use super::cluster::{Cluster, SYSTEM};
+use super::mesh;
+use super::program::Program;
 use crate::support::Proxy;
+
 /// Namespace of the report's pods.
 const MANY: &str = "ambit-t-many";
 

@@ -1,13 +1,10 @@
 //! The program as people run it.
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
-
-mod support;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use support::pod;
+use crate::support::pod;
 
 fn istiod(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_istiod-lite"));

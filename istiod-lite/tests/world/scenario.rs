@@ -1,8 +1,7 @@
 //! The golden scenarios: objects that were given to the real control plane, and the resources it
 //! made of them (`testdata/README.md`).
 
-#![allow(dead_code, unreachable_pub)] // each test program uses its part
-#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot read its data has failed
+#![allow(unreachable_pub)] // a crate of tests has no other side
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use api::k8s::dir::Change;
-use api::k8s::objects::{Object, ObjectKey, Time};
+use api::k8s::objects::{Object, Time};
 use api::k8s::yaml::{Parsed, parse};
 use base64::Engine;
 use istiod_lite::translate::service_entry::Visibility;
@@ -263,11 +262,6 @@ pub fn assert_same(what: &str, found: &Resources, expected: &Resources) {
         }
     }
     assert!(differences.is_empty(), "{what}:\n{differences}");
-}
-
-/// Keys of objects, for messages.
-pub fn keys(objects: &[Object]) -> Vec<ObjectKey> {
-    objects.iter().map(Object::key).collect()
 }
 
 fn at(second: usize) -> Option<Time> {

@@ -1,16 +1,15 @@
 //! Against a real API server: whose tokens, which pods, how fast news travels.
 //!
-//!     AMBIT_TEST_KUBECONFIG=… cargo test -p istiod-lite --test kubernetes -- --ignored --nocapture
+//!     AMBIT_TEST_KUBECONFIG=… cargo test -p istiod-lite --test served kubernetes -- --ignored --nocapture
 //!
 //! The cluster must be one to throw away: no node need run, pods are objects whose status is
 //! written here. `AMBIT_TEST_PODS` (5000) says how many pods the report is about.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // a test may; the report is its output
+
+#![allow(clippy::print_stdout)] // the report is its output
 
 mod cluster;
 mod program;
 mod report;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +24,8 @@ use tonic::transport::Channel;
 
 use cluster::{Cluster, SYSTEM};
 use program::Program;
-use support::{ADDRESS, Proxy};
+
+use crate::support::{ADDRESS, Proxy};
 
 fn csr() -> String {
     let key = KeyPair::generate().unwrap();
@@ -118,7 +118,7 @@ async fn the_api_server_says_who_calls_and_what_its_node_runs() {
         .await
         .unwrap();
     proxy.subscribe_to_all().await;
-    let uid = support::uid("ambit-t-alpha", &name);
+    let uid = crate::support::uid("ambit-t-alpha", &name);
     proxy.until(|proxy| proxy.has(ADDRESS, &uid)).await;
     let garbage = Proxy::open(program.channel(&roots).await, Some("Bearer a.b.c")).await;
     assert_eq!(garbage.err().unwrap().code(), tonic::Code::Unauthenticated);

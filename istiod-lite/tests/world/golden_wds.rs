@@ -1,11 +1,10 @@
 //! What the real control plane made of our objects, we make of them too, in whatever order they
 //! come; where we mean to differ, `testdata/DEVIATIONS.md` says why.
 
-mod scenario;
-
 use api::k8s::dir::Change;
 use istiod_lite::world::World;
-use scenario::{Scenario, all, assert_same, base, resources, undo, world};
+
+use crate::scenario::{Scenario, all, assert_same, base, resources, undo, world};
 
 #[test]
 fn every_scenario_is_here() {

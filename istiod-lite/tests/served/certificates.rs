@@ -1,7 +1,4 @@
 //! Certificates over real TLS: for whom, from whom, and while files change underneath.
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
-
-mod support;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,11 +9,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
     KeyUsagePurpose,
 };
-use support::{Server, channel, pod};
 use tonic::transport::Channel;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
+
+use crate::support::{Server, channel, pod};
 
 fn identity(account: &str) -> Identity {
     Identity::new("cluster.local", "alpha", account).unwrap()
@@ -207,14 +205,14 @@ async fn a_signer_is_exchanged_file_by_file_without_a_refusal() {
     assert_eq!(issuer(&chain[0]), "O=first");
 
     put(plugged.path(), &second[1..]);
-    tokio::time::timeout(support::PATIENCE, changed.changed())
+    tokio::time::timeout(crate::support::PATIENCE, changed.changed())
         .await
         .unwrap()
         .unwrap();
     let chain = node.sign(&identity("client"), csr()).await.unwrap();
     assert_eq!(issuer(&chain[0]), "O=second");
     // The port is certified by the new signer soon after, and the same root still believes it.
-    let fresh = tokio::time::timeout(support::PATIENCE, async {
+    let fresh = tokio::time::timeout(crate::support::PATIENCE, async {
         while server_issuer(&server, root.pem().as_bytes()).await != "O=second" {
             tokio::task::yield_now().await;
         }
@@ -254,7 +252,7 @@ async fn a_restart_keeps_root_and_tokens() {
     let (config, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let run = |port: u16| {
         let flag = |text: &str| text.to_owned();
-        support::parse(&[
+        crate::support::parse(&[
             flag("istiod-lite"),
             flag("run"),
             flag("--config-dir"),
@@ -308,7 +306,7 @@ async fn a_restart_keeps_root_and_tokens() {
         .unwrap()
     };
     client(first.grpc).await.sign(&own, csr()).await.unwrap();
-    drain.drain(support::PATIENCE).await;
+    drain.drain(crate::support::PATIENCE).await;
     assert!(
         channel(first.grpc, roots.as_bytes(), "localhost")
             .await

@@ -1,14 +1,12 @@
 //! From a file in the directory to a proxy's memory, over real TLS.
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
 mod load;
 mod part;
-#[path = "../support/mod.rs"]
-mod support;
 
 use api::workload::{Address, address};
 use prost::Message as _;
-use support::{ADDRESS, AUTHORIZATION, Proxy, Server, pod, uid};
+
+use crate::support::{ADDRESS, AUTHORIZATION, Proxy, Server, pod, uid};
 
 fn workload(proxy: &Proxy, name: &str) -> api::workload::Workload {
     let held = &proxy.held[ADDRESS][name];
@@ -131,7 +129,7 @@ async fn a_policy_comes_before_the_workload_that_names_it_and_goes_after() {
 
     server.write(
         "web.yaml",
-        &(pod("alpha", "web", "web", "node-1", "10.10.0.1") + support::POLICY),
+        &(pod("alpha", "web", "web", "node-1", "10.10.0.1") + crate::support::POLICY),
     );
     let (first, second) = (proxy.next().await, proxy.next().await);
     assert_eq!(

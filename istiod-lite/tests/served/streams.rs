@@ -1,15 +1,13 @@
 //! Who may open a stream, and how streams end. `testdata/xds/auth.json` is what Istio answers.
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
-
-mod support;
 
 use std::time::Duration;
 
 use api::discovery::DeltaDiscoveryRequest;
 use ops::drain::Drained;
 use serde::Deserialize;
-use support::{ADDRESS, AUTHORIZATION, Held, PATIENCE, Proxy, Server, node, uid};
 use tonic::Code;
+
+use crate::support::{ADDRESS, AUTHORIZATION, Held, PATIENCE, Proxy, Server, node, uid};
 
 #[derive(Deserialize)]
 struct Case {
@@ -90,7 +88,8 @@ fn client(server: &Server, case: &str) -> (Option<String>, api::discovery::Node)
 
 #[tokio::test]
 async fn callers_are_let_in_and_sent_away_as_istio_does_it() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../testdata/xds/auth.json")).unwrap();
+    let cases: Vec<Case> =
+        serde_json::from_str(include_str!("../../testdata/xds/auth.json")).unwrap();
     assert_eq!(cases.len(), 15);
     let server = Server::start().await;
     for case in &cases {
@@ -178,12 +177,12 @@ async fn a_client_that_does_not_trust_our_root_or_dials_another_name_gets_nowher
     let other = Server::start().await;
     let foreign = std::fs::read(other.state().join("root-cert.pem")).unwrap();
     assert!(
-        support::channel(server.running.grpc, &foreign, "istiod.istio-system.svc")
+        crate::support::channel(server.running.grpc, &foreign, "istiod.istio-system.svc")
             .await
             .is_err()
     );
     assert!(
-        support::channel(server.running.grpc, &roots, "example.com")
+        crate::support::channel(server.running.grpc, &roots, "example.com")
             .await
             .is_err()
     );
@@ -194,7 +193,7 @@ async fn a_client_that_does_not_trust_our_root_or_dials_another_name_gets_nowher
         "127.0.0.1",
     ] {
         assert!(
-            support::channel(server.running.grpc, &roots, name)
+            crate::support::channel(server.running.grpc, &roots, name)
                 .await
                 .is_ok(),
             "{name}"
@@ -208,7 +207,7 @@ async fn a_request_that_is_too_long_ends_its_own_stream_only() {
     let (mut long, mut other) = (server.proxy().await, server.proxy().await);
     other.subscribe_to_all().await;
     long.send(DeltaDiscoveryRequest {
-        node: Some(support::ztunnel_node()),
+        node: Some(crate::support::ztunnel_node()),
         type_url: ADDRESS.into(),
         resource_names_subscribe: vec!["x".repeat(65 << 20)],
         ..Default::default()

@@ -7,8 +7,9 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
-use crate::cluster::Cluster;
+use super::cluster::Cluster;
 use crate::support::channel;
+
 /// The program under test.
 pub(crate) struct Program {
     pub(crate) child: Child,

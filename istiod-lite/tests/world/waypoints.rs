@@ -1,17 +1,14 @@
 //! Who must pass a waypoint does, or is refused: never goes around it by accident.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot read its data has failed
-
 mod life;
-#[path = "../scenario/mod.rs"]
-mod scenario;
 mod statuses;
 
 use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 use api::k8s::yaml::{Parsed, parse};
 use istiod_lite::world::{Changed, Settings, Unready, World};
-use scenario::{base, resources};
+
+use crate::scenario::{base, resources};
 
 fn objects(text: &str) -> Vec<Object> {
     let parsed = parse(text).into_iter();

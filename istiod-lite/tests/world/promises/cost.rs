@@ -2,7 +2,7 @@
 
 use istiod_lite::world::{Settings, World};
 
-use crate::set;
+use super::set;
 
 fn pod(number: usize, app: usize, ready: bool) -> String {
     format!(

@@ -1,6 +1,5 @@
 //! An API server that cannot be used when the program starts: it says in one line what is wrong and what to look at, is not
 //! ready, and does not end.
-#![allow(clippy::unwrap_used, clippy::panic)] // a test may
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

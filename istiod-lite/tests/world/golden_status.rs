@@ -1,10 +1,6 @@
 //! What the real control plane said of objects in their statuses, we say too; where we mean to say
 //! something else, `testdata/DEVIATIONS.md` says why.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot read its data has failed
-
-mod scenario;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,8 +9,9 @@ use api::k8s::objects::{Kind, Object, ObjectKey};
 use api::k8s::yaml::{Parsed, parse};
 use istiod_lite::status::{Condition, Desired};
 use istiod_lite::world::{Settings, Unready, World};
-use scenario::{all, world};
 use serde_json::{Map, Value, json};
+
+use crate::scenario::{all, world};
 
 /// Conditions whose message is ours: it says the same in other words, or more. All others must at
 /// least begin as the golden ones do.
@@ -203,7 +200,7 @@ fn of_file(file: &str) -> (Vec<Object>, Map<String, Value>) {
     }
     let mut whole = Value::Object(statuses);
     if let Some(deviation) = read("deviation.json").get(file) {
-        scenario::merge(&mut whole, deviation);
+        crate::scenario::merge(&mut whole, deviation);
     }
     let Value::Object(statuses) = whole else {
         panic!("not a map")
