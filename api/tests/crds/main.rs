@@ -1,6 +1,9 @@
-//! The definitions in the chart are those of the types.
+//! The definitions in the chart are those of the types, and refuse what they are to refuse (`admission`).
 
 #![cfg(feature = "k8s")]
+#![allow(clippy::unwrap_used)] // a test
+
+mod admission;
 
 use std::path::{Path, PathBuf};
 

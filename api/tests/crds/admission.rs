@@ -2,11 +2,8 @@
 //! there is one:
 //!
 //! ```text
-//! KUBECONFIG=… cargo test -p api --features k8s --test admission -- --ignored
+//! KUBECONFIG=… cargo test -p api --features k8s --test crds admission -- --ignored
 //! ```
-
-#![cfg(feature = "k8s")]
-#![allow(clippy::unwrap_used)] // a test
 
 mod entries;
 mod policies;
