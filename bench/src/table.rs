@@ -122,7 +122,7 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
         plan.rounds, plan.time
     );
     println!(
-        "{:<22} {:<16} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}",
+        "{:<22} {:<17} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}",
         "work", "subject", "rate", "p50 µs", "p99 µs", "CPU per unit", "×floor", "×peer"
     );
     for task in TASKS.iter().filter(|task| plan.wants(task.name)) {
@@ -212,7 +212,7 @@ fn row(
     };
     let failed: u64 = samples.iter().map(|sample| sample.measured.failed).sum();
     format!(
-        "{:<22} {:<16} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}{}",
+        "{:<22} {:<17} {:>30} {:>9} {:>9} {:>22} {:>8} {:>8}{}",
         task.name,
         subject.name,
         format!(
@@ -262,7 +262,7 @@ fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
                 .map(|mib| format!("{:.1}", mib * 1024.0 / connections as f64))
                 .collect();
             println!(
-                "{:<22} {:<16} {:>30}",
+                "{:<22} {:<17} {:>30}",
                 row,
                 subject.name,
                 format!("{} KiB/connection", each.join(" + "))
@@ -297,7 +297,7 @@ fn large_mesh(plan: &Plan<'_>) -> Result<()> {
         for (runs, (name, _)) in runs.iter().zip(&subjects) {
             let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
             println!(
-                "{:<22} {:<16} {:>30} {:>20} {:>22}",
+                "{:<22} {:<17} {:>30} {:>20} {:>22}",
                 row,
                 name,
                 format!("ready in {} s", of(|run| run.ready).show(2)),
@@ -330,7 +330,7 @@ fn updates(plan: &Plan<'_>, own: &Path, subjects: &[(&str, &Path)]) -> Result<()
     for (runs, (name, _)) in runs.iter().zip(subjects) {
         let of = |pick: fn(&Scale) -> f64| Spread::of(runs.iter().map(pick));
         println!(
-            "{:<22} {:<16} {:>30} {:>20}",
+            "{:<22} {:<17} {:>30} {:>20}",
             row,
             name,
             format!("CPU {} µs", of(|run| run.update * 1e6).show(0)),
