@@ -4,6 +4,9 @@ PROFILE_DIR := target/release
 # Of the images. dev shares the build of `make test`; in release the plugin, which runs on nodes of any kind, is static.
 PROFILE ?= release
 export BASE HUB TAG PUSH SKOPEO_ARGS
+# Programs as the tests need them. With the examples cargo takes the features of dev-dependencies, as it does for tests:
+# else tokio and all above it would be compiled twice. e2e/run builds in the same words.
+DEV_BUILD := cargo build --workspace --bins --examples
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## ?/\t/' | expand -t 12
@@ -19,7 +22,7 @@ demo: deps       ## two nodes, real programs, the mesh between them (ONCE=1: run
 	$(PROFILE_DIR)/lab demo $(if $(ONCE),--once,)
 
 test: deps lint  ## format, clippy, unit, property and integration tests; prints counts
-	cargo build --workspace --bins
+	$(DEV_BUILD)
 	.ci/count cargo test --workspace --no-fail-fast
 
 lint:            ## format and clippy, warnings denied; plain YAML made from the chart as it is
@@ -38,7 +41,7 @@ bench: deps build ## measurements beside raw sockets, bare forwarders and, with 
 	$(PROFILE_DIR)/bench $(if $(PEER_ZTUNNEL),--peer $(PEER_ZTUNNEL),) $(BENCH_ARGS)
 
 images:          ## images of the parts (BASE=image|debootstrap HUB= TAG= PROFILE=release|dev PUSH=1); prints digests
-	cargo build --profile $(PROFILE) --workspace --bins
+	$(if $(filter dev,$(PROFILE)),$(DEV_BUILD),cargo build --profile $(PROFILE) --workspace --bins)
 	$(if $(filter release,$(PROFILE)),cargo rustc --release -p cni-plugin --bin ambit-cni -- -C target-feature=+crt-static)
 	$(if $(filter dev,$(PROFILE)),GZIP_LEVEL=1) manifests/images/build target/$(PROFILE:dev=debug) target/images
 
