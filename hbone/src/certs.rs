@@ -18,61 +18,34 @@
 //! A valid certificate is never dropped because its renewal failed. An expired one is refused with
 //! the reason the last renewal failed.
 
+mod certificate;
 mod keep;
+mod sign;
 
 use std::{
     collections::HashMap,
     fmt,
-    future::Future,
     ops::Deref,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::{sync::watch, task::AbortHandle};
 
-use self::keep::{State, Wakes, keep, request};
-use crate::{
-    identity::Identity,
-    tls::{self, ChainError, Credentials},
+use self::{
+    keep::{State, Wakes, keep, request},
+    sign::AnySigner,
 };
+use crate::identity::Identity;
 
+pub use self::{
+    certificate::Certificate,
+    sign::{SignError, Signer},
+};
 pub use crate::tls::CertificateText;
-
-/// Signs what it is asked to sign: a certificate authority, or its client ([`crate::ca::CaClient`]).
-pub trait Signer: Send + Sync + 'static {
-    /// A chain for `identity` and the public key in the request (PEM): leaf, intermediates, and as
-    /// the last element all roots.
-    fn sign(
-        &self,
-        identity: &Identity,
-        csr_pem: String,
-    ) -> impl Future<Output = Result<Vec<String>, SignError>> + Send;
-}
-
-/// Why nothing was signed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SignError {
-    /// Our own credentials were not accepted, or we may not have this identity.
-    #[error("the certificate authority refused: {0}")]
-    Refused(String),
-    /// The authority cannot be reached or did not answer.
-    #[error("the certificate authority does not answer: {0}")]
-    Unavailable(String),
-    /// The token or key that goes with the request could not be had.
-    #[error("the request could not be made: {0}")]
-    Local(String),
-    /// The authority failed, or did not like the request.
-    #[error("the certificate authority failed: {0}")]
-    Failed(String),
-    /// What came back is not usable.
-    #[error("the certificate authority's answer is not usable: {0}")]
-    Answer(#[from] ChainError),
-}
 
 /// Why there is no certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,83 +106,6 @@ impl Default for CertificatesConfig {
             renewals_within: Duration::from_secs(30),
             resume_sessions: true,
         }
-    }
-}
-
-/// An identity's key and chain, with TLS configured for it.
-pub struct Certificate {
-    identity: Identity,
-    chain: Vec<CertificateText>,
-    roots: Vec<CertificateText>,
-    pub(crate) credentials: Credentials,
-}
-
-impl Certificate {
-    /// A certificate from its parts, for callers that have their own source of certificates.
-    ///
-    /// # Errors
-    /// When the chain is not for this identity and key or does not verify.
-    pub fn new(
-        identity: &Identity,
-        key_pkcs8: &[u8],
-        elements: &[String],
-        trust_domain_aliases: &[String],
-    ) -> Result<Self, ChainError> {
-        let trust_domains = std::iter::once(identity.trust_domain())
-            .chain(trust_domain_aliases.iter().map(String::as_str))
-            .map(Arc::from)
-            .collect();
-        let checked = tls::check(
-            identity,
-            key_pkcs8,
-            elements,
-            trust_domains,
-            SystemTime::now(),
-        )?;
-        Ok(Self {
-            identity: identity.clone(),
-            chain: checked.chain,
-            roots: checked.roots,
-            credentials: checked.credentials,
-        })
-    }
-
-    /// Whose it is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// Leaf first, then intermediates.
-    pub fn chain(&self) -> &[CertificateText] {
-        &self.chain
-    }
-
-    /// The roots that peers are verified against.
-    pub fn roots(&self) -> &[CertificateText] {
-        &self.roots
-    }
-
-    /// End of validity of the leaf.
-    pub fn not_after(&self) -> SystemTime {
-        self.chain
-            .first()
-            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_after)
-    }
-
-    /// Start of validity of the leaf.
-    pub fn not_before(&self) -> SystemTime {
-        self.chain
-            .first()
-            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_before)
-    }
-}
-
-impl fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate")
-            .field("identity", &self.identity)
-            .field("not_after", &self.not_after())
-            .finish_non_exhaustive()
     }
 }
 
@@ -459,18 +355,5 @@ fn describe(identity: &Identity, state: &State) -> CertificateState {
         state: text,
         certificate: state.current.as_ref().map(|c| c.certificate.clone()),
         last_error: state.last_error.clone(),
-    }
-}
-
-/// [`Signer`] behind a pointer: one type of store for every signer.
-trait AnySigner: Send + Sync {
-    fn sign<'a>(&'a self, identity: &'a Identity, csr_pem: String) -> Signing<'a>;
-}
-
-type Signing<'a> = Pin<Box<dyn Future<Output = Result<Vec<String>, SignError>> + Send + 'a>>;
-
-impl<S: Signer> AnySigner for S {
-    fn sign<'a>(&'a self, identity: &'a Identity, csr_pem: String) -> Signing<'a> {
-        Box::pin(Signer::sign(self, identity, csr_pem))
     }
 }

@@ -1,0 +1,85 @@
+//! An identity's key and chain once they are checked: what handshakes are made with.
+
+use std::{fmt, sync::Arc, time::SystemTime};
+
+use crate::{
+    identity::Identity,
+    tls::{self, CertificateText, ChainError, Credentials},
+};
+
+/// An identity's key and chain, with TLS configured for it.
+pub struct Certificate {
+    identity: Identity,
+    chain: Vec<CertificateText>,
+    roots: Vec<CertificateText>,
+    pub(crate) credentials: Credentials,
+}
+
+impl Certificate {
+    /// A certificate from its parts, for callers that have their own source of certificates.
+    ///
+    /// # Errors
+    /// When the chain is not for this identity and key or does not verify.
+    pub fn new(
+        identity: &Identity,
+        key_pkcs8: &[u8],
+        elements: &[String],
+        trust_domain_aliases: &[String],
+    ) -> Result<Self, ChainError> {
+        let trust_domains = std::iter::once(identity.trust_domain())
+            .chain(trust_domain_aliases.iter().map(String::as_str))
+            .map(Arc::from)
+            .collect();
+        let checked = tls::check(
+            identity,
+            key_pkcs8,
+            elements,
+            trust_domains,
+            SystemTime::now(),
+        )?;
+        Ok(Self {
+            identity: identity.clone(),
+            chain: checked.chain,
+            roots: checked.roots,
+            credentials: checked.credentials,
+        })
+    }
+
+    /// Whose it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Leaf first, then intermediates.
+    pub fn chain(&self) -> &[CertificateText] {
+        &self.chain
+    }
+
+    /// The roots that peers are verified against.
+    pub fn roots(&self) -> &[CertificateText] {
+        &self.roots
+    }
+
+    /// End of validity of the leaf.
+    pub fn not_after(&self) -> SystemTime {
+        self.chain
+            .first()
+            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_after)
+    }
+
+    /// Start of validity of the leaf.
+    pub fn not_before(&self) -> SystemTime {
+        self.chain
+            .first()
+            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_before)
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate")
+            .field("identity", &self.identity)
+            .field("not_after", &self.not_after())
+            .finish_non_exhaustive()
+    }
+}
