@@ -217,7 +217,7 @@ impl Netns {
             }
         }
         match fs::remove_file(self.path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("removing {}", self.path().display()))
             }
             _ => Ok(()),
