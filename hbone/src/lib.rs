@@ -54,6 +54,7 @@ mod gauge;
 mod own;
 mod room;
 mod splice;
+mod turn;
 
 pub use ca::CaClient;
 pub use certs::{

@@ -35,12 +35,15 @@ use crate::{
     handover::{Freezer, brake::Brake, sign::Standing},
     own,
     socket::Socket,
+    turn,
 };
 
 /// One read through the stack.
 const READ: usize = 16 << 10;
 /// What a pipe is asked to hold, and so the most one call moves. Unprivileged users may get less.
 const PIPE: usize = 1 << 20;
+/// Moved in one direction, in bytes, before others of the thread have their turn: a fraction of a millisecond.
+const TURN: usize = 1 << 20;
 /// Full reads in a row that count as bulk.
 const BULK_AFTER: u8 = 3;
 /// Small pieces in a row that end it.
@@ -241,7 +244,8 @@ impl Direction {
         to: &mut TcpStream,
         count: &AtomicU64,
     ) -> Poll<io::Result<()>> {
-        loop {
+        let mut moved = 0;
+        while moved < TURN {
             if let Err(error) = ready!(self.poll_deliver(cx, to, count)) {
                 self.refused = true;
                 return Poll::Ready(Err(error));
@@ -257,7 +261,9 @@ impl Direction {
             if n == 0 {
                 return Pin::new(to).poll_shutdown(cx);
             }
+            moved += n;
         }
+        turn::over(cx)
     }
 
     /// Writes what an earlier call could not.

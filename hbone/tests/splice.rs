@@ -189,3 +189,42 @@ async fn cancelling_resets_both_sockets() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_bulk_ends_its_turn_after_some_megabytes_though_there_is_more() {
+    const ALL: usize = 512 << 20;
+    let Joined {
+        near,
+        far,
+        copy,
+        counters,
+    } = joined().await;
+    let blocking = |tcp: TcpStream| {
+        let tcp = tcp.into_std().unwrap();
+        tcp.set_nonblocking(false).unwrap();
+        tcp
+    };
+    let (mut near, mut far) = (blocking(near), blocking(far));
+    let writing = std::thread::spawn(move || {
+        let piece = vec![7; 1 << 20];
+        for _ in 0..ALL / piece.len() {
+            std::io::Write::write_all(&mut near, &piece).unwrap();
+        }
+    });
+    let reading = std::thread::spawn(move || {
+        let mut piece = vec![0; 1 << 20];
+        while std::io::Read::read(&mut far, &mut piece).unwrap() > 0 {}
+    });
+    let (mut before, mut longest) = (0, 0);
+    while before < ALL as u64 {
+        tokio::task::yield_now().await;
+        let now = counters.sent.load(Ordering::Relaxed);
+        longest = longest.max(now - before);
+        before = now;
+    }
+    // What a pipe held, a turn, and what the last read of it may be beyond.
+    assert!(longest <= 3 << 20, "{longest} bytes in one turn");
+    writing.join().unwrap();
+    reading.join().unwrap();
+    assert!(copy.await.unwrap().clean());
+}
