@@ -239,19 +239,32 @@ impl Pod {
         self.run(&["hold", to]).await
     }
 
-    /// Starts a program of ours and waits for its first line: what follows must find it at work.
-    async fn run(&self, arguments: &[&str]) -> Result<Running> {
-        let what = format!(
-            "{} in {}/{}",
-            arguments.join(" "),
-            self.namespace,
-            self.name
+    /// Opens one connection to an echo with a bulk both ways, every byte of it compared; returns when it is open.
+    pub async fn pours(&self, to: &str) -> Result<Running> {
+        self.run(&["pour", to]).await
+    }
+
+    /// Starts `client`, a line of bash, which gets the line `each` on its standard input five times a second, until it is told to
+    /// end; returns at its first answer.
+    pub async fn session(&self, client: &str, each: &str) -> Result<Running> {
+        let script = format!(
+            "set -o pipefail; while read -rt 0.2; [ $? -gt 128 ]; do echo \"$EACH\"; done | {client}"
         );
-        let command = [&["/opt/e2e/app"], arguments].concat();
-        let command = command.into_iter().map(str::to_owned).collect();
+        let each = format!("EACH={each}");
+        self.begin(&["env", &each, "bash", "-c", &script]).await
+    }
+
+    /// Starts a program of ours.
+    async fn run(&self, arguments: &[&str]) -> Result<Running> {
+        self.begin(&[&["/opt/e2e/app"], arguments].concat()).await
+    }
+
+    /// Starts a program and waits for its first line: what follows must find it at work.
+    async fn begin(&self, command: &[&str]) -> Result<Running> {
+        let what = format!("{} in {}/{}", command.join(" "), self.namespace, self.name);
+        let command = command.iter().map(|&word| word.to_owned()).collect();
         let mut running = Running::new(self.start(command, true).await?)?;
-        let mut line = String::new();
-        let first = running.out.read_line(&mut line);
+        let first = running.out.read_line(&mut running.said);
         let count = timeout(PATIENCE, first)
             .await
             .with_context(|| format!("{what}: nothing in {} s", PATIENCE.as_secs()))??;
@@ -296,6 +309,7 @@ impl Pod {
 pub struct Running {
     process: AttachedProcess,
     out: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
+    said: String,
 }
 
 impl Running {
@@ -304,16 +318,23 @@ impl Running {
         Ok(Self {
             process,
             out: BufReader::new(Box::new(out)),
+            said: String::new(),
         })
     }
 
     /// Ends it; its last line.
-    async fn end(mut self) -> Result<String> {
+    async fn end(self) -> Result<String> {
+        let said = self.words().await?;
+        Ok(said.lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// Ends it; all that it has said.
+    pub async fn words(mut self) -> Result<String> {
         let mut stdin = self.process.stdin().context("no stdin")?;
         // It may have ended already, by what it met; then the status tells.
         let _ = stdin.write_all(b"end\n").await;
-        let (mut out, mut err) = (String::new(), String::new());
-        self.out.read_to_string(&mut out).await?;
+        let mut err = String::new();
+        self.out.read_to_string(&mut self.said).await?;
         if let Some(mut stderr) = self.process.stderr() {
             stderr.read_to_string(&mut err).await?;
         }
@@ -324,7 +345,7 @@ impl Running {
             "it ended early: {}",
             err.split_whitespace().collect::<Vec<_>>().join(" ")
         );
-        Ok(out.lines().last().unwrap_or_default().to_owned())
+        Ok(self.said)
     }
 
     /// Ends a load; what it counted.
@@ -333,15 +354,15 @@ impl Running {
         serde_json::from_str(&out).with_context(|| format!("load said {out}"))
     }
 
-    /// Ends a held connection, which must still be the same.
-    pub async fn still_held(self) -> Result<()> {
+    /// Ends a connection that is held or poured through, which must still be the same: how many numbers or bytes came back.
+    pub async fn still_held(self) -> Result<u64> {
         let out = self.end().await?;
-        let bytes: u64 = out
+        let count: u64 = out
             .trim()
             .parse()
             .with_context(|| format!("it said {out:?}"))?;
-        ensure!(bytes > 0, "no byte ever came back");
-        Ok(())
+        ensure!(count > 0, "nothing ever came back");
+        Ok(count)
     }
 
     /// Ends a held connection, which must have been broken by the other side; how.

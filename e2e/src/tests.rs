@@ -26,6 +26,7 @@ mod scrape;
 mod services;
 mod status;
 mod taint;
+mod upgrade;
 mod waypoint;
 mod wire;
 mod workloads;
@@ -140,13 +141,16 @@ pub fn all() -> Vec<Case> {
         disturb {
             the_node_agent_is_replaced_and_nothing_is_lost
             the_control_plane_is_replaced_and_nothing_is_lost
-            ztunnel_is_replaced_and_no_new_connection_fails
             ztunnel_is_killed_and_its_pods_recover
             a_ztunnels_worker_is_killed_and_no_new_connection_is_refused
             without_a_control_plane_what_is_known_goes_on
             a_new_pod_waits_while_the_agent_is_away_and_then_starts
             the_agent_mends_what_it_installed
             a_pod_that_started_without_the_plugin_is_brought_in
+        }
+        upgrade {
+            open_connections_outlive_two_roll_outs_of_ztunnel
+            the_engine_is_changed_and_changed_back_under_load
         }
         status {
             status_finds_nothing_and_then_each_thing_that_is_wrong

@@ -1,10 +1,11 @@
-//! One TCP connection that lives: a byte out and the same byte back, ten times a second.
+//! One TCP connection that lives: a number out and the same number back, ten times a second.
 //!
-//! Says once a second how many came back. Ends when it is told to, or with what broke the connection.
+//! Says once a second how many came back. Ends when it is told to, or with what broke the connection: a reset, an end, or a number
+//! that is lost, doubled or overtaken. What comes after the last answer but the end breaks it too.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -17,6 +18,9 @@ pub(crate) struct Hold {
     /// host:port of an echo.
     to: String,
 }
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Hold {
     #[allow(clippy::print_stdout)] // the count is this program's product
@@ -32,7 +36,7 @@ impl Hold {
             tokio::select! {
                 () = &mut end => break,
                 _ = pace.tick() => {
-                    timeout(Duration::from_secs(10), exchange(&mut stream)).await.context("no echo for 10 s")?.with_context(|| format!("after {count} bytes"))?;
+                    timeout(PATIENCE, exchange(&mut stream, count)).await.context("no echo for 10 s")?.with_context(|| format!("after {count} numbers"))?;
                     count += 1;
                     if count.is_multiple_of(10) {
                         println!("{count}");
@@ -40,17 +44,33 @@ impl Hold {
                 }
             }
         }
+        timeout(PATIENCE, nothing_is_left(stream))
+            .await
+            .context("no end for 10 s")??;
         println!("{count}");
         Ok(())
     }
 }
 
-async fn exchange(stream: &mut TcpStream) -> Result<()> {
-    let mut byte = [7];
-    stream.write_all(&byte).await?;
-    ensure!(
-        stream.read(&mut byte).await? == 1,
-        "the connection was closed"
-    );
+async fn exchange(stream: &mut TcpStream, number: u64) -> Result<()> {
+    let mut back = [0; 8];
+    stream.write_all(&number.to_be_bytes()).await?;
+    match stream.read_exact(&mut back).await {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            bail!("the connection was closed")
+        }
+        read => read?,
+    };
+    let back = u64::from_be_bytes(back);
+    ensure!(back == number, "{back} came back for {number}");
+    Ok(())
+}
+
+/// Our end is answered by theirs, and by no byte before it.
+async fn nothing_is_left(mut stream: TcpStream) -> Result<()> {
+    stream.shutdown().await?;
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await?;
+    ensure!(rest.is_empty(), "{} bytes more came back", rest.len());
     Ok(())
 }

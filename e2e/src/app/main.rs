@@ -2,10 +2,12 @@
 //!
 //! `serve`   HTTP/1, HTTP/2 and gRPC health on one port, a TCP echo on another; says who answers and who asked
 //! `load`    a steady stream of requests on new and on kept connections, every failure counted
-//! `hold`    one TCP connection that sends and expects a byte ten times a second until it is told to end
+//! `hold`    one TCP connection that sends and expects a number ten times a second until it is told to end
+//! `pour`    one TCP connection with a bulk both ways, every byte compared, until it is told to end
 
 mod hold;
 mod load;
+mod pour;
 mod serve;
 
 use anyhow::Result;
@@ -16,6 +18,7 @@ enum Verb {
     Serve(serve::Serve),
     Load(load::Load),
     Hold(hold::Hold),
+    Pour(pour::Pour),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -24,6 +27,7 @@ async fn main() -> Result<()> {
         Verb::Serve(serve) => serve.run().await,
         Verb::Load(load) => load.run().await,
         Verb::Hold(hold) => hold.run().await,
+        Verb::Pour(pour) => pour.run().await,
     }
 }
 

@@ -73,7 +73,7 @@ async fn plug(test: &Test) -> Result<()> {
     let tally = load.tally().await?;
     test.note(tally.to_string()).await;
     ensure!(tally.failures() == 0, "{tally}");
-    held.still_held().await
+    held.still_held().await.map(drop)
 }
 
 /// As cert-manager writes it, named by the chart's `istiod.caSecret`: waited for while it is missing, taken up when it is there and each
@@ -98,7 +98,7 @@ pub(super) async fn a_signer_that_the_chart_names_is_waited_for_replaced_and_lef
     let tally = load.tally().await?;
     test.note(tally.to_string()).await;
     ensure!(tally.failures() == 0, "{tally}");
-    held.still_held().await
+    held.still_held().await.map(drop)
 }
 
 async fn name(test: &Test, shop: &Place, phone: &Pod) -> Result<()> {

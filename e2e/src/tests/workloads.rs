@@ -6,6 +6,8 @@ use kube::Api;
 use serde_json::json;
 
 use crate::{
+    node::Node,
+    place::Place,
     run::Test,
     wait::{eventually, until},
 };
@@ -141,6 +143,30 @@ pub(super) async fn nginx_redis_and_postgres_serve_their_own_clients(test: &Test
     let shop = test.ambient("shop").await?;
     shop.apply(super::policy::STRICT).await?;
     let client = shop.client("client").on(test.node(1)).start().await?;
+    ordinary_servers(&shop, test.node(0)).await?;
+    for (line, expected) in [
+        (
+            "curl --silent --fail --max-time 5 http://nginx/",
+            "from nginx",
+        ),
+        (
+            "redis-cli -h redis set answer 42 && redis-cli -h redis get answer",
+            "42",
+        ),
+        (&format!("{PSQL} -c 'select 6 * 7'"), "42"),
+    ] {
+        eventually(line, || async {
+            let said = client.sh(line).await?.success()?;
+            ensure!(said.contains(expected), "{said}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// nginx, redis and postgres on a node, each with a Service of its name.
+pub(super) async fn ordinary_servers(shop: &Place, node: &Node) -> Result<()> {
     let script = "mkdir -p /tmp/www && echo from nginx >/tmp/www/index.html && \
         echo 'daemon off; events {} http { server { listen 80; root /tmp/www; } }' >/tmp/nginx.conf && exec nginx -c /tmp/nginx.conf";
     for (name, port, command) in [
@@ -160,30 +186,12 @@ pub(super) async fn nginx_redis_and_postgres_serve_their_own_clients(test: &Test
         let pod = shop
             .pod(name, &["sh", "-c", command])
             .readiness(json!({ "tcpSocket": { "port": port }, "periodSeconds": 1 }))
-            .on(test.node(0));
+            .on(node);
         pod.start().await?;
         shop.apply(&format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{{port: {port}}}]}}")).await?;
     }
-    for (line, expected) in [
-        (
-            "curl --silent --fail --max-time 5 http://nginx/",
-            "from nginx",
-        ),
-        (
-            "redis-cli -h redis set answer 42 && redis-cli -h redis get answer",
-            "42",
-        ),
-        (
-            "$(ls -d /usr/lib/postgresql/*/bin)/psql -h postgres -U postgres -At -c 'select 6 * 7'",
-            "42",
-        ),
-    ] {
-        eventually(line, || async {
-            let said = client.sh(line).await?.success()?;
-            ensure!(said.contains(expected), "{said}");
-            Ok(())
-        })
-        .await?;
-    }
     Ok(())
 }
+
+/// psql, where Debian has it, as the superuser of that postgres.
+pub(super) const PSQL: &str = "$(ls -d /usr/lib/postgresql/*/bin)/psql -h postgres -U postgres -At";
