@@ -7,7 +7,7 @@
 use std::{
     fs,
     fs::File,
-    io::{self, ErrorKind},
+    io::ErrorKind,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command},
