@@ -28,8 +28,8 @@
 //! | `engine` | the seam behind which an engine stands; keepalive, stream count |
 //! | `ahead`, `socket` | reads and options of sockets |
 //!
-//! Two engines can carry a connection ([`Engine`]): `h2` over rustls, which is the default and what the
-//! other is measured by, and our own. No type of either leaves this crate.
+//! Two engines can carry a connection ([`Engine`]): our own, which is the default, and `h2` over rustls, which
+//! it is measured by. No type of either leaves this crate.
 
 pub mod ca;
 pub mod certs;

@@ -44,10 +44,10 @@ pub(crate) const DATA: usize = 64 << 10;
 /// What carries a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Engine {
-    /// The `h2` crate over rustls: simple, and known to be right.
-    #[default]
+    /// The `h2` crate over rustls: simple, and what the other is measured by.
     H2,
-    /// Our own records and frames, sealed and opened in place.
+    /// Our own records and frames, sealed and opened in place. What it carries can be handed over.
+    #[default]
     Own,
 }
 

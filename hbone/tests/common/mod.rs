@@ -148,12 +148,12 @@ impl Signer for Signing {
     }
 }
 
-/// The engine that tests run with: ours in `own` and `memory_own`, which are the tests of `h2` once more.
+/// The engine that tests run with: the default, and `h2` in `h2` and `memory_h2`, which are the same tests once more.
 pub fn engine() -> Engine {
-    if env!("CARGO_CRATE_NAME").ends_with("own") {
-        Engine::Own
-    } else {
+    if env!("CARGO_CRATE_NAME").ends_with("h2") {
         Engine::H2
+    } else {
+        Engine::default()
     }
 }
 

@@ -190,7 +190,7 @@ mod tests {
         for known in ENGINES {
             assert_eq!(engine(engine_name(known)), Ok(known));
         }
-        assert_eq!(engine(""), Ok(Engine::H2));
+        assert_eq!(engine(""), Ok(Engine::Own));
         for bad in ["H2", "own ", "true", "http2"] {
             let refused = engine(bad).unwrap_err();
             assert!(refused.contains(bad) && refused.lines().count() == 1);

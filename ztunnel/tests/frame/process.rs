@@ -21,7 +21,7 @@ const ENVIRONMENT: [(&str, &str); 6] = [
     ("XDS_ADDRESS", "http://127.0.0.1:15010"),
     ("AUTH_TOKEN", ""),
     ("NODE_NAME", "node-1"),
-    ("AMBIT_ENGINE", "own"),
+    ("AMBIT_ENGINE", "h2"),
     ("RUST_LOG", "trace"),
     ("TERMINATION_GRACE_PERIOD_SECONDS", "1"),
 ];
@@ -265,7 +265,7 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
         .lines()
         .find(|line| line.contains("\tinfo\tztunnel\tstarting\t"));
     assert!(
-        started.is_some_and(|line| line.contains("engine=\"own\"")),
+        started.is_some_and(|line| line.contains("engine=\"h2\"")),
         "{log}"
     );
     assert!(

@@ -47,12 +47,12 @@ pub(crate) const CLIENT: [&str; 2] = ["10.77.0.1", "fd77::1"];
 /// See [`CLIENT`].
 pub(crate) const SERVER: [&str; 2] = ["10.77.0.2", "fd77::2"];
 
-/// What carries the tunnels between the nodes: our own engine in `path_own`, which is the tests of h2 once more.
+/// What carries the tunnels between the nodes: our own engine, and `h2` in `path_h2`, which is the same tests once more.
 fn engine() -> &'static str {
-    if env!("CARGO_CRATE_NAME").ends_with("own") {
-        "own"
-    } else {
+    if env!("CARGO_CRATE_NAME").ends_with("h2") {
         "h2"
+    } else {
+        "own"
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every test of a whole connection once more, with our own engine at each end that is ours
+//! Every test of a whole connection once more, with the engine `h2` at each end that is ours
 //! (`common::engine` goes by the name of this file).
 
 #![allow(

@@ -1,4 +1,4 @@
-//! Every test of the path once more, with our own engine in the tunnels (`world::engine` goes by the name of this file).
+//! Every test of the path once more, with the engine `h2` in the tunnels (`world::engine` goes by the name of this file).
 
 #![allow(
     clippy::unwrap_used,
