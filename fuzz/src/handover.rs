@@ -16,6 +16,8 @@ use super::{
 
 /// Most that one connection can have: its own and one for each stream.
 const DESCRIPTORS: usize = 201;
+/// Who is at the other end.
+const PEER: &str = "spiffe://cluster.local/ns/a/sa/b";
 
 /// See the file's head.
 pub fn handover(data: &[u8]) {
@@ -49,6 +51,7 @@ fn read(state: &[u8]) -> bool {
     let taken = Taken::read(state.to_vec(), nothings(expected)).expect("all it asked for");
     assert!(taken.tunnels().len() < expected);
     assert_eq!(taken.peer().is_none(), taken.kind() == Kind::Pair);
+    assert!(taken.destination().is_none() || taken.kind() == Kind::Dialled);
     true
 }
 
@@ -68,11 +71,14 @@ fn sound(client: bool) -> Vec<u8> {
     let opener = Opener::new(side, secret(suite), 0).expect("a key for any secret");
     let opener = opener.into_state().expect("it has not ended");
     let mut state = vec![VERSION, kind];
-    for text in ["spiffe://cluster.local/ns/a/sa/b", "X25519", "?"] {
+    for text in [PEER, "X25519", "?"] {
         string(&mut state, text.as_bytes());
     }
     // Neither resumed nor accused of anything.
     state.extend([0, 0]);
+    if client {
+        berth(&mut state);
+    }
     string(&mut state, sealer.into_state().as_ref());
     string(&mut state, opener.as_ref());
     string(&mut state, &tunnels(client));
@@ -90,6 +96,22 @@ fn sound(client: bool) -> Vec<u8> {
         string(&mut state, b"");
     }
     state
+}
+
+/// A place in a pool: the peer's address, ours, who we are, who the peer may be, and until when.
+fn berth(state: &mut Vec<u8>) {
+    state.push(1);
+    let texts = [
+        "10.0.0.2:15008",
+        "10.0.0.1",
+        "spiffe://cluster.local/ns/a/sa/a",
+        PEER,
+    ];
+    state.extend(4u32.to_be_bytes());
+    for text in texts {
+        string(state, text.as_bytes());
+    }
+    state.extend(4_000_000_000u64.to_be_bytes());
 }
 
 /// HTTP/2 with three streams.

@@ -26,12 +26,13 @@ use tokio::{
 use crate::{
     certs::{Certificate, CertificateError},
     engine::{
-        Lease, Occupancy, Pinger, Pinging,
+        Lease, Occupancy, Pinger, Thawed,
         client::{Asking, Driving, Unanswered, begin},
     },
     gauge::Gauge,
+    handover::berth::Berth,
     identity::Identity,
-    limits::{Engine, Limits, Refusal},
+    limits::{Engine, Refusal},
     own,
     request::Authority,
     room::Reserve,
@@ -116,8 +117,8 @@ pub enum OpenError {
     /// The peer answered with another status than 200.
     #[error("the peer refused the tunnel with status {}", meaning(*.0))]
     Refused(u16),
-    /// The peer reset the stream instead of answering.
-    #[error("the peer reset the tunnel: {0}")]
+    /// The stream was reset before there was an answer; the text says by whom.
+    #[error("the tunnel was reset {0}")]
     Reset(String),
     /// The connection ended before the answer.
     #[error("the connection ended before the answer: {0}")]
@@ -224,6 +225,29 @@ impl Link {
         }
     }
 
+    /// Of a connection that was frozen, which was made with a certificate that ends then.
+    pub(crate) fn thawed(
+        opener: own::Opener,
+        thawed: &Thawed,
+        answer: Duration,
+        until: SystemTime,
+    ) -> Self {
+        Self {
+            asking: Asking::Own(opener),
+            occupancy: thawed.occupancy.clone(),
+            gauge: thawed.gauge.clone(),
+            answer,
+            expires: at(until),
+        }
+    }
+
+    /// It belongs to a pool: said to whoever goes on with it elsewhere.
+    pub(crate) fn moor(&self, berth: Berth) {
+        if let Asking::Own(own::Opener(shared)) = &self.asking {
+            shared.moor(berth);
+        }
+    }
+
     pub(crate) fn streams(&self) -> usize {
         self.occupancy.streams()
     }
@@ -257,13 +281,21 @@ impl Link {
         self.occupancy.lease(most.min(self.asking.places()))
     }
 
-    /// Asks for a tunnel and waits for the answer.
+    /// What an app has said may be sent with the request for its tunnel: the peer has just been heard of. One that
+    /// vanished without a word would be asked in vain, and nobody could say what it has done.
+    pub(crate) fn takes_first(&self) -> bool {
+        self.asking.takes_first()
+    }
+
+    /// Asks for a tunnel and waits for the answer. What its app has said `first` goes along if the peer's
+    /// windows allow it; the tunnel knows how much did.
     pub(crate) async fn connect(
         &self,
         connect: &Connect,
+        first: &[u8],
         lease: Lease,
     ) -> Result<Tunnel, ConnectError> {
-        let asking = self.asking.ask(connect);
+        let asking = self.asking.ask(connect, first);
         let answered = match tokio::time::timeout(self.answer, asking).await {
             Ok(answered) => answered.map_err(|why| self.failed(why))?,
             Err(_) => {
@@ -278,24 +310,27 @@ impl Link {
             // Dropping both halves resets the stream (CANCEL).
             return Err(ConnectError::Final(OpenError::Refused(answered.status)));
         }
-        Ok(Tunnel::new(answered.receiving, answered.sending, lease))
+        let tunnel = Tunnel::new(answered.receiving, answered.sending, lease);
+        Ok(tunnel.behind(answered.sent))
     }
 
-    /// What it means for the request and for the link. No byte of the tunnel has been sent yet, so
-    /// whatever is wrong with the connection, the request may be made again.
+    /// What it means for the request and for the link. Unless bytes of the tunnel went along with it, whatever
+    /// is wrong with the connection, the request may be made again.
     fn failed(&self, why: Unanswered) -> ConnectError {
         match why {
             Unanswered::Malformed(what) => ConnectError::Final(OpenError::Malformed(what.into())),
             Unanswered::Unseen(words) => ConnectError::Retry(OpenError::Reset(words)),
             Unanswered::Reset(words) => ConnectError::Final(OpenError::Reset(words)),
-            Unanswered::Lost(words) => {
-                self.close();
-                // Where we have hung up, that is the reason, and not what it looks like from here.
-                let cut_off = |flood: Refusal| format!("cut off: {}", flood.name());
-                let words = self.gauge.flood().map_or(words, cut_off);
-                ConnectError::Retry(OpenError::ConnectionLost(words))
-            }
+            Unanswered::Lost(words) => ConnectError::Retry(self.lost(words)),
+            Unanswered::Cut(words) => ConnectError::Final(self.lost(words)),
         }
+    }
+
+    fn lost(&self, words: String) -> OpenError {
+        self.close();
+        // Where we have hung up, that is the reason, and not what it looks like from here.
+        let cut_off = |flood: Refusal| format!("cut off: {}", flood.name());
+        OpenError::ConnectionLost(self.gauge.flood().map_or(words, cut_off))
     }
 }
 
@@ -310,8 +345,6 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let begun = begin(socket, certificate, expected, times.engine).await?;
-    let left = certificate.not_after().duration_since(SystemTime::now());
-    let left = left.unwrap_or_default();
     let occupancy = Occupancy::new(begun.session.peer, reserve);
     let driver = Driver {
         pinger: Pinger::new(begun.ping, times.ping_every, times.ping_answer),
@@ -327,9 +360,15 @@ where
         occupancy,
         gauge: begun.gauge,
         answer: times.answer,
-        expires: Instant::now() + left,
+        expires: at(certificate.not_after()),
     };
     Ok((link, driver))
+}
+
+/// A time of the wall clock, as it is expected now.
+fn at(time: SystemTime) -> Instant {
+    let left = time.duration_since(SystemTime::now());
+    Instant::now() + left.unwrap_or_default()
 }
 
 /// Why a driver ended, for logs.
@@ -360,21 +399,13 @@ pub(crate) struct Driver<T> {
 }
 
 impl Driver<TcpStream> {
-    /// Of a connection that was frozen. Its pings begin anew.
-    pub(crate) fn thawed(
-        shared: &Arc<own::Shared>,
-        occupancy: Arc<Occupancy>,
-        gauge: Arc<Gauge>,
-        limits: &Limits,
-    ) -> Self {
-        let ping = Some(Pinging::Own(shared.clone()));
-        // It ends by itself with its last tunnel, before it can be idle.
-        let idle = Duration::from_secs(300);
+    /// Of a connection that was frozen.
+    pub(crate) fn thawed(thawed: Thawed, pinger: Pinger, idle: Duration) -> Self {
         Self {
-            engine: Driving::Own(own::Driver(shared.clone())),
-            gauge,
-            occupancy,
-            pinger: Pinger::new(ping, limits.ping_every, limits.ping_answer),
+            engine: Driving::Own(thawed.driver),
+            gauge: thawed.gauge,
+            occupancy: thawed.occupancy,
+            pinger,
             idle_timer: Box::pin(tokio::time::sleep(idle)),
             idle,
             leaving: false,
@@ -398,7 +429,8 @@ where
         loop {
             // Nothing is decided about a connection that may be somebody else's.
             ready!(self.engine.poll_here(cx));
-            if let Some(target) = self.occupancy.grow() {
+            let wanted = self.engine.wanted(self.occupancy.streams());
+            if let Some(target) = self.occupancy.grow(wanted) {
                 self.engine.widen(target);
             }
             if let Poll::Ready(ended) = self.engine.poll(cx) {
@@ -470,7 +502,7 @@ pub async fn inside(
     let Some(lease) = link.lease(1) else {
         return Err(OpenError::Http2("the server allows no streams".into()));
     };
-    match link.connect(connect, lease).await {
+    match link.connect(connect, &[], lease).await {
         Ok(tunnel) => Ok(tunnel),
         Err(ConnectError::Retry(error) | ConnectError::Final(error)) => Err(error),
     }

@@ -23,7 +23,7 @@ mod waiting;
 use std::{
     fmt,
     future::poll_fn,
-    io,
+    io::{self, Read},
     pin::Pin,
     sync::{
         Arc,
@@ -33,6 +33,8 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
+use socket2::SockRef;
+use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
 use self::waiting::Waiting;
@@ -42,12 +44,15 @@ use crate::{
     own::{App, PAYLOAD, Parked, Pumped, RECORDS, SharedApp, Stuck},
     socket::Socket,
     tunnel::{Reader, Tunnel, TunnelError, Writer},
+    turn,
 };
 
 pub use crate::splice::{TcpPair, tcp_both_ways};
 
 /// First and smallest read, in bytes.
 const SMALLEST: usize = 2 << 10;
+/// The most that is read before there is a tunnel, in bytes: what a client says first is seldom more.
+const FIRST: usize = 2 << 10;
 /// Largest read, in bytes: fits the engine's send buffer.
 const LARGEST: usize = 128 << 10;
 /// Reads by the engine before others of its thread have their turn: half a megabyte at most.
@@ -144,6 +149,8 @@ impl fmt::Display for HalfEnd {
 /// Copies until both directions have ended, and says how. Cancelling it resets both ends.
 pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> Ended {
     socket.tune();
+    let ahead = tunnel.ahead() as u64;
+    counters.sent.fetch_add(ahead, Ordering::Relaxed);
     if tunnel.engine() != Engine::Own {
         return Copy::new(socket, tunnel, None).run(counters).await;
     }
@@ -154,6 +161,22 @@ pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters
             Copy::new(socket, tunnel, Some(app)).run(counters).await
         }
         Err(socket) => Copy::new(socket, tunnel, None).run(counters).await,
+    }
+}
+
+/// The beginning of what an app has said before its tunnel is there; nothing, if it has not said anything yet. That
+/// it is done already it will say again.
+///
+/// # Errors
+/// Its connection has failed: nobody may take its end for one in order from now on.
+pub(crate) fn said(app: &TcpStream) -> io::Result<Vec<u8>> {
+    let mut room = [0; FIRST];
+    // The runtime may not have heard yet that there is something. Behind a read that it knows nothing of it is
+    // told of whatever comes later, and at worst looks once in vain.
+    match (&*SockRef::from(app)).read(&mut room) {
+        Ok(n) => Ok(room[..n].to_vec()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }
 
@@ -367,7 +390,12 @@ impl Up {
             let Some(half) = self.writer.pump() else {
                 return Poll::Ready(HalfEnd::Tunnel(TunnelError::Ended));
             };
-            match ready!(half.pump(cx, app, self.records)) {
+            match ready!(half.pump(cx, app, self.records, !self.socket_dead)) {
+                Ok(Pumped::Last(n)) => {
+                    count.fetch_add(n as u64, Ordering::Relaxed);
+                    self.writer.has_ended();
+                    return Poll::Ready(HalfEnd::Finished);
+                }
                 Ok(Pumped::Moved(n, all)) => {
                     count.fetch_add(n as u64, Ordering::Relaxed);
                     if all {
@@ -382,9 +410,7 @@ impl Up {
                 Err(Stuck::Tunnel(why)) => return Poll::Ready(HalfEnd::Tunnel(why)),
             }
         }
-        // Others of this thread have their turn.
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        turn::over(cx)
     }
 
     fn poll_fill<S: Socket>(
@@ -446,6 +472,7 @@ impl Down {
                 Err(error) => return Poll::Ready(HalfEnd::Tunnel(error)),
             };
             if self.waiting.is_empty() {
+                // Said, also where a drop would say it: somebody may still hold a duplicate, for a moment.
                 if self.eof {
                     return Pin::new(socket).poll_shutdown(cx).map(|done| match done {
                         Ok(()) => HalfEnd::Finished,

@@ -20,6 +20,7 @@ use std::{
 use tokio::time::{Instant, Sleep};
 
 use crate::{
+    gauge::Gauge,
     identity::Identity,
     own,
     room::{Reserve, Room},
@@ -37,6 +38,15 @@ pub(crate) fn words(error: &h2::Error) -> String {
 /// What an error code of HTTP/2 means to whoever reads the log.
 pub(crate) fn reason(code: u32) -> String {
     h2::Reason::from(code).to_string()
+}
+
+/// By whom a stream was reset, and why.
+pub(crate) fn reset(ours: bool, code: u32) -> String {
+    let reason = reason(code);
+    match ours {
+        true => format!("by us, for the peer broke a rule: {reason}"),
+        false => format!("by the peer: {reason}"),
+    }
 }
 
 /// PING frames of a connection, in whichever engine carries it.
@@ -114,6 +124,21 @@ impl Pinger {
     }
 }
 
+/// A connection that was frozen and goes on here: what whoever drives it needs. Dropped, it is over.
+pub(crate) struct Thawed {
+    pub(crate) driver: own::Driver,
+    pub(crate) occupancy: Arc<Occupancy>,
+    pub(crate) gauge: Arc<Gauge>,
+}
+
+impl Thawed {
+    /// Its pings begin anew.
+    pub(crate) fn pinger(&self, every: Duration, answer: Duration) -> Pinger {
+        let ping = Pinging::Own(self.driver.0.clone());
+        Pinger::new(Some(ping), every, answer)
+    }
+}
+
 /// Streams open on a connection, whether it takes more, and when the last one ended.
 #[derive(Debug)]
 pub(crate) struct Occupancy {
@@ -150,9 +175,9 @@ impl Occupancy {
         })
     }
 
-    /// The connection window that the open streams need, if it must and can grow.
-    pub(crate) fn grow(&self) -> Option<u32> {
-        self.room.grow(self.streams())
+    /// The connection window that is wanted, if it must and can grow.
+    pub(crate) fn grow(&self, wanted: u64) -> Option<u32> {
+        self.room.grow(wanted)
     }
 
     /// Takes one stream's place if fewer than `most` are taken and the connection is open.

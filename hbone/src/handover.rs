@@ -30,12 +30,14 @@
 //! | file | part |
 //! |---|---|
 //! | `sign` | where a freeze stands, for those who must stop |
+//! | `berth` | where a dialled connection belongs in a pool |
 //! | `brake` | how a pair is stopped |
 //! | `wire` | bytes, written and read |
 //! | `taken` | the successor's half |
 //!
 //! How a connection is stopped is in `own/freeze`, what is written of it in `own/state/written`.
 
+pub(crate) mod berth;
 pub(crate) mod brake;
 pub(crate) mod sign;
 mod taken;
@@ -59,7 +61,7 @@ pub use self::{
 use crate::{frames, own, records};
 
 /// Of the layout; a process that finds another takes nothing over.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Why something was not frozen. Everything goes on as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

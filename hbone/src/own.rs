@@ -16,6 +16,7 @@
 //! | `state` | what is shared, and each step that can be taken with it |
 //! | `flow` | one stream: what waits for its reader, how it stands |
 //! | `output` | what is sealed and not yet with the kernel |
+//! | `pace` | how much that may be, on this path |
 //! | `half` | the two halves of a stream, as tunnels hold them |
 //! | `app` | an app's socket, which driver and reader both write |
 //! | `scratch` | where bytes are opened and sealed |
@@ -26,13 +27,14 @@ mod flow;
 mod freeze;
 mod half;
 mod output;
+mod pace;
 mod scratch;
 mod state;
 
 use std::{
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -52,8 +54,13 @@ use self::{freeze::Absent, output::Io, state::Driven};
 use crate::{
     frames::{Mux, Settings},
     gauge::Gauge,
-    handover::sign::{Sign, Standing},
+    handover::{
+        berth::Berth,
+        sign::{Sign, Standing},
+    },
+    socket::Socket,
     tls::{Session, handshake::Established},
+    turn,
 };
 
 /// Reads before the driver lets others of its thread have their turn: half a megabyte at most.
@@ -64,6 +71,8 @@ pub(crate) struct Shared {
     /// No other connection of this process has it.
     id: u64,
     session: Session,
+    /// Where it belongs, if a pool has made it.
+    berth: OnceLock<Berth>,
     sign: Sign,
     inner: Mutex<Inner>,
 }
@@ -95,8 +104,12 @@ impl Shared {
 
     /// A connection that was frozen.
     pub(crate) fn thawed(io: TcpStream, parts: Thawing, gauge: Arc<Gauge>) -> Arc<Self> {
-        let session = parts.session.clone();
-        Self::new(State::thawed(Box::new(io), parts, gauge), session)
+        // Its path is judged anew.
+        io.tune();
+        let (session, berth) = (parts.session.clone(), parts.berth.clone());
+        let shared = Self::new(State::thawed(Box::new(io), parts, gauge), session);
+        berth.into_iter().for_each(|berth| shared.moor(berth));
+        shared
     }
 
     fn begun(
@@ -116,6 +129,7 @@ impl Shared {
         Arc::new(Self {
             id: number(),
             session,
+            berth: OnceLock::new(),
             sign: Sign::default(),
             inner: Mutex::new(Inner {
                 state: Some(state),
@@ -130,6 +144,15 @@ impl Shared {
 
     pub(crate) fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// It belongs to a pool. Said once, before the first tunnel.
+    pub(crate) fn moor(&self, berth: Berth) {
+        let _ = self.berth.set(berth);
+    }
+
+    pub(crate) fn berth(&self) -> Option<&Berth> {
+        self.berth.get()
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -210,8 +233,7 @@ impl Shared {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        turn::over(cx)
     }
 
     /// Drives a server's connection until the client's preface has come. Nobody can have frozen it yet.

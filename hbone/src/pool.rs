@@ -27,10 +27,13 @@ use tokio::{net::TcpStream, sync::watch};
 
 use crate::{
     certs::{Certificate, Certificates},
-    client::{Connect, ConnectError, Link, OpenError, Times},
-    engine::Lease,
+    client::{Connect, ConnectError, Driver, Link, OpenError, Times},
+    copy,
+    engine::{Lease, Thawed},
+    handover::berth::Berth,
     identity::Identity,
     limits::Engine,
+    own,
     room::Reserve,
     socket::Socket,
     tls::Expected,
@@ -185,11 +188,46 @@ impl Pool {
         dial: impl Dial,
         connect: Connect,
     ) -> Result<Tunnel, OpenError> {
-        let mut last = None;
+        self.open_with(destination, dial, connect, None).await
+    }
+
+    /// Opens a tunnel for what `app` says, which is then to be copied to it ([`crate::both_ways`]) and used for
+    /// nothing else meanwhile: what the app has said before there is a tunnel may be sent with the request for
+    /// it, so that it need not wait for the answer. That is done only on connections whose peer was heard of just
+    /// now.
+    ///
+    /// # Errors
+    /// As for [`Pool::open`]. Bytes of the app may have been sent; a request with which some were is made again
+    /// only when the peer has said that it has not looked at it.
+    pub async fn open_for(
+        &self,
+        app: &TcpStream,
+        destination: &Destination,
+        dial: impl Dial,
+        connect: Connect,
+    ) -> Result<Tunnel, OpenError> {
+        self.open_with(destination, dial, connect, Some(app)).await
+    }
+
+    async fn open_with(
+        &self,
+        destination: &Destination,
+        dial: impl Dial,
+        connect: Connect,
+        app: Option<&TcpStream>,
+    ) -> Result<Tunnel, OpenError> {
+        let (mut last, mut first) = (None, Vec::new());
         for _ in 0..ATTEMPTS {
             let (link, lease) = self.link(destination, &dial).await?;
-            match link.connect(&connect, lease).await {
-                Ok(tunnel) => return Ok(tunnel),
+            if let Some(app) = app.filter(|_| first.is_empty() && link.takes_first()) {
+                first = copy::said(app).map_err(|error| {
+                    OpenError::ConnectionLost(format!("the app's connection broke: {error}"))
+                })?;
+            }
+            let along: &[u8] = if link.takes_first() { &first } else { &[] };
+            match link.connect(&connect, along, lease).await {
+                Ok(tunnel) if tunnel.ahead() == first.len() => return Ok(tunnel),
+                Ok(tunnel) => return self.send_first(tunnel, first).await,
                 Err(ConnectError::Final(error)) => {
                     if link.closed() {
                         self.sweep(destination);
@@ -204,6 +242,16 @@ impl Pool {
             self.sweep(destination);
         }
         Err(last.unwrap_or_else(|| OpenError::ConnectionLost("no attempt was made".into())))
+    }
+
+    /// What could not go along with the request goes before anything else.
+    async fn send_first(&self, mut tunnel: Tunnel, first: Vec<u8>) -> Result<Tunnel, OpenError> {
+        let (within, ahead) = (self.config.answer, first.len());
+        match tokio::time::timeout(within, tunnel.send(first.into())).await {
+            Ok(Ok(())) => Ok(tunnel.behind(ahead)),
+            Ok(Err(error)) => Err(OpenError::ConnectionLost(error.to_string())),
+            Err(_) => Err(OpenError::AnswerTimeout(within)),
+        }
     }
 
     /// Lets go of every connection of a source workload, also of those being made: its pod is gone. Tunnels
@@ -273,9 +321,7 @@ impl Pool {
             }
         }
         let (sender, outcome) = watch::channel(None);
-        let key = slots
-            .get_key_value(destination)
-            .map_or_else(|| Arc::new(destination.clone()), |(key, _)| key.clone());
+        let key = key_of(&slots, destination);
         slots.entry(key.clone()).or_default().flights.push(Flight {
             outcome,
             waiting: 1,
@@ -322,15 +368,46 @@ impl Pool {
             self.config.reserve.clone(),
         )
         .await?;
-        let (pool, sweep_pool, key) = (self.itself.clone(), self.itself.clone(), key.clone());
-        let idle_key = key.clone();
-        tokio::spawn(async move {
-            let on_idle = || sweep(&sweep_pool, &idle_key);
-            let ended = driver.run(on_idle).await;
+        link.moor(Berth {
+            destination: key.clone(),
+            until: certificate.not_after(),
+        });
+        tokio::spawn(self.drive(driver, key.clone()));
+        Ok(link)
+    }
+
+    /// Takes in a connection that another process has opened ([`crate::handover`]): it is as if this one had. What
+    /// is given back drives it to its end.
+    pub(crate) fn adopt(
+        &self,
+        berth: &Berth,
+        opener: own::Opener,
+        thawed: Thawed,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let config = &self.config;
+        let link = Link::thawed(opener, &thawed, config.answer, berth.until);
+        let pinger = thawed.pinger(config.ping_every, config.ping_answer);
+        let driver = Driver::thawed(thawed, pinger, config.release);
+        let mut slots = self.lock();
+        let key = key_of(&slots, &berth.destination);
+        let slot = slots.entry(key.clone()).or_default();
+        slot.links.push(Arc::new(link));
+        drop(slots);
+        self.drive(driver, key)
+    }
+
+    /// Runs a connection of `key` to its end.
+    fn drive(
+        &self,
+        driver: Driver<TcpStream>,
+        key: Arc<Destination>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let pool = self.itself.clone();
+        async move {
+            let ended = driver.run(|| sweep(&pool, &key)).await;
             tracing::debug!(address = %key.address, %ended, "connection ended");
             sweep(&pool, &key);
-        });
-        Ok(link)
+        }
     }
 
     /// Drops what is closed; a key without anything goes too.
@@ -347,6 +424,12 @@ impl Pool {
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Destination>, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// One copy of a key for all who hold it.
+fn key_of(slots: &HashMap<Arc<Destination>, Slot>, destination: &Destination) -> Arc<Destination> {
+    let known = slots.get_key_value(destination);
+    known.map_or_else(|| Arc::new(destination.clone()), |(key, _)| key.clone())
 }
 
 fn sweep(pool: &Weak<Pool>, key: &Destination) {
@@ -367,15 +450,18 @@ impl Slot {
             .iter()
             .filter(|link| !link.going_away() && link.streams() < most);
         let least = |link: &&Arc<Link>| link.streams();
-        let fit = open
-            .clone()
-            .filter(|link| !link.stalled())
-            .min_by_key(least);
-        let link = fit.or_else(|| {
-            open.filter(|_| self.links.len() >= SPREAD)
-                .min_by_key(least)
-        })?;
-        Some((link.clone(), link.lease(most)?))
+        let lease = |link: &Arc<Link>| Some((link.clone(), link.lease(most)?));
+        let fit = open.clone().filter(|link| !link.stalled());
+        if let Some(link) = fit.clone().min_by_key(least) {
+            // Its peer may allow less than the others': then the next busy one.
+            return lease(link).or_else(|| {
+                let mut others: Vec<_> = fit.collect();
+                others.sort_by_key(least);
+                others.into_iter().find_map(lease)
+            });
+        }
+        let all = open.filter(|_| self.links.len() >= SPREAD);
+        all.min_by_key(least).and_then(lease)
     }
 }
 

@@ -3,8 +3,9 @@
 //! The engine gives connection credit and stream credit back together, when bytes are consumed. With
 //! a fixed connection window of 16 MiB, four streams that nobody reads (4 MiB each) would freeze every
 //! other stream of the connection. So the connection window is kept at least one stream window larger
-//! than all open streams together ([`Room`]): what one stream leaves unread is bounded by its own
-//! window, and takes nothing from the others.
+//! than those of all open streams together ([`Room`]): what one stream leaves unread is bounded by its own
+//! window, and takes nothing from the others. With `h2` each stream has the full window; with our own engine it
+//! begins with a small one, and there must be room for all of them before one of them grows.
 //!
 //! All of that is our memory when apps do not read, so it is bounded twice: one connection grows by at
 //! most [`CONNECTION_ROOM`], and what connections grow by comes out of one [`Reserve`]. When either is
@@ -56,6 +57,11 @@ impl Default for Reserve {
     }
 }
 
+/// The connection window that so many streams need, each with a full window of its own.
+pub(crate) fn for_streams(count: usize) -> u64 {
+    (count as u64 + 1).saturating_mul(STREAM_WINDOW.into())
+}
+
 /// What one connection has from the reserve. It never shrinks: what was announced to the peer cannot
 /// be taken back. It goes back on drop, which must be after the last of the connection's tunnels: a
 /// stream that has ended may still hold bytes that its app does not read.
@@ -80,13 +86,11 @@ impl Room {
         Self { held, reserve }
     }
 
-    /// The new connection window when `streams` need a larger one than was ever given, and there is
-    /// enough for it. Called by the connection's driver alone.
-    pub(crate) fn grow(&self, streams: usize) -> Option<u32> {
-        let wanted = u32::try_from(streams)
+    /// The new connection window when a larger one is `wanted` than was ever given, and there is enough for
+    /// it. Called by the connection's driver alone.
+    pub(crate) fn grow(&self, wanted: u64) -> Option<u32> {
+        let wanted = u32::try_from(wanted)
             .unwrap_or(u32::MAX)
-            .saturating_add(1)
-            .saturating_mul(STREAM_WINDOW)
             .saturating_sub(CONNECTION_WINDOW)
             .min(CONNECTION_ROOM);
         let held = u32::try_from(self.held.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
@@ -114,16 +118,19 @@ mod tests {
     #[test]
     fn room_exceeds_all_stream_windows_together_up_to_its_limit() {
         let room = Room::new(Reserve::of(1 << 30));
-        assert_eq!(room.grow(1), None);
+        assert_eq!(room.grow(for_streams(1)), None);
         assert_eq!(
-            room.grow(3),
+            room.grow(for_streams(3)),
             None,
             "the window of the wire contract is enough for three"
         );
-        assert_eq!(room.grow(4), Some(20 << 20));
-        assert_eq!(room.grow(2), None, "it never shrinks");
-        assert_eq!(room.grow(200), Some(CONNECTION_WINDOW + CONNECTION_ROOM));
-        assert_eq!(room.grow(usize::MAX), None, "and has a limit");
+        assert_eq!(room.grow(for_streams(4)), Some(20 << 20));
+        assert_eq!(room.grow(for_streams(2)), None, "it never shrinks");
+        assert_eq!(
+            room.grow(for_streams(200)),
+            Some(CONNECTION_WINDOW + CONNECTION_ROOM)
+        );
+        assert_eq!(room.grow(u64::MAX), None, "and has a limit");
     }
 
     #[test]
@@ -132,9 +139,9 @@ mod tests {
         let first = Room::thawed(reserve.clone(), 8 << 20);
         let second = Room::thawed(reserve.clone(), 8 << 20);
         assert_eq!(reserve.left(), 0);
-        assert_eq!(first.grow(4), None, "it has as much");
+        assert_eq!(first.grow(for_streams(4)), None, "it has as much");
         drop(first);
-        assert_eq!(second.grow(6), Some((16 + 2 + 8) << 20));
+        assert_eq!(second.grow(for_streams(6)), Some((16 + 2 + 8) << 20));
         drop(second);
         assert_eq!(reserve.left(), 10 << 20);
     }
@@ -143,18 +150,18 @@ mod tests {
     fn connections_share_a_reserve_and_give_it_back() {
         let reserve = Reserve::of(10 << 20);
         let (first, second) = (Room::new(reserve.clone()), Room::new(reserve.clone()));
-        assert_eq!(first.grow(5), Some(24 << 20));
+        assert_eq!(first.grow(for_streams(5)), Some(24 << 20));
         assert_eq!(
-            second.grow(5),
+            second.grow(for_streams(5)),
             Some(18 << 20),
             "what is left is better than nothing"
         );
         assert_eq!(reserve.left(), 0);
-        assert_eq!(second.grow(5), None);
-        assert_eq!(second.grow(6), None);
+        assert_eq!(second.grow(for_streams(5)), None);
+        assert_eq!(second.grow(for_streams(6)), None);
         drop(first);
         assert_eq!(reserve.left(), 8 << 20);
-        assert_eq!(second.grow(6), Some(26 << 20));
+        assert_eq!(second.grow(for_streams(6)), Some(26 << 20));
         assert_eq!(reserve.left(), 0);
         drop(second);
         assert_eq!(reserve.left(), 10 << 20);

@@ -30,7 +30,7 @@ use tokio::{
 use crate::{
     certs::Certificate,
     engine::{
-        Occupancy, Pinger, Pinging,
+        Occupancy, Pinger, Thawed,
         server::{Asked, Broken, Serving},
     },
     gauge::Gauge,
@@ -38,7 +38,6 @@ use crate::{
     identity::Identity,
     incoming::{self, Incoming},
     limits::{Limits, Refusal},
-    own,
     socket::Socket,
     tls::{Session, TlsError},
 };
@@ -161,21 +160,15 @@ where
 }
 
 impl Connection {
-    /// One that was frozen. Its pings begin anew.
-    pub(crate) fn thawed(
-        shared: &Arc<own::Shared>,
-        occupancy: Arc<Occupancy>,
-        gauge: Arc<Gauge>,
-        limits: &Limits,
-    ) -> Self {
-        let ping = Some(Pinging::Own(shared.clone()));
+    /// One that was frozen.
+    pub(crate) fn thawed(thawed: Thawed, limits: &Limits) -> Self {
         Self {
-            engine: Serving::Own(own::Driver(shared.clone())),
-            occupancy,
-            session: shared.session().clone(),
+            pinger: thawed.pinger(limits.ping_every, limits.ping_answer),
+            session: thawed.driver.0.session().clone(),
+            engine: Serving::Own(thawed.driver),
+            occupancy: thawed.occupancy,
             limits: limits.clone(),
-            gauge,
-            pinger: Pinger::new(ping, limits.ping_every, limits.ping_answer),
+            gauge: thawed.gauge,
             drain_within: AtomicU64::new(STAY),
             phase: Phase::Serving,
         }
@@ -237,6 +230,7 @@ where
             if matches!(self.phase, Phase::Over) {
                 return Poll::Ready(None);
             }
+            self.widen();
             let accepted = self.engine.poll_asked(cx);
             self.gauge.refused_streams(|kind| self.limits.refused(kind));
             match accepted {
@@ -330,13 +324,18 @@ where
         }))
     }
 
+    /// Takes what room the streams need.
+    fn widen(&mut self) {
+        let wanted = self.engine.wanted(self.occupancy.streams());
+        if let Some(target) = self.occupancy.grow(wanted) {
+            self.engine.widen(target);
+        }
+    }
+
     /// Lets a request through to the caller, or answers it and says why.
     fn admit(&mut self, asked: Asked) -> Option<Incoming> {
         // The engine keeps to STREAMS; a lease that lags behind a stream's end must not refuse one.
         let lease = self.occupancy.lease(usize::MAX >> 1)?;
-        if let Some(target) = self.occupancy.grow() {
-            self.engine.widen(target);
-        }
         let incoming = incoming::read(asked, self.gauge.clone(), lease);
         if let Incoming::Refused(why) = &incoming {
             self.limits.refused(why.kind());

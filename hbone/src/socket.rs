@@ -39,7 +39,7 @@ impl Socket for TcpStream {
     /// the business of whoever made the socket.
     fn tune(&self) {
         let _ = self.set_nodelay(true);
-        let _ = SockRef::from(self).set_tcp_notsent_lowat(UNSENT);
+        hold_unsent(self, UNSENT as usize);
     }
 
     fn abort(&self) {
@@ -50,6 +50,12 @@ impl Socket for TcpStream {
     fn into_tcp(self) -> Result<TcpStream, Self> {
         Ok(self)
     }
+}
+
+/// Says how many bytes the kernel shall hold at most that it has not sent yet. A socket that refuses works without it.
+pub(crate) fn hold_unsent(tcp: &TcpStream, most: usize) {
+    let most = u32::try_from(most).unwrap_or(UNSENT);
+    let _ = SockRef::from(tcp).set_tcp_notsent_lowat(most);
 }
 
 impl Socket for tokio::io::DuplexStream {}

@@ -33,8 +33,8 @@ use crate::{
 /// Why a tunnel ended early.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TunnelError {
-    /// The peer reset the stream; the text is the HTTP/2 error code's name.
-    #[error("the peer reset the tunnel: {0}")]
+    /// The stream was reset; the text says by whom, and the HTTP/2 error code's name.
+    #[error("the tunnel was reset {0}")]
     Reset(String),
     /// The connection that carried the tunnel ended.
     #[error("the connection that carried the tunnel ended: {0}")]
@@ -59,6 +59,8 @@ impl From<TunnelError> for io::Error {
 pub struct Tunnel {
     reader: Reader,
     writer: Writer,
+    /// Bytes of its app that have been sent before it was there.
+    ahead: usize,
 }
 
 /// The receiving half of a [`Tunnel`].
@@ -90,7 +92,19 @@ impl Tunnel {
                 ended: false,
                 lease,
             },
+            ahead: 0,
         }
+    }
+
+    /// One whose app has had so much sent already.
+    pub(crate) fn behind(mut self, ahead: usize) -> Self {
+        self.ahead = ahead;
+        self
+    }
+
+    /// Bytes of its app that have been sent before it was there.
+    pub(crate) fn ahead(&self) -> usize {
+        self.ahead
     }
 
     /// One that was frozen; `ended`: nothing more can be sent.
@@ -245,6 +259,11 @@ impl Writer {
     /// Our own engine's half, whatever has ended.
     pub(crate) fn own(&mut self) -> Option<&mut own::Sending> {
         self.half.own()
+    }
+
+    /// Our own engine's half has ended our direction with the last bytes that it read.
+    pub(crate) fn has_ended(&mut self) {
+        self.ended = true;
     }
 
     /// Ready when the peer has reset the tunnel or the connection is lost. A half that only waits for

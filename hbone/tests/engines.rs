@@ -3,9 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test may stop at the first surprise
 
 mod common;
+#[path = "engines/short.rs"]
+mod short;
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -219,21 +225,24 @@ async fn a_large_transfer_arrives_between_any_two_engines() {
     }
 }
 
+/// A connection that is full at once.
+fn narrow(address: SocketAddr) -> Dialling {
+    Box::pin(async move {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.set_send_buffer_size(4 << 10)?;
+        socket.set_recv_buffer_size(4 << 10)?;
+        socket.connect(address).await
+    })
+}
+
 #[tokio::test]
 async fn streams_that_share_a_narrow_socket_all_arrive() {
     for engines in PAIRS {
         let (client, _server) = pair(engines, common::echo).await;
-        let narrow = async |address| {
-            let socket = tokio::net::TcpSocket::new_v4()?;
-            socket.set_send_buffer_size(4 << 10)?;
-            socket.set_recv_buffer_size(4 << 10)?;
-            socket.connect(address).await
-        };
         let (destination, to) = (&client.destination, common::to("10.0.0.1:80"));
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..12 {
-            let dial = |address| Box::pin(narrow(address)) as Dialling;
-            let tunnel = client.pool.open(destination, dial, to.clone()).await;
+            let tunnel = client.pool.open(destination, narrow, to.clone()).await;
             let (reader, mut writer) = tunnel.unwrap().split();
             tasks.spawn(async move {
                 let (said, heard) = tokio::join!(
@@ -258,6 +267,42 @@ async fn streams_that_share_a_narrow_socket_all_arrive() {
         tokio::time::timeout(Duration::from_secs(60), all)
             .await
             .expect("a stream hangs");
+    }
+}
+
+#[tokio::test]
+async fn streams_that_are_full_take_turns() {
+    const STREAMS: usize = 4;
+    for far in [Engine::Own, Engine::H2] {
+        let heard: [Arc<AtomicUsize>; STREAMS] = Default::default();
+        let (counts, next) = (heard.clone(), Arc::new(AtomicUsize::new(0)));
+        let serve = move |request: Request| -> Served {
+            let count = counts[next.fetch_add(1, Ordering::Relaxed)].clone();
+            Box::pin(async move {
+                let mut tunnel = request.accept(ResponseHeaders::default()).unwrap();
+                while let Some(Ok(chunk)) = tunnel.recv().await {
+                    count.fetch_add(chunk.len(), Ordering::Relaxed);
+                }
+            })
+        };
+        let (client, _server) = pair((Engine::Own, far), serve).await;
+        let mut apps = tokio::task::JoinSet::new();
+        for _ in 0..STREAMS {
+            let to = common::to("10.0.0.1:80");
+            let tunnel = client.pool.open(&client.destination, narrow, to).await;
+            let (mut app, _, _) = copied(tunnel.unwrap()).await;
+            apps.spawn(async move { while app.write_all(&[7; 64 << 10]).await.is_ok() {} });
+        }
+        let now = || heard.each_ref().map(|n| n.load(Ordering::Relaxed));
+        let before = now();
+        let since = || std::array::from_fn::<_, STREAMS, _>(|n| now()[n] - before[n]);
+        common::eventually("all of them move", || {
+            since().iter().sum::<usize>() > 12 << 20
+        })
+        .await;
+        let each = since();
+        let fair = each.iter().sum::<usize>() / STREAMS;
+        assert!(each.iter().all(|n| *n > fair / 2), "{far:?}: {each:?}");
     }
 }
 
@@ -362,13 +407,13 @@ async fn bytes_are_counted_as_they_pass() {
 
 #[tokio::test]
 async fn an_app_that_ends_is_heard_though_the_other_gives_no_credit() {
-    const WINDOW: usize = 4 << 20;
     for engines in PAIRS {
+        let window = common::first_window(engines.1);
         let (tunnel, mut far) = tunnels(engines, 1).await.pop().unwrap();
         let (mut near, copy, counters) = copied(tunnel).await;
-        near.write_all(&pattern(0, WINDOW)).await.unwrap();
+        near.write_all(&pattern(0, window)).await.unwrap();
         common::eventually("the window is used up", || {
-            counters.sent.load(Ordering::Relaxed) == WINDOW as u64
+            counters.sent.load(Ordering::Relaxed) == window as u64
         })
         .await;
         // Not one byte has been read, and yet both can end.
@@ -377,7 +422,7 @@ async fn an_app_that_ends_is_heard_though_the_other_gives_no_credit() {
         assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
         let ended = tokio::time::timeout(Duration::from_secs(20), copy).await;
         assert!(ended.expect("it waits for credit").unwrap().clean());
-        assert_eq!(common::read_to_end(&mut far).await.unwrap().len(), WINDOW);
+        assert_eq!(common::read_to_end(&mut far).await.unwrap().len(), window);
     }
 }
 
@@ -386,9 +431,10 @@ async fn an_app_that_resets_without_credit_is_noticed() {
     for engines in PAIRS {
         let (tunnel, mut far) = tunnels(engines, 1).await.pop().unwrap();
         let (mut near, copy, counters) = copied(tunnel).await;
-        near.write_all(&vec![0; 4 << 20]).await.unwrap();
+        let window = common::first_window(engines.1);
+        near.write_all(&vec![0; window]).await.unwrap();
         common::eventually("the window is used up", || {
-            counters.sent.load(Ordering::Relaxed) == 4 << 20
+            counters.sent.load(Ordering::Relaxed) == window as u64
         })
         .await;
         near.set_zero_linger().unwrap();

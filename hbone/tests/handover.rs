@@ -11,6 +11,8 @@ mod common;
 mod keys;
 #[path = "handover/limits.rs"]
 mod limits;
+#[path = "handover/pool.rs"]
+mod pool;
 #[path = "handover/process.rs"]
 mod process;
 #[path = "handover/traffic.rs"]

@@ -232,7 +232,7 @@ async fn when_the_maker_gives_up_somebody_else_makes_the_connection() {
 #[tokio::test]
 async fn a_stalled_connection_gets_no_more_tunnels() {
     let ca = Arc::new(Ca::new());
-    let (sender, mut unread) = tokio::sync::mpsc::channel(10);
+    let (sender, mut unread) = tokio::sync::mpsc::channel(100);
     let serve = move |request: Request| -> Served {
         let sender = sender.clone();
         Box::pin(async move {
@@ -250,13 +250,15 @@ async fn a_stalled_connection_gets_no_more_tunnels() {
     .await;
     let client = common::client(&ca, server.address, PoolConfig::default());
     let mut senders = Vec::new();
-    for _ in 0..3 {
+    // 9 of 16 MiB in the end.
+    let each = common::first_window(common::engine()) / 4 * 3;
+    for _ in 0..(9 << 20) / each {
         senders.push(client.open().await.unwrap());
     }
     let mut kept = Vec::new();
     for tunnel in &mut senders {
         kept.push(unread.recv().await.unwrap());
-        tunnel.send(Bytes::from(vec![0; 3 << 20])).await.unwrap(); // 9 of 16 MiB in the end
+        tunnel.send(Bytes::from(vec![0; each])).await.unwrap();
     }
     assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
     let mut tries = 0;

@@ -186,7 +186,7 @@ async fn send_until_stalled(tunnel: &mut Tunnel) -> usize {
     let chunk = Bytes::from(vec![7; 64 << 10]);
     let mut sent = 0;
     loop {
-        let patience = Duration::from_millis(if sent < 4 << 20 { 10_000 } else { 200 });
+        let patience = Duration::from_millis(if sent < window() { 10_000 } else { 200 });
         if tokio::time::timeout(patience, tunnel.send(chunk.clone()))
             .await
             .is_err()
@@ -201,23 +201,51 @@ async fn send_until_stalled(tunnel: &mut Tunnel) -> usize {
     }
 }
 
+/// What a stream takes that nobody reads.
+fn window() -> usize {
+    common::first_window(common::engine())
+}
+
+/// Streams whose windows together are far more than a connection begins with.
+fn many() -> usize {
+    (40 << 20) / window()
+}
+
+/// [`send_until_stalled`] on all of them at once.
+async fn all_until_stalled(tunnels: Vec<Tunnel>) -> Vec<(Tunnel, usize)> {
+    let sending: Vec<_> = tunnels
+        .into_iter()
+        .map(|mut tunnel| {
+            tokio::spawn(async move {
+                let sent = send_until_stalled(&mut tunnel).await;
+                (tunnel, sent)
+            })
+        })
+        .collect();
+    let mut stalled = Vec::new();
+    for tunnel in sending {
+        stalled.push(tunnel.await.unwrap());
+    }
+    stalled
+}
+
 #[tokio::test]
 async fn a_reader_that_stops_holds_back_only_its_own_stream() {
-    // Ten readers of one connection stop: their windows together are far more than the connection's.
     let (pair, mut tunnels) = handed_over(PoolConfig::default()).await;
     let mut fine = pair.client.open().await.unwrap();
     tokio::spawn(common::echo_tunnel(tunnels.recv().await.unwrap()));
     let (mut stalled, mut unread) = (Vec::new(), Vec::new());
-    for _ in 0..10 {
+    for _ in 0..many() {
         // All on the first connection: this is about the receiver, not about the pool's care.
         stalled.push(pair.client.open().await.unwrap());
         unread.push(tunnels.recv().await.unwrap());
     }
     assert_eq!(pair.client.pool.stats().connections, 1);
-    for tunnel in &mut stalled {
-        let sent = send_until_stalled(tunnel).await;
-        assert!(sent >= 4 << 20, "each has its own window, {sent}");
-        assert!(sent <= 5 << 20, "and what waits unread is bounded, {sent}");
+    let mut stalled = all_until_stalled(stalled).await;
+    for (_, sent) in &stalled {
+        assert!(*sent >= window(), "each has its own window, {sent}");
+        let most = window() + (1 << 20);
+        assert!(*sent <= most, "and what waits unread is bounded, {sent}");
     }
     for n in 0..100u32 {
         fine.send(Bytes::copy_from_slice(&n.to_be_bytes()))
@@ -227,7 +255,7 @@ async fn a_reader_that_stops_holds_back_only_its_own_stream() {
     }
     // When they read again, all of it arrives.
     let mut first = unread.remove(0);
-    let mut sender = stalled.remove(0);
+    let (mut sender, sent) = stalled.remove(0);
     sender.shutdown().unwrap();
     let read = tokio::time::timeout(Duration::from_secs(20), async {
         let mut total = 0;
@@ -236,7 +264,7 @@ async fn a_reader_that_stops_holds_back_only_its_own_stream() {
         }
         total
     });
-    assert!(read.await.unwrap() >= 4 << 20);
+    assert!(read.await.unwrap() >= sent);
 }
 
 #[tokio::test]
@@ -244,13 +272,13 @@ async fn readers_that_stop_on_our_side_do_not_freeze_what_the_server_sends() {
     let (pair, mut tunnels) = handed_over(PoolConfig::default()).await;
     let fine = pair.client.open().await.unwrap();
     let mut serving = tunnels.recv().await.unwrap();
-    let mut unread = Vec::new();
-    for _ in 0..10 {
+    let (mut unread, mut sending) = (Vec::new(), Vec::new());
+    for _ in 0..many() {
         unread.push(pair.client.open().await.unwrap());
-        let mut tunnel = tunnels.recv().await.unwrap();
-        assert!(send_until_stalled(&mut tunnel).await >= 4 << 20);
-        std::mem::forget(tunnel); // stays open for the rest of the test
+        sending.push(tunnels.recv().await.unwrap());
     }
+    let stalled = all_until_stalled(sending).await;
+    assert!(stalled.iter().all(|(_, sent)| *sent >= window()));
     let (mut reader, _writer) = fine.split();
     for n in 0..100u32 {
         serving
@@ -284,7 +312,7 @@ async fn when_the_reserve_is_used_up_windows_stay_and_other_connections_go_on() 
     };
     let client = common::client(&ca, server.address, config.clone());
     let (mut senders, mut unread) = (Vec::new(), Vec::new());
-    for _ in 0..8 {
+    for _ in 0..(32 << 20) / window() {
         senders.push(client.open().await.unwrap());
         unread.push(tunnels.recv().await.unwrap());
     }
@@ -294,7 +322,7 @@ async fn when_the_reserve_is_used_up_windows_stay_and_other_connections_go_on() 
         ours.left() == 0
     })
     .await;
-    // Eight streams of 4 MiB are sent to, nobody reads: 20 MiB is all that leaves.
+    // Streams whose windows are 32 MiB together are sent to, nobody reads: 20 MiB is all that leaves.
     let sending: Vec<_> = senders
         .into_iter()
         .map(|mut tunnel| {
@@ -348,8 +376,9 @@ async fn small_frames_that_nobody_reads_do_not_end_the_connection() {
     let (app, far_app) = common::socket_pair().await;
     let tunnel = tunnels.recv().await.unwrap();
     tokio::spawn(async move { both_ways(far_app, tunnel, &Counters::default()).await });
-    // The app does not read while 100,000 small frames come: more than the engine would keep one by one.
-    for _ in 0..100_000 {
+    // The app does not read while so many small frames come: more than the engine would keep one by one.
+    let frames = (window() / 10).min(100_000);
+    for _ in 0..frames {
         chatty
             .send(Bytes::from_static(b"0123456789"))
             .await
@@ -360,7 +389,7 @@ async fn small_frames_that_nobody_reads_do_not_end_the_connection() {
     assert_eq!(common::read_exactly(&mut fine, 5).await, b"alive");
     let (mut app, mut all) = (app, Vec::new());
     app.read_to_end(&mut all).await.unwrap();
-    assert_eq!(all.len(), 1_000_000);
+    assert_eq!(all.len(), 10 * frames);
 }
 
 async fn poll_once<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {

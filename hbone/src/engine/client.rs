@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{
     Pinging,
     half::{Receiving, Sending},
-    words,
+    reset, words,
 };
 use crate::{
     ahead::ReadAhead,
@@ -26,7 +26,7 @@ use crate::{
     client::{Connect, OpenError},
     gauge::{Gauge, Gauged},
     limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, Engine, FRAME, SEND_BUFFER, STREAM_WINDOW},
-    own,
+    own, room,
     tls::{Expected, Session, Stream},
 };
 
@@ -134,6 +134,14 @@ where
         }
     }
 
+    /// The connection window that is needed while `streams` are open.
+    pub(crate) fn wanted(&self, streams: usize) -> u64 {
+        match self {
+            Self::H2(_) => room::for_streams(streams),
+            Self::Own(own::Driver(shared)) => shared.with(|state| state.wanted()).unwrap_or(0),
+        }
+    }
+
     /// Widens the connection's receive window.
     pub(crate) fn widen(&mut self, window: u32) {
         match self {
@@ -167,6 +175,8 @@ pub(crate) struct Answered {
     pub(crate) status: u16,
     pub(crate) receiving: Receiving,
     pub(crate) sending: Sending,
+    /// Bytes that have been sent with the request.
+    pub(crate) sent: usize,
 }
 
 /// Why there is no answer.
@@ -179,6 +189,8 @@ pub(crate) enum Unanswered {
     Reset(String),
     /// The connection ended.
     Lost(String),
+    /// The connection ended, and the peer may have acted upon what was sent with the request.
+    Cut(String),
 }
 
 impl Asking {
@@ -199,8 +211,21 @@ impl Asking {
         }
     }
 
-    /// Makes a request and waits for the answer. Dropped before, the stream is reset.
-    pub(crate) async fn ask(&self, connect: &Connect) -> Result<Answered, Unanswered> {
+    /// What an app has said may be sent with the request for its tunnel.
+    pub(crate) fn takes_first(&self) -> bool {
+        match self {
+            Self::H2(_) => false,
+            Self::Own(own::Opener(shared)) => shared.with(|s| s.is_lively()).unwrap_or(false),
+        }
+    }
+
+    /// Makes a request and waits for the answer; what the app has said `first` may go along. Dropped before, the
+    /// stream is reset.
+    pub(crate) async fn ask(
+        &self,
+        connect: &Connect,
+        first: &[u8],
+    ) -> Result<Answered, Unanswered> {
         match self {
             Self::H2(send) => {
                 let request = request(connect).map_err(Unanswered::Malformed)?;
@@ -211,14 +236,16 @@ impl Asking {
                     status: response.status().as_u16(),
                     receiving: Receiving::H2(response.into_body()),
                     sending: Sending::H2(sending),
+                    sent: 0,
                 })
             }
             Self::Own(own::Opener(shared)) => {
-                let (status, receiving, sending) = own::ask(shared, connect).await?;
+                let (status, receiving, sending, sent) = own::ask(shared, connect, first).await?;
                 Ok(Answered {
                     status,
                     receiving: Receiving::Own(receiving),
                     sending: Sending::Own(sending),
+                    sent,
                 })
             }
         }
@@ -230,9 +257,9 @@ impl From<h2::Error> for Unanswered {
         if !error.is_reset() || error.is_library() {
             return Self::Lost(words(&error));
         }
-        let reason = error.reason();
-        let words = reason.map_or_else(|| "unknown".to_owned(), |r| r.to_string());
-        if reason == Some(h2::Reason::REFUSED_STREAM) {
+        let code = error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR);
+        let words = reset(false, code.into());
+        if code == h2::Reason::REFUSED_STREAM {
             Self::Unseen(words)
         } else {
             Self::Reset(words)

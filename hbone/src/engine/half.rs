@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 
-use super::words;
+use super::{reset, words};
 use crate::{
     limits::{DATA, Engine},
     own,
@@ -165,8 +165,8 @@ impl Sending {
     /// Ready when the peer has reset the stream or the connection is lost.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<TunnelError> {
         match self {
-            Self::H2(stream) => stream.poll_reset(cx).map(|reset| match reset {
-                Ok(reason) => TunnelError::Reset(reason.to_string()),
+            Self::H2(stream) => stream.poll_reset(cx).map(|outcome| match outcome {
+                Ok(reason) => TunnelError::Reset(reset(false, reason.into())),
                 Err(error) => error.into(),
             }),
             Self::Own(half) => half.poll_closed(cx),
@@ -214,7 +214,7 @@ fn poll_h2_room(
 
 fn why_closed(stream: &mut h2::SendStream<Bytes>, cx: &mut Context<'_>) -> TunnelError {
     match stream.poll_reset(cx) {
-        Poll::Ready(Ok(reason)) => TunnelError::Reset(reason.to_string()),
+        Poll::Ready(Ok(reason)) => TunnelError::Reset(reset(false, reason.into())),
         Poll::Ready(Err(error)) => error.into(),
         Poll::Pending => TunnelError::Ended,
     }
@@ -222,12 +222,8 @@ fn why_closed(stream: &mut h2::SendStream<Bytes>, cx: &mut Context<'_>) -> Tunne
 
 impl From<h2::Error> for TunnelError {
     fn from(error: h2::Error) -> Self {
-        if error.is_reset() && !error.is_library() {
-            return Self::Reset(
-                error
-                    .reason()
-                    .map_or_else(|| "unknown".to_owned(), |r| r.to_string()),
-            );
+        if let (true, Some(code)) = (error.is_reset(), error.reason()) {
+            return Self::Reset(reset(error.is_library(), code.into()));
         }
         if error.is_go_away() || error.is_io() || error.is_library() {
             return Self::ConnectionLost(words(&error));

@@ -31,6 +31,7 @@ use crate::{
     },
     own,
     request::{Authority, RequestHeaders},
+    room,
     server::AcceptError,
     tls::{Session, Stream},
     tunnel::TunnelError,
@@ -174,6 +175,14 @@ where
                 state.cut_off(code);
                 None
             }),
+        }
+    }
+
+    /// The connection window that is needed while `streams` are open.
+    pub(crate) fn wanted(&self, streams: usize) -> u64 {
+        match self {
+            Self::H2(_) => room::for_streams(streams),
+            Self::Own(own::Driver(shared)) => shared.with(|state| state.wanted()).unwrap_or(0),
         }
     }
 

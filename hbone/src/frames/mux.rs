@@ -231,6 +231,12 @@ impl Mux {
         u64::try_from(self.receive.unread()).unwrap_or(0)
     }
 
+    /// How many bytes should be able to lie unread ([`Mux::grow`]): what does, what streams are promised, and what one
+    /// more is that grows.
+    pub(crate) fn most_wanted(&self) -> u64 {
+        self.unread() + self.streams.credit() + u64::from(self.settings.grown_stream_window)
+    }
+
     /// By how much more than at first may lie unread.
     pub(crate) fn grown(&self) -> u32 {
         self.receive
@@ -299,13 +305,18 @@ impl Mux {
         }
     }
 
-    /// The stream's window has `n` bytes of room again.
+    /// The stream's window has `n` bytes of room again. It grows while there is room for what all streams are promised and
+    /// for one that begins.
     fn owe(&mut self, stream: StreamId, n: u32) {
-        let Some(known) = self.streams.get_mut(stream) else {
+        let ours = &self.settings;
+        let Some((mut credit, ripe)) = self.streams.get_mut(stream).and_then(|s| s.read(n, ours))
+        else {
             return;
         };
-        if let Some(credit) = known.read(n, &self.settings) {
-            head::write_window_update(&mut self.out, stream, credit);
+        if ripe && self.most_wanted() <= self.receive.most_unread().into() {
+            let known = self.streams.get_mut(stream);
+            credit += known.map_or(0, |known| known.grow(&self.settings));
         }
+        head::write_window_update(&mut self.out, stream, credit);
     }
 }

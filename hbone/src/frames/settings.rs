@@ -9,7 +9,8 @@ use super::{
     state::{Reader, StateError, ensure, put_u32},
 };
 use crate::limits::{
-    CLIENT_HEADER_LIST, CONNECTION_WINDOW, FRAME, SERVER_HEADER_LIST, STREAM_WINDOW, STREAMS,
+    CLIENT_HEADER_LIST, CONNECTION_WINDOW, FIRST_STREAM_WINDOW, FRAME, SERVER_HEADER_LIST,
+    STREAM_WINDOW, STREAMS,
 };
 
 /// Window of each stream and of the connection before anybody says otherwise (RFC 9113, 6.9.2).
@@ -29,12 +30,13 @@ const INITIAL_WINDOW_SIZE: u16 = 4;
 const MAX_FRAME_SIZE: u16 = 5;
 const MAX_HEADER_LIST_SIZE: u16 = 6;
 
-/// What we announce. `Default` of each side is the wire contract of a mesh.
+/// What we announce. That of each side is the wire contract of a mesh, but for the window with which a stream begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
     /// Receive window of each stream that begins, in bytes.
     pub stream_window: u32,
-    /// What it becomes, in bytes, when a reader has kept up for a whole window; not less than `stream_window`.
+    /// What it becomes, in bytes, when a reader has kept up for a whole window and [`grow`](super::Mux::grow) has
+    /// made room for it; not less than `stream_window`.
     pub grown_stream_window: u32,
     /// Receive window of the connection, in bytes; at least 65,535.
     pub connection_window: u32,
@@ -50,7 +52,7 @@ impl Settings {
     /// What a client announces.
     pub const fn client() -> Self {
         Self {
-            stream_window: STREAM_WINDOW,
+            stream_window: FIRST_STREAM_WINDOW,
             grown_stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,
             frame: FRAME,

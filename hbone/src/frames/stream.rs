@@ -70,27 +70,32 @@ impl Stream {
         }
     }
 
-    /// `n` bytes were read: the credit that is due to the peer, if it is worth a frame; counted as given. A stream begins with
-    /// a small window, for what nobody reads is our memory, and gets the full one when a reader has kept up for as
-    /// much as the small one holds.
-    pub(super) fn read(&mut self, n: u32, ours: &Settings) -> Option<u32> {
+    /// `n` bytes were read: the credit that is due to the peer, if it is worth a frame; counted as given. True if the
+    /// reader has kept up for a whole window, and that is not the grown one yet.
+    pub(super) fn read(&mut self, n: u32, ours: &Settings) -> Option<(u32, bool)> {
         self.owed = self.owed.saturating_add(n);
         let window = self.window(ours);
         if self.owed < (window / 2).max(1) || self.is(is::THEIRS_ENDED) {
             return None;
         }
-        let mut due = std::mem::take(&mut self.owed);
-        let unread = window.saturating_sub(self.receive).saturating_sub(due);
-        if unread > window / 4 {
+        let due = std::mem::take(&mut self.owed);
+        self.receive += due;
+        let kept_up = self.is(is::PROMPT);
+        if window.saturating_sub(self.receive) > window / 4 {
             self.state &= !is::PROMPT;
-        } else if self.is(is::PROMPT) {
-            self.state ^= is::PROMPT | is::GROWN;
-            due += ours.grown_stream_window - window;
         } else if !self.is(is::GROWN) {
             self.state |= is::PROMPT;
         }
-        self.receive += due;
-        Some(due)
+        Some((due, kept_up && self.is(is::PROMPT)))
+    }
+
+    /// Grows to its full window: the credit that this is; counted as given. A stream begins with a small window, for what
+    /// nobody reads is our memory.
+    pub(super) fn grow(&mut self, ours: &Settings) -> u32 {
+        let more = ours.grown_stream_window.saturating_sub(self.window(ours));
+        self.state = (self.state & !is::PROMPT) | is::GROWN;
+        self.receive += more;
+        more
     }
 
     fn write(&self, out: &mut Vec<u8>) {
@@ -181,6 +186,12 @@ impl Streams {
     /// Adds a stream with a higher number than any before.
     pub(super) fn insert(&mut self, stream: Stream) {
         self.open.push(stream);
+    }
+
+    /// Bytes that the peers of all of them may still send, or will be told that they may.
+    pub(super) fn credit(&self) -> u64 {
+        let each = |s: &Stream| u64::from(s.receive) + u64::from(s.owed);
+        self.open.iter().map(each).sum()
     }
 
     /// Forgets a stream, but for what is on its way to it.

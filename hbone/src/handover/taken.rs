@@ -1,18 +1,19 @@
 //! The successor's half: what came from another process is read, checked, and gone on with.
 
-use std::{fmt, io, os::fd::OwnedFd, sync::Arc};
+use std::{fmt, io, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::TcpStream;
 
 use super::{
     Freezer, Kind, ThawError,
+    berth::Berth,
     wire::{Reader, Wiped},
 };
 use crate::{
     client::Driver,
     copy::{self, Counters, Ended, HalfEnd, TcpPair},
     engine::{
-        Occupancy,
+        self, Occupancy,
         half::{Receiving, Sending},
     },
     frames::StreamId,
@@ -20,6 +21,7 @@ use crate::{
     identity::Identity,
     limits::Limits,
     own::{self, App, Role, Thawing, ThawingCopy, ThawingFlow},
+    pool::{Destination, Pool},
     server::Connection,
     socket::Socket,
     splice,
@@ -92,6 +94,14 @@ impl Taken {
         }
     }
 
+    /// For whom the elder opened it, and where to. Only [`Kind::Dialled`] has one.
+    pub fn destination(&self) -> Option<&Destination> {
+        match &self.what {
+            Whole::Connection(connection) => Some(&connection.berth.as_ref()?.destination),
+            Whole::Pair(_) => None,
+        }
+    }
+
     /// The tunnels in it, in the order of [`super::Frozen::streams`].
     pub fn tunnels(&self) -> Vec<TakenTunnel> {
         let Whole::Connection(connection) = &self.what else {
@@ -144,15 +154,21 @@ fn thaw_connection(
     let shared = own::Shared::thawed(io, connection, gauge.clone());
     let resume = |(tcp, stream, copy)| Resumed::new(&shared, &occupancy, tcp, stream, copy);
     let tunnels = copies.into_iter().filter_map(resume).collect();
+    let thawed = engine::Thawed {
+        driver: own::Driver(shared.clone()),
+        occupancy,
+        gauge,
+    };
     match role {
-        Role::Server => Thawed::Accepted(
-            Connection::thawed(&shared, occupancy, gauge, limits),
-            tunnels,
-        ),
+        Role::Server => Thawed::Accepted(Connection::thawed(thawed, limits), tunnels),
         Role::Client => {
-            let freezer = Freezer::of(&shared);
-            let driver = Driver::thawed(&shared, occupancy, gauge, limits);
-            Thawed::Dialled(Dialled { driver, freezer }, tunnels)
+            let dialled = Dialled {
+                freezer: Freezer::of(&shared),
+                thawed,
+                pings: (limits.ping_every, limits.ping_answer),
+                opener: own::Opener(shared),
+            };
+            Thawed::Dialled(dialled, tunnels)
         }
     }
 }
@@ -162,23 +178,46 @@ fn thaw_connection(
 pub enum Thawed {
     /// A connection that a peer opened: call [`Connection::next`], and run its tunnels.
     Accepted(Connection, Vec<Resumed>),
-    /// A connection that we opened: run it, and its tunnels.
+    /// A connection that we opened: let it join a pool or run it, and run its tunnels.
     Dialled(Dialled, Vec<Resumed>),
     /// A pair: [`TcpPair::both_ways`].
     Pair(TcpPair),
 }
 
-/// A connection that we opened, or rather the elder. It takes no new tunnels and ends with its last.
+/// A connection that we opened, or rather the elder.
 pub struct Dialled {
-    driver: Driver<TcpStream>,
+    thawed: engine::Thawed,
+    opener: own::Opener,
+    /// Every so often, and how long an answer may take.
+    pings: (Duration, Duration),
     freezer: Freezer,
 }
 
 impl Dialled {
-    /// Runs it to its end.
+    /// Runs it to its end: it takes no new tunnels and ends with its last.
     pub async fn run(self) {
-        let ended = self.driver.run(|| {}).await;
+        drop(self.opener);
+        let pinger = self.thawed.pinger(self.pings.0, self.pings.1);
+        let driver = Driver::thawed(self.thawed, pinger, NEVER_IDLE);
+        let ended = driver.run(|| {}).await;
         tracing::debug!(%ended, "connection ended");
+    }
+
+    /// From now on it is one of `pool`, which opens tunnels on it, and lets go of it when it is no longer used, the
+    /// certificate that it was made with ends, or its source is closed. What is given back drives it to its
+    /// end. One that comes from no pool takes no new tunnels in this one either.
+    pub fn join(self, pool: &Pool) -> impl Future<Output = ()> + Send + use<> {
+        let berth: Option<Berth> = self.opener.0.berth().cloned();
+        let joined = match berth {
+            Some(berth) => Ok(pool.adopt(&berth, self.opener, self.thawed)),
+            None => Err(self),
+        };
+        async move {
+            match joined {
+                Ok(driving) => driving.await,
+                Err(alone) => alone.run().await,
+            }
+        }
     }
 
     /// To freeze it again.
@@ -186,6 +225,9 @@ impl Dialled {
         self.freezer.clone()
     }
 }
+
+/// For what ends with its last tunnel, and so is used until it ends.
+const NEVER_IDLE: Duration = Duration::from_secs(300);
 
 /// A tunnel and the app's socket that it is copied to. Dropped before that has ended, both are reset.
 pub struct Resumed {

@@ -30,7 +30,7 @@ pub(crate) struct App {
     tcp: TcpStream,
     /// Bytes given to the app, by whomever.
     received: Arc<AtomicU64>,
-    /// The driver's write failed.
+    /// The driver's write failed, or a look at it.
     broken: OnceLock<io::ErrorKind>,
 }
 
@@ -74,11 +74,16 @@ impl App {
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
-                    let _ = self.broken.set(error.kind());
+                    self.fail(error.kind());
                 }
                 0
             }
         }
+    }
+
+    /// It has failed, as whoever copies will not hear otherwise.
+    pub(crate) fn fail(&self, kind: io::ErrorKind) {
+        let _ = self.broken.set(kind);
     }
 
     /// Ready when a read may find something.

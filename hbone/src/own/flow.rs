@@ -76,7 +76,7 @@ pub(crate) struct Flow {
     pub(crate) reader_gone: bool,
     /// Nobody will write.
     pub(crate) writer_gone: bool,
-    /// It stands in line for room in the output.
+    /// It stands in line for room in the output, called up or not.
     pub(crate) in_line: bool,
     /// Where its bytes go in the end, if that is a socket.
     pub(crate) app: Option<Arc<App>>,

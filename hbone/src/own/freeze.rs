@@ -87,7 +87,7 @@ impl Shared {
     fn put_away(self: &Arc<Self>) -> Result<Option<(Frozen, Written)>, NotFrozen> {
         let mut inner = self.lock();
         let written = match &mut inner.state {
-            Some(state) if state.is_at_rest() => state.write(&self.session)?,
+            Some(state) if state.is_at_rest() => state.write(&self.session, self.berth())?,
             _ => return Ok(None),
         };
         let Some(state) = inner.state.take() else {

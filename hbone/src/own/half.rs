@@ -40,20 +40,22 @@ pub(crate) fn halves(shared: &Arc<Shared>, stream: StreamId) -> (Receiving, Send
     (receiving, sending)
 }
 
-/// Asks for a tunnel and waits for the answer.
+/// Asks for a tunnel and waits for the answer. Of what its app has said `first`, so much has been sent then.
 pub(crate) async fn ask(
     shared: &Arc<Shared>,
     connect: &Connect,
-) -> Result<(u16, Receiving, Sending), Unanswered> {
-    let opening = |cx: &mut Context<'_>| shared.with(|state| state.open(connect, cx));
+    first: &[u8],
+) -> Result<(u16, Receiving, Sending, usize), Unanswered> {
+    let opening = |cx: &mut Context<'_>| shared.with(|state| state.open(connect, first, cx));
     // A connection that is frozen takes no more streams, whatever becomes of it.
     let away = || Poll::Ready(Err(Unanswered::Lost("it is being handed over".into())));
-    let stream = poll_fn(|cx| opening(cx).unwrap_or_else(away)).await?;
+    let (stream, sent) = poll_fn(|cx| opening(cx).unwrap_or_else(away)).await?;
     let (receiving, sending) = halves(shared, stream);
     // None is frozen while an answer is waited for.
-    let answered = |cx: &mut Context<'_>| shared.with(|state| state.poll_answer(stream, cx));
+    let answered =
+        |cx: &mut Context<'_>| shared.with(|state| state.poll_answer(stream, cx, sent > 0));
     let status = poll_fn(|cx| answered(cx).unwrap_or(Poll::Pending)).await?;
-    Ok((status, receiving, sending))
+    Ok((status, receiving, sending, sent))
 }
 
 impl Receiving {
@@ -106,15 +108,16 @@ impl Sending {
             .unwrap_or(Poll::Pending)
     }
 
-    /// Sends what the app's socket has now.
+    /// Sends what the app's socket has now, and with `may_end` its end.
     pub(crate) fn pump(
         &mut self,
         cx: &mut Context<'_>,
         app: &App,
         records: usize,
+        may_end: bool,
     ) -> Poll<Result<Pumped, Stuck>> {
         self.shared
-            .with(|state| state.pump(self.stream, cx, app, records))
+            .with(|state| state.pump(self.stream, cx, app, records, may_end))
             .unwrap_or(Poll::Pending)
     }
 

@@ -1,20 +1,25 @@
 //! What leaves a connection: frames are sealed into one buffer, and the buffer goes to the socket.
 //!
 //! The buffer is small on purpose: what is sealed can no longer take turns with other streams. Those
-//! who have more to send wait until some of it is with the kernel ([`Output::full`]).
+//! who have more to send wait until some of it is with the kernel ([`Output::full`]). How small, and how much
+//! the kernel holds, depends on the path (`pace`).
 
 use std::{
     any::Any,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
+use nix::sys::socket::MsgFlags;
+use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, Interest},
     net::TcpStream,
 };
 
+use super::pace::Pace;
 use crate::{
     frames,
     records::{self, ContentType, HEAD, MOST, RecordError, Sealer, TAIL},
@@ -32,8 +37,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {
     }
 }
 
-/// Bytes sealed and not with the kernel yet, beyond which nobody may add more: what a 10 Gb/s link
-/// takes in 0.1 ms.
+/// Bytes sealed and not with the kernel yet, beyond which nobody may add more, however fast the path: what a 10 Gb/s
+/// link takes in 0.1 ms.
 pub(crate) const SEALED: usize = 128 << 10;
 /// A message this small need not wait for that: it is what somebody waits for an answer to. Its
 /// neighbours together may fill as much again.
@@ -46,24 +51,29 @@ pub(crate) struct Output {
     bytes: Vec<u8>,
     /// How many of `bytes` are with the kernel.
     written: usize,
+    pace: Pace,
+    /// The socket takes nothing more: what is to be sent is dropped.
+    gone: bool,
 }
 
 impl Output {
-    pub(crate) fn new(sealer: Sealer) -> Self {
-        Self {
-            sealer,
-            bytes: Vec::new(),
-            written: 0,
-        }
-    }
-
-    /// Goes on where another stopped, who had sealed `unsent` and not sent it.
-    pub(crate) fn thawed(sealer: Sealer, unsent: Vec<u8>) -> Self {
+    /// Sends `unsent` first, which somebody else has sealed: the handshake its last flight, or whoever stopped
+    /// in the middle of the connection.
+    pub(crate) fn new(sealer: Sealer, unsent: Vec<u8>) -> Self {
         Self {
             sealer,
             bytes: unsent,
             written: 0,
+            pace: Pace::default(),
+            gone: false,
         }
+    }
+
+    /// The socket takes nothing more.
+    pub(crate) fn give_up(&mut self) {
+        self.gone = true;
+        self.written = 0;
+        self.bytes = Vec::new();
     }
 
     /// How to go on with sealing, and what is sealed and not sent.
@@ -77,8 +87,19 @@ impl Output {
 
     /// Too much waits for one who has `wanted` bytes to send.
     pub(crate) fn full(&self, wanted: usize) -> bool {
-        let most = if wanted <= SMALL { 2 * SEALED } else { SEALED };
+        let small = wanted <= SMALL;
+        let most = if small { 2 * SEALED } else { self.most() };
         self.unsent() >= most
+    }
+
+    /// Bytes that may wait here before somebody with more than a small message adds to them.
+    pub(crate) fn most(&self) -> usize {
+        self.pace.bytes()
+    }
+
+    /// Records that may be made at once.
+    pub(crate) fn at_once(&self) -> usize {
+        self.pace.records()
     }
 
     /// Seals control frames and empties their buffer.
@@ -131,8 +152,11 @@ impl Output {
         io: &mut dyn Io,
         cx: &mut Context<'_>,
     ) -> io::Result<()> {
+        if self.gone {
+            return Ok(());
+        }
         while self.unsent() == 0 && !records.is_empty() {
-            match Pin::new(&mut *io).poll_write(cx, records) {
+            match write(&mut self.pace, &mut *io, cx, records) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(Ok(n)) => records = &records[n..],
                 Poll::Ready(Err(error)) => return Err(error),
@@ -170,8 +194,9 @@ impl Output {
         io: &mut dyn Io,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.unsent() > 0 {
-            match ready!(Pin::new(&mut *io).poll_write(cx, &self.bytes[self.written..]))? {
+        while self.unsent() > 0 && !self.gone {
+            let rest = &self.bytes[self.written..];
+            match ready!(write(&mut self.pace, &mut *io, cx, rest))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 n => self.written += n,
             }
@@ -201,5 +226,43 @@ impl Output {
             .for_each(|part| self.bytes.extend_from_slice(part));
         self.sealer
             .finish(&mut self.bytes, start, ContentType::Data)
+    }
+}
+
+/// Writes once, as much as is right for the path.
+fn write(
+    pace: &mut Pace,
+    io: &mut dyn Io,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let written = match ((*io).tcp(), pace.piece()) {
+        (Some(tcp), Some(piece)) => write_apart(tcp, cx, &bytes[..bytes.len().min(piece)]),
+        _ => Pin::new(&mut *io).poll_write(cx, bytes),
+    };
+    match &written {
+        Poll::Ready(Ok(n)) => pace.took(*n, Instant::now),
+        Poll::Ready(Err(_)) => {}
+        Poll::Pending => {
+            let changed = pace.is_full(Instant::now);
+            if let (true, Some(tcp)) = (changed, (*io).tcp()) {
+                pace.tell(tcp);
+            }
+        }
+    }
+    written
+}
+
+/// Writes bytes to which the kernel adds none of the next write: a segment that may still grow to 64 KiB is beyond
+/// what the kernel was told to hold.
+fn write_apart(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    const APART: MsgFlags = MsgFlags::MSG_EOR.union(MsgFlags::MSG_NOSIGNAL);
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        let send = || SockRef::from(tcp).send_with_flags(bytes, APART.bits());
+        match tcp.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            tried => return Poll::Ready(tried),
+        }
     }
 }

@@ -32,6 +32,7 @@ use std::{
     mem,
     sync::Arc,
     task::{Context, Waker},
+    time::Instant,
 };
 
 use self::freeze::Freezing;
@@ -121,6 +122,8 @@ pub(crate) struct State {
     input: Vec<u8>,
     /// Plain bytes of a client's preface that are still to come.
     preface: usize,
+    /// When the peer was last heard of, if it ever was.
+    heard: Option<Instant>,
     flows: HashMap<StreamId, Flow, BuildHasherDefault<ById>>,
     arrivals: VecDeque<Arrival>,
     /// Streams that wait for room in the output, the longest waiting first.
@@ -154,10 +157,11 @@ impl State {
             role,
             io,
             opener: established.opener,
-            output: Output::new(established.sealer),
+            output: Output::new(established.sealer, established.unsent),
             mux,
             input: established.unread,
             preface: if role == Role::Server { PREFACE } else { 0 },
+            heard: None,
             flows: HashMap::default(),
             arrivals: VecDeque::new(),
             line: VecDeque::new(),

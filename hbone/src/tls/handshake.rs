@@ -10,6 +10,9 @@
 //!
 //! What leaves is a direction out, a direction in, the bytes that had come behind the handshake, and who
 //! the peer has proven to be. Failures and what the peer is told of them are those of `tokio-rustls`.
+//!
+//! What we say last, the client's proof or the server's tickets, can be left to whoever sends the first
+//! records: both then leave as one.
 
 use std::{
     fmt, io, mem,
@@ -38,6 +41,8 @@ pub struct Established {
     pub opener: Opener,
     /// What the peer sent behind its handshake, not opened yet.
     pub unread: Vec<u8>,
+    /// What of our handshake has not been sent. It goes before the first record.
+    pub(crate) unsent: Vec<u8>,
     /// What was proven.
     pub session: Session,
 }
@@ -50,10 +55,13 @@ pub async fn accept<T>(io: &mut T, config: &ServerConfig) -> Result<Established,
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    accept_as(io, config.clone(), session).await
+    let mut established = accept_as(io, config.clone(), session).await?;
+    send(io, &mut established.unsent).await?;
+    Ok(established)
 }
 
-/// [`accept`] with the configuration of this connection alone; `confirm` says who the peer is.
+/// [`accept`] with the configuration of this connection alone; `confirm` says who the peer is. The last
+/// that we say is left unsent.
 pub(super) async fn accept_as<T>(
     io: &mut T,
     mut config: ServerConfig,
@@ -66,9 +74,9 @@ where
     config.key_log = caught.clone();
     config.enable_secret_extraction = true;
     let connection = UnbufferedServerConnection::new(Arc::new(config)).map_err(refused)?;
-    let (connection, unread) = shake_hands(io, Box::new(connection)).await?;
+    let (connection, rest) = shake_hands(io, Box::new(connection)).await?;
     let session = confirm(connection.common())?;
-    let (established, _) = establish(connection, session, &caught, Side::Server, unread)?;
+    let (established, _) = establish(connection, session, &caught, Side::Server, rest)?;
     Ok(established)
 }
 
@@ -80,11 +88,13 @@ pub async fn connect<T>(io: &mut T, config: &ClientConfig) -> Result<Established
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    connect_as(io, config.clone(), true, session).await
+    let mut established = connect_as(io, config.clone(), true, session).await?;
+    send(io, &mut established.unsent).await?;
+    Ok(established)
 }
 
 /// [`connect`] with the configuration of this connection alone; `confirm` says who the peer is. With
-/// `tickets` the configuration's store is given those that come.
+/// `tickets` the configuration's store is given those that come. The last that we say is left unsent.
 pub(super) async fn connect_as<T>(
     io: &mut T,
     mut config: ClientConfig,
@@ -100,21 +110,33 @@ where
     // Never sent and never looked at: the expected identities are in the verifier.
     let nobody = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
     let connection = UnbufferedClientConnection::new(Arc::new(config), nobody).map_err(refused)?;
-    let (connection, unread) = shake_hands(io, Box::new(connection)).await?;
-    let session = confirm(connection.common())?;
-    let (mut established, reader) = establish(connection, session, &caught, Side::Client, unread)?;
+    let (connection, mut rest) = shake_hands(io, Box::new(connection)).await?;
+    let session = match confirm(connection.common()) {
+        Ok(session) => session,
+        Err(error) => {
+            // Of us the server is to know all that it was promised; that we leave it will see.
+            let _ = send(io, &mut rest.unsent).await;
+            return Err(error);
+        }
+    };
+    let (mut established, reader) = establish(connection, session, &caught, Side::Client, rest)?;
     if let Some(reader) = reader.filter(|_| tickets) {
         established.opener = established.opener.with_tickets(reader);
     }
     Ok(established)
 }
 
-/// Gives what is done, and what had come behind it. Sends only when it must wait for the peer or is done, so
-/// that what rustls says piece by piece leaves as one.
-async fn shake_hands<T, C>(
-    io: &mut T,
-    mut connection: Box<C>,
-) -> Result<(Box<C>, Vec<u8>), TlsError>
+/// What is left of a handshake that is done.
+struct Rest {
+    /// Came behind it.
+    unread: Vec<u8>,
+    /// Is still to be sent.
+    unsent: Vec<u8>,
+}
+
+/// Gives what is done, and what is left. Sends only when it must wait for the peer, so that what rustls says
+/// piece by piece leaves as one.
+async fn shake_hands<T, C>(io: &mut T, mut connection: Box<C>) -> Result<(Box<C>, Rest), TlsError>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     C: Connection,
@@ -148,8 +170,11 @@ where
     }
     // Nothing is left of what rustls was shown: a handshake ends where a record does.
     input.drain(..shown);
-    send(io, &mut out).await?;
-    Ok((connection, input))
+    let rest = Rest {
+        unread: input,
+        unsent: out,
+    };
+    Ok((connection, rest))
 }
 
 fn establish<C: Connection>(
@@ -157,7 +182,7 @@ fn establish<C: Connection>(
     session: Session,
     caught: &Caught,
     side: Side,
-    unread: Vec<u8>,
+    rest: Rest,
 ) -> Result<(Established, Option<TicketReader>), TlsError> {
     let suite = connection.common().negotiated_cipher_suite();
     let suite = match suite.map(|suite| suite.suite()) {
@@ -175,7 +200,8 @@ fn establish<C: Connection>(
     let established = Established {
         sealer: Sealer::new(ours, tx.0).map_err(failed)?,
         opener: Opener::new(side, theirs, rx.0).map_err(failed)?,
-        unread,
+        unread: rest.unread,
+        unsent: rest.unsent,
         session,
     };
     Ok((established, reader))

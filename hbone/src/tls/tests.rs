@@ -3,6 +3,7 @@
 //! Each side is either of the two engines, in every combination.
 
 use std::{
+    mem,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -75,7 +76,8 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     if own {
-        let established = ours.accept_own(&mut io).await?;
+        let mut established = ours.accept_own(&mut io).await?;
+        last_flight(&mut established, &mut io).await?;
         let session = established.session.clone();
         return Ok((Side::Own(Box::new(established), io), session));
     }
@@ -93,12 +95,22 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
 {
     if own {
-        let established = ours.connect_own(&mut io, expected).await?;
+        let mut established = ours.connect_own(&mut io, expected).await?;
+        last_flight(&mut established, &mut io).await?;
         let session = established.session.clone();
         return Ok((Side::Own(Box::new(established), io), session));
     }
     let (stream, session) = ours.connect(io, expected).await?;
     Ok((Side::Stock(Box::new(stream)), session))
+}
+
+/// Sends what the engine would send with its first record.
+async fn last_flight<T: AsyncWrite + Unpin>(
+    ours: &mut Established,
+    io: &mut T,
+) -> Result<(), TlsError> {
+    let sent = io.write_all(&mem::take(&mut ours.unsent)).await;
+    sent.map_err(|error| TlsError::Io(error.kind()))
 }
 
 /// A client and a server, and how they find each other.

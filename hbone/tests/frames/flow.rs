@@ -57,27 +57,40 @@ fn a_stream_that_nobody_reads_holds_up_only_itself() {
     assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
 }
 
-/// One stream whose window may grow from 128 KiB to 1 MiB; the connection's holds nothing up.
-fn growing() -> Side {
+/// Streams 1, 3, … whose windows may grow from 128 KiB to 1 MiB, within what the connection's allows.
+fn growing(streams: u32, connection_window: u32) -> Side {
     let figures = Settings {
         stream_window: 128 * KIB as u32,
         grown_stream_window: 1024 * KIB as u32,
-        connection_window: 1 << 30,
+        connection_window,
         ..Settings::server()
     };
     let mut side = Side::server(&figures);
-    side.feed(&headers(1, 0, &connect())).unwrap();
-    side.mux
-        .respond(ONE, 200, &Default::default(), false)
-        .unwrap();
+    for stream in (0..streams).map(|n| 2 * n + 1) {
+        side.feed(&headers(stream, 0, &connect())).unwrap();
+        side.mux
+            .respond(StreamId(stream), 200, &Default::default(), false)
+            .unwrap();
+    }
     side.events.clear();
     side.mux.out().clear();
     side
 }
 
+/// Sends half of the first window and reads it, so many times; what credit the stream is given.
+fn prompt(side: &mut Side, stream: u32, times: u32) -> u32 {
+    for _ in 0..times {
+        side.feed(&data(stream, 64 * KIB)).unwrap();
+        side.mux.consumed(StreamId(stream), 64 * KIB);
+    }
+    let said = side.said();
+    let of_stream = said.iter().filter(|(_, of, _)| *of == stream);
+    of_stream.map(|(.., n)| n).sum()
+}
+
 #[test]
 fn a_window_grows_once_when_a_reader_has_kept_up_for_all_of_it() {
-    let mut side = growing();
+    let mut side = growing(1, 1 << 30);
     let mut credit = Vec::new();
     for _ in 0..4 {
         side.feed(&data(1, 64 * KIB)).unwrap();
@@ -97,7 +110,7 @@ fn a_window_grows_once_when_a_reader_has_kept_up_for_all_of_it() {
 
 #[test]
 fn the_window_of_a_reader_that_lags_behind_stays_as_it_is() {
-    let mut side = growing();
+    let mut side = growing(1, 1 << 30);
     side.feed(&data(1, 128 * KIB)).unwrap();
     for _ in 0..50 {
         // Half a window is always waiting.
@@ -111,7 +124,7 @@ fn the_window_of_a_reader_that_lags_behind_stays_as_it_is() {
 
 #[test]
 fn a_window_that_has_grown_stays_so_in_another_process() {
-    let mut side = growing();
+    let mut side = growing(1, 1 << 30);
     for _ in 0..2 {
         side.feed(&data(1, 64 * KIB)).unwrap();
         side.mux.consumed(ONE, 64 * KIB);
@@ -123,6 +136,29 @@ fn a_window_that_has_grown_stays_so_in_another_process() {
     assert!(side.said().is_empty());
     side.feed(&data(1, 1)).unwrap();
     assert_eq!(side.said(), [reset(1, Code::FLOW_CONTROL_ERROR)]);
+}
+
+#[test]
+fn windows_grow_only_while_there_is_room_for_all() {
+    const WINDOW: u32 = 128 << 10;
+    const GROWS: u32 = (1024 - 128) << 10;
+    let mut side = growing(3, 2 << 20);
+    assert_eq!(prompt(&mut side, 1, 2), WINDOW + GROWS);
+    // Another one would leave nothing to a stream that begins.
+    assert_eq!(prompt(&mut side, 3, 10), 5 * WINDOW);
+    // Nor in another process.
+    let state = side.mux.into_state().unwrap();
+    let mut side = Side::new(Mux::from_state(&state).unwrap());
+    assert_eq!(prompt(&mut side, 3, 1), WINDOW / 2);
+    side.mux.grow((2 << 20) + WINDOW);
+    assert_eq!(prompt(&mut side, 3, 1), WINDOW / 2, "not yet");
+    side.mux.grow(3 << 20);
+    assert_eq!(prompt(&mut side, 3, 1), WINDOW / 2 + GROWS);
+    assert_eq!(prompt(&mut side, 5, 10), 5 * WINDOW);
+    // What one leaves is there for another.
+    side.mux.reset(ONE, Code::CANCEL);
+    side.mux.out().clear();
+    assert_eq!(prompt(&mut side, 5, 1), WINDOW / 2 + GROWS);
 }
 
 #[test]

@@ -12,18 +12,24 @@ use super::support::{
 const OPEN: StreamId = StreamId(1);
 
 #[test]
-fn both_sides_say_hello_with_the_figures_of_the_wire_contract() {
+fn both_sides_say_hello_with_the_figures_of_the_wire_contract_but_for_a_first_window() {
     let mut client = Mux::client(&Settings::client());
     let out = client.out().split_off(0);
     assert!(out.starts_with(PREFACE));
     let [first, second] = parse(&out[PREFACE.len()..]).try_into().unwrap();
-    let expected = settings(&[(1, 0), (2, 0), (4, 4 << 20), (5, 1 << 20), (6, 16 << 10)]);
+    let expected = settings(&[(1, 0), (2, 0), (4, 512 << 10), (5, 1 << 20), (6, 16 << 10)]);
     assert_eq!(parse(&expected), [first]);
     assert_eq!(second.number(), (16 << 20) - 65_535);
 
     let mut server = Mux::server(&Settings::server());
     let [first, second] = parse(server.out()).try_into().unwrap();
-    let expected = settings(&[(1, 0), (3, 200), (4, 4 << 20), (5, 1 << 20), (6, 64 << 10)]);
+    let expected = settings(&[
+        (1, 0),
+        (3, 200),
+        (4, 512 << 10),
+        (5, 1 << 20),
+        (6, 64 << 10),
+    ]);
     assert_eq!(parse(&expected), [first]);
     assert_eq!(second.number(), (16 << 20) - 65_535);
 }

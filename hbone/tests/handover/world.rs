@@ -11,8 +11,8 @@ use std::{
 };
 
 use hbone::{
-    Connection, ConnectionError, Counters, Ended, Engine, Incoming, Limits, PoolConfig, Request,
-    ResponseHeaders, TcpPair, both_ways,
+    Connection, ConnectionError, Counters, Ended, Engine, Incoming, Limits, Pool, PoolConfig,
+    Request, ResponseHeaders, TcpPair, both_ways,
     handover::{Freezer, Frozen, NotFrozen, Resumed, Taken, Thawed},
 };
 use tokio::{
@@ -59,6 +59,8 @@ struct Inner {
     /// Requests, for tests that answer themselves.
     requests: Mutex<Option<mpsc::UnboundedSender<Request>>>,
     apps: mpsc::UnboundedSender<TcpStream>,
+    /// What connections that were dialled join.
+    pool: Mutex<Option<Arc<Pool>>>,
     /// Connections that ended by themselves.
     over: AtomicUsize,
     copies: Mutex<Vec<tokio::task::JoinHandle<()>>>,
@@ -86,6 +88,7 @@ fn side(limits: Limits) -> (Side, Endings, Apps) {
         finished,
         requests: Mutex::default(),
         apps,
+        pool: Mutex::default(),
         over: AtomicUsize::new(0),
         copies: Mutex::default(),
     }));
@@ -113,18 +116,29 @@ impl World {
     /// `limits` but for the engines.
     pub(crate) async fn with(near: Engine, far: Engine, limits: Limits) -> Self {
         let ca = Arc::new(Ca::new());
-        let (near_side, near_finished, _) = side(limits.clone());
         let limits = Limits {
             engine: far,
             ..limits
         };
-        let (far_side, far_finished, apps, address) = server(&ca, limits).await;
+        let client = |address, config| common::client(&ca, address, config);
+        Self::between(&ca, limits, near, client).await
+    }
+
+    /// `limits` with the far engine; `client` makes the near one's pool.
+    pub(crate) async fn between(
+        ca: &Ca,
+        limits: Limits,
+        near: Engine,
+        client: impl FnOnce(SocketAddr, PoolConfig) -> Client,
+    ) -> Self {
+        let (near_side, near_finished, _) = side(limits.clone());
+        let (far_side, far_finished, apps, address) = server(ca, limits).await;
         let config = PoolConfig {
             engine: near,
             ..PoolConfig::default()
         };
         Self {
-            client: common::client(&ca, address, config),
+            client: client(address, config),
             near: near_side,
             far: far_side,
             near_finished,
@@ -195,6 +209,11 @@ impl Side {
         });
     }
 
+    /// Connections that were dialled join `pool`.
+    pub(crate) fn join(&self, pool: &Arc<Pool>) {
+        *self.0.pool.lock().unwrap() = Some(pool.clone());
+    }
+
     /// Requests are left to the test.
     pub(crate) fn hold_requests(&self) -> mpsc::UnboundedReceiver<Request> {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -243,9 +262,12 @@ impl Side {
             }
             Thawed::Dialled(connection, tunnels) => {
                 *self.0.freezer.lock().unwrap() = Some(connection.freezer());
-                let side = self.clone();
+                let (side, pool) = (self.clone(), self.0.pool.lock().unwrap().clone());
                 tokio::spawn(async move {
-                    connection.run().await;
+                    match pool {
+                        Some(pool) => connection.join(&pool).await,
+                        None => connection.run().await,
+                    }
                     side.0.over.fetch_add(1, Ordering::SeqCst);
                 });
                 tunnels

@@ -80,6 +80,13 @@ impl Mux {
         usize::try_from(room).unwrap_or(0)
     }
 
+    /// Bytes that several DATA frames of the stream may carry now, each within [`Mux::room`].
+    pub fn window(&self, stream: StreamId) -> usize {
+        let known = self.streams.get(stream);
+        let window = known.map_or(0, |known| i64::from(known.send).min(self.send));
+        usize::try_from(window).unwrap_or(0)
+    }
+
     /// Sends `n` bytes, or the end, or both: counts them and gives the head to put before them. `None`
     /// when `n` is more than [`Mux::room`], or the stream is gone, not answered yet (server), or has
     /// ended: then nothing may be sent.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Arrival, CLOGGED, Driven, End, Phase, Role, State};
 use crate::{
-    engine::reason,
+    engine::{reason, reset},
     frames::{Code, Event, StreamId},
     limits::Refusal,
     own::{
@@ -145,6 +145,9 @@ impl State {
     /// Opens what has been read and gives it to whom it belongs; keeps what is no whole record yet.
     fn open_records(&mut self, scratch: &mut Scratch, mut unopened: Range<usize>) {
         let now = Instant::now();
+        if !unopened.is_empty() {
+            self.heard = Some(now);
+        }
         let mut run = Run {
             stream: StreamId::CONNECTION,
             pieces: mem::take(&mut scratch.pieces),
@@ -247,12 +250,8 @@ impl State {
             }
             // Has come another way.
             Event::Data { .. } => {}
-            Event::Reset {
-                stream,
-                code,
-                ours: _,
-            } => {
-                self.fail(stream, &TunnelError::Reset(reason(code.0)), code);
+            Event::Reset { stream, code, ours } => {
+                self.fail(stream, &TunnelError::Reset(reset(ours, code.0)), code)
             }
             Event::Capacity { .. } => self.wake_those_with_credit(),
             Event::GoAway { last, code } => {

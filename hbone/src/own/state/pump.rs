@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Phase, State, keep};
+use super::{Phase, State};
 use crate::{
     frames::{HEAD, StreamId},
     own::{
@@ -23,6 +23,8 @@ use crate::{
 pub(crate) enum Pumped {
     /// So many bytes are on their way; true if the socket filled all the room there was.
     Moved(usize, bool),
+    /// So many bytes are on their way, which were the app's last, and so is the end of its direction.
+    Last(usize),
     /// The app has ended its direction.
     End,
     /// The socket has nothing.
@@ -39,15 +41,17 @@ pub(crate) enum Stuck {
 impl State {
     /// Sends what the app's socket has now: as many records as peer and socket allow, and at most
     /// `records`. With one record it counts as a small message, which need not wait behind larger ones.
+    /// With `may_end` the end of the app's direction goes along if it has come already.
     pub(crate) fn pump(
         &mut self,
         stream: StreamId,
         cx: &mut Context<'_>,
         app: &App,
         records: usize,
+        may_end: bool,
     ) -> Poll<Result<Pumped, Stuck>> {
         let lost = |why| Poll::Ready(Err(Stuck::Tunnel(why)));
-        let Some(flow) = self.flows.get_mut(&stream) else {
+        let Some(flow) = self.flows.get(&stream) else {
             return lost(TunnelError::Ended);
         };
         match &flow.sending {
@@ -57,32 +61,38 @@ impl State {
         }
         let most = match records {
             1 if self.output.full(usize::MAX) => SMALL,
-            n => n.min(RECORDS) * PAYLOAD,
+            n => n.min(self.output.at_once()) * PAYLOAD,
         };
-        let room = self.mux.room(stream);
-        if room == 0 {
-            // What the socket holds has to wait; that it has ended or failed has not.
-            match app.ended() {
-                Ok(true) => return Poll::Ready(Ok(Pumped::End)),
-                Ok(false) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Poll::Ready(Ok(Pumped::Dry));
-                }
-                Err(error) => return Poll::Ready(Err(Stuck::Socket(error.kind()))),
-            }
-            self.mux.wait(stream);
-        } else if self.output.full(most) {
-            if !std::mem::replace(&mut flow.in_line, true) {
-                self.line.push_back(stream);
-            }
-        } else {
-            return Poll::Ready(self.read_and_send(stream, app, most.min(room)));
+        let room = self.mux.window(stream);
+        if room > 0 && self.output.full(most) {
+            self.stand_in_line(stream, cx);
+            return Poll::Pending;
         }
-        keep(&mut flow.writer, cx, &mut self.awake);
+        self.leave_line(stream);
+        if room > 0 {
+            let ended = || may_end && has_ended(app, cx);
+            return Poll::Ready(self.read_and_send(stream, app, most.min(room), ended));
+        }
+        // What the socket holds has to wait; that it has ended or failed has not.
+        match app.ended() {
+            Ok(true) => return Poll::Ready(Ok(Pumped::End)),
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Poll::Ready(Ok(Pumped::Dry));
+            }
+            Err(error) => return Poll::Ready(Err(Stuck::Socket(error.kind()))),
+        }
+        self.wait_for_credit(stream, cx);
         Poll::Pending
     }
 
-    fn read_and_send(&mut self, stream: StreamId, app: &App, most: usize) -> Result<Pumped, Stuck> {
+    fn read_and_send(
+        &mut self,
+        stream: StreamId,
+        app: &App,
+        most: usize,
+        ended: impl FnOnce() -> bool,
+    ) -> Result<Pumped, Stuck> {
         // What has to go first goes now, also a change of our key.
         let records = self.output.records();
         let records = records.inspect_err(|error| self.lost(&error.to_string()));
@@ -99,31 +109,40 @@ impl State {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Pumped::Dry),
                 Err(error) => return Err(Stuck::Socket(error.kind())),
             };
+            // Where there was room for more, the end may be all that there is.
+            let last = n < most && ended();
             let end = self
-                .seal_in_place(stream, bytes, n)
+                .seal_in_place(stream, bytes, n, last)
                 .map_err(Stuck::Tunnel)?;
+            if let (true, Some(flow)) = (last, self.flows.get_mut(&stream)) {
+                flow.sending = Direction::Ended;
+            }
             let mut driver = Context::from_waker(&self.driver);
             let sent = self
                 .output
                 .sealed(&bytes[..end], &mut *self.io, &mut driver);
             if let Err(error) = sent {
-                self.lost(&error.to_string());
+                self.hung_up(&error);
             }
-            Ok(Pumped::Moved(n, n == most))
+            Ok(match last {
+                true => Pumped::Last(n),
+                false => Pumped::Moved(n, n == most),
+            })
         })
     }
 
-    /// Makes records of `n` bytes of payload, and says where the last one ends.
+    /// Makes records of `n` bytes of payload, the stream's `last` or not, and says where the last one ends.
     fn seal_in_place(
         &mut self,
         stream: StreamId,
         bytes: &mut [u8],
         n: usize,
+        last: bool,
     ) -> Result<usize, TunnelError> {
         let (mut left, mut end) = (n, 0);
         while left > 0 {
             let payload = left.min(PAYLOAD);
-            let head = self.mux.data(stream, payload, false);
+            let head = self.mux.data(stream, payload, last && payload == left);
             let head = head.ok_or(TunnelError::Ended)?;
             let record = &mut bytes[end..end + BEFORE + payload + records::TAIL];
             record[BEFORE - HEAD..BEFORE].copy_from_slice(&head);
@@ -135,6 +154,24 @@ impl State {
             left -= payload;
         }
         Ok(end)
+    }
+}
+
+/// The app has said its last. Asked of the kernel only when it has something to say to that: a reset is no
+/// end, though both look alike from afar.
+fn has_ended(app: &App, cx: &mut Context<'_>) -> bool {
+    // What could not be written to the app makes its end a failure.
+    if app.broken().is_some() || app.poll_readable(cx).is_pending() {
+        return false;
+    }
+    match app.ended() {
+        Ok(ended) => ended,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+        Err(error) => {
+            // The kernel says so once: whoever reads next would take it for an end.
+            app.fail(error.kind());
+            false
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What leaves: each writer seals what it has and writes the socket itself.
 
 use std::{
-    mem,
+    io, mem,
     task::{Context, Poll},
 };
 
@@ -9,10 +9,7 @@ use super::{End, Phase, State, keep};
 use crate::{
     frames::{self, Code, StreamId},
     limits::DATA,
-    own::{
-        flow::Direction,
-        output::{Output, SEALED},
-    },
+    own::{flow::Direction, output::Output},
     records::{MOST, RecordError},
     tunnel::TunnelError,
 };
@@ -29,9 +26,25 @@ impl State {
         let mut cx = Context::from_waker(&self.driver);
         let written = self.output.poll_write(&mut *self.io, &mut cx);
         if let Poll::Ready(Err(error)) = written {
-            return self.lost(&error.to_string());
+            return self.hung_up(&error);
         }
         self.call_up();
+    }
+
+    /// The socket takes nothing more. What the peer has said before it went is still to be read, and then its
+    /// end.
+    pub(super) fn hung_up(&mut self, error: &io::Error) {
+        self.output.give_up();
+        if !matches!(self.phase, Phase::Open) {
+            return self.lost(&error.to_string());
+        }
+        let why = TunnelError::ConnectionLost(error.to_string());
+        let open = self.flows.values_mut().filter(|f| f.sending.is_open());
+        for flow in open {
+            flow.sending = Direction::Failed(why.clone());
+            self.awake.extend(flow.writer.take());
+        }
+        self.awake.push(self.driver.clone());
     }
 
     fn seal_control(&mut self) {
@@ -54,19 +67,49 @@ impl State {
     }
 
     /// Those who have waited longest may go on, as many as there is room for; all, when nothing waits
-    /// in the output: one that has lost interest must not hold up those behind it.
+    /// in the output: one that has lost interest must not hold up those behind it. Each keeps its place until it
+    /// has had its turn: not all who are called find room.
     fn call_up(&mut self) {
-        let free = SEALED.saturating_sub(self.output.unsent());
-        let most = if free == SEALED {
-            self.line.len()
-        } else {
-            free / DATA
+        let unsent = self.output.unsent();
+        let most = match unsent {
+            0 => self.line.len(),
+            _ => self.output.most().saturating_sub(unsent) / DATA,
         };
-        for stream in self.line.drain(..most.min(self.line.len())) {
-            if let Some(flow) = self.flows.get_mut(&stream) {
-                flow.in_line = false;
-                self.awake.extend(flow.writer.take());
+        let waiting = self.line.iter().filter_map(|stream| {
+            let flow = self.flows.get_mut(stream)?;
+            flow.writer.take()
+        });
+        self.awake.extend(waiting.take(most));
+    }
+
+    /// The stream has to wait for room in the output.
+    pub(super) fn stand_in_line(&mut self, stream: StreamId, cx: &Context<'_>) {
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            if !mem::replace(&mut flow.in_line, true) {
+                self.line.push_back(stream);
             }
+            keep(&mut flow.writer, cx, &mut self.awake);
+        }
+    }
+
+    /// It has had its turn, or has nothing to send any more.
+    pub(super) fn leave_line(&mut self, stream: StreamId) {
+        let flow = self.flows.get_mut(&stream);
+        if !flow.is_some_and(|flow| mem::take(&mut flow.in_line)) {
+            return;
+        }
+        if self.line.front() == Some(&stream) {
+            self.line.pop_front();
+        } else {
+            self.line.retain(|waiting| *waiting != stream);
+        }
+    }
+
+    /// The stream has to wait until the peer allows more.
+    pub(super) fn wait_for_credit(&mut self, stream: StreamId, cx: &Context<'_>) {
+        self.mux.wait(stream);
+        if let Some(flow) = self.flows.get_mut(&stream) {
+            keep(&mut flow.writer, cx, &mut self.awake);
         }
     }
 
@@ -85,7 +128,7 @@ impl State {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<Result<usize, TunnelError>> {
-        let Some(flow) = self.flows.get_mut(&stream) else {
+        let Some(flow) = self.flows.get(&stream) else {
             return Poll::Ready(Err(TunnelError::Ended));
         };
         match &flow.sending {
@@ -94,16 +137,16 @@ impl State {
             Direction::Failed(why) => return Poll::Ready(Err(why.clone())),
         }
         let room = self.mux.room(stream);
-        if room == 0 || self.output.full(bytes.len()) {
-            if room == 0 {
-                self.mux.wait(stream);
-            } else if !mem::replace(&mut flow.in_line, true) {
-                self.line.push_back(stream);
-            }
-            keep(&mut flow.writer, cx, &mut self.awake);
+        if room > 0 && self.output.full(bytes.len()) {
+            self.stand_in_line(stream, cx);
             return Poll::Pending;
         }
-        let n = fit(bytes.len().min(room));
+        self.leave_line(stream);
+        if room == 0 {
+            self.wait_for_credit(stream, cx);
+            return Poll::Pending;
+        }
+        let n = fit(bytes.len().min(room).min(self.output.most()));
         let Some(head) = self.mux.data(stream, n, false) else {
             return Poll::Ready(Err(TunnelError::Ended));
         };
@@ -143,6 +186,7 @@ impl State {
         stream: StreamId,
         cx: &mut Context<'_>,
     ) -> Poll<TunnelError> {
+        self.leave_line(stream);
         let Some(flow) = self.flows.get_mut(&stream) else {
             return Poll::Ready(TunnelError::Ended);
         };
@@ -184,6 +228,11 @@ impl State {
         self.mux.go_away(Code(code));
         self.close(End::Closed, None);
         self.flush();
+    }
+
+    /// Bytes that should be able to lie unread.
+    pub(crate) fn wanted(&self) -> u64 {
+        self.mux.most_wanted()
     }
 
     pub(crate) fn widen(&mut self, window: u32) {

@@ -3,6 +3,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,12 +21,18 @@ use crate::{
     tunnel::TunnelError,
 };
 
+/// Silence after which nobody can be sure that the peer is still there.
+const SILENT: Duration = Duration::from_secs(1);
+
 impl State {
+    /// Asks for a tunnel. What its app has said `first` goes along, all of it or nothing; says how much. Whether
+    /// the peer has acted upon it is not known then before there is an answer.
     pub(crate) fn open(
         &mut self,
         connect: &Connect,
+        first: &[u8],
         cx: &mut Context<'_>,
-    ) -> Poll<Result<StreamId, Unanswered>> {
+    ) -> Poll<Result<(StreamId, usize), Unanswered>> {
         if let Phase::Closing(end) | Phase::Over(end) = &self.phase {
             return Poll::Ready(Err(Unanswered::Lost(end.words().to_owned())));
         }
@@ -36,8 +43,9 @@ impl State {
         match self.mux.open(connect) {
             Ok(stream) => {
                 self.flows.insert(stream, Flow::new());
+                let sent = self.send_along(stream, first);
                 self.flush();
-                Poll::Ready(Ok(stream))
+                Poll::Ready(Ok((stream, sent)))
             }
             Err(NotOpened::Full) => {
                 if !self.openers.iter().any(|w| w.will_wake(cx.waker())) {
@@ -53,13 +61,39 @@ impl State {
         }
     }
 
+    /// The peer has been heard of just now, and so is there to take what is said to it.
+    pub(crate) fn is_lively(&self) -> bool {
+        self.heard.is_some_and(|at| at.elapsed() < SILENT)
+    }
+
+    /// Puts an app's first bytes behind the request for its tunnel, into the same record.
+    fn send_along(&mut self, stream: StreamId, first: &[u8]) -> usize {
+        let n = first.len();
+        if n == 0 || n > self.mux.room(stream) || self.output.full(n) {
+            return 0;
+        }
+        let Some(head) = self.mux.data(stream, n, false) else {
+            return 0;
+        };
+        let out = self.mux.out();
+        out.extend_from_slice(&head);
+        out.extend_from_slice(first);
+        n
+    }
+
+    /// With `sent` the peer has been told more than the request.
     pub(crate) fn poll_answer(
         &mut self,
         stream: StreamId,
         cx: &mut Context<'_>,
+        sent: bool,
     ) -> Poll<Result<u16, Unanswered>> {
         let Some(flow) = self.flows.get_mut(&stream) else {
-            return Poll::Ready(Err(Unanswered::Lost("it was closed".into())));
+            let words = "it was closed".to_owned();
+            return Poll::Ready(Err(match sent {
+                true => Unanswered::Cut(words),
+                false => Unanswered::Lost(words),
+            }));
         };
         if let Some(status) = flow.answer {
             return Poll::Ready(Ok(status));
@@ -70,6 +104,9 @@ impl State {
             }
             Direction::Failed(TunnelError::Reset(words)) => {
                 Poll::Ready(Err(Unanswered::Reset(words.clone())))
+            }
+            Direction::Failed(why) if sent && !flow.unseen => {
+                Poll::Ready(Err(Unanswered::Cut(why.to_string())))
             }
             Direction::Failed(why) => Poll::Ready(Err(Unanswered::Lost(why.to_string()))),
             Direction::Open | Direction::Ended => {
@@ -175,6 +212,7 @@ impl State {
         let answered = self.role == Role::Server && flow.sending == Direction::Ended;
         let open = flow.receiving.is_open() || flow.sending.is_open();
         let unread = flow.unread;
+        self.leave_line(stream);
         self.flows.remove(&stream);
         self.mux.consumed(stream, unread);
         if open {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  peer, key exchange group, cipher suite: texts | resumed 1 | accused 1 or 5
+//!  | of a client's connection: 0, or 1 and its place in a pool (`handover/berth`)
 //!  | direction out, direction in (`records`), HTTP/2 (`frames`): each behind its length
 //!  | read and not opened, sealed and not sent: each behind its length
 //!  | streams 4 + n x (number 4 | theirs, ours: how each direction stands | what it is | what waits for the app)
@@ -27,6 +28,7 @@ use crate::{
     gauge::Gauge,
     handover::{
         NotFrozen, ThawError,
+        berth::Berth,
         wire::{self, Kind, Reader, Writer, Written, ensure},
     },
     limits::DATA,
@@ -45,6 +47,7 @@ pub(crate) struct Thawing {
     pub(crate) role: Role,
     pub(crate) session: Session,
     accused: Option<Code>,
+    pub(crate) berth: Option<Berth>,
     sealer: Sealer,
     opener: Opener,
     pub(crate) mux: Mux,
@@ -86,7 +89,11 @@ pub(crate) struct ThawingCopy {
 impl State {
     /// Everything about the connection, with descriptors of its own: first the connection's socket, then
     /// those of the apps in the order of their streams. It must be at rest.
-    pub(crate) fn write(&self, session: &Session) -> Result<Written, NotFrozen> {
+    pub(crate) fn write(
+        &self,
+        session: &Session,
+        berth: Option<&Berth>,
+    ) -> Result<Written, NotFrozen> {
         let (sealer, unsent) = self.output.state();
         let opener = self.opener.state().ok_or(NotFrozen::Over)?;
         let mux = self.mux.state().ok_or(NotFrozen::Over)?;
@@ -105,6 +112,8 @@ impl State {
         let heads = 80 * flows.len() + self.arrivals.iter().map(size_of_head).sum::<usize>();
         let peer = session.peer.to_string();
         let texts = peer.len() + session.group.len() + session.cipher.len() + TEXTS * flows.len();
+        let berth = berth.map(|berth| (berth, berth.texts()));
+        let texts = texts + berth.as_ref().map_or(0, |(_, texts)| Berth::size(texts));
         let states = sealer.as_ref().len() + opener.as_ref().len() + mux.len();
         let room = 128 + texts + states + self.input.len() + unsent.len() + heads + waiting;
         let kind = match self.role {
@@ -121,6 +130,12 @@ impl State {
             Some(Code(code)) => {
                 out.u8(1);
                 out.u32(code);
+            }
+        }
+        if self.role == Role::Client {
+            out.u8(berth.is_some().into());
+            if let Some((berth, texts)) = &berth {
+                berth.write(&mut out, texts);
             }
         }
         out.string(sealer.as_ref());
@@ -191,10 +206,11 @@ impl State {
             role: parts.role,
             io,
             opener: parts.opener,
-            output: Output::thawed(parts.sealer, parts.unsent),
+            output: Output::new(parts.sealer, parts.unsent),
             mux: parts.mux,
             input: parts.input,
             preface: 0,
+            heard: None,
             flows,
             arrivals,
             line: VecDeque::new(),
@@ -202,8 +218,8 @@ impl State {
             driver: Waker::noop().clone(),
             phase: Phase::Open,
             accused: parts.accused,
-            // A connection that was dialled carries what it has to its end.
-            unwanted: parts.role == Role::Client,
+            // Whoever goes on with it has an `Opener` of a client's connection, or drops it.
+            unwanted: false,
             pong: false,
             gauge,
             freezing: None,
@@ -218,6 +234,10 @@ impl Thawing {
         let session = read_session(from)?;
         let accused = match from.bool()? {
             true => Some(Code(from.u32()?)),
+            false => None,
+        };
+        let berth = match role == Role::Client && from.bool()? {
+            true => Some(Berth::read(from, &session.peer)?),
             false => None,
         };
         let sealer = Sealer::from_state(from.string()?)?;
@@ -244,6 +264,7 @@ impl Thawing {
             role,
             session,
             accused,
+            berth,
             sealer,
             opener,
             mux,

@@ -1,18 +1,31 @@
 //! Our handshake beside that of `tokio-rustls`, with peers of every kind: what each side makes of the
 //! other is the same.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
 
 use rustls::sign::CertifiedKey;
-use tokio::io::DuplexStream;
+use tokio::io::{DuplexStream, ReadBuf};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
-use crate::tls::{
-    client_config,
-    fixture::{CLIENT, Ca, Clock, SERVER, identity},
-    server_config,
-    verify::ExpectedServer,
+use crate::{
+    client::Connect,
+    gauge::Gauge,
+    incoming::ResponseHeaders,
+    own,
+    request::Authority,
+    tls::{
+        client_config,
+        fixture::{CLIENT, Ca, Clock, SERVER, identity},
+        server_config,
+        verify::ExpectedServer,
+    },
 };
 
 fn soon() -> SystemTime {
@@ -225,4 +238,77 @@ impl rustls::client::ResolvesClientCert for NoBadge {
     fn has_certs(&self) -> bool {
         false
     }
+}
+
+/// Counts writes.
+struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn what_each_side_says_last_leaves_with_its_first_frames() {
+    let ca = Ca::new();
+    let ours = server(&ca, &ca.badge(&[SERVER], soon()));
+    let theirs = client(&ca, &ca.badge(&[CLIENT], soon()), SERVER);
+    let (near, far) = pipe();
+    let writes: [Arc<AtomicUsize>; 2] = Default::default();
+    let [at_near, at_far] = [&writes[0], &writes[1]];
+    let (mut near, mut far) = (Counted(near, at_near.clone()), Counted(far, at_far.clone()));
+    let serving = async {
+        let config = ServerConfig::clone(&ours);
+        let established = accept_as(&mut far, config, session).await.unwrap();
+        let shared = own::Shared::server(far, established, Gauge::new());
+        let driver = own::Driver(shared.clone());
+        poll_fn(|cx| shared.poll_greeted(cx)).await.unwrap();
+        let asked = poll_fn(|cx| shared.poll_drive(cx)).await.unwrap();
+        assert_eq!(at_near.load(Ordering::SeqCst), 2, "hello, and all the rest");
+        let (receiving, mut sending) = own::halves(&shared, asked.stream);
+        let answer = sending.respond(200, &ResponseHeaders::default(), false);
+        answer.unwrap();
+        (driver, receiving, sending)
+    };
+    let asking = async {
+        let config = ClientConfig::clone(&theirs);
+        let established = connect_as(&mut near, config, true, session).await.unwrap();
+        let shared = own::Shared::client(near, established, Gauge::new());
+        let connect = Connect::to("10.0.0.1:80".parse::<Authority>().unwrap());
+        tokio::select! {
+            asked = own::ask(&shared, &connect, &[]) => asked.map_err(|_| "no answer").unwrap().0,
+            _ = poll_fn(|cx| shared.poll_drive(cx)) => panic!("over"),
+        }
+    };
+    let (status, _served) = tokio::join!(asking, serving);
+    assert_eq!(status, 200);
+    assert_eq!(
+        at_far.load(Ordering::SeqCst),
+        2,
+        "its flight, and all the rest"
+    );
 }

@@ -1,0 +1,233 @@
+//! A connection that was dialled joins the pool of whoever goes on with it: tunnels are opened on it as if it had been
+//! dialled there, for the same source and the same destination, until the same end.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use hbone::{
+    Destination, Engine, Limits, OpenError, Pool, PoolConfig, PoolStats, Tunnel,
+    handover::{Kind, Taken, ThawError},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{
+    common::{self, Ca, Signing, client_of, identity},
+    world::{Decision, LONG, World, sent},
+};
+
+/// A pool of another process: nothing is in it.
+fn pool(config: PoolConfig) -> Arc<Pool> {
+    let anywhere = SocketAddr::from(([127, 0, 0, 1], 9));
+    common::client(&Arc::new(Ca::new()), anywhere, config).pool
+}
+
+/// A tunnel on what there is already.
+async fn open(pool: &Pool, destination: &Destination) -> Result<Tunnel, OpenError> {
+    let nobody_dials = |_| async { Err::<TcpStream, _>(io::Error::other("nobody dials here")) };
+    pool.open(destination, nobody_dials, common::to("10.0.0.1:80"))
+        .await
+}
+
+fn is_dialling(opened: Result<Tunnel, OpenError>) -> bool {
+    matches!(opened, Err(OpenError::Dial { .. }))
+}
+
+async fn speak(tunnel: &mut Tunnel, app: &mut TcpStream) {
+    tunnel.send("there".into()).await.unwrap();
+    app.read_exact(&mut [0; 5]).await.unwrap();
+    app.write_all(b"back").await.unwrap();
+    assert_eq!(tunnel.recv().await.unwrap().unwrap(), "back");
+}
+
+fn stats(connections: usize, streams: usize) -> PoolStats {
+    PoolStats {
+        destinations: connections,
+        connections,
+        streams,
+    }
+}
+
+#[tokio::test]
+async fn tunnels_are_opened_on_it_by_one_owner_after_another() {
+    let mut world = World::new(Engine::Own, Engine::Own).await;
+    let (mut near, mut far) = world.tunnel().await;
+    let (destination, mut pools) = (
+        world.client.destination.clone(),
+        vec![world.client.pool.clone()],
+    );
+    for n in 1..4 {
+        let next = pool(PoolConfig::default());
+        world.near.join(&next);
+        assert!(world.near.becomes(Decision::Hand).await);
+        common::eventually("it is in the next pool alone", || {
+            let now = pools.iter().map(|pool| pool.stats());
+            now.eq(pools.iter().map(|_| stats(0, 0))) && next.stats() == stats(1, 1)
+        })
+        .await;
+        let mut tunnel = open(&next, &destination).await.unwrap();
+        assert_eq!(tunnel.stream(), 1 + 2 * n, "on the same connection");
+        assert_eq!(next.stats(), stats(1, 2));
+        let mut app = world.apps.recv().await.unwrap();
+        speak(&mut tunnel, &mut app).await;
+        drop((tunnel, app));
+        near.write_all(b"x").await.unwrap();
+        assert_eq!(far.read_u8().await.unwrap(), b'x');
+        // Until then it would be waited for: nobody copies it.
+        common::eventually("the new one has gone", || next.stats() == stats(1, 1)).await;
+        pools.push(next);
+    }
+    drop((near, far));
+    let last = pools.pop().unwrap();
+    common::eventually("no tunnel is open", || last.stats() == stats(1, 0)).await;
+    open(&last, &destination).await.unwrap();
+}
+
+#[tokio::test]
+async fn it_is_for_nobody_else() {
+    let mut world = World::new(Engine::Own, Engine::Own).await;
+    let (_near, _far) = world.tunnel().await;
+    let next = pool(PoolConfig::default());
+    world.near.join(&next);
+    assert!(world.near.becomes(Decision::Hand).await);
+    common::eventually("it is in the pool", || next.stats() == stats(1, 1)).await;
+    let ours = world.client.destination.clone();
+    for other in [
+        Destination {
+            source: identity("other"),
+            ..ours.clone()
+        },
+        Destination {
+            source_ip: [127, 0, 0, 2].into(),
+            ..ours.clone()
+        },
+        Destination {
+            expected: vec![identity("other"), identity("server")],
+            ..ours.clone()
+        },
+        Destination {
+            address: SocketAddr::from(([127, 0, 0, 1], 9)),
+            ..ours.clone()
+        },
+    ] {
+        // The other pool's authority signs everything.
+        assert!(is_dialling(open(&next, &other).await), "{other:?}");
+    }
+}
+
+#[tokio::test]
+async fn it_goes_when_its_source_does_and_its_tunnels_go_on() {
+    let mut world = World::new(Engine::Own, Engine::Own).await;
+    let (mut near, mut far) = world.tunnel().await;
+    let (next, destination) = (
+        pool(PoolConfig::default()),
+        world.client.destination.clone(),
+    );
+    world.near.join(&next);
+    assert!(world.near.becomes(Decision::Hand).await);
+    common::eventually("it is in the pool", || next.stats() == stats(1, 1)).await;
+    next.close_source(&destination.source, destination.source_ip);
+    assert_eq!(next.stats(), stats(0, 0));
+    assert!(is_dialling(open(&next, &destination).await));
+    near.write_all(b"x").await.unwrap();
+    assert_eq!(far.read_u8().await.unwrap(), b'x');
+    drop((near, far));
+    let (near, far) = (world.near.clone(), world.far.clone());
+    common::eventually("it ends with its last", || {
+        (near.over(), far.over()) == (1, 1)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_goes_when_it_is_not_used() {
+    let mut world = World::new(Engine::Own, Engine::Own).await;
+    let apps = world.tunnel().await;
+    let next = pool(PoolConfig {
+        release: Duration::from_millis(200),
+        ..PoolConfig::default()
+    });
+    world.near.join(&next);
+    assert!(world.near.becomes(Decision::Hand).await);
+    common::eventually("it is in the pool", || next.stats() == stats(1, 1)).await;
+    drop(apps);
+    let far = world.far.clone();
+    common::eventually("it has gone, in order", || {
+        next.stats() == stats(0, 0) && far.over() == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_takes_no_tunnels_after_the_end_of_the_certificate_it_was_made_with() {
+    let ca = Arc::new(Ca::new());
+    let signing = Signing {
+        lifetime: Duration::from_secs(2),
+        ..Signing::new(&ca)
+    };
+    let end = SystemTime::now() + signing.lifetime;
+    let mut world = World::of(&ca, signing).await;
+    let (mut near, mut far) = world.tunnel().await;
+    let (next, destination) = (
+        pool(PoolConfig::default()),
+        world.client.destination.clone(),
+    );
+    world.near.join(&next);
+    assert!(world.near.becomes(Decision::Hand).await);
+    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+    // Certificates end at whole seconds.
+    tokio::time::sleep(left + Duration::from_secs(1)).await;
+    assert!(is_dialling(open(&next, &destination).await));
+    near.write_all(b"x").await.unwrap();
+    assert_eq!(far.read_u8().await.unwrap(), b'x');
+}
+
+#[tokio::test]
+async fn where_it_belongs_is_told_before_it_is_gone_on_with_and_must_fit_the_peer() {
+    let mut world = World::new(Engine::Own, Engine::Own).await;
+    let (_near, _far) = world.tunnel().await;
+    let frozen = world.near.freezer().freeze(LONG).await.unwrap();
+    let (bytes, descriptors) = sent(&frozen);
+    let taken = Taken::read(bytes.clone(), descriptors).unwrap();
+    assert_eq!(taken.destination(), Some(&world.client.destination));
+    // The peer's name stands there twice: who it was, and who it may be.
+    let peer = identity("server").to_string();
+    let places: Vec<usize> = (0..bytes.len())
+        .filter(|at| bytes[*at..].starts_with(peer.as_bytes()))
+        .collect();
+    let [proven, expected] = places[..] else {
+        panic!("{places:?}")
+    };
+    for at in [proven, expected] {
+        let mut other = bytes.clone();
+        other[at + peer.len() - 1] = b'x';
+        let refused = Taken::read(other, sent(&frozen).1).unwrap_err();
+        let why = ThawError::Impossible("a peer that was not expected");
+        assert_eq!(refused, why);
+    }
+    frozen.take_back();
+
+    let frozen = world.far.freezer().freeze(LONG).await.unwrap();
+    let (bytes, descriptors) = sent(&frozen);
+    let taken = Taken::read(bytes, descriptors).unwrap();
+    assert_eq!((taken.kind(), taken.destination()), (Kind::Accepted, None));
+    frozen.take_back();
+}
+
+impl World {
+    /// Both proxies are certified by `ca`; the near one as `signing` does it.
+    async fn of(ca: &Ca, signing: Signing) -> Self {
+        let limits = Limits {
+            engine: Engine::Own,
+            ..Limits::default()
+        };
+        let client = |address, config| client_of(signing, address, config);
+        Self::between(ca, limits, Engine::Own, client).await
+    }
+}
