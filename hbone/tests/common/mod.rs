@@ -18,7 +18,9 @@ use std::{
 use hbone::{
     Certificate, Certificates, CertificatesConfig, Connect, Connection, Destination, Engine,
     Identity, Incoming, Limits, Pool, PoolConfig, Refusal, Request, ResponseHeaders, SignError,
-    Signer, Tunnel, tls::crypto_provider,
+    Signer, Tunnel,
+    limits::{FIRST_STREAM_WINDOW, STREAM_WINDOW},
+    tls::crypto_provider,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
@@ -161,13 +163,20 @@ pub fn engine() -> Engine {
 /// and taken away (`testdata/DEVIATIONS.md`).
 pub fn as_recorded(mut settings: serde_json::Value) -> serde_json::Value {
     if engine() == Engine::Own {
-        let table = settings
-            .as_object_mut()
-            .unwrap()
-            .remove("HEADER_TABLE_SIZE");
-        assert_eq!(table, Some(0.into()));
+        let ours = settings.as_object_mut().unwrap();
+        assert_eq!(ours.remove("HEADER_TABLE_SIZE"), Some(0.into()));
+        let first = ours.insert("INITIAL_WINDOW_SIZE".into(), STREAM_WINDOW.into());
+        assert_eq!(first, Some(FIRST_STREAM_WINDOW.into()));
     }
     settings
+}
+
+/// Bytes that a peer with that engine takes of a stream that nobody reads.
+pub fn first_window(engine: Engine) -> usize {
+    match engine {
+        Engine::H2 => STREAM_WINDOW as usize,
+        Engine::Own => FIRST_STREAM_WINDOW as usize,
+    }
 }
 
 /// Refusals in the order in which they were counted.
