@@ -1,7 +1,8 @@
 //! Connections go from one ztunnel to the next, and nobody who uses them notices.
 //!
 //! 1. a ztunnel that serves (the *elder*) has a socket in a folder that is root's alone    (`channel`)
-//! 2. one that is to take its place (the *successor*) registers there: who are you, can we read each other?   (`message`)
+//! 2. one that is to take its place (the *successor*) registers there: who are you, can we read each other, which of us was
+//!    here first?                                                                            (`message`)
 //! 3. the elder is told to stop; its listeners leave new connections to the successor        (`turns`)
 //! 4. pod by pod, connection by connection: stopped, written down, offered with its sockets  (`pass`; `told`, `memory`)
 //! 5. the successor looks at it, takes the right to go on with it, and goes on               (`life`, `adopt`; `right`)
@@ -13,6 +14,7 @@
 mod adopt;
 mod bytes;
 mod channel;
+mod counts;
 mod life;
 mod memory;
 mod message;
@@ -27,13 +29,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hbone::handover::Freezer;
 use ops::ready::Gate;
+use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::agent::Roster;
+use crate::keeper;
 use crate::node::Node;
 use crate::pod::Pod;
-use channel::{Bell, Channel};
+use channel::{Bell, Channel, Name};
+use counts::{Counts, Outcome};
 use life::Life;
 pub(crate) use told::Told;
 
@@ -42,6 +47,7 @@ pub(crate) use told::Told;
 pub struct Handover {
     stage: watch::Sender<Stage>,
     arrivals: Mutex<HashMap<u64, Arrived>>,
+    counts: Counts,
 }
 
 /// How far it is.
@@ -73,11 +79,21 @@ impl Default for Handover {
         Self {
             stage: watch::Sender::new(Stage::Idle),
             arrivals: Mutex::default(),
+            counts: Counts::default(),
         }
     }
 }
 
 impl Handover {
+    /// Registers `ambit_handovers`.
+    pub fn register(&self, registry: &mut Registry) {
+        self.counts.register(registry);
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.counts.count(outcome);
+    }
+
     /// A tunnel connection has come to `pod`.
     pub(crate) fn arrived(
         &self,
@@ -158,7 +174,11 @@ pub struct Part {
     node: Arc<Node>,
     bell: Arc<Bell>,
     registered: Registered,
+    named: Named,
 }
+
+/// The name of this process's door, when it has opened one.
+type Named = Arc<Mutex<Option<Name>>>;
 
 impl Part {
     /// Begins when the mesh is known, if the operator wants hand-overs. `gate` opens when it is known whether there is an elder, and this is registered with it.
@@ -178,9 +198,18 @@ impl Part {
                 node: node.clone(),
                 bell: Arc::new(Bell::new()?),
                 registered: Registered::default(),
+                named: Named::default(),
             });
         };
-        let (bell, registered) = (Arc::new(Bell::new()?), Registered::default());
+        let (bell, registered, named) = (
+            Arc::new(Bell::new()?),
+            Registered::default(),
+            Named::default(),
+        );
+        let since = keeper::since().unwrap_or_else(|error| {
+            tracing::warn!(%error, "hand-over: nothing says since when this ztunnel is here; it counts as the newest");
+            u64::MAX
+        });
         let life = Life {
             node: node.clone(),
             roster,
@@ -188,6 +217,8 @@ impl Part {
             folder,
             bell: bell.clone(),
             registered: registered.clone(),
+            named: named.clone(),
+            since,
             gate,
         };
         std::thread::Builder::new()
@@ -198,6 +229,7 @@ impl Part {
             node,
             bell,
             registered,
+            named,
         })
     }
 
@@ -207,5 +239,13 @@ impl Part {
             self.node.handover.enter(Stage::Going);
         }
         self.bell.ring();
+    }
+
+    /// The process ends: its name goes along, unless it is another's by now.
+    pub fn end(self) {
+        let named = self.named.lock();
+        if let Some(name) = &*named.unwrap_or_else(PoisonError::into_inner) {
+            name.remove();
+        }
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `age` | since when listeners are held |
 //! | `keep` | the process: its loop |
 //! | `patience` | pure: start again, after which pause, or give up |
 //! | `shelf` | what is held |
@@ -26,12 +27,14 @@
 //! the keeper's own and so the same for each of its workers, as is the binary (`/proc/self/exe`, even when the
 //! file was replaced since).
 
+mod age;
 mod keep;
 mod patience;
 mod shelf;
 mod words;
 mod worker;
 
+pub(crate) use age::since;
 pub use keep::keep;
 pub use worker::Keeper;
 pub(crate) use worker::{Kept, Sockets};

@@ -168,9 +168,8 @@ async fn run(
         }
     }
     // Said first: what waits for the other must know that it may go.
-    if let Some(part) = begun.flatten() {
-        part.leave();
-    }
+    let part = begun.flatten();
+    part.iter().for_each(Part::leave);
     let deadline = config.drain_deadline();
     tracing::info!(
         open = node.connections.open(),
@@ -183,6 +182,7 @@ async fn run(
         again = asked_to_stop(&never) => { again?; None }
     };
     tracing::info!(?drained, "stopped");
+    part.into_iter().for_each(Part::end);
     end.cancel();
     Ok(())
 }
@@ -207,6 +207,7 @@ fn registry(metrics: &Metrics, node: &Node, log: &LogHandle, keeper: &Keeper) ->
     register_pools(&mut registry, &node.workers);
     node.traffic.register(registry.families());
     keeper.register(registry.families());
+    node.handover.register(registry.families());
     Arc::new(registry)
 }
 

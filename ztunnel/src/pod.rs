@@ -47,6 +47,8 @@ pub struct Pod {
     pub drain: Drain,
     known: OnceLock<Known>,
     learned: Notify,
+    /// Where its listeners are; set when they are opened.
+    home: OnceLock<Home>,
     /// Its listeners, in the keeper's hands too; set when all are open.
     kept: OnceLock<Kept>,
 }
@@ -96,6 +98,7 @@ impl Pod {
             drain,
             known: OnceLock::new(),
             learned: Notify::new(),
+            home: OnceLock::new(),
             kept: OnceLock::new(),
         })
     }
@@ -110,6 +113,11 @@ impl Pod {
         if let Some(kept) = self.kept.get() {
             kept.taken();
         }
+    }
+
+    /// The worker that its listeners are at, if it has any.
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.home.get().copied()
     }
 
     /// What is known of the pod, if anything yet.
@@ -154,7 +162,7 @@ impl Pod {
         dns: Option<&Arc<Dns>>,
         keeper: &Keeper,
     ) -> Result<(), StartError> {
-        let home = node.workers.home();
+        let home = *self.home.get_or_init(|| node.workers.home());
         // Listeners and what serves them.
         let _home = node.workers.at(home).enter();
         let mut sockets = keeper.sockets(&self.uid, &self.netns);

@@ -4,12 +4,13 @@
 //! 2. it is compared with what this process knows: is the pod ours, and the same one? is the peer who the account says?
 //!    May we carry it this way?                                ([`Arrival::check`])
 //! 3. the right is taken, or not: until then nothing has been touched, and dropping all of it leaves no trace
-//! 4. it goes on here, on one worker                            ([`Adoption::go_on`]); policies judge it anew, first of all
+//! 4. it goes on here, on one worker                            ([`Adoption::go_on`]); policies judge it anew, first of all.
+//!    A tunnel that was opened for a pod joins the worker's own: it takes what the pod opens next
 
 use std::io;
 use std::sync::Arc;
 
-use hbone::handover::{Freezer, Kind, Resumed, Taken, ThawError, Thawed};
+use hbone::handover::{Dialled, Freezer, Kind, Resumed, Taken, ThawError, Thawed};
 use hbone::{Counters, Ended, TcpPair};
 
 use super::bytes::Malformed;
@@ -40,6 +41,8 @@ pub(super) enum Refusal {
     Pod(String),
     #[error("the peer is not who its account says")]
     Peer,
+    #[error("it was opened for somebody else than its pod")]
+    Source,
     #[error("connections between pods of this node go through a tunnel here")]
     ForceTunnel,
 }
@@ -91,6 +94,9 @@ impl Arrival {
             return Err(Refusal::Inconsistent);
         }
         self.check_identities(&pod, other.as_deref())?;
+        if kind == Kind::Dialled && !self.was_opened_for(&pod) {
+            return Err(Refusal::Source);
+        }
         Ok(Adoption {
             arrival: self,
             pod,
@@ -123,6 +129,19 @@ impl Arrival {
             false => Err(Refusal::Peer),
         }
     }
+
+    /// A tunnel that is to take what `pod` opens next was opened as it, and from an address of its own. One that the
+    /// control plane does not know is known by what the tunnel carries.
+    fn was_opened_for(&self, pod: &Pod) -> bool {
+        let (Some(opened), Some(known)) = (self.taken.destination(), pod.known()) else {
+            return false;
+        };
+        let mut carried = self.account.carried.iter();
+        let from = opened.source_ip;
+        opened.source == known.identity
+            && (known.workload.addresses.contains(&from)
+                || carried.any(|(_, told)| told.source.ip() == from))
+    }
 }
 
 fn found(roster: &Roster, name: &PodName) -> Result<Arc<Pod>, Refusal> {
@@ -143,7 +162,9 @@ impl Adoption {
             other,
         } = self;
         pod.has_work();
-        let place = node.workers.place(node.workers.home());
+        // As if it had been accepted here.
+        let home = pod.home().unwrap_or_else(|| node.workers.home());
+        let place = node.workers.place(home);
         let _there = place.runtime().enter();
         let thawed = taken.thaw(&node.limits)?;
         let to = Going {
@@ -165,7 +186,7 @@ impl Adoption {
             }
             (Thawed::Dialled(dialled, resumed), Way::Opened) => {
                 to.streams(resumed, carried);
-                spawn(&pod, place, dialled.run());
+                place.runtime().spawn(joins(node.clone(), pod, dialled));
             }
             (Thawed::Pair(pair), way @ (Way::Plain | Way::Joined { .. })) => {
                 if let Some((_, told)) = carried.pop() {
@@ -208,6 +229,18 @@ impl Going<'_> {
             }
         }
     }
+}
+
+/// A tunnel is one of this worker's from now on, and belongs to no connection: those that it carries are cut with their
+/// pod.
+async fn joins(node: Arc<Node>, pod: Arc<Pod>, dialled: Dialled) {
+    let driving = dialled.join(node.workers.pool());
+    // The pod's tunnels are let go of when it stops: whichever of the two comes last does it.
+    if pod.drain.accepting().is_cancelled() {
+        node.pod_stopped(&pod);
+    }
+    drop((node, pod));
+    driving.await;
 }
 
 /// One task, which ends at the latest when the pod's work is cut.

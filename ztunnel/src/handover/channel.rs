@@ -7,7 +7,7 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -176,7 +176,43 @@ impl Channel {
 
 /// Where a successor knocks.
 #[derive(Debug)]
-pub(super) struct Door(Socket);
+pub(super) struct Door {
+    socket: Socket,
+    name: Name,
+}
+
+/// The name that a door had, or has: the next one takes it over.
+#[derive(Debug, Clone)]
+pub(super) struct Name {
+    path: PathBuf,
+    /// Device and inode, by which it is told from another's.
+    id: (u64, u64),
+}
+
+impl Name {
+    fn of(path: PathBuf, at: &Path) -> io::Result<Self> {
+        let id = id(at)?;
+        Ok(Self { path, id })
+    }
+
+    /// Nobody has taken it over.
+    pub(super) fn is_ours(&self) -> bool {
+        id(&self.path).is_ok_and(|id| id == self.id)
+    }
+
+    /// The process ends. Said while the channel to a successor stands: it takes the name only after that.
+    pub(super) fn remove(&self) {
+        if self.is_ours() {
+            // Left behind, nobody would be found there.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn id(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
 
 impl Door {
     /// Takes the folder's name over, from nobody or from one that is no more.
@@ -185,15 +221,21 @@ impl Door {
         let socket = Socket::new(Domain::UNIX, Type::SEQPACKET.nonblocking().cloexec(), None)?;
         // In one step, so that nobody who knocks finds nothing or half of it.
         let fresh = folder.join(format!("{NAME}.{:016x}", crate::headers::random()));
-        let opened = (|| {
+        let opened = (|| -> io::Result<Name> {
             socket.bind(&SockAddr::unix(&fresh)?)?;
             socket.listen(4)?;
-            fs::rename(&fresh, folder.join(NAME))
+            let name = Name::of(folder.join(NAME), &fresh)?;
+            fs::rename(&fresh, &name.path)?;
+            Ok(name)
         })();
         if opened.is_err() {
             let _ = fs::remove_file(&fresh);
         }
-        opened.map(|()| Self(socket))
+        opened.map(|name| Self { socket, name })
+    }
+
+    pub(super) fn name(&self) -> &Name {
+        &self.name
     }
 
     /// The next one who knocks.
@@ -203,8 +245,8 @@ impl Door {
         patience: Option<Duration>,
     ) -> Result<Channel, Trouble> {
         loop {
-            until(Some(self.0.as_fd()), PollFlags::POLLIN, bell, patience)?;
-            match self.0.accept() {
+            until(Some(self.socket.as_fd()), PollFlags::POLLIN, bell, patience)?;
+            match self.socket.accept() {
                 Ok((socket, _)) => return Channel::of(socket),
                 Err(error) if is_passing(&error) => {}
                 Err(error) => return Err(error.into()),
@@ -377,6 +419,22 @@ mod tests {
         ));
         drop(second);
         assert!(Channel::connect(&folder).is_err());
+    }
+
+    #[test]
+    fn a_name_is_taken_along_unless_it_is_the_next_ones() {
+        let (_outer, folder) = folder();
+        let first = Door::open(&folder).unwrap();
+        assert!(first.name().is_ours());
+        let second = Door::open(&folder).unwrap();
+        assert!(!first.name().is_ours());
+        first.name().remove();
+        let _knock = Channel::connect(&folder).unwrap();
+        second.accept(None, SOON).unwrap();
+        second.name().remove();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        // Nothing is left to remove, and nothing happens.
+        second.name().remove();
     }
 
     #[test]

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //!  start ─┬─ an elder is there ─ registered ─ takes what it is offered ─┐ the elder is gone
-//!         └─ nobody ────────────────────────────────────────────────────┴▶ elder: its door is open
-//!                      a successor registers ◀─┐      │ SIGTERM
+//!    ▲    └─ nobody, or one that was not here before us ────────────────┴▶ elder: its door is open
+//!    │                 a successor registers ◀─┐      │ SIGTERM
+//!    └─ one comes that was here before us ─────┤      │
 //!                                              └──────┴──▶ hands over, in passes, until nothing is left or time is over
 //! ```
+//! The last two are of one that died while its keeper held its listeners: it is back, and we had taken its door.
 //! It waits and it says little: a thread of its own costs less than care that it disturbs no packet.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use hbone::handover;
@@ -19,12 +21,13 @@ use tokio::runtime::Handle;
 
 use super::adopt::{Arrival, Refusal};
 use super::channel::{Bell, Channel, Door, Trouble};
+use super::counts::Outcome;
 use super::memory::Memory;
 use super::message::{Hello, Message, Offer, PROTOCOL};
 use super::pass::{ANSWER, Candidate, Pass, Tally};
 use super::right::Right;
 use super::told::{Account, Way};
-use super::{Registered, Stage};
+use super::{Named, Registered, Stage};
 use crate::agent::Roster;
 use crate::config::engine_name;
 use crate::node::Node;
@@ -34,6 +37,8 @@ use crate::pod::HANDSHAKE;
 const HELLO: Duration = Duration::from_secs(2);
 /// Pause before one asks again who was turned away.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often an elder looks whether its door still has the name. It has, unless two opened theirs at the same moment.
+const LOOK: Duration = Duration::from_secs(10);
 /// Pauses between two passes.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// What is kept of the time to end, so that no connection is undecided when it is over; a third where that is less.
@@ -49,26 +54,41 @@ pub(super) struct Life {
     pub(super) folder: PathBuf,
     pub(super) bell: Arc<Bell>,
     pub(super) registered: Registered,
+    pub(super) named: Named,
+    /// [`Hello::since`].
+    pub(super) since: u64,
     /// Opens when it is known whether there is an elder.
     pub(super) gate: Gate,
 }
 
 impl Life {
     pub(super) fn live(self) {
-        self.succeed();
-        if self.bell.has_rung() {
-            return self.over();
-        }
-        let door = match Door::open(&self.folder) {
-            Ok(door) => door,
-            Err(error) => {
-                tracing::warn!(folder = %self.folder.display(), %error, "hand-over: no door; an upgrade will drain connections instead of handing them over");
+        loop {
+            let waiting = self.succeed();
+            if self.bell.has_rung() {
                 return self.over();
             }
-        };
-        self.await_successor(&door);
-        self.hand_over(&door);
-        self.over();
+            let door = match self.open() {
+                Ok(door) => door,
+                Err(error) => {
+                    tracing::warn!(folder = %self.folder.display(), %error, "hand-over: no door; an upgrade will drain connections instead of handing them over");
+                    return self.over();
+                }
+            };
+            // Hung up on when there is a door to knock at.
+            drop(waiting);
+            if self.await_successor(&door) {
+                self.hand_over(&door);
+                return self.over();
+            }
+        }
+    }
+
+    fn open(&self) -> std::io::Result<Door> {
+        let door = Door::open(&self.folder)?;
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        *named = Some(door.name().clone());
+        Ok(door)
     }
 
     fn over(&self) {
@@ -80,6 +100,8 @@ impl Life {
         Hello {
             protocol: PROTOCOL,
             layout: handover::VERSION.into(),
+            since: self.since,
+            leaves: self.bell.has_rung(),
             engine: engine_name(self.node.config.engine).into(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
@@ -87,8 +109,10 @@ impl Life {
 
     // ---- the successor's part
 
-    /// Until there is no elder, or this process stops.
-    fn succeed(&self) {
+    /// Until there is no elder, or this process stops. Gives the channel to one that has a door and was not here before us:
+    /// it waits for ours.
+    fn succeed(&self) -> Option<Channel> {
+        let mut turned = String::new();
         while !self.bell.has_rung() {
             let channel = match Channel::connect(&self.folder) {
                 Ok(channel) => channel,
@@ -109,14 +133,26 @@ impl Life {
                     let ended = self.take_all(&channel);
                     tracing::info!(%ended, "hand-over: the conversation with the elder ended");
                 }
+                Err(Turned::Younger) => {
+                    tracing::info!(
+                        "hand-over: the ztunnel that is to succeed us is there; it registers with us"
+                    );
+                    self.gate.open();
+                    return Some(channel);
+                }
                 Err(why) => {
-                    tracing::info!(%why, "hand-over: not registered with the ztunnel that serves");
+                    // Said once, however often it is tried.
+                    let before = std::mem::replace(&mut turned, why.to_string());
+                    if turned != before {
+                        tracing::info!(%why, "hand-over: not registered with the ztunnel that serves");
+                    }
                     self.gate.open();
                     self.bell.wait(AGAIN);
                 }
             }
         }
         self.gate.open();
+        None
     }
 
     fn register(&self, channel: &Channel) -> Result<Hello, Turned> {
@@ -125,7 +161,10 @@ impl Life {
         match channel.receive(Some(&self.bell), Some(HELLO))? {
             (Message::Hello(theirs), fds) if fds.is_empty() => {
                 ours.agrees(&theirs)?;
-                Ok(theirs)
+                match theirs.gives_to(&ours) {
+                    true => Ok(theirs),
+                    false => Err(Turned::Younger),
+                }
             }
             (Message::Busy, _) => Err(Turned::Busy),
             _ => Err(Trouble::Unexpected("no answer to a hello").into()),
@@ -170,6 +209,7 @@ impl Life {
             // The elder has taken it back, and waits for nothing.
             Ok(false) => return Ok(false),
             Err(why) => {
+                self.node.handover.count(Outcome::Refused);
                 tracing::debug!(id = offer.id, %why, "hand-over: a connection is refused");
                 (Message::Refused(offer.id, why.to_string()), false)
             }
@@ -195,7 +235,10 @@ impl Life {
         if !right.take()? {
             return Ok(false);
         }
-        if let Err(error) = adoption.go_on(&self.node) {
+        let gone_on = adoption.go_on(&self.node);
+        let outcome = gone_on.as_ref().map_or(Outcome::Lost, |()| Outcome::Taken);
+        self.node.handover.count(outcome);
+        if let Err(error) = gone_on {
             // Nobody else will: it is lost, as if it had broken here.
             tracing::error!(%error, "hand-over: a connection was taken over and could not be gone on with");
         }
@@ -204,12 +247,28 @@ impl Life {
 
     // ---- the elder's part
 
-    /// Whoever knocks first and stays is the successor. Ends when this process is told to stop.
-    fn await_successor(&self, door: &Door) {
+    /// Whoever knocks first and stays is the successor. True when this process is told to stop; false when another is the
+    /// elder, at whose door we are to knock.
+    fn await_successor(&self, door: &Door) -> bool {
+        let bell = Some(&*self.bell);
         loop {
-            match self.admit(door, Some(&self.bell), None) {
-                Ok(()) => {}
-                Err(Trouble::Stopped) => return,
+            let admitted = match door.accept(bell, Some(LOOK)) {
+                Ok(channel) => self.admit(channel, bell),
+                Err(Trouble::Slow) if door.name().is_ours() => continue,
+                Err(Trouble::Slow) => return false,
+                Err(why) => Err(why),
+            };
+            match admitted {
+                Ok(None) => {}
+                Ok(Some(elder)) => {
+                    tracing::info!(
+                        "hand-over: the ztunnel that was here before us is back; we register with it"
+                    );
+                    // It hangs up when its door is open.
+                    let waited = elder.wait(&self.bell, HELLO);
+                    return matches!(waited, Err(Trouble::Stopped));
+                }
+                Err(Trouble::Stopped) => return true,
                 Err(why) => {
                     tracing::warn!(%why, "hand-over: somebody knocked and was not let in");
                     self.bell.wait(PAUSES.0);
@@ -218,21 +277,20 @@ impl Life {
         }
     }
 
-    /// Lets the next one who knocks be the successor, unless there is one.
-    fn admit(
-        &self,
-        door: &Door,
-        bell: Option<&Bell>,
-        patience: Option<Duration>,
-    ) -> Result<(), Trouble> {
-        let channel = door.accept(bell, patience)?;
+    /// Lets one who knocked be the successor, unless there is one. Gives it back when it was here before us.
+    fn admit(&self, channel: Channel, bell: Option<&Bell>) -> Result<Option<Channel>, Trouble> {
         let (Message::Hello(theirs), _) = channel.receive(bell, Some(HELLO))? else {
             return Err(Trouble::Unexpected("no hello"));
         };
-        if self.registered.is_alive() {
-            return channel.send(&Message::Busy, &[], HELLO);
-        }
         let ours = self.hello();
+        if ours.agrees(&theirs).is_ok() && !ours.gives_to(&theirs) {
+            channel.send(&Message::Hello(ours), &[], HELLO)?;
+            return Ok(Some(channel));
+        }
+        if self.registered.is_alive() {
+            channel.send(&Message::Busy, &[], HELLO)?;
+            return Ok(None);
+        }
         channel.send(&Message::Hello(ours.clone()), &[], HELLO)?;
         match ours.agrees(&theirs) {
             Ok(()) => {
@@ -247,7 +305,7 @@ impl Life {
                 tracing::warn!(%why, "hand-over: a successor that nothing can be handed to")
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Until the time is over. A successor may still come, and when one is lost, another.
@@ -260,8 +318,10 @@ impl Life {
             let Some(channel) = self.registered.alive() else {
                 self.node.handover.enter(Stage::Over);
                 let left = end.saturating_duration_since(Instant::now());
-                match self.admit(door, None, Some(left)) {
-                    Ok(()) | Err(Trouble::Slow) => {}
+                // Whoever comes is welcome: we leave, and it stays.
+                let admitted = door.accept(None, Some(left));
+                match admitted.and_then(|channel| self.admit(channel, None)) {
+                    Ok(_) | Err(Trouble::Slow) => {}
                     Err(why) => {
                         tracing::warn!(%why, "hand-over: somebody knocked and was not let in")
                     }
@@ -353,6 +413,8 @@ impl Life {
 enum Turned {
     #[error("another successor is registered")]
     Busy,
+    #[error("it was not here before us")]
+    Younger,
     #[error(transparent)]
     Trouble(#[from] Trouble),
     #[error(transparent)]

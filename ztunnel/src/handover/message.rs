@@ -8,12 +8,16 @@
 //!     │ ◀──────────────────── Offer ── │  a connection: its right, its state, its sockets (and Sockets, if there are many)
 //!     │ ── Took | Refused ──────────▶ │
 //! ```
+//! Who is which is not said by who knocks: a worker that died beside its registered successor knocks at that one's door when it
+//! is back, and its listeners were there first all the while. So each says since when its listeners have been there, and both come to the
+//! same ([`Hello::gives_to`]).
+//!
 //! The first bytes of a Hello never change, so that any two versions can find out that they do not understand each other.
 
 use super::bytes::{Malformed, Reader, Writer};
 
 /// Of these messages and of what ztunnel says of a connection (`record`). A process that finds another hands nothing over.
-pub(super) const PROTOCOL: u16 = 1;
+pub(super) const PROTOCOL: u16 = 2;
 /// Descriptors in one packet. The kernel takes 253.
 pub(super) const FDS: usize = 250;
 /// Sockets of one connection.
@@ -29,11 +33,15 @@ const VERSION: usize = 64;
 const MAGIC: &[u8; 8] = b"ambit-ho";
 
 /// Who one is and what one can read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Hello {
     pub(super) protocol: u16,
     /// Of a connection's frozen part, hbone's.
     pub(super) layout: u16,
+    /// Since when its listeners have been there: the age of whoever holds them, in the kernel's ticks since it began.
+    pub(super) since: u64,
+    /// It has been told to stop.
+    pub(super) leaves: bool,
     /// What carries tunnels, as the operator names it.
     pub(super) engine: String,
     /// For the log.
@@ -77,6 +85,11 @@ impl Hello {
         differ("protocol", number(self.protocol), number(other.protocol))?;
         differ("layout", number(self.layout), number(other.layout))
     }
+
+    /// Whether this one, at whose door `other` knocks, is the elder: it was here first, or it leaves.
+    pub(super) fn gives_to(&self, other: &Self) -> bool {
+        self.leaves || self.since <= other.since
+    }
 }
 
 /// Two versions that do not understand each other.
@@ -104,6 +117,8 @@ impl Message {
                 out.bytes(MAGIC);
                 out.u16(hello.protocol);
                 out.u16(hello.layout);
+                out.u64(hello.since);
+                out.bool(hello.leaves);
                 out.text(shortened(&hello.engine, VERSION));
                 out.text(shortened(&hello.version, VERSION));
             }
@@ -141,14 +156,13 @@ impl Message {
                 let (protocol, layout) = (bytes.u16()?, bytes.u16()?);
                 if protocol != PROTOCOL {
                     // What follows is the other's affair.
-                    let (engine, version) = Default::default();
                     return Ok(Self::Hello(Hello {
                         protocol,
                         layout,
-                        engine,
-                        version,
+                        ..Hello::default()
                     }));
                 }
+                let (since, leaves) = (bytes.u64()?, bytes.bool()?);
                 let mut short = || match bytes.text()? {
                     text if text.len() <= VERSION => Ok(text.to_owned()),
                     _ => Err(Malformed::Not("version")),
@@ -157,6 +171,8 @@ impl Message {
                 Self::Hello(Hello {
                     protocol,
                     layout,
+                    since,
+                    leaves,
                     engine,
                     version,
                 })
@@ -200,23 +216,31 @@ mod tests {
         Hello {
             protocol: PROTOCOL,
             layout: 3,
+            since: 5,
+            leaves: false,
             engine: "own".into(),
             version: "0.1.0".into(),
         }
     }
 
+    fn hellos() -> impl Strategy<Value = Hello> {
+        let numbers = any::<(u16, u64, bool)>();
+        ("[a-z0-9]{0,8}", ".{0,20}", numbers).prop_map(
+            |(engine, version, (layout, since, leaves))| Hello {
+                protocol: PROTOCOL,
+                layout,
+                since,
+                leaves,
+                engine,
+                version,
+            },
+        )
+    }
+
     fn message() -> impl Strategy<Value = Message> {
         let offer = (any::<u64>(), 0..=STATE, 0..=SOCKETS as u16);
         prop_oneof![
-            ("[a-z0-9]{0,8}", ".{0,20}", any::<u16>()).prop_map(|(engine, version, layout)| {
-                let protocol = PROTOCOL;
-                Message::Hello(Hello {
-                    protocol,
-                    layout,
-                    engine,
-                    version,
-                })
-            }),
+            hellos().prop_map(Message::Hello),
             Just(Message::Busy),
             offer.prop_map(|(id, state, sockets)| Message::Offer(Offer { id, state, sockets })),
             any::<u64>().prop_map(Message::Sockets),
@@ -260,7 +284,7 @@ mod tests {
         let why = hello().agrees(&theirs).unwrap_err();
         assert_eq!(
             why.to_string(),
-            "the hand-over's protocol is 1 here and 7 there"
+            "the hand-over's protocol is 2 here and 7 there"
         );
     }
 
@@ -278,6 +302,25 @@ mod tests {
             ..hello()
         };
         assert!(ours.agrees(&other).is_err());
+    }
+
+    #[test]
+    fn whoever_was_here_first_gives_and_so_does_whoever_leaves() {
+        let at = |since, leaves| Hello {
+            since,
+            leaves,
+            ..hello()
+        };
+        for (door, knocks, gives) in [
+            (at(3, false), at(4, false), true),
+            // A worker that died is back, and finds its successor.
+            (at(4, false), at(3, false), false),
+            (at(4, true), at(3, false), true),
+            // Of the same age: who is there already.
+            (at(4, false), at(4, false), true),
+        ] {
+            assert_eq!(door.gives_to(&knocks), gives, "{door:?} {knocks:?}");
+        }
     }
 
     #[test]

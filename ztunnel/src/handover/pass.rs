@@ -17,6 +17,7 @@ use hbone::handover::{Freezer, Frozen, Kind, NotFrozen};
 use tokio::runtime::Handle;
 
 use super::channel::{Channel, Trouble};
+use super::counts::Outcome;
 use super::memory::Memory;
 use super::message::{FDS, Message, Offer, SOCKETS, STATE};
 use super::right::Right;
@@ -261,11 +262,8 @@ impl<'a> Pass<'a> {
         let one = at.and_then(|at| self.outstanding.remove(at));
         match one {
             Some(one) if fds.is_empty() => {
-                decide(
-                    one,
-                    self.tally,
-                    why.as_deref().unwrap_or("it did not take it"),
-                );
+                let why = why.as_deref().unwrap_or("it did not take it");
+                decide(self.node, one, self.tally, why);
                 Ok(())
             }
             Some(one) => {
@@ -281,18 +279,20 @@ impl Drop for Pass<'_> {
     fn drop(&mut self) {
         // What was answered and not heard has been decided, like everything else, by the right.
         for one in self.outstanding.drain(..) {
-            decide(one, self.tally, "the successor did not answer");
+            decide(self.node, one, self.tally, "the successor did not answer");
         }
     }
 }
 
 /// Looks who has the right. If nobody, it is ours.
-fn decide(one: Outstanding, tally: &mut Tally, why: &str) {
+fn decide(node: &Node, one: Outstanding, tally: &mut Tally, why: &str) {
     let ours = one.right.take().unwrap_or_else(|error| {
         // It cannot be known: then nobody here goes on.
         tracing::error!(%error, "hand-over: whose a connection is cannot be known; it is left to the successor");
         false
     });
+    let outcome = if ours { Outcome::Kept } else { Outcome::Given };
+    node.handover.count(outcome);
     if ours {
         tally.stayed(one.frozen.id(), false, &why);
         one.frozen.take_back();
