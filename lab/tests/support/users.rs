@@ -1,7 +1,7 @@
 //! Connections that are used all the time while something changes, and whose every byte is checked.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
     sync::{
         Arc,
@@ -81,6 +81,51 @@ impl Users {
         Ok(())
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Lets go of those whose connection was cut, and waits until each other has been used some more times. To be cut is all
+    /// that may happen: other bytes than were sent, or silence, is an error. How many were cut.
+    ///
+    /// What lies in buffers is still used when the connection is cut already: such a one is found the next time.
+    pub(crate) fn survive(&mut self) -> Result<usize> {
+        let wanted: Vec<usize> = self
+            .all
+            .iter()
+            .map(|user| user.turns.load(SeqCst) + MORE)
+            .collect();
+        let stuck = || {
+            let users = self.all.iter().zip(&wanted);
+            users
+                .filter(|(user, wanted)| {
+                    user.turns.load(SeqCst) < **wanted && !user.thread.is_finished()
+                })
+                .map(|(user, _)| user.what.as_str())
+                .collect::<Vec<_>>()
+        };
+        let waited = wait::until_true("each to be used or cut", PATIENCE, || stuck().is_empty());
+        waited.with_context(|| format!("stuck: {:?}", stuck()))?;
+        let all = std::mem::take(&mut self.all);
+        let (ended, going): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|user| user.thread.is_finished());
+        self.all = going;
+        let cut = ended.len();
+        for user in ended {
+            ensure!(user.was_cut()?, "it ended in order");
+        }
+        Ok(cut)
+    }
+
+    /// Ends all in order; how many could not be, because they were cut.
+    pub(crate) fn done_or_cut(self) -> Result<usize> {
+        self.stop.store(true, SeqCst);
+        let cut = self.all.into_iter().map(User::was_cut);
+        let cut = cut.collect::<Result<Vec<_>>>()?;
+        Ok(cut.into_iter().filter(|cut| *cut).count())
+    }
+
     /// Ends all in order and says how many bytes each client sent.
     pub(crate) fn done(self) -> Result<Vec<u64>> {
         self.stop.store(true, SeqCst);
@@ -101,6 +146,31 @@ impl Users {
         );
         outcomes.into_iter().collect()
     }
+}
+
+impl User {
+    /// Whether its connection ended before its time; otherwise it was good to the end.
+    fn was_cut(self) -> Result<bool> {
+        match self.thread.join().map_err(|_| anyhow!("it panicked"))? {
+            Ok(_) => Ok(false),
+            Err(why) if is_cut(&why) => Ok(true),
+            Err(why) => Err(why),
+        }
+    }
+}
+
+/// The connection ended before its time, and whoever used it has heard so.
+fn is_cut(why: &anyhow::Error) -> bool {
+    let mut io = why.chain().filter_map(|cause| cause.downcast_ref());
+    io.any(|io: &std::io::Error| {
+        matches!(
+            io.kind(),
+            ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof
+        )
+    })
 }
 
 /// One round trip after the other.
@@ -161,7 +231,11 @@ pub(crate) fn bulk(stream: TcpStream, stop: &AtomicBool, turns: &AtomicUsize) ->
         let sent = sending.join().unwrap();
         outcome?;
         let sent = sent?;
-        ensure!(received == sent, "{received} of {sent} bytes");
+        if received < sent {
+            let early = std::io::Error::from(ErrorKind::UnexpectedEof);
+            return Err(anyhow!(early).context(format!("{received} of {sent} bytes")));
+        }
+        ensure!(received == sent, "{received} bytes of {sent}");
         Ok(sent)
     })
 }

@@ -1,11 +1,7 @@
 //! 1,000 connections of many kinds, and ztunnel replaced 20 times under them: not one is cut, not one byte is another.
 //!
 //! It takes some minutes and two busy cores, so it runs when asked:
-//! `cargo test -p lab --test handover_crowd -- --ignored --nocapture`
-
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // in a test, that is a failed assertion; it tells how far it is
-
-mod support;
+//! `cargo test -p lab --test handover -- --ignored --nocapture crowd`
 
 use std::{
     fs,
@@ -26,10 +22,13 @@ use nix::{
     sys::signal::Signal,
     unistd::{User, chown},
 };
-use support::{
-    SOON, Server, in_lab, round_trip,
-    users::{Users, bulk},
-    with_engines,
+
+use crate::{
+    support::{
+        self, SOON, Server, in_lab, round_trip,
+        users::{Users, bulk},
+    },
+    ways::own,
 };
 
 const UPGRADES: usize = 20;
@@ -43,64 +42,61 @@ const PSQL: usize = 30;
 const CURL: usize = 20;
 
 #[test]
+#[allow(clippy::print_stdout)] // it tells how far it is
 #[ignore = "minutes, and two busy cores; the command is above"]
 fn a_thousand_connections_live_through_twenty_upgrades() {
     assert_eq!(4 * (CHATS + STEADY + FAST) + REDIS + PSQL + CURL, 1000);
-    let builder = with_engines(Lab::builder(), ["own", "own"]);
-    in_lab(
-        builder.ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "600s"),
-        |lab| {
-            let crowd = Crowd::gather(lab)?;
-            let (mut users, begun) = (Users::new(), Instant::now());
-            crowd.echo_users(&mut users)?;
-            for n in 0..REDIS {
-                let stream = crowd.far.connect(crowd.cache.at(6379))?;
-                users.add(format!("redis {n}"), stream, move |stream, stop, turns| {
-                    count(stream, n, stop, turns)
-                });
-            }
-            let (downloads, queries) = (crowd.downloads()?, crowd.queries()?);
+    in_lab(own(), |lab| {
+        let crowd = Crowd::gather(lab)?;
+        let (mut users, begun) = (Users::new(), Instant::now());
+        crowd.echo_users(&mut users)?;
+        for n in 0..REDIS {
+            let stream = crowd.far.connect(crowd.cache.at(6379))?;
+            users.add(format!("redis {n}"), stream, move |stream, stop, turns| {
+                count(stream, n, stop, turns)
+            });
+        }
+        let (downloads, queries) = (crowd.downloads()?, crowd.queries()?);
+        println!(
+            "1000 connections after {:.1} s",
+            begun.elapsed().as_secs_f32()
+        );
+        users.go_on()?;
+        let logs = support::logs_from_now(lab)?;
+        for n in 0..UPGRADES {
+            let at = Instant::now();
+            let old = lab.surge_ztunnel(n % 2)?;
+            let asked = Instant::now();
+            old.signal(Signal::SIGTERM)?;
+            old.wait(Duration::from_secs(60))
+                .context("it still has connections")?;
+            let (all, handing) = (at.elapsed().as_secs_f32(), asked.elapsed().as_secs_f32());
+            users.go_on().with_context(|| format!("upgrade {n}"))?;
             println!(
-                "1000 connections after {:.1} s",
-                begun.elapsed().as_secs_f32()
+                "upgrade {n} of node {}: {all:.1} s, {handing:.1} s from SIGTERM to the end",
+                n % 2
             );
-            users.go_on()?;
-            let logs = support::logs_from_now(lab)?;
-            for n in 0..UPGRADES {
-                let at = Instant::now();
-                let old = lab.surge_ztunnel(n % 2)?;
-                let asked = Instant::now();
-                old.signal(Signal::SIGTERM)?;
-                old.wait(Duration::from_secs(60))
-                    .context("it still has connections")?;
-                let (all, handing) = (at.elapsed().as_secs_f32(), asked.elapsed().as_secs_f32());
-                users.go_on().with_context(|| format!("upgrade {n}"))?;
-                println!(
-                    "upgrade {n} of node {}: {all:.1} s, {handing:.1} s from SIGTERM to the end",
-                    n % 2
-                );
-            }
-            for log in &logs {
-                let ended: Vec<_> = log
-                    .records()
-                    .into_iter()
-                    .filter(|record| !record.error().is_empty())
-                    .collect();
-                ensure!(ended.is_empty(), "{ended:#?}");
-            }
-            crowd.stop()?;
-            let bytes: u64 = users.done()?.iter().sum();
-            for process in downloads.iter().chain(&queries) {
-                let status = process.wait(SOON)?;
-                ensure!(status.success(), "{status}: {}", process.tail());
-            }
-            println!(
-                "{bytes} bytes sent by clients and back; {:.0} s",
-                begun.elapsed().as_secs_f32()
-            );
-            Ok(())
-        },
-    );
+        }
+        for log in &logs {
+            let ended: Vec<_> = log
+                .records()
+                .into_iter()
+                .filter(|record| !record.error().is_empty())
+                .collect();
+            ensure!(ended.is_empty(), "{ended:#?}");
+        }
+        crowd.stop()?;
+        let bytes: u64 = users.done()?.iter().sum();
+        for process in downloads.iter().chain(&queries) {
+            let status = process.wait(SOON)?;
+            ensure!(status.success(), "{status}: {}", process.tail());
+        }
+        println!(
+            "{bytes} bytes sent by clients and back; {:.0} s",
+            begun.elapsed().as_secs_f32()
+        );
+        Ok(())
+    });
 }
 
 /// Pods and their programs.

@@ -1,58 +1,27 @@
 //! A ztunnel is replaced and every connection goes on: the successor takes them over as they are, and neither the apps nor
 //! the peers notice. Each byte is checked; one that is lost, doubled or out of order fails the test.
+//!
+//! | module | what happens |
+//! |---|---|
+//! | here | all goes well |
+//! | `faults` | one thing goes wrong, at each of the steps |
+//! | `kills` | either side is killed, at any moment, under traffic |
+//! | `crowd` | a thousand connections |
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
+mod crowd;
+mod faults;
+mod kills;
+#[path = "../support/mod.rs"]
 mod support;
-
-use std::net::SocketAddr;
+mod ways;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Builder, Lab, Pod, Process, wait};
+use lab::{Lab, Process, wait};
 use nix::sys::signal::Signal;
-use support::{
-    SOON, Server, in_lab, round_trip,
-    users::{Users, bulk, chat},
-    with_engines,
-};
-
-/// Far longer than any test: who leaves earlier has handed everything over.
-const FOREVER: &str = "600s";
-
-fn own() -> Builder {
-    let builder = with_engines(Lab::builder(), ["own", "own"]);
-    builder.ztunnel_env("CONNECTION_TERMINATION_DEADLINE", FOREVER)
-}
-
-/// Pods on every way through the mesh.
-struct Ways {
-    _servers: Vec<Server>,
-    all: Vec<(&'static str, Pod, SocketAddr)>,
-}
-
-impl Ways {
-    fn start(lab: &Lab) -> Result<Self> {
-        lab.namespace("shop").ambient()?;
-        lab.namespace("out").plain()?;
-        let server = lab.pod("shop/web").node(0).service_account("web").start()?;
-        let near = lab.pod("shop/near").node(0).start()?;
-        let far = lab.pod("shop/far").node(1).start()?;
-        let outsider = lab.pod("out/side").node(1).start()?;
-        let servers = vec![Server::echo(&server, 8080)?, Server::echo(&outsider, 8080)?];
-        let over_ipv6 = SocketAddr::new(server.ip6()?, 8080);
-        let all = vec![
-            ("through a tunnel", far.clone(), server.at(8080)),
-            ("through a tunnel, IPv6", far, over_ipv6),
-            ("within the node", near.clone(), server.at(8080)),
-            ("in plain text", outsider.clone(), server.at(8080)),
-            ("out of the mesh", near, outsider.at(8080)),
-        ];
-        Ok(Self {
-            _servers: servers,
-            all,
-        })
-    }
-}
+use support::{Pair, SOON, in_lab, round_trip, talk, users::Users};
+use ways::{Ways, own};
 
 /// Replaces a node's ztunnel; the old one must leave by itself, with nothing left to carry.
 fn upgrade(lab: &Lab, node: usize) -> Result<()> {
@@ -73,22 +42,15 @@ fn no_connection_is_cut_by_an_upgrade_of_either_end_and_each_is_reported_once_an
         let ways = Ways::start(lab)?;
         let logs = support::logs_from_now(lab)?;
         let mut users = Users::new();
-        let mut silent = Vec::new();
-        for (name, client, to) in &ways.all {
-            users.add(format!("{name}, chat"), client.connect(*to)?, chat);
-            users.add(format!("{name}, bulk"), client.connect(*to)?, bulk);
-            let mut idle = client.connect(*to)?;
-            round_trip(&mut idle, "and then nothing for a long time")?;
-            silent.push((name, idle));
-        }
+        ways.use_all(&mut users)?;
+        let mut silent = ways.silent()?;
         for node in [0, 1, 0, 1] {
             users.go_on()?;
             upgrade(lab, node).with_context(|| format!("node {node}"))?;
             users.go_on()?;
         }
-        for (name, mut idle) in silent {
-            round_trip(&mut idle, "still here").with_context(|| format!("{name}, silent"))?;
-        }
+        silent.are_whole("still here")?;
+        drop(silent);
         let sent = users.done()?;
         all_told(&logs, &sent)
     });
@@ -129,4 +91,35 @@ fn all_told(logs: &[lab::AccessLog], sent: &[u64]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Neither end needs another tunnel: the successor opens its streams on the one that it took over, or takes them from it.
+#[test]
+fn a_tunnel_that_was_handed_over_takes_new_connections_at_either_end() {
+    in_lab(own().ztunnel_env("ZTUNNEL_WORKER_THREADS", "1"), |lab| {
+        let pair = Pair::start(lab)?;
+        let mut open = vec![talk(&pair.client, pair.at(), "the first")?];
+        for node in [1, 0, 1] {
+            upgrade(lab, node)?;
+            open.push(talk(&pair.client, pair.at(), "one more")?);
+            for stream in &mut open {
+                round_trip(stream, "still here")?;
+            }
+            // The elder's were given away one by one, and this one has taken the tunnel whole.
+            let taken = lab
+                .metrics(node)?
+                .sum("ambit_handovers_total", &[("outcome", "taken")]);
+            ensure!(taken == 1.0, "{taken} hand-overs");
+            let opened = lab.metrics(1)?;
+            let (tunnels, streams) = (
+                opened.sum("ambit_pool_connections", &[]),
+                opened.sum("ambit_pool_streams", &[]),
+            );
+            ensure!(
+                (tunnels, streams) == (1.0, open.len() as f64),
+                "{streams} streams in {tunnels} tunnels"
+            );
+        }
+        Ok(())
+    });
 }

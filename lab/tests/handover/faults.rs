@@ -1,20 +1,15 @@
 //! A hand-over that goes wrong, at each of its steps: either side stands still, is killed, speaks another version or tells
 //! nonsense. What can be kept is kept, nothing is carried twice, and a ztunnel that nobody can be handed to drains.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
-
-mod support;
-
 use std::{
     fs,
     io::IoSlice,
-    net::{SocketAddr, TcpStream},
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Builder, Lab, Pod, Process, wait};
+use lab::{Lab, Process, wait};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -22,73 +17,25 @@ use nix::{
     sys::{
         eventfd::{EfdFlags, EventFd},
         memfd::{MFdFlags, memfd_create},
-        signal::Signal,
+        signal::{Signal, kill},
         socket::{
             AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, accept,
             bind, connect, listen, recv, sendmsg, socket,
         },
     },
-};
-use support::{
-    SOON, Server, in_lab, round_trip, talk,
-    users::{Users, bulk, chat},
-    with_engines,
+    unistd::Pid,
 };
 
-fn own() -> Builder {
-    let builder = with_engines(Lab::builder(), ["own", "own"]);
-    builder.ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "600s")
-}
-
-/// Connections of every kind that the ztunnel of node 0 carries, each of which is handed over by itself.
-struct Silent {
-    _servers: [Server; 2],
-    clients: Vec<(Pod, SocketAddr)>,
-    open: Vec<TcpStream>,
-}
-
-impl Silent {
-    fn start(lab: &Lab) -> Result<Self> {
-        lab.namespace("shop").ambient()?;
-        lab.namespace("out").plain()?;
-        let server = lab.pod("shop/web").node(0).service_account("web").start()?;
-        let near = lab.pod("shop/near").node(0).start()?;
-        let far = lab.pod("shop/far").node(1).start()?;
-        let outsider = lab.pod("out/side").node(1).start()?;
-        let servers = [Server::echo(&server, 8080)?, Server::echo(&outsider, 8080)?];
-        let clients = vec![
-            (far, server.at(8080)),
-            (near.clone(), server.at(8080)),
-            (outsider.clone(), server.at(8080)),
-            (near, outsider.at(8080)),
-        ];
-        let open = clients
-            .iter()
-            .map(|(client, to)| talk(client, *to, "before"));
-        let open = open.collect::<Result<_>>()?;
-        Ok(Self {
-            _servers: servers,
-            clients,
-            open,
-        })
-    }
-
-    fn are_whole(&mut self, when: &str) -> Result<()> {
-        for (stream, (client, to)) in self.open.iter_mut().zip(&self.clients) {
-            stream.set_read_timeout(Some(SOON))?;
-            round_trip(stream, when).with_context(|| format!("{} to {to}", client.name()))?;
-        }
-        Ok(())
-    }
-}
+use crate::{
+    support::{SOON, in_lab, users::Users},
+    ways::{Silent, Ways, own, successor},
+};
 
 /// Asks the elder to stop while its successor does nothing, and waits until all of `silent` is offered and not decided.
 fn until_all_is_offered(old: &Process, new: &Process, silent: &Silent) -> Result<()> {
     stand_still(new)?;
     old.signal(Signal::SIGTERM)?;
-    wait::until_true("the offers", SOON, || {
-        offered(old.pid()) == silent.open.len()
-    })
+    wait::until_true("the offers", SOON, || offered(old.pid()) == silent.len())
 }
 
 /// The signal is heard by one thread, in its own time; the others go on until it has told them.
@@ -121,27 +68,13 @@ fn offered(pid: i32) -> usize {
         .count()
 }
 
-fn successor(lab: &Lab) -> Result<Process> {
-    lab.node(0).ztunnel()?.process()
-}
-
 #[test]
 fn a_successor_that_stands_still_gets_nothing_until_it_moves_again() {
     in_lab(own(), |lab| {
-        let mut silent = Silent::start(lab)?;
+        let ways = Ways::start(lab)?;
+        let mut silent = ways.silent()?;
         let mut users = Users::new();
-        for (client, to) in &silent.clients {
-            users.add(
-                format!("chat of {}", client.name()),
-                client.connect(*to)?,
-                chat,
-            );
-            users.add(
-                format!("bulk of {}", client.name()),
-                client.connect(*to)?,
-                bulk,
-            );
-        }
+        ways.use_all(&mut users)?;
         users.go_on()?;
         let old = lab.surge_ztunnel(0)?;
         let new = successor(lab)?;
@@ -164,7 +97,8 @@ fn a_successor_that_stands_still_gets_nothing_until_it_moves_again() {
 #[test]
 fn what_an_elder_had_offered_when_it_was_killed_goes_on_with_the_successor() {
     in_lab(own(), |lab| {
-        let mut silent = Silent::start(lab)?;
+        let ways = Ways::start(lab)?;
+        let mut silent = ways.silent()?;
         let old = lab.surge_ztunnel(0)?;
         let new = successor(lab)?;
         until_all_is_offered(&old, &new, &silent)?;
@@ -178,7 +112,8 @@ fn what_an_elder_had_offered_when_it_was_killed_goes_on_with_the_successor() {
 fn what_a_successor_was_offered_when_it_was_killed_goes_on_with_the_elder_until_the_next_one_comes()
 {
     in_lab(own(), |lab| {
-        let mut silent = Silent::start(lab)?;
+        let ways = Ways::start(lab)?;
+        let mut silent = ways.silent()?;
         let old = lab.surge_ztunnel(0)?;
         let new = successor(lab)?;
         until_all_is_offered(&old, &new, &silent)?;
@@ -194,7 +129,8 @@ fn what_a_successor_was_offered_when_it_was_killed_goes_on_with_the_elder_until_
 #[test]
 fn who_speaks_another_version_is_handed_nothing_and_does_not_stand_in_the_way() {
     in_lab(own(), |lab| {
-        let mut silent = Silent::start(lab)?;
+        let ways = Ways::start(lab)?;
+        let mut silent = ways.silent()?;
         let old = successor(lab)?;
         let stranger = knock(&door(lab))?;
         say(&stranger, &hello(9, 1), &[])?;
@@ -212,7 +148,8 @@ fn who_speaks_another_version_is_handed_nothing_and_does_not_stand_in_the_way() 
 #[test]
 fn nonsense_from_an_elder_is_refused_and_does_no_harm() {
     in_lab(own(), |lab| {
-        let mut silent = Silent::start(lab)?;
+        let ways = Ways::start(lab)?;
+        let mut silent = ways.silent()?;
         let real = successor(lab)?;
         let fake = Fake::open(&door(lab))?;
         lab.begin_surge(0)?;
@@ -265,19 +202,68 @@ fn nonsense_from_an_elder_is_refused_and_does_no_harm() {
         lab.node(0).ztunnel()?.until_ready()?;
         real.signal(Signal::SIGTERM)?;
         silent.are_whole("none of them was touched")?;
-        for (client, to) in &silent.clients {
-            talk(client, *to, "and new ones are served")?;
+        // And new ones are served.
+        ways.are_open()
+    });
+}
+
+/// Its keeper had its listeners all the while, so connections come to it, and not to the successor that had taken its door.
+#[test]
+fn a_worker_that_died_beside_its_successor_is_its_elder_again_and_hands_over() {
+    in_lab(own().keeper(true), |lab| {
+        let ways = Ways::start(lab)?;
+        ways.are_open()?;
+        let old = lab.surge_ztunnel(0)?;
+        let registered = || old.log().matches("a successor has registered").count();
+        ensure!(registered() == 1);
+        for died in 1..3 {
+            let worker = *old.children()?.first().context("a worker to kill")?;
+            kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+            wait::until_true("the next worker to be the elder", SOON, || {
+                registered() == 1 + died
+            })?;
         }
-        Ok(())
+        let mut silent = ways.silent()?;
+        old.signal(Signal::SIGTERM)?;
+        old.wait(SOON).context("it still has connections")?;
+        silent.are_whole("with the successor")?;
+        ways.are_open()
     });
 }
 
 #[test]
-fn the_folder_and_the_socket_are_roots_alone() {
+fn a_successor_whose_worker_died_registers_again() {
+    in_lab(own().keeper(true), |lab| {
+        let ways = Ways::start(lab)?;
+        let mut silent = ways.silent()?;
+        let old = lab.surge_ztunnel(0)?;
+        let registered = || old.log().matches("a successor has registered").count();
+        let worker = lab.node(0).worker()?.context("a worker to kill")?;
+        kill(Pid::from_raw(worker), Signal::SIGKILL)?;
+        wait::until_true("the next worker to register", SOON, || registered() == 2)?;
+        lab.node(0).ztunnel()?.until_ready()?;
+        old.signal(Signal::SIGTERM)?;
+        old.wait(SOON).context("it still has connections")?;
+        silent.are_whole("with the successor")
+    });
+}
+
+#[test]
+fn the_folder_and_the_socket_are_roots_alone_and_the_last_one_takes_its_name_along() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     in_lab(own(), |lab| {
-        let folder = fs::metadata(door(lab).parent().context("a folder")?)?;
+        let door = door(lab);
+        let path = door.parent().context("a folder")?;
+        let folder = fs::metadata(path)?;
         ensure!(folder.uid() == 0 && folder.permissions().mode() & 0o777 == 0o700);
+        let old = lab.surge_ztunnel(0)?;
+        old.signal(Signal::SIGTERM)?;
+        old.wait(SOON)?;
+        wait::until_true("the successor's own door", SOON, || knock(&door).is_ok())?;
+        let last = successor(lab)?;
+        last.signal(Signal::SIGTERM)?;
+        last.wait(SOON)?;
+        ensure!(fs::read_dir(path)?.next().is_none(), "a name is left");
         Ok(())
     });
 }
@@ -291,7 +277,10 @@ fn door(lab: &Lab) -> PathBuf {
 
 fn hello(protocol: u16, layout: u16) -> Vec<u8> {
     let [protocol, layout] = [protocol, layout].map(u16::to_be_bytes);
-    [b"\x01ambit-ho", &protocol[..], &layout, b"\0\x03own\0\x01x"].concat()
+    // Here since the beginning of all time, and not about to leave.
+    let since = [0; 9];
+    let names = b"\0\x03own\0\x01x";
+    [b"\x01ambit-ho", &protocol[..], &layout, &since, names].concat()
 }
 
 fn offer(id: u64, state: u64, sockets: u16) -> Vec<u8> {
