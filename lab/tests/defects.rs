@@ -11,7 +11,7 @@
 //! | F4 | short connections that the client closes use up the server pod's ports | [`ports`] |
 //! | F5 | when nobody reads its log, the node's data plane stops, and SIGTERM has no effect | [`unheard`] |
 //! | F6 | a service whose address is a range is not routed | [`range`] |
-//! | F7 | streams that nobody reads fill megabytes each | ours too, in other places: bounded, and not yet little (docs/performance.md) |
+//! | F7 | streams that nobody reads fill megabytes each | [`kept`], with our own engine; no test for the peer, see there |
 //! | F8 | an upgrade cuts open connections | `handover.rs` |
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
@@ -33,7 +33,7 @@ use nix::sys::signal::Signal;
 use support::{
     Pair, SOON, Server, crossing,
     crowd::{Holder, fill, many},
-    in_lab, round_trip, talk,
+    in_lab, round_trip, talk, with_engines,
 };
 
 /// What is expected of a ztunnel that carries a pair's connections.
@@ -42,6 +42,13 @@ type Expected = fn(&Lab, &Pair) -> Result<()>;
 fn ours(expected: Expected) {
     crossing(talkative(), |lab, pairs| {
         pairs.iter().try_for_each(|pair| expected(lab, pair))
+    });
+}
+
+/// With our own engine on both nodes.
+fn our_own(expected: Expected) {
+    in_lab(with_engines(talkative(), ["own", "own"]), |lab| {
+        expected(lab, &Pair::start(lab)?)
     });
 }
 
@@ -69,10 +76,10 @@ fn the_peers(name: &str, expected: Expected) {
 }
 
 macro_rules! defects {
-    ($($name:literal $ours:ident $peers:ident $expected:ident,)+) => {$(
+    ($($name:literal $ours:ident $peers:ident $expected:ident $run:ident,)+) => {$(
         #[test]
         fn $ours() {
-            ours($expected);
+            $run($expected);
         }
 
         #[test]
@@ -84,12 +91,13 @@ macro_rules! defects {
 }
 
 defects! {
-    "F1" f1_streams_that_nobody_reads_hold_up_nobody_else the_peer_has_f1 unread,
-    "F2" f2_a_round_trip_does_not_wait_behind_a_bulk the_peer_has_f2 beside,
-    "F3" f3_five_hundred_connections_at_once_are_all_taken the_peer_has_f3 burst,
-    "F4" f4_short_connections_do_not_use_up_the_servers_ports the_peer_has_f4 ports,
-    "F5" f5_a_log_that_nobody_reads_stops_nothing the_peer_has_f5 unheard,
-    "F6" f6_a_service_may_have_a_range_of_addresses the_peer_has_f6 range,
+    "F1" f1_streams_that_nobody_reads_hold_up_nobody_else the_peer_has_f1 unread ours,
+    "F2" f2_a_round_trip_does_not_wait_behind_a_bulk the_peer_has_f2 beside ours,
+    "F3" f3_five_hundred_connections_at_once_are_all_taken the_peer_has_f3 burst ours,
+    "F4" f4_short_connections_do_not_use_up_the_servers_ports the_peer_has_f4 ports ours,
+    "F5" f5_a_log_that_nobody_reads_stops_nothing the_peer_has_f5 unheard ours,
+    "F6" f6_a_service_may_have_a_range_of_addresses the_peer_has_f6 range ours,
+    "F2" f2_a_round_trip_waits_for_hardly_more_than_the_link the_peer_has_f2_more_so closely our_own,
 }
 
 /// Eight streams of a pair stand full; the pair goes on.
@@ -124,25 +132,51 @@ fn full(client: &Pod, server: &Pod, count: usize) -> Result<(Holder, Vec<(TcpStr
 /// What 1.2 MB need on a link of 100 Mb/s.
 const BEHIND: Duration = Duration::from_millis(96);
 
+/// What 400 KB need: a few records, and as much again for a machine that is busy with something else.
+const CLOSELY: Duration = Duration::from_millis(32);
+
 /// How long questions are asked.
 const BESIDE: Duration = Duration::from_secs(2);
 
 /// On a link of 100 Mb/s with room for little, a round trip waits for what waits there, and in the same tunnel for what of the
 /// bulk is already on its way, which is not much. How long the link itself makes it wait, two pods outside of the mesh say.
-#[allow(clippy::print_stdout)] // the figures are worth more than the verdict
 fn beside(lab: &Lab, pair: &Pair) -> Result<()> {
-    let (client, server) = outside(lab, pair)?;
-    let _echo = Server::echo(&server, 8080)?;
-    lab.slow_link(0, 100, 128 << 10)?;
-    let direct = trips_beside_bulk(&client, &server, server.at(8080))?;
-    let meshed = trips_beside_bulk(&pair.client, &pair.server, pair.at())?;
-    lab.mend_link(0)?;
-    println!("round trip beside a bulk: direct {direct:?}, meshed {meshed:?}");
+    let [direct, meshed] = waits(lab, pair, 1)?;
     ensure!(
         meshed < direct + BEHIND,
         "a round trip beside a bulk took {meshed:?}, without the mesh {direct:?}"
     );
     Ok(())
+}
+
+/// The same more closely, for our own engine knows what the path takes (`hbone/src/own/pace.rs`). Who waits for a
+/// processor has measured something else: the best of some attempts counts.
+fn closely(lab: &Lab, pair: &Pair) -> Result<()> {
+    let [direct, meshed] = waits(lab, pair, 4)?;
+    ensure!(
+        meshed < direct + CLOSELY,
+        "a round trip beside a bulk took {meshed:?} at best, without the mesh {direct:?}"
+    );
+    Ok(())
+}
+
+/// How long a round trip waits beside a bulk on a slow link: at best of two pods outside of the mesh, and of the pair.
+#[allow(clippy::print_stdout)] // the figures are worth more than the verdict
+fn waits(lab: &Lab, pair: &Pair, attempts: usize) -> Result<[Duration; 2]> {
+    let (client, server) = outside(lab, pair)?;
+    let _echo = Server::echo(&server, 8080)?;
+    lab.slow_link(0, 100, 128 << 10)?;
+    let direct = trips_beside_bulk(&client, &server, server.at(8080))?;
+    let mut meshed = Duration::MAX;
+    for _ in 0..attempts {
+        meshed = meshed.min(trips_beside_bulk(&pair.client, &pair.server, pair.at())?);
+        println!("round trip beside a bulk: direct {direct:?}, meshed {meshed:?}");
+        if meshed < direct + CLOSELY {
+            break;
+        }
+    }
+    lab.mend_link(0)?;
+    Ok([direct, meshed])
 }
 
 /// Two pods outside of the mesh where the pair's are.
@@ -290,4 +324,63 @@ fn range(lab: &Lab, pair: &Pair) -> Result<()> {
         round_trip(&mut stream, "to whoever is behind it")?;
     }
     lab.delete_yaml(&name)
+}
+
+/// Streams that nobody reads.
+const UNREAD: usize = 100;
+
+/// What the mesh may keep of each, in bytes: a window of 512 KiB, and what the sockets of the apps and before them take.
+const KEPT: usize = 1280 << 10;
+
+/// What the mesh has taken from an app and the other app has not read is the node's memory, in sockets or elsewhere. It is
+/// a small window and what a few sockets hold, not the 4 MiB a stream that `h2` announces. The peer takes less, because
+/// there all of them share 16 MiB: that is F1. What most of F7 is, 4 MiB in each first app's own socket, the kernel grants
+/// on a loopback with large segments, with any proxy behind it; it is not counted here.
+#[allow(clippy::print_stdout)] // the figures are worth more than the verdict
+fn kept(lab: &Lab, pair: &Pair) -> Result<()> {
+    let resident = || -> Result<usize> {
+        let of = |node| -> Result<usize> {
+            let pid = lab.node(node).ztunnel()?.process()?.pid();
+            let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+            let pages = text.split(' ').nth(1).context("resident pages")?;
+            Ok(pages.parse::<usize>()? * 4096)
+        };
+        Ok(of(0)? + of(1)?)
+    };
+    let before = resident()?;
+    let (_deaf, streams) = full(&pair.client, &pair.server, UNREAD)?;
+    let grown = resident()?.saturating_sub(before);
+    let taken: usize = streams.iter().map(|(_, taken)| taken).sum();
+    let kept = taken - waiting(&pair.client)?;
+    println!(
+        "{UNREAD} streams that nobody reads: {taken} bytes written, {kept} taken by the mesh; it is {grown} larger"
+    );
+    ensure!(
+        kept < UNREAD * KEPT && grown < UNREAD * KEPT,
+        "{kept} bytes were taken of streams that nobody reads; the ztunnels grew by {grown}"
+    );
+    // And the pair goes on: together they are more than a connection's first window.
+    talk(&pair.client, pair.at(), "beside all that").map(drop)
+}
+
+#[test]
+fn f7_streams_that_nobody_reads_keep_little() {
+    our_own(kept);
+}
+
+/// Bytes that wait in the pod's own sockets to port 9000 and have not been acknowledged.
+fn waiting(pod: &Pod) -> Result<usize> {
+    let tables = pod.netns().within(|| {
+        ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")))
+    })?;
+    let queued = |row: &str| -> Option<usize> {
+        let mut columns = row.split_ascii_whitespace().skip(2);
+        let (remote, queues) = (columns.next()?, columns.nth(1)?);
+        let queued = remote
+            .ends_with(":2328")
+            .then_some(queues.split_once(':')?.0)?;
+        usize::from_str_radix(queued, 16).ok()
+    };
+    let rows = tables.iter().flatten().flat_map(|table| table.lines());
+    Ok(rows.filter_map(queued).sum())
 }

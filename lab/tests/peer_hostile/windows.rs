@@ -10,8 +10,10 @@ use crate::{
 
 /// What the proxy announces for a stream.
 const STREAM_WINDOW: usize = 4 << 20;
+/// The same of our own engine.
+const FIRST_STREAM_WINDOW: usize = 512 << 10;
 /// Twice what fits into the connection's first window.
-const STALLED: u32 = 8;
+const STALLED: usize = 32 << 20;
 /// Half of what a peer may have open.
 const THIRSTY: u32 = 100;
 
@@ -30,15 +32,20 @@ fn readers_that_stop_hold_up_nobody_else() {
 
 /// Each of them is sent a whole window. Another tunnel of the same connection works all the same.
 async fn deaf_apps(door: &Door<'_>) -> Result<()> {
+    let window = match door.own() {
+        true => FIRST_STREAM_WINDOW,
+        false => STREAM_WINDOW,
+    };
+    let stalled = u32::try_from(STALLED / window)?;
     let mut peer = door.greeted().await?;
     let to = door.to(DEAF).to_string();
     // A connection begins with this much (RFC 9113, 6.9.2).
     let mut left = 65_535;
-    for n in 0..STALLED {
+    for n in 0..stalled {
         peer.raw.send(&request(2 * n + 1, &to)).await?;
         let mut said = 0;
-        while said < STREAM_WINDOW {
-            let piece = (16 << 10).min(STREAM_WINDOW - said);
+        while said < window {
+            let piece = (16 << 10).min(window - said);
             until_credit(&mut peer, &mut left, piece).await?;
             let bytes = frame(DATA, 0, 2 * n + 1, &vec![0; piece]);
             peer.raw.send(&bytes).await?;
@@ -47,7 +54,7 @@ async fn deaf_apps(door: &Door<'_>) -> Result<()> {
         }
     }
     until_credit(&mut peer, &mut left, 100).await?;
-    peer.tunnel_works(2 * STALLED + 1, door.to(ECHO)).await
+    peer.tunnel_works(2 * stalled + 1, door.to(ECHO)).await
 }
 
 /// Waits until so much may be sent on the connection.

@@ -291,7 +291,8 @@ fn settings_are_shown_under_istios_names() {
     }
 }
 
-/// What the tunnels announce is not a setting: the dump must not say that it follows one.
+/// What the tunnels announce is not a setting: the dump must not say that it follows one. (A stream of our own engine begins
+/// with less, and comes to it.)
 #[test]
 fn windows_are_shown_as_the_tunnels_announce_them() {
     let ours = settings(&Config::try_parse_from(["ztunnel"]).unwrap());
