@@ -19,8 +19,9 @@
 //! driver to say, not for the first response: the protocol lets a server spread its first answer
 //! over several, with no mark on the last.
 
+mod version;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
 use api::discovery::{DeltaDiscoveryRequest, ErrorDetail, Node};
@@ -30,6 +31,7 @@ use prost::encoding::encoded_len_varint;
 use crate::change::{Changes, Payload};
 use crate::parse::{ParseError, Rejected};
 use crate::stream::part::{Found, Part};
+use version::Version;
 
 /// What to ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -286,57 +288,6 @@ fn error_detail(rejected: &[Rejected]) -> Option<ErrorDetail> {
 const INVALID_ARGUMENT: i32 = 3; // google.rpc.Code
 const NAMED_IN_NACK: usize = 32;
 
-/// An opaque text; the usual one, a 64-bit hash in hexadecimal, takes no allocation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Version {
-    Empty,
-    Hash(u64),
-    #[allow(clippy::box_collection)] // rare, and the enum stays at 16 bytes for 100,000 of them
-    Text(Box<String>),
-}
-
-impl Version {
-    /// Of its text, in bytes.
-    fn len(&self) -> usize {
-        match self {
-            Self::Empty => 0,
-            Self::Hash(hash) => digits(*hash),
-            Self::Text(text) => text.len(),
-        }
-    }
-}
-
-/// How many a number has in hexadecimal.
-fn digits(number: u64) -> usize {
-    number.checked_ilog(16).unwrap_or(0) as usize + 1
-}
-
-impl From<&str> for Version {
-    fn from(text: &str) -> Self {
-        match u64::from_str_radix(text, 16) {
-            _ if text.is_empty() => Self::Empty,
-            // As it would be written again: no sign, no leading zero, no capital.
-            Ok(hash)
-                if digits(hash) == text.len()
-                    && !text.bytes().any(|digit| digit.is_ascii_uppercase()) =>
-            {
-                Self::Hash(hash)
-            }
-            _ => Self::Text(Box::new(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => Ok(()),
-            Self::Hash(hash) => write!(f, "{hash:x}"),
-            Self::Text(text) => f.write_str(text),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -344,24 +295,6 @@ mod tests {
     use api::discovery::{DeltaDiscoveryResponse, Resource};
 
     use super::*;
-
-    #[test]
-    fn a_version_comes_back_as_it_was() {
-        for text in [
-            "",
-            "0",
-            "5e135347fd3eafb",
-            "00ff",
-            "FF",
-            "+1",
-            "2026-11-20T20:53:38Z/229",
-            "ffffffffffffffff",
-        ] {
-            assert_eq!(Version::from(text).to_string(), text);
-            assert_eq!(Version::from(text).len(), text.len(), "{text}");
-        }
-        assert_eq!(size_of::<Version>(), 16);
-    }
 
     fn response(resources: &[(&str, &str)]) -> DeltaDiscoveryResponse {
         let resource = |(name, version): &(&str, &str)| Resource {
