@@ -237,7 +237,7 @@ pub struct Token {
     /// certificates of others.
     #[arg(long)]
     pub pod: Option<String>,
-    /// How long it is good.
+    /// How long it is good. By default twelve hours, as the projected volume of Istio's chart asks for.
     #[arg(long, default_value = "12h", value_parser = duration)]
     pub ttl: Duration,
     /// Who may accept it.
@@ -261,34 +261,11 @@ fn unready(text: &str) -> Result<Unready, String> {
     }
 }
 
-/// `24h`, `1h30m`, `100ms`, `30s`: as Istio's settings spell durations.
+/// `24h`, `1h30m`, `100ms`, `30s`: as Istio's settings spell durations. None of ours may be zero.
 fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a duration like 24h, 1h30m, 30s or 100ms");
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
-        let number: u32 = rest[..digits].parse().map_err(|_| bad())?;
-        rest = &rest[digits..];
-        let letters = rest
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        let unit = match &rest[..letters] {
-            "h" => Duration::from_secs(3600),
-            "m" => Duration::from_secs(60),
-            "s" => Duration::from_secs(1),
-            "ms" => Duration::from_millis(1),
-            _ => return Err(bad()),
-        };
-        rest = &rest[letters..];
-        let part = unit.checked_mul(number).ok_or_else(bad)?;
-        total = total.checked_add(part).ok_or_else(bad)?;
-    }
-    if total.is_zero() {
-        Err(bad())
-    } else {
-        Ok(total)
-    }
+    ops::time::duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| format!("{text:?} is not a duration like 24h, 1h30m, 30s or 100ms"))
 }
 
 #[cfg(test)]

@@ -17,8 +17,6 @@ use crate::disk;
 
 /// The audience every proxy's token carries; Istio's default of `TOKEN_AUDIENCES`.
 pub const AUDIENCE: &str = "istio-ca";
-/// As the projected volume of Istio's chart asks for: twelve hours.
-pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(43_200);
 const ISSUER: &str = "istiod-lite";
 const KEY_FILE: &str = "token-key.pem";
 

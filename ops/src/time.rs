@@ -1,6 +1,6 @@
-//! Instants as RFC 3339 text in UTC, without a calendar crate.
+//! Times as text, without a calendar crate: instants printed as RFC 3339 in UTC, durations read as Go and Istio write them.
 //!
-//! A `SystemTime` enters; `2026-11-20T21:31:52Z`, or the same with microseconds, leaves.
+//! A `SystemTime` enters; `2026-11-20T21:31:52Z`, or the same with microseconds, leaves. `1h30m` enters; a `Duration` leaves.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,11 +12,6 @@ pub struct Micros(pub SystemTime);
 /// Prints an instant as RFC 3339 in UTC, whole seconds: the form of certificate times.
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds(pub SystemTime);
-
-/// The instant `seconds` after the Unix epoch (negative values count as the epoch itself).
-pub fn from_unix(seconds: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
-}
 
 impl fmt::Display for Micros {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,9 +58,64 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
+/// `24h`, `1h30m`, `30s`, `100ms`: whole numbers, each with its unit. `None` for anything else, and for more than fits.
+pub fn duration(text: &str) -> Option<Duration> {
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    while !rest.is_empty() {
+        let (number, unit) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let number: u32 = number.parse().ok()?;
+        let letters = unit.find(|c: char| c.is_ascii_digit());
+        let (unit, next) = unit.split_at(letters.unwrap_or(unit.len()));
+        let one = match unit {
+            "h" => Duration::from_secs(3600),
+            "m" => Duration::from_secs(60),
+            "s" => Duration::from_secs(1),
+            "ms" => Duration::from_millis(1),
+            _ => return None,
+        };
+        total = total.checked_add(one.checked_mul(number)?)?;
+        rest = next;
+    }
+    (!text.is_empty()).then_some(total)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn from_unix(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_duration_is_numbers_with_their_units_and_nothing_else() {
+        for (text, millis) in [
+            ("24h", 86_400_000),
+            ("1h30m", 5_400_000),
+            ("2160h0m0s", 7_776_000_000),
+            ("1500ms", 1_500),
+            ("0s", 0),
+        ] {
+            assert_eq!(
+                duration(text),
+                Some(Duration::from_millis(millis)),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "90",
+            "s",
+            "5d",
+            "-1s",
+            "1.5s",
+            "5m ",
+            "1h30",
+            "99999999999h",
+        ] {
+            assert_eq!(duration(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn known_instants_print_as_the_calendar_says() {

@@ -84,7 +84,7 @@ impl Report {
         hop: SocketAddr,
     ) -> Self {
         tracing::event!(
-            target: "access",
+            target: ops::log::ACCESS,
             Level::DEBUG,
             { src.addr = %source, dst.addr = %hop, direction = direction(reporter) },
             "connection opened"
@@ -251,7 +251,7 @@ macro_rules! line {
         let live = report.known.live();
         let moved = live.map(|live| live.moved());
         tracing::event!(
-            target: "access",
+            target: ops::log::ACCESS,
             $level,
             {
                 src.addr = %report.source,

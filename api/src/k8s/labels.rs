@@ -23,8 +23,6 @@ pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-captur
 pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// (A) on Pod: comma-separated interfaces whose traffic is captured as if it came from the pod.
 pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
-/// (L, A) on Pod: `true` means a sidecar instead of ambient.
-pub const SIDECAR_INJECT: &str = "sidecar.istio.io/inject";
 /// (A) on Pod, written by the injector: the pod carries a sidecar.
 pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 

@@ -108,38 +108,11 @@ pub(super) fn number(text: &str) -> Result<u32, String> {
 
 /// `90`, `90s`, `1500ms`, `5m`, `24h`; also joined, as Go prints them: `1h30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let bad = || format!("{text:?} is not a duration such as 90s, 1500ms, 5m or 1h30m");
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
-    let (mut rest, mut total) = (text, Duration::ZERO);
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .filter(|&at| at > 0)
-            .ok_or_else(bad)?;
-        let (number, unit) = rest.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| bad())?;
-        let letters = unit
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(unit.len());
-        let part = match &unit[..letters] {
-            "ms" => Some(Duration::from_millis(number)),
-            "s" => Some(Duration::from_secs(number)),
-            "m" => number.checked_mul(60).map(Duration::from_secs),
-            "h" => number.checked_mul(3600).map(Duration::from_secs),
-            _ => None,
-        };
-        total = part
-            .and_then(|part| total.checked_add(part))
-            .ok_or_else(bad)?;
-        rest = &unit[letters..];
-    }
-    if text.is_empty() {
-        Err(bad())
-    } else {
-        Ok(total)
-    }
+    ops::time::duration(text)
+        .ok_or_else(|| format!("{text:?} is not a duration such as 90s, 1500ms, 5m or 1h30m"))
 }
 
 pub(super) const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";

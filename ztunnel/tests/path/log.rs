@@ -45,7 +45,7 @@ struct Keeper;
 
 impl Subscriber for Keeper {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "access" && *metadata.level() <= Level::INFO
+        metadata.target() == ops::log::ACCESS && *metadata.level() <= Level::INFO
     }
 
     fn event(&self, event: &Event<'_>) {
