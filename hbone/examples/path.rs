@@ -125,7 +125,9 @@ fn path(engine: Engine) -> (SocketAddr, [i32; 2]) {
         while let Ok((app, _)) = listener.accept().await {
             let client = client.clone();
             tokio::spawn(async move {
-                let tunnel = client.open().await.unwrap();
+                let (to, connect) = (&client.destination, common::to("10.0.0.1:80"));
+                let dial = tokio::net::TcpStream::connect;
+                let tunnel = client.pool.open_for(&app, to, dial, connect).await.unwrap();
                 both_ways(app, tunnel, &Counters::default()).await
             });
         }

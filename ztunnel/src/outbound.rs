@@ -247,7 +247,12 @@ async fn tunnel(
     let opened = node
         .workers
         .pool()
-        .open(&destination, |to| pod.netns.connect(from, to), connect)
+        .open_for(
+            &tcp,
+            &destination,
+            |to| pod.netns.connect(from, to),
+            connect,
+        )
         .await;
     match opened {
         Ok(tunnel) => {
