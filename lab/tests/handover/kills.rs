@@ -76,7 +76,7 @@ fn kill_one(
     lab.surge_ztunnel(node)?;
     let successor = process(lab, node)?;
     elder.signal(Signal::SIGTERM)?;
-    thread::sleep(moment);
+    thread::park_timeout(moment);
     if elder_dies {
         elder.kill();
         *elder = successor;

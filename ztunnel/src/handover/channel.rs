@@ -320,7 +320,7 @@ mod tests {
 
     const SOON: Option<Duration> = Some(Duration::from_secs(10));
 
-    fn folder() -> (tempfile::TempDir, std::path::PathBuf) {
+    fn folder() -> (tempfile::TempDir, PathBuf) {
         let outer = tempfile::tempdir().unwrap();
         let folder = outer.path().join("handover");
         (outer, folder)

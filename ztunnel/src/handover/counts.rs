@@ -39,7 +39,7 @@ impl Counts {
     /// Registers `ambit_handovers`, of which each outcome is there from the beginning.
     pub(super) fn register(&self, registry: &mut Registry) {
         for outcome in Outcome::ALL {
-            self.0.get_or_create(&Labels { outcome });
+            drop(self.0.get_or_create(&Labels { outcome }));
         }
         registry.register(
             "ambit_handovers",
