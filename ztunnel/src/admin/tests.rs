@@ -314,7 +314,7 @@ fn windows_are_shown_as_the_tunnels_announce_them() {
 
 #[test]
 fn the_dump_says_what_carries_tunnels() {
-    for (arguments, shown) in [("ztunnel", "h2"), ("ztunnel --engine own", "own")] {
+    for (arguments, shown) in [("ztunnel", "own"), ("ztunnel --engine h2", "h2")] {
         let ours = settings(&Config::try_parse_from(arguments.split(' ')).unwrap());
         assert_eq!(ours["engine"], shown);
     }
