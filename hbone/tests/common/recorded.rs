@@ -156,9 +156,11 @@ fn in_recorded_words(frame: &raw::Frame) -> Vec<Value> {
         ],
         raw::DATA => {
             let text = String::from_utf8(frame.payload.clone()).unwrap();
-            vec![
-                json!({"event": "DataReceived", "stream_id": stream, "flow_controlled_length": text.len(), "data": text}),
-            ]
+            let received = |text: &str| json!({"event": "DataReceived", "stream_id": stream, "flow_controlled_length": text.len(), "data": text});
+            // Our own engine ends with the last bytes what the recorded peer ended with a frame of its own.
+            let apart = frame.ends_stream() && !text.is_empty();
+            let end = apart.then(|| received(""));
+            [received(&text)].into_iter().chain(end).collect()
         }
         raw::RST_STREAM => {
             vec![json!({"event": "StreamReset", "stream_id": stream, "error_code": frame.code()})]
