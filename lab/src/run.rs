@@ -17,6 +17,9 @@ pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/
 /// Long enough for anything that is not stuck.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Until what an ended program wrote has been read; longer only if a child of its own holds the pipe.
+const GATHERING: Duration = Duration::from_secs(10);
+
 /// What a finished command left.
 #[derive(Debug)]
 pub struct Ran {
@@ -102,15 +105,18 @@ fn collect(mut child: Child, what: String, within: Duration) -> Result<Ran> {
     if ended.is_err() {
         enter::kill_session(&mut child);
     }
-    // A grandchild may hold the pipes open for ever: give what is there.
     let text = |output: &mpsc::Receiver<Vec<u8>>| {
-        let bytes = output
-            .recv_timeout(Duration::from_secs(1))
-            .unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
+        let bytes = output.recv_timeout(GATHERING)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let (stdout, stderr) = (text(&stdout), text(&stderr));
-    let status = ended.map_err(|error| anyhow!("{error}\n{stdout}{stderr}"))?;
+    let (stdout, stderr): (Result<_>, Result<_>) = (text(&stdout), text(&stderr));
+    let status = ended.map_err(|error| {
+        let said = |output: &Result<String>| output.as_deref().unwrap_or_default().to_owned();
+        anyhow!("{error}\n{}{}", said(&stdout), said(&stderr))
+    })?;
+    // Not known is not the same as nothing.
+    let held = || format!("`{what}` has ended, and something it started still holds its output");
+    let (stdout, stderr) = (stdout.with_context(held)?, stderr.with_context(held)?);
     Ok(Ran {
         status,
         stdout,
@@ -151,6 +157,14 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("exit status: 3\nout\nerr"), "{error}");
+    }
+
+    #[test]
+    fn output_that_somebody_still_holds_is_an_error_and_not_empty() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo here; sleep 14 &"]);
+        let error = run_entered(command, b"", PATIENCE).unwrap_err().to_string();
+        assert!(error.contains("still holds its output"), "{error}");
     }
 
     #[test]
