@@ -6,9 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use nix::sys::socket::sockopt::TcpCongestion;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use ztunnel::config::ports;
 use ztunnel::netns::{From, Netns, NetnsId, original_destination, unmapped};
 
 use crate::place::{HandedOver, REDIRECT, options, place};
@@ -53,6 +55,27 @@ fn threads_do_not_drag_each_other_along() {
     threads
         .into_iter()
         .for_each(|thread| thread.join().unwrap());
+}
+
+/// Where the machine's kernel has no BBR, nothing can be set that would have to be undone.
+#[tokio::test]
+async fn an_apps_own_connections_are_not_paced_where_the_nodes_are() {
+    let place = place();
+    let key = "net/ipv4/tcp_congestion_control";
+    let paced = place.sysctl(key, "bbr").is_ok();
+    let netns = place.netns();
+    let control = |listener: &tokio::net::TcpListener| {
+        let control = nix::sys::socket::getsockopt(listener, TcpCongestion).unwrap();
+        control.into_string().unwrap()
+    };
+    let of_apps = netns.listen(ports::OUTBOUND).unwrap();
+    let of_tunnels = netns.listen(ports::INBOUND).unwrap();
+    let (app, tunnel) = (control(&of_apps), control(&of_tunnels));
+    if paced {
+        assert_eq!((app.as_str(), tunnel.as_str()), ("reno", "bbr"));
+    } else {
+        assert_eq!(app, tunnel, "left as the operator has it");
+    }
 }
 
 /// Not a limit, only a number to look at: `cargo test -- --nocapture`.
