@@ -77,21 +77,21 @@ impl Stage {
             near: Some("ours, same node"),
             plain: Some("ours, passthrough"),
             ztunnel: Ztunnel::Ours {
-                engine: "h2",
+                engine: "own",
                 full: false,
             },
         })?;
         // Neither within a node nor out of the mesh does anything go through an engine.
         stage.with_mesh(&Mesh {
-            name: "ours (own)",
+            name: "ours (h2)",
             near: None,
             plain: None,
             ztunnel: Ztunnel::Ours {
-                engine: "own",
+                engine: "h2",
                 full: false,
             },
         })?;
-        let full = [("ours, full", "h2"), ("ours (own), full", "own")];
+        let full = [("ours, full", "own"), ("ours (h2), full", "h2")];
         for (name, engine) in full.into_iter().filter(|_| tunnels) {
             stage.with_mesh(&Mesh {
                 name,

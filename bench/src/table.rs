@@ -396,7 +396,7 @@ mod tests {
     fn a_way_is_compared_with_the_peers_same_way() {
         assert_eq!(counterpart("ours, same node"), "peer, same node");
         assert_eq!(counterpart("ours, passthrough"), "peer, passthrough");
-        assert_eq!(counterpart("ours (own), full"), "peer");
+        assert_eq!(counterpart("ours (h2), full"), "peer");
     }
 
     #[test]
