@@ -221,9 +221,13 @@ impl Place {
     }
 
     /// Does `work` while the place is held.
-    pub(crate) async fn hold<F: Future>(self, work: F) -> F::Output {
-        let _held = self;
-        work.await
+    pub(crate) fn hold<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        // A future that is handed on by value has room for it twice, as long as it lives, and who spawns it hands it on again.
+        let work = Box::pin(work);
+        async move {
+            let _held = self;
+            work.await
+        }
     }
 }
 
