@@ -21,8 +21,9 @@ use crate::{
     tunnel::TunnelError,
 };
 
-/// Silence after which nobody can be sure that the peer is still there.
-const SILENT: Duration = Duration::from_secs(1);
+/// Silence after which a peer may have gone unheard (a crash that nothing was sent for): a request that carries
+/// an app's bytes cannot be made again, so such a peer gets one without.
+const SILENT: Duration = Duration::from_millis(300);
 
 impl State {
     /// Asks for a tunnel. What its app has said `first` goes along, all of it or nothing; says how much. Whether
