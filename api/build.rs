@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "proto/discovery.proto",
     "proto/workload.proto",
     "proto/authorization.proto",
     "proto/ca.proto",
     "proto/zds.proto",
+    "proto/waypoint.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

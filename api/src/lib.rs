@@ -11,6 +11,7 @@
 //! | [`security`] | resources: layer 4 policies |
 //! | [`ca`] | certificate signing |
 //! | [`zds`] | node agent to ztunnel |
+//! | [`waypoint`] | resources: what a waypoint does at layer 7 |
 
 /// Delta xDS: requests, responses, and the aggregated service.
 #[allow(
@@ -77,6 +78,19 @@ pub mod zds {
     tonic::include_proto!("istio.workload.zds");
 }
 
+/// `ambit.waypoint.v1`: routes, policies and limits of a layer 7 proxy.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
+pub mod waypoint {
+    tonic::include_proto!("ambit.waypoint.v1");
+}
+
 /// Kubernetes objects, and the directory that stands in for an API server.
 #[cfg(feature = "k8s")]
 pub mod k8s;
@@ -85,6 +99,9 @@ pub mod k8s;
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`].
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+
+/// Type URL of [`waypoint::Resource`].
+pub const WAYPOINT_TYPE: &str = "type.googleapis.com/ambit.waypoint.v1.Resource";
 
 /// Every message above as a serialised `FileDescriptorSet`, for tools and tests that read JSON.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

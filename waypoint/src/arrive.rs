@@ -1,0 +1,1 @@
+//! Connections arrive: HBONE, and the ports of a gateway.

@@ -1,0 +1,1 @@
+//! Pure: whether a request may pass.

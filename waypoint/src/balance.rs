@@ -1,0 +1,1 @@
+//! Pure: which endpoint a request goes to.

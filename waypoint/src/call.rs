@@ -1,0 +1,1 @@
+//! One request is answered by tries: timeouts, retries, hedging.

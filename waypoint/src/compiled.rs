@@ -1,0 +1,1 @@
+//! What a request sees of a service: everything that touches it, compiled once.

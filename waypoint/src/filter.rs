@@ -1,0 +1,1 @@
+//! Pure: what a rule changes of a request and its answer.

@@ -1,0 +1,45 @@
+//! The layer 7 proxy of the mesh: a namespace's waypoint, or a gateway at its edge.
+//!
+//! One request, top to bottom (`request`):
+//!
+//! ```text
+//!  ztunnel ══ HBONE ══▶ arrive ─▶ parse ─▶ route ─▶ authenticate ─▶ authorise ─▶ limit ─▶ transform
+//!                                                                                            │
+//!  ztunnel ◀══ HBONE ══ upstream ◀─ call (retry, timeout) ◀──────────── choose ◀─────────────┘
+//!                          └──────▶ respond ─▶ report
+//! ```
+//!
+//! What is known of a service is compiled when it arrives and published by one pointer swap (`compiled`, `state`); a
+//! request takes no lock to read it.
+//!
+//! | file | part |
+//! |---|---|
+//! | `config`, `start` | the process |
+//! | `discovery`, `state`, `compiled` | what the control plane says, and what a request sees of it |
+//! | `client`, `asked` | who asks, and for what: the one form that routes, policies and limits judge |
+//! | `arrive`, `request`, `call`, `upstream` | the path |
+//! | `route`, `filter` | pure: which rule, and what it changes |
+//! | `authorize`, `authenticate` | pure: who may; tokens |
+//! | `balance`, `outlier`, `limit` | pure: which endpoint, who is left out, how many may |
+//! | `report`, `admin` | what an operator sees |
+
+pub mod admin;
+pub mod arrive;
+pub mod asked;
+pub mod authenticate;
+pub mod authorize;
+pub mod balance;
+pub mod call;
+pub mod client;
+pub mod compiled;
+pub mod config;
+pub mod discovery;
+pub mod filter;
+pub mod limit;
+pub mod outlier;
+pub mod report;
+pub mod request;
+pub mod route;
+pub mod start;
+pub mod state;
+pub mod upstream;

@@ -1,0 +1,1 @@
+//! Pure: how many requests may pass.

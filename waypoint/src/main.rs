@@ -1,0 +1,6 @@
+//! The process: see [`waypoint::start`].
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}

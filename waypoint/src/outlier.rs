@@ -1,0 +1,1 @@
+//! Pure: which endpoints are left out for a while.

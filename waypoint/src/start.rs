@@ -1,0 +1,1 @@
+//! The process: its parts wired together, and its end.
