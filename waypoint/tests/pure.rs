@@ -1,0 +1,24 @@
+//! What needs no sockets: routes, filters, policies, tokens, balance, limits, reports.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+
+#[path = "pure/asked.rs"]
+mod asked;
+#[path = "pure/authenticate.rs"]
+mod authenticate;
+#[path = "pure/authorize.rs"]
+mod authorize;
+#[path = "pure/balance.rs"]
+mod balance;
+#[path = "pure/filter.rs"]
+mod filter;
+#[path = "pure/limit.rs"]
+mod limit;
+#[path = "pure/outlier.rs"]
+mod outlier;
+#[path = "pure/report.rs"]
+mod report;
+#[path = "pure/route.rs"]
+mod route;
+#[path = "pure/state.rs"]
+mod state;
