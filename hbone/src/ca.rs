@@ -27,6 +27,7 @@ pub struct CaClient {
     cluster: AsciiMetadataValue,
     token: TokenSource,
     lifetime: Duration,
+    itself: bool,
 }
 
 impl CaClient {
@@ -48,7 +49,14 @@ impl CaClient {
             cluster,
             token,
             lifetime,
+            itself: false,
         })
+    }
+
+    /// One that asks for nobody's identity but its own, that of its token, as any workload may.
+    pub fn for_itself(mut self) -> Self {
+        self.itself = true;
+        self
     }
 
     fn request(
@@ -66,10 +74,11 @@ impl CaClient {
             kind: Some(Kind::StringValue(identity.to_string())),
         };
         let fields = BTreeMap::from([("ImpersonatedIdentity".to_owned(), impersonated)]);
+        let metadata = (!self.itself).then_some(Struct { fields });
         let mut request = Request::new(IstioCertificateRequest {
             csr,
             validity_duration: i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(Struct { fields }),
+            metadata,
         });
         request.metadata_mut().insert("authorization", bearer);
         request

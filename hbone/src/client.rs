@@ -53,6 +53,8 @@ pub struct Connect {
     pub traceparent: Option<String>,
     /// `x-forwarded-network`: only in the inner request of double HBONE.
     pub x_forwarded_network: Option<String>,
+    /// `x-istio-source`: what we are, if not an app's own proxy (`waypoint`).
+    pub source: Option<&'static str>,
 }
 
 impl Connect {
@@ -64,19 +66,21 @@ impl Connect {
             baggage: None,
             traceparent: None,
             x_forwarded_network: None,
+            source: None,
         }
     }
 
     /// The headers that it has, in the order in which they are sent.
     pub(crate) fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [
-            ("baggage", &self.baggage),
-            ("forwarded", &self.forwarded),
-            ("traceparent", &self.traceparent),
-            ("x-forwarded-network", &self.x_forwarded_network),
+            ("baggage", self.baggage.as_deref()),
+            ("forwarded", self.forwarded.as_deref()),
+            ("traceparent", self.traceparent.as_deref()),
+            ("x-forwarded-network", self.x_forwarded_network.as_deref()),
+            ("x-istio-source", self.source),
         ]
         .into_iter()
-        .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+        .filter_map(|(name, value)| Some((name, value?)))
     }
 }
 

@@ -149,6 +149,13 @@ impl Tunnel {
         self.reader.recv().await
     }
 
+    /// Returns the credit of the last chunk now, and not with the next call of [`Tunnel::recv`]: for who goes on in
+    /// another way, with [`Tunnel::into_io`] or [`crate::both_ways`].
+    pub fn settle(&mut self) {
+        let owed = std::mem::take(&mut self.reader.owed);
+        self.reader.consumed(owed);
+    }
+
     /// Sends bytes; returns when the engine has taken them all, which it does only as fast as the peer
     /// gives credit. Not cancel safe: a cancelled send has sent an unknown part.
     ///

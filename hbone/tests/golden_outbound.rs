@@ -51,6 +51,7 @@ fn recorded_connect() -> Connect {
         baggage: Some("k8s.namespace.name=default".into()),
         traceparent: Some("00-4457833f01ca4e6dea9daad03e781fc3-ade9e90548af1801-00".into()),
         x_forwarded_network: None,
+        source: None,
     }
 }
 

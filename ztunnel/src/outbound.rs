@@ -2,8 +2,8 @@
 //!
 //! 1. accepted by the pod's listener, original destination known   (`pod`)
 //! 2. decide                                                        (`route::decide`, pure)
-//! 3. open: a tunnel, a joined pod, or plain TCP                     (`tunnel`, `local::join`, `plain`)
-//! 4. copy until both directions have ended                         (`hbone`)
+//! 3. open: a tunnel, a joined pod, or plain TCP                     (`tunnel`, `local::open`, `plain`)
+//! 4. copy until both directions have ended                         (`Opened::carry`, `hbone`)
 //! 5. report, whatever happened                                     (`Report` writes itself on drop)
 //!
 //! Everything that can be refused is refused before the first byte moves, with a reset: an end of stream would look
@@ -21,9 +21,10 @@ use tokio::net::TcpStream;
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Carrier, Protocol};
+use crate::connections::{Carrier, Live, Protocol};
 use crate::headers;
 use crate::inbound::Unreachable;
+use crate::local;
 use crate::lookup::{LookupError, lookup};
 use crate::netns::{From, unmapped};
 use crate::node::Node;
@@ -41,7 +42,13 @@ pub async fn serve(
     original_dst: SocketAddr,
 ) {
     let mut report = Report::new(node, pod, Reporter::Source, peer, original_dst);
-    match carry(node, pod, tcp, peer, original_dst, &mut report).await {
+    // Boxed: opening a connection takes kilobytes, and is over before its long life begins.
+    let opened = Box::pin(open(node, pod, tcp, peer, original_dst, &mut report)).await;
+    let carried = match opened {
+        Ok(opened) => opened.carry().await,
+        Err(why) => Err(why),
+    };
+    match carried {
         Ok(()) => report.completed(),
         Err(why) => report.failed(&why),
     }
@@ -88,14 +95,34 @@ impl Failure for Failed {
 /// As long as Istio waits; an app behind a dead address learns of it in less time than its own patience.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-async fn carry(
+/// A connection through which bytes can flow.
+pub(crate) enum Opened {
+    Tunnel(TcpStream, hbone::Tunnel, Arc<Live>),
+    Pair(TcpPair, Arc<Live>),
+    Joined(local::Joined),
+}
+
+impl Opened {
+    /// Until both directions have ended.
+    async fn carry(self) -> Result<(), Failed> {
+        match self {
+            Self::Tunnel(tcp, tunnel, live) => {
+                ended(hbone::both_ways(tcp, tunnel, live.counters()).await)
+            }
+            Self::Pair(pair, live) => ended(pair.both_ways(live.counters()).await),
+            Self::Joined(joined) => joined.carry().await,
+        }
+    }
+}
+
+async fn open(
     node: &Arc<Node>,
     pod: &Arc<Pod>,
     tcp: TcpStream,
     peer: SocketAddr,
     original: SocketAddr,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<Opened, Failed> {
     if is_addressed_to_us(&tcp, original) {
         return refuse(tcp, Refused::SelfCall);
     }
@@ -127,7 +154,7 @@ async fn carry(
     };
     match decision {
         Decision::Tunnel(found) => tunnel(&leaving, tcp, found, report).await,
-        Decision::Local(found) => crate::local::join(&leaving, tcp, found, report).await,
+        Decision::Local(found) => local::open(&leaving, tcp, found, report).await,
         Decision::Plain(found) => plain(&leaving, tcp, found, report).await,
     }
 }
@@ -199,7 +226,7 @@ async fn tunnel(
     tcp: TcpStream,
     found: Tunnel,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<Opened, Failed> {
     let Leaving {
         node,
         pod,
@@ -242,6 +269,7 @@ async fn tunnel(
         baggage: Some(headers::baggage(source)).filter(|baggage| !baggage.is_empty()),
         traceparent: Some(headers::traceparent()),
         x_forwarded_network: None,
+        source: None,
     };
     let from = own.map_or(From::Any, From::Own);
     let opened = node
@@ -259,7 +287,7 @@ async fn tunnel(
             if let Ok(freezer) = tunnel.freezer() {
                 live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
             }
-            ended(hbone::both_ways(tcp, tunnel, live.counters()).await)
+            Ok(Opened::Tunnel(tcp, tunnel, live))
         }
         Err(why) => refuse(tcp, why),
     }
@@ -270,7 +298,7 @@ async fn plain(
     tcp: TcpStream,
     found: Plain,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<Opened, Failed> {
     let Leaving {
         pod,
         identity,
@@ -309,7 +337,7 @@ async fn plain(
         Ok(up) => {
             let pair = TcpPair::new(tcp, up);
             live.carried_by(Carrier::Pair(pair.freezer()));
-            ended(pair.both_ways(live.counters()).await)
+            Ok(Opened::Pair(pair, live))
         }
         Err(why) => refuse(tcp, why),
     }

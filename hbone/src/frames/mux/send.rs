@@ -170,16 +170,11 @@ impl Mux {
     }
 
     fn request_block(&mut self, connect: &Connect) -> Result<Vec<u8>, NotOpened> {
-        let more = [
-            ("baggage", &connect.baggage),
-            ("forwarded", &connect.forwarded),
-            ("traceparent", &connect.traceparent),
-            ("x-forwarded-network", &connect.x_forwarded_network),
-        ];
-        for (name, value) in more {
-            if !value.as_deref().is_none_or(fields::is_sendable) {
-                return Err(NotOpened::Malformed(name));
-            }
+        if let Some((name, _)) = connect
+            .headers()
+            .find(|(_, value)| !fields::is_sendable(value))
+        {
+            return Err(NotOpened::Malformed(name));
         }
         let authority = connect.authority.to_string();
         if !fields::is_sendable(&authority) {
@@ -188,10 +183,8 @@ impl Mux {
         let mut block = self.block();
         block.extend_from_slice(hpack::CONNECT);
         hpack::put_indexed(&mut block, hpack::AUTHORITY, authority.as_bytes());
-        for (name, value) in more {
-            if let Some(value) = value {
-                hpack::put(&mut block, name, value.as_bytes());
-            }
+        for (name, value) in connect.headers() {
+            hpack::put(&mut block, name, value.as_bytes());
         }
         Ok(block)
     }
