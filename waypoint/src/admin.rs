@@ -1,1 +1,107 @@
 //! What an operator may ask the process.
+//!
+//! | port | routes |
+//! |---|---|
+//! | admin, localhost | `/config_dump`, `/explain?…`, `/logging`, `/quitquitquit` |
+//! | metrics | `/metrics`, `/stats/prometheus` |
+//! | readiness | `/healthz/ready` |
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use ops::log::LogHandle;
+use ops::metrics::Registry;
+use ops::ready::Readiness;
+use tokio_util::sync::CancellationToken;
+
+pub mod question;
+
+pub use question::Question;
+
+/// What the process knows, as an operator may see it: no key material.
+pub trait Shown: Send + Sync + 'static {
+    /// Everything.
+    fn dump(&self) -> serde_json::Value;
+
+    /// Which rule and which policies decide about a request.
+    fn explain(&self, question: &Question) -> serde_json::Value;
+}
+
+/// Everything the doors show.
+pub struct Doors {
+    /// What `/config_dump` and `/explain` say.
+    pub shown: Arc<dyn Shown>,
+    /// The log, whose levels can be changed.
+    pub log: LogHandle,
+    /// What `/metrics` prints.
+    pub registry: Arc<Registry>,
+    /// What `/healthz/ready` says.
+    pub readiness: Readiness,
+    /// Cancelled by `/quitquitquit`.
+    pub quit: CancellationToken,
+}
+
+/// Where the doors are.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// On localhost only: 15000.
+    pub admin: u16,
+    /// `[::]:15020`
+    pub metrics: SocketAddr,
+    /// `[::]:15021`
+    pub readiness: SocketAddr,
+}
+
+impl Doors {
+    /// Opens all doors; they close with `stop`.
+    pub async fn open(self, at: Places, stop: CancellationToken) -> io::Result<()> {
+        let admin = routes(self.shown).merge(ops::admin::admin(self.log, self.quit));
+        for listener in ops::admin::bind_localhost(at.admin).await? {
+            tokio::spawn(ops::admin::serve(listener, admin.clone(), stop.clone()));
+        }
+        let metrics = ops::admin::bind(at.metrics).await?;
+        let scraped = ops::admin::metrics(self.registry);
+        tokio::spawn(ops::admin::serve(metrics, scraped, stop.clone()));
+        let readiness = ops::admin::bind(at.readiness).await?;
+        let asked = ops::admin::readiness(self.readiness);
+        tokio::spawn(ops::admin::serve(readiness, asked, stop));
+        Ok(())
+    }
+}
+
+/// `/config_dump` and `/explain`.
+pub fn routes(shown: Arc<dyn Shown>) -> Router {
+    Router::new()
+        .route("/config_dump", get(config_dump))
+        .route("/explain", get(explain))
+        .with_state(shown)
+}
+
+async fn config_dump(State(shown): State<Arc<dyn Shown>>) -> Response {
+    // Much to print for a large gateway; the runtime has requests to carry.
+    match tokio::task::spawn_blocking(move || printed(&shown.dump())).await {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+fn printed(value: &serde_json::Value) -> String {
+    format!("{value:#}\n")
+}
+
+async fn explain(State(shown): State<Arc<dyn Shown>>, RawQuery(query): RawQuery) -> Response {
+    match Question::parse(query.as_deref().unwrap_or_default()) {
+        Ok(question) => Json(shown.explain(&question)).into_response(),
+        Err(why) => (
+            StatusCode::BAD_REQUEST,
+            format!("{why}\n{}", question::USAGE),
+        )
+            .into_response(),
+    }
+}

@@ -1,1 +1,378 @@
-//! What is reported of a request.
+//! What is reported of a request, exactly once whatever happened: it writes itself when dropped.
+//!
+//! 1. a connection arrived: [`Reports::caller`], whose labels are made once;
+//! 2. a request's head was read: [`Reports::request`];
+//! 3. the path says what it decides and does: `service`, `routed`, `denied`, `tried`, `flag`, `detail`;
+//! 4. there is an answer: [`Report::answer`] gives it a body that counts and carries the report to its end;
+//! 5. dropped: the metrics (`series`), then one line in the log under target `access` (`line`).
+//!
+//! A report that is dropped without an answer is of a client that went away: code 0, flag DC.
+//!
+//! | file | part |
+//! |---|---|
+//! | `labels`, `series` | Istio's metrics |
+//! | `flag` | Envoy's letters for what went differently |
+//! | `body` | bodies that count |
+//! | `line` | the access log |
+//! | `tcp` | connections of services that do not speak HTTP |
+//! | `trace` | which trace a request belongs to, and whether it is sampled |
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use hbone::Identity;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Version, header, request, response};
+use mesh::{Service, Workload};
+use prometheus_client::registry::Registry;
+
+use crate::client::Client;
+
+mod body;
+mod flag;
+mod labels;
+mod line;
+mod series;
+mod tcp;
+pub mod trace;
+
+pub use body::{Counted, Reported};
+pub use flag::{Flag, Flags};
+pub use tcp::TcpReport;
+
+use labels::{How, Side};
+use series::{Destination, Moved, Scraped, Table};
+use trace::Trace;
+
+/// Label `reporter`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    /// A waypoint.
+    Waypoint,
+    /// A gateway at the mesh's edge: `source`, as Istio has it.
+    Gateway,
+}
+
+impl Reporter {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Waypoint => "waypoint",
+            Self::Gateway => "source",
+        }
+    }
+}
+
+/// Label `request_protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP that is not gRPC.
+    Http,
+    /// Requests of content type `application/grpc`.
+    Grpc,
+    /// Anything else.
+    Tcp,
+}
+
+impl Protocol {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Grpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    fn of(headers: &HeaderMap) -> Self {
+        let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        match kind.and_then(|kind| kind.strip_prefix(b"application/grpc")) {
+            Some([] | [b'+' | b';', ..]) => Self::Grpc,
+            _ => Self::Http,
+        }
+    }
+}
+
+/// All reports of the process. Clones share the numbers.
+#[derive(Debug, Clone)]
+pub struct Reports {
+    reporter: Reporter,
+    table: Arc<Table>,
+}
+
+impl Reports {
+    /// Nothing has been reported yet.
+    pub fn new(reporter: Reporter) -> Self {
+        Self {
+            reporter,
+            table: Arc::default(),
+        }
+    }
+
+    /// Enters the metrics into `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(Scraped(self.table.clone())));
+    }
+
+    /// Who is at the other end of a connection; its labels serve all its requests.
+    pub fn caller(&self, client: Arc<Client>) -> Arc<Caller> {
+        Arc::new(Caller {
+            side: Arc::new(Side::of_client(&client, self.table.believes())),
+            client,
+        })
+    }
+
+    /// A request's head was read.
+    pub fn request(&self, caller: &Arc<Caller>, head: &request::Parts, now: Instant) -> Report {
+        Report(Box::new(Story {
+            reports: self.clone(),
+            caller: caller.clone(),
+            began: now,
+            protocol: Protocol::of(&head.headers),
+            asked: Heard::of(head),
+            to: Destination::default(),
+            port: 0,
+            upstream: None,
+            tries: 0,
+            first_byte: None,
+            route: None,
+            policy: None,
+            flags: Flags::default(),
+            detail: None,
+            code: None,
+            grpc: None,
+            received: None,
+            sent: 0,
+            messages_sent: 0,
+            trace: None,
+            quiet: false,
+        }))
+    }
+
+    /// A connection that is not HTTP.
+    pub fn connection(&self, caller: &Arc<Caller>, now: Instant) -> TcpReport {
+        TcpReport::new(self.clone(), caller.clone(), now)
+    }
+}
+
+/// The other end of a connection, as reports have it.
+#[derive(Debug)]
+pub struct Caller {
+    /// Who it is.
+    pub client: Arc<Client>,
+    side: Arc<Side>,
+}
+
+/// The record of one request.
+#[derive(Debug)]
+pub struct Report(Box<Story>);
+
+#[derive(Debug)]
+struct Story {
+    reports: Reports,
+    caller: Arc<Caller>,
+    began: Instant,
+    protocol: Protocol,
+    asked: Heard,
+    to: Destination,
+    port: u16,
+    upstream: Option<SocketAddr>,
+    tries: u32,
+    first_byte: Option<Duration>,
+    route: Option<Arc<str>>,
+    policy: Option<Arc<str>>,
+    flags: Flags,
+    detail: Option<Cow<'static, str>>,
+    code: Option<u16>,
+    grpc: Option<u16>,
+    received: Option<Arc<Meter>>,
+    sent: u64,
+    messages_sent: u64,
+    trace: Option<Trace>,
+    quiet: bool,
+}
+
+/// What the client asked, before anything was changed. Reference counts, no copies.
+#[derive(Debug)]
+struct Heard {
+    method: Method,
+    authority: Option<HeaderValue>,
+    host: Option<http::uri::Authority>,
+    path: Option<PathAndQuery>,
+    version: Version,
+    user_agent: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+}
+
+impl Heard {
+    fn of(head: &request::Parts) -> Self {
+        let header = |name: header::HeaderName| head.headers.get(name).cloned();
+        Self {
+            method: head.method.clone(),
+            authority: header(header::HOST),
+            host: head.uri.authority().cloned(),
+            path: head.uri.path_and_query().cloned(),
+            version: head.version,
+            user_agent: header(header::USER_AGENT),
+            request_id: header(REQUEST_ID),
+        }
+    }
+}
+
+/// Counts what a client sends, while the report is elsewhere.
+#[derive(Debug, Default)]
+struct Meter {
+    bytes: AtomicU64,
+    messages: AtomicU64,
+}
+
+impl Report {
+    /// The service and its port that it is for.
+    pub fn service(&mut self, service: &Arc<Service>, port: u16) {
+        self.0.to.service = Some(service.clone());
+        self.0.port = port;
+    }
+
+    /// The rule it belongs to: `kind/namespace/name/rule`.
+    pub fn routed(&mut self, rule: Arc<str>) {
+        self.0.route = Some(rule);
+    }
+
+    /// The policy that refused it, or would have (dry run).
+    pub fn denied(&mut self, policy: Arc<str>) {
+        self.0.policy = Some(policy);
+    }
+
+    /// It is sent to an endpoint: the first time, or once more.
+    pub fn tried(
+        &mut self,
+        workload: &Arc<Workload>,
+        address: SocketAddr,
+        identity: Option<&Identity>,
+    ) {
+        self.0.tries += 1;
+        self.0.upstream = Some(address);
+        self.0.to.workload = Some(workload.clone());
+        self.0.to.identity = identity.cloned();
+    }
+
+    /// Something went differently.
+    pub fn flag(&mut self, flag: Flag) {
+        self.0.flags = self.0.flags.with(flag);
+    }
+
+    /// Why, for a person. The first reason stays.
+    pub fn detail(&mut self, why: impl Into<Cow<'static, str>>) {
+        self.0.detail.get_or_insert_with(|| why.into());
+    }
+
+    /// The trace it belongs to.
+    pub fn traced(&mut self, trace: Trace) {
+        self.0.trace = Some(trace);
+    }
+
+    /// The id by which logs of several proxies are found together, when this proxy made it.
+    pub fn request_id(&mut self, id: HeaderValue) {
+        self.0.asked.request_id = Some(id);
+    }
+
+    /// No line in the access log; the metrics count all the same.
+    pub fn quiet(&mut self) {
+        self.0.quiet = true;
+    }
+
+    /// The request's body, counted.
+    pub fn received<B>(&mut self, body: B) -> Counted<B> {
+        let meter = self.0.received.get_or_insert_default();
+        Counted::new(body, meter.clone(), self.0.protocol == Protocol::Grpc)
+    }
+
+    /// How long it has taken so far.
+    pub fn took(&self) -> Duration {
+        self.0.began.elapsed()
+    }
+
+    /// How often it was sent to an endpoint.
+    pub fn tries(&self) -> u32 {
+        self.0.tries
+    }
+
+    /// What is answered; the report ends with the answer's body.
+    pub fn answer<B: http_body::Body>(
+        mut self,
+        answer: http::Response<B>,
+    ) -> http::Response<Reported<B>> {
+        let (head, body) = answer.into_parts();
+        self.answered(&head);
+        http::Response::from_parts(head, Reported::new(body, self))
+    }
+
+    /// Bytes carried after an upgrade, to the client and from it.
+    pub fn carried(&mut self, sent: u64, received: u64) {
+        self.0.sent += sent;
+        let meter = self.0.received.get_or_insert_default();
+        meter.bytes.fetch_add(received, Relaxed);
+    }
+
+    /// The answer's head, where its body is not a body: an upgrade.
+    pub fn answered(&mut self, head: &response::Parts) {
+        self.0.code = Some(head.status.as_u16());
+        self.0.first_byte = Some(self.0.began.elapsed());
+        if self.0.protocol == Protocol::Grpc {
+            self.grpc_status(&head.headers);
+        }
+    }
+
+    fn grpc_status(&mut self, headers: &HeaderMap) {
+        let status = headers.get(GRPC_STATUS).map(HeaderValue::as_bytes);
+        if let Some(status) = status.and_then(grpc_code) {
+            self.0.grpc = Some(status);
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let story = &mut *self.0;
+        if story.code.is_none() && story.flags.is_empty() {
+            story.flags = Flag::DownstreamClosed.into();
+        }
+        let took = story.began.elapsed();
+        let moved = story.moved();
+        let how = How {
+            protocol: story.protocol,
+            code: story.code.unwrap_or(0),
+            grpc: story.grpc,
+            flags: story.flags,
+        };
+        let (reports, caller) = (&story.reports, &story.caller);
+        let series = reports.table.find(reports.reporter, caller, &story.to, how);
+        series.request(took, moved);
+        if !story.quiet {
+            line::write(story, took, moved);
+        }
+    }
+}
+
+impl Story {
+    fn moved(&self) -> Moved {
+        let received = self.received.as_deref();
+        Moved {
+            received: received.map_or(0, |meter| meter.bytes.load(Relaxed)),
+            messages_received: received.map_or(0, |meter| meter.messages.load(Relaxed)),
+            sent: self.sent,
+            messages_sent: self.messages_sent,
+        }
+    }
+}
+
+/// A status of gRPC; what is none is not worth a series of its own.
+fn grpc_code(text: &[u8]) -> Option<u16> {
+    let code = std::str::from_utf8(text).ok()?.parse().ok()?;
+    Some(if code <= 16 { code } else { 2 })
+}
+
+/// Joins the logs of several proxies.
+pub const REQUEST_ID: header::HeaderName = header::HeaderName::from_static("x-request-id");
+const GRPC_STATUS: &str = "grpc-status";

@@ -1,0 +1,412 @@
+//! The numbers behind the labels.
+//!
+//! 1. a request that has ended finds its [`Series`] by the objects at its ends (`Table::find`), so that no label is
+//!    formatted twice;
+//! 2. it counts there with relaxed atomics;
+//! 3. a scrape walks all series once per metric.
+//!
+//! Bounded: beyond [`MOST`] series new ones fall together in one per reporter and protocol, whose labels are
+//! `unknown`; what a client's proxy says of it is believed up to a fifth of that.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use hbone::Identity;
+use mesh::{Service, Workload};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+
+use super::labels::{How, Labels, Side, Towards};
+use super::{Caller, Protocol, Reporter};
+
+/// Series in all. One takes about a kilobyte.
+const MOST: usize = 50_000;
+/// Series up to which a client that the mesh does not know is what its proxy says it is.
+const BELIEVED: usize = 10_000;
+/// Where the cache of handles starts anew. Each update of a workload makes new keys.
+const CACHED: usize = 2_048;
+const SHARDS: usize = 16;
+
+/// Upper ends of the buckets, for milliseconds and for bytes alike: Envoy's, which dashboards are made for.
+const BUCKETS: [f64; 20] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+    f64::MAX, // printed as +Inf
+];
+
+/// All series of the process.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    all: RwLock<HashMap<Arc<Labels>, Arc<Series>>>,
+    cache: [Mutex<HashMap<Key, Cached>>; SHARDS],
+    spread: RandomState,
+}
+
+/// Objects by address. Sound because the entry keeps them alive: an address cannot be reused while it is a key.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    caller: usize,
+    service: usize,
+    destination: usize,
+    identity: Option<Identity>,
+    how: How,
+}
+
+#[derive(Debug)]
+struct Cached {
+    series: Arc<Series>,
+    _alive: (Arc<Side>, Option<Arc<Service>>, Option<Arc<Workload>>),
+}
+
+/// The other end, as far as it is known.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Destination {
+    pub(super) service: Option<Arc<Service>>,
+    pub(super) workload: Option<Arc<Workload>>,
+    pub(super) identity: Option<Identity>,
+}
+
+impl Table {
+    pub(super) fn find(
+        &self,
+        reporter: Reporter,
+        caller: &Caller,
+        to: &Destination,
+        how: How,
+    ) -> Arc<Series> {
+        let key = Key {
+            caller: Arc::as_ptr(&caller.side).addr(),
+            service: to.service.as_ref().map_or(0, |it| Arc::as_ptr(it).addr()),
+            destination: to.workload.as_ref().map_or(0, |it| Arc::as_ptr(it).addr()),
+            identity: to.identity.clone(),
+            how,
+        };
+        let shard = &self.cache[(self.spread.hash_one(&key) as usize) % SHARDS];
+        if let Some(cached) = lock(shard).get(&key) {
+            return cached.series.clone();
+        }
+        let series = self.enter(Labels {
+            reporter,
+            source: caller.side.clone(),
+            service: Towards::new(to.service.as_deref()),
+            destination: Side::new(to.workload.as_deref(), to.identity.as_ref()),
+            secured: caller.client.identity.is_some(),
+            how,
+        });
+        let mut cache = lock(shard);
+        if cache.len() >= CACHED {
+            cache.clear();
+        }
+        let alive = (caller.side.clone(), to.service.clone(), to.workload.clone());
+        cache.insert(
+            key,
+            Cached {
+                series: series.clone(),
+                _alive: alive,
+            },
+        );
+        series
+    }
+
+    /// Whether what a client's proxy says of it may still make series.
+    pub(super) fn believes(&self) -> bool {
+        self.all
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+            < BELIEVED
+    }
+
+    fn enter(&self, labels: Labels) -> Arc<Series> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = all.get(&labels) {
+            return series.clone();
+        }
+        let full = all.len() >= MOST;
+        drop(all);
+        let labels = Arc::new(if full { labels.blurred() } else { labels });
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let series = all
+            .entry(labels.clone())
+            .or_insert_with(|| Arc::new(Series::new(labels)));
+        series.clone()
+    }
+}
+
+impl Labels {
+    /// One of few: what is left of the labels when there are too many series.
+    fn blurred(self) -> Self {
+        Self {
+            source: Arc::new(Side::new(None, None)),
+            service: Towards::new(None),
+            destination: Side::new(None, None),
+            how: How {
+                code: self.how.code / 100 * 100,
+                grpc: None,
+                ..self.how
+            },
+            ..self
+        }
+    }
+}
+
+/// The numbers of one label set. TCP uses only some of them.
+#[derive(Debug)]
+pub(super) struct Series {
+    labels: Arc<Labels>,
+    requests: AtomicU64,
+    millis: Histogram,
+    received: Histogram,
+    sent: Histogram,
+    messages_received: AtomicU64,
+    messages_sent: AtomicU64,
+    closed: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Series {
+    fn new(labels: Arc<Labels>) -> Self {
+        Self {
+            labels,
+            requests: AtomicU64::default(),
+            millis: Histogram::default(),
+            received: Histogram::default(),
+            sent: Histogram::default(),
+            messages_received: AtomicU64::default(),
+            messages_sent: AtomicU64::default(),
+            closed: AtomicU64::default(),
+            failed: AtomicU64::default(),
+        }
+    }
+
+    /// A request ended.
+    pub(super) fn request(&self, took: Duration, moved: Moved) {
+        self.requests.fetch_add(1, Relaxed);
+        self.millis.observe(took.as_micros() as u64, 1_000);
+        self.received.observe(moved.received, 1);
+        self.sent.observe(moved.sent, 1);
+        if moved.messages_received > 0 {
+            self.messages_received
+                .fetch_add(moved.messages_received, Relaxed);
+        }
+        if moved.messages_sent > 0 {
+            self.messages_sent.fetch_add(moved.messages_sent, Relaxed);
+        }
+    }
+
+    /// A connection was opened.
+    pub(super) fn opened(&self) {
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    /// A connection carried more.
+    pub(super) fn moved(&self, sent: u64, received: u64) {
+        self.sent.sum.fetch_add(sent, Relaxed);
+        self.received.sum.fetch_add(received, Relaxed);
+    }
+
+    /// A connection ended.
+    pub(super) fn closed(&self) {
+        self.closed.fetch_add(1, Relaxed);
+    }
+
+    /// A connection could not be made, or was refused.
+    pub(super) fn failed(&self) {
+        self.failed.fetch_add(1, Relaxed);
+    }
+}
+
+/// What was carried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+    pub(super) messages_received: u64,
+    pub(super) messages_sent: u64,
+}
+
+#[derive(Debug, Default)]
+struct Histogram {
+    counts: [AtomicU64; BUCKETS.len()],
+    /// In the unit that was observed.
+    sum: AtomicU64,
+}
+
+impl Histogram {
+    /// `scale`: how many of `value` are one of the buckets' unit.
+    fn observe(&self, value: u64, scale: u64) {
+        let shown = value as f64 / scale as f64;
+        let at = BUCKETS.partition_point(|end| *end < shown);
+        self.counts[at.min(BUCKETS.len() - 1)].fetch_add(1, Relaxed);
+        self.sum.fetch_add(value, Relaxed);
+    }
+}
+
+type Numbers = fn(&Series) -> u64;
+
+impl Table {
+    /// Prints every metric of every series.
+    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        // Copied out so that a slow scrape does not hold up new series.
+        let all: Vec<Arc<Series>> = {
+            let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+            all.values().cloned().collect()
+        };
+        let is_tcp = |series: &&Arc<Series>| series.labels.how.protocol == Protocol::Tcp;
+        let (tcp, http): (Vec<_>, Vec<_>) = all.iter().partition(is_tcp);
+        counter(encoder, "istio_requests", "Requests", &http, |series| {
+            series.requests.load(Relaxed)
+        })?;
+        let histograms: [(&str, &str, u64, fn(&Series) -> &Histogram); 3] = [
+            (
+                "istio_request_duration_milliseconds",
+                "From a request's head to the end of its answer",
+                1_000,
+                |series| &series.millis,
+            ),
+            (
+                "istio_request_bytes",
+                "Bytes of requests' bodies",
+                1,
+                |series| &series.received,
+            ),
+            (
+                "istio_response_bytes",
+                "Bytes of answers' bodies",
+                1,
+                |series| &series.sent,
+            ),
+        ];
+        for (name, help, scale, of) in histograms {
+            histogram(encoder, name, help, &http, scale, of)?;
+        }
+        let counters: [(&str, &str, &[&Arc<Series>], Numbers); 7] = [
+            (
+                "istio_request_messages",
+                "gRPC messages of clients",
+                &http,
+                |series| series.messages_received.load(Relaxed),
+            ),
+            (
+                "istio_response_messages",
+                "gRPC messages to clients",
+                &http,
+                |series| series.messages_sent.load(Relaxed),
+            ),
+            (
+                "istio_tcp_connections_opened",
+                "TCP connections opened",
+                &tcp,
+                |series| series.requests.load(Relaxed),
+            ),
+            (
+                "istio_tcp_connections_closed",
+                "TCP connections closed",
+                &tcp,
+                |series| series.closed.load(Relaxed),
+            ),
+            (
+                "istio_tcp_sent_bytes",
+                "Bytes sent to clients",
+                &tcp,
+                |series| series.sent.sum.load(Relaxed),
+            ),
+            (
+                "istio_tcp_received_bytes",
+                "Bytes received from clients",
+                &tcp,
+                |series| series.received.sum.load(Relaxed),
+            ),
+            (
+                "istio_tcp_connections_failed",
+                "TCP connections that could not be made or were refused",
+                &tcp,
+                |series| series.failed.load(Relaxed),
+            ),
+        ];
+        for (name, help, series, of) in counters {
+            counter(encoder, name, help, series, of)?;
+        }
+        Ok(())
+    }
+}
+
+/// A series that has never counted anything is not there.
+fn counter(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    series: &[&Arc<Series>],
+    of: Numbers,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for series in series {
+        let value = of(series);
+        if value > 0 {
+            family
+                .encode_family(&*series.labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+        }
+    }
+    Ok(())
+}
+
+fn histogram(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    series: &[&Arc<Series>],
+    scale: u64,
+    of: fn(&Series) -> &Histogram,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for series in series {
+        let found = of(series);
+        let mut buckets = [(0.0, 0); BUCKETS.len()];
+        for ((shown, end), count) in buckets.iter_mut().zip(BUCKETS).zip(&found.counts) {
+            *shown = (end, count.load(Relaxed));
+        }
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = found.sum.load(Relaxed) as f64 / scale as f64;
+        family
+            .encode_family(&*series.labels)?
+            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    Ok(())
+}
+
+/// The table, for a registry.
+#[derive(Debug)]
+pub(super) struct Scraped(pub(super) Arc<Table>);
+
+impl Collector for Scraped {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.0.encode(&mut encoder)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
