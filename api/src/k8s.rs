@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`objects`] | every kind we read as one enum, its key, and how a YAML document becomes one |
 //! | [`istio`] | our own serde structs for Istio's custom resources |
+//! | [`routes`] | the same for routes of Gateway API |
 //! | [`crd`] | the definitions of Istio's kinds, for an API server |
 //! | [`check`] | what an API server with Istio's definitions would refuse |
 //! | [`aim`] | whom a policy that is refused is certainly about |
@@ -21,6 +22,7 @@ pub mod istio;
 pub mod json;
 pub mod labels;
 pub mod objects;
+pub mod routes;
 pub mod server;
 pub mod yaml;
 

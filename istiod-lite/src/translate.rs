@@ -13,6 +13,7 @@
 //! | [`service_entry`] | ServiceEntry | Services and Workloads |
 //! | [`gateway`], [`listener`] | Gateway, GatewayClass | Workload of another network's gateway |
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
+//! | [`route`] | HTTPRoute, GRPCRoute, TCPRoute, TLSRoute | Routes and TcpRoutes of a waypoint |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`peer_authentication`] | PeerAuthentication | Authorization, and who must obey which |
 //! | [`balance`], [`ports`], [`locality`], [`names`], [`trust`] | parts of the above | |
@@ -28,6 +29,7 @@ pub mod pod;
 pub mod policy;
 pub mod ports;
 pub mod resource;
+pub mod route;
 pub mod service;
 pub mod service_entry;
 pub mod trust;

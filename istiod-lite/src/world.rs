@@ -14,11 +14,14 @@
 mod addresses;
 mod build;
 mod depend;
+mod fronts;
 mod hosts;
 mod index;
 mod naming;
 mod obey;
 mod objects;
+mod references;
+mod routes;
 mod statuses;
 mod waypoints;
 
@@ -101,6 +104,8 @@ pub struct Changed {
     pub addresses: Vec<Arc<str>>,
     /// Of type `istio.security.Authorization`.
     pub authorizations: Vec<Arc<str>>,
+    /// Of type `ambit.waypoint.v1.Resource`: `<namespace>/<name>/` of a Gateway, then the key.
+    pub resources: Vec<Arc<str>>,
     /// New remarks: what of an object has no effect, or another one than it seems, and why.
     pub remarks: Vec<(ObjectKey, String)>,
     /// Objects whose status should say something else than before ([`World::statuses`]).
@@ -133,6 +138,7 @@ pub struct World {
     automatic: Addresses,
     addresses: HashMap<Arc<str>, Resource>,
     authorizations: HashMap<Arc<str>, Resource>,
+    resources: HashMap<Arc<str>, Resource>,
     /// What was made for whom.
     made: HashMap<Builder, Made>,
     statuses: Book,
@@ -150,6 +156,8 @@ pub struct World {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Builder {
     Object(ObjectKey),
+    /// A Gateway, as what is told what to do.
+    Waypoint(ObjectKey),
     /// The policy that serves every workload that is strict on all ports.
     Strict,
 }
@@ -159,7 +167,17 @@ enum Builder {
 struct Made {
     addresses: Vec<Arc<str>>,
     authorizations: Vec<Arc<str>>,
+    resources: Vec<Arc<str>>,
     remarks: Vec<String>,
+}
+
+impl Made {
+    fn is_empty(&self) -> bool {
+        self.addresses.is_empty()
+            && self.authorizations.is_empty()
+            && self.resources.is_empty()
+            && self.remarks.is_empty()
+    }
 }
 
 /// What a builder makes.
@@ -167,6 +185,8 @@ struct Made {
 struct Output {
     addresses: Vec<Resource>,
     authorizations: Vec<Resource>,
+    /// For waypoints.
+    resources: Vec<Resource>,
     remarks: Vec<String>,
     status: Option<Desired>,
 }
@@ -191,6 +211,7 @@ impl World {
             automatic: Addresses::default(),
             addresses: HashMap::new(),
             authorizations: HashMap::new(),
+            resources: HashMap::new(),
             made: HashMap::new(),
             statuses: Book::new(),
             refused: HashMap::new(),
@@ -222,6 +243,7 @@ impl World {
         let moved = std::mem::take(&mut self.moved);
         self.stand(moved, &mut dirty);
         self.mark_attached(&mut dirty);
+        self.mark_referring(&mut dirty);
         self.rebuild(dirty)
     }
 
@@ -236,12 +258,14 @@ impl World {
         let mut remarks = Vec::new();
         let mut addresses = Difference::default();
         let mut authorizations = Difference::default();
+        let mut resources = Difference::default();
         for (builder, _) in &outputs {
             let Some(made) = self.made.get(builder) else {
                 continue;
             };
             addresses.take_out(&mut self.addresses, &made.addresses);
             authorizations.take_out(&mut self.authorizations, &made.authorizations);
+            resources.take_out(&mut self.resources, &made.resources);
         }
         let mut statuses = Vec::new();
         for (builder, mut output) in outputs {
@@ -266,18 +290,17 @@ impl World {
                 addresses: addresses.put_in(&mut self.addresses, output.addresses),
                 authorizations: authorizations
                     .put_in(&mut self.authorizations, output.authorizations),
+                resources: resources.put_in(&mut self.resources, output.resources),
                 remarks: output.remarks,
             };
-            if !(made.addresses.is_empty()
-                && made.authorizations.is_empty()
-                && made.remarks.is_empty())
-            {
+            if !made.is_empty() {
                 self.made.insert(builder, made);
             }
         }
         Changed {
             addresses: addresses.changed(&self.addresses),
             authorizations: authorizations.changed(&self.authorizations),
+            resources: resources.changed(&self.resources),
             remarks,
             statuses,
         }
@@ -319,12 +342,22 @@ impl World {
         self.authorizations.values()
     }
 
+    /// One `ambit.waypoint.v1.Resource`, by its xDS name.
+    pub fn waypoint_resource(&self, name: &str) -> Option<&Resource> {
+        self.resources.get(name)
+    }
+
+    /// Every `ambit.waypoint.v1.Resource`, in no order.
+    pub fn waypoint_resources(&self) -> impl Iterator<Item = &Resource> {
+        self.resources.values()
+    }
+
     /// The remarks that stand.
     pub fn remarks(&self) -> impl Iterator<Item = (&ObjectKey, &str)> {
         self.made.iter().flat_map(|(builder, made)| {
             let key = match builder {
                 Builder::Object(key) => Some(key),
-                Builder::Strict => None,
+                Builder::Waypoint(_) | Builder::Strict => None,
             };
             key.into_iter().flat_map(|key| {
                 made.remarks

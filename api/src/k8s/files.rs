@@ -326,7 +326,7 @@ impl Files {
         else {
             return (said.object.clone(), None);
         };
-        let merged = value(&said.object).and_then(|mut whole| {
+        let merged = said.object.value().and_then(|mut whole| {
             merge::apply(&mut whole, patch);
             yaml::typed(said.key.kind, &Json(whole))
         });
@@ -412,23 +412,6 @@ impl Source for Json {
 
     fn read<T: DeserializeOwned>(&self) -> Result<T, Self::Error> {
         serde_json::from_value(self.0.clone())
-    }
-}
-
-fn value(object: &Object) -> serde_json::Result<Value> {
-    match object {
-        Object::Namespace(it) => serde_json::to_value(&**it),
-        Object::Node(it) => serde_json::to_value(&**it),
-        Object::Pod(it) => serde_json::to_value(&**it),
-        Object::Service(it) => serde_json::to_value(&**it),
-        Object::EndpointSlice(it) => serde_json::to_value(&**it),
-        Object::ServiceAccount(it) => serde_json::to_value(&**it),
-        Object::ServiceEntry(it) => serde_json::to_value(&**it),
-        Object::WorkloadEntry(it) => serde_json::to_value(&**it),
-        Object::AuthorizationPolicy(it) => serde_json::to_value(&**it),
-        Object::PeerAuthentication(it) => serde_json::to_value(&**it),
-        Object::Gateway(it) => serde_json::to_value(&**it),
-        Object::GatewayClass(it) => serde_json::to_value(&**it),
     }
 }
 

@@ -48,6 +48,8 @@ pub const WAYPOINT_INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-bi
 pub const WAYPOINT_UNREADY: &str = "ambit.io/waypoint-unready";
 /// Value of [`WAYPOINT_UNREADY`]: without the waypoint, as under Istio.
 pub const WAYPOINT_UNREADY_PASS: &str = "pass";
+/// (A) on Gateway: `true` tells apps behind it who their client is, in `x-forwarded-client-cert`.
+pub const XFCC_CLIENT_IDENTITY: &str = "ambient.istio.io/xfcc-include-client-identity";
 /// (A) on Gateway: name of its Service and Deployment, if it is not that of the Gateway.
 pub const GATEWAY_NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
 /// (A) on Gateway: account of its pods, if it has not the name of the Gateway.

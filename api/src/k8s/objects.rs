@@ -15,88 +15,134 @@ pub use gateway_api::gatewayclasses::GatewayClass;
 pub use gateway_api::gateways::{self, Gateway};
 
 pub use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
+pub use super::routes::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute};
+use super::yaml::Source;
 
-/// The kinds we read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(missing_docs)] // each is the Kubernetes kind of that name
-pub enum Kind {
-    Namespace,
-    Node,
-    Pod,
-    Service,
-    EndpointSlice,
-    ServiceAccount,
-    ServiceEntry,
-    WorkloadEntry,
-    AuthorizationPolicy,
-    PeerAuthentication,
-    Gateway,
-    GatewayClass,
+/// A table of kinds becomes the enums [`Kind`] and [`Object`] and what each kind answers for itself.
+macro_rules! kinds {
+    ($($kind:ident $name:literal $scope:ident $versions:expr;)+) => {
+        /// The kinds we read.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[allow(missing_docs)] // each is the Kubernetes kind of that name
+        pub enum Kind {
+            $($kind,)+
+        }
+
+        impl Kind {
+            /// All of them, in the order of the enum.
+            pub const ALL: [Kind; [$($name),+].len()] = [$(Kind::$kind),+];
+
+            /// As in the `kind` field.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Kind::$kind => $name,)+
+                }
+            }
+
+            /// Whether objects of this kind live in a namespace.
+            pub fn namespaced(self) -> bool {
+                match self {
+                    $(Kind::$kind => Scope::$scope == Scope::Namespaced,)+
+                }
+            }
+
+            /// The API groups and versions under which this kind is accepted.
+            pub fn api_versions(self) -> &'static [&'static str] {
+                match self {
+                    $(Kind::$kind => $versions,)+
+                }
+            }
+        }
+
+        /// One object of a kind we read.
+        #[derive(Clone, Debug, PartialEq)]
+        #[allow(missing_docs)] // each holds the kind of that name
+        pub enum Object {
+            $($kind(Arc<$kind>),)+
+        }
+
+        impl Object {
+            /// Its kind.
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Object::$kind(_) => Kind::$kind,)+
+                }
+            }
+
+            /// Its metadata.
+            pub fn metadata(&self) -> &ObjectMeta {
+                match self {
+                    $(Object::$kind(it) => &it.metadata,)+
+                }
+            }
+
+            /// Its metadata, to change; copies the object if it is shared.
+            pub fn metadata_mut(&mut self) -> &mut ObjectMeta {
+                match self {
+                    $(Object::$kind(it) => &mut Arc::make_mut(it).metadata,)+
+                }
+            }
+
+            /// As JSON.
+            pub(super) fn value(&self) -> serde_json::Result<serde_json::Value> {
+                match self {
+                    $(Object::$kind(it) => serde_json::to_value(&**it),)+
+                }
+            }
+
+            /// One of `kind`, as a source has it.
+            pub(super) fn of<S: Source>(kind: Kind, source: &S) -> Result<Self, S::Error> {
+                Ok(match kind {
+                    $(Kind::$kind => Object::$kind(Arc::new(source.read()?)),)+
+                })
+            }
+        }
+    };
 }
 
-impl Kind {
-    /// All of them, in the order of the enum.
-    pub const ALL: [Kind; 12] = [
-        Kind::Namespace,
-        Kind::Node,
-        Kind::Pod,
-        Kind::Service,
-        Kind::EndpointSlice,
-        Kind::ServiceAccount,
-        Kind::ServiceEntry,
-        Kind::WorkloadEntry,
-        Kind::AuthorizationPolicy,
-        Kind::PeerAuthentication,
-        Kind::Gateway,
-        Kind::GatewayClass,
-    ];
-
-    /// As in the `kind` field.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Namespace => "Namespace",
-            Kind::Node => "Node",
-            Kind::Pod => "Pod",
-            Kind::Service => "Service",
-            Kind::EndpointSlice => "EndpointSlice",
-            Kind::ServiceAccount => "ServiceAccount",
-            Kind::ServiceEntry => "ServiceEntry",
-            Kind::WorkloadEntry => "WorkloadEntry",
-            Kind::AuthorizationPolicy => "AuthorizationPolicy",
-            Kind::PeerAuthentication => "PeerAuthentication",
-            Kind::Gateway => "Gateway",
-            Kind::GatewayClass => "GatewayClass",
-        }
-    }
-
-    /// Whether objects of this kind live in a namespace.
-    pub fn namespaced(self) -> bool {
-        !matches!(self, Kind::Namespace | Kind::Node | Kind::GatewayClass)
-    }
-
-    /// The API groups and versions under which this kind is accepted.
-    pub fn api_versions(self) -> &'static [&'static str] {
-        match self {
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::ServiceAccount => {
-                &["v1"]
-            }
-            Kind::EndpointSlice => &["discovery.k8s.io/v1"],
-            Kind::ServiceEntry | Kind::WorkloadEntry => &[
-                "networking.istio.io/v1",
-                "networking.istio.io/v1beta1",
-                "networking.istio.io/v1alpha3",
-            ],
-            Kind::AuthorizationPolicy | Kind::PeerAuthentication => {
-                &["security.istio.io/v1", "security.istio.io/v1beta1"]
-            }
-            // Version v1beta1 has the same fields.
-            Kind::Gateway | Kind::GatewayClass => &[
-                "gateway.networking.k8s.io/v1",
-                "gateway.networking.k8s.io/v1beta1",
-            ],
-        }
-    }
+#[derive(PartialEq)]
+enum Scope {
+    Namespaced,
+    Cluster,
 }
+
+kinds! {
+    Namespace "Namespace" Cluster &["v1"];
+    Node "Node" Cluster &["v1"];
+    Pod "Pod" Namespaced &["v1"];
+    Service "Service" Namespaced &["v1"];
+    EndpointSlice "EndpointSlice" Namespaced &["discovery.k8s.io/v1"];
+    ServiceAccount "ServiceAccount" Namespaced &["v1"];
+    ServiceEntry "ServiceEntry" Namespaced NETWORKING;
+    WorkloadEntry "WorkloadEntry" Namespaced NETWORKING;
+    AuthorizationPolicy "AuthorizationPolicy" Namespaced SECURITY;
+    PeerAuthentication "PeerAuthentication" Namespaced SECURITY;
+    Gateway "Gateway" Namespaced GATEWAY;
+    GatewayClass "GatewayClass" Cluster GATEWAY;
+    HttpRoute "HTTPRoute" Namespaced GATEWAY;
+    GrpcRoute "GRPCRoute" Namespaced &["gateway.networking.k8s.io/v1"];
+    TcpRoute "TCPRoute" Namespaced LATE_ROUTES;
+    TlsRoute "TLSRoute" Namespaced LATE_ROUTES;
+    ReferenceGrant "ReferenceGrant" Namespaced GATEWAY;
+}
+
+const NETWORKING: &[&str] = &[
+    "networking.istio.io/v1",
+    "networking.istio.io/v1beta1",
+    "networking.istio.io/v1alpha3",
+];
+const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+/// Version v1beta1 has the same fields.
+const GATEWAY: &[&str] = &[
+    "gateway.networking.k8s.io/v1",
+    "gateway.networking.k8s.io/v1beta1",
+];
+/// Those that were alpha for long, with the same fields.
+const LATE_ROUTES: &[&str] = &[
+    "gateway.networking.k8s.io/v1",
+    "gateway.networking.k8s.io/v1alpha3",
+    "gateway.networking.k8s.io/v1alpha2",
+];
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,79 +193,7 @@ impl fmt::Display for ObjectKey {
     }
 }
 
-/// One object of a kind we read.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // each holds the kind of that name
-pub enum Object {
-    Namespace(Arc<Namespace>),
-    Node(Arc<Node>),
-    Pod(Arc<Pod>),
-    Service(Arc<Service>),
-    EndpointSlice(Arc<EndpointSlice>),
-    ServiceAccount(Arc<ServiceAccount>),
-    ServiceEntry(Arc<ServiceEntry>),
-    WorkloadEntry(Arc<WorkloadEntry>),
-    AuthorizationPolicy(Arc<AuthorizationPolicy>),
-    PeerAuthentication(Arc<PeerAuthentication>),
-    Gateway(Arc<Gateway>),
-    GatewayClass(Arc<GatewayClass>),
-}
-
 impl Object {
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Object::Namespace(_) => Kind::Namespace,
-            Object::Node(_) => Kind::Node,
-            Object::Pod(_) => Kind::Pod,
-            Object::Service(_) => Kind::Service,
-            Object::EndpointSlice(_) => Kind::EndpointSlice,
-            Object::ServiceAccount(_) => Kind::ServiceAccount,
-            Object::ServiceEntry(_) => Kind::ServiceEntry,
-            Object::WorkloadEntry(_) => Kind::WorkloadEntry,
-            Object::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
-            Object::PeerAuthentication(_) => Kind::PeerAuthentication,
-            Object::Gateway(_) => Kind::Gateway,
-            Object::GatewayClass(_) => Kind::GatewayClass,
-        }
-    }
-
-    /// Its metadata.
-    pub fn metadata(&self) -> &ObjectMeta {
-        match self {
-            Object::Namespace(it) => &it.metadata,
-            Object::Node(it) => &it.metadata,
-            Object::Pod(it) => &it.metadata,
-            Object::Service(it) => &it.metadata,
-            Object::EndpointSlice(it) => &it.metadata,
-            Object::ServiceAccount(it) => &it.metadata,
-            Object::ServiceEntry(it) => &it.metadata,
-            Object::WorkloadEntry(it) => &it.metadata,
-            Object::AuthorizationPolicy(it) => &it.metadata,
-            Object::PeerAuthentication(it) => &it.metadata,
-            Object::Gateway(it) => &it.metadata,
-            Object::GatewayClass(it) => &it.metadata,
-        }
-    }
-
-    /// Its metadata, to change; copies the object if it is shared.
-    pub fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        match self {
-            Object::Namespace(it) => &mut Arc::make_mut(it).metadata,
-            Object::Node(it) => &mut Arc::make_mut(it).metadata,
-            Object::Pod(it) => &mut Arc::make_mut(it).metadata,
-            Object::Service(it) => &mut Arc::make_mut(it).metadata,
-            Object::EndpointSlice(it) => &mut Arc::make_mut(it).metadata,
-            Object::ServiceAccount(it) => &mut Arc::make_mut(it).metadata,
-            Object::ServiceEntry(it) => &mut Arc::make_mut(it).metadata,
-            Object::WorkloadEntry(it) => &mut Arc::make_mut(it).metadata,
-            Object::AuthorizationPolicy(it) => &mut Arc::make_mut(it).metadata,
-            Object::PeerAuthentication(it) => &mut Arc::make_mut(it).metadata,
-            Object::Gateway(it) => &mut Arc::make_mut(it).metadata,
-            Object::GatewayClass(it) => &mut Arc::make_mut(it).metadata,
-        }
-    }
-
     /// What names it. An object without a namespace, of a kind that has one, is in `default`.
     pub fn key(&self) -> ObjectKey {
         let metadata = self.metadata();

@@ -9,7 +9,6 @@
 //! 4. check what types cannot say        ([`super::check`])
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -239,20 +238,7 @@ impl Source for Yaml<'_> {
 /// An object of `kind`. One without a namespace, of a kind that has one, is put into `default`,
 /// as an API server's clients do.
 pub(super) fn typed<S: Source>(kind: Kind, source: &S) -> Result<Object, S::Error> {
-    let mut object = match kind {
-        Kind::Namespace => Object::Namespace(Arc::new(source.read()?)),
-        Kind::Node => Object::Node(Arc::new(source.read()?)),
-        Kind::Pod => Object::Pod(Arc::new(source.read()?)),
-        Kind::Service => Object::Service(Arc::new(source.read()?)),
-        Kind::EndpointSlice => Object::EndpointSlice(Arc::new(source.read()?)),
-        Kind::ServiceAccount => Object::ServiceAccount(Arc::new(source.read()?)),
-        Kind::ServiceEntry => Object::ServiceEntry(Arc::new(source.read()?)),
-        Kind::WorkloadEntry => Object::WorkloadEntry(Arc::new(source.read()?)),
-        Kind::AuthorizationPolicy => Object::AuthorizationPolicy(Arc::new(source.read()?)),
-        Kind::PeerAuthentication => Object::PeerAuthentication(Arc::new(source.read()?)),
-        Kind::Gateway => Object::Gateway(Arc::new(source.read()?)),
-        Kind::GatewayClass => Object::GatewayClass(Arc::new(source.read()?)),
-    };
+    let mut object = Object::of(kind, source)?;
     if kind.namespaced() && object.metadata().namespace.is_none() {
         object.metadata_mut().namespace = Some("default".into());
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use api::k8s::labels;
 use api::k8s::objects;
+use api::waypoint::ForwardClientCert;
 use api::workload::application_tunnel::Protocol;
 use api::workload::{
     ApplicationTunnel, GatewayAddress, NamespacedHostname, NetworkAddress, Workload,
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub service: String,
     /// Account of its pods.
     pub account: String,
+    /// What apps behind it learn of their clients' certificates.
+    pub client_cert: ForwardClientCert,
     /// The network it is the door of.
     pub network: Option<String>,
     /// `spec.addresses`.
@@ -160,6 +163,7 @@ impl Gateway {
             listeners: gateway.spec.listeners.iter().map(Listener::read).collect(),
             service: called(labels::GATEWAY_NAME_OVERRIDE),
             account: called(labels::GATEWAY_SERVICE_ACCOUNT),
+            client_cert: client_cert(annotations),
             network: value(own_labels, labels::NETWORK).map(str::to_owned),
             asked: asked
                 .filter_map(|it| Place::read(it.r#type.as_deref(), it.value.as_deref()?))
@@ -211,6 +215,14 @@ impl Traits {
             serves: serves.map(Serves::read),
             binding: value(annotations, labels::WAYPOINT_INBOUND_BINDING).map(binding),
         }
+    }
+}
+
+/// What clients send themselves is never passed on; who they are, if asked for.
+fn client_cert(annotations: &Labels) -> ForwardClientCert {
+    match value(annotations, labels::XFCC_CLIENT_IDENTITY) {
+        Some(text) if text.eq_ignore_ascii_case("true") => ForwardClientCert::SanitizeSet,
+        _ => ForwardClientCert::Sanitize,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use api::k8s::objects::ObjectKey;
 use api::security::Authorization;
 use api::workload::{NetworkAddress, NetworkMode, PortList, Service, Workload};
 use bytes::{Buf, BufMut, Bytes};
@@ -15,7 +16,8 @@ use prost::encoding::{self, WireType};
 pub struct Resource {
     /// Its xDS name.
     pub name: Arc<str>,
-    /// The encoded `istio.workload.Address` or `istio.security.Authorization`. Map entries are in
+    /// The encoded `istio.workload.Address`, `istio.security.Authorization` or
+    /// `ambit.waypoint.v1.Resource`. Map entries are in
     /// the order of their keys, so equal content is equal bytes.
     pub encoded: Bytes,
     /// Other names by which proxies ask for it: `network/ip`, or `network/ip/length`.
@@ -67,6 +69,29 @@ impl Resource {
         }
     }
 
+    /// What a waypoint is told beyond services and workloads. Its name is [`waypoint_name`].
+    pub fn waypoint(gateway: &ObjectKey, resource: &api::waypoint::Resource) -> Self {
+        Self {
+            name: waypoint_name(gateway, &resource.key),
+            encoded: resource.encode_to_vec().into(),
+            aliases: Arc::new([]),
+        }
+    }
+
+    /// The same for several waypoints; they share the body.
+    pub fn waypoints<'a>(
+        gateways: impl IntoIterator<Item = &'a ObjectKey>,
+        resource: &api::waypoint::Resource,
+    ) -> Vec<Self> {
+        let encoded: Bytes = resource.encode_to_vec().into();
+        let of = |gateway: &ObjectKey| Self {
+            name: waypoint_name(gateway, &resource.key),
+            encoded: encoded.clone(),
+            aliases: Arc::new([]),
+        };
+        gateways.into_iter().map(of).collect()
+    }
+
     /// Of a policy.
     pub fn authorization(policy: &Authorization) -> Self {
         Self {
@@ -75,6 +100,12 @@ impl Resource {
             aliases: Arc::new([]),
         }
     }
+}
+
+/// The xDS name of a waypoint's resource: in front of its key the Gateway that it is for, so that what
+/// one waypoint is sent is a range of an ordered map.
+pub fn waypoint_name(gateway: &ObjectKey, key: &str) -> Arc<str> {
+    format!("{}/{}/{key}", gateway.namespace, gateway.name).into()
 }
 
 /// Field numbers of the wire: prost has no map with an order for one field alone.

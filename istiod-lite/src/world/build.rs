@@ -18,6 +18,7 @@ impl World {
         self.recomputed += 1;
         match builder {
             Builder::Strict => self.build_strict(),
+            Builder::Waypoint(key) => self.build_waypoint(key).unwrap_or_default(),
             Builder::Object(key) => match key.kind {
                 Kind::Pod => self.build_pod(key),
                 Kind::WorkloadEntry => self.build_workload_entry(key),
@@ -28,7 +29,10 @@ impl World {
                 Kind::PeerAuthentication => self.build_peer(key),
                 Kind::Gateway => self.build_gateway(key),
                 Kind::GatewayClass => self.build_class(key),
-                Kind::Namespace | Kind::Node | Kind::ServiceAccount => None,
+                Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                    self.build_route(key)
+                }
+                Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::ReferenceGrant => None,
             }
             .unwrap_or_default(),
         }
@@ -263,6 +267,7 @@ impl World {
             authorizations: authorization.iter().map(Resource::authorization).collect(),
             remarks: remark.into_iter().collect(),
             status: status::gateway::gateway(gateway, controller, places),
+            ..Output::default()
         })
     }
 

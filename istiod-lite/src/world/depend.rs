@@ -15,6 +15,7 @@ use crate::translate::gateway::{Class, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
+use crate::translate::route::Route;
 use crate::translate::service::Service;
 use crate::translate::service_entry::ServiceEntry;
 use crate::translate::workload_entry::WorkloadEntry;
@@ -92,6 +93,13 @@ impl World {
                 replace!(self, dirty, gateways, key, Some(Gateway::read(it)))
             }
             Object::GatewayClass(it) => self.set_class(&key, Some(Class::read(it)), dirty),
+            Object::HttpRoute(it) => replace!(self, dirty, routes, key, Some(Route::http(it))),
+            Object::GrpcRoute(it) => replace!(self, dirty, routes, key, Some(Route::grpc(it))),
+            Object::TcpRoute(it) => replace!(self, dirty, routes, key, Some(Route::tcp(it))),
+            Object::TlsRoute(it) => replace!(self, dirty, routes, key, Some(Route::tls(it))),
+            Object::ReferenceGrant(it) => {
+                replace!(self, dirty, grants, key, Some(it.spec.clone()))
+            }
             Object::ServiceAccount(_) => {}
         }
     }
@@ -110,6 +118,10 @@ impl World {
             Kind::PeerAuthentication => replace!(self, dirty, peers, key, None),
             Kind::Gateway => replace!(self, dirty, gateways, key, None),
             Kind::GatewayClass => self.set_class(&key, None, dirty),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                replace!(self, dirty, routes, key, None)
+            }
+            Kind::ReferenceGrant => replace!(self, dirty, grants, key, None),
             Kind::ServiceAccount => {}
         }
     }
@@ -248,6 +260,9 @@ impl World {
                 .chain(services)
                 .cloned(),
         );
+        // It is told the network.
+        let gateways = objects.gateways.keys().cloned();
+        dirty.extend(gateways.map(Builder::Waypoint));
     }
 
     /// Marks who depends on an object as it is now.
@@ -268,6 +283,10 @@ impl World {
             Kind::AuthorizationPolicy => self.touch_policy(key, dirty),
             Kind::PeerAuthentication => self.touch_peer(key, dirty),
             Kind::Gateway => self.touch_gateway(key, dirty),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                mark(dirty, [key.clone()]);
+            }
+            Kind::ReferenceGrant => self.touch_grants(&key.namespace, dirty),
             Kind::Namespace | Kind::ServiceAccount | Kind::GatewayClass => {}
         }
     }
@@ -277,6 +296,7 @@ impl World {
     fn touch_gateway(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         mark(dirty, [key.clone()]);
         mark(dirty, self.objects.pods_of(key));
+        self.touch_programmed(key, dirty);
         let gateway = self.objects.gateways.get(key);
         let Some(network) = gateway.and_then(|it| self.objects.door_of(it)) else {
             return;
@@ -303,18 +323,24 @@ impl World {
             .into_iter()
             .flatten();
         mark(dirty, slices.cloned().chain([key.clone()]));
+        self.touch_fronting(key, dirty);
         let Some(service) = self.objects.services.get(key) else {
             return;
         };
+        self.touch_host(&service.hostname, dirty);
         self.touch_selected(&key.namespace, service.selector.as_ref(), dirty);
         self.touch_claimants(&service.hostname, &key.namespace, dirty);
     }
 
     fn touch_service_entry(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         mark(dirty, [key.clone()]);
+        self.touch_fronting(key, dirty);
         let Some(entry) = self.objects.service_entries.get(key) else {
             return;
         };
+        for host in &entry.hosts {
+            self.touch_host(host, dirty);
+        }
         self.touch_selected(&key.namespace, entry.selector.as_ref(), dirty);
         for host in &entry.hosts {
             self.touch_claimants(host, &key.namespace, dirty);
@@ -326,6 +352,7 @@ impl World {
     fn touch_claimants(&self, host: &str, namespace: &str, dirty: &mut BTreeSet<Builder>) {
         for claimant in self.objects.hosts.entries(host) {
             mark(dirty, [claimant.clone()]);
+            self.touch_fronting(claimant, dirty);
             if &*claimant.namespace == namespace
                 && let Some(entry) = self.objects.service_entries.get(claimant)
             {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use api::k8s::labels;
 use api::k8s::objects::{self as k8s, Kind, ObjectKey};
+use api::k8s::routes::ReferenceGrantSpec;
 use api::security::Action;
 use api::workload::Locality;
 use k8s_openapi::jiff::Timestamp;
@@ -17,6 +18,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::Settings;
 use super::hosts::Hosts;
 use super::index::{Labelled, Selectors};
+use super::references::References;
 use crate::translate::Labels;
 use crate::translate::balance::Distribution;
 use crate::translate::endpoint_slice::EndpointSlice;
@@ -24,6 +26,7 @@ use crate::translate::gateway::{Class, Controller, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
+use crate::translate::route::Route;
 use crate::translate::service::{self, Service};
 use crate::translate::service_entry::{ServiceEntry, Visibility};
 use crate::translate::waypoint::{Choice, Standing, Unready};
@@ -43,6 +46,9 @@ pub(super) struct Objects {
     pub(super) peers: HashMap<ObjectKey, PeerAuthentication>,
     pub(super) gateways: HashMap<ObjectKey, Gateway>,
     pub(super) classes: HashMap<ObjectKey, Class>,
+    /// HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes.
+    pub(super) routes: HashMap<ObjectKey, Route>,
+    pub(super) grants: HashMap<ObjectKey, ReferenceGrantSpec>,
 
     /// Pods and WorkloadEntries.
     pub(super) workloads: Labelled,
@@ -71,6 +77,10 @@ pub(super) struct Objects {
     pub(super) abroad: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     /// AuthorizationPolicies by what they are attached to.
     pub(super) attached: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Who refers to what, of those that only refer.
+    pub(super) references: References,
+    /// ReferenceGrants by their namespace.
+    pub(super) grants_of: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     /// ALLOW policies without a selector.
     pub(super) general_allows: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
 }
@@ -214,6 +224,14 @@ impl Objects {
                 }
             }
             Kind::Gateway => self.link_gateway(key),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.link_route(key);
+            }
+            Kind::ReferenceGrant => {
+                if self.grants.contains_key(key) {
+                    enter(&mut self.grants_of, &key.namespace, key);
+                }
+            }
             Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::GatewayClass => {}
         }
     }
@@ -374,6 +392,10 @@ impl Objects {
                     }
                 }
             }
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.references.clear(key);
+            }
+            Kind::ReferenceGrant => leave(&mut self.grants_of, &key.namespace, key),
             Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::GatewayClass => {}
         }
     }

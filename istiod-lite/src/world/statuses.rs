@@ -78,7 +78,7 @@ impl World {
         }
         let policies = dirty.iter().filter_map(|builder| match builder {
             Builder::Object(key) => self.objects.attached.get(key),
-            Builder::Strict => None,
+            Builder::Waypoint(_) | Builder::Strict => None,
         });
         let policies: Vec<ObjectKey> = policies.flatten().cloned().collect();
         dirty.extend(policies.into_iter().map(Builder::Object));
@@ -157,6 +157,9 @@ impl super::objects::Objects {
             Kind::PeerAuthentication => self.peers.contains_key(key),
             Kind::Gateway => self.gateways.contains_key(key),
             Kind::GatewayClass => self.classes.contains_key(key),
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
+                self.routes.contains_key(key)
+            }
             _ => false,
         }
     }

@@ -130,6 +130,7 @@ impl World {
             };
             if before != now {
                 mark(dirty, [gateway.clone()]);
+                dirty.insert(Builder::Waypoint(gateway.clone()));
                 self.touch_naming(&gateway, before.as_ref(), now.as_ref(), dirty);
             }
         }
@@ -199,7 +200,12 @@ impl World {
         gateways
     }
 
-    fn admits(&self, standing: &Standing, gateway: &ObjectKey, workload: &ObjectKey) -> bool {
+    pub(super) fn admits(
+        &self,
+        standing: &Standing,
+        gateway: &ObjectKey,
+        workload: &ObjectKey,
+    ) -> bool {
         gateway.namespace == workload.namespace
             || standing
                 .from
