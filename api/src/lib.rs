@@ -102,6 +102,8 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 
 /// Type URL of [`waypoint::Resource`].
 pub const WAYPOINT_TYPE: &str = "type.googleapis.com/ambit.waypoint.v1.Resource";
+/// Type URL of [`waypoint::Refused`].
+pub const REFUSED_TYPE: &str = "type.googleapis.com/ambit.waypoint.v1.Refused";
 
 /// Every message above as a serialised `FileDescriptorSet`, for tools and tests that read JSON.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

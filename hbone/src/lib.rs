@@ -13,8 +13,9 @@
 //! | file | part |
 //! |---|---|
 //! | `identity` | `spiffe://trust domain/ns/namespace/sa/account`, strictly parsed |
-//! | `tls` | the only file that names rustls: cryptography, who verifies whom |
+//! | `tls` | the only file of the tunnel that names rustls: cryptography, who verifies whom |
 //! | `certs`, `ca` | one current certificate per identity; how it is asked for |
+//! | `control_plane` | how discovery and the authority are reached |
 //! | `records` | TLS records sealed and opened in place, for an engine of our own |
 //! | `request` | what a CONNECT says |
 //! | `server`, `incoming` | accept → handshake → requests and their answers |
@@ -34,6 +35,7 @@
 pub mod ca;
 pub mod certs;
 pub mod client;
+pub mod control_plane;
 pub mod copy;
 pub mod frames;
 pub mod handover;
@@ -62,7 +64,7 @@ pub use certs::{
     SignError, Signer,
 };
 pub use client::{Connect, OpenError};
-pub use copy::{Counters, Ended, HalfEnd, TcpPair, both_ways, tcp_both_ways};
+pub use copy::{BothWays, Counters, Ended, HalfEnd, TcpPair, both_ways, tcp_both_ways};
 pub use identity::{Identity, IdentityError};
 pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Engine, Limits, Refusal};

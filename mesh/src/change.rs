@@ -6,7 +6,7 @@ mod apply;
 
 use std::sync::Arc;
 
-use api::{security, workload as wire};
+use api::{security, waypoint, workload as wire};
 use bytes::Bytes;
 
 use crate::parse::ParseError;
@@ -21,6 +21,9 @@ pub struct Update {
     pub addresses: Changes<wire::Address>,
     /// Policies (by `namespace/name`).
     pub authorizations: Changes<security::Authorization>,
+    /// What a waypoint does (by the name on the wire). No part of a snapshot: whoever follows them
+    /// keeps them.
+    pub resources: Changes<waypoint::Resource>,
     /// Whether readers see it at once.
     pub step: Step,
 }
@@ -64,8 +67,19 @@ impl<M> Default for Changes<M> {
     }
 }
 
+impl<M> Changes<M> {
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.removed.is_empty()
+    }
+}
+
 impl<M: prost::Message + Default> Payload<M> {
-    fn decode(self) -> Result<M, ParseError> {
+    /// The message.
+    ///
+    /// # Errors
+    /// When the bytes are none.
+    pub fn decode(self) -> Result<M, ParseError> {
         match self {
             Self::Message(message) => Ok(message),
             Self::Bytes(bytes) => {
@@ -121,9 +135,6 @@ impl Update {
 
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
-        self.addresses.set.is_empty()
-            && self.addresses.removed.is_empty()
-            && self.authorizations.set.is_empty()
-            && self.authorizations.removed.is_empty()
+        self.addresses.is_empty() && self.authorizations.is_empty() && self.resources.is_empty()
     }
 }

@@ -24,6 +24,17 @@ impl<T> Clone for Claims<T> {
     }
 }
 
+/// Whether they are the very same claims.
+impl<T> PartialEq for Claims<T> {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::One(one), Self::One(other)) => Arc::ptr_eq(one, other),
+            (Self::Many(many), Self::Many(other)) => Arc::ptr_eq(many, other),
+            (Self::One(_), Self::Many(_)) | (Self::Many(_), Self::One(_)) => false,
+        }
+    }
+}
+
 impl<T> Claims<T> {
     pub(crate) fn as_slice(&self) -> &[Arc<T>] {
         match self {

@@ -12,23 +12,29 @@
 //! |---|---|
 //! | [`names`] | networks, host keys, the interner |
 //! | [`workload`], [`service`], [`policy`] | domain types, parsed at the door |
+//! | [`resource`] | pure: what a waypoint's resource is tied to |
 //! | [`snapshot`] | the immutable whole and its lookups |
+//! | [`members`] | the endpoints of one service, for whoever keeps something made of them |
 //! | [`change`] | how an update becomes the next snapshot |
 //! | [`mesh`](mod@mesh) | who holds the current snapshot, who is told |
 //! | [`pick`](mod@pick) | pure: which endpoint |
 //! | [`verdict`] | pure: may this connection pass |
 //! | [`subscription`], [`session`] | pure: the two ends of delta xDS |
+//! | [`node`](mod@node) | who a proxy says it is |
 //! | [`stream`] | drives a subscription over gRPC; the only file that waits |
 
 pub mod change;
 mod claims;
 mod crowd;
 mod endpoints;
+pub mod members;
 pub mod mesh;
 pub mod names;
+pub mod node;
 pub mod parse;
 pub mod pick;
 pub mod policy;
+pub mod resource;
 pub mod service;
 pub mod session;
 pub mod snapshot;
@@ -40,17 +46,19 @@ mod wire;
 pub mod workload;
 
 pub use change::{Changes, Payload, Step, Update};
+pub use members::Members;
 pub use mesh::{Mesh, Writer};
 pub use names::{Interner, NamespacedHost, Network};
 pub use parse::{ParseError, Rejected};
 pub use pick::{Client, Endpoint, NoEndpoint, pick, pick_waypoint};
 pub use policy::{Action, Policy, PolicyScope};
+pub use resource::{Tie, gateway_of, key_of, service_of, ties};
 pub use service::{
     HealthPolicy, LoadBalancing, Mode, Port, Scope, Service, Vip, VipAddress, Visibility,
 };
 pub use session::{Answer, Catalog, Changed, Entry, Reply, Session, WORKLOAD_TYPE};
-pub use snapshot::{Applicable, Snapshot};
-pub use stream::{ClientConfig, ClientEvent, run_client};
+pub use snapshot::{Applicable, ServiceChange, Snapshot};
+pub use stream::{ClientConfig, ClientEvent, Demand, Kind, run_client};
 pub use subscription::{Subscription, Wish};
 pub use verdict::{Connection, DeniedBy, SourceIdentity, Verdict, judge};
 pub use workload::{GatewayAddress, GatewayTarget, Locality, Membership, Tunnel, Workload};

@@ -95,6 +95,11 @@ impl Mesh {
 }
 
 impl Writer {
+    /// The mesh that is written.
+    pub fn mesh(&self) -> &Arc<Mesh> {
+        &self.mesh
+    }
+
     /// Applies an update as one step: readers see all of it or nothing, also when it comes in
     /// parts. Returns what was refused; of those names the last good version stays.
     pub fn apply(&mut self, update: Update) -> Vec<Rejected> {

@@ -75,6 +75,9 @@ pub enum ParseError {
     /// The resource name and the content disagree.
     #[error("content is named {0}")]
     NameMismatch(String),
+    /// It can be read, and what it says cannot be done.
+    #[error("{0}")]
+    Meaningless(String),
 }
 
 pub(crate) fn ip(field: &'static str, bytes: &[u8]) -> Result<IpAddr, ParseError> {

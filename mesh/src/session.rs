@@ -25,6 +25,7 @@ use std::sync::Arc;
 use api::AUTHORIZATION_TYPE;
 use api::discovery::{DeltaDiscoveryRequest, Node};
 
+use crate::node::metadata;
 pub use catalog::{Catalog, Entry};
 use interest::{Interest, Parcel};
 pub use reply::{Answer, Nack, Reply};
@@ -147,18 +148,8 @@ impl Session {
     }
 }
 
+/// Where the client runs.
 fn node_name(node: Option<&Node>) -> String {
-    use prost_types::value::Kind;
-    let name = node.and_then(|node| {
-        node.metadata
-            .as_ref()?
-            .fields
-            .get("NODE_NAME")?
-            .kind
-            .as_ref()
-    });
-    match name {
-        Some(Kind::StringValue(name)) => name.clone(),
-        _ => String::new(),
-    }
+    node.map_or("", |node| metadata(node, "NODE_NAME"))
+        .to_owned()
 }

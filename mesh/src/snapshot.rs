@@ -9,13 +9,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 
 use crate::claims::{ByIp, Claims};
 use crate::crowd::{ByPod, ByUid, Crowd};
 use crate::endpoints::Endpoints;
-use crate::names::Network;
+use crate::names::{NamespacedHost, Network};
 use crate::policy::Policy;
 use crate::service::{HealthPolicy, Service};
 use crate::workload::Workload;
@@ -53,6 +54,17 @@ pub(crate) struct Slot {
     pub(crate) host: Arc<str>,
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) endpoints: Endpoints,
+}
+
+/// What is another of a service than in an earlier snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceChange {
+    /// Which.
+    pub service: NamespacedHost,
+    /// The service: it came, went, or says something else.
+    pub itself: bool,
+    /// One of its endpoints did.
+    pub endpoints: bool,
 }
 
 impl Slot {
@@ -169,6 +181,29 @@ impl Snapshot {
             .filter_map(|slot| slot.service.as_ref())
     }
 
+    /// The services that are others than in `older`, or have other endpoints. Costs what changed, not
+    /// what there is.
+    pub fn services_since(&self, older: &Self) -> Vec<ServiceChange> {
+        let mut changes = Vec::new();
+        for item in older.hosts.diff(&self.hosts) {
+            let (before, after) = match item {
+                DiffItem::Add(_, after) => (&[][..], after.as_slice()),
+                DiffItem::Remove(_, before) => (before.as_slice(), &[][..]),
+                DiffItem::Update { old, new } => (old.1.as_slice(), new.1.as_slice()),
+            };
+            for slot in before
+                .iter()
+                .filter(|slot| same_slot(after, slot).is_none())
+            {
+                changes.extend(difference(Some(slot), None));
+            }
+            for slot in after {
+                changes.extend(difference(same_slot(before, slot), Some(slot)));
+            }
+        }
+        changes
+    }
+
     /// Every policy, in no order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
         self.policies.values()
@@ -195,6 +230,31 @@ impl Snapshot {
             .find(|slot| *slot.namespace == *namespace && *slot.host == *host)
             .map(|slot| &**slot)
     }
+}
+
+fn same_slot<'a>(slots: &'a [Arc<Slot>], of: &Slot) -> Option<&'a Arc<Slot>> {
+    let same = |slot: &&Arc<Slot>| slot.namespace == of.namespace && slot.host == of.host;
+    slots.iter().find(same)
+}
+
+fn difference(before: Option<&Arc<Slot>>, after: Option<&Arc<Slot>>) -> Option<ServiceChange> {
+    if let (Some(before), Some(after)) = (before, after)
+        && Arc::ptr_eq(before, after)
+    {
+        return None;
+    }
+    let slot = after.or(before)?;
+    let service = |slot: Option<&Arc<Slot>>| slot.and_then(|slot| slot.service.clone());
+    let itself = service(before) != service(after);
+    // A copy of a slot is made to change it: if it is not the service that changed, endpoints did.
+    let is_empty = |slot: Option<&Arc<Slot>>| slot.is_none_or(|slot| slot.endpoints.is_empty());
+    let endpoints = !itself || !(is_empty(before) && is_empty(after));
+    let service = NamespacedHost::new(slot.namespace.clone(), slot.host.clone());
+    Some(ServiceChange {
+        service,
+        itself,
+        endpoints,
+    })
 }
 
 /// The policies that apply to one workload: global ones, its namespace's, and those it names.

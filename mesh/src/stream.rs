@@ -37,6 +37,7 @@ use crate::change::Update;
 use crate::parse::Rejected;
 use crate::stream::cut::InParts;
 use crate::stream::part::PartCodec;
+pub use crate::stream::types::Kind;
 use crate::stream::types::Types;
 use crate::subscription::Wish;
 
@@ -45,7 +46,10 @@ use crate::subscription::Wish;
 pub struct ClientConfig {
     /// Who we are; sent with the first request of each type.
     pub node: Node,
-    /// What we want of the address type. Policies are always wanted whole.
+    /// The types that are followed, in the order in which they are asked for: what others name before
+    /// those. Default: policies, then addresses.
+    pub follows: Vec<Kind>,
+    /// What we want of the address type. The others are always wanted whole.
     pub addresses: Wish,
     /// First wait after a stream that failed; doubles up to `longest_wait`. Default 10 ms.
     pub shortest_wait: Duration,
@@ -64,6 +68,7 @@ impl ClientConfig {
     pub fn new(node: Node) -> Self {
         Self {
             node,
+            follows: vec![Kind::Authorizations, Kind::Addresses],
             addresses: Wish::Everything,
             shortest_wait: Duration::from_millis(10),
             longest_wait: Duration::from_secs(15),
@@ -71,6 +76,15 @@ impl ClientConfig {
             quiet: QUIET,
         }
     }
+}
+
+/// What is asked of the address type while a stream is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Demand {
+    /// Tell about this: `network/ip`, `namespace/host` or a uid.
+    Want(Arc<str>),
+    /// No more; what is held for that alone goes.
+    Leave(Arc<str>),
 }
 
 /// What happens on the way; for readiness, logs and metrics.
@@ -107,7 +121,7 @@ pub enum ClientEvent<'a> {
 pub async fn run_client<C, F, T, E>(
     connect: C,
     config: ClientConfig,
-    mut demands: Option<mpsc::Receiver<Arc<str>>>,
+    mut demands: Option<mpsc::Receiver<Demand>>,
     mut on_update: impl FnMut(Update) -> Vec<Rejected>,
     mut events: impl FnMut(ClientEvent<'_>),
     cancel: CancellationToken,
@@ -149,7 +163,7 @@ async fn one_stream<T>(
     channel: T,
     config: &ClientConfig,
     types: &mut Types,
-    demands: &mut Option<mpsc::Receiver<Arc<str>>>,
+    demands: &mut Option<mpsc::Receiver<Demand>>,
     on_update: &mut impl FnMut(Update) -> Vec<Rejected>,
     events: &mut impl FnMut(ClientEvent<'_>),
     wait: &mut Wait,
@@ -188,7 +202,7 @@ where
                 Some(part) => {
                     let request = types.apply(part, on_update, events);
                     // Not earlier: a server may answer one type, and fail at the other each time.
-                    if types.answered.all() {
+                    if types.all_answered() {
                         wait.reset(); // it works: the next failure is a new one
                     }
                     request
@@ -199,7 +213,7 @@ where
                 types.settle(on_update);
                 None
             }
-            Some(name) = demand(demands) => Some(types.addresses.want([name])),
+            Some(demand) = demand(demands) => types.demand(demand),
         };
         if let Some(request) = request {
             requests.send(request).await.map_err(gone)?;
@@ -207,7 +221,7 @@ where
     }
 }
 
-async fn demand(demands: &mut Option<mpsc::Receiver<Arc<str>>>) -> Option<Arc<str>> {
+async fn demand(demands: &mut Option<mpsc::Receiver<Demand>>) -> Option<Demand> {
     match demands {
         Some(demands) => demands.recv().await,
         None => None,

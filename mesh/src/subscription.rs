@@ -24,6 +24,7 @@ mod version;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use api::WAYPOINT_TYPE;
 use api::discovery::{DeltaDiscoveryRequest, ErrorDetail, Node};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
@@ -159,6 +160,18 @@ impl Subscription {
         }
     }
 
+    /// Asks for those names no more. What was held for them alone is named as removed by the server.
+    pub fn leave(&mut self, names: impl IntoIterator<Item = Arc<str>>) -> DeltaDiscoveryRequest {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        for name in &names {
+            self.wanted.remove(name);
+        }
+        DeltaDiscoveryRequest {
+            resource_names_unsubscribe: names.iter().map(|name| name.to_string()).collect(),
+            ..self.request()
+        }
+    }
+
     /// Takes a response apart: what to apply, and what to conclude with afterwards.
     pub fn receive<M>(&self, response: impl Into<Part>) -> (Changes<M>, Pending) {
         let Part {
@@ -230,7 +243,7 @@ impl Subscription {
         }
         let answer = DeltaDiscoveryRequest {
             response_nonce: pending.nonce,
-            error_detail: error_detail(&rejected),
+            error_detail: error_detail(self.type_url, &rejected),
             ..self.request()
         };
         (answer, rejected)
@@ -262,8 +275,9 @@ impl Pending {
     }
 }
 
-/// What a NACK says: every name and reason, up to a length that a header-sized log line bears.
-fn error_detail(rejected: &[Rejected]) -> Option<ErrorDetail> {
+/// What a NACK says: every name and reason, up to a length that a header-sized log line bears; to our own control
+/// plane also as messages, which it keeps apart.
+fn error_detail(type_url: &str, rejected: &[Rejected]) -> Option<ErrorDetail> {
     if rejected.is_empty() {
         return None;
     }
@@ -279,14 +293,36 @@ fn error_detail(rejected: &[Rejected]) -> Option<ErrorDetail> {
     } else {
         format!("{shown}; and {more} more")
     };
+    let detailed = if type_url == WAYPOINT_TYPE {
+        rejected.len().min(DETAILED_IN_NACK)
+    } else {
+        0
+    };
     Some(ErrorDetail {
         code: INVALID_ARGUMENT,
         message,
+        details: rejected[..detailed].iter().map(refused).collect(),
     })
+}
+
+fn refused(rejected: &Rejected) -> prost_types::Any {
+    let mut reason = rejected.reason.to_string();
+    reason.truncate(reason.floor_char_boundary(LONGEST_REASON));
+    let refused = api::waypoint::Refused {
+        name: rejected.name.to_string(),
+        reason,
+    };
+    prost_types::Any {
+        type_url: api::REFUSED_TYPE.to_owned(),
+        value: refused.encode_to_vec(),
+    }
 }
 
 const INVALID_ARGUMENT: i32 = 3; // google.rpc.Code
 const NAMED_IN_NACK: usize = 32;
+const DETAILED_IN_NACK: usize = 1024;
+/// In bytes: what a status condition bears.
+const LONGEST_REASON: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -391,10 +427,10 @@ mod tests {
             name: format!("ns/{n}").into(),
             reason: ParseError::Missing("uid"),
         };
-        let one = error_detail(&[rejected(1)]).unwrap();
+        let one = error_detail(api::ADDRESS_TYPE, &[rejected(1)]).unwrap();
         assert_eq!((one.code, &*one.message), (3, "ns/1: field uid is missing"));
         let many: Vec<_> = (0..1000).map(rejected).collect();
-        let many = error_detail(&many).unwrap();
+        let many = error_detail(api::ADDRESS_TYPE, &many).unwrap();
         assert!(
             many.message.ends_with("and 968 more") && many.message.len() < 4096,
             "{}",

@@ -12,7 +12,6 @@ pub mod keeper;
 pub mod metrics;
 pub mod netns;
 pub mod pod;
-pub mod roots;
 mod turns;
 pub mod workers;
 pub mod xds;

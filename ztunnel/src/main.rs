@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use hbone::control_plane::{channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Pool};
 use mesh::Mesh;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -27,7 +28,7 @@ use ztunnel::keeper::{self, Keeper};
 use ztunnel::metrics::{Metrics, register_pools};
 use ztunnel::node::Node;
 use ztunnel::workers::Workers;
-use ztunnel::{roots, xds};
+use ztunnel::xds;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -73,7 +74,7 @@ async fn run(
     );
     let (mesh, writer) = Mesh::new();
 
-    let channel = xds::channel(
+    let channel = channel(
         config.ca_address(),
         config.ca_root_ca(),
         config.alt_ca_hostname.as_deref(),
@@ -81,7 +82,7 @@ async fn run(
     let signer = CaClient::new(
         channel,
         &config.cluster_id,
-        xds::token_source(&config.auth_token),
+        token_source(&config.auth_token),
         config.secret_ttl,
     )?;
     let (node, agent, registry, metrics) = {
@@ -131,7 +132,7 @@ async fn run(
         .await
         .context("admin, metrics and readiness ports")?;
     let certificates = node.certificates.clone();
-    tokio::spawn(roots::follow(
+    tokio::spawn(follow_roots(
         config.ca_root_ca().clone(),
         certificates,
         end.clone(),

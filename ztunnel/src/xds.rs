@@ -1,35 +1,17 @@
-//! The way to the control plane: discovery and certificate requests over gRPC.
-//!
-//! Addresses, a root file and a token file enter. What leaves: a channel for the certificate
-//! authority ([`channel`]), and a mesh that is kept up to date ([`run`]).
-//!
-//! Roots are read for each new connection and tokens for each call, so that both may be rotated
-//! under our feet. `http://` addresses are spoken to in the clear: for tests on loopback.
-
-mod channel;
-
-use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
+//! Discovery: a mesh that is kept up to date from the control plane ([`run`]).
 
 use api::discovery::Node;
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
-use hbone::ca::TokenSource;
+use hbone::control_plane::{Credentials, channel, token_source};
+use mesh::node::{self, Name};
 use mesh::stream::{ClientConfig, ClientEvent, run_client};
 use ops::ready::Gate;
-use prost_types::value::Kind;
-use prost_types::{Struct, Value};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
-use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::{Request, Status};
 
 use crate::config::Config;
 use crate::metrics::{Reason, TypeUrl, XdsMetrics};
-pub use channel::channel;
 
 /// Keeps `writer`'s mesh up to date until `cancel`. `gate` opens with the first answer of each
 /// type and stays open: a proxy that knows the mesh goes on without the control plane. `known` is told then.
@@ -46,7 +28,8 @@ pub async fn run(
         &config.xds_root_ca,
         config.alt_xds_hostname.as_deref(),
     )?;
-    let caller = Caller::new(config);
+    let token = token_source(&config.auth_token);
+    let caller = Credentials::new(token, &config.cluster_id, &config.xds_headers);
     let connect = || {
         let channel = InterceptedService::new(channel.clone(), caller.clone());
         std::future::ready(Ok::<_, std::convert::Infallible>(channel))
@@ -78,66 +61,6 @@ pub async fn run(
     Ok(())
 }
 
-/// The bearer token, read from its file at each call. Empty without a file name.
-pub fn token_source(path: &Path) -> TokenSource {
-    let path = path.to_owned();
-    Arc::new(move || {
-        if path.as_os_str().is_empty() {
-            Ok(String::new())
-        } else {
-            read_token(&path)
-        }
-    })
-}
-
-fn read_token(path: &Path) -> io::Result<String> {
-    let token = std::fs::read_to_string(path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-    Ok(token.trim().to_owned())
-}
-
-/// Puts our credentials on every call.
-#[derive(Clone)]
-struct Caller {
-    token: TokenSource,
-    headers: Arc<Vec<(AsciiMetadataKey, AsciiMetadataValue)>>,
-}
-
-impl Caller {
-    fn new(config: &Config) -> Self {
-        let cluster = ("clusterid".to_owned(), config.cluster_id.clone());
-        let headers = config.xds_headers.iter().cloned().chain([cluster]);
-        let parsed = headers.filter_map(|(name, value)| {
-            Some((
-                AsciiMetadataKey::from_bytes(name.as_bytes()).ok()?,
-                value.parse().ok()?,
-            ))
-        });
-        Self {
-            token: token_source(&config.auth_token),
-            headers: Arc::new(parsed.collect()),
-        }
-    }
-}
-
-impl Interceptor for Caller {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let token =
-            (self.token)().map_err(|error| Status::unauthenticated(format!("token: {error}")))?;
-        if !token.is_empty() {
-            let bearer = format!("Bearer {token}").parse::<AsciiMetadataValue>();
-            let mut bearer = bearer
-                .map_err(|_| Status::unauthenticated("token: characters that no token has"))?;
-            bearer.set_sensitive(true);
-            request.metadata_mut().insert("authorization", bearer);
-        }
-        for (name, value) in self.headers.iter() {
-            request.metadata_mut().insert(name.clone(), value.clone());
-        }
-        Ok(request)
-    }
-}
-
 /// Who we say we are.
 fn node(config: &Config) -> Node {
     let Config {
@@ -147,7 +70,6 @@ fn node(config: &Config) -> Node {
         cluster_domain,
         ..
     } = config;
-    let own_ip = config.own_ip();
     let mut metadata = config.metadata.clone();
     let known = [
         ("NAME", pod_name),
@@ -158,27 +80,19 @@ fn node(config: &Config) -> Node {
         ("NETWORK", &config.network),
         ("SERVICE_ACCOUNT", &config.service_account),
     ];
-    metadata.extend(
-        known
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(key, value)| (key.to_owned(), value.clone())),
-    );
+    let known = known.map(|(key, value)| (key.to_owned(), value.clone()));
+    metadata.extend(known.into_iter().filter(|(_, value)| !value.is_empty()));
     metadata
         .entry("ISTIO_VERSION".to_owned())
         .or_insert_with(|| env!("CARGO_PKG_VERSION").to_owned());
-    let text = |value| Value {
-        kind: Some(Kind::StringValue(value)),
+    let id = Name {
+        kind: "ztunnel",
+        address: config.own_ip(),
+        pod: pod_name,
+        namespace,
+        domain: cluster_domain,
     };
-    let fields: BTreeMap<_, _> = metadata
-        .into_iter()
-        .map(|(key, value)| (key, text(value)))
-        .collect();
-    Node {
-        id: format!("ztunnel~{own_ip}~{pod_name}.{namespace}~{namespace}.svc.{cluster_domain}"),
-        metadata: Some(Struct { fields }),
-        ..Node::default()
-    }
+    node::node(id, metadata)
 }
 
 /// Which types were answered since the start.
@@ -253,6 +167,8 @@ fn note(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use prost_types::Value;
+    use prost_types::value::Kind;
 
     use super::*;
 
@@ -282,35 +198,6 @@ mod tests {
             };
             assert_eq!(&text(&fields[key]), value, "{key}");
         }
-    }
-
-    #[test]
-    fn token_is_read_at_each_call() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("token");
-        let mut caller = Caller {
-            token: token_source(&path),
-            headers: Arc::default(),
-        };
-        let bearer = |caller: &mut Caller| {
-            let request = caller
-                .call(Request::new(()))
-                .map_err(|status| status.message().to_owned())?;
-            Ok::<_, String>(
-                request
-                    .metadata()
-                    .get("authorization")
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_owned(),
-            )
-        };
-        assert!(bearer(&mut caller).unwrap_err().contains("No such file"));
-        std::fs::write(&path, "one\n").unwrap();
-        assert_eq!(bearer(&mut caller).unwrap(), "Bearer one");
-        std::fs::write(&path, "two").unwrap();
-        assert_eq!(bearer(&mut caller).unwrap(), "Bearer two");
     }
 
     #[test]

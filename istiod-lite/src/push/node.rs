@@ -8,7 +8,7 @@
 
 use api::discovery::Node;
 use hbone::Identity;
-use prost_types::value::Kind;
+use mesh::node::metadata;
 use tonic::Status;
 
 /// A client that may subscribe.
@@ -64,14 +64,4 @@ pub(super) fn check(node: Option<&Node>, caller: &Identity) -> Result<Proxy, Sta
         cluster: metadata(node, "CLUSTER_ID").into(),
         version: metadata(node, "ISTIO_VERSION").into(),
     })
-}
-
-/// A text of the metadata; anything else is as good as missing.
-fn metadata<'a>(node: &'a Node, key: &str) -> &'a str {
-    let fields = node.metadata.as_ref().map(|metadata| &metadata.fields);
-    let value = fields.and_then(|fields| fields.get(key));
-    match value.and_then(|value| value.kind.as_ref()) {
-        Some(Kind::StringValue(text)) => text,
-        _ => "",
-    }
 }

@@ -1,8 +1,8 @@
 //! What the responses of one stream after another do: to the mesh, and to what is asked next.
 //!
-//! Policies are asked for before addresses: a server that answers in order then sends them before
-//! the workloads that name them. For the same reason what is in doubt goes of both types at once:
-//! a policy does not go while a workload that names it may still be on its way out.
+//! What others name is asked for before those: policies before the addresses that name them, addresses before
+//! a waypoint's resources. A server that answers in order then sends them so. For the same reason what is in
+//! doubt goes of all types at once: a policy does not go while a workload that names it may still be on its way out.
 //!
 //! ```text
 //!   part … part (more follow)         last part, or a whole response
@@ -14,20 +14,48 @@
 use std::time::Duration;
 
 use api::discovery::DeltaDiscoveryRequest;
-use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WAYPOINT_TYPE};
 use tokio::time::Instant;
 
 use super::part::Part;
-use super::{ClientConfig, ClientEvent};
+use super::{ClientConfig, ClientEvent, Demand};
 use crate::change::{Step, Update};
 use crate::parse::Rejected;
 use crate::subscription::{Pending, Subscription, Wish};
 
-/// Both types, and where they are on the present stream.
+/// A type of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Policies of layer 4.
+    Authorizations,
+    /// Workloads and services.
+    Addresses,
+    /// What a waypoint does.
+    Resources,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Authorizations, Self::Addresses, Self::Resources];
+
+    fn of(type_url: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.type_url() == type_url)
+    }
+
+    /// Its type URL.
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Authorizations => AUTHORIZATION_TYPE,
+            Self::Addresses => ADDRESS_TYPE,
+            Self::Resources => WAYPOINT_TYPE,
+        }
+    }
+}
+
+/// All types that are followed, and where they are on the present stream.
 pub(super) struct Types {
-    authorizations: Subscription,
-    pub(super) addresses: Subscription,
-    pub(super) answered: Answered,
+    followed: Vec<Followed>,
     quiet: Duration,
     /// When that which is in doubt is gone.
     pub(super) settles: Option<Instant>,
@@ -35,28 +63,12 @@ pub(super) struct Types {
     taking: Option<Taking>,
 }
 
-/// The types there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Authorizations,
-    Addresses,
-}
-
-impl Kind {
-    fn of(type_url: &str) -> Option<Self> {
-        match type_url {
-            AUTHORIZATION_TYPE => Some(Self::Authorizations),
-            ADDRESS_TYPE => Some(Self::Addresses),
-            _ => None,
-        }
-    }
-
-    fn type_url(self) -> &'static str {
-        match self {
-            Self::Authorizations => AUTHORIZATION_TYPE,
-            Self::Addresses => ADDRESS_TYPE,
-        }
-    }
+/// One of them.
+struct Followed {
+    kind: Kind,
+    subscription: Subscription,
+    /// On this stream.
+    answered: bool,
 }
 
 /// A response of which some has been taken.
@@ -90,29 +102,30 @@ impl Taking {
     }
 }
 
-/// Which types were answered on this stream.
-#[derive(Debug, Default)]
-pub(super) struct Answered {
-    authorizations: bool,
-    addresses: bool,
-}
-
-impl Answered {
-    pub(super) fn all(&self) -> bool {
-        self.authorizations && self.addresses
-    }
-}
-
 impl Types {
     pub(super) fn new(config: &ClientConfig) -> Self {
+        let follow = |kind: &Kind| {
+            let wish = match kind {
+                Kind::Addresses => config.addresses,
+                Kind::Authorizations | Kind::Resources => Wish::Everything,
+            };
+            Followed {
+                kind: *kind,
+                subscription: Subscription::new(kind.type_url(), wish),
+                answered: false,
+            }
+        };
         Self {
-            authorizations: Subscription::new(AUTHORIZATION_TYPE, Wish::Everything),
-            addresses: Subscription::new(ADDRESS_TYPE, config.addresses),
-            answered: Answered::default(),
+            followed: config.follows.iter().map(follow).collect(),
             quiet: config.quiet,
             settles: None,
             taking: None,
         }
+    }
+
+    /// Whether each type was answered on this stream.
+    pub(super) fn all_answered(&self) -> bool {
+        self.followed.iter().all(|followed| followed.answered)
     }
 
     /// Whether a response has begun that is not whole yet.
@@ -121,38 +134,56 @@ impl Types {
     }
 
     /// The first requests of a new stream.
-    pub(super) fn open(&mut self, config: &ClientConfig) -> [DeltaDiscoveryRequest; 2] {
-        self.answered = Answered::default();
+    pub(super) fn open(&mut self, config: &ClientConfig) -> Vec<DeltaDiscoveryRequest> {
         self.settles = None;
-        let longest = config.largest_request;
-        [&mut self.authorizations, &mut self.addresses]
-            .map(|subscription| subscription.open(config.node.clone(), longest))
+        let open = |followed: &mut Followed| {
+            followed.answered = false;
+            let (node, longest) = (config.node.clone(), config.largest_request);
+            followed.subscription.open(node, longest)
+        };
+        self.followed.iter_mut().map(open).collect()
+    }
+
+    /// What is asked of the server because of a demand for an address, if anything.
+    pub(super) fn demand(&mut self, demand: Demand) -> Option<DeltaDiscoveryRequest> {
+        let followed = self.followed(Kind::Addresses)?;
+        Some(match demand {
+            Demand::Want(name) => followed.subscription.want([name]),
+            Demand::Leave(name) => followed.subscription.leave([name]),
+        })
     }
 
     fn doubtful(&self) -> usize {
-        self.authorizations.doubtful() + self.addresses.doubtful()
+        let each = |followed: &Followed| followed.subscription.doubtful();
+        self.followed.iter().map(each).sum()
     }
 
     /// Nothing more comes of the answers to the opening.
     pub(super) fn settle(&mut self, on_update: &mut impl FnMut(Update) -> Vec<Rejected>) {
         self.settles = None;
         let mut update = Update::default();
-        update.authorizations.removed = self.authorizations.drop_doubtful();
-        update.addresses.removed = self.addresses.drop_doubtful();
+        for followed in &mut self.followed {
+            let gone = followed.subscription.drop_doubtful();
+            match followed.kind {
+                Kind::Authorizations => update.authorizations.removed = gone,
+                Kind::Addresses => update.addresses.removed = gone,
+                Kind::Resources => update.resources.removed = gone,
+            }
+        }
         tracing::info!(
             authorizations = update.authorizations.removed.len(),
             addresses = update.addresses.removed.len(),
+            resources = update.resources.removed.len(),
             "gone while there was no stream: the control plane does not name them"
         );
         let rejected = on_update(update);
         debug_assert!(rejected.is_empty(), "a removal cannot be refused");
     }
 
-    fn subscription(&mut self, kind: Kind) -> &mut Subscription {
-        match kind {
-            Kind::Authorizations => &mut self.authorizations,
-            Kind::Addresses => &mut self.addresses,
-        }
+    fn followed(&mut self, kind: Kind) -> Option<&mut Followed> {
+        self.followed
+            .iter_mut()
+            .find(|followed| followed.kind == kind)
     }
 
     /// The stream ended: what has come of a response whose end has not is taken back.
@@ -174,14 +205,14 @@ impl Types {
             return None;
         }
         let in_doubt = self.doubtful();
-        let were_answered = self.answered.all();
+        let were_answered = self.all_answered();
         let request = self.take(part, on_update, events)?;
         // Each part of an answer in parts names some that are held, so the wait ends: every time
         // it begins anew, fewer are left.
         let still = self.doubtful();
         if still == 0 {
             self.settles = None;
-        } else if self.answered.all() && (still < in_doubt || !were_answered) {
+        } else if self.all_answered() && (still < in_doubt || !were_answered) {
             self.settles = Some(Instant::now() + self.quiet);
         }
         Some(request)
@@ -200,7 +231,8 @@ impl Types {
         };
         taking.kind = taking.kind.or_else(|| said(&part));
         // Without a type none of them is of one that was asked for: all are refused, by either.
-        let mut update = self.update(taking.kind.unwrap_or(Kind::Addresses), part, &mut taking);
+        let kind = taking.kind.unwrap_or(Kind::Addresses);
+        let mut update = self.update(kind, part, &mut taking);
         update.step = Step::Part;
         taking.rejected.extend(on_update(update));
         self.taking = Some(taking);
@@ -208,14 +240,16 @@ impl Types {
 
     fn update(&mut self, kind: Kind, part: Part, taking: &mut Taking) -> Update {
         let mut update = Update::default();
+        let Some(followed) = self.followed(kind) else {
+            return update;
+        };
+        let (subscription, pending) = (&followed.subscription, &mut taking.pending);
         match kind {
             Kind::Authorizations => {
-                update.authorizations.set =
-                    (self.authorizations).sort(part.resources, &mut taking.pending);
+                update.authorizations.set = subscription.sort(part.resources, pending);
             }
-            Kind::Addresses => {
-                update.addresses.set = self.addresses.sort(part.resources, &mut taking.pending);
-            }
+            Kind::Addresses => update.addresses.set = subscription.sort(part.resources, pending),
+            Kind::Resources => update.resources.set = subscription.sort(part.resources, pending),
         }
         update
     }
@@ -232,7 +266,8 @@ impl Types {
         let mut taking = begun.unwrap_or_default();
         taking.note(&mut part);
         // Not asked for: there is no subscription that an answer could belong to.
-        let Some(kind) = Kind::of(&taking.type_url) else {
+        let of = Kind::of(&taking.type_url).filter(|kind| self.followed(*kind).is_some());
+        let Some(kind) = of else {
             let type_url = &taking.type_url;
             tracing::warn!(type_url, "a response of a type that was not asked for");
             if in_parts {
@@ -252,20 +287,19 @@ impl Types {
             .pending
             .answers(std::mem::take(&mut taking.nonce), removed);
         match kind {
-            Kind::Authorizations => {
-                self.answered.authorizations = true;
-                update.authorizations.removed = removed;
-            }
-            Kind::Addresses => {
-                self.answered.addresses = true;
-                update.addresses.removed = removed;
-            }
+            Kind::Authorizations => update.authorizations.removed = removed,
+            Kind::Addresses => update.addresses.removed = removed,
+            Kind::Resources => update.resources.removed = removed,
         }
         if in_parts || !update.is_empty() {
             taking.rejected.extend(on_update(update));
         }
-        let subscription = self.subscription(kind);
-        let (request, rejected) = subscription.conclude(taking.pending, taking.rejected);
+        let followed = self.followed(kind)?;
+        followed.answered = true;
+        let concluded = followed
+            .subscription
+            .conclude(taking.pending, taking.rejected);
+        let (request, rejected) = concluded;
         events(ClientEvent::Applied {
             type_url: kind.type_url(),
             bytes: taking.bytes,

@@ -10,7 +10,7 @@ use api::discovery::aggregated_discovery_service_server::{
 };
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use api::{security, workload as wire};
-use mesh::{Changed, ClientConfig, ClientEvent, Entry, Mesh, Session, Wish, run_client};
+use mesh::{Changed, ClientConfig, ClientEvent, Demand, Entry, Mesh, Session, Wish, run_client};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -124,7 +124,7 @@ pub(crate) struct Harness {
     events: mpsc::UnboundedReceiver<String>,
     /// What the client said it waits before each attempt.
     pub(crate) retries: mpsc::UnboundedReceiver<Duration>,
-    pub(crate) demands: mpsc::Sender<Arc<str>>,
+    pub(crate) demands: mpsc::Sender<Demand>,
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) cancel: CancellationToken,
     pub(crate) client: tokio::task::JoinHandle<()>,

@@ -182,6 +182,7 @@ fn a_refusal_is_reported_and_not_answered() {
     let error = api::discovery::ErrorDetail {
         code: 3,
         message: "pod: field uid is missing".to_owned(),
+        ..Default::default()
     };
     let nack = DeltaDiscoveryRequest {
         response_nonce: first.nonce,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload as wire};
-use mesh::{Entry, Mesh, Wish};
+use mesh::{Demand, Entry, Mesh, Wish};
 use tonic::Status;
 
 use crate::harness::{Harness, pod, policy};
@@ -116,7 +116,8 @@ async fn a_name_demanded_is_asked_for_and_again_on_the_next_stream() {
     for told in ["connected", "Authorization +0 -0 []", "Address +0 -0 []"] {
         assert_eq!(harness.told().await, told);
     }
-    harness.demands.send("/ip-of-far".into()).await.unwrap();
+    let far = Demand::Want("/ip-of-far".into());
+    harness.demands.send(far).await.unwrap();
     let mut asked = Vec::new();
     while asked.is_empty() {
         asked = stream.serve(&shelf).await.resource_names_subscribe; // acknowledgements come before it

@@ -64,6 +64,7 @@ fn request(line: &Value) -> DeltaDiscoveryRequest {
         error_detail: line.get("error_detail").map(|error| ErrorDetail {
             code: error["code"].as_i64().unwrap() as i32,
             message: error["message"].as_str().unwrap().to_owned(),
+            details: Vec::new(),
         }),
     }
 }

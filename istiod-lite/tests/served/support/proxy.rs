@@ -112,6 +112,7 @@ impl Proxy {
         let error = ErrorDetail {
             code: 3,
             message: why.into(),
+            ..ErrorDetail::default()
         };
         self.answer(response, Some(error)).await;
     }

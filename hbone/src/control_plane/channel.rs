@@ -105,7 +105,7 @@ fn tls_config(roots: &PathBuf) -> io::Result<ClientConfig> {
     if store.is_empty() {
         return Err(failed(&"no certificate in it"));
     }
-    let mut config = ClientConfig::builder_with_provider(hbone::tls::crypto_provider())
+    let mut config = ClientConfig::builder_with_provider(crate::tls::crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
         .with_root_certificates(store)
@@ -176,7 +176,7 @@ mod tests {
             .signed_by(&key, &rcgen::Issuer::new(root, root_key))
             .unwrap();
         let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        let config = rustls::ServerConfig::builder_with_provider(hbone::tls::crypto_provider())
+        let config = rustls::ServerConfig::builder_with_provider(crate::tls::crypto_provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_no_client_auth()

@@ -8,13 +8,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::Certificates;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 use tokio_util::sync::CancellationToken;
 
+use crate::certs::Certificates;
+
 /// Looks at the file until `end`. A file that is not there or holds no roots changes nothing: the old ones are trusted on.
-pub async fn follow(path: PathBuf, certificates: Arc<Certificates>, end: CancellationToken) {
+pub async fn follow_roots(path: PathBuf, certificates: Arc<Certificates>, end: CancellationToken) {
     let mut known = Known::default();
     let mut looks = tokio::time::interval(LOOK);
     while end.run_until_cancelled(looks.tick()).await.is_some() {
