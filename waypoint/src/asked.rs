@@ -1,7 +1,12 @@
 //! What is asked, in the one form that routing, policies, limits and reports judge.
 //!
-//! A request enters, an [`Asked`] leaves: the host in lower case without its port, the path normalised
-//! (`normalise`). Upstream gets the same path, so nobody downstream of a decision sees another one.
+//! A request enters, an [`Asked`] leaves: the host in lower case without its port ([`host()`]), the path normalised
+//! ([`normalise`]), the address behind trusted proxies ([`remote()`]). Upstream gets the same path
+//! ([`put_path`]), so nobody downstream of a decision sees another one.
+
+mod host;
+mod path;
+mod remote;
 
 use std::net::SocketAddr;
 
@@ -9,6 +14,11 @@ use http::{HeaderMap, Method};
 
 use crate::authenticate::Claims;
 use crate::client::Client;
+
+pub use host::{Host, authority, host};
+pub use path::{Form, normalise, put_path, target};
+pub(crate) use path::{liberal, liberal_pattern, normal_pattern};
+pub use remote::{Claim, Remote, remote};
 
 /// A request, as it is judged.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +45,34 @@ pub struct Asked<'a> {
     pub sni: Option<&'a str>,
     /// Who asks.
     pub client: &'a Client,
+    /// Where the request comes from, behind proxies.
+    pub remote: Remote,
     /// Of a token that was found good.
     pub claims: Option<&'a Claims>,
+}
+
+/// A request that could be read in more than one way: it is answered with 400, before anything is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unclear {
+    /// Neither `/…` nor, for OPTIONS, `*`.
+    #[error("the path does not begin with /")]
+    NotAPath,
+    /// `%` that is not followed by two hexadecimal digits.
+    #[error("the path has an incomplete escape")]
+    Escape,
+    /// A NUL or another control character, plain or as NUL's escape.
+    #[error("the path has a control character")]
+    Control,
+    /// What would be a dot segment for those who decode more, or cut off parameters (`/..;x/`).
+    #[error("the path has a hidden dot segment")]
+    HiddenDots,
+    /// No host at all.
+    #[error("the request names no host")]
+    NoHost,
+    /// More than one.
+    #[error("the request names two hosts")]
+    TwoHosts,
+    /// Not a name or address with an optional port.
+    #[error("the host is malformed")]
+    Host,
 }

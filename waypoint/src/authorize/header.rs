@@ -1,0 +1,121 @@
+//! A header against what a policy wrote.
+//!
+//! A header may come on several lines, which are one list to some readers, of which others take the first or the
+//! last; and a list on one line is several values to some. So a pattern holds if it holds for every line; it does
+//! not if it holds for no line, no list made of them and no element; else nobody knows. What is not UTF-8 is
+//! undecidable too, but for the question whether it is there.
+
+use http::HeaderName;
+
+use super::facts::Http;
+use super::pattern::{Case, Pattern};
+use super::truth::Truth;
+
+/// What is compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Field {
+    /// A header.
+    Named(HeaderName),
+    /// `:method`
+    Method,
+    /// `:authority`, or `host`
+    Authority,
+    /// `:path`, with its query
+    Path,
+    /// `:scheme`
+    Scheme,
+}
+
+impl Field {
+    /// None: no header can have this name.
+    pub(super) fn new(name: &str) -> Option<Self> {
+        match name {
+            ":method" => Some(Self::Method),
+            ":authority" => Some(Self::Authority),
+            ":path" => Some(Self::Path),
+            ":scheme" => Some(Self::Scheme),
+            name if name.eq_ignore_ascii_case("host") => Some(Self::Authority),
+            name => HeaderName::from_bytes(name.as_bytes()).ok().map(Self::Named),
+        }
+    }
+
+    pub(super) fn matches(&self, patterns: &[Pattern], http: &Http<'_>) -> Truth {
+        let asked = http.asked;
+        let any = |pieces: &[&[u8]], case: Case| {
+            Truth::any(patterns.iter().map(|pattern| pattern.matches(pieces, case)))
+        };
+        match self {
+            Self::Named(name) => named(name, patterns, http),
+            Self::Method => any(&[asked.method.as_str().as_bytes()], Case::Counts),
+            Self::Authority => any(&[asked.authority.as_bytes()], Case::Ignored),
+            Self::Scheme => any(&[asked.scheme.as_bytes()], Case::Ignored),
+            Self::Path => match asked.query {
+                Some(query) => any(&[asked.path.as_bytes(), b"?", query.as_bytes()], Case::Counts),
+                None => any(&[asked.path.as_bytes()], Case::Counts),
+            },
+        }
+    }
+}
+
+fn named(name: &HeaderName, patterns: &[Pattern], http: &Http<'_>) -> Truth {
+    let headers = http.asked.headers;
+    let mut lines: Vec<&[u8]> = Vec::new();
+    for line in headers.get_all(name) {
+        lines.push(line.as_bytes());
+    }
+    let truth = |pattern: &Pattern| match (&*lines, pattern) {
+        ([], _) => Truth::No,
+        (_, Pattern::Any) => Truth::Yes,
+        (lines, pattern) if *name == http::header::COOKIE => matches_cookies(pattern, lines),
+        (lines, pattern) => matches_lines(pattern, lines),
+    };
+    let found = Truth::any(patterns.iter().map(truth));
+    if found != Truth::Yes && http.has_underscores() && has_double(name, http) {
+        return Truth::Undecidable;
+    }
+    found
+}
+
+/// Another header that is the same one to apps which read underscores as dashes.
+fn has_double(name: &HeaderName, http: &Http<'_>) -> bool {
+    let alike = |a: &str, b: &str| {
+        let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
+        a.len() == b.len() && a.bytes().map(dashed).eq(b.bytes().map(dashed))
+    };
+    let mut others = http.asked.headers.keys().filter(|other| *other != name);
+    others.any(|other| alike(other.as_str(), name.as_str()))
+}
+
+fn matches_lines(pattern: &Pattern, lines: &[&[u8]]) -> Truth {
+    if lines.iter().any(|line| std::str::from_utf8(line).is_err()) {
+        return Truth::Undecidable;
+    }
+    let holds = |value: &[u8]| pattern.matches(&[value], Case::Counts);
+    let of_lines = lines.iter().map(|line| holds(line));
+    let (least, most) = of_lines.fold((Truth::Yes, Truth::No), |(least, most), truth| {
+        (least.min(truth), most.max(truth))
+    });
+    if least == Truth::Yes {
+        return Truth::Yes;
+    }
+    let elements = || lines.iter().flat_map(|line| line.split(|&byte| byte == b','));
+    let of_list = lines.len() > 1 && {
+        let list = |between: &[u8]| holds(&lines.join(between)) != Truth::No;
+        list(b",") || list(b", ")
+    };
+    let of_element = || elements().any(|element| holds(element.trim_ascii()) != Truth::No);
+    if most != Truth::No || of_list || of_element() {
+        Truth::Undecidable
+    } else {
+        Truth::No
+    }
+}
+
+/// HTTP/2 may cut cookies into lines (RFC 9113 8.2.3); together they are one value.
+fn matches_cookies(pattern: &Pattern, lines: &[&[u8]]) -> Truth {
+    let whole = lines.join(&b"; "[..]);
+    if std::str::from_utf8(&whole).is_err() {
+        return Truth::Undecidable;
+    }
+    pattern.matches(&[&whole], Case::Counts)
+}
