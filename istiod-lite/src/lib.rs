@@ -14,6 +14,7 @@
 //! | [`ca`] | certificates |
 //! | [`serve`], [`metrics`] | ports |
 //! | [`webhook`] | admission: bad policies are refused when they are written |
+//! | [`deploy`] | pure: from a Gateway to the objects that make its waypoint run |
 //! | [`write`] | what the leading replica writes into the cluster |
 //! | [`cluster`] | Kubernetes: where objects come from, and who vouches for callers |
 //! | [`feed`] | the one owner of the world: from objects to catalog and roster |
@@ -24,6 +25,7 @@ pub mod ca;
 pub mod catalog;
 pub mod cluster;
 pub mod config;
+pub mod deploy;
 mod disk;
 pub mod feed;
 pub mod metrics;

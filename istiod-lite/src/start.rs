@@ -25,6 +25,7 @@ use crate::cluster::{
     self, Cluster, ConnectError, Connection, Health, Kinds, Pods, Reviewer, mesh_config,
 };
 use crate::config::{Input, Run};
+use crate::deploy::{Chart, Mesh, Pattern};
 use crate::feed::{self, Feed, Fill, Origin, Views};
 use crate::metrics::Metrics;
 use crate::push::{Connected, Debounce, Discovery};
@@ -154,7 +155,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     let mut webhook = None;
     if let Some(cluster) = cluster {
         webhook = Some(admit(run, &front, &settings, &certificate, drain).await?);
-        write::start(ground(run, &front, cluster, &authority), drain);
+        write::start(ground(run, &front, &settings, cluster, &authority), drain);
     }
     let stop = drain.accepting().clone();
     if let Input::Directory { config, .. } = run.input() {
@@ -263,6 +264,7 @@ async fn admit(
 fn ground(
     run: &Run,
     front: &Front,
+    settings: &Settings,
     (connection, kinds): (Connection, watch::Receiver<Kinds>),
     authority: &Arc<Authority>,
 ) -> write::Ground {
@@ -274,8 +276,27 @@ fn ground(
         flags: run.write.clone(),
         authority: authority.clone(),
         statuses: front.views.statuses.clone(),
+        waypoints: waypoints(run, settings),
+        notes: watch::Sender::default(),
         metrics: front.metrics.clone(),
     }
+}
+
+/// How waypoints are deployed, if we were told.
+fn waypoints(run: &Run, settings: &Settings) -> Option<Arc<Pattern>> {
+    let image = run.write.waypoint_image.clone();
+    let image = image.filter(|image| !image.is_empty())?;
+    let chart = run.write.waypoint.clone().unwrap_or_default();
+    Some(Arc::new(Pattern {
+        chart: Chart { image, ..chart },
+        mesh: Mesh {
+            namespace: run.namespace.clone(),
+            trust_domain: settings.trust_domain.clone(),
+            cluster: run.cluster_id.clone(),
+            domain: run.cluster_domain.clone(),
+            revision: run.revision.clone(),
+        },
+    }))
 }
 
 /// Without a cluster: everything is a file.

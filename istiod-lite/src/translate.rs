@@ -62,7 +62,7 @@ pub struct Cluster {
 pub type Membership = (String, PortList);
 
 /// The value of `label`, unless it is empty.
-fn value<'a>(labels: &'a Labels, label: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(labels: &'a Labels, label: &str) -> Option<&'a str> {
     labels
         .get(label)
         .map(String::as_str)

@@ -4,6 +4,7 @@
 //!  Lease ── elect ──► leader: roots      ConfigMaps in every namespace
 //!                             status     conditions of what users wrote
 //!                             classes    GatewayClasses that are ours
+//!                             deploy     waypoints: what makes them run
 //!                             addresses  automatic addresses of ServiceEntries
 //!                             taint      nodes whose agent is ready
 //!                             webhook    the certificate admission is verified by
@@ -14,6 +15,7 @@
 
 mod addresses;
 mod classes;
+mod deploy;
 mod elect;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -26,6 +28,7 @@ mod taint;
 mod webhook;
 
 use std::pin::Pin;
+use std::str::FromStr as _;
 use std::sync::Arc;
 
 use api::k8s::server::chain;
@@ -35,6 +38,7 @@ use tokio::sync::watch;
 
 use crate::ca::Authority;
 use crate::cluster::{Connection, Health, Kinds};
+use crate::deploy::{Chart, Notes, Pattern};
 use crate::metrics::{LeaseName, Metrics};
 
 /// ConfigMap with the roots, in every namespace; Istio's name.
@@ -62,6 +66,12 @@ pub struct Flags {
         env = "VALIDATION_WEBHOOK_CONFIG_NAME"
     )]
     pub validation_webhook: String,
+    /// Image of waypoints. Without it none is deployed.
+    #[arg(long, value_name = "IMAGE", env = "AMBIT_WAYPOINT_IMAGE")]
+    pub waypoint_image: Option<String>,
+    /// How waypoints are deployed, JSON: what the chart has under `global.waypoint`.
+    #[arg(long, value_name = "JSON", env = "AMBIT_WAYPOINT", value_parser = Chart::from_str)]
+    pub waypoint: Option<Chart>,
 }
 
 /// What the writers stand on.
@@ -81,6 +91,10 @@ pub struct Ground {
     pub authority: Arc<Authority>,
     /// What statuses should say.
     pub statuses: watch::Receiver<status::Book>,
+    /// How waypoints are deployed; none are if this control plane was not told.
+    pub waypoints: Option<Arc<Pattern>>,
+    /// What became of their deployments, for their statuses.
+    pub notes: watch::Sender<Notes>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -117,9 +131,16 @@ pub fn start(ground: Ground, drain: &Drain) {
         Box::pin(status::write(status::Part::Mesh, ground))
     });
     by("istio-gateway-status-leader", |ground| {
-        Box::pin(async {
+        Box::pin(async move {
             let statuses = status::write(status::Part::Gateways, ground.clone());
-            tokio::join!(statuses, classes::write(ground));
+            // By the same Lease: what became of a deployment is said in its Gateway's status.
+            let deployed = async {
+                if let Some(pattern) = ground.waypoints.clone() {
+                    let notes = ground.notes.clone();
+                    deploy::write(ground.clone(), pattern, notes).await;
+                }
+            };
+            tokio::join!(statuses, deployed, classes::write(ground.clone()));
         })
     });
     by("istio-ip-autoallocate", |ground| {

@@ -82,7 +82,7 @@ fn programmed(gateway: &Gateway, places: &[Place]) -> Condition {
             false,
             "AddressNotAssigned",
             &format!(
-                "nobody answers for waypoint {namespace}/{name}: this version of Ambit does not run waypoints yet. It counts as ready once there are a Service {namespace}/{service} and a pod with label {GATEWAY_NAME}={name} and an address"
+                "nobody answers for waypoint {namespace}/{name} yet: it counts as ready once there are a Service {namespace}/{service} and a pod with label {GATEWAY_NAME}={name} and an address"
             ),
         ),
         (Some(host), false) => condition(

@@ -33,6 +33,7 @@ use super::queue::{Quarrels, Queue, until};
 use super::{Ground, said};
 use crate::cluster::watch::{config, steady};
 use crate::cluster::{Connection, Health, Kinds};
+use crate::deploy::{Notes, laid};
 
 pub use mirror::mirror;
 
@@ -115,9 +116,14 @@ impl Part {
 pub(super) async fn write(part: Part, ground: Ground) {
     let (outbox, mut inbox) = mpsc::channel(HEARD);
     let (mut statuses, mut kinds) = (ground.statuses.clone(), ground.kinds.clone());
+    let mut notes = ground.notes.subscribe();
+    let book = |statuses: &Book, notes: &Notes| match part {
+        Part::Mesh => statuses.clone(),
+        Part::Gateways => laid(statuses, notes),
+    };
     let mut desk = Desk {
         part,
-        book: statuses.borrow_and_update().clone(),
+        book: book(&statuses.borrow_and_update(), &notes.borrow_and_update()),
         resources: BTreeMap::new(),
         watches: BTreeMap::new(),
         queue: Queue::default(),
@@ -143,8 +149,10 @@ pub(super) async fn write(part: Part, ground: Ground) {
             Some(heard) = inbox.recv() => desk.hear(heard),
             Some((key, outcome)) = running.next() => desk.done(&key, outcome, &ground),
             Ok(()) = statuses.changed() => {
-                let fresh = statuses.borrow_and_update().clone();
-                desk.say(fresh);
+                desk.say(book(&statuses.borrow_and_update(), &notes.borrow()));
+            }
+            Ok(()) = notes.changed() => {
+                desk.say(book(&statuses.borrow(), &notes.borrow_and_update()));
             }
             Ok(()) = kinds.changed() => {
                 let known = kinds.borrow_and_update().clone();

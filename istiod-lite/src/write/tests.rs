@@ -187,9 +187,13 @@ fn bench() -> Bench {
             ca_secret: None,
             untaint_nodes: true,
             validation_webhook: "validator".into(),
+            waypoint_image: None,
+            waypoint: None,
         },
         authority: Arc::new(authority),
         statuses: statuses.subscribe(),
+        waypoints: None,
+        notes: watch::Sender::default(),
         metrics: Metrics::register(&mut Registry::new("pilot", "test")),
     };
     Bench {

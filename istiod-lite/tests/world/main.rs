@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot read its data has failed
 
+mod deploy;
 mod golden_status;
 mod golden_wds;
 mod promises;
