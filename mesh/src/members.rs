@@ -28,9 +28,8 @@ impl Members {
     /// Every endpoint that counts for the service's health policy, whatever its capacity.
     pub fn counting(&self) -> impl Iterator<Item = &Arc<Workload>> {
         let policy = self.0.service.as_ref();
-        let all = policy.is_some_and(|service| {
-            service.load_balancing.health_policy == HealthPolicy::AllowAll
-        });
+        let all = policy
+            .is_some_and(|service| service.load_balancing.health_policy == HealthPolicy::AllowAll);
         let endpoints = self.0.endpoints.iter();
         endpoints
             .filter(move |(kind, _)| all || kind.healthy)

@@ -6,6 +6,10 @@ use api::discovery::Node;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 
+/// Metadata: the Gateway that the proxy is a pod of, in the pod's namespace. Who says so is sent what is for that
+/// gateway, and only that.
+pub const GATEWAY_NAME: &str = "GATEWAY_NAME";
+
 /// The parts of a node's id.
 #[derive(Debug, Clone, Copy)]
 pub struct Name<'a> {

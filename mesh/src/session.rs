@@ -12,23 +12,29 @@
 //! | later request | exactly the names | exactly the names, each with the endpoints of a service |
 //! | change | the changed names | those that it was sent, that it named, that are on its node, or that join a service it named |
 //!
+//! A proxy of a gateway ([`Session::of_gateway`]) is told of nothing but what is for that gateway; see
+//! `scope.rs`. Its resources go to nobody else: there are keys among them.
+//!
 //! Policies before the workloads that name them when they come, after them when they go: in
-//! between, a workload would name a policy that its proxy does not know.
+//! between, a workload would name a policy that its proxy does not know. For the same reason addresses
+//! before the resources that name them, and after them when they go.
 
 mod catalog;
 mod interest;
 mod reply;
+mod scope;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::AUTHORIZATION_TYPE;
 use api::discovery::{DeltaDiscoveryRequest, Node};
+use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WAYPOINT_TYPE};
 
 use crate::node::metadata;
 pub use catalog::{Catalog, Entry};
 use interest::{Interest, Parcel};
 pub use reply::{Answer, Nack, Reply};
+use scope::Scope;
 
 /// Type URL of the older workload type, which carries workloads only.
 pub const WORKLOAD_TYPE: &str = "type.googleapis.com/istio.workload.Workload";
@@ -48,12 +54,27 @@ pub struct Session {
     node: Option<Node>,
     types: BTreeMap<Arc<str>, Interest>,
     nonces: u64,
+    /// Of a gateway's proxy.
+    scope: Option<Scope>,
 }
 
 impl Session {
     /// A stream on which nothing has been asked yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A stream of a proxy of that gateway (`namespace/name`), proven to be one.
+    pub fn of_gateway(gateway: &str) -> Self {
+        Self {
+            scope: Some(Scope::of(gateway)),
+            ..Self::default()
+        }
+    }
+
+    /// Whose proxy the client is: `namespace/name`.
+    pub fn gateway(&self) -> Option<&Arc<str>> {
+        self.scope.as_ref().map(Scope::gateway)
     }
 
     /// Who the client says it is, from the first request that told.
@@ -64,11 +85,13 @@ impl Session {
     /// Whether the client asked for a type.
     pub fn follows(&self, type_url: &str) -> bool {
         self.types.contains_key(type_url)
+            || (self.scope.as_ref()).is_some_and(|scope| scope.follows(type_url))
     }
 
     /// A request arrives. A type that is not served gets no answer.
     pub fn on_request(&mut self, catalog: &impl Catalog, request: DeltaDiscoveryRequest) -> Answer {
-        if !catalog.serves(&request.type_url) {
+        let is_scoped = self.scope.is_some();
+        if !catalog.serves(&request.type_url) || (request.type_url == WAYPOINT_TYPE && !is_scoped) {
             return Answer::default();
         }
         if self.node.is_none() {
@@ -78,6 +101,15 @@ impl Session {
             type_url: request.type_url.clone(),
             message: error.message.clone(),
         });
+        let of_scope = [ADDRESS_TYPE, WAYPOINT_TYPE].contains(&&*request.type_url);
+        if let Some(scope) = self.scope.as_mut().filter(|_| of_scope) {
+            let parcel = scope.on_request(catalog, &request);
+            let type_url: Arc<str> = Arc::from(&*request.type_url);
+            return Answer {
+                reply: parcel.map(|parcel| self.reply(catalog, &type_url, parcel)),
+                nack,
+            };
+        }
         let type_url: Arc<str> = Arc::from(&*request.type_url);
         let node = node_name(self.node.as_ref());
         let parcel = match self.types.get_mut(&type_url) {
@@ -102,6 +134,18 @@ impl Session {
         let mut coming = Vec::new();
         let mut addresses = Vec::new();
         let mut going = Vec::new();
+        if let Some(scope) = &mut self.scope {
+            let of = |url: &str| {
+                let found = changed.iter().find(|changed| changed.type_url == url);
+                found.map_or(&[][..], |changed| changed.names)
+            };
+            let told = scope.on_push(catalog, of(WAYPOINT_TYPE), of(ADDRESS_TYPE));
+            let (address, resource): (Arc<str>, Arc<str>) =
+                (ADDRESS_TYPE.into(), WAYPOINT_TYPE.into());
+            addresses.push((address.clone(), told.coming));
+            addresses.push((resource, told.resources));
+            addresses.push((address, told.going));
+        }
         for Changed { type_url, names } in changed {
             let Some(interest) = self.types.get_mut(*type_url) else {
                 continue;

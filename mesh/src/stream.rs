@@ -11,6 +11,7 @@
 //! What the answers do, and what is answered to them: `types.rs`.
 
 mod cut;
+mod event;
 pub(crate) mod part;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use tonic::{IntoStreamingRequest, Status};
 use crate::change::Update;
 use crate::parse::Rejected;
 use crate::stream::cut::InParts;
+pub use crate::stream::event::{ClientEvent, FirstAnswers};
 use crate::stream::part::PartCodec;
 pub use crate::stream::types::Kind;
 use crate::stream::types::Types;
@@ -85,33 +87,6 @@ pub enum Demand {
     Want(Arc<str>),
     /// No more; what is held for that alone goes.
     Leave(Arc<str>),
-}
-
-/// What happens on the way; for readiness, logs and metrics.
-#[derive(Debug)]
-pub enum ClientEvent<'a> {
-    /// A stream is open.
-    Connected,
-    /// A response was applied; the first one of each type makes a proxy ready.
-    Applied {
-        /// Its type.
-        type_url: &'static str,
-        /// Its size on the wire, decoded from gRPC.
-        bytes: usize,
-        /// Resources set.
-        set: usize,
-        /// Names removed.
-        removed: usize,
-        /// Names refused, and told to the server.
-        rejected: &'a [Rejected],
-    },
-    /// The stream ended, or could not be opened; state is kept.
-    Disconnected {
-        /// What the other end or the network said; `None` = it closed in good order.
-        reason: Option<String>,
-        /// When the next attempt follows.
-        retry_in: Duration,
-    },
 }
 
 /// Keeps a mesh up to date until `cancel`.

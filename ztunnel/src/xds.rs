@@ -1,10 +1,9 @@
 //! Discovery: a mesh that is kept up to date from the control plane ([`run`]).
 
 use api::discovery::Node;
-use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use hbone::control_plane::{Credentials, channel, token_source};
 use mesh::node::{self, Name};
-use mesh::stream::{ClientConfig, ClientEvent, run_client};
+use mesh::stream::{ClientConfig, ClientEvent, FirstAnswers, run_client};
 use ops::ready::Gate;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -34,16 +33,13 @@ pub async fn run(
         let channel = InterceptedService::new(channel.clone(), caller.clone());
         std::future::ready(Ok::<_, std::convert::Infallible>(channel))
     };
-    let mut answered = Answered {
-        addresses: false,
-        authorizations: false,
-    };
+    let wish = ClientConfig::new(node(config));
+    let mut first = FirstAnswers::of(&wish.follows);
     let mut known = Some(known);
     let events = |event: ClientEvent<'_>| {
-        note(&event, &metrics);
-        if let ClientEvent::Applied { type_url, .. } = event
-            && answered.all_with(type_url)
-        {
+        event.log();
+        count(&event, &metrics);
+        if first.are_complete_with(&event) {
             gate.open();
             // Nobody waits for it any more when the proxy is stopping.
             let _ = known.take().map(|known| known.send(()));
@@ -51,7 +47,7 @@ pub async fn run(
     };
     run_client(
         connect,
-        ClientConfig::new(node(config)),
+        wish,
         None,
         |update| writer.apply(update),
         events,
@@ -95,71 +91,26 @@ fn node(config: &Config) -> Node {
     node::node(id, metadata)
 }
 
-/// Which types were answered since the start.
-#[derive(Debug)]
-struct Answered {
-    addresses: bool,
-    authorizations: bool,
-}
-
-impl Answered {
-    fn all_with(&mut self, type_url: &str) -> bool {
-        self.addresses |= type_url == ADDRESS_TYPE;
-        self.authorizations |= type_url == AUTHORIZATION_TYPE;
-        self.addresses && self.authorizations
-    }
-}
-
-fn note(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
+fn count(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
     match event {
-        ClientEvent::Connected => tracing::info!("xds: stream open"),
+        ClientEvent::Connected => {}
         ClientEvent::Applied {
-            type_url,
-            bytes,
-            set,
-            removed,
-            rejected,
+            type_url, bytes, ..
         } => {
             let url = TypeUrl { url: type_url };
             metrics.messages.get_or_create(&url).inc();
-            metrics
-                .message_bytes
-                .get_or_create(&url)
-                .inc_by(*bytes as u64);
-            tracing::debug!(
-                type_url,
-                set,
-                removed,
-                rejected = rejected.len(),
-                "xds: applied"
-            );
-            for rejected in *rejected {
-                tracing::warn!(type_url, resource = %rejected.name, reason = %rejected.reason, "xds: resource refused, the last good one stays");
-            }
+            let counted = metrics.message_bytes.get_or_create(&url);
+            counted.inc_by(*bytes as u64);
         }
-        ClientEvent::Disconnected {
-            reason: None,
-            retry_in,
-        } => {
+        ClientEvent::Disconnected { reason, .. } => {
+            let reason = match reason {
+                None => "Complete",
+                Some(_) => "Error",
+            };
             metrics
                 .terminations
-                .get_or_create(&Reason { reason: "Complete" })
+                .get_or_create(&Reason { reason })
                 .inc();
-            tracing::debug!(?retry_in, "xds: the control plane closed the stream");
-        }
-        ClientEvent::Disconnected {
-            reason: Some(reason),
-            retry_in,
-        } => {
-            metrics
-                .terminations
-                .get_or_create(&Reason { reason: "Error" })
-                .inc();
-            tracing::warn!(
-                error = reason,
-                ?retry_in,
-                "xds: no stream to the control plane; going on with what is known"
-            );
         }
     }
 }
@@ -198,16 +149,5 @@ mod tests {
             };
             assert_eq!(&text(&fields[key]), value, "{key}");
         }
-    }
-
-    #[test]
-    fn ready_only_after_both_types() {
-        let mut answered = Answered {
-            addresses: false,
-            authorizations: false,
-        };
-        assert!(!answered.all_with(AUTHORIZATION_TYPE));
-        assert!(!answered.all_with(AUTHORIZATION_TYPE));
-        assert!(answered.all_with(ADDRESS_TYPE));
     }
 }

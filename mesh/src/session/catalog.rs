@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use api::WAYPOINT_TYPE;
 use bytes::Bytes;
+
+use crate::resource::key_of;
 
 /// A resource, encoded once and shared by every stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +20,8 @@ pub struct Entry {
     pub aliases: Box<[Arc<str>]>,
     /// For a workload: its node.
     pub node: Option<Arc<str>>,
-    /// For a workload: the resource names of the services it is an endpoint of.
+    /// For a workload: the resource names of the services it is an endpoint of. For a waypoint's resource:
+    /// those of the services that it names.
     pub services: Box<[Arc<str>]>,
 }
 
@@ -50,6 +54,14 @@ pub trait Catalog {
         self.all(type_url)
             .filter(|entry| entry.services.iter().any(|held| **held == *service))
             .collect()
+    }
+
+    /// The resources of a gateway, given as `namespace/name`: those of type [`WAYPOINT_TYPE`] whose
+    /// names begin so.
+    fn of_gateway<'a>(&'a self, gateway: &str) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + 'a> {
+        let gateway = gateway.to_owned();
+        let all = self.all(WAYPOINT_TYPE);
+        Box::new(all.filter(move |entry| key_of(&entry.name, &gateway).is_some()))
     }
 
     /// The workloads of a node.

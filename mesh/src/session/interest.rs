@@ -184,7 +184,7 @@ impl Interest {
 }
 
 impl Parcel {
-    fn set(&mut self, entry: &Arc<Entry>) {
+    pub(super) fn set(&mut self, entry: &Arc<Entry>) {
         self.resources.insert(entry.name.clone(), entry.clone());
     }
 
