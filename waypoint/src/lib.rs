@@ -19,6 +19,7 @@
 //! | `client`, `asked` | who asks, and for what: the one form that routes, policies and limits judge |
 //! | `arrive`, `request`, `call`, `upstream` | the path |
 //! | `route`, `filter` | pure: which rule, and what it changes |
+//! | `retry`, `session` | pure: whether again and when; whom a client stays with |
 //! | `authorize`, `authenticate` | pure: who may; tokens |
 //! | `balance`, `outlier`, `limit` | pure: which endpoint, who is left out, how many may |
 //! | `report`, `admin` | what an operator sees |
@@ -39,7 +40,9 @@ pub mod limit;
 pub mod outlier;
 pub mod report;
 pub mod request;
+pub mod retry;
 pub mod route;
+pub mod session;
 pub mod start;
 pub mod state;
 pub mod upstream;

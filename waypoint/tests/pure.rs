@@ -18,7 +18,11 @@ mod limit;
 mod outlier;
 #[path = "pure/report.rs"]
 mod report;
+#[path = "pure/retry.rs"]
+mod retry;
 #[path = "pure/route.rs"]
 mod route;
+#[path = "pure/session.rs"]
+mod session;
 #[path = "pure/state.rs"]
 mod state;
