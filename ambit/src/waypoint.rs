@@ -1,80 +1,37 @@
-//! `ambit waypoint apply|list|delete|status`: Gateways of class `istio-waypoint`.
+//! `ambit waypoint generate|apply|list|delete|status`: Gateways of class `istio-waypoint`, and what the control plane
+//! runs for them.
 
-use std::time::{Duration, Instant};
+mod apply;
+
+use std::collections::HashMap;
 
 use anyhow::{Context as _, bail};
 use api::k8s::labels;
-use clap::{Args, Subcommand, ValueEnum};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use clap::{Args, Subcommand};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiResource, oneshot};
 use kube::{Api, Client, ResourceExt as _};
 use serde::Serialize;
-use serde_json::json;
 
 use crate::Outcome;
 use crate::cluster::{Access, is_missing};
 use crate::output::{self, Format, columns, say};
-use crate::parts::FIELD_MANAGER;
 
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Print what asks for a waypoint, and ask nobody.
+    Generate(apply::Wanted),
     /// Ask for a waypoint, or change one.
-    Apply(Apply),
+    Apply(apply::Apply),
     /// Waypoints, of one namespace or of all.
     List(List),
     /// The same, with reasons.
     Status(List),
     /// Remove waypoints.
     Delete(Delete),
-}
-
-/// Flags of `apply`.
-#[derive(Debug, Args)]
-pub(crate) struct Apply {
-    /// Its namespace.
-    #[arg(short, long, default_value = "default")]
-    namespace: String,
-    /// Its name.
-    #[arg(long, default_value = "waypoint")]
-    name: String,
-    /// Traffic to what passes it.
-    #[arg(long = "for", value_enum, default_value_t = For::Service)]
-    traffic: For,
-    /// Send the traffic of the whole namespace through it, once it runs.
-    #[arg(long)]
-    enroll_namespace: bool,
-    /// Enrol the namespace although the waypoint does not run: its traffic is refused until it does.
-    #[arg(long, requires = "enroll_namespace")]
-    force: bool,
-    /// Wait until it runs.
-    #[arg(long)]
-    wait: bool,
-    /// How long, seconds.
-    #[arg(long, default_value_t = 90, value_name = "SECONDS")]
-    waypoint_timeout: u64,
-}
-
-/// `istio.io/waypoint-for`
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum For {
-    Service,
-    Workload,
-    All,
-    None,
-}
-
-impl For {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Service => "service",
-            Self::Workload => "workload",
-            Self::All => "all",
-            Self::None => "none",
-        }
-    }
 }
 
 /// Flags of `list` and `status`.
@@ -111,7 +68,10 @@ pub(crate) struct Delete {
 struct Row {
     namespace: String,
     name: String,
+    revision: String,
     traffic: String,
+    /// Pods that are ready, of how many; none if nothing runs for it.
+    ready: Option<String>,
     /// `True`, `False`, `Unknown`
     programmed: String,
     reason: String,
@@ -120,6 +80,9 @@ struct Row {
 
 impl Command {
     pub(crate) async fn run(&self, access: &Access) -> anyhow::Result<Outcome> {
+        if let Self::Generate(wanted) = self {
+            return wanted.print();
+        }
         let client = access.connect().await?;
         if oneshot::pinned_kind(&client, &gateway()).await.is_err() {
             bail!(
@@ -127,87 +90,12 @@ impl Command {
             );
         }
         match self {
+            Self::Generate(wanted) => wanted.print(),
             Self::Apply(apply) => apply.run(&client).await,
             Self::List(list) => list.run(&client, false).await,
             Self::Status(list) => list.run(&client, true).await,
             Self::Delete(delete) => delete.run(&client).await,
         }
-    }
-}
-
-impl Apply {
-    async fn run(&self, client: &Client) -> anyhow::Result<Outcome> {
-        let gateways = gateways(client, Some(&self.namespace));
-        let wanted = json!({
-            "apiVersion": "gateway.networking.k8s.io/v1",
-            "kind": "Gateway",
-            "metadata": {
-                "name": self.name,
-                "namespace": self.namespace,
-                "labels": { "istio.io/waypoint-for": self.traffic.label() },
-            },
-            "spec": {
-                "gatewayClassName": CLASS,
-                "listeners": [{ "name": "mesh", "port": 15008, "protocol": "HBONE" }],
-            },
-        });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = gateways
-            .patch(&self.name, &params, &Patch::Apply(&wanted))
-            .await;
-        let applied =
-            applied.with_context(|| format!("Gateway {}/{}", self.namespace, self.name))?;
-        say(&format!(
-            "* waypoint {}/{} is asked for",
-            self.namespace, self.name
-        ));
-        let timeout = if self.wait { self.waypoint_timeout } else { 0 };
-        let row = self.programmed(&gateways, applied, timeout).await?;
-        let runs = row.programmed == "True";
-        if !runs {
-            say(&format!("! it does not run: {}", row.why()));
-        }
-        if self.enroll_namespace {
-            if !runs && !self.force {
-                bail!(
-                    "namespace {} was not enrolled: while its waypoint does not run, its traffic would be refused (--force enrols all the same)",
-                    self.namespace
-                );
-            }
-            let patch = json!({ "metadata": { "labels": { labels::USE_WAYPOINT: self.name } } });
-            let namespaces: Api<Namespace> = Api::all(client.clone());
-            let params = PatchParams {
-                field_manager: Some(FIELD_MANAGER.into()),
-                ..PatchParams::default()
-            };
-            namespaces
-                .patch(&self.namespace, &params, &Patch::Merge(&patch))
-                .await?;
-            say(&format!(
-                "* traffic to namespace {} passes waypoint {}",
-                self.namespace, self.name
-            ));
-        }
-        Ok(if runs || !self.wait {
-            Outcome::Well
-        } else {
-            Outcome::Wrong
-        })
-    }
-
-    async fn programmed(
-        &self,
-        gateways: &Api<DynamicObject>,
-        applied: DynamicObject,
-        timeout: u64,
-    ) -> anyhow::Result<Row> {
-        let begun = Instant::now();
-        let mut row = row(&applied);
-        while row.programmed != "True" && begun.elapsed() < Duration::from_secs(timeout) {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            row = self::row(&gateways.get(&self.name).await?);
-        }
-        Ok(row)
     }
 }
 
@@ -225,7 +113,8 @@ impl List {
             if rows.is_empty() {
                 return String::new();
             }
-            let mut head = vec!["NAMESPACE", "NAME", "TRAFFIC TYPE", "PROGRAMMED"];
+            let mut head = vec!["NAMESPACE", "NAME", "REVISION", "TRAFFIC TYPE", "READY"];
+            head.push("PROGRAMMED");
             if reasons {
                 head.extend(["REASON", "MESSAGE"]);
             }
@@ -288,7 +177,9 @@ impl Row {
         let mut cells = vec![
             self.namespace.clone(),
             self.name.clone(),
+            self.revision.clone(),
             self.traffic.clone(),
+            self.ready.clone().unwrap_or_else(|| "-".into()),
             self.programmed.clone(),
         ];
         if reasons {
@@ -303,11 +194,43 @@ async fn rows(client: &Client, namespace: Option<&str>) -> anyhow::Result<Vec<Ro
         .list(&ListParams::default())
         .await
         .context("cannot list Gateways")?;
-    Ok(found
-        .iter()
-        .filter(|gateway| is_waypoint(gateway))
-        .map(row)
-        .collect())
+    let ready = ready(client, namespace).await?;
+    let waypoints = found.iter().filter(|gateway| is_waypoint(gateway));
+    let with_pods = |gateway| {
+        let row = row(gateway);
+        let pods = ready.get(&(row.namespace.clone(), row.name.clone()));
+        Row {
+            ready: pods.cloned(),
+            ..row
+        }
+    };
+    Ok(waypoints.map(with_pods).collect())
+}
+
+/// By namespace and name of the Gateway.
+async fn ready(
+    client: &Client,
+    namespace: Option<&str>,
+) -> anyhow::Result<HashMap<(String, String), String>> {
+    let deployments: Api<Deployment> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    };
+    let selector = format!("{}={}", labels::GATEWAY_MANAGED, labels::MANAGED_WAYPOINT);
+    let found = deployments
+        .list(&ListParams::default().labels(&selector))
+        .await
+        .context("cannot list Deployments")?;
+    let of = |deployment: &Deployment| {
+        let gateway = deployment.labels().get(labels::GATEWAY_NAME)?.clone();
+        let spec = deployment.spec.as_ref();
+        let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+        let status = deployment.status.as_ref();
+        let ready = status.and_then(|it| it.ready_replicas).unwrap_or(0);
+        let namespace = deployment.namespace().unwrap_or_default();
+        Some(((namespace, gateway), format!("{ready}/{wanted}")))
+    };
+    Ok(found.iter().filter_map(of).collect())
 }
 
 fn is_waypoint(gateway: &DynamicObject) -> bool {
@@ -336,9 +259,15 @@ fn row(gateway: &DynamicObject) -> Row {
     Row {
         namespace: gateway.namespace().unwrap_or_default(),
         name: gateway.name_any(),
+        revision: gateway
+            .labels()
+            .get(REVISION)
+            .cloned()
+            .unwrap_or_else(|| "default".into()),
+        ready: None,
         traffic: gateway
             .labels()
-            .get("istio.io/waypoint-for")
+            .get(labels::WAYPOINT_FOR)
             .cloned()
             .unwrap_or_else(|| "service".into()),
         programmed: if status.is_empty() {
@@ -365,3 +294,5 @@ fn gateways(client: &Client, namespace: Option<&str>) -> Api<DynamicObject> {
 
 /// Class of waypoints.
 const CLASS: &str = "istio-waypoint";
+/// (L) on Gateway: the control plane that looks after it.
+const REVISION: &str = "istio.io/rev";

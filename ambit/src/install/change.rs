@@ -20,8 +20,9 @@ pub(crate) struct Wishes {
     #[arg(long, value_name = "TAG")]
     tag: Option<String>,
     /// Image of one part in full, digest and all: `ztunnel=REGISTRY/PATH@sha256:…`. May be repeated.
+    /// `waypoint` is what the control plane deploys.
     #[arg(long = "image", value_name = "PART=IMAGE", value_parser = image)]
-    images: Vec<(Part, String)>,
+    images: Vec<(Option<Part>, String)>,
     /// Name of this cluster in a mesh of several.
     #[arg(long, value_name = "NAME")]
     cluster_id: Option<String>,
@@ -43,9 +44,14 @@ pub(crate) struct Wishes {
 }
 
 /// `istiod=registry/istiod-lite@sha256:…`
-fn image(text: &str) -> Result<(Part, String), String> {
+/// Waypoints are no part that is installed.
+fn image(text: &str) -> Result<(Option<Part>, String), String> {
     let (part, image) = text.split_once('=').ok_or("write PART=IMAGE")?;
-    Ok((part_named(part)?, image.to_owned()))
+    let part = match part {
+        WAYPOINT => None,
+        part => Some(part_named(part).map_err(|why| format!("{why}, or {WAYPOINT}"))?),
+    };
+    Ok((part, image.to_owned()))
 }
 
 /// `istiod:RUST_LOG=debug`
@@ -72,10 +78,18 @@ impl Wishes {
                 }
             });
         }
+        let istiod = part_of(objects, Part::Istiod)?;
+        if let Some(old) = variable_of(istiod, WAYPOINT_IMAGE) {
+            let image = renamed(&old, self.hub.as_deref(), self.tag.as_deref());
+            set_variable(istiod, WAYPOINT_IMAGE, &image);
+        }
         for (part, image) in &self.images {
-            each_container(part_of(objects, *part)?, |container| {
-                container["image"] = image.as_str().into()
-            });
+            match part {
+                Some(part) => each_container(part_of(objects, *part)?, |container| {
+                    container["image"] = image.as_str().into()
+                }),
+                None => set_variable(part_of(objects, Part::Istiod)?, WAYPOINT_IMAGE, image),
+            }
         }
         if let Some(replicas) = self.replicas {
             part_of(objects, Part::Istiod)?["spec"]["replicas"] = replicas.into();
@@ -163,6 +177,17 @@ fn set_variable(object: &mut Value, name: &str, value: &str) {
     });
 }
 
+fn variable_of(object: &mut Value, name: &str) -> Option<String> {
+    let mut found = None;
+    each_container(object, |container| {
+        let variables = container["env"].as_array().into_iter().flatten();
+        for variable in variables.filter(|it| it["name"] == name) {
+            found = variable["value"].as_str().map(str::to_owned);
+        }
+    });
+    found
+}
+
 /// Sets a line of the settings that all parts share: they count over variables.
 fn mesh_setting(objects: &mut [Object], name: &str, value: &str) -> anyhow::Result<()> {
     let settings = objects
@@ -223,6 +248,11 @@ fn renamed(image: &str, hub: Option<&str>, tag: Option<&str>) -> String {
     new
 }
 
+/// What the control plane deploys; not installed itself.
+const WAYPOINT: &str = "waypoint";
+/// By which it is told of what image.
+const WAYPOINT_IMAGE: &str = "AMBIT_WAYPOINT_IMAGE";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -272,7 +302,10 @@ mod tests {
             replicas: Some(3),
             cni_bin_dir: Some("/var/lib/cni/bin".into()),
             cni_conf_dir: Some("/var/lib/cni/net.d".into()),
-            images: vec![image("ztunnel=other/ztunnel@sha256:1").unwrap()],
+            images: vec![
+                image("ztunnel=other/ztunnel@sha256:1").unwrap(),
+                image("waypoint=other/waypoint@sha256:2").unwrap(),
+            ],
             variables: vec![variable("istio-cni-node:RUST_LOG=debug").unwrap()],
             ..Wishes::default()
         });
@@ -285,6 +318,7 @@ mod tests {
             istiod.contains(r#""value":"west.test""#) && istiod.contains(r#""replicas":3"#),
             "{istiod}"
         );
+        assert!(istiod.contains("other/waypoint@sha256:2"), "{istiod}");
         let settings = objects
             .iter()
             .find(|o| o.kind() == "ConfigMap" && o.name() == "istio")
@@ -307,8 +341,24 @@ mod tests {
     }
 
     #[test]
+    fn waypoints_come_from_the_hub_of_the_other_images() {
+        let mut objects = changed(Wishes {
+            hub: Some("registry.test/mesh".into()),
+            tag: Some("7".into()),
+            ..Wishes::default()
+        });
+        let istiod = part_of(&mut objects, Part::Istiod).unwrap();
+        let image = variable_of(istiod, WAYPOINT_IMAGE).unwrap();
+        assert_eq!(image, "registry.test/mesh/waypoint:7");
+    }
+
+    #[test]
     fn a_part_that_does_not_exist_is_named_with_those_that_do() {
-        assert!(image("waypoint=x").unwrap_err().contains("istio-cni-node"));
+        let error = image("dashboard=x").unwrap_err();
+        assert!(
+            error.contains("istio-cni-node") && error.contains("waypoint"),
+            "{error}"
+        );
         assert!(variable("ztunnel:X").is_err());
     }
 }

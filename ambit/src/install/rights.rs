@@ -62,10 +62,13 @@ fn secrets_and_leases_are_read_and_changed_by_name_only() {
         if !held.iter().any(|kind| resources.contains(kind)) {
             continue;
         }
-        // Whoever makes an object has not named it yet when rights are looked at.
-        let makes = words(&rule, "verbs") == BTreeSet::from(["create"]);
+        // Whoever makes an object has not named it yet when rights are looked at. A ConfigMap that somebody names in a
+        // Gateway is read, one at a time; which there are, nobody learns.
+        let verbs = words(&rule, "verbs");
+        let makes = verbs == BTreeSet::from(["create"]);
+        let named = resources == BTreeSet::from(["configmaps"]) && verbs == BTreeSet::from(["get"]);
         assert!(
-            makes || !words(&rule, "resourceNames").is_empty(),
+            makes || named || !words(&rule, "resourceNames").is_empty(),
             "{role}: {rule}"
         );
     }

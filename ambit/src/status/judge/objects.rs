@@ -54,7 +54,7 @@ pub(super) fn of_condition(found: &ConditionFacts) -> Option<Finding> {
         found.condition, found.status, found.reason, found.message
     );
     let remedy = match (found.kind.as_str(), found.condition.as_str()) {
-        ("Gateway", "Programmed") => "this version runs no waypoints and gateways yet",
+        ("Gateway", _) => "ambit waypoint status shows its pods; mend what is named",
         (_, "istio.io/WaypointBound") => {
             "traffic to it is refused until its waypoint runs; remove the label istio.io/use-waypoint to go without"
         }

@@ -24,6 +24,13 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
+{{/* How waypoints are deployed, as the control plane is told it. */}}
+{{- define "ambit.waypoints" -}}
+{{- $own := dict "imagePullPolicy" .Values.imagePullPolicy "imagePullSecrets" .Values.imagePullSecrets "network" .Values.network
+      "logLevel" .Values.logLevel "logFormat" .Values.logFormat "prometheusAnnotations" .Values.prometheusAnnotations -}}
+{{- mergeOverwrite (omit .Values.global.waypoint "image") $own | toJson -}}
+{{- end -}}
+
 {{/* Further environment, a map. */}}
 {{- define "ambit.env" -}}
 {{- range $name, $value := . }}
