@@ -187,7 +187,9 @@ impl Policies {
         let facts = Facts::of_connection(connection);
         let asks = |policy: &&Policy| policy.action == Action::Custom;
         let mut custom = self.deciding(&facts).filter(asks);
-        if let Some((policy, found)) = custom.find_map(|policy| Some((policy, policy.first(&facts)?))) {
+        if let Some((policy, found)) =
+            custom.find_map(|policy| Some((policy, policy.first(&facts)?)))
+        {
             return Verdict::Deny(Denied::Undecidable(policy.matched(found.0)));
         }
         self.decide(&facts, false)
@@ -230,7 +232,8 @@ impl Policies {
                 return Verdict::Ask(providers);
             }
         }
-        self.denied(facts).map_or_else(|| self.allowed(facts), Verdict::Deny)
+        self.denied(facts)
+            .map_or_else(|| self.allowed(facts), Verdict::Deny)
     }
 
     fn providers(&self, facts: &Facts<'_>) -> Vec<&str> {
@@ -245,7 +248,9 @@ impl Policies {
     }
 
     fn denied(&self, facts: &Facts<'_>) -> Option<Denied<'_>> {
-        let mut denies = self.deciding(facts).filter(|policy| policy.action == Action::Deny);
+        let mut denies = self
+            .deciding(facts)
+            .filter(|policy| policy.action == Action::Deny);
         denies.find_map(|policy| {
             let (rule, truth) = policy.first(facts)?;
             let matched = policy.matched(rule);
@@ -258,7 +263,10 @@ impl Policies {
 
     fn allowed(&self, facts: &Facts<'_>) -> Verdict<'_> {
         let mut applies = false;
-        for policy in self.deciding(facts).filter(|policy| policy.action == Action::Allow) {
+        for policy in self
+            .deciding(facts)
+            .filter(|policy| policy.action == Action::Allow)
+        {
             applies = true;
             if let Some((rule, _)) = policy.first(facts) {
                 let by = Some(policy.matched(rule));
@@ -311,7 +319,8 @@ impl Policy {
 
 impl Rule {
     fn holds(&self, facts: &Facts<'_>) -> Truth {
-        let clause = |clause: &Clause| Truth::all(clause.iter().map(|condition| condition.holds(facts)));
+        let clause =
+            |clause: &Clause| Truth::all(clause.iter().map(|condition| condition.holds(facts)));
         let any = |list: &[Clause]| {
             if list.is_empty() {
                 Truth::Yes

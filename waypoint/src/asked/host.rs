@@ -55,7 +55,9 @@ pub fn host(authority: &str) -> Result<Host<'_>, Unclear> {
     };
     let name = if let Some(address) = name.strip_prefix('[') {
         let address = address.strip_suffix(']').ok_or(Unclear::Host)?;
-        address.parse::<std::net::Ipv6Addr>().map_err(|_| Unclear::Host)?;
+        address
+            .parse::<std::net::Ipv6Addr>()
+            .map_err(|_| Unclear::Host)?;
         name
     } else {
         let name = name.strip_suffix('.').unwrap_or(name);
@@ -93,7 +95,8 @@ fn number(digits: &str) -> Result<u16, Unclear> {
 }
 
 fn check_name(name: &str) -> Result<(), Unclear> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    let allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
     let labels = !name.starts_with('.') && !name.ends_with('.') && !name.contains("..");
     if name.is_empty() || name.len() > LONGEST || !labels || !name.bytes().all(allowed) {
         return Err(Unclear::Host);

@@ -217,7 +217,11 @@ fn decoded(text: &[u8]) -> impl Iterator<Item = u8> {
 
 /// The byte of an escape, of which the two digits come next.
 fn escape(after: &[u8]) -> Option<u8> {
-    let digit = |at: usize| after.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+    let digit = |at: usize| {
+        after
+            .get(at)
+            .and_then(|&byte| char::from(byte).to_digit(16))
+    };
     let value = digit(0)? * 16 + digit(1)?;
     u8::try_from(value).ok()
 }
@@ -227,7 +231,10 @@ fn write(written: &mut Vec<u8>, byte: u8, plain: bool) {
     if plain {
         written.push(byte);
     } else {
-        let digits = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+        let digits = [
+            DIGITS[usize::from(byte >> 4)],
+            DIGITS[usize::from(byte & 15)],
+        ];
         written.extend_from_slice(&[b'%', digits[0], digits[1]]);
     }
 }
@@ -242,6 +249,18 @@ fn may_stand(byte: u8) -> bool {
     is_unreserved(byte)
         || matches!(
             byte,
-            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' | b'/'
+            b'!' | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+                | b':'
+                | b'@'
+                | b'/'
         )
 }

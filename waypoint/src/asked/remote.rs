@@ -70,8 +70,16 @@ fn entries(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
 
 /// An address, as proxies write it: with a port, or IPv6 in brackets, too.
 fn address(text: &str) -> Option<IpAddr> {
-    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
     let plain = bare.unwrap_or(text).parse::<IpAddr>().ok();
-    let with_port = || text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
-    plain.or_else(with_port).map(|address| address.to_canonical())
+    let with_port = || {
+        text.parse::<std::net::SocketAddr>()
+            .ok()
+            .map(|address| address.ip())
+    };
+    plain
+        .or_else(with_port)
+        .map(|address| address.to_canonical())
 }

@@ -31,7 +31,10 @@ pub struct Context<'a> {
 
 impl Policies {
     /// Compiles the policies of a service. Never fails: see [`Policies::complaints`].
-    pub fn compile(policies: &[(&wire::Origin, &wire::Authorization)], context: &Context<'_>) -> Self {
+    pub fn compile(
+        policies: &[(&wire::Origin, &wire::Authorization)],
+        context: &Context<'_>,
+    ) -> Self {
         let mut all: Vec<Policy> = policies
             .iter()
             .map(|(origin, policy)| compile(origin, policy, context))
@@ -78,9 +81,9 @@ fn ports_of(targets: &[wire::Target], context: &Context<'_>) -> Box<[u16]> {
         let Some(To::Service(to)) = &target.to else {
             return Box::default();
         };
-        let meant = context
-            .service
-            .is_some_and(|(namespace, hostname)| to.namespace == namespace && to.hostname == hostname);
+        let meant = context.service.is_some_and(|(namespace, hostname)| {
+            to.namespace == namespace && to.hostname == hostname
+        });
         match u16::try_from(to.port) {
             Ok(port) if meant && port != 0 => ports.push(port),
             _ if meant || context.service.is_none() => return Box::default(),
@@ -98,7 +101,11 @@ fn compile_rule(rule: &wire::AuthorizationRule, namespace: &str, context: &Conte
             .map(|source| from(source, namespace, context))
             .collect(),
         to: rule.to.iter().map(to).collect(),
-        when: rule.when.iter().map(|condition| when(condition, context)).collect(),
+        when: rule
+            .when
+            .iter()
+            .map(|condition| when(condition, context))
+            .collect(),
     }
 }
 
@@ -112,15 +119,36 @@ fn from(source: &wire::Source, namespace: &str, context: &Context<'_>) -> Clause
         Test::Accounts(accounts.collect())
     };
     let mut list = List::default();
-    list.add("source.principals", &source.principals, &source.not_principals, principal);
-    list.add("source.serviceAccounts", &source.service_accounts, &source.not_service_accounts, account);
-    list.add("source.namespaces", &source.namespaces, &source.not_namespaces, namespaces);
-    list.add("source.ipBlocks", &source.ip_blocks, &source.not_ip_blocks, |values| {
-        Test::SourceAddresses(networks(values))
-    });
-    list.add("source.remoteIpBlocks", &source.remote_ip_blocks, &source.not_remote_ip_blocks, |values| {
-        Test::RemoteAddresses(networks(values))
-    });
+    list.add(
+        "source.principals",
+        &source.principals,
+        &source.not_principals,
+        principal,
+    );
+    list.add(
+        "source.serviceAccounts",
+        &source.service_accounts,
+        &source.not_service_accounts,
+        account,
+    );
+    list.add(
+        "source.namespaces",
+        &source.namespaces,
+        &source.not_namespaces,
+        namespaces,
+    );
+    list.add(
+        "source.ipBlocks",
+        &source.ip_blocks,
+        &source.not_ip_blocks,
+        |values| Test::SourceAddresses(networks(values)),
+    );
+    list.add(
+        "source.remoteIpBlocks",
+        &source.remote_ip_blocks,
+        &source.not_remote_ip_blocks,
+        |values| Test::RemoteAddresses(networks(values)),
+    );
     list.add(
         "source.requestPrincipals",
         &source.request_principals,
@@ -132,28 +160,54 @@ fn from(source: &wire::Source, namespace: &str, context: &Context<'_>) -> Clause
 
 fn to(operation: &wire::Operation) -> Clause {
     let mut list = List::default();
-    list.add("operation.ports", &operation.ports, &operation.not_ports, ports);
-    list.add("operation.methods", &operation.methods, &operation.not_methods, |values| {
-        Test::Methods(patterns(values))
-    });
-    list.add("operation.hosts", &operation.hosts, &operation.not_hosts, |values| {
-        Test::Hosts(patterns(values))
-    });
-    list.add("operation.paths", &operation.paths, &operation.not_paths, |values| {
-        Test::Paths(values.iter().map(|value| PathPattern::new(value)).collect())
-    });
+    list.add(
+        "operation.ports",
+        &operation.ports,
+        &operation.not_ports,
+        ports,
+    );
+    list.add(
+        "operation.methods",
+        &operation.methods,
+        &operation.not_methods,
+        |values| Test::Methods(patterns(values)),
+    );
+    list.add(
+        "operation.hosts",
+        &operation.hosts,
+        &operation.not_hosts,
+        |values| Test::Hosts(patterns(values)),
+    );
+    list.add(
+        "operation.paths",
+        &operation.paths,
+        &operation.not_paths,
+        |values| Test::Paths(values.iter().map(|value| PathPattern::new(value)).collect()),
+    );
     list.done("operation")
 }
 
 fn when(condition: &wire::Condition, context: &Context<'_>) -> Condition {
     let test = |values: &[String]| by_key(&condition.key, values, context);
     let mut list = List::default();
-    list.add(&condition.key, &condition.values, &condition.not_values, test);
-    list.0.pop().unwrap_or_else(|| unknown(&format!("when {} has no values", condition.key)))
+    list.add(
+        &condition.key,
+        &condition.values,
+        &condition.not_values,
+        test,
+    );
+    list.0
+        .pop()
+        .unwrap_or_else(|| unknown(&format!("when {} has no values", condition.key)))
 }
 
 fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
-    let claim = |way: &[&str]| Test::Claim(way.iter().map(|&name| name.into()).collect(), patterns(values));
+    let claim = |way: &[&str]| {
+        Test::Claim(
+            way.iter().map(|&name| name.into()).collect(),
+            patterns(values),
+        )
+    };
     match key {
         "source.ip" => Test::SourceAddresses(networks(values)),
         "remote.ip" => Test::RemoteAddresses(networks(values)),
@@ -174,9 +228,8 @@ fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
             }
             let header = key.strip_prefix("request.headers").and_then(bracketed);
             match header.as_deref() {
-                Some([name]) => {
-                    Field::new(name).map_or(Test::Unknown, |field| Test::Header(field, patterns(values)))
-                }
+                Some([name]) => Field::new(name)
+                    .map_or(Test::Unknown, |field| Test::Header(field, patterns(values))),
                 _ => Test::Unknown,
             }
         }
@@ -188,7 +241,7 @@ fn bracketed(text: &str) -> Option<Vec<&str>> {
     let inner = text.strip_prefix('[')?.strip_suffix(']')?;
     let names: Vec<&str> = inner.split("][").collect();
     let odd = |name: &&str| name.is_empty() || name.contains(['[', ']']);
-    (!names.iter().any(|name| odd(&name))).then_some(names)
+    (!names.iter().any(odd)).then_some(names)
 }
 
 fn patterns(values: &[String]) -> Box<[Pattern]> {
@@ -200,7 +253,12 @@ fn namespaces(values: &[String]) -> Test {
 }
 
 fn request_principals(values: &[String]) -> Test {
-    Test::RequestPrincipals(values.iter().map(|value| RequestPrincipal::new(value)).collect())
+    Test::RequestPrincipals(
+        values
+            .iter()
+            .map(|value| RequestPrincipal::new(value))
+            .collect(),
+    )
 }
 
 fn ports(values: &[String]) -> Test {
@@ -225,7 +283,10 @@ fn canonical(net: IpNet) -> IpNet {
     let IpNet::V6(six) = net else {
         return net;
     };
-    let four = six.addr().to_ipv4_mapped().filter(|_| six.prefix_len() >= 96);
+    let four = six
+        .addr()
+        .to_ipv4_mapped()
+        .filter(|_| six.prefix_len() >= 96);
     let short = four.and_then(|address| IpNet::new(address.into(), six.prefix_len() - 96).ok());
     short.unwrap_or(net)
 }
@@ -244,7 +305,13 @@ fn unknown(text: &str) -> Condition {
 struct List(Vec<Condition>);
 
 impl List {
-    fn add(&mut self, name: &str, values: &[String], not_values: &[String], test: impl Fn(&[String]) -> Test) {
+    fn add(
+        &mut self,
+        name: &str,
+        values: &[String],
+        not_values: &[String],
+        test: impl Fn(&[String]) -> Test,
+    ) {
         if values.is_empty() && not_values.is_empty() {
             return;
         }
@@ -263,7 +330,8 @@ impl List {
     /// A clause that says nothing is one of which something is not known here.
     fn done(mut self, name: &str) -> Clause {
         if self.0.is_empty() {
-            self.0.push(unknown(&format!("{name} says nothing that is known here")));
+            self.0
+                .push(unknown(&format!("{name} says nothing that is known here")));
         }
         self.0.into()
     }

@@ -51,11 +51,17 @@ pub(super) enum Test {
 
 impl Condition {
     pub(super) fn holds(&self, facts: &Facts<'_>) -> Truth {
-        let values = self.values.as_ref().map_or(Truth::Yes, |test| test.holds(facts));
+        let values = self
+            .values
+            .as_ref()
+            .map_or(Truth::Yes, |test| test.holds(facts));
         if values == Truth::No {
             return Truth::No;
         }
-        let not = self.not_values.as_ref().map_or(Truth::No, |test| test.holds(facts));
+        let not = self
+            .not_values
+            .as_ref()
+            .map_or(Truth::No, |test| test.holds(facts));
         values.min(not.contrary())
     }
 }
@@ -66,7 +72,10 @@ impl Test {
         match self {
             Self::Principals(patterns) => is_one(facts.identity(), patterns),
             Self::Namespaces(globs) => facts.identity().map_or(Truth::No, |identity| {
-                globs.iter().any(|glob| glob.matches(identity.namespace())).into()
+                globs
+                    .iter()
+                    .any(|glob| glob.matches(identity.namespace()))
+                    .into()
             }),
             Self::Accounts(accounts) => facts.identity().map_or(Truth::No, |identity| {
                 any_known(accounts, |account| account.is(identity))
@@ -89,16 +98,22 @@ impl Test {
     fn holds_for_request(&self, http: &Http<'_>) -> Truth {
         let asked = http.asked;
         match self {
-            Self::RequestPrincipals(principals) => {
-                Truth::any(principals.iter().map(|principal| principal.is(asked.claims)))
+            Self::RequestPrincipals(principals) => Truth::any(
+                principals
+                    .iter()
+                    .map(|principal| principal.is(asked.claims)),
+            ),
+            Self::Hosts(patterns) => {
+                Truth::any(patterns.iter().map(|pattern| is_host(pattern, http)))
             }
-            Self::Hosts(patterns) => Truth::any(patterns.iter().map(|pattern| is_host(pattern, http))),
             Self::Methods(patterns) => {
                 let method = asked.method.as_str().as_bytes();
                 let exactly = any_of(patterns, &[method], Case::Counts);
                 exactly.agreed(any_of(patterns, &[method], Case::Ignored))
             }
-            Self::Paths(patterns) => Truth::any(patterns.iter().map(|pattern| pattern.matches(&http.path))),
+            Self::Paths(patterns) => {
+                Truth::any(patterns.iter().map(|pattern| pattern.matches(&http.path)))
+            }
             Self::Header(field, patterns) => field.matches(patterns, http),
             Self::Claim(way, patterns) => {
                 let all = asked.claims.map(|claims| &claims.all);
@@ -123,7 +138,11 @@ fn any_of(patterns: &[Pattern], pieces: &[&[u8]], case: Case) -> Truth {
 
 /// One that could not be read might be it.
 fn any_known<T>(list: &[Option<T>], is: impl Fn(&T) -> bool) -> Truth {
-    let truth = |entry: &Option<T>| entry.as_ref().map_or(Truth::Undecidable, |known| is(known).into());
+    let truth = |entry: &Option<T>| {
+        entry
+            .as_ref()
+            .map_or(Truth::Undecidable, |known| is(known).into())
+    };
     Truth::any(list.iter().map(truth))
 }
 

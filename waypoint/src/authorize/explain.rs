@@ -63,14 +63,21 @@ impl Policies {
         Explanation {
             verdict,
             because,
-            policies: self.all.iter().map(|policy| policy.explain(&facts)).collect(),
+            policies: self
+                .all
+                .iter()
+                .map(|policy| policy.explain(&facts))
+                .collect(),
         }
     }
 }
 
 fn words(verdict: &Verdict<'_>) -> (&'static str, String) {
     match verdict {
-        Verdict::Allow { by: None } => ("allow", "no allow policy applies, and none denies".to_owned()),
+        Verdict::Allow { by: None } => (
+            "allow",
+            "no allow policy applies, and none denies".to_owned(),
+        ),
         Verdict::Allow { by: Some(by) } => ("allow", format!("allowed by {by}")),
         Verdict::Deny(denied) => ("deny", denied.to_string()),
         Verdict::Ask(providers) => ("ask", format!("first asked: {}", providers.join(", "))),

@@ -70,13 +70,22 @@ impl<'a> Facts<'a> {
 impl Http<'_> {
     /// The port that the authority names, if it names one; None when the authority cannot be read.
     pub(super) fn named_port(&self) -> Option<Option<u16>> {
-        let read = || host(self.asked.authority).ok().map(|Host { port, .. }| port);
+        let read = || {
+            host(self.asked.authority)
+                .ok()
+                .map(|Host { port, .. }| port)
+        };
         *self.port.get_or_init(read)
     }
 
     /// Whether a header's name has an underscore: apps that know headers as variables (CGI, WSGI) read it as a dash.
     pub(super) fn has_underscores(&self) -> bool {
-        let find = || self.asked.headers.keys().any(|name| name.as_str().contains('_'));
+        let find = || {
+            self.asked
+                .headers
+                .keys()
+                .any(|name| name.as_str().contains('_'))
+        };
         *self.underscores.get_or_init(find)
     }
 }

@@ -35,7 +35,9 @@ impl Field {
             ":path" => Some(Self::Path),
             ":scheme" => Some(Self::Scheme),
             name if name.eq_ignore_ascii_case("host") => Some(Self::Authority),
-            name => HeaderName::from_bytes(name.as_bytes()).ok().map(Self::Named),
+            name => HeaderName::from_bytes(name.as_bytes())
+                .ok()
+                .map(Self::Named),
         }
     }
 
@@ -50,7 +52,10 @@ impl Field {
             Self::Authority => any(&[asked.authority.as_bytes()], Case::Ignored),
             Self::Scheme => any(&[asked.scheme.as_bytes()], Case::Ignored),
             Self::Path => match asked.query {
-                Some(query) => any(&[asked.path.as_bytes(), b"?", query.as_bytes()], Case::Counts),
+                Some(query) => any(
+                    &[asked.path.as_bytes(), b"?", query.as_bytes()],
+                    Case::Counts,
+                ),
                 None => any(&[asked.path.as_bytes()], Case::Counts),
             },
         }
@@ -98,7 +103,11 @@ fn matches_lines(pattern: &Pattern, lines: &[&[u8]]) -> Truth {
     if least == Truth::Yes {
         return Truth::Yes;
     }
-    let elements = || lines.iter().flat_map(|line| line.split(|&byte| byte == b','));
+    let elements = || {
+        lines
+            .iter()
+            .flat_map(|line| line.split(|&byte| byte == b','))
+    };
     let of_list = lines.len() > 1 && {
         let list = |between: &[u8]| holds(&lines.join(between)) != Truth::No;
         list(b",") || list(b", ")

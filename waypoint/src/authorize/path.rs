@@ -162,7 +162,10 @@ fn follows(steps: &[Step], path: &[u8]) -> bool {
                 None => return false,
             },
             Step::Segment => {
-                let length = rest.iter().position(|&byte| byte == b'/').unwrap_or(rest.len());
+                let length = rest
+                    .iter()
+                    .position(|&byte| byte == b'/')
+                    .unwrap_or(rest.len());
                 if length == 0 {
                     return false;
                 }

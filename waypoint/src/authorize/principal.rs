@@ -15,7 +15,9 @@ pub(super) fn principals(text: &str, context: &Context<'_>) -> Vec<Pattern> {
     let Some((domain, rest)) = text.split_once('/') else {
         return patterns;
     };
-    let ours = || std::iter::once(context.trust_domain).chain(context.aliases.iter().map(|alias| &**alias));
+    let ours = || {
+        std::iter::once(context.trust_domain).chain(context.aliases.iter().map(|alias| &**alias))
+    };
     let names = |ours: &str| match domain.strip_prefix('*') {
         Some(end) => ours.ends_with(end),
         None => ours == domain,
@@ -41,7 +43,11 @@ pub(super) fn is_one(identity: Option<&Identity>, patterns: &[Pattern]) -> Truth
         b"/sa/",
         identity.service_account().as_bytes(),
     ];
-    Truth::any(patterns.iter().map(|pattern| pattern.matches(&pieces, Case::Counts)))
+    Truth::any(
+        patterns
+            .iter()
+            .map(|pattern| pattern.matches(&pieces, Case::Counts)),
+    )
 }
 
 /// `namespace/account`, or an account of the policy's namespace. Names are literal: neither dots nor stars mean
@@ -100,7 +106,9 @@ impl RequestPrincipal {
     /// A token without issuer or subject has no principal. When the two, put together, match although neither does
     /// alone (a subject with a slash), nobody knows whom the policy means.
     pub(super) fn is(&self, claims: Option<&Claims>) -> Truth {
-        let Some(claims) = claims.filter(|claims| !claims.issuer.is_empty() && !claims.subject.is_empty()) else {
+        let Some(claims) =
+            claims.filter(|claims| !claims.issuer.is_empty() && !claims.subject.is_empty())
+        else {
             return Truth::No;
         };
         let (issuer, subject) = (claims.issuer.as_bytes(), claims.subject.as_bytes());

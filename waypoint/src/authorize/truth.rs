@@ -32,7 +32,11 @@ impl Truth {
     /// Two readings of the same: where they differ, nobody knows.
     #[must_use]
     pub fn agreed(self, other: Self) -> Self {
-        if self == other { self } else { Self::Undecidable }
+        if self == other {
+            self
+        } else {
+            Self::Undecidable
+        }
     }
 
     /// What at least one of them says; No for none.
