@@ -22,7 +22,6 @@ mod waiting;
 
 use std::{
     fmt,
-    future::poll_fn,
     io::{self, Read},
     pin::Pin,
     sync::{
@@ -147,20 +146,62 @@ impl fmt::Display for HalfEnd {
 }
 
 /// Copies until both directions have ended, and says how. Cancelling it resets both ends.
-pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> Ended {
+pub fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> BothWays<'_, S> {
     socket.tune();
     let ahead = tunnel.ahead() as u64;
     counters.sent.fetch_add(ahead, Ordering::Relaxed);
     if tunnel.engine() != Engine::Own {
-        return Copy::new(socket, tunnel, None).run(counters).await;
+        return BothWays::by(Copier::Alone(Copy::new(socket, tunnel, None)), counters);
     }
-    match socket.into_tcp() {
+    let copier = match socket.into_tcp() {
         Ok(tcp) => {
             let app = Arc::new(App::new(tcp, counters.received.clone()));
             let socket = SharedApp(app.clone());
-            Copy::new(socket, tunnel, Some(app)).run(counters).await
+            Copier::Shared(Copy::new(socket, tunnel, Some(app)))
         }
-        Err(socket) => Copy::new(socket, tunnel, None).run(counters).await,
+        Err(socket) => Copier::Alone(Copy::new(socket, tunnel, None)),
+    };
+    BothWays::by(copier, counters)
+}
+
+/// A copy under way ([`both_ways`]). No async function: such a one keeps what it is given twice, and this lives as long as
+/// its connection.
+#[must_use = "nothing moves before it is polled"]
+pub struct BothWays<'a, S: Socket> {
+    copier: Copier<S>,
+    counters: &'a Counters,
+}
+
+/// Who moves the bytes.
+enum Copier<S: Socket> {
+    /// The engine has a share in it.
+    Shared(Copy<SharedApp>),
+    Alone(Copy<S>),
+}
+
+impl<'a, S: Socket> BothWays<'a, S> {
+    fn by(copier: Copier<S>, counters: &'a Counters) -> Self {
+        Self { copier, counters }
+    }
+}
+
+impl<S: Socket> Future for BothWays<'_, S> {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let counters = self.counters;
+        match &mut self.copier {
+            Copier::Shared(copy) => copy.poll_to_end(cx, counters),
+            Copier::Alone(copy) => copy.poll_to_end(cx, counters),
+        }
+    }
+}
+
+impl<S: Socket> fmt::Debug for BothWays<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BothWays")
+            .field("counters", self.counters)
+            .finish_non_exhaustive()
     }
 }
 
@@ -181,17 +222,17 @@ pub(crate) fn said(app: &TcpStream) -> io::Result<Vec<u8>> {
 }
 
 /// Goes on with a copy that was frozen, whose directions had ended like this, if they had.
-pub(crate) async fn go_on(
+pub(crate) fn go_on(
     app: App,
     tunnel: Tunnel,
     (up, down): (Option<HalfEnd>, Option<HalfEnd>),
     counters: &Counters,
-) -> Ended {
+) -> BothWays<'_, TcpStream> {
     let app = Arc::new(app);
     let mut copy = Copy::new(SharedApp(app.clone()), tunnel, Some(app));
     copy.up.socket_dead = matches!(down, Some(HalfEnd::Socket(_)));
     (copy.up.end, copy.down.end) = (up, down);
-    copy.run(counters).await
+    BothWays::by(Copier::Shared(copy), counters)
 }
 
 struct Copy<S: Socket> {
@@ -238,10 +279,10 @@ impl<S: Socket> Copy<S> {
         }
     }
 
-    async fn run(mut self, counters: &Counters) -> Ended {
-        let ended = poll_fn(|cx| self.poll(cx, counters)).await;
+    fn poll_to_end(&mut self, cx: &mut Context<'_>, counters: &Counters) -> Poll<Ended> {
+        let ended = ready!(self.poll(cx, counters));
         self.cancelled = false;
-        ended
+        Poll::Ready(ended)
     }
 
     /// A failure ends the other direction too, with two exceptions in which the other side may have
