@@ -1,1 +1,320 @@
-//! Connections arrive: HBONE, and the ports of a gateway.
+//! A tunnel arrives.
+//!
+//! 1. TLS: the client's proxy proves who the client is                     (`hbone::accept`)
+//! 2. CONNECT: what it is for, and whether that is ours to serve           (`tell`, pure)
+//! 3. what is spoken: as the service declares it, else by the first bytes  (`speak`, pure)
+//! 4. HTTP: one request after the other, or many at a time                 ([`crate::request`])
+//! 5. anything else: bytes, to an endpoint                                 ([`crate::carry`])
+//!
+//! Each tunnel is a task of its own, on whichever core is free: a client that has one connection has all of us.
+
+mod speak;
+mod tell;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hbone::{Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use mesh::Workload;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use self::speak::{Guess, Heard};
+pub use self::tell::{Misdirected, To};
+use crate::carry;
+use crate::client::{Baggage, Client};
+use crate::proxy::Proxy;
+use crate::report::Caller;
+use crate::request;
+use crate::upstream::{Carrier, Stream};
+
+/// A connection of a client's to something that we serve.
+pub struct Arrived {
+    /// What all share.
+    pub proxy: Arc<Proxy>,
+    /// Who it is.
+    pub client: Arc<Client>,
+    /// The same, as reports have it.
+    pub caller: Arc<Caller>,
+    /// What it is for.
+    pub to: To,
+}
+
+/// Takes tunnel connections until the drain begins.
+pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
+    let room = Arc::new(Semaphore::new(proxy.config.max_connections));
+    let accepting = proxy.drain.accepting().clone();
+    loop {
+        // Never closed: it is ours.
+        let Ok(place) = room.clone().acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = accepting.cancelled() => return,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let serving = serve(proxy.clone(), tcp, unmapped(peer));
+                proxy.drain.spawn(async move {
+                    let _place = place;
+                    serving.await;
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely; what is open goes on, and ends.
+                tracing::warn!(%error, "arrive: cannot accept");
+                tokio::time::sleep(BREATH).await;
+            }
+        }
+    }
+}
+
+/// One tunnel connection, to its end.
+async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
+    let certificate = match proxy.certificates.of(&proxy.identity).await {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            tracing::warn!(%peer, %error, "arrive: no certificate of our own");
+            return;
+        }
+    };
+    let mut connection = match hbone::accept(tcp, certificate, &proxy.limits).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            tracing::info!(%peer, %error, "arrive: refused");
+            return;
+        }
+    };
+    let leaving = proxy.drain.accepting().clone();
+    let mut draining = false;
+    loop {
+        let incoming = tokio::select! {
+            incoming = connection.next() => incoming,
+            () = leaving.cancelled(), if !draining => {
+                draining = true;
+                connection.drain(proxy.config.drain_deadline());
+                continue;
+            }
+        };
+        match incoming {
+            Some(Ok(Incoming::Request(request))) => {
+                let (proxy, identity) = (proxy.clone(), connection.peer().clone());
+                let drain = proxy.drain.clone();
+                drain.spawn(Box::pin(tunnel(proxy, request, identity, peer)));
+            }
+            Some(Ok(Incoming::Refused(why))) => tracing::info!(%peer, %why, "arrive: refused"),
+            Some(Err(why)) => {
+                tracing::debug!(%peer, %why, "arrive: a tunnel connection ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// One CONNECT, to its end.
+async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: SocketAddr) {
+    let now = proxy.drain.now().clone();
+    let snapshot = proxy.mesh.load_full();
+    let to = match tell::tell(&proxy, &snapshot, &request.authority, identity.namespace()) {
+        Ok(to) => to,
+        Err(why) => {
+            tracing::info!(%peer, client = %identity, %why, "arrive: refused");
+            return request.refuse(Status::BadRequest);
+        }
+    };
+    drop(snapshot);
+    let workload = proxy.clients.find(peer.ip()).await;
+    let client = Arc::new(client(workload, &request, identity, peer));
+    let arrived = Arc::new(Arrived {
+        caller: proxy.reports.caller(client.clone()),
+        proxy,
+        client,
+        to,
+    });
+    now.run_until_cancelled(arrived.converse(request)).await;
+}
+
+/// Who asks. Its address is that of its socket, which its node's proxy opens from the pod's own address; the port is as
+/// the proxy says.
+fn client(
+    workload: Option<Arc<Workload>>,
+    request: &Request,
+    identity: Identity,
+    peer: SocketAddr,
+) -> Client {
+    let own = |said: &SocketAddr| {
+        said.ip() == peer.ip()
+            || workload
+                .as_ref()
+                .is_some_and(|workload| workload.addresses.contains(&said.ip()))
+    };
+    let said = request.headers.forwarded_for().filter(own);
+    Client {
+        identity: Some(identity),
+        address: said.unwrap_or(peer),
+        peer: peer.ip(),
+        workload,
+        said: Baggage::read(request.headers.baggage.as_deref().unwrap_or_default()),
+    }
+}
+
+impl Arrived {
+    async fn converse(self: Arc<Self>, request: Request) {
+        use mesh::service::AppProtocol as Spoken;
+        let declared = self.to.protocol();
+        if matches!(declared, Spoken::Tcp | Spoken::Tls) {
+            return carry::refusable(&self, request).await;
+        }
+        let Ok(mut tunnel) = request.accept(ResponseHeaders::default()) else {
+            return; // The client has gone.
+        };
+        let within = match declared {
+            Spoken::Unknown => self.proxy.config.detect_timeout,
+            _ => IDLE,
+        };
+        let listening = tokio::time::timeout(within, first(&mut tunnel, declared));
+        let heard = listening.await.unwrap_or_else(|_| Heard::silence(declared));
+        tunnel.settle();
+        let stream = |first: Bytes| Stream::new(Carrier::Tunnel(tunnel.into_io()), first);
+        match heard.guess {
+            Guess::Http1 => self.http1(stream(heard.bytes)).await,
+            Guess::Http2 => self.http2(stream(heard.bytes)).await,
+            Guess::Other => carry::accepted(&self, stream(heard.bytes)).await,
+            Guess::Gone => {}
+        }
+    }
+
+    async fn http1(self: Arc<Self>, stream: Stream) {
+        let leaving = self.proxy.drain.accepting().clone();
+        let service = service_fn(|request| request::serve(self.clone(), request));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_headers(MOST_HEADERS)
+            .max_buf_size(LARGEST_HEAD)
+            .half_close(true)
+            .writev(false)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = leaving.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(client = %self.client.address, %error, "arrive: HTTP/1.1 ended");
+        }
+    }
+
+    async fn http2(self: Arc<Self>, stream: Stream) {
+        let leaving = self.proxy.drain.accepting().clone();
+        let service = service_fn(|request| request::serve(self.clone(), request));
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MOST_STREAMS)
+            .max_header_list_size(LARGEST_HEAD_2)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .max_local_error_reset_streams(MOST_RESETS)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_ANSWER)
+            .enable_connect_protocol()
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = leaving.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(client = %self.client.address, %error, "arrive: HTTP/2 ended");
+        }
+    }
+}
+
+/// Listens until it is clear what is spoken.
+async fn first(tunnel: &mut Tunnel, declared: mesh::service::AppProtocol) -> Heard {
+    let mut bytes = Bytes::new();
+    loop {
+        match tunnel.recv().await {
+            Some(Ok(chunk)) if bytes.is_empty() => bytes = chunk,
+            Some(Ok(chunk)) => {
+                let mut all = BytesMut::from(&*bytes);
+                all.extend_from_slice(&chunk);
+                bytes = all.freeze();
+            }
+            None | Some(Err(_)) => return Heard::end(bytes),
+        }
+        if let Some(guess) = speak::guess(&bytes, declared) {
+            return Heard { guess, bytes };
+        }
+    }
+}
+
+impl Baggage {
+    /// Reads what it knows, skips what it does not.
+    pub fn read(header: &str) -> Self {
+        let mut said = Self::default();
+        for member in header.split(',') {
+            let member = member.split(';').next().unwrap_or_default();
+            let Some((key, value)) = member.split_once('=') else {
+                continue;
+            };
+            let field = match key.trim() {
+                "k8s.cluster.name" => &mut said.cluster,
+                "k8s.namespace.name" => &mut said.namespace,
+                "k8s.deployment.name" | "k8s.cronjob.name" | "k8s.pod.name" | "k8s.job.name" => {
+                    &mut said.workload
+                }
+                "service.name" => &mut said.service,
+                "service.version" => &mut said.revision,
+                "app.name" => &mut said.app,
+                "app.version" => &mut said.version,
+                _ => continue,
+            };
+            if !value.trim().is_empty() {
+                *field = Some(value.trim().into());
+            }
+        }
+        said
+    }
+}
+
+/// An IPv4 peer of a socket for both families.
+fn unmapped(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Before accepting is tried again.
+const BREATH: Duration = Duration::from_millis(50);
+/// A client that has connected and says nothing.
+const IDLE: Duration = Duration::from_secs(3600);
+/// From the end of one request to the end of the next one's head: who needs longer for it connects again.
+const HEAD: Duration = Duration::from_secs(300);
+/// Header fields of a request.
+const MOST_HEADERS: usize = 128;
+/// Bytes of a request's head, and of what is read ahead of its body.
+const LARGEST_HEAD: usize = 64 << 10;
+const LARGEST_HEAD_2: u32 = 64 << 10;
+/// Requests at a time on one HTTP/2 connection.
+const MOST_STREAMS: u32 = 200;
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const SEND_BUFFER: usize = 128 << 10;
+/// Streams that we had to reset for the client's fault.
+const MOST_RESETS: usize = 256;
+const PING_EVERY: Duration = Duration::from_secs(60);
+const PING_ANSWER: Duration = Duration::from_secs(20);

@@ -1,1 +1,118 @@
-//! What a request sees of a service: everything that touches it, compiled once.
+//! What a request sees of all that the control plane has said: compiled when it arrives, never per request.
+//!
+//! What touches a service becomes one [`Service`]: its rules, who may, whose tokens are good. An edit makes anew only
+//! the services that it touches, and of their rules only those that are others.
+
+mod service;
+
+use std::sync::Arc;
+
+use api::waypoint as wire;
+use mesh::NamespacedHost;
+use wire::resource::Kind;
+
+pub use self::service::Service;
+use crate::authorize::{Context, Policies};
+use crate::route::{Rule, TcpRule};
+use crate::state::{Compile, View};
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Config {
+    /// What this proxy is.
+    pub gateway: Gateway,
+    services: imbl::HashMap<NamespacedHost, Arc<Service>>,
+    /// A service of which nothing is said but what is said of all.
+    any: Arc<Service>,
+}
+
+/// What this proxy is.
+#[derive(Debug, Clone, Default)]
+pub struct Gateway {
+    /// Of the mesh.
+    pub trust_domain: String,
+    /// Its other names.
+    pub trust_domain_aliases: Vec<String>,
+    /// What apps learn of clients' identities.
+    pub forward_client_cert: wire::ForwardClientCert,
+}
+
+impl Config {
+    /// What is to be done with requests for a service.
+    pub fn service(&self, service: &NamespacedHost) -> &Arc<Service> {
+        self.services.get(service).unwrap_or(&self.any)
+    }
+
+    /// What is to be done with requests for whatever is no service.
+    pub fn other(&self) -> &Arc<Service> {
+        &self.any
+    }
+
+    /// All services of which something is said.
+    pub fn services(&self) -> impl Iterator<Item = (&NamespacedHost, &Arc<Service>)> {
+        self.services.iter()
+    }
+}
+
+/// Makes it.
+#[derive(Debug, Default)]
+pub struct Compiler {}
+
+impl Compile for Compiler {
+    type Config = Config;
+
+    fn check(&mut self, resource: &wire::Resource) -> Result<(), String> {
+        let origin = resource.origin.clone().unwrap_or_default();
+        match &resource.kind {
+            Some(Kind::Route(route)) => Rule::compile(&origin, route).map(drop),
+            Some(Kind::TcpRoute(route)) => TcpRule::compile(&origin, route).map(drop),
+            Some(Kind::Authorization(policy)) => {
+                let policies = Policies::compile(&[(&origin, policy)], &Context::default());
+                // One that the control plane could not read denies, which is understood.
+                let complaint = policies.complaints().next();
+                match complaint.filter(|_| policy.invalid.is_empty()) {
+                    Some((_, why)) => Err(why.to_owned()),
+                    None => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn compile(&mut self, before: &Config, view: &View<'_>) -> Config {
+        let said = view.resources;
+        let gateway = if view.touched.everything {
+            said.gateway().map(Gateway::of).unwrap_or_default()
+        } else {
+            before.gateway.clone()
+        };
+        let make = |service: Option<&NamespacedHost>, before: &Arc<Service>| {
+            Arc::new(Service::compile(service, said, &gateway, before))
+        };
+        let (any, mut services) = if view.touched.everything {
+            (make(None, &before.any), imbl::HashMap::new())
+        } else {
+            (before.any.clone(), before.services.clone())
+        };
+        let all = said.services().filter(|_| view.touched.everything);
+        for service in all.chain(&view.touched.services) {
+            let held = before.services.get(service).unwrap_or(&before.any);
+            services.insert(service.clone(), make(Some(service), held));
+        }
+        Config {
+            gateway,
+            services,
+            any,
+        }
+    }
+}
+
+impl Gateway {
+    fn of(wire: &wire::Gateway) -> Self {
+        Self {
+            trust_domain: wire.trust_domain.clone(),
+            trust_domain_aliases: wire.trust_domain_aliases.clone(),
+            forward_client_cert: wire.forward_client_cert(),
+        }
+    }
+}

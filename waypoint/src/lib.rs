@@ -17,7 +17,8 @@
 //! | `config`, `start` | the process |
 //! | `discovery`, `state`, `compiled` | what the control plane says, and what a request sees of it |
 //! | `client`, `asked` | who asks, and for what: the one form that routes, policies and limits judge |
-//! | `arrive`, `request`, `call`, `upstream` | the path |
+//! | `proxy` | what all connections share |
+//! | `arrive`, `request`, `call`, `carry`, `upstream` | the path |
 //! | `route`, `filter` | pure: which rule, and what it changes |
 //! | `retry`, `session` | pure: whether again and when; whom a client stays with |
 //! | `authorize`, `authenticate` | pure: who may; tokens |
@@ -31,6 +32,7 @@ pub mod authenticate;
 pub mod authorize;
 pub mod balance;
 pub mod call;
+pub mod carry;
 pub mod client;
 pub mod compiled;
 pub mod config;
@@ -38,6 +40,7 @@ pub mod discovery;
 pub mod filter;
 pub mod limit;
 pub mod outlier;
+pub mod proxy;
 pub mod report;
 pub mod request;
 pub mod retry;

@@ -1,1 +1,218 @@
-//! The process: its parts wired together, and its end.
+//! The process: its runtimes, the parts wired together, and its end.
+//!
+//! Traffic has threads to itself; discovery, certificates' channel and the doors share one thread beside them, so that a
+//! large push delays no request. At the end: not ready, no new tunnels, GOAWAY on all connections, and when the last has
+//! ended, or at the deadline, the process ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use hbone::control_plane::{channel, follow_roots, token_source};
+use hbone::{CaClient, Certificates, CertificatesConfig, Identity, Pool, PoolConfig};
+use mesh::Mesh;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ops::drain::Drain;
+use ops::log::LogHandle;
+use ops::metrics::Registry;
+use ops::ready::Readiness;
+use tokio::runtime::{Builder, Handle};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{Doors, Places};
+use crate::compiled::{Compiler, Config as Compiled};
+use crate::config::Config;
+use crate::discovery::Clients;
+use crate::proxy::{self, Proxy};
+use crate::report::{Reporter, Reports};
+use crate::state::{Keeper, State};
+use crate::upstream::Upstreams;
+use crate::{arrive, discovery};
+
+/// Runs the process to its end.
+///
+/// # Errors
+/// When it cannot begin.
+pub fn run() -> anyhow::Result<()> {
+    let config = Arc::new(Config::from_process());
+    let log = ops::log::init(&config.log, config.log_format)?;
+    // Each connection takes two descriptors; the soft limit is a habit from the time of select(2).
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let mut traffic = Builder::new_multi_thread();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    traffic
+        .worker_threads(config.worker_threads.unwrap_or(cores).max(1))
+        .thread_name("traffic")
+        .enable_all();
+    let traffic = traffic.build()?;
+    let control = Builder::new_current_thread().enable_all().build()?;
+    let result = control.block_on(live(config, log.clone(), traffic.handle().clone()));
+    if let Err(error) = &result {
+        tracing::error!(error = %format!("{error:#}"), "stopped");
+    }
+    traffic.shutdown_timeout(Duration::from_secs(1));
+    log.flush(Duration::from_secs(1));
+    result
+}
+
+async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::Result<()> {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.gateway_name, namespace = %config.pod_namespace, xds = %config.xds_address, "starting");
+    let readiness = Readiness::new();
+    let (quit, end) = (CancellationToken::new(), CancellationToken::new());
+    let (proxy, writing) = wire(&config, &traffic)?;
+
+    let serving = readiness.gate("serving");
+    let registry = registry(&proxy, &log, &traffic);
+    let doors = Doors {
+        shown: proxy.clone(),
+        log,
+        registry,
+        readiness: readiness.clone(),
+        quit: quit.clone(),
+    };
+    let places = Places {
+        admin: config.admin_port,
+        metrics: config.stats_address,
+        readiness: config.readiness_address,
+    };
+    doors
+        .open(places, end.clone())
+        .await
+        .context("admin, metrics and readiness ports")?;
+    follow(&config, &proxy, writing, &readiness, &end);
+
+    // Without a certificate every client would be turned away.
+    let certificate = readiness.gate("certificate");
+    let certified = proxy.clone();
+    traffic.spawn(async move {
+        while certified.certificates.of(&certified.identity).await.is_err() {
+            tokio::time::sleep(AGAIN).await;
+        }
+        certificate.open();
+    });
+    let listener = ops::admin::bind(config.hbone_address);
+    let listener = listener.await.context("the HBONE port")?.into_std()?;
+    let (listening, tending, ending) = (proxy.clone(), proxy.clone(), end.clone());
+    traffic.spawn(async move {
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => arrive::listen(listening, listener).await,
+            Err(error) => tracing::error!(%error, "the HBONE port"),
+        }
+    });
+    traffic.spawn(async move { tending.upstreams.tend(ending).await });
+    tokio::spawn(measure(proxy.clone(), end.clone()));
+    serving.open();
+
+    asked_to_stop(&quit).await?;
+    serving.close();
+    let deadline = config.drain_deadline();
+    tracing::info!(requests = proxy.load.requests(), ?deadline, "stopping");
+    let never = CancellationToken::new();
+    let drained = tokio::select! {
+        drained = proxy.drain.drain(deadline) => Some(drained),
+        again = asked_to_stop(&never) => { again?; None }
+    };
+    tracing::info!(?drained, "stopped");
+    end.cancel();
+    Ok(())
+}
+
+/// What discovery writes to.
+struct Writing {
+    keeper: Keeper<Compiler>,
+    demands: tokio::sync::mpsc::Receiver<mesh::Demand>,
+}
+
+/// Everything that carries, not yet carrying.
+fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, Writing)> {
+    // What spawns while it is made belongs to the traffic.
+    let _traffic = traffic.enter();
+    let identity = Identity::new(
+        &config.trust_domain,
+        &config.pod_namespace,
+        &config.service_account,
+    )?;
+    let (mesh, writer) = Mesh::new();
+    let authority = channel(config.ca_address(), config.ca_root_ca(), None)?;
+    let signer = CaClient::new(
+        authority,
+        &config.cluster_id,
+        token_source(&config.auth_token),
+        config.secret_ttl,
+    )?;
+    let certificates = Certificates::new(signer.for_itself(), CertificatesConfig::default());
+    let tunnels = Pool::new(certificates.clone(), PoolConfig::default());
+    let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
+    let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
+    let state = State::new(Compiled::default());
+    let gateway = format!("{}/{}", config.pod_namespace, config.gateway_name);
+    let keeper = Keeper::new(&gateway, state.clone(), writer, Compiler::default());
+    let proxy = Arc::new(Proxy::new(proxy::Parts {
+        config: config.clone(),
+        identity,
+        certificates,
+        mesh,
+        clients,
+        state,
+        upstreams,
+        reports: Reports::new(Reporter::Waypoint),
+        drain: Drain::new(),
+    }));
+    Ok((proxy, Writing { keeper, demands }))
+}
+
+/// What the control plane says, and the roots that the kubelet brings.
+fn follow(
+    config: &Arc<Config>,
+    proxy: &Arc<Proxy>,
+    writing: Writing,
+    readiness: &Readiness,
+    end: &CancellationToken,
+) {
+    let (config, gate, until) = (config.clone(), readiness.gate("xds"), end.clone());
+    let roots = config.ca_root_ca().clone();
+    tokio::spawn(async move {
+        let Writing { keeper, demands } = writing;
+        let run = discovery::run(&config, keeper, demands, gate, |_| {}, until);
+        if let Err(error) = run.await {
+            tracing::error!(%error, "xds: the address is of no use");
+        }
+    });
+    let certificates = proxy.certificates.clone();
+    tokio::spawn(follow_roots(roots, certificates, end.clone()));
+}
+
+/// How much memory is in use, every second.
+async fn measure(proxy: Arc<Proxy>, end: CancellationToken) {
+    let mut looks = tokio::time::interval(LOOK);
+    while end.run_until_cancelled(looks.tick()).await.is_some() {
+        proxy.load.measured(proxy::resident().unwrap_or(0));
+    }
+}
+
+async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = quit.cancelled() => {}
+    }
+    Ok(())
+}
+
+fn registry(proxy: &Proxy, log: &LogHandle, traffic: &Handle) -> Arc<Registry> {
+    let mut registry = Registry::new("waypoint", env!("CARGO_PKG_VERSION"));
+    ops::process::register(&mut registry, vec![traffic.metrics()], Some(log.clone()));
+    proxy.reports.register(registry.families());
+    Arc::new(registry)
+}
+
+/// Before a certificate is asked for once more.
+const AGAIN: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_secs(1);

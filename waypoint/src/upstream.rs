@@ -1,1 +1,238 @@
-//! Connections to endpoints.
+//! Connections to endpoints, and how requests get onto them.
+//!
+//! 1. an endpoint and how it is reached: through the mesh, or as it is    ([`Way`])
+//! 2. a free connection to it, or a new one                               (`host`, `link`)
+//! 3. the request; the head of the answer; the body as the client takes it (`body`)
+//!
+//! All connections are made with our own identity, so all clients may share them: who a client is has been judged before.
+
+mod body;
+mod host;
+mod link;
+mod stream;
+mod way;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hbone::{Authority, Connect, Destination, Identity, OpenError, Pool};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::body::{Answer, Outgoing};
+use self::host::Host;
+pub use self::stream::{Carrier, Stream};
+pub use self::way::{NoWay, Way};
+use self::way::Key;
+
+/// Why an endpoint did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failed {
+    /// It cannot prove who it is.
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
+    /// There is no tunnel.
+    #[error(transparent)]
+    Tunnel(#[from] OpenError),
+    /// There is no connection.
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// No connection in time.
+    #[error("no connection within {0:?}")]
+    ConnectTimeout(Duration),
+    /// HTTP broke.
+    #[error("{}", words(.0))]
+    Http(hyper::Error),
+    /// HTTP broke on a connection that had been used before: the endpoint may have closed it just then.
+    #[error("{}", words(.0))]
+    Stale(hyper::Error),
+    /// The connection was closed before the request.
+    #[error("the connection was closed before the request")]
+    Closed,
+    /// Not sent: here it is again.
+    #[error("the connection was closed before the request")]
+    Unsent(Box<Request<Outgoing>>),
+}
+
+impl Failed {
+    /// Whether no connection came into being.
+    pub fn is_connect(&self) -> bool {
+        matches!(
+            self,
+            Self::NoWay(_) | Self::Tunnel(_) | Self::Connect(_) | Self::ConnectTimeout(_)
+        )
+    }
+
+    /// Whether the endpoint certainly has not seen the request.
+    pub fn is_unseen(&self) -> bool {
+        self.is_connect() || matches!(self, Self::Closed | Self::Unsent(_))
+    }
+}
+
+/// What hyper says leaves out why.
+fn words(error: &hyper::Error) -> String {
+    use std::error::Error;
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// All connections to endpoints.
+pub struct Upstreams {
+    tunnels: Arc<Pool>,
+    /// Ours.
+    identity: Identity,
+    addresses: Vec<IpAddr>,
+    hosts: ArcSwap<imbl::HashMap<Key, Arc<Host>>>,
+    /// Held by who adds or removes hosts.
+    changing: Mutex<()>,
+}
+
+impl Upstreams {
+    /// None yet.
+    pub fn new(tunnels: Arc<Pool>, identity: Identity, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            tunnels,
+            identity,
+            addresses,
+            hosts: ArcSwap::default(),
+            changing: Mutex::default(),
+        }
+    }
+
+    /// Sends a request and waits for the head of the answer. `http2`: what the endpoint speaks.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn send(
+        &self,
+        way: &Way,
+        http2: bool,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Answer>, Failed> {
+        let host = self.host(way);
+        if http2 {
+            host.send_shared(self, way, request).await
+        } else {
+            host.send_alone(self, way, request).await
+        }
+    }
+
+    /// The same for a request that asks for another protocol: over a connection that is used for nothing else.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn upgrade(
+        &self,
+        way: &Way,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, Failed> {
+        self.host(way).send_upgrade(self, way, request).await
+    }
+
+    fn host(&self, way: &Way) -> Arc<Host> {
+        let key = way.key();
+        if let Some(host) = self.hosts.load().get(&key) {
+            return host.clone();
+        }
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = imbl::HashMap::clone(&self.hosts.load());
+        let host = hosts.entry(key).or_default().clone();
+        self.hosts.store(Arc::new(hosts));
+        host
+    }
+
+    /// A stream of bytes to an endpoint.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn open(&self, way: &Way) -> Result<Stream, Failed> {
+        let carrier = if way.is_tunnel() {
+            Carrier::Tunnel(self.tunnel(way).await?.into_io())
+        } else {
+            Carrier::Tcp(self.connect(way).await?)
+        };
+        Ok(carrier.into())
+    }
+
+    /// A tunnel to an endpoint that is in the mesh.
+    pub(crate) async fn tunnel(&self, way: &Way) -> Result<hbone::Tunnel, Failed> {
+        let address = way.address().await.map_err(Failed::Connect)?;
+        let (hop, expected) = (Way::hop(address), way.expected()?);
+        let destination = Destination {
+            address: hop,
+            source_ip: self.own_address(hop.ip()),
+            source: self.identity.clone(),
+            expected,
+        };
+        let connect = Connect {
+            source: Some("waypoint"),
+            ..Connect::to(Authority::Ip(address))
+        };
+        let own = destination.source_ip;
+        let dial = move |to| dial(own, to);
+        Ok(self.tunnels.open(&destination, dial, connect).await?)
+    }
+
+    /// A plain connection.
+    pub(crate) async fn connect(&self, way: &Way) -> Result<TcpStream, Failed> {
+        let within = CONNECT;
+        let connected = tokio::time::timeout(within, async {
+            let address = way.address().await?;
+            dial(self.own_address(address.ip()), address).await
+        });
+        match connected.await {
+            Ok(connected) => connected.map_err(Failed::Connect),
+            Err(_) => Err(Failed::ConnectTimeout(within)),
+        }
+    }
+
+    /// One of ours that can speak to `to`.
+    fn own_address(&self, to: IpAddr) -> IpAddr {
+        let fit = |own: &&IpAddr| own.is_ipv4() == to.is_ipv4();
+        let unspecified = match to {
+            IpAddr::V4(_) => IpAddr::from([0; 4]),
+            IpAddr::V6(_) => IpAddr::from([0; 16]),
+        };
+        self.addresses.iter().find(fit).copied().unwrap_or(unspecified)
+    }
+
+    /// Lets go of connections that nobody has used for long, until `end`.
+    pub async fn tend(&self, end: CancellationToken) {
+        let mut looks = tokio::time::interval(SWEEP);
+        while end.run_until_cancelled(looks.tick()).await.is_some() {
+            let now = Instant::now();
+            let empty = |host: &Arc<Host>| host.sweep(now) && Arc::strong_count(host) <= 2;
+            let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hosts = imbl::HashMap::clone(&self.hosts.load());
+            let before = hosts.len();
+            hosts.retain(|_, host| !empty(host));
+            if hosts.len() != before {
+                self.hosts.store(Arc::new(hosts));
+            }
+        }
+    }
+}
+
+async fn dial(own: IpAddr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
+    let socket = match to {
+        std::net::SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        std::net::SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    if !own.is_unspecified() && !own.is_loopback() {
+        socket.bind((own, 0).into())?;
+    }
+    socket.connect(to).await
+}
+
+/// For a plain connection.
+const CONNECT: Duration = Duration::from_secs(10);
+const SWEEP: Duration = Duration::from_secs(10);

@@ -1,0 +1,131 @@
+//! Pure: what a CONNECT is for, and whether that is ours to serve.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hbone::Authority;
+use mesh::service::{AppProtocol, VipAddress};
+use mesh::{GatewayAddress, Port, Service, Snapshot, Workload};
+
+use crate::proxy::Proxy;
+
+/// What a connection is for.
+#[derive(Debug, Clone)]
+pub enum To {
+    /// A service that we front.
+    Service {
+        /// Which.
+        service: Arc<Service>,
+        /// Its port.
+        port: Port,
+        /// The address that the client meant.
+        address: SocketAddr,
+    },
+    /// A workload that we front.
+    Workload {
+        /// Which.
+        workload: Arc<Workload>,
+        /// The address that the client meant.
+        address: SocketAddr,
+    },
+}
+
+impl To {
+    /// What is spoken there, as far as that is declared.
+    pub fn protocol(&self) -> AppProtocol {
+        match self {
+            Self::Service { port, .. } => port.protocol,
+            Self::Workload { .. } => AppProtocol::Unknown,
+        }
+    }
+
+    /// The address that the client meant.
+    pub fn address(&self) -> SocketAddr {
+        match self {
+            Self::Service { address, .. } | Self::Workload { address, .. } => *address,
+        }
+    }
+
+    /// The service's port, or the workload's.
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Service { port, .. } => port.service_port,
+            Self::Workload { address, .. } => address.port(),
+        }
+    }
+
+    /// The service, if it is one.
+    pub fn service(&self) -> Option<&Arc<Service>> {
+        match self {
+            Self::Service { service, .. } => Some(service),
+            Self::Workload { .. } => None,
+        }
+    }
+}
+
+/// Why a CONNECT is not for us.
+#[derive(Debug, thiserror::Error)]
+pub enum Misdirected {
+    /// Nobody there is known.
+    #[error("{0} is no service or workload that this waypoint has been told of")]
+    Unknown(Authority),
+    /// Somebody else's.
+    #[error("{0} is not fronted by this waypoint")]
+    NotOurs(Authority),
+    /// There is no such port.
+    #[error("{0} has no such port")]
+    NoPort(Authority),
+}
+
+pub(super) fn tell(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    authority: &Authority,
+    namespace: &str,
+) -> Result<To, Misdirected> {
+    let (service, address) = match authority {
+        Authority::Ip(address) => {
+            let service = snapshot.service_at(&proxy.network, address.ip(), namespace);
+            (service, Some(*address))
+        }
+        Authority::Host(host, _) => (snapshot.service_for_host(host, namespace), None),
+    };
+    if let Some(service) = service {
+        let canaries = service.weighted_waypoints.iter().map(|(to, _)| to);
+        if !is_ours(proxy, snapshot, service.waypoint.iter().chain(canaries)) {
+            return Err(Misdirected::NotOurs(authority.clone()));
+        }
+        let port = service.port(authority.port());
+        let port = *port.ok_or_else(|| Misdirected::NoPort(authority.clone()))?;
+        let vip = service.vips.first().map(|vip| match vip.address {
+            VipAddress::Ip(ip) => ip,
+            VipAddress::Cidr(range) => range.addr(),
+        });
+        let unspecified = IpAddr::from([0, 0, 0, 0]);
+        let named = || SocketAddr::new(vip.unwrap_or(unspecified), authority.port());
+        return Ok(To::Service {
+            service: service.clone(),
+            port,
+            address: address.unwrap_or_else(named),
+        });
+    }
+    let unknown = || Misdirected::Unknown(authority.clone());
+    let address = address.ok_or_else(unknown)?;
+    let workload = snapshot.workload_at(&proxy.network, address.ip());
+    let workload = workload.ok_or_else(unknown)?;
+    if !is_ours(proxy, snapshot, workload.waypoint.iter()) {
+        return Err(Misdirected::NotOurs(authority.clone()));
+    }
+    Ok(To::Workload {
+        workload: workload.clone(),
+        address,
+    })
+}
+
+fn is_ours<'a>(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    mut named: impl Iterator<Item = &'a Arc<GatewayAddress>>,
+) -> bool {
+    named.any(|waypoint| proxy.is_me(waypoint, snapshot))
+}

@@ -1,0 +1,188 @@
+//! Pure: heads, as the next connection has them.
+//!
+//! What belongs to one connection goes no further (RFC 9110 7.6.1); what HTTP/1.1 and HTTP/2 write differently is
+//! written anew: the target and the host, cookies.
+
+use http::header::{
+    CONNECTION, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::request::Parts;
+use http::uri::{PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, Version};
+
+use crate::call::has_token;
+use crate::request::Refused;
+
+/// Not in `http::header`.
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Whether it is gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    matches!(rest, Some([] | [b'+' | b';', ..]))
+}
+
+/// Takes out what is for one connection only.
+pub(super) fn without_hops(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = {
+            let values = headers.get_all(CONNECTION).iter();
+            let texts = values.filter_map(|value| value.to_str().ok());
+            let names = texts.flat_map(|text| text.split(','));
+            let parsed = names.filter_map(|name| name.trim().parse().ok());
+            // These are not the client's to take away, or were judged already.
+            parsed.filter(|name| *name != HOST && *name != TE).collect()
+        };
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Without what a client could use to be taken for a proxy.
+pub(super) fn without_proxy_words(headers: &mut HeaderMap) {
+    headers.remove(PROXY_AUTHENTICATE);
+    headers.remove(PROXY_AUTHORIZATION);
+}
+
+/// For an endpoint that speaks HTTP/1.1.
+pub(super) fn for_http1(head: &mut Parts) -> Result<(), Refused> {
+    without_hops(&mut head.headers);
+    without_proxy_words(&mut head.headers);
+    head.headers.remove(TE);
+    if let Some(authority) = head.uri.authority() {
+        let host = HeaderValue::try_from(host(authority)).map_err(|_| Refused::Target)?;
+        head.headers.insert(HOST, host);
+        let target = head.uri.path_and_query().cloned();
+        head.uri = Uri::from(target.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    }
+    if head.version == Version::HTTP_2 {
+        one_cookie(&mut head.headers);
+    }
+    head.version = Version::HTTP_11;
+    Ok(())
+}
+
+/// For an endpoint that speaks HTTP/2.
+pub(super) fn for_http2(head: &mut Parts) -> Result<(), Refused> {
+    let trailers = has_token(&head.headers, &TE, "trailers");
+    without_hops(&mut head.headers);
+    without_proxy_words(&mut head.headers);
+    head.headers.remove(TE);
+    if trailers {
+        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    let said = head.headers.remove(HOST);
+    let mut parts = std::mem::take(&mut head.uri).into_parts();
+    if parts.authority.is_none() {
+        let said = said.as_ref().map(HeaderValue::as_bytes);
+        let authority = said.and_then(|said| http::uri::Authority::try_from(said).ok());
+        parts.authority = Some(authority.ok_or(Refused::Target)?);
+    }
+    parts.scheme = Some(Scheme::HTTP);
+    parts
+        .path_and_query
+        .get_or_insert_with(|| PathAndQuery::from_static("/"));
+    head.uri = Uri::from_parts(parts).map_err(|_| Refused::Target)?;
+    head.version = Version::HTTP_2;
+    Ok(())
+}
+
+/// Of an endpoint's answer, for the client.
+pub(super) fn of_answer<B>(answer: &mut Response<B>) {
+    without_hops(answer.headers_mut());
+    *answer.version_mut() = Version::HTTP_11;
+}
+
+/// Without what only a URL has.
+fn host(authority: &http::uri::Authority) -> &str {
+    let text = authority.as_str();
+    text.rsplit_once('@').map_or(text, |(_, host)| host)
+}
+
+/// HTTP/2 may part cookies; HTTP/1.1 has one field (RFC 9113 8.2.3).
+fn one_cookie(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let all: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(version: Version, uri: &str, headers: &[(&'static str, &str)]) -> Parts {
+        let mut request = Request::builder().uri(uri).version(version);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn shown(head: &Parts) -> Vec<String> {
+        let fields = head.headers.iter();
+        let fields = fields.map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        let mut shown: Vec<_> = fields.collect();
+        shown.sort();
+        shown.insert(0, head.uri.to_string());
+        shown
+    }
+
+    #[test]
+    fn what_is_for_one_connection_goes_no_further() {
+        let said = [
+            ("host", "web"),
+            ("connection", "close, X-Private, host"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("te", "trailers, deflate"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ];
+        let mut one = head(Version::HTTP_11, "/a?b", &said);
+        for_http1(&mut one).unwrap();
+        assert_eq!(shown(&one), ["/a?b", "accept: */*", "host: web"]);
+        let mut two = head(Version::HTTP_11, "/a?b", &said);
+        for_http2(&mut two).unwrap();
+        assert_eq!(
+            shown(&two),
+            ["http://web/a?b", "accept: */*", "te: trailers"]
+        );
+    }
+
+    #[test]
+    fn the_target_and_cookies_are_written_as_the_endpoint_reads_them() {
+        let said = [("cookie", "a=1"), ("cookie", "b=2")];
+        let mut one = head(Version::HTTP_2, "http://web.shop:80/a", &said);
+        for_http1(&mut one).unwrap();
+        assert_eq!(shown(&one), ["/a", "cookie: a=1; b=2", "host: web.shop:80"]);
+        let mut absolute = head(Version::HTTP_11, "http://web/a", &[("host", "web")]);
+        for_http1(&mut absolute).unwrap();
+        assert_eq!(shown(&absolute), ["/a", "host: web"]);
+    }
+}

@@ -1,0 +1,103 @@
+//! A request that asks for another protocol: a WebSocket, as HTTP/1.1 (RFC 6455) or HTTP/2 (RFC 8441) ask for it.
+//!
+//! It has a connection of its own to the endpoint, which is used for nothing after. No byte that follows the request is
+//! passed on before the endpoint has agreed.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::ext::Protocol;
+use hyper::upgrade::{OnUpgrade, on};
+
+use super::{Call, has_token, head, join, random};
+use crate::request::Refused;
+use crate::upstream::{Answer, Failed, Outgoing, Way};
+
+/// What is asked for, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wish {
+    protocol: HeaderValue,
+    /// By an extended CONNECT.
+    connect: bool,
+}
+
+/// None for a request like any other. HTTP/2 without TLS (`h2c`) is asked for between two neighbours only.
+pub(super) fn wish(head: &Parts) -> Option<Wish> {
+    if let Some(protocol) = head.extensions.get::<Protocol>() {
+        let protocol = HeaderValue::try_from(protocol.as_str()).ok()?;
+        return (head.method == Method::CONNECT).then_some(Wish {
+            protocol,
+            connect: true,
+        });
+    }
+    if head.version != Version::HTTP_11 || !has_token(&head.headers, &CONNECTION, "upgrade") {
+        return None;
+    }
+    let protocol = head.headers.get(UPGRADE)?;
+    let known = protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
+    (!known).then(|| Wish {
+        protocol: protocol.clone(),
+        connect: false,
+    })
+}
+
+/// Sends it; when the endpoint agrees, both connections are joined.
+pub(super) async fn answered(
+    mut call: Call<'_>,
+    way: &Way,
+    wish: Wish,
+) -> Result<Response<Answer>, Refused> {
+    let mut asking = Request::from_parts(call.head, ());
+    let client = on(&mut asking);
+    call.head = asking.into_parts().0;
+    head::for_http1(&mut call.head)?;
+    let (method, headers) = (&mut call.head.method, &mut call.head.headers);
+    if wish.connect {
+        *method = Method::GET;
+        let key = [random().to_be_bytes(), random().to_be_bytes()].concat();
+        if let Ok(key) = HeaderValue::try_from(STANDARD.encode(key)) {
+            headers.insert(SEC_WEBSOCKET_KEY, key);
+        }
+    }
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, wish.protocol.clone());
+    headers.remove(CONTENT_LENGTH);
+    let request = Request::from_parts(call.head, Outgoing::Empty);
+    let proxy = &call.arrived.proxy;
+    let mut answer = proxy.upstreams.upgrade(way, request).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        head::of_answer(&mut answer);
+        return Ok(answer.map(Answer::alien));
+    }
+    let endpoint = on(&mut answer);
+    // Carried until both have ended, beyond the answer.
+    let now = proxy.drain.now().clone();
+    proxy.drain.spawn(async move {
+        now.run_until_cancelled(joined(client, endpoint)).await;
+    });
+    let mut answer = answer.map(|_| Answer::empty());
+    head::of_answer(&mut answer);
+    let headers = answer.headers_mut();
+    if wish.connect {
+        headers.remove(SEC_WEBSOCKET_ACCEPT);
+        *answer.status_mut() = StatusCode::OK;
+    } else {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, wish.protocol);
+    }
+    Ok(answer)
+}
+
+async fn joined(client: OnUpgrade, endpoint: OnUpgrade) {
+    let both = futures_util::future::try_join(client, endpoint).await;
+    match both {
+        Ok((client, endpoint)) => {
+            if let Err(error) = join(client, endpoint).await {
+                tracing::debug!(%error, "a switched connection broke");
+            }
+        }
+        Err(error) => tracing::debug!(error = %Failed::Http(error), "not switched"),
+    }
+}

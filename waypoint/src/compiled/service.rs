@@ -1,0 +1,168 @@
+//! All that is said of one service.
+
+use std::sync::Arc;
+
+use api::waypoint as wire;
+use mesh::NamespacedHost;
+use wire::resource::Kind;
+use wire::target::To;
+
+use super::Gateway;
+use crate::authorize::{Context, Policies};
+use crate::route::{Rule, Table, TcpRule, TcpTable};
+use crate::state::{Held, Resources};
+
+/// What is to be done with requests for a service.
+#[derive(Debug, Default)]
+pub struct Service {
+    /// Who may.
+    pub policies: Policies,
+    /// Whether an HTTP rule is for any of its ports.
+    routes: ByPort<Table>,
+    connections: ByPort<TcpTable>,
+    /// To be used again where a resource has stayed what it was.
+    rules: Vec<(Arc<Held>, Arc<Rule>)>,
+}
+
+/// Tables of a service's ports: most say nothing of ports, so one table is for all others.
+#[derive(Debug, Default)]
+struct ByPort<T> {
+    ports: Box<[(u16, T)]>,
+    others: T,
+}
+
+impl<T> ByPort<T> {
+    fn at(&self, port: u16) -> &T {
+        let mut own = self.ports.iter();
+        own.find(|(own, _)| *own == port)
+            .map_or(&self.others, |(_, table)| table)
+    }
+
+    /// `rules` with the ports that each is for; none = all.
+    fn of<R: Clone>(rules: &[(Vec<u16>, R)], table: impl Fn(Vec<R>) -> T) -> Self {
+        let mut named: Vec<u16> = rules.iter().flat_map(|(ports, _)| ports).copied().collect();
+        named.sort_unstable();
+        named.dedup();
+        let of = |port: Option<u16>| {
+            let fit = rules.iter().filter(|(ports, _)| {
+                ports.is_empty() || port.is_some_and(|port| ports.contains(&port))
+            });
+            table(fit.map(|(_, rule)| rule.clone()).collect())
+        };
+        Self {
+            ports: named.into_iter().map(|port| (port, of(Some(port)))).collect(),
+            others: of(None),
+        }
+    }
+}
+
+impl Service {
+    /// HTTP rules of a port.
+    pub fn routes(&self, port: u16) -> &Table {
+        self.routes.at(port)
+    }
+
+    /// Rules for connections of a port.
+    pub fn connections(&self, port: u16) -> &TcpTable {
+        self.connections.at(port)
+    }
+
+    /// Of one service, or of everything that is none. What is the same in `before` is used again.
+    pub(super) fn compile(
+        service: Option<&NamespacedHost>,
+        said: &Resources,
+        gateway: &Gateway,
+        before: &Self,
+    ) -> Self {
+        let own = service.into_iter().flat_map(|service| said.of_service(service));
+        let all: Vec<&Arc<Held>> = own.chain(said.everywhere()).collect();
+        let mut rules = Vec::new();
+        let (mut routes, mut connections) = (Vec::new(), Vec::new());
+        let none = wire::Origin::default();
+        for held in &all {
+            let origin = held.resource.origin.as_ref().unwrap_or(&none);
+            match &held.resource.kind {
+                Some(Kind::Route(route)) => {
+                    let rule = before.rule(held).unwrap_or_else(|| rule(held, origin, route));
+                    routes.push((ports(&route.parents, service), rule.clone()));
+                    rules.push(((*held).clone(), rule));
+                }
+                Some(Kind::TcpRoute(route)) => {
+                    let rule = Arc::new(TcpRule::understand(origin, route));
+                    connections.push((ports(&route.parents, service), rule));
+                }
+                _ => {}
+            }
+        }
+        Self {
+            policies: policies(&all, service, gateway),
+            routes: ByPort::of(&routes, |rules: Vec<Arc<Rule>>| Table::of(rules)),
+            connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),
+            rules,
+        }
+    }
+
+    fn rule(&self, held: &Arc<Held>) -> Option<Arc<Rule>> {
+        let mut known = self.rules.iter();
+        let (_, rule) = known.find(|(known, _)| Arc::ptr_eq(known, held))?;
+        Some(rule.clone())
+    }
+}
+
+fn rule(held: &Held, origin: &wire::Origin, route: &wire::Route) -> Arc<Rule> {
+    Arc::new(if held.good {
+        Rule::understand(origin, route)
+    } else {
+        let why = held.refused.as_deref().unwrap_or("it cannot be understood");
+        Rule::closed(origin, route, why)
+    })
+}
+
+/// Which of the service's ports a rule is for; empty = all.
+fn ports(parents: &[wire::Target], service: Option<&NamespacedHost>) -> Vec<u16> {
+    let mut ports = Vec::new();
+    for parent in parents {
+        match &parent.to {
+            Some(To::Service(to)) => {
+                let ours = service
+                    .is_some_and(|own| *own.namespace == *to.namespace && *own.host == *to.hostname);
+                match u16::try_from(to.port) {
+                    Ok(0) if ours => return Vec::new(),
+                    Ok(port) if ours => ports.push(port),
+                    _ => {}
+                }
+            }
+            _ => return Vec::new(),
+        }
+    }
+    ports
+}
+
+fn policies(
+    all: &[&Arc<Held>],
+    service: Option<&NamespacedHost>,
+    gateway: &Gateway,
+) -> Policies {
+    let none = wire::Origin::default();
+    let found: Vec<(wire::Origin, wire::Authorization)> = all
+        .iter()
+        .filter_map(|held| match &held.resource.kind {
+            Some(Kind::Authorization(policy)) => {
+                let mut policy = policy.clone();
+                if !held.good && policy.invalid.is_empty() {
+                    policy.invalid = held.refused.as_deref().unwrap_or("unknown").to_owned();
+                }
+                let origin = held.resource.origin.as_ref().unwrap_or(&none);
+                Some((origin.clone(), policy))
+            }
+            _ => None,
+        })
+        .collect();
+    let found: Vec<_> = found.iter().map(|(origin, policy)| (origin, policy)).collect();
+    let context = Context {
+        trust_domain: &gateway.trust_domain,
+        aliases: &gateway.trust_domain_aliases,
+        service: service.map(|service| (&*service.namespace, &*service.host)),
+    };
+    Policies::compile(&found, &context)
+}

@@ -1,0 +1,133 @@
+//! Why a request is not answered by an app, and what its client is told.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use mesh::NoEndpoint;
+
+use crate::asked::Unclear;
+use crate::proxy::Overloaded;
+use crate::report::{Flag, Report};
+use crate::upstream::{Answer, Failed, NoWay};
+
+/// A request that no app answers.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// There is too much to do.
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
+    /// It can be read in more than one way.
+    #[error(transparent)]
+    Unclear(#[from] Unclear),
+    /// Its target cannot be written.
+    #[error("the request's target cannot be read")]
+    Target,
+    /// `CONNECT` to somewhere else.
+    #[error("this is no forward proxy")]
+    Connect,
+    /// The service has nobody who could answer.
+    #[error("no healthy upstream: {0}")]
+    NoEndpoint(#[from] NoEndpoint),
+    /// It cannot be reached from here.
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
+    /// It did not answer.
+    #[error("upstream connect error or disconnect/reset before headers: {0}")]
+    Failed(#[from] Failed),
+    /// It did not answer in time.
+    #[error("upstream request timeout")]
+    Timeout,
+}
+
+impl Refused {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Unclear(_) | Self::Target | Self::Connect => StatusCode::BAD_REQUEST,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed(failed) if !failed.is_connect() => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded(_) | Self::NoEndpoint(_) | Self::NoWay(_) | Self::Failed(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+
+    fn flag(&self) -> Flag {
+        match self {
+            Self::Overloaded(_) => Flag::Overloaded,
+            Self::Unclear(_) | Self::Target | Self::Connect => Flag::DownstreamProtocolError,
+            Self::NoEndpoint(_) | Self::NoWay(_) => Flag::NoHealthyUpstream,
+            Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
+            Self::Failed(_) => Flag::UpstreamClosed,
+            Self::Timeout => Flag::UpstreamTimeout,
+        }
+    }
+
+    /// What the client is told: never where an endpoint is, or how it failed.
+    fn text(&self) -> Cow<'static, str> {
+        match self {
+            Self::Overloaded(why) => why.to_string().into(),
+            Self::Unclear(why) => why.to_string().into(),
+            Self::Target => "bad request target".into(),
+            Self::Connect => "CONNECT is not served".into(),
+            Self::NoEndpoint(_) | Self::NoWay(_) => "no healthy upstream".into(),
+            Self::Failed(_) => {
+                "upstream connect error or disconnect/reset before headers".into()
+            }
+            Self::Timeout => "upstream request timeout".into(),
+        }
+    }
+
+    /// The answer, noted in the report.
+    pub fn answer(&self, grpc: bool, report: &mut Report) -> Response<Answer> {
+        report.flag(self.flag());
+        report.detail(self.to_string());
+        plain(grpc, self.status(), &self.text())
+    }
+}
+
+/// An answer of our own: a text, or as gRPC has it.
+pub(crate) fn plain(grpc: bool, status: StatusCode, text: &str) -> Response<Answer> {
+    let type_of = |kind| (header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    let mut answer = if grpc {
+        let mut answer = Response::new(Answer::empty());
+        let headers = answer.headers_mut();
+        let (name, kind) = type_of("application/grpc");
+        headers.insert(name, kind);
+        headers.insert("grpc-status", HeaderValue::from(grpc_status(status)));
+        if let Ok(text) = HeaderValue::try_from(percent(text)) {
+            headers.insert("grpc-message", text);
+        }
+        return answer;
+    } else {
+        Response::new(Answer::whole(Bytes::copy_from_slice(text.as_bytes())))
+    };
+    *answer.status_mut() = status;
+    let (name, kind) = type_of("text/plain");
+    answer.headers_mut().insert(name, kind);
+    answer
+}
+
+/// As gRPC clients read HTTP statuses.
+fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+/// Texts of gRPC: printable ASCII, the rest escaped.
+fn percent(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(byte.into()),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
