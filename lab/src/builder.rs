@@ -227,7 +227,7 @@ impl Builder {
             bail!("a lab makes network namespaces: run it as root");
         }
         let wanted: &[&str] = if self.mesh {
-            &["istiod-lite", "ztunnel", "ambit-cni", "ambit-cni-agent"]
+            &["istiod-lite", "ztunnel", "waypoint", "ambit-cni", "ambit-cni-agent"]
         } else {
             &[]
         };

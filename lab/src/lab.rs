@@ -39,6 +39,7 @@ use crate::{
     plan::{Host, Plan},
     pod::{Pod, PodBuilder, split},
     process::Process,
+    waypoint::{self, Waypoint, WaypointPod},
     ztunnel::Credentials,
 };
 
@@ -114,8 +115,32 @@ impl Lab {
     }
 
     /// A service whose address the mesh answers, `namespace/name`, for the pods with label `app: <name>`;
-    /// ports are (service port, pod port).
+    /// ports are (service port, pod port), of which nothing is said.
     pub fn service(&self, reference: &str, ports: &[(u16, u16)]) -> Result<Service> {
+        let named: Vec<_> = ports
+            .iter()
+            .map(|(port, target)| (format!("tcp-{port}"), *port, *target))
+            .collect();
+        let ports: Vec<_> = named
+            .iter()
+            .map(|(name, port, target)| (&**name, *port, *target))
+            .collect();
+        self.service_of(reference, &ports)
+    }
+
+    /// The same with names for its ports, which say what is spoken there: (name, service port, pod port).
+    pub fn service_of(&self, reference: &str, ports: &[(&str, u16, u16)]) -> Result<Service> {
+        let (_, name) = split(reference)?;
+        self.service_for(reference, ("app", name), ports)
+    }
+
+    /// The same for pods with another label.
+    pub fn service_for(
+        &self,
+        reference: &str,
+        label: (&str, &str),
+        ports: &[(&str, u16, u16)],
+    ) -> Result<Service> {
         let (namespace, name) = split(reference)?;
         let addresses = self
             .shared
@@ -124,7 +149,7 @@ impl Lab {
         self.shared.objects.set(&objects::service(
             namespace,
             name,
-            &[("app", name)],
+            &[label],
             ports,
             &addresses,
         ))?;
@@ -138,6 +163,35 @@ impl Lab {
                 .is_some_and(|all| all.iter().any(|s| s["hostname"] == service.host.as_str()))
         })?;
         Ok(service)
+    }
+
+    /// A waypoint `namespace/name` with one pod, on a node; it is ready when this returns.
+    pub fn waypoint(&self, reference: &str, node: usize) -> Result<Waypoint> {
+        let (namespace, name) = split(reference)?;
+        self.shared.objects.set(&objects::waypoint(namespace, name))?;
+        let label = (waypoint::GATEWAY_NAME, name);
+        self.service_for(reference, label, &[("hbone", 15008, 15008)])?;
+        let first = self.waypoint_pod(reference, &format!("{name}-0"), node)?;
+        Ok(Waypoint {
+            reference: reference.to_owned(),
+            first,
+        })
+    }
+
+    /// Another pod of a waypoint that is there.
+    pub fn waypoint_pod(&self, reference: &str, pod: &str, node: usize) -> Result<WaypointPod> {
+        let (namespace, name) = split(reference)?;
+        let pod = self
+            .pod(&format!("{namespace}/{pod}"))
+            .node(node)
+            .service_account(name)
+            .label(waypoint::GATEWAY_NAME, name)
+            .label(waypoint::GATEWAY_CLASS, "istio-waypoint")
+            .label("istio.io/dataplane-mode", "none")
+            .start()?;
+        let site = &self.shared.control_site;
+        let token = site.token(namespace, name, pod.name())?;
+        WaypointPod::start(&site.bin, pod, name, &token, &site.root_cert())
     }
 
     /// Puts YAML (one or more documents) into the directory under a name of its own; again with the same name replaces it.

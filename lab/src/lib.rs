@@ -47,6 +47,7 @@ mod run;
 mod settle;
 mod switch;
 pub mod wait;
+mod waypoint;
 mod ztunnel;
 
 pub use access::{AccessLog, AccessRecord};
@@ -67,6 +68,7 @@ pub use pod::{Pod, PodBuilder, PodCommand};
 pub use process::Process;
 pub use run::Ran;
 pub use switch::Switch;
+pub use waypoint::{Waypoint, WaypointPod};
 
 /// The reaper of one lab; only `lab reap` calls it.
 #[doc(hidden)]

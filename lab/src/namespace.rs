@@ -23,6 +23,18 @@ impl Namespace<'_> {
         ))
     }
 
+    /// Exists, its pods belong to the mesh, and its services are behind a waypoint of its own.
+    pub fn behind(&self, waypoint: &str) -> Result<()> {
+        self.lab.set_ambient(&self.name, true);
+        self.lab.objects.set(&objects::namespace(
+            &self.name,
+            &[
+                ("istio.io/dataplane-mode", "ambient"),
+                ("istio.io/use-waypoint", waypoint),
+            ],
+        ))
+    }
+
     /// Exists, and its pods do not belong to the mesh.
     pub fn plain(&self) -> Result<()> {
         self.lab.set_ambient(&self.name, false);

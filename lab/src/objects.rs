@@ -129,12 +129,12 @@ pub(crate) fn service(
     namespace: &str,
     name: &str,
     selector: &[(&str, &str)],
-    ports: &[(u16, u16)],
+    ports: &[(&str, u16, u16)],
     addresses: &[IpAddr],
 ) -> Value {
     let ports: Vec<Value> = ports
         .iter()
-        .map(|(port, target)| json!({ "name": format!("tcp-{port}"), "port": port, "targetPort": target, "protocol": "TCP" }))
+        .map(|(name, port, target)| json!({ "name": name, "port": port, "targetPort": target, "protocol": "TCP" }))
         .collect();
     let families: Vec<&str> = addresses
         .iter()
@@ -147,6 +147,18 @@ pub(crate) fn service(
             "type": "ClusterIP", "selector": pairs(selector), "ports": ports,
             "clusterIP": addresses.first(), "clusterIPs": addresses,
             "ipFamilies": families, "ipFamilyPolicy": if families.len() > 1 { "RequireDualStack" } else { "SingleStack" },
+        },
+    })
+}
+
+/// A Gateway that is a waypoint.
+pub(crate) fn waypoint(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": { "namespace": namespace, "name": name, "labels": { "istio.io/waypoint-for": "service" } },
+        "spec": {
+            "gatewayClassName": "istio-waypoint",
+            "listeners": [{ "name": "mesh", "port": 15008, "protocol": "HBONE" }],
         },
     })
 }
@@ -308,7 +320,7 @@ mod tests {
             "shop",
             "web",
             &[("app", "web")],
-            &[(80, 8080)],
+            &[("tcp-80", 80, 8080)],
             &["10.96.0.10".parse().unwrap()],
         );
         let text = yaml(&service);
