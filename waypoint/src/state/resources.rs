@@ -1,0 +1,276 @@
+//! All resources by key, and by what they are tied to. Copies share what is equal between them.
+
+use std::sync::Arc;
+
+use api::waypoint as wire;
+use imbl::{OrdMap, OrdSet};
+use mesh::{NamespacedHost, ParseError, Tie, service_of, ties};
+
+use super::Touched;
+
+/// A resource, and whether it can be relied on.
+#[derive(Debug)]
+pub struct Held {
+    /// Its key.
+    pub key: Arc<str>,
+    /// The last good one; if there has been none, what was refused.
+    pub resource: wire::Resource,
+    /// Whether `resource` was understood. One that was not closes what it is for.
+    pub good: bool,
+    /// Why the newest one was refused, if it was.
+    pub refused: Option<Box<str>>,
+}
+
+/// All of them.
+#[derive(Debug, Clone, Default)]
+pub struct Resources {
+    all: OrdMap<Arc<str>, Arc<Held>>,
+    /// Pairs (what they are tied to, key), so that all of one are a range.
+    tied: OrdSet<(Of, Arc<str>)>,
+}
+
+/// What resources are found by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Of {
+    Everywhere,
+    Itself,
+    Refused,
+    Service(NamespacedHost),
+    Listener(Arc<str>),
+    Route(Arc<str>),
+    Towards(NamespacedHost),
+    Leads(NamespacedHost),
+}
+
+impl Resources {
+    /// What the proxy itself is.
+    pub fn gateway(&self) -> Option<&wire::Gateway> {
+        let mut itself = self.of(&Of::Itself);
+        itself.find_map(|held| match &held.resource.kind {
+            Some(wire::resource::Kind::Gateway(gateway)) => Some(gateway),
+            _ => None,
+        })
+    }
+
+    /// The resource of that key.
+    pub fn get(&self, key: &str) -> Option<&Arc<Held>> {
+        self.all.get(key)
+    }
+
+    /// All of them, in the order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Held>> {
+        self.all.values()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// None.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Routes and policies for requests to that service, on any of its ports.
+    pub fn of_service(&self, service: &NamespacedHost) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Service(service.clone()))
+    }
+
+    /// Routes and policies for everything that passes through.
+    pub fn everywhere(&self) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Everywhere)
+    }
+
+    /// Routes and policies for what comes in at a listener, by its key.
+    pub fn of_listener(&self, key: &str) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Listener(key.into()))
+    }
+
+    /// Policies for all rules of a route, by its key without a rule.
+    pub fn of_route(&self, key: &str) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Route(key.into()))
+    }
+
+    /// How a service is called: backend policies and subsets.
+    pub fn towards(&self, service: &NamespacedHost) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Towards(service.clone()))
+    }
+
+    /// Those of which the newest was refused.
+    pub fn refused(&self) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Refused)
+    }
+
+    /// Services that routes and policies are for.
+    pub fn services(&self) -> impl Iterator<Item = &NamespacedHost> {
+        let mut last = None;
+        let tied = self.tied.iter().filter_map(|(of, _)| match of {
+            Of::Service(service) => Some(service),
+            _ => None,
+        });
+        tied.filter(move |service| last.replace(*service) != Some(*service))
+    }
+
+    fn of(&self, of: &Of) -> impl Iterator<Item = &Arc<Held>> + use<'_> {
+        let of = of.clone();
+        let from: (Of, Arc<str>) = (of.clone(), "".into());
+        self.tied
+            .range(from..)
+            .take_while(move |(found, _)| *found == of)
+            .filter_map(|(_, key)| self.all.get(key))
+    }
+
+    pub(super) fn set(&mut self, key: &str, resource: wire::Resource, touched: &mut Touched) {
+        if let Some(held) = self.all.get(key)
+            && held.good
+            && held.resource == resource
+        {
+            if held.refused.is_some() {
+                self.note(key, None);
+            }
+            return;
+        }
+        self.put(
+            Held {
+                key: key.into(),
+                resource,
+                good: true,
+                refused: None,
+            },
+            touched,
+        );
+    }
+
+    /// The newest one is refused: a good one that there is stays.
+    pub(super) fn refuse(
+        &mut self,
+        key: &str,
+        resource: wire::Resource,
+        reason: &ParseError,
+        touched: &mut Touched,
+    ) {
+        let reason: Box<str> = reason.to_string().into();
+        if self.all.get(key).is_some_and(|held| held.good) {
+            self.note(key, Some(reason));
+            return;
+        }
+        self.put(
+            Held {
+                key: key.into(),
+                resource,
+                good: false,
+                refused: Some(reason),
+            },
+            touched,
+        );
+    }
+
+    /// Says of a good one whether a newer one was refused.
+    fn note(&mut self, key: &str, refused: Option<Box<str>>) {
+        let Some(held) = self.all.get(key) else {
+            return;
+        };
+        let pair = (Of::Refused, held.key.clone());
+        match &refused {
+            Some(_) => self.tied.insert(pair),
+            None => self.tied.remove(&pair),
+        };
+        let held = Held {
+            key: held.key.clone(),
+            resource: held.resource.clone(),
+            good: held.good,
+            refused,
+        };
+        self.all.insert(held.key.clone(), Arc::new(held));
+    }
+
+    fn put(&mut self, held: Held, touched: &mut Touched) {
+        self.remove(&held.key, touched);
+        for of in found_by(&held) {
+            self.tied.insert((of, held.key.clone()));
+        }
+        let held = Arc::new(held);
+        self.all.insert(held.key.clone(), held.clone());
+        self.touch(&held, touched);
+    }
+
+    pub(super) fn remove(&mut self, key: &str, touched: &mut Touched) {
+        let Some(held) = self.all.get(key).cloned() else {
+            return;
+        };
+        self.touch(&held, touched);
+        self.all.remove(key);
+        for of in found_by(&held) {
+            self.tied.remove(&(of, held.key.clone()));
+        }
+    }
+
+    /// What is another because this resource is.
+    fn touch(&self, held: &Held, touched: &mut Touched) {
+        ties(&held.resource, |tie| match tie {
+            Tie::Gateway | Tie::Listener(_) | Tie::Named => touched.everything = true,
+            Tie::Service(service) => {
+                touched.services.insert(service_of(service));
+            }
+            Tie::Route(route) => self.touch_route(route, touched),
+            Tie::Towards(service) => self.touch_service(&service_of(service), touched),
+            Tie::Leads(_) => {}
+        });
+    }
+
+    /// All rules of a route: what they are for.
+    fn touch_route(&self, route: &str, touched: &mut Touched) {
+        let from: Arc<str> = route.into();
+        let rules = self.all.range(from..).map(|(_, held)| held);
+        let rules = rules.take_while(|held| held.key.starts_with(route));
+        for rule in rules.filter(|held| is_rule_of(&held.key, route)) {
+            touch_targets(rule, touched);
+        }
+    }
+
+    /// A service is another, or is called otherwise: whoever leads there sees it.
+    pub(super) fn touch_service(&self, service: &NamespacedHost, touched: &mut Touched) {
+        touched.services.insert(service.clone());
+        for held in self.of(&Of::Leads(service.clone())) {
+            // That it is fronted is no route to it.
+            if !matches!(held.resource.kind, Some(wire::resource::Kind::Gateway(_))) {
+                touch_targets(held, touched);
+            }
+        }
+    }
+}
+
+fn touch_targets(held: &Held, touched: &mut Touched) {
+    ties(&held.resource, |tie| match tie {
+        Tie::Gateway | Tie::Listener(_) | Tie::Named => touched.everything = true,
+        Tie::Service(service) => {
+            touched.services.insert(service_of(service));
+        }
+        Tie::Route(_) | Tie::Towards(_) | Tie::Leads(_) => {}
+    });
+}
+
+fn is_rule_of(key: &str, route: &str) -> bool {
+    key.strip_prefix(route)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn found_by(held: &Held) -> Vec<Of> {
+    let mut found = Vec::new();
+    if held.refused.is_some() {
+        found.push(Of::Refused);
+    }
+    let is_gateway = matches!(held.resource.kind, Some(wire::resource::Kind::Gateway(_)));
+    ties(&held.resource, |tie| match tie {
+        Tie::Gateway if is_gateway => found.push(Of::Itself),
+        Tie::Gateway => found.push(Of::Everywhere),
+        Tie::Service(service) => found.push(Of::Service(service_of(service))),
+        Tie::Listener(key) => found.push(Of::Listener(key.into())),
+        Tie::Route(key) => found.push(Of::Route(key.into())),
+        Tie::Towards(service) => found.push(Of::Towards(service_of(service))),
+        Tie::Leads(service) => found.push(Of::Leads(service_of(service))),
+        Tie::Named => {}
+    });
+    found
+}
