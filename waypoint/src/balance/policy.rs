@@ -105,7 +105,7 @@ fn prime(from: usize) -> usize {
     (from.max(2)..).find(is_prime).unwrap_or(65_537)
 }
 
-/// Four megabytes of points.
-const RING_MOST: usize = 1 << 18;
+/// Four megabytes of points, of which there may be twice as many as asked for.
+const RING_MOST: usize = 1 << 17;
 /// Four megabytes of places.
 const MAGLEV_MOST: usize = 1_000_000;

@@ -118,10 +118,15 @@ fn gcd(a: u64, b: u64) -> u64 {
 pub(super) struct Ring(Box<[(u64, u32)]>);
 
 impl Ring {
-    /// Each gets points as its weight says, at least one. `named` are names that stay the same.
+    /// Each gets points as its weight says, at least one; all together at least `size` and at most twice that and one
+    /// more each. `named` are names that stay the same.
+    ///
+    /// How many points a weight is worth changes only when all weights together pass a power of two: mostly, when one
+    /// comes or goes, no key moves between two others.
     pub(super) fn new(named: &[(&str, u64)], size: usize) -> Self {
         let total: u64 = named.iter().map(|(_, weight)| weight).sum::<u64>().max(1);
-        let mut points = Vec::with_capacity(size + named.len());
+        let total = 1_u64 << total.ilog2();
+        let mut points = Vec::with_capacity(size * 2 + named.len());
         for (at, (name, weight)) in named.iter().enumerate() {
             let share = u128::from(*weight) * size as u128;
             let count = share.div_ceil(u128::from(total)).max(1) as u64;

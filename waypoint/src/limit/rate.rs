@@ -122,6 +122,15 @@ impl Limiter {
         self.limits.is_empty()
     }
 
+    /// How many kinds of requests are remembered now; bounded.
+    pub fn remembered(&self) -> usize {
+        let tables = self.limits.iter().map(|limit| match &limit.by {
+            By::Us(_, table) => table.len(),
+            By::Service(_) => 0,
+        });
+        tables.sum()
+    }
+
     /// Whether a request passes the limits of this proxy; if so, it has been counted.
     pub fn judge(&self, asked: &Asked<'_>, now: Instant) -> Judged {
         let mut least: Option<Told> = None;

@@ -70,7 +70,6 @@ impl Table {
     }
 
     /// How many are remembered.
-    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         let shards = self.shards.iter();
         shards
@@ -85,32 +84,3 @@ impl Table {
 const SHARDS: usize = 16;
 /// 2 × 16 × 2,048 buckets: about two megabytes a limit, if somebody tries.
 const IN_SHARD: usize = 2_048;
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_flood_of_kinds_costs_bounded_memory_and_frees_nobody_who_goes_on_asking() {
-        let start = Instant::now();
-        let table = Table::new(start);
-        let measure = Measure {
-            requests: 5,
-            window: Duration::from_secs(3_600),
-            burst: 5,
-            quota: false,
-        };
-        let mut passed = 0;
-        for nth in 0..200_000_u32 {
-            table.take(&measure, table.kind(nth), start);
-            if nth % 500 == 0 {
-                let answer = table.take(&measure, table.kind("regular"), start);
-                passed += u32::from(answer.passes);
-            }
-        }
-        assert!(table.len() <= 2 * SHARDS * IN_SHARD);
-        assert_eq!(passed, 5);
-    }
-}

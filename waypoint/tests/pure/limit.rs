@@ -1,1 +1,6 @@
-//! Of `waypoint::limit`.
+//! Of `waypoint::limit`: gates, buckets and quotas, with a clock that is made up.
+
+#[path = "limit/gates.rs"]
+mod gates;
+#[path = "limit/rates.rs"]
+mod rates;
