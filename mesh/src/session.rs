@@ -34,6 +34,7 @@ use crate::node::metadata;
 pub use catalog::{Catalog, Entry};
 use interest::{Interest, Parcel};
 pub use reply::{Answer, Nack, Reply};
+pub use scope::MOST_ASKED;
 use scope::Scope;
 
 /// Type URL of the older workload type, which carries workloads only.

@@ -9,7 +9,9 @@
 //! ```
 //!
 //! A name is held in the version that was applied last. A refused version is not held, so the
-//! next stream brings it again, and the server's idea of what we have is never better than ours.
+//! next stream brings it again, and the server's idea of what we have is never better than ours. Of a
+//! waypoint's resources even a first one that was refused is kept, because it closes what it is for:
+//! such a name is told without a version, so that the next server says if it is gone.
 //!
 //! What is held may be too much to tell: a name with its version takes some 90 bytes, and servers
 //! end a stream whose first request is longer than they take. Then it is not told, the server
@@ -51,6 +53,8 @@ pub struct Subscription {
     wish: Wish,
     held: HashMap<Arc<str>, Version>,
     wanted: BTreeSet<Arc<str>>,
+    /// Never applied, but kept as refused.
+    refused: BTreeSet<Arc<str>>,
     /// Held, not told to the server of this stream, and not named by it yet.
     doubtful: HashSet<Arc<str>>,
 }
@@ -73,6 +77,7 @@ impl Subscription {
             wish,
             held: HashMap::new(),
             wanted: BTreeSet::new(),
+            refused: BTreeSet::new(),
             doubtful: HashSet::new(),
         }
     }
@@ -114,10 +119,11 @@ impl Subscription {
             self.doubtful.clear();
             request.initial_resource_versions = self
                 .held()
+                .chain(self.refused.iter().map(|name| (name, String::new())))
                 .map(|(name, version)| (name.to_string(), version))
                 .collect();
         } else {
-            self.doubtful = self.held.keys().cloned().collect();
+            self.doubtful = self.held.keys().chain(&self.refused).cloned().collect();
         }
         request
     }
@@ -129,7 +135,9 @@ impl Subscription {
         let entry = |(name, version): (&Arc<str>, &Version)| {
             delimited(text(name.len()) + text(version.len()))
         };
-        self.held.iter().map(entry).sum()
+        let refused = |name: &Arc<str>| delimited(text(name.len()));
+        let refused: usize = self.refused.iter().map(refused).sum();
+        self.held.iter().map(entry).sum::<usize>() + refused
     }
 
     /// How many names are in doubt.
@@ -144,6 +152,7 @@ impl Subscription {
         let gone: Vec<_> = std::mem::take(&mut self.doubtful).into_iter().collect();
         for name in &gone {
             self.held.remove(name);
+            self.refused.remove(name);
         }
         gone
     }
@@ -226,19 +235,24 @@ impl Subscription {
     ) -> (DeltaDiscoveryRequest, Vec<Rejected>) {
         let mut rejected = pending.rejected;
         rejected.extend(refused);
-        let refused: HashSet<&str> = rejected.iter().map(|refused| &*refused.name).collect();
+        let refused: HashSet<&Arc<str>> = rejected.iter().map(|refused| &refused.name).collect();
         // Refused or not: what the server names is there, and the last good one of it stays.
         for name in &refused {
             self.doubtful.remove(*name);
+            if self.type_url == WAYPOINT_TYPE && !self.held.contains_key(*name) {
+                self.refused.insert((*name).clone());
+            }
         }
         for (name, version) in pending.versions {
             self.doubtful.remove(&name);
-            if !refused.contains(&*name) {
+            if !refused.contains(&name) {
+                self.refused.remove(&name);
                 self.held.insert(name, version);
             }
         }
         for name in &pending.removed {
             self.doubtful.remove(name);
+            self.refused.remove(name);
             self.held.remove(name);
         }
         let answer = DeltaDiscoveryRequest {
@@ -419,6 +433,59 @@ mod tests {
             expected.into(),
             "what was refused is there, and its last good version stays"
         );
+    }
+
+    #[test]
+    fn a_first_one_that_was_refused_is_told_without_a_version() {
+        let mut subscription = Subscription::new(WAYPOINT_TYPE, Wish::Everything);
+        let names = [("good", "1"), ("bad", "1"), ("gone", "1")];
+        let as_resources = |names: &[(&str, &str)]| {
+            let mut response = response(names);
+            for resource in &mut response.resources {
+                if let Some(content) = &mut resource.resource {
+                    content.type_url = WAYPOINT_TYPE.to_owned();
+                }
+            }
+            response
+        };
+        let mut take = |names: &[(&str, &str)], refused: &[&str]| {
+            let response = as_resources(names);
+            let (_, pending) = subscription.receive::<api::waypoint::Resource>(response);
+            let refused = refused.iter().map(|name| Rejected {
+                name: Arc::from(*name),
+                reason: ParseError::Missing("kind"),
+            });
+            let (answer, _) = subscription.conclude(pending, refused.collect());
+            let told = subscription.open(Node::default(), usize::MAX);
+            (answer, told)
+        };
+        let (answer, told) = take(&names, &["bad", "gone"]);
+        let details = answer.error_detail.unwrap().details;
+        assert_eq!(details.len(), 2);
+        let refused = api::waypoint::Refused::decode(&*details[0].value).unwrap();
+        assert_eq!(
+            (&*refused.name, &*refused.reason),
+            ("bad", "field kind is missing")
+        );
+        let versions = [("bad", ""), ("gone", ""), ("good", "1")];
+        let pairs = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(name, version)| ((*name).to_owned(), (*version).to_owned()))
+                .collect()
+        };
+        let held: BTreeMap<_, _> = told.initial_resource_versions.clone().into_iter().collect();
+        assert_eq!(held, pairs(&versions));
+        let (_, told) = take(&[("bad", "2")], &[]);
+        assert_eq!(told.initial_resource_versions["bad"], "2");
+        assert_eq!(told.initial_resource_versions["gone"], "");
+        let length = told.encoded_len();
+        assert_eq!(subscription.open(Node::default(), length), told);
+        let _ = subscription.open(Node::default(), length - 1);
+        assert_eq!(subscription.doubtful(), 3);
+        assert_eq!(subscription.drop_doubtful().len(), 3);
+        let told = subscription.open(Node::default(), usize::MAX);
+        assert!(told.initial_resource_versions.is_empty());
     }
 
     #[test]

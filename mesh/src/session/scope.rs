@@ -341,9 +341,12 @@ impl Around {
 
     /// The client names something: it gets it, or learns that there is no such thing.
     fn want(&mut self, catalog: &impl Catalog, name: &str, parcel: &mut Parcel) {
-        self.wanted.insert(Arc::from(name));
-        let mut found = catalog.aliased(ADDRESS_TYPE, name);
-        found.extend(catalog.named(ADDRESS_TYPE, name));
+        let mut found = Vec::new();
+        if self.wanted.len() < MOST_ASKED || self.wanted.contains(name) {
+            self.wanted.insert(Arc::from(name));
+            found = catalog.aliased(ADDRESS_TYPE, name);
+            found.extend(catalog.named(ADDRESS_TYPE, name));
+        }
         if found.is_empty() {
             parcel.removed.push(Arc::from(name));
         }
@@ -352,6 +355,9 @@ impl Around {
         }
     }
 }
+
+/// Names that one client may ask for; of more it is told that they do not exist. Ours stops long before.
+pub const MOST_ASKED: usize = 1 << 16;
 
 /// The names that a request asks for.
 fn asked(request: &DeltaDiscoveryRequest) -> impl Iterator<Item = &str> {

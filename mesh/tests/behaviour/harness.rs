@@ -10,7 +10,9 @@ use api::discovery::aggregated_discovery_service_server::{
 };
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use api::{security, workload as wire};
-use mesh::{Changed, ClientConfig, ClientEvent, Demand, Entry, Mesh, Session, Wish, run_client};
+use mesh::{
+    Changed, ClientConfig, ClientEvent, Demand, Entry, Mesh, Payload, Session, Wish, run_client,
+};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -118,6 +120,14 @@ pub(crate) fn policy(name: &str) -> Entry {
     }
 }
 
+/// Whoever follows resources refuses what cannot be decoded.
+fn refused(
+    (name, payload): (Arc<str>, Payload<api::waypoint::Resource>),
+) -> Option<mesh::Rejected> {
+    let reason = payload.decode().err()?;
+    Some(mesh::Rejected { name, reason })
+}
+
 /// A client that runs until the harness is dropped, and its mesh.
 pub(crate) struct Harness {
     pub(crate) streams: mpsc::Receiver<Stream>,
@@ -193,7 +203,12 @@ impl Harness {
                 connect,
                 config,
                 Some(demanded),
-                move |update| writer.apply(update),
+                move |mut update| {
+                    let resources = std::mem::take(&mut update.resources).set;
+                    let mut rejected = writer.apply(update);
+                    rejected.extend(resources.into_iter().filter_map(refused));
+                    rejected
+                },
                 tell,
                 token,
             )

@@ -5,6 +5,7 @@
 
 mod delta_property;
 mod door;
+mod gateway;
 mod golden;
 mod harness;
 mod large_mesh;

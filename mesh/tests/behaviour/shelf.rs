@@ -28,7 +28,7 @@ impl Catalog for Shelf {
     }
 
     fn serves(&self, type_url: &str) -> bool {
-        type_url.starts_with("type.googleapis.com/istio.")
+        type_url.starts_with("type.googleapis.com/istio.") || type_url == api::WAYPOINT_TYPE
     }
 
     fn all<'a>(&'a self, type_url: &str) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + 'a> {

@@ -4,12 +4,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload as wire};
-use mesh::{Demand, Entry, Mesh, Wish};
+use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WAYPOINT_TYPE, workload as wire};
+use mesh::{Demand, Entry, Kind, Mesh, Session, Wish};
 use tonic::Status;
 
 use crate::harness::{Harness, pod, policy};
-use crate::shelf::Shelf;
+use crate::shelf::{Shelf, entry};
 
 #[tokio::test]
 async fn a_stream_that_breaks_costs_nothing_but_the_difference() {
@@ -188,4 +188,66 @@ async fn watchers_hear_of_policies_only_when_policies_may_have_changed() {
     workload.authorization_policies = vec!["ns/p".to_owned()];
     apply(&workload); // another policy applies
     assert_eq!(*seen.lock().unwrap(), [(1, 0), (1, 0), (2, 0), (3, 1)]);
+}
+
+#[tokio::test]
+async fn a_waypoint_follows_addresses_and_resources_and_says_what_it_refuses() {
+    let mut shelf = Shelf::default();
+    let bad = || Entry {
+        encoded: b"no resource".to_vec().into(),
+        ..entry("shop/way/httproute/shop/web/0", "1")
+    };
+    shelf.set(WAYPOINT_TYPE, bad());
+    let follow = |config: &mut mesh::ClientConfig| {
+        config.follows = vec![Kind::Addresses, Kind::Resources];
+        config.addresses = Wish::OnDemand;
+    };
+    let mut harness = Harness::with(follow).await;
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.session = Session::of_gateway("shop/way");
+    assert_eq!(stream.serve(&shelf).await.type_url, ADDRESS_TYPE);
+    assert_eq!(stream.serve(&shelf).await.type_url, WAYPOINT_TYPE);
+    for told in ["connected", "Address +0 -0 []"] {
+        harness.hears(told).await;
+    }
+    harness
+        .hears(r#"Resource +1 -0 ["shop/way/httproute/shop/web/0"]"#)
+        .await;
+    stream.next().await; // the addresses' acknowledgement
+    let refusal = stream.next().await;
+    assert_eq!(refusal.type_url, WAYPOINT_TYPE);
+    assert_eq!(refusal.error_detail.unwrap().details.len(), 1);
+
+    // A name that is given up is taken back.
+    let name = || Arc::<str>::from("/ip-of-far");
+    harness.demands.send(Demand::Want(name())).await.unwrap();
+    assert_eq!(
+        stream.serve(&shelf).await.resource_names_subscribe,
+        ["/ip-of-far"]
+    );
+    harness.hears("Address +0 -1 []").await;
+    stream.next().await;
+    harness.demands.send(Demand::Leave(name())).await.unwrap();
+    assert_eq!(
+        stream.serve(&shelf).await.resource_names_unsubscribe,
+        ["/ip-of-far"]
+    );
+
+    // The next server hears of what was refused, and says that it is gone.
+    shelf.remove(WAYPOINT_TYPE, "shop/way/httproute/shop/web/0");
+    drop(stream);
+    assert!(harness.told().await.starts_with("disconnected"));
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.session = Session::of_gateway("shop/way");
+    let first = stream.serve(&shelf).await;
+    assert_eq!(
+        first.resource_names_subscribe,
+        ["*"],
+        "and not what was given up"
+    );
+    let held = stream.serve(&shelf).await.initial_resource_versions;
+    assert_eq!(held["shop/way/httproute/shop/web/0"], "");
+    for told in ["connected", "Address +0 -0 []", "Resource +0 -1 []"] {
+        harness.hears(told).await;
+    }
 }
