@@ -89,7 +89,7 @@ pub(crate) fn liberal(path: &str, cut: bool) -> Option<Vec<u8>> {
     let mut in_parameters = false;
     for byte in decoded(path.as_bytes()) {
         match byte {
-            b'/' => in_parameters = false,
+            b'/' | b'\\' => in_parameters = false,
             b';' => in_parameters = cut,
             _ => {}
         }
