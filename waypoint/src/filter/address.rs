@@ -11,6 +11,7 @@ use regex::bytes::Regex;
 use super::About;
 use super::answer::{Answer, Reason};
 use super::headers::authority;
+use crate::asked::{Form, normalise};
 use crate::route::search;
 
 /// What a path becomes.
@@ -58,7 +59,7 @@ impl PathChange {
         }))
     }
 
-    /// The new path; begins with a slash whatever the rule says.
+    /// The new path in its normal form; begins with a slash whatever the rule says.
     fn apply(&self, path: &str, about: &About<'_>) -> Option<String> {
         let new = match self {
             Self::Full(full) => full.to_string(),
@@ -68,9 +69,16 @@ impl PathChange {
                 String::from_utf8(new.into_owned()).ok()?
             }
         };
-        Some(match new.starts_with('/') {
+        let new = match new.starts_with('/') {
             true => new,
             false => format!("/{new}"),
+        };
+        // What stood in its normal form stays so: `/a` to `/` makes `/x` of `/a/x`, not `//x`.
+        let (path, query) = new.split_once('?').unwrap_or((&new, ""));
+        let path = normalise(path, Form::default()).ok()?;
+        Some(match query {
+            "" => path.into_owned(),
+            query => format!("{path}?{query}"),
         })
     }
 }

@@ -56,7 +56,7 @@ impl Budget {
     /// Whether one more retry may be made; if so, it counts.
     pub fn retry(&self, now: Duration) -> bool {
         let retries = self.retries.sum(now);
-        let all = retries + self.requests.sum(now);
+        let all = retries + 1 + self.requests.sum(now);
         let share = (retries + 1) * 100 <= all * u64::from(self.percent);
         let may = share || self.recent.sum(now) < u64::from(self.least);
         if may {

@@ -17,7 +17,7 @@ impl Host {
             Some(rest) if rest.starts_with('.') && rest.len() > 1 && !rest.contains('*') => {
                 Ok(Self::EndsIn(rest.into()))
             }
-            None if !host.is_empty() => Ok(Self::Is(host.into())),
+            None if !host.is_empty() && !host.contains('*') => Ok(Self::Is(host.into())),
             _ => Err(format!("host {host:?}: a name, or *. and a name")),
         }
     }

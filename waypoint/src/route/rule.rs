@@ -1,5 +1,7 @@
 //! One rule, compiled.
 
+use std::sync::Arc;
+
 use api::waypoint::route::Precedence;
 use api::waypoint::{Match, Origin, Route};
 
@@ -30,6 +32,8 @@ pub struct Name {
 pub struct Rule {
     /// Who wrote it.
     pub name: Name,
+    /// The same as one text: `kind/namespace/name/rule`, in reports.
+    pub label: Arc<str>,
     /// What is changed, or answered.
     pub filters: Filters,
     /// Where it leads.
@@ -75,6 +79,7 @@ impl Rule {
     pub fn compile(origin: &Origin, wire: &Route) -> Result<Self, String> {
         Ok(Self {
             name: Name::of(origin),
+            label: Name::of(origin).label(),
             filters: Filters::compile(&wire.filters)?,
             backends: Backends::compile(&wire.backends)?,
             timeouts: Timeouts::compile(wire.timeouts.as_ref()),
@@ -94,6 +99,7 @@ impl Rule {
         let understood = |wire: &Match| Ok(Condition::understood(wire));
         Self {
             name: Name::of(origin),
+            label: Name::of(origin).label(),
             filters: Filters::default(),
             backends: Backends::default(),
             timeouts: Timeouts::default(),
@@ -123,6 +129,18 @@ impl Name {
                 rule => rule.into(),
             },
         }
+    }
+}
+
+impl Name {
+    fn label(&self) -> Arc<str> {
+        let Self {
+            kind,
+            namespace,
+            name,
+            rule,
+        } = self;
+        format!("{kind}/{namespace}/{name}/{rule}").into()
     }
 }
 

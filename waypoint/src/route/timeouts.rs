@@ -80,10 +80,10 @@ impl Timeouts {
         each: Option<Duration>,
     ) -> Deadlines {
         let request = least(self.request.or(defaults.request), grpc_timeout(headers));
-        let attempt = self.backend.or(defaults.attempt);
+        let attempt = least(each, self.backend.or(defaults.attempt));
         Deadlines {
             request,
-            attempt: least(least(each, attempt), request),
+            attempt: attempt.map(|limit| request.map_or(limit, |whole| whole.min(limit))),
             idle: self.idle.or(defaults.idle),
         }
     }

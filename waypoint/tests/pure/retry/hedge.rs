@@ -1,0 +1,81 @@
+//! A second request beside a slow first.
+
+use std::time::Duration;
+
+use api::waypoint as wire;
+use http::Method;
+use waypoint::retry::{Hedge, Outcome, Retry};
+
+use super::answered;
+
+#[test]
+fn further_requests_are_due_one_after_the_other() {
+    let hedge = Hedge::compile(&wire::Hedge {
+        after: 50,
+        at_most: 2,
+    })
+    .unwrap();
+    let due = [0, 1, 2].map(|further| hedge.due(further));
+    let expected = [50, 100].map(|it| Some(Duration::from_millis(it)));
+    assert_eq!(due, [expected[0], expected[1], None]);
+    assert!(
+        Hedge::compile(&wire::Hedge {
+            after: 50,
+            at_most: 0
+        })
+        .is_none()
+    );
+    assert!(
+        Hedge::compile(&wire::Hedge {
+            after: 0,
+            at_most: 2
+        })
+        .is_none()
+    );
+    let many = Hedge::compile(&wire::Hedge {
+        after: 1,
+        at_most: 1000,
+    })
+    .unwrap();
+    assert_eq!(
+        (0..1000)
+            .filter(|further| many.due(*further).is_some())
+            .count(),
+        8
+    );
+}
+
+#[test]
+fn only_what_can_be_done_twice_is_hedged() {
+    for (method, suits) in [
+        (Method::GET, true),
+        (Method::PUT, true),
+        (Method::POST, false),
+        (Method::PATCH, false),
+    ] {
+        assert_eq!(Hedge::suits(&method), suits, "{method}");
+    }
+}
+
+#[test]
+fn a_failure_is_no_answer_while_another_is_still_asked() {
+    let retry = Retry::compile(&wire::Retry {
+        codes: vec![404],
+        ..wire::Retry::default()
+    })
+    .unwrap();
+    let cases = [
+        (None, answered(200), 1, true),
+        (None, answered(503), 1, false),
+        (None, answered(503), 0, true),
+        (None, Outcome::Reset, 1, false),
+        (None, Outcome::Reset, 0, true),
+        (Some(&retry), answered(404), 1, false),
+        (Some(&retry), answered(503), 1, true),
+        (Some(&retry), answered(404), 0, true),
+    ];
+    for (retry, outcome, running, expected) in cases {
+        let settles = Hedge::settles(retry, outcome, running);
+        assert_eq!(settles, expected, "{outcome:?} {running}");
+    }
+}

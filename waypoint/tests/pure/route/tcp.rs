@@ -1,0 +1,67 @@
+//! Which rule is for a connection.
+
+use api::waypoint::{Origin, TcpRoute};
+use waypoint::route::TcpTable;
+
+fn rule(name: &str, created: i64, sni: &[&str], namespaces: &[&str]) -> (Origin, TcpRoute) {
+    let texts = |texts: &[&str]| texts.iter().map(|text| (*text).into()).collect();
+    let origin = Origin {
+        namespace: "shop".into(),
+        name: name.into(),
+        created,
+        ..Origin::default()
+    };
+    let route = TcpRoute {
+        sni: texts(sni),
+        source_namespaces: texts(namespaces),
+        ..TcpRoute::default()
+    };
+    (origin, route)
+}
+
+#[test]
+fn a_connection_goes_by_the_name_it_asks_for_then_by_age() {
+    let rules = [
+        rule("all", 9, &[], &[]),
+        rule("older", 1, &[], &[]),
+        rule("wild", 5, &["*.example.org"], &[]),
+        rule("name", 6, &["a.example.org"], &[]),
+        rule("test", 0, &["a.example.org"], &["test"]),
+    ];
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|(origin, route)| (origin, route))
+        .collect();
+    let table = TcpTable::compile(&rules);
+    let cases = [
+        (None, None, "older"),
+        (Some("a.example.org"), None, "name"),
+        (Some("a.example.org"), Some("test"), "test"),
+        (Some("a.example.org"), Some("prod"), "name"),
+        (Some("b.example.org"), None, "wild"),
+        (Some("example.org"), None, "older"),
+    ];
+    for (sni, namespace, expected) in cases {
+        let found = table.find(sni, namespace).unwrap();
+        assert_eq!(&*found.name.name, expected, "{sni:?} {namespace:?}");
+    }
+    assert!(TcpTable::compile(&[]).find(None, None).is_none());
+}
+
+#[test]
+fn one_that_is_not_understood_closes_what_it_is_for() {
+    let (origin, mut route) = rule("bad", 1, &["a.example.org"], &[]);
+    route.backends.push(api::waypoint::Backend {
+        weight: 1,
+        ..Default::default()
+    });
+    let table = TcpTable::compile(&[(&origin, &route)]);
+    assert!(
+        table
+            .find(Some("a.example.org"), None)
+            .unwrap()
+            .broken
+            .is_some()
+    );
+    assert!(table.find(Some("b.example.org"), None).is_none());
+}
