@@ -133,7 +133,7 @@ mod tests {
             field.extend_from_slice(content);
             field
         };
-        let deep = nested(10, &nested(3, &[9 << 3, 1]));
+        let deep = nested(9, &nested(3, &[9 << 3, 1]));
         assert_eq!(
             unknown_field(&deep.into()).as_deref(),
             Some("field 9 of AuthorizationRule")
