@@ -7,6 +7,7 @@
 //! | file | says |
 //! |---|---|
 //! | `policy` | which parts of an AuthorizationPolicy are enforced, and where |
+//! | `route` | whether a route is taken by its parents, and carried by a waypoint |
 //! | `waypoint` | whether a Service, ServiceEntry or WorkloadEntry is bound to the waypoint it names |
 //! | `gateway` | whether a Gateway can be reached, and what is wrong with its listeners |
 //! | `invalid` | why an object was refused, and what is in force instead |
@@ -14,6 +15,7 @@
 pub mod gateway;
 pub mod invalid;
 pub mod policy;
+pub mod route;
 pub mod waypoint;
 
-pub use crate::write::status::{Book, Condition, Desired};
+pub use crate::write::status::{Book, Condition, Desired, Parent};

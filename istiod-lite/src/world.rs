@@ -14,6 +14,7 @@
 mod addresses;
 mod build;
 mod depend;
+mod difference;
 mod fronts;
 mod hosts;
 mod index;
@@ -25,7 +26,7 @@ mod routes;
 mod statuses;
 mod waypoints;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use api::k8s::dir::Change;
@@ -39,6 +40,7 @@ use crate::translate::trust::TrustDomains;
 pub use crate::translate::waypoint::Unready;
 use crate::translate::{Cluster, Labels};
 use addresses::Addresses;
+use difference::Difference;
 use objects::Objects;
 
 /// What is the same for the whole mesh.
@@ -409,43 +411,5 @@ impl World {
     /// make no sense are left out and returned.
     pub fn restore_automatic_addresses(&mut self, text: &str) -> Vec<String> {
         self.automatic.load(text)
-    }
-}
-
-/// What resources were before a rebuild touched them.
-#[derive(Debug, Default)]
-struct Difference {
-    before: BTreeMap<Arc<str>, Option<Resource>>,
-}
-
-impl Difference {
-    fn take_out(&mut self, resources: &mut HashMap<Arc<str>, Resource>, names: &[Arc<str>]) {
-        for name in names {
-            let resource = resources.remove(name);
-            self.before.entry(name.clone()).or_insert(resource);
-        }
-    }
-
-    fn put_in(
-        &mut self,
-        resources: &mut HashMap<Arc<str>, Resource>,
-        made: Vec<Resource>,
-    ) -> Vec<Arc<str>> {
-        let mut names = Vec::with_capacity(made.len());
-        for resource in made {
-            let name = resource.name.clone();
-            let before = resources.insert(name.clone(), resource);
-            self.before.entry(name.clone()).or_insert(before);
-            names.push(name);
-        }
-        names
-    }
-
-    fn changed(self, resources: &HashMap<Arc<str>, Resource>) -> Vec<Arc<str>> {
-        self.before
-            .into_iter()
-            .filter(|(name, before)| resources.get(name) != before.as_ref())
-            .map(|(name, _)| name)
-            .collect()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use api::k8s::objects::{Kind, Object, ObjectKey};
+use api::k8s::objects::{Kind, Object, ObjectKey, ObjectMeta};
 use api::security::Action;
 
 use super::objects::{Namespace, Node};
@@ -15,7 +15,7 @@ use crate::translate::gateway::{Class, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
-use crate::translate::route::Route;
+use crate::translate::route::{Route, Spec};
 use crate::translate::service::Service;
 use crate::translate::service_entry::ServiceEntry;
 use crate::translate::workload_entry::WorkloadEntry;
@@ -93,10 +93,10 @@ impl World {
                 replace!(self, dirty, gateways, key, Some(Gateway::read(it)))
             }
             Object::GatewayClass(it) => self.set_class(&key, Some(Class::read(it)), dirty),
-            Object::HttpRoute(it) => replace!(self, dirty, routes, key, Some(Route::http(it))),
-            Object::GrpcRoute(it) => replace!(self, dirty, routes, key, Some(Route::grpc(it))),
-            Object::TcpRoute(it) => replace!(self, dirty, routes, key, Some(Route::tcp(it))),
-            Object::TlsRoute(it) => replace!(self, dirty, routes, key, Some(Route::tls(it))),
+            Object::HttpRoute(it) => self.set_route(&key, &it.metadata, Spec::http(it), dirty),
+            Object::GrpcRoute(it) => self.set_route(&key, &it.metadata, Spec::grpc(it), dirty),
+            Object::TcpRoute(it) => self.set_route(&key, &it.metadata, Spec::tcp(it), dirty),
+            Object::TlsRoute(it) => self.set_route(&key, &it.metadata, Spec::tls(it), dirty),
             Object::ReferenceGrant(it) => {
                 replace!(self, dirty, grants, key, Some(it.spec.clone()))
             }
@@ -134,6 +134,18 @@ impl World {
     ) {
         let key = key.clone();
         replace!(self, dirty, policies, key, policy);
+    }
+
+    fn set_route(
+        &mut self,
+        key: &ObjectKey,
+        metadata: &ObjectMeta,
+        spec: Spec,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        let key = key.clone();
+        let route = Route::read(metadata, spec, self.objects.routes.get(&key));
+        replace!(self, dirty, routes, key, Some(route));
     }
 
     pub(super) fn put_peer(

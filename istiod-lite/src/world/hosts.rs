@@ -94,6 +94,20 @@ impl Hosts {
         claims.services.is_empty() && oldest.is_some_and(|((_, key), _)| key == entry)
     }
 
+    /// Who has a host as those of a namespace see it.
+    pub(super) fn holder(&self, host: &str, namespace: &str) -> Option<&ObjectKey> {
+        let claims = self.claims.get(host)?;
+        let here = |key: &&ObjectKey| *key.namespace == *namespace;
+        let own = claims.services.iter().find(here);
+        let own = own.or_else(|| claims.entries.keys().map(|(_, key)| key).find(here));
+        let public = || {
+            let mut entries = claims.entries.iter();
+            let oldest = entries.find(|(_, visibility)| **visibility == Visibility::Public)?;
+            Some(&oldest.0.1)
+        };
+        own.or_else(|| claims.services.first()).or_else(public)
+    }
+
     /// The entries that ask for a host.
     pub(super) fn entries(&self, host: &str) -> impl Iterator<Item = &ObjectKey> {
         self.claims
@@ -143,6 +157,25 @@ mod tests {
         hosts.remove_entry("h", at(1), &old);
         assert_eq!(hosts.rival("h", &young), None);
         assert!(hosts.is_canonical("h", &young));
+    }
+
+    #[test]
+    fn whoever_is_nearest_has_a_host() {
+        let mut hosts = Hosts::default();
+        let (hidden, public) = (entry("a", "x"), entry("b", "x"));
+        let service = ObjectKey::new(Kind::Service, "c", "web");
+        let seen =
+            |hosts: &Hosts| ["a", "b", "d"].map(|namespace| hosts.holder("h", namespace).cloned());
+        hosts.insert_entry("h", at(1), &hidden, Visibility::Namespace);
+        assert_eq!(seen(&hosts), [Some(hidden.clone()), None, None]);
+        hosts.insert_entry("h", at(2), &public, Visibility::Public);
+        let own = Some(public.clone());
+        assert_eq!(
+            seen(&hosts),
+            [Some(hidden.clone()), own.clone(), own.clone()]
+        );
+        hosts.insert_service("h", &service);
+        assert_eq!(seen(&hosts), [Some(hidden), own, Some(service)]);
     }
 
     #[test]

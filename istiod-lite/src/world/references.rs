@@ -6,9 +6,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use api::k8s::objects::ObjectKey;
+use api::k8s::objects::{Kind, ObjectKey};
 
+use super::depend::mark;
 use super::objects::{enter, leave};
+use super::{Builder, World};
 
 /// What an object refers to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +57,11 @@ impl References {
         }
     }
 
+    /// What an object refers to.
+    pub(super) fn of(&self, object: &ObjectKey) -> impl Iterator<Item = &Reference> {
+        self.of.get(object).into_iter().flatten()
+    }
+
     /// Who refers to it.
     pub(super) fn to(&self, reference: &Reference) -> impl Iterator<Item = &ObjectKey> {
         self.to.get(reference).into_iter().flatten()
@@ -66,10 +73,61 @@ impl References {
     }
 }
 
+impl World {
+    /// Marks those who refer to somebody who is dirty.
+    pub(super) fn mark_referring(&self, dirty: &mut BTreeSet<Builder>) {
+        if self.objects.references.is_empty() {
+            return;
+        }
+        let keys = dirty.iter().filter_map(|builder| match builder {
+            Builder::Object(key) => Some(Reference::Object(key.clone())),
+            _ => None,
+        });
+        let references: Vec<Reference> = keys.collect();
+        for reference in &references {
+            self.touch_referring(reference, dirty);
+        }
+    }
+
+    /// Marks those who refer to that.
+    pub(super) fn touch_referring(&self, reference: &Reference, dirty: &mut BTreeSet<Builder>) {
+        mark(dirty, self.objects.references.to(reference).cloned());
+    }
+
+    /// Who refers to a host by its name.
+    pub(super) fn touch_host(&self, host: &str, dirty: &mut BTreeSet<Builder>) {
+        if !self.objects.references.is_empty() {
+            self.touch_referring(&Reference::Host(host.into()), dirty);
+        }
+    }
+
+    /// Who refers into a namespace.
+    pub(super) fn touch_grants(&self, namespace: &str, dirty: &mut BTreeSet<Builder>) {
+        self.touch_referring(&Reference::Grants(namespace.into()), dirty);
+    }
+
+    /// The waypoints that an object names are told whom they front.
+    pub(super) fn touch_fronting(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        let wanted = self.objects.wanted(key);
+        let gateways = wanted.iter().flat_map(|it| it.gateways());
+        let there = gateways.filter(|it| self.objects.gateways.contains_key(*it));
+        dirty.extend(there.cloned().map(Builder::Waypoint));
+    }
+
+    /// A Gateway that comes, changes or goes: itself, and who is for all of its class or namespace.
+    pub(super) fn touch_programmed(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        dirty.insert(Builder::Waypoint(key.clone()));
+        if let Some(gateway) = self.objects.gateways.get(key) {
+            let class = ObjectKey::new(Kind::GatewayClass, "", &gateway.class);
+            self.touch_referring(&Reference::Object(class), dirty);
+            self.touch_referring(&Reference::Gateways(key.namespace.clone()), dirty);
+            self.touch_referring(&Reference::Gateways("".into()), dirty);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use api::k8s::objects::Kind;
-
     use super::*;
 
     #[test]

@@ -107,7 +107,14 @@ impl Part {
                 Kind::AuthorizationPolicy,
                 Kind::PeerAuthentication,
             ],
-            Self::Gateways => &[Kind::Gateway, Kind::GatewayClass],
+            Self::Gateways => &[
+                Kind::Gateway,
+                Kind::GatewayClass,
+                Kind::HttpRoute,
+                Kind::GrpcRoute,
+                Kind::TcpRoute,
+                Kind::TlsRoute,
+            ],
         }
     }
 }

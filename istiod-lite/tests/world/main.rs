@@ -5,7 +5,9 @@
 mod deploy;
 mod golden_status;
 mod golden_wds;
+mod layer7;
 mod promises;
 mod refused;
+mod routes;
 mod scenario;
 mod waypoints;

@@ -41,7 +41,7 @@ fn settings() -> Settings {
     }
 }
 
-type Snapshot = [BTreeMap<Arc<str>, Resource>; 2];
+type Snapshot = [BTreeMap<Arc<str>, Resource>; 3];
 
 /// What is said of objects. That nothing is said any more is the same as that nothing ever was.
 fn statuses(world: &World) -> BTreeMap<ObjectKey, Desired> {
@@ -56,12 +56,13 @@ fn snapshot(world: &World) -> Snapshot {
     [
         world.addresses().map(named).collect(),
         world.authorizations().map(named).collect(),
+        world.waypoint_resources().map(named).collect(),
     ]
 }
 
 /// Names whose resources differ.
-fn difference(before: &Snapshot, after: &Snapshot) -> [Vec<Arc<str>>; 2] {
-    [0, 1].map(|kind| {
+fn difference(before: &Snapshot, after: &Snapshot) -> [Vec<Arc<str>>; 3] {
+    [0, 1, 2].map(|kind| {
         let names: BTreeSet<_> = before[kind]
             .keys()
             .chain(after[kind].keys())
@@ -115,9 +116,9 @@ proptest! {
             }
             let before = snapshot(&world);
             let said = world.statuses().clone();
-            let Changed { addresses, authorizations, statuses: named, .. } = world.apply(std::mem::take(&mut batch));
+            let Changed { addresses, authorizations, resources, statuses: named, .. } = world.apply(std::mem::take(&mut batch));
             let after = snapshot(&world);
-            prop_assert_eq!([addresses, authorizations], difference(&before, &after), "what changed is named, and nothing else");
+            prop_assert_eq!([addresses, authorizations, resources], difference(&before, &after), "what changed is named, and nothing else");
             let mut differing: Vec<ObjectKey> = said.keys().chain(world.statuses().keys()).filter(|key| said.get(*key) != world.status(key)).cloned().collect();
             differing.sort();
             differing.dedup();

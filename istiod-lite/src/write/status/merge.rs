@@ -76,7 +76,12 @@ fn leaves_to_successor(kind: Kind) -> bool {
 fn generation(kind: Kind, generation: Option<i64>) -> Option<Value> {
     let generation = generation?;
     Some(match kind {
-        Kind::Gateway | Kind::GatewayClass => generation.into(),
+        Kind::Gateway
+        | Kind::GatewayClass
+        | Kind::HttpRoute
+        | Kind::GrpcRoute
+        | Kind::TcpRoute
+        | Kind::TlsRoute => generation.into(),
         _ => generation.to_string().into(),
     })
 }
@@ -308,6 +313,7 @@ mod tests {
             (Kind::ServiceEntry, json!("7")),
             (Kind::Gateway, json!(7)),
             (Kind::GatewayClass, json!(7)),
+            (Kind::HttpRoute, json!(7)),
         ];
         for (kind, expected) in cases {
             let wanted = Desired {

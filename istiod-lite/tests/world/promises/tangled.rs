@@ -5,7 +5,7 @@ use api::k8s::objects::Object;
 use super::objects;
 
 /// How many of the pool are tangled.
-pub(crate) const TANGLED: usize = 67;
+pub(crate) const TANGLED: usize = 67 + 12 + 3;
 
 /// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
 pub(crate) fn tangled() -> Vec<Object> {
@@ -114,6 +114,29 @@ pub(crate) fn tangled() -> Vec<Object> {
     }
     text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: alpha}\nspec: {clusterIP: 10.96.1.1, selector: {app: db}, ports: [{port: 80}]}\n---\n";
     text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: alpha}\nspec: {type: ExternalName, externalName: x.y}\n---\n";
+    for namespace in ["alpha", "beta"] {
+        for parent in [
+            "{group: '', kind: Service, name: web, namespace: alpha}",
+            "{group: '', kind: Service, name: web, namespace: alpha, port: 80}, {name: wp, namespace: alpha}",
+            "{group: networking.istio.io, kind: ServiceEntry, name: old}",
+        ] {
+            for backend in [
+                "{name: web, namespace: alpha, port: 80}",
+                "{group: networking.istio.io, kind: Hostname, name: sel.example.com, port: 80}",
+            ] {
+                text += &format!(
+                    "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: {namespace}}}\n\
+                     spec: {{parentRefs: [{parent}], rules: [{{backendRefs: [{backend}]}}]}}\n---\n"
+                );
+            }
+        }
+    }
+    for to in ["", ", name: web", ", name: wp"] {
+        text += &format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\nmetadata: {{name: g, namespace: alpha}}\n\
+             spec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: beta}}], to: [{{group: '', kind: Service{to}}}]}}\n---\n"
+        );
+    }
     let tangled = objects(&text);
     assert_eq!(tangled.len(), TANGLED);
     tangled
