@@ -1,0 +1,106 @@
+//! Copies of requests, whose answers nobody waits for.
+//!
+//! A copy has the head that the app gets, and the body as it passes ([`crate::upstream::Teed`]). It takes nothing from the
+//! request itself: not its time, not its place, not its outcome.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use http::request::Parts;
+use http_body_util::BodyExt;
+use tokio::sync::Semaphore;
+
+use super::{choose, head, random, speaks_http2};
+use crate::arrive::{Arrived, To};
+use crate::asked;
+use crate::filter::{About, Mirror};
+use crate::request::Refused;
+use crate::route::Matched;
+use crate::upstream::Outgoing;
+
+/// Where copies of a request go.
+pub(crate) struct Aside<'r> {
+    pub(crate) mirror: &'r Mirror,
+    pub(crate) to: To,
+}
+
+/// Sends a copy to each. `limit`: how long the request itself may take.
+pub(crate) fn send(
+    arrived: &Arc<Arrived>,
+    asides: Vec<Aside<'_>>,
+    head: &Parts,
+    copies: Vec<Outgoing>,
+    limit: Option<Duration>,
+) {
+    for (aside, body) in asides.into_iter().zip(copies) {
+        let Ok(place) = PLACES.try_acquire() else {
+            tracing::debug!(service = ?aside.mirror.backend.service, "mirror: no place for a copy");
+            continue;
+        };
+        let Some(request) = copy(arrived, aside.mirror, head, body) else {
+            continue;
+        };
+        let (arrived, to) = (arrived.clone(), aside.to);
+        let limit = limit.unwrap_or(LIMIT);
+        tokio::spawn(async move {
+            let _place = place;
+            let sent = tokio::time::timeout(limit, sent(&arrived, &to, request)).await;
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tracing::debug!(to = %to.address(), %why, "mirror: no answer"),
+                Err(_) => tracing::debug!(to = %to.address(), "mirror: no answer in time"),
+            }
+        });
+    }
+}
+
+/// The request as it goes there. None if the backend's own filters have something else to say.
+fn copy(
+    arrived: &Arrived,
+    mirror: &Mirror,
+    head: &Parts,
+    body: Outgoing,
+) -> Option<Request<Outgoing>> {
+    let mut copy = Request::new(body);
+    *copy.method_mut() = head.method.clone();
+    *copy.uri_mut() = head.uri.clone();
+    *copy.version_mut() = head.version;
+    *copy.headers_mut() = head.headers.clone();
+    let filters = &mirror.backend.filters;
+    if filters.is_empty() {
+        return Some(copy);
+    }
+    let (mut parts, body) = copy.into_parts();
+    let host = asked::host(asked::authority(&head.uri, &head.headers).ok()?).ok()?;
+    let about = About {
+        scheme: "http",
+        host: &host.name,
+        port: arrived.to.port(),
+        matched: Matched::default(),
+    };
+    let passed = filters.request(&mut parts, &about, random);
+    let goes = passed.answer.is_none();
+    goes.then(|| Request::from_parts(parts, body))
+}
+
+async fn sent(
+    arrived: &Arc<Arrived>,
+    to: &To,
+    mut request: Request<Outgoing>,
+) -> Result<(), Refused> {
+    let http2 = speaks_http2(to.protocol(), &request);
+    head::rewrite(&mut request, http2)?;
+    let way = choose(arrived, to, None)?;
+    let sending = arrived.proxy.upstreams.send(&way, http2, request);
+    let answer = sending.await.map_err(|unanswered| unanswered.why)?;
+    // To its end: the connection is then good for another request.
+    let mut body = answer.into_body();
+    while let Some(Ok(_)) = body.frame().await {}
+    Ok(())
+}
+
+/// Copies on their way, of all requests.
+static PLACES: Semaphore = Semaphore::const_new(1024);
+/// For the copy of a request that may take as long as it likes.
+const LIMIT: Duration = Duration::from_secs(15);
