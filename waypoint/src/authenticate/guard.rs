@@ -19,7 +19,8 @@ pub struct Place {
     pub port: u16,
 }
 
-/// Whether a URI may be asked at all; its host's addresses must pass [`is_allowed`] as well.
+/// Whether a URI may be asked at all; its host's addresses must pass [`is_allowed`] as well, as one that it names
+/// itself must here.
 ///
 /// # Errors
 /// What is wrong with it.
