@@ -162,9 +162,16 @@ fn pod(order: &Order, pattern: &Pattern) -> Value {
 }
 
 fn spread(order: &Order, pattern: &Pattern) -> Value {
-    let wished = &pattern.chart.topology_spread_constraints;
+    let mut wished = pattern.chart.topology_spread_constraints.clone();
+    for constraint in &mut wished {
+        // Said of all waypoints, it is meant of each one's own pods.
+        if let Some(constraint) = constraint.as_object_mut() {
+            let own = json!({"matchLabels": selector(order)});
+            constraint.entry("labelSelector").or_insert(own);
+        }
+    }
     if !wished.is_empty() {
-        return wished.clone().into();
+        return wished.into();
     }
     let over = |topology: &str| {
         json!({

@@ -167,11 +167,14 @@ impl Fake {
         }
         let mut answer = None;
         let write = parts.method != Method::GET;
+        let kind = parts.headers.get(http::header::CONTENT_TYPE);
+        let applies = kind.is_some_and(|it| it == "application/apply-patch+yaml");
         let handle = |state: &mut State| {
             if write {
                 state.writes.push(format!("{} {path}", parts.method));
             }
-            answer = Some(state.handle(&parts.method, name, status, &query, body));
+            let deed = (&parts.method, applies);
+            answer = Some(state.handle(deed, name, status, &query, body));
         };
         if write {
             self.change(handle);
@@ -216,7 +219,7 @@ impl Fake {
 impl State {
     fn handle(
         &mut self,
-        method: &Method,
+        (method, applies): (&Method, bool),
         mut name: Name,
         status: bool,
         query: &str,
@@ -233,11 +236,7 @@ impl State {
             return Ok(self.list(&name, query));
         }
         let before = self.objects.get(&name).cloned();
-        if *method == Method::PATCH
-            && before.is_none()
-            && query.contains("fieldManager")
-            && query.contains("force=true")
-        {
+        if applies && before.is_none() {
             return Ok(self.store(name, body));
         }
         let before = before.ok_or(404_u16)?;

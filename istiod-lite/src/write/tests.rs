@@ -20,6 +20,7 @@ use crate::ca::{Lifetimes, Source};
 mod gateway_classes;
 mod roots_everywhere;
 mod statuses;
+mod waypoints_run;
 
 const LEASE: (&str, &str, &str) = ("leases", "istio-system", "test");
 

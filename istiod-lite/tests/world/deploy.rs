@@ -151,7 +151,7 @@ spec:
         ),
         (
             "service",
-            "metadata: {labels: {seen: 'yes'}}\nspec: {ports: [{port: 15021, nodePort: 30021}], internalTrafficPolicy: Local}",
+            "metadata: {labels: {seen: 'yes'}}\nspec: {ports: [{port: 15021, name: ready}], internalTrafficPolicy: Local}",
         ),
         ("serviceAccount", "metadata: {annotations: {iam: role}}"),
     ]);
