@@ -104,11 +104,26 @@ impl Resources {
 
     /// Services that routes and policies are for.
     pub fn services(&self) -> impl Iterator<Item = &NamespacedHost> {
-        let mut last = None;
-        let tied = self.tied.iter().filter_map(|(of, _)| match of {
+        self.each_once(|of| match of {
             Of::Service(service) => Some(service),
             _ => None,
-        });
+        })
+    }
+
+    /// Services of which is said how they are called.
+    pub fn called(&self) -> impl Iterator<Item = &NamespacedHost> {
+        self.each_once(|of| match of {
+            Of::Towards(service) => Some(service),
+            _ => None,
+        })
+    }
+
+    fn each_once(
+        &self,
+        which: fn(&Of) -> Option<&NamespacedHost>,
+    ) -> impl Iterator<Item = &NamespacedHost> {
+        let mut last = None;
+        let tied = self.tied.iter().filter_map(move |(of, _)| which(of));
         tied.filter(move |service| last.replace(*service) != Some(*service))
     }
 

@@ -1,0 +1,128 @@
+//! The limits on requests for a service, and for each of its routes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::waypoint as wire;
+use wire::resource::Kind;
+
+use crate::limit::Limiter;
+use crate::route::Name;
+use crate::state::{Held, Resources};
+
+/// The limits of one service. Where a route has some of its own, those of the service are among them.
+#[derive(Debug, Default)]
+pub struct Limits {
+    all: Limiter,
+    /// By the route's key, without its rule.
+    of_routes: Box<[(Box<str>, Limiter)]>,
+}
+
+impl Limits {
+    /// Whether there is none for any request.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.of_routes.is_empty()
+    }
+
+    /// Those for requests of a rule; of no rule: those of the service.
+    pub fn of(&self, rule: Option<&Name>) -> &Limiter {
+        let own = rule.and_then(|rule| {
+            let mut routes = self.of_routes.iter();
+            routes.find(|(key, _)| is_of(rule, key))
+        });
+        own.map_or(&self.all, |(_, limiter)| limiter)
+    }
+
+    /// `all`: everything that is said of the service. Counts of `before` go on.
+    pub(super) fn compile(
+        all: &[&Arc<Held>],
+        said: &Resources,
+        before: &Self,
+        now: Instant,
+    ) -> Self {
+        let mut routes: Vec<&str> = all
+            .iter()
+            .filter(|held| matches!(held.resource.kind, Some(Kind::Route(_))))
+            .map(|held| route_of(&held.key))
+            .collect();
+        routes.sort_unstable();
+        routes.dedup();
+        let general = || all.iter().copied();
+        let of_routes = routes.into_iter().filter_map(|route| {
+            let own: Vec<_> = said
+                .of_route(route)
+                .filter(|held| limit(held).is_some())
+                .collect();
+            let old = before.of_routes.iter().find(|(key, _)| **key == *route);
+            let old = old.map(|(_, limiter)| limiter);
+            (!own.is_empty()).then(|| {
+                let limiter = limiter(general().chain(own), old.unwrap_or(&before.all), now);
+                (Box::from(route), limiter)
+            })
+        });
+        Self {
+            of_routes: of_routes.collect(),
+            all: limiter(general(), &before.all, now),
+        }
+    }
+}
+
+/// Whether a rule is of that route: keys have kinds in lower case.
+fn is_of(rule: &Name, route: &str) -> bool {
+    let mut parts = route.split('/');
+    let kind = parts.next().unwrap_or_default();
+    kind.eq_ignore_ascii_case(&rule.kind)
+        && parts.next() == Some(&*rule.namespace)
+        && parts.next() == Some(&*rule.name)
+}
+
+/// `httproute/shop/web` of `httproute/shop/web/2`.
+fn route_of(rule: &str) -> &str {
+    let mut slashes = rule.match_indices('/').map(|(at, _)| at);
+    slashes.nth(2).map_or(rule, |third| &rule[..third])
+}
+
+fn limit(held: &Held) -> Option<&wire::RateLimit> {
+    match &held.resource.kind {
+        Some(Kind::RateLimit(limit)) => Some(limit),
+        _ => None,
+    }
+}
+
+fn limiter<'a>(
+    all: impl Iterator<Item = &'a Arc<Held>>,
+    before: &Limiter,
+    now: Instant,
+) -> Limiter {
+    let found: Vec<(wire::Origin, wire::RateLimit)> = all
+        .filter_map(|held| {
+            let origin = held.resource.origin.clone().unwrap_or_default();
+            Some((origin, understood(held, limit(held)?)?))
+        })
+        .collect();
+    let found: Vec<_> = found
+        .iter()
+        .map(|(origin, limit)| (origin, limit))
+        .collect();
+    Limiter::compile(&found, Some(before), now).unwrap_or_default()
+}
+
+/// One that cannot be understood lets all pass or none, as it says of failures.
+fn understood(held: &Held, limit: &wire::RateLimit) -> Option<wire::RateLimit> {
+    if held.good && check(limit).is_ok() {
+        return Some(limit.clone());
+    }
+    (!limit.fail_open).then(|| wire::RateLimit {
+        window: 1_000,
+        ..Default::default()
+    })
+}
+
+/// Whether a limit can be understood, by itself.
+///
+/// # Errors
+/// Why not, for the person who wrote it.
+pub(super) fn check(limit: &wire::RateLimit) -> Result<(), String> {
+    let one = [(&wire::Origin::default(), limit)];
+    Limiter::compile(&one, None, Instant::now()).map(drop)
+}
