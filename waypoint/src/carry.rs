@@ -66,7 +66,7 @@ enum Endpoint {
 }
 
 async fn open(arrived: &Arrived, report: &mut TcpReport) -> Result<Endpoint, Refused> {
-    let way = call::choose(arrived)?;
+    let way = call::choose(arrived, &arrived.to, None)?;
     if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
         report.tried(workload, address, way.identity()?.as_ref());
     }
@@ -84,7 +84,7 @@ async fn joined(client: Stream, endpoint: Endpoint, report: &mut TcpReport) {
     match endpoint {
         Endpoint::Tunnel(tunnel) => {
             let counters = Arc::new(Counters::default());
-            let ended = hbone::both_ways(client, tunnel, &counters).await;
+            let ended = hbone::both_ways(client, tunnel, &*counters).await;
             let (received, sent) = counters.moved();
             report.moved(sent, received);
             if let Some(end) = ended.error() {

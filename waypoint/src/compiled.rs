@@ -3,7 +3,9 @@
 //! What touches a service becomes one [`Service`]: its rules, who may, whose tokens are good. An edit makes anew only
 //! the services that it touches, and of their rules only those that are others.
 
+mod limits;
 mod service;
+mod towards;
 
 use std::sync::Arc;
 
@@ -11,7 +13,10 @@ use api::waypoint as wire;
 use mesh::NamespacedHost;
 use wire::resource::Kind;
 
-pub use self::service::Service;
+pub use self::limits::Limits;
+pub use self::service::{Routes, Service};
+pub use self::towards::{Backend, Calls, NoSubset, Towards};
+use crate::authenticate::KeySets;
 use crate::authorize::{Context, Policies};
 use crate::route::{Rule, TcpRule};
 use crate::state::{Compile, View};
@@ -21,6 +26,8 @@ use crate::state::{Compile, View};
 pub struct Config {
     /// What this proxy is.
     pub gateway: Gateway,
+    /// How services are called.
+    pub calls: Calls,
     services: imbl::HashMap<NamespacedHost, Arc<Service>>,
     /// A service of which nothing is said but what is said of all.
     any: Arc<Service>,
@@ -55,8 +62,17 @@ impl Config {
 }
 
 /// Makes it.
-#[derive(Debug, Default)]
-pub struct Compiler {}
+pub struct Compiler {
+    /// Keys by which tokens are judged.
+    keys: KeySets,
+}
+
+impl Compiler {
+    /// With keys that are fetched when a policy names them.
+    pub fn new(keys: KeySets) -> Self {
+        Self { keys }
+    }
+}
 
 impl Compile for Compiler {
     type Config = Config;
@@ -75,6 +91,8 @@ impl Compile for Compiler {
                     None => Ok(()),
                 }
             }
+            Some(Kind::BackendPolicy(policy)) => towards::check(policy),
+            Some(Kind::RateLimit(limit)) => limits::check(limit),
             _ => Ok(()),
         }
     }
@@ -87,7 +105,7 @@ impl Compile for Compiler {
             before.gateway.clone()
         };
         let make = |service: Option<&NamespacedHost>, before: &Arc<Service>| {
-            Arc::new(Service::compile(service, said, &gateway, before))
+            Arc::new(Service::compile(service, said, &gateway, &self.keys, before))
         };
         let (any, mut services) = if view.touched.everything {
             (make(None, &before.any), imbl::HashMap::new())
@@ -99,7 +117,10 @@ impl Compile for Compiler {
             let held = before.services.get(service).unwrap_or(&before.any);
             services.insert(service.clone(), make(Some(service), held));
         }
+        let touched = &view.touched.services;
+        let touched = (!view.touched.everything).then(|| touched.iter());
         Config {
+            calls: before.calls.compile(said, touched),
             gateway,
             services,
             any,

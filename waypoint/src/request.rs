@@ -1,29 +1,42 @@
-//! The life of one request.
+//! The life of one request, top to bottom.
 //!
-//! 1. there is room for it, or not                                 ([`Load::enter`])
-//! 2. parse: for which host, and one spelling of the path          ([`crate::asked`])
-//! 3. choose an endpoint and call it                               ([`crate::call`])
-//! 4. respond; the report ends with the answer's last byte         ([`crate::report`])
+//! 1. room         there is some, or it is answered 503 at once           ([`Load::enter`])
+//! 2. parse        for which host; one spelling of the path               ([`crate::asked`])
+//! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
+//! 4. authorise    whether it may pass                                    ([`crate::authorize`])
+//! 5. route        which rule is for it                                   ([`crate::route`])
+//! 6. transform    what that rule changes, or answers itself              ([`crate::filter`])
+//! 7. call         an endpoint, perhaps again                             ([`crate::call`])
+//! 8. respond      what is changed of the answer
 //!
-//! Whatever refuses a request does it with a [`Refused`], which says to the client what it may know, and to the report
-//! why.
+//! The report ends with the answer's last byte ([`crate::report`]). Whatever refuses a request does it with a
+//! [`Refused`], which says to the client what it may know, and to the report why. What is judged in 4 and 5 is what the
+//! app will see: nothing is read twice.
 
+mod edge;
 mod refused;
+mod transform;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
 pub use self::refused::Refused;
+use self::transform::Going;
 use crate::arrive::Arrived;
-use crate::asked;
+use crate::asked::{self, Asked};
+use crate::authenticate::Verified;
+use crate::authorize::Verdict;
 use crate::call::{self, Call};
+use crate::compiled::Service;
 use crate::proxy::Load;
 use crate::report::{Report, Reported};
+use crate::route::Found;
 use crate::upstream::{Answer, Outgoing};
 
 /// Serves one request; whatever goes wrong, there is an answer.
@@ -51,21 +64,139 @@ async fn respond(
     body: Incoming,
     report: &mut Report,
 ) -> Result<Response<Answer>, Refused> {
-    // 1. Room.
+    // 1. Room, for as long as there is no answer; what streams after that is bounded by its windows.
     let _carried = Load::enter(&arrived.proxy)?;
-    if let Some(service) = arrived.to.service() {
-        report.service(service, arrived.to.port());
-    }
+    let config = arrived.proxy.state.load_full();
+    let service = match arrived.to.service() {
+        Some(service) => {
+            report.service(service, arrived.to.port());
+            config.service(&service.key())
+        }
+        None => config.other(),
+    };
 
-    // 2. Parse: what is judged from here on is what the app will see.
-    if let std::borrow::Cow::Owned(path) =
-        asked::target(&head.method, &head.uri, asked::Form::default())?
-    {
+    // 2. Parse: from here on there is one spelling of the path, and nothing that only proxies may say.
+    if let Cow::Owned(path) = asked::target(&head.method, &head.uri, asked::Form::default())? {
         asked::put_path(&mut head.uri, &path).map_err(|_| Refused::Target)?;
     }
-    asked::authority(&head.uri, &head.headers)?;
+    edge::arrived(&mut head.headers, arrived, &config.gateway, report);
 
-    // 3. Call.
-    let call = Call::new(arrived, head, Outgoing::of(body, report));
-    call.answered(report).await
+    // 3. Authenticate.
+    let verified = authenticate(service, &mut head).await?;
+
+    // 4. Authorise, 5. route: by the same view.
+    let found = {
+        let authority = asked::authority(&head.uri, &head.headers)?;
+        let host = asked::host(authority)?;
+        let asked = view(arrived, &head, authority, &host.name, verified.as_ref());
+        authorise(service, &asked, report)?;
+        route(service, &asked)?
+    };
+
+    // 6. Transform.
+    let going = match found {
+        None => Going::straight(arrived, head),
+        Some(found) => transform::by_rule(arrived, found, head, report).await?,
+    };
+    let going = match going {
+        Going::On(going) => going,
+        Going::Back(answer) => return Ok(answer),
+    };
+
+    // 7. Call.
+    let deadlines = going.deadlines();
+    let copies = going.asides.len();
+    let (body, copies) = Outgoing::with_copies(body, going.retry.is_some(), report, copies);
+    call::send_aside(arrived, going.asides, &going.head, copies, deadlines.request);
+    let request = Request::from_parts(going.head, body);
+    let call = Call::new(arrived, &going.to, request, going.retry, deadlines);
+    let mut answer = call.answered(report).await?;
+
+    // 8. Respond.
+    going.changes.apply(&mut answer);
+    Ok(answer)
+}
+
+async fn authenticate(service: &Service, head: &mut Parts) -> Result<Option<Verified>, Refused> {
+    if service.tokens.is_empty() {
+        return Ok(None);
+    }
+    service.tokens.strip(&mut head.headers);
+    let checking = service
+        .tokens
+        .check(&head.headers, &head.uri, SystemTime::now());
+    let verified = checking.await.map_err(|refused| {
+        let host = asked::authority(&head.uri, &head.headers).unwrap_or_default();
+        Refused::Token {
+            challenge: refused.challenge("http", host, head.uri.path()),
+            refused,
+        }
+    })?;
+    if let Some(verified) = &verified {
+        verified.apply(&mut head.headers, &mut head.uri);
+    }
+    Ok(verified)
+}
+
+fn view<'a>(
+    arrived: &'a Arrived,
+    head: &'a Parts,
+    authority: &'a str,
+    host: &'a str,
+    verified: Option<&'a Verified>,
+) -> Asked<'a> {
+    let address = arrived.client.address.ip();
+    Asked {
+        method: &head.method,
+        scheme: "http",
+        host,
+        authority,
+        path: head.uri.path(),
+        query: head.uri.query(),
+        headers: &head.headers,
+        port: arrived.to.port(),
+        destination: arrived.to.address(),
+        sni: None,
+        client: &arrived.client,
+        remote: asked::remote(address, &head.headers, 0),
+        claims: verified.map(|verified| &*verified.claims),
+    }
+}
+
+fn authorise(service: &Service, asked: &Asked<'_>, report: &mut Report) -> Result<(), Refused> {
+    if service.policies.is_empty() {
+        return Ok(());
+    }
+    if service.notes {
+        for note in service.policies.notes(asked) {
+            tracing::info!(
+                policy = note.policy, action = ?note.action, dry_run = note.dry_run, rule = note.rule,
+                client = %asked.client.address, method = %asked.method, path = asked.path, "policy: noted"
+            );
+        }
+    }
+    match service.policies.judge(asked) {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny(denied) => {
+            let why = denied.to_string();
+            report.denied(why.as_str().into());
+            Err(Refused::Denied(why))
+        }
+        // Nobody who could be asked is known: what nobody allows is denied.
+        Verdict::Ask(providers) => {
+            let why = format!("provider {} cannot be asked", providers.join(", "));
+            report.denied(why.as_str().into());
+            Err(Refused::Denied(why))
+        }
+    }
+}
+
+/// The rule that a request is for; none where the service has no rules for this client.
+fn route<'a>(service: &'a Service, asked: &Asked<'_>) -> Result<Option<Found<'a>>, Refused> {
+    let routes = service.routes(asked.port);
+    if !routes.concern(asked.client.namespace()) {
+        return Ok(None);
+    }
+    let found = routes.table.find(asked);
+    found.map(Some).ok_or(Refused::NoRoute)
 }

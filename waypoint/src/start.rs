@@ -21,6 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Doors, Places};
+use crate::authenticate::{Http, KeySets};
 use crate::compiled::{Compiler, Config as Compiled};
 use crate::config::Config;
 use crate::discovery::Clients;
@@ -88,7 +89,12 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
     let certificate = readiness.gate("certificate");
     let certified = proxy.clone();
     traffic.spawn(async move {
-        while certified.certificates.of(&certified.identity).await.is_err() {
+        while certified
+            .certificates
+            .of(&certified.identity)
+            .await
+            .is_err()
+        {
             tokio::time::sleep(AGAIN).await;
         }
         certificate.open();
@@ -148,8 +154,9 @@ fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, W
     let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
     let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
     let state = State::new(Compiled::default());
+    let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
     let gateway = format!("{}/{}", config.pod_namespace, config.gateway_name);
-    let keeper = Keeper::new(&gateway, state.clone(), writer, Compiler::default());
+    let keeper = Keeper::new(&gateway, state.clone(), writer, compiler);
     let proxy = Arc::new(Proxy::new(proxy::Parts {
         config: config.clone(),
         identity,

@@ -8,8 +8,10 @@
 
 mod body;
 mod host;
+mod kept;
 mod link;
 mod stream;
+mod tee;
 mod way;
 
 use std::io;
@@ -25,11 +27,11 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::body::{Answer, Outgoing};
+pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
 pub use self::stream::{Carrier, Stream};
-pub use self::way::{NoWay, Way};
 use self::way::Key;
+pub use self::way::{NoWay, Way};
 
 /// Why an endpoint did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +57,34 @@ pub enum Failed {
     /// The connection was closed before the request.
     #[error("the connection was closed before the request")]
     Closed,
-    /// Not sent: here it is again.
-    #[error("the connection was closed before the request")]
-    Unsent(Box<Request<Outgoing>>),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+}
+
+/// A request that was not answered.
+#[derive(Debug)]
+pub struct Unanswered {
+    /// Why.
+    pub why: Failed,
+    /// Itself, if nothing of it was sent.
+    pub request: Option<Box<Request<Outgoing>>>,
+}
+
+impl From<Failed> for Unanswered {
+    fn from(why: Failed) -> Self {
+        Self { why, request: None }
+    }
+}
+
+impl Unanswered {
+    /// Nothing of it was sent.
+    fn unsent(why: Failed, request: Request<Outgoing>) -> Self {
+        Self {
+            why,
+            request: Some(Box::new(request)),
+        }
+    }
 }
 
 impl Failed {
@@ -71,7 +98,13 @@ impl Failed {
 
     /// Whether the endpoint certainly has not seen the request.
     pub fn is_unseen(&self) -> bool {
-        self.is_connect() || matches!(self, Self::Closed | Self::Unsent(_))
+        self.is_connect() || matches!(self, Self::Closed)
+    }
+
+    /// Whether trying again does no harm where the request changes nothing: the endpoint has not seen it, or has closed
+    /// a connection that was there for the next request.
+    pub fn costs_nothing(&self) -> bool {
+        self.is_unseen() || matches!(self, Self::Stale(_))
     }
 }
 
@@ -116,7 +149,7 @@ impl Upstreams {
         way: &Way,
         http2: bool,
         request: Request<Outgoing>,
-    ) -> Result<Response<Answer>, Failed> {
+    ) -> Result<Response<Answer>, Unanswered> {
         let host = self.host(way);
         if http2 {
             host.send_shared(self, way, request).await
@@ -201,7 +234,11 @@ impl Upstreams {
             IpAddr::V4(_) => IpAddr::from([0; 4]),
             IpAddr::V6(_) => IpAddr::from([0; 16]),
         };
-        self.addresses.iter().find(fit).copied().unwrap_or(unspecified)
+        self.addresses
+            .iter()
+            .find(fit)
+            .copied()
+            .unwrap_or(unspecified)
     }
 
     /// Lets go of connections that nobody has used for long, until `end`.

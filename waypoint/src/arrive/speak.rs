@@ -93,15 +93,27 @@ mod tests {
     #[test]
     fn what_is_spoken_is_told_by_its_first_bytes() {
         for (bytes, unknown, http) in [
-            (&b"GET / HTTP/1.1\r\n"[..], Some(Guess::Http1), Some(Guess::Http1)),
+            (
+                &b"GET / HTTP/1.1\r\n"[..],
+                Some(Guess::Http1),
+                Some(Guess::Http1),
+            ),
             (b"GET /", None, Some(Guess::Http1)),
             (b"G", None, Some(Guess::Http1)),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Guess::Http2), Some(Guess::Http2)),
+            (
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                Some(Guess::Http2),
+                Some(Guess::Http2),
+            ),
             (b"PRI * HT", None, None),
             (b"P", None, None),
             (b"PING\r\n", Some(Guess::Other), Some(Guess::Http1)),
             (b"GET key\r\n", Some(Guess::Other), Some(Guess::Http1)),
-            (b"\x16\x03\x01\x02\x00", Some(Guess::Other), Some(Guess::Http1)),
+            (
+                b"\x16\x03\x01\x02\x00",
+                Some(Guess::Other),
+                Some(Guess::Http1),
+            ),
             (b"\0\0\0\x08", Some(Guess::Other), Some(Guess::Http1)),
         ] {
             assert_eq!(guess(bytes, AppProtocol::Unknown), unknown, "{bytes:?}");

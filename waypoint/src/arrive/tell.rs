@@ -31,6 +31,20 @@ pub enum To {
 }
 
 impl To {
+    /// A port of a service, at the address that a client meant; its first one if it meant none.
+    pub fn of(service: &Arc<Service>, port: Port, address: Option<SocketAddr>) -> Self {
+        let first = service.vips.first().map(|vip| match vip.address {
+            VipAddress::Ip(ip) => ip,
+            VipAddress::Cidr(range) => range.addr(),
+        });
+        let first = first.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+        Self::Service {
+            service: service.clone(),
+            port,
+            address: address.unwrap_or(SocketAddr::new(first, port.service_port)),
+        }
+    }
+
     /// What is spoken there, as far as that is declared.
     pub fn protocol(&self) -> AppProtocol {
         match self {
@@ -97,17 +111,7 @@ pub(super) fn tell(
         }
         let port = service.port(authority.port());
         let port = *port.ok_or_else(|| Misdirected::NoPort(authority.clone()))?;
-        let vip = service.vips.first().map(|vip| match vip.address {
-            VipAddress::Ip(ip) => ip,
-            VipAddress::Cidr(range) => range.addr(),
-        });
-        let unspecified = IpAddr::from([0, 0, 0, 0]);
-        let named = || SocketAddr::new(vip.unwrap_or(unspecified), authority.port());
-        return Ok(To::Service {
-            service: service.clone(),
-            port,
-            address: address.unwrap_or_else(named),
-        });
+        return Ok(To::of(service, port, address));
     }
     let unknown = || Misdirected::Unknown(authority.clone());
     let address = address.ok_or_else(unknown)?;

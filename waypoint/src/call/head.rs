@@ -9,7 +9,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version};
 
 use crate::call::has_token;
 use crate::request::Refused;
@@ -59,6 +59,17 @@ pub(super) fn without_proxy_words(headers: &mut HeaderMap) {
     headers.remove(PROXY_AUTHORIZATION);
 }
 
+/// For what the endpoint speaks.
+pub(super) fn rewrite<B: Default>(request: &mut Request<B>, http2: bool) -> Result<(), Refused> {
+    let (mut head, body) = std::mem::take(request).into_parts();
+    let written = match http2 {
+        true => for_http2(&mut head),
+        false => for_http1(&mut head),
+    };
+    *request = Request::from_parts(head, body);
+    written
+}
+
 /// For an endpoint that speaks HTTP/1.1.
 pub(super) fn for_http1(head: &mut Parts) -> Result<(), Refused> {
     without_hops(&mut head.headers);
@@ -84,7 +95,8 @@ pub(super) fn for_http2(head: &mut Parts) -> Result<(), Refused> {
     without_proxy_words(&mut head.headers);
     head.headers.remove(TE);
     if trailers {
-        head.headers.insert(TE, HeaderValue::from_static("trailers"));
+        head.headers
+            .insert(TE, HeaderValue::from_static("trailers"));
     }
     let said = head.headers.remove(HOST);
     let mut parts = std::mem::take(&mut head.uri).into_parts();

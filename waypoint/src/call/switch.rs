@@ -6,7 +6,6 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
@@ -24,18 +23,19 @@ pub(super) struct Wish {
 }
 
 /// None for a request like any other. HTTP/2 without TLS (`h2c`) is asked for between two neighbours only.
-pub(super) fn wish(head: &Parts) -> Option<Wish> {
-    if let Some(protocol) = head.extensions.get::<Protocol>() {
+pub(super) fn wish<B>(request: &Request<B>) -> Option<Wish> {
+    if let Some(protocol) = request.extensions().get::<Protocol>() {
         let protocol = HeaderValue::try_from(protocol.as_str()).ok()?;
-        return (head.method == Method::CONNECT).then_some(Wish {
+        return (*request.method() == Method::CONNECT).then_some(Wish {
             protocol,
             connect: true,
         });
     }
-    if head.version != Version::HTTP_11 || !has_token(&head.headers, &CONNECTION, "upgrade") {
+    if request.version() != Version::HTTP_11
+        || !has_token(request.headers(), &CONNECTION, "upgrade") {
         return None;
     }
-    let protocol = head.headers.get(UPGRADE)?;
+    let protocol = request.headers().get(UPGRADE)?;
     let known = protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
     (!known).then(|| Wish {
         protocol: protocol.clone(),
@@ -45,15 +45,16 @@ pub(super) fn wish(head: &Parts) -> Option<Wish> {
 
 /// Sends it; when the endpoint agrees, both connections are joined.
 pub(super) async fn answered(
-    mut call: Call<'_>,
+    call: Call<'_>,
     way: &Way,
     wish: Wish,
 ) -> Result<Response<Answer>, Refused> {
-    let mut asking = Request::from_parts(call.head, ());
+    let mut asking = call.request;
     let client = on(&mut asking);
-    call.head = asking.into_parts().0;
-    head::for_http1(&mut call.head)?;
-    let (method, headers) = (&mut call.head.method, &mut call.head.headers);
+    // Whatever body it says it has comes after, if at all.
+    let (mut head, _) = asking.into_parts();
+    head::for_http1(&mut head)?;
+    let (method, headers) = (&mut head.method, &mut head.headers);
     if wish.connect {
         *method = Method::GET;
         let key = [random().to_be_bytes(), random().to_be_bytes()].concat();
@@ -64,7 +65,7 @@ pub(super) async fn answered(
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, wish.protocol.clone());
     headers.remove(CONTENT_LENGTH);
-    let request = Request::from_parts(call.head, Outgoing::Empty);
+    let request = Request::from_parts(head, Outgoing::Empty);
     let proxy = &call.arrived.proxy;
     let mut answer = proxy.upstreams.upgrade(way, request).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {

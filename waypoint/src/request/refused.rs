@@ -7,6 +7,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use mesh::NoEndpoint;
 
 use crate::asked::Unclear;
+use crate::authenticate;
 use crate::proxy::Overloaded;
 use crate::report::{Flag, Report};
 use crate::upstream::{Answer, Failed, NoWay};
@@ -23,6 +24,23 @@ pub enum Refused {
     /// Its target cannot be written.
     #[error("the request's target cannot be read")]
     Target,
+    /// Its token is not good.
+    #[error("token refused: {refused}")]
+    Token {
+        /// Why.
+        refused: authenticate::Refused,
+        /// `www-authenticate`
+        challenge: Option<HeaderValue>,
+    },
+    /// It may not: why.
+    #[error("{0}")]
+    Denied(String),
+    /// No rule is for it.
+    #[error("no rule of the service is for this request")]
+    NoRoute,
+    /// Its rule cannot be followed: why.
+    #[error("{0}")]
+    Broken(String),
     /// `CONNECT` to somewhere else.
     #[error("this is no forward proxy")]
     Connect,
@@ -44,8 +62,11 @@ impl Refused {
     fn status(&self) -> StatusCode {
         match self {
             Self::Unclear(_) | Self::Target | Self::Connect => StatusCode::BAD_REQUEST,
+            Self::Token { refused, .. } => refused.status(),
+            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Failed(failed) if !failed.is_connect() => StatusCode::SERVICE_UNAVAILABLE,
             Self::Overloaded(_) | Self::NoEndpoint(_) | Self::NoWay(_) | Self::Failed(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -56,6 +77,9 @@ impl Refused {
         match self {
             Self::Overloaded(_) => Flag::Overloaded,
             Self::Unclear(_) | Self::Target | Self::Connect => Flag::DownstreamProtocolError,
+            Self::Token { .. } | Self::Denied(_) => Flag::Unauthorized,
+            Self::NoRoute => Flag::NoRoute,
+            Self::Broken(_) => Flag::NoCluster,
             Self::NoEndpoint(_) | Self::NoWay(_) => Flag::NoHealthyUpstream,
             Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
             Self::Failed(_) => Flag::UpstreamClosed,
@@ -69,11 +93,13 @@ impl Refused {
             Self::Overloaded(why) => why.to_string().into(),
             Self::Unclear(why) => why.to_string().into(),
             Self::Target => "bad request target".into(),
+            Self::Token { refused, .. } => refused.to_string().into(),
+            Self::Denied(_) => "RBAC: access denied".into(),
+            Self::NoRoute => "no route".into(),
+            Self::Broken(_) => "the route cannot be followed".into(),
             Self::Connect => "CONNECT is not served".into(),
             Self::NoEndpoint(_) | Self::NoWay(_) => "no healthy upstream".into(),
-            Self::Failed(_) => {
-                "upstream connect error or disconnect/reset before headers".into()
-            }
+            Self::Failed(_) => "upstream connect error or disconnect/reset before headers".into(),
             Self::Timeout => "upstream request timeout".into(),
         }
     }
@@ -82,7 +108,16 @@ impl Refused {
     pub fn answer(&self, grpc: bool, report: &mut Report) -> Response<Answer> {
         report.flag(self.flag());
         report.detail(self.to_string());
-        plain(grpc, self.status(), &self.text())
+        let mut answer = plain(grpc, self.status(), &self.text());
+        if let Self::Token {
+            challenge: Some(challenge),
+            ..
+        } = self
+        {
+            let headers = answer.headers_mut();
+            headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
+        }
+        answer
     }
 }
 

@@ -1,36 +1,78 @@
 //! Bodies on their way: a client's to an endpoint ([`Outgoing`]), an endpoint's to a client ([`Answer`]).
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
 
 use super::host::{Host, Place};
+use super::kept::Reading;
 use super::link::Link;
+use super::tee::{Copied, Teed, tee};
 use crate::report::{Counted, Report};
 
+/// A body that ended before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Cut {
+    /// Its connection broke, or was not spoken properly.
+    #[error(transparent)]
+    Http(hyper::Error),
+    /// It took longer than it may.
+    #[error("the time for the whole request has passed")]
+    Late,
+    /// Nothing came for too long.
+    #[error("no byte for too long")]
+    Idle,
+    /// What was to be sent again has not been kept.
+    #[error("the body was not kept")]
+    Gone,
+}
+
 /// What goes to an endpoint.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub enum Outgoing {
     /// Nothing.
+    #[default]
     Empty,
     /// All of it at once.
     Whole(Option<Bytes>),
     /// As it comes from the client, no faster than the endpoint takes it.
-    Streamed(Counted<Incoming>),
+    Streamed(Teed<Counted<Incoming>>),
+    /// The same, and what has passed is kept for another try.
+    Kept(Reading),
+    /// A copy of one that goes elsewhere.
+    Copied(Copied),
 }
 
 impl Outgoing {
-    /// Of a request as it came.
-    pub fn of(body: Incoming, report: &mut Report) -> Self {
+    /// Of a request as it came; `kept`: it may be sent more than once.
+    pub fn of(body: Incoming, kept: bool, report: &mut Report) -> Self {
+        Self::with_copies(body, kept, report, 0).0
+    }
+
+    /// The same, and as many copies of it.
+    pub fn with_copies(
+        body: Incoming,
+        kept: bool,
+        report: &mut Report,
+        copies: usize,
+    ) -> (Self, Vec<Self>) {
         if body.is_end_stream() {
-            Self::Empty
-        } else {
-            Self::Streamed(report.received(body))
+            let empty = || Self::Empty;
+            return (Self::Empty, std::iter::repeat_with(empty).take(copies).collect());
         }
+        let (body, copies) = tee(report.received(body), copies);
+        let body = match kept {
+            true => Self::Kept(Reading::of(body)),
+            false => Self::Streamed(body),
+        };
+        (body, copies.into_iter().map(Self::Copied).collect())
     }
 
     /// The same again, if that can be had.
@@ -38,23 +80,26 @@ impl Outgoing {
         match self {
             Self::Empty => Some(Self::Empty),
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
-            Self::Streamed(_) => None,
+            Self::Streamed(_) | Self::Copied(_) => None,
+            Self::Kept(reading) => reading.again().map(Self::Kept),
         }
     }
 }
 
 impl Body for Outgoing {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Cut;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Streamed(body) => Pin::new(body).poll_frame(cx),
+            Self::Streamed(body) => Pin::new(body).poll_frame(cx).map_err(Cut::Http),
+            Self::Kept(reading) => reading.poll_frame(cx),
+            Self::Copied(copy) => Pin::new(copy).poll_frame(cx),
         }
     }
 
@@ -63,11 +108,15 @@ impl Body for Outgoing {
             Self::Empty => true,
             Self::Whole(bytes) => bytes.is_none(),
             Self::Streamed(body) => body.is_end_stream(),
+            Self::Kept(_) => false,
+            Self::Copied(copy) => copy.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
+            Self::Kept(reading) => reading.size_hint(),
+            Self::Copied(copy) => copy.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(length(bytes.as_ref())),
             Self::Streamed(body) => body.size_hint(),
@@ -76,7 +125,35 @@ impl Body for Outgoing {
 }
 
 /// What goes back to a client.
-pub struct Answer(Kind);
+pub struct Answer {
+    kind: Kind,
+    clock: Option<Box<Clock>>,
+}
+
+/// How long it may take.
+struct Clock {
+    whole: Option<Pin<Box<Sleep>>>,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+impl Clock {
+    fn poll(&mut self, cx: &mut Context<'_>, moved: bool) -> Poll<Cut> {
+        if let Some(whole) = &mut self.whole
+            && whole.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Cut::Late);
+        }
+        if let Some((limit, sleep)) = &mut self.idle {
+            if moved {
+                sleep.as_mut().reset(Instant::now() + *limit);
+            }
+            if sleep.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Cut::Idle);
+            }
+        }
+        Poll::Pending
+    }
+}
 
 enum Kind {
     Whole(Option<Bytes>),
@@ -98,17 +175,17 @@ enum Kind {
 impl Answer {
     /// Of our own.
     pub fn whole(bytes: Bytes) -> Self {
-        Self(Kind::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
+        Self::of(Kind::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self(Kind::Whole(None))
+        Self::of(Kind::Whole(None))
     }
 
     /// Of a connection that is driven elsewhere.
     pub(crate) fn alien(body: Incoming) -> Self {
-        Self(Kind::Alien(body))
+        Self::of(Kind::Alien(body))
     }
 
     pub(super) fn alone(body: Incoming, link: Box<Link>, home: Arc<Host>) -> Self {
@@ -118,14 +195,29 @@ impl Answer {
             home,
         };
         kind.go_home();
-        Self(kind)
+        Self::of(kind)
     }
 
     pub(super) fn shared(body: Incoming, place: Place) -> Self {
-        Self(Kind::Shared {
+        Self::of(Kind::Shared {
             body,
             _place: place,
         })
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, clock: None }
+    }
+
+    /// Its end must come by then, and its bytes no further apart than `idle`.
+    pub(crate) fn within(&mut self, whole: Option<Instant>, idle: Option<Duration>) {
+        if whole.is_none() && idle.is_none() || self.is_end_stream() {
+            return;
+        }
+        self.clock = Some(Box::new(Clock {
+            whole: whole.map(|end| Box::pin(tokio::time::sleep_until(end))),
+            idle: idle.map(|limit| (limit, Box::pin(tokio::time::sleep(limit)))),
+        }));
     }
 }
 
@@ -141,23 +233,16 @@ impl Kind {
     }
 }
 
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let kind = &mut self.get_mut().0;
-        let polled = match kind {
-            Kind::Whole(bytes) => {
+impl Kind {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let polled = match self {
+            Self::Whole(bytes) => {
                 return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes))));
             }
-            Kind::Shared { body, .. } | Kind::Alien(body) => {
-                return Pin::new(body).poll_frame(cx);
+            Self::Shared { body, .. } | Self::Alien(body) => {
+                return Pin::new(body).poll_frame(cx).map_err(Cut::Http);
             }
-            Kind::Alone { body, link, home } => {
+            Self::Alone { body, link, home } => {
                 // Asking first makes the connection read for us; what it then has, we take at once.
                 let mut polled = Pin::new(&mut *body).poll_frame(cx);
                 if polled.is_pending()
@@ -174,12 +259,31 @@ impl Body for Answer {
                 polled
             }
         };
-        kind.go_home();
+        self.go_home();
+        polled.map_err(Cut::Http)
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let this = self.get_mut();
+        let polled = this.kind.poll_frame(cx);
+        if let Some(clock) = &mut this.clock
+            && let Poll::Ready(cut) = clock.poll(cx, polled.is_ready())
+        {
+            return Poll::Ready(Some(Err(cut)));
+        }
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.kind {
             Kind::Whole(bytes) => bytes.is_none(),
             Kind::Alone { body, .. } | Kind::Shared { body, .. } | Kind::Alien(body) => {
                 body.is_end_stream()
@@ -188,7 +292,7 @@ impl Body for Answer {
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.kind {
             Kind::Whole(bytes) => SizeHint::with_exact(length(bytes.as_ref())),
             Kind::Alone { body, .. } | Kind::Shared { body, .. } | Kind::Alien(body) => {
                 body.size_hint()

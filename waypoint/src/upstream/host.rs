@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::body::{Answer, Outgoing};
 use super::link::{self, Link};
 use super::stream::Stream;
-use super::{Failed, Way};
+use super::{Failed, Unanswered, Way};
 use crate::upstream::Upstreams;
 
 /// One endpoint, or a place outside the mesh.
@@ -60,11 +60,14 @@ impl Host {
         upstreams: &Upstreams,
         way: &Way,
         mut request: Request<Outgoing>,
-    ) -> Result<Response<Answer>, Failed> {
+    ) -> Result<Response<Answer>, Unanswered> {
         loop {
             let mut link = match self.free() {
                 Some(link) => link,
-                None => Link::begin(upstreams.open(way).await?).await?,
+                None => match self.begin(upstreams, way).await {
+                    Ok(link) => link,
+                    Err(why) => return Err(Unanswered::unsent(why, request)),
+                },
             };
             match link.send(request).await {
                 Ok(answer) => {
@@ -72,12 +75,21 @@ impl Host {
                     return Ok(answer.map(|body| Answer::alone(body, link, home)));
                 }
                 // It had been closed; nothing of the request has left.
-                Err(Failed::Unsent(unsent)) if link.is_used() => request = *unsent,
-                Err(Failed::Unsent(_)) => return Err(Failed::Closed),
-                Err(Failed::Http(error)) if link.is_used() => return Err(Failed::Stale(error)),
+                Err(Unanswered {
+                    request: Some(unsent),
+                    ..
+                }) if link.is_used() => request = *unsent,
+                Err(Unanswered {
+                    why: Failed::Http(error),
+                    request: None,
+                }) if link.is_used() => return Err(Failed::Stale(error).into()),
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    async fn begin(&self, upstreams: &Upstreams, way: &Way) -> Result<Box<Link>, Failed> {
+        Link::begin(upstreams.open(way).await?).await
     }
 
     /// Sends a request that asks for another protocol, over a connection that is used for nothing else.
@@ -100,10 +112,13 @@ impl Host {
         upstreams: &Upstreams,
         way: &Way,
         mut request: Request<Outgoing>,
-    ) -> Result<Response<Answer>, Failed> {
+    ) -> Result<Response<Answer>, Unanswered> {
         let mut tries = 0;
         loop {
-            let (mut shared, place) = self.place(upstreams, way).await?;
+            let (mut shared, place) = match self.place(upstreams, way).await {
+                Ok(place) => place,
+                Err(why) => return Err(Unanswered::unsent(why, request)),
+            };
             match shared.sender.try_send_request(request).await {
                 Ok(answer) => return Ok(answer.map(|body| Answer::shared(body, place))),
                 Err(mut error) => match error.take_message() {
@@ -111,8 +126,8 @@ impl Host {
                         request = unsent;
                         tries += 1;
                     }
-                    Some(_) => return Err(Failed::Closed),
-                    None => return Err(Failed::Http(error.into_error())),
+                    Some(unsent) => return Err(Unanswered::unsent(Failed::Closed, unsent)),
+                    None => return Err(Failed::Http(error.into_error()).into()),
                 },
             }
         }

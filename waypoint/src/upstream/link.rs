@@ -14,7 +14,7 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::Failed;
+use super::{Failed, Unanswered};
 use super::body::Outgoing;
 use super::stream::Stream;
 
@@ -65,7 +65,7 @@ impl Link {
     pub(super) async fn send(
         &mut self,
         request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<Incoming>, Unanswered> {
         self.carried += 1;
         let mut sent = std::pin::pin!(self.sender.try_send_request(request));
         poll_fn(|cx| {
@@ -75,8 +75,8 @@ impl Link {
             match sent.as_mut().poll(cx) {
                 Poll::Ready(Ok(answer)) => Poll::Ready(Ok(answer)),
                 Poll::Ready(Err(mut error)) => Poll::Ready(Err(match error.take_message() {
-                    Some(request) => Failed::Unsent(Box::new(request)),
-                    None => Failed::Http(error.into_error()),
+                    Some(request) => Unanswered::unsent(Failed::Closed, request),
+                    None => Failed::Http(error.into_error()).into(),
                 })),
                 Poll::Pending => Poll::Pending,
             }

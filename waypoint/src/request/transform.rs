@@ -1,0 +1,237 @@
+//! What a rule makes of a request: another head, a backend, or an answer of its own.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderMap, Response, Version};
+
+use super::Refused;
+use crate::arrive::{Arrived, To};
+use crate::asked;
+use crate::call::{Aside, is_grpc, random};
+use crate::filter::{self, About, Filters, Granted, Passed, Reason};
+use crate::report::{Flag, Report};
+use crate::retry::Retry;
+use crate::route::{Backend, Deadlines, Found, Picked, Rule, Timeouts};
+use crate::upstream::Answer;
+
+/// Where a request goes from here.
+pub(super) enum Going<'r> {
+    /// To an endpoint.
+    On(On<'r>),
+    /// Back to the client.
+    Back(Response<Answer>),
+}
+
+/// A request that is sent on.
+pub(super) struct On<'r> {
+    pub(super) to: To,
+    pub(super) head: Parts,
+    pub(super) retry: Option<&'r Retry>,
+    pub(super) changes: Changes<'r>,
+    /// Where copies of it go.
+    pub(super) asides: Vec<Aside<'r>>,
+    timeouts: Timeouts,
+}
+
+/// What is changed of the answer.
+#[derive(Default)]
+pub(super) struct Changes<'r> {
+    rule: Option<&'r Filters>,
+    backend: Option<&'r Filters>,
+    granted: Vec<Granted<'r>>,
+}
+
+impl On<'_> {
+    pub(super) fn deadlines(&self) -> Deadlines {
+        let each = self.retry.and_then(|retry| retry.each);
+        self.timeouts
+            .of(&self.head.headers, Deadlines::default(), each)
+    }
+}
+
+impl Changes<'_> {
+    pub(super) fn apply<B>(&self, answer: &mut Response<B>) {
+        if self.rule.is_none() && self.granted.is_empty() {
+            return;
+        }
+        let mut head = Response::new(()).into_parts().0;
+        head.status = answer.status();
+        head.version = answer.version();
+        head.headers = std::mem::take(answer.headers_mut());
+        for filters in self.backend.iter().chain(&self.rule) {
+            filters.response(&mut head);
+        }
+        for granted in &self.granted {
+            granted.response(&mut head);
+        }
+        *answer.status_mut() = head.status;
+        *answer.headers_mut() = head.headers;
+    }
+}
+
+impl Going<'_> {
+    /// To whom it was addressed, as it is.
+    pub(super) fn straight(arrived: &Arrived, head: Parts) -> Self {
+        Self::On(On {
+            to: arrived.to.clone(),
+            head,
+            retry: None,
+            changes: Changes::default(),
+            asides: Vec::new(),
+            timeouts: Timeouts::default(),
+        })
+    }
+}
+
+/// As its rule says.
+pub(super) async fn by_rule<'r>(
+    arrived: &Arc<Arrived>,
+    found: Found<'r>,
+    mut head: Parts,
+    report: &mut Report,
+) -> Result<Going<'r>, Refused> {
+    let rule: &'r Rule = found.rule;
+    report.routed(rule.label.clone());
+    if let Some(why) = &rule.broken {
+        return Err(Refused::Broken(why.to_string()));
+    }
+    let mut asides = Vec::new();
+    let mut changes = Changes {
+        rule: Some(&rule.filters),
+        ..Changes::default()
+    };
+    if let Some(answer) = filtered(
+        arrived,
+        &rule.filters,
+        &found,
+        &mut head,
+        &mut changes,
+        &mut asides,
+        report,
+    )
+    .await?
+    {
+        return Ok(Going::Back(answer));
+    }
+    let backend = match rule.backends.pick(random()) {
+        Picked::Backend(backend) => backend,
+        Picked::Invalid(why) => return Err(Refused::Broken(why.to_owned())),
+        Picked::Nothing => return Err(Refused::Broken("the rule leads nowhere".to_owned())),
+    };
+    changes.backend = Some(&backend.filters);
+    if let Some(answer) = filtered(
+        arrived,
+        &backend.filters,
+        &found,
+        &mut head,
+        &mut changes,
+        &mut asides,
+        report,
+    )
+    .await?
+    {
+        return Ok(Going::Back(answer));
+    }
+    Ok(Going::On(On {
+        to: lead(arrived, backend)?,
+        head,
+        retry: rule.retry.as_ref(),
+        changes,
+        asides,
+        timeouts: rule.timeouts,
+    }))
+}
+
+/// Runs filters; an answer if they have one.
+async fn filtered<'r>(
+    arrived: &Arrived,
+    filters: &'r Filters,
+    found: &Found<'r>,
+    head: &mut Parts,
+    changes: &mut Changes<'r>,
+    asides: &mut Vec<Aside<'r>>,
+    report: &mut Report,
+) -> Result<Option<Response<Answer>>, Refused> {
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    if let Some(provider) = filters.authorizers().next() {
+        return Err(Refused::Denied(format!(
+            "provider {provider} cannot be asked"
+        )));
+    }
+    let host = asked::host(asked::authority(&head.uri, &head.headers)?)?
+        .name
+        .into_owned();
+    let about = About {
+        scheme: "http",
+        host: &host,
+        port: arrived.to.port(),
+        matched: found.matched,
+    };
+    let Passed {
+        answer,
+        delay,
+        granted,
+        mirrors,
+    } = filters.request(head, &about, random);
+    changes.granted.extend(granted);
+    for mirror in mirrors {
+        match lead(arrived, &mirror.backend) {
+            Ok(to) => asides.push(Aside { mirror, to }),
+            Err(why) => tracing::debug!(%why, "mirror: leads nowhere"),
+        }
+    }
+    if let Some(delay) = delay {
+        report.flag(Flag::DelayInjected);
+        tokio::time::sleep(delay).await;
+    }
+    let Some(answer) = answer else {
+        return Ok(None);
+    };
+    if answer.reason == Reason::Fault {
+        report.flag(Flag::FaultInjected);
+    }
+    report.detail(answer.reason.text());
+    let grpc = is_grpc(&head.headers) && head.version == Version::HTTP_2;
+    let status = answer.status;
+    let answer = match grpc && answer.reason != Reason::Redirect {
+        true => answer.for_grpc(filter::grpc_code(status)),
+        false => answer,
+    };
+    let mut back = Response::new(Answer::whole(answer.body));
+    *back.status_mut() = answer.status;
+    merge(back.headers_mut(), answer.headers);
+    changes.apply(&mut back);
+    Ok(Some(back))
+}
+
+fn merge(into: &mut HeaderMap, headers: HeaderMap) {
+    into.extend(headers);
+}
+
+/// The service that a backend names.
+fn lead(arrived: &Arrived, backend: &Backend) -> Result<To, Refused> {
+    let name = &backend.service;
+    if let To::Service { service, port, .. } = &arrived.to
+        && *service.hostname == *name.hostname
+        && *service.namespace == *name.namespace
+        && port.service_port == name.port
+    {
+        return Ok(arrived.to.clone());
+    }
+    let snapshot = arrived.proxy.mesh.load();
+    let broken = |what: &str| {
+        let why = format!("{}/{}:{} {what}", name.namespace, name.hostname, name.port);
+        Refused::Broken(why)
+    };
+    let service = snapshot.service(&name.namespace, &name.hostname);
+    let service = service.ok_or_else(|| broken("is not known"))?;
+    let port = match name.port {
+        0 => service.port(arrived.to.port()),
+        port => service.port(port),
+    };
+    let port = *port.ok_or_else(|| broken("has no such port"))?;
+    Ok(To::of(service, port, None))
+}
