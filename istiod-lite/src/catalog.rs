@@ -2,14 +2,17 @@
 //!
 //! 1. the world names what changed, its owner takes those over  ([`Publisher::take`])
 //! 2. a new [`Catalog`] stands beside the old one               ([`Publisher::publish`])
-//! 3. each stream compares the one it sent with the new one     ([`Catalog::changes_since`])
+//! 3. each stream compares the one it sent with the new one     ([`Catalog::changes_since`]); those of
+//!    gateways' proxies are woken only for what they may care about  (`care`)
 //!
 //! A catalog is made of persistent maps: a copy is a pointer, two copies share what is equal
 //! between them, and comparing them walks only what is not. So no stream needs a queue of changes
 //! or a list of names: one that was slow for a minute holds an old pointer, and gets the sum of
 //! that minute in one push.
 
-use std::collections::BTreeMap;
+mod care;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,6 +25,8 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 use crate::world::{Changed, Resource, World};
+pub use care::Watch;
+use care::{Named, Watches};
 
 /// A type of resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,17 +35,20 @@ pub enum Type {
     Address,
     /// `istio.security.Authorization`
     Authorization,
+    /// `ambit.waypoint.v1.Resource`
+    Waypoint,
 }
 
 impl Type {
-    /// Both.
-    pub const ALL: [Type; 2] = [Type::Address, Type::Authorization];
+    /// All of them.
+    pub const ALL: [Type; 3] = [Type::Address, Type::Authorization, Type::Waypoint];
 
     /// Its type URL.
     pub fn url(self) -> &'static str {
         match self {
             Type::Address => api::ADDRESS_TYPE,
             Type::Authorization => api::AUTHORIZATION_TYPE,
+            Type::Waypoint => api::WAYPOINT_TYPE,
         }
     }
 
@@ -58,8 +66,7 @@ pub struct Catalog {
     version: String,
     /// When it was published.
     pub since: Instant,
-    addresses: OrdMap<Arc<str>, Arc<Entry>>,
-    authorizations: OrdMap<Arc<str>, Arc<Entry>>,
+    entries: [OrdMap<Arc<str>, Arc<Entry>>; Type::ALL.len()],
     services: usize,
     indexes: [Index; 3],
 }
@@ -82,8 +89,7 @@ impl Default for Catalog {
             round: 0,
             version: "0".into(),
             since: Instant::now(),
-            addresses: OrdMap::new(),
-            authorizations: OrdMap::new(),
+            entries: Default::default(),
             services: 0,
             indexes: Default::default(),
         }
@@ -93,10 +99,7 @@ impl Default for Catalog {
 impl Catalog {
     /// The resources of a type, by name.
     pub fn of(&self, r#type: Type) -> &OrdMap<Arc<str>, Arc<Entry>> {
-        match r#type {
-            Type::Address => &self.addresses,
-            Type::Authorization => &self.authorizations,
-        }
+        &self.entries[r#type as usize]
     }
 
     /// How many of the addresses are services.
@@ -118,12 +121,7 @@ impl Catalog {
 
     fn insert(&mut self, r#type: Type, entry: Entry) {
         let entry = Arc::new(entry);
-        let old = match r#type {
-            Type::Address => self.addresses.insert(entry.name.clone(), entry.clone()),
-            Type::Authorization => self
-                .authorizations
-                .insert(entry.name.clone(), entry.clone()),
-        };
+        let old = self.entries[r#type as usize].insert(entry.name.clone(), entry.clone());
         if r#type == Type::Address {
             if let Some(old) = old {
                 self.forget(&old);
@@ -136,15 +134,9 @@ impl Catalog {
     }
 
     fn remove(&mut self, r#type: Type, name: &str) {
-        match r#type {
-            Type::Authorization => {
-                self.authorizations.remove(name);
-            }
-            Type::Address => {
-                if let Some(old) = self.addresses.remove(name) {
-                    self.forget(&old);
-                }
-            }
+        let old = self.entries[r#type as usize].remove(name);
+        if let Some(old) = old.filter(|_| r#type == Type::Address) {
+            self.forget(&old);
         }
     }
 
@@ -163,7 +155,7 @@ impl Catalog {
         let pairs = self.indexes[by as usize].range(from..);
         pairs
             .take_while(|(found, _)| **found == *key)
-            .filter_map(|(_, name)| self.addresses.get(name))
+            .filter_map(|(_, name)| self.of(Type::Address).get(name))
             .collect()
     }
 }
@@ -196,6 +188,13 @@ impl session::Catalog for Catalog {
         self.indexed(type_url, By::Service, service)
     }
 
+    fn of_gateway<'a>(&'a self, gateway: &str) -> Box<dyn Iterator<Item = &'a Arc<Entry>> + 'a> {
+        let prefix: Arc<str> = format!("{gateway}/").into();
+        let from = self.of(Type::Waypoint).range(prefix.clone()..);
+        let own = from.take_while(move |(name, _)| name.starts_with(&*prefix));
+        Box::new(own.map(|(_, entry)| entry))
+    }
+
     fn on_node(&self, type_url: &str, node: &str) -> Vec<&Arc<Entry>> {
         self.indexed(type_url, By::Node, node)
     }
@@ -221,6 +220,7 @@ fn entry(resource: &Resource, r#type: Type) -> Entry {
     let (node, services) = match r#type {
         Type::Address => facts(resource),
         Type::Authorization => (None, Box::default()),
+        Type::Waypoint => (None, named(resource)),
     };
     Entry {
         name: resource.name.clone(),
@@ -251,6 +251,18 @@ fn facts(resource: &Resource) -> (Option<Arc<str>>, Box<[Arc<str>]>) {
     (node, workload.services.into_keys().map(Arc::from).collect())
 }
 
+/// The services that a waypoint's resource names.
+fn named(resource: &Resource) -> Box<[Arc<str>]> {
+    let Ok(resource) = api::waypoint::Resource::decode(resource.encoded.clone()) else {
+        return Box::default();
+    };
+    let mut services = BTreeSet::new();
+    mesh::ties(&resource, |tie| {
+        services.extend(tie.service().map(|it| mesh::service_of(it).to_string()));
+    });
+    services.into_iter().map(Arc::from).collect()
+}
+
 fn content_hash(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
@@ -261,9 +273,14 @@ fn content_hash(bytes: &[u8]) -> String {
     }
     text
 }
+
 /// The writing end: owned by whoever owns the world.
 pub struct Publisher {
     next: Catalog,
+    /// Which gateways' resources name which services.
+    named: Named,
+    /// Gateways that a change since the last publication is of concern to.
+    touched: BTreeSet<Arc<str>>,
     shared: Arc<Shared>,
 }
 
@@ -274,6 +291,7 @@ pub struct Reader(Arc<Shared>);
 struct Shared {
     current: ArcSwap<Catalog>,
     rounds: watch::Sender<u64>,
+    watches: Watches,
 }
 
 impl Publisher {
@@ -282,9 +300,12 @@ impl Publisher {
         let shared = Arc::new(Shared {
             current: ArcSwap::default(),
             rounds: watch::Sender::new(0),
+            watches: Watches::default(),
         });
         let publisher = Self {
             next: Catalog::default(),
+            named: Named::default(),
+            touched: BTreeSet::new(),
             shared: shared.clone(),
         };
         (publisher, Reader(shared))
@@ -298,18 +319,39 @@ impl Publisher {
         for name in &changed.authorizations {
             self.set(Type::Authorization, name, world.authorization(name));
         }
+        for name in &changed.resources {
+            self.set(Type::Waypoint, name, world.waypoint_resource(name));
+        }
     }
 
     /// Sets or (with `None`) removes one resource, without publishing it.
     pub fn set(&mut self, r#type: Type, name: &Arc<str>, resource: Option<&Resource>) {
-        let Some(resource) = resource else {
-            self.next.remove(r#type, name);
-            return;
-        };
-        // An equal entry in a new place would make every stream compare it.
-        let known = self.next.of(r#type).get(name);
-        if known.is_none_or(|known| known.encoded != resource.encoded) {
-            self.next.insert(r#type, entry(resource, r#type));
+        let known = self.next.of(r#type).get(name).cloned();
+        match resource {
+            None if known.is_none() => return,
+            None => self.next.remove(r#type, name),
+            // An equal entry in a new place would make every stream compare it.
+            Some(new) if known.as_ref().is_some_and(|it| it.encoded == new.encoded) => return,
+            Some(new) => self.next.insert(r#type, entry(new, r#type)),
+        }
+        let now = self.next.of(r#type).get(name);
+        self.note(r#type, [known.as_ref(), now].map(Option::<&_>::cloned));
+    }
+
+    /// Notes whom a change of an entry, from what it was to what it is, may be of concern to.
+    fn note(&mut self, r#type: Type, [before, after]: [Option<Arc<Entry>>; 2]) {
+        match r#type {
+            Type::Authorization => {}
+            Type::Waypoint => {
+                let gateway = self.named.count(before.as_deref(), after.as_deref());
+                self.touched.extend(gateway);
+            }
+            Type::Address => {
+                for entry in [before, after].iter().flatten() {
+                    self.named.care_about(entry, &mut self.touched);
+                    self.shared.watches.care_about(entry, &mut self.touched);
+                }
+            }
         }
     }
 
@@ -325,6 +367,8 @@ impl Publisher {
         self.next.since = Instant::now();
         self.shared.current.store(Arc::new(self.next.clone()));
         self.shared.rounds.send_replace(self.next.round);
+        let touched = std::mem::take(&mut self.touched);
+        self.shared.watches.wake(&touched, self.next.round);
     }
 }
 
@@ -337,6 +381,11 @@ impl Reader {
     /// Moves with every publication.
     pub fn rounds(&self) -> watch::Receiver<u64> {
         self.0.rounds.subscribe()
+    }
+
+    /// Moves with the publications that are of concern to a gateway's proxy.
+    pub fn watch(&self, gateway: &Arc<str>) -> Watch {
+        Watch::new(self.0.clone(), gateway.clone())
     }
 
     /// Names and versions, by type URL: what `/debug/catalogz` shows.

@@ -7,6 +7,7 @@
 //! 4. pods go into the roster, for the authority
 //! 5. resources go into the catalog, which is published at once when it is quiet and in few
 //!    rounds when it is not                            [`Debounce`]
+//! 6. what proxies refuse comes back, for the statuses [`Refusals`]
 
 use std::collections::HashSet;
 use std::io;
@@ -24,9 +25,9 @@ use crate::catalog::{Publisher, Reader};
 use crate::cluster::Cluster;
 use crate::disk;
 use crate::metrics::{Metrics, Trigger};
-use crate::push::Debounce;
+use crate::push::{Debounce, Refusals};
 use crate::roster::{Pod, Roster};
-use crate::world::{Settings, World};
+use crate::world::{Changed, Settings, World};
 use crate::write::status;
 
 /// Where the objects come from.
@@ -106,6 +107,8 @@ pub struct Views {
     pub names: Arc<ArcSwap<imbl::HashSet<ObjectKey>>>,
     /// What the statuses of objects should say.
     pub statuses: watch::Receiver<status::Book>,
+    /// What proxies refuse, which the streams say.
+    pub refusals: Arc<Refusals>,
 }
 
 /// What it takes to fill the views.
@@ -133,6 +136,7 @@ pub fn views() -> (Fill, Views) {
         faults: Arc::default(),
         names: Arc::default(),
         statuses: said,
+        refusals: Arc::default(),
     };
     let fill = Fill {
         views: views.clone(),
@@ -238,10 +242,13 @@ impl Feed {
     }
 
     async fn run(mut self, stop: CancellationToken) {
+        let mut refused = self.views.refusals.changed();
         loop {
             let due = self.debounce.due();
             tokio::select! {
                 () = stop.cancelled() => return,
+                // The sender is among our own views.
+                Ok(()) = refused.changed() => self.note_refusals(),
                 changes = self.source.next() => self.take(changes),
                 () = sleep_until(due) => self.publish(),
             }
@@ -261,6 +268,17 @@ impl Feed {
         let seconds = begun.elapsed().as_secs_f64();
         self.metrics.recompute_seconds.observe(seconds);
         self.note_pods(&pods);
+        self.take_over(changed);
+    }
+
+    /// What proxies refuse is another: the statuses say so.
+    fn note_refusals(&mut self) {
+        let refused = self.views.refusals.list();
+        let changed = self.world.note_refused_by_proxies(refused);
+        self.take_over(changed);
+    }
+
+    fn take_over(&mut self, changed: Changed) {
         if self.is_running {
             let remarks = changed.remarks.iter();
             remarks.for_each(|(object, remark)| say(object, remark));
@@ -271,12 +289,16 @@ impl Feed {
         if self.is_running && !changed.statuses.is_empty() {
             self.statuses.send_replace(self.world.statuses().clone());
         }
-        if changed.addresses.is_empty() && changed.authorizations.is_empty() {
+        if changed.addresses.is_empty()
+            && changed.authorizations.is_empty()
+            && changed.resources.is_empty()
+        {
             return;
         }
         tracing::debug!(
             addresses = changed.addresses.len(),
             authorizations = changed.authorizations.len(),
+            resources = changed.resources.len(),
             "resources changed"
         );
         self.publisher.take(&self.world, &changed);
@@ -311,6 +333,7 @@ impl Feed {
                     uid: pod.uid.to_string(),
                     service_account: pod.service_account.to_string(),
                     node: pod.node.to_string(),
+                    gateway: pod.gateway.as_deref().map(str::to_owned),
                     failed: &*pod.phase == "Failed",
                 }),
             }

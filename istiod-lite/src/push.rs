@@ -1,7 +1,8 @@
 //! Delta discovery: every proxy is told what changed, and only that.
 //!
 //! 1. a stream begins: its token is good, or it ends at once          ([`Discovery`])
-//! 2. its first request says who it is, and the token must agree      (`node`)
+//! 2. its first request says who it is, and the token must agree; whether it is a gateway's
+//!    proxy, which is told of that gateway alone                      (`node`)
 //! 3. requests and changes of the catalog become replies, by the pure
 //!    state machine [`mesh::session`]                                 (`stream`)
 //! 4. replies become bytes when the client takes them                 (`body`)
@@ -14,6 +15,7 @@ mod body;
 mod connected;
 mod debounce;
 mod node;
+mod refused;
 mod stream;
 
 use std::sync::{Arc, OnceLock};
@@ -37,6 +39,7 @@ use crate::serve::{Leaving, Peer, Stranger};
 
 pub use connected::{Connected, ProxyState, Sync};
 pub use debounce::Debounce;
+pub use refused::Refusals;
 
 /// Method of the service; the older, whole-state method is not served: no proxy of the mesh asks
 /// for it.
@@ -51,6 +54,8 @@ pub struct Discovery {
     pub catalog: Reader,
     /// Who is being told.
     pub connected: Arc<Connected>,
+    /// What proxies refused.
+    pub refusals: Arc<Refusals>,
     /// Counts it.
     pub metrics: Arc<Metrics>,
 }

@@ -21,6 +21,8 @@ pub struct Pod {
     pub service_account: String,
     /// `spec.nodeName`, empty before it is scheduled.
     pub node: String,
+    /// The Gateway that it is a pod of, as its label says.
+    pub gateway: Option<String>,
     /// Phase `Failed`: such a pod entitles nobody to its identity. (`Pending` and `Succeeded` do:
     /// a pod needs its certificate before it runs, and finishes connections after.)
     pub failed: bool,
@@ -123,6 +125,7 @@ mod tests {
             uid: String::new(),
             service_account: "client".into(),
             node: node.into(),
+            gateway: None,
             failed: false,
         }
     }

@@ -434,6 +434,7 @@ fn routes(authority: &Arc<Authority>, authenticator: &Arc<Authenticator>, front:
         authenticator: authenticator.clone(),
         catalog: front.views.catalog.clone(),
         connected: front.connected.clone(),
+        refusals: front.views.refusals.clone(),
         metrics: front.metrics.clone(),
     });
     let mut routes = Routes::new(certificates);

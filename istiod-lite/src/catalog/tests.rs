@@ -157,3 +157,171 @@ proptest! {
         }
     }
 }
+
+fn route(name: &str, services: &[&str]) -> Resource {
+    use api::waypoint::{Backend, Route, ServiceRef, backend, resource};
+    let backend = |service: &&str| {
+        let (namespace, hostname) = service.split_once('/').unwrap();
+        let to = backend::To::Service(ServiceRef {
+            namespace: namespace.into(),
+            hostname: hostname.into(),
+            port: 80,
+        });
+        Backend {
+            to: Some(to),
+            ..Backend::default()
+        }
+    };
+    let route = Route {
+        backends: services.iter().map(backend).collect(),
+        ..Route::default()
+    };
+    let resource = api::waypoint::Resource {
+        key: name.into(),
+        kind: Some(resource::Kind::Route(route)),
+        ..Default::default()
+    };
+    Resource {
+        name: name.into(),
+        encoded: resource.encode_to_vec().into(),
+        aliases: Arc::new([]),
+    }
+}
+
+#[test]
+fn the_resources_of_a_gateway_are_those_of_no_other() {
+    let (mut publisher, reader) = Publisher::new();
+    for name in [
+        "ns/way",
+        "ns/way/httproute/ns/a/0",
+        "ns/way/z",
+        "ns/way-2/a",
+        "ns/wa/a",
+        "o/way/a",
+    ] {
+        publisher.set(Type::Waypoint, &name.into(), Some(&route(name, &["ns/a"])));
+    }
+    publisher.publish();
+    let catalog = reader.load();
+    let names: Vec<&str> = catalog
+        .of_gateway("ns/way")
+        .map(|entry| &*entry.name)
+        .collect();
+    assert_eq!(names, ["ns/way/httproute/ns/a/0", "ns/way/z"]);
+    let entry = catalog.named(api::WAYPOINT_TYPE, "ns/way/z").unwrap();
+    assert_eq!(&*entry.services, [Arc::from("ns/a")]);
+    assert!(
+        catalog.members(api::ADDRESS_TYPE, "ns/a").is_empty(),
+        "it is no endpoint"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateways_proxy_is_woken_for_what_it_may_care_about_and_for_nothing_else() {
+    let (mut publisher, reader) = Publisher::new();
+    let gateway: Arc<str> = "ns/way".into();
+    let mut watch = reader.watch(&gateway);
+    let mut publish = |r#type: Type, name: &str, resource: Option<Resource>| {
+        publisher.set(r#type, &name.into(), resource.as_ref());
+        publisher.publish();
+        reader.load().round
+    };
+    let mut told = 0;
+    // Whether it is woken before time is up, by a publication that was the last.
+    let mut woken = async |watch: &mut Watch, round: u64| {
+        let before = tokio::time::Instant::now();
+        watch.moved(told).await;
+        told = round;
+        before.elapsed().is_zero()
+    };
+    let pod = |ip, services: &[&str]| Some(workload("w", "n1", ip, services));
+    let steps: [(&str, Type, &str, Option<Resource>, bool); 12] = [
+        (
+            "its own",
+            Type::Waypoint,
+            "ns/way/r",
+            Some(route("ns/way/r", &["ns/a"])),
+            true,
+        ),
+        (
+            "another's",
+            Type::Waypoint,
+            "ns/other/r",
+            Some(route("ns/other/r", &["ns/b"])),
+            false,
+        ),
+        (
+            "a policy",
+            Type::Authorization,
+            "p",
+            Some(resource("p", 1)),
+            false,
+        ),
+        (
+            "a service it names",
+            Type::Address,
+            "ns/a",
+            Some(resource("ns/a", 1)),
+            true,
+        ),
+        (
+            "a service it does not name",
+            Type::Address,
+            "ns/b",
+            Some(resource("ns/b", 1)),
+            false,
+        ),
+        ("somebody", Type::Address, "w", pod(1, &["ns/b"]), false),
+        (
+            "an endpoint that joins",
+            Type::Address,
+            "w",
+            pod(1, &["ns/a"]),
+            true,
+        ),
+        (
+            "an endpoint that leaves",
+            Type::Address,
+            "w",
+            pod(1, &[]),
+            true,
+        ),
+        ("one that left", Type::Address, "w", pod(2, &[]), false),
+        ("the route goes", Type::Waypoint, "ns/way/r", None, true),
+        (
+            "a service it named",
+            Type::Address,
+            "ns/a",
+            Some(resource("ns/a", 2)),
+            false,
+        ),
+        (
+            "nothing new",
+            Type::Address,
+            "ns/a",
+            Some(resource("ns/a", 2)),
+            false,
+        ),
+    ];
+    for (what, r#type, name, resource, expected) in steps {
+        let round = publish(r#type, name, resource);
+        assert_eq!(woken(&mut watch, round).await, expected, "{what}");
+    }
+
+    assert!(watch.ask(["/10.0.0.3"], []));
+    assert!(!watch.ask(["/10.0.0.3"], []), "asked for already");
+    let round = publish(Type::Address, "w", pod(3, &[]));
+    assert!(woken(&mut watch, round).await, "the address it asked for");
+    let other = reader.watch(&gateway);
+    drop(other);
+    let round = publish(Type::Address, "w", pod(4, &[]));
+    assert!(
+        woken(&mut watch, round).await,
+        "the address is another's now"
+    );
+    watch.ask([], ["/10.0.0.3"]);
+    let round = publish(Type::Address, "w", pod(3, &[]));
+    assert!(!woken(&mut watch, round).await, "given up");
+    drop(watch);
+    assert!(reader.0.watches.is_empty());
+}

@@ -13,6 +13,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use api::k8s::labels;
 use api::k8s::server::Refusal;
 use k8s_openapi::api::core::v1::Pod as Found;
 use kube::api::ListParams;
@@ -123,6 +124,10 @@ fn of(pod: &Found) -> Pod {
             account
         },
         node: text(spec.and_then(|spec| spec.node_name.as_ref())),
+        gateway: metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(labels::GATEWAY_NAME).cloned()),
         failed: phase == Some("Failed"),
     }
 }

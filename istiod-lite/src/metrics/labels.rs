@@ -5,7 +5,7 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 /// Which resource type, by Istio's short names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Of {
-    /// `wds` or `wads`.
+    /// `wds`, `wads` or `waypoint`.
     pub r#type: Resource,
 }
 
@@ -17,6 +17,8 @@ pub enum Resource {
     wds,
     /// Layer 4 policies.
     wads,
+    /// What waypoints do.
+    waypoint,
 }
 
 /// A change of an object: its kind, and what happened.

@@ -7,9 +7,13 @@
 //! the refusals are Istio's, people search for them.
 
 use api::discovery::Node;
+use api::k8s::labels::GATEWAY_NAME as GATEWAY_LABEL;
 use hbone::Identity;
-use mesh::node::metadata;
+use mesh::node::{GATEWAY_NAME, metadata};
 use tonic::Status;
+
+use crate::authenticate::Caller;
+use crate::roster::Roster;
 
 /// A client that may subscribe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub(super) struct Proxy {
     pub(super) cluster: String,
     /// `ISTIO_VERSION` of its metadata.
     pub(super) version: String,
+    /// `GATEWAY_NAME` of its metadata: the Gateway that it says it is a proxy of.
+    pub(super) gateway: Option<String>,
 }
 
 const KINDS: [&str; 4] = ["sidecar", "router", "waypoint", "ztunnel"];
@@ -63,5 +69,39 @@ pub(super) fn check(node: Option<&Node>, caller: &Identity) -> Result<Proxy, Sta
         kind,
         cluster: metadata(node, "CLUSTER_ID").into(),
         version: metadata(node, "ISTIO_VERSION").into(),
+        gateway: Some(metadata(node, GATEWAY_NAME).into()).filter(|name: &String| !name.is_empty()),
     })
+}
+
+/// The gateway (`namespace/name`) whose resources a client is sent: the one that it names, if its pod is labelled as
+/// one of that gateway and runs as the identity that was proven. So nobody gets keys and policies of others by saying so.
+pub(super) fn gateway(
+    proxy: &Proxy,
+    caller: &Caller,
+    roster: &Roster,
+) -> Result<Option<String>, Status> {
+    let Some(gateway) = &proxy.gateway else {
+        return Ok(None);
+    };
+    let identity = &caller.identity;
+    let pod = match &caller.pod {
+        Some(bound) => bound.clone(),
+        None => {
+            let (name, namespace) = proxy.name.rsplit_once('.').unwrap_or_default();
+            let known = roster.pod(namespace, name).cloned();
+            // It may just have come into being: the proxy tries again.
+            let unknown = || Status::unavailable(format!("pod {} is not known", proxy.name));
+            known.ok_or_else(unknown)?
+        }
+    };
+    let agrees = pod.namespace == identity.namespace()
+        && pod.service_account == identity.service_account()
+        && pod.gateway.as_deref() == Some(gateway);
+    if !agrees {
+        return Err(Status::permission_denied(format!(
+            "pod {}/{}, which {identity} speaks for, is none of Gateway {gateway} (label {GATEWAY_LABEL})",
+            pod.namespace, pod.name
+        )));
+    }
+    Ok(Some(format!("{}/{gateway}", pod.namespace)))
 }

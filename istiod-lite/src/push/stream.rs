@@ -13,9 +13,10 @@ use tonic::Status;
 use tonic::codec::Streaming;
 
 use super::connected::{Answered, Place};
+use super::refused::Stand;
 use super::{Discovery, FIRST_REQUEST, body, is_internal, node};
 use crate::authenticate::Caller;
-use crate::catalog::{Catalog, Type};
+use crate::catalog::{Catalog, Type, Watch};
 use crate::metrics::{Of, Version};
 
 /// A stream whose caller is known.
@@ -37,6 +38,17 @@ struct Talk {
     session: Session,
     /// Everything the client was told is of this one.
     told: Arc<Catalog>,
+    rounds: Rounds,
+    /// Of a gateway's proxy: what it refused.
+    stand: Option<Stand>,
+}
+
+/// What wakes a stream.
+enum Rounds {
+    /// Every publication.
+    Every(watch::Receiver<u64>),
+    /// Those that are of concern to a gateway.
+    OfGateway(Watch),
 }
 
 /// The stream ends; with a status if that is not the client's own wish.
@@ -74,6 +86,12 @@ impl Stream {
             Err(status) => return Some(status),
             Ok(proxy) => proxy,
         };
+        let authenticator = &self.discovery.authenticator;
+        let gateway = node::gateway(&proxy, &self.caller, &authenticator.roster.load());
+        let gateway = match gateway {
+            Err(status) => return Some(status),
+            Ok(gateway) => gateway,
+        };
         tracing::info!(proxy = proxy.id, identity = %self.caller.identity, "proxy connected");
         let connected = &self.discovery.connected;
         let version = Version {
@@ -88,10 +106,21 @@ impl Stream {
             .connected
             .get_or_create_owned(&version);
         gauge.inc();
+        let catalog = &self.discovery.catalog;
+        // Listen first, then look: what is published in between is heard of.
+        let rounds = match &gateway {
+            None => Rounds::Every(catalog.rounds()),
+            Some(gateway) => Rounds::OfGateway(catalog.watch(&Arc::from(&**gateway))),
+        };
+        let refusals = &self.discovery.refusals;
         let mut talk = Talk {
+            rounds,
+            stand: gateway.is_some().then(|| Stand::new(refusals)),
             place: connected.enter(proxy, &self.caller.identity, self.peer),
-            session: Session::new(),
-            told: self.discovery.catalog.load(),
+            session: gateway
+                .as_deref()
+                .map_or_else(Session::new, Session::of_gateway),
+            told: catalog.load(),
             discovery: self.discovery,
             leaving: self.leaving,
             replies: self.replies,
@@ -111,7 +140,6 @@ impl Talk {
         first: DeltaDiscoveryRequest,
         mut requests: Streaming<DeltaDiscoveryRequest>,
     ) -> Ends {
-        let mut rounds = self.discovery.catalog.rounds();
         self.on_request(first).await?;
         loop {
             tokio::select! {
@@ -122,7 +150,7 @@ impl Talk {
                     Ok(None) => return Ends::Break(None),
                     Err(status) => return Ends::Break(Some(status)),
                 },
-                () = moved(&mut rounds, self.told.round) => self.on_change().await?,
+                () = self.rounds.moved(self.told.round) => self.on_change().await?,
             }
         }
     }
@@ -130,11 +158,15 @@ impl Talk {
     async fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Ends {
         self.note_answer(&request);
         let begun = Instant::now();
+        let is_new = self.rounds.ask(&request);
         let answer = self.session.on_request(&*self.told, request);
-        match answer.reply {
-            Some(reply) => self.send(reply, begun).await,
-            None => Ends::Continue(()),
+        if let Some(reply) = answer.reply {
+            self.send(reply, begun).await?;
         }
+        if is_new && self.discovery.catalog.load().round != self.told.round {
+            return self.on_change().await;
+        }
+        Ends::Continue(())
     }
 
     /// The sum of everything since the last time.
@@ -165,6 +197,9 @@ impl Talk {
 
     /// Waits until the client took what was sent before.
     async fn send(&mut self, reply: Reply, begun: Instant) -> Ends {
+        if let Some(stand) = &mut self.stand {
+            stand.sent(&reply);
+        }
         let metrics = &self.discovery.metrics;
         if let Some(of) = of(&reply.type_url) {
             metrics.pushes.get_or_create(&of).increment();
@@ -186,10 +221,21 @@ impl Talk {
         Ends::Continue(())
     }
 
-    fn note_answer(&self, request: &DeltaDiscoveryRequest) {
+    fn note_answer(&mut self, request: &DeltaDiscoveryRequest) {
         let refusal = request.error_detail.as_ref().map(|error| &*error.message);
         if request.response_nonce.is_empty() && refusal.is_none() {
             return;
+        }
+        if let Some(stand) = self.stand.as_mut()
+            && request.type_url == api::WAYPOINT_TYPE
+        {
+            let gateway = self.session.gateway();
+            let exists = |name: &str| {
+                gateway.is_some_and(|gateway| mesh::key_of(name, gateway).is_some())
+                    && self.told.of(Type::Waypoint).contains_key(name)
+            };
+            let error = request.error_detail.as_ref();
+            stand.answered(&request.response_nonce, error, exists);
         }
         let of = of(&request.type_url);
         let type_url = &*request.type_url;
@@ -220,20 +266,42 @@ impl Talk {
     }
 }
 
-/// Returns when the catalog is no longer the one of that round.
-async fn moved(rounds: &mut watch::Receiver<u64>, told: u64) {
-    if rounds.wait_for(|round| *round != told).await.is_err() {
-        // Nobody publishes any more; what is there stays true.
-        std::future::pending().await
+impl Rounds {
+    /// Returns when the catalog may be another than the one of that round, for those who care.
+    async fn moved(&mut self, told: u64) {
+        match self {
+            Self::OfGateway(watch) => watch.moved(told).await,
+            Self::Every(rounds) => {
+                if rounds.wait_for(|round| *round != told).await.is_err() {
+                    // Nobody publishes any more; what is there stays true.
+                    std::future::pending().await
+                }
+            }
+        }
+    }
+
+    /// Takes note of the addresses that are asked for; whether any is new.
+    fn ask(&mut self, request: &DeltaDiscoveryRequest) -> bool {
+        let Self::OfGateway(watch) = self else {
+            return false;
+        };
+        if request.type_url != api::ADDRESS_TYPE {
+            return false;
+        }
+        let names = request.resource_names_subscribe.iter();
+        let names = names.map(|name| &**name).filter(|name| *name != "*");
+        let no_longer = request.resource_names_unsubscribe.iter();
+        watch.ask(names, no_longer.map(|name| &**name))
     }
 }
 
 fn of(type_url: &str) -> Option<Of> {
-    use crate::metrics::Resource::{wads, wds};
+    use crate::metrics::Resource::{wads, waypoint, wds};
     Type::of(type_url).map(|r#type| Of {
         r#type: match r#type {
             Type::Address => wds,
             Type::Authorization => wads,
+            Type::Waypoint => waypoint,
         },
     })
 }

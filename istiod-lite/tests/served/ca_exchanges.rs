@@ -176,6 +176,7 @@ fn roster() -> Roster {
             uid: format!("uid-of-{name}"),
             service_account: account.into(),
             node: node.into(),
+            gateway: None,
             failed,
         });
     }

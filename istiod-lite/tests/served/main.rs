@@ -11,3 +11,4 @@ mod discovery;
 mod kubernetes;
 mod streams;
 mod support;
+mod waypoints;
