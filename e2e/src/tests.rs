@@ -156,7 +156,10 @@ pub fn all() -> Vec<Case> {
             status_finds_nothing_and_then_each_thing_that_is_wrong
         }
         waypoint {
-            a_waypoint_is_asked_for_and_says_that_it_does_not_run
+            a_waypoint_is_asked_for_runs_and_goes_with_its_gateway
+            a_waypoint_is_made_as_its_parameters_say_within_bounds
+            requests_pass_a_waypoint_by_route_and_policy
+            a_waypoint_is_replaced_under_load_and_no_request_is_lost
             our_classes_are_accepted_and_a_gateway_of_an_unknown_class_is_left_alone
         }
         installer {

@@ -1,78 +1,205 @@
-//! `ambit waypoint` against a real cluster, with and without the Gateway API.
+//! Waypoints on a real cluster: how they come to run and go, with and without the Gateway API. What they do with requests:
+//! [`requests`].
+
+mod requests;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+pub(super) use requests::{
+    a_waypoint_is_replaced_under_load_and_no_request_is_lost,
+    requests_pass_a_waypoint_by_route_and_policy,
+};
+
 use super::status::finds;
-use crate::{mesh::Part, place::Place, program::ambit, run::Test, wait::eventually};
+use crate::{
+    mesh::Part,
+    place::Place,
+    program::{ambit, kubectl},
+    run::Test,
+    wait::eventually,
+};
 
 const GATEWAY: (&str, &str) = ("gateway.networking.k8s.io/v1", "Gateway");
 const CLASS: (&str, &str) = ("gateway.networking.k8s.io/v1", "GatewayClass");
 
 /// Before the Gateway API is there, with it, and when it is gone again: nothing is restarted in between.
-pub(super) async fn a_waypoint_is_asked_for_and_says_that_it_does_not_run(
+pub(super) async fn a_waypoint_is_asked_for_runs_and_goes_with_its_gateway(
     test: &Test,
 ) -> Result<()> {
     let shop = test.ambient("shop").await?;
-    let here = ["-n", shop.name.as_str()];
-    let waypoint = |words: &'static [&'static str]| {
-        let words: Vec<&str> = ["waypoint"]
-            .iter()
-            .chain(words)
-            .chain(&here)
-            .copied()
-            .collect();
-        async move { ambit(&words).await }
-    };
     let gateways = GatewayApi::define(test).await?;
     if gateways.ours {
         gateways.forget(test).await?;
-        waypoint(&["list"]).await?.with(2)?.says("no Gateway API")?;
+        let words = ["waypoint", "list", "-n", &shop.name];
+        ambit(&words).await?.with(2)?.says("no Gateway API")?;
     }
     let gateways = GatewayApi::define(test).await?;
-    let result = async {
-        waypoint(&["list"]).await?.with(0)?.says("no waypoints")?;
-        waypoint(&["apply"])
-            .await?
-            .with(0)?
-            .says("it does not run")?;
-        eventually("the status says why", || async {
-            waypoint(&["status"])
-                .await?
-                .with(1)?
-                .says("AddressNotAssigned")
-        })
-        .await?;
-        waypoint(&["list"]).await?.with(0)?.says("service")?;
-        let rows: Value = waypoint(&["list", "-o", "json"]).await?.with(0)?.json()?;
-        ensure!(
-            rows[0]["name"] == "waypoint" && rows[0]["programmed"] == "False",
-            "{rows}"
-        );
-        finds(
-            &format!("Gateway {}/waypoint", shop.name),
-            "error",
-            "does not run waypoints",
-        )
-        .await?;
-        waypoint(&["apply", "--enroll-namespace"])
-            .await?
-            .with(2)?
-            .says("was not enrolled")?;
-        waypoint(&["delete", "waypoint"]).await?.with(0)?;
-        waypoint(&["list"]).await?.with(0)?.says("no waypoints")?;
-        waypoint(&["delete", "waypoint"])
-            .await?
-            .with(2)?
-            .says("there is no waypoint")?;
-        Ok(())
-    };
-    let result = result.await;
+    let result = life(test, &shop).await;
     gateways.forget(test).await?;
     result
 }
+
+async fn life(test: &Test, shop: &Place) -> Result<()> {
+    let waypoint = |words: &'static [&'static str]| {
+        let words = ["waypoint"].iter().chain(words);
+        let words: Vec<&str> = words.chain(&["-n", &shop.name]).copied().collect();
+        async move { ambit(&words).await }
+    };
+    waypoint(&["list"]).await?.with(0)?.says("no waypoints")?;
+    let yaml = waypoint(&["generate"]).await?.with(0)?.out;
+    ensure!(yaml.contains("protocol: HBONE"), "{yaml}");
+    waypoint(&["apply", "--wait"])
+        .await?
+        .with(0)?
+        .says("runs")?;
+    eventually("both its pods are ready", || async {
+        waypoint(&["list"]).await?.with(0)?.says("2/2")
+    })
+    .await?;
+    waypoint(&["status"]).await?.with(0)?;
+    let rows: Value = waypoint(&["list", "-o", "json"]).await?.with(0)?.json()?;
+    let row = &rows[0];
+    ensure!(
+        row["name"] == "waypoint" && row["programmed"] == "True" && row["traffic"] == "service",
+        "{rows}"
+    );
+    let gateway = test
+        .cluster
+        .object(&shop.name, GATEWAY.0, GATEWAY.1, "waypoint")
+        .await?;
+    let host = format!("waypoint.{}.svc.cluster.local", shop.name);
+    let addresses = gateway.data["status"]["addresses"].to_string();
+    ensure!(addresses.contains(&host), "{addresses}");
+    for (version, kind) in PIECES {
+        let piece = test
+            .cluster
+            .object(&shop.name, version, kind, "waypoint")
+            .await?;
+        let owner = &piece.owner_references()[0];
+        ensure!(owner.kind == "Gateway", "{kind}: {owner:?}");
+    }
+    // Somebody's slip is put right.
+    kubectl(&["delete", "service", "waypoint", "-n", &shop.name], "")
+        .await?
+        .with(0)?;
+    eventually("the Service is there again", || async {
+        let service = test.cluster.object(&shop.name, "v1", "Service", "waypoint");
+        service.await.map(drop)
+    })
+    .await?;
+    waypoint(&["delete", "waypoint"]).await?.with(0)?;
+    waypoint(&["list"]).await?.with(0)?.says("no waypoints")?;
+    for (version, kind) in PIECES {
+        eventually(&format!("its {kind} is gone"), || async {
+            let piece = test.cluster.object(&shop.name, version, kind, "waypoint");
+            ensure!(piece.await.is_err(), "it is there");
+            Ok(())
+        })
+        .await?;
+    }
+    waypoint(&["delete", "waypoint"])
+        .await?
+        .with(2)?
+        .says("there is no waypoint")?;
+    Ok(())
+}
+
+/// Parameters are laid over what is deployed, unless they would let it out of its sandbox; what somebody else made under
+/// the same name is left alone; and the API server lets the control plane touch nothing but what a Gateway owns.
+pub(super) async fn a_waypoint_is_made_as_its_parameters_say_within_bounds(
+    test: &Test,
+) -> Result<()> {
+    let shop = test.plain("shop").await?;
+    let gateways = GatewayApi::define(test).await?;
+    let result = bounds(test, &shop).await;
+    gateways.forget(test).await?;
+    result
+}
+
+async fn bounds(test: &Test, shop: &Place) -> Result<()> {
+    let wishes = |deployment: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: wishes}}\ndata:\n  podDisruptionBudget: 'null'\n  deployment: |\n    {deployment}\n"
+        )
+    };
+    shop.apply(&wishes(
+        "{spec: {replicas: 1, template: {metadata: {labels: {wished: 'yes'}}}}}",
+    ))
+    .await?;
+    let (version, kind) = GATEWAY;
+    let gateway = |name: &str| {
+        format!(
+            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: {name}}}\nspec:\n  gatewayClassName: istio-waypoint\n  listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]\n"
+        )
+    };
+    shop.apply(
+        &(gateway("waypoint")
+            + "  infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: wishes}}\n"),
+    )
+    .await?;
+    eventually("one pod, as wished", || async {
+        let pods = test.cluster.pods(&shop.name, "wished=yes").await?;
+        ensure!(pods.len() == 1, "{} pods", pods.len());
+        Ok(())
+    })
+    .await?;
+    let budget = test
+        .cluster
+        .object(&shop.name, "policy/v1", "PodDisruptionBudget", "waypoint")
+        .await;
+    ensure!(budget.is_err(), "there is a budget that nobody wished");
+    shop.apply(&wishes(
+        "{spec: {replicas: 3, template: {spec: {hostNetwork: true}}}}",
+    ))
+    .await?;
+    eventually("what may not be wished is said", || async {
+        let said = test
+            .cluster
+            .condition(&shop.name, GATEWAY, "waypoint", "Accepted")
+            .await?;
+        let text = said["message"].as_str().unwrap_or_default();
+        ensure!(
+            said["reason"] == "InvalidParameters" && text.contains("hostNetwork"),
+            "{said}"
+        );
+        Ok(())
+    })
+    .await?;
+    let pods = test.cluster.pods(&shop.name, "wished=yes").await?;
+    ensure!(pods.len() == 1, "{} pods", pods.len());
+
+    let theirs = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: mine}\nspec: {replicas: 0, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: a, image: a}]}}}";
+    shop.apply(theirs).await?;
+    shop.apply(&gateway("mine")).await?;
+    eventually("what is in the way is said", || async {
+        let said = test
+            .cluster
+            .condition(&shop.name, GATEWAY, "mine", "Programmed")
+            .await?;
+        ensure!(
+            said["reason"] == "NoResources" && said["message"].to_string().contains("left alone"),
+            "{said}"
+        );
+        Ok(())
+    })
+    .await?;
+    let istiod = "--as=system:serviceaccount:istio-system:istiod";
+    let apply = ["apply", istiod, "--server-side", "--force-conflicts", "-n"];
+    let refused = kubectl(&[&apply[..], &[&shop.name, "-f", "-"]].concat(), theirs).await?;
+    refused.with(1)?.says("touches only what a Gateway owns")?;
+    Ok(())
+}
+
+/// What a waypoint consists of.
+const PIECES: [(&str, &str); 4] = [
+    ("v1", "ServiceAccount"),
+    ("v1", "Service"),
+    ("apps/v1", "Deployment"),
+    ("policy/v1", "PodDisruptionBudget"),
+];
 
 /// As soon as there are classes there are ours, also after one was deleted. A Gateway of a class that nobody has defined is named in the log
 /// and by `ambit status`, and nothing is written onto it: another's controller may come for it.
@@ -184,7 +311,9 @@ impl GatewayApi {
         for definition in Self::definitions() {
             test.cluster.apply_object("", definition).await?;
         }
-        for name in [name, "gatewayclasses.gateway.networking.k8s.io"] {
+        for (_, plural, _) in KINDS {
+            let name = format!("{plural}.gateway.networking.k8s.io");
+            let name = name.as_str();
             eventually(&format!("{name} is established"), || async {
                 let object = test.cluster.object("", version, kind, name).await?;
                 let conditions = object.data["status"]["conditions"].as_array();
@@ -200,8 +329,8 @@ impl GatewayApi {
         Ok(Self { ours: true })
     }
 
-    fn definitions() -> [Value; 2] {
-        [("Gateway", "gateways", "Namespaced"), ("GatewayClass", "gatewayclasses", "Cluster")].map(
+    fn definitions() -> [Value; 3] {
+        KINDS.map(
             |(kind, plural, scope)| {
                 json!({
                     "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
@@ -235,3 +364,9 @@ impl GatewayApi {
 }
 
 const OURS: (&str, &str) = ("e2e", "waypoint");
+/// Kind, plural, scope.
+const KINDS: [(&str, &str, &str); 3] = [
+    ("Gateway", "gateways", "Namespaced"),
+    ("GatewayClass", "gatewayclasses", "Cluster"),
+    ("HTTPRoute", "httproutes", "Namespaced"),
+];
