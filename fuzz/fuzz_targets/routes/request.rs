@@ -1,0 +1,7 @@
+//! The head of a request, as a client may write it.
+#![no_main]
+
+#[path = "../../src/routes.rs"]
+mod routes;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| routes::request(data));
