@@ -115,10 +115,15 @@ impl Reports {
         registry.register_collector(Box::new(Scraped(self.table.clone())));
     }
 
+    /// How many label sets there are; bounded.
+    pub fn series(&self) -> usize {
+        self.table.len()
+    }
+
     /// Who is at the other end of a connection; its labels serve all its requests.
     pub fn caller(&self, client: Arc<Client>) -> Arc<Caller> {
         Arc::new(Caller {
-            side: Arc::new(Side::of_client(&client, self.table.believes())),
+            side: self.table.side(&client),
             client,
         })
     }
