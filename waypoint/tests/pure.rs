@@ -12,6 +12,8 @@ mod authorize;
 mod balance;
 #[path = "pure/filter.rs"]
 mod filter;
+#[path = "pure/fuzz.rs"]
+mod fuzz;
 #[path = "pure/limit.rs"]
 mod limit;
 #[path = "pure/outlier.rs"]

@@ -4,7 +4,8 @@
 //! 2. escapes: of letters, digits and `-._~` decoded; the others in capitals; bytes that should have been escaped are
 //! 3. `\` is `/`, so are `%2F` and `%5C`; several `/` are one ([`Form`] can say otherwise)
 //! 4. dot segments are resolved (RFC 3986 5.2.4)
-//! 5. what would be a dot segment to a laxer reader (`/..;x/`, and with [`Form::Base`] `%2F..%2F`) is refused
+//! 5. what would be a dot segment to a laxer reader (`/..;x/`, and with [`Form::Base`] `%2F..%2F`), or take back
+//!    something else (`/a%2Fb/..`, `/a//..`), is refused
 //!
 //! Routes, policies and upstream get the result. What remains in which readers differ, escapes of reserved
 //! characters and `;parameters`, upstream gets as it came; a policy judges it in a second reading as well
@@ -53,7 +54,7 @@ pub fn normalise(path: &str, form: Form) -> Result<Cow<'_, str>, Unclear> {
         return Ok(Cow::Borrowed(path));
     }
     let unescaped = escapes(path.as_bytes(), form)?;
-    let resolved = resolve(&unescaped, form);
+    let resolved = resolve(&unescaped, form).ok_or(Unclear::HiddenDots)?;
     if hides_dots(&resolved) {
         return Err(Unclear::HiddenDots);
     }
@@ -161,16 +162,17 @@ fn escapes(path: &[u8], form: Form) -> Result<Vec<u8>, Unclear> {
     Ok(written)
 }
 
-/// Slashes merged, dot segments resolved.
-fn resolve(path: &[u8], form: Form) -> String {
+/// Slashes merged, dot segments resolved. None where `..` takes back what is one segment to us and another number of
+/// them to those who decode or merge slashes.
+fn resolve(path: &[u8], form: Form) -> Option<String> {
     let mut kept: Vec<&[u8]> = Vec::new();
     let mut segments = path[1..].split(|&byte| byte == b'/').peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();
         match segment {
             b"." | b".." => {
-                if segment == b".." {
-                    kept.pop();
+                if segment == b".." && kept.pop().is_some_and(is_not_one) {
+                    return None;
                 }
                 // `/a/..` names a folder, as `/a/../` does.
                 if last {
@@ -187,7 +189,13 @@ fn resolve(path: &[u8], form: Form) -> String {
         resolved.extend_from_slice(segment);
     }
     // `escapes` leaves ASCII only.
-    String::from_utf8(resolved).unwrap_or_else(|_| "/".to_owned())
+    String::from_utf8(resolved).ok()
+}
+
+/// Nothing, or a slash within.
+fn is_not_one(segment: &[u8]) -> bool {
+    let slash = |escape: &[u8]| matches!(escape, b"%2F" | b"%5C");
+    segment.is_empty() || segment.windows(3).any(slash)
 }
 
 /// Whether a laxer reader finds dot segments in a resolved path.
