@@ -5,6 +5,7 @@
 
 mod limits;
 mod service;
+mod telemetry;
 mod towards;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use wire::resource::Kind;
 
 pub use self::limits::Limits;
 pub use self::service::{Routes, Service};
+pub use self::telemetry::Telemetry;
 pub use self::towards::{Backend, Calls, NoSubset, Towards};
 use crate::authenticate::KeySets;
 use crate::authorize::{Context, Policies};

@@ -45,7 +45,7 @@ pub use tcp::TcpReport;
 
 use labels::{How, Side};
 use series::{Destination, Moved, Scraped, Table};
-use trace::Trace;
+use trace::{Trace, TraceId};
 
 /// Label `reporter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -150,7 +150,7 @@ impl Reports {
             received: None,
             sent: 0,
             messages_sent: 0,
-            trace: None,
+            trace: trace::told(&head.headers),
             quiet: false,
         }))
     }
@@ -194,7 +194,7 @@ struct Story {
     received: Option<Arc<Meter>>,
     sent: u64,
     messages_sent: u64,
-    trace: Option<Trace>,
+    trace: Option<TraceId>,
     quiet: bool,
 }
 
@@ -272,9 +272,9 @@ impl Report {
         self.0.detail.get_or_insert_with(|| why.into());
     }
 
-    /// The trace it belongs to.
-    pub fn traced(&mut self, trace: Trace) {
-        self.0.trace = Some(trace);
+    /// The trace it belongs to, where the client has not said that.
+    pub fn traced(&mut self, trace: &Trace) {
+        self.0.trace = Some(trace.id());
     }
 
     /// The id by which logs of several proxies are found together, when this proxy made it.

@@ -5,9 +5,10 @@
 //! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
 //! 4. authorise    whether it may pass                                    ([`crate::authorize`])
 //! 5. route        which rule is for it                                   ([`crate::route`])
-//! 6. transform    what that rule changes, or answers itself              ([`crate::filter`])
-//! 7. call         an endpoint, perhaps again                             ([`crate::call`])
-//! 8. respond      what is changed of the answer
+//! 6. limit        whether there have been too many like it           ([`crate::limit`])
+//! 7. transform    what that rule changes, or answers itself              ([`crate::filter`])
+//! 8. call         an endpoint, perhaps again                             ([`crate::call`])
+//! 9. respond      what is changed of the answer
 //!
 //! The report ends with the answer's last byte ([`crate::report`]). Whatever refuses a request does it with a
 //! [`Refused`], which says to the client what it may know, and to the report why. What is judged in 4 and 5 is what the
@@ -34,6 +35,7 @@ use crate::authenticate::Verified;
 use crate::authorize::Verdict;
 use crate::call::{self, Call};
 use crate::compiled::Service;
+use crate::limit::{Judged, Told};
 use crate::proxy::Load;
 use crate::report::{Report, Reported};
 use crate::route::Found;
@@ -74,6 +76,9 @@ async fn respond(
         }
         None => config.other(),
     };
+    if !service.telemetry.logged {
+        report.quiet();
+    }
 
     // 2. Parse: from here on there is one spelling of the path, and nothing that only proxies may say.
     if let Cow::Owned(path) = asked::target(&head.method, &head.uri, asked::Form::default())? {
@@ -84,37 +89,45 @@ async fn respond(
     // 3. Authenticate.
     let verified = authenticate(service, &mut head).await?;
 
-    // 4. Authorise, 5. route: by the same view.
-    let found = {
+    // 4. Authorise, 5. route, 6. limit: by the same view.
+    let (found, left) = {
         let authority = asked::authority(&head.uri, &head.headers)?;
         let host = asked::host(authority)?;
         let asked = view(arrived, &head, authority, &host.name, verified.as_ref());
         authorise(service, &asked, report)?;
-        route(service, &asked)?
+        let found = route(service, &asked)?;
+        let left = limit(service, found.as_ref(), &asked)?;
+        (found, left)
     };
 
-    // 6. Transform.
+    // 7. Transform.
     let going = match found {
         None => Going::straight(arrived, head),
         Some(found) => transform::by_rule(arrived, found, head, report).await?,
     };
     let going = match going {
         Going::On(going) => going,
-        Going::Back(answer) => return Ok(answer),
+        Going::Back(answer) => return Ok(telling(left.as_ref(), answer)),
     };
 
-    // 7. Call.
+    // 8. Call.
     let deadlines = going.deadlines();
     let copies = going.asides.len();
     let (body, copies) = Outgoing::with_copies(body, going.retry.is_some(), report, copies);
-    call::send_aside(arrived, going.asides, &going.head, copies, deadlines.request);
+    call::send_aside(
+        arrived,
+        going.asides,
+        &going.head,
+        copies,
+        deadlines.request,
+    );
     let request = Request::from_parts(going.head, body);
     let call = Call::new(arrived, &going.to, request, going.retry, deadlines);
     let mut answer = call.answered(report).await?;
 
-    // 8. Respond.
+    // 9. Respond.
     going.changes.apply(&mut answer);
-    Ok(answer)
+    Ok(telling(left.as_ref(), answer))
 }
 
 async fn authenticate(service: &Service, head: &mut Parts) -> Result<Option<Verified>, Refused> {
@@ -199,4 +212,34 @@ fn route<'a>(service: &'a Service, asked: &Asked<'_>) -> Result<Option<Found<'a>
     }
     let found = routes.table.find(asked);
     found.map(Some).ok_or(Refused::NoRoute)
+}
+
+/// Counts it, and says what is left of the limit that is nearest. Refused where there have been too many.
+fn limit(
+    service: &Service,
+    found: Option<&Found<'_>>,
+    asked: &Asked<'_>,
+) -> Result<Option<Told>, Refused> {
+    if service.limits.is_empty() {
+        return Ok(None);
+    }
+    let limiter = service.limits.of(found.map(|found| &found.rule.name));
+    // Nobody is asked yet who counts for all proxies together.
+    if let Some(question) = limiter
+        .questions(asked)
+        .find(|question| !question.fail_open)
+    {
+        return Err(Refused::Uncounted(question.provider.to_owned()));
+    }
+    match limiter.judge(asked, Instant::now()) {
+        Judged::Pass(left) => Ok(left),
+        Judged::Refuse(told) => Err(Refused::Limited(told)),
+    }
+}
+
+fn telling(left: Option<&Told>, mut answer: Response<Answer>) -> Response<Answer> {
+    if let Some(left) = left {
+        left.write(answer.headers_mut());
+    }
+    answer
 }

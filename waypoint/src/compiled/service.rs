@@ -9,7 +9,7 @@ use mesh::NamespacedHost;
 use wire::resource::Kind;
 use wire::target::To;
 
-use super::{Gateway, Limits};
+use super::{Gateway, Limits, Telemetry};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
 use crate::route::{Rule, Table, TcpRule, TcpTable};
@@ -24,6 +24,8 @@ pub struct Service {
     pub notes: bool,
     /// Whose tokens are good.
     pub tokens: Tokens,
+    /// What is told of them.
+    pub telemetry: Telemetry,
     /// How many may.
     pub limits: Limits,
     routes: ByPort<Routes>,
@@ -145,6 +147,7 @@ impl Service {
             notes: policies.has_notes(),
             policies,
             tokens: tokens(&all, keys),
+            telemetry: Telemetry::compile(&all),
             limits: Limits::compile(&all, said, &before.limits, Instant::now()),
             routes: ByPort::of(&routes, Routes::of),
             connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),

@@ -45,7 +45,7 @@ macro_rules! line {
                 tries = (story.tries > 1).then_some(story.tries),
                 user_agent = asked.user_agent.as_ref().and_then(text),
                 request_id = asked.request_id.as_ref().and_then(text),
-                trace_id = story.trace.as_ref().map(|trace| tracing::field::display(trace.id())),
+                trace_id = story.trace.map(tracing::field::display),
                 detail = story.detail.as_deref(),
             },
             "request complete"

@@ -136,6 +136,11 @@ struct Told {
     form: Form,
 }
 
+/// The trace that a client says a request belongs to.
+pub fn told(headers: &HeaderMap) -> Option<TraceId> {
+    read(headers).map(|told| told.id)
+}
+
 fn read(headers: &HeaderMap) -> Option<Told> {
     w3c(headers)
         .or_else(|| b3(headers))

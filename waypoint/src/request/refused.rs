@@ -8,6 +8,7 @@ use mesh::NoEndpoint;
 
 use crate::asked::Unclear;
 use crate::authenticate;
+use crate::limit::Told;
 use crate::proxy::Overloaded;
 use crate::report::{Flag, Report};
 use crate::upstream::{Answer, Failed, NoWay};
@@ -35,6 +36,12 @@ pub enum Refused {
     /// It may not: why.
     #[error("{0}")]
     Denied(String),
+    /// There have been too many like it.
+    #[error("more than {} requests in {:?}: limit {}", .0.requests, .0.window, .0.name)]
+    Limited(Told),
+    /// It cannot be found out whether there have been too many.
+    #[error("{0} cannot be asked")]
+    Uncounted(String),
     /// No rule is for it.
     #[error("no rule of the service is for this request")]
     NoRoute,
@@ -64,6 +71,8 @@ impl Refused {
             Self::Unclear(_) | Self::Target | Self::Connect => StatusCode::BAD_REQUEST,
             Self::Token { refused, .. } => refused.status(),
             Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Uncounted(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -78,6 +87,8 @@ impl Refused {
             Self::Overloaded(_) => Flag::Overloaded,
             Self::Unclear(_) | Self::Target | Self::Connect => Flag::DownstreamProtocolError,
             Self::Token { .. } | Self::Denied(_) => Flag::Unauthorized,
+            Self::Limited(_) => Flag::RateLimited,
+            Self::Uncounted(_) => Flag::RateLimitServiceError,
             Self::NoRoute => Flag::NoRoute,
             Self::Broken(_) => Flag::NoCluster,
             Self::NoEndpoint(_) | Self::NoWay(_) => Flag::NoHealthyUpstream,
@@ -95,6 +106,8 @@ impl Refused {
             Self::Target => "bad request target".into(),
             Self::Token { refused, .. } => refused.to_string().into(),
             Self::Denied(_) => "RBAC: access denied".into(),
+            Self::Limited(_) => "too many requests".into(),
+            Self::Uncounted(_) => "the rate limit cannot be checked".into(),
             Self::NoRoute => "no route".into(),
             Self::Broken(_) => "the route cannot be followed".into(),
             Self::Connect => "CONNECT is not served".into(),
@@ -109,13 +122,16 @@ impl Refused {
         report.flag(self.flag());
         report.detail(self.to_string());
         let mut answer = plain(grpc, self.status(), &self.text());
-        if let Self::Token {
-            challenge: Some(challenge),
-            ..
-        } = self
-        {
-            let headers = answer.headers_mut();
-            headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
+        let headers = answer.headers_mut();
+        match self {
+            Self::Token {
+                challenge: Some(challenge),
+                ..
+            } => {
+                headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
+            }
+            Self::Limited(told) => told.write(headers),
+            _ => {}
         }
         answer
     }
