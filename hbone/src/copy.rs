@@ -23,6 +23,7 @@ mod waiting;
 use std::{
     fmt,
     io::{self, Read},
+    ops::Deref,
     pin::Pin,
     sync::{
         Arc,
@@ -46,7 +47,7 @@ use crate::{
     turn,
 };
 
-pub use crate::splice::{TcpPair, tcp_both_ways};
+pub use crate::splice::{Splicing, TcpPair, tcp_both_ways};
 
 /// First and smallest read, in bytes.
 const SMALLEST: usize = 2 << 10;
@@ -146,7 +147,11 @@ impl fmt::Display for HalfEnd {
 }
 
 /// Copies until both directions have ended, and says how. Cancelling it resets both ends.
-pub fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> BothWays<'_, S> {
+pub fn both_ways<S, C>(socket: S, tunnel: Tunnel, counters: C) -> BothWays<S, C>
+where
+    S: Socket,
+    C: Deref<Target = Counters> + Unpin,
+{
     socket.tune();
     let ahead = tunnel.ahead() as u64;
     counters.sent.fetch_add(ahead, Ordering::Relaxed);
@@ -167,9 +172,9 @@ pub fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, counters: &Counters) -> B
 /// A copy under way ([`both_ways`]). No async function: such a one keeps what it is given twice, and this lives as long as
 /// its connection.
 #[must_use = "nothing moves before it is polled"]
-pub struct BothWays<'a, S: Socket> {
+pub struct BothWays<S: Socket, C> {
     copier: Copier<S>,
-    counters: &'a Counters,
+    counters: C,
 }
 
 /// Who moves the bytes.
@@ -179,29 +184,27 @@ enum Copier<S: Socket> {
     Alone(Copy<S>),
 }
 
-impl<'a, S: Socket> BothWays<'a, S> {
-    fn by(copier: Copier<S>, counters: &'a Counters) -> Self {
+impl<S: Socket, C> BothWays<S, C> {
+    fn by(copier: Copier<S>, counters: C) -> Self {
         Self { copier, counters }
     }
 }
 
-impl<S: Socket> Future for BothWays<'_, S> {
+impl<S: Socket, C: Deref<Target = Counters> + Unpin> Future for BothWays<S, C> {
     type Output = Ended;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
-        let counters = self.counters;
-        match &mut self.copier {
+        let Self { copier, counters } = &mut *self;
+        match copier {
             Copier::Shared(copy) => copy.poll_to_end(cx, counters),
             Copier::Alone(copy) => copy.poll_to_end(cx, counters),
         }
     }
 }
 
-impl<S: Socket> fmt::Debug for BothWays<'_, S> {
+impl<S: Socket, C> fmt::Debug for BothWays<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BothWays")
-            .field("counters", self.counters)
-            .finish_non_exhaustive()
+        f.debug_struct("BothWays").finish_non_exhaustive()
     }
 }
 
@@ -222,12 +225,12 @@ pub(crate) fn said(app: &TcpStream) -> io::Result<Vec<u8>> {
 }
 
 /// Goes on with a copy that was frozen, whose directions had ended like this, if they had.
-pub(crate) fn go_on(
+pub(crate) fn go_on<C>(
     app: App,
     tunnel: Tunnel,
     (up, down): (Option<HalfEnd>, Option<HalfEnd>),
-    counters: &Counters,
-) -> BothWays<'_, TcpStream> {
+    counters: C,
+) -> BothWays<TcpStream, C> {
     let app = Arc::new(app);
     let mut copy = Copy::new(SharedApp(app.clone()), tunnel, Some(app));
     copy.up.socket_dead = matches!(down, Some(HalfEnd::Socket(_)));

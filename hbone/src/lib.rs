@@ -64,7 +64,7 @@ pub use certs::{
     SignError, Signer,
 };
 pub use client::{Connect, OpenError};
-pub use copy::{BothWays, Counters, Ended, HalfEnd, TcpPair, both_ways, tcp_both_ways};
+pub use copy::{BothWays, Counters, Ended, HalfEnd, Splicing, TcpPair, both_ways, tcp_both_ways};
 pub use identity::{Identity, IdentityError};
 pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Engine, Limits, Refusal};

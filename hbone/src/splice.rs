@@ -8,10 +8,9 @@
 mod written;
 
 use std::{
-    fmt,
-    future::poll_fn,
-    io,
+    fmt, io,
     mem::MaybeUninit,
+    ops::Deref,
     os::fd::OwnedFd,
     pin::Pin,
     sync::{
@@ -118,11 +117,35 @@ impl TcpPair {
     }
 
     /// Copies until both directions have ended, and says how. Cancelling it resets both sockets.
-    pub async fn both_ways(self, counters: &Counters) -> Ended {
-        let mut pair = self.pair;
-        let ended = poll_fn(|cx| pair.poll(cx, counters)).await;
+    pub fn both_ways<C: Deref<Target = Counters> + Unpin>(self, counters: C) -> Splicing<C> {
+        Splicing {
+            pair: self.pair,
+            counters,
+        }
+    }
+}
+
+/// A copy between two sockets under way ([`TcpPair::both_ways`]); kept once, as [`crate::BothWays`] is.
+#[must_use = "nothing moves before it is polled"]
+pub struct Splicing<C> {
+    pair: Pair,
+    counters: C,
+}
+
+impl<C: Deref<Target = Counters> + Unpin> Future for Splicing<C> {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Self { pair, counters } = &mut *self;
+        let ended = ready!(pair.poll(cx, counters));
         pair.abort = !ended.clean();
-        ended
+        Poll::Ready(ended)
+    }
+}
+
+impl<C> fmt::Debug for Splicing<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Splicing").finish_non_exhaustive()
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) async fn known(pod: &Pod) -> Result<&Known, Unknown> {
 }
 
 /// Ends a connection that was never carried, with a reset.
-pub(crate) fn refuse<E>(tcp: TcpStream, why: impl Into<E>) -> Result<(), E> {
+pub(crate) fn refuse<T, E>(tcp: TcpStream, why: impl Into<E>) -> Result<T, E> {
     // Linger 0 turns the close into a reset. If the socket is gone already there is nobody left to tell.
     let _ = socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO));
     drop(tcp);

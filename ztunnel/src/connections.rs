@@ -21,7 +21,7 @@ use mesh::Policy;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-pub(crate) use self::live::{Bytes, Carrier, Live, Story};
+pub(crate) use self::live::{Bytes, Carrier, Counting, Live, Story};
 use crate::traffic::Reporter;
 
 /// All open connections of this node.

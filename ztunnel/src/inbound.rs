@@ -5,7 +5,8 @@
 //! 2. for each CONNECT: does it lead into this pod?              (`arrival`, pure)
 //! 3. admit: the policies, on the proven identity                (`admit`)
 //! 4. reach the app from the client's own address                (`reach_app`)
-//! 5. answer 200, copy, report
+//! 5. answer 200                                                 (`open_request`)
+//! 6. copy, report
 //!
 //! Plaintext (15006, redirected by the pod's packet rules): the same from 3 on, without an identity.
 
@@ -15,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{
-    AcceptError, Authority, CertificateError, ConnectionError, Identity, Incoming, Malformed,
-    Request, ResponseHeaders, Status, TcpPair,
+    AcceptError, Authority, BothWays, CertificateError, ConnectionError, Identity, Incoming,
+    Malformed, Request, ResponseHeaders, Splicing, Status, TcpPair,
 };
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
@@ -26,7 +27,7 @@ use tokio::net::TcpStream;
 use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Carrier, Live, Protocol};
+use crate::connections::{Carrier, Counting, Live, Protocol};
 use crate::headers;
 use crate::netns::From;
 use crate::node::Node;
@@ -194,30 +195,62 @@ fn spawn_request(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
-    let door = pod;
-    let (node, pod, identity) = (node.clone(), pod.clone(), identity.clone());
-    let load = node.workers.stay();
-    // Boxed for the reason that `Place::hold` gives: three kilobytes a tunnel.
-    door.drain.spawn(Box::pin(async move {
+    let (load, cut) = (node.workers.stay(), pod.drain.now().clone());
+    // Boxed, and what it is given with it: to answer takes kilobytes, and is over before the tunnel's long life begins.
+    let opening = Box::pin(begin_request(
+        node.clone(),
+        pod.clone(),
+        request,
+        identity.clone(),
+        (peer, local),
+    ));
+    // Boxed for the reason that `Place::hold` gives.
+    pod.drain.spawn(Box::pin(async move {
         let _load = load;
-        let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
-        let arriving = Arriving {
-            node: &node,
-            pod: &pod,
-            peer,
-            local,
+        let served = async {
+            let (mut report, opened) = opening.await;
+            let served = match opened {
+                Ok((copying, live)) => carry(copying, &live).await,
+                Err(why) => Err(why),
+            };
+            match served {
+                Ok(()) => report.completed(),
+                Err(why) => report.failed(&why),
+            }
         };
-        let served = tokio::select! {
-            served = serve_request(&arriving, request, identity, &mut report) => served,
-            // The report says so when it is dropped.
-            () = pod.drain.now().cancelled() => return,
-        };
-        match served {
-            Ok(()) => report.completed(),
-            Err(why) => report.failed(&why),
-        }
+        // Cut, the report says so when it is dropped.
+        let _ = cut.run_until_cancelled(served).await;
     }));
 }
+
+/// Copies to the end, or until a policy is against it.
+async fn carry(copying: Box<BothWays<TcpStream, Counting>>, live: &Live) -> Result<(), Failed> {
+    tokio::select! {
+        done = copying => ended(done),
+        denied = live.denied() => Err(denied.into()),
+    }
+}
+
+async fn begin_request(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    request: Request,
+    identity: Identity,
+    (peer, local): (SocketAddr, SocketAddr),
+) -> (Report, Result<Carrying, Failed>) {
+    let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
+    let arriving = Arriving {
+        node: &node,
+        pod: &pod,
+        peer,
+        local,
+    };
+    let opened = open_request(&arriving, request, identity, &mut report).await;
+    (report, opened)
+}
+
+/// A tunnel that was granted, and whose it is.
+type Carrying = (Box<BothWays<TcpStream, Counting>>, Arc<Live>);
 
 /// A connection on its way in, as its sockets see it.
 struct Arriving<'a> {
@@ -227,12 +260,12 @@ struct Arriving<'a> {
     local: SocketAddr,
 }
 
-async fn serve_request(
+async fn open_request(
     arriving: &Arriving<'_>,
     mut request: Request,
     identity: Identity,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<Carrying, Failed> {
     let Arriving {
         node,
         pod,
@@ -312,10 +345,8 @@ async fn serve_request(
     if let Ok(freezer) = tunnel.freezer() {
         live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
     }
-    tokio::select! {
-        done = hbone::both_ways(app, tunnel, live.counters()) => ended(done),
-        denied = live.denied() => Err(denied.into()),
-    }
+    let copying = hbone::both_ways(app, tunnel, live.counting());
+    Ok((Box::new(copying), live))
 }
 
 /// Serves one plaintext connection that was redirected to port 15006 in `pod`'s namespace.
@@ -333,17 +364,25 @@ pub async fn serve_plain(
         peer,
         local: original_dst,
     };
-    match carry_plain(&arriving, tcp, &mut report).await {
+    let opened = Box::pin(open_plain(&arriving, tcp, &mut report)).await;
+    let carried = match opened {
+        Ok((copying, live)) => tokio::select! {
+            done = copying => ended(done),
+            denied = live.denied() => Err(denied.into()),
+        },
+        Err(why) => Err(why),
+    };
+    match carried {
         Ok(()) => report.completed(),
         Err(why) => report.failed(&why),
     }
 }
 
-async fn carry_plain(
+async fn open_plain(
     arriving: &Arriving<'_>,
     tcp: TcpStream,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<(Box<Splicing<Counting>>, Arc<Live>), Failed> {
     let Arriving {
         node,
         pod,
@@ -384,10 +423,7 @@ async fn carry_plain(
     };
     let pair = TcpPair::new(app, tcp);
     live.carried_by(Carrier::Pair(pair.freezer()));
-    tokio::select! {
-        done = pair.both_ways(live.counters()) => ended(done),
-        denied = live.denied() => Err(denied.into()),
-    }
+    Ok((Box::new(pair.both_ways(live.counting())), live))
 }
 
 /// The policies agree, then the app is there.

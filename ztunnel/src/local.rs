@@ -14,27 +14,29 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hbone::{Authority, TcpPair};
+use hbone::{Authority, Splicing, TcpPair};
+use mesh::Workload;
+use ops::drain::Hold;
 use tokio::net::TcpStream;
 
 use crate::admit;
 use crate::arrival::Misdirected;
 use crate::carry::{ended, refuse};
-use crate::connections::{Bytes, Carrier, Live, Protocol};
+use crate::connections::{Bytes, Carrier, Counting, Live, Protocol};
 use crate::inbound;
-use crate::outbound::{Failed, Leaving};
+use crate::outbound::{Failed, Leaving, Opened};
 use crate::pod::Pod;
 use crate::report::{Report, Whereabouts};
 use crate::route::{self, Direct, HBONE_PORT, OWN_PORTS};
 use crate::traffic::{Ends, Reporter};
 
-/// Carries a connection to a pod of this node.
-pub(crate) async fn join(
+/// Opens a connection to a pod of this node.
+pub(crate) async fn open(
     leaving: &Leaving<'_>,
     tcp: TcpStream,
     found: Direct,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<Opened, Failed> {
     let Some(arriving) = leaving.node.pods.of_workload(&found.workload.uid) else {
         // It stopped taking connections since the decision.
         return refuse(tcp, Failed::Gone(found.workload.name().into()));
@@ -63,28 +65,77 @@ pub(crate) async fn join(
         Bytes::MirrorOf(here.clone()),
     ));
     // The other pod's drain waits for this connection as for its own, and cuts it when its time is over.
-    let (_hold, drain) = (arriving.drain.hold(), &arriving.drain);
-    let joined = tokio::select! {
-        joined = carry(leaving, tcp, &arriving, &found, from, (&here, &live), &mut there) => joined,
+    let (hold, drain) = (arriving.drain.hold(), &arriving.drain);
+    let reached = tokio::select! {
+        reached = reach(leaving, tcp, &arriving, &found, from, &live, &mut there) => reached,
         // Our own pod's end is the frame's to watch; the other's is ours.
         () = drain.now().cancelled() => Err(Failed::Gone(found.workload.name().into())),
     };
-    match &joined {
-        Ok(()) => there.completed(),
-        Err(why) => there.failed(why),
+    match reached {
+        Ok(pair) => {
+            let other = Arc::downgrade(&live);
+            here.carried_by(Carrier::Joined(pair.freezer(), arriving.clone(), other));
+            Ok(Opened::Joined(Box::new(Joined {
+                copying: pair.both_ways(here.counting()),
+                live,
+                there,
+                arriving,
+                destination: found.workload,
+                _hold: hold,
+            })))
+        }
+        Err(why) => {
+            there.failed(&why);
+            Err(why)
+        }
     }
-    joined
 }
 
-async fn carry(
+/// A connection between two pods of this node, open.
+pub(crate) struct Joined {
+    copying: Splicing<Counting>,
+    /// The destination's.
+    live: Arc<Live>,
+    there: Report,
+    arriving: Arc<Pod>,
+    destination: Arc<Workload>,
+    _hold: Hold,
+}
+
+impl Joined {
+    /// Until both directions have ended, the destination's policies deny it, or its pod goes.
+    pub(crate) async fn carry(self: Box<Self>) -> Result<(), Failed> {
+        let Self {
+            mut copying,
+            live,
+            mut there,
+            arriving,
+            destination,
+            _hold,
+        } = *self;
+        let joined = tokio::select! {
+            done = &mut copying => ended(done),
+            denied = live.denied() => Err(Failed::Denied(denied)),
+            () = arriving.drain.now().cancelled() => Err(Failed::Gone(destination.name().into())),
+        };
+        match &joined {
+            Ok(()) => there.completed(),
+            Err(why) => there.failed(why),
+        }
+        joined
+    }
+}
+
+/// The destination's policies agree, then its app is there.
+async fn reach(
     leaving: &Leaving<'_>,
     tcp: TcpStream,
     arriving: &Arc<Pod>,
     found: &Direct,
     from: IpAddr,
-    (here, there): (&Arc<Live>, &Arc<Live>),
+    there: &Live,
     report: &mut Report,
-) -> Result<(), Failed> {
+) -> Result<TcpPair, Failed> {
     if OWN_PORTS.contains(&found.address.port()) {
         return refuse(tcp, Misdirected::SelfCall);
     }
@@ -94,16 +145,9 @@ async fn carry(
     if let Err(denied) = admit::admit(leaving.node, &found.workload.uid, there).await {
         return refuse(tcp, denied);
     }
-    let app = match inbound::reach_app(leaving.node, arriving, from, found.address, report).await {
-        Ok(app) => app,
-        Err(why) => return refuse(tcp, why),
-    };
-    let pair = TcpPair::new(tcp, app);
-    let other = Arc::downgrade(there);
-    here.carried_by(Carrier::Joined(pair.freezer(), arriving.clone(), other));
-    tokio::select! {
-        done = pair.both_ways(here.counters()) => ended(done),
-        denied = there.denied() => Err(Failed::Denied(denied)),
+    match inbound::reach_app(leaving.node, arriving, from, found.address, report).await {
+        Ok(app) => Ok(TcpPair::new(tcp, app)),
+        Err(why) => refuse(tcp, why),
     }
 }
 

@@ -3,7 +3,7 @@
 //! 1. accepted by the pod's listener, original destination known   (`pod`)
 //! 2. decide                                                        (`route::decide`, pure)
 //! 3. open: a tunnel, a joined pod, or plain TCP                     (`tunnel`, `local::open`, `plain`)
-//! 4. copy until both directions have ended                         (`Opened::carry`, `hbone`)
+//! 4. copy until both directions have ended                         (`hbone`)
 //! 5. report, whatever happened                                     (`Report` writes itself on drop)
 //!
 //! Everything that can be refused is refused before the first byte moves, with a reset: an end of stream would look
@@ -14,14 +14,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{Authority, Connect, Destination, Identity, OpenError, TcpPair};
+use hbone::{Authority, BothWays, Connect, Destination, Identity, OpenError, Splicing, TcpPair};
 use mesh::{Snapshot, Workload};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Carrier, Live, Protocol};
+use crate::connections::{Carrier, Counting, Protocol};
 use crate::headers;
 use crate::inbound::Unreachable;
 use crate::local;
@@ -41,17 +41,31 @@ pub async fn serve(
     peer: SocketAddr,
     original_dst: SocketAddr,
 ) {
-    let mut report = Report::new(node, pod, Reporter::Source, peer, original_dst);
-    // Boxed: opening a connection takes kilobytes, and is over before its long life begins.
-    let opened = Box::pin(open(node, pod, tcp, peer, original_dst, &mut report)).await;
+    // Boxed, and what it is given with it: opening a connection takes kilobytes, and is over before its long life begins.
+    let opening = Box::pin(begin(node.clone(), pod.clone(), tcp, peer, original_dst));
+    let (mut report, opened) = opening.await;
     let carried = match opened {
-        Ok(opened) => opened.carry().await,
+        Ok(Opened::Tunnel(copying)) => ended(copying.await),
+        Ok(Opened::Pair(copying)) => ended(copying.await),
+        Ok(Opened::Joined(joined)) => Box::pin(joined.carry()).await,
         Err(why) => Err(why),
     };
     match carried {
         Ok(()) => report.completed(),
         Err(why) => report.failed(&why),
     }
+}
+
+async fn begin(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    original: SocketAddr,
+) -> (Report, Result<Opened, Failed>) {
+    let mut report = Report::new(&node, &pod, Reporter::Source, peer, original);
+    let opened = open(&node, &pod, tcp, peer, original, &mut report).await;
+    (report, opened)
 }
 
 /// Why a connection that left a pod did not get through.
@@ -97,22 +111,9 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection through which bytes can flow.
 pub(crate) enum Opened {
-    Tunnel(TcpStream, hbone::Tunnel, Arc<Live>),
-    Pair(TcpPair, Arc<Live>),
-    Joined(local::Joined),
-}
-
-impl Opened {
-    /// Until both directions have ended.
-    async fn carry(self) -> Result<(), Failed> {
-        match self {
-            Self::Tunnel(tcp, tunnel, live) => {
-                ended(hbone::both_ways(tcp, tunnel, live.counters()).await)
-            }
-            Self::Pair(pair, live) => ended(pair.both_ways(live.counters()).await),
-            Self::Joined(joined) => joined.carry().await,
-        }
-    }
+    Tunnel(Box<BothWays<TcpStream, Counting>>),
+    Pair(Box<Splicing<Counting>>),
+    Joined(Box<local::Joined>),
 }
 
 async fn open(
@@ -287,7 +288,8 @@ async fn tunnel(
             if let Ok(freezer) = tunnel.freezer() {
                 live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
             }
-            Ok(Opened::Tunnel(tcp, tunnel, live))
+            let copying = hbone::both_ways(tcp, tunnel, live.counting());
+            Ok(Opened::Tunnel(Box::new(copying)))
         }
         Err(why) => refuse(tcp, why),
     }
@@ -337,7 +339,7 @@ async fn plain(
         Ok(up) => {
             let pair = TcpPair::new(tcp, up);
             live.carried_by(Carrier::Pair(pair.freezer()));
-            Ok(Opened::Pair(pair, live))
+            Ok(Opened::Pair(Box::new(pair.both_ways(live.counting()))))
         }
         Err(why) => refuse(tcp, why),
     }

@@ -107,10 +107,7 @@ fn count(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
                 None => "Complete",
                 Some(_) => "Error",
             };
-            metrics
-                .terminations
-                .get_or_create(&Reason { reason })
-                .inc();
+            metrics.terminations.get_or_create(&Reason { reason }).inc();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The successor's half: what came from another process is read, checked, and gone on with.
 
-use std::{fmt, io, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{fmt, io, ops::Deref, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::net::TcpStream;
 
@@ -294,7 +294,10 @@ impl Resumed {
     }
 
     /// Goes on as [`crate::both_ways`] did.
-    pub async fn both_ways(mut self, counters: &Counters) -> Ended {
+    pub async fn both_ways<C>(mut self, counters: C) -> Ended
+    where
+        C: Deref<Target = Counters> + Unpin,
+    {
         let Some(copy) = self.copy.take() else {
             return Ended::HANDED_OVER; // unreachable: `self` is used up by this
         };

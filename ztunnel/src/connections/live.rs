@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
@@ -82,6 +83,17 @@ pub(crate) enum Bytes {
 impl Default for Bytes {
     fn default() -> Self {
         Self::Own(Counters::default())
+    }
+}
+
+/// What a copy counts into, as long as it is under way.
+pub(crate) struct Counting(Arc<Live>);
+
+impl Deref for Counting {
+    type Target = Counters;
+
+    fn deref(&self) -> &Counters {
+        self.0.counters()
     }
 }
 
@@ -195,6 +207,11 @@ impl Live {
             Bytes::Own(counters) => counters,
             Bytes::MirrorOf(other) => other.counters(),
         }
+    }
+
+    /// The same for a copy that outlives whoever starts it.
+    pub(crate) fn counting(self: &Arc<Self>) -> Counting {
+        Counting(self.clone())
     }
 
     /// (sent, received) by this end's workload.

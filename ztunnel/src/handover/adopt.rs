@@ -257,7 +257,7 @@ async fn stream_goes_on(node: Arc<Node>, pod: Arc<Pod>, told: Told, resumed: Res
     let bytes = bytes(resumed.moved());
     let (mut report, live) = Report::resumed(&node, &pod, &told, false, bytes);
     live.carried_by(carrier);
-    let copying = resumed.both_ways(live.counters());
+    let copying = Box::pin(resumed.both_ways(live.counting()));
     let done = carried(&node, &pod, &live, copying).await;
     tell(&mut report, &done);
 }
@@ -274,7 +274,7 @@ async fn pair_goes_on(
     let (mut report, live) = Report::resumed(&node, &pod, &told, there.is_some(), bytes);
     let Some((other, there)) = there else {
         live.carried_by(Carrier::Pair(freezer));
-        let copying = pair.both_ways(live.counters());
+        let copying = Box::pin(pair.both_ways(live.counting()));
         let done = carried(&node, &pod, &live, copying).await;
         return tell(&mut report, &done);
     };
@@ -297,7 +297,7 @@ async fn joined_goes_on(
         Arc::downgrade(&live),
     ));
     let (_hold, cut) = (other.drain.hold(), other.drain.now());
-    let copying = pair.both_ways(here.counters());
+    let copying = Box::pin(pair.both_ways(here.counting()));
     let done = tokio::select! {
         done = carried(&node, &other, &live, copying) => done,
         () = cut.cancelled() => return,
