@@ -19,3 +19,6 @@ pub mod route;
 pub mod waypoint;
 
 pub use crate::write::status::{Book, Condition, Desired, Parent};
+
+/// Condition of any object: False while a proxy refuses what was made of it.
+pub const PROXY_ACCEPTED: &str = "ambit.io/ProxyAccepted";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::k8s::objects::{Kind, ObjectKey};
 
 use super::{Builder, Changed, World};
-use crate::status::{Condition, Desired};
+use crate::status::{Condition, Desired, PROXY_ACCEPTED};
 
 /// By object: one refusal of each gateway, of the resource that comes first.
 #[derive(Debug, Default)]
@@ -52,7 +52,7 @@ impl World {
             .map(|(gateway, reason)| format!("{gateway}: {reason}"));
         let words: Vec<String> = words.take(SHOWN).collect();
         let condition = Condition {
-            r#type: "ambit.io/ProxyAccepted",
+            r#type: PROXY_ACCEPTED,
             status: false,
             reason: "RefusedByProxy".to_owned(),
             message: format!(

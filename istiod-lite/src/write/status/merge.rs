@@ -62,7 +62,7 @@ fn is_ours(kind: Kind, r#type: &str) -> bool {
         Kind::GatewayClass => &["Accepted"],
         _ => &[],
     };
-    types.contains(&r#type)
+    r#type == crate::status::PROXY_ACCEPTED || types.contains(&r#type)
 }
 
 /// A Gateway that is no longer of our class is another controller's, and so are the conditions
