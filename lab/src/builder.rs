@@ -227,7 +227,13 @@ impl Builder {
             bail!("a lab makes network namespaces: run it as root");
         }
         let wanted: &[&str] = if self.mesh {
-            &["istiod-lite", "ztunnel", "waypoint", "ambit-cni", "ambit-cni-agent"]
+            &[
+                "istiod-lite",
+                "ztunnel",
+                "waypoint",
+                "ambit-cni",
+                "ambit-cni-agent",
+            ]
         } else {
             &[]
         };

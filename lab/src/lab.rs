@@ -168,7 +168,9 @@ impl Lab {
     /// A waypoint `namespace/name` with one pod, on a node; it is ready when this returns.
     pub fn waypoint(&self, reference: &str, node: usize) -> Result<Waypoint> {
         let (namespace, name) = split(reference)?;
-        self.shared.objects.set(&objects::waypoint(namespace, name))?;
+        self.shared
+            .objects
+            .set(&objects::waypoint(namespace, name))?;
         let label = (waypoint::GATEWAY_NAME, name);
         self.service_for(reference, label, &[("hbone", 15008, 15008)])?;
         let first = self.waypoint_pod(reference, &format!("{name}-0"), node)?;

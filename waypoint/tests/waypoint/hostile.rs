@@ -1,0 +1,1 @@
+//! Clients that do not keep to the rules, and ends in the middle.

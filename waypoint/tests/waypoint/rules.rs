@@ -1,0 +1,84 @@
+//! Rules and policies, from the directory to what a client sees.
+
+use anyhow::{Context, Result, ensure};
+
+use super::shop::{Shop, in_shop};
+
+#[test]
+fn what_is_written_in_the_directory_is_what_happens() {
+    in_shop(|shop| {
+        routes(shop).context("routes")?;
+        policies(shop).context("policies")
+    });
+}
+
+fn routes(shop: &Shop<'_>) -> Result<()> {
+    let route = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { namespace: shop, name: web }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
+  rules:
+  - matches: [{ path: { type: PathPrefix, value: /old } }]
+    filters:
+    - type: RequestRedirect
+      requestRedirect: { path: { type: ReplacePrefixMatch, replacePrefixMatch: /new }, statusCode: 301 }
+  - matches: [{ path: { type: PathPrefix, value: /shop } }]
+    filters:
+    - type: URLRewrite
+      urlRewrite: { path: { type: ReplacePrefixMatch, replacePrefixMatch: / } }
+    - type: RequestHeaderModifier
+      requestHeaderModifier: { set: [{ name: x-rule, value: shop }] }
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: { add: [{ name: x-answer, value: 'yes' }] }
+    backendRefs: [{ name: web, port: 80 }]
+  - matches: [{ path: { type: PathPrefix, value: /nowhere } }]
+    backendRefs: [{ name: missing, port: 80 }]
+";
+    shop.apply_until("route", route, "/unrouted", 404)?;
+    shop.runtime.block_on(async {
+        let heard = shop.get("/old/page").await?.is(301)?;
+        let location = heard.headers["location"].to_str()?;
+        ensure!(location.ends_with("/new/page"), "{heard:?}");
+        let heard = shop.get("/shop/cart").await?.is(200)?;
+        ensure!(heard.saw("uri").as_deref() == Some("/cart"), "{heard:?}");
+        ensure!(heard.saw("x-rule").as_deref() == Some("shop"), "{heard:?}");
+        ensure!(heard.headers["x-answer"] == "yes", "{heard:?}");
+        shop.get("/nowhere").await?.is(500)?;
+        anyhow::Ok(())
+    })?;
+    shop.lab.delete_yaml("route")?;
+    shop.until("the rules to go", |shop| {
+        let got = shop.runtime.block_on(shop.get("/unrouted"));
+        got.is_ok_and(|heard| heard.status == 200)
+    })
+}
+
+fn policies(shop: &Shop<'_>) -> Result<()> {
+    let policy = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: no-admin }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: DENY
+  rules:
+  - from: [{ source: { principals: ['cluster.local/ns/shop/sa/client'] } }]
+    to: [{ operation: { paths: ['/admin*'] } }]
+";
+    shop.apply_until("policy", policy, "/admin/x", 403)?;
+    shop.runtime.block_on(async {
+        shop.get("/").await?.is(200)?;
+        for path in ["//admin", "/a/../admin", "/%61dmin"] {
+            shop.get(path).await?.is(403)?;
+        }
+        let heard = shop.get("/admin").await?.is(403)?;
+        ensure!(heard.text() == "RBAC: access denied", "{heard:?}");
+        anyhow::Ok(())
+    })?;
+    let told = shop.waypoint.pod().access_log();
+    let record = told.find("the refusal", |record| record.field("response_code") == "403")?;
+    ensure!(format!("{record:?}").contains("no-admin"), "{record:?}");
+    Ok(())
+}
