@@ -177,6 +177,10 @@ impl Tokens {
         text: &str,
         now: SystemTime,
     ) -> Result<Arc<Claims>, Fault> {
+        let at_hand = rule.source.keys_at_hand();
+        if let Some(claims) = at_hand.and_then(|keys| self.seen.find(number, text, &keys)) {
+            return token::is_current(&claims.all, now).map(|()| claims);
+        }
         let parsed = token::parse(text)?;
         parsed.is_for(rule)?;
         let set = match &rule.source {
@@ -188,11 +192,8 @@ impl Tokens {
         match self.verified(number, rule, parsed.clone(), &keys, now) {
             // A key that was made since we last asked.
             Err(Fault::NoKey) => {
-                let newer = set
-                    .newer_than(&keys, rule.fetch_timeout)
-                    .await
-                    .ok_or(Fault::NoKey)?;
-                self.verified(number, rule, parsed, &newer, now)
+                let newer = set.newer_than(&keys, rule.fetch_timeout).await;
+                self.verified(number, rule, parsed, &newer.ok_or(Fault::NoKey)?, now)
             }
             other => other,
         }
@@ -207,9 +208,6 @@ impl Tokens {
         now: SystemTime,
     ) -> Result<Arc<Claims>, Fault> {
         parsed.is_current(now)?;
-        if let Some(claims) = self.seen.find(number, parsed.text, keys) {
-            return Ok(claims);
-        }
         parsed.is_signed(keys)?;
         let text = parsed.text;
         let claims = Arc::new(parsed.claims(rule)?);

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::guard::{self, is_allowed};
+use super::guard::{self, Place, is_allowed};
 
 /// Longest answer, in bytes.
 const LONGEST: usize = 1 << 20;
@@ -29,6 +29,11 @@ const LONGEST: usize = 1 << 20;
 const MOST_ADDRESSES: usize = 4;
 /// Where Linux distributions keep the roots that everybody trusts.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// What bytes come over.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
 
 /// A document, or why it cannot be had.
 pub type Fetched = Result<Bytes, String>;
@@ -43,7 +48,6 @@ pub trait Fetch: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct Http {
     roots: PathBuf,
-    allowed: fn(std::net::IpAddr) -> bool,
 }
 
 impl Http {
@@ -51,39 +55,23 @@ impl Http {
     pub fn new(roots: Option<PathBuf>) -> Self {
         Self {
             roots: roots.unwrap_or_else(|| SYSTEM_ROOTS.into()),
-            allowed: is_allowed,
         }
     }
 
     async fn get(&self, uri: Uri) -> Fetched {
         let place = guard::may_be_asked(&uri)?;
-        let stream = self.connect(&place.host, place.port).await?;
+        let stream = connect(&place.host, place.port).await?;
+        self.over(stream, place, &uri).await
+    }
+
+    async fn over(&self, stream: impl Stream, place: Place, uri: &Uri) -> Fetched {
         if !place.secure {
-            return ask(stream, &uri).await;
+            return ask(stream, uri).await;
         }
         let name = ServerName::try_from(place.host).map_err(|error| error.to_string())?;
         let connector = TlsConnector::from(Arc::new(self.tls()?));
-        let stream = connector
-            .connect(name, stream)
-            .await
-            .map_err(|error| format!("TLS: {error}"))?;
-        ask(stream, &uri).await
-    }
-
-    async fn connect(&self, host: &str, port: u16) -> Result<TcpStream, String> {
-        let found = tokio::net::lookup_host((host, port))
-            .await
-            .map_err(|error| format!("{host}: {error}"))?;
-        let addresses: Vec<SocketAddr> = found
-            .filter(|address| (self.allowed)(address.ip()))
-            .take(MOST_ADDRESSES)
-            .collect();
-        if addresses.is_empty() {
-            return Err(format!("{host} has no address that may be asked"));
-        }
-        TcpStream::connect(&*addresses)
-            .await
-            .map_err(|error| format!("{host}:{port}: {error}"))
+        let stream = connector.connect(name, stream).await;
+        ask(stream.map_err(|error| format!("TLS: {error}"))?, uri).await
     }
 
     fn tls(&self) -> Result<ClientConfig, String> {
@@ -118,6 +106,22 @@ impl Fetch for Http {
     }
 }
 
+async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+    let found = tokio::net::lookup_host((host, port))
+        .await
+        .map_err(|error| format!("{host}: {error}"))?;
+    let addresses: Vec<SocketAddr> = found
+        .filter(|address| is_allowed(address.ip()))
+        .take(MOST_ADDRESSES)
+        .collect();
+    if addresses.is_empty() {
+        return Err(format!("{host} has no address that may be asked"));
+    }
+    TcpStream::connect(&*addresses)
+        .await
+        .map_err(|error| format!("{host}:{port}: {error}"))
+}
+
 async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uri: &Uri) -> Fetched {
     let text = |error: hyper::Error| error.to_string();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
@@ -145,9 +149,10 @@ async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, uri: 
     tokio::select! {
         biased;
         answer = &mut answered => answer,
-        ended = &mut connection => {
-            ended.map_err(text)?;
-            answered.await
-        }
+        // Whoever has answered may be gone before we say farewell; whether that was all, the answer knows.
+        _ = &mut connection => answered.await,
     }
 }
+
+#[cfg(test)]
+mod tests;

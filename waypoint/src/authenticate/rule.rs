@@ -41,6 +41,17 @@ pub(super) enum Source {
     Unreadable(Box<str>),
 }
 
+impl Source {
+    /// The keys, if nobody must be asked for them.
+    pub(super) fn keys_at_hand(&self) -> Option<Arc<Keys>> {
+        match self {
+            Self::Inline(keys) => Some(keys.clone()),
+            Self::Fetched(set) => set.keys_at_hand(),
+            Self::Unreadable(_) => None,
+        }
+    }
+}
+
 /// Where a token may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {

@@ -122,6 +122,11 @@ impl KeySets {
 }
 
 impl KeySet {
+    /// The keys, if they are here.
+    pub(super) fn keys_at_hand(&self) -> Option<Arc<Keys>> {
+        self.keys.load_full()
+    }
+
     /// The keys, once they are here.
     pub(super) async fn keys(&self, within: Duration) -> Result<Arc<Keys>, Fault> {
         if let Some(keys) = self.keys.load_full() {

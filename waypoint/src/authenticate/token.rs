@@ -2,7 +2,7 @@
 //!
 //! 1. three parts, a header and a payload that can be read      ([`parse`])
 //! 2. for this rule: its issuer                                  ([`Parsed::is_for`])
-//! 3. now: neither expired nor not yet valid                     ([`Parsed::is_current`])
+//! 3. now: neither expired nor not yet valid                     ([`is_current`])
 //! 4. signed by a key that the issuer publishes for this         ([`Parsed::is_signed`])
 //! 5. for us: one of the audiences                               ([`Parsed::claims`])
 //!
@@ -148,26 +148,7 @@ impl Parsed<'_> {
 
     /// Whether it is valid at this time.
     pub(super) fn is_current(&self, now: SystemTime) -> Result<(), Fault> {
-        let now = now
-            .duration_since(UNIX_EPOCH)
-            .map_err(|_| Fault::NotYet)?
-            .as_secs_f64();
-        // Seconds since 1970, perhaps with a fraction (RFC 7519 2); anything else cannot be decided.
-        let time = |name: &str| match self.payload.get(name) {
-            None => Ok(None),
-            Some(value) => value
-                .as_f64()
-                .filter(|time| time.is_finite())
-                .map(Some)
-                .ok_or(Fault::Payload),
-        };
-        if time("exp")?.is_some_and(|expires| now > expires + SKEW) {
-            return Err(Fault::Expired);
-        }
-        if time("nbf")?.is_some_and(|begins| now + SKEW < begins) {
-            return Err(Fault::NotYet);
-        }
-        Ok(())
+        is_current(&self.payload, now)
     }
 
     /// Whether one of the keys signed it.
@@ -222,6 +203,30 @@ impl Parsed<'_> {
             all: self.payload,
         })
     }
+}
+
+/// Whether what a token says is valid at this time.
+pub(super) fn is_current(payload: &Map<String, Value>, now: SystemTime) -> Result<(), Fault> {
+    let now = now
+        .duration_since(UNIX_EPOCH)
+        .map_err(|_| Fault::NotYet)?
+        .as_secs_f64();
+    // Seconds since 1970, perhaps with a fraction (RFC 7519 2); anything else cannot be decided.
+    let time = |name: &str| match payload.get(name) {
+        None => Ok(None),
+        Some(value) => value
+            .as_f64()
+            .filter(|time| time.is_finite())
+            .map(Some)
+            .ok_or(Fault::Payload),
+    };
+    if time("exp")?.is_some_and(|expires| now > expires + SKEW) {
+        return Err(Fault::Expired);
+    }
+    if time("nbf")?.is_some_and(|begins| now + SKEW < begins) {
+        return Err(Fault::NotYet);
+    }
+    Ok(())
 }
 
 /// `"scope": "a b"` is `"scope": ["a", "b"]` (RFC 8693 4.2).

@@ -5,7 +5,7 @@
 //! not if it holds for no line, no list made of them and no element; else nobody knows. What is not UTF-8 is
 //! undecidable too, but for the question whether it is there.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 use super::facts::Http;
 use super::pattern::{Case, Pattern};
@@ -63,22 +63,29 @@ impl Field {
 }
 
 fn named(name: &HeaderName, patterns: &[Pattern], http: &Http<'_>) -> Truth {
-    let headers = http.asked.headers;
-    let mut lines: Vec<&[u8]> = Vec::new();
-    for line in headers.get_all(name) {
-        lines.push(line.as_bytes());
-    }
-    let truth = |pattern: &Pattern| match (&*lines, pattern) {
-        ([], _) => Truth::No,
-        (_, Pattern::Any) => Truth::Yes,
-        (lines, pattern) if *name == http::header::COOKIE => matches_cookies(pattern, lines),
-        (lines, pattern) => matches_lines(pattern, lines),
+    let all = http.asked.headers.get_all(name);
+    let mut values = all.iter().map(HeaderValue::as_bytes);
+    let found = match (values.next(), values.next()) {
+        (None, _) => Truth::No,
+        (Some(only), None) => matches(name, patterns, &[only]),
+        (Some(_), Some(_)) => {
+            let lines: Vec<&[u8]> = all.iter().map(HeaderValue::as_bytes).collect();
+            matches(name, patterns, &lines)
+        }
     };
-    let found = Truth::any(patterns.iter().map(truth));
     if found != Truth::Yes && http.has_underscores() && has_double(name, http) {
         return Truth::Undecidable;
     }
     found
+}
+
+/// `lines` is not empty.
+fn matches(name: &HeaderName, patterns: &[Pattern], lines: &[&[u8]]) -> Truth {
+    Truth::any(patterns.iter().map(|pattern| match pattern {
+        Pattern::Any => Truth::Yes,
+        pattern if *name == http::header::COOKIE => matches_cookies(pattern, lines),
+        pattern => matches_lines(pattern, lines),
+    }))
 }
 
 /// Another header that is the same one to apps which read underscores as dashes.
