@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use api::k8s::labels::USE_WAYPOINT;
-use api::k8s::objects::ObjectKey;
+use api::k8s::objects::{Kind, ObjectKey};
 use api::k8s::routes::ParentRef;
 use serde_json::{Map, Value};
 
@@ -27,14 +27,14 @@ impl Judged {
     /// Waypoints carry it.
     pub fn attached(reference: &ParentRef, gateways: &BTreeSet<ObjectKey>) -> Self {
         let names: Vec<String> = gateways.iter().map(shown).collect();
-        let waypoint = Ok(format!("carried by waypoint {}", names.join(" and ")));
+        let waypoint = Ok(format!("All waypoints resolved: {}", names.join(" and ")));
         Self::accepted(reference, waypoint)
     }
 
     /// The parent names no waypoint.
     pub fn names_no_waypoint(reference: &ParentRef, parent: &ObjectKey) -> Self {
         let text = format!(
-            "{parent} names no waypoint, so nobody carries this route: label it, or its namespace, with {USE_WAYPOINT}"
+            "{USE_WAYPOINT} label missing from parent and parent namespace; in ambient mode, route will not be respected: label {parent}, or its namespace"
         );
         Self::accepted(reference, Err(("MissingUseWaypointLabel", text)))
     }
@@ -50,7 +50,15 @@ impl Judged {
 
     /// There is no such parent.
     pub fn missing(reference: &ParentRef, parent: &ObjectKey) -> Self {
-        Self::refused(reference, NO_PARENT, format!("{parent} was not found"))
+        let kind = match parent.kind {
+            Kind::Service => "service".to_owned(),
+            other => other.to_string(),
+        };
+        let text = format!("parent {kind}: \"{}\" not found", parent.name);
+        Self {
+            waypoint: Some(Err((NO_PARENT, "parent not found".to_owned()))),
+            ..Self::refused(reference, NO_PARENT, text)
+        }
     }
 
     /// The parent has no such port.
@@ -119,7 +127,8 @@ pub fn route(route: &Route, made: Option<&Translated>, parents: &[Judged]) -> De
     }
 }
 
-const CONTROLLER: &str = "istio.io/mesh-controller";
+/// As Istio has it, also for parents that are no Gateways.
+const CONTROLLER: &str = "istio.io/gateway-controller";
 
 /// What is wrong with a route wherever it is attached.
 fn own(route: &Route, made: Option<&Translated>) -> Option<(&'static str, String)> {

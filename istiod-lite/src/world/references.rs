@@ -20,7 +20,7 @@ pub(super) enum Reference {
     Object(ObjectKey),
     /// Whoever has a host name.
     Host(Arc<str>),
-    /// The ReferenceGrants of a namespace.
+    /// The ReferenceGrants of a namespace; with the empty name, of all.
     Grants(Arc<str>),
     /// Which Gateways there are in a namespace; with the empty name, in all.
     Gateways(Arc<str>),
@@ -104,6 +104,7 @@ impl World {
     /// Who refers into a namespace.
     pub(super) fn touch_grants(&self, namespace: &str, dirty: &mut BTreeSet<Builder>) {
         self.touch_referring(&Reference::Grants(namespace.into()), dirty);
+        self.touch_referring(&Reference::Grants("".into()), dirty);
     }
 
     /// The waypoints that an object names are told whom they front.

@@ -55,6 +55,7 @@ impl World {
         }
         Some(Output {
             resources,
+            remarks: route.faults.clone(),
             status: Some(said),
             ..Output::default()
         })
@@ -108,6 +109,24 @@ impl World {
         service.or_else(entry).map(Vec::as_slice)
     }
 
+    /// Whether all that a route does with a service's requests is to let them go on to it: that
+    /// needs nobody's leave. Towards another service its clients would leave that one's policies out.
+    fn goes_on(&self, route: &ObjectKey, backend: &ObjectKey) -> bool {
+        let Some(route) = self.objects.routes.get(route) else {
+            return false;
+        };
+        let mut parents = route.spec.parents().iter();
+        parents.all(|it| parent_key(it, &route.key.namespace).as_ref() == Some(backend))
+    }
+
+    /// A Service by its host, others by their names.
+    fn shown(&self, key: &ObjectKey) -> String {
+        match key.kind {
+            Kind::Service => format!("{}.{}.svc.{}", key.name, key.namespace, self.cluster.domain),
+            _ => key.to_string(),
+        }
+    }
+
     /// Where a reference of an object to a backend leads.
     pub(super) fn backend(
         &self,
@@ -132,10 +151,9 @@ impl World {
         let Some(key) = key else {
             return refuse("BackendNotFound", format!("nobody has the host {name}"));
         };
-        // Whoever may not refer to it does not learn whether it is there. A host is had by who is
-        // visible to everybody.
-        let by_host = reference.kind.as_deref() == Some("Hostname");
-        if key.namespace != from.namespace && !by_host && !self.objects.permits(from, &key) {
+        // Whoever may not refer to it does not learn whether it is there.
+        let foreign = key.namespace != from.namespace;
+        if foreign && !self.goes_on(from, &key) && !self.objects.permits(from, &key) {
             let text = format!(
                 "{key} may not be referred to from namespace {}: there is no ReferenceGrant for it",
                 from.namespace
@@ -143,7 +161,10 @@ impl World {
             return refuse("RefNotPermitted", text);
         }
         let Some(ports) = self.ports(&key) else {
-            return refuse("BackendNotFound", format!("{key} was not found"));
+            return refuse(
+                "BackendNotFound",
+                format!("backend({}) not found", self.shown(&key)),
+            );
         };
         let Some(port) = reference.port else {
             return refuse("InvalidDestination", format!("backend {key} needs a port"));
@@ -154,6 +175,7 @@ impl World {
             return refuse("BackendNotFound", format!("{key} has no port {port}"));
         }
         let services = self.service_refs(&key);
+        let by_host = reference.kind.as_deref() == Some("Hostname");
         let named = services.iter().find(|it| by_host && it.hostname == *name);
         match named.or(services.first()) {
             Some(service) => Ok(wire::ServiceRef {
@@ -179,10 +201,15 @@ impl Objects {
             let Some(reference) = backend_of(backend, namespace) else {
                 continue;
             };
-            if let Reference::Object(key) = &reference
-                && key.namespace != *namespace
-            {
-                references.insert(Reference::Grants(key.namespace.clone()));
+            match &reference {
+                Reference::Object(key) if key.namespace != *namespace => {
+                    references.insert(Reference::Grants(key.namespace.clone()));
+                }
+                // Whose namespace it is may change without this object.
+                Reference::Host(_) => {
+                    references.insert(Reference::Grants("".into()));
+                }
+                _ => {}
             }
             references.insert(reference);
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 use api::k8s::yaml::{Parsed, parse};
-use istiod_lite::status::{Condition, Desired};
+use istiod_lite::status::{Condition, Desired, Parent};
 use istiod_lite::world::{Settings, Unready, World};
 use serde_json::{Map, Value, json};
 
@@ -51,6 +51,17 @@ fn written(desired: &Desired) -> Value {
         let conditions = desired.conditions.iter().map(condition).collect();
         status.insert("conditions".to_owned(), conditions);
     }
+    if !desired.parents.is_empty() {
+        let parent = |it: &Parent| {
+            json!({
+                "controllerName": it.controller,
+                "parentRef": it.reference,
+                "conditions": it.conditions.iter().map(condition).collect::<Value>(),
+            })
+        };
+        let parents = desired.parents.iter().map(parent).collect();
+        status.insert("parents".to_owned(), parents);
+    }
     Value::Object(status)
 }
 
@@ -76,6 +87,18 @@ fn golden(key: &str, mut status: Value) -> Value {
     if fields.get("conditions") == Some(&json!([])) {
         // A Gateway of a class that nobody looks after: what it has is not ours to say.
         fields.clear();
+    }
+    if fields.get("parents") == Some(&json!([])) {
+        fields.clear();
+    }
+    for parent in fields
+        .get_mut("parents")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
+        let conditions = parent["conditions"].as_array_mut().unwrap();
+        conditions.iter_mut().for_each(timeless);
     }
     for listener in fields
         .get_mut("listeners")
@@ -105,8 +128,8 @@ fn timeless(condition: &mut Value) {
 
 /// Our message where it may be ours, or begins as the golden one.
 fn lenient(ours: &mut Value, golden: &Value) {
-    let conditions = ours["conditions"].as_array_mut().into_iter().flatten();
-    for ours in conditions {
+    let conditions = ours.get_mut("conditions").and_then(Value::as_array_mut);
+    for ours in conditions.into_iter().flatten() {
         let mut golden = golden["conditions"].as_array().into_iter().flatten();
         let Some(golden) = golden.find(|golden| golden["type"] == ours["type"]) else {
             continue;
@@ -117,6 +140,16 @@ fn lenient(ours: &mut Value, golden: &Value) {
         if own || text(ours, "message").starts_with(&text(golden, "message")) {
             ours["message"] = golden["message"].clone();
         }
+    }
+}
+
+/// The same at each parent of a route.
+fn lenient_at_parents(ours: &mut Value, golden: &Value) {
+    let parents = ours.get_mut("parents").and_then(Value::as_array_mut);
+    let parents = parents.into_iter().flatten();
+    let golden = golden["parents"].as_array().into_iter().flatten();
+    for (ours, golden) in parents.zip(golden) {
+        lenient(ours, golden);
     }
 }
 
@@ -136,6 +169,7 @@ fn compare(what: &str, mut ours: BTreeMap<String, Value>, golden_statuses: &Map<
         if status != json!({}) {
             if let Some(ours) = ours.get_mut(key) {
                 lenient(ours, &status);
+                lenient_at_parents(ours, &status);
             }
             expected.insert(key.clone(), status);
         }
@@ -243,6 +277,19 @@ fn classes_and_gateways_are_told_what_the_real_control_plane_told_them() {
     }
     let (ours, golden) = statuses_of("waypoint-gateway-2-with-pod", &[SERVICE, POD]);
     compare("waypoint-gateway-2-with-pod", ours, &golden);
+}
+
+#[test]
+fn routes_are_told_what_the_real_control_plane_told_them() {
+    let (mut found, golden) = of_file("routes");
+    for file in ["routes-services", "waypoint-gateway-1-without-pods"] {
+        found.extend(of_file(file).0);
+    }
+    found.extend(objects(&[SERVICE, POD]));
+    let mut ours = said(&world_of(found));
+    ours.retain(|key, _| key.contains("Route/"));
+    assert!(ours.len() > 12, "{}", ours.len());
+    compare("routes", ours, &golden);
 }
 
 #[test]

@@ -319,12 +319,45 @@ fn a_backend_that_comes_and_a_grant_that_goes_are_noticed() {
     }
     gone(&mut world, Kind::ReferenceGrant, "c", "g");
     assert_eq!(valid(&world), [true, false, false]);
-    let entry = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: late, namespace: c}\nspec: {hosts: [late.example.com], resolution: DNS, ports: [{number: 80, name: http}]}\n";
-    set(&mut world, entry);
+    let entry = |namespace: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: late, namespace: {namespace}}}\nspec: {{hosts: [late.example.com], resolution: DNS, ports: [{{number: 80, name: http}}]}}\n"
+        )
+    };
+    set(&mut world, &entry("c"));
+    assert_eq!(valid(&world), [true, false, false]);
+    let entries = grant("")
+        .replace("group: ''", "group: networking.istio.io")
+        .replace("kind: Service}", "kind: ServiceEntry}");
+    set(&mut world, &entries);
     assert_eq!(valid(&world), [true, false, true]);
+    gone(&mut world, Kind::ReferenceGrant, "c", "g");
+    assert_eq!(valid(&world), [true, false, false]);
+    set(&mut world, &entry("a"));
+    assert_eq!(valid(&world), [true, false, true]);
+    gone(&mut world, Kind::ServiceEntry, "a", "late");
     gone(&mut world, Kind::ServiceEntry, "c", "late");
     gone(&mut world, Kind::Service, "a", "late");
     assert_eq!(valid(&world), [false, false, false]);
+}
+
+/// Who sends a service's requests elsewhere in its namespace leaves that one's policies out.
+#[test]
+fn a_clients_route_needs_no_grant_to_let_requests_go_on() {
+    let of = |name: &str| json!({"group": "", "kind": "Service", "name": name, "namespace": "a"});
+    for (parents, backend, good) in [
+        (json!([of("web")]), "web", true),
+        (json!([of("web")]), "api", false),
+        (json!([of("web"), of("api")]), "web", false),
+        (json!([of("web"), service("web")]), "web", false),
+    ] {
+        let mut world = mesh();
+        let rules = json!([{"backendRefs": [{"name": backend, "namespace": "a", "port": 80}]}]);
+        let spec = json!({"parentRefs": parents, "rules": rules});
+        set(&mut world, &route("HTTPRoute", "b", &spec));
+        let told = &told(&world)["a/wp/httproute/b/r/0/consumer"]["route"]["backends"][0];
+        assert_eq!(told.get("service").is_some(), good, "{parents}: {told}");
+    }
 }
 
 #[test]

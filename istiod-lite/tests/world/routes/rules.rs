@@ -215,8 +215,8 @@ fn backends() {
                 json!({"service": at("a", "out.example.com", 443), "weight": 7}),
             ),
             to(
-                json!({"group": "networking.istio.io", "kind": "Hostname", "name": "web.c.svc.cluster.local", "port": 80}),
-                json!({"service": at("c", "web.c.svc.cluster.local", 80), "weight": 1}),
+                json!({"group": "networking.istio.io", "kind": "Hostname", "name": "api.a.svc.cluster.local", "port": 80}),
+                json!({"service": at("a", "api.a.svc.cluster.local", 80), "weight": 1}),
             ),
             to(
                 json!({"name": "web", "port": 80, "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["a"]}}]}),
@@ -224,7 +224,7 @@ fn backends() {
             ),
             to(
                 json!({"name": "none", "port": 80, "weight": 3}),
-                json!({"invalid": "Service a/none was not found", "weight": 3}),
+                json!({"invalid": "backend(none.a.svc.cluster.local) not found", "weight": 3}),
             ),
             to(
                 json!({"name": "web", "port": 81}),
@@ -348,7 +348,7 @@ fn streams() {
             assert_eq!(told["backends"][0]["weight"], 9);
             assert_eq!(
                 told["backends"][1]["invalid"],
-                "Service a/none was not found"
+                "backend(none.a.svc.cluster.local) not found"
             );
         }
     }

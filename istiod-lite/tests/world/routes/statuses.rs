@@ -11,7 +11,7 @@ fn conditions(world: &World, kind: Kind, namespace: &str) -> Vec<Vec<String>> {
     let said = said(world, kind, namespace);
     let parents = said.iter().flat_map(|it| &it.parents);
     let shown = parents.map(|parent| {
-        assert_eq!(parent.controller, "istio.io/mesh-controller");
+        assert_eq!(parent.controller, "istio.io/gateway-controller");
         let conditions = parent.conditions.iter();
         let shown = conditions.map(|it| format!("{}={} {}", it.r#type, it.status, it.reason));
         shown.collect()
