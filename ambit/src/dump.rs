@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use api::k8s::labels;
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams, LogParams};
@@ -47,12 +48,11 @@ impl Dump {
                 .list(&ListParams::default().labels(part.selector()))
                 .await?
             {
-                missing.extend(
-                    self.pod(&client, &access.system, part, &pod.name_any())
-                        .await?,
-                );
+                let place = (access.system.as_str(), pod.name_any());
+                missing.extend(self.pod(&client, place, doors(part), "").await?);
             }
         }
+        missing.extend(self.waypoints(&client).await?);
         for line in &missing {
             say(&format!("! {line}"));
         }
@@ -61,14 +61,33 @@ impl Dump {
         Ok(Outcome::Well)
     }
 
-    /// Logs and doors of one pod; answers what could not be had.
+    /// Those of every namespace; answers what could not be had.
+    async fn waypoints(&self, client: &Client) -> anyhow::Result<Vec<String>> {
+        let mut missing = Vec::new();
+        let all: Api<Pod> = Api::all(client.clone());
+        let managed = format!("{}={}", labels::GATEWAY_MANAGED, labels::MANAGED_WAYPOINT);
+        let found = all.list(&ListParams::default().labels(&managed)).await?;
+        if !found.items.is_empty() {
+            say("* waypoints");
+        }
+        for pod in found {
+            let namespace = pod.namespace().unwrap_or_default();
+            let place = (namespace.as_str(), pod.name_any());
+            let prefix = format!("{namespace}.");
+            missing.extend(self.pod(client, place, &WAYPOINT, &prefix).await?);
+        }
+        Ok(missing)
+    }
+
+    /// Logs and doors of one pod, into files whose names begin with `prefix`; answers what could not be had.
     async fn pod(
         &self,
         client: &Client,
-        system: &str,
-        part: Part,
-        name: &str,
+        (system, name): (&str, String),
+        doors: &[Door],
+        prefix: &str,
     ) -> anyhow::Result<Vec<String>> {
+        let name = name.as_str();
         let mut missing = Vec::new();
         let pods: Api<Pod> = Api::namespaced(client.clone(), system);
         for previous in [false, true] {
@@ -79,13 +98,13 @@ impl Dump {
             };
             let suffix = if previous { ".previous.log" } else { ".log" };
             match pods.logs(name, &params).await {
-                Ok(log) => write(&self.to, &format!("{name}{suffix}"), &log)?,
+                Ok(log) => write(&self.to, &format!("{prefix}{name}{suffix}"), &log)?,
                 // A pod that never restarted has no previous log.
                 Err(_) if previous => {}
                 Err(error) => missing.push(format!("log of {name}: {error}")),
             }
         }
-        for (port, path, inside) in doors(part) {
+        for (port, path, inside) in doors {
             let answer = if *inside {
                 proxy::ask_inside(client, system, name, *port, path)
                     .await
@@ -93,7 +112,10 @@ impl Dump {
             } else {
                 proxy::ask(client, system, name, *port, path).await
             };
-            let file = format!("{name}.{}", path.trim_start_matches('/').replace('/', "-"));
+            let file = format!(
+                "{prefix}{name}.{}",
+                path.trim_start_matches('/').replace('/', "-")
+            );
             match answer {
                 Ok(text) => write(&self.to, &file, &text)?,
                 Err(why) => missing.push(format!("{path} of {name}: {why}")),
@@ -103,8 +125,12 @@ impl Dump {
     }
 }
 
-/// Ports and paths worth keeping, and whether they listen on loopback alone.
-fn doors(part: Part) -> &'static [(u16, &'static str, bool)] {
+/// A port and a path worth keeping, and whether it listens on loopback alone.
+type Door = (u16, &'static str, bool);
+
+const WAYPOINT: [Door; 2] = [(15000, "/config_dump", true), (15020, "/metrics", false)];
+
+fn doors(part: Part) -> &'static [Door] {
     match part {
         Part::Istiod => &[
             (15014, "/version", false),
@@ -175,7 +201,7 @@ fn write(to: &Path, name: &str, text: &str) -> anyhow::Result<()> {
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Objects that the mesh reads, and those it consists of. Secrets are none of them.
-const KINDS: [(&str, &str, &str); 17] = [
+const KINDS: [(&str, &str, &str); 19] = [
     ("apps", "v1", "Deployment"),
     ("coordination.k8s.io", "v1", "Lease"),
     (
@@ -196,6 +222,8 @@ const KINDS: [(&str, &str, &str); 17] = [
     ("networking.istio.io", "v1", "WorkloadEntry"),
     ("gateway.networking.k8s.io", "v1", "Gateway"),
     ("gateway.networking.k8s.io", "v1", "GatewayClass"),
+    ("gateway.networking.k8s.io", "v1", "HTTPRoute"),
+    ("gateway.networking.k8s.io", "v1", "GRPCRoute"),
     ("events.k8s.io", "v1", "Event"),
 ];
 

@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use api::k8s::labels;
 use clap::Args;
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
 use kube::api::{DeleteParams, DynamicObject, ListParams};
-use kube::core::GroupVersionKind;
+use kube::core::{GroupVersionKind, PartialObjectMeta};
 use kube::discovery::ApiResource;
 use kube::{Api, Client, ResourceExt as _};
 
@@ -71,6 +72,13 @@ impl Uninstall {
         }
         if self.purge {
             purge(&client, system).await?;
+        }
+        let waypoints = waypoints(&client).await?;
+        if !waypoints.is_empty() {
+            say(&format!(
+                "! waypoints that nobody looks after any more: {}; each goes with its Gateway (kubectl delete gateway)",
+                waypoints.join(", ")
+            ));
         }
         let left = captured_pods(&client).await?;
         if left.is_empty() {
@@ -204,6 +212,19 @@ async fn purge(client: &Client, system: &str) -> anyhow::Result<()> {
     )?;
     say(&format!("- namespace {system}, keys and root certificates"));
     Ok(())
+}
+
+/// What the control plane deployed for Gateways, which are their users'.
+async fn waypoints(client: &Client) -> anyhow::Result<Vec<String>> {
+    let deployments: Api<Deployment> = Api::all(client.clone());
+    let managed = format!("{}={}", labels::GATEWAY_MANAGED, labels::MANAGED_WAYPOINT);
+    let found = deployments
+        .list_metadata(&ListParams::default().labels(&managed))
+        .await?;
+    let name = |it: &PartialObjectMeta<Deployment>| {
+        format!("{}/{}", it.namespace().unwrap_or_default(), it.name_any())
+    };
+    Ok(found.iter().map(name).collect())
 }
 
 /// Removes the classes that the control plane made; one of that name that somebody else wrote stays.
