@@ -11,12 +11,14 @@
 mod speak;
 mod tell;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hbone::{Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
+use http::{HeaderValue, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -193,7 +195,18 @@ impl Arrived {
 
     async fn http1(self: Arc<Self>, stream: Stream) {
         let leaving = self.proxy.drain.accepting().clone();
-        let service = service_fn(|request| request::serve(self.clone(), request));
+        let service = service_fn(|request| {
+            let answered = request::serve(self.clone(), request);
+            let leaving = leaving.clone();
+            async move {
+                let mut answer = answered.await?;
+                if leaving.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(header::CONNECTION, close);
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
@@ -206,9 +219,17 @@ impl Arrived {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            // Whoever asks again is told with the answer, and asks elsewhere next. One that is idle is closed late: its
+            // next request may be on its way, and nobody could say whether it was served.
             () = leaving.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                let patience = self.proxy.config.drain_deadline() / 2;
+                match tokio::time::timeout(patience, &mut connection).await {
+                    Ok(ended) => ended,
+                    Err(_) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
             }
         };
         if let Err(error) = ended {
