@@ -4,8 +4,9 @@
 //! |---|---|
 //! | [`objects`] | every kind we read as one enum, its key, and how a YAML document becomes one |
 //! | [`istio`] | our own serde structs for Istio's custom resources |
-//! | [`routes`] | the same for routes of Gateway API |
-//! | [`crd`] | the definitions of Istio's kinds, for an API server |
+//! | [`limits`] | the same for our own policies |
+//! | [`routes`], [`backends`] | the same for routes and policies of Gateway API |
+//! | [`crd`] | the definitions of Istio's kinds and ours, for an API server |
 //! | [`check`] | what an API server with Istio's definitions would refuse |
 //! | [`aim`] | whom a policy that is refused is certainly about |
 //! | [`yaml`] | text → documents → objects, with the line of every fault |
@@ -15,12 +16,14 @@
 //! | [`dir`] | a directory of YAML that stands in for an API server |
 
 pub mod aim;
+pub mod backends;
 pub mod check;
 pub mod crd;
 pub mod dir;
 pub mod istio;
 pub mod json;
 pub mod labels;
+pub mod limits;
 pub mod objects;
 pub mod routes;
 pub mod server;

@@ -15,12 +15,14 @@
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
 //! | [`route`] | HTTPRoute, GRPCRoute, TCPRoute, TLSRoute | Routes and TcpRoutes of a waypoint |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
+//! | [`layer7`] | policies that need HTTP to be read | what waypoints are told of them |
 //! | [`peer_authentication`] | PeerAuthentication | Authorization, and who must obey which |
 //! | [`balance`], [`ports`], [`locality`], [`names`], [`trust`] | parts of the above | |
 
 pub mod balance;
 pub mod endpoint_slice;
 pub mod gateway;
+pub mod layer7;
 pub mod listener;
 pub mod locality;
 pub mod names;

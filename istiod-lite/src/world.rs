@@ -18,9 +18,11 @@ mod difference;
 mod fronts;
 mod hosts;
 mod index;
+mod layer7;
 mod naming;
 mod obey;
 mod objects;
+mod proxies;
 mod references;
 mod routes;
 mod statuses;
@@ -33,6 +35,7 @@ use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, ObjectKey};
 
 use crate::status::{Book, Desired};
+use crate::translate::layer7::provider::Provider;
 use crate::translate::policy::Reading;
 pub use crate::translate::resource::Resource;
 use crate::translate::service_entry::Visibility;
@@ -71,6 +74,8 @@ pub struct Settings {
     pub trust_domain_aliases: Vec<String>,
     /// Where the automatic addresses of ServiceEntry hosts come from. Default: given out here.
     pub automatic_addresses: Automatic,
+    /// Who waypoints may ask, and report to. Default none.
+    pub providers: Vec<Provider>,
 }
 
 impl Default for Settings {
@@ -86,6 +91,7 @@ impl Default for Settings {
             auto_allow_waypoint: false,
             trust_domain_aliases: Vec::new(),
             automatic_addresses: Automatic::Allocated,
+            providers: Vec::new(),
         }
     }
 }
@@ -127,6 +133,8 @@ pub struct PodIdentity {
     pub service_account: Arc<str>,
     /// The node it is bound to; empty while it is bound to none.
     pub node: Arc<str>,
+    /// The Gateway that it is a pod of.
+    pub gateway: Option<Arc<str>>,
     /// `status.phase`: Pending, Running, Succeeded, Failed, Unknown; empty if not written.
     pub phase: Arc<str>,
 }
@@ -146,6 +154,8 @@ pub struct World {
     statuses: Book,
     /// Objects that were refused, and why.
     refused: HashMap<ObjectKey, Vec<String>>,
+    /// What proxies refuse of what was made of objects.
+    refused_by_proxies: proxies::RefusedByProxies,
     /// Objects that came with conditions of ours, of an earlier life.
     inherited: HashSet<ObjectKey>,
     reading: Reading,
@@ -217,6 +227,7 @@ impl World {
             made: HashMap::new(),
             statuses: Book::new(),
             refused: HashMap::new(),
+            refused_by_proxies: proxies::RefusedByProxies::default(),
             inherited: HashSet::new(),
             reading: Reading {
                 root_namespace: settings.root_namespace.clone(),
@@ -244,8 +255,8 @@ impl World {
         }
         let moved = std::mem::take(&mut self.moved);
         self.stand(moved, &mut dirty);
-        self.mark_attached(&mut dirty);
         self.mark_referring(&mut dirty);
+        self.mark_layer7(&mut dirty);
         self.rebuild(dirty)
     }
 
@@ -391,6 +402,7 @@ impl World {
             uid: pod.uid.clone(),
             service_account: pod.service_account.clone(),
             node: pod.node.clone(),
+            gateway: pod.gateway.clone(),
             phase: pod.phase.clone(),
         })
     }

@@ -1,9 +1,10 @@
 //! Whom a policy that is refused is certainly about: what must be closed until it is mended.
 //!
-//! Enters: an AuthorizationPolicy or PeerAuthentication that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
+//! Enters: an AuthorizationPolicy, RequestAuthentication or PeerAuthentication that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
 //!
-//! 1. is it attached to something (`targetRefs`, and no selector)? Then node proxies would not enforce it, good or bad
-//! 2. is it a rehearsal, or of an action that node proxies do not know? The same
+//! 1. is it a rehearsal? Then nobody would be refused because of it, were it good
+//! 2. is it attached to something (`targetRefs`, and no selector)? Then it is about that, and waypoints enforce it;
+//!    else, is it of an action that node proxies do not know? Then they would refuse nobody either
 //! 3. can its selector be read, all else left out? Then it is about the workloads it names
 //! 4. else about all of its namespace
 //!
@@ -11,8 +12,10 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
+use super::istio::TargetRef;
 use super::json::read;
 use super::labels::DRY_RUN;
 use super::objects::{Kind, Object};
@@ -24,7 +27,9 @@ pub enum Aim {
     Selected(BTreeMap<String, String>),
     /// Every workload of its namespace; in the root namespace, of all.
     All,
-    /// No workload: were it good, node proxies would refuse nothing because of it.
+    /// What it is attached to, as far as that can be read; waypoints enforce it there.
+    Attached(Vec<TargetRef>),
+    /// Nobody: were it good, nothing would be refused because of it.
     Nobody,
 }
 
@@ -33,7 +38,10 @@ pub fn aim(kind: Kind, value: &Value) -> Option<Aim> {
     let spec = &value["spec"];
     let selector = &spec["selector"];
     match kind {
-        Kind::AuthorizationPolicy if is_passive(value) => Some(Aim::Nobody),
+        Kind::AuthorizationPolicy if is_rehearsal(value) => Some(Aim::Nobody),
+        Kind::AuthorizationPolicy if is_attached(spec) => Some(Aim::Attached(targets(spec))),
+        Kind::RequestAuthentication if is_attached(spec) => Some(Aim::Attached(targets(spec))),
+        Kind::AuthorizationPolicy if spec["action"] == "CUSTOM" => Some(Aim::Nobody),
         Kind::AuthorizationPolicy | Kind::PeerAuthentication if selector.is_null() => {
             Some(Aim::All)
         }
@@ -44,14 +52,25 @@ pub fn aim(kind: Kind, value: &Value) -> Option<Aim> {
     }
 }
 
-/// Whether node proxies would refuse nothing because of it, were it good.
-fn is_passive(policy: &Value) -> bool {
-    let spec = &policy["spec"];
+/// Whether nothing would be refused because of it, were it good.
+fn is_rehearsal(policy: &Value) -> bool {
     let dry_run = policy["metadata"]["annotations"][DRY_RUN].as_str();
-    let rehearsal = dry_run.is_some_and(|text| text.eq_ignore_ascii_case("true"))
-        || matches!(spec["action"].as_str(), Some("AUDIT" | "CUSTOM"));
+    dry_run.is_some_and(|text| text.eq_ignore_ascii_case("true"))
+        || policy["spec"]["action"] == "AUDIT"
+}
+
+fn is_attached(spec: &Value) -> bool {
     let attached = is_said(&spec["targetRefs"]) || is_said(&spec["targetRef"]);
-    rehearsal || (attached && spec["selector"].is_null())
+    attached && spec["selector"].is_null()
+}
+
+/// Those that can be read.
+fn targets(spec: &Value) -> Vec<TargetRef> {
+    let several = spec["targetRefs"].as_array().into_iter().flatten();
+    let all = several.chain([&spec["targetRef"]]);
+    let read = all.filter_map(|it| TargetRef::deserialize(it).ok());
+    read.filter(|it| !it.kind.is_empty() && !it.name.is_empty())
+        .collect()
 }
 
 fn is_said(value: &Value) -> bool {
@@ -96,8 +115,22 @@ mod tests {
             (json!({"rules": [{"from": 1}]}), Aim::All),
             (json!({"targetRefs": [], "rules": 1}), Aim::All),
             (Value::Null, Aim::All),
-            (json!({"targetRefs": [{"kind": "Service"}]}), Aim::Nobody),
-            (json!({"targetRef": {"kind": 1}}), Aim::Nobody),
+            (
+                json!({"targetRefs": [{"kind": "Service"}, {"kind": "Service", "name": "web"}]}),
+                Aim::Attached(vec![TargetRef {
+                    kind: "Service".to_owned(),
+                    name: "web".to_owned(),
+                    ..TargetRef::default()
+                }]),
+            ),
+            (
+                json!({"targetRef": {"kind": 1}, "action": "CUSTOM"}),
+                Aim::Attached(Vec::new()),
+            ),
+            (
+                json!({"targetRef": {"kind": "Service", "name": "web"}, "action": "AUDIT"}),
+                Aim::Nobody,
+            ),
             (json!({"action": "AUDIT", "rules": 1}), Aim::Nobody),
             (json!({"action": "CUSTOM"}), Aim::Nobody),
         ];
@@ -118,5 +151,10 @@ mod tests {
         assert_eq!(aim(Kind::AuthorizationPolicy, &value), Some(Aim::Nobody));
         assert_eq!(aim(Kind::PeerAuthentication, &value), Some(Aim::All));
         assert_eq!(aim(Kind::ServiceEntry, &value), None);
+        assert_eq!(aim(Kind::RequestAuthentication, &value), None);
+        let value = json!({"spec": {"targetRef": {"kind": "Service", "name": "web"}}});
+        assert!(
+            matches!(aim(Kind::RequestAuthentication, &value), Some(Aim::Attached(to)) if to.len() == 1)
+        );
     }
 }

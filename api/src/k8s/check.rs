@@ -4,6 +4,7 @@
 //! [`Problem`]s, each with the path of its field.
 //! Kubernetes' own kinds are checked as far as we rely on them; the rest is kubelet's business.
 
+mod layer7;
 mod metadata;
 mod policy;
 mod service_entry;
@@ -84,7 +85,7 @@ pub fn check(object: &Object) -> Vec<Problem> {
         Object::PeerAuthentication(policy) => {
             policy::check_peer_authentication(policy, &mut problems)
         }
-        _ => {}
+        object => layer7::check(object, &mut problems),
     }
     problems.0
 }

@@ -1,6 +1,6 @@
-//! The definitions (CRDs) of Istio's kinds that this mesh reads, as an API server wants them.
+//! The definitions (CRDs) of Istio's kinds that this mesh reads, and of ours, as an API server wants them.
 //!
-//! Enters: the types of [`super::istio`]. Leaves: one CustomResourceDefinition a kind, and its text.
+//! Enters: the types of [`super::istio`] and [`super::limits`]. Leaves: one CustomResourceDefinition a kind, and its text.
 //!
 //! 1. the shape comes from the types                                          ([`schema`])
 //! 2. limits, and rules that are evaluated when an object is written          ([`rules`])
@@ -19,17 +19,28 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
+use super::istio::destination_rule::DestinationRuleSpec;
+use super::istio::request_authentication::RequestAuthenticationSpec;
+use super::istio::telemetry::TelemetrySpec;
+use super::istio::virtual_service::VirtualServiceSpec;
 use super::istio::{
     AuthorizationPolicySpec, PeerAuthenticationSpec, ServiceEntrySpec, WorkloadEntrySpec,
 };
+use super::limits::LimitSpec;
 use super::objects::Kind;
 
 /// The kinds that have a definition here, in the order in which they are printed.
-pub const KINDS: [Kind; 4] = [
+pub const KINDS: [Kind; 10] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
     Kind::WorkloadEntry,
+    Kind::RequestAuthentication,
+    Kind::DestinationRule,
+    Kind::VirtualService,
+    Kind::Telemetry,
+    Kind::RateLimitPolicy,
+    Kind::QuotaPolicy,
 ];
 
 /// A definition cannot be made: a rule names a field that no type has, or a type has a shape that
@@ -139,6 +150,11 @@ pub(super) fn closed(kind: Kind) -> Result<Value, DefinitionError> {
         Kind::PeerAuthentication => schema::of::<PeerAuthenticationSpec>(),
         Kind::ServiceEntry => schema::of::<ServiceEntrySpec>(),
         Kind::WorkloadEntry => schema::of::<WorkloadEntrySpec>(),
+        Kind::RequestAuthentication => schema::of::<RequestAuthenticationSpec>(),
+        Kind::DestinationRule => schema::of::<DestinationRuleSpec>(),
+        Kind::VirtualService => schema::of::<VirtualServiceSpec>(),
+        Kind::Telemetry => schema::of::<TelemetrySpec>(),
+        Kind::RateLimitPolicy | Kind::QuotaPolicy => schema::of::<LimitSpec>(),
         _ => return Err(DefinitionError::NotOurs(kind)),
     };
     rules::apply(kind, &mut spec)?;
@@ -166,11 +182,28 @@ fn names(kind: Kind) -> Option<Names> {
         short,
         versions: &["v1", "v1beta1", "v1alpha3"],
     };
+    let own = |plural, short| Names {
+        group: "ambit.io",
+        plural,
+        short,
+        versions: &["v1alpha1"],
+    };
     Some(match kind {
         Kind::AuthorizationPolicy => security("authorizationpolicies", &["ap"]),
         Kind::PeerAuthentication => security("peerauthentications", &["pa"]),
         Kind::ServiceEntry => networking("serviceentries", &["se"]),
         Kind::WorkloadEntry => networking("workloadentries", &["we"]),
+        Kind::RequestAuthentication => security("requestauthentications", &["ra"]),
+        Kind::DestinationRule => networking("destinationrules", &["dr"]),
+        Kind::VirtualService => networking("virtualservices", &["vs"]),
+        Kind::Telemetry => Names {
+            group: "telemetry.istio.io",
+            plural: "telemetries",
+            short: &["telemetry"],
+            versions: &["v1", "v1alpha1"],
+        },
+        Kind::RateLimitPolicy => own("ratelimitpolicies", &["rlp"]),
+        Kind::QuotaPolicy => own("quotapolicies", &[]),
         _ => return None,
     })
 }
@@ -197,6 +230,11 @@ fn columns(kind: Kind) -> Vec<CustomResourceColumnDefinition> {
             ),
         ],
         Kind::WorkloadEntry => &[("Address", ".spec.address", "Where the workload is")],
+        Kind::DestinationRule => &[("Host", ".spec.host", "Name of the service")],
+        Kind::VirtualService => &[
+            ("Gateways", ".spec.gateways", "mesh, or Gateways"),
+            ("Hosts", ".spec.hosts", "Names of services"),
+        ],
         _ => &[],
     };
     let column =

@@ -4,6 +4,11 @@
 //! fault that someone sees, never a policy that means something else. From the specs, and the
 //! comments on their fields, [`super::crd`] makes the definitions that an API server is given.
 
+pub mod destination_rule;
+pub mod request_authentication;
+pub mod telemetry;
+pub mod virtual_service;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -220,7 +225,7 @@ pub struct Provider {
 }
 
 /// What a policy is attached to.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TargetRef {
     /// API group; empty for a Service.

@@ -14,7 +14,13 @@ pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 pub use gateway_api::gatewayclasses::GatewayClass;
 pub use gateway_api::gateways::{self, Gateway};
 
+pub use super::backends::{BackendTlsPolicy, BackendTrafficPolicy};
+pub use super::istio::destination_rule::DestinationRule;
+pub use super::istio::request_authentication::RequestAuthentication;
+pub use super::istio::telemetry::Telemetry;
+pub use super::istio::virtual_service::VirtualService;
 pub use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
+pub use super::limits::{QuotaPolicy, RateLimitPolicy};
 pub use super::routes::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute};
 use super::yaml::Source;
 
@@ -124,6 +130,14 @@ kinds! {
     TcpRoute "TCPRoute" Namespaced LATE_ROUTES;
     TlsRoute "TLSRoute" Namespaced LATE_ROUTES;
     ReferenceGrant "ReferenceGrant" Namespaced GATEWAY;
+    RequestAuthentication "RequestAuthentication" Namespaced SECURITY;
+    DestinationRule "DestinationRule" Namespaced NETWORKING;
+    VirtualService "VirtualService" Namespaced NETWORKING;
+    Telemetry "Telemetry" Namespaced &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
+    RateLimitPolicy "RateLimitPolicy" Namespaced &["ambit.io/v1alpha1"];
+    QuotaPolicy "QuotaPolicy" Namespaced &["ambit.io/v1alpha1"];
+    BackendTlsPolicy "BackendTLSPolicy" Namespaced LATE_ROUTES;
+    BackendTrafficPolicy "XBackendTrafficPolicy" Namespaced &["gateway.networking.x-k8s.io/v1alpha1"];
 }
 
 const NETWORKING: &[&str] = &[

@@ -21,6 +21,7 @@ use serde_json::{Map, Value};
 use super::Connection;
 use super::trouble::Health;
 use crate::translate::Labels;
+use crate::translate::layer7::provider::Provider;
 use crate::translate::service_entry::Visibility;
 use crate::world::Settings;
 use crate::write::follow;
@@ -33,6 +34,7 @@ pub struct MeshConfig {
     trust_domain_aliases: Vec<String>,
     root_namespace: Option<String>,
     service_entry_visibility: Option<ServiceEntryVisibility>,
+    extension_providers: Vec<Provider>,
     /// Fields that are neither these nor known to mean nothing here.
     #[serde(skip)]
     unknown: Vec<String>,
@@ -76,7 +78,7 @@ enum Shown {
 }
 
 /// Settings that are for parts we do not have, or that others of our parts read.
-const PASSED_OVER: [&str; 12] = [
+const PASSED_OVER: [&str; 11] = [
     "accessLogEncoding",
     "accessLogFile",
     "accessLogFormat",
@@ -85,16 +87,16 @@ const PASSED_OVER: [&str; 12] = [
     "defaultProviders",
     "enablePrometheusMerge",
     "enableTracing",
-    "extensionProviders",
     "serviceScopeConfigs",
     "serviceSettings",
     "tcpKeepalive",
 ];
-const READ: [&str; 4] = [
+const READ: [&str; 5] = [
     "trustDomain",
     "trustDomainAliases",
     "rootNamespace",
     "serviceEntryVisibility",
+    "extensionProviders",
 ];
 
 impl MeshConfig {
@@ -146,6 +148,7 @@ impl MeshConfig {
             .clone_from(&self.trust_domain_aliases);
         let visibility = self.service_entry_visibility.as_ref();
         settings.service_entry_visibility = visibility.map(rules).unwrap_or_default();
+        settings.providers.clone_from(&self.extension_providers);
     }
 
     /// The settings that are not the same in `other`.
@@ -155,6 +158,7 @@ impl MeshConfig {
             self.trust_domain_aliases == other.trust_domain_aliases,
             self.root_namespace == other.root_namespace,
             self.service_entry_visibility == other.service_entry_visibility,
+            self.extension_providers == other.extension_providers,
         ];
         let pairs = READ.into_iter().zip(same);
         pairs

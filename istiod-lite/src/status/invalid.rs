@@ -20,7 +20,15 @@ pub enum Instead<'a> {
 pub fn invalid(kind: Kind, reasons: &[String], instead: Instead<'_>) -> Option<Condition> {
     let r#type = match kind {
         Kind::AuthorizationPolicy => "ZtunnelAccepted",
-        Kind::PeerAuthentication | Kind::ServiceEntry | Kind::WorkloadEntry => "ambit.io/Accepted",
+        Kind::RequestAuthentication
+        | Kind::Telemetry
+        | Kind::RateLimitPolicy
+        | Kind::QuotaPolicy => "WaypointAccepted",
+        Kind::PeerAuthentication
+        | Kind::ServiceEntry
+        | Kind::WorkloadEntry
+        | Kind::DestinationRule
+        | Kind::VirtualService => "ambit.io/Accepted",
         Kind::Gateway | Kind::GatewayClass => "Accepted",
         _ => return None,
     };

@@ -18,10 +18,10 @@ pub enum Found {
     Invalid(String),
 }
 
-/// The status of a policy, given what was found at each of its targets.
-pub fn policy(policy: &Policy, found: &[Found]) -> Desired {
+/// The status of a policy, given what was found at each of its targets, and what keeps it from working there.
+pub fn policy(policy: &Policy, found: &[Found], faults: &[String]) -> Desired {
     let condition = match policy.layer4 {
-        Layer4::Elsewhere => attached(found),
+        Layer4::Elsewhere => attached(found, faults),
         Layer4::Whole => layer4(true, "Accepted", "attached to ztunnel".to_owned()),
         Layer4::Partly => layer4(
             true,
@@ -50,16 +50,22 @@ fn layer4(status: bool, reason: &str, message: String) -> Condition {
     }
 }
 
-/// Never accepted while this control plane configures no waypoint: nobody would enforce it.
-fn attached(found: &[Found]) -> Condition {
+/// Condition `WaypointAccepted`: whether somebody stands before every target who enforces it, and all of it works
+/// there.
+pub fn attached(found: &[Found], faults: &[String]) -> Condition {
     let mut reasons: Vec<&str> = found.iter().map(Found::reason).collect();
+    reasons.extend(faults.iter().map(|_| "Invalid"));
+    reasons.sort_unstable();
     reasons.dedup();
-    let texts: Vec<String> = found.iter().map(Found::text).collect();
+    let mut texts: Vec<String> = found.iter().map(Found::text).collect();
+    texts.dedup();
+    texts.extend(faults.iter().cloned());
     Condition {
         r#type: "WaypointAccepted",
-        status: false,
+        status: reasons == ["Accepted"],
         reason: match reasons.as_slice() {
             [one] => (*one).to_owned(),
+            ["Accepted", "Invalid"] if !faults.is_empty() => "Invalid".to_owned(),
             _ => "PartiallyInvalid".to_owned(),
         },
         message: texts.join("; "),
@@ -69,7 +75,7 @@ fn attached(found: &[Found]) -> Condition {
 impl Found {
     fn reason(&self) -> &'static str {
         match self {
-            Self::Bound(_) => "WaypointNotServed",
+            Self::Bound(_) => "Accepted",
             Self::NotBound(_) => "AncestorNotBound",
             Self::Missing(_) => "TargetNotFound",
             Self::Invalid(_) => "Invalid",
@@ -79,9 +85,9 @@ impl Found {
     fn text(&self) -> String {
         match self {
             Self::Bound(gateway) if gateway.namespace.is_empty() => {
-                format!("bound to {}, but {NOT_SERVED}", gateway.name)
+                format!("bound to {}", gateway.name)
             }
-            Self::Bound(gateway) => format!("bound to {}, but {NOT_SERVED}", shown(gateway)),
+            Self::Bound(gateway) => format!("bound to {}", shown(gateway)),
             Self::NotBound(target) => format!(
                 "{target} is bound to no waypoint that is ready, so nothing enforces the policy: see its condition istio.io/WaypointBound"
             ),
@@ -92,6 +98,3 @@ impl Found {
         }
     }
 }
-
-const NOT_SERVED: &str =
-    "this version of the control plane configures no waypoints, so nothing enforces the policy";

@@ -117,6 +117,11 @@ impl Pod {
         }
     }
 
+    /// Its xDS name.
+    pub fn resource_name(&self, cluster: &Cluster) -> String {
+        format!("{}//Pod/{}/{}", cluster.id, self.namespace, self.name)
+    }
+
     /// Whether somebody can be reached there, ready or not.
     pub fn has_address(&self) -> bool {
         !self.is_over() && !self.addresses.is_empty()
@@ -149,7 +154,7 @@ impl Pod {
             WorkloadStatus::Unhealthy
         };
         let mut workload = Workload {
-            uid: format!("{}//Pod/{}/{}", cluster.id, self.namespace, self.name),
+            uid: self.resource_name(cluster),
             name: self.name.to_string(),
             namespace: self.namespace.to_string(),
             addresses: self.addresses.iter().copied().map(octets).collect(),

@@ -1,4 +1,5 @@
-//! AuthorizationPolicies: who is meant, what ztunnels enforce of it, and what they say they do not. Their rules
+//! AuthorizationPolicies: who is meant, what ztunnels enforce of it, and what they say they do not; and what waypoints
+//! enforce where one is attached. Their rules
 //! are read in `rules`.
 
 mod rules;
@@ -8,13 +9,14 @@ use std::sync::Arc;
 use api::k8s::aim::Aim;
 use api::k8s::istio::{Action, AuthorizationPolicy, TargetRef};
 use api::k8s::labels;
-use api::k8s::objects::{Kind, ObjectKey};
+use api::k8s::objects::{Kind, ObjectKey, ObjectMeta};
 use api::security::{self, Authorization, Group, Scope};
+use api::waypoint as wire;
 
 use rules::groups;
 
 use super::trust::TrustDomains;
-use super::{Labels, value};
+use super::{Labels, layer7, value};
 
 /// What matters of an AuthorizationPolicy.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +35,8 @@ pub struct Policy {
     pub layer4: Layer4,
     /// What it is attached to.
     pub targets: Vec<Target>,
+    /// What waypoints are told of it, but for its targets; none of a policy that is attached to nothing.
+    pub attached: Option<wire::Resource>,
 }
 
 /// What ztunnels make of a policy.
@@ -101,14 +105,16 @@ impl Policy {
             remarks,
             generation: policy.metadata.generation,
             layer4,
+            attached: attached(policy, namespace, targets.is_empty()),
             targets,
         }
     }
 
     /// What stands in the place of a policy that cannot be read: nobody speaks to those it is about.
     /// None if it would keep nobody from speaking, were it good.
-    pub fn closed(key: &ObjectKey, aim: &Aim, reading: &Reading) -> Option<Self> {
+    pub fn closed(key: &ObjectKey, aim: &Aim, why: &str, reading: &Reading) -> Option<Self> {
         let selector = match aim {
+            Aim::Attached(targets) => return Self::closed_there(key, targets, why, reading),
             Aim::Selected(labels) => Some(labels.clone()),
             Aim::All => None,
             Aim::Nobody => return None,
@@ -131,6 +137,36 @@ impl Policy {
             generation: None,
             layer4: Layer4::Closed,
             targets: Vec::new(),
+            attached: None,
+        })
+    }
+
+    /// The same of one that is attached to something.
+    fn closed_there(
+        key: &ObjectKey,
+        targets: &[TargetRef],
+        why: &str,
+        reading: &Reading,
+    ) -> Option<Self> {
+        let target = |it| Target::read(it, &key.namespace, &reading.root_namespace);
+        let targets: Vec<Target> = targets.iter().map(target).collect();
+        let shown: Vec<&str> = targets.iter().map(|it| it.shown.as_str()).collect();
+        if shown.is_empty() {
+            return None;
+        }
+        let told = wire::resource::Kind::Authorization(layer7::authorization::closed(why));
+        Some(Self {
+            namespace: key.namespace.clone(),
+            selector: None,
+            authorization: None,
+            remarks: vec![format!(
+                "until it is mended it denies all requests to {}",
+                shown.join(", ")
+            )],
+            generation: None,
+            layer4: Layer4::Closed,
+            attached: Some(layer7::resource(key, 0, "", 0, told)),
+            targets,
         })
     }
 
@@ -144,7 +180,7 @@ impl Policy {
 
 impl Target {
     /// Classes are for the whole mesh, so only its own namespace may attach to them.
-    fn read(target: &TargetRef, namespace: &str, root_namespace: &str) -> Self {
+    pub fn read(target: &TargetRef, namespace: &str, root_namespace: &str) -> Self {
         let elsewhere = target.namespace.as_deref().filter(|it| *it != namespace);
         let kind = match (target.group.as_str(), target.kind.as_str()) {
             _ if elsewhere.is_some() => None,
@@ -173,12 +209,7 @@ fn authorization(
     remarks: &mut Vec<String>,
 ) -> Option<Authorization> {
     let spec = &policy.spec;
-    let none = Labels::new();
-    let dry_run = value(
-        policy.metadata.annotations.as_ref().unwrap_or(&none),
-        labels::DRY_RUN,
-    )
-    .is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let dry_run = is_rehearsal(&policy.metadata);
     let namespace = policy.metadata.namespace.clone().unwrap_or_default();
     // Policies of waypoints are no business of ztunnels.
     if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
@@ -213,6 +244,35 @@ fn authorization(
         dry_run,
         ..Authorization::default()
     })
+}
+
+/// What waypoints are told of a policy that is attached to something, but for what that is.
+fn attached(
+    policy: &AuthorizationPolicy,
+    namespace: &str,
+    to_nothing: bool,
+) -> Option<wire::Resource> {
+    if to_nothing {
+        return None;
+    }
+    let metadata = &policy.metadata;
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let key = ObjectKey::new(Kind::AuthorizationPolicy, namespace, name);
+    let told = layer7::authorization::authorization(&policy.spec, is_rehearsal(metadata));
+    let told = wire::resource::Kind::Authorization(told);
+    Some(layer7::resource(
+        &key,
+        layer7::created(metadata),
+        "",
+        0,
+        told,
+    ))
+}
+
+fn is_rehearsal(metadata: &ObjectMeta) -> bool {
+    let none = Labels::new();
+    let annotations = metadata.annotations.as_ref().unwrap_or(&none);
+    value(annotations, labels::DRY_RUN).is_some_and(|text| text.eq_ignore_ascii_case("true"))
 }
 
 /// To whom a policy applies, in words.

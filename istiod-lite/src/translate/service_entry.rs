@@ -250,6 +250,28 @@ impl ServiceEntry {
         (workloads, remarks)
     }
 
+    /// Names of its inline endpoints that have all of `labels`.
+    pub fn endpoints_with(&self, cluster: &Cluster, labels: &Labels) -> Vec<String> {
+        let has_all = |endpoint: &&Endpoint| {
+            let mut wanted = labels.iter();
+            wanted.all(|(label, value)| endpoint.labels.get(label) == Some(value))
+        };
+        let endpoints = self.endpoints.iter().filter(has_all);
+        let named = endpoints.filter_map(|endpoint| match &endpoint.address {
+            Reach::Ip(ip) => Some(self.endpoint_name(cluster, &ip.to_string())),
+            Reach::Host(host) => Some(self.endpoint_name(cluster, host)),
+            Reach::Gateway => None,
+        });
+        named.collect()
+    }
+
+    fn endpoint_name(&self, cluster: &Cluster, address: &str) -> String {
+        format!(
+            "{}/networking.istio.io/ServiceEntry/{}/{}/{address}",
+            cluster.id, self.namespace, self.name
+        )
+    }
+
     fn workload(
         &self,
         cluster: &Cluster,
@@ -263,10 +285,7 @@ impl ServiceEntry {
             .map(|host| (self.resource_name(host), ports.clone()))
             .collect();
         Workload {
-            uid: format!(
-                "{}/networking.istio.io/ServiceEntry/{}/{}/{address}",
-                cluster.id, self.namespace, self.name
-            ),
+            uid: self.endpoint_name(cluster, address),
             name: self.name.to_string(),
             namespace: self.namespace.to_string(),
             canonical_name: names::canonical(&self.labels, &self.name),

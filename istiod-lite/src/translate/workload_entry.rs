@@ -117,6 +117,14 @@ impl WorkloadEntry {
         }
     }
 
+    /// Its xDS name.
+    pub fn resource_name(&self, cluster: &Cluster) -> String {
+        format!(
+            "{}/networking.istio.io/WorkloadEntry/{}/{}",
+            cluster.id, self.namespace, self.name
+        )
+    }
+
     /// The resource.
     pub fn workload(
         &self,
@@ -126,10 +134,7 @@ impl WorkloadEntry {
     ) -> Workload {
         let workload_name = value(&self.labels, labels::WORKLOAD_NAME).unwrap_or(&self.name);
         let mut workload = Workload {
-            uid: format!(
-                "{}/networking.istio.io/WorkloadEntry/{}/{}",
-                cluster.id, self.namespace, self.name
-            ),
+            uid: self.resource_name(cluster),
             name: self.name.to_string(),
             namespace: self.namespace.to_string(),
             canonical_name: names::canonical(&self.labels, workload_name),

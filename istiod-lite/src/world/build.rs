@@ -32,7 +32,7 @@ impl World {
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                     self.build_route(key)
                 }
-                Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::ReferenceGrant => None,
+                _ => self.build_layer7(key),
             }
             .unwrap_or_default(),
         }
@@ -158,6 +158,7 @@ impl World {
         }
         Some(Output {
             addresses: vec![Resource::service(&resource)],
+            resources: self.towards(key),
             remarks,
             status,
             ..Output::default()
@@ -233,6 +234,7 @@ impl World {
             .chain(workloads.into_iter().map(Resource::workload));
         Some(Output {
             addresses: addresses.collect(),
+            resources: self.towards(key),
             remarks,
             status: Some(said(conditions)),
             ..Output::default()

@@ -100,7 +100,7 @@ impl World {
             Object::ReferenceGrant(it) => {
                 replace!(self, dirty, grants, key, Some(it.spec.clone()))
             }
-            Object::ServiceAccount(_) => {}
+            _ => self.set_layer7(object, dirty),
         }
     }
 
@@ -122,7 +122,7 @@ impl World {
                 replace!(self, dirty, routes, key, None)
             }
             Kind::ReferenceGrant => replace!(self, dirty, grants, key, None),
-            Kind::ServiceAccount => {}
+            _ => self.put_layer7(&key, None, dirty),
         }
     }
 
@@ -158,13 +158,13 @@ impl World {
         replace!(self, dirty, peers, key, peer);
     }
 
-    fn leave(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+    pub(super) fn leave(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         self.touch(key, dirty);
         self.objects.gateways_behind(key, &mut self.moved);
         self.objects.unlink(key);
     }
 
-    fn enter(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+    pub(super) fn enter(&mut self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         self.objects.link(key);
         self.objects.gateways_behind(key, &mut self.moved);
         self.touch(key, dirty);
@@ -280,7 +280,10 @@ impl World {
     /// Marks who depends on an object as it is now.
     fn touch(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         match key.kind {
-            Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice => mark(dirty, [key.clone()]),
+            Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice => {
+                mark(dirty, [key.clone()]);
+                self.touch_subsets(key, dirty);
+            }
             Kind::Node => {
                 let pods = self
                     .objects
@@ -297,9 +300,10 @@ impl World {
             Kind::Gateway => self.touch_gateway(key, dirty),
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                 mark(dirty, [key.clone()]);
+                self.touch_led_to(key, dirty);
             }
             Kind::ReferenceGrant => self.touch_grants(&key.namespace, dirty),
-            Kind::Namespace | Kind::ServiceAccount | Kind::GatewayClass => {}
+            _ => self.touch_layer7(key, dirty),
         }
     }
 

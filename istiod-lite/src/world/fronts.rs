@@ -115,8 +115,10 @@ impl World {
             }),
             kind: Some(wire::resource::Kind::Gateway(told)),
         };
+        let mut resources = self.providers(key);
+        resources.push(Resource::waypoint(key, &resource));
         Some(Output {
-            resources: vec![Resource::waypoint(key, &resource)],
+            resources,
             ..Output::default()
         })
     }

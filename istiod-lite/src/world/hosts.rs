@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use api::k8s::objects::ObjectKey;
 use k8s_openapi::jiff::Timestamp;
 
+use crate::translate::layer7::host;
 use crate::translate::service_entry::Visibility;
 
 /// Claims by host.
@@ -106,6 +107,21 @@ impl Hosts {
             Some(&oldest.0.1)
         };
         own.or_else(|| claims.services.first()).or_else(public)
+    }
+
+    /// Whoever asks for a host, that may begin with `*`.
+    pub(super) fn having<'a>(&'a self, pattern: &'a str) -> impl Iterator<Item = &'a ObjectKey> {
+        let exact = self
+            .claims
+            .get(pattern)
+            .filter(|_| !pattern.starts_with('*'));
+        let is_meant = |(host, _): &(&String, &Claims)| host::matches(pattern, host);
+        let wild = self.claims.iter().filter(|_| pattern.starts_with('*'));
+        let wild = wild.filter(is_meant).map(|(_, claims)| claims);
+        exact.into_iter().chain(wild).flat_map(|claims| {
+            let entries = claims.entries.keys().map(|(_, key)| key);
+            claims.services.iter().chain(entries)
+        })
     }
 
     /// The entries that ask for a host.

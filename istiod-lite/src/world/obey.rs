@@ -2,13 +2,14 @@
 
 use api::k8s::objects::{Kind, ObjectKey};
 use api::security::Action;
+use api::waypoint::resource::Kind as Told;
 
 use super::{Output, World};
 use crate::status;
 use crate::status::policy::Found;
 use crate::translate::gateway::Controller;
 use crate::translate::peer_authentication::{self, Demand};
-use crate::translate::policy::Target;
+use crate::translate::policy::{Policy, Target};
 use crate::translate::resource::Resource;
 use crate::translate::waypoint::Bound;
 use crate::translate::{Labels, waypoint};
@@ -84,7 +85,7 @@ impl World {
     }
 
     /// What stands at the targets of a policy.
-    fn found(&self, targets: &[Target]) -> Vec<Found> {
+    pub(super) fn found(&self, targets: &[Target]) -> Vec<Found> {
         let found = |target: &Target| {
             let shown = || target.shown.clone();
             let Some(object) = &target.object else {
@@ -96,6 +97,13 @@ impl World {
                 standing.is_some_and(|it| !it.places.is_empty())
             };
             match object.kind {
+                Kind::HttpRoute | Kind::GrpcRoute if !objects.routes.contains_key(object) => {
+                    Found::Missing(shown())
+                }
+                Kind::HttpRoute | Kind::GrpcRoute => {
+                    let first = self.gateways_of_route(object).pop_first();
+                    first.map_or_else(|| Found::NotBound(shown()), Found::Bound)
+                }
                 Kind::GatewayClass => match objects.classes.get(object) {
                     None if Controller::of(&object.name, None) == Controller::Other => {
                         Found::Missing(shown())
@@ -126,12 +134,39 @@ impl World {
             .iter()
             .map(Resource::authorization)
             .collect();
+        let asked = match policy.attached.as_ref().and_then(|it| it.kind.as_ref()) {
+            Some(Told::Authorization(it)) => it.provider.strip_prefix("provider/"),
+            _ => None,
+        };
+        let unasked = asked.and_then(|name| self.no_provider(name));
+        let faults: Vec<String> = unasked.into_iter().collect();
         Some(Output {
             authorizations,
-            remarks: policy.remarks.clone(),
-            status: Some(status::policy::policy(policy, &self.found(&policy.targets))),
+            resources: self.attached_policy(policy),
+            remarks: policy.remarks.iter().chain(&faults).cloned().collect(),
+            status: Some(status::policy::policy(
+                policy,
+                &self.found(&policy.targets),
+                &faults,
+            )),
             ..Output::default()
         })
+    }
+
+    /// What waypoints are told of a policy that is attached to something of theirs.
+    fn attached_policy(&self, policy: &Policy) -> Vec<Resource> {
+        let Some(resource) = &policy.attached else {
+            return Vec::new();
+        };
+        let told = self.attached(&policy.targets).into_iter();
+        let told = told.map(|(gateway, targets)| {
+            let mut resource = resource.clone();
+            if let Some(Told::Authorization(it)) = &mut resource.kind {
+                it.targets = targets;
+            }
+            Resource::waypoint(&gateway, &resource)
+        });
+        told.collect()
     }
 
     pub(super) fn build_peer(&self, key: &ObjectKey) -> Option<Output> {

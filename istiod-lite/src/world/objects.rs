@@ -18,7 +18,8 @@ use k8s_openapi::jiff::Timestamp;
 use super::Settings;
 use super::hosts::Hosts;
 use super::index::{Labelled, Selectors};
-use super::references::References;
+use super::layer7;
+use super::references::{Reference, References};
 use crate::translate::Labels;
 use crate::translate::balance::Distribution;
 use crate::translate::endpoint_slice::EndpointSlice;
@@ -75,8 +76,8 @@ pub(super) struct Objects {
     pub(super) doors: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     /// Who is, or has endpoints, on a network of another name.
     pub(super) abroad: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
-    /// AuthorizationPolicies by what they are attached to.
-    pub(super) attached: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// Policies of layer 7.
+    pub(super) layer7: layer7::Table,
     /// Who refers to what, of those that only refer.
     pub(super) references: References,
     /// ReferenceGrants by their namespace.
@@ -232,7 +233,7 @@ impl Objects {
                     enter(&mut self.grants_of, &key.namespace, key);
                 }
             }
-            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::GatewayClass => {}
+            _ => self.link_layer7(key),
         }
     }
 
@@ -240,9 +241,8 @@ impl Objects {
         let Some(policy) = self.policies.get(key) else {
             return;
         };
-        for object in policy.targets.iter().filter_map(|it| it.object.as_ref()) {
-            enter(&mut self.attached, object, key);
-        }
+        let targets = policy.targets.iter().filter_map(|it| it.object.clone());
+        self.references.set(key, targets.map(Reference::Object));
         let Some(authorization) = &policy.authorization else {
             return;
         };
@@ -368,10 +368,7 @@ impl Objects {
             Kind::AuthorizationPolicy => {
                 self.policy_selectors.remove(key);
                 leave(&mut self.general_allows, &key.namespace, key);
-                let targets = self.policies.get(key).map(|it| it.targets.clone());
-                for target in targets.into_iter().flatten().filter_map(|it| it.object) {
-                    leave(&mut self.attached, &target, key);
-                }
+                self.references.clear(key);
             }
             Kind::PeerAuthentication => {
                 self.peer_selectors.remove(key);
@@ -396,7 +393,7 @@ impl Objects {
                 self.references.clear(key);
             }
             Kind::ReferenceGrant => leave(&mut self.grants_of, &key.namespace, key),
-            Kind::Namespace | Kind::Node | Kind::ServiceAccount | Kind::GatewayClass => {}
+            _ => self.unlink_layer7(key),
         }
     }
 

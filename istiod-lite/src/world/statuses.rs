@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use api::k8s::aim::Aim;
 use api::k8s::dir::{Change, Fault};
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
@@ -62,26 +63,15 @@ impl World {
         if matches!(self.objects.instead(key), Instead::Earlier) {
             return;
         }
-        if key.kind == Kind::PeerAuthentication {
+        if let (Kind::RequestAuthentication, Aim::Attached(targets)) = (key.kind, aim) {
+            self.close_authentication(key, targets, &fault.reason, dirty);
+        } else if key.kind == Kind::PeerAuthentication {
             let closed = PeerAuthentication::closed(key, aim, &self.reading.root_namespace);
             self.put_peer(key, closed, dirty);
         } else {
-            let closed = Policy::closed(key, aim, &self.reading);
+            let closed = Policy::closed(key, aim, &fault.reason, &self.reading);
             self.put_policy(key, closed, dirty);
         }
-    }
-
-    /// Policies say what became of what they are attached to.
-    pub(super) fn mark_attached(&self, dirty: &mut BTreeSet<Builder>) {
-        if self.objects.attached.is_empty() {
-            return;
-        }
-        let policies = dirty.iter().filter_map(|builder| match builder {
-            Builder::Object(key) => self.objects.attached.get(key),
-            Builder::Waypoint(_) | Builder::Strict => None,
-        });
-        let policies: Vec<ObjectKey> = policies.flatten().cloned().collect();
-        dirty.extend(policies.into_iter().map(Builder::Object));
     }
 
     /// Keeps what is to be said of an object. Says whether that is something else than before.
@@ -96,6 +86,7 @@ impl World {
                 .or(said),
             None => said,
         };
+        let said = self.say_refused_by_proxies(key, said);
         let before = self.statuses.get(key);
         let marked = before.is_some() || self.inherited.contains(key);
         // Nothing more to say: what was said before must be taken out, while the object is there.
@@ -160,7 +151,7 @@ impl super::objects::Objects {
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                 self.routes.contains_key(key)
             }
-            _ => false,
+            _ => self.layer7.get(key).is_some(),
         }
     }
 }

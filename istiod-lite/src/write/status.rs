@@ -106,6 +106,12 @@ impl Part {
                 Kind::WorkloadEntry,
                 Kind::AuthorizationPolicy,
                 Kind::PeerAuthentication,
+                Kind::RequestAuthentication,
+                Kind::DestinationRule,
+                Kind::VirtualService,
+                Kind::Telemetry,
+                Kind::RateLimitPolicy,
+                Kind::QuotaPolicy,
             ],
             Self::Gateways => &[
                 Kind::Gateway,

@@ -5,11 +5,18 @@ use std::net::IpAddr;
 use super::{Path, Problems, spec, words};
 use crate::k8s::istio::{
     Action, AuthorizationPolicy, Condition, Operation, PeerAuthentication, PolicySelector, Source,
+    TargetRef,
 };
 
 pub(super) fn check(policy: &AuthorizationPolicy, problems: &mut Problems) {
     let path = spec();
-    check_target(policy, problems);
+    let it = &policy.spec;
+    check_target(
+        it.selector.as_ref(),
+        it.target_ref.as_ref(),
+        &it.target_refs,
+        problems,
+    );
     for (index, rule) in policy.spec.rules.iter().enumerate() {
         let path = path.key("rules").index(index);
         for (index, from) in rule.from.iter().enumerate() {
@@ -40,32 +47,36 @@ pub(super) fn check(policy: &AuthorizationPolicy, problems: &mut Problems) {
     }
 }
 
-fn check_target(policy: &AuthorizationPolicy, problems: &mut Problems) {
+/// Whom a policy is for: in one way, and each target named.
+pub(super) fn check_target(
+    selector: Option<&PolicySelector>,
+    target_ref: Option<&TargetRef>,
+    target_refs: &[TargetRef],
+    problems: &mut Problems,
+) {
     let path = spec();
-    let spec = &policy.spec;
     let ways = [
-        spec.selector.is_some(),
-        spec.target_ref.is_some(),
-        !spec.target_refs.is_empty(),
+        selector.is_some(),
+        target_ref.is_some(),
+        !target_refs.is_empty(),
     ];
     if ways.into_iter().filter(|way| *way).count() > 1 {
         problems.add(path.clone(), words::ONE_TARGET);
     }
-    if spec.target_refs.len() > 16 {
+    if target_refs.len() > 16 {
         problems.add(
             path.key("targetRefs"),
             "more than 16 targets; write several policies",
         );
     }
-    let targets = spec
-        .target_refs
+    let targets = target_refs
         .iter()
         .enumerate()
         .map(|(index, target)| (path.key("targetRefs").index(index), target));
     for (path, target) in targets.chain(
-        spec.target_ref
+        target_ref
             .iter()
-            .map(|target| (path.key("targetRef"), target)),
+            .map(|target| (path.key("targetRef"), *target)),
     ) {
         if target.kind.is_empty() || target.name.is_empty() {
             problems.add(path.clone(), words::TARGET_NAME);
@@ -74,7 +85,7 @@ fn check_target(policy: &AuthorizationPolicy, problems: &mut Problems) {
             problems.add(path.key("namespace"), words::TARGET_NAMESPACE);
         }
     }
-    check_selector(spec.selector.as_ref(), problems);
+    check_selector(selector, problems);
 }
 
 fn check_selector(selector: Option<&PolicySelector>, problems: &mut Problems) {

@@ -93,6 +93,7 @@ fn value_of(shape: &Value, value: &Value, path: &Path, problems: &mut Problems) 
                 format!("{number} is not a whole number from 0 to 4294967295"),
             );
         }
+        ("number", Value::Number(_)) | ("boolean", Value::Bool(_)) => {}
         _ => problems.add(
             path.clone(),
             format!("{}; it is to be {}", found(value), named(expected)),
@@ -146,7 +147,8 @@ fn named(expected: &str) -> &str {
         "object" => "an object",
         "array" => "a list, also of one: [ … ]",
         "string" => "a text: put it in quotes",
-        "integer" => "a number without quotes",
+        "integer" | "number" => "a number without quotes",
+        "boolean" => "true or false, without quotes",
         other => other,
     }
 }

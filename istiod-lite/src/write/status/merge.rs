@@ -50,6 +50,11 @@ pub(super) fn changes(
 fn is_ours(kind: Kind, r#type: &str) -> bool {
     let types: &[&str] = match kind {
         Kind::AuthorizationPolicy => &["ZtunnelAccepted", "WaypointAccepted"],
+        Kind::RequestAuthentication
+        | Kind::Telemetry
+        | Kind::RateLimitPolicy
+        | Kind::QuotaPolicy => &["WaypointAccepted"],
+        Kind::DestinationRule | Kind::VirtualService => &["ambit.io/Accepted"],
         Kind::PeerAuthentication => &["ambit.io/Accepted"],
         Kind::Service => &["istio.io/WaypointBound"],
         Kind::ServiceEntry | Kind::WorkloadEntry => &[
@@ -81,7 +86,9 @@ fn generation(kind: Kind, generation: Option<i64>) -> Option<Value> {
         | Kind::HttpRoute
         | Kind::GrpcRoute
         | Kind::TcpRoute
-        | Kind::TlsRoute => generation.into(),
+        | Kind::TlsRoute
+        | Kind::RateLimitPolicy
+        | Kind::QuotaPolicy => generation.into(),
         _ => generation.to_string().into(),
     })
 }

@@ -22,7 +22,7 @@ fn a_policy_says_what_became_of_what_it_is_attached_to() {
         let status = world.status(&key).unwrap().clone();
         assert_eq!(status.generation, Some(3));
         let condition = &status.conditions[0];
-        assert!(!condition.status);
+        assert_eq!(condition.status, condition.reason == "Accepted");
         (condition.reason.clone(), condition.message.clone())
     };
     let web = "{group: '', kind: Service, name: web}";
@@ -50,7 +50,10 @@ fn a_policy_says_what_became_of_what_it_is_attached_to() {
     set(&mut world, &service("istio.io/use-waypoint: wp"));
     assert_eq!(reason(&world, "a").0, "AncestorNotBound");
     set(&mut world, &gateway("", "", true));
-    assert_eq!(reason(&world, "a").0, "WaypointNotServed");
+    assert_eq!(
+        reason(&world, "a"),
+        ("Accepted".into(), "bound to a/wp".into())
+    );
     set(
         &mut world,
         &policy(
@@ -73,7 +76,7 @@ fn a_policy_says_what_became_of_what_it_is_attached_to() {
 
     let class = "{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}";
     set(&mut world, &policy("istio-system", class));
-    assert_eq!(reason(&world, "istio-system").0, "WaypointNotServed");
+    assert_eq!(reason(&world, "istio-system").0, "Accepted");
     set(
         &mut world,
         &policy(

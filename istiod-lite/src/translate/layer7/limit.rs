@@ -1,0 +1,185 @@
+//! RateLimitPolicy and QuotaPolicy: how many requests may pass. One limit is one resource.
+
+use api::k8s::istio::virtual_service::StringMatch;
+use api::k8s::limits::{By, Global, Key, Limit, LimitSpec, OnFailure, When};
+use api::waypoint as wire;
+use wire::limit_key::By as WireBy;
+
+use super::{duration, provider};
+
+/// The limits of a spec, without their targets.
+///
+/// # Errors
+/// Why it cannot be enforced as written; none of it is.
+pub fn limits(
+    spec: &LimitSpec,
+    namespace: &str,
+    name: &str,
+    quota: bool,
+) -> Result<Vec<wire::RateLimit>, String> {
+    let domain = |it: &Global| match it.domain.as_str() {
+        "" => format!("{namespace}/{name}"),
+        domain => domain.to_owned(),
+    };
+    let global = spec.global.as_ref();
+    if global.is_some_and(|it| it.provider.is_empty()) {
+        return Err(
+            "spec.global.provider is missing; name an extension provider of the mesh configuration"
+                .to_owned(),
+        );
+    }
+    let one = |(index, limit): (usize, &Limit)| {
+        let made = self::limit(limit, quota);
+        let made = made.map_err(|why| format!("spec.limits[{index}]: {why}"))?;
+        Ok(wire::RateLimit {
+            service: global
+                .map(|it| provider::key(&it.provider))
+                .unwrap_or_default(),
+            domain: global.map(domain).unwrap_or_default(),
+            fail_open: global.is_some_and(|it| it.on_failure == OnFailure::Allow),
+            ..made
+        })
+    };
+    spec.limits.iter().enumerate().map(one).collect()
+}
+
+fn limit(it: &Limit, quota: bool) -> Result<wire::RateLimit, String> {
+    let window = duration::milliseconds(&it.window).map_err(|why| format!("window: {why}"))?;
+    if window == 0 {
+        return Err("window: nothing fits into no time".to_owned());
+    }
+    let keys: Result<Vec<_>, String> = it.keys.iter().enumerate().map(key).collect();
+    Ok(wire::RateLimit {
+        keys: keys?,
+        requests: it.requests,
+        window,
+        burst: it.burst.unwrap_or_default(),
+        quota,
+        when: it.when.as_ref().map(when),
+        ..wire::RateLimit::default()
+    })
+}
+
+fn key((index, key): (usize, &Key)) -> Result<wire::LimitKey, String> {
+    let (by, word) = match key.by {
+        By::Fixed => (WireBy::Fixed, "generic_key"),
+        By::Identity => (WireBy::Identity, "source_principal"),
+        By::Namespace => (WireBy::Namespace, "source_namespace"),
+        By::Address => (WireBy::Address, "remote_address"),
+        By::Header => (WireBy::Header, key.name.as_str()),
+        By::Claim => (WireBy::Claim, key.name.as_str()),
+        By::Path => (WireBy::Path, "path"),
+        By::Method => (WireBy::Method, "method"),
+    };
+    let named = matches!(key.by, By::Header | By::Claim | By::Fixed);
+    if named && key.name.is_empty() {
+        return Err(format!("keys[{index}].name is missing"));
+    }
+    Ok(wire::LimitKey {
+        by: by.into(),
+        name: if named {
+            key.name.clone()
+        } else {
+            String::new()
+        },
+        descriptor: key.descriptor.clone().unwrap_or_else(|| word.to_owned()),
+    })
+}
+
+fn when(it: &When) -> wire::Match {
+    use wire::path_match::Match as Path;
+    let path = it.path.as_ref().and_then(|it| {
+        let exact = it.exact.clone().map(Path::Exact);
+        let prefix = it.prefix.clone().map(Path::Prefix);
+        exact.or(prefix).or(it.regex.clone().map(Path::Regex))
+    });
+    let headers = it.headers.iter();
+    wire::Match {
+        path: path.map(|path| wire::PathMatch {
+            r#match: Some(path),
+            ignore_case: false,
+        }),
+        method: it.method.as_ref().map(text),
+        headers: headers
+            .map(|(name, value)| wire::NamedMatch {
+                name: name.clone(),
+                value: Some(text(value)),
+            })
+            .collect(),
+        ..wire::Match::default()
+    }
+}
+
+/// Presence, if no value is asked for.
+fn text(it: &StringMatch) -> wire::StringMatch {
+    use wire::string_match::Match as Text;
+    let exact = it.exact.clone().map(Text::Exact);
+    let prefix = it.prefix.clone().map(Text::Prefix);
+    let regex = it.regex.clone().map(Text::Regex);
+    wire::StringMatch {
+        r#match: Some(exact.or(prefix).or(regex).unwrap_or(Text::Present(true))),
+        ..wire::StringMatch::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<wire::RateLimit>, String> {
+        let spec: LimitSpec = serde_saphyr::from_str(text).expect("a spec");
+        limits(&spec, "shop", "web", false)
+    }
+
+    #[test]
+    fn each_limit_is_told_with_its_keys() {
+        let made = read(
+            "limits:
+- requests: 10
+  window: 1m
+  burst: 3
+  keys: [{by: Identity}, {by: Header, name: x-user}, {by: Claim, name: org, descriptor: tenant}]
+  when: {path: {prefix: /api}, method: {exact: POST}, headers: {x-a: {}}}
+- {requests: 5, window: 1s}
+global: {provider: limits, onFailure: Allow}
+",
+        )
+        .expect("limits");
+        let [first, second] = made.as_slice() else {
+            unreachable!("two")
+        };
+        assert_eq!((first.requests, first.window, first.burst), (10, 60_000, 3));
+        let words: Vec<_> = first.keys.iter().map(|it| it.descriptor.as_str()).collect();
+        assert_eq!(words, ["source_principal", "x-user", "tenant"]);
+        assert_eq!(first.service, "provider/limits");
+        assert_eq!(
+            (second.domain.as_str(), second.fail_open),
+            ("shop/web", true)
+        );
+        assert!(
+            first
+                .when
+                .as_ref()
+                .is_some_and(|it| it.headers.len() == 1 && it.method.is_some())
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_counted_is_refused_with_its_place() {
+        for (text, said) in [
+            ("limits: [{requests: 1, window: 0s}]", "limits[0]: window"),
+            ("limits: [{requests: 1, window: week}]", "week"),
+            (
+                "limits: [{requests: 1, window: 1s, keys: [{by: Header}]}]",
+                "keys[0].name",
+            ),
+            ("limits: []\nglobal: {}", "provider"),
+        ] {
+            let made = read(text);
+            assert!(
+                made.as_ref().is_err_and(|it| it.contains(said)),
+                "{text}: {made:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Policies of layer 7: for which waypoints they are, where there, and what is said of them.
+//!
+//! | file | |
+//! |---|---|
+//! | `table` | what is kept of them, and who must be made anew when they change |
+//! | `attach` | where a policy is attached |
+//! | `providers` | who is asked |
+//! | `hosts` | VirtualServices |
+//! | `towards` | what is done towards a service: DestinationRules and others |
+
+mod attach;
+mod hosts;
+mod providers;
+mod table;
+mod towards;
+
+use api::k8s::limits::LimitSpec;
+use api::k8s::objects::ObjectKey;
+use api::waypoint as wire;
+use wire::resource::Kind as Told;
+
+use super::{Output, World};
+use crate::status::{self, Condition, Desired};
+use crate::translate::layer7::{Layer7, Spec, authentication, limit, telemetry};
+use crate::translate::resource::Resource;
+
+pub(super) use attach::Attached;
+pub(super) use table::Table;
+
+impl World {
+    pub(super) fn build_layer7(&self, key: &ObjectKey) -> Option<Output> {
+        let policy = self.objects.layer7.get(key)?;
+        match &*policy.spec {
+            Spec::Authentication(spec) => {
+                Some(self.authentication(policy, authentication::authentication(spec)))
+            }
+            Spec::Closed(why) => {
+                let invalid = why.clone();
+                let closed = wire::Authentication {
+                    invalid,
+                    ..wire::Authentication::default()
+                };
+                Some(self.authentication(policy, closed))
+            }
+            Spec::Telemetry(spec) => Some(self.telemetry(policy, telemetry::telemetry(spec))),
+            Spec::RateLimit(spec) => Some(self.limits(policy, spec, false)),
+            Spec::Quota(spec) => Some(self.limits(policy, spec, true)),
+            Spec::Virtual(spec) => Some(self.virtual_service(policy, spec)),
+            // They are told with the services they are for.
+            Spec::Destination(_) | Spec::BackendTls(_) | Spec::BackendTraffic(_) => {
+                Some(self.backend_policy(policy))
+            }
+        }
+    }
+
+    fn authentication(&self, policy: &Layer7, made: wire::Authentication) -> Output {
+        let mut faults = Vec::new();
+        if !made.invalid.is_empty() {
+            faults.push(format!(
+                "{}; until it is mended requests that carry a token are refused",
+                made.invalid
+            ));
+        }
+        let attached = self.attached(&policy.targets);
+        let resources = attached.into_iter().map(|(gateway, targets)| {
+            let told = Told::Authentication(wire::Authentication {
+                targets,
+                ..made.clone()
+            });
+            Resource::waypoint(&gateway, &policy.resource("", 0, told))
+        });
+        Output {
+            resources: resources.collect(),
+            status: Some(self.said_of_attached(policy, &faults)),
+            ..Output::default()
+        }
+    }
+
+    /// One that is attached to nothing is for its namespace's waypoints; in the root namespace for all.
+    fn telemetry(&self, policy: &Layer7, made: (wire::Telemetry, Vec<String>)) -> Output {
+        let (made, faults) = made;
+        let Spec::Telemetry(spec) = &*policy.spec else {
+            return Output::default();
+        };
+        let root = *policy.key.namespace == *self.settings.root_namespace;
+        let (attached, rank) = match (policy.targets.is_empty(), root) {
+            (false, _) => (self.attached(&policy.targets), 2),
+            (true, _) if spec.selector.is_some() => (Attached::new(), 2),
+            (true, true) => (self.everything_in(""), 0),
+            (true, false) => (self.everything_in(&policy.key.namespace), 1),
+        };
+        let resources = attached.into_iter().map(|(gateway, targets)| {
+            let told = Told::Telemetry(wire::Telemetry {
+                targets,
+                rank,
+                ..made.clone()
+            });
+            Resource::waypoint(&gateway, &policy.resource("", 0, told))
+        });
+        let resources = resources.collect();
+        let unattached = policy.targets.is_empty();
+        let status = (!unattached).then(|| self.said_of_attached(policy, &[]));
+        Output {
+            resources,
+            remarks: faults,
+            status,
+            ..Output::default()
+        }
+    }
+
+    fn limits(&self, policy: &Layer7, spec: &LimitSpec, quota: bool) -> Output {
+        let key = &policy.key;
+        let made = limit::limits(spec, &key.namespace, &key.name, quota);
+        let (made, mut faults) = match made {
+            Ok(made) => (made, Vec::new()),
+            Err(why) => (Vec::new(), vec![format!("{why}; nothing is limited by it")]),
+        };
+        let unknown = spec.global.as_ref();
+        let unknown = unknown.and_then(|it| self.no_provider(&it.provider));
+        faults.extend(unknown);
+        let mut resources = Vec::new();
+        for (gateway, targets) in self.attached(&policy.targets) {
+            for (index, limit) in (0_u32..).zip(&made) {
+                let name = usize::try_from(index)
+                    .ok()
+                    .and_then(|it| spec.limits.get(it));
+                let name = name.map_or("", |it| it.name.as_str());
+                let rule = if name.is_empty() {
+                    index.to_string()
+                } else {
+                    name.to_owned()
+                };
+                let told = Told::RateLimit(wire::RateLimit {
+                    targets: targets.clone(),
+                    ..limit.clone()
+                });
+                resources.push(Resource::waypoint(
+                    &gateway,
+                    &policy.resource(&rule, index, told),
+                ));
+            }
+        }
+        Output {
+            resources,
+            status: Some(self.said_of_attached(policy, &faults)),
+            ..Output::default()
+        }
+    }
+
+    /// Condition `WaypointAccepted`, where something is attached.
+    fn said_of_attached(&self, policy: &Layer7, faults: &[String]) -> Desired {
+        let condition = if policy.targets.is_empty() {
+            Condition {
+                r#type: "WaypointAccepted",
+                status: false,
+                reason: "UnsupportedValue".to_owned(),
+                message:
+                    "nothing enforces it: it names no targetRefs, and only waypoints read requests"
+                        .to_owned(),
+            }
+        } else {
+            status::policy::attached(&self.found(&policy.targets), faults)
+        };
+        Desired {
+            generation: policy.generation,
+            conditions: vec![condition],
+            ..Desired::default()
+        }
+    }
+}
+
+/// namespace/name
+pub(super) fn shown(key: &ObjectKey) -> String {
+    format!("{}/{}", key.namespace, key.name)
+}

@@ -1,0 +1,75 @@
+//! Extension providers of the mesh: each waypoint is told of all that can be told.
+
+use std::collections::BTreeSet;
+
+use api::k8s::objects::ObjectKey;
+use api::waypoint as wire;
+use wire::resource::Kind as Told;
+
+use crate::translate::layer7::provider::{self, Provider};
+use crate::translate::resource::Resource;
+use crate::world::depend::mark;
+use crate::world::{Builder, World};
+
+impl World {
+    /// What there is to say of a provider that no proxy can be told of.
+    pub(in crate::world) fn no_provider(&self, name: &str) -> Option<String> {
+        let known = self.settings.providers.iter().find(|it| it.name == name);
+        match known {
+            None => Some(format!(
+                "the mesh configuration has no extension provider {name}: who is to be asked is not known, so all is refused"
+            )),
+            Some(provider) => {
+                let why = provider.told(&|host| self.namespace_of(host)).err()?;
+                Some(format!("extension provider {name}: {why}"))
+            }
+        }
+    }
+
+    /// The extension providers of the mesh, as a waypoint is told of them.
+    pub(in crate::world) fn providers(&self, gateway: &ObjectKey) -> Vec<Resource> {
+        let told = self.settings.providers.iter().filter_map(|it| {
+            let told = it.told(&|host| self.namespace_of(host)).ok()??;
+            Some((it, told))
+        });
+        let resource = |(it, told): (&Provider, wire::Provider)| wire::Resource {
+            key: provider::key(&it.name),
+            origin: Some(wire::Origin {
+                kind: "MeshConfig".to_owned(),
+                namespace: self.settings.root_namespace.clone(),
+                name: it.name.clone(),
+                ..wire::Origin::default()
+            }),
+            kind: Some(Told::Provider(told)),
+        };
+        told.map(|it| Resource::waypoint(gateway, &resource(it)))
+            .collect()
+    }
+
+    /// Marks who must know, if somebody is dirty who has the host of a provider.
+    pub(super) fn touch_providers(&self, keys: &[ObjectKey], dirty: &mut BTreeSet<Builder>) {
+        let hosts = self.settings.providers.iter().filter_map(Provider::host);
+        let mut holders = hosts.filter_map(|host| {
+            let root = &self.settings.root_namespace;
+            self.objects.hosts.holder(host, root)
+        });
+        let asked = holders.any(|holder| keys.contains(holder));
+        if !asked {
+            return;
+        }
+        let gateways = self.objects.gateways.keys().cloned();
+        dirty.extend(gateways.map(Builder::Waypoint));
+        let policies = self.objects.policies.iter();
+        let attached = policies.filter(|(_, it)| it.attached.is_some());
+        mark(dirty, attached.map(|(key, _)| key.clone()));
+    }
+
+    /// The namespace of the service that has a host, as everybody sees it.
+    fn namespace_of(&self, host: &str) -> Option<String> {
+        let holder = self
+            .objects
+            .hosts
+            .holder(host, &self.settings.root_namespace);
+        holder.map(|it| it.namespace.to_string())
+    }
+}

@@ -1,0 +1,255 @@
+//! What is kept of policies of layer 7, the indexes over them, and who must be made anew when they change.
+//!
+//! Most only refer, and are made anew when what they refer to changes ([`References`]). What is done towards a
+//! service is told with that service: so a DestinationRule that changes makes its services anew, and so does a
+//! route that begins or ends to lead there.
+//!
+//! [`References`]: super::super::references::References
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use api::k8s::objects::{Kind, Object, ObjectKey};
+
+use crate::translate::layer7::{Layer7, Spec, host};
+use crate::world::depend::mark;
+use crate::world::objects::{Objects, enter, leave};
+use crate::world::references::Reference;
+use crate::world::{Builder, World};
+
+/// Policies of layer 7.
+#[derive(Debug, Default)]
+pub(in crate::world) struct Table {
+    all: HashMap<ObjectKey, Layer7>,
+    /// DestinationRules by their host, which may begin with `*`.
+    rules_of_host: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// VirtualServices and DestinationRules with a host that begins with `*`.
+    wild: BTreeSet<ObjectKey>,
+    /// Policies towards services.
+    towards: BTreeSet<ObjectKey>,
+}
+
+impl Table {
+    pub(in crate::world) fn get(&self, key: &ObjectKey) -> Option<&Layer7> {
+        self.all.get(key)
+    }
+
+    /// Whether nothing is said about what is done towards any service.
+    pub(super) fn says_nothing_towards(&self) -> bool {
+        self.towards.is_empty()
+    }
+
+    /// The DestinationRules that may hold for a host, oldest first.
+    pub(super) fn rules_for(&self, hostname: &str) -> Vec<&Layer7> {
+        let exact = self.rules_of_host.get(hostname).into_iter().flatten();
+        let is_rule = |key: &&ObjectKey| key.kind == Kind::DestinationRule;
+        let wild = self.wild.iter().filter(is_rule);
+        let all: BTreeSet<&ObjectKey> = exact.chain(wild).collect();
+        let mut rules: Vec<&Layer7> = all.into_iter().filter_map(|key| self.get(key)).collect();
+        rules.retain(|it| {
+            it.hosts
+                .iter()
+                .any(|pattern| host::matches(pattern, hostname))
+        });
+        rules.sort_by_key(|it| (it.created, it.key.clone()));
+        rules
+    }
+}
+
+impl Objects {
+    pub(in crate::world) fn link_layer7(&mut self, key: &ObjectKey) {
+        let Some(policy) = self.layer7.get(key) else {
+            return;
+        };
+        let objects = policy.targets.iter().filter_map(|it| it.object.clone());
+        let mut references: Vec<Reference> = objects.map(Reference::Object).collect();
+        let is_wild = policy.hosts.iter().any(|it| it.starts_with('*'));
+        let is_towards = matches!(
+            &*policy.spec,
+            Spec::Destination(_) | Spec::BackendTls(_) | Spec::BackendTraffic(_)
+        );
+        let everywhere = match &*policy.spec {
+            Spec::Virtual(_) => {
+                let hosts = policy.hosts.iter().chain(&policy.destinations);
+                let hosts = hosts.filter(|it| !it.starts_with('*'));
+                references.extend(hosts.map(|it| Reference::Host(it.as_str().into())));
+                false
+            }
+            Spec::Telemetry(_) => policy.targets.is_empty(),
+            _ => false,
+        };
+        if everywhere {
+            references.push(Reference::Gateways("".into()));
+        }
+        let rules: Vec<Arc<str>> = match &*policy.spec {
+            Spec::Destination(_) => policy.hosts.iter().map(|it| it.as_str().into()).collect(),
+            _ => Vec::new(),
+        };
+        for host in &rules {
+            enter(&mut self.layer7.rules_of_host, host, key);
+        }
+        if is_wild {
+            self.layer7.wild.insert(key.clone());
+        }
+        if is_towards {
+            self.layer7.towards.insert(key.clone());
+        }
+        self.references.set(key, references);
+    }
+
+    pub(in crate::world) fn unlink_layer7(&mut self, key: &ObjectKey) {
+        self.references.clear(key);
+        self.layer7.wild.remove(key);
+        self.layer7.towards.remove(key);
+        let hosts = self.layer7.get(key).map(|it| it.hosts.clone());
+        for host in hosts.into_iter().flatten() {
+            leave(&mut self.layer7.rules_of_host, host.as_str(), key);
+        }
+    }
+}
+
+impl World {
+    /// An object of layer 7 as it is now.
+    pub(in crate::world) fn set_layer7(&mut self, object: &Object, dirty: &mut BTreeSet<Builder>) {
+        let read = Layer7::read(object, &self.reading, &self.cluster.domain);
+        if let Some(read) = read {
+            self.put_layer7(&object.key(), Some(read), dirty);
+        }
+    }
+
+    pub(in crate::world) fn put_layer7(
+        &mut self,
+        key: &ObjectKey,
+        new: Option<Layer7>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        if self.objects.layer7.get(key) == new.as_ref() {
+            return;
+        }
+        self.leave(key, dirty);
+        match new {
+            Some(new) => self.objects.layer7.all.insert(key.clone(), new),
+            None => self.objects.layer7.all.remove(key),
+        };
+        self.enter(key, dirty);
+    }
+
+    /// Marks who depends on a policy of layer 7 as it is now: itself, and the services towards which it says what
+    /// is done.
+    pub(in crate::world) fn touch_layer7(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        let Some(policy) = self.objects.layer7.get(key) else {
+            return;
+        };
+        mark(dirty, [key.clone()]);
+        match &*policy.spec {
+            Spec::Destination(_) => {
+                for host in &policy.hosts {
+                    mark(dirty, self.objects.hosts.having(host).cloned());
+                }
+            }
+            Spec::BackendTls(_) | Spec::BackendTraffic(_) => {
+                let targets = policy.targets.iter();
+                mark(dirty, targets.filter_map(|it| it.object.clone()));
+            }
+            Spec::Virtual(_) => self.touch_led_to(key, dirty),
+            _ => {}
+        }
+    }
+
+    /// Marks the services that an object leads to, if something may be said about what is done towards them.
+    pub(in crate::world) fn touch_led_to(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        if self.objects.layer7.says_nothing_towards() {
+            return;
+        }
+        for reference in self.objects.references.of(key) {
+            match reference {
+                Reference::Object(it) if is_service(it) => mark(dirty, [it.clone()]),
+                Reference::Host(host) => mark(dirty, self.objects.hosts.having(host).cloned()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Marks the services that a workload serves, if they may have subsets.
+    pub(in crate::world) fn touch_subsets(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        if self.objects.layer7.says_nothing_towards() {
+            return;
+        }
+        let pod = self.objects.pods.get(key).map(|it| &it.labels);
+        let entry = self.objects.workload_entries.get(key).map(|it| &it.labels);
+        let Some(labels) = pod.or(entry) else { return };
+        let services = &self.objects.service_selectors;
+        mark(
+            dirty,
+            services
+                .selecting(&key.namespace, labels)
+                .into_iter()
+                .cloned(),
+        );
+    }
+
+    /// What follows from who is dirty already, the others' references followed: VirtualServices of hosts that begin
+    /// with `*`, what is attached to routes, and the services that routes lead to.
+    pub(in crate::world) fn mark_layer7(&self, dirty: &mut BTreeSet<Builder>) {
+        let keys: Vec<ObjectKey> = dirty
+            .iter()
+            .filter_map(|builder| match builder {
+                Builder::Object(key) => Some(key.clone()),
+                _ => None,
+            })
+            .collect();
+        self.touch_providers(&keys, dirty);
+        if keys.iter().any(is_service) {
+            let wild = self.objects.layer7.wild.iter();
+            let wild = wild.filter(|it| it.kind == Kind::VirtualService);
+            mark(dirty, wild.cloned());
+        }
+        for key in &keys {
+            self.touch_having_host(key, dirty);
+            if is_route(key) {
+                self.touch_referring(&Reference::Object(key.clone()), dirty);
+            }
+        }
+        let routes = dirty.iter().filter_map(|builder| match builder {
+            Builder::Object(key) if is_route(key) => Some(key.clone()),
+            _ => None,
+        });
+        for key in routes.collect::<Vec<_>>() {
+            self.touch_led_to(&key, dirty);
+        }
+    }
+
+    /// Who refers to a service by its host: also where it stands matters to it.
+    fn touch_having_host(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        if let Some(service) = self.objects.services.get(key) {
+            self.touch_host(&service.hostname, dirty);
+        } else if let Some(entry) = self.objects.service_entries.get(key) {
+            for host in &entry.hosts {
+                self.touch_host(host, dirty);
+            }
+        }
+    }
+
+    /// Puts what refuses every token into the place of a RequestAuthentication that cannot be read.
+    pub(in crate::world) fn close_authentication(
+        &mut self,
+        key: &ObjectKey,
+        targets: &[api::k8s::istio::TargetRef],
+        why: &str,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        let closed = Layer7::closed(key, targets, why, &self.reading);
+        self.put_layer7(key, Some(closed), dirty);
+    }
+}
+
+fn is_service(key: &ObjectKey) -> bool {
+    matches!(key.kind, Kind::Service | Kind::ServiceEntry)
+}
+
+fn is_route(key: &ObjectKey) -> bool {
+    matches!(
+        key.kind,
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute | Kind::VirtualService
+    )
+}

@@ -1,0 +1,295 @@
+//! What is done towards a service, told with it to every waypoint that may send there: the ones in front of it, and
+//! those whose routes lead to it.
+//!
+//! 1. which waypoints                                                 ([`World::reaching`])
+//! 2. the DestinationRules that hold, as each waypoint's namespace sees it
+//! 3. over them what policies of Gateway API say: TLS, retries, sessions
+//! 4. the workloads of each subset, by uid
+
+use std::collections::BTreeSet;
+
+use api::k8s::objects::{Kind, ObjectKey};
+use api::waypoint as wire;
+use wire::resource::Kind as Told;
+
+use crate::status::{Condition, Desired};
+use crate::translate::Labels;
+use crate::translate::layer7::backend::choose::{Candidate, applying};
+use crate::translate::layer7::backend::{Policy, Whole};
+use crate::translate::layer7::{Layer7, Spec, gateway_backend};
+use crate::translate::resource::Resource;
+use crate::world::references::Reference;
+use crate::world::{Output, World};
+
+/// What policies of Gateway API say, for a port (0: all that are not named).
+#[derive(Default)]
+struct Over<'a> {
+    tls: Vec<(u32, wire::ClientTls, &'a Layer7)>,
+    traffic: Option<(Option<wire::RetryBudget>, Option<wire::Session>, &'a Layer7)>,
+}
+
+impl World {
+    /// The resources that tell waypoints what to do towards a Service or ServiceEntry.
+    pub(in crate::world) fn towards(&self, key: &ObjectKey) -> Vec<Resource> {
+        let mut resources = Vec::new();
+        if self.objects.layer7.says_nothing_towards() {
+            return resources;
+        }
+        let services = self.service_refs(key);
+        let over = self.over(key);
+        for gateway in self.reaching(key) {
+            for service in &services {
+                let rules = self.objects.layer7.rules_for(&service.hostname);
+                self.told_towards(key, &gateway, service, &rules, &over, &mut resources);
+            }
+        }
+        resources
+    }
+
+    /// The waypoints that may send to a service.
+    fn reaching(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let mut gateways = self.in_front(key);
+        let hosts = self.service_refs(key).into_iter();
+        let hosts = hosts.map(|it| Reference::Host(it.hostname.into()));
+        for reference in hosts.chain([Reference::Object(key.clone())]) {
+            for from in self.objects.references.to(&reference) {
+                if let Some(policy) = self.objects.layer7.get(from) {
+                    if let Spec::Virtual(spec) = &*policy.spec {
+                        gateways.extend(self.gateways_of_hosts(policy, spec));
+                    }
+                } else {
+                    gateways.extend(self.gateways_of_route(from));
+                }
+            }
+        }
+        gateways
+    }
+
+    fn told_towards(
+        &self,
+        key: &ObjectKey,
+        gateway: &ObjectKey,
+        service: &wire::ServiceRef,
+        rules: &[&Layer7],
+        over: &Over<'_>,
+        resources: &mut Vec<Resource>,
+    ) {
+        let candidates: Vec<(Candidate<'_>, &Layer7)> = rules
+            .iter()
+            .filter_map(|rule| match &*rule.spec {
+                Spec::Destination(spec) => Some((
+                    Candidate {
+                        namespace: &rule.key.namespace,
+                        host: rule.hosts.first()?,
+                        export_to: &spec.export_to,
+                    },
+                    *rule,
+                )),
+                _ => None,
+            })
+            .collect();
+        let root = &self.settings.root_namespace;
+        let holding = applying(
+            &candidates,
+            &service.hostname,
+            &service.namespace,
+            &gateway.namespace,
+            root,
+        );
+        let specs = holding.iter().filter_map(|rule| match &*rule.spec {
+            Spec::Destination(spec) => Some(spec),
+            _ => None,
+        });
+        let whole = Whole::of(specs);
+        let namespace = holding.first().map_or("", |it| &*it.key.namespace);
+        let mut policies = whole.policies(namespace);
+        lay_over(&whole, namespace, over, &mut policies);
+        let first = holding.first().map(|it| **it);
+        let tls = over.tls.first().map(|(_, _, it)| *it);
+        let Some(source) = first.or(tls).or(over.traffic.as_ref().map(|it| it.2)) else {
+            return;
+        };
+        for policy in policies {
+            let rule = rule(&service.hostname, policy.port, &policy.subset);
+            let service = wire::ServiceRef {
+                port: policy.port,
+                ..service.clone()
+            };
+            let told = Told::BackendPolicy(wire::BackendPolicy {
+                service: Some(service),
+                subset: policy.subset,
+                ..policy.policy
+            });
+            resources.push(Resource::waypoint(
+                gateway,
+                &source.resource(&rule, 0, told),
+            ));
+        }
+        for subset in whole.subsets() {
+            let told = Told::Subset(wire::Subset {
+                service: Some(service.clone()),
+                name: subset.name.clone(),
+                workloads: self.workloads_with(key, &subset.labels),
+            });
+            let rule = format!("{}/subset/{}", service.hostname, subset.name);
+            resources.push(Resource::waypoint(
+                gateway,
+                &source.resource(&rule, 0, told),
+            ));
+        }
+    }
+
+    /// The workloads of a service that have these labels, by uid, sorted.
+    fn workloads_with(&self, key: &ObjectKey, labels: &Labels) -> Vec<String> {
+        let service = self.objects.services.get(key).map(|it| &it.selector);
+        let entry = self.objects.service_entries.get(key);
+        let selector = service.or(entry.map(|it| &it.selector));
+        let mut uids = entry.map_or_else(Vec::new, |it| it.endpoints_with(&self.cluster, labels));
+        let mut selected = BTreeSet::new();
+        if let Some(Some(selector)) = selector {
+            let mut both = selector.clone();
+            let contradicts = labels.iter().any(|(label, value)| {
+                let other = both.insert(label.clone(), value.clone());
+                other.is_some_and(|other| other != *value)
+            });
+            if !contradicts {
+                let workloads = &self.objects.workloads;
+                workloads.selected(&key.namespace, &both, &mut selected);
+            }
+        }
+        uids.extend(selected.iter().filter_map(|it| match it.kind {
+            Kind::Pod => {
+                let pod = self.objects.pods.get(it)?;
+                pod.has_address().then(|| pod.resource_name(&self.cluster))
+            }
+            _ => {
+                let entry = self.objects.workload_entries.get(it)?;
+                Some(entry.resource_name(&self.cluster))
+            }
+        }));
+        uids.sort_unstable();
+        uids
+    }
+
+    /// What policies of Gateway API say about a service; of two that say the same the older counts.
+    fn over(&self, key: &ObjectKey) -> Over<'_> {
+        let mut over = Over::default();
+        let itself = Reference::Object(key.clone());
+        let attached = self.objects.references.to(&itself);
+        let policies = attached.filter_map(|it| self.objects.layer7.get(it));
+        let mut policies: Vec<&Layer7> = policies.collect();
+        policies.sort_by_key(|it| (it.created, it.key.clone()));
+        for policy in policies {
+            match &*policy.spec {
+                Spec::BackendTls(spec) => {
+                    let ca = |name: &str| self.authority(&policy.key.namespace, name);
+                    let tls = gateway_backend::tls(spec, &ca);
+                    let tls = tls.unwrap_or_else(|why| gateway_backend::no_tls(&why));
+                    let here = spec.target_refs.iter().filter(|it| *it.name == *key.name);
+                    for target in here {
+                        let port = self.port_named(key, target.section_name.as_deref());
+                        let taken = |port: u32| over.tls.iter().any(|(it, _, _)| *it == port);
+                        if let Some(port) = port.filter(|it| !taken(*it)) {
+                            over.tls.push((port, tls.clone(), policy));
+                        }
+                    }
+                }
+                Spec::BackendTraffic(spec) if over.traffic.is_none() => {
+                    let traffic = gateway_backend::traffic(spec).ok();
+                    over.traffic = traffic.map(|(budget, session)| (budget, session, policy));
+                }
+                _ => {}
+            }
+        }
+        over
+    }
+
+    /// The number of a port, 0 if none is named; none if there is none of that name.
+    fn port_named(&self, key: &ObjectKey, name: Option<&str>) -> Option<u32> {
+        let Some(name) = name else { return Some(0) };
+        let service = self.objects.services.get(key).map(|it| &it.ports);
+        let entry = || self.objects.service_entries.get(key).map(|it| &it.ports);
+        let mut ports = service.or_else(entry)?.iter();
+        ports.find(|it| it.name == name).map(|it| it.number)
+    }
+
+    /// The certificate of authority in a ConfigMap.
+    fn authority(&self, namespace: &str, name: &str) -> Result<String, gateway_backend::NoCa> {
+        Err(gateway_backend::NoCa {
+            reason: "InvalidCACertificateRef",
+            text: format!("ConfigMap {namespace}/{name} is not read by this version"),
+        })
+    }
+
+    /// What is said of a policy towards services; it is told with them.
+    pub(super) fn backend_policy(&self, policy: &Layer7) -> Output {
+        let faults = match &*policy.spec {
+            Spec::Destination(spec) => {
+                let made = Whole::of([spec]).policies(&policy.key.namespace);
+                let mut faults: Vec<String> = made.into_iter().flat_map(|it| it.faults).collect();
+                faults.sort_unstable();
+                faults.dedup();
+                faults
+            }
+            Spec::BackendTls(spec) => {
+                let ca = |name: &str| self.authority(&policy.key.namespace, name);
+                let made = gateway_backend::tls(spec, &ca);
+                made.err().map(|it| it.text).into_iter().collect()
+            }
+            Spec::BackendTraffic(spec) => {
+                gateway_backend::traffic(spec).err().into_iter().collect()
+            }
+            _ => Vec::new(),
+        };
+        let status = matches!(&*policy.spec, Spec::Destination(_)).then(|| Desired {
+            generation: policy.generation,
+            conditions: partly(&faults).into_iter().collect(),
+            ..Desired::default()
+        });
+        Output {
+            remarks: faults,
+            status,
+            ..Output::default()
+        }
+    }
+}
+
+/// Only what has no effect is said: most DestinationRules are also for others.
+fn partly(faults: &[String]) -> Option<Condition> {
+    (!faults.is_empty()).then(|| Condition {
+        r#type: "ambit.io/Accepted",
+        status: false,
+        reason: "PartiallyInvalid".to_owned(),
+        message: faults.join("; "),
+    })
+}
+
+/// The name of a policy among those of its object.
+fn rule(hostname: &str, port: u32, subset: &str) -> String {
+    let mut rule = format!("{hostname}:{port}");
+    if !subset.is_empty() {
+        rule.push('/');
+        rule.push_str(subset);
+    }
+    rule
+}
+
+/// What policies of Gateway API say goes over what DestinationRules do.
+fn lay_over(whole: &Whole<'_>, namespace: &str, over: &Over<'_>, policies: &mut Vec<Policy>) {
+    let said = over.tls.iter().map(|(port, _, _)| *port);
+    let all = over.traffic.iter().map(|_| 0);
+    for port in said.chain(all) {
+        whole.fill(port, namespace, policies);
+    }
+    for policy in policies {
+        let named = |port: u32| over.tls.iter().find(|(it, _, _)| *it == port);
+        if let Some((_, tls, _)) = named(policy.port).or(named(0)) {
+            policy.policy.tls = Some(tls.clone());
+        }
+        if let Some((budget, session, _)) = &over.traffic {
+            let own = &mut policy.policy;
+            own.retry_budget = budget.or(own.retry_budget);
+            own.session = session.clone().or(own.session.take());
+        }
+    }
+}

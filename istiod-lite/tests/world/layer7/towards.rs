@@ -1,0 +1,262 @@
+//! What is done towards a service: DestinationRules, and policies of Gateway API.
+
+use api::k8s::objects::Kind;
+use api::waypoint as wire;
+use istiod_lite::world::World;
+use wire::resource::Kind as Told;
+
+use super::{gone, names, policy, said, service, set, told, world};
+
+fn rule(namespace: &str, name: &str, spec: &str) -> String {
+    policy(
+        "DestinationRule",
+        "networking.istio.io/v1",
+        namespace,
+        name,
+        spec,
+    )
+}
+
+fn towards(world: &World, name: &str) -> wire::BackendPolicy {
+    match told(world).remove(name) {
+        Some(Told::BackendPolicy(it)) => it,
+        other => panic!("{name}: {other:?} in {:?}", names(world)),
+    }
+}
+
+fn pod(name: &str, labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a, labels: {{app: web, {labels}}}}}\nspec: {{containers: []}}\nstatus: {{phase: Running, podIP: 10.0.2.1}}\n---\n"
+    )
+}
+
+const WEB: &str = "web.a.svc.cluster.local";
+
+#[test]
+fn a_rule_is_told_with_its_service_and_its_subsets_name_the_pods() {
+    let mut world = world();
+    let spec = "{host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}, portLevelSettings: [{port: {number: 80}, connectionPool: {tcp: {maxConnections: 3}}}]}, subsets: [{name: v1, labels: {version: v1}}]}";
+    set(
+        &mut world,
+        &[
+            rule("a", "r", spec),
+            pod("one", "version: v1"),
+            pod("two", "version: v2"),
+        ]
+        .concat(),
+    );
+    let key = |rest: &str| format!("a/wp/destinationrule/a/r/{WEB}{rest}");
+    assert_eq!(names(&world), [key("/subset/v1"), key(":0"), key(":80")]);
+    let all = towards(&world, &key(":0"));
+    assert_eq!(
+        all.load_balancer.unwrap().simple(),
+        wire::load_balancer::Simple::Random
+    );
+    let port = towards(&world, &key(":80"));
+    assert_eq!(
+        (port.limits.unwrap().connections, port.service.unwrap().port),
+        (3, 80)
+    );
+    assert_eq!(
+        port.load_balancer.unwrap().simple(),
+        wire::load_balancer::Simple::Unspecified
+    );
+    let subset = |world: &World| match told(world).remove(&key("/subset/v1")) {
+        Some(Told::Subset(it)) => it.workloads,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(subset(&world), ["Kubernetes//Pod/a/one"]);
+    let changed = set(&mut world, &pod("two", "version: v1"));
+    assert_eq!(
+        subset(&world),
+        ["Kubernetes//Pod/a/one", "Kubernetes//Pod/a/two"]
+    );
+    assert_eq!(
+        changed.resources.iter().map(|it| &**it).collect::<Vec<_>>(),
+        [key("/subset/v1")]
+    );
+    gone(&mut world, Kind::Pod, "a", "one");
+    assert_eq!(subset(&world), ["Kubernetes//Pod/a/two"]);
+    gone(&mut world, Kind::DestinationRule, "a", "r");
+    assert_eq!(names(&world), [""; 0]);
+}
+
+#[test]
+fn the_waypoints_own_rule_goes_before_the_services_and_the_mesh_s_comes_last() {
+    let mut world = world();
+    let simple = |host: &str, simple: &str| {
+        format!("{{host: '{host}', trafficPolicy: {{loadBalancer: {{simple: {simple}}}}}}}")
+    };
+    // web is behind a waypoint of b.
+    set(
+        &mut world,
+        &service(
+            "a",
+            "web",
+            "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: b",
+        ),
+    );
+    set(
+        &mut world,
+        &rule(
+            "istio-system",
+            "mesh",
+            &simple("*.svc.cluster.local", "RANDOM"),
+        ),
+    );
+    let holding = |world: &World| {
+        let names = names(world).into_iter();
+        names.filter(|it| it.contains(WEB)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        holding(&world),
+        [format!("b/wp/destinationrule/istio-system/mesh/{WEB}:0")]
+    );
+    set(&mut world, &rule("a", "own", &simple("web", "ROUND_ROBIN")));
+    assert_eq!(
+        holding(&world),
+        [format!("b/wp/destinationrule/a/own/{WEB}:0")]
+    );
+    set(
+        &mut world,
+        &rule("b", "nearest", &simple(WEB, "ROUND_ROBIN")),
+    );
+    assert_eq!(
+        holding(&world),
+        [format!("b/wp/destinationrule/b/nearest/{WEB}:0")]
+    );
+    set(
+        &mut world,
+        &rule("c", "strangers", &simple(WEB, "ROUND_ROBIN")),
+    );
+    assert_eq!(holding(&world).len(), 1);
+    gone(&mut world, Kind::DestinationRule, "b", "nearest");
+    gone(&mut world, Kind::DestinationRule, "a", "own");
+    assert_eq!(
+        holding(&world),
+        [format!("b/wp/destinationrule/istio-system/mesh/{WEB}:0")]
+    );
+}
+
+#[test]
+fn a_waypoint_whose_routes_lead_to_a_service_is_told_what_to_do_there() {
+    let mut world = world();
+    set(&mut world, &service("c", "far", ""));
+    set(
+        &mut world,
+        &rule(
+            "c",
+            "r",
+            "{host: far, trafficPolicy: {loadBalancer: {simple: RANDOM}}}",
+        ),
+    );
+    assert_eq!(names(&world), [""; 0]);
+    let far = "a/wp/destinationrule/c/r/far.c.svc.cluster.local:0".to_owned();
+    let route = "{hosts: [web], http: [{route: [{destination: {host: far.c.svc.cluster.local}}]}]}";
+    set(
+        &mut world,
+        &policy("VirtualService", "networking.istio.io/v1", "a", "v", route),
+    );
+    assert!(names(&world).contains(&far), "{:?}", names(&world));
+    set(&mut world, &service("a", "web", ""));
+    assert_eq!(names(&world), [""; 0]);
+    set(
+        &mut world,
+        &service("a", "web", "istio.io/use-waypoint: wp"),
+    );
+    assert!(names(&world).contains(&far), "{:?}", names(&world));
+    gone(&mut world, Kind::VirtualService, "a", "v");
+    assert_eq!(names(&world), [""; 0]);
+
+    let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: c}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service}]}\n---\n";
+    let http = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: far, namespace: c, port: 80}]}]}\n";
+    set(&mut world, &[grant, http].concat());
+    assert!(names(&world).contains(&far), "{:?}", names(&world));
+    gone(&mut world, Kind::HttpRoute, "a", "h");
+    assert_eq!(names(&world), [""; 0]);
+}
+
+#[test]
+fn policies_of_gateway_api_go_over_rules() {
+    let mut world = world();
+    let target = "targetRefs: [{group: '', kind: Service, name: web}]";
+    let traffic = format!(
+        "{{{target}, retryConstraint: {{budget: {{percent: 7}}}}, sessionPersistence: {{sessionName: s}}}}"
+    );
+    set(
+        &mut world,
+        &policy(
+            "XBackendTrafficPolicy",
+            "gateway.networking.x-k8s.io/v1alpha1",
+            "a",
+            "t",
+            &traffic,
+        ),
+    );
+    let made = towards(&world, &format!("a/wp/xbackendtrafficpolicy/a/t/{WEB}:0"));
+    assert_eq!(made.retry_budget.unwrap().percent, 7);
+    assert!(made.session.is_some());
+    set(
+        &mut world,
+        &rule(
+            "a",
+            "r",
+            "{host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}, retryBudget: {percent: 50}}}",
+        ),
+    );
+    let made = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"));
+    assert_eq!(made.retry_budget.unwrap().percent, 7);
+    assert!(made.load_balancer.is_some() && made.session.is_some());
+    let tls = "{targetRefs: [{group: '', kind: Service, name: web, sectionName: http}], validation: {hostname: web.example, wellKnownCACertificates: System}}";
+    set(
+        &mut world,
+        &policy(
+            "BackendTLSPolicy",
+            "gateway.networking.k8s.io/v1",
+            "a",
+            "tls",
+            tls,
+        ),
+    );
+    let port = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:80"));
+    assert_eq!(port.tls.unwrap().sni, "web.example");
+    assert!(
+        port.load_balancer.is_some(),
+        "what the rule says of all ports holds for this one too"
+    );
+    assert!(
+        towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"))
+            .tls
+            .is_none()
+    );
+    gone(&mut world, Kind::DestinationRule, "a", "r");
+    gone(&mut world, Kind::BackendTrafficPolicy, "a", "t");
+    assert_eq!(
+        names(&world),
+        [
+            format!("a/wp/backendtlspolicy/a/tls/{WEB}:0"),
+            format!("a/wp/backendtlspolicy/a/tls/{WEB}:80")
+        ][1..]
+    );
+}
+
+#[test]
+fn what_of_a_rule_has_no_effect_is_said() {
+    let mut world = world();
+    set(
+        &mut world,
+        &rule(
+            "a",
+            "r",
+            "{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c}, connectionPool: {tcp: {connectTimeout: soon}}}}",
+        ),
+    );
+    let (status, reason, message) = said(&world, Kind::DestinationRule, "a", "r");
+    assert_eq!((status, reason.as_str()), (false, "PartiallyInvalid"));
+    assert!(
+        message.contains("credentialName") && message.contains("soon"),
+        "{message}"
+    );
+    let made = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"));
+    assert!(!made.tls.unwrap().invalid.is_empty());
+}
