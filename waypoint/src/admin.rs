@@ -21,6 +21,8 @@ use ops::ready::Readiness;
 use tokio_util::sync::CancellationToken;
 
 pub mod question;
+mod shown;
+mod words;
 
 pub use question::Question;
 

@@ -8,7 +8,6 @@ use hbone::{Certificates, Identity, Limits};
 use mesh::{GatewayAddress, GatewayTarget, Mesh, Network, Snapshot};
 use ops::drain::Drain;
 
-use crate::admin::{Question, Shown};
 use crate::compiled::Config as Compiled;
 use crate::config::Config;
 use crate::discovery::Clients;
@@ -86,16 +85,6 @@ impl Proxy {
                     *service.namespace == *namespace && *service.hostname == *self.own_host
                 }),
         }
-    }
-}
-
-impl Shown for Proxy {
-    fn dump(&self) -> serde_json::Value {
-        serde_json::json!({ "gateway": self.own_host, "identity": self.identity.to_string() })
-    }
-
-    fn explain(&self, _: &Question) -> serde_json::Value {
-        serde_json::Value::Null
     }
 }
 

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
+#[path = "pure/admin.rs"]
+mod admin;
 #[path = "pure/asked.rs"]
 mod asked;
 #[path = "pure/authenticate.rs"]
@@ -10,6 +12,8 @@ mod authenticate;
 mod authorize;
 #[path = "pure/balance.rs"]
 mod balance;
+#[path = "pure/compiled.rs"]
+mod compiled;
 #[path = "pure/filter.rs"]
 mod filter;
 #[path = "pure/fuzz.rs"]

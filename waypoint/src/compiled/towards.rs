@@ -94,6 +94,24 @@ impl Calls {
         all.get(service).cloned().unwrap_or(fresh)
     }
 
+    /// All that were called: port, subset, and what is known of it.
+    pub fn shown(&self) -> Vec<(NamespacedHost, Vec<(u16, Box<str>, Arc<Backend>)>)> {
+        let others = self.others.load_full();
+        let fresh = others
+            .iter()
+            .filter(|(name, _)| !self.said.contains_key(*name));
+        let all = self.said.iter().chain(fresh);
+        all.map(|(name, towards)| {
+            let backends = towards.backends.load_full();
+            let backends = backends.iter();
+            let of = |(key, backend): (&Key, &Arc<Backend>)| {
+                (key.port, key.subset.clone(), backend.clone())
+            };
+            (name.clone(), backends.map(of).collect())
+        })
+        .collect()
+    }
+
     /// The next version: `touched` are made anew, all of them if that is None.
     pub(super) fn compile<'a>(
         &self,

@@ -122,6 +122,12 @@ impl Limiter {
         self.limits.is_empty()
     }
 
+    /// Names of those that are for a request.
+    pub fn concerning<'a>(&'a self, asked: &'a Asked<'a>) -> impl Iterator<Item = &'a str> {
+        let limits = self.limits.iter().filter(|limit| limit.is_for(asked));
+        limits.map(|limit| &*limit.name)
+    }
+
     /// How many kinds of requests are remembered now; bounded.
     pub fn remembered(&self) -> usize {
         let tables = self.limits.iter().map(|limit| match &limit.by {

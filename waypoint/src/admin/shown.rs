@@ -1,0 +1,327 @@
+//! What `/config_dump` and `/explain` say of a proxy.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mesh::{NamespacedHost, Service, Workload};
+use serde_json::{Value, json};
+
+use super::{Question, Shown, words};
+use crate::asked::{self, Asked};
+use crate::authenticate::Claims;
+use crate::balance::Group;
+use crate::client::{Baggage, Client};
+use crate::compiled::{self, Backend, Config};
+use crate::limit::Gate;
+use crate::proxy::Proxy;
+use crate::route::{Found, Rule};
+use crate::state::Held;
+
+impl Shown for Proxy {
+    fn dump(&self) -> Value {
+        let (said, config, mesh) = (self.state.said(), self.state.load(), self.mesh.load());
+        let services = config.services().map(|(name, service)| {
+            let known = mesh.service(&name.namespace, &name.host);
+            shown_service(name, service, known)
+        });
+        let calls = config.calls.shown();
+        let calls = calls.into_iter().map(|(service, backends)| {
+            let backends = backends
+                .iter()
+                .map(|(port, subset, backend)| shown_backend(*port, subset, backend));
+            json!({ "service": service.to_string(), "backends": backends.collect::<Vec<_>>() })
+        });
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "identity": self.identity.to_string(),
+            "gateway": {
+                "namespace": self.config.pod_namespace,
+                "name": self.config.gateway_name,
+                "trust_domain": config.gateway.trust_domain,
+                "trust_domain_aliases": config.gateway.trust_domain_aliases,
+            },
+            "requests": self.load.requests(),
+            "metric_series": self.reports.series(),
+            "resources": said.iter().map(|held| shown_resource(held)).collect::<Vec<_>>(),
+            "services": services.collect::<Vec<_>>(),
+            "calls": calls.collect::<Vec<_>>(),
+        })
+    }
+
+    fn explain(&self, question: &Question) -> Value {
+        let mesh = self.mesh.load();
+        let namespace = &*self.config.pod_namespace;
+        let Some(service) = mesh.service_for_host(&question.host, namespace).cloned() else {
+            let why = format!("no service of host {} is known here", question.host);
+            return json!({ "answer": "none", "because": why });
+        };
+        let client = self.client(question);
+        let claims = question.claims.as_ref().map(claims);
+        let path = match path(question) {
+            Ok(path) => path,
+            Err(why) => return json!({ "answer": 400, "because": why }),
+        };
+        let (path, query) = match path.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (&*path, None),
+        };
+        let address = client.address.ip();
+        let asked = Asked {
+            method: &question.method,
+            scheme: "http",
+            host: &question.host,
+            authority: &question.host,
+            path,
+            query,
+            headers: &question.headers,
+            port: question.port,
+            destination: (address, question.port).into(),
+            sni: None,
+            client: &client,
+            remote: asked::remote(address, &question.headers, 0),
+            claims: claims.as_ref(),
+        };
+        let config = self.state.load();
+        let mut shown = judged(&config, &self.state.said(), &service, &asked);
+        shown["client"] = json!({
+            "identity": client.identity.as_ref().map(ToString::to_string),
+            "namespace": client.namespace(),
+            "workload": client.workload.as_ref().map(|workload| workload.name()),
+        });
+        shown
+    }
+}
+
+impl Proxy {
+    /// Whoever the question is about.
+    fn client(&self, question: &Question) -> Client {
+        let mesh = self.mesh.load();
+        let address = question.address.unwrap_or([0, 0, 0, 0].into());
+        let identity = question
+            .identity
+            .as_ref()
+            .and_then(|text| text.parse().ok());
+        Client {
+            identity,
+            address: (address, 0).into(),
+            peer: address,
+            workload: mesh.workload_at(&self.network, address).cloned(),
+            said: Baggage::default(),
+        }
+    }
+}
+
+/// As every request's, or why it is answered with 400.
+fn path(question: &Question) -> Result<String, String> {
+    let uri: http::Uri = question
+        .path
+        .parse()
+        .map_err(|_| format!("{} is not a path", question.path))?;
+    match asked::target(&question.method, &uri, asked::Form::default()) {
+        Ok(path) => Ok(match uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path.into_owned(),
+        }),
+        Err(unclear) => Err(unclear.to_string()),
+    }
+}
+
+/// A token's payload that somebody says is good.
+fn claims(found: &Value) -> Claims {
+    let text = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+    let audiences = match &found["aud"] {
+        Value::Array(all) => all
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        Value::String(one) => vec![one.clone()],
+        _ => Vec::new(),
+    };
+    Claims {
+        issuer: text("iss"),
+        subject: text("sub"),
+        audiences,
+        all: found.as_object().cloned().unwrap_or_default(),
+    }
+}
+
+/// What would be done with it, in the order of a request's phases.
+fn judged(
+    config: &Config,
+    said: &crate::state::Resources,
+    service: &Arc<Service>,
+    asked: &Asked<'_>,
+) -> Value {
+    let compiled = config.service(&service.key());
+    let authorization = compiled.policies.explain(asked);
+    let denied = authorization.verdict == "deny";
+    let routes = compiled.routes(asked.port);
+    let concern = routes.concern(asked.client.namespace());
+    let found = routes.table.find(asked).filter(|_| concern);
+    let limiter = compiled
+        .limits
+        .of(found.as_ref().map(|found| &found.rule.name));
+    let (answer, because) = match &found {
+        _ if service.port(asked.port).is_none() => {
+            (json!("none"), "the service has no such port".to_owned())
+        }
+        _ if denied => (json!(403), authorization.because.clone()),
+        None if concern => (
+            json!(404),
+            "no rule of the service is for this request".to_owned(),
+        ),
+        None => (json!("the app's"), "the service has no rules".to_owned()),
+        Some(Found { rule, .. }) => match &rule.broken {
+            Some(why) => (json!(500), why.to_string()),
+            None => (
+                json!("the app's, or the rule's"),
+                format!("rule {}", rule.label),
+            ),
+        },
+    };
+    json!({
+        "service": service.key().to_string(),
+        "port": asked.port,
+        "path": asked.path,
+        "answer": answer,
+        "because": because,
+        "authorization": authorization,
+        "tokens_are_checked": !compiled.tokens.is_empty(),
+        "route": found.as_ref().map(|found| shown_rule(found.rule, said)),
+        "limits": limiter.concerning(asked).collect::<Vec<_>>(),
+        "endpoints": endpoints(config, service, found.as_ref(), asked),
+    })
+}
+
+/// Of each backend that the request may go to.
+fn endpoints(
+    config: &Config,
+    service: &Arc<Service>,
+    found: Option<&Found<'_>>,
+    asked: &Asked<'_>,
+) -> Vec<Value> {
+    let straight = || vec![(service.key(), asked.port, "")];
+    let to = found.map_or_else(straight, |found| {
+        let backends = found.rule.backends.iter();
+        let of = |backend: &'_ crate::route::Backend| {
+            let named = &backend.service;
+            let (namespace, host) = (Arc::from(&*named.namespace), Arc::from(&*named.hostname));
+            let port = match named.port {
+                0 => asked.port,
+                port => port,
+            };
+            (NamespacedHost::new(namespace, host), port)
+        };
+        backends
+            .map(|backend| {
+                let (service, port) = of(backend);
+                (service, port, backend.subset.as_deref().unwrap_or_default())
+            })
+            .collect()
+    });
+    to.into_iter()
+        .map(|(service, port, subset)| {
+            let towards = config.calls.towards(&service);
+            let shown = match towards.backend(port, subset, asked.client.namespace()) {
+                Ok(backend) => shown_backend(port, subset, &backend),
+                Err(why) => json!({ "broken": why.to_string() }),
+            };
+            json!({ "service": service.to_string(), "backend": shown })
+        })
+        .collect()
+}
+
+fn shown_rule(rule: &Rule, said: &crate::state::Resources) -> Value {
+    let name = &rule.name;
+    let is_it = |held: &&Arc<Held>| {
+        held.resource.origin.as_ref().is_some_and(|origin| {
+            origin.kind == *name.kind
+                && origin.namespace == *name.namespace
+                && origin.name == *name.name
+                && origin.rule == *name.rule
+        })
+    };
+    let resource = said.iter().find(is_it);
+    json!({
+        "rule": &*rule.label,
+        "broken": rule.broken,
+        "resource": resource.map(|held| shown_resource(held)),
+    })
+}
+
+fn shown_resource(held: &Arc<Held>) -> Value {
+    let mut shown = words::resource(&held.resource);
+    shown["key"] = json!(&*held.key);
+    if !held.good {
+        shown["closed"] = json!(true);
+    }
+    if let Some(refused) = &held.refused {
+        shown["refused"] = json!(refused);
+    }
+    shown
+}
+
+fn shown_service(
+    name: &NamespacedHost,
+    service: &compiled::Service,
+    known: Option<&Arc<Service>>,
+) -> Value {
+    let ports = known.map_or(&[][..], |known| &known.ports);
+    let ports = ports.iter().map(|port| {
+        let rules = service.routes(port.service_port).table.rules();
+        let rules = rules.iter().map(|rule| match &rule.broken {
+            Some(why) => json!({ "rule": &*rule.label, "broken": why }),
+            None => json!({ "rule": &*rule.label }),
+        });
+        json!({
+            "port": port.service_port,
+            "protocol": format!("{:?}", port.protocol),
+            "rules": rules.collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "service": name.to_string(),
+        "known": known.is_some(),
+        "ports": ports.collect::<Vec<_>>(),
+        "policies": !service.policies.is_empty(),
+        "tokens": !service.tokens.is_empty(),
+        "limits": !service.limits.is_empty(),
+        "logged": service.telemetry.logged,
+    })
+}
+
+fn shown_backend(port: u16, subset: &str, backend: &Backend) -> Value {
+    let gates = [
+        ("connections", &backend.gates.connections),
+        ("pending", &backend.gates.pending),
+        ("requests", &backend.gates.requests),
+        ("retries", &backend.gates.retries),
+    ];
+    let gate = |gate: &Gate| json!({ "inside": gate.inside(), "limit": gate.limit(), "refused": gate.refused() });
+    let gates = gates.map(|(name, found)| (name.to_owned(), gate(found)));
+    json!({
+        "port": port,
+        "subset": subset,
+        "broken": backend.broken,
+        "gates": gates.into_iter().collect::<serde_json::Map<_, _>>(),
+        "endpoints": shown_endpoints(&backend.group),
+    })
+}
+
+/// None before the first request.
+fn shown_endpoints(group: &Group) -> Vec<Value> {
+    let now = Instant::now();
+    let all = group.shown().into_iter();
+    all.map(|(endpoint, out)| {
+        let workload: &Workload = &endpoint.workload;
+        json!({
+            "workload": &*workload.uid,
+            "address": endpoint.address,
+            "port": endpoint.target_port,
+            "busy": endpoint.busy(),
+            "ejected_for_seconds": out.map(|out| out.saturating_duration_since(now).as_secs()),
+        })
+    })
+    .collect()
+}

@@ -1,0 +1,405 @@
+//! Of `waypoint::compiled`: how services are called, how often, and what is logged, as resources say it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::waypoint as wire;
+use mesh::{Mesh, NamespacedHost, Payload, Rejected, Update};
+use prost::Message;
+use waypoint::authenticate::{Http, KeySets};
+use waypoint::compiled::{Backend, Compiler, Config, NoSubset};
+use waypoint::limit::Judged;
+use waypoint::state::{Keeper, State};
+use wire::resource::Kind;
+use wire::target::To;
+
+use crate::route::request::Request;
+
+struct Said {
+    keeper: Keeper<Compiler>,
+    state: Arc<State<Config>>,
+}
+
+impl Said {
+    fn new() -> Self {
+        let (_, writer) = Mesh::new();
+        let state = State::new(Config::default());
+        let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
+        Self {
+            keeper: Keeper::new("shop/way", state.clone(), writer, compiler),
+            state,
+        }
+    }
+
+    fn set(&mut self, key: &str, created: i64, kind: Kind) -> Vec<Rejected> {
+        let mut parts = key.split('/').map(str::to_owned);
+        let mut part = || parts.next().unwrap_or_default();
+        let resource = wire::Resource {
+            key: key.to_owned(),
+            origin: Some(wire::Origin {
+                kind: part(),
+                namespace: part(),
+                name: part(),
+                rule: part(),
+                created,
+                index: 0,
+            }),
+            kind: Some(kind),
+        };
+        let mut update = Update::default();
+        let bytes = resource.encode_to_vec().into();
+        let name = format!("shop/way/{key}").into();
+        update.resources.set.push((name, Payload::Bytes(bytes)));
+        self.keeper.apply(update)
+    }
+
+    fn remove(&mut self, key: &str) {
+        let mut update = Update::default();
+        update
+            .resources
+            .removed
+            .push(format!("shop/way/{key}").into());
+        assert!(self.keeper.apply(update).is_empty());
+    }
+
+    fn backend(
+        &self,
+        port: u16,
+        subset: &str,
+        client: Option<&str>,
+    ) -> Result<Arc<Backend>, NoSubset> {
+        let towards = self.state.load().calls.towards(&web());
+        towards.backend(port, subset, client)
+    }
+
+    fn requests(&self, port: u16, subset: &str, client: Option<&str>) -> Option<u32> {
+        self.backend(port, subset, client)
+            .unwrap()
+            .gates
+            .requests
+            .limit()
+    }
+}
+
+fn web() -> NamespacedHost {
+    NamespacedHost::new("shop".into(), "web.shop".into())
+}
+
+fn reference(port: u32) -> wire::ServiceRef {
+    wire::ServiceRef {
+        namespace: "shop".to_owned(),
+        hostname: "web.shop".to_owned(),
+        port,
+    }
+}
+
+fn policy(port: u32, subset: &str, requests: u32) -> wire::BackendPolicy {
+    wire::BackendPolicy {
+        service: Some(reference(port)),
+        subset: subset.to_owned(),
+        limits: (requests > 0).then(|| wire::Limits {
+            requests,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn subset(name: &str, workloads: &[&str]) -> Kind {
+    Kind::Subset(wire::Subset {
+        service: Some(reference(0)),
+        name: name.to_owned(),
+        workloads: workloads.iter().map(|uid| (*uid).to_owned()).collect(),
+    })
+}
+
+#[test]
+fn the_more_specific_policy_goes_before_field_by_field() {
+    let mut said = Said::new();
+    let mut general = policy(0, "", 1);
+    general.proxy_protocol = 2;
+    said.set(
+        "destinationrule/shop/a/all",
+        1,
+        Kind::BackendPolicy(general),
+    );
+    said.set(
+        "destinationrule/shop/a/port",
+        1,
+        Kind::BackendPolicy(policy(80, "", 2)),
+    );
+    said.set(
+        "destinationrule/shop/a/v1",
+        1,
+        Kind::BackendPolicy(policy(0, "v1", 3)),
+    );
+    said.set(
+        "destinationrule/shop/a/v1-port",
+        1,
+        Kind::BackendPolicy(policy(81, "v1", 4)),
+    );
+    let mut consumer = policy(0, "", 5);
+    consumer.consumer_namespace = "front".to_owned();
+    said.set("destinationrule/front/b", 1, Kind::BackendPolicy(consumer));
+    said.set("subset/shop/a/v1", 1, subset("v1", &["one"]));
+    for (port, of, client, expected) in [
+        (99, "", None, 1),
+        (80, "", None, 2),
+        (80, "", Some("elsewhere"), 2),
+        (80, "v1", None, 3),
+        (81, "v1", None, 4),
+        (80, "", Some("front"), 5),
+    ] {
+        assert_eq!(
+            said.requests(port, of, client),
+            Some(expected),
+            "{port} {of} {client:?}"
+        );
+        assert_eq!(
+            said.backend(port, of, client).unwrap().proxy_protocol,
+            2,
+            "said below, by nobody else"
+        );
+    }
+    said.remove("destinationrule/shop/a/port");
+    assert_eq!(said.requests(80, "", None), Some(1));
+}
+
+#[test]
+fn of_two_that_say_the_same_the_older_wins() {
+    let mut said = Said::new();
+    said.set(
+        "destinationrule/shop/young",
+        20,
+        Kind::BackendPolicy(policy(0, "", 7)),
+    );
+    said.set(
+        "destinationrule/shop/old",
+        10,
+        Kind::BackendPolicy(policy(0, "", 3)),
+    );
+    assert_eq!(said.requests(80, "", None), Some(3));
+    said.remove("destinationrule/shop/old");
+    assert_eq!(said.requests(80, "", None), Some(7));
+}
+
+#[test]
+fn a_subset_that_nobody_describes_is_refused() {
+    let mut said = Said::new();
+    assert!(said.backend(80, "", None).is_ok());
+    assert_eq!(
+        said.backend(80, "v1", None).unwrap_err(),
+        NoSubset("v1".to_owned())
+    );
+    said.set("subset/shop/a/v1", 1, subset("v1", &[]));
+    assert!(said.backend(80, "v1", None).is_ok());
+}
+
+#[test]
+fn what_is_on_its_way_goes_on_counting_when_policies_come_change_and_go() {
+    let mut said = Said::new();
+    let kept = said
+        .backend(80, "", None)
+        .unwrap()
+        .gates
+        .requests
+        .enter()
+        .unwrap();
+    let inside = |said: &Said| said.backend(80, "", None).unwrap().gates.requests.inside();
+    said.set(
+        "destinationrule/shop/a",
+        1,
+        Kind::BackendPolicy(policy(0, "", 1)),
+    );
+    assert_eq!(inside(&said), 1);
+    assert!(
+        said.backend(80, "", None)
+            .unwrap()
+            .gates
+            .requests
+            .enter()
+            .is_none()
+    );
+    said.set(
+        "destinationrule/shop/a",
+        1,
+        Kind::BackendPolicy(policy(0, "", 2)),
+    );
+    assert_eq!(inside(&said), 1);
+    drop(kept);
+    assert_eq!(inside(&said), 0);
+}
+
+#[test]
+fn what_did_not_change_is_the_same_and_is_asked_for_once() {
+    let mut said = Said::new();
+    said.set(
+        "destinationrule/shop/a",
+        1,
+        Kind::BackendPolicy(policy(0, "", 1)),
+    );
+    let one = said.backend(80, "", None).unwrap();
+    assert!(Arc::ptr_eq(&one, &said.backend(80, "", None).unwrap()));
+    said.set(
+        "destinationrule/shop/b/port",
+        1,
+        Kind::BackendPolicy(policy(81, "", 2)),
+    );
+    assert!(Arc::ptr_eq(&one, &said.backend(80, "", None).unwrap()));
+}
+
+#[test]
+fn a_policy_that_cannot_be_understood_is_refused_and_closes_what_it_is_for() {
+    let bad = |name: &str| {
+        Kind::BackendPolicy(wire::BackendPolicy {
+            load_balancer: Some(wire::LoadBalancer {
+                hash: Some(wire::ConsistentHash {
+                    key: Some(wire::consistent_hash::Key::Header(name.to_owned())),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            ..policy(0, "", 0)
+        })
+    };
+    let mut said = Said::new();
+    let refused = said.set("destinationrule/shop/a", 1, bad("no header"));
+    assert_eq!(refused.len(), 1);
+    assert!(said.backend(80, "", None).unwrap().broken.is_some());
+    assert!(
+        said.set("destinationrule/shop/a", 1, bad("x-user"))
+            .is_empty()
+    );
+    assert_eq!(said.backend(80, "", None).unwrap().broken, None);
+    assert_eq!(
+        said.set("destinationrule/shop/a", 1, bad("no header"))
+            .len(),
+        1
+    );
+    assert_eq!(
+        said.backend(80, "", None).unwrap().broken,
+        None,
+        "the last good one stays"
+    );
+}
+
+fn limit(to: To, requests: u64) -> wire::RateLimit {
+    wire::RateLimit {
+        targets: vec![wire::Target { to: Some(to) }],
+        requests,
+        window: 60_000,
+        ..Default::default()
+    }
+}
+
+fn passing(said: &Said, rule: Option<&waypoint::route::Name>, times: usize) -> usize {
+    let config = said.state.load();
+    let request = Request::to("/");
+    let limiter = config.service(&web()).limits.of(rule);
+    let judge = |_: &usize| {
+        matches!(
+            limiter.judge(&request.asked(), Instant::now()),
+            Judged::Pass(_)
+        )
+    };
+    (0..times).filter(judge).count()
+}
+
+#[test]
+fn limits_of_a_service_and_of_one_of_its_routes() {
+    let mut said = Said::new();
+    let route = wire::Route {
+        parents: vec![wire::Target {
+            to: Some(To::Service(reference(0))),
+        }],
+        ..Default::default()
+    };
+    said.set("httproute/shop/web/0", 1, Kind::Route(route));
+    said.set(
+        "ratelimitpolicy/shop/all",
+        1,
+        Kind::RateLimit(limit(To::Service(reference(0)), 10)),
+    );
+    let narrow = limit(To::Route("httproute/shop/web".to_owned()), 3);
+    said.set("ratelimitpolicy/shop/one", 1, Kind::RateLimit(narrow));
+    let name = waypoint::route::Name {
+        kind: "HTTPRoute".into(),
+        namespace: "shop".into(),
+        name: "web".into(),
+        rule: "0".into(),
+    };
+    assert_eq!(passing(&said, Some(&name), 20), 3);
+    assert_eq!(
+        passing(&said, None, 20),
+        7,
+        "three of the ten passed by the route"
+    );
+    said.set(
+        "authorizationpolicy/shop/x",
+        1,
+        Kind::Authorization(wire::Authorization {
+            targets: vec![wire::Target {
+                to: Some(To::Service(reference(0))),
+            }],
+            ..Default::default()
+        }),
+    );
+    assert_eq!(
+        passing(&said, None, 20),
+        0,
+        "what else is said of the service fills no bucket"
+    );
+}
+
+#[test]
+fn a_limit_that_cannot_be_understood_lets_all_pass_or_none_as_it_says() {
+    for (fail_open, expected) in [(false, 0), (true, 5)] {
+        let mut said = Said::new();
+        let bad = wire::RateLimit {
+            window: 0,
+            fail_open,
+            ..limit(To::Service(reference(0)), 1)
+        };
+        assert_eq!(
+            said.set("ratelimitpolicy/shop/bad", 1, Kind::RateLimit(bad))
+                .len(),
+            1
+        );
+        assert_eq!(passing(&said, None, 5), expected);
+    }
+}
+
+#[test]
+fn the_nearest_word_on_logs_and_traces_counts() {
+    let telemetry = |rank, disabled, sampling: Option<f64>| {
+        Kind::Telemetry(wire::Telemetry {
+            targets: vec![wire::Target {
+                to: Some(To::Gateway("shop/way".to_owned())),
+            }],
+            rank,
+            access_log: Some(wire::AccessLog {
+                disabled,
+                ..Default::default()
+            }),
+            tracing: sampling.map(|sampling| wire::Tracing {
+                sampling: Some(sampling),
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    };
+    let mut said = Said::new();
+    let now = |said: &Said| {
+        let telemetry = said.state.load().service(&web()).telemetry;
+        (telemetry.logged, telemetry.sampling)
+    };
+    assert_eq!(now(&said), (true, None));
+    said.set(
+        "telemetry/istio-system/mesh",
+        1,
+        telemetry(0, true, Some(50.0)),
+    );
+    assert_eq!(now(&said), (false, Some(50.0)));
+    said.set("telemetry/shop/near", 1, telemetry(2, false, None));
+    assert_eq!(now(&said), (true, Some(50.0)));
+}
