@@ -11,11 +11,13 @@
 //! | [`metrics`] | the registry behind `/metrics` |
 //! | [`process`] | file descriptors, memory, CPU, runtime |
 //! | [`ready`] | named gates behind `/healthz/ready` |
+//! | [`discovery`] | figures of a proxy's discovery stream |
 //! | [`drain`] | stop accepting, wait, stop now |
 //! | [`admin`] | the routes above, and the server that answers them |
 //! | [`time`] | instants as RFC 3339 text |
 
 pub mod admin;
+pub mod discovery;
 pub mod drain;
 mod format;
 pub mod log;

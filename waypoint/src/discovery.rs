@@ -12,6 +12,7 @@ use hbone::control_plane::{Credentials, channel, token_source};
 use mesh::node::{self, Name};
 use mesh::stream::FirstAnswers;
 use mesh::{ClientConfig, ClientEvent, Demand, Kind, Wish, run_client};
+use ops::discovery::DiscoveryMetrics;
 use ops::ready::Gate;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ pub fn clients(mesh: Arc<mesh::Mesh>, config: &Config) -> (Clients, mpsc::Receiv
 }
 
 /// Keeps what `keeper` writes up to date until `end`. `gate` opens when each type was answered once, and stays open: a
-/// proxy that knows its resources goes on without the control plane. `noted` hears of everything, for metrics.
+/// proxy that knows its resources goes on without the control plane.
 ///
 /// # Errors
 /// When the address is of no use.
@@ -38,7 +39,7 @@ pub async fn run<C: Compile>(
     mut keeper: Keeper<C>,
     demands: mpsc::Receiver<Demand>,
     gate: Gate,
-    mut noted: impl FnMut(&ClientEvent<'_>),
+    metrics: DiscoveryMetrics,
     end: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let channel = channel(&config.xds_address, &config.xds_root_ca, None)?;
@@ -56,7 +57,13 @@ pub async fn run<C: Compile>(
     let mut first = FirstAnswers::of(&wish.follows);
     let events = |event: ClientEvent<'_>| {
         event.log();
-        noted(&event);
+        match &event {
+            ClientEvent::Connected => {}
+            ClientEvent::Applied {
+                type_url, bytes, ..
+            } => metrics.received(type_url, *bytes),
+            ClientEvent::Disconnected { reason, .. } => metrics.ended(reason.is_none()),
+        }
         if first.are_complete_with(&event) {
             gate.open();
         }

@@ -12,6 +12,7 @@ use hbone::control_plane::{channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Identity, Pool, PoolConfig};
 use mesh::Mesh;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ops::discovery::DiscoveryMetrics;
 use ops::drain::Drain;
 use ops::log::LogHandle;
 use ops::metrics::Registry;
@@ -66,7 +67,7 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
     let (proxy, writing) = wire(&config, &traffic)?;
 
     let serving = readiness.gate("serving");
-    let registry = registry(&proxy, &log, &traffic);
+    let registry = registry(&proxy, &writing.metrics, &log, &traffic);
     let doors = Doors {
         shown: proxy.clone(),
         log,
@@ -130,6 +131,7 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
 struct Writing {
     keeper: Keeper<Compiler>,
     demands: tokio::sync::mpsc::Receiver<mesh::Demand>,
+    metrics: DiscoveryMetrics,
 }
 
 /// Everything that carries, not yet carrying.
@@ -168,7 +170,12 @@ fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, W
         reports: Reports::new(Reporter::Waypoint),
         drain: Drain::new(),
     }));
-    Ok((proxy, Writing { keeper, demands }))
+    let writing = Writing {
+        keeper,
+        demands,
+        metrics: DiscoveryMetrics::default(),
+    };
+    Ok((proxy, writing))
 }
 
 /// What the control plane says, and the roots that the kubelet brings.
@@ -182,8 +189,12 @@ fn follow(
     let (config, gate, until) = (config.clone(), readiness.gate("xds"), end.clone());
     let roots = config.ca_root_ca().clone();
     tokio::spawn(async move {
-        let Writing { keeper, demands } = writing;
-        let run = discovery::run(&config, keeper, demands, gate, |_| {}, until);
+        let Writing {
+            keeper,
+            demands,
+            metrics,
+        } = writing;
+        let run = discovery::run(&config, keeper, demands, gate, metrics, until);
         if let Err(error) = run.await {
             tracing::error!(%error, "xds: the address is of no use");
         }
@@ -213,10 +224,16 @@ async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn registry(proxy: &Proxy, log: &LogHandle, traffic: &Handle) -> Arc<Registry> {
+fn registry(
+    proxy: &Proxy,
+    discovery: &DiscoveryMetrics,
+    log: &LogHandle,
+    traffic: &Handle,
+) -> Arc<Registry> {
     let mut registry = Registry::new("waypoint", env!("CARGO_PKG_VERSION"));
     ops::process::register(&mut registry, vec![traffic.metrics()], Some(log.clone()));
     proxy.reports.register(registry.families());
+    discovery.register(&mut registry);
     Arc::new(registry)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hbone::PoolStats;
 use hickory_proto::rr::RecordType;
+use ops::discovery::DiscoveryMetrics;
 use ops::metrics::Registry;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -25,7 +26,7 @@ pub struct Metrics {
     /// The DNS proxy.
     pub dns: DnsMetrics,
     /// The discovery stream.
-    pub xds: XdsMetrics,
+    pub xds: DiscoveryMetrics,
 }
 
 /// Pods of this node.
@@ -58,17 +59,6 @@ pub struct DnsMetrics {
     pub upstream_seconds: Family<DnsLabels, Histogram, fn() -> Histogram>,
 }
 
-/// The discovery stream.
-#[derive(Debug, Clone, Default)]
-pub struct XdsMetrics {
-    /// Responses received, by type.
-    pub messages: Family<TypeUrl, Counter>,
-    /// Their bytes, by type.
-    pub message_bytes: Family<TypeUrl, Counter>,
-    /// Ends of the stream, by reason.
-    pub terminations: Family<Reason, Counter>,
-}
-
 /// Label set of the DNS metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DnsLabels {
@@ -87,20 +77,6 @@ pub enum Protocol {
     Tcp,
 }
 
-/// `url` label of the discovery metrics.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TypeUrl {
-    /// Type URL of the resources.
-    pub url: &'static str,
-}
-
-/// `reason` label of [`XdsMetrics::terminations`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Reason {
-    /// `Connection`, `Error` or `Complete`, as Istio has it.
-    pub reason: &'static str,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct QueryType(Option<RecordType>);
 
@@ -110,8 +86,9 @@ struct Text(Arc<str>);
 impl Metrics {
     /// Enters all families into `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        let families = registry.families();
         let Self { pods, dns, xds } = self.clone();
+        xds.register(registry);
+        let families = registry.families();
         let unstable = |help: &str| format!("{help} (unstable)");
         families.register(
             "workload_manager_active_proxy_count",
@@ -152,21 +129,6 @@ impl Metrics {
             "istio_dns_upstream_request_duration_seconds",
             unstable("How long upstream took to answer a DNS request"),
             dns.upstream_seconds,
-        );
-        families.register(
-            "istio_xds_message",
-            unstable("The total number of discovery responses received"),
-            xds.messages,
-        );
-        families.register(
-            "istio_xds_message_bytes",
-            unstable("The total number of bytes of discovery responses received"),
-            xds.message_bytes,
-        );
-        families.register(
-            "istio_xds_connection_terminations",
-            unstable("The total number of ends of the discovery stream"),
-            xds.terminations,
         );
     }
 }

@@ -4,13 +4,13 @@ use api::discovery::Node;
 use hbone::control_plane::{Credentials, channel, token_source};
 use mesh::node::{self, Name};
 use mesh::stream::{ClientConfig, ClientEvent, FirstAnswers, run_client};
+use ops::discovery::DiscoveryMetrics;
 use ops::ready::Gate;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 
 use crate::config::Config;
-use crate::metrics::{Reason, TypeUrl, XdsMetrics};
 
 /// Keeps `writer`'s mesh up to date until `cancel`. `gate` opens with the first answer of each
 /// type and stays open: a proxy that knows the mesh goes on without the control plane. `known` is told then.
@@ -19,7 +19,7 @@ pub async fn run(
     mut writer: mesh::Writer,
     gate: Gate,
     known: oneshot::Sender<()>,
-    metrics: XdsMetrics,
+    metrics: DiscoveryMetrics,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let channel = channel(
@@ -38,7 +38,13 @@ pub async fn run(
     let mut known = Some(known);
     let events = |event: ClientEvent<'_>| {
         event.log();
-        count(&event, &metrics);
+        match &event {
+            ClientEvent::Connected => {}
+            ClientEvent::Applied {
+                type_url, bytes, ..
+            } => metrics.received(type_url, *bytes),
+            ClientEvent::Disconnected { reason, .. } => metrics.ended(reason.is_none()),
+        }
         if first.are_complete_with(&event) {
             gate.open();
             // Nobody waits for it any more when the proxy is stopping.
@@ -89,27 +95,6 @@ fn node(config: &Config) -> Node {
         domain: cluster_domain,
     };
     node::node(id, metadata)
-}
-
-fn count(event: &ClientEvent<'_>, metrics: &XdsMetrics) {
-    match event {
-        ClientEvent::Connected => {}
-        ClientEvent::Applied {
-            type_url, bytes, ..
-        } => {
-            let url = TypeUrl { url: type_url };
-            metrics.messages.get_or_create(&url).inc();
-            let counted = metrics.message_bytes.get_or_create(&url);
-            counted.inc_by(*bytes as u64);
-        }
-        ClientEvent::Disconnected { reason, .. } => {
-            let reason = match reason {
-                None => "Complete",
-                Some(_) => "Error",
-            };
-            metrics.terminations.get_or_create(&Reason { reason }).inc();
-        }
-    }
 }
 
 #[cfg(test)]
