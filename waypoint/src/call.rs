@@ -1,12 +1,15 @@
 //! A request is sent on.
 //!
 //! 1. the head is written anew for what the endpoint speaks            (`head`)
-//! 2. an endpoint is chosen, and the request sent                      ([`Call::answered`])
-//! 3. again, if its rule says so ([`crate::retry`]), or if the endpoint certainly has not seen it
+//! 2. an endpoint is chosen ([`Aim`]), and the request sent            ([`Call::answered`])
+//! 3. again, if its rule says so ([`crate::retry`]), or if the endpoint certainly has not seen it; beside a slow one
+//!    another, if its rule says that                                   (`race`)
 //! 4. an answer that switches protocols joins both connections         (`switch`)
 
+mod aim;
 mod head;
 mod mirror;
+mod race;
 mod switch;
 
 use std::cell::Cell;
@@ -18,61 +21,62 @@ use std::time::Duration;
 use http::{HeaderMap, Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use mesh::service::AppProtocol;
-use mesh::{Client, NoEndpoint, Workload};
 use tokio::time::Instant;
 
+pub(crate) use self::aim::{Aim, Held, Shot};
 pub use self::head::is_grpc;
 pub(crate) use self::mirror::{Aside, send as send_aside};
 use crate::arrive::{Arrived, To};
+use crate::limit::Permit;
 use crate::report::{Flag, Report};
 use crate::request::Refused;
-use crate::retry::{Outcome, Retry};
+use crate::retry::{Hedge, Outcome, Retry};
 use crate::route::Deadlines;
-use crate::upstream::{Answer, Failed, Outgoing, Unanswered, Way};
+use crate::upstream::{Answer, Failed, Outgoing, Unanswered};
 
 /// A request that was let through.
-pub struct Call<'a> {
-    arrived: &'a Arc<Arrived>,
-    to: &'a To,
-    request: Request<Outgoing>,
-    retry: Option<&'a Retry>,
-    deadlines: Deadlines,
+pub(crate) struct Call<'a> {
+    pub(crate) arrived: &'a Arc<Arrived>,
+    /// Where it goes.
+    pub(crate) aim: Aim<'a>,
+    pub(crate) request: Request<Outgoing>,
+    /// Whether again.
+    pub(crate) retry: Option<&'a Retry>,
+    /// Whether twice.
+    pub(crate) hedge: Option<&'a Hedge>,
+    pub(crate) deadlines: Deadlines,
 }
 
-impl<'a> Call<'a> {
-    /// To `to`, and if it fails, as `retry` says.
-    pub fn new(
-        arrived: &'a Arc<Arrived>,
-        to: &'a To,
-        request: Request<Outgoing>,
-        retry: Option<&'a Retry>,
-        deadlines: Deadlines,
-    ) -> Self {
-        Self {
-            arrived,
-            to,
-            request,
-            retry,
-            deadlines,
-        }
-    }
+/// What follows a try.
+enum Next {
+    /// Another one, after a while.
+    Again(Box<Request<Outgoing>>, Duration, Option<Permit>),
+    /// Nothing.
+    Done(Result<Response<Answer>, Failed>),
+}
 
+impl Call<'_> {
     /// The answer.
     ///
     /// # Errors
     /// When there is none.
-    pub async fn answered(self, report: &mut Report) -> Result<Response<Answer>, Refused> {
+    pub(crate) async fn answered(
+        mut self,
+        report: &mut Report,
+    ) -> Result<Response<Answer>, Refused> {
         let Deadlines { request, idle, .. } = self.deadlines;
         let end = request.map(|limit| Instant::now() + limit);
+        let room = self.aim.enter()?;
         if let Some(wish) = switch::wish(&self.request) {
-            let way = choose(self.arrived, self.to, None)?;
-            self.noted(&way, report)?;
-            return within(end, switch::answered(self, &way, wish)).await;
+            let shot = self.aim.choose()?;
+            noted(&shot, report)?;
+            let switched = switch::answered(self.arrived, self.request, shot, room, wish);
+            return within(end, switched).await;
         }
         if *self.request.method() == Method::CONNECT {
             return Err(Refused::Connect);
         }
-        let mut answer = within(end, self.tried(end, report)).await?;
+        let mut answer = within(end, self.tried(end, room, report)).await?;
         answer.body_mut().within(end, idle);
         Ok(answer)
     }
@@ -80,74 +84,78 @@ impl<'a> Call<'a> {
     async fn tried(
         mut self,
         end: Option<Instant>,
+        room: Option<Permit>,
         report: &mut Report,
     ) -> Result<Response<Answer>, Refused> {
-        let http2 = speaks_http2(self.to.protocol(), &self.request);
+        let http2 = speaks_http2(self.aim.to().protocol(), &self.request);
         head::rewrite(&mut self.request, http2)?;
-        let retry = self.retry;
-        let (mut made, mut last) = (0, None);
+        let (mut made, mut again) = (0, None);
         loop {
-            let way = choose(self.arrived, self.to, last.as_ref())?;
-            self.noted(&way, report)?;
             made += 1;
             let spare = self.spare();
             let request = std::mem::replace(&mut self.request, Request::new(Outgoing::Empty));
-            let sent = self.sent(&way, http2, request).await;
-            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let (shot, sent) = race::sent(&mut self, http2, request, report).await?;
             let outcome = outcome(&sent);
-            let wait = retry.and_then(|retry| retry.again(made, outcome, left, random()));
-            let (wait, next) = match sent {
-                Ok(answer) => match (wait, spare) {
-                    (Some(wait), Some(next)) => (wait, next),
-                    _ => return Ok(answer),
-                },
-                Err(Unanswered { why, request }) => {
-                    let free = why.costs_nothing() && made < TRIES;
-                    let wait = wait.or(free.then_some(Duration::ZERO));
-                    match (wait, request.map(|request| *request).or(spare)) {
-                        (Some(wait), Some(next)) => (wait, next),
-                        _ => {
-                            if made > 1 {
-                                report.flag(Flag::RetriesExhausted);
-                            }
-                            return Err(why.into());
-                        }
+            shot.ended(outcome);
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let wait = self
+                .retry
+                .and_then(|it| it.again(made, outcome, left, random()));
+            match self.next(sent, spare, wait, made) {
+                Next::Again(next, wait, place) => {
+                    self.request = *next;
+                    again = place;
+                    drop(shot);
+                    if !wait.is_zero() {
+                        tokio::time::sleep(wait).await;
                     }
                 }
-            };
-            self.request = next;
-            last = way.workload;
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
+                Next::Done(done) => {
+                    // As many as it may be, and the last one was no better.
+                    let more = self.retry.filter(|_| made > 1);
+                    if more.is_some_and(|retry| retry.concerns(outcome)) {
+                        report.flag(Flag::RetriesExhausted);
+                    }
+                    let mut answer = done?;
+                    self.aim.tell(&mut answer);
+                    answer.body_mut().hold(shot.held(room, again));
+                    return Ok(answer);
+                }
             }
         }
     }
 
-    async fn sent(
+    /// `spare`: the same request again; `wait`: what the rule says; `made`: tries so far.
+    fn next(
         &self,
-        way: &Way,
-        http2: bool,
-        request: Request<Outgoing>,
-    ) -> Result<Response<Answer>, Unanswered> {
-        let sending = self.arrived.proxy.upstreams.send(way, http2, request);
-        let sent = match self.deadlines.attempt {
-            None => sending.await,
-            Some(limit) => match tokio::time::timeout(limit, sending).await {
-                Ok(sent) => sent,
-                Err(_) => Err(Failed::Late(limit).into()),
+        sent: Result<Response<Answer>, Unanswered>,
+        spare: Option<Request<Outgoing>>,
+        wait: Option<Duration>,
+        made: u32,
+    ) -> Next {
+        // Retries by rule are counted; what nobody has seen is no burden on anybody.
+        let place = || self.aim.enter_again();
+        match sent {
+            Ok(answer) => match (wait, spare) {
+                (Some(wait), Some(next)) => match place() {
+                    Ok(place) => Next::Again(next.into(), wait, place),
+                    Err(_) => Next::Done(Ok(answer)),
+                },
+                _ => Next::Done(Ok(answer)),
             },
-        };
-        sent.map(|mut answer| {
-            head::of_answer(&mut answer);
-            answer
-        })
-    }
-
-    fn noted(&self, way: &Way, report: &mut Report) -> Result<(), Refused> {
-        if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
-            report.tried(workload, address, way.identity()?.as_ref());
+            Err(Unanswered { why, request }) => {
+                let free = why.costs_nothing() && made < TRIES;
+                let next = request.or_else(|| spare.map(Box::new));
+                match (wait, next) {
+                    (Some(wait), Some(next)) => match place() {
+                        Ok(place) => Next::Again(next, wait, place),
+                        Err(_) => Next::Done(Err(why)),
+                    },
+                    (None, Some(next)) if free => Next::Again(next, Duration::ZERO, None),
+                    _ => Next::Done(Err(why)),
+                }
+            }
         }
-        Ok(())
     }
 
     /// The same request, if it may be sent twice: because it changes nothing, or because its rule says so.
@@ -155,13 +163,26 @@ impl<'a> Call<'a> {
         if self.retry.is_none() && !self.request.method().is_idempotent() {
             return None;
         }
-        let mut spare = Request::new(self.request.body().again()?);
-        *spare.method_mut() = self.request.method().clone();
-        *spare.uri_mut() = self.request.uri().clone();
-        *spare.version_mut() = self.request.version();
-        *spare.headers_mut() = self.request.headers().clone();
-        Some(spare)
+        again(&self.request)
     }
+}
+
+/// The same request, if its body can be had again.
+fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
+    let mut again = Request::new(request.body().again()?);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
+}
+
+fn noted(shot: &Shot, report: &mut Report) -> Result<(), Refused> {
+    let way = &shot.way;
+    if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
+        report.tried(workload, address, way.identity()?.as_ref());
+    }
+    Ok(())
 }
 
 async fn within<T>(
@@ -196,52 +217,10 @@ fn outcome(sent: &Result<Response<Answer>, Unanswered>) -> Outcome {
     }
 }
 
-/// An endpoint of a service, or a workload itself; another one than `before`, if there is one.
-pub(crate) fn choose(
-    arrived: &Arrived,
-    to: &To,
-    before: Option<&Arc<Workload>>,
-) -> Result<Way, Refused> {
-    let proxy = &arrived.proxy;
-    let snapshot = proxy.mesh.load();
-    let address = to.address();
-    let service = match to {
-        To::Service { service, .. } => service,
-        To::Workload { workload, .. } => {
-            return Ok(Way::to(workload, Some(address.ip()), address.port(), None)?);
-        }
-    };
-    let own = snapshot.workload_at(&proxy.network, proxy.config.own_ip());
-    let nowhere = mesh::Locality::default();
-    let client = match own {
-        Some(own) => Client::of(own, address.is_ipv6()),
-        None => Client {
-            network: &proxy.network,
-            locality: &nowhere,
-            node: &proxy.config.node_name,
-            cluster: &proxy.config.cluster_id,
-            namespace: &proxy.config.pod_namespace,
-            ipv6: address.is_ipv6(),
-        },
-    };
-    let pick = || mesh::pick(&snapshot, service, to.port(), &client, random());
-    let mut picked = pick();
-    for _ in 0..REDRAWS {
-        match (&picked, before) {
-            (Ok(found), Some(before)) if found.workload.uid == before.uid => picked = pick(),
-            _ => break,
-        }
-    }
-    match picked {
-        Ok(found) => Ok(Way::to(
-            &found.workload,
-            found.address,
-            found.target_port,
-            Some(service),
-        )?),
-        Err(NoEndpoint::Passthrough) => Ok(Way::plain(address)),
-        Err(why) => Err(why.into()),
-    }
+/// An endpoint for whatever is no request: one try, no hints.
+pub(crate) fn choose(arrived: &Arrived, to: &To) -> Result<Shot, Refused> {
+    let config = arrived.proxy.state.load_full();
+    Aim::at(arrived, &config, to.clone(), "")?.choose()
 }
 
 /// Whether an endpoint is spoken to in HTTP/2: as declared; where nothing is, as the client speaks. gRPC has no other
@@ -289,5 +268,3 @@ pub(crate) fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &st
 
 /// Of a request that endpoints certainly have not seen.
 const TRIES: u32 = 3;
-/// For another endpoint than the last one.
-const REDRAWS: u32 = 3;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use hbone::{Counters, Request, ResponseHeaders, Status, Tunnel};
 
 use crate::arrive::Arrived;
-use crate::call;
+use crate::call::{self, Held};
 use crate::report::{Flag, TcpReport};
 use crate::request::Refused;
 use crate::upstream::Stream;
@@ -18,7 +18,7 @@ use crate::upstream::Stream;
 pub async fn refusable(arrived: &Arrived, request: Request) {
     let mut report = begun(arrived);
     match open(arrived, &mut report).await {
-        Ok(endpoint) => {
+        Ok((endpoint, _held)) => {
             let Ok(client) = request.accept(ResponseHeaders::default()) else {
                 return report.flag(Flag::DownstreamClosed);
             };
@@ -35,7 +35,7 @@ pub async fn refusable(arrived: &Arrived, request: Request) {
 pub async fn accepted(arrived: &Arrived, client: Stream) {
     let mut report = begun(arrived);
     match open(arrived, &mut report).await {
-        Ok(endpoint) => joined(client, endpoint, &mut report).await,
+        Ok((endpoint, _held)) => joined(client, endpoint, &mut report).await,
         Err(why) => refused(&why, &mut report),
     }
 }
@@ -65,19 +65,20 @@ enum Endpoint {
     Stream(Stream),
 }
 
-async fn open(arrived: &Arrived, report: &mut TcpReport) -> Result<Endpoint, Refused> {
-    let way = call::choose(arrived, &arrived.to, None)?;
+async fn open(arrived: &Arrived, report: &mut TcpReport) -> Result<(Endpoint, Held), Refused> {
+    let shot = call::choose(arrived, &arrived.to)?;
+    let way = &shot.way;
     if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
         report.tried(workload, address, way.identity()?.as_ref());
     }
     let upstreams = &arrived.proxy.upstreams;
     let endpoint = if way.is_tunnel() {
-        Endpoint::Tunnel(upstreams.tunnel(&way).await?)
+        Endpoint::Tunnel(upstreams.tunnel(way).await?)
     } else {
-        Endpoint::Stream(upstreams.open(&way).await?)
+        Endpoint::Stream(upstreams.open(way).await?)
     };
     report.opened();
-    Ok(endpoint)
+    Ok((endpoint, shot.held(None, None)))
 }
 
 async fn joined(client: Stream, endpoint: Endpoint, report: &mut TcpReport) {

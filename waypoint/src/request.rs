@@ -33,7 +33,7 @@ use crate::arrive::Arrived;
 use crate::asked::{self, Asked};
 use crate::authenticate::Verified;
 use crate::authorize::Verdict;
-use crate::call::{self, Call};
+use crate::call::{self, Aim, Call};
 use crate::compiled::Service;
 use crate::limit::{Judged, Told};
 use crate::proxy::Load;
@@ -121,8 +121,21 @@ async fn respond(
         copies,
         deadlines.request,
     );
-    let request = Request::from_parts(going.head, body);
-    let call = Call::new(arrived, &going.to, request, going.retry, deadlines);
+    let mut aim = Aim::at(arrived, &config, going.to, going.subset)?;
+    if aim.listens(going.session) {
+        let authority = asked::authority(&going.head.uri, &going.head.headers)?;
+        let host = asked::host(authority)?;
+        let asked = view(arrived, &going.head, authority, &host.name, verified.as_ref());
+        aim.by(&asked, going.session);
+    }
+    let call = Call {
+        arrived,
+        aim,
+        request: Request::from_parts(going.head, body),
+        retry: going.retry,
+        hedge: going.hedge,
+        deadlines,
+    };
     let mut answer = call.answered(report).await?;
 
     // 9. Respond.

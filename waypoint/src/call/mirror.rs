@@ -91,8 +91,8 @@ async fn sent(
 ) -> Result<(), Refused> {
     let http2 = speaks_http2(to.protocol(), &request);
     head::rewrite(&mut request, http2)?;
-    let way = choose(arrived, to, None)?;
-    let sending = arrived.proxy.upstreams.send(&way, http2, request);
+    let shot = choose(arrived, to)?;
+    let sending = arrived.proxy.upstreams.send(&shot.way, http2, request);
     let answer = sending.await.map_err(|unanswered| unanswered.why)?;
     // To its end: the connection is then good for another request.
     let mut body = answer.into_body();

@@ -3,6 +3,8 @@
 //! It has a connection of its own to the endpoint, which is used for nothing after. No byte that follows the request is
 //! passed on before the endpoint has agreed.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
@@ -10,9 +12,11 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
 
-use super::{Call, has_token, head, join, random};
+use super::{Held, Shot, has_token, head, join, random};
+use crate::arrive::Arrived;
+use crate::limit::Permit;
 use crate::request::Refused;
-use crate::upstream::{Answer, Failed, Outgoing, Way};
+use crate::upstream::{Answer, Failed, Outgoing};
 
 /// What is asked for, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +36,8 @@ pub(super) fn wish<B>(request: &Request<B>) -> Option<Wish> {
         });
     }
     if request.version() != Version::HTTP_11
-        || !has_token(request.headers(), &CONNECTION, "upgrade") {
+        || !has_token(request.headers(), &CONNECTION, "upgrade")
+    {
         return None;
     }
     let protocol = request.headers().get(UPGRADE)?;
@@ -45,11 +50,12 @@ pub(super) fn wish<B>(request: &Request<B>) -> Option<Wish> {
 
 /// Sends it; when the endpoint agrees, both connections are joined.
 pub(super) async fn answered(
-    call: Call<'_>,
-    way: &Way,
+    arrived: &Arc<Arrived>,
+    mut asking: Request<Outgoing>,
+    shot: Shot,
+    room: Option<Permit>,
     wish: Wish,
 ) -> Result<Response<Answer>, Refused> {
-    let mut asking = call.request;
     let client = on(&mut asking);
     // Whatever body it says it has comes after, if at all.
     let (mut head, _) = asking.into_parts();
@@ -66,17 +72,21 @@ pub(super) async fn answered(
     headers.insert(UPGRADE, wish.protocol.clone());
     headers.remove(CONTENT_LENGTH);
     let request = Request::from_parts(head, Outgoing::Empty);
-    let proxy = &call.arrived.proxy;
-    let mut answer = proxy.upstreams.upgrade(way, request).await?;
+    let proxy = &arrived.proxy;
+    let mut answer = proxy.upstreams.upgrade(&shot.way, request).await?;
+    let held = shot.held(room, None);
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         head::of_answer(&mut answer);
-        return Ok(answer.map(Answer::alien));
+        let mut answer = answer.map(Answer::alien);
+        answer.body_mut().hold(held);
+        return Ok(answer);
     }
     let endpoint = on(&mut answer);
     // Carried until both have ended, beyond the answer.
     let now = proxy.drain.now().clone();
     proxy.drain.spawn(async move {
-        now.run_until_cancelled(joined(client, endpoint)).await;
+        now.run_until_cancelled(joined(client, endpoint, held))
+            .await;
     });
     let mut answer = answer.map(|_| Answer::empty());
     head::of_answer(&mut answer);
@@ -91,7 +101,7 @@ pub(super) async fn answered(
     Ok(answer)
 }
 
-async fn joined(client: OnUpgrade, endpoint: OnUpgrade) {
+async fn joined(client: OnUpgrade, endpoint: OnUpgrade, _held: Held) {
     let both = futures_util::future::try_join(client, endpoint).await;
     match both {
         Ok((client, endpoint)) => {

@@ -4,10 +4,10 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
-use mesh::NoEndpoint;
 
 use crate::asked::Unclear;
 use crate::authenticate;
+use crate::balance::NoEndpoint;
 use crate::limit::Told;
 use crate::proxy::Overloaded;
 use crate::report::{Flag, Report};
@@ -52,8 +52,14 @@ pub enum Refused {
     #[error("this is no forward proxy")]
     Connect,
     /// The service has nobody who could answer.
-    #[error("no healthy upstream: {0}")]
+    #[error("no endpoint: {0}")]
     NoEndpoint(#[from] NoEndpoint),
+    /// Something is said of how it is called that cannot be followed: why.
+    #[error("the service cannot be called as its policies say: {0}")]
+    Uncallable(String),
+    /// As much is on its way to it as may be.
+    #[error("the service's limit of requests at a time is reached")]
+    Full,
     /// It cannot be reached from here.
     #[error(transparent)]
     NoWay(#[from] NoWay),
@@ -76,9 +82,12 @@ impl Refused {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::Overloaded(_) | Self::NoEndpoint(_) | Self::NoWay(_) | Self::Failed(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Overloaded(_)
+            | Self::NoEndpoint(_)
+            | Self::Uncallable(_)
+            | Self::Full
+            | Self::NoWay(_)
+            | Self::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -91,7 +100,8 @@ impl Refused {
             Self::Uncounted(_) => Flag::RateLimitServiceError,
             Self::NoRoute => Flag::NoRoute,
             Self::Broken(_) => Flag::NoCluster,
-            Self::NoEndpoint(_) | Self::NoWay(_) => Flag::NoHealthyUpstream,
+            Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => Flag::NoHealthyUpstream,
+            Self::Full => Flag::UpstreamOverflow,
             Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
             Self::Failed(_) => Flag::UpstreamClosed,
             Self::Timeout => Flag::UpstreamTimeout,
@@ -111,7 +121,10 @@ impl Refused {
             Self::NoRoute => "no route".into(),
             Self::Broken(_) => "the route cannot be followed".into(),
             Self::Connect => "CONNECT is not served".into(),
-            Self::NoEndpoint(_) | Self::NoWay(_) => "no healthy upstream".into(),
+            Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => {
+                "no healthy upstream".into()
+            }
+            Self::Full => "upstream connect error or disconnect/reset before headers: overflow".into(),
             Self::Failed(_) => "upstream connect error or disconnect/reset before headers".into(),
             Self::Timeout => "upstream request timeout".into(),
         }

@@ -11,8 +11,9 @@ use crate::asked;
 use crate::call::{Aside, is_grpc, random};
 use crate::filter::{self, About, Filters, Granted, Passed, Reason};
 use crate::report::{Flag, Report};
-use crate::retry::Retry;
+use crate::retry::{Hedge, Retry};
 use crate::route::{Backend, Deadlines, Found, Picked, Rule, Timeouts};
+use crate::session::Session;
 use crate::upstream::Answer;
 
 /// Where a request goes from here.
@@ -27,7 +28,11 @@ pub(super) enum Going<'r> {
 pub(super) struct On<'r> {
     pub(super) to: To,
     pub(super) head: Parts,
+    /// Of the service; "" = all of it.
+    pub(super) subset: &'r str,
     pub(super) retry: Option<&'r Retry>,
+    pub(super) hedge: Option<&'r Hedge>,
+    pub(super) session: Option<&'r Session>,
     pub(super) changes: Changes<'r>,
     /// Where copies of it go.
     pub(super) asides: Vec<Aside<'r>>,
@@ -76,7 +81,10 @@ impl Going<'_> {
         Self::On(On {
             to: arrived.to.clone(),
             head,
+            subset: "",
             retry: None,
+            hedge: None,
+            session: None,
             changes: Changes::default(),
             asides: Vec::new(),
             timeouts: Timeouts::default(),
@@ -136,7 +144,10 @@ pub(super) async fn by_rule<'r>(
     Ok(Going::On(On {
         to: lead(arrived, backend)?,
         head,
+        subset: backend.subset.as_deref().unwrap_or_default(),
         retry: rule.retry.as_ref(),
+        hedge: rule.hedge.as_ref(),
+        session: rule.session.as_ref(),
         changes,
         asides,
         timeouts: rule.timeouts,

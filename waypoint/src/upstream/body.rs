@@ -15,6 +15,7 @@ use super::host::{Host, Place};
 use super::kept::Reading;
 use super::link::Link;
 use super::tee::{Copied, Teed, tee};
+use crate::call::Held;
 use crate::report::{Counted, Report};
 
 /// A body that ended before its end.
@@ -128,6 +129,7 @@ impl Body for Outgoing {
 pub struct Answer {
     kind: Kind,
     clock: Option<Box<Clock>>,
+    held: Option<Box<Held>>,
 }
 
 /// How long it may take.
@@ -206,7 +208,16 @@ impl Answer {
     }
 
     fn of(kind: Kind) -> Self {
-        Self { kind, clock: None }
+        Self {
+            kind,
+            clock: None,
+            held: None,
+        }
+    }
+
+    /// What is given back when this goes.
+    pub(crate) fn hold(&mut self, held: Held) {
+        self.held = Some(Box::new(held));
     }
 
     /// Its end must come by then, and its bytes no further apart than `idle`.

@@ -46,7 +46,7 @@ enum Piece {
 }
 
 /// The body, and as many copies of it.
-pub fn tee<B: Body>(body: B, copies: usize) -> (Teed<B>, Vec<Copied>) {
+pub(super) fn tee<B: Body>(body: B, copies: usize) -> (Teed<B>, Vec<Copied>) {
     let length = body.size_hint();
     let pairs = (0..copies).map(|_| {
         let (sender, receiver) = mpsc::channel(PIECES);

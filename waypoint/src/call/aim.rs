@@ -1,0 +1,274 @@
+//! Which endpoint, for each try of one request.
+//!
+//! 1. how its service is called, as policies say                       ([`Backend`])
+//! 2. what the request itself says about where it goes: session, hash  ([`Aim::by`])
+//! 3. one endpoint after the other, those last that were tried already ([`Aim::choose`])
+//! 4. what the client is told, so that it comes back                   ([`Aim::tell`])
+//!
+//! What a request occupies is given back when its answer has ended ([`Held`]).
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use api::waypoint::client_tls::Mode;
+use http::Response;
+use http::header::{HeaderValue, SET_COOKIE};
+use mesh::{Client, Locality};
+
+use super::random;
+use crate::arrive::{Arrived, To};
+use crate::asked::Asked;
+use crate::balance::{Choice, Hints, NoEndpoint};
+use crate::compiled::{Backend, Config};
+use crate::limit::Permit;
+use crate::outlier;
+use crate::request::Refused;
+use crate::retry::Outcome;
+use crate::session::{self, Session, Wanted};
+use crate::upstream::Way;
+
+/// Where the tries of one request go.
+pub(crate) struct Aim<'a> {
+    arrived: &'a Arrived,
+    to: To,
+    /// None for a workload itself.
+    backend: Option<Arc<Backend>>,
+    session: Option<&'a Session>,
+    wanted: Option<Wanted>,
+    hash: Option<u64>,
+    /// For a client that has none to be hashed.
+    cookie: Option<HeaderValue>,
+    tried: Vec<Arc<str>>,
+    last: Option<session::Endpoint>,
+}
+
+/// One try's endpoint.
+pub(crate) struct Shot {
+    pub(crate) way: Way,
+    choice: Option<Choice>,
+}
+
+/// What a request occupies until its answer has ended: it is only ever dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    _choice: Option<Choice>,
+    _request: Option<Permit>,
+    _retry: Option<Permit>,
+}
+
+impl<'a> Aim<'a> {
+    /// At a service (all of it, or a subset that is not ""), or at a workload itself.
+    pub(crate) fn at(
+        arrived: &'a Arrived,
+        config: &Config,
+        to: To,
+        subset: &str,
+    ) -> Result<Self, Refused> {
+        let backend = match to.service() {
+            None => None,
+            Some(service) => {
+                let towards = config.calls.towards(&service.key());
+                let backend = towards.backend(to.port(), subset, arrived.client.namespace());
+                let backend = backend.map_err(|why| Refused::Uncallable(why.to_string()))?;
+                callable(&backend)?;
+                Some(backend)
+            }
+        };
+        Ok(Self {
+            arrived,
+            to,
+            backend,
+            session: None,
+            wanted: None,
+            hash: None,
+            cookie: None,
+            tried: Vec::new(),
+            last: None,
+        })
+    }
+
+    /// Whether the request itself can say something about where it goes.
+    pub(crate) fn listens(&self, rule: Option<&Session>) -> bool {
+        let says = |backend: &Backend| {
+            backend.session.is_some() || backend.group.policy().hash().is_some()
+        };
+        rule.is_some() || self.backend.as_deref().is_some_and(says)
+    }
+
+    /// What the request says; `rule`: how its rule keeps sessions, which goes before how its service does.
+    pub(crate) fn by(&mut self, asked: &Asked<'_>, rule: Option<&'a Session>) {
+        let Some(backend) = &self.backend else {
+            return;
+        };
+        self.session = rule;
+        let session = rule.or(backend.session.as_ref());
+        self.wanted = session.and_then(|it| it.wanted(asked.headers, SystemTime::now()));
+        let Some(by) = backend.group.policy().hash() else {
+            return;
+        };
+        self.hash = by.of(asked);
+        if self.hash.is_none()
+            && let Some((hash, cookie)) = by.new_cookie(asked, random())
+        {
+            (self.hash, self.cookie) = (Some(hash), Some(cookie));
+        }
+    }
+
+    /// What its service is, as the client meant it.
+    pub(crate) fn to(&self) -> &To {
+        &self.to
+    }
+
+    /// Room for the request. None where nothing limits it.
+    pub(crate) fn enter(&self) -> Result<Option<Permit>, Refused> {
+        let Some(backend) = &self.backend else {
+            return Ok(None);
+        };
+        if let Some(budget) = &backend.budget {
+            budget.request(passed());
+        }
+        let permit = backend.gates.requests.enter();
+        permit.map(Some).ok_or(Refused::Full)
+    }
+
+    /// Whether its service has room for one more retry; the room, if it is counted.
+    pub(crate) fn enter_again(&self) -> Result<Option<Permit>, Refused> {
+        let Some(backend) = &self.backend else {
+            return Ok(None);
+        };
+        let permit = backend.gates.retries.enter().ok_or(Refused::Full)?;
+        match &backend.budget {
+            Some(budget) if !budget.retry(passed()) => Err(Refused::Full),
+            _ => Ok(Some(permit)),
+        }
+    }
+
+    /// The next endpoint.
+    pub(crate) fn choose(&mut self) -> Result<Shot, Refused> {
+        let address = self.to.address();
+        let (service, backend) = match (&self.to, &self.backend) {
+            (To::Workload { workload, .. }, _) => {
+                let way = Way::to(workload, Some(address.ip()), address.port(), None)?;
+                return Ok(Shot { way, choice: None });
+            }
+            (To::Service { service, .. }, Some(backend)) => (service, backend),
+            (To::Service { .. }, None) => return Err(NoEndpoint::NoPort(self.to.port()).into()),
+        };
+        let proxy = &self.arrived.proxy;
+        let snapshot = proxy.mesh.load();
+        let members = snapshot.members(&service.namespace, &service.hostname);
+        let members = members.ok_or(NoEndpoint::NoPort(self.to.port()))?;
+        let own = match snapshot.workload_at(&proxy.network, proxy.config.own_ip()) {
+            Some(own) => Client::of(own, address.is_ipv6()),
+            None => Client {
+                network: &proxy.network,
+                locality: &NOWHERE,
+                node: &proxy.config.node_name,
+                cluster: &proxy.config.cluster_id,
+                namespace: &proxy.config.pod_namespace,
+                ipv6: address.is_ipv6(),
+            },
+        };
+        let prefer = self.wanted.map(|wanted| wanted.endpoint);
+        let hints = Hints {
+            hash: self.hash,
+            prefer: prefer.filter(|_| self.tried.is_empty()),
+            avoid: &self.tried,
+        };
+        let now = Instant::now();
+        let chosen = backend.group.choose(&members, &own, &hints, random(), now);
+        let choice = match chosen {
+            Ok(choice) => choice,
+            Err(NoEndpoint::Passthrough) => {
+                let way = Way::plain(address);
+                return Ok(Shot { way, choice: None });
+            }
+            Err(why) => return Err(why.into()),
+        };
+        let endpoint = &choice.endpoint;
+        let workload = &endpoint.workload;
+        let way = Way::to(
+            workload,
+            endpoint.address,
+            endpoint.target_port,
+            Some(service),
+        )?;
+        self.tried.push(workload.uid.clone());
+        if self.session.is_some() || backend.session.is_some() {
+            let (namespace, host) = (&service.namespace, &service.hostname);
+            self.last = Some(session::Endpoint::of(namespace, host, &workload.uid));
+        }
+        Ok(Shot {
+            way,
+            choice: Some(choice),
+        })
+    }
+
+    /// Tells the client with whom it stays.
+    pub(crate) fn tell<B>(&self, answer: &mut Response<B>) {
+        let own = || self.backend.as_ref()?.session.as_ref();
+        if let (Some(session), Some(last)) = (self.session.or_else(own), self.last)
+            && let Some((name, value)) = session.keep(last, self.wanted.as_ref(), SystemTime::now())
+        {
+            answer.headers_mut().append(name, value);
+        }
+        if let Some(cookie) = &self.cookie {
+            answer.headers_mut().append(SET_COOKIE, cookie.clone());
+        }
+    }
+}
+
+impl Shot {
+    /// What came of it, for whoever leaves bad endpoints out.
+    pub(crate) fn ended(&self, outcome: Outcome) {
+        let Some(choice) = &self.choice else {
+            return;
+        };
+        let outcome = match outcome {
+            Outcome::Answered { status, .. } => outlier::Outcome::Answered(status.as_u16()),
+            Outcome::ConnectFailure => outlier::Outcome::ConnectFailure,
+            Outcome::Timeout => outlier::Outcome::Timeout,
+            Outcome::RefusedStream | Outcome::Reset => outlier::Outcome::Reset,
+        };
+        if choice.ended(outcome, Instant::now()) {
+            let workload = &choice.endpoint.workload.uid;
+            tracing::info!(%workload, "an endpoint is left out for its errors");
+        }
+    }
+
+    /// Its endpoint is busy as long as this is there.
+    pub(crate) fn held(self, request: Option<Permit>, retry: Option<Permit>) -> Held {
+        Held {
+            _choice: self.choice,
+            _request: request,
+            _retry: retry,
+        }
+    }
+}
+
+/// What is asked for and cannot be done is not done in another way.
+fn callable(backend: &Backend) -> Result<(), Refused> {
+    let refused = |why: &str| Err(Refused::Uncallable(why.to_owned()));
+    if let Some(why) = &backend.broken {
+        return refused(why);
+    }
+    let tls = backend.tls.as_ref();
+    match tls.map(|tls| (tls.mode(), tls.invalid.as_str())) {
+        None | Some((Mode::Disable | Mode::IstioMutual, "")) => {}
+        Some((_, "")) => return refused("TLS towards an endpoint is not built yet"),
+        Some((_, why)) => return refused(why),
+    }
+    match backend.proxy_protocol {
+        0 => Ok(()),
+        _ => refused("PROXY protocol towards an endpoint is not built yet"),
+    }
+}
+
+/// Since the process began to count.
+fn passed() -> Duration {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    BEGAN.elapsed()
+}
+
+/// Of a proxy that does not know where it runs.
+static NOWHERE: LazyLock<Locality> = LazyLock::new(Locality::default);
