@@ -234,7 +234,7 @@ async fn a_gateways_proxy_is_woken_for_what_it_may_care_about_and_for_nothing_el
         told = round;
         before.elapsed().is_zero()
     };
-    let pod = |ip, services: &[&str]| Some(workload("w", "n1", ip, services));
+    let pod = |ip, services: &[&str]| Some(workload("w", &format!("n{ip}"), ip, services));
     let steps: [(&str, Type, &str, Option<Resource>, bool); 12] = [
         (
             "its own",
