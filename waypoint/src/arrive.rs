@@ -8,6 +8,7 @@
 //!
 //! Each tunnel is a task of its own, on whichever core is free: a client that has one connection has all of us.
 
+mod hello;
 mod speak;
 mod tell;
 
@@ -171,14 +172,14 @@ impl Arrived {
     async fn converse(self: Arc<Self>, request: Request) {
         use mesh::service::AppProtocol as Spoken;
         let declared = self.to.protocol();
-        if matches!(declared, Spoken::Tcp | Spoken::Tls) {
+        if declared == Spoken::Tcp {
             return carry::refusable(&self, request).await;
         }
         let Ok(mut tunnel) = request.accept(ResponseHeaders::default()) else {
             return; // The client has gone.
         };
         let within = match declared {
-            Spoken::Unknown => self.proxy.config.detect_timeout,
+            Spoken::Unknown | Spoken::Tls => self.proxy.config.detect_timeout,
             _ => IDLE,
         };
         let listening = tokio::time::timeout(within, first(&mut tunnel, declared));
@@ -188,7 +189,13 @@ impl Arrived {
         match heard.guess {
             Guess::Http1 => self.http1(stream(heard.bytes)).await,
             Guess::Http2 => self.http2(stream(heard.bytes)).await,
-            Guess::Other => carry::accepted(&self, stream(heard.bytes)).await,
+            Guess::Other => {
+                let sni = match hello::read(&heard.bytes) {
+                    hello::Hello::Tls(name) => name,
+                    _ => None,
+                };
+                carry::accepted(&self, stream(heard.bytes), sni.as_deref()).await;
+            }
             Guess::Gone => {}
         }
     }

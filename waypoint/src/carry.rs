@@ -1,23 +1,31 @@
 //! Bytes of services that do not speak HTTP.
 //!
-//! An endpoint is chosen once a connection. Where the protocol is declared, the client is told that there is none
-//! ([`refusable`]); where it was guessed, it has been told already that there is a tunnel ([`accepted`]).
+//! 1. whether the client may                                          ([`crate::authorize`])
+//! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
+//! 3. an endpoint, once a connection                                  ([`Aim`])
+//! 4. copy both ways until both have ended
+//!
+//! Where the protocol is declared, the client is told when there is nobody ([`refusable`]); where it had to be listened
+//! to, it has been told already that there is a tunnel ([`accepted`]).
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use hbone::{Counters, Request, ResponseHeaders, Status, Tunnel};
 
-use crate::arrive::Arrived;
-use crate::call::{self, Held};
+use crate::arrive::{Arrived, To};
+use crate::authorize::{Connection, Denied, Verdict};
+use crate::call::{Aim, Held, random};
+use crate::compiled::Service;
 use crate::report::{Flag, TcpReport};
-use crate::request::Refused;
-use crate::upstream::Stream;
+use crate::request::{Refused, lead};
+use crate::route::Picked;
+use crate::upstream::{Inside, Stream};
 
 /// A connection whose CONNECT has not been answered.
 pub async fn refusable(arrived: &Arrived, request: Request) {
     let mut report = begun(arrived);
-    match open(arrived, &mut report).await {
+    match open(arrived, None, &mut report).await {
         Ok((endpoint, _held)) => {
             let Ok(client) = request.accept(ResponseHeaders::default()) else {
                 return report.flag(Flag::DownstreamClosed);
@@ -26,25 +34,26 @@ pub async fn refusable(arrived: &Arrived, request: Request) {
         }
         Err(why) => {
             refused(&why, &mut report);
-            request.refuse(Status::Unavailable);
+            request.refuse(match why {
+                Refused::Denied { .. } => Status::Denied,
+                _ => Status::Unavailable,
+            });
         }
     }
 }
 
-/// A connection that has its tunnel. Dropped, it is reset.
-pub async fn accepted(arrived: &Arrived, client: Stream) {
+/// A connection that has its tunnel; `sni`: whom it asks for, if it is TLS. Dropped, it is reset.
+pub async fn accepted(arrived: &Arrived, client: Stream, sni: Option<&str>) {
     let mut report = begun(arrived);
-    match open(arrived, &mut report).await {
+    match open(arrived, sni, &mut report).await {
         Ok((endpoint, _held)) => joined(client, endpoint, &mut report).await,
         Err(why) => refused(&why, &mut report),
     }
 }
 
 fn begun(arrived: &Arrived) -> TcpReport {
-    let mut report = arrived
-        .proxy
-        .reports
-        .connection(&arrived.caller, Instant::now());
+    let reports = &arrived.proxy.reports;
+    let mut report = reports.connection(&arrived.caller, Instant::now());
     if let Some(service) = arrived.to.service() {
         report.service(service, arrived.to.port());
     }
@@ -54,6 +63,8 @@ fn begun(arrived: &Arrived) -> TcpReport {
 fn refused(why: &Refused, report: &mut TcpReport) {
     report.flag(match why {
         Refused::Failed(_) => Flag::UpstreamConnectFailure,
+        Refused::Denied { .. } => Flag::Unauthorized,
+        Refused::NoRoute | Refused::Broken(_) => Flag::NoRoute,
         _ => Flag::NoHealthyUpstream,
     });
     report.detail(why.to_string());
@@ -65,23 +76,97 @@ enum Endpoint {
     Stream(Stream),
 }
 
-async fn open(arrived: &Arrived, report: &mut TcpReport) -> Result<(Endpoint, Held), Refused> {
-    let shot = call::choose(arrived, &arrived.to)?;
+async fn open(
+    arrived: &Arrived,
+    sni: Option<&str>,
+    report: &mut TcpReport,
+) -> Result<(Endpoint, Held), Refused> {
+    let config = arrived.proxy.state.load_full();
+    let service = match arrived.to.service() {
+        Some(service) => config.service(&service.key()),
+        None => config.other(),
+    };
+    authorise(service, arrived, sni, report)?;
+    let (to, subset) = route(service, arrived, sni, report)?;
+    let mut aim = Aim::at(arrived, &config, to, &subset)?;
+    if let Some(name) = sni {
+        aim.named(name);
+    }
+    let shot = aim.choose()?;
     let way = &shot.way;
     if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
         report.tried(workload, address, way.identity()?.as_ref());
     }
     let upstreams = &arrived.proxy.upstreams;
-    let endpoint = if way.is_tunnel() {
+    let endpoint = if way.is_tunnel() && way.is_bare() {
         Endpoint::Tunnel(upstreams.tunnel(way).await?)
     } else {
-        Endpoint::Stream(upstreams.open(way).await?)
+        Endpoint::Stream(upstreams.open(way, Inside::Bytes).await?)
     };
     report.opened();
     Ok((endpoint, shot.held(None, None)))
 }
 
-async fn joined(client: Stream, endpoint: Endpoint, report: &mut TcpReport) {
+fn authorise(
+    service: &Service,
+    arrived: &Arrived,
+    sni: Option<&str>,
+    report: &mut TcpReport,
+) -> Result<(), Refused> {
+    let connection = Connection {
+        client: &arrived.client,
+        destination: arrived.to.address(),
+        port: arrived.to.port(),
+        sni,
+    };
+    let why = match service.policies.judge_connection(&connection) {
+        Verdict::Allow { .. } => return Ok(()),
+        Verdict::Deny(denied) => {
+            report.denied(policy(&denied));
+            denied.to_string()
+        }
+        Verdict::Ask(providers) => format!("{} cannot be asked", providers.join(", ")),
+    };
+    Err(Refused::Denied(why))
+}
+
+/// The policy that a denial names.
+pub(crate) fn policy(denied: &Denied<'_>) -> Arc<str> {
+    match denied {
+        Denied::Rule(matched) | Denied::Undecidable(matched) => matched.to_string().into(),
+        Denied::Unreadable { policy, .. } => Arc::from(*policy),
+        Denied::NothingAllows => "no ALLOW policy matches".into(),
+    }
+}
+
+/// Where a connection leads, and to which subset of it. Where there are rules, what no rule is for goes nowhere.
+fn route(
+    service: &Service,
+    arrived: &Arrived,
+    sni: Option<&str>,
+    report: &mut TcpReport,
+) -> Result<(To, String), Refused> {
+    let rules = service.connections(arrived.to.port());
+    if rules.is_empty() {
+        return Ok((arrived.to.clone(), String::new()));
+    }
+    let rule = rules.find(sni, arrived.client.namespace());
+    let rule = rule.ok_or(Refused::NoRoute)?;
+    report.routed(rule.name.to_string().into());
+    if let Some(why) = &rule.broken {
+        return Err(Refused::Broken(why.to_string()));
+    }
+    match rule.backends.pick(random()) {
+        Picked::Backend(backend) => {
+            let subset = backend.subset.as_deref().unwrap_or_default();
+            Ok((lead(arrived, backend)?, subset.to_owned()))
+        }
+        Picked::Invalid(why) => Err(Refused::Broken(why.to_owned())),
+        Picked::Nothing => Err(Refused::Broken("the rule leads nowhere".to_owned())),
+    }
+}
+
+async fn joined(mut client: Stream, endpoint: Endpoint, report: &mut TcpReport) {
     match endpoint {
         Endpoint::Tunnel(tunnel) => {
             let counters = Arc::new(Counters::default());
@@ -93,7 +178,6 @@ async fn joined(client: Stream, endpoint: Endpoint, report: &mut TcpReport) {
             }
         }
         Endpoint::Stream(mut endpoint) => {
-            let mut client = client;
             match tokio::io::copy_bidirectional(&mut client, &mut endpoint).await {
                 Ok((received, sent)) => report.moved(sent, received),
                 Err(error) => report.detail(format!("the connection broke: {error}")),

@@ -28,12 +28,14 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 pub use self::refused::Refused;
+pub(crate) use self::transform::lead;
 use self::transform::Going;
 use crate::arrive::Arrived;
 use crate::asked::{self, Asked};
 use crate::authenticate::Verified;
 use crate::authorize::Verdict;
 use crate::call::{self, Aim, Call};
+use crate::carry;
 use crate::compiled::Service;
 use crate::limit::{Judged, Told};
 use crate::proxy::Load;
@@ -128,6 +130,10 @@ async fn respond(
         let asked = view(arrived, &going.head, authority, &host.name, verified.as_ref());
         aim.by(&asked, going.session);
     }
+    if aim.wants_name() {
+        let authority = asked::authority(&going.head.uri, &going.head.headers)?;
+        aim.named(&asked::host(authority)?.name);
+    }
     let call = Call {
         arrived,
         aim,
@@ -204,9 +210,8 @@ fn authorise(service: &Service, asked: &Asked<'_>, report: &mut Report) -> Resul
     match service.policies.judge(asked) {
         Verdict::Allow { .. } => Ok(()),
         Verdict::Deny(denied) => {
-            let why = denied.to_string();
-            report.denied(why.as_str().into());
-            Err(Refused::Denied(why))
+            report.denied(carry::policy(&denied));
+            Err(Refused::Denied(denied.to_string()))
         }
         // Nobody who could be asked is known: what nobody allows is denied.
         Verdict::Ask(providers) => {

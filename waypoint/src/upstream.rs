@@ -10,8 +10,10 @@ mod body;
 mod host;
 mod kept;
 mod link;
+mod preamble;
 mod stream;
 mod tee;
+mod tls;
 mod way;
 
 use std::io;
@@ -23,6 +25,7 @@ use arc_swap::ArcSwap;
 use hbone::{Authority, Connect, Destination, Identity, OpenError, Pool};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +34,8 @@ pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
 pub use self::stream::{Carrier, Stream};
 use self::way::Key;
-pub use self::way::{NoWay, Way};
+pub use self::tls::{Inside, Tls};
+pub use self::way::{NoWay, Over, Way};
 
 /// Why an endpoint did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +49,9 @@ pub enum Failed {
     /// There is no connection.
     #[error("cannot connect: {0}")]
     Connect(io::Error),
+    /// There is no TLS.
+    #[error("TLS: {0}")]
+    Secure(io::Error),
     /// No connection in time.
     #[error("no connection within {0:?}")]
     ConnectTimeout(Duration),
@@ -92,7 +99,11 @@ impl Failed {
     pub fn is_connect(&self) -> bool {
         matches!(
             self,
-            Self::NoWay(_) | Self::Tunnel(_) | Self::Connect(_) | Self::ConnectTimeout(_)
+            Self::NoWay(_)
+                | Self::Tunnel(_)
+                | Self::Connect(_)
+                | Self::Secure(_)
+                | Self::ConnectTimeout(_)
         )
     }
 
@@ -182,17 +193,30 @@ impl Upstreams {
         host
     }
 
-    /// A stream of bytes to an endpoint.
+    /// A stream of bytes to an endpoint, with what is to be spoken over it first.
     ///
     /// # Errors
     /// When there is none.
-    pub async fn open(&self, way: &Way) -> Result<Stream, Failed> {
+    pub async fn open(&self, way: &Way, inside: Inside) -> Result<Stream, Failed> {
         let carrier = if way.is_tunnel() {
             Carrier::Tunnel(self.tunnel(way).await?.into_io())
         } else {
             Carrier::Tcp(self.connect(way).await?)
         };
-        Ok(carrier.into())
+        let over = way.spoken();
+        let mut stream = Stream::from(carrier);
+        if let Some((version, client, to)) = over.proxy {
+            let header = preamble::header(version, client, to);
+            stream.write_all(&header).await.map_err(Failed::Connect)?;
+        }
+        let Some((tls, host)) = &over.tls else {
+            return Ok(stream);
+        };
+        let begun = tls.begin(stream, inside, host.as_deref());
+        match tokio::time::timeout(CONNECT, begun).await {
+            Ok(begun) => Ok(Carrier::Tls(Box::new(begun.map_err(Failed::Secure)?)).into()),
+            Err(_) => Err(Failed::ConnectTimeout(CONNECT)),
+        }
     }
 
     /// A tunnel to an endpoint that is in the mesh.

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use mesh::service::AppProtocol;
 
+use super::hello::{self, Hello};
+
 /// What was heard first.
 #[derive(Debug)]
 pub(super) struct Heard {
@@ -25,7 +27,7 @@ impl Heard {
     pub(super) fn silence(declared: AppProtocol) -> Self {
         Self {
             guess: match declared {
-                AppProtocol::Unknown => Guess::Other,
+                AppProtocol::Unknown | AppProtocol::Tls => Guess::Other,
                 _ => Guess::Gone,
             },
             bytes: Bytes::new(),
@@ -47,11 +49,22 @@ impl Heard {
 
 /// What `bytes` are the beginning of; none while that is open.
 pub(super) fn guess(bytes: &[u8], declared: AppProtocol) -> Option<Guess> {
+    if bytes.is_empty() {
+        return None;
+    }
     let shorter = bytes.len().min(PREFACE.len());
-    if bytes[..shorter] == PREFACE[..shorter] {
+    if declared != AppProtocol::Tls && bytes[..shorter] == PREFACE[..shorter] {
         return (shorter == PREFACE.len()).then_some(Guess::Http2);
     }
     match declared {
+        AppProtocol::Tls => match hello::read(bytes) {
+            Hello::More => None,
+            _ => Some(Guess::Other),
+        },
+        AppProtocol::Unknown if bytes[0] == 22 => match hello::read(bytes) {
+            Hello::More => None,
+            _ => Some(Guess::Other),
+        },
         AppProtocol::Unknown => is_request(bytes).map(|yes| match yes {
             true => Guess::Http1,
             false => Guess::Other,

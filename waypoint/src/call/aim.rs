@@ -10,7 +10,6 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use api::waypoint::client_tls::Mode;
 use http::Response;
 use http::header::{HeaderValue, SET_COOKIE};
 use mesh::{Client, Locality};
@@ -25,7 +24,7 @@ use crate::outlier;
 use crate::request::Refused;
 use crate::retry::Outcome;
 use crate::session::{self, Session, Wanted};
-use crate::upstream::Way;
+use crate::upstream::{Over, Tls, Way};
 
 /// Where the tries of one request go.
 pub(crate) struct Aim<'a> {
@@ -40,6 +39,8 @@ pub(crate) struct Aim<'a> {
     cookie: Option<HeaderValue>,
     tried: Vec<Arc<str>>,
     last: Option<session::Endpoint>,
+    /// Whom the client asked for, where TLS towards the endpoint asks for the same.
+    name: Option<Box<str>>,
 }
 
 /// One try's endpoint.
@@ -84,7 +85,30 @@ impl<'a> Aim<'a> {
             cookie: None,
             tried: Vec::new(),
             last: None,
+            name: None,
         })
+    }
+
+    /// Whether it must know whom the client asked for.
+    pub(crate) fn wants_name(&self) -> bool {
+        let secured = self.backend.as_ref().and_then(|backend| backend.secured.as_ref());
+        secured.is_some_and(|tls| tls.asks_as_client())
+    }
+
+    /// Whom the client asked for.
+    pub(crate) fn named(&mut self, name: &str) {
+        self.name = Some(name.into());
+    }
+
+    /// What is spoken over a connection first.
+    fn over(&self, backend: &Backend) -> Over {
+        let asked = |tls: &Arc<Tls>| self.name.clone().filter(|_| tls.asks_as_client());
+        let version = u8::try_from(backend.proxy_protocol).unwrap_or(2);
+        let (client, to) = (self.arrived.client.address, self.to.address());
+        Over {
+            proxy: (version != 0).then_some((version, client, to)),
+            tls: backend.secured.as_ref().map(|tls| (tls.clone(), asked(tls))),
+        }
     }
 
     /// Whether the request itself can say something about where it goes.
@@ -180,7 +204,7 @@ impl<'a> Aim<'a> {
         let choice = match chosen {
             Ok(choice) => choice,
             Err(NoEndpoint::Passthrough) => {
-                let way = Way::plain(address);
+                let way = Way::plain(address).over(self.over(backend));
                 return Ok(Shot { way, choice: None });
             }
             Err(why) => return Err(why.into()),
@@ -192,7 +216,8 @@ impl<'a> Aim<'a> {
             endpoint.address,
             endpoint.target_port,
             Some(service),
-        )?;
+        )?
+        .over(self.over(backend));
         self.tried.push(workload.uid.clone());
         if self.session.is_some() || backend.session.is_some() {
             let (namespace, host) = (&service.namespace, &service.hostname);
@@ -246,21 +271,11 @@ impl Shot {
     }
 }
 
-/// What is asked for and cannot be done is not done in another way.
+/// What is asked for and cannot be understood is not done in another way.
 fn callable(backend: &Backend) -> Result<(), Refused> {
-    let refused = |why: &str| Err(Refused::Uncallable(why.to_owned()));
-    if let Some(why) = &backend.broken {
-        return refused(why);
-    }
-    let tls = backend.tls.as_ref();
-    match tls.map(|tls| (tls.mode(), tls.invalid.as_str())) {
-        None | Some((Mode::Disable | Mode::IstioMutual, "")) => {}
-        Some((_, "")) => return refused("TLS towards an endpoint is not built yet"),
-        Some((_, why)) => return refused(why),
-    }
-    match backend.proxy_protocol {
-        0 => Ok(()),
-        _ => refused("PROXY protocol towards an endpoint is not built yet"),
+    match &backend.broken {
+        Some(why) => Err(Refused::Uncallable(why.clone())),
+        None => Ok(()),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::limit::Gates;
 use crate::retry::Budget;
 use crate::session::Session;
 use crate::state::{Held, Resources};
+use crate::upstream::Tls;
 
 /// How all services are called.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ pub struct Towards {
     /// The weaker first.
     policies: Box<[Arc<Held>]>,
     subsets: HashMap<Box<str>, Vec<String>>,
+    /// Keys and roots that policies name.
+    secrets: HashMap<String, Arc<Held>>,
     backends: ArcSwap<imbl::HashMap<Key, Arc<Backend>>>,
 }
 
@@ -47,6 +50,8 @@ pub struct Backend {
     pub gates: Gates,
     /// Whether TLS is spoken to it, and how.
     pub tls: Option<wire::ClientTls>,
+    /// The same, ready to be spoken.
+    pub secured: Option<Arc<Tls>>,
     /// PROXY protocol to be spoken to it: 0 none, 1, 2.
     pub proxy_protocol: u32,
     /// How clients stay with an endpoint.
@@ -125,7 +130,7 @@ impl Calls {
         let make = |service: &NamespacedHost, into: &mut imbl::HashMap<_, _>| {
             let held = self.said.get(service).cloned();
             let held = held.or_else(|| self.others.load().get(service).cloned());
-            match Towards::compile(said.towards(service), held.as_deref()) {
+            match Towards::compile(said, service, held.as_deref()) {
                 Some(towards) => into.insert(service.clone(), Arc::new(towards)),
                 None => into.remove(service),
             };
@@ -147,14 +152,19 @@ impl Calls {
 
 impl Towards {
     /// None if nothing is said.
-    fn compile<'a>(
-        said: impl Iterator<Item = &'a Arc<Held>>,
-        before: Option<&Self>,
-    ) -> Option<Self> {
+    fn compile(said: &Resources, service: &NamespacedHost, before: Option<&Self>) -> Option<Self> {
         let (mut policies, mut subsets) = (Vec::new(), HashMap::new());
-        for held in said {
+        let mut secrets = HashMap::new();
+        for held in said.towards(service) {
             match &held.resource.kind {
-                Some(Kind::BackendPolicy(_)) => policies.push(held.clone()),
+                Some(Kind::BackendPolicy(policy)) => {
+                    let tls = policy.tls.iter();
+                    for key in tls.flat_map(|tls| [&tls.ca, &tls.certificate]) {
+                        let secret = said.get(key).filter(|secret| secret.good);
+                        secrets.extend(secret.map(|secret| (key.clone(), secret.clone())));
+                    }
+                    policies.push(held.clone());
+                }
                 Some(Kind::Subset(subset)) => {
                     subsets.insert(Box::from(&*subset.name), subset.workloads.clone());
                 }
@@ -177,6 +187,7 @@ impl Towards {
         let next = Self {
             policies: policies.into(),
             subsets,
+            secrets,
             backends: ArcSwap::default(),
         };
         let old = before.map(|before| before.backends.load_full());
@@ -235,17 +246,32 @@ impl Towards {
             }
         };
         let (merged, broken) = self.merged(key);
+        let secured = self.secured(merged.tls.as_ref());
+        let number = secured.as_ref().ok().and_then(|tls| Some(tls.as_ref()?.number()));
         if let Some(before) = before
             && before.merged == merged
+            && before.secured.as_ref().map(|tls| tls.number()) == number
             && before.subset == subset
             && before.broken.is_some() == broken.is_some()
         {
             return Ok(before.clone());
         }
         let before = before.map(|before| &**before);
-        Ok(Arc::new(Backend::new(
-            key.port, merged, subset, broken, before,
-        )))
+        let (secured, broken) = match secured {
+            Ok(secured) => (secured, broken),
+            Err(why) => (None, broken.or(Some(why))),
+        };
+        let mut backend = Backend::new(key.port, merged, subset, broken, before);
+        backend.secured = secured.map(Arc::new);
+        Ok(Arc::new(backend))
+    }
+
+    fn secured(&self, tls: Option<&wire::ClientTls>) -> Result<Option<Tls>, String> {
+        let secret = |key: &str| match &self.secrets.get(key)?.resource.kind {
+            Some(Kind::Secret(secret)) => Some(secret),
+            _ => None,
+        };
+        tls.map_or(Ok(None), |tls| Tls::compile(tls, secret))
     }
 
     /// All that is said for it in one, and what of it cannot be understood.
@@ -340,6 +366,7 @@ impl Backend {
                 None => Gates::compile(limits),
             },
             tls: merged.tls.clone(),
+            secured: None,
             proxy_protocol: merged.proxy_protocol,
             session: session.ok().flatten(),
             budget: match same_budget {

@@ -223,7 +223,7 @@ fn merge(into: &mut HeaderMap, headers: HeaderMap) {
 }
 
 /// The service that a backend names.
-fn lead(arrived: &Arrived, backend: &Backend) -> Result<To, Refused> {
+pub(crate) fn lead(arrived: &Arrived, backend: &Backend) -> Result<To, Refused> {
     let name = &backend.service;
     if let To::Service { service, port, .. } = &arrived.to
         && *service.hostname == *name.hostname

@@ -27,6 +27,7 @@ pub struct TcpRule {
 #[derive(Debug, Clone, Default)]
 pub struct TcpTable {
     rules: Hosts<Vec<Arc<TcpRule>>>,
+    some: bool,
 }
 
 impl TcpRule {
@@ -71,6 +72,7 @@ impl TcpTable {
     pub fn of(rules: impl IntoIterator<Item = Arc<TcpRule>>) -> Self {
         let mut ordered: Vec<_> = rules.into_iter().collect();
         ordered.sort_by(|a, b| a.place().cmp(&b.place()));
+        let some = !ordered.is_empty();
         let mut rules: Hosts<Vec<Arc<TcpRule>>> = Hosts::default();
         for rule in ordered {
             for host in &rule.hosts {
@@ -80,7 +82,12 @@ impl TcpTable {
                 rules.entry(None).push(rule);
             }
         }
-        Self { rules }
+        Self { rules, some }
+    }
+
+    /// There is no rule.
+    pub fn is_empty(&self) -> bool {
+        !self.some
     }
 
     /// The rule for a connection: by the server's name it asks for, then the older object. `namespace`: its client's.

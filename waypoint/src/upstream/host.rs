@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::body::{Answer, Outgoing};
 use super::link::{self, Link};
 use super::stream::Stream;
-use super::{Failed, Unanswered, Way};
+use super::{Failed, Inside, Unanswered, Way};
 use crate::upstream::Upstreams;
 
 /// One endpoint, or a place outside the mesh.
@@ -89,7 +89,7 @@ impl Host {
     }
 
     async fn begin(&self, upstreams: &Upstreams, way: &Way) -> Result<Box<Link>, Failed> {
-        Link::begin(upstreams.open(way).await?).await
+        Link::begin(upstreams.open(way, Inside::Http1).await?).await
     }
 
     /// Sends a request that asks for another protocol, over a connection that is used for nothing else.
@@ -99,7 +99,7 @@ impl Host {
         way: &Way,
         request: Request<Outgoing>,
     ) -> Result<Response<hyper::body::Incoming>, Failed> {
-        let stream = TokioIo::new(upstreams.open(way).await?);
+        let stream = TokioIo::new(upstreams.open(way, Inside::Http1).await?);
         let begun = link::builder().handshake(stream).await;
         let (mut sender, connection) = begun.map_err(Failed::Http)?;
         tokio::spawn(connection.with_upgrades());
@@ -142,7 +142,7 @@ impl Host {
         if let Some(found) = self.room() {
             return Ok(found);
         }
-        let shared = begin(upstreams.open(way).await?).await?;
+        let shared = begin(upstreams.open(way, Inside::Http2).await?).await?;
         shared.streams.store(1, Relaxed);
         let place = Place(shared.streams.clone());
         locked(&self.shared).push(shared.clone());

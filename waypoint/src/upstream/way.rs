@@ -7,6 +7,8 @@ use std::sync::Arc;
 use hbone::{Identity, IdentityError};
 use mesh::{Service, Workload};
 
+use super::tls::Tls;
+
 /// Port of the tunnel listener in every pod of the mesh.
 const HBONE_PORT: u16 = 15008;
 
@@ -19,6 +21,17 @@ pub struct Way {
     service: Option<Arc<Service>>,
     to: Place,
     tunnel: bool,
+    /// What is spoken over the connection before anything else.
+    over: Over,
+}
+
+/// What is spoken over a connection before anything else.
+#[derive(Debug, Clone, Default)]
+pub struct Over {
+    /// A PROXY header of that version says that the client, the first, has connected to the second.
+    pub proxy: Option<(u8, SocketAddr, SocketAddr)>,
+    /// TLS, and whom the client asked for.
+    pub tls: Option<(Arc<Tls>, Option<Box<str>>)>,
 }
 
 #[derive(Debug, Clone)]
@@ -34,6 +47,9 @@ pub(super) struct Key {
     uid: Option<Arc<str>>,
     ip: Option<IpAddr>,
     port: u16,
+    /// Of the client, if the endpoint is told.
+    client: Option<SocketAddr>,
+    tls: Option<(u64, Option<Box<str>>)>,
 }
 
 /// Why an endpoint cannot be reached.
@@ -76,6 +92,7 @@ impl Way {
             service: service.cloned(),
             tunnel: matches!(to, Place::Address(_)) && workload.tunnel == mesh::Tunnel::Hbone,
             to,
+            over: Over::default(),
         })
     }
 
@@ -86,7 +103,24 @@ impl Way {
             service: None,
             to: Place::Address(address),
             tunnel: false,
+            over: Over::default(),
         }
+    }
+
+    /// With something spoken over it first.
+    pub fn over(mut self, over: Over) -> Self {
+        self.over = over;
+        self
+    }
+
+    /// What is spoken over it first.
+    pub(super) fn spoken(&self) -> &Over {
+        &self.over
+    }
+
+    /// Whether nothing is.
+    pub fn is_bare(&self) -> bool {
+        self.over.proxy.is_none() && self.over.tls.is_none()
     }
 
     /// Whether it is reached through the mesh.
@@ -147,6 +181,12 @@ impl Way {
             uid: self.workload.as_ref().map(|workload| workload.uid.clone()),
             ip,
             port,
+            client: self.over.proxy.map(|(_, client, _)| client),
+            tls: self
+                .over
+                .tls
+                .as_ref()
+                .map(|(tls, host)| (tls.number(), host.clone())),
         }
     }
 }

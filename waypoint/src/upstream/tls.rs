@@ -1,0 +1,271 @@
+//! TLS that begins here, towards endpoints that policies ask it for (DestinationRule, BackendTLSPolicy).
+//!
+//! Compiled when a policy arrives. Whoever answers must prove one of the names that the policy gives, or the one that
+//! the client asked for; a key or a root that is missing refuses, and never means "anybody".
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::sync::Arc;
+
+use api::waypoint as wire;
+use prost::Message;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use wire::client_tls::Mode;
+
+use super::stream::Stream;
+
+/// How TLS is spoken to the endpoints of a service.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
+    bytes: Arc<ClientConfig>,
+    /// What is asked for; none: the request's host.
+    name: Option<ServerName<'static>>,
+    /// The same settings give the same number: connections are shared by it.
+    number: u64,
+}
+
+/// What is spoken inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Inside {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// Nobody knows.
+    Bytes,
+}
+
+impl Tls {
+    /// What is wrong with it, or how it is spoken; none if it is not.
+    ///
+    /// # Errors
+    /// A text for the author of the policy.
+    pub fn compile<'a>(
+        said: &wire::ClientTls,
+        secret: impl Fn(&str) -> Option<&'a wire::Secret>,
+    ) -> Result<Option<Self>, String> {
+        if !said.invalid.is_empty() {
+            return Err(said.invalid.clone());
+        }
+        // ISTIO_MUTUAL is what tunnels are.
+        if matches!(said.mode(), Mode::Disable | Mode::IstioMutual) {
+            return Ok(None);
+        }
+        let find = |key: &str| secret(key).ok_or_else(|| format!("{key} is not known"));
+        let mut number = DefaultHasher::new();
+        said.encode_to_vec().hash(&mut number);
+        let roots = match said.ca.as_str() {
+            "" => system_roots()?,
+            key => {
+                let ca = &find(key)?.ca;
+                ca.hash(&mut number);
+                roots(ca).map_err(|why| format!("{key}: {why}"))?
+            }
+        };
+        let own = match said.certificate.as_str() {
+            "" if said.mode() == Mode::Mutual => {
+                return Err("MUTUAL without a certificate".to_owned());
+            }
+            "" => None,
+            key => {
+                let own = find(key)?;
+                (&own.certificate, &own.key).hash(&mut number);
+                Some(pair(own).map_err(|why| format!("{key}: {why}"))?)
+            }
+        };
+        let name = match said.sni.as_str() {
+            "" => None,
+            sni => Some(server_name(sni)?),
+        };
+        let names = said.names.iter().map(|name| server_name(name));
+        let provider = hbone::tls::crypto_provider();
+        let verifier = Arc::new(Verifier {
+            roots,
+            names: names.collect::<Result<_, _>>()?,
+            insecure: said.insecure,
+            algorithms: provider.signature_verification_algorithms,
+        });
+        let config = |protocols: &[&[u8]]| config(&provider, &verifier, own.as_ref(), protocols);
+        Ok(Some(Self {
+            http1: config(&[b"http/1.1"])?,
+            http2: config(&[b"h2"])?,
+            bytes: config(&[])?,
+            name,
+            number: number.finish(),
+        }))
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether it asks for whom the client asked for.
+    pub(crate) fn asks_as_client(&self) -> bool {
+        self.name.is_none()
+    }
+
+    /// Shakes hands over a stream; `host`: whom the client asked for.
+    pub(super) async fn begin(
+        &self,
+        stream: Stream,
+        inside: Inside,
+        host: Option<&str>,
+    ) -> io::Result<TlsStream<Stream>> {
+        let config = match inside {
+            Inside::Http1 => &self.http1,
+            Inside::Http2 => &self.http2,
+            Inside::Bytes => &self.bytes,
+        };
+        let asked = || {
+            let host = host.ok_or("no name to ask for")?;
+            server_name(host)
+        };
+        let name = self.name.clone().map_or_else(asked, Ok);
+        let name = name.map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
+        TlsConnector::from(config.clone()).connect(name, stream).await
+    }
+}
+
+fn config(
+    provider: &Arc<CryptoProvider>,
+    verifier: &Arc<Verifier>,
+    own: Option<&Own>,
+    protocols: &[&[u8]],
+) -> Result<Arc<ClientConfig>, String> {
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier.clone());
+    let mut config = match own {
+        None => config.with_no_client_auth(),
+        Some((chain, key)) => config
+            .with_client_auth_cert(chain.clone(), key.clone_key())
+            .map_err(|error| error.to_string())?,
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+type Own = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+fn pair(own: &wire::Secret) -> Result<Own, String> {
+    let chain = CertificateDer::pem_slice_iter(&own.certificate);
+    let chain = chain.collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| format!("certificate: {error}"))?;
+    if chain.is_empty() {
+        return Err("no certificate in it".to_owned());
+    }
+    let key = PrivateKeyDer::from_pem_slice(&own.key).map_err(|error| format!("key: {error}"))?;
+    Ok((chain, key))
+}
+
+fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| error.to_string())?;
+        store.add(certificate).map_err(|error| error.to_string())?;
+    }
+    match store.is_empty() {
+        true => Err("no root certificate in it".to_owned()),
+        false => Ok(store),
+    }
+}
+
+fn system_roots() -> Result<RootCertStore, String> {
+    let pem = std::fs::read(SYSTEM_ROOTS);
+    let pem = pem.map_err(|error| format!("the system's roots, {SYSTEM_ROOTS}: {error}"))?;
+    let mut store = RootCertStore::empty();
+    // Some of a system's roots may be of a kind that nobody reads any more.
+    store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
+    Ok(store)
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, String> {
+    let bare = name.rsplit_once(':').map_or(name, |(host, port)| {
+        match port.bytes().all(|byte| byte.is_ascii_digit()) && !host.contains(':') {
+            true => host,
+            false => name,
+        }
+    });
+    ServerName::try_from(bare.to_owned())
+        .map_err(|_| format!("{name:?} is no name that a certificate of a server can carry"))
+}
+
+/// Whoever proves one of the names, under one of the roots.
+#[derive(Debug)]
+struct Verifier {
+    roots: RootCertStore,
+    /// None: the one that was asked for.
+    names: Vec<ServerName<'static>>,
+    insecure: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        asked: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if self.insecure {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(
+            &certificate,
+            &self.roots,
+            intermediates,
+            now,
+            self.algorithms.all,
+        )?;
+        let mut failed = Error::InvalidCertificate(CertificateError::NotValidForName);
+        let asked = self.names.is_empty().then_some(asked);
+        for name in self.names.iter().chain(asked) {
+            match verify_server_name(&certificate, name) {
+                Ok(()) => return Ok(ServerCertVerified::assertion()),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
