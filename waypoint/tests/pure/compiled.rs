@@ -82,7 +82,7 @@ impl Said {
 }
 
 fn web() -> NamespacedHost {
-    NamespacedHost::new("shop".into(), "web.shop".into())
+    NamespacedHost::new("shop", "web.shop")
 }
 
 fn reference(port: u32) -> wire::ServiceRef {

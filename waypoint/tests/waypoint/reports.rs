@@ -1,0 +1,226 @@
+//! What an operator sees of real requests, and limits that are kept.
+
+use std::collections::BTreeSet;
+
+use ::http::Request;
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http_body_util::Full;
+use serde_json::Value;
+
+use super::app::One;
+use super::shop::{Shop, in_shop};
+
+#[test]
+fn an_operator_sees_who_asked_whom_and_limits_are_kept() {
+    in_shop(|shop| {
+        metrics(shop).context("metrics")?;
+        lines(shop).context("access log")?;
+        doors(shop).context("admin")?;
+        rates(shop).context("rate limit")?;
+        hashed(shop).context("consistent hash")
+    });
+}
+
+fn metrics(shop: &Shop<'_>) -> Result<()> {
+    let labels = [
+        ("reporter", "waypoint"),
+        ("request_protocol", "http"),
+        ("response_code", "200"),
+        ("response_flags", "-"),
+        ("connection_security_policy", "mutual_tls"),
+        ("source_workload", "client"),
+        ("source_canonical_service", "client"),
+        ("source_workload_namespace", "shop"),
+        (
+            "source_principal",
+            "spiffe://cluster.local/ns/shop/sa/client",
+        ),
+        (
+            "destination_principal",
+            "spiffe://cluster.local/ns/shop/sa/web",
+        ),
+        ("destination_service", shop.web.host.as_str()),
+        ("destination_service_name", "web"),
+        ("destination_service_namespace", "shop"),
+        ("destination_workload_namespace", "shop"),
+    ];
+    let count = || -> Result<f64> {
+        let metrics = shop.waypoint.pod().metrics()?;
+        Ok(metrics.sum("istio_requests_total", &labels))
+    };
+    let before = count()?;
+    shop.runtime.block_on(async {
+        for _ in 0..5 {
+            shop.get("/counted").await?.is(200)?;
+        }
+        anyhow::Ok(())
+    })?;
+    shop.until("five more requests in the metrics", |_| {
+        count().is_ok_and(|now| now == before + 5.0)
+    })?;
+    let metrics = shop.waypoint.pod().metrics()?;
+    let took = "istio_request_duration_milliseconds_count";
+    ensure!(metrics.sum(took, &labels) == before + 5.0);
+    ensure!(metrics.sum("istio_response_bytes_sum", &labels) > 0.0);
+    ensure!(metrics.sum("istio_build", &[]) == 1.0);
+    Ok(())
+}
+
+fn lines(shop: &Shop<'_>) -> Result<()> {
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    shop.runtime.block_on(async {
+        let mut client = One::to(&shop.client, shop.at(80)).await?;
+        let request = Request::post("/logged?a=b")
+            .header("host", "web.shop")
+            .header("user-agent", "tests")
+            .header("x-request-id", "id-7")
+            .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"))
+            .body(Full::new(Bytes::from_static(b"12345")))?;
+        client.ask(request).await?.is(200)?;
+        anyhow::Ok(())
+    })?;
+    let log = shop.waypoint.pod().access_log();
+    let line = log.find("the request", |line| line.field("request_id") == "id-7")?;
+    for (field, value) in [
+        ("method", "POST"),
+        ("path", "/logged?a=b"),
+        ("host", "web.shop"),
+        ("code", "200"),
+        ("flags", "-"),
+        ("bytes_recv", "5"),
+        ("user_agent", "tests"),
+        ("trace_id", trace),
+        ("src.identity", "spiffe://cluster.local/ns/shop/sa/client"),
+        ("dst.identity", "spiffe://cluster.local/ns/shop/sa/web"),
+        ("dst.service", shop.web.host.as_str()),
+        ("dst.port", "80"),
+    ] {
+        ensure!(line.field(field) == value, "{field}: {line:?}");
+    }
+    Ok(())
+}
+
+fn doors(shop: &Shop<'_>) -> Result<()> {
+    let policy = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: no-secrets }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: DENY
+  rules: [{ to: [{ operation: { paths: ['/secret*'] } }] }]
+";
+    shop.apply_until("policy", policy, "/secret", 403)?;
+    let pod = shop.waypoint.pod();
+    let dump = pod.config_dump()?;
+    let resources = dump["resources"].as_array().context("resources")?;
+    let is_policy = |resource: &&Value| resource["origin"]["name"] == "no-secrets";
+    let shown = resources.iter().find(is_policy).context("the policy")?;
+    ensure!(shown["authorization"]["action"] == "DENY", "{shown}");
+    let endpoints = dump["calls"].to_string();
+    ensure!(
+        shop.apps.iter().all(|app| endpoints.contains(app.name())),
+        "{endpoints}"
+    );
+
+    let host = shop.web.host.as_str();
+    let explained = |rest: &str| -> Result<Value> {
+        let page = pod.ask(&format!("/explain?host={host}&port=80{rest}"))?;
+        Ok(serde_json::from_str(&page)?)
+    };
+    let secret = explained("&path=/a/../secret")?;
+    ensure!(secret["answer"] == 403, "{secret}");
+    ensure!(secret["path"] == "/secret", "{secret}");
+    ensure!(
+        secret["because"].to_string().contains("no-secrets"),
+        "{secret}"
+    );
+    let open = explained("&path=/open")?;
+    ensure!(open["authorization"]["verdict"] == "allow", "{open}");
+    ensure!(explained("&path=relative").is_err());
+    shop.lab.delete_yaml("policy")
+}
+
+fn rates(shop: &Shop<'_>) -> Result<()> {
+    let policy = "
+apiVersion: ambit.io/v1alpha1
+kind: RateLimitPolicy
+metadata: { namespace: shop, name: few }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  limits:
+  - { name: each, requests: 3, window: 1h, keys: [{ by: Header, name: x-user }], when: { path: { prefix: /limited } } }
+";
+    shop.lab.apply_yaml("limit", policy)?;
+    shop.until("the limit to be known", |shop| {
+        let dump = shop.waypoint.pod().config_dump().unwrap_or_default();
+        dump["resources"].to_string().contains("rate_limit")
+    })?;
+    shop.runtime.block_on(async {
+        for (user, path, expected) in [
+            ("anna", "/limited/a", [200, 200, 200, 429, 429]),
+            ("bob", "/limited/a", [200, 200, 200, 429, 429]),
+            ("anna", "/free", [200; 5]),
+        ] {
+            let mut client = One::to(&shop.client, shop.at(80)).await?;
+            for status in expected {
+                let request = Request::get(path)
+                    .header("host", "web.shop")
+                    .header("x-user", user);
+                let heard = client
+                    .ask(request.body(Full::default())?)
+                    .await?
+                    .is(status)?;
+                let told = heard.headers.contains_key("ratelimit");
+                ensure!(told == path.starts_with("/limited"), "{heard:?}");
+                ensure!(
+                    heard.headers.contains_key("retry-after") == (status == 429),
+                    "{heard:?}"
+                );
+            }
+        }
+        anyhow::Ok(())
+    })?;
+    let log = shop.waypoint.pod().access_log();
+    log.find("a refusal", |line| {
+        line.field("flags") == "RL" && line.field("code") == "429"
+    })?;
+    shop.lab.delete_yaml("limit")
+}
+
+fn hashed(shop: &Shop<'_>) -> Result<()> {
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: sticky }
+spec:
+  host: web.shop.svc.cluster.local
+  trafficPolicy:
+    loadBalancer: { consistentHash: { httpHeaderName: x-user } }
+";
+    shop.lab.apply_yaml("sticky", rule)?;
+    shop.until("the rule to be known", |shop| {
+        let dump = shop.waypoint.pod().config_dump().unwrap_or_default();
+        dump["resources"].to_string().contains("backend_policy")
+    })?;
+    shop.runtime.block_on(async {
+        let mut all = BTreeSet::new();
+        for user in 0..12 {
+            let mut apps = BTreeSet::new();
+            for _ in 0..4 {
+                let mut client = One::to(&shop.client, shop.at(80)).await?;
+                let request = Request::get("/")
+                    .header("host", "web.shop")
+                    .header("x-user", user);
+                let heard = client.ask(request.body(Full::default())?).await?.is(200)?;
+                apps.extend(heard.saw("app"));
+            }
+            ensure!(apps.len() == 1, "user {user} was with {apps:?}");
+            all.extend(apps);
+        }
+        ensure!(all.len() == 2, "all were with {all:?}");
+        anyhow::Ok(())
+    })?;
+    shop.lab.delete_yaml("sticky")
+}
