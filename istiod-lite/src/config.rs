@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::translate::waypoint::Unready;
+use crate::world::Settings;
 
 /// The control plane of the mesh.
 #[derive(Debug, Parser)]
@@ -76,6 +77,10 @@ pub struct Run {
     /// `.istiod-lite` inside the configuration, which readers of the configuration skip.
     #[arg(long, value_name = "DIR", env = "STATE_DIR")]
     pub state_dir: Option<PathBuf>,
+    /// With --config-dir: the mesh's settings, as key `mesh` of ConfigMap `istio` has them on a cluster. What it says
+    /// goes before the flags.
+    #[arg(long, value_name = "FILE", env = "MESH_CONFIG")]
+    pub mesh_config: Option<PathBuf>,
     /// How to reach the API server. By default as the pod's own service account, which is what a
     /// control plane inside its cluster wants.
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
@@ -172,6 +177,22 @@ pub struct Run {
     /// `plain` (Istio's) or `json`.
     #[arg(long, default_value = "plain", env = "LOG_FORMAT")]
     pub log_format: String,
+}
+
+impl Run {
+    /// What the flags say of the mesh.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            cluster_id: self.cluster_id.clone(),
+            trust_domain: self.trust_domain.clone(),
+            cluster_domain: self.cluster_domain.clone(),
+            root_namespace: self.namespace.clone(),
+            dry_run: self.dry_run_policies,
+            waypoint_unready: self.waypoint_unready,
+            auto_allow_waypoint: self.auto_allow_waypoint,
+            ..Settings::default()
+        }
+    }
 }
 
 impl Run {

@@ -73,6 +73,9 @@ pub enum StartError {
     /// The key of the tokens.
     #[error(transparent)]
     Tokens(#[from] KeyError),
+    /// The mesh's settings.
+    #[error(transparent)]
+    Mesh(#[from] mesh_config::FileError),
     /// The signer.
     #[error("certificate authority: {0}")]
     Authority(#[from] MaterialError),
@@ -307,7 +310,8 @@ async fn standalone(
     state: PathBuf,
     drain: &Drain,
 ) -> Result<Base, StartError> {
-    let settings = settings(run);
+    let mut settings = run.settings();
+    mesh_config::lay_file_over(run.mesh_config.as_deref(), &mut settings)?;
     let tokens = Tokens::open(&state)?;
     let source = match &run.ca_dir {
         Some(directory) => Source::PluggedIn(directory.clone()),
@@ -344,7 +348,7 @@ async fn in_cluster(
     let connection = cluster::connect(kubeconfig.as_deref()).await?;
     let mut versions = mesh_config::versions(&connection, &run.namespace, health);
     let config = mesh_config::first(&mut versions, health).await;
-    let mut settings = settings(run);
+    let mut settings = run.settings();
     config.lay_over(&mut settings);
     // Replicas would not give the same ones.
     settings.automatic_addresses = Automatic::FromStatus;
@@ -382,19 +386,6 @@ async fn in_cluster(
         settings,
         cluster: Some((connection, kinds)),
     })
-}
-
-fn settings(run: &Run) -> Settings {
-    Settings {
-        cluster_id: run.cluster_id.clone(),
-        trust_domain: run.trust_domain.clone(),
-        cluster_domain: run.cluster_domain.clone(),
-        root_namespace: run.namespace.clone(),
-        dry_run: run.dry_run_policies,
-        waypoint_unready: run.waypoint_unready,
-        auto_allow_waypoint: run.auto_allow_waypoint,
-        ..Settings::default()
-    }
 }
 
 fn lifetimes(run: &Run) -> Lifetimes {

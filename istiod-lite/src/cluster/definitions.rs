@@ -245,7 +245,7 @@ mod tests {
             ),
             (istio, "ServiceEntry", &[("v1", true)], "False", None),
             (istio, "ServiceEntry", &[("v2", true)], "True", None),
-            (istio, "VirtualService", &[("v1", true)], "True", None),
+            (istio, "Sidecar", &[("v1", true)], "True", None),
             // Istio's Gateway is another than that of Gateway API.
             (istio, "Gateway", &[("v1", true)], "True", None),
             (

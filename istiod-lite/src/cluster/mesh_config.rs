@@ -5,9 +5,10 @@
 //! 3. what changes later is said, and counts from the next start on    ([`follow`]): certificates of
 //!    one trust domain and policies of another would cut the mesh in two
 //!
-//! Without the ConfigMap, or where it says nothing, the flags count. Settings of parts that we do not
+//! Without a cluster a file says the same ([`lay_file_over`]). Without the ConfigMap, or where it says nothing, the flags count. Settings of parts that we do not
 //! have are passed over; those that nobody here knows are named once.
 
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -194,6 +195,25 @@ fn first_line(text: &str) -> String {
 
 /// The ConfigMap as it is, and each time it changes.
 pub type Versions = Pin<Box<dyn Stream<Item = Option<ConfigMap>> + Send>>;
+
+/// A file with the mesh's settings is none.
+#[derive(Debug, thiserror::Error)]
+#[error("mesh settings {0}: {1}")]
+pub struct FileError(PathBuf, String);
+
+/// Lays over `settings` what a file says, where there is no cluster.
+///
+/// # Errors
+/// It cannot be read, or what is wrong with it.
+pub fn lay_file_over(file: Option<&Path>, settings: &mut Settings) -> Result<(), FileError> {
+    let Some(file) = file else { return Ok(()) };
+    let refused = |why| FileError(file.to_owned(), why);
+    let text = std::fs::read_to_string(file).map_err(|error| refused(error.to_string()))?;
+    let config = MeshConfig::read(&text).map_err(refused)?;
+    note_unknown(&config);
+    config.lay_over(settings);
+    Ok(())
+}
 
 /// Follows ConfigMap `istio` in `namespace`.
 pub fn versions(connection: &Connection, namespace: &str, health: &Health) -> Versions {

@@ -102,6 +102,7 @@ pub fn routes(spec: &VirtualServiceSpec, place: &Place<'_>) -> Routes {
         }
         let mut faults = Vec::new();
         for (part, group) in actions::parts(entry, &ours).into_iter().enumerate() {
+            // Each part says the same of it.
             faults.clear();
             let rule = match part {
                 0 => index.to_string(),
@@ -236,3 +237,6 @@ fn tcp(index: usize, entry: &TcpRoute, place: &Place<'_>, routes: &mut Routes) {
     let said = faults.into_iter().map(|it| format!("tcp[{index}]: {it}"));
     routes.remarks.extend(said);
 }
+
+#[cfg(test)]
+mod tests;
