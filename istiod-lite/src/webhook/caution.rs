@@ -5,17 +5,39 @@
 
 use api::k8s::istio::{self, AuthorizationPolicy, Mode, PeerAuthentication, ServiceEntry};
 use api::k8s::objects::Object;
+use api::k8s::routes::ParentRef;
+use api::waypoint::ServiceRef;
 
 use super::Judge;
 use crate::translate::policy::{Policy, Reading, Target};
+use crate::translate::route::{Spec, translate};
 
 pub(super) fn of(judge: &Judge, object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(policy) => of_policy(judge, policy),
         Object::PeerAuthentication(policy) => of_peer(judge, policy),
         Object::ServiceEntry(entry) => of_entry(entry),
+        Object::HttpRoute(route) => of_route(Spec::http(route)),
+        Object::GrpcRoute(route) => of_route(Spec::grpc(route)),
+        Object::TcpRoute(route) => of_route(Spec::tcp(route)),
+        Object::TlsRoute(route) => of_route(Spec::tls(route)),
         _ => Vec::new(),
     }
+}
+
+/// Of one for waypoints: what its status will say, as far as it can be seen from the route alone.
+fn of_route(spec: Spec) -> Vec<String> {
+    let gateway = |it: &ParentRef| it.kind.as_deref().unwrap_or("Gateway") == "Gateway";
+    if spec.parents().iter().all(gateway) {
+        return Vec::new();
+    }
+    let made = translate(&spec, "", &|_| Ok(ServiceRef::default()));
+    let unaccepted = made
+        .faults
+        .iter()
+        .map(|fault| format!("this route is not accepted: {fault}"));
+    let unsupported = made.unsupported.iter().map(|(_, text)| text.clone());
+    unaccepted.chain(unsupported).collect()
 }
 
 fn of_policy(judge: &Judge, policy: &AuthorizationPolicy) -> Vec<String> {

@@ -28,6 +28,10 @@ impl Judge {
                 mistakes: Vec::new(),
                 warnings: caution::of(self, &object),
             },
+            Err(mistakes) if is_advised(kind) => Judgement {
+                mistakes: Vec::new(),
+                warnings: mistakes,
+            },
             Err(mistakes) if leaving(&object) || old().is_some_and(|old| same(&object, &old)) => {
                 let warnings = mistakes.into_iter();
                 Judgement {
@@ -41,6 +45,15 @@ impl Judge {
             },
         }
     }
+}
+
+/// Whether objects of a kind are never refused: what is wrong with a route, its status says too, and
+/// other controllers may know more of it than we do.
+pub(super) fn is_advised(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute
+    )
 }
 
 /// An object that is being deleted must be able to lose its finalizers, whatever else it is.

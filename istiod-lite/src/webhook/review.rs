@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Judge;
-use super::judge::Judgement;
+use super::judge::{Judgement, is_advised};
 use crate::metrics::{Admitted, NotAdmitted};
 
 /// The answer to a review; an error if it is none.
@@ -112,7 +112,8 @@ impl Request {
         let changes = matches!(self.operation.as_str(), "CREATE" | "UPDATE");
         let version = format!("{}/{}", self.kind.group, self.kind.version);
         let kind: Kind = self.kind.kind.parse().ok()?;
-        let ours = crd::KINDS.contains(&kind) && kind.api_versions().contains(&version.as_str());
+        let known = crd::KINDS.contains(&kind) || is_advised(kind);
+        let ours = known && kind.api_versions().contains(&version.as_str());
         let whole = self.sub_resource.as_deref().is_none_or(str::is_empty);
         (changes && ours && whole).then_some(kind)
     }
@@ -150,7 +151,7 @@ impl Request {
         let Some((group, version)) = known.and_then(|known| known.split_once('/')) else {
             return;
         };
-        let resource = crd::plural(kind).unwrap_or_default();
+        let resource = crd::plural(kind).unwrap_or("routes");
         if judgement.mistakes.is_empty() {
             let labels = Admitted {
                 group,

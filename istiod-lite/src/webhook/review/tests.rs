@@ -23,7 +23,9 @@ fn judge() -> Judge {
 }
 
 fn group(kind: &str) -> &'static str {
-    if kind.ends_with("Entry") {
+    if kind.ends_with("Route") {
+        "gateway.networking.k8s.io"
+    } else if kind.ends_with("Entry") {
         "networking.istio.io"
     } else {
         "security.istio.io"
@@ -72,6 +74,24 @@ const BAD: &str = r#"{"rules": [{"from": [{"source": {"ipBlocks": ["10.0.0.0/33"
 
 fn bad() -> Value {
     serde_json::from_str(BAD).unwrap()
+}
+
+#[test]
+fn a_route_is_never_refused_but_warned_of() {
+    let rules = |expression: &str| json!([{"matches": [{"path": {"type": "RegularExpression", "value": expression}}]}]);
+    let service = json!([{"group": "", "kind": "Service", "name": "web"}]);
+    for (parents, expression, warned) in [
+        (service.clone(), "/a(", true),
+        (service, "/a", false),
+        // Of others' Gateways others know more.
+        (json!([{"name": "gateway"}]), "/a(", false),
+    ] {
+        let spec = json!({"parentRefs": parents, "rules": rules(expression)});
+        let response = told(&judge(), &created("HTTPRoute", &spec));
+        assert_eq!(response["allowed"], true);
+        let warnings = response["warnings"].as_array().map_or(0, Vec::len);
+        assert_eq!(warnings == 1, warned, "{response}");
+    }
 }
 
 #[test]
