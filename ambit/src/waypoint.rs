@@ -200,18 +200,27 @@ async fn rows(client: &Client, namespace: Option<&str>) -> anyhow::Result<Vec<Ro
         let row = row(gateway);
         let pods = ready.get(&(row.namespace.clone(), row.name.clone()));
         Row {
-            ready: pods.cloned(),
+            ready: pods.map(|pods| format!("{}/{}", pods.ready, pods.wanted)),
             ..row
         }
     };
     Ok(waypoints.map(with_pods).collect())
 }
 
+/// The pods of a waypoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pods {
+    /// That are ready.
+    pub(crate) ready: i32,
+    /// That there should be.
+    pub(crate) wanted: i32,
+}
+
 /// By namespace and name of the Gateway.
-async fn ready(
+pub(crate) async fn ready(
     client: &Client,
     namespace: Option<&str>,
-) -> anyhow::Result<HashMap<(String, String), String>> {
+) -> anyhow::Result<HashMap<(String, String), Pods>> {
     let deployments: Api<Deployment> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
@@ -228,7 +237,7 @@ async fn ready(
         let status = deployment.status.as_ref();
         let ready = status.and_then(|it| it.ready_replicas).unwrap_or(0);
         let namespace = deployment.namespace().unwrap_or_default();
-        Some(((namespace, gateway), format!("{ready}/{wanted}")))
+        Some(((namespace, gateway), Pods { ready, wanted }))
     };
     Ok(found.iter().filter_map(of).collect())
 }

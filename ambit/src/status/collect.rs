@@ -17,6 +17,7 @@ use crate::cluster::is_missing;
 use crate::install::Progress;
 use crate::parts::Part;
 use crate::proxy;
+use crate::waypoint::{Pods, ready};
 
 /// All that [`super::judge`] knows.
 #[derive(Debug, Default)]
@@ -36,6 +37,8 @@ pub(super) struct Facts {
     pub(super) conditions: Vec<ConditionFacts>,
     /// Gateways of a class that nobody has defined.
     pub(super) strays: Vec<StrayFacts>,
+    /// Waypoints by `namespace/name`, with their pods.
+    pub(super) waypoints: BTreeMap<String, Pods>,
 }
 
 /// A Deployment or DaemonSet.
@@ -147,6 +150,10 @@ pub(super) async fn facts(client: &Client, system: &str) -> anyhow::Result<Facts
     }
     facts.namespaces = namespaces(client, system).await?;
     judged(client, &mut facts).await?;
+    let waypoints = ready(client, None).await?.into_iter();
+    facts.waypoints = waypoints
+        .map(|((namespace, name), pods)| (format!("{namespace}/{name}"), pods))
+        .collect();
     Ok(facts)
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::collect::Facts;
 use crate::parts::Part;
-use objects::{enrolment, of_condition, stray};
+use objects::{enrolment, of_condition, stray, waypoint};
 use parts::{missing_parts, nodes, pods, replicas, sync, versions};
 
 /// What is printed.
@@ -97,6 +97,7 @@ pub(super) fn report(facts: &Facts) -> Report {
         findings.extend(of_condition(condition));
     }
     findings.extend(facts.strays.iter().map(stray));
+    findings.extend(facts.waypoints.iter().filter_map(waypoint));
     findings.sort_by(|a, b| (a.severity, &a.subject).cmp(&(b.severity, &b.subject)));
     let parts = facts.parts.iter().map(|(part, found)| PartRow {
         part: *part,

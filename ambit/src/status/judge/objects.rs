@@ -2,6 +2,8 @@
 
 use super::super::collect::{ConditionFacts, NamespaceFacts, StrayFacts};
 use super::{Finding, Severity, error, warning};
+use crate::waypoint::Pods;
+use api::k8s::labels::GATEWAY_NAME;
 
 /// Pods that are not where their labels want them.
 pub(super) fn enrolment(namespace: &NamespaceFacts, findings: &mut Vec<Finding>) {
@@ -86,9 +88,43 @@ pub(super) fn stray(found: &StrayFacts) -> Finding {
     )
 }
 
+/// A waypoint that lacks pods.
+pub(super) fn waypoint((name, pods): (&String, &Pods)) -> Option<Finding> {
+    if pods.ready >= pods.wanted {
+        return None;
+    }
+    let wrong = format!("{} of {} pods are ready", pods.ready, pods.wanted);
+    let (namespace, gateway) = name.split_once('/').unwrap_or(("", name));
+    let remedy = format!(
+        "kubectl -n {namespace} describe pods -l {GATEWAY_NAME}={gateway} says what they wait for{}",
+        if pods.ready == 0 {
+            "; until then what names it is refused"
+        } else {
+            ""
+        }
+    );
+    let subject = format!("waypoint {name}");
+    Some(if pods.ready == 0 {
+        error(subject, wrong, remedy)
+    } else {
+        warning(subject, wrong, remedy)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_waypoint_without_pods_is_an_error_and_one_with_some_a_warning() {
+        let found = |ready| {
+            let pods = Pods { ready, wanted: 2 };
+            waypoint((&"shop/waypoint".to_owned(), &pods)).map(|it| it.severity)
+        };
+        assert_eq!(found(0), Some(Severity::Error));
+        assert_eq!(found(1), Some(Severity::Warning));
+        assert_eq!(found(2), None);
+    }
 
     #[test]
     fn conditions_count_by_what_their_name_means() {
