@@ -170,6 +170,8 @@ enum Builder {
     Object(ObjectKey),
     /// A Gateway, as what is told what to do.
     Waypoint(ObjectKey),
+    /// A Service or ServiceEntry, as what is called in a certain way.
+    Towards(ObjectKey),
     /// The policy that serves every workload that is strict on all ports.
     Strict,
 }
@@ -287,16 +289,9 @@ impl World {
             {
                 statuses.push(key.clone());
             }
-            let known = self
-                .made
-                .remove(&builder)
-                .map(|made| made.remarks)
-                .unwrap_or_default();
+            let known = self.made.remove(&builder).unwrap_or_default().remarks;
             if let Builder::Object(key) = &builder {
-                let new = output
-                    .remarks
-                    .iter()
-                    .filter(|remark| !known.contains(remark));
+                let new = output.remarks.iter().filter(|it| !known.contains(it));
                 remarks.extend(new.map(|remark| (key.clone(), remark.clone())));
             }
             let made = Made {
@@ -370,7 +365,7 @@ impl World {
         self.made.iter().flat_map(|(builder, made)| {
             let key = match builder {
                 Builder::Object(key) => Some(key),
-                Builder::Waypoint(_) | Builder::Strict => None,
+                Builder::Waypoint(_) | Builder::Towards(_) | Builder::Strict => None,
             };
             key.into_iter().flat_map(|key| {
                 made.remarks

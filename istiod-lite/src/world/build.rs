@@ -19,6 +19,7 @@ impl World {
         match builder {
             Builder::Strict => self.build_strict(),
             Builder::Waypoint(key) => self.build_waypoint(key).unwrap_or_default(),
+            Builder::Towards(key) => self.build_towards(key),
             Builder::Object(key) => match key.kind {
                 Kind::Pod => self.build_pod(key),
                 Kind::WorkloadEntry => self.build_workload_entry(key),
@@ -158,7 +159,6 @@ impl World {
         }
         Some(Output {
             addresses: vec![Resource::service(&resource)],
-            resources: self.towards(key),
             remarks,
             status,
             ..Output::default()
@@ -234,7 +234,6 @@ impl World {
             .chain(workloads.into_iter().map(Resource::workload));
         Some(Output {
             addresses: addresses.collect(),
-            resources: self.towards(key),
             remarks,
             status: Some(said(conditions)),
             ..Output::default()

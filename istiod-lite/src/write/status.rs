@@ -51,7 +51,7 @@ pub struct Desired {
     pub generation: Option<i64>,
     /// Of `.status.conditions`.
     pub conditions: Vec<Condition>,
-    /// Of `.status.parents` of a route.
+    /// Of `.status.parents` of a route, or `.status.ancestors` of a policy.
     pub parents: Vec<Parent>,
     /// Fields of `.status` that are wholly ours: `addresses`, `listeners` of a Gateway. Conditions
     /// inside them are JSON without `lastTransitionTime`, which the writer keeps or sets.
@@ -72,10 +72,10 @@ pub struct Condition {
     pub message: String,
 }
 
-/// Our entry for one parent of a route.
+/// Our entry for one parent of a route, or one ancestor of a policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parent {
-    /// As in `spec.parentRefs`.
+    /// As in `spec.parentRefs`; of a policy the Gateway that it is for.
     pub reference: Value,
     /// Whose entry it is: `istio.io/gateway-controller`, `istio.io/mesh-controller`.
     pub controller: &'static str,
@@ -120,6 +120,8 @@ impl Part {
                 Kind::GrpcRoute,
                 Kind::TcpRoute,
                 Kind::TlsRoute,
+                Kind::BackendTlsPolicy,
+                Kind::BackendTrafficPolicy,
             ],
         }
     }

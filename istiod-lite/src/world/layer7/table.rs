@@ -1,8 +1,8 @@
 //! What is kept of policies of layer 7, the indexes over them, and who must be made anew when they change.
 //!
 //! Most only refer, and are made anew when what they refer to changes ([`References`]). What is done towards a
-//! service is told with that service: so a DestinationRule that changes makes its services anew, and so does a
-//! route that begins or ends to lead there.
+//! service is made for that service: anew when it changes, or a DestinationRule for it, and when a route begins or ends
+//! to lead there.
 //!
 //! [`References`]: super::super::references::References
 
@@ -144,12 +144,12 @@ impl World {
         match &*policy.spec {
             Spec::Destination(_) => {
                 for host in &policy.hosts {
-                    mark(dirty, self.objects.hosts.having(host).cloned());
+                    mark_towards(dirty, self.objects.hosts.having(host).cloned());
                 }
             }
             Spec::BackendTls(_) | Spec::BackendTraffic(_) => {
                 let targets = policy.targets.iter();
-                mark(dirty, targets.filter_map(|it| it.object.clone()));
+                mark_towards(dirty, targets.filter_map(|it| it.object.clone()));
             }
             Spec::Virtual(_) => self.touch_led_to(key, dirty),
             _ => {}
@@ -163,14 +163,16 @@ impl World {
         }
         for reference in self.objects.references.of(key) {
             match reference {
-                Reference::Object(it) if is_service(it) => mark(dirty, [it.clone()]),
-                Reference::Host(host) => mark(dirty, self.objects.hosts.having(host).cloned()),
+                Reference::Object(it) if is_service(it) => mark_towards(dirty, [it.clone()]),
+                Reference::Host(host) => {
+                    mark_towards(dirty, self.objects.hosts.having(host).cloned());
+                }
                 _ => {}
             }
         }
     }
 
-    /// Marks the services that a workload serves, if they may have subsets.
+    /// Marks the services that a workload serves, if they have subsets.
     pub(in crate::world) fn touch_subsets(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         if self.objects.layer7.says_nothing_towards() {
             return;
@@ -178,14 +180,20 @@ impl World {
         let pod = self.objects.pods.get(key).map(|it| &it.labels);
         let entry = self.objects.workload_entries.get(key).map(|it| &it.labels);
         let Some(labels) = pod.or(entry) else { return };
-        let services = &self.objects.service_selectors;
-        mark(
-            dirty,
-            services
-                .selecting(&key.namespace, labels)
-                .into_iter()
-                .cloned(),
-        );
+        let services = self
+            .objects
+            .service_selectors
+            .selecting(&key.namespace, labels);
+        let divided = services.into_iter().filter(|it| self.has_subsets(it));
+        mark_towards(dirty, divided.cloned());
+    }
+
+    fn has_subsets(&self, service: &ObjectKey) -> bool {
+        let mut services = self.service_refs(service).into_iter();
+        services.any(|it| {
+            let mut rules = self.objects.layer7.rules_for(&it.hostname).into_iter();
+            rules.any(|rule| matches!(&*rule.spec, Spec::Destination(it) if !it.subsets.is_empty()))
+        })
     }
 
     /// What follows from who is dirty already, the others' references followed: VirtualServices of hosts that begin
@@ -204,6 +212,9 @@ impl World {
             let wild = wild.filter(|it| it.kind == Kind::VirtualService);
             mark(dirty, wild.cloned());
         }
+        let towards = !self.objects.layer7.says_nothing_towards();
+        let services = keys.iter().filter(|it| towards && is_service(it));
+        mark_towards(dirty, services.cloned());
         for key in &keys {
             self.touch_having_host(key, dirty);
             if is_route(key) {
@@ -216,6 +227,20 @@ impl World {
         });
         for key in routes.collect::<Vec<_>>() {
             self.touch_led_to(&key, dirty);
+        }
+        self.mark_saying_towards(dirty);
+    }
+
+    /// Policies of Gateway API say where they are in force.
+    fn mark_saying_towards(&self, dirty: &mut BTreeSet<Builder>) {
+        let services = dirty.iter().filter_map(|builder| match builder {
+            Builder::Towards(key) => Some(Reference::Object(key.clone())),
+            _ => None,
+        });
+        for service in services.collect::<Vec<_>>() {
+            let attached = self.objects.references.to(&service);
+            let saying = attached.filter(|it| self.objects.layer7.towards.contains(*it));
+            mark(dirty, saying.cloned());
         }
     }
 
@@ -241,6 +266,10 @@ impl World {
         let closed = Layer7::closed(key, targets, why, &self.reading);
         self.put_layer7(key, Some(closed), dirty);
     }
+}
+
+fn mark_towards(dirty: &mut BTreeSet<Builder>, services: impl IntoIterator<Item = ObjectKey>) {
+    dirty.extend(services.into_iter().map(Builder::Towards));
 }
 
 fn is_service(key: &ObjectKey) -> bool {

@@ -1,18 +1,19 @@
-//! What is done towards a service, told with it to every waypoint that may send there: the ones in front of it, and
-//! those whose routes lead to it.
+//! What is done towards a service, told to every waypoint that may send there: the ones in front of it, and those
+//! whose routes lead to it.
 //!
 //! 1. which waypoints                                                 ([`World::reaching`])
 //! 2. the DestinationRules that hold, as each waypoint's namespace sees it
 //! 3. over them what policies of Gateway API say: TLS, retries, sessions
 //! 4. the workloads of each subset, by uid
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
+use serde_json::json;
 use wire::resource::Kind as Told;
 
-use crate::status::{Condition, Desired};
+use crate::status::{Condition, Desired, Parent};
 use crate::translate::Labels;
 use crate::translate::layer7::backend::choose::{Candidate, applying};
 use crate::translate::layer7::backend::{Policy, Whole};
@@ -29,11 +30,11 @@ struct Over<'a> {
 }
 
 impl World {
-    /// The resources that tell waypoints what to do towards a Service or ServiceEntry.
-    pub(in crate::world) fn towards(&self, key: &ObjectKey) -> Vec<Resource> {
+    /// What waypoints are told to do towards a Service or ServiceEntry.
+    pub(in crate::world) fn build_towards(&self, key: &ObjectKey) -> Output {
         let mut resources = Vec::new();
         if self.objects.layer7.says_nothing_towards() {
-            return resources;
+            return Output::default();
         }
         let services = self.service_refs(key);
         let over = self.over(key);
@@ -43,7 +44,10 @@ impl World {
                 self.told_towards(key, &gateway, service, &rules, &over, &mut resources);
             }
         }
-        resources
+        Output {
+            resources,
+            ..Output::default()
+        }
     }
 
     /// The waypoints that may send to a service.
@@ -221,7 +225,103 @@ impl World {
         })
     }
 
-    /// What is said of a policy towards services; it is told with them.
+    /// What became of a policy of Gateway API at each waypoint that may send to what it is for.
+    fn said_of_ancestors(&self, policy: &Layer7) -> Desired {
+        let mut ancestors: BTreeMap<ObjectKey, Vec<Condition>> = BTreeMap::new();
+        for (at, target) in policy.targets.iter().enumerate() {
+            let Some(service) = &target.object else {
+                continue;
+            };
+            let conditions = self.conditions_of(policy, at, service);
+            for gateway in self.reaching(service) {
+                ancestors
+                    .entry(gateway)
+                    .or_insert_with(|| conditions.clone());
+            }
+        }
+        let parent = |(gateway, conditions): (ObjectKey, _)| Parent {
+            reference: json!({
+                "group": "gateway.networking.k8s.io",
+                "kind": "Gateway",
+                "namespace": &*gateway.namespace,
+                "name": &*gateway.name,
+            }),
+            controller: "istio.io/mesh-controller",
+            conditions,
+        };
+        Desired {
+            generation: policy.generation,
+            parents: ancestors
+                .into_iter()
+                .map(parent)
+                .take(MOST_ANCESTORS)
+                .collect(),
+            ..Desired::default()
+        }
+    }
+
+    fn conditions_of(&self, policy: &Layer7, at: usize, service: &ObjectKey) -> Vec<Condition> {
+        let condition = |r#type, found: Result<(), (&str, String)>, good: &str| Condition {
+            r#type,
+            status: found.is_ok(),
+            reason: found.as_ref().err().map_or(good, |it| it.0).to_owned(),
+            message: found.err().map_or_else(|| "in force".to_owned(), |it| it.1),
+        };
+        let older = self.same_before(policy, at, service);
+        let older = older.map(|it| {
+            (
+                "Conflicted",
+                format!("{} is older and says the same", it.key),
+            )
+        });
+        match &*policy.spec {
+            Spec::BackendTls(spec) => {
+                let ca = |name: &str| self.authority(&policy.key.namespace, name);
+                let resolved = gateway_backend::tls(spec, &ca).map(drop);
+                let refused = resolved.as_ref().err();
+                let refused = refused.map(|it| ("NoValidCACertificate", it.text.clone()));
+                let resolved = resolved.map_err(|it| (it.reason, it.text));
+                vec![
+                    condition(
+                        "Accepted",
+                        older.or(refused).map_or(Ok(()), Err),
+                        "Accepted",
+                    ),
+                    condition("ResolvedRefs", resolved, "ResolvedRefs"),
+                ]
+            }
+            Spec::BackendTraffic(spec) => {
+                let invalid = gateway_backend::traffic(spec).err();
+                let invalid = invalid.map(|why| ("Invalid", why));
+                vec![condition(
+                    "Accepted",
+                    older.or(invalid).map_or(Ok(()), Err),
+                    "Accepted",
+                )]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// An older policy of that kind for the same service, and the same port of it.
+    fn same_before(&self, policy: &Layer7, at: usize, service: &ObjectKey) -> Option<&Layer7> {
+        let itself = Reference::Object(service.clone());
+        let others = self.objects.references.to(&itself);
+        let others = others.filter_map(|it| self.objects.layer7.get(it));
+        let older = others.filter(|it| {
+            it.key.kind == policy.key.kind && (it.created, &it.key) < (policy.created, &policy.key)
+        });
+        let section = section(policy, at);
+        let mut same = older.filter(|it| {
+            let mut targets = it.targets.iter().enumerate();
+            targets.any(|(at, to)| {
+                to.object.as_ref() == Some(service) && self::section(it, at) == section
+            })
+        });
+        same.next()
+    }
+
+    /// What is said of a policy towards services; it is told with each of them.
     pub(super) fn backend_policy(&self, policy: &Layer7) -> Output {
         let faults = match &*policy.spec {
             Spec::Destination(spec) => {
@@ -241,14 +341,17 @@ impl World {
             }
             _ => Vec::new(),
         };
-        let status = matches!(&*policy.spec, Spec::Destination(_)).then(|| Desired {
-            generation: policy.generation,
-            conditions: partly(&faults).into_iter().collect(),
-            ..Desired::default()
-        });
+        let said = match &*policy.spec {
+            Spec::Destination(_) => Desired {
+                generation: policy.generation,
+                conditions: partly(&faults).into_iter().collect(),
+                ..Desired::default()
+            },
+            _ => self.said_of_ancestors(policy),
+        };
         Output {
             remarks: faults,
-            status,
+            status: Some(said),
             ..Output::default()
         }
     }
@@ -293,3 +396,16 @@ fn lay_over(whole: &Whole<'_>, namespace: &str, over: &Over<'_>, policies: &mut 
         }
     }
 }
+
+/// The port that the target of that number names.
+fn section(policy: &Layer7, at: usize) -> Option<&str> {
+    let targets = match &*policy.spec {
+        Spec::BackendTls(it) => &it.target_refs,
+        Spec::BackendTraffic(it) => &it.target_refs,
+        _ => return None,
+    };
+    targets.get(at)?.section_name.as_deref()
+}
+
+/// More have no room in a status.
+const MOST_ANCESTORS: usize = 16;

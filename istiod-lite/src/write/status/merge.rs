@@ -34,8 +34,10 @@ pub(super) fn changes(
     let own = own.map(|it| written(it, generation.as_ref())).collect();
     let fresh = conditions(list("conditions"), own, |r#type| is_ours(kind, r#type), now);
     set("conditions", Value::Array(fresh));
-    let fresh = parents(list(PARENTS), &desired.parents, generation.as_ref(), now);
-    set(PARENTS, Value::Array(fresh));
+    let (field, reference) = lists(kind);
+    let wanted = &desired.parents;
+    let fresh = parents(list(field), reference, wanted, generation.as_ref(), now);
+    set(field, Value::Array(fresh));
     for (field, wanted) in &desired.fields {
         let before = status.get(field).unwrap_or(&Value::Null);
         set(
@@ -87,6 +89,8 @@ fn generation(kind: Kind, generation: Option<i64>) -> Option<Value> {
         | Kind::GrpcRoute
         | Kind::TcpRoute
         | Kind::TlsRoute
+        | Kind::BackendTlsPolicy
+        | Kind::BackendTrafficPolicy
         | Kind::RateLimitPolicy
         | Kind::QuotaPolicy => generation.into(),
         _ => generation.to_string().into(),
@@ -150,9 +154,18 @@ fn timed(old: Option<&Value>, mut condition: Value, now: &str) -> Value {
     condition
 }
 
+/// Where a kind says of each of those it is for what became of it there: the list, and in it whom it is for.
+fn lists(kind: Kind) -> (&'static str, &'static str) {
+    match kind {
+        Kind::BackendTlsPolicy | Kind::BackendTrafficPolicy => ("ancestors", "ancestorRef"),
+        _ => ("parents", "parentRef"),
+    }
+}
+
 /// Ours are those of a controller that we are, whoever wrote them.
 fn parents(
     before: &[Value],
+    reference: &str,
     wanted: &[Parent],
     generation: Option<&Value>,
     now: &str,
@@ -164,7 +177,7 @@ fn parents(
         let old = old.map(|old| list(old, "conditions")).unwrap_or_default();
         json!({
             "controllerName": parent.controller,
-            REFERENCE: parent.reference,
+            reference: parent.reference,
             "conditions": conditions(old, own, |_| true, now),
         })
     };
@@ -172,7 +185,7 @@ fn parents(
     for old in before {
         let controller = text(old, "controllerName");
         let same =
-            |it: &&Parent| it.controller == controller && old.get(REFERENCE) == Some(&it.reference);
+            |it: &&Parent| it.controller == controller && old.get(reference) == Some(&it.reference);
         match wanted.iter().position(same) {
             Some(at) => fresh.push(entry(Some(old), wanted.remove(at))),
             None if CONTROLLERS.contains(&controller) => {}
@@ -206,9 +219,6 @@ fn whole(before: &Value, mut wanted: Value, generation: Option<&Value>, now: &st
 }
 
 const TIME: &str = "lastTransitionTime";
-/// Of routes. Policies of Gateway API, should we come to read them, say `ancestors`.
-const PARENTS: &str = "parents";
-const REFERENCE: &str = "parentRef";
 /// Those we act as; Istio's names, so that its classes are ours.
 const CONTROLLERS: [&str; 3] = [
     "istio.io/gateway-controller",

@@ -260,3 +260,54 @@ fn what_of_a_rule_has_no_effect_is_said() {
     let made = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"));
     assert!(!made.tls.unwrap().invalid.is_empty());
 }
+
+#[test]
+fn a_policy_of_gateway_api_says_of_each_waypoint_what_became_of_it() {
+    let mut world = world();
+    let tls = |name: &str, ca: &str| {
+        let spec = format!(
+            "{{targetRefs: [{{group: '', kind: Service, name: web}}], validation: {{hostname: x, {ca}}}}}"
+        );
+        policy(
+            "BackendTLSPolicy",
+            "gateway.networking.k8s.io/v1",
+            "a",
+            name,
+            &spec,
+        )
+    };
+    let said = |world: &World, name: &str| {
+        let key = api::k8s::objects::ObjectKey::new(Kind::BackendTlsPolicy, "a", name);
+        let status = world.status(&key).cloned();
+        let parents = status.map(|it| it.parents.clone()).unwrap_or_default();
+        let lines = parents.iter().map(|it| {
+            let reasons: Vec<&str> = it.conditions.iter().map(|it| it.reason.as_str()).collect();
+            format!(
+                "{}/{} {}",
+                it.reference["namespace"].as_str().unwrap(),
+                it.reference["name"].as_str().unwrap(),
+                reasons.join(" ")
+            )
+        });
+        lines.collect::<Vec<_>>()
+    };
+    set(&mut world, &tls("one", "wellKnownCACertificates: System"));
+    assert_eq!(said(&world, "one"), ["a/wp Accepted ResolvedRefs"]);
+    set(
+        &mut world,
+        &tls(
+            "two",
+            "caCertificateRefs: [{group: '', kind: Secret, name: x}]",
+        ),
+    );
+    assert_eq!(said(&world, "two"), ["a/wp Conflicted InvalidKind"]);
+    gone(&mut world, Kind::BackendTlsPolicy, "a", "one");
+    assert_eq!(
+        said(&world, "two"),
+        ["a/wp NoValidCACertificate InvalidKind"]
+    );
+    let made = towards(&world, &format!("a/wp/backendtlspolicy/a/two/{WEB}:0"));
+    assert!(made.tls.unwrap().invalid.contains("only a ConfigMap"));
+    set(&mut world, &service("a", "web", ""));
+    assert_eq!(said(&world, "two"), [""; 0]);
+}
