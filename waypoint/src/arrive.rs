@@ -9,6 +9,7 @@
 //! Each tunnel is a task of its own, on whichever core is free: a client that has one connection has all of us.
 
 mod hello;
+mod linger;
 mod speak;
 mod tell;
 
@@ -27,6 +28,7 @@ use mesh::Workload;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use self::linger::Linger;
 use self::speak::{Guess, Heard};
 pub use self::tell::{Misdirected, To};
 use crate::carry;
@@ -200,6 +202,10 @@ impl Arrived {
         }
     }
 
+    fn lingering(&self, stream: Stream) -> TokioIo<Linger> {
+        TokioIo::new(Linger::new(stream, self.proxy.drain.clone()))
+    }
+
     async fn http1(self: Arc<Self>, stream: Stream) {
         let leaving = self.proxy.drain.accepting().clone();
         let service = service_fn(|request| {
@@ -221,7 +227,7 @@ impl Arrived {
             .max_buf_size(LARGEST_HEAD)
             .half_close(true)
             .writev(false)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(self.lingering(stream), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
@@ -258,7 +264,7 @@ impl Arrived {
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_ANSWER)
             .enable_connect_protocol()
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(self.lingering(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
