@@ -129,6 +129,12 @@ impl Session {
         }
     }
 
+    /// What is left to be told when the answer to a request was sent.
+    pub fn rest(&mut self, catalog: &impl Catalog) -> Option<Reply> {
+        let parcel = self.scope.as_mut()?.rest();
+        (!parcel.is_empty()).then(|| self.reply(catalog, &ADDRESS_TYPE.into(), parcel))
+    }
+
     /// The catalog changed. `changed` names everything that may differ from what was sent.
     pub fn on_push(&mut self, catalog: &impl Catalog, changed: &[Changed<'_>]) -> Vec<Reply> {
         let node = node_name(self.node.as_ref());

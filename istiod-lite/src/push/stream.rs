@@ -163,6 +163,9 @@ impl Talk {
         if let Some(reply) = answer.reply {
             self.send(reply, begun).await?;
         }
+        if let Some(rest) = self.session.rest(&*self.told) {
+            self.send(rest, begun).await?;
+        }
         if is_new && self.discovery.catalog.load().round != self.told.round {
             return self.on_change().await;
         }

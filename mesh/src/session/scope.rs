@@ -40,8 +40,11 @@ pub(super) struct Scope {
 struct Around {
     /// Names and aliases that it asked for.
     wanted: HashSet<Arc<str>>,
-    /// Names that it was sent, or says it holds.
+    /// Names that it was sent.
     sent: HashSet<Arc<str>>,
+    /// Names that it held when it came, and that are not due: told as removed when it knows its
+    /// resources, because those it holds may name them still.
+    leaving: Vec<Arc<str>>,
 }
 
 /// Services that resources name now and did not, and the other way round.
@@ -142,9 +145,21 @@ impl Scope {
         if let Some(mut around) = self.addresses.take() {
             told.coming = self.push(&mut around, catalog, addresses, &moved);
             told.going.removed = std::mem::take(&mut told.coming.removed);
+            told.going.removed.extend(around.take_leaving());
             self.addresses = Some(around);
         }
         told
+    }
+
+    /// What is left to be told after the first answers.
+    pub(super) fn rest(&mut self) -> Parcel {
+        let mut rest = Parcel::default();
+        if self.follows_resources
+            && let Some(around) = &mut self.addresses
+        {
+            rest.removed = around.take_leaving();
+        }
+        rest
     }
 
     // ---- resources
@@ -235,12 +250,8 @@ impl Scope {
             around.want(catalog, name, &mut parcel);
         }
         let held = &request.initial_resource_versions;
-        for name in held.keys() {
-            // What is held and not due was due to an earlier stream.
-            if !around.sent.contains(&**name) {
-                parcel.removed.push(Arc::from(&**name));
-            }
-        }
+        let gone = held.keys().filter(|name| !around.sent.contains(&***name));
+        around.leaving = gone.map(|name| Arc::from(&**name)).collect();
         parcel.resources.retain(|name, entry| {
             held.get(&**name)
                 .is_none_or(|version| **version != *entry.version)
@@ -320,6 +331,12 @@ impl Scope {
 }
 
 impl Around {
+    fn take_leaving(&mut self) -> Vec<Arc<str>> {
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.retain(|name| !self.sent.contains(name)); // or it came back
+        leaving
+    }
+
     fn asked_for(&self, entry: &Entry) -> bool {
         let mut aliases = entry.aliases.iter();
         self.wanted.contains(&entry.name) || aliases.any(|alias| self.wanted.contains(alias))

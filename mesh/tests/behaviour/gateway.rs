@@ -13,10 +13,12 @@ use crate::shelf::{Shelf, entry};
 const GATEWAY: &str = "shop/way";
 
 fn workload(name: &str, version: &str, services: &[&str]) -> Entry {
+    // A version is a function of the content.
+    let version = format!("{version} {services:?}");
     Entry {
         aliases: [Arc::from(format!("/ip-of-{name}"))].into(),
         services: services.iter().map(|service| Arc::from(*service)).collect(),
-        ..entry(name, version)
+        ..entry(name, &version)
     }
 }
 
@@ -69,6 +71,9 @@ impl Proxy {
             };
             let answer = self.session.on_request(shelf, first);
             self.take(shelf, answer.reply.expect("an answer, even if it is empty"));
+            if let Some(rest) = self.session.rest(shelf) {
+                self.take(shelf, rest);
+            }
         }
     }
 
@@ -323,8 +328,6 @@ proptest! {
                 Step::Push => proxy.push(&shelf, &std::mem::take(&mut changed)),
                 Step::Reopen => {
                     changed.clear();
-                    // Between the two answers an old resource may name what is gone.
-                    proxy.held.remove(WAYPOINT_TYPE);
                     proxy.open(&shelf);
                 }
             }
