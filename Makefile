@@ -37,6 +37,9 @@ deny:            ## licences, bans, sources (needs cargo-deny)
 e2e:             ## tests on a real three-node cluster, made and removed here (E2E_KEEP=1: kept; e2e/run says more)
 	e2e/run
 
+conformance:     ## the Gateway API's conformance suite, on a cluster that is there or made for it; report in docs/conformance
+	e2e/run conformance
+
 bench: deps build ## measurements beside raw sockets, bare forwarders and, with PEER_ZTUNNEL=path, a peer
 	$(PROFILE_DIR)/bench $(if $(PEER_ZTUNNEL),--peer $(PEER_ZTUNNEL),) $(BENCH_ARGS)
 
@@ -51,4 +54,4 @@ manifests:       ## manifests/ambit.yaml anew from the chart, and what helm says
 clean-lab:       ## remove every network namespace and process a crashed lab left behind
 	cargo run --quiet -p lab -- clean
 
-.PHONY: help deps build demo test lint deny e2e bench images manifests clean-lab
+.PHONY: help deps build demo test lint deny e2e conformance bench images manifests clean-lab
