@@ -1,0 +1,98 @@
+//! Istio's objects and ours beside Gateway API's, from the directory to what a client sees.
+
+use anyhow::{Context, Result, ensure};
+
+use super::app::App;
+use super::shop::{Shop, in_shop};
+
+#[test]
+fn virtual_services_destination_rules_and_limits_do_what_they_say() {
+    in_shop(|shop| {
+        let pod = shop.lab.pod("shop/three").node(0);
+        let pod = pod.service_account("web").label("app", "web");
+        let pod = pod.label("version", "v2").start()?;
+        let _app = App::start(&shop.runtime, &pod, 8080)?;
+        routed(shop).context("VirtualService")?;
+        limited(shop).context("RateLimitPolicy")
+    });
+}
+
+const ROUTES: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { namespace: shop, name: web }
+spec:
+  hosts: [web]
+  http:
+  - match: [{ uri: { exact: /teapot } }]
+    fault: { abort: { httpStatus: 418, percentage: { value: 100 } } }
+    route: [{ destination: { host: web } }]
+  - match: [{ uri: { prefix: /v2/ } }]
+    rewrite: { uri: / }
+    headers: { request: { set: { x-routed: 'yes' } } }
+    route: [{ destination: { host: web, subset: v2, port: { number: 80 } } }]
+  - match: [{ uri: { prefix: /gone } }]
+    directResponse: { status: 410, body: { string: no more } }
+  - match: [{ headers: { x-lost: {} } }]
+    route: [{ destination: { host: web, subset: unheard-of, port: { number: 80 } } }]
+  - route: [{ destination: { host: web, port: { number: 80 } } }]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: web }
+spec:
+  host: web
+  subsets: [{ name: v2, labels: { version: v2 } }]
+";
+
+fn routed(shop: &Shop<'_>) -> Result<()> {
+    shop.apply_until("istio", ROUTES, "/teapot", 418)?;
+    shop.until("the subset's only pod to be asked", |shop| {
+        let got = shop.runtime.block_on(shop.get("/v2/x"));
+        got.is_ok_and(|heard| heard.status == 200)
+    })?;
+    shop.runtime.block_on(async {
+        for _ in 0..6 {
+            let heard = shop.get("/v2/cart").await?.is(200)?;
+            ensure!(heard.saw("uri").as_deref() == Some("/cart"), "{heard:?}");
+            ensure!(heard.saw("x-routed").as_deref() == Some("yes"), "{heard:?}");
+            ensure!(heard.saw("app").as_deref() == Some("three"), "{heard:?}");
+        }
+        let heard = shop.get("/gone").await?.is(410)?;
+        ensure!(heard.text() == "no more", "{heard:?}");
+        shop.get("/else").await?.is(200)?;
+        anyhow::Ok(())
+    })?;
+    shop.lab.delete_yaml("istio")?;
+    shop.until("the rules to go", |shop| {
+        let got = shop.runtime.block_on(shop.get("/teapot"));
+        got.is_ok_and(|heard| heard.status == 200)
+    })
+}
+
+fn limited(shop: &Shop<'_>) -> Result<()> {
+    let policy = "
+apiVersion: ambit.io/v1alpha1
+kind: RateLimitPolicy
+metadata: { namespace: shop, name: few }
+spec:
+  targetRefs: [{ kind: Service, name: web }]
+  limits:
+  - requests: 2
+    window: 1h
+    keys: [{ by: Identity }]
+    when: { path: { prefix: /few } }
+";
+    shop.apply_until("limit", policy, "/few", 429)?;
+    shop.runtime.block_on(async {
+        shop.get("/many").await?.is(200)?;
+        let heard = shop.get("/few/more").await?.is(429)?;
+        ensure!(
+            heard.headers.contains_key("ratelimit")
+                || heard.headers.contains_key("retry-after")
+                || heard.headers.contains_key("x-ratelimit-limit"),
+            "{heard:?}"
+        );
+        anyhow::Ok(())
+    })
+}
