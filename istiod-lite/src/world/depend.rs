@@ -10,6 +10,7 @@ use api::security::Action;
 
 use super::objects::{Namespace, Node};
 use super::{Builder, World};
+use crate::translate::Labels;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
@@ -19,7 +20,6 @@ use crate::translate::route::{Route, Spec};
 use crate::translate::service::Service;
 use crate::translate::service_entry::ServiceEntry;
 use crate::translate::workload_entry::WorkloadEntry;
-use crate::translate::{Labels, locality};
 
 /// Puts a fact into its table, between taking the old and entering the new into the indexes. Does
 /// nothing if the fact is the same.
@@ -48,15 +48,7 @@ impl World {
             Object::Namespace(it) => {
                 self.set_namespace(&key, Some(Namespace::read(it, &self.settings)), dirty)
             }
-            Object::Node(it) => replace!(
-                self,
-                dirty,
-                nodes,
-                key,
-                Some(Node {
-                    locality: locality::of_node(it)
-                })
-            ),
+            Object::Node(it) => replace!(self, dirty, nodes, key, Some(Node::read(it))),
             Object::Pod(it) => replace!(self, dirty, pods, key, Some(Pod::read(it))),
             Object::WorkloadEntry(it) => replace!(
                 self,

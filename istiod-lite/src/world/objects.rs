@@ -20,7 +20,6 @@ use super::hosts::Hosts;
 use super::index::{Labelled, Selectors};
 use super::layer7;
 use super::references::{Reference, References};
-use crate::translate::Labels;
 use crate::translate::balance::Distribution;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Controller, Gateway};
@@ -32,6 +31,7 @@ use crate::translate::service::{self, Service};
 use crate::translate::service_entry::{ServiceEntry, Visibility};
 use crate::translate::waypoint::{Choice, Standing, Unready};
 use crate::translate::workload_entry::WorkloadEntry;
+use crate::translate::{Labels, locality};
 
 /// Everything known.
 #[derive(Debug, Default)]
@@ -136,6 +136,14 @@ impl Namespace {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Node {
     pub(super) locality: Option<Locality>,
+}
+
+impl Node {
+    pub(super) fn read(node: &k8s::Node) -> Self {
+        Self {
+            locality: locality::of_node(node),
+        }
+    }
 }
 
 impl Objects {

@@ -133,25 +133,64 @@ impl World {
         from: &ObjectKey,
         reference: &BackendRef,
     ) -> Result<wire::ServiceRef, Unresolved> {
+        let refused = |reason, text: String| Unresolved { reason, text };
+        let key = self.permitted(from, reference)?;
+        let missing = || {
+            let text = format!("backend({}) not found", self.shown(&key));
+            refused("BackendNotFound", text)
+        };
+        let ports = self.ports(&key).ok_or_else(missing)?;
+        let Some(port) = reference.port else {
+            let text = format!("backend {key} needs a port");
+            return Err(refused("InvalidDestination", text));
+        };
+        let port = u32::try_from(port).unwrap_or(0);
+        let served = |it: &ServicePort| it.number == port && it.transport == "TCP";
+        if !ports.iter().any(served) {
+            let text = format!("{key} has no port {port}");
+            return Err(refused("BackendNotFound", text));
+        }
+        let services = self.service_refs(&key);
+        let by_host = reference.kind.as_deref() == Some("Hostname");
+        let mut named = services
+            .iter()
+            .filter(|it| by_host && it.hostname == reference.name);
+        match named.next().or(services.first()) {
+            Some(service) => Ok(wire::ServiceRef {
+                port,
+                ..service.clone()
+            }),
+            None => {
+                let text = format!("{key} has no host of its own");
+                Err(refused("BackendNotFound", text))
+            }
+        }
+    }
+
+    /// What a reference of an object means, there or not, if it may refer to it. Whoever may not does
+    /// not learn whether it is there.
+    fn permitted(&self, from: &ObjectKey, reference: &BackendRef) -> Result<ObjectKey, Unresolved> {
         let refuse = |reason, text: String| Err(Unresolved { reason, text });
         let name = &reference.name;
-        let Some(backend) = backend_of(reference, &from.namespace) else {
-            let group = reference.group.as_deref().unwrap_or_default();
-            let kind = reference.kind.as_deref().unwrap_or("Service");
-            let text = format!(
-                "{kind} {name} of group {group:?} is no backend: it may be a Service, ServiceEntry or Hostname"
-            );
-            return refuse("InvalidKind", text);
+        let key = match backend_of(reference, &from.namespace) {
+            Some(Reference::Object(key)) => key,
+            Some(Reference::Host(host)) => {
+                match self.objects.hosts.holder(&host, &from.namespace) {
+                    Some(key) => key.clone(),
+                    None => {
+                        return refuse("BackendNotFound", format!("backend({name}) not found"));
+                    }
+                }
+            }
+            _ => {
+                let group = reference.group.as_deref().unwrap_or_default();
+                let kind = reference.kind.as_deref().unwrap_or("Service");
+                let text = format!(
+                    "{kind} {name} of group {group:?} is no backend: it may be a Service, ServiceEntry or Hostname"
+                );
+                return refuse("InvalidKind", text);
+            }
         };
-        let key = match backend {
-            Reference::Object(key) => Some(key),
-            Reference::Host(host) => self.objects.hosts.holder(&host, &from.namespace).cloned(),
-            _ => None,
-        };
-        let Some(key) = key else {
-            return refuse("BackendNotFound", format!("nobody has the host {name}"));
-        };
-        // Whoever may not refer to it does not learn whether it is there.
         let foreign = key.namespace != from.namespace;
         if foreign && !self.goes_on(from, &key) && !self.objects.permits(from, &key) {
             let text = format!(
@@ -160,30 +199,7 @@ impl World {
             );
             return refuse("RefNotPermitted", text);
         }
-        let Some(ports) = self.ports(&key) else {
-            return refuse(
-                "BackendNotFound",
-                format!("backend({}) not found", self.shown(&key)),
-            );
-        };
-        let Some(port) = reference.port else {
-            return refuse("InvalidDestination", format!("backend {key} needs a port"));
-        };
-        let port = u32::try_from(port).unwrap_or(0);
-        let served = |it: &&ServicePort| it.number == port && it.transport == "TCP";
-        if ports.iter().find(served).is_none() {
-            return refuse("BackendNotFound", format!("{key} has no port {port}"));
-        }
-        let services = self.service_refs(&key);
-        let by_host = reference.kind.as_deref() == Some("Hostname");
-        let named = services.iter().find(|it| by_host && it.hostname == *name);
-        match named.or(services.first()) {
-            Some(service) => Ok(wire::ServiceRef {
-                port,
-                ..service.clone()
-            }),
-            None => refuse("BackendNotFound", format!("{key} has no host of its own")),
-        }
+        Ok(key)
     }
 }
 
