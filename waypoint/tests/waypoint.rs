@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
+#[path = "waypoint/access.rs"]
+mod access;
 #[path = "waypoint/app.rs"]
 mod app;
 #[path = "waypoint/bytes.rs"]

@@ -121,7 +121,7 @@ impl<'a> Shop<'a> {
 }
 
 /// A lock between all test threads and all test programs of this machine: two cores carry only one lab well.
-fn turn() -> File {
+pub(crate) fn turn() -> File {
     let lock = File::create("/run/ambit-lab-tests.lock").expect("tests of the lab run as root");
     lock.lock().expect("a lock file");
     lock
