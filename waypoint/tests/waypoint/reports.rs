@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use ::http::Request;
+use ::http::{Request, Version};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::Full;
 use serde_json::Value;
 
-use super::app::One;
+use super::app::{One, Two};
 use super::shop::{Shop, in_shop};
 
 #[test]
@@ -18,7 +18,9 @@ fn an_operator_sees_who_asked_whom_and_limits_are_kept() {
         lines(shop).context("access log")?;
         doors(shop).context("admin")?;
         rates(shop).context("rate limit")?;
-        hashed(shop).context("consistent hash")
+        hashed(shop).context("consistent hash")?;
+        breaking(shop).context("circuit breaking")?;
+        left_out(shop).context("outliers")
     });
 }
 
@@ -223,4 +225,97 @@ spec:
         anyhow::Ok(())
     })?;
     shop.lab.delete_yaml("sticky")
+}
+
+fn known(shop: &Shop<'_>, name: &str, word: &str) -> Result<()> {
+    shop.until(&format!("{name} to be known"), |shop| {
+        let dump = shop.waypoint.pod().config_dump().unwrap_or_default();
+        let resources = dump["resources"].as_array().into_iter().flatten();
+        let named = |resource: &&Value| resource["origin"]["name"] == name;
+        resources
+            .filter(named)
+            .any(|resource| resource.to_string().contains(word))
+    })
+}
+
+fn breaking(shop: &Shop<'_>) -> Result<()> {
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: narrow }
+spec:
+  host: web.shop.svc.cluster.local
+  trafficPolicy:
+    connectionPool: { http: { http2MaxRequests: 2 } }
+";
+    shop.lab.apply_yaml("narrow", rule)?;
+    known(shop, "narrow", "\"requests\":2")?;
+    let inside = |expected: u64| {
+        shop.until(&format!("{expected} requests inside"), |shop| {
+            let dump = shop.waypoint.pod().config_dump().unwrap_or_default();
+            let calls = dump["calls"].as_array().into_iter().flatten();
+            let mut backends =
+                calls.flat_map(|call| call["backends"].as_array().into_iter().flatten());
+            backends.any(|backend| {
+                backend["port"] == 90 && backend["gates"]["requests"]["inside"] == expected
+            })
+        })
+    };
+    let ask = |path: &'static str| {
+        let (client, at) = (shop.client.clone(), shop.at(90));
+        async move {
+            let request = Request::get(format!("http://web.shop:90{path}"));
+            let request = request.version(Version::HTTP_2).body(Full::default())?;
+            Two::to(&client, at).await?.ask(request).await
+        }
+    };
+    let hanging = [(); 2].map(|()| shop.runtime.spawn(ask("/hang")));
+    inside(2)?;
+    shop.runtime.block_on(async { ask("/").await?.is(503) })?;
+    hanging.iter().for_each(tokio::task::JoinHandle::abort);
+    inside(0)?;
+    shop.runtime.block_on(async { ask("/").await?.is(200) })?;
+    let log = shop.waypoint.pod().access_log();
+    log.find("a refusal", |line| line.field("flags").contains("UO"))?;
+    shop.lab.delete_yaml("narrow")
+}
+
+/// A pod that nobody answers in: its requests go elsewhere, and then it is left out.
+fn left_out(shop: &Shop<'_>) -> Result<()> {
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: watchful }
+spec:
+  host: web.shop.svc.cluster.local
+  trafficPolicy:
+    outlierDetection: { consecutive5xxErrors: 2, baseEjectionTime: 60s, maxEjectionPercent: 50 }
+";
+    shop.lab.apply_yaml("watchful", rule)?;
+    known(shop, "watchful", "outliers")?;
+    let silent = shop.lab.pod("shop/silent").node(0).service_account("web");
+    let silent = silent.label("app", "web").start()?;
+    let is_out = |shop: &Shop<'_>| {
+        let dump = shop.waypoint.pod().config_dump().unwrap_or_default();
+        let calls = dump["calls"].as_array().into_iter().flatten();
+        let backends = calls.flat_map(|call| call["backends"].as_array().into_iter().flatten());
+        let mut endpoints =
+            backends.flat_map(|backend| backend["endpoints"].as_array().into_iter().flatten());
+        endpoints.any(|endpoint| {
+            let uid = endpoint["workload"].as_str().unwrap_or_default();
+            uid.ends_with("/silent") && endpoint["ejected_for_seconds"].is_u64()
+        })
+    };
+    shop.until("the silent pod to be left out", |shop| {
+        let answered = shop.runtime.block_on(shop.get("/"));
+        answered.is_ok_and(|heard| heard.status == 200 || heard.status == 503) && is_out(shop)
+    })?;
+    shop.runtime.block_on(async {
+        for _ in 0..30 {
+            shop.get("/").await?.is(200)?;
+        }
+        anyhow::Ok(())
+    })?;
+    drop(silent);
+    shop.lab.delete_yaml("watchful")
 }
