@@ -1,5 +1,6 @@
 //! All resources by key, and by what they are tied to. Copies share what is equal between them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::waypoint as wire;
@@ -146,15 +147,42 @@ impl Resources {
             }
             return;
         }
-        self.put(
-            Held {
-                key: key.into(),
-                resource,
-                good: true,
-                refused: None,
-            },
-            touched,
-        );
+        let fronted = self.fronted_otherwise(key, &resource);
+        let held = Held {
+            key: key.into(),
+            resource,
+            good: true,
+            refused: None,
+        };
+        match fronted {
+            Some(services) => {
+                self.put(held, &mut Touched::default());
+                touched.services.extend(services);
+            }
+            None => self.put(held, touched),
+        }
+    }
+
+    /// The services that are fronted now and were not, and the other way round, if that is all that is another of
+    /// the gateway: one more of a thousand services is no reason to look at the others.
+    fn fronted_otherwise(
+        &self,
+        key: &str,
+        resource: &wire::Resource,
+    ) -> Option<BTreeSet<NamespacedHost>> {
+        let fronts = |resource: &wire::Resource| {
+            let wire::resource::Kind::Gateway(mut gateway) = resource.kind.clone()? else {
+                return None;
+            };
+            let services = std::mem::take(&mut gateway.services);
+            let services: BTreeSet<_> = services.iter().map(service_of).collect();
+            Some((gateway, services))
+        };
+        let held = self.all.get(key).filter(|held| held.good)?;
+        let (before, fronted_before) = fronts(&held.resource)?;
+        let (now, fronted) = fronts(resource)?;
+        let same = before == now && held.resource.origin == resource.origin;
+        same.then(|| &fronted_before ^ &fronted)
     }
 
     /// The newest one is refused: a good one that there is stays.
