@@ -16,3 +16,5 @@ mod http;
 mod rules;
 #[path = "waypoint/shop.rs"]
 mod shop;
+#[path = "waypoint/tokens.rs"]
+mod tokens;

@@ -3,7 +3,7 @@
 
 #[path = "../pure/authenticate/signer.rs"]
 #[allow(dead_code)] // what other tests need of it
-mod signer;
+pub(crate) mod signer;
 #[path = "../pure/authorize/table.rs"]
 #[allow(dead_code)] // the same
 mod table;
