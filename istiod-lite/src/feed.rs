@@ -243,6 +243,7 @@ impl Feed {
 
     async fn run(mut self, stop: CancellationToken) {
         let mut refused = self.views.refusals.changed();
+        refused.mark_changed(); // streams may have been before us
         loop {
             let due = self.debounce.due();
             tokio::select! {
