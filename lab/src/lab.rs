@@ -190,10 +190,13 @@ impl Lab {
             .label(waypoint::GATEWAY_NAME, name)
             .label(waypoint::GATEWAY_CLASS, "istio-waypoint")
             .label("istio.io/dataplane-mode", "none")
+            .unready()
             .start()?;
         let site = &self.shared.control_site;
         let token = site.token(namespace, name, pod.name())?;
-        WaypointPod::start(&site.bin, pod, name, &token, &site.root_cert())
+        let started = WaypointPod::start(&site.bin, pod, name, &token, &site.root_cert())?;
+        started.pod().ready()?;
+        Ok(started)
     }
 
     /// Puts YAML (one or more documents) into the directory under a name of its own; again with the same name replaces it.

@@ -205,6 +205,11 @@ impl PodObject {
         });
     }
 
+    /// As the kubelet reports it once it answers its probes.
+    pub(crate) fn ready(&mut self) {
+        self.object["status"]["conditions"] = json!([{ "type": "Ready", "status": "True" }]);
+    }
+
     /// As the API server marks it when its deletion begins.
     pub(crate) fn terminating(&mut self) {
         self.object["metadata"]["deletionTimestamp"] = now().into();

@@ -207,6 +207,20 @@ impl Pod {
             .is_some_and(|text| text.contains("enabled")))
     }
 
+    /// It answers its probes: who began unready is to be sent something.
+    pub fn ready(&self) -> Result<()> {
+        let mut object = self.object();
+        object.ready();
+        self.lab()?.objects.set(object.value())
+    }
+
+    /// Its deletion has begun: nobody is to send it anything new. Its programs go on.
+    pub fn terminating(&self) -> Result<()> {
+        let mut object = self.object();
+        object.terminating();
+        self.lab()?.objects.set(object.value())
+    }
+
     /// Ends it as the kubelet would: marked terminating, programs killed, network taken down, object removed.
     pub fn delete(&self) -> Result<()> {
         let lab = self.lab()?;

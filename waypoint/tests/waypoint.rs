@@ -8,13 +8,23 @@ mod access;
 mod app;
 #[path = "waypoint/bytes.rs"]
 mod bytes;
+#[path = "waypoint/drain.rs"]
+mod drain;
 #[path = "waypoint/hostile.rs"]
 mod hostile;
 #[path = "waypoint/http.rs"]
 mod http;
+#[path = "waypoint/istio.rs"]
+mod istio;
+#[path = "waypoint/reports.rs"]
+mod reports;
 #[path = "waypoint/rules.rs"]
 mod rules;
+#[path = "waypoint/secured.rs"]
+mod secured;
 #[path = "waypoint/shop.rs"]
 mod shop;
+#[path = "waypoint/tries.rs"]
+mod tries;
 #[path = "waypoint/tokens.rs"]
 mod tokens;

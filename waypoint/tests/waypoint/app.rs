@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// A server in a pod that says what it was asked. Its path tells it what to do:
-/// `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer;
+/// `/keep` keeps `x-key` and how long the body was, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer;
 /// `/upgrade` bytes again; anything else what it saw.
 pub(crate) struct App {
     failed: Arc<Mutex<Vec<String>>>,
@@ -42,10 +42,12 @@ impl App {
         runtime.spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (name, failed) = (name.clone(), failed.clone());
-                let service = service_fn(move |request| answer(name.clone(), failed.clone(), request));
+                let service =
+                    service_fn(move |request| answer(name.clone(), failed.clone(), request));
                 tokio::spawn(async move {
                     let builder = auto::Builder::new(TokioExecutor::new());
-                    let serving = builder.serve_connection_with_upgrades(TokioIo::new(tcp), service);
+                    let serving =
+                        builder.serve_connection_with_upgrades(TokioIo::new(tcp), service);
                     let _ = serving.await;
                 });
             }
@@ -67,6 +69,16 @@ async fn answer(
     }
     Ok(match &*path {
         "/echo" => echoed(request.into_body()).await,
+        "/keep" => {
+            let key = text(request.headers(), "x-key");
+            let bytes = request.into_body().collect().await.unwrap().to_bytes();
+            failed
+                .lock()
+                .unwrap()
+                .push(format!("{key}={}", bytes.len()));
+            whole(format!("app={name}\n"))
+        }
+        "/kept" => whole(failed.lock().unwrap().join("\n")),
         "/hang" => std::future::pending().await,
         "/fail-first" => {
             let key = text(request.headers(), "x-key");
@@ -178,7 +190,11 @@ impl Heard {
     }
 
     pub(crate) fn is(self, status: u16) -> Result<Self> {
-        ensure!(self.status == status, "{} and not {status}: {self:?}", self.status);
+        ensure!(
+            self.status == status,
+            "{} and not {status}: {self:?}",
+            self.status
+        );
         Ok(self)
     }
 }
@@ -204,10 +220,17 @@ impl One {
         Ok(Self(sender))
     }
 
-    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-        tokio::time::timeout(SOON, self.0.ready()).await.context("ready")??;
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>> {
+        tokio::time::timeout(SOON, self.0.ready())
+            .await
+            .context("ready")??;
         let sending = self.0.send_request(request);
-        Ok(tokio::time::timeout(SOON, sending).await.context("an answer")??)
+        Ok(tokio::time::timeout(SOON, sending)
+            .await
+            .context("an answer")??)
     }
 
     pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Heard> {
@@ -229,7 +252,12 @@ impl Two {
 
     pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Heard> {
         let sending = self.0.send_request(request);
-        Heard::of(tokio::time::timeout(SOON, sending).await.context("an answer")??).await
+        Heard::of(
+            tokio::time::timeout(SOON, sending)
+                .await
+                .context("an answer")??,
+        )
+        .await
     }
 }
 

@@ -14,11 +14,15 @@ use super::shop::in_shop;
 fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
     in_shop(|shop| {
         shop.runtime.block_on(async {
-            one_connection_many_requests(shop).await.context("HTTP/1.1")?;
+            one_connection_many_requests(shop)
+                .await
+                .context("HTTP/1.1")?;
             two(shop).await.context("HTTP/2")?;
             large_bodies(shop).await.context("large bodies")?;
             websocket(shop).await.context("WebSocket")?;
-            guessed(shop).await.context("a port of which nothing is said")
+            guessed(shop)
+                .await
+                .context("a port of which nothing is said")
         })
     });
 }
@@ -30,14 +34,21 @@ async fn one_connection_many_requests(shop: &super::shop::Shop<'_>) -> Result<()
         let path = format!("/a/{number}?q=1");
         let heard = client.get(&path).await?.is(200)?;
         ensure!(heard.saw("uri") == Some(path), "{heard:?}");
-        ensure!(heard.saw("host").as_deref() == Some("web.shop"), "{heard:?}");
+        ensure!(
+            heard.saw("host").as_deref() == Some("web.shop"),
+            "{heard:?}"
+        );
         ensure!(heard.saw("x-request-id").is_some(), "{heard:?}");
         apps.extend(heard.saw("app"));
     }
     ensure!(apps.len() == 2, "only {apps:?}");
     // What is said of identity and between proxies is not the client's to say.
     let mut lie = get("/");
-    for name in ["x-forwarded-client-cert", "x-envoy-retry-on", "x-istio-source"] {
+    for name in [
+        "x-forwarded-client-cert",
+        "x-envoy-retry-on",
+        "x-istio-source",
+    ] {
         lie.headers_mut().insert(name, "waypoint".parse().unwrap());
     }
     let heard = client.ask(lie).await?.is(200)?;
@@ -104,8 +115,12 @@ async fn websocket(shop: &super::shop::Shop<'_>) -> Result<()> {
     // An app that refuses leaves a connection that goes on.
     let mut client = One::to(&shop.client, shop.at(80)).await?;
     let mut refused = get("/status/403");
-    refused.headers_mut().insert("connection", "upgrade".parse()?);
-    refused.headers_mut().insert("upgrade", "websocket".parse()?);
+    refused
+        .headers_mut()
+        .insert("connection", "upgrade".parse()?);
+    refused
+        .headers_mut()
+        .insert("upgrade", "websocket".parse()?);
     client.ask(refused).await?.is(403)?;
     client.get("/").await?.is(200)?;
     Ok(())
@@ -114,10 +129,16 @@ async fn websocket(shop: &super::shop::Shop<'_>) -> Result<()> {
 async fn guessed(shop: &super::shop::Shop<'_>) -> Result<()> {
     let mut one = One::to(&shop.client, shop.at(99)).await?;
     let heard = one.get("/").await?.is(200)?;
-    ensure!(heard.saw("version").as_deref() == Some("HTTP/1.1"), "{heard:?}");
+    ensure!(
+        heard.saw("version").as_deref() == Some("HTTP/1.1"),
+        "{heard:?}"
+    );
     let mut two = Two::to(&shop.client, shop.at(99)).await?;
     let request = Request::get("http://web.shop:99/").body(Full::default())?;
     let heard = two.ask(request).await?.is(200)?;
-    ensure!(heard.saw("version").as_deref() == Some("HTTP/2.0"), "{heard:?}");
+    ensure!(
+        heard.saw("version").as_deref() == Some("HTTP/2.0"),
+        "{heard:?}"
+    );
     Ok(())
 }

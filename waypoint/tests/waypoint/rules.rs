@@ -78,7 +78,7 @@ spec:
         anyhow::Ok(())
     })?;
     let told = shop.waypoint.pod().access_log();
-    let record = told.find("the refusal", |record| record.field("response_code") == "403")?;
+    let record = told.find("the refusal", |record| record.field("code") == "403")?;
     ensure!(format!("{record:?}").contains("no-admin"), "{record:?}");
     Ok(())
 }

@@ -25,7 +25,9 @@ pub(crate) struct Shop<'a> {
 /// two apps on port 8080, a client.
 pub(crate) fn in_shop(test: impl FnOnce(&Shop<'_>) -> Result<()>) {
     let _turn = turn();
-    let lab = Lab::builder().start().unwrap_or_else(|error| panic!("{error:#}"));
+    let lab = Lab::builder()
+        .start()
+        .unwrap_or_else(|error| panic!("{error:#}"));
     let ran = Shop::open(&lab).and_then(|shop| test(&shop));
     if let Err(error) = ran {
         // The panic keeps the logs.
@@ -111,7 +113,13 @@ impl<'a> Shop<'a> {
     }
 
     /// Applies YAML and waits until `path` is answered with `status`.
-    pub(crate) fn apply_until(&self, name: &str, yaml: &str, path: &str, status: u16) -> Result<()> {
+    pub(crate) fn apply_until(
+        &self,
+        name: &str,
+        yaml: &str,
+        path: &str,
+        status: u16,
+    ) -> Result<()> {
         self.lab.apply_yaml(name, yaml)?;
         self.until(&format!("{name}: {path} to be answered {status}"), |shop| {
             let got = shop.runtime.block_on(shop.get(path));

@@ -1,0 +1,168 @@
+//! Again, aside, and with whom a client stays: what a rule says of tries, as clients and apps see it.
+
+use std::collections::BTreeMap;
+
+use ::http::Request;
+use anyhow::{Context, Result, ensure};
+use http_body_util::Full;
+
+use super::app::{App, Heard, One, get};
+use super::shop::{Shop, in_shop};
+
+#[test]
+fn requests_are_tried_again_copied_and_kept_together_as_their_rule_says() {
+    in_shop(|shop| {
+        again(shop).context("retries")?;
+        aside(shop).context("mirrors")?;
+        stays(shop).context("sessions")?;
+        shares(shop).context("weights")
+    });
+}
+
+fn route(rules: &str) -> String {
+    format!(
+        "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ namespace: shop, name: tries }}
+spec:
+  parentRefs: [{{ group: '', kind: Service, name: web, port: 80 }}]
+  rules:
+{rules}"
+    )
+}
+
+/// A body is sent again whole; what is not to be tried again is not.
+fn again(shop: &Shop<'_>) -> Result<()> {
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /fail-first } }]
+    retry: { codes: [503], attempts: 2, backoff: 10ms }
+    backendRefs: [{ name: web, port: 80 }]
+  - matches: [{ path: { type: PathPrefix, value: /status } }]
+    backendRefs: [{ name: web, port: 80 }]
+";
+    shop.apply_until("tries", &route(rules), "/unrouted", 404)?;
+    shop.runtime.block_on(async {
+        let mut client = One::to(&shop.client, shop.at(80)).await?;
+        for number in 0..8 {
+            let heard = client
+                .ask(post(&format!("again-{number}"), 20_000)?)
+                .await?;
+            let heard = heard.is(200)?;
+            ensure!(heard.saw("bytes").as_deref() == Some("20000"), "{heard:?}");
+        }
+        // More than is kept cannot be sent again: the app's own answer is the answer.
+        let heard = client.ask(post("large", 300_000)?).await?;
+        ensure!(heard.status == 503 || heard.status == 200, "{heard:?}");
+        client.get("/status/503").await?.is(503)?;
+        anyhow::Ok(())
+    })
+}
+
+fn post(key: &str, bytes: usize) -> Result<Request<Full<bytes::Bytes>>> {
+    let request = Request::post("/fail-first").header("host", "web.shop");
+    Ok(request
+        .header("x-key", key)
+        .body(Full::from(vec![7; bytes]))?)
+}
+
+/// A mirror gets whole requests, those that it should, and its answers are nobody's.
+fn aside(shop: &Shop<'_>) -> Result<()> {
+    let pod = shop.lab.pod("shop/aside").node(1).label("app", "aside");
+    let pod = pod.start()?;
+    let _app = App::start(&shop.runtime, &pod, 8080)?;
+    let aside = shop.lab.service_of("shop/aside", &[("http", 80, 8080)])?;
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /keep } }]
+    filters:
+    - { type: RequestMirror, requestMirror: { backendRef: { name: aside, port: 80 } } }
+    - { type: RequestMirror, requestMirror: { backendRef: { name: aside, port: 80 }, percent: 0 } }
+    backendRefs: [{ name: web, port: 80 }]
+  - matches: [{ path: { type: PathPrefix, value: /hang } }]
+    filters:
+    - { type: URLRewrite, urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: /hang } } }
+    backendRefs: [{ name: web, port: 80 }]
+    timeouts: { request: 300ms }
+";
+    shop.apply_until("tries", &route(rules), "/hang", 504)?;
+    let kept = || {
+        shop.runtime.block_on(async {
+            let mut direct = One::to(&shop.client, aside.at(80)).await?;
+            anyhow::Ok(direct.get("/kept").await?.is(200)?.text())
+        })
+    };
+    shop.until("the mirror to be served", |_| kept().is_ok())?;
+    shop.runtime.block_on(async {
+        let mut client = One::to(&shop.client, shop.at(80)).await?;
+        for bytes in [0, 10, 50_000] {
+            let request = Request::post("/keep").header("host", "web.shop");
+            let request = request.header("x-key", "copy");
+            let request = request.body(Full::from(vec![7; bytes]))?;
+            let heard = client.ask(request).await?.is(200)?;
+            ensure!(
+                heard.saw("app").as_deref() != Some("shop/aside"),
+                "{heard:?}"
+            );
+        }
+        anyhow::Ok(())
+    })?;
+    shop.until("each request to be copied, once and whole", |_| {
+        let mut lines: Vec<_> = kept()
+            .unwrap_or_default()
+            .lines()
+            .map(String::from)
+            .collect();
+        lines.sort();
+        lines == ["copy=0", "copy=10", "copy=50000"]
+    })
+}
+
+fn stays(shop: &Shop<'_>) -> Result<()> {
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /stay } }]
+    sessionPersistence: { sessionName: stay, type: Cookie }
+    backendRefs: [{ name: web, port: 80 }]
+";
+    shop.apply_until("tries", &route(rules), "/keep", 404)?;
+    shop.runtime.block_on(async {
+        let first = shop.get("/stay").await?.is(200)?;
+        let given = first.headers.get("set-cookie").context("no cookie")?;
+        let cookie = given.to_str()?.split(';').next().unwrap_or_default();
+        ensure!(cookie.starts_with("stay="), "{cookie}");
+        for _ in 0..12 {
+            let mut request = get("/stay");
+            request.headers_mut().insert("cookie", cookie.parse()?);
+            let mut client = One::to(&shop.client, shop.at(80)).await?;
+            let heard = client.ask(request).await?.is(200)?;
+            ensure!(heard.saw("app") == first.saw("app"), "{heard:?}");
+            ensure!(!heard.headers.contains_key("set-cookie"), "it knows");
+        }
+        anyhow::Ok(())
+    })
+}
+
+fn shares(shop: &Shop<'_>) -> Result<()> {
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /share } }]
+    backendRefs:
+    - { name: web, port: 80, weight: 3, filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: x-to, value: first }] } }] }
+    - { name: web, port: 90, weight: 1, filters: [{ type: RequestHeaderModifier, requestHeaderModifier: { set: [{ name: x-to, value: second }] } }] }
+    - { name: missing, port: 80, weight: 0 }
+";
+    shop.apply_until("tries", &route(rules), "/stay", 404)?;
+    let seen = shop.runtime.block_on(async {
+        let mut client = One::to(&shop.client, shop.at(80)).await?;
+        let mut seen = BTreeMap::<String, usize>::new();
+        for _ in 0..200 {
+            let heard: Heard = client.get("/share").await?.is(200)?;
+            *seen
+                .entry(heard.saw("x-to").unwrap_or_default())
+                .or_default() += 1;
+        }
+        anyhow::Ok(seen)
+    })?;
+    let first = seen.get("first").copied().unwrap_or_default();
+    // Of 200 draws with 3/4 each: 100 or 190 are further off than chance goes.
+    ensure!((110..190).contains(&first) && seen.len() == 2, "{seen:?}");
+    Ok(())
+}
