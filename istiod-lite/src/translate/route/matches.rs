@@ -41,7 +41,7 @@ fn path(path: &Typed) -> Result<wire::PathMatch, String> {
     let found = match path.r#type.as_deref().unwrap_or(PREFIX) {
         EXACT => Path::Exact(absolute(value)?),
         PREFIX => Path::Prefix(absolute(value)?),
-        REGEX => Path::Regex(regex(value)?),
+        REGEX => Path::Regex(regex(value).map_err(|it| format!("path.value: {it}"))?),
         other => return Err(unknown("path.type", other, &[EXACT, PREFIX, REGEX])),
     };
     Ok(wire::PathMatch {
@@ -76,18 +76,24 @@ fn method(method: &str) -> Result<wire::StringMatch, String> {
 
 /// Of entries of one name the first counts.
 fn named(entries: &[Named], are_headers: bool) -> Result<Vec<wire::NamedMatch>, String> {
+    let list = if are_headers {
+        "headers"
+    } else {
+        "queryParams"
+    };
     let mut seen = HashSet::new();
     let mut matches = Vec::with_capacity(entries.len());
-    for entry in entries {
+    for (index, entry) in entries.iter().enumerate() {
+        let at = |field: &str, reason: String| format!("{list}[{index}].{field}: {reason}");
         let name = if are_headers {
-            header_name(&entry.name)?
+            header_name(&entry.name).map_err(|it| at("name", it))?
         } else {
             entry.name.clone()
         };
         let value = match entry.r#type.as_deref().unwrap_or(EXACT) {
             EXACT => Text::Exact(entry.value.clone()),
-            REGEX => Text::Regex(regex(&entry.value)?),
-            other => return Err(unknown("type", other, &[EXACT, REGEX])),
+            REGEX => Text::Regex(regex(&entry.value).map_err(|it| at("value", it))?),
+            other => return Err(at("type", none_of(other, &[EXACT, REGEX]))),
         };
         if seen.insert(name.clone()) {
             matches.push(wire::NamedMatch {
@@ -110,7 +116,10 @@ fn call(method: &GrpcMethod) -> Result<Option<Path>, String> {
         (EXACT, None, Some(name)) => Path::Regex(format!("/[^/]+/{}", ::regex::escape(&name))),
         (REGEX, service, name) => {
             let part = |it: Option<String>| match it {
-                Some(it) => regex(&it).map(|it| format!("(?:{it})")),
+                Some(it) => match regex(&it) {
+                    Ok(it) => Ok(format!("(?:{it})")),
+                    Err(reason) => Err(format!("method: {reason}")),
+                },
                 None => Ok("[^/]+".to_owned()),
             };
             Path::Regex(format!("/{}/{}", part(service)?, part(name)?))
@@ -153,5 +162,9 @@ pub(super) fn regex(expression: &str) -> Result<String, String> {
 const REGEX_MEMORY: usize = 1 << 20;
 
 pub(super) fn unknown(field: &str, found: &str, known: &[&str]) -> String {
-    format!("{field}: {found:?} is none of {}", known.join(", "))
+    format!("{field}: {}", none_of(found, known))
+}
+
+fn none_of(found: &str, known: &[&str]) -> String {
+    format!("{found:?} is none of {}", known.join(", "))
 }

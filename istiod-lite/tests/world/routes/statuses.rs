@@ -164,7 +164,7 @@ fn a_mistake_is_named_and_the_last_version_without_it_stays() {
     let cases = [
         (
             json!({"matches": [{"path": {"type": "RegularExpression", "value": "("}}]}),
-            "rules[0].matches[0].\"(\" is no regular expression",
+            "rules[0].matches[0].path.value: \"(\" is no regular expression",
         ),
         (
             json!({"matches": [{}, {"path": {"value": "a"}}]}),
@@ -184,11 +184,11 @@ fn a_mistake_is_named_and_the_last_version_without_it_stays() {
         ),
         (
             json!({"matches": [{"headers": [{"name": "a b", "value": "c"}]}]}),
-            "\"a b\" is no name of a header",
+            "rules[0].matches[0].headers[0].name: \"a b\" is no name of a header",
         ),
         (
             json!({"matches": [{"headers": [{"name": "a", "value": "b", "type": "Prefix"}]}]}),
-            "\"Prefix\" is none of Exact, RegularExpression",
+            "headers[0].type: \"Prefix\" is none of Exact, RegularExpression",
         ),
         (json!({"matches": [{"method": "G T"}]}), "is no method"),
         (
