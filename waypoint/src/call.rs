@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 pub(crate) use self::aim::{Aim, Held, Shot};
 pub use self::head::is_grpc;
+pub(crate) use self::head::without_named;
 pub(crate) use self::mirror::{Aside, send as send_aside};
 use crate::arrive::{Arrived, To};
 use crate::limit::Permit;
@@ -71,7 +72,7 @@ impl Call<'_> {
             let shot = self.aim.choose()?;
             noted(&shot, report)?;
             let switched = switch::answered(self.arrived, self.request, shot, room, wish);
-            return within(end, switched).await;
+            return within(end, Box::pin(switched)).await;
         }
         if *self.request.method() == Method::CONNECT {
             return Err(Refused::Connect);

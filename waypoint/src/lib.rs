@@ -3,7 +3,7 @@
 //! One request, top to bottom (`request`):
 //!
 //! ```text
-//!  ztunnel ══ HBONE ══▶ arrive ─▶ parse ─▶ route ─▶ authenticate ─▶ authorise ─▶ limit ─▶ transform
+//!  ztunnel ══ HBONE ══▶ arrive ─▶ parse ─▶ authenticate ─▶ authorise ─▶ route ─▶ limit ─▶ transform
 //!                                                                                            │
 //!  ztunnel ◀══ HBONE ══ upstream ◀─ call (retry, timeout) ◀──────────── choose ◀─────────────┘
 //!                          └──────▶ respond ─▶ report

@@ -141,17 +141,19 @@ impl Load {
     /// # Errors
     /// When there is none.
     pub fn enter(proxy: &Arc<Proxy>) -> Result<Carried, Overloaded> {
-        let load = &proxy.load;
-        if load.memory.load(Relaxed) > load.most_memory {
+        proxy.load.take()?;
+        Ok(Carried(proxy.clone()))
+    }
+
+    fn take(&self) -> Result<(), Overloaded> {
+        if self.memory.load(Relaxed) > self.most_memory {
             return Err(Overloaded::Memory);
         }
-        let carried = load.requests.fetch_add(1, Relaxed);
-        let entered = Carried(proxy.clone());
-        if carried < load.most_requests {
-            Ok(entered)
-        } else {
-            Err(Overloaded::Requests)
+        if self.requests.fetch_add(1, Relaxed) < self.most_requests {
+            return Ok(());
         }
+        self.requests.fetch_sub(1, Relaxed);
+        Err(Overloaded::Requests)
     }
 }
 
@@ -167,4 +169,23 @@ pub fn resident() -> Option<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * 4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_is_refused_and_counted_no_further() {
+        let load = Load::new(2, Some(1000));
+        assert_eq!(load.take(), Ok(()));
+        assert_eq!(load.take(), Ok(()));
+        assert_eq!(load.take(), Err(Overloaded::Requests));
+        assert_eq!(load.requests(), 2);
+        load.requests.fetch_sub(1, Relaxed);
+        load.measured(1001);
+        assert_eq!(load.take(), Err(Overloaded::Memory));
+        load.measured(1000);
+        assert_eq!(load.take(), Ok(()));
+    }
 }

@@ -5,7 +5,7 @@
 //! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
 //! 4. authorise    whether it may pass                                    ([`crate::authorize`])
 //! 5. route        which rule is for it                                   ([`crate::route`])
-//! 6. limit        whether there have been too many like it           ([`crate::limit`])
+//! 6. limit        whether there have been too many like it             ([`crate::limit`])
 //! 7. transform    what that rule changes, or answers itself              ([`crate::filter`])
 //! 8. call         an endpoint, perhaps again                             ([`crate::call`])
 //! 9. respond      what is changed of the answer
@@ -28,8 +28,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 
 pub use self::refused::Refused;
-pub(crate) use self::transform::lead;
 use self::transform::Going;
+pub(crate) use self::transform::lead;
 use crate::arrive::Arrived;
 use crate::asked::{self, Asked};
 use crate::authenticate::Verified;
@@ -127,7 +127,13 @@ async fn respond(
     if aim.listens(going.session) {
         let authority = asked::authority(&going.head.uri, &going.head.headers)?;
         let host = asked::host(authority)?;
-        let asked = view(arrived, &going.head, authority, &host.name, verified.as_ref());
+        let asked = view(
+            arrived,
+            &going.head,
+            authority,
+            &host.name,
+            verified.as_ref(),
+        );
         aim.by(&asked, going.session);
     }
     if aim.wants_name() {

@@ -91,7 +91,10 @@ impl<'a> Aim<'a> {
 
     /// Whether it must know whom the client asked for.
     pub(crate) fn wants_name(&self) -> bool {
-        let secured = self.backend.as_ref().and_then(|backend| backend.secured.as_ref());
+        let secured = self
+            .backend
+            .as_ref()
+            .and_then(|backend| backend.secured.as_ref());
         secured.is_some_and(|tls| tls.asks_as_client())
     }
 
@@ -107,7 +110,10 @@ impl<'a> Aim<'a> {
         let (client, to) = (self.arrived.client.address, self.to.address());
         Over {
             proxy: (version != 0).then_some((version, client, to)),
-            tls: backend.secured.as_ref().map(|tls| (tls.clone(), asked(tls))),
+            tls: backend
+                .secured
+                .as_ref()
+                .map(|tls| (tls.clone(), asked(tls))),
         }
     }
 

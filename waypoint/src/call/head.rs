@@ -4,8 +4,8 @@
 //! written anew: the target and the host, cookies.
 
 use http::header::{
-    CONNECTION, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
@@ -26,23 +26,39 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     matches!(rest, Some([] | [b'+' | b';', ..]))
 }
 
+/// Takes out the fields that `connection` names, which a client chooses: before anything is judged, so that none of them
+/// is judged and then not there.
+pub(crate) fn without_named(headers: &mut HeaderMap) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let named: Vec<HeaderName> = {
+        let values = headers.get_all(CONNECTION).iter();
+        let texts = values.filter_map(|value| value.to_str().ok());
+        let names = texts.flat_map(|text| text.split(','));
+        let parsed = names.filter_map(|name| name.trim().parse().ok());
+        parsed.filter(|name| !STAY.contains(name)).collect()
+    };
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// Named or not, these are dealt with where they mean something.
+const STAY: [HeaderName; 6] = [
+    HOST,
+    TE,
+    UPGRADE,
+    TRANSFER_ENCODING,
+    CONTENT_LENGTH,
+    HTTP2_SETTINGS,
+];
+
 /// Takes out what is for one connection only.
 pub(super) fn without_hops(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = {
-            let values = headers.get_all(CONNECTION).iter();
-            let texts = values.filter_map(|value| value.to_str().ok());
-            let names = texts.flat_map(|text| text.split(','));
-            let parsed = names.filter_map(|name| name.trim().parse().ok());
-            // These are not the client's to take away, or were judged already.
-            parsed.filter(|name| *name != HOST && *name != TE).collect()
-        };
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(CONNECTION);
-    }
+    without_named(headers);
     for name in [
+        CONNECTION,
         KEEP_ALIVE,
         PROXY_CONNECTION,
         HTTP2_SETTINGS,

@@ -31,7 +31,8 @@ pub(super) async fn sent(
     let alone = !Hedge::suits(request.method()) || !matches!(request.body(), Outgoing::Empty);
     match call.hedge.filter(|_| !alone) {
         None => Ok(one(call.arrived, shot, limit, http2, request).await),
-        Some(hedge) => raced(call, hedge, shot, http2, request, report).await,
+        // Seldom, and large.
+        Some(hedge) => Box::pin(raced(call, hedge, shot, http2, request, report)).await,
     }
 }
 

@@ -6,7 +6,7 @@ use api::waypoint::ForwardClientCert;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::arrive::Arrived;
-use crate::call::random;
+use crate::call::{random, without_named};
 use crate::compiled::Gateway;
 use crate::report::{REQUEST_ID, Report};
 
@@ -23,6 +23,7 @@ pub(super) fn arrived(
     gateway: &Gateway,
     report: &mut Report,
 ) {
+    without_named(headers);
     client_cert(headers, arrived, gateway.forward_client_cert);
     headers.remove(ISTIO_SOURCE);
     let mut orders = headers

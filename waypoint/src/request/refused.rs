@@ -124,7 +124,9 @@ impl Refused {
             Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => {
                 "no healthy upstream".into()
             }
-            Self::Full => "upstream connect error or disconnect/reset before headers: overflow".into(),
+            Self::Full => {
+                "upstream connect error or disconnect/reset before headers: overflow".into()
+            }
             Self::Failed(_) => "upstream connect error or disconnect/reset before headers".into(),
             Self::Timeout => "upstream request timeout".into(),
         }

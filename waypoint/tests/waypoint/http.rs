@@ -20,6 +20,7 @@ fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
             two(shop).await.context("HTTP/2")?;
             large_bodies(shop).await.context("large bodies")?;
             websocket(shop).await.context("WebSocket")?;
+            extended_connect(shop).await.context("extended CONNECT")?;
             guessed(shop)
                 .await
                 .context("a port of which nothing is said")
@@ -123,6 +124,30 @@ async fn websocket(shop: &super::shop::Shop<'_>) -> Result<()> {
         .insert("upgrade", "websocket".parse()?);
     client.ask(refused).await?.is(403)?;
     client.get("/").await?.is(200)?;
+    Ok(())
+}
+
+/// A WebSocket over HTTP/2 (RFC 8441), to an app that knows it as HTTP/1.1 has it.
+async fn extended_connect(shop: &super::shop::Shop<'_>) -> Result<()> {
+    let tcp = TokioIo::new(super::app::connect(&shop.client, shop.at(80))?);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), tcp).await?;
+    tokio::spawn(connection);
+    let request = Request::connect("http://web.shop/upgrade")
+        .version(Version::HTTP_2)
+        .extension(hyper::ext::Protocol::from_static("websocket"))
+        .header("sec-websocket-version", "13")
+        .body(Full::<Bytes>::default())?;
+    // Whether the other end knows of it is said with its first frame.
+    sender.ready().await?;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    let mut answer = tokio::time::timeout(super::app::SOON, sender.send_request(request)).await??;
+    ensure!(answer.status() == 200, "{answer:?}");
+    let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await?);
+    io.write_all(b"over two").await?;
+    let mut back = [0; 8];
+    io.read_exact(&mut back).await?;
+    ensure!(&back == b"over two");
     Ok(())
 }
 

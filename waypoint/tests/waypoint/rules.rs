@@ -33,6 +33,9 @@ spec:
     - type: ResponseHeaderModifier
       responseHeaderModifier: { add: [{ name: x-answer, value: 'yes' }] }
     backendRefs: [{ name: web, port: 80 }]
+  - matches: [{ path: { type: PathPrefix, value: /hang } }]
+    timeouts: { request: 300ms }
+    backendRefs: [{ name: web, port: 80 }]
   - matches: [{ path: { type: PathPrefix, value: /nowhere } }]
     backendRefs: [{ name: missing, port: 80 }]
 ";
@@ -46,6 +49,7 @@ spec:
         ensure!(heard.saw("x-rule").as_deref() == Some("shop"), "{heard:?}");
         ensure!(heard.headers["x-answer"] == "yes", "{heard:?}");
         shop.get("/nowhere").await?.is(500)?;
+        shop.get("/hang").await?.is(504)?;
         anyhow::Ok(())
     })?;
     shop.lab.delete_yaml("route")?;
@@ -66,12 +70,23 @@ spec:
   rules:
   - from: [{ source: { principals: ['cluster.local/ns/shop/sa/client'] } }]
     to: [{ operation: { paths: ['/admin*'] } }]
+  - to: [{ operation: { paths: ['/marked*'] } }]
+    when: [{ key: 'request.headers[x-mark]', notValues: ['good'] }]
 ";
     shop.apply_until("policy", policy, "/admin/x", 403)?;
     shop.runtime.block_on(async {
         shop.get("/").await?.is(200)?;
         for path in ["//admin", "/a/../admin", "/%61dmin"] {
             shop.get(path).await?.is(403)?;
+        }
+        // What a client names to be taken away is not there when it is judged.
+        let mut client = super::app::One::to(&shop.client, shop.at(80)).await?;
+        for (named, status) in [("x-other", 200), ("x-mark", 403)] {
+            let mut marked = super::app::get("/marked");
+            let headers = marked.headers_mut();
+            headers.insert("x-mark", "good".parse()?);
+            headers.insert("connection", named.parse()?);
+            client.ask(marked).await?.is(status)?;
         }
         let heard = shop.get("/admin").await?.is(403)?;
         ensure!(heard.text() == "RBAC: access denied", "{heard:?}");
