@@ -17,8 +17,8 @@ use wire::resource::Kind;
 pub use self::limits::Limits;
 pub use self::service::{Routes, Service};
 pub use self::telemetry::Telemetry;
-pub use self::towards::{Backend, Calls, NoSubset, Towards};
-use crate::authenticate::KeySets;
+pub use self::towards::{Backend, Called, Calls, NoSubset, Towards};
+use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
 use crate::route::{Rule, TcpRule};
 use crate::state::{Compile, View};
@@ -93,6 +93,7 @@ impl Compile for Compiler {
                     None => Ok(()),
                 }
             }
+            Some(Kind::Authentication(policy)) => Tokens::check_policy(policy),
             Some(Kind::BackendPolicy(policy)) => towards::check(policy),
             Some(Kind::RateLimit(limit)) => limits::check(limit),
             _ => Ok(()),
@@ -107,7 +108,9 @@ impl Compile for Compiler {
             before.gateway.clone()
         };
         let make = |service: Option<&NamespacedHost>, before: &Arc<Service>| {
-            Arc::new(Service::compile(service, said, &gateway, &self.keys, before))
+            Arc::new(Service::compile(
+                service, said, &gateway, &self.keys, before,
+            ))
         };
         let (any, mut services) = if view.touched.everything {
             (make(None, &before.any), imbl::HashMap::new())

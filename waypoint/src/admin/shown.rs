@@ -42,7 +42,7 @@ impl Shown for Proxy {
             },
             "requests": self.load.requests(),
             "metric_series": self.reports.series(),
-            "resources": said.iter().map(|held| shown_resource(held)).collect::<Vec<_>>(),
+            "resources": said.iter().map(shown_resource).collect::<Vec<_>>(),
             "services": services.collect::<Vec<_>>(),
             "calls": calls.collect::<Vec<_>>(),
         })
@@ -246,7 +246,7 @@ fn shown_rule(rule: &Rule, said: &crate::state::Resources) -> Value {
     json!({
         "rule": &*rule.label,
         "broken": rule.broken,
-        "resource": resource.map(|held| shown_resource(held)),
+        "resource": resource.map(shown_resource),
     })
 }
 

@@ -101,7 +101,11 @@ fn sized(asked: u64, default: usize, most: usize) -> usize {
 
 /// The smallest prime that is not smaller.
 fn prime(from: usize) -> usize {
-    let is_prime = |n: &usize| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &usize| {
+        (2..)
+            .take_while(|d| d * d <= *n)
+            .all(|d| !n.is_multiple_of(d))
+    };
     (from.max(2)..).find(is_prime).unwrap_or(65_537)
 }
 

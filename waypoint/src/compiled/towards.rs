@@ -69,6 +69,9 @@ pub struct Backend {
 #[error("the service has no subset {0}")]
 pub struct NoSubset(pub String);
 
+/// Port, subset, and what is known of it.
+pub type Called = (u16, Box<str>, Arc<Backend>);
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     port: u16,
@@ -99,8 +102,8 @@ impl Calls {
         all.get(service).cloned().unwrap_or(fresh)
     }
 
-    /// All that were called: port, subset, and what is known of it.
-    pub fn shown(&self) -> Vec<(NamespacedHost, Vec<(u16, Box<str>, Arc<Backend>)>)> {
+    /// All that were called.
+    pub fn shown(&self) -> Vec<(NamespacedHost, Vec<Called>)> {
         let others = self.others.load_full();
         let fresh = others
             .iter()
@@ -247,7 +250,10 @@ impl Towards {
         };
         let (merged, broken) = self.merged(key);
         let secured = self.secured(merged.tls.as_ref());
-        let number = secured.as_ref().ok().and_then(|tls| Some(tls.as_ref()?.number()));
+        let number = secured
+            .as_ref()
+            .ok()
+            .and_then(|tls| Some(tls.as_ref()?.number()));
         if let Some(before) = before
             && before.merged == merged
             && before.secured.as_ref().map(|tls| tls.number()) == number

@@ -55,10 +55,10 @@ impl Side {
         if client.workload.is_some() || !believe {
             return known;
         }
-        known.as_said(&client.said)
+        known.told(&client.said)
     }
 
-    fn as_said(mut self, said: &Baggage) -> Self {
+    fn told(mut self, said: &Baggage) -> Self {
         // 253: longest legal Kubernetes name. What is longer is an attempt to fill memory.
         let take = |into: &mut Arc<str>, value: &Option<Box<str>>| match value.as_deref() {
             Some(value) if !value.is_empty() && value.len() <= 253 && **into == *UNKNOWN => {

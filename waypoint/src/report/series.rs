@@ -63,9 +63,13 @@ pub(super) struct Table {
     all: RwLock<HashMap<Arc<Labels>, Arc<Series>>>,
     cache: [Mutex<HashMap<Key, Cached>>; SHARDS],
     /// Clients that the mesh knows: each of their connections has the same labels.
-    sides: Mutex<HashMap<(usize, Option<Identity>), (Arc<Workload>, Arc<Side>)>>,
+    sides: Mutex<HashMap<Known, Named>>,
     spread: RandomState,
 }
+
+/// A client's workload by address, and its identity. Sound as below.
+type Known = (usize, Option<Identity>);
+type Named = (Arc<Workload>, Arc<Side>);
 
 /// Objects by address. Sound because the entry keeps them alive: an address cannot be reused while it is a key.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -287,6 +291,7 @@ impl Histogram {
 }
 
 type Numbers = fn(&Series) -> u64;
+type Of = fn(&Series) -> &Histogram;
 
 impl Table {
     /// Prints every metric of every series.
@@ -301,7 +306,7 @@ impl Table {
         counter(encoder, "istio_requests", "Requests", &http, |series| {
             series.requests.load(Relaxed)
         })?;
-        let histograms: [(&str, &str, u64, fn(&Series) -> &Histogram); 3] = [
+        let histograms: [(&str, &str, u64, Of); 3] = [
             (
                 "istio_request_duration_milliseconds",
                 "From a request's head to the end of its answer",
@@ -401,7 +406,7 @@ fn histogram(
     help: &str,
     series: &[&Arc<Series>],
     scale: u64,
-    of: fn(&Series) -> &Histogram,
+    of: Of,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for series in series {
