@@ -10,7 +10,7 @@ mod remote;
 
 use std::net::SocketAddr;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 use crate::authenticate::Claims;
 use crate::client::Client;
@@ -75,4 +75,20 @@ pub enum Unclear {
     /// Not a name or address with an optional port.
     #[error("the host is malformed")]
     Host,
+}
+
+/// Whether two headers are one to apps that know headers as variables (CGI, WSGI), where a dash is an underscore.
+pub(crate) fn is_double(one: &HeaderName, other: &HeaderName) -> bool {
+    let (one, other) = (one.as_str().as_bytes(), other.as_str().as_bytes());
+    let dashed = |byte: &u8| if *byte == b'_' { b'-' } else { *byte };
+    one.len() == other.len() && one != other && one.iter().map(dashed).eq(other.iter().map(dashed))
+}
+
+/// Removes the doubles of some headers, of which only we may write the one that counts.
+pub(crate) fn remove_doubles(headers: &mut HeaderMap, of: &[HeaderName]) {
+    let double = |name: &&HeaderName| of.iter().any(|of| is_double(name, of));
+    let doubles: Vec<HeaderName> = headers.keys().filter(double).cloned().collect();
+    for name in doubles {
+        headers.remove(name);
+    }
 }

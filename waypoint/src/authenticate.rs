@@ -28,6 +28,7 @@ use api::waypoint as wire;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use serde_json::{Map, Value};
 
+use crate::asked::remove_doubles;
 use find::Found;
 use rule::{Rule, Source};
 use seen::Seen;
@@ -90,6 +91,22 @@ impl Tokens {
         tokens
     }
 
+    /// Looks at one policy.
+    ///
+    /// # Errors
+    /// What is wrong with it; one that the control plane could not read itself is none.
+    pub fn check_policy(policy: &wire::Authentication) -> Result<(), String> {
+        let tokens = Self::compile(&[(&wire::Origin::default(), policy)], &KeySets::idle());
+        match tokens
+            .complaints()
+            .first()
+            .filter(|_| policy.invalid.is_empty())
+        {
+            Some((_, why)) => Err(why.clone()),
+            None => Ok(()),
+        }
+    }
+
     /// Nobody asks for tokens.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
@@ -100,11 +117,13 @@ impl Tokens {
         &self.complaints
     }
 
-    /// Removes what a client must not send: headers that tell the app what a good token says.
+    /// Removes what a client must not send: headers that tell the app what a good token says, also those that are
+    /// the same ones to apps which read an underscore as a dash.
     pub fn strip(&self, headers: &mut HeaderMap) {
         for name in &self.ours {
             headers.remove(name);
         }
+        remove_doubles(headers, &self.ours);
     }
 
     /// Who asks, by the request's tokens; None if it has none. Ready at once, but for keys that must be fetched.

@@ -47,7 +47,8 @@ pub struct KeySets {
 }
 
 struct Shared {
-    fetch: Arc<dyn Fetch>,
+    /// None: nothing is ever fetched.
+    fetch: Option<Arc<dyn Fetch>>,
     known: Mutex<HashMap<Where, Weak<KeySet>>>,
 }
 
@@ -80,11 +81,21 @@ impl std::fmt::Debug for KeySets {
 impl KeySets {
     /// None yet.
     pub fn new(fetch: Arc<dyn Fetch>) -> Self {
+        Self::of_fetch(Some(fetch))
+    }
+
+    /// To look at policies only: nothing is fetched.
+    pub(super) fn idle() -> Self {
+        Self::of_fetch(None)
+    }
+
+    fn of_fetch(fetch: Option<Arc<dyn Fetch>>) -> Self {
+        let shared = Shared {
+            fetch,
+            known: Mutex::default(),
+        };
         Self {
-            shared: Arc::new(Shared {
-                fetch,
-                known: Mutex::default(),
-            }),
+            shared: Arc::new(shared),
         }
     }
 
@@ -108,11 +119,11 @@ impl KeySets {
             _task: stop.clone().drop_guard(),
         });
         known.insert(place.clone(), Arc::downgrade(&set));
-        if let Ok(runtime) = Handle::try_current() {
+        if let (Some(fetch), Ok(runtime)) = (&self.shared.fetch, Handle::try_current()) {
             let keeper = Keeper {
                 set: Arc::downgrade(&set),
                 wanted: set.wanted.clone(),
-                fetch: self.shared.fetch.clone(),
+                fetch: fetch.clone(),
                 place,
             };
             runtime.spawn(async move { stop.run_until_cancelled(keeper.run()).await });

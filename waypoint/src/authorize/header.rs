@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue};
 use super::facts::Http;
 use super::pattern::{Case, Pattern};
 use super::truth::Truth;
+use crate::asked::is_double;
 
 /// What is compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,12 +91,8 @@ fn matches(name: &HeaderName, patterns: &[Pattern], lines: &[&[u8]]) -> Truth {
 
 /// Another header that is the same one to apps which read underscores as dashes.
 fn has_double(name: &HeaderName, http: &Http<'_>) -> bool {
-    let alike = |a: &str, b: &str| {
-        let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
-        a.len() == b.len() && a.bytes().map(dashed).eq(b.bytes().map(dashed))
-    };
-    let mut others = http.asked.headers.keys().filter(|other| *other != name);
-    others.any(|other| alike(other.as_str(), name.as_str()))
+    let mut others = http.asked.headers.keys();
+    others.any(|other| is_double(other, name))
 }
 
 fn matches_lines(pattern: &Pattern, lines: &[&[u8]]) -> Truth {

@@ -6,6 +6,7 @@ use api::waypoint::ForwardClientCert;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::arrive::Arrived;
+use crate::asked::remove_doubles;
 use crate::call::{random, without_named};
 use crate::compiled::Gateway;
 use crate::report::{REQUEST_ID, Report};
@@ -52,6 +53,7 @@ pub(super) fn arrived(
 
 fn client_cert(headers: &mut HeaderMap, arrived: &Arrived, wanted: ForwardClientCert) {
     let said = headers.remove(XFCC);
+    remove_doubles(headers, &[XFCC]);
     if wanted == ForwardClientCert::Sanitize {
         return;
     }

@@ -106,6 +106,8 @@ fn claims_become_headers_and_nobody_else_writes_those() {
     // Without a token, what a client made up goes as well.
     let mut forged = HeaderMap::new();
     forged.insert("x-sub", "root".parse().unwrap());
+    forged.insert("x_sub", "root".parse().unwrap());
+    forged.insert("x_Level", "9".parse().unwrap());
     tokens(vec![rule]).strip(&mut forged);
     assert!(forged.is_empty());
 }

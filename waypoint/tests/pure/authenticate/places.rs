@@ -2,7 +2,7 @@
 
 use api::waypoint as wire;
 use http::HeaderMap;
-use waypoint::authenticate::Fault;
+use waypoint::authenticate::{Fault, Tokens};
 
 use super::signer::*;
 
@@ -221,6 +221,12 @@ fn rules_that_cannot_be_read_refuse_tokens_and_nothing_else() {
     ] {
         let tokens = tokens(vec![rule.clone()]);
         assert_eq!(tokens.complaints().len(), 1, "{rule:?}");
+        let policy = wire::Authentication {
+            rules: vec![rule.clone()],
+            ..Default::default()
+        };
+        let complaint = Tokens::check_policy(&policy).unwrap_err();
+        assert_eq!(complaint, tokens.complaints()[0].1);
         assert_eq!(
             subject(&tokens, &EC.token("me")),
             Err(Fault::Policy),
@@ -242,7 +248,7 @@ fn a_policy_that_cannot_be_read_refuses_tokens_wherever_they_may_be() {
     };
     let origin = wire::Origin::default();
     let sets = waypoint::authenticate::KeySets::new(std::sync::Arc::new(Nowhere));
-    let tokens = waypoint::authenticate::Tokens::compile(&[(&origin, &policy)], &sets);
+    let tokens = Tokens::compile(&[(&origin, &policy)], &sets);
     let token = EC.token("me");
     assert_eq!(subject(&tokens, &token), Err(Fault::Policy));
     let by_parameter = check(&tokens, &HeaderMap::new(), &format!("/?jwt={token}"));
