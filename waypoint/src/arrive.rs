@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hbone::{Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
+use hbone::{Authority, Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
 use http::{HeaderValue, StatusCode, header};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -126,15 +126,23 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
 /// One CONNECT, to its end.
 async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: SocketAddr) {
     let now = proxy.drain.now().clone();
-    let snapshot = proxy.mesh.load_full();
-    let to = match tell::tell(&proxy, &snapshot, &request.authority, identity.namespace()) {
+    let tell = || {
+        let snapshot = proxy.mesh.load_full();
+        tell::tell(&proxy, &snapshot, &request.authority, identity.namespace())
+    };
+    let mut told = tell();
+    if let (Err(Misdirected::Unknown(_)), Authority::Ip(address)) = (&told, &request.authority) {
+        // A workload that no service of ours leads to is told to who asks for it.
+        proxy.clients.find(address.ip()).await;
+        told = tell();
+    }
+    let to = match told {
         Ok(to) => to,
         Err(why) => {
             tracing::info!(%peer, client = %identity, %why, "arrive: refused");
             return request.refuse(Status::BadRequest);
         }
     };
-    drop(snapshot);
     let workload = proxy.clients.find(peer.ip()).await;
     let client = Arc::new(client(workload, &request, identity, peer));
     let arrived = Arc::new(Arrived {
@@ -209,10 +217,9 @@ impl Arrived {
     async fn http1(self: Arc<Self>, stream: Stream) {
         let leaving = self.proxy.drain.accepting().clone();
         let service = service_fn(|request| {
-            let answered = request::serve(self.clone(), request);
-            let leaving = leaving.clone();
+            let (arrived, leaving) = (self.clone(), leaving.clone());
             async move {
-                let mut answer = answered.await?;
+                let mut answer = request::serve(arrived, request).await?;
                 if leaving.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);

@@ -15,6 +15,7 @@ mod switch;
 use std::cell::Cell;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,12 +73,13 @@ impl Call<'_> {
             let shot = self.aim.choose()?;
             noted(&shot, report)?;
             let switched = switch::answered(self.arrived, self.request, shot, room, wish);
-            return within(end, Box::pin(switched)).await;
+            return within(end, Box::pin(switched).as_mut()).await;
         }
         if *self.request.method() == Method::CONNECT {
             return Err(Refused::Connect);
         }
-        let mut answer = within(end, self.tried(end, room, report)).await?;
+        let tried = pin!(self.tried(end, room, report));
+        let mut answer = within(end, tried).await?;
         answer.body_mut().within(end, idle);
         Ok(answer)
     }
@@ -186,9 +188,10 @@ fn noted(shot: &Shot, report: &mut Report) -> Result<(), Refused> {
     Ok(())
 }
 
+/// By reference: a future that is handed on is kept twice, and this one is large.
 async fn within<T>(
     end: Option<Instant>,
-    work: impl Future<Output = Result<T, Refused>>,
+    work: Pin<&mut impl Future<Output = Result<T, Refused>>>,
 ) -> Result<T, Refused> {
     match end {
         None => work.await,

@@ -145,7 +145,7 @@ impl Filters {
                     change.request(parts);
                     None
                 }
-                Filter::Rewrite(rewrite) => rewrite.apply(parts, about).err(),
+                Filter::Rewrite(rewrite) => rewrite.apply(parts, about),
                 Filter::Redirect(redirect) => Some(redirect.answer(parts, about)),
                 Filter::Mirror(mirror) => {
                     if mirror.share.holds(draw()) {

@@ -1,5 +1,6 @@
 //! One try; or, where a rule says so, others beside one that takes long, and the first good answer counts.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,13 +85,15 @@ async fn one(
     http2: bool,
     request: Request<Outgoing>,
 ) -> (Shot, Sent) {
-    let sending = arrived.proxy.upstreams.send(&shot.way, http2, request);
-    let mut sent = match limit {
-        None => sending.await,
-        Some(limit) => match tokio::time::timeout(limit, sending).await {
-            Ok(sent) => sent,
-            Err(_) => Err(Failed::Late(limit).into()),
-        },
+    let mut sent = {
+        let sending = pin!(arrived.proxy.upstreams.send(&shot.way, http2, request));
+        match limit {
+            None => sending.await,
+            Some(limit) => match tokio::time::timeout(limit, sending).await {
+                Ok(sent) => sent,
+                Err(_) => Err(Failed::Late(limit).into()),
+            },
+        }
     };
     if let Ok(answer) = &mut sent {
         head::of_answer(answer);

@@ -182,22 +182,18 @@ impl Rewrite {
         })
     }
 
-    pub(super) fn apply(
-        &self,
-        parts: &mut request::Parts,
-        about: &About<'_>,
-    ) -> Result<(), Answer> {
+    /// An answer if it cannot be done.
+    pub(super) fn apply(&self, parts: &mut request::Parts, about: &About<'_>) -> Option<Answer> {
         if let Some(change) = &self.path {
             let new = change.apply(parts.uri.path(), about);
-            let new = new.ok_or_else(|| Answer::broken("a rewrite to what is no path"))?;
-            if !set_path(parts, &new) {
-                return Err(Answer::broken("a rewrite to what is no path"));
+            if !new.is_some_and(|new| set_path(parts, &new)) {
+                return Some(Answer::broken("a rewrite to what is no path"));
             }
         }
         if let Some(host) = &self.host {
             set_host(parts, host);
         }
-        Ok(())
+        None
     }
 }
 

@@ -41,8 +41,11 @@ pub(super) struct Index {
 struct Bucket {
     others: Box<[u32]>,
     /// By the value of one header that must be exactly that.
-    by_header: Box<[(HeaderName, HashMap<Box<[u8]>, Vec<u32>>)]>,
+    by_header: Box<[(HeaderName, Values)]>,
 }
+
+/// By the value of a header.
+type Values = HashMap<Box<[u8]>, Vec<u32>>;
 
 /// In a bucket of fewer they are asked one after the other.
 const FEW: usize = 8;
@@ -123,7 +126,7 @@ impl Bucket {
             };
         }
         let mut others = Vec::new();
-        let mut by_header: Vec<(HeaderName, HashMap<Box<[u8]>, Vec<u32>>)> = Vec::new();
+        let mut by_header: Vec<(HeaderName, Values)> = Vec::new();
         for number in list {
             let condition = entries[*number as usize].condition();
             let Some((name, value)) = condition.predicate.one_header() else {
