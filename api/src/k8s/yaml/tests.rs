@@ -81,7 +81,7 @@ fn unknown_kinds_and_versions_are_ignored() {
         ("apps/v1", "Deployment"),
         ("v2", "Pod"),
         ("serving.knative.dev/v1", "Service"),
-        ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+        ("gateway.networking.k8s.io/v1", "UDPRoute"),
     ] {
         let text = format!(
             "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{anything: goes}}\n"
