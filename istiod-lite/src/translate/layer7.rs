@@ -68,7 +68,7 @@ pub enum Spec {
     /// A RequestAuthentication that cannot be read, and why: no token is good.
     Closed(String),
     /// DestinationRule.
-    Destination(DestinationRuleSpec),
+    Destination(Box<DestinationRuleSpec>),
     /// VirtualService.
     Virtual(VirtualServiceSpec),
     /// Telemetry.
@@ -89,7 +89,7 @@ impl Layer7 {
         let key = object.key();
         let spec = match object {
             Object::RequestAuthentication(it) => Spec::Authentication(it.spec.clone()),
-            Object::DestinationRule(it) => Spec::Destination(it.spec.clone()),
+            Object::DestinationRule(it) => Spec::Destination(Box::new(it.spec.clone())),
             Object::VirtualService(it) => Spec::Virtual(it.spec.clone()),
             Object::Telemetry(it) => Spec::Telemetry(it.spec.clone()),
             Object::RateLimitPolicy(it) => Spec::RateLimit(it.spec.clone()),

@@ -101,7 +101,7 @@ impl World {
             root,
         );
         let specs = holding.iter().filter_map(|rule| match &*rule.spec {
-            Spec::Destination(spec) => Some(spec),
+            Spec::Destination(spec) => Some(&**spec),
             _ => None,
         });
         let whole = Whole::of(specs);
@@ -325,7 +325,7 @@ impl World {
     pub(super) fn backend_policy(&self, policy: &Layer7) -> Output {
         let faults = match &*policy.spec {
             Spec::Destination(spec) => {
-                let made = Whole::of([spec]).policies(&policy.key.namespace);
+                let made = Whole::of([&**spec]).policies(&policy.key.namespace);
                 let mut faults: Vec<String> = made.into_iter().flat_map(|it| it.faults).collect();
                 faults.sort_unstable();
                 faults.dedup();
