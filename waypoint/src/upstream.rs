@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
 pub use self::stream::{Carrier, Stream};
-use self::way::Key;
 pub use self::tls::{Inside, Tls};
+use self::way::Key;
 pub use self::way::{NoWay, Over, Way};
 
 /// Why an endpoint did not answer.

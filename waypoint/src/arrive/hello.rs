@@ -29,7 +29,11 @@ pub fn read(bytes: &[u8]) -> Hello {
                     return found;
                 }
                 if here < length || message.len() > LARGEST {
-                    return if message.len() > LARGEST { Hello::Other } else { Hello::More };
+                    return if message.len() > LARGEST {
+                        Hello::Other
+                    } else {
+                        Hello::More
+                    };
                 }
                 rest = &content[length..];
             }
@@ -45,7 +49,8 @@ fn client_hello(message: &[u8]) -> Option<Hello> {
         return Some(Hello::Other);
     }
     let length = message.get(1..4)?;
-    let length = usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2]);
+    let length =
+        usize::from(length[0]) << 16 | usize::from(length[1]) << 8 | usize::from(length[2]);
     if length > LARGEST {
         return Some(Hello::Other);
     }
@@ -73,7 +78,8 @@ fn server_name(body: &[u8]) -> Option<Option<String>> {
             let [0, name @ ..] = names else { return None };
             let (name, _) = block(name, 2)?;
             let name = std::str::from_utf8(name).ok()?;
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+            let plain =
+                |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
             if name.is_empty() || name.len() > 253 || !name.bytes().all(plain) {
                 return None;
             }

@@ -91,11 +91,12 @@ impl Refused {
         }
     }
 
-    fn flag(&self) -> Flag {
-        match self {
+    /// None where the status and the policy's name say it all, as Envoy has it.
+    fn flag(&self) -> Option<Flag> {
+        Some(match self {
             Self::Overloaded(_) => Flag::Overloaded,
             Self::Unclear(_) | Self::Target | Self::Connect => Flag::DownstreamProtocolError,
-            Self::Token { .. } | Self::Denied(_) => Flag::Unauthorized,
+            Self::Token { .. } | Self::Denied(_) => return None,
             Self::Limited(_) => Flag::RateLimited,
             Self::Uncounted(_) => Flag::RateLimitServiceError,
             Self::NoRoute => Flag::NoRoute,
@@ -105,7 +106,7 @@ impl Refused {
             Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
             Self::Failed(_) => Flag::UpstreamClosed,
             Self::Timeout => Flag::UpstreamTimeout,
-        }
+        })
     }
 
     /// What the client is told: never where an endpoint is, or how it failed.
@@ -134,7 +135,9 @@ impl Refused {
 
     /// The answer, noted in the report.
     pub fn answer(&self, grpc: bool, report: &mut Report) -> Response<Answer> {
-        report.flag(self.flag());
+        if let Some(flag) = self.flag() {
+            report.flag(flag);
+        }
         report.detail(self.to_string());
         let mut answer = plain(grpc, self.status(), &self.text());
         let headers = answer.headers_mut();

@@ -66,7 +66,10 @@ impl Outgoing {
     ) -> (Self, Vec<Self>) {
         if body.is_end_stream() {
             let empty = || Self::Empty;
-            return (Self::Empty, std::iter::repeat_with(empty).take(copies).collect());
+            return (
+                Self::Empty,
+                std::iter::repeat_with(empty).take(copies).collect(),
+            );
         }
         let (body, copies) = tee(report.received(body), copies);
         let body = match kept {

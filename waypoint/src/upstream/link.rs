@@ -14,9 +14,9 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
-use super::{Failed, Unanswered};
 use super::body::Outgoing;
 use super::stream::Stream;
+use super::{Failed, Unanswered};
 
 /// A connection and the way into it.
 pub(crate) struct Link {

@@ -134,7 +134,9 @@ impl Tls {
         };
         let name = self.name.clone().map_or_else(asked, Ok);
         let name = name.map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
-        TlsConnector::from(config.clone()).connect(name, stream).await
+        TlsConnector::from(config.clone())
+            .connect(name, stream)
+            .await
     }
 }
 
