@@ -44,7 +44,7 @@ pub enum Flag {
     RateLimited,
     /// The rate limit service could not be asked.
     RateLimitServiceError,
-    /// No good token, or an authorizer said no.
+    /// An authorizer said no.
     Unauthorized,
     /// This proxy has too much to do.
     Overloaded,

@@ -53,9 +53,10 @@ macro_rules! line {
     }};
 }
 
-/// What failed is a warning: the flags say whose fault it is.
+/// What failed is a warning: the flags say whose fault it is. What was refused is one as well.
 pub(super) fn write(story: &Story, took: Duration, moved: Moved) {
-    if story.flags.are_trouble() {
+    let refused = story.detail.is_some() && story.code.is_some_and(|code| code >= 400);
+    if story.flags.are_trouble() || story.policy.is_some() || refused {
         line!(Level::WARN, story, took, moved);
     } else {
         line!(Level::INFO, story, took, moved);

@@ -193,3 +193,53 @@ fn when_all_are_new_they_share_alike() {
     let counts = shop.counts(&group, 2_000);
     assert!(near(counts["a"], 1_000), "{counts:?}");
 }
+
+/// Whatever comes and goes meanwhile: nobody is counted as busy in the end, and nobody panics.
+#[test]
+fn many_at_once_leave_nothing_behind() {
+    let policy = wire::BackendPolicy {
+        outliers: Some(wire::Outliers {
+            consecutive_5xx: Some(2),
+            at_most: 100,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut shop = Shop::new((0..6).map(|at| pod(&format!("pod-{at}"))));
+    let group = group(&policy);
+    let mesh = shop.mesh.clone();
+    let (own, network) = (shop.own.clone(), mesh::Network::default());
+    let client = mesh::Client {
+        network: &network,
+        locality: &own,
+        node: "",
+        cluster: "",
+        namespace: "shop",
+        ipv6: false,
+    };
+    let start = shop.now;
+    std::thread::scope(|scope| {
+        for thread in 0..4_u64 {
+            let (group, mesh) = (&group, &mesh);
+            scope.spawn(move || {
+                for nth in 0..5_000_u64 {
+                    let now = start + Duration::from_millis(nth * 20);
+                    let members = mesh.load().members("shop", "web.shop").unwrap();
+                    let draw = (nth * 4 + thread).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    let hints = Hints::default();
+                    if let Ok(choice) = group.choose(&members, &client, &hints, draw, now) {
+                        let status = if draw % 5 == 0 { 200 } else { 500 };
+                        choice.ended(waypoint::outlier::Outcome::Answered(status), now);
+                    }
+                }
+            });
+        }
+        for round in 0..200 {
+            shop.go(&format!("pod-{}", round % 6));
+            shop.come([pod(&format!("pod-{}", round % 6))]);
+        }
+    });
+    shop.wait(Duration::from_secs(10_000));
+    assert_eq!(shop.counts(&group, 600).len(), 6);
+    assert!(group.shown().iter().all(|(found, _)| found.busy() == 0));
+}

@@ -86,6 +86,24 @@ fn what_failed_is_a_warning_that_says_why() {
 }
 
 #[test]
+fn what_a_policy_refused_is_a_warning_without_a_flag() {
+    let scene = Scene::new();
+    let lines = logged(|| {
+        let mut report = scene.begin(&get("/"));
+        report.denied("shop/no-admin rule 0".into());
+        let mut answer = Response::new(Full::from("RBAC: access denied"));
+        *answer.status_mut() = StatusCode::FORBIDDEN;
+        read(report.answer(answer));
+    });
+    assert!(lines[0].starts_with("WARN access"), "{lines:?}");
+    assert_eq!(field(&lines[0], "flags"), Some("-"));
+    assert!(
+        lines[0].contains("policy=\"shop/no-admin rule 0\""),
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn a_quiet_request_is_counted_and_not_logged() {
     let scene = Scene::new();
     let lines = logged(|| {
