@@ -60,7 +60,7 @@ pub struct Tokens {
     /// Headers that only we may write.
     ours: Box<[HeaderName]>,
     complaints: Vec<(String, String)>,
-    seen: Seen,
+    seen: Arc<Seen>,
 }
 
 /// A request that is refused for its token.
@@ -75,7 +75,10 @@ impl Tokens {
     /// Compiles the policies of a service. Never fails: a rule that cannot be read refuses requests that carry a
     /// token; see [`Tokens::complaints`]. Keys are fetched from now on, if a runtime is there.
     pub fn compile(policies: &[(&wire::Origin, &wire::Authentication)], sets: &KeySets) -> Self {
-        let mut tokens = Self::default();
+        let mut tokens = Self {
+            seen: sets.seen(),
+            ..Self::default()
+        };
         let mut rules = Vec::new();
         for (origin, policy) in policies {
             let name = format!("{}/{}", origin.namespace, origin.name);
@@ -179,7 +182,7 @@ impl Tokens {
         let mut fault = Fault::Issuer;
         for &number in &token.rules {
             let rule = &self.rules[number];
-            match self.by_rule(number, rule, &token.text, now).await {
+            match self.by_rule(rule, &token.text, now).await {
                 Ok(claims) => return Ok((number, claims)),
                 // That it is another's token says less than what its own rule says.
                 Err(Fault::Issuer) => {}
@@ -191,28 +194,30 @@ impl Tokens {
 
     async fn by_rule(
         &self,
-        number: usize,
         rule: &Rule,
         text: &str,
         now: SystemTime,
     ) -> Result<Arc<Claims>, Fault> {
         let at_hand = rule.source.keys_at_hand();
-        if let Some(claims) = at_hand.and_then(|keys| self.seen.find(number, text, &keys)) {
-            return token::is_current(&claims.all, now).map(|()| claims);
+        let known = |keys: Arc<Keys>| self.seen.find(text, &keys, rule.spaces_in_scope);
+        if let Some(claims) = at_hand.and_then(known) {
+            rule.is_by_issuer(&claims.issuer)?;
+            token::is_current(&claims.all, now)?;
+            return rule.is_for_us(&claims.audiences).map(|()| claims);
         }
         let parsed = token::parse(text)?;
         parsed.is_for(rule)?;
         let set = match &rule.source {
             Source::Unreadable(_) => return Err(Fault::Policy),
-            Source::Inline(keys) => return self.verified(number, rule, parsed, keys, now),
+            Source::Inline(keys) => return self.verified(rule, parsed, keys, now),
             Source::Fetched(set) => set,
         };
         let keys = set.keys(rule.fetch_timeout).await?;
-        match self.verified(number, rule, parsed.clone(), &keys, now) {
+        match self.verified(rule, parsed.clone(), &keys, now) {
             // A key that was made since we last asked.
             Err(Fault::NoKey) => {
                 let newer = set.newer_than(&keys, rule.fetch_timeout).await;
-                self.verified(number, rule, parsed, &newer.ok_or(Fault::NoKey)?, now)
+                self.verified(rule, parsed, &newer.ok_or(Fault::NoKey)?, now)
             }
             other => other,
         }
@@ -220,7 +225,6 @@ impl Tokens {
 
     fn verified(
         &self,
-        number: usize,
         rule: &Rule,
         parsed: token::Parsed<'_>,
         keys: &Arc<Keys>,
@@ -230,7 +234,7 @@ impl Tokens {
         parsed.is_signed(keys)?;
         let text = parsed.text;
         let claims = Arc::new(parsed.claims(rule)?);
-        self.seen.keep(number, text, keys, &claims);
+        self.seen.keep(text, keys, rule.spaces_in_scope, &claims);
         Ok(claims)
     }
 }

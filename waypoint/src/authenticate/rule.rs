@@ -8,6 +8,7 @@ use http::{HeaderName, header};
 
 use super::keys::Keys;
 use super::sets::{KeySet, KeySets, Where};
+use super::token::Fault;
 
 /// When none is given.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,6 +40,21 @@ pub(super) enum Source {
     Fetched(Arc<KeySet>),
     /// Why the rule cannot be read.
     Unreadable(Box<str>),
+}
+
+impl Rule {
+    /// Whether the issuer is the rule's. A rule that cannot be read has none: it refuses all.
+    pub(super) fn is_by_issuer(&self, issuer: &str) -> Result<(), Fault> {
+        let is = self.issuer.is_empty() || *self.issuer == *issuer;
+        if is { Ok(()) } else { Err(Fault::Issuer) }
+    }
+
+    /// Whether one of the audiences is the rule's.
+    pub(super) fn is_for_us(&self, audiences: &[String]) -> Result<(), Fault> {
+        let ours = |audience: &String| self.audiences.iter().any(|ours| **ours == **audience);
+        let is = self.audiences.is_empty() || audiences.iter().any(ours);
+        if is { Ok(()) } else { Err(Fault::Audience) }
+    }
 }
 
 impl Source {
@@ -152,8 +168,10 @@ fn read(rule: &wire::JwtRule, sets: &KeySets) -> Result<Rule, String> {
 
 fn source(rule: &wire::JwtRule, sets: &KeySets) -> Result<Source, String> {
     if !rule.jwks.is_empty() {
-        let keys = Keys::parse(rule.jwks.as_bytes()).map_err(|error| format!("jwks: {error}"))?;
-        return Ok(Source::Inline(Arc::new(keys)));
+        let keys = sets.inline(&rule.jwks);
+        return keys
+            .map(Source::Inline)
+            .map_err(|error| format!("jwks: {error}"));
     }
     let place = if rule.jwks_uri.is_empty() {
         Where::Discovered(rule.issuer.as_str().into())

@@ -1,60 +1,77 @@
 //! Tokens that were found good, so that a signature is checked once and not with every request.
 //!
-//! A token is known by all of its text, the rule that found it good, and the very key set that did: when the keys
-//! change, none is known. Whether it is still valid is asked each time. Their number is bounded; when there is no
-//! room, half of them are forgotten.
+//! A token is known by all of its text and the very key set that signed it: when the keys change, none is known. What
+//! else a rule asks (issuer, audience, time) is asked each time. There is one memory in a process, bounded whatever is
+//! configured and sent; when there is no room, half of it is forgotten.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Claims;
 use super::keys::Keys;
 
-/// Most tokens that are kept for a service.
-const MOST: usize = 512;
+/// Tokens are spread over so many, each behind a lock of its own.
+const SHELVES: usize = 16;
+/// Most tokens of a shelf.
+const MOST: usize = 128;
 /// Longest token that is kept, in bytes.
 const LONGEST: usize = 4096;
 
 /// Good tokens by their text.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    known: Mutex<HashMap<Box<str>, Entry>>,
+    random: RandomState,
+    shelves: [Mutex<HashMap<Box<str>, Entry>>; SHELVES],
 }
 
 #[derive(Debug)]
 struct Entry {
-    rule: usize,
     keys: Arc<Keys>,
+    /// Whether its scopes were split.
+    spaces: bool,
     claims: Arc<Claims>,
 }
 
 impl Seen {
-    /// What it says, if it was found good by these keys.
-    pub(super) fn find(&self, rule: usize, token: &str, keys: &Arc<Keys>) -> Option<Arc<Claims>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = known.get(token)?;
-        let same = entry.rule == rule && Arc::ptr_eq(&entry.keys, keys);
+    /// What it says, if these keys signed it.
+    pub(super) fn find(&self, token: &str, keys: &Arc<Keys>, spaces: bool) -> Option<Arc<Claims>> {
+        let shelf = self
+            .shelf(token)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let entry = shelf.get(token)?;
+        let same = Arc::ptr_eq(&entry.keys, keys) && entry.spaces == spaces;
         same.then(|| entry.claims.clone())
     }
 
-    /// Remembers one that was found good.
-    pub(super) fn keep(&self, rule: usize, token: &str, keys: &Arc<Keys>, claims: &Arc<Claims>) {
+    /// Remembers one that these keys signed.
+    pub(super) fn keep(&self, token: &str, keys: &Arc<Keys>, spaces: bool, claims: &Arc<Claims>) {
         if token.len() > LONGEST {
             return;
         }
         let entry = Entry {
-            rule,
             keys: keys.clone(),
+            spaces,
             claims: claims.clone(),
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST {
+        let mut shelf = self
+            .shelf(token)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if shelf.len() >= MOST {
             let mut keep = false;
-            known.retain(|_, _| {
+            shelf.retain(|_, _| {
                 keep = !keep;
                 keep
             });
         }
-        known.insert(token.into(), entry);
+        shelf.insert(token.into(), entry);
+    }
+
+    fn shelf(&self, token: &str) -> &Mutex<HashMap<Box<str>, Entry>> {
+        let number = self.random.hash_one(token) % SHELVES as u64;
+        let number = usize::try_from(number).unwrap_or_default();
+        &self.shelves[number]
     }
 }

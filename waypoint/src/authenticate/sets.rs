@@ -24,7 +24,8 @@ use tracing::{debug, warn};
 
 use super::fetch::Fetch;
 use super::guard::may_be_asked;
-use super::keys::Keys;
+use super::keys::{KeyError, Keys};
+use super::seen::Seen;
 use super::token::Fault;
 
 /// Between fetches that succeed, as Istio has it.
@@ -50,6 +51,10 @@ struct Shared {
     /// None: nothing is ever fetched.
     fetch: Option<Arc<dyn Fetch>>,
     known: Mutex<HashMap<Where, Weak<KeySet>>>,
+    /// Those that policies carry themselves, by their text: the same text is the same set, so that what was found good
+    /// by it stays known when something else about its service changes.
+    inline: Mutex<HashMap<Box<str>, Weak<Keys>>>,
+    seen: Arc<Seen>,
 }
 
 /// Where keys are published.
@@ -93,10 +98,30 @@ impl KeySets {
         let shared = Shared {
             fetch,
             known: Mutex::default(),
+            inline: Mutex::default(),
+            seen: Arc::default(),
         };
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// What was found good.
+    pub(super) fn seen(&self) -> Arc<Seen> {
+        self.shared.seen.clone()
+    }
+
+    /// The set that a policy carries.
+    pub(super) fn inline(&self, text: &str) -> Result<Arc<Keys>, KeyError> {
+        let known = self.shared.inline.lock();
+        let mut known = known.unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = known.get(text).and_then(Weak::upgrade) {
+            return Ok(keys);
+        }
+        known.retain(|_, keys| keys.strong_count() > 0);
+        let keys = Arc::new(Keys::parse(text.as_bytes())?);
+        known.insert(text.into(), Arc::downgrade(&keys));
+        Ok(keys)
     }
 
     /// The set of a place; fetching begins now, if a runtime is there.

@@ -137,13 +137,8 @@ fn algorithm(name: &str) -> Option<Algorithm> {
 impl Parsed<'_> {
     /// Whether the rule's issuer made it.
     pub(super) fn is_for(&self, rule: &Rule) -> Result<(), Fault> {
-        if rule.issuer.is_empty() {
-            return Ok(()); // a rule that cannot be read: it refuses all
-        }
-        match self.payload.get("iss") {
-            Some(Value::String(issuer)) if **issuer == *rule.issuer => Ok(()),
-            _ => Err(Fault::Issuer),
-        }
+        let issuer = self.payload.get("iss").and_then(Value::as_str);
+        rule.is_by_issuer(issuer.unwrap_or_default())
     }
 
     /// Whether it is valid at this time.
@@ -184,10 +179,7 @@ impl Parsed<'_> {
             }
             Some(_) => return Err(Fault::Payload),
         };
-        let wanted = |audience: &String| rule.audiences.iter().any(|wanted| **wanted == **audience);
-        if !rule.audiences.is_empty() && !audiences.iter().any(wanted) {
-            return Err(Fault::Audience);
-        }
+        rule.is_for_us(&audiences)?;
         let subject = match self.payload.get("sub") {
             None => String::new(),
             Some(Value::String(subject)) => subject.clone(),

@@ -348,3 +348,33 @@ fn subject_or_none(tokens: &waypoint::authenticate::Tokens, text: &str) -> Optio
     let verified = check(tokens, &bearer(text), "/").ok().flatten();
     verified.map(|verified| verified.claims.subject.clone())
 }
+
+#[test]
+fn a_token_that_is_known_is_good_only_where_it_is_good() {
+    let sets = waypoint::authenticate::KeySets::new(std::sync::Arc::new(Nowhere));
+    let shop = tokens_of(vec![wire_rule(&["shop"])], &sets);
+    let bank = tokens_of(vec![wire_rule(&["bank"])], &sets);
+    let other = api::waypoint::JwtRule {
+        issuer: "other".to_owned(),
+        ..rule()
+    };
+    let other = tokens_of(vec![other], &sets);
+    let stranger = api::waypoint::JwtRule {
+        jwks: json!({"keys": [STRANGER.public]}).to_string(),
+        ..rule()
+    };
+    let stranger = tokens_of(vec![stranger], &sets);
+    let token = EC.sign(&json!({"iss": ISSUER, "sub": "me", "aud": "shop"}));
+    for _ in 0..2 {
+        assert!(subject(&shop, &token).is_ok());
+        assert_eq!(subject(&bank, &token), Err(Fault::Audience));
+        assert_eq!(subject(&other, &token), Err(Fault::Issuer));
+        assert_eq!(subject(&stranger, &token), Err(Fault::Signature));
+    }
+    // More than are remembered.
+    for number in 0..3000 {
+        let token = ED.sign(&json!({"iss": ISSUER, "sub": number.to_string(), "aud": "shop"}));
+        assert_eq!(subject(&shop, &token), Ok(number.to_string()));
+    }
+    assert!(subject(&shop, &token).is_ok());
+}
