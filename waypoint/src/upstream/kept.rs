@@ -61,12 +61,12 @@ impl Reading {
         (!locked(&self.kept).gone).then(|| Self {
             kept: self.kept.clone(),
             at: 0,
-            length: self.length.clone(),
+            length: self.length,
         })
     }
 
     pub(super) fn size_hint(&self) -> SizeHint {
-        self.length.clone()
+        self.length
     }
 
     pub(super) fn poll_frame(

@@ -58,7 +58,7 @@ pub(super) fn tee<B: Body>(body: B, copies: usize) -> (Teed<B>, Vec<Copied>) {
         let copied = Copied {
             pieces: receiver,
             waiting,
-            length: length.clone(),
+            length,
             ended: false,
         };
         (tap, copied)
@@ -159,7 +159,7 @@ impl Body for Copied {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.length.clone()
+        self.length
     }
 }
 
