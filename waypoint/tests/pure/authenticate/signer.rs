@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey};
-use rcgen::{KeyPair, PublicKeyData};
+use rcgen::KeyPair;
 use serde_json::{Value, json};
 use waypoint::authenticate::{Fault, Fetch, Fetched, KeySets, Tokens, Verified};
 
