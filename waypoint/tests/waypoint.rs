@@ -8,6 +8,8 @@ mod access;
 mod app;
 #[path = "waypoint/bytes.rs"]
 mod bytes;
+#[path = "waypoint/churn.rs"]
+mod churn;
 #[path = "waypoint/drain.rs"]
 mod drain;
 #[path = "waypoint/hostile.rs"]

@@ -2,7 +2,7 @@
 
 /// What the first bytes of a connection say.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Hello {
+pub(super) enum Hello {
     /// It is TLS; the name in lower case, if there is one.
     Tls(Option<String>),
     /// It may be; there must be more.
@@ -12,7 +12,7 @@ pub enum Hello {
 }
 
 /// Reads the beginning of a connection.
-pub fn read(bytes: &[u8]) -> Hello {
+pub(super) fn read(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut rest = bytes;
     loop {
