@@ -248,7 +248,7 @@ fn difference(before: Option<&Arc<Slot>>, after: Option<&Arc<Slot>>) -> Option<S
     let itself = service(before) != service(after);
     // A copy of a slot is made to change it: if it is not the service that changed, endpoints did.
     let is_empty = |slot: Option<&Arc<Slot>>| slot.is_none_or(|slot| slot.endpoints.is_empty());
-    let endpoints = !itself || !(is_empty(before) && is_empty(after));
+    let endpoints = !(itself && is_empty(before) && is_empty(after));
     let service = NamespacedHost::new(slot.namespace.clone(), slot.host.clone());
     Some(ServiceChange {
         service,
