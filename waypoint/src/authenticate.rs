@@ -199,7 +199,7 @@ impl Tokens {
         now: SystemTime,
     ) -> Result<Arc<Claims>, Fault> {
         let at_hand = rule.source.keys_at_hand();
-        let known = |keys: Arc<Keys>| self.seen.find(text, &keys, rule.spaces_in_scope);
+        let known = |keys: Arc<Keys>| self.seen.find(text, &keys, &rule.lists);
         if let Some(claims) = at_hand.and_then(known) {
             rule.is_by_issuer(&claims.issuer)?;
             token::is_current(&claims.all, now)?;
@@ -234,7 +234,7 @@ impl Tokens {
         parsed.is_signed(keys)?;
         let text = parsed.text;
         let claims = Arc::new(parsed.claims(rule)?);
-        self.seen.keep(text, keys, rule.spaces_in_scope, &claims);
+        self.seen.keep(text, keys, &rule.lists, &claims);
         Ok(claims)
     }
 }

@@ -29,8 +29,8 @@ pub(super) struct Rule {
     pub(super) payload_header: Option<HeaderName>,
     pub(super) claim_headers: Box<[ClaimHeader]>,
     pub(super) fetch_timeout: Duration,
-    /// `scope` and `permission` are lists.
-    pub(super) spaces_in_scope: bool,
+    /// Claims that are lists, divided by spaces.
+    pub(super) lists: Box<[Box<str>]>,
 }
 
 /// Where keys come from.
@@ -162,7 +162,7 @@ fn read(rule: &wire::JwtRule, sets: &KeySets) -> Result<Rule, String> {
             .map(claim_header)
             .collect::<Result<_, _>>()?,
         fetch_timeout,
-        spaces_in_scope: rule.spaces_in_scope,
+        lists: lists(rule),
     })
 }
 
@@ -191,7 +191,7 @@ fn unreadable(why: &str, places: Box<[Place]>) -> Rule {
         payload_header: None,
         claim_headers: Box::default(),
         fetch_timeout: FETCH_TIMEOUT,
-        spaces_in_scope: false,
+        lists: Box::default(),
     }
 }
 
@@ -224,6 +224,17 @@ fn places(rule: &wire::JwtRule) -> Result<Box<[Place]>, String> {
         return Ok(usual_places());
     }
     Ok(places.into())
+}
+
+/// Claims that are lists, divided by spaces.
+fn lists(rule: &wire::JwtRule) -> Box<[Box<str>]> {
+    let usual: &[&str] = if rule.spaces_in_scope {
+        &["scope", "permission"]
+    } else {
+        &[]
+    };
+    let named = rule.space_delimited_claims.iter().map(String::as_str);
+    usual.iter().copied().chain(named).map(Into::into).collect()
 }
 
 /// A header that a policy may have written: not one by which requests are framed or routed.

@@ -28,31 +28,42 @@ pub(super) struct Seen {
 #[derive(Debug)]
 struct Entry {
     keys: Arc<Keys>,
-    /// Whether its scopes were split.
-    spaces: bool,
+    /// Its claims that were split.
+    lists: Box<[Box<str>]>,
     claims: Arc<Claims>,
 }
 
 impl Seen {
     /// What it says, if these keys signed it.
-    pub(super) fn find(&self, token: &str, keys: &Arc<Keys>, spaces: bool) -> Option<Arc<Claims>> {
+    pub(super) fn find(
+        &self,
+        token: &str,
+        keys: &Arc<Keys>,
+        lists: &[Box<str>],
+    ) -> Option<Arc<Claims>> {
         let shelf = self
             .shelf(token)
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let entry = shelf.get(token)?;
-        let same = Arc::ptr_eq(&entry.keys, keys) && entry.spaces == spaces;
+        let same = Arc::ptr_eq(&entry.keys, keys) && *entry.lists == *lists;
         same.then(|| entry.claims.clone())
     }
 
     /// Remembers one that these keys signed.
-    pub(super) fn keep(&self, token: &str, keys: &Arc<Keys>, spaces: bool, claims: &Arc<Claims>) {
+    pub(super) fn keep(
+        &self,
+        token: &str,
+        keys: &Arc<Keys>,
+        lists: &[Box<str>],
+        claims: &Arc<Claims>,
+    ) {
         if token.len() > LONGEST {
             return;
         }
         let entry = Entry {
             keys: keys.clone(),
-            spaces,
+            lists: lists.into(),
             claims: claims.clone(),
         };
         let mut shelf = self

@@ -185,9 +185,7 @@ impl Parsed<'_> {
             Some(Value::String(subject)) => subject.clone(),
             Some(_) => return Err(Fault::Payload),
         };
-        if rule.spaces_in_scope {
-            split_at_spaces(&mut self.payload);
-        }
+        split_at_spaces(&mut self.payload, &rule.lists);
         Ok(Claims {
             issuer: rule.issuer.to_string(),
             subject,
@@ -222,9 +220,9 @@ pub(super) fn is_current(payload: &Map<String, Value>, now: SystemTime) -> Resul
 }
 
 /// `"scope": "a b"` is `"scope": ["a", "b"]` (RFC 8693 4.2).
-fn split_at_spaces(payload: &mut Map<String, Value>) {
-    for name in ["scope", "permission"] {
-        if let Some(value) = payload.get_mut(name)
+fn split_at_spaces(payload: &mut Map<String, Value>, names: &[Box<str>]) {
+    for name in names {
+        if let Some(value) = payload.get_mut(&**name)
             && let Some(text) = value.as_str()
         {
             *value = text

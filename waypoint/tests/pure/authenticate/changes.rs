@@ -116,14 +116,15 @@ fn claims_become_headers_and_nobody_else_writes_those() {
 fn scopes_are_lists_where_that_is_asked_for() {
     let rule = wire::JwtRule {
         spaces_in_scope: true,
+        space_delimited_claims: vec!["roles".to_owned()],
         ..rule()
     };
-    let payload =
-        json!({"iss": ISSUER, "sub": "me", "scope": "a  b", "permission": "x", "other": "a b"});
+    let payload = json!({"iss": ISSUER, "sub": "me", "scope": "a  b", "permission": "x", "roles": "c d", "other": "a b"});
     let verified = check(&tokens(vec![rule]), &bearer(&EC.sign(&payload)), "/")
         .unwrap()
         .unwrap();
     assert_eq!(verified.claims.all["scope"], json!(["a", "b"]));
     assert_eq!(verified.claims.all["permission"], json!(["x"]));
+    assert_eq!(verified.claims.all["roles"], json!(["c", "d"]));
     assert_eq!(verified.claims.all["other"], "a b");
 }
