@@ -4,11 +4,12 @@
 //! What of a policy ztunnels do not enforce is the remark that its status shows, word for word.
 
 use api::k8s::istio::{self, AuthorizationPolicy, Mode, PeerAuthentication, ServiceEntry};
-use api::k8s::objects::Object;
+use api::k8s::objects::{Object, RequestAuthentication};
 use api::k8s::routes::ParentRef;
 use api::waypoint::ServiceRef;
 
 use super::Judge;
+use crate::translate::layer7::backend;
 use crate::translate::policy::{Policy, Reading, Target};
 use crate::translate::route::{Spec, translate};
 
@@ -21,6 +22,8 @@ pub(super) fn of(judge: &Judge, object: &Object) -> Vec<String> {
         Object::GrpcRoute(route) => of_route(Spec::grpc(route)),
         Object::TcpRoute(route) => of_route(Spec::tcp(route)),
         Object::TlsRoute(route) => of_route(Spec::tls(route)),
+        Object::DestinationRule(rule) => backend::faults(&rule.spec),
+        Object::RequestAuthentication(policy) => of_tokens(policy),
         _ => Vec::new(),
     }
 }
@@ -38,6 +41,13 @@ fn of_route(spec: Spec) -> Vec<String> {
         .map(|fault| format!("this route is not accepted: {fault}"));
     let unsupported = made.unsupported.iter().map(|(_, text)| text.clone());
     unaccepted.chain(unsupported).collect()
+}
+
+fn of_tokens(policy: &RequestAuthentication) -> Vec<String> {
+    let spec = &policy.spec;
+    let attached = spec.target_ref.is_some() || !spec.target_refs.is_empty();
+    let unread = "nothing enforces it: it names no targetRefs, and only waypoints read requests";
+    (!attached).then(|| unread.to_owned()).into_iter().collect()
 }
 
 fn of_policy(judge: &Judge, policy: &AuthorizationPolicy) -> Vec<String> {

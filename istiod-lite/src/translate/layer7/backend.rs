@@ -122,6 +122,15 @@ impl<'a> Whole<'a> {
     }
 }
 
+/// What of a rule has no effect, and why; each once.
+pub fn faults(rule: &DestinationRuleSpec) -> Vec<String> {
+    let made = Whole::of([rule]).policies("");
+    let mut faults: Vec<String> = made.into_iter().flat_map(|it| it.faults).collect();
+    faults.sort_unstable();
+    faults.dedup();
+    faults
+}
+
 fn port(settings: &PortTrafficPolicy) -> Option<u32> {
     let port = settings.port.as_ref()?;
     (port.number != 0).then_some(port.number)

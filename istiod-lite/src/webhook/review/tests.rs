@@ -25,7 +25,7 @@ fn judge() -> Judge {
 fn group(kind: &str) -> &'static str {
     if kind.ends_with("Route") {
         "gateway.networking.k8s.io"
-    } else if kind.ends_with("Entry") {
+    } else if kind.ends_with("Entry") || kind.ends_with("Rule") {
         "networking.istio.io"
     } else {
         "security.istio.io"
@@ -257,6 +257,15 @@ fn warnings_say_what_will_not_work() {
             ),
             "exportTo",
         ),
+        (
+            (
+                "DestinationRule",
+                "alpha",
+                json!({"host": "a", "trafficPolicy": {"tunnel": {"targetHost": "b"}}}),
+            ),
+            "tunnel",
+        ),
+        (("RequestAuthentication", "alpha", json!({})), "targetRefs"),
     ];
     for ((kind, namespace, spec), word) in table {
         let mut review = created(kind, &spec);

@@ -16,7 +16,7 @@ use wire::resource::Kind as Told;
 use crate::status::{Condition, Desired, Parent};
 use crate::translate::Labels;
 use crate::translate::layer7::backend::choose::{Candidate, applying};
-use crate::translate::layer7::backend::{Policy, Whole};
+use crate::translate::layer7::backend::{self, Policy, Whole};
 use crate::translate::layer7::{Layer7, Spec, gateway_backend};
 use crate::translate::resource::Resource;
 use crate::world::references::Reference;
@@ -324,13 +324,7 @@ impl World {
     /// What is said of a policy towards services; it is told with each of them.
     pub(super) fn backend_policy(&self, policy: &Layer7) -> Output {
         let faults = match &*policy.spec {
-            Spec::Destination(spec) => {
-                let made = Whole::of([&**spec]).policies(&policy.key.namespace);
-                let mut faults: Vec<String> = made.into_iter().flat_map(|it| it.faults).collect();
-                faults.sort_unstable();
-                faults.dedup();
-                faults
-            }
+            Spec::Destination(spec) => backend::faults(spec),
             Spec::BackendTls(spec) => {
                 let ca = |name: &str| self.authority(&policy.key.namespace, name);
                 let made = gateway_backend::tls(spec, &ca);
