@@ -10,7 +10,7 @@
 //!
 //! | file | part |
 //! |---|---|
-//! | `labels`, `series` | Istio's metrics |
+//! | `labels`, `series`, `scrape` | Istio's metrics |
 //! | `flag` | Envoy's letters for what went differently |
 //! | `body` | bodies that count |
 //! | `line` | the access log |
@@ -35,6 +35,7 @@ mod body;
 mod flag;
 mod labels;
 mod line;
+mod scrape;
 mod series;
 mod tcp;
 pub mod trace;
@@ -44,7 +45,8 @@ pub use flag::{Flag, Flags};
 pub use tcp::TcpReport;
 
 use labels::{How, Side};
-use series::{Destination, Moved, Scraped, Table};
+use scrape::Scraped;
+use series::{Destination, Moved, Table};
 use trace::{Trace, TraceId};
 
 /// Label `reporter`.

@@ -3,13 +3,12 @@
 //! 1. a request that has ended finds its [`Series`] by the objects at its ends (`Table::find`), so that no label is
 //!    formatted twice;
 //! 2. it counts there with relaxed atomics;
-//! 3. a scrape walks all series once per metric.
+//! 3. a scrape walks all series once per metric (`scrape`).
 //!
 //! Bounded: beyond [`MOST`] series new ones fall together in one per reporter and protocol, whose labels are
 //! `unknown`; what a client's proxy says of it is believed up to a fifth of that.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -17,12 +16,9 @@ use std::time::Duration;
 
 use hbone::Identity;
 use mesh::{Service, Workload};
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
 
 use super::labels::{How, Labels, Side, Towards};
-use super::{Caller, Protocol, Reporter};
+use super::{Caller, Reporter};
 use crate::client::Client;
 
 /// Series in all. One takes about a kilobyte here, and sixty where it is scraped.
@@ -34,7 +30,7 @@ const CACHED: usize = 2_048;
 const SHARDS: usize = 16;
 
 /// Upper ends of the buckets, for milliseconds and for bytes alike: Envoy's, which dashboards are made for.
-const BUCKETS: [f64; 20] = [
+pub(super) const BUCKETS: [f64; 20] = [
     0.5,
     1.0,
     5.0,
@@ -165,6 +161,12 @@ impl Table {
         all.len()
     }
 
+    /// All of them, copied out so that a slow scrape does not hold up new ones.
+    pub(super) fn all(&self) -> Vec<Arc<Series>> {
+        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+        all.values().cloned().collect()
+    }
+
     fn enter(&self, labels: Labels) -> Arc<Series> {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(series) = all.get(&labels) {
@@ -201,15 +203,15 @@ impl Labels {
 /// The numbers of one label set. TCP uses only some of them.
 #[derive(Debug)]
 pub(super) struct Series {
-    labels: Arc<Labels>,
-    requests: AtomicU64,
-    millis: Histogram,
-    received: Histogram,
-    sent: Histogram,
-    messages_received: AtomicU64,
-    messages_sent: AtomicU64,
-    closed: AtomicU64,
-    failed: AtomicU64,
+    pub(super) labels: Arc<Labels>,
+    pub(super) requests: AtomicU64,
+    pub(super) millis: Histogram,
+    pub(super) received: Histogram,
+    pub(super) sent: Histogram,
+    pub(super) messages_received: AtomicU64,
+    pub(super) messages_sent: AtomicU64,
+    pub(super) closed: AtomicU64,
+    pub(super) failed: AtomicU64,
 }
 
 impl Series {
@@ -273,11 +275,12 @@ pub(super) struct Moved {
     pub(super) messages_sent: u64,
 }
 
+/// Of milliseconds or bytes.
 #[derive(Debug, Default)]
-struct Histogram {
-    counts: [AtomicU64; BUCKETS.len()],
+pub(super) struct Histogram {
+    pub(super) counts: [AtomicU64; BUCKETS.len()],
     /// In the unit that was observed.
-    sum: AtomicU64,
+    pub(super) sum: AtomicU64,
 }
 
 impl Histogram {
@@ -287,150 +290,6 @@ impl Histogram {
         let at = BUCKETS.partition_point(|end| *end < shown);
         self.counts[at.min(BUCKETS.len() - 1)].fetch_add(1, Relaxed);
         self.sum.fetch_add(value, Relaxed);
-    }
-}
-
-type Numbers = fn(&Series) -> u64;
-type Of = fn(&Series) -> &Histogram;
-
-impl Table {
-    /// Prints every metric of every series.
-    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        // Copied out so that a slow scrape does not hold up new series.
-        let all: Vec<Arc<Series>> = {
-            let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-            all.values().cloned().collect()
-        };
-        let is_tcp = |series: &&Arc<Series>| series.labels.how.protocol == Protocol::Tcp;
-        let (tcp, http): (Vec<_>, Vec<_>) = all.iter().partition(is_tcp);
-        counter(encoder, "istio_requests", "Requests", &http, |series| {
-            series.requests.load(Relaxed)
-        })?;
-        let histograms: [(&str, &str, u64, Of); 3] = [
-            (
-                "istio_request_duration_milliseconds",
-                "From a request's head to the end of its answer",
-                1_000,
-                |series| &series.millis,
-            ),
-            (
-                "istio_request_bytes",
-                "Bytes of requests' bodies",
-                1,
-                |series| &series.received,
-            ),
-            (
-                "istio_response_bytes",
-                "Bytes of answers' bodies",
-                1,
-                |series| &series.sent,
-            ),
-        ];
-        for (name, help, scale, of) in histograms {
-            histogram(encoder, name, help, &http, scale, of)?;
-        }
-        let counters: [(&str, &str, &[&Arc<Series>], Numbers); 7] = [
-            (
-                "istio_request_messages",
-                "gRPC messages of clients",
-                &http,
-                |series| series.messages_received.load(Relaxed),
-            ),
-            (
-                "istio_response_messages",
-                "gRPC messages to clients",
-                &http,
-                |series| series.messages_sent.load(Relaxed),
-            ),
-            (
-                "istio_tcp_connections_opened",
-                "TCP connections opened",
-                &tcp,
-                |series| series.requests.load(Relaxed),
-            ),
-            (
-                "istio_tcp_connections_closed",
-                "TCP connections closed",
-                &tcp,
-                |series| series.closed.load(Relaxed),
-            ),
-            (
-                "istio_tcp_sent_bytes",
-                "Bytes sent to clients",
-                &tcp,
-                |series| series.sent.sum.load(Relaxed),
-            ),
-            (
-                "istio_tcp_received_bytes",
-                "Bytes received from clients",
-                &tcp,
-                |series| series.received.sum.load(Relaxed),
-            ),
-            (
-                "istio_tcp_connections_failed",
-                "TCP connections that could not be made or were refused",
-                &tcp,
-                |series| series.failed.load(Relaxed),
-            ),
-        ];
-        for (name, help, series, of) in counters {
-            counter(encoder, name, help, series, of)?;
-        }
-        Ok(())
-    }
-}
-
-/// A series that has never counted anything is not there.
-fn counter(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    series: &[&Arc<Series>],
-    of: Numbers,
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for series in series {
-        let value = of(series);
-        if value > 0 {
-            family
-                .encode_family(&*series.labels)?
-                .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
-        }
-    }
-    Ok(())
-}
-
-fn histogram(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    series: &[&Arc<Series>],
-    scale: u64,
-    of: Of,
-) -> fmt::Result {
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for series in series {
-        let found = of(series);
-        let mut buckets = [(0.0, 0); BUCKETS.len()];
-        for ((shown, end), count) in buckets.iter_mut().zip(BUCKETS).zip(&found.counts) {
-            *shown = (end, count.load(Relaxed));
-        }
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = found.sum.load(Relaxed) as f64 / scale as f64;
-        family
-            .encode_family(&*series.labels)?
-            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-    }
-    Ok(())
-}
-
-/// The table, for a registry.
-#[derive(Debug)]
-pub(super) struct Scraped(pub(super) Arc<Table>);
-
-impl Collector for Scraped {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        self.0.encode(&mut encoder)
     }
 }
 
