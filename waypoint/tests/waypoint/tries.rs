@@ -13,6 +13,7 @@ use super::shop::{Shop, in_shop};
 fn requests_are_tried_again_copied_and_kept_together_as_their_rule_says() {
     in_shop(|shop| {
         again(shop).context("retries")?;
+        within_budget(shop).context("a retry budget")?;
         aside(shop).context("mirrors")?;
         stays(shop).context("sessions")?;
         shares(shop).context("weights")
@@ -57,6 +58,48 @@ fn again(shop: &Shop<'_>) -> Result<()> {
         client.get("/status/503").await?.is(503)?;
         anyhow::Ok(())
     })
+}
+
+/// Of requests that would all be tried again, as many are as the budget has.
+fn within_budget(shop: &Shop<'_>) -> Result<()> {
+    let policy = "
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: { namespace: shop, name: web }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  retryConstraint:
+    budget: { percent: 1, interval: 1h }
+    minRetryRate: { count: 3, interval: 1h }
+";
+    shop.lab.apply_yaml("budget", policy)?;
+    let tried = |round: usize| {
+        shop.runtime.block_on(async {
+            let mut client = One::to(&shop.client, shop.at(80)).await?;
+            let mut good = 0;
+            for number in 0..10 {
+                let key = format!("budget-{round}-{number}");
+                good += u32::from(client.ask(post(&key, 10)?).await?.status == 200);
+            }
+            anyhow::Ok(good)
+        })
+    };
+    // Each round costs requests, so the policy is in force when one of them is not tried again.
+    let mut rounds = Vec::new();
+    while rounds.last() != Some(&0) && rounds.len() < 40 {
+        rounds.push(tried(rounds.len())?);
+    }
+    // Three retries for sure, one for every hundred requests; before it came, all.
+    let counted: u32 = rounds.iter().filter(|good| **good < 10).sum();
+    ensure!(rounds.last() == Some(&0), "{rounds:?}");
+    ensure!(counted <= 3 + 9, "{rounds:?}");
+    shop.lab.delete_yaml("budget")?;
+    let mut round = 100;
+    while tried(round)? < 10 {
+        round += 1;
+        ensure!(round < 400, "the budget stays");
+    }
+    Ok(())
 }
 
 fn post(key: &str, bytes: usize) -> Result<Request<Full<bytes::Bytes>>> {
