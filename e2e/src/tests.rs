@@ -160,6 +160,9 @@ pub fn all() -> Vec<Case> {
             a_waypoint_is_made_as_its_parameters_say_within_bounds
             requests_pass_a_waypoint_by_route_and_policy
             a_waypoint_is_replaced_under_load_and_no_request_is_lost
+            a_waypoint_of_another_namespace_takes_what_names_it_and_nothing_else
+            while_no_pod_of_a_waypoint_runs_its_traffic_is_refused
+            tokens_faults_and_limits_hold_at_a_waypoint
             our_classes_are_accepted_and_a_gateway_of_an_unknown_class_is_left_alone
         }
         installer {

@@ -1,17 +1,24 @@
 //! Waypoints on a real cluster: how they come to run and go, with and without the Gateway API. What they do with requests:
-//! [`requests`].
+//! [`requests`], [`rules`]; whose: [`reach`].
 
+mod reach;
 mod requests;
+mod rules;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+pub(super) use reach::{
+    a_waypoint_of_another_namespace_takes_what_names_it_and_nothing_else,
+    while_no_pod_of_a_waypoint_runs_its_traffic_is_refused,
+};
 pub(super) use requests::{
     a_waypoint_is_replaced_under_load_and_no_request_is_lost,
     requests_pass_a_waypoint_by_route_and_policy,
 };
+pub(super) use rules::tokens_faults_and_limits_hold_at_a_waypoint;
 
 use super::status::finds;
 use crate::{
@@ -171,9 +178,13 @@ async fn bounds(test: &Test, shop: &Place) -> Result<()> {
     let pods = test.cluster.pods(&shop.name, "wished=yes").await?;
     ensure!(pods.len() == 1, "{} pods", pods.len());
 
+    in_the_way(test, shop, &gateway("mine")).await
+}
+
+async fn in_the_way(test: &Test, shop: &Place, gateway: &str) -> Result<()> {
     let theirs = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: mine}\nspec: {replicas: 0, selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: a, image: a}]}}}";
     shop.apply(theirs).await?;
-    shop.apply(&gateway("mine")).await?;
+    shop.apply(gateway).await?;
     eventually("what is in the way is said", || async {
         let said = test
             .cluster

@@ -21,13 +21,14 @@ pub(in crate::tests) async fn a_waypoint_is_replaced_under_load_and_no_request_i
     with_waypoint(test, |test, shop| Box::pin(replaced(test, shop))).await
 }
 
-type Body = for<'a> fn(
-    &'a Test,
-    &'a Place,
-) -> std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
+pub(super) type Body =
+    for<'a> fn(
+        &'a Test,
+        &'a Place,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// A namespace whose traffic passes its own waypoint.
-async fn with_waypoint(test: &Test, body: Body) -> Result<()> {
+pub(super) async fn with_waypoint(test: &Test, body: Body) -> Result<()> {
     let shop = test.ambient("shop").await?;
     let gateways = GatewayApi::define(test).await?;
     let result = async {
@@ -71,9 +72,9 @@ async fn by_route_and_policy(test: &Test, shop: &Place) -> Result<()> {
     .await?;
 
     shop.apply(&POLICY.replace("NAMESPACE", &shop.name)).await?;
-    answers(&thief, "http://web/", "403").await?;
-    answers(&phone, "http://web/admin", "403").await?;
-    answers(&phone, "http://web/", "200").await?;
+    answers(&thief, "http://web/", &[], "403").await?;
+    answers(&phone, "http://web/admin", &[], "403").await?;
+    answers(&phone, "http://web/", &[], "200").await?;
     eventually("the policy's status says so", || async {
         let policy = ("security.istio.io/v1", "AuthorizationPolicy");
         let said = test
@@ -143,21 +144,20 @@ async fn replaced(test: &Test, shop: &Place) -> Result<()> {
     Ok(())
 }
 
-async fn answers(pod: &Pod, url: &str, code: &str) -> Result<()> {
+/// Waits until a request with these headers is answered with `code`.
+pub(super) async fn answers(pod: &Pod, url: &str, headers: &[&str], code: &str) -> Result<()> {
+    let mut line = vec![
+        "curl",
+        "--silent",
+        "--max-time",
+        "5",
+        "--output",
+        "/dev/null",
+    ];
+    line.extend(headers.iter().flat_map(|header| ["--header", header]));
+    line.extend(["--write-out", "%{http_code}", url]);
     eventually(&format!("{} gets {code} from {url}", pod.name), || async {
-        let said = pod
-            .exec([
-                "curl",
-                "--silent",
-                "--max-time",
-                "5",
-                "--output",
-                "/dev/null",
-                "--write-out",
-                "%{http_code}",
-                url,
-            ])
-            .await?;
+        let said = pod.exec(line.iter().copied()).await?;
         ensure!(said.out == code, "{}{}", said.out, said.err);
         Ok(())
     })
