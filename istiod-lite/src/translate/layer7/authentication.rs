@@ -8,35 +8,38 @@ use api::waypoint as wire;
 
 use super::duration;
 
-/// Of a spec; its targets are filled in by who knows what stands there.
+/// Of a spec; its targets are filled in by who knows what stands there. Rules that cannot be read are told with the
+/// rest: where they look for tokens is where tokens are refused.
 pub fn authentication(spec: &RequestAuthenticationSpec) -> wire::Authentication {
-    let rules: Result<Vec<_>, String> = spec.jwt_rules.iter().enumerate().map(jwt).collect();
-    match rules {
-        Ok(rules) => wire::Authentication {
-            rules,
-            ..wire::Authentication::default()
-        },
-        Err(invalid) => wire::Authentication {
-            invalid,
-            ..wire::Authentication::default()
-        },
+    let rules = spec.jwt_rules.iter().enumerate();
+    let faults = rules.filter_map(|(index, rule)| {
+        let what = fault(rule)?;
+        Some(format!("jwtRules[{index}]: {what}"))
+    });
+    let faults: Vec<String> = faults.collect();
+    wire::Authentication {
+        rules: spec.jwt_rules.iter().map(jwt).collect(),
+        invalid: faults.join("; "),
+        ..wire::Authentication::default()
     }
 }
 
-fn jwt((index, rule): (usize, &JwtRule)) -> Result<wire::JwtRule, String> {
-    let fault = |what: &str| format!("jwtRules[{index}]: {what}");
+/// Why a rule cannot be used.
+fn fault(rule: &JwtRule) -> Option<String> {
     if rule.issuer.is_empty() {
-        return Err(fault("issuer is missing"));
+        return Some("issuer is missing".to_owned());
     }
     if rule.jwks_uri.is_empty() && rule.jwks.is_empty() {
-        return Err(fault(
-            "neither jwks nor jwksUri; keys are not looked for at the issuer's address, name where they are",
-        ));
+        return Some("neither jwks nor jwksUri; keys are not looked for at the issuer's address, name where they are".to_owned());
     }
-    let fetch_timeout = duration::optional(rule.timeout.as_deref());
+    let timeout = duration::optional(rule.timeout.as_deref());
+    timeout.err().map(|why| format!("timeout: {why}"))
+}
+
+fn jwt(rule: &JwtRule) -> wire::JwtRule {
     let from_headers = rule.from_headers.iter();
     let claims = rule.output_claim_to_headers.iter();
-    Ok(wire::JwtRule {
+    wire::JwtRule {
         issuer: rule.issuer.clone(),
         audiences: rule.audiences.clone(),
         jwks_uri: rule.jwks_uri.clone(),
@@ -57,10 +60,10 @@ fn jwt((index, rule): (usize, &JwtRule)) -> Result<wire::JwtRule, String> {
                 claim: it.claim.clone(),
             })
             .collect(),
-        fetch_timeout: fetch_timeout.map_err(|why| fault(&format!("timeout: {why}")))?,
+        fetch_timeout: duration::optional(rule.timeout.as_deref()).unwrap_or_default(),
         spaces_in_scope: true,
         space_delimited_claims: rule.space_delimited_claims.clone(),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -110,7 +113,7 @@ mod tests {
         ] {
             let made = authentication(&spec(bad));
             assert!(
-                made.rules.is_empty() && made.invalid.contains(said),
+                made.rules.len() == 1 && made.invalid.contains(said),
                 "{made:?}"
             );
         }
