@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::Response;
 use http::header::{HeaderValue, SET_COOKIE};
-use mesh::{Client, Locality};
+use mesh::{Client, Locality, Snapshot};
 
 use super::random;
 use crate::arrive::{Arrived, To};
@@ -21,6 +21,7 @@ use crate::balance::{Choice, Hints, NoEndpoint};
 use crate::compiled::{Backend, Config};
 use crate::limit::Permit;
 use crate::outlier;
+use crate::proxy::Proxy;
 use crate::request::Refused;
 use crate::retry::Outcome;
 use crate::session::{self, Session, Wanted};
@@ -37,7 +38,9 @@ pub(crate) struct Aim<'a> {
     hash: Option<u64>,
     /// For a client that has none to be hashed.
     cookie: Option<HeaderValue>,
+    /// Uids of endpoints, but for the newest: mostly there is no other.
     tried: Vec<Arc<str>>,
+    newest: Option<Arc<str>>,
     last: Option<session::Endpoint>,
     /// Whom the client asked for, where TLS towards the endpoint asks for the same.
     name: Option<Box<str>>,
@@ -84,6 +87,7 @@ impl<'a> Aim<'a> {
             hash: None,
             cookie: None,
             tried: Vec::new(),
+            newest: None,
             last: None,
             name: None,
         })
@@ -188,17 +192,8 @@ impl<'a> Aim<'a> {
         let snapshot = proxy.mesh.load();
         let members = snapshot.members(&service.namespace, &service.hostname);
         let members = members.ok_or(NoEndpoint::NoPort(self.to.port()))?;
-        let own = match snapshot.workload_at(&proxy.network, proxy.config.own_ip()) {
-            Some(own) => Client::of(own, address.is_ipv6()),
-            None => Client {
-                network: &proxy.network,
-                locality: &NOWHERE,
-                node: &proxy.config.node_name,
-                cluster: &proxy.config.cluster_id,
-                namespace: &proxy.config.pod_namespace,
-                ipv6: address.is_ipv6(),
-            },
-        };
+        let own = own(proxy, &snapshot, address.is_ipv6());
+        self.tried.extend(self.newest.take());
         let prefer = self.wanted.map(|wanted| wanted.endpoint);
         let hints = Hints {
             hash: self.hash,
@@ -224,7 +219,7 @@ impl<'a> Aim<'a> {
             Some(service),
         )?
         .over(self.over(backend));
-        self.tried.push(workload.uid.clone());
+        self.newest = Some(workload.uid.clone());
         if self.session.is_some() || backend.session.is_some() {
             let (namespace, host) = (&service.namespace, &service.hostname);
             self.last = Some(session::Endpoint::of(namespace, host, &workload.uid));
@@ -282,6 +277,21 @@ fn callable(backend: &Backend) -> Result<(), Refused> {
     match &backend.broken {
         Some(why) => Err(Refused::Uncallable(why.clone())),
         None => Ok(()),
+    }
+}
+
+/// Where this proxy is.
+fn own<'s>(proxy: &'s Proxy, snapshot: &'s Snapshot, ipv6: bool) -> Client<'s> {
+    match snapshot.workload_at(&proxy.network, proxy.config.own_ip()) {
+        Some(own) => Client::of(own, ipv6),
+        None => Client {
+            network: &proxy.network,
+            locality: &NOWHERE,
+            node: &proxy.config.node_name,
+            cluster: &proxy.config.cluster_id,
+            namespace: &proxy.config.pod_namespace,
+            ipv6,
+        },
     }
 }
 
