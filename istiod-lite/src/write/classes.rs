@@ -81,6 +81,9 @@ async fn keep(ground: &Ground, resource: &ApiResource, name: &str, controller: &
     }
 }
 
+/// The API takes 64 bytes.
+const DESCRIPTION: &str = "Gateways of this class are looked after by Ambit";
+
 async fn create(
     ground: &Ground,
     resource: &ApiResource,
@@ -90,7 +93,7 @@ async fn create(
     let mut class = DynamicObject::new(name, resource);
     class.data = json!({"spec": {
         "controllerName": controller,
-        "description": format!("Gateways of this class are looked after by Ambit ({controller})"),
+        "description": DESCRIPTION,
     }});
     let ours = PostParams {
         field_manager: Some(MANAGER.to_owned()),
