@@ -371,4 +371,18 @@ mod tests {
         assert_eq!(old.differences(&new), ["trustDomain", "rootNamespace"]);
         assert!(old.differences(&read("trustDomain: a\nfoo: 2")).is_empty());
     }
+
+    #[test]
+    fn without_a_cluster_a_file_says_it_and_one_that_does_not_holds_back_the_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("mesh");
+        let mut settings = Settings::default();
+        assert!(lay_file_over(None, &mut settings).is_ok());
+        assert!(lay_file_over(Some(&file), &mut settings).is_err());
+        std::fs::write(&file, "extensionProviders: [{name: a, prometheus: {}}]\n").unwrap();
+        lay_file_over(Some(&file), &mut settings).unwrap();
+        assert_eq!(settings.providers[0].name, "a");
+        std::fs::write(&file, "extensionProviders: 7\n").unwrap();
+        assert!(lay_file_over(Some(&file), &mut settings).is_err());
+    }
 }
