@@ -29,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use self::linger::Linger;
-use self::speak::{Guess, Heard};
+use self::speak::Guess;
 pub use self::tell::{Misdirected, To};
 use crate::carry;
 use crate::client::{Baggage, Client};
@@ -192,19 +192,22 @@ impl Arrived {
             Spoken::Unknown | Spoken::Tls => self.proxy.config.detect_timeout,
             _ => IDLE,
         };
-        let listening = tokio::time::timeout(within, first(&mut tunnel, declared));
-        let heard = listening.await.unwrap_or_else(|_| Heard::silence(declared));
+        // Outside of what may be given up: what was said is passed on, whoever it turns out to be for.
+        let mut bytes = Bytes::new();
+        let listening = first(&mut tunnel, declared, &mut bytes);
+        let guess = tokio::time::timeout(within, listening).await;
+        let guess = guess.unwrap_or_else(|_| speak::silence(declared, &bytes));
         tunnel.settle();
         let stream = |first: Bytes| Stream::new(Carrier::Tunnel(tunnel.into_io()), first);
-        match heard.guess {
-            Guess::Http1 => self.http1(stream(heard.bytes)).await,
-            Guess::Http2 => self.http2(stream(heard.bytes)).await,
+        match guess {
+            Guess::Http1 => self.http1(stream(bytes)).await,
+            Guess::Http2 => self.http2(stream(bytes)).await,
             Guess::Other => {
-                let sni = match hello::read(&heard.bytes) {
+                let sni = match hello::read(&bytes) {
                     hello::Hello::Tls(name) => name,
                     _ => None,
                 };
-                carry::accepted(&self, stream(heard.bytes), sni.as_deref()).await;
+                carry::accepted(&self, stream(bytes), sni.as_deref()).await;
             }
             Guess::Gone => {}
         }
@@ -287,20 +290,23 @@ impl Arrived {
 }
 
 /// Listens until it is clear what is spoken.
-async fn first(tunnel: &mut Tunnel, declared: mesh::service::AppProtocol) -> Heard {
-    let mut bytes = Bytes::new();
+async fn first(
+    tunnel: &mut Tunnel,
+    declared: mesh::service::AppProtocol,
+    bytes: &mut Bytes,
+) -> Guess {
     loop {
         match tunnel.recv().await {
-            Some(Ok(chunk)) if bytes.is_empty() => bytes = chunk,
+            Some(Ok(chunk)) if bytes.is_empty() => *bytes = chunk,
             Some(Ok(chunk)) => {
-                let mut all = BytesMut::from(&*bytes);
+                let mut all = BytesMut::from(&**bytes);
                 all.extend_from_slice(&chunk);
-                bytes = all.freeze();
+                *bytes = all.freeze();
             }
-            None | Some(Err(_)) => return Heard::end(bytes),
+            None | Some(Err(_)) => return speak::end(bytes),
         }
-        if let Some(guess) = speak::guess(&bytes, declared) {
-            return Heard { guess, bytes };
+        if let Some(guess) = speak::guess(bytes, declared) {
+            return guess;
         }
     }
 }

@@ -1,16 +1,8 @@
 //! Pure: what is spoken, by its first bytes.
 
-use bytes::Bytes;
 use mesh::service::AppProtocol;
 
 use super::hello::{self, Hello};
-
-/// What was heard first.
-#[derive(Debug)]
-pub(super) struct Heard {
-    pub(super) guess: Guess,
-    pub(super) bytes: Bytes,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Guess {
@@ -22,28 +14,19 @@ pub(super) enum Guess {
     Gone,
 }
 
-impl Heard {
-    /// Nothing was said in time: where nothing is declared, the server speaks first.
-    pub(super) fn silence(declared: AppProtocol) -> Self {
-        Self {
-            guess: match declared {
-                AppProtocol::Unknown | AppProtocol::Tls => Guess::Other,
-                _ => Guess::Gone,
-            },
-            bytes: Bytes::new(),
-        }
+/// It did not become clear in time: where nothing is declared, the server speaks first, or now.
+pub(super) fn silence(declared: AppProtocol, bytes: &[u8]) -> Guess {
+    match declared {
+        AppProtocol::Unknown | AppProtocol::Tls => Guess::Other,
+        _ => end(bytes),
     }
+}
 
-    /// The client ended before it was clear.
-    pub(super) fn end(bytes: Bytes) -> Self {
-        Self {
-            guess: if bytes.is_empty() {
-                Guess::Gone
-            } else {
-                Guess::Other
-            },
-            bytes,
-        }
+/// The client ended before it was clear.
+pub(super) fn end(bytes: &[u8]) -> Guess {
+    match bytes {
+        [] => Guess::Gone,
+        _ => Guess::Other,
     }
 }
 
@@ -122,11 +105,8 @@ mod tests {
             (b"P", None, None),
             (b"PING\r\n", Some(Guess::Other), Some(Guess::Http1)),
             (b"GET key\r\n", Some(Guess::Other), Some(Guess::Http1)),
-            (
-                b"\x16\x03\x01\x02\x00",
-                Some(Guess::Other),
-                Some(Guess::Http1),
-            ),
+            (b"\x16\x03\x01\x02\x00", None, Some(Guess::Http1)),
+            (b"\x16\x02", Some(Guess::Other), Some(Guess::Http1)),
             (b"\0\0\0\x08", Some(Guess::Other), Some(Guess::Http1)),
         ] {
             assert_eq!(guess(bytes, AppProtocol::Unknown), unknown, "{bytes:?}");

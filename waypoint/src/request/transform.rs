@@ -18,7 +18,6 @@ use crate::upstream::Answer;
 
 /// Where a request goes from here.
 #[allow(clippy::large_enum_variant)] // one a request, taken apart at once
-#[allow(clippy::large_enum_variant)] // made and taken apart at once, and no allocation more for each request
 pub(super) enum Going<'r> {
     /// To an endpoint.
     On(On<'r>),

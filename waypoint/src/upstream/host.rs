@@ -21,6 +21,7 @@ use crate::upstream::Upstreams;
 
 /// One endpoint, or a place outside the mesh.
 pub(crate) struct Host {
+    #[allow(clippy::vec_box)] // large, and moved from hand to hand with each request
     free: Mutex<Vec<Box<Link>>>,
     shared: Mutex<Vec<Shared>>,
     /// One HTTP/2 connection is made at a time: most who wait for it find room on it.

@@ -271,3 +271,77 @@ impl ServerCertVerifier for Verifier {
 }
 
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A root and a certificate of it for `name`.
+    fn signed(name: &str) -> (String, Vec<u8>) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut root = rcgen::CertificateParams::default();
+        root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let root = rcgen::CertifiedIssuer::self_signed(root, key).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &root).unwrap();
+        (root.pem(), leaf.der().to_vec())
+    }
+
+    fn verifier(pem: &str, names: &[&str]) -> Verifier {
+        Verifier {
+            roots: roots(pem.as_bytes()).unwrap(),
+            names: names
+                .iter()
+                .map(|name| server_name(name).unwrap())
+                .collect(),
+            insecure: false,
+            algorithms: hbone::tls::crypto_provider().signature_verification_algorithms,
+        }
+    }
+
+    #[test]
+    fn whoever_answers_proves_a_name_under_a_root() {
+        let (root, leaf) = signed("a.example");
+        let (other, _) = signed("a.example");
+        for (root, names, asked, good) in [
+            (&root, &[][..], "a.example", true),
+            (&root, &[], "b.example", false),
+            // Names that are given count, and not the one that was asked for.
+            (&root, &["a.example"], "b.example", true),
+            (&root, &["c.example", "a.example"], "b.example", true),
+            (&root, &["c.example"], "a.example", false),
+            (&other, &[], "a.example", false),
+        ] {
+            let verified = verifier(root, names).verify_server_cert(
+                &CertificateDer::from(leaf.clone()),
+                &[],
+                &server_name(asked).unwrap(),
+                &[],
+                UnixTime::now(),
+            );
+            assert_eq!(verified.is_ok(), good, "{names:?}, asked {asked}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_refuses_and_means_nobody() {
+        let said = |mode: Mode| wire::ClientTls {
+            mode: mode.into(),
+            ca: "secret/shop/ca".to_owned(),
+            ..Default::default()
+        };
+        let none = |_: &str| None;
+        assert!(Tls::compile(&said(Mode::Simple), none).is_err());
+        let empty = wire::Secret::default();
+        assert!(Tls::compile(&said(Mode::Simple), |_| Some(&empty)).is_err());
+        let (root, _) = signed("a.example");
+        let ca = wire::Secret {
+            ca: root.into_bytes(),
+            ..Default::default()
+        };
+        assert!(Tls::compile(&said(Mode::Simple), |_| Some(&ca)).is_ok_and(|tls| tls.is_some()));
+        assert!(Tls::compile(&said(Mode::Mutual), |_| Some(&ca)).is_err());
+        assert!(Tls::compile(&said(Mode::Disable), none).is_ok_and(|tls| tls.is_none()));
+    }
+}

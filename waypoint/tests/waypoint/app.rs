@@ -79,6 +79,7 @@ async fn answer(
             whole(format!("app={name}\n"))
         }
         "/kept" => whole(failed.lock().unwrap().join("\n")),
+        "/stream" => Response::new(request.into_body().boxed()),
         "/hang" => std::future::pending().await,
         "/fail-first" => {
             let key = text(request.headers(), "x-key");

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 
 use anyhow::{Result, ensure};
 
-use super::shop::in_shop;
+use super::shop::{Shop, in_shop};
 
 #[test]
 fn bytes_of_a_tcp_service_are_carried_with_half_close() {
@@ -31,6 +31,24 @@ fn bytes_of_a_tcp_service_are_carried_with_half_close() {
         let mut back = Vec::new();
         stream.read_to_end(&mut back)?;
         ensure!(back == [9; 100_000], "{} bytes", back.len());
+
+        // Nothing is said of this port, and the word may become a request's: it is passed on when nothing follows.
+        let guess = shop
+            .lab
+            .service_for("shop/guess", ("app", "web"), &[("raw", 1, 7070)])?;
+        let ask = |shop: &Shop<'_>| -> Result<String> {
+            let mut stream = shop.client.connect(guess.at(1))?;
+            stream.write_all(b"PING")?;
+            let mut hello = [0; 6];
+            stream.read_exact(&mut hello)?;
+            stream.shutdown(Shutdown::Write)?;
+            let mut back = String::new();
+            stream.read_to_string(&mut back)?;
+            Ok(back)
+        };
+        shop.until("a word to come back", |shop| {
+            ask(shop).is_ok_and(|back| back == "PING")
+        })?;
         Ok(())
     });
 }

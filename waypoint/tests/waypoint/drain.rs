@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{bail, ensure};
 
 use super::app::One;
 use super::shop::in_shop;

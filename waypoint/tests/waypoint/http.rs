@@ -3,7 +3,8 @@
 use ::http::{Request, Version};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -18,6 +19,7 @@ fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
                 .await
                 .context("HTTP/1.1")?;
             two(shop).await.context("HTTP/2")?;
+            both_ways_at_once(shop).await.context("a stream")?;
             large_bodies(shop).await.context("large bodies")?;
             websocket(shop).await.context("WebSocket")?;
             extended_connect(shop).await.context("extended CONNECT")?;
@@ -79,6 +81,40 @@ async fn two(shop: &super::shop::Shop<'_>) -> Result<()> {
         }
     });
     futures_util::future::try_join_all(asking).await?;
+    Ok(())
+}
+
+/// Each message is answered before the next one is sent.
+async fn both_ways_at_once(shop: &super::shop::Shop<'_>) -> Result<()> {
+    let tcp = TokioIo::new(super::app::connect(&shop.client, shop.at(90))?);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), tcp).await?;
+    tokio::spawn(connection);
+    let (say, said) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let frames = futures_util::stream::unfold(said, |mut said| async {
+        let next = said.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(Frame::data(next)), said))
+    });
+    let request = Request::post("http://web.shop:90/stream")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(StreamBody::new(Box::pin(frames)))?;
+    let answer = tokio::time::timeout(super::app::SOON, sender.send_request(request)).await??;
+    ensure!(answer.status() == 200, "{answer:?}");
+    let mut body = answer.into_body();
+    for round in 0..20u8 {
+        say.send(Bytes::from(vec![round; 10])).await?;
+        let heard = tokio::time::timeout(super::app::SOON, body.frame()).await?;
+        let heard = heard.context("an end")??.into_data();
+        ensure!(
+            heard.is_ok_and(|heard| heard == vec![round; 10]),
+            "round {round}"
+        );
+    }
+    drop(say);
+    while let Some(rest) = body.frame().await {
+        ensure!(rest?.into_data().is_ok_and(|rest| rest.is_empty()));
+    }
     Ok(())
 }
 
