@@ -78,28 +78,7 @@ impl World {
         over: &Over<'_>,
         resources: &mut Vec<Resource>,
     ) {
-        let candidates: Vec<(Candidate<'_>, &Layer7)> = rules
-            .iter()
-            .filter_map(|rule| match &*rule.spec {
-                Spec::Destination(spec) => Some((
-                    Candidate {
-                        namespace: &rule.key.namespace,
-                        host: rule.hosts.first()?,
-                        export_to: &spec.export_to,
-                    },
-                    *rule,
-                )),
-                _ => None,
-            })
-            .collect();
-        let root = &self.settings.root_namespace;
-        let holding = applying(
-            &candidates,
-            &service.hostname,
-            &service.namespace,
-            &gateway.namespace,
-            root,
-        );
+        let holding = self.holding(gateway, service, rules);
         let specs = holding.iter().filter_map(|rule| match &*rule.spec {
             Spec::Destination(spec) => Some(&**spec),
             _ => None,
@@ -108,39 +87,67 @@ impl World {
         let namespace = holding.first().map_or("", |it| &*it.key.namespace);
         let mut policies = whole.policies(namespace);
         lay_over(&whole, namespace, over, &mut policies);
-        let first = holding.first().map(|it| **it);
+        let first = holding.first().copied();
         let tls = over.tls.first().map(|(_, _, it)| *it);
         let Some(source) = first.or(tls).or(over.traffic.as_ref().map(|it| it.2)) else {
             return;
         };
+        let mut tell = |rule: &str, told| {
+            let place = format!("{}/{}", service.namespace, service.hostname);
+            let resource = source.resource(&format!("{place}{rule}"), 0, told);
+            resources.push(Resource::waypoint(gateway, &resource));
+        };
         for policy in policies {
-            let rule = rule(&service.hostname, policy.port, &policy.subset);
+            let rule = rule(policy.port, &policy.subset);
             let service = wire::ServiceRef {
                 port: policy.port,
                 ..service.clone()
             };
-            let told = Told::BackendPolicy(wire::BackendPolicy {
+            let told = wire::BackendPolicy {
                 service: Some(service),
                 subset: policy.subset,
                 ..policy.policy
-            });
-            resources.push(Resource::waypoint(
-                gateway,
-                &source.resource(&rule, 0, told),
-            ));
+            };
+            tell(&rule, Told::BackendPolicy(told));
         }
         for subset in whole.subsets() {
-            let told = Told::Subset(wire::Subset {
+            let told = wire::Subset {
                 service: Some(service.clone()),
                 name: subset.name.clone(),
                 workloads: self.workloads_with(key, &subset.labels),
-            });
-            let rule = format!("{}/subset/{}", service.hostname, subset.name);
-            resources.push(Resource::waypoint(
-                gateway,
-                &source.resource(&rule, 0, told),
-            ));
+            };
+            tell(&format!("/subset/{}", subset.name), Told::Subset(told));
         }
+    }
+
+    /// The DestinationRules that hold for a service at a waypoint, oldest first.
+    fn holding<'a>(
+        &self,
+        gateway: &ObjectKey,
+        service: &wire::ServiceRef,
+        rules: &[&'a Layer7],
+    ) -> Vec<&'a Layer7> {
+        let candidate = |rule: &&'a Layer7| match &*rule.spec {
+            Spec::Destination(spec) => Some((
+                Candidate {
+                    namespace: &rule.key.namespace,
+                    host: rule.hosts.first()?,
+                    export_to: &spec.export_to,
+                },
+                *rule,
+            )),
+            _ => None,
+        };
+        let candidates: Vec<(Candidate<'a>, &'a Layer7)> =
+            rules.iter().filter_map(candidate).collect();
+        let holding = applying(
+            &candidates,
+            &service.hostname,
+            &service.namespace,
+            &gateway.namespace,
+            &self.settings.root_namespace,
+        );
+        holding.into_iter().copied().collect()
     }
 
     /// The workloads of a service that have these labels, by uid, sorted.
@@ -361,9 +368,9 @@ fn partly(faults: &[String]) -> Option<Condition> {
     })
 }
 
-/// The name of a policy among those of its object.
-fn rule(hostname: &str, port: u32, subset: &str) -> String {
-    let mut rule = format!("{hostname}:{port}");
+/// The name of a policy among those of its object for a service.
+fn rule(port: u32, subset: &str) -> String {
+    let mut rule = format!(":{port}");
     if !subset.is_empty() {
         rule.push('/');
         rule.push_str(subset);

@@ -45,7 +45,7 @@ fn a_rule_is_told_with_its_service_and_its_subsets_name_the_pods() {
         ]
         .concat(),
     );
-    let key = |rest: &str| format!("a/wp/destinationrule/a/r/{WEB}{rest}");
+    let key = |rest: &str| format!("a/wp/destinationrule/a/r/a/{WEB}{rest}");
     assert_eq!(names(&world), [key("/subset/v1"), key(":0"), key(":80")]);
     let all = towards(&world, &key(":0"));
     assert_eq!(
@@ -110,12 +110,12 @@ fn the_waypoints_own_rule_goes_before_the_services_and_the_mesh_s_comes_last() {
     };
     assert_eq!(
         holding(&world),
-        [format!("b/wp/destinationrule/istio-system/mesh/{WEB}:0")]
+        [format!("b/wp/destinationrule/istio-system/mesh/a/{WEB}:0")]
     );
     set(&mut world, &rule("a", "own", &simple("web", "ROUND_ROBIN")));
     assert_eq!(
         holding(&world),
-        [format!("b/wp/destinationrule/a/own/{WEB}:0")]
+        [format!("b/wp/destinationrule/a/own/a/{WEB}:0")]
     );
     set(
         &mut world,
@@ -123,7 +123,7 @@ fn the_waypoints_own_rule_goes_before_the_services_and_the_mesh_s_comes_last() {
     );
     assert_eq!(
         holding(&world),
-        [format!("b/wp/destinationrule/b/nearest/{WEB}:0")]
+        [format!("b/wp/destinationrule/b/nearest/a/{WEB}:0")]
     );
     set(
         &mut world,
@@ -134,7 +134,7 @@ fn the_waypoints_own_rule_goes_before_the_services_and_the_mesh_s_comes_last() {
     gone(&mut world, Kind::DestinationRule, "a", "own");
     assert_eq!(
         holding(&world),
-        [format!("b/wp/destinationrule/istio-system/mesh/{WEB}:0")]
+        [format!("b/wp/destinationrule/istio-system/mesh/a/{WEB}:0")]
     );
 }
 
@@ -151,7 +151,7 @@ fn a_waypoint_whose_routes_lead_to_a_service_is_told_what_to_do_there() {
         ),
     );
     assert_eq!(names(&world), [""; 0]);
-    let far = "a/wp/destinationrule/c/r/far.c.svc.cluster.local:0".to_owned();
+    let far = "a/wp/destinationrule/c/r/c/far.c.svc.cluster.local:0".to_owned();
     let route = "{hosts: [web], http: [{route: [{destination: {host: far.c.svc.cluster.local}}]}]}";
     set(
         &mut world,
@@ -193,7 +193,7 @@ fn policies_of_gateway_api_go_over_rules() {
             &traffic,
         ),
     );
-    let made = towards(&world, &format!("a/wp/xbackendtrafficpolicy/a/t/{WEB}:0"));
+    let made = towards(&world, &format!("a/wp/xbackendtrafficpolicy/a/t/a/{WEB}:0"));
     assert_eq!(made.retry_budget.unwrap().percent, 7);
     assert!(made.session.is_some());
     set(
@@ -204,7 +204,7 @@ fn policies_of_gateway_api_go_over_rules() {
             "{host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}, retryBudget: {percent: 50}}}",
         ),
     );
-    let made = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"));
+    let made = towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
     assert_eq!(made.retry_budget.unwrap().percent, 7);
     assert!(made.load_balancer.is_some() && made.session.is_some());
     let tls = "{targetRefs: [{group: '', kind: Service, name: web, sectionName: http}], validation: {hostname: web.example, wellKnownCACertificates: System}}";
@@ -218,14 +218,14 @@ fn policies_of_gateway_api_go_over_rules() {
             tls,
         ),
     );
-    let port = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:80"));
+    let port = towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:80"));
     assert_eq!(port.tls.unwrap().sni, "web.example");
     assert!(
         port.load_balancer.is_some(),
         "what the rule says of all ports holds for this one too"
     );
     assert!(
-        towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"))
+        towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"))
             .tls
             .is_none()
     );
@@ -234,8 +234,8 @@ fn policies_of_gateway_api_go_over_rules() {
     assert_eq!(
         names(&world),
         [
-            format!("a/wp/backendtlspolicy/a/tls/{WEB}:0"),
-            format!("a/wp/backendtlspolicy/a/tls/{WEB}:80")
+            format!("a/wp/backendtlspolicy/a/tls/a/{WEB}:0"),
+            format!("a/wp/backendtlspolicy/a/tls/a/{WEB}:80")
         ][1..]
     );
 }
@@ -257,7 +257,7 @@ fn what_of_a_rule_has_no_effect_is_said() {
         message.contains("credentialName") && message.contains("soon"),
         "{message}"
     );
-    let made = towards(&world, &format!("a/wp/destinationrule/a/r/{WEB}:0"));
+    let made = towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
     assert!(!made.tls.unwrap().invalid.is_empty());
 }
 
@@ -306,7 +306,7 @@ fn a_policy_of_gateway_api_says_of_each_waypoint_what_became_of_it() {
         said(&world, "two"),
         ["a/wp NoValidCACertificate InvalidKind"]
     );
-    let made = towards(&world, &format!("a/wp/backendtlspolicy/a/two/{WEB}:0"));
+    let made = towards(&world, &format!("a/wp/backendtlspolicy/a/two/a/{WEB}:0"));
     assert!(made.tls.unwrap().invalid.contains("only a ConfigMap"));
     set(&mut world, &service("a", "web", ""));
     assert_eq!(said(&world, "two"), [""; 0]);
