@@ -54,7 +54,9 @@ impl Client {
     }
 
     fn held(&self) -> Vec<String> {
-        let held = self.types.addresses.held();
+        let of = |followed: &&Followed| followed.kind == Kind::Addresses;
+        let addresses = self.types.followed.iter().find(of).unwrap();
+        let held = addresses.subscription.held();
         let mut held: Vec<_> = held.map(|(name, _)| name.to_string()).collect();
         held.sort();
         held
