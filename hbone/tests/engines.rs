@@ -331,7 +331,7 @@ async fn copied(tunnel: Tunnel) -> (TcpStream, JoinHandle<Ended>, Arc<Counters>)
     let (app, socket) = common::socket_pair().await;
     let counters = Arc::new(Counters::default());
     let count = counters.clone();
-    let copy = tokio::spawn(async move { hbone::both_ways(socket, tunnel, &count).await });
+    let copy = tokio::spawn(async move { hbone::both_ways(socket, tunnel, &*count).await });
     (app, copy, counters)
 }
 

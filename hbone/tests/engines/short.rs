@@ -128,7 +128,7 @@ fn copy(ours: Arc<TcpStream>, tunnel: Tunnel) -> (JoinHandle<hbone::Ended>, Arc<
         Arc::new(Counters::default()),
     );
     let counting = counters.clone();
-    let copying = tokio::spawn(async move { both_ways(ours, tunnel, &counting).await });
+    let copying = tokio::spawn(async move { both_ways(ours, tunnel, &*counting).await });
     (copying, counters)
 }
 

@@ -117,7 +117,7 @@ impl Calls {
                         .await
                         .with_context(|| format!("request {count}"))?;
                     heard.is(200).with_context(|| format!("request {count}"))?;
-                    kept = (number % 2 == 0).then_some(one);
+                    kept = number.is_multiple_of(2).then_some(one);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok(())
