@@ -1,6 +1,7 @@
 //! A resource of the control plane, and what becomes of requests under it.
 #![no_main]
 
+#[allow(dead_code, unused_imports)] // the other target's
 #[path = "../../src/routes.rs"]
 mod routes;
 
