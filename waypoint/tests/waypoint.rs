@@ -26,7 +26,7 @@ mod rules;
 mod secured;
 #[path = "waypoint/shop.rs"]
 mod shop;
-#[path = "waypoint/tries.rs"]
-mod tries;
 #[path = "waypoint/tokens.rs"]
 mod tokens;
+#[path = "waypoint/tries.rs"]
+mod tries;
