@@ -469,7 +469,7 @@ async fn apps() -> Apps {
     let near_counters = Arc::new(Counters::default());
     let counters = near_counters.clone();
     let near_copy =
-        tokio::spawn(async move { both_ways(near_socket, near_tunnel, &counters).await });
+        tokio::spawn(async move { both_ways(near_socket, near_tunnel, &*counters).await });
     let far_copy =
         tokio::spawn(async move { both_ways(far_socket, far_tunnel, &Counters::default()).await });
     Apps {
