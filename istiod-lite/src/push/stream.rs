@@ -70,6 +70,17 @@ impl Stream {
         drop(keep_open);
     }
 
+    /// Who the first request says it is, and whose proxy, if that agrees with the token.
+    fn client(
+        &self,
+        first: &DeltaDiscoveryRequest,
+    ) -> Result<(node::Proxy, Option<String>), Status> {
+        let proxy = node::check(first.node.as_ref(), &self.caller.identity)?;
+        let roster = self.discovery.authenticator.roster.load();
+        let gateway = node::gateway(&proxy, &self.caller, &roster)?;
+        Ok((proxy, gateway))
+    }
+
     async fn talk(mut self) -> Option<Status> {
         let first = tokio::select! {
             first = tokio::time::timeout(FIRST_REQUEST, self.requests.message()) => first,
@@ -82,15 +93,9 @@ impl Stream {
             Ok(Ok(None)) => return None,
             Ok(Ok(Some(first))) => first,
         };
-        let proxy = match node::check(first.node.as_ref(), &self.caller.identity) {
+        let (proxy, gateway) = match self.client(&first) {
             Err(status) => return Some(status),
-            Ok(proxy) => proxy,
-        };
-        let authenticator = &self.discovery.authenticator;
-        let gateway = node::gateway(&proxy, &self.caller, &authenticator.roster.load());
-        let gateway = match gateway {
-            Err(status) => return Some(status),
-            Ok(gateway) => gateway,
+            Ok(client) => client,
         };
         tracing::info!(proxy = proxy.id, identity = %self.caller.identity, "proxy connected");
         let connected = &self.discovery.connected;
