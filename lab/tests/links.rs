@@ -121,7 +121,7 @@ fn a_tunnel_to_a_ztunnel_that_died_unheard_is_made_again_and_no_connection_is_lo
             lab.node(victim).ztunnel()?.start()?;
             // Within this time of its last word the peer counts as being there, and is sent the app's first bytes
             // with the request; such a request is not made again.
-            thread::sleep(LIVELY.saturating_sub(heard.elapsed()));
+            wait::until_true("its word to be old", SOON, || heard.elapsed() > LIVELY)?;
             talk(&pair.client, pair.at(), "the first one after")?;
         }
         Ok(())
