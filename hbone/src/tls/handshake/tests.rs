@@ -299,7 +299,9 @@ async fn what_each_side_says_last_leaves_with_its_first_frames() {
         let established = connect_as(&mut near, config, true, session).await.unwrap();
         let shared = own::Shared::client(near, established, Gauge::new());
         let connect = Connect::to("10.0.0.1:80".parse::<Authority>().unwrap());
+        // The request is there before the connection is driven, as it is for whoever had it made.
         tokio::select! {
+            biased;
             asked = own::ask(&shared, &connect, &[]) => asked.map_err(|_| "no answer").unwrap().0,
             _ = poll_fn(|cx| shared.poll_drive(cx)) => panic!("over"),
         }
