@@ -27,6 +27,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use mesh::Workload;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::linger::Linger;
 use self::speak::Guess;
@@ -50,10 +51,12 @@ pub struct Arrived {
     pub to: To,
 }
 
-/// Takes tunnel connections until the drain begins.
+/// Takes tunnel connections until the drain has begun and everybody has heard of it: who has not would find the door
+/// closed, and has nobody else to ask.
 pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(proxy.config.max_connections));
-    let accepting = proxy.drain.accepting().clone();
+    let closing = heard(proxy.drain.accepting().clone());
+    let mut closing = std::pin::pin!(closing);
     loop {
         // Never closed: it is ours.
         let Ok(place) = room.clone().acquire_owned().await else {
@@ -61,7 +64,7 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = accepting.cancelled() => return,
+            () = &mut closing => return,
         };
         match accepted {
             Ok((tcp, peer)) => {
@@ -78,6 +81,12 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
             }
         }
     }
+}
+
+/// Everybody knows that we leave.
+async fn heard(leaving: CancellationToken) {
+    leaving.cancelled().await;
+    tokio::time::sleep(NEWS).await;
 }
 
 /// One tunnel connection, to its end.
@@ -97,11 +106,21 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
         }
     };
     let leaving = proxy.drain.accepting().clone();
+    // Who comes when the drain has begun has not heard of it, and is told when others must have.
+    let late = leaving.is_cancelled();
+    let leaving = async {
+        if late {
+            tokio::time::sleep(NEWS).await;
+        } else {
+            leaving.cancelled().await;
+        }
+    };
+    let mut leaving = std::pin::pin!(leaving);
     let mut draining = false;
     loop {
         let incoming = tokio::select! {
             incoming = connection.next() => incoming,
-            () = leaving.cancelled(), if !draining => {
+            () = &mut leaving, if !draining => {
                 draining = true;
                 connection.drain(proxy.config.drain_deadline());
                 continue;
@@ -345,6 +364,8 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+/// Until the news that a pod leaves has reached every proxy: some tenths of a second, and a control plane that is busy.
+const NEWS: Duration = Duration::from_secs(3);
 /// Before accepting is tried again.
 const BREATH: Duration = Duration::from_millis(50);
 /// A client that has connected and says nothing.

@@ -103,7 +103,10 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
     let listener = ops::admin::bind(config.hbone_address);
     let listener = listener.await.context("the HBONE port")?.into_std()?;
     let (listening, tending, ending) = (proxy.clone(), proxy.clone(), end.clone());
+    // The process stays at least until the door is closed.
+    let open = proxy.drain.hold();
     traffic.spawn(async move {
+        let _open = open;
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => arrive::listen(listening, listener).await,
             Err(error) => tracing::error!(%error, "the HBONE port"),

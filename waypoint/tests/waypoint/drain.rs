@@ -47,12 +47,9 @@ fn no_request_is_lost_while_a_waypoint_is_replaced_pod_by_pod() {
             .lab
             .waypoint_pod(shop.waypoint.reference(), "way-1", 1)?;
         more("requests through both")?;
-        // As a Deployment replaces a pod: it is on its way out for everybody before it is told to end.
+        // As a Deployment replaces a pod: it is told to end while the news that it leaves is still on its way.
         let first = shop.waypoint.pod();
         first.pod().terminating()?;
-        #[allow(clippy::disallowed_methods)]
-        // the time that kubelets and news take, in a test's own thread
-        std::thread::sleep(Duration::from_secs(1));
         first.component().terminate(Duration::from_secs(40))?;
         more("requests after")?;
         stop.store(true, SeqCst);
