@@ -18,7 +18,7 @@ build:           ## release binaries
 	cargo build --release --workspace --bins
 
 demo: deps       ## two nodes, real programs, the mesh between them (ONCE=1: run the tour and leave)
-	cargo build --release -p lab -p ztunnel -p istiod-lite -p cni-plugin --bins
+	cargo build --release -p lab -p ztunnel -p waypoint -p istiod-lite -p cni-plugin --bins
 	$(PROFILE_DIR)/lab demo $(if $(ONCE),--once,)
 
 test: deps lint  ## format, clippy, unit, property and integration tests; prints counts

@@ -1,10 +1,11 @@
 //! `lab demo`: real programs on two nodes, and the mesh between them, told as it happens.
 //!
 //! `cast` (who plays) → `tour` (what is shown, chapter by chapter, each with a proof) → `watch` (the live view).
-//! `flow` turns access log records into lines, `screen` puts them on the terminal.
+//! `layer7` is the tour's second half, behind a waypoint. `flow` turns access log records into lines, `screen` puts them on the terminal.
 
 mod cast;
 mod flow;
+mod layer7;
 mod screen;
 mod tour;
 mod watch;

@@ -31,6 +31,14 @@ fn the_tour_ends_well_and_proves_every_claim() {
         "explicitly denied by: shop/kiosk-keep-out",
         "✓  no payload byte can be read on the wire",
         "✓  under STRICT plain text is refused",
+        "rule HTTPRoute/tea/canary/",
+        "40 requests, after: 40 × 200",
+        "flags=DI,FI",
+        "nginx's own log",
+        "the issuer's: 5 × 200",
+        "8 requests: 5 × 200, 3 × 429",
+        "policy=\"tea/kiosk-may-only-look rule 0\"",
+        "✓  every request is counted, with both ends",
         "everything is removed again",
     ] {
         assert!(said.contains(line), "{line:?} is not in\n{said}");

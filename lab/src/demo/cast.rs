@@ -57,7 +57,7 @@ impl Cast {
         lab.service("shop/web", &[(80, 8080)])?;
         lab.service("shop/cache", &[(6379, 6379)])?;
         lab.service("shop/db", &[(5432, 5432)])?;
-        nginx(&cast.web)?;
+        shop_window(&cast.web)?;
         redis(&cast.cache)?;
         postgres(&cast.db)?;
         outside(lab)?;
@@ -176,20 +176,24 @@ impl Cast {
     }
 }
 
-fn nginx(pod: &Pod) -> Result<()> {
+fn shop_window(pod: &Pod) -> Result<()> {
+    let html = pod.dir().join("html");
+    fs::create_dir_all(&html)?;
+    let page = format!("<h1>Tea shop</h1>\n<p>{MARKER}</p>\n").repeat(8);
+    fs::write(html.join(PAGE), page)?;
+    nginx(pod, &format!("root {};", html.display()))
+}
+
+/// nginx on port 8080; `site`: what it is to do there. What it was asked is in `access.log` of the pod's directory.
+pub(super) fn nginx(pod: &Pod, site: &str) -> Result<()> {
     let dir = pod.dir();
-    fs::create_dir_all(dir.join("html"))?;
-    fs::write(
-        dir.join("html").join(PAGE),
-        format!("<h1>Tea shop</h1>\n<p>{MARKER}</p>\n").repeat(8),
-    )?;
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|kind| format!("  {kind}_temp_path {}/{kind};\n", dir.display()))
         .collect();
     let config = format!(
         "daemon off;\nuser root;\nworker_processes 1;\npid {dir}/nginx.pid;\nerror_log stderr;\nevents {{}}\nhttp {{\n{temporary}  \
-         access_log {dir}/access.log;\n  server {{\n    listen 8080;\n    listen [::]:8080;\n    root {dir}/html;\n  }}\n}}\n",
+         access_log {dir}/access.log;\n  server {{\n    listen 8080;\n    listen [::]:8080;\n    {site}\n  }}\n}}\n",
         dir = dir.display()
     );
     let file = dir.join("nginx.conf");

@@ -2,7 +2,8 @@
 //!
 //! 2. traffic: who talks to whom, as whom, how       3. the wire: what a listener reads
 //! 4. an AuthorizationPolicy                          5. STRICT
-//! 6. the counters                                    7. the summary
+//! 6. the counters                                    7. to 15. layer 7 ([`super::layer7`])
+//! 16. the summary
 
 use std::{
     fs,
@@ -15,6 +16,7 @@ use lab::{AccessLog, AccessRecord, Lab, Pod};
 use super::{
     cast::{Cast, MARKER},
     flow::{Flow, Way},
+    layer7,
     screen::{Screen, Tone, bytes},
 };
 
@@ -78,6 +80,8 @@ impl<'a> Tour<'a> {
         self.policy().context("the AuthorizationPolicy")?;
         self.strict().context("STRICT")?;
         self.counters().context("the counters")?;
+        let seen = layer7::show(self.lab, self.cast, *self.screen);
+        self.proven.extend(seen.context("layer 7")?);
         self.summary();
         Ok(())
     }
@@ -392,7 +396,7 @@ impl<'a> Tour<'a> {
     }
 
     fn summary(&self) {
-        self.screen.chapter(7, "Seen");
+        self.screen.chapter(16, "Seen");
         for (claim, how) in &self.proven {
             self.screen.row(&[
                 (0, Tone::Good, "✓"),
