@@ -4,13 +4,17 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 10] = [
     "proto/discovery.proto",
     "proto/workload.proto",
     "proto/authorization.proto",
     "proto/ca.proto",
     "proto/zds.proto",
     "proto/waypoint.proto",
+    "proto/envoy_core.proto",
+    "proto/envoy_type.proto",
+    "proto/rpc_status.proto",
+    "proto/ext_authz.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

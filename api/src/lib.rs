@@ -12,6 +12,7 @@
 //! | [`ca`] | certificate signing |
 //! | [`zds`] | node agent to ztunnel |
 //! | [`waypoint`] | resources: what a waypoint does at layer 7 |
+//! | [`ext_authz`] | what an external authorizer is asked |
 
 /// Delta xDS: requests, responses, and the aggregated service.
 #[allow(
@@ -89,6 +90,50 @@ pub mod zds {
 )] // generated
 pub mod waypoint {
     tonic::include_proto!("ambit.waypoint.v1");
+}
+
+/// `envoy.service.auth.v3`: what an external authorizer is asked, and what it answers.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated; packages refer to each other by their place in this tree
+pub mod ext_authz {
+    pub use envoy::config::core::v3::*;
+    pub use envoy::service::auth::v3::*;
+    pub use envoy::r#type::v3::*;
+    pub use google::rpc::*;
+
+    pub mod envoy {
+        pub mod config {
+            pub mod core {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.config.core.v3");
+                }
+            }
+        }
+        pub mod service {
+            pub mod auth {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.auth.v3");
+                }
+            }
+        }
+        pub mod r#type {
+            pub mod v3 {
+                tonic::include_proto!("envoy.r#type.v3");
+            }
+        }
+    }
+
+    pub mod google {
+        pub mod rpc {
+            tonic::include_proto!("google.rpc");
+        }
+    }
 }
 
 /// Kubernetes objects, and the directory that stands in for an API server.
