@@ -21,7 +21,7 @@
 //! | `arrive`, `request`, `call`, `carry`, `upstream` | the path |
 //! | `route`, `filter` | pure: which rule, and what it changes |
 //! | `retry`, `session` | pure: whether again and when; whom a client stays with |
-//! | `authorize`, `authenticate` | pure: who may; tokens |
+//! | `authorize`, `authenticate`, `permission` | pure: who may; tokens; what others are asked |
 //! | `balance`, `outlier`, `limit` | pure: which endpoint, who is left out, how many may |
 //! | `report`, `admin` | what an operator sees |
 
@@ -40,6 +40,7 @@ pub mod discovery;
 pub mod filter;
 pub mod limit;
 pub mod outlier;
+pub mod permission;
 pub mod proxy;
 pub mod report;
 pub mod request;

@@ -22,6 +22,8 @@ mod fuzz;
 mod limit;
 #[path = "pure/outlier.rs"]
 mod outlier;
+#[path = "pure/permission.rs"]
+mod permission;
 #[path = "pure/report.rs"]
 mod report;
 #[path = "pure/retry.rs"]

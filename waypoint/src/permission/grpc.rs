@@ -1,0 +1,259 @@
+//! Authorizers that speak gRPC.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use api::ext_authz::attribute_context::{HttpRequest, Peer, Request as Asked};
+use api::ext_authz::check_response::HttpResponse as Said;
+use api::ext_authz::{
+    Address, AttributeContext, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValueOption,
+    OkHttpResponse, SocketAddress, address, socket_address,
+};
+use api::waypoint as wire;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, TE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
+use prost::Message;
+
+use super::{Action, Allowed, Answered, Change, Denial, Heard, Names, Question, change, status};
+use crate::report::REQUEST_ID;
+use crate::route::ServiceName;
+
+/// How it is asked.
+#[derive(Debug)]
+pub(super) struct Grpc {
+    /// Of the request's headers; none: all.
+    shown: Names,
+}
+
+impl Grpc {
+    pub(super) fn compile(wire: &wire::Authorizer) -> Result<Self, String> {
+        Ok(Self {
+            shown: Names::compile(&wire.send_headers)?,
+        })
+    }
+
+    pub(super) fn asks(
+        &self,
+        question: &Question<'_>,
+        service: &ServiceName,
+        timeout: Duration,
+    ) -> Result<Request<Bytes>, String> {
+        let check = CheckRequest {
+            attributes: Some(self.attributes(question)),
+        };
+        let mut message = BytesMut::with_capacity(PREFIX + check.encoded_len());
+        message.put_u8(0);
+        let length = u32::try_from(check.encoded_len()).map_err(|_| "the question is too large")?;
+        message.put_u32(length);
+        check
+            .encode(&mut message)
+            .map_err(|why| format!("the question cannot be written: {why}"))?;
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .version(Version::HTTP_2)
+            .uri(format!(
+                "http://{}:{}/envoy.service.auth.v3.Authorization/Check",
+                service.hostname, service.port
+            ))
+            .header(CONTENT_TYPE, "application/grpc")
+            .header(TE, "trailers")
+            .header(
+                "grpc-timeout",
+                format!("{}m", timeout.as_millis().min(99_999_999)),
+            );
+        if let Some(id) = question.head.headers.get(REQUEST_ID) {
+            request = request.header(REQUEST_ID, id);
+        }
+        request
+            .body(message.freeze())
+            .map_err(|why| format!("it cannot be asked: {why}"))
+    }
+
+    fn attributes(&self, question: &Question<'_>) -> AttributeContext {
+        let client = question.client;
+        let time = question.time.duration_since(SystemTime::UNIX_EPOCH);
+        let time = time.unwrap_or_default();
+        let peer = |address: SocketAddr, principal: Option<String>| Peer {
+            address: Some(place(address)),
+            principal: principal.unwrap_or_default(),
+        };
+        let identity = client.identity.as_ref().map(ToString::to_string);
+        AttributeContext {
+            source: Some(peer(client.address, identity)),
+            destination: Some(peer(question.destination, Some(question.own.to_owned()))),
+            request: Some(Asked {
+                time: Some(prost_types::Timestamp {
+                    seconds: i64::try_from(time.as_secs()).unwrap_or_default(),
+                    nanos: i32::try_from(time.subsec_nanos()).unwrap_or_default(),
+                }),
+                http: Some(self.http(question)),
+            }),
+        }
+    }
+
+    fn http(&self, question: &Question<'_>) -> HttpRequest {
+        let head = question.head;
+        let path = head.uri.path_and_query();
+        let path = path.map_or_else(|| head.uri.path().to_owned(), ToString::to_string);
+        let mut headers = self.headers(question);
+        for (name, value) in [
+            (":authority", question.authority),
+            (":method", head.method.as_str()),
+            (":path", &path),
+            (":scheme", "http"),
+        ] {
+            headers.insert(name.to_owned(), value.to_owned());
+        }
+        let length = text(&head.headers, &CONTENT_LENGTH);
+        let mut http = HttpRequest {
+            id: text(&head.headers, &REQUEST_ID).unwrap_or_default(),
+            method: head.method.to_string(),
+            path,
+            host: question.authority.to_owned(),
+            scheme: "http".to_owned(),
+            size: length.and_then(|length| length.parse().ok()).unwrap_or(-1),
+            protocol: match head.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            }
+            .to_owned(),
+            ..HttpRequest::default()
+        };
+        if let Some(sample) = question.body {
+            let partial = (!sample.whole).to_string();
+            headers.insert("x-envoy-auth-partial-body".to_owned(), partial);
+            match str::from_utf8(&sample.bytes) {
+                Ok(text) => http.body = text.to_owned(),
+                Err(_) => http.raw_body = sample.bytes.to_vec(),
+            }
+        }
+        http.headers = headers;
+        http
+    }
+
+    fn headers(&self, question: &Question<'_>) -> HashMap<String, String> {
+        let head = &question.head.headers;
+        let shown =
+            |name: &HeaderName| *name != HOST && (self.shown.is_empty() || self.shown.has(name));
+        let mut headers: HashMap<String, String> = HashMap::with_capacity(head.keys_len() + 6);
+        for (name, value) in head.iter().filter(|(name, _)| shown(name)) {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            match headers.get_mut(name.as_str()) {
+                None => {
+                    headers.insert(name.as_str().to_owned(), value.into_owned());
+                }
+                Some(joined) => {
+                    joined.push_str(if name == COOKIE { "; " } else { "," });
+                    joined.push_str(&value);
+                }
+            }
+        }
+        if let Some(token) = question.token.filter(|_| shown(&AUTHORIZATION)) {
+            let token = String::from_utf8_lossy(token.as_bytes()).into_owned();
+            headers
+                .entry(AUTHORIZATION.as_str().to_owned())
+                .or_insert(token);
+        }
+        headers
+    }
+}
+
+fn place(address: SocketAddr) -> Address {
+    Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: address.ip().to_string(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(
+                address.port().into(),
+            )),
+        })),
+    }
+}
+
+fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    let value = headers.get(name)?;
+    Some(value.to_str().ok()?.to_owned())
+}
+
+/// One message, and a good end.
+pub(super) fn hears(heard: &Heard<'_>) -> Result<Answered, String> {
+    if heard.status != StatusCode::OK {
+        return Err(format!("it answers {}", heard.status));
+    }
+    let kind = heard.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return Err("it does not speak gRPC".to_owned());
+    }
+    let ends = heard.trailers.unwrap_or(heard.headers);
+    match ends.get("grpc-status").map(HeaderValue::as_bytes) {
+        Some(b"0") => {}
+        Some(code) => {
+            let why = text(ends, &HeaderName::from_static("grpc-message")).unwrap_or_default();
+            let code = String::from_utf8_lossy(code);
+            return Err(format!("it answers with gRPC status {code} {why:?}"));
+        }
+        None => return Err("its answer has no end".to_owned()),
+    }
+    let message = match heard.body.split_at_checked(PREFIX) {
+        Some(([0, length @ ..], message)) if length == (message.len() as u32).to_be_bytes() => {
+            message
+        }
+        Some(([1, ..], _)) => {
+            return Err("its answer is compressed, which nobody asked for".to_owned());
+        }
+        _ => return Err("its answer is not one message".to_owned()),
+    };
+    let response = CheckResponse::decode(message);
+    meant(response.map_err(|why| format!("its answer cannot be read: {why}"))?)
+}
+
+/// Where the code and the rest of it say different things, it is denied.
+fn meant(response: CheckResponse) -> Result<Answered, String> {
+    let code = response.status.map(|status| status.code);
+    Ok(match (code, response.http_response) {
+        (None, None) => return Err("its answer says nothing".to_owned()),
+        (_, Some(Said::DeniedResponse(denied))) => Answered::Denied(denial(&denied)?),
+        (None | Some(0), Some(Said::OkResponse(ok))) => Answered::Allowed(allowed(&ok)?),
+        (Some(0), None) => Answered::Allowed(Allowed::default()),
+        (Some(_), _) => Answered::Denied(Denial {
+            status: StatusCode::FORBIDDEN,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        }),
+    })
+}
+
+fn allowed(ok: &OkHttpResponse) -> Result<Allowed, String> {
+    let removed = ok.headers_to_remove.iter();
+    let removed = removed.filter_map(|name| name.parse::<HeaderName>().ok());
+    Ok(Allowed {
+        // One that the client sent beside it would be believed.
+        request: changes(&ok.headers, Action::Set)?,
+        removed: removed.filter(|name| !change::is_framing(name)).collect(),
+        answer: changes(&ok.response_headers_to_add, Action::Append)?,
+    })
+}
+
+fn denial(denied: &DeniedHttpResponse) -> Result<Denial, String> {
+    let mut headers = HeaderMap::new();
+    for change in changes(&denied.headers, Action::Append)? {
+        change.apply(&mut headers);
+    }
+    let code = denied.status.as_ref().map_or(0, |status| status.code);
+    let code = u32::try_from(code).ok().and_then(status);
+    Ok(Denial {
+        status: code.unwrap_or(StatusCode::FORBIDDEN),
+        headers,
+        body: denied.body.clone().into(),
+    })
+}
+
+fn changes(options: &[HeaderValueOption], otherwise: Action) -> Result<Vec<Change>, String> {
+    let read = options.iter().map(|option| Change::read(option, otherwise));
+    read.filter_map(Result::transpose).collect()
+}
+
+/// Of a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
