@@ -7,6 +7,7 @@
 //! 4. an answer that switches protocols joins both connections         (`switch`)
 
 mod aim;
+mod ask;
 mod head;
 mod mirror;
 mod race;
@@ -25,6 +26,7 @@ use mesh::service::AppProtocol;
 use tokio::time::Instant;
 
 pub(crate) use self::aim::{Aim, Held, Shot};
+pub(crate) use self::ask::ask;
 pub use self::head::is_grpc;
 pub(crate) use self::head::without_named;
 pub(crate) use self::mirror::{Aside, send as send_aside};

@@ -159,7 +159,7 @@ fn route(
     match rule.backends.pick(random()) {
         Picked::Backend(backend) => {
             let subset = backend.subset.as_deref().unwrap_or_default();
-            Ok((lead(arrived, backend)?, subset.to_owned()))
+            Ok((lead(arrived, &backend.service)?, subset.to_owned()))
         }
         Picked::Invalid(why) => Err(Refused::Broken(why.to_owned())),
         Picked::Nothing => Err(Refused::Broken("the rule leads nowhere".to_owned())),

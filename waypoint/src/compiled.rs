@@ -3,6 +3,7 @@
 //! What touches a service becomes one [`Service`]: its rules, who may, whose tokens are good. An edit makes anew only
 //! the services that it touches, and of their rules only those that are others.
 
+mod authorizers;
 mod limits;
 mod service;
 mod telemetry;
@@ -14,6 +15,7 @@ use api::waypoint as wire;
 use mesh::NamespacedHost;
 use wire::resource::Kind;
 
+pub use self::authorizers::Authorizers;
 pub use self::limits::Limits;
 pub use self::service::{Routes, Service};
 pub use self::telemetry::Telemetry;
@@ -30,6 +32,8 @@ pub struct Config {
     pub gateway: Gateway,
     /// How services are called.
     pub calls: Calls,
+    /// Who is asked.
+    pub authorizers: Arc<Authorizers>,
     services: imbl::HashMap<NamespacedHost, Arc<Service>>,
     /// A service of which nothing is said but what is said of all.
     any: Arc<Service>,
@@ -96,6 +100,7 @@ impl Compile for Compiler {
             Some(Kind::Authentication(policy)) => Tokens::check_policy(policy),
             Some(Kind::BackendPolicy(policy)) => towards::check(policy),
             Some(Kind::RateLimit(limit)) => limits::check(limit),
+            Some(Kind::Provider(provider)) => authorizers::check(provider),
             _ => Ok(()),
         }
     }
@@ -126,6 +131,10 @@ impl Compile for Compiler {
         let touched = (!view.touched.everything).then(|| touched.iter());
         Config {
             calls: before.calls.compile(said, touched),
+            authorizers: match view.touched.everything {
+                true => Arc::new(Authorizers::compile(said)),
+                false => before.authorizers.clone(),
+            },
             gateway,
             services,
             any,

@@ -3,7 +3,7 @@
 //! 1. room         there is some, or it is answered 503 at once           ([`Load::enter`])
 //! 2. parse        for which host; one spelling of the path               ([`crate::asked`])
 //! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
-//! 4. authorise    whether it may pass                                    ([`crate::authorize`])
+//! 4. authorise    whether it may pass, and whom to ask about that         ([`crate::authorize`], [`crate::permission`])
 //! 5. route        which rule is for it                                   ([`crate::route`])
 //! 6. limit        whether there have been too many like it             ([`crate::limit`])
 //! 7. transform    what that rule changes, or answers itself              ([`crate::filter`])
@@ -14,6 +14,8 @@
 //! [`Refused`], which says to the client what it may know, and to the report why. What is judged in 4 and 5 is what the
 //! app will see: nothing is read twice.
 
+mod consult;
+mod decide;
 mod edge;
 mod refused;
 mod transform;
@@ -23,25 +25,27 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
+use self::consult::Consulting;
+pub use self::consult::Unpermitted;
+use self::decide::{Decided, decide, view};
 pub use self::refused::Refused;
 use self::transform::Going;
 pub(crate) use self::transform::lead;
 use crate::arrive::Arrived;
-use crate::asked::{self, Asked};
+use crate::asked;
 use crate::authenticate::Verified;
-use crate::authorize::Verdict;
 use crate::call::{self, Aim, Call};
-use crate::carry;
 use crate::compiled::Service;
-use crate::limit::{Judged, Told};
+use crate::limit::Told;
+use crate::permission::Change;
 use crate::proxy::Load;
 use crate::report::{Report, Reported};
-use crate::route::Found;
-use crate::upstream::{Answer, Outgoing};
+use crate::upstream::{Answer, Outgoing, ReadAhead};
 
 /// Serves one request; whatever goes wrong, there is an answer.
 ///
@@ -88,28 +92,39 @@ async fn respond(
     }
     edge::arrived(&mut head.headers, arrived, &config.gateway, report);
 
-    // 3. Authenticate.
+    // 3. Authenticate. Who is asked below may see the token, also where the app does not get it.
+    let token = head.headers.get(AUTHORIZATION).cloned();
     let verified = authenticate(service, &mut head).await?;
 
     // 4. Authorise, 5. route, 6. limit: by the same view.
-    let (found, left) = {
-        let authority = asked::authority(&head.uri, &head.headers)?;
-        let host = asked::host(authority)?;
-        let asked = view(arrived, &head, authority, &host.name, verified.as_ref());
-        authorise(service, &asked, report)?;
-        let found = route(service, &asked)?;
-        let left = limit(service, found.as_ref(), &asked)?;
-        (found, left)
+    let mut consulting = Consulting {
+        arrived,
+        config: &config,
+        body: ReadAhead::of(body),
+        token,
+        said: Vec::new(),
+    };
+    let by = verified.as_ref();
+    let (found, left) = match decide(service, arrived, &head, by, false, report)? {
+        Decided::On(found, left) => (found, left),
+        Decided::Ask(providers) => {
+            Box::pin(consulting.all(providers, &mut head, report)).await?;
+            match decide(service, arrived, &head, by, true, report)? {
+                Decided::On(found, left) => (found, left),
+                Decided::Ask(_) => return Err(Refused::Denied("asked twice".to_owned())),
+            }
+        }
     };
 
     // 7. Transform.
     let going = match found {
         None => Going::straight(arrived, head),
-        Some(found) => transform::by_rule(arrived, found, head, report).await?,
+        Some(found) => transform::by_rule(&mut consulting, found, head, report).await?,
     };
+    let Consulting { body, said, .. } = consulting;
     let going = match going {
         Going::On(going) => going,
-        Going::Back(answer) => return Ok(telling(left.as_ref(), answer)),
+        Going::Back(answer) => return Ok(telling(left.as_ref(), &said, answer)),
     };
 
     // 8. Call.
@@ -152,7 +167,7 @@ async fn respond(
 
     // 9. Respond.
     going.changes.apply(&mut answer);
-    Ok(telling(left.as_ref(), answer))
+    Ok(telling(left.as_ref(), &said, answer))
 }
 
 async fn authenticate(service: &Service, head: &mut Parts) -> Result<Option<Verified>, Refused> {
@@ -176,94 +191,14 @@ async fn authenticate(service: &Service, head: &mut Parts) -> Result<Option<Veri
     Ok(verified)
 }
 
-fn view<'a>(
-    arrived: &'a Arrived,
-    head: &'a Parts,
-    authority: &'a str,
-    host: &'a str,
-    verified: Option<&'a Verified>,
-) -> Asked<'a> {
-    let address = arrived.client.address.ip();
-    Asked {
-        method: &head.method,
-        scheme: "http",
-        host,
-        authority,
-        path: head.uri.path(),
-        query: head.uri.query(),
-        headers: &head.headers,
-        port: arrived.to.port(),
-        destination: arrived.to.address(),
-        sni: None,
-        client: &arrived.client,
-        remote: asked::remote(address, &head.headers, 0),
-        claims: verified.map(|verified| &*verified.claims),
-    }
-}
-
-fn authorise(service: &Service, asked: &Asked<'_>, report: &mut Report) -> Result<(), Refused> {
-    if service.policies.is_empty() {
-        return Ok(());
-    }
-    if service.notes {
-        for note in service.policies.notes(asked) {
-            tracing::info!(
-                policy = note.policy, action = ?note.action, dry_run = note.dry_run, rule = note.rule,
-                client = %asked.client.address, method = %asked.method, path = asked.path, "policy: noted"
-            );
-        }
-    }
-    match service.policies.judge(asked) {
-        Verdict::Allow { .. } => Ok(()),
-        Verdict::Deny(denied) => {
-            report.denied(carry::policy(&denied));
-            Err(Refused::Denied(denied.to_string()))
-        }
-        // Nobody who could be asked is known: what nobody allows is denied.
-        Verdict::Ask(providers) => {
-            let why = format!("provider {} cannot be asked", providers.join(", "));
-            report.denied(why.as_str().into());
-            Err(Refused::Denied(why))
-        }
-    }
-}
-
-/// The rule that a request is for; none where the service has no rules for this client.
-fn route<'a>(service: &'a Service, asked: &Asked<'_>) -> Result<Option<Found<'a>>, Refused> {
-    let routes = service.routes(asked.port);
-    if !routes.concern(asked.client.namespace()) {
-        return Ok(None);
-    }
-    let found = routes.table.find(asked);
-    found.map(Some).ok_or(Refused::NoRoute)
-}
-
-/// Counts it, and says what is left of the limit that is nearest. Refused where there have been too many.
-fn limit(
-    service: &Service,
-    found: Option<&Found<'_>>,
-    asked: &Asked<'_>,
-) -> Result<Option<Told>, Refused> {
-    if service.limits.is_empty() {
-        return Ok(None);
-    }
-    let limiter = service.limits.of(found.map(|found| &found.rule.name));
-    // Nobody is asked yet who counts for all proxies together.
-    if let Some(question) = limiter
-        .questions(asked)
-        .find(|question| !question.fail_open)
-    {
-        return Err(Refused::Uncounted(question.provider.to_owned()));
-    }
-    match limiter.judge(asked, Instant::now()) {
-        Judged::Pass(left) => Ok(left),
-        Judged::Refuse(told) => Err(Refused::Limited(told)),
-    }
-}
-
-fn telling(left: Option<&Told>, mut answer: Response<Answer>) -> Response<Answer> {
+/// What is said with an answer: of limits, and by who was asked.
+fn telling(left: Option<&Told>, said: &[Change], mut answer: Response<Answer>) -> Response<Answer> {
+    let headers = answer.headers_mut();
     if let Some(left) = left {
-        left.write(answer.headers_mut());
+        left.write(headers);
+    }
+    for change in said {
+        change.apply(headers);
     }
     answer
 }

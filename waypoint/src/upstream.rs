@@ -6,6 +6,7 @@
 //!
 //! All connections are made with our own identity, so all clients may share them: who a client is has been judged before.
 
+mod ahead;
 mod body;
 mod host;
 mod kept;
@@ -30,6 +31,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::ahead::ReadAhead;
 pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
 pub use self::stream::{Carrier, Stream};

@@ -5,10 +5,12 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::Unpermitted;
 use crate::asked::Unclear;
 use crate::authenticate;
 use crate::balance::NoEndpoint;
 use crate::limit::Told;
+use crate::permission::Denial;
 use crate::proxy::Overloaded;
 use crate::report::{Flag, Report};
 use crate::upstream::{Answer, Failed, NoWay};
@@ -36,6 +38,14 @@ pub enum Refused {
     /// It may not: why.
     #[error("{0}")]
     Denied(String),
+    /// Whoever had to be asked did not agree.
+    #[error("{}", unpermitted(.provider, .why))]
+    Unpermitted {
+        /// The provider's key.
+        provider: String,
+        /// What came of it.
+        why: Unpermitted,
+    },
     /// There have been too many like it.
     #[error("more than {} requests in {:?}: limit {}", .0.requests, .0.window, .0.name)]
     Limited(Told),
@@ -77,6 +87,12 @@ impl Refused {
             Self::Unclear(_) | Self::Target | Self::Connect => StatusCode::BAD_REQUEST,
             Self::Token { refused, .. } => refused.status(),
             Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Unpermitted { why, .. } => match why {
+                Unpermitted::Denied(denial) => denial.status,
+                Unpermitted::Unanswered(status, _) => *status,
+                Unpermitted::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+                Unpermitted::Unread => StatusCode::BAD_REQUEST,
+            },
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Uncounted(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
@@ -97,6 +113,11 @@ impl Refused {
             Self::Overloaded(_) => Flag::Overloaded,
             Self::Unclear(_) | Self::Target | Self::Connect => Flag::DownstreamProtocolError,
             Self::Token { .. } | Self::Denied(_) => return None,
+            Self::Unpermitted { why, .. } => match why {
+                Unpermitted::Denied(_) | Unpermitted::Unanswered(..) => Flag::Unauthorized,
+                Unpermitted::TooLarge => return None,
+                Unpermitted::Unread => Flag::DownstreamProtocolError,
+            },
             Self::Limited(_) => Flag::RateLimited,
             Self::Uncounted(_) => Flag::RateLimitServiceError,
             Self::NoRoute => Flag::NoRoute,
@@ -117,6 +138,13 @@ impl Refused {
             Self::Target => "bad request target".into(),
             Self::Token { refused, .. } => refused.to_string().into(),
             Self::Denied(_) => "RBAC: access denied".into(),
+            Self::Unpermitted { why, .. } => match why {
+                // It has its own words.
+                Unpermitted::Denied(_) => "denied".into(),
+                Unpermitted::Unanswered(..) => "access cannot be checked".into(),
+                Unpermitted::TooLarge => "Payload Too Large".into(),
+                Unpermitted::Unread => "the body did not come".into(),
+            },
             Self::Limited(_) => "too many requests".into(),
             Self::Uncounted(_) => "the rate limit cannot be checked".into(),
             Self::NoRoute => "no route".into(),
@@ -139,6 +167,13 @@ impl Refused {
             report.flag(flag);
         }
         report.detail(self.to_string());
+        if let Self::Unpermitted {
+            why: Unpermitted::Denied(denial),
+            ..
+        } = self
+        {
+            return denied(grpc, denial);
+        }
         let mut answer = plain(grpc, self.status(), &self.text());
         let headers = answer.headers_mut();
         match self {
@@ -153,6 +188,40 @@ impl Refused {
         }
         answer
     }
+}
+
+/// For a person who looks into the log.
+fn unpermitted(provider: &str, why: &Unpermitted) -> String {
+    match why {
+        Unpermitted::Denied(denial) => format!("provider {provider} denies it: {}", denial.status),
+        Unpermitted::Unanswered(_, why) => format!("provider {provider} cannot be asked: {why}"),
+        Unpermitted::TooLarge => {
+            format!("the body is larger than provider {provider} may be shown")
+        }
+        Unpermitted::Unread => {
+            format!("the body that provider {provider} must be shown did not come")
+        }
+    }
+}
+
+/// What an authorizer has said, in its own words.
+fn denied(grpc: bool, denial: &Denial) -> Response<Answer> {
+    let text = String::from_utf8_lossy(&denial.body);
+    let mut answer = plain(grpc, denial.status, &text);
+    if !grpc {
+        *answer.body_mut() = Answer::whole(denial.body.clone());
+    }
+    let headers = answer.headers_mut();
+    for name in denial.headers.keys() {
+        if grpc && (*name == header::CONTENT_TYPE || name.as_str().starts_with("grpc-")) {
+            continue;
+        }
+        headers.remove(name);
+        for value in denial.headers.get_all(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    answer
 }
 
 /// An answer of our own: a text, or as gRPC has it.

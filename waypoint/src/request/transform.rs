@@ -1,18 +1,17 @@
 //! What a rule makes of a request: another head, a backend, or an answer of its own.
 
-use std::sync::Arc;
-
 use http::request::Parts;
 use http::{HeaderMap, Response, Version};
 
 use super::Refused;
+use super::consult::Consulting;
 use crate::arrive::{Arrived, To};
 use crate::asked;
 use crate::call::{Aside, is_grpc, random};
 use crate::filter::{self, About, Filters, Granted, Passed, Reason};
 use crate::report::{Flag, Report};
 use crate::retry::{Hedge, Retry};
-use crate::route::{Backend, Deadlines, Found, Picked, Rule, Timeouts};
+use crate::route::{Deadlines, Found, Picked, Rule, ServiceName, Timeouts};
 use crate::session::Session;
 use crate::upstream::Answer;
 
@@ -95,7 +94,7 @@ impl Going<'_> {
 
 /// As its rule says.
 pub(super) async fn by_rule<'r>(
-    arrived: &Arc<Arrived>,
+    consulting: &mut Consulting<'_>,
     found: Found<'r>,
     mut head: Parts,
     report: &mut Report,
@@ -111,7 +110,7 @@ pub(super) async fn by_rule<'r>(
         ..Changes::default()
     };
     if let Some(answer) = filtered(
-        arrived,
+        consulting,
         &rule.filters,
         &found,
         &mut head,
@@ -130,7 +129,7 @@ pub(super) async fn by_rule<'r>(
     };
     changes.backend = Some(&backend.filters);
     if let Some(answer) = filtered(
-        arrived,
+        consulting,
         &backend.filters,
         &found,
         &mut head,
@@ -143,7 +142,7 @@ pub(super) async fn by_rule<'r>(
         return Ok(Going::Back(answer));
     }
     Ok(Going::On(On {
-        to: lead(arrived, backend)?,
+        to: lead(consulting.arrived, &backend.service)?,
         head,
         subset: backend.subset.as_deref().unwrap_or_default(),
         retry: rule.retry.as_ref(),
@@ -157,7 +156,7 @@ pub(super) async fn by_rule<'r>(
 
 /// Runs filters; an answer if they have one.
 async fn filtered<'r>(
-    arrived: &Arrived,
+    consulting: &mut Consulting<'_>,
     filters: &'r Filters,
     found: &Found<'r>,
     head: &mut Parts,
@@ -168,11 +167,11 @@ async fn filtered<'r>(
     if filters.is_empty() {
         return Ok(None);
     }
-    if let Some(provider) = filters.authorizers().next() {
-        return Err(Refused::Denied(format!(
-            "provider {provider} cannot be asked"
-        )));
+    if filters.authorizers().next().is_some() {
+        let asked = consulting.all(filters.authorizers(), head, report);
+        Box::pin(asked).await?;
     }
+    let arrived = consulting.arrived;
     let host = asked::host(asked::authority(&head.uri, &head.headers)?)?
         .name
         .into_owned();
@@ -190,7 +189,7 @@ async fn filtered<'r>(
     } = filters.request(head, &about, random);
     changes.granted.extend(granted);
     for mirror in mirrors {
-        match lead(arrived, &mirror.backend) {
+        match lead(arrived, &mirror.backend.service) {
             Ok(to) => asides.push(Aside { mirror, to }),
             Err(why) => tracing::debug!(%why, "mirror: leads nowhere"),
         }
@@ -223,9 +222,8 @@ fn merge(into: &mut HeaderMap, headers: HeaderMap) {
     into.extend(headers);
 }
 
-/// The service that a backend names.
-pub(crate) fn lead(arrived: &Arrived, backend: &Backend) -> Result<To, Refused> {
-    let name = &backend.service;
+/// The service of that name.
+pub(crate) fn lead(arrived: &Arrived, name: &ServiceName) -> Result<To, Refused> {
     if let To::Service { service, port, .. } = &arrived.to
         && *service.hostname == *name.hostname
         && *service.namespace == *name.namespace

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::ahead::ReadAhead;
 use super::host::{Host, Place};
 use super::kept::Reading;
 use super::link::Link;
@@ -44,7 +45,7 @@ pub enum Outgoing {
     /// All of it at once.
     Whole(Option<Bytes>),
     /// As it comes from the client, no faster than the endpoint takes it.
-    Streamed(Teed<Counted<Incoming>>),
+    Streamed(Teed<Counted<ReadAhead>>),
     /// The same, and what has passed is kept for another try.
     Kept(Reading),
     /// A copy of one that goes elsewhere.
@@ -53,13 +54,13 @@ pub enum Outgoing {
 
 impl Outgoing {
     /// Of a request as it came; `kept`: it may be sent more than once.
-    pub fn of(body: Incoming, kept: bool, report: &mut Report) -> Self {
+    pub fn of(body: ReadAhead, kept: bool, report: &mut Report) -> Self {
         Self::with_copies(body, kept, report, 0).0
     }
 
     /// The same, and as many copies of it.
     pub fn with_copies(
-        body: Incoming,
+        body: ReadAhead,
         kept: bool,
         report: &mut Report,
         copies: usize,

@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
+use super::ahead::ReadAhead;
 use super::body::Cut;
 use super::tee::Teed;
 use crate::report::Counted;
@@ -27,7 +27,7 @@ pub struct Reading {
 
 #[derive(Debug)]
 struct Kept {
-    body: Teed<Counted<Incoming>>,
+    body: Teed<Counted<ReadAhead>>,
     frames: Vec<Piece>,
     bytes: usize,
     /// More passed than is kept.
@@ -42,7 +42,7 @@ enum Piece {
 }
 
 impl Reading {
-    pub(super) fn of(body: Teed<Counted<Incoming>>) -> Self {
+    pub(super) fn of(body: Teed<Counted<ReadAhead>>) -> Self {
         Self {
             length: body.size_hint(),
             kept: Arc::new(Mutex::new(Kept {

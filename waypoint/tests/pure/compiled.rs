@@ -403,3 +403,31 @@ fn the_nearest_word_on_logs_and_traces_counts() {
     said.set("telemetry/shop/near", 1, telemetry(2, false, None));
     assert_eq!(now(&said), (true, Some(50.0)));
 }
+
+#[test]
+fn who_is_not_known_or_not_understood_cannot_be_asked() {
+    let provider = |service: Option<wire::ServiceRef>| {
+        let authorizer = wire::Authorizer {
+            service,
+            ..Default::default()
+        };
+        Kind::Provider(wire::Provider {
+            kind: Some(wire::provider::Kind::Authorizer(authorizer)),
+        })
+    };
+    let mut said = Said::new();
+    let known = |said: &Said| said.state.load().authorizers.of("provider/judge").is_ok();
+    assert!(!known(&said));
+    assert_eq!(said.set("provider/judge", 1, provider(None)).len(), 1);
+    assert!(!known(&said));
+    assert!(
+        said.set("provider/judge", 1, provider(Some(reference(80))))
+            .is_empty()
+    );
+    assert!(known(&said));
+    // The last good one stays.
+    assert_eq!(said.set("provider/judge", 1, provider(None)).len(), 1);
+    assert!(known(&said));
+    said.remove("provider/judge");
+    assert!(!known(&said));
+}

@@ -1,0 +1,157 @@
+//! Asking those who must be asked whether a request may pass.
+//!
+//! 1. the part of the body that is shown is read ahead               ([`ReadAhead`])
+//! 2. the question goes to the provider's service, as any request    ([`call::ask`])
+//! 3. what the answer changes is changed                             ([`crate::permission`])
+//!
+//! A client that goes away takes all of this with it: what waits here is dropped, and with it the question.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use tokio::time::timeout;
+
+use super::{Refused, lead};
+use crate::arrive::Arrived;
+use crate::asked;
+use crate::call;
+use crate::compiled::Config;
+use crate::permission::{Answered, Authorizer, Change, Denial, Heard, Question, Sample};
+use crate::report::Report;
+use crate::upstream::{Outgoing, ReadAhead};
+
+/// What is needed to ask about one request, and what came of it.
+pub(super) struct Consulting<'a> {
+    pub(super) arrived: &'a Arc<Arrived>,
+    pub(super) config: &'a Config,
+    /// The request's body.
+    pub(super) body: ReadAhead,
+    /// `authorization`, as it was sent.
+    pub(super) token: Option<HeaderValue>,
+    /// What is said to the client with whatever is answered.
+    pub(super) said: Vec<Change>,
+}
+
+/// Why a request does not pass.
+#[derive(Debug)]
+pub enum Unpermitted {
+    /// That was the answer.
+    Denied(Box<Denial>),
+    /// There was no answer that could be followed: what is said then, and why.
+    Unanswered(StatusCode, String),
+    /// Its body is larger than may be shown.
+    TooLarge,
+    /// Its body broke off, or did not come.
+    Unread,
+}
+
+impl Consulting<'_> {
+    /// Asks all of them, one after the other: each sees what the one before has changed.
+    pub(super) async fn all<'p>(
+        &mut self,
+        providers: impl IntoIterator<Item = &'p str>,
+        head: &mut Parts,
+        report: &mut Report,
+    ) -> Result<(), Refused> {
+        for provider in providers {
+            if let Err(why) = self.one(provider, head, report).await {
+                report.denied(provider.into());
+                let provider = provider.to_owned();
+                return Err(Refused::Unpermitted { provider, why });
+            }
+        }
+        Ok(())
+    }
+
+    async fn one(
+        &mut self,
+        provider: &str,
+        head: &mut Parts,
+        report: &mut Report,
+    ) -> Result<(), Unpermitted> {
+        // Whoever is not known cannot have said that all may pass without him.
+        let closed = |why: &str| Unpermitted::Unanswered(StatusCode::FORBIDDEN, why.to_owned());
+        let authorizer = self.config.authorizers.of(provider).map_err(closed)?;
+        let sample = self.sample(authorizer).await?;
+        match self.ask(authorizer, head, sample.as_ref()).await {
+            Ok(Answered::Allowed(allowed)) => {
+                allowed.apply(&mut head.headers);
+                self.said.extend(allowed.answer);
+                Ok(())
+            }
+            Ok(Answered::Denied(denial)) => Err(Unpermitted::Denied(denial.into())),
+            Err(why) if authorizer.fail_open => {
+                report.detail(format!(
+                    "passes unasked, as provider {provider} says: {why}"
+                ));
+                Ok(())
+            }
+            Err(why) => Err(Unpermitted::Unanswered(authorizer.on_error, why)),
+        }
+    }
+
+    /// What is shown of the body.
+    async fn sample(&mut self, authorizer: &Authorizer) -> Result<Option<Sample>, Unpermitted> {
+        let Some(part) = authorizer.body else {
+            return Ok(None);
+        };
+        let looked = timeout(PATIENCE, self.body.look(part.most)).await;
+        match looked {
+            Ok(Ok(sample)) if sample.whole || part.cut => Ok(Some(sample)),
+            Ok(Ok(_)) => Err(Unpermitted::TooLarge),
+            Ok(Err(_)) | Err(_) => Err(Unpermitted::Unread),
+        }
+    }
+
+    async fn ask(
+        &self,
+        authorizer: &Authorizer,
+        head: &Parts,
+        body: Option<&Sample>,
+    ) -> Result<Answered, String> {
+        let arrived = self.arrived;
+        let to = lead(arrived, &authorizer.service).map_err(|why| why.to_string())?;
+        let own = arrived.proxy.identity.to_string();
+        let authority = asked::authority(&head.uri, &head.headers);
+        let request = authorizer.asks(&Question {
+            head,
+            authority: authority.map_err(|why| why.to_string())?,
+            token: self.token.as_ref(),
+            client: &arrived.client,
+            destination: arrived.to.address(),
+            own: &own,
+            time: SystemTime::now(),
+            body,
+        })?;
+        let request = request.map(|body| match body.is_empty() {
+            true => Outgoing::Empty,
+            false => Outgoing::Whole(Some(body)),
+        });
+        let heard = async {
+            let answer = call::ask(arrived, self.config, &to, request).await;
+            let (head, body) = answer.map_err(|why| why.to_string())?.into_parts();
+            let body = Limited::new(body, LARGEST).collect().await;
+            let body = body.map_err(|why| format!("its answer broke off: {why}"))?;
+            let trailers: Option<HeaderMap> = body.trailers().cloned();
+            authorizer.hears(&Heard {
+                status: head.status,
+                headers: &head.headers,
+                body: &body.to_bytes(),
+                trailers: trailers.as_ref(),
+            })
+        };
+        let within = authorizer.timeout;
+        match timeout(within, heard).await {
+            Ok(heard) => heard,
+            Err(_) => Err(format!("no answer within {within:?}")),
+        }
+    }
+}
+
+/// For the part of a body that is shown.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of an answer's body.
+const LARGEST: usize = 256 << 10;

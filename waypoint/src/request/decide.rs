@@ -1,0 +1,136 @@
+//! What is decided by one view of a request: whether it may pass, by which rule, and whether it is one too many.
+
+use std::time::Instant;
+
+use http::request::Parts;
+
+use super::Refused;
+use crate::arrive::Arrived;
+use crate::asked::{self, Asked};
+use crate::authenticate::Verified;
+use crate::authorize::Verdict;
+use crate::carry;
+use crate::compiled::Service;
+use crate::limit::{Judged, Told};
+use crate::report::Report;
+use crate::route::Found;
+
+/// What was decided.
+pub(super) enum Decided<'s> {
+    /// It goes on, by that rule; what is left of the limit that is nearest.
+    On(Option<Found<'s>>, Option<Told>),
+    /// These must be asked first.
+    Ask(Vec<&'s str>),
+}
+
+/// Decides. `permitted`: who must be asked has been asked, and agreed.
+pub(super) fn decide<'s>(
+    service: &'s Service,
+    arrived: &Arrived,
+    head: &Parts,
+    verified: Option<&Verified>,
+    permitted: bool,
+    report: &mut Report,
+) -> Result<Decided<'s>, Refused> {
+    let authority = asked::authority(&head.uri, &head.headers)?;
+    let host = asked::host(authority)?;
+    let asked = view(arrived, head, authority, &host.name, verified);
+    let providers = authorise(service, &asked, permitted, report)?;
+    if !providers.is_empty() {
+        return Ok(Decided::Ask(providers));
+    }
+    let found = route(service, &asked)?;
+    let left = limit(service, found.as_ref(), &asked)?;
+    Ok(Decided::On(found, left))
+}
+
+pub(super) fn view<'a>(
+    arrived: &'a Arrived,
+    head: &'a Parts,
+    authority: &'a str,
+    host: &'a str,
+    verified: Option<&'a Verified>,
+) -> Asked<'a> {
+    let address = arrived.client.address.ip();
+    Asked {
+        method: &head.method,
+        scheme: "http",
+        host,
+        authority,
+        path: head.uri.path(),
+        query: head.uri.query(),
+        headers: &head.headers,
+        port: arrived.to.port(),
+        destination: arrived.to.address(),
+        sni: None,
+        client: &arrived.client,
+        remote: asked::remote(address, &head.headers, 0),
+        claims: verified.map(|verified| &*verified.claims),
+    }
+}
+
+/// Whether it may pass: who must be asked, or none.
+fn authorise<'s>(
+    service: &'s Service,
+    asked: &Asked<'_>,
+    permitted: bool,
+    report: &mut Report,
+) -> Result<Vec<&'s str>, Refused> {
+    let policies = &service.policies;
+    if policies.is_empty() {
+        return Ok(Vec::new());
+    }
+    if service.notes && !permitted {
+        for note in policies.notes(asked) {
+            tracing::info!(
+                policy = note.policy, action = ?note.action, dry_run = note.dry_run, rule = note.rule,
+                client = %asked.client.address, method = %asked.method, path = asked.path, "policy: noted"
+            );
+        }
+    }
+    let verdict = match permitted {
+        true => policies.judge_after_asking(asked),
+        false => policies.judge(asked),
+    };
+    match verdict {
+        Verdict::Allow { .. } => Ok(Vec::new()),
+        Verdict::Deny(denied) => {
+            report.denied(carry::policy(&denied));
+            Err(Refused::Denied(denied.to_string()))
+        }
+        Verdict::Ask(providers) => Ok(providers),
+    }
+}
+
+/// The rule that a request is for; none where the service has no rules for this client.
+fn route<'s>(service: &'s Service, asked: &Asked<'_>) -> Result<Option<Found<'s>>, Refused> {
+    let routes = service.routes(asked.port);
+    if !routes.concern(asked.client.namespace()) {
+        return Ok(None);
+    }
+    let found = routes.table.find(asked);
+    found.map(Some).ok_or(Refused::NoRoute)
+}
+
+/// Counts it, and says what is left of the limit that is nearest. Refused where there have been too many.
+fn limit(
+    service: &Service,
+    found: Option<&Found<'_>>,
+    asked: &Asked<'_>,
+) -> Result<Option<Told>, Refused> {
+    if service.limits.is_empty() {
+        return Ok(None);
+    }
+    let limiter = service.limits.of(found.map(|found| &found.rule.name));
+    // Nobody is asked yet who counts for all proxies together.
+    if let Some(question) = limiter
+        .questions(asked)
+        .find(|question| !question.fail_open)
+    {
+        return Err(Refused::Uncounted(question.provider.to_owned()));
+    }
+    match limiter.judge(asked, Instant::now()) {
+        Judged::Pass(left) => Ok(left),
+        Judged::Refuse(told) => Err(Refused::Limited(told)),
+    }
+}

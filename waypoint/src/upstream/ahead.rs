@@ -1,0 +1,165 @@
+//! A body whose beginning may be looked at before anybody gets it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use crate::permission::Sample;
+
+/// It: what was looked at comes first, then the rest.
+#[derive(Debug)]
+pub struct ReadAhead<B = Incoming> {
+    seen: VecDeque<Frame<Bytes>>,
+    body: B,
+    /// All of it has been seen.
+    ended: bool,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
+    /// Nothing is looked at yet.
+    pub fn of(body: B) -> Self {
+        Self {
+            seen: VecDeque::new(),
+            body,
+            ended: false,
+        }
+    }
+
+    /// Its first `most` bytes, or all of it. Whoever gets it later gets these too.
+    ///
+    /// # Errors
+    /// It broke off.
+    pub async fn look(&mut self, most: usize) -> Result<Sample, B::Error> {
+        while !self.ended && self.length() <= most {
+            match self.body.frame().await.transpose()? {
+                Some(frame) => self.seen.push_back(frame),
+                None => self.ended = true,
+            }
+        }
+        let mut bytes = BytesMut::with_capacity(self.length().min(most));
+        for data in self.seen.iter().filter_map(Frame::data_ref) {
+            let room = most - bytes.len();
+            bytes.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        Ok(Sample {
+            whole: self.length() <= most,
+            bytes: bytes.freeze(),
+        })
+    }
+
+    /// Bytes that were seen.
+    fn length(&self) -> usize {
+        let pieces = self.seen.iter().filter_map(Frame::data_ref);
+        pieces.map(Bytes::len).sum()
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for ReadAhead<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if let Some(frame) = self.seen.pop_front() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let polled = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.ended = polled.is_none();
+        Poll::Ready(polled)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.seen.is_empty() && (self.ended || self.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.seen.is_empty() {
+            return self.body.size_hint();
+        }
+        let seen = self.length() as u64;
+        // With trailers there is no length that could be said before.
+        let trailers = self.seen.iter().any(Frame::is_trailers);
+        let rest = match self.ended {
+            true => SizeHint::with_exact(0),
+            false => self.body.size_hint(),
+        };
+        let mut hint = SizeHint::new();
+        hint.set_lower(seen + rest.lower());
+        if let Some(upper) = rest.upper().filter(|_| !trailers) {
+            hint.set_upper(seen + upper);
+        }
+        hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use futures_util::FutureExt;
+    use http::HeaderMap;
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    fn pieces(lengths: &[usize]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin + use<> {
+        let data = |length: &usize| Ok(Frame::data(Bytes::from(vec![b'x'; *length])));
+        let frames: Vec<_> = lengths.iter().map(data).collect();
+        StreamBody::new(futures_util::stream::iter(frames))
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_not_gone() {
+        for (lengths, most, shown, whole) in [
+            (&[3, 4][..], 100, 7, true),
+            (&[3, 4], 7, 7, true),
+            (&[3, 4], 6, 6, false),
+            (&[3, 4, 5], 2, 2, false),
+            (&[], 9, 0, true),
+        ] {
+            let mut body = ReadAhead::of(pieces(lengths));
+            for _ in 0..2 {
+                let sample = body.look(most).await.unwrap();
+                assert_eq!((sample.bytes.len(), sample.whole), (shown, whole));
+            }
+            let all = body.collect().await.unwrap().to_bytes();
+            assert_eq!(all.len(), lengths.iter().sum::<usize>());
+        }
+    }
+
+    #[tokio::test]
+    async fn its_length_and_its_trailers_stay_what_they_are() {
+        let mut body = ReadAhead::of(Full::new(Bytes::from_static(b"12345")));
+        let sample = body.look(2).await.unwrap();
+        assert_eq!(&sample.bytes[..], b"12");
+        assert_eq!(body.size_hint().exact(), Some(5));
+
+        let frames = [
+            Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"1"))),
+            Ok(Frame::trailers(HeaderMap::new())),
+        ];
+        let mut body = ReadAhead::of(StreamBody::new(futures_util::stream::iter(frames)));
+        assert!(body.look(9).await.unwrap().whole);
+        assert_eq!(body.size_hint().exact(), None);
+        assert!(body.collect().await.unwrap().trailers().is_some());
+    }
+
+    #[test]
+    fn a_body_that_was_never_looked_at_is_as_it_is() {
+        let mut body = ReadAhead::of(pieces(&[1]));
+        assert!(!body.is_end_stream());
+        assert!(body.frame().now_or_never().flatten().is_some());
+        assert!(body.frame().now_or_never().flatten().is_none());
+        assert!(body.is_end_stream());
+    }
+}
