@@ -237,6 +237,9 @@ fn authorizer(pass: &mut Pass<'_>, auth: &ExternalAuth, place: &str) -> Result<T
     };
     let http = auth.http.clone().unwrap_or_default();
     let grpc = auth.grpc.clone().unwrap_or_default();
+    // None named: all that an answer has, as the Gateway API says.
+    let all = || vec!["*".to_owned()];
+    let given = Some(http.allowed_response_headers).filter(|given| !given.is_empty() || !by_http);
     let authorizer = wire::Authorizer {
         service: Some(service),
         http: by_http,
@@ -246,12 +249,13 @@ fn authorizer(pass: &mut Pass<'_>, auth: &ExternalAuth, place: &str) -> Result<T
         } else {
             grpc.allowed_headers
         },
-        to_upstream: http.allowed_response_headers,
+        to_upstream: given.unwrap_or_else(all),
         body_bytes: auth
             .forward_body
             .as_ref()
             .and_then(|it| it.max_size)
             .unwrap_or(0),
+        body_partial: auth.forward_body.is_some(),
         ..wire::Authorizer::default()
     };
     Ok(To::Authorizer(pass.provider(authorizer)))

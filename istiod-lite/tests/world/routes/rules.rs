@@ -314,7 +314,7 @@ fn who_is_asked_stands_beside_the_route() {
         found["a/wp/httproute/a/r/asked-0"]["provider"]["authorizer"],
         json!({
             "service": {"namespace": "a", "hostname": "api.a.svc.cluster.local", "port": 80},
-            "http": true, "pathPrefix": "/check", "sendHeaders": ["authorization"], "toUpstream": ["x-user"], "bodyBytes": 1024,
+            "http": true, "pathPrefix": "/check", "sendHeaders": ["authorization"], "toUpstream": ["x-user"], "bodyBytes": 1024, "bodyPartial": true,
         })
     );
     // Nobody to ask: nobody passes.
