@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use lab::{Lab, Pod, Service, Waypoint};
+use lab::{Builder, Lab, Pod, Service, Waypoint};
 use tokio::runtime::Runtime;
 
 use super::app::{App, One};
@@ -24,10 +24,13 @@ pub(crate) struct Shop<'a> {
 /// Runs `test` in a shop of its own: service `shop/web` (http 80, grpc 90, raw 99 of which nothing is said, tcp 70),
 /// two apps on port 8080, a client.
 pub(crate) fn in_shop(test: impl FnOnce(&Shop<'_>) -> Result<()>) {
+    in_shop_of(Lab::builder(), test);
+}
+
+/// The same in another lab.
+pub(crate) fn in_shop_of(lab: Builder, test: impl FnOnce(&Shop<'_>) -> Result<()>) {
     let _turn = turn();
-    let lab = Lab::builder()
-        .start()
-        .unwrap_or_else(|error| panic!("{error:#}"));
+    let lab = lab.start().unwrap_or_else(|error| panic!("{error:#}"));
     let ran = Shop::open(&lab).and_then(|shop| test(&shop));
     if let Err(error) = ran {
         // The panic keeps the logs.
