@@ -32,15 +32,15 @@ use hyper::body::Incoming;
 
 use self::consult::Consulting;
 pub use self::consult::Unpermitted;
-use self::decide::{Decided, decide, view};
+use self::decide::{decided, view};
 pub use self::refused::Refused;
-use self::transform::Going;
 pub(crate) use self::transform::lead;
+use self::transform::{Going, On};
 use crate::arrive::Arrived;
 use crate::asked;
 use crate::authenticate::Verified;
 use crate::call::{self, Aim, Call};
-use crate::compiled::Service;
+use crate::compiled::{Config, Service};
 use crate::limit::Told;
 use crate::permission::Change;
 use crate::proxy::Load;
@@ -105,16 +105,7 @@ async fn respond(
         said: Vec::new(),
     };
     let by = verified.as_ref();
-    let (found, left) = match decide(service, arrived, &head, by, false, report)? {
-        Decided::On(found, left) => (found, left),
-        Decided::Ask(providers) => {
-            Box::pin(consulting.all(providers, &mut head, report)).await?;
-            match decide(service, arrived, &head, by, true, report)? {
-                Decided::On(found, left) => (found, left),
-                Decided::Ask(_) => return Err(Refused::Denied("asked twice".to_owned())),
-            }
-        }
-    };
+    let (found, left) = decided(service, &mut consulting, &mut head, by, report).await?;
 
     // 7. Transform.
     let going = match found {
@@ -122,7 +113,7 @@ async fn respond(
         Some(found) => transform::by_rule(&mut consulting, found, head, report).await?,
     };
     let Consulting { body, said, .. } = consulting;
-    let going = match going {
+    let mut going = match going {
         Going::On(going) => going,
         Going::Back(answer) => return Ok(telling(left.as_ref(), &said, answer)),
     };
@@ -133,28 +124,12 @@ async fn respond(
     let (body, copies) = Outgoing::with_copies(body, going.retry.is_some(), report, copies);
     call::send_aside(
         arrived,
-        going.asides,
+        std::mem::take(&mut going.asides),
         &going.head,
         copies,
         deadlines.request,
     );
-    let mut aim = Aim::at(arrived, &config, going.to, going.subset)?;
-    if aim.listens(going.session) {
-        let authority = asked::authority(&going.head.uri, &going.head.headers)?;
-        let host = asked::host(authority)?;
-        let asked = view(
-            arrived,
-            &going.head,
-            authority,
-            &host.name,
-            verified.as_ref(),
-        );
-        aim.by(&asked, going.session);
-    }
-    if aim.wants_name() {
-        let authority = asked::authority(&going.head.uri, &going.head.headers)?;
-        aim.named(&asked::host(authority)?.name);
-    }
+    let aim = aim(arrived, &config, &going, by)?;
     let call = Call {
         arrived,
         aim,
@@ -168,6 +143,30 @@ async fn respond(
     // 9. Respond.
     going.changes.apply(&mut answer);
     Ok(telling(left.as_ref(), &said, answer))
+}
+
+/// Where it goes, with what the request itself says about that.
+fn aim<'a>(
+    arrived: &'a Arrived,
+    config: &Config,
+    going: &On<'a>,
+    verified: Option<&Verified>,
+) -> Result<Aim<'a>, Refused> {
+    let mut aim = Aim::at(arrived, config, going.to.clone(), going.subset)?;
+    let (listens, named) = (aim.listens(going.session), aim.wants_name());
+    if listens || named {
+        let head = &going.head;
+        let authority = asked::authority(&head.uri, &head.headers)?;
+        let host = asked::host(authority)?;
+        if listens {
+            let asked = view(arrived, head, authority, &host.name, verified);
+            aim.by(&asked, going.session);
+        }
+        if named {
+            aim.named(&host.name);
+        }
+    }
+    Ok(aim)
 }
 
 async fn authenticate(service: &Service, head: &mut Parts) -> Result<Option<Verified>, Refused> {

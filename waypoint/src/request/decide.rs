@@ -5,6 +5,7 @@ use std::time::Instant;
 use http::request::Parts;
 
 use super::Refused;
+use super::consult::Consulting;
 use crate::arrive::Arrived;
 use crate::asked::{self, Asked};
 use crate::authenticate::Verified;
@@ -16,15 +17,37 @@ use crate::report::Report;
 use crate::route::Found;
 
 /// What was decided.
-pub(super) enum Decided<'s> {
+enum Decided<'s> {
     /// It goes on, by that rule; what is left of the limit that is nearest.
     On(Option<Found<'s>>, Option<Told>),
     /// These must be asked first.
     Ask(Vec<&'s str>),
 }
 
-/// Decides. `permitted`: who must be asked has been asked, and agreed.
-pub(super) fn decide<'s>(
+/// Decides; whoever must be asked first is asked, and what it then is is decided upon.
+pub(super) async fn decided<'s>(
+    service: &'s Service,
+    consulting: &mut Consulting<'_>,
+    head: &mut Parts,
+    verified: Option<&Verified>,
+    report: &mut Report,
+) -> Result<(Option<Found<'s>>, Option<Told>), Refused> {
+    let arrived = consulting.arrived;
+    let providers = match decide(service, arrived, head, verified, false, report)? {
+        Decided::On(found, left) => return Ok((found, left)),
+        Decided::Ask(providers) => providers,
+    };
+    Box::pin(consulting.all(providers, head, report)).await?;
+    match decide(service, arrived, head, verified, true, report)? {
+        Decided::On(found, left) => Ok((found, left)),
+        Decided::Ask(_) => Err(Refused::Denied(
+            "who was asked must be asked again".to_owned(),
+        )),
+    }
+}
+
+/// `permitted`: who must be asked has been asked, and agreed.
+fn decide<'s>(
     service: &'s Service,
     arrived: &Arrived,
     head: &Parts,
