@@ -38,7 +38,7 @@ fn the_tour_ends_well_and_proves_every_claim() {
         "the issuer's: 5 × 200",
         "8 requests: 5 × 200, 3 × 429",
         "policy=\"tea/kiosk-may-only-look rule 0\"",
-        "✓  every request is counted, with both ends",
+        "✓  every request is counted, by client and status",
         "everything is removed again",
     ] {
         assert!(said.contains(line), "{line:?} is not in\n{said}");

@@ -322,7 +322,7 @@ impl<'a> Requests<'a> {
             }
         }
         self.proven.push((
-            "a denied request is told its policy's name",
+            "a denied request's record names its policy",
             format!("kiosk's POST: {named}"),
         ));
         self.clear()
@@ -371,7 +371,7 @@ impl<'a> Requests<'a> {
             row(Tone::Plain, [client, code, &format!("{times:.0}")]);
         }
         self.proven.push((
-            "every request is counted, with both ends",
+            "every request is counted, by client and status",
             format!("{asked} asked, {asked} in istio_requests_total"),
         ));
         Ok(())

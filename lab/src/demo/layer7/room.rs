@@ -226,13 +226,13 @@ impl<'a> Room<'a> {
             .row(&[(10, Tone::Faint, who), (0, Tone::Plain, what)]);
     }
 
-    /// What the access log says of one request, in the fields that matter.
+    /// What the access log says of one request, in those of these fields that it has.
     pub(super) fn logged(&self, record: Option<&AccessRecord>, fields: &[&str]) -> Result<()> {
         let record = record.context("no such request stands in the access log")?;
-        let said = fields.iter().map(|field| {
+        let said = fields.iter().filter_map(|field| {
             let value = record.field(field);
             let quote = if value.contains(' ') { "\"" } else { "" };
-            format!("{field}={quote}{value}{quote}")
+            (!value.is_empty()).then(|| format!("{field}={quote}{value}{quote}"))
         });
         self.fact("access log", &said.collect::<Vec<_>>().join(" "));
         Ok(())
