@@ -171,3 +171,26 @@ fn lists_of_names_are_read_as_istio_writes_them() {
         assert!(list(&[wrong]).is_err(), "{wrong}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn noise_is_no_permission_and_harms_nobody(
+        body: Vec<u8>,
+        prefix: bool,
+        status in 200_u16..600,
+        code in "[0-9]{0,2}",
+    ) {
+        let mut noise = body;
+        if prefix {
+            let length = (noise.len() as u32).to_be_bytes();
+            noise.splice(..0, [0].into_iter().chain(length));
+        }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_str(&code).unwrap());
+        let kind = [("content-type", "application/grpc")];
+        let judge = authorizer(|_| {}).unwrap();
+        let answered = hears(&judge, status, &kind, &noise, Some(&trailers));
+        let good = status == 200 && code == "0" && prefix;
+        proptest::prop_assert!(good || answered.is_err(), "{answered:?}");
+    }
+}

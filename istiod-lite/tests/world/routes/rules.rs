@@ -317,6 +317,16 @@ fn who_is_asked_stands_beside_the_route() {
             "http": true, "pathPrefix": "/check", "sendHeaders": ["authorization"], "toUpstream": ["x-user"], "bodyBytes": 1024, "bodyPartial": true,
         })
     );
+    // Whose headers are named by nobody gives all that it has; over gRPC it says so itself.
+    for (protocol, given) in [("HTTP", json!(["*"])), ("GRPC", json!(null))] {
+        let mut plain = spec("api");
+        plain["rules"][0]["filters"][0]["externalAuth"] =
+            json!({"protocol": protocol, "backendRef": {"name": "api", "port": 80}});
+        set(&mut world, &route("HTTPRoute", "a", &plain));
+        let told = told(&world);
+        let authorizer = &told["a/wp/httproute/a/r/asked-0"]["provider"]["authorizer"];
+        assert_eq!(authorizer["toUpstream"], given, "{protocol}");
+    }
     // Nobody to ask: nobody passes.
     set(&mut world, &route("HTTPRoute", "a", &spec("none")));
     let found = told(&world);
