@@ -189,7 +189,7 @@ impl Arrivals {
         let mut ztunnels = Vec::new();
         for (number, pod) in test.mesh().staying(Part::Ztunnel).await?.iter().enumerate() {
             let name = pod.name_any();
-            logging(test, &name, "level=ztunnel::xds:debug").await?;
+            logging(test, &name, "level=mesh::stream:debug").await?;
             let follow = LogParams {
                 follow: true,
                 since_time: Some(Timestamp::now()),
