@@ -233,7 +233,12 @@ impl<'a> Place<'a> {
 
     /// 200 if bytes come back, 403 if the connection ends without one.
     fn bytes(&self, client: &Pod, port: u16) -> Result<u16> {
-        let mut stream = open(client, &self.raw, port)?;
+        let mut stream = match open(client, &self.raw, port) {
+            Ok(stream) => stream,
+            // The reset that a denial is may be there before the connection is looked at.
+            Err(why) if is_reset(&why) => return Ok(403),
+            Err(why) => return Err(why),
+        };
         let sent = stream
             .write_all(b"hello")
             .and_then(|()| stream.shutdown(Shutdown::Write));
@@ -244,6 +249,11 @@ impl<'a> Place<'a> {
             other => bail!("{other:?}: {back:?}"),
         }
     }
+}
+
+fn is_reset(why: &anyhow::Error) -> bool {
+    let io = why.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 fn named(ports: &[(String, u16, u16)]) -> Vec<(&str, u16, u16)> {
