@@ -246,8 +246,9 @@ impl Pod {
             identity,
             _certificate: certificate,
         });
-        self.learned.notify_waiters();
+        // Who waits for it may at once look for it among the node's.
         node.pod_started(&self);
+        self.learned.notify_waiters();
         // `stop` cancels first and removes after: whichever of the two comes last removes it.
         if accepting.is_cancelled() {
             node.pod_stopped(&self);
