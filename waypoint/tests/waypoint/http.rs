@@ -174,9 +174,10 @@ async fn extended_connect(shop: &super::shop::Shop<'_>) -> Result<()> {
         .extension(hyper::ext::Protocol::from_static("websocket"))
         .header("sec-websocket-version", "13")
         .body(Full::<Bytes>::default())?;
-    // Whether the other end knows of it is said with its first frame.
-    sender.ready().await?;
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    // That the other end knows of it is said with its first frame, before any answer.
+    let first = Request::get("http://web.shop/").body(Full::<Bytes>::default())?;
+    let first = tokio::time::timeout(super::app::SOON, sender.send_request(first)).await??;
+    ensure!(first.status() == 200, "{first:?}");
     let mut answer = tokio::time::timeout(super::app::SOON, sender.send_request(request)).await??;
     ensure!(answer.status() == 200, "{answer:?}");
     let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await?);
