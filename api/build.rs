@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 10] = [
+const PROTOS: [&str; 20] = [
     "proto/discovery.proto",
     "proto/workload.proto",
     "proto/authorization.proto",
@@ -15,6 +15,16 @@ const PROTOS: [&str; 10] = [
     "proto/envoy_type.proto",
     "proto/rpc_status.proto",
     "proto/ext_authz.proto",
+    "proto/rate_limit_descriptor.proto",
+    "proto/rate_limit.proto",
+    "proto/ext_proc_mode.proto",
+    "proto/ext_proc.proto",
+    "proto/otlp_common.proto",
+    "proto/otlp_resource.proto",
+    "proto/otlp_trace.proto",
+    "proto/otlp_traces.proto",
+    "proto/otlp_log.proto",
+    "proto/otlp_logs.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

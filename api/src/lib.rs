@@ -13,6 +13,9 @@
 //! | [`zds`] | node agent to ztunnel |
 //! | [`waypoint`] | resources: what a waypoint does at layer 7 |
 //! | [`ext_authz`] | what an external authorizer is asked |
+//! | [`rate_limit`] | what a rate limit service is asked |
+//! | [`ext_proc`] | what an external processor is shown |
+//! | [`otlp`] | spans and log records, to collectors |
 
 /// Delta xDS: requests, responses, and the aggregated service.
 #[allow(
@@ -93,6 +96,30 @@ pub mod waypoint {
 }
 
 /// `envoy.service.auth.v3`: what an external authorizer is asked, and what it answers.
+pub mod ext_authz {
+    pub use super::peers::envoy::config::core::v3::*;
+    pub use super::peers::envoy::service::auth::v3::*;
+    pub use super::peers::envoy::r#type::v3::*;
+    pub use super::peers::google::rpc::*;
+}
+
+/// `envoy.service.ratelimit.v3`: what a rate limit service is asked, and what it answers.
+pub mod rate_limit {
+    pub use super::peers::envoy::config::core::v3::*;
+    pub use super::peers::envoy::extensions::common::ratelimit::v3::*;
+    pub use super::peers::envoy::service::ratelimit::v3::*;
+    pub use super::peers::envoy::r#type::v3::*;
+}
+
+/// `envoy.service.ext_proc.v3`: what an external processor is shown, and what it makes of it.
+pub mod ext_proc {
+    pub use super::peers::envoy::config::core::v3::*;
+    pub use super::peers::envoy::extensions::filters::http::ext_proc::v3::*;
+    pub use super::peers::envoy::service::ext_proc::v3::*;
+    pub use super::peers::envoy::r#type::v3::*;
+}
+
+/// Envoy's protocols, as their packages refer to each other: by their place in this tree.
 #[allow(
     missing_docs,
     clippy::all,
@@ -100,13 +127,8 @@ pub mod waypoint {
     clippy::panic,
     unreachable_pub,
     unused_qualifications
-)] // generated; packages refer to each other by their place in this tree
-pub mod ext_authz {
-    pub use envoy::config::core::v3::*;
-    pub use envoy::service::auth::v3::*;
-    pub use envoy::r#type::v3::*;
-    pub use google::rpc::*;
-
+)] // generated
+mod peers {
     pub mod envoy {
         pub mod config {
             pub mod core {
@@ -115,10 +137,38 @@ pub mod ext_authz {
                 }
             }
         }
+        pub mod extensions {
+            pub mod common {
+                pub mod ratelimit {
+                    pub mod v3 {
+                        tonic::include_proto!("envoy.extensions.common.ratelimit.v3");
+                    }
+                }
+            }
+            pub mod filters {
+                pub mod http {
+                    pub mod ext_proc {
+                        pub mod v3 {
+                            tonic::include_proto!("envoy.extensions.filters.http.ext_proc.v3");
+                        }
+                    }
+                }
+            }
+        }
         pub mod service {
             pub mod auth {
                 pub mod v3 {
                     tonic::include_proto!("envoy.service.auth.v3");
+                }
+            }
+            pub mod ext_proc {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.ext_proc.v3");
+                }
+            }
+            pub mod ratelimit {
+                pub mod v3 {
+                    tonic::include_proto!("envoy.service.ratelimit.v3");
                 }
             }
         }
@@ -132,6 +182,59 @@ pub mod ext_authz {
     pub mod google {
         pub mod rpc {
             tonic::include_proto!("google.rpc");
+        }
+    }
+}
+
+/// `opentelemetry.proto`: spans and log records, and how collectors take them.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated; packages refer to each other by their place in this tree
+pub mod otlp {
+    pub use proto::collector::logs::v1::*;
+    pub use proto::collector::trace::v1::*;
+    pub use proto::common::v1::*;
+    pub use proto::logs::v1::*;
+    pub use proto::resource::v1::*;
+    pub use proto::trace::v1::*;
+
+    pub mod proto {
+        pub mod common {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.common.v1");
+            }
+        }
+        pub mod resource {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.resource.v1");
+            }
+        }
+        pub mod trace {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.trace.v1");
+            }
+        }
+        pub mod logs {
+            pub mod v1 {
+                tonic::include_proto!("opentelemetry.proto.logs.v1");
+            }
+        }
+        pub mod collector {
+            pub mod trace {
+                pub mod v1 {
+                    tonic::include_proto!("opentelemetry.proto.collector.trace.v1");
+                }
+            }
+            pub mod logs {
+                pub mod v1 {
+                    tonic::include_proto!("opentelemetry.proto.collector.logs.v1");
+                }
+            }
         }
     }
 }

@@ -119,11 +119,12 @@ impl Provider {
             Kind::TraceCollector(wire::TraceCollector {
                 service: Some(place(&it.service, it.port, find)?),
                 sampling: 1.0,
+                ..wire::TraceCollector::default()
             })
         } else if let Some(it) = &self.envoy_otel_als {
             Kind::LogCollector(wire::LogCollector {
                 service: Some(place(&it.service, it.port, find)?),
-                filter: String::new(),
+                ..wire::LogCollector::default()
             })
         } else if let Some(it) = &self.envoy_file_access_log {
             Kind::LogFile(file(it)?)
@@ -201,6 +202,7 @@ fn file(it: &File) -> Result<wire::LogFile, String> {
         json: it.log_format.labels.is_some(),
         format: it.log_format.text.clone(),
         labels: it.log_format.labels.clone().unwrap_or_default(),
+        template: String::new(),
     })
 }
 

@@ -3,13 +3,12 @@
 //! One object becomes one resource of a rank: the mesh's, its namespace's, or that of what it is attached to. The
 //! proxy lays them over each other. A waypoint is a server: what is for clients alone is left out.
 
-use std::collections::BTreeMap;
-
 use api::k8s::istio::telemetry::{
-    AccessLogging, CustomTag, MetricsOverride, Mode, ModeMatch, ProviderRef, TagOperation,
-    TelemetrySpec, Tracing,
+    AccessLogging, CustomTag, MetricsOverride, Mode, ModeMatch, NamedTag, ProviderRef,
+    TagOperation, TelemetrySpec, Tracing,
 };
 use api::waypoint as wire;
+use wire::span_tag::Value;
 
 use super::provider;
 
@@ -18,7 +17,8 @@ pub fn telemetry(spec: &TelemetrySpec) -> (wire::Telemetry, Vec<String>) {
     let mut faults = Vec::new();
     let logging = spec.access_logging.iter();
     let logging: Vec<_> = logging.filter(|it| is_ours(it.matches.as_ref())).collect();
-    let tracing = spec.tracing.iter().find(|it| is_ours(it.matches.as_ref()));
+    let tracing = spec.tracing.iter();
+    let tracing: Vec<_> = tracing.filter(|it| is_ours(it.matches.as_ref())).collect();
     let metrics = spec.metrics.iter().flat_map(|it| {
         let elsewhere = names(&it.providers).any(|name| name != "prometheus");
         if elsewhere {
@@ -29,7 +29,7 @@ pub fn telemetry(spec: &TelemetrySpec) -> (wire::Telemetry, Vec<String>) {
     let metrics: Vec<_> = metrics.filter_map(metric).collect();
     let made = wire::Telemetry {
         access_log: access_log(&logging),
-        tracing: tracing.map(|it| self::tracing(it, &mut faults)),
+        tracing: self::tracing(&tracing, &mut faults),
         metrics,
         ..wire::Telemetry::default()
     };
@@ -48,61 +48,81 @@ fn keys(providers: &[ProviderRef]) -> Vec<String> {
     names(providers).map(provider::key).collect()
 }
 
-/// Entries add up; one that is disabled takes away what it names, or all.
+/// Which providers get lines, in the order of the object.
 fn access_log(entries: &[&AccessLogging]) -> Option<wire::AccessLog> {
     if entries.is_empty() {
         return None;
     }
-    let mut log = wire::AccessLog::default();
-    let (off, on): (Vec<&AccessLogging>, Vec<_>) = entries
-        .iter()
-        .copied()
-        .partition(|it| it.disabled == Some(true));
-    let gone = |key: &String| off.iter().any(|it| keys(&it.providers).contains(key));
-    for entry in &on {
-        let keys = keys(&entry.providers).into_iter();
-        log.providers.extend(keys.filter(|key| !gone(key)));
-        if let Some(filter) = &entry.filter {
-            log.filter.clone_from(&filter.expression);
-        }
-    }
-    log.disabled = on.is_empty();
-    Some(log)
-}
-
-fn tracing(it: &Tracing, faults: &mut Vec<String>) -> wire::Tracing {
-    let mut tags = BTreeMap::new();
-    for (name, tag) in &it.custom_tags {
-        match value(tag) {
-            Some(value) => {
-                tags.insert(name.clone(), value);
-            }
-            None => faults.push(format!(
-                "tracing.customTags.{name} has no effect: only literal and header are read"
-            )),
-        }
-    }
-    wire::Tracing {
-        disabled: it.disable_span_reporting == Some(true),
-        sampling: it.random_sampling_percentage,
+    let rule = |it: &&AccessLogging| wire::LogRule {
         providers: keys(&it.providers),
-        tags,
+        disabled: it.disabled == Some(true),
+        filter: it
+            .filter
+            .as_ref()
+            .map_or_else(String::new, |it| it.expression.clone()),
+    };
+    Some(wire::AccessLog {
+        rules: entries.iter().map(rule).collect(),
+    })
+}
+
+/// Entries are laid over each other, as objects are.
+fn tracing(entries: &[&Tracing], faults: &mut Vec<String>) -> Option<wire::Tracing> {
+    let mut made = wire::Tracing::default();
+    for it in entries {
+        made.disabled = it.disable_span_reporting.or(made.disabled);
+        made.sampling = it.random_sampling_percentage.or(made.sampling);
+        made.istio_tags = it.enable_istio_tags.or(made.istio_tags);
+        made.silent = it.disable_context_propagation.or(made.silent);
+        if !it.providers.is_empty() {
+            made.providers = keys(&it.providers);
+        }
+        if !it.custom_tags.is_empty() {
+            let tags = it.custom_tags.iter();
+            let tags = tags.filter_map(|(name, tag)| span_tag(name, tag, faults));
+            made.tags = Some(wire::SpanTags {
+                tags: tags.collect(),
+            });
+        }
     }
+    (!entries.is_empty()).then_some(made)
 }
 
-fn value(tag: &CustomTag) -> Option<String> {
-    let literal = tag.literal.as_ref().map(|it| it.value.clone());
-    let header = tag.header.as_ref().map(|it| {
-        let name = it.name.to_ascii_lowercase();
-        let (name, otherwise) = (quoted(&name), quoted(&it.default_value));
-        format!("${{{name} in request.headers ? request.headers[{name}] : {otherwise}}}")
-    });
-    literal.or(header)
-}
-
-/// A text in CEL.
-fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+fn span_tag(name: &str, tag: &CustomTag, faults: &mut Vec<String>) -> Option<wire::SpanTag> {
+    let named = |it: &NamedTag| (it.name.clone(), it.default_value.clone());
+    let (value, otherwise) = match tag {
+        CustomTag {
+            literal: Some(it), ..
+        } => (Value::Literal(it.value.clone()), String::new()),
+        CustomTag {
+            header: Some(it), ..
+        } => {
+            let (name, otherwise) = named(it);
+            (Value::Header(name.to_ascii_lowercase()), otherwise)
+        }
+        CustomTag {
+            environment: Some(it),
+            ..
+        } => {
+            let (name, otherwise) = named(it);
+            (Value::Environment(name), otherwise)
+        }
+        CustomTag {
+            formatter: Some(it),
+            ..
+        } => (Value::Format(it.value.clone()), String::new()),
+        _ => {
+            faults.push(format!(
+                "tracing.customTags.{name} has no effect: it says nothing"
+            ));
+            return None;
+        }
+    };
+    Some(wire::SpanTag {
+        name: name.to_owned(),
+        value: Some(value),
+        otherwise,
+    })
 }
 
 fn metric(it: &MetricsOverride) -> Option<wire::MetricOverride> {
@@ -120,7 +140,7 @@ fn metric(it: &MetricsOverride) -> Option<wire::MetricOverride> {
         metric: matches
             .custom_metric
             .unwrap_or_else(|| named(metric).to_owned()),
-        disabled: it.disabled == Some(true),
+        disabled: it.disabled,
         set: set
             .map(|(label, it)| (label.clone(), it.value.clone()))
             .collect(),
@@ -169,6 +189,7 @@ tracing:
     team: {literal: {value: shop}}
     who: {header: {name: X-User, defaultValue: nobody}}
     home: {environment: {name: HOME}}
+    nothing: {}
 metrics:
 - providers: [{name: prometheus}]
   overrides:
@@ -179,18 +200,26 @@ metrics:
 ",
         );
         let log = made.access_log.expect("a log");
-        assert_eq!(log.providers, ["provider/file"]);
+        let [rule] = log.rules.as_slice() else {
+            unreachable!("one is for servers")
+        };
+        assert_eq!(rule.providers, ["provider/file"]);
         assert_eq!(
-            (log.disabled, log.filter.as_str()),
+            (rule.disabled, rule.filter.as_str()),
             (false, "response.code >= 400")
         );
         let tracing = made.tracing.expect("tracing");
         assert_eq!(tracing.sampling, Some(7.5));
-        assert_eq!(tracing.tags["team"], "shop");
-        assert_eq!(
-            tracing.tags["who"],
-            "${\"x-user\" in request.headers ? request.headers[\"x-user\"] : \"nobody\"}"
-        );
+        let tags = tracing.tags.expect("tags").tags;
+        let tag = |name: &str| {
+            let tag = tags.iter().find(|tag| tag.name == name);
+            tag.and_then(|tag| Some((tag.value.clone()?, tag.otherwise.as_str())))
+        };
+        let of = |value, otherwise| Some((value, otherwise));
+        assert_eq!(tag("team"), of(Value::Literal("shop".to_owned()), ""));
+        let header = Value::Header("x-user".to_owned());
+        assert_eq!(tag("who"), of(header, "nobody"));
+        assert_eq!(tag("home"), of(Value::Environment("HOME".to_owned()), ""));
         let [count] = made.metrics.as_slice() else {
             unreachable!("one is for servers")
         };
@@ -198,7 +227,7 @@ metrics:
         assert_eq!(count.set["host"], "request.host");
         assert_eq!(count.remove, ["source_app"]);
         assert!(
-            faults.len() == 1 && faults[0].contains("home"),
+            faults.len() == 1 && faults[0].contains("nothing"),
             "{faults:?}"
         );
     }
@@ -206,10 +235,10 @@ metrics:
     #[test]
     fn a_log_that_is_disabled_is_off_and_what_is_not_named_stays_unsaid() {
         let (made, _) = read("accessLogging: [{disabled: true}]");
-        assert!(made.access_log.is_some_and(|it| it.disabled));
+        assert!(made.access_log.is_some_and(|it| it.rules[0].disabled));
         assert_eq!(made.tracing, None);
         let (made, _) = read("tracing: [{disableSpanReporting: true}]");
         assert_eq!(made.access_log, None);
-        assert!(made.tracing.is_some_and(|it| it.disabled));
+        assert_eq!(made.tracing.and_then(|it| it.disabled), Some(true));
     }
 }
