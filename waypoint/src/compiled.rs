@@ -15,15 +15,15 @@ use api::waypoint as wire;
 use mesh::NamespacedHost;
 use wire::resource::Kind;
 
-pub use self::authorizers::Authorizers;
+pub use self::authorizers::{Authorizers, Counters, Named};
 pub use self::limits::Limits;
 pub use self::service::{Routes, Service};
-pub use self::telemetry::Telemetry;
 pub use self::towards::{Backend, Called, Calls, NoSubset, Towards};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
+use crate::report::Collectors;
 use crate::route::{Rule, TcpRule};
-use crate::state::{Compile, View};
+use crate::state::{Compile, Resources, View};
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -34,6 +34,8 @@ pub struct Config {
     pub calls: Calls,
     /// Who is asked.
     pub authorizers: Arc<Authorizers>,
+    /// Who counts for all proxies together.
+    pub counters: Arc<Counters>,
     services: imbl::HashMap<NamespacedHost, Arc<Service>>,
     /// A service of which nothing is said but what is said of all.
     any: Arc<Service>,
@@ -71,12 +73,23 @@ impl Config {
 pub struct Compiler {
     /// Keys by which tokens are judged.
     keys: KeySets,
+    /// Who gets reports.
+    collectors: Collectors,
 }
 
 impl Compiler {
     /// With keys that are fetched when a policy names them.
     pub fn new(keys: KeySets) -> Self {
-        Self { keys }
+        Self {
+            keys,
+            collectors: Collectors::default(),
+        }
+    }
+
+    /// With collectors that somebody sends to.
+    pub fn reporting(mut self, collectors: Collectors) -> Self {
+        self.collectors = collectors;
+        self
     }
 }
 
@@ -100,7 +113,10 @@ impl Compile for Compiler {
             Some(Kind::Authentication(policy)) => Tokens::check_policy(policy),
             Some(Kind::BackendPolicy(policy)) => towards::check(policy),
             Some(Kind::RateLimit(limit)) => limits::check(limit),
-            Some(Kind::Provider(provider)) => authorizers::check(provider),
+            Some(Kind::Provider(provider)) => {
+                authorizers::check(provider)?;
+                telemetry::check(provider)
+            }
             _ => Ok(()),
         }
     }
@@ -114,7 +130,12 @@ impl Compile for Compiler {
         };
         let make = |service: Option<&NamespacedHost>, before: &Arc<Service>| {
             Arc::new(Service::compile(
-                service, said, &gateway, &self.keys, before,
+                service,
+                said,
+                &gateway,
+                &self.keys,
+                &self.collectors,
+                before,
             ))
         };
         let (any, mut services) = if view.touched.everything {
@@ -123,7 +144,12 @@ impl Compile for Compiler {
             (before.any.clone(), before.services.clone())
         };
         let all = said.services().filter(|_| view.touched.everything);
+        let alike = are_alike(said);
         for service in all.chain(&view.touched.services) {
+            if alike && said.of_service(service).next().is_none() {
+                services.remove(service);
+                continue;
+            }
             let held = before.services.get(service).unwrap_or(&before.any);
             services.insert(service.clone(), make(Some(service), held));
         }
@@ -132,14 +158,27 @@ impl Compile for Compiler {
         Config {
             calls: before.calls.compile(said, touched),
             authorizers: match view.touched.everything {
-                true => Arc::new(Authorizers::compile(said)),
+                true => Arc::new(Authorizers::of_all(said)),
                 false => before.authorizers.clone(),
+            },
+            counters: match view.touched.everything {
+                true => Arc::new(Counters::of_all(said)),
+                false => before.counters.clone(),
             },
             gateway,
             services,
             any,
         }
     }
+}
+
+/// Whether services of which nothing is said are one like the other: nothing that is said of all counts each for
+/// itself, or asks which it is. Of ten thousand services most are then one.
+fn are_alike(said: &Resources) -> bool {
+    said.everywhere().all(|held| {
+        let kind = held.resource.kind.as_ref();
+        matches!(kind, Some(Kind::Telemetry(_) | Kind::Authentication(_)))
+    })
 }
 
 impl Gateway {

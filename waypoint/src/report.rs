@@ -16,12 +16,15 @@
 //! | `line` | the access log |
 //! | `tcp` | connections of services that do not speak HTTP |
 //! | `trace` | which trace a request belongs to, and whether it is sampled |
+//! | `told` | what is told of a service's requests, compiled |
+//! | `span`, `zipkin` | a request as a span |
+//! | `queue`, `collector`, `send` | who gets it: what waits, in which words, and how it gets there |
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hbone::Identity;
 use http::uri::PathAndQuery;
@@ -29,24 +32,35 @@ use http::{HeaderMap, HeaderValue, Method, Version, header, request, response};
 use mesh::{Service, Workload};
 use prometheus_client::registry::Registry;
 
+use crate::call::random;
 use crate::client::Client;
 
 mod body;
+mod collector;
 mod flag;
 mod labels;
 mod line;
+mod queue;
 mod scrape;
+pub mod send;
 mod series;
+mod span;
 mod tcp;
+mod told;
 pub mod trace;
+mod zipkin;
 
 pub use body::{Counted, Reported};
+pub use collector::{Collector, Own};
 pub use flag::{Flag, Flags};
+pub use queue::{Collectors, Counts, Opened, Queue, Record};
 pub use tcp::TcpReport;
+pub use told::{Line, Tag, TagValue, Told, Tracing};
 
 use labels::{How, Side};
 use scrape::Scraped;
 use series::{Destination, Moved, Table};
+use span::attribute;
 use trace::{Trace, TraceId};
 
 /// Label `reporter`.
@@ -101,6 +115,7 @@ impl Protocol {
 pub struct Reports {
     reporter: Reporter,
     table: Arc<Table>,
+    collectors: Collectors,
 }
 
 impl Reports {
@@ -109,12 +124,20 @@ impl Reports {
         Self {
             reporter,
             table: Arc::default(),
+            collectors: Collectors::default(),
         }
+    }
+
+    /// With those whose numbers are shown.
+    pub fn to(mut self, collectors: Collectors) -> Self {
+        self.collectors = collectors;
+        self
     }
 
     /// Enters the metrics into `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Scraped(self.table.clone())));
+        registry.register_collector(Box::new(scrape::Delivered(self.collectors.clone())));
     }
 
     /// How many label sets there are; bounded.
@@ -154,6 +177,8 @@ impl Reports {
             messages_sent: 0,
             trace: trace::told(&head.headers),
             quiet: false,
+            told: None,
+            kept: None,
         }))
     }
 
@@ -198,6 +223,20 @@ struct Story {
     messages_sent: u64,
     trace: Option<TraceId>,
     quiet: bool,
+    /// None: nothing but a line.
+    told: Option<Arc<Told>>,
+    /// For those who are told more than the line says.
+    kept: Option<Box<Kept>>,
+}
+
+/// Of a request, because somebody is told of it.
+#[derive(Debug, Default)]
+struct Kept {
+    trace: Option<Trace>,
+    /// `tracestate`, as it passes.
+    state: Option<String>,
+    /// The headers that somebody asks for.
+    request: HeaderMap,
 }
 
 /// What the client asked, before anything was changed. Reference counts, no copies.
@@ -229,9 +268,21 @@ impl Heard {
 
 /// Counts what a client sends, while the report is elsewhere.
 #[derive(Debug, Default)]
-struct Meter {
+pub(crate) struct Meter {
     bytes: AtomicU64,
     messages: AtomicU64,
+}
+
+impl Meter {
+    /// Bytes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
 }
 
 impl Report {
@@ -274,9 +325,38 @@ impl Report {
         self.0.detail.get_or_insert_with(|| why.into());
     }
 
-    /// The trace it belongs to, where the client has not said that.
-    pub fn traced(&mut self, trace: &Trace) {
-        self.0.trace = Some(trace.id());
+    /// What is told of it. Once.
+    pub fn told(&mut self, told: &Arc<Told>) {
+        if !told.is_plain() {
+            self.0.quiet = told.line == Line::Never;
+            self.0.told = Some(told.clone());
+        }
+    }
+
+    /// Which trace it belongs to; upstream learns of it with `headers`. What is not to be collected costs a look, or of
+    /// a trace that begins here the header that says so.
+    pub fn trace(&mut self, headers: &mut HeaderMap) {
+        let story = &mut *self.0;
+        let Some(tracing) = story.told.as_deref().and_then(|it| it.tracing.as_ref()) else {
+            return;
+        };
+        let draws = [random(), random(), random(), random()];
+        let trace = Trace::begin(headers, tracing.form, tracing.sampling, draws);
+        // A decision that somebody else has made passes on as it is.
+        if !tracing.silent && (trace.sampled() || trace.parent().is_none()) {
+            trace.write(headers);
+        }
+        if trace.sampled() {
+            story.trace = Some(trace.id());
+            if tracing.collector.is_some() {
+                let state = headers.get(TRACESTATE).and_then(|it| it.to_str().ok());
+                story.kept = Some(Box::new(Kept {
+                    trace: Some(trace),
+                    state: state.map(str::to_owned),
+                    request: told::kept(headers, &tracing.headers),
+                }));
+            }
+        }
     }
 
     /// The id by which logs of several proxies are found together, when this proxy made it.
@@ -293,6 +373,11 @@ impl Report {
     pub fn received<B>(&mut self, body: B) -> Counted<B> {
         let meter = self.0.received.get_or_insert_default();
         Counted::new(body, meter.clone(), self.0.protocol == Protocol::Grpc)
+    }
+
+    /// What counts the request's body, if it has one.
+    pub(crate) fn moving(&self) -> Option<Arc<Meter>> {
+        self.0.received.clone()
     }
 
     /// How long it has taken so far.
@@ -359,10 +444,27 @@ impl Drop for Report {
         if !story.quiet {
             line::write(story, took, moved);
         }
+        if let Some(told) = &story.told {
+            story.tell(told, took, moved);
+        }
     }
 }
 
 impl Story {
+    /// Those who are told more than the line says.
+    fn tell(&self, told: &Told, took: Duration, moved: Moved) {
+        if self.kept.is_none() {
+            return;
+        }
+        let now = SystemTime::now();
+        if let Some(tracing) = &told.tracing
+            && let Some(collector) = &tracing.collector
+            && let Some(span) = span::span(self, tracing, took, moved, now)
+        {
+            collector.put(Record::Span(Box::new(span)));
+        }
+    }
+
     fn moved(&self) -> Moved {
         let received = self.received.as_deref();
         Moved {
@@ -383,3 +485,4 @@ fn grpc_code(text: &[u8]) -> Option<u16> {
 /// Joins the logs of several proxies.
 pub const REQUEST_ID: header::HeaderName = header::HeaderName::from_static("x-request-id");
 const GRPC_STATUS: &str = "grpc-status";
+const TRACESTATE: &str = "tracestate";

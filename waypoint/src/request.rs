@@ -1,6 +1,6 @@
 //! The life of one request, top to bottom.
 //!
-//! 1. room         there is some, or it is answered 503 at once           ([`Load::enter`])
+//! 1. room         there is some, or it is answered 503 at once           ([`crate::load`])
 //! 2. parse        for which host; one spelling of the path               ([`crate::asked`])
 //! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
 //! 4. authorise    whether it may pass, and whom to ask about that         ([`crate::authorize`], [`crate::permission`])
@@ -15,9 +15,11 @@
 //! app will see: nothing is read twice.
 
 mod consult;
+mod count;
 mod decide;
 mod edge;
 mod refused;
+mod silence;
 mod transform;
 
 use std::borrow::Cow;
@@ -32,6 +34,7 @@ use hyper::body::Incoming;
 
 use self::consult::Consulting;
 pub use self::consult::Unpermitted;
+pub use self::count::Exceeded;
 use self::decide::{decided, view};
 pub use self::refused::Refused;
 pub(crate) use self::transform::lead;
@@ -43,7 +46,6 @@ use crate::call::{self, Aim, Call};
 use crate::compiled::{Config, Service};
 use crate::limit::Told;
 use crate::permission::Change;
-use crate::proxy::Load;
 use crate::report::{Report, Reported};
 use crate::upstream::{Answer, Outgoing, ReadAhead};
 
@@ -73,7 +75,7 @@ async fn respond(
     report: &mut Report,
 ) -> Result<Response<Answer>, Refused> {
     // 1. Room, for as long as there is no answer; what streams after that is bounded by its windows.
-    let _carried = Load::enter(&arrived.proxy)?;
+    let _carried = arrived.share.enter()?;
     let config = arrived.proxy.state.load_full();
     let service = match arrived.to.service() {
         Some(service) => {
@@ -82,15 +84,15 @@ async fn respond(
         }
         None => config.other(),
     };
-    if !service.telemetry.logged {
-        report.quiet();
-    }
+    report.told(&service.telemetry);
 
     // 2. Parse: from here on there is one spelling of the path, and nothing that only proxies may say.
+    edge::framed(&head)?;
     if let Cow::Owned(path) = asked::target(&head.method, &head.uri, asked::Form::default())? {
         asked::put_path(&mut head.uri, &path).map_err(|_| Refused::Target)?;
     }
     edge::arrived(&mut head.headers, arrived, &config.gateway, report);
+    report.trace(&mut head.headers);
 
     // 3. Authenticate. Who is asked below may see the token, also where the app does not get it.
     let token = head.headers.get(AUTHORIZATION).cloned();
@@ -121,7 +123,9 @@ async fn respond(
     // 8. Call.
     let deadlines = going.deadlines();
     let copies = going.asides.len();
+    let awaited = silence::awaited(&body);
     let (body, copies) = Outgoing::with_copies(body, going.retry.is_some(), report, copies);
+    let silent = silence::of(awaited, report.moving());
     call::send_aside(
         arrived,
         std::mem::take(&mut going.asides),
@@ -138,7 +142,13 @@ async fn respond(
         hedge: going.hedge,
         deadlines,
     };
-    let mut answer = call.answered(report).await?;
+    let mut answer = match silent {
+        None => call.answered(report).await?,
+        Some(silent) => tokio::select! {
+            answer = call.answered(report) => answer?,
+            () = silent => return Err(Refused::Silent),
+        },
+    };
 
     // 9. Respond.
     going.changes.apply(&mut answer);

@@ -18,6 +18,7 @@ use ops::log::LogHandle;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::mpsc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +27,9 @@ use crate::authenticate::{Http, KeySets};
 use crate::compiled::{Compiler, Config as Compiled};
 use crate::config::Config;
 use crate::discovery::Clients;
+use crate::load;
 use crate::proxy::{self, Proxy};
-use crate::report::{Reporter, Reports};
+use crate::report::{self, Collectors, Opened, Reporter, Reports};
 use crate::state::{Keeper, State};
 use crate::upstream::Upstreams;
 use crate::{arrive, discovery};
@@ -67,7 +69,7 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
     let (proxy, writing) = wire(&config, &traffic)?;
 
     let serving = readiness.gate("serving");
-    let registry = registry(&proxy, &writing.metrics, &log, &traffic);
+    let registry = registry(&proxy, &writing.known.metrics, &log, &traffic);
     let doors = Doors {
         shown: proxy.clone(),
         log,
@@ -84,7 +86,9 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
         .open(places, end.clone())
         .await
         .context("admin, metrics and readiness ports")?;
-    follow(&config, &proxy, writing, &readiness, &end);
+    let sending = report::send::run(proxy.clone(), writing.opened, end.clone());
+    let sending = traffic.spawn(sending);
+    follow(&config, &proxy, writing.known, &readiness, &end);
 
     // Without a certificate every client would be turned away.
     let certificate = readiness.gate("certificate");
@@ -127,13 +131,22 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
     };
     tracing::info!(?drained, "stopped");
     end.cancel();
+    // What has been reported and not been sent.
+    let _ = sending.await;
     Ok(())
 }
 
-/// What discovery writes to.
+/// What others than the traffic drive.
 struct Writing {
+    known: Known,
+    /// Collectors that reports are to be handed to.
+    opened: mpsc::UnboundedReceiver<Opened>,
+}
+
+/// What discovery writes to.
+struct Known {
     keeper: Keeper<Compiler>,
-    demands: tokio::sync::mpsc::Receiver<mesh::Demand>,
+    demands: mpsc::Receiver<mesh::Demand>,
     metrics: DiscoveryMetrics,
 }
 
@@ -159,7 +172,9 @@ fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, W
     let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
     let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
     let state = State::new(Compiled::default());
+    let (collectors, opened) = Collectors::new();
     let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
+    let compiler = compiler.reporting(collectors.clone());
     let gateway = format!("{}/{}", config.pod_namespace, config.gateway_name);
     let keeper = Keeper::new(&gateway, state.clone(), writer, compiler);
     let proxy = Arc::new(Proxy::new(proxy::Parts {
@@ -170,33 +185,33 @@ fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, W
         clients,
         state,
         upstreams,
-        reports: Reports::new(Reporter::Waypoint),
+        reports: Reports::new(Reporter::Waypoint).to(collectors),
         drain: Drain::new(),
     }));
-    let writing = Writing {
+    let known = Known {
         keeper,
         demands,
         metrics: DiscoveryMetrics::default(),
     };
-    Ok((proxy, writing))
+    Ok((proxy, Writing { known, opened }))
 }
 
 /// What the control plane says, and the roots that the kubelet brings.
 fn follow(
     config: &Arc<Config>,
     proxy: &Arc<Proxy>,
-    writing: Writing,
+    known: Known,
     readiness: &Readiness,
     end: &CancellationToken,
 ) {
     let (config, gate, until) = (config.clone(), readiness.gate("xds"), end.clone());
     let roots = config.ca_root_ca().clone();
     tokio::spawn(async move {
-        let Writing {
+        let Known {
             keeper,
             demands,
             metrics,
-        } = writing;
+        } = known;
         let run = discovery::run(&config, keeper, demands, gate, metrics, until);
         if let Err(error) = run.await {
             tracing::error!(%error, "xds: the address is of no use");
@@ -206,11 +221,19 @@ fn follow(
     tokio::spawn(follow_roots(roots, certificates, end.clone()));
 }
 
-/// How much memory is in use, every second.
+/// How much memory is in use, every second, and whether anybody was refused for want of room.
 async fn measure(proxy: Arc<Proxy>, end: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK);
+    let mut before = 0;
     while end.run_until_cancelled(looks.tick()).await.is_some() {
-        proxy.load.measured(proxy::resident().unwrap_or(0));
+        let memory = load::resident().unwrap_or(0);
+        proxy.load.measured(memory);
+        let refused = proxy.load.refused();
+        if refused > before {
+            let (now, requests) = (refused - before, proxy.load.requests());
+            tracing::warn!(refused = now, requests, memory, "overloaded");
+        }
+        before = refused;
     }
 }
 
@@ -236,6 +259,8 @@ fn registry(
     let mut registry = Registry::new("waypoint", env!("CARGO_PKG_VERSION"));
     ops::process::register(&mut registry, vec![traffic.metrics()], Some(log.clone()));
     proxy.reports.register(registry.families());
+    let load = Box::new(proxy.load.clone());
+    registry.families().register_collector(load);
     discovery.register(&mut registry);
     Arc::new(registry)
 }

@@ -287,7 +287,8 @@ fn shown_service(
         "policies": !service.policies.is_empty(),
         "tokens": !service.tokens.is_empty(),
         "limits": !service.limits.is_empty(),
-        "logged": service.telemetry.logged,
+        "logged": service.telemetry.line.shown(),
+        "traced": service.telemetry.tracing.as_ref().map(|it| it.sampling),
     })
 }
 

@@ -9,9 +9,10 @@ use mesh::NamespacedHost;
 use wire::resource::Kind;
 use wire::target::To;
 
-use super::{Gateway, Limits, Telemetry};
+use super::{Gateway, Limits, telemetry};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
+use crate::report::{Collectors, Told};
 use crate::route::{Rule, Table, TcpRule, TcpTable};
 use crate::state::{Held, Resources};
 
@@ -25,7 +26,7 @@ pub struct Service {
     /// Whose tokens are good.
     pub tokens: Tokens,
     /// What is told of them.
-    pub telemetry: Telemetry,
+    pub telemetry: Arc<Told>,
     /// How many may.
     pub limits: Limits,
     routes: ByPort<Routes>,
@@ -113,6 +114,7 @@ impl Service {
         said: &Resources,
         gateway: &Gateway,
         keys: &KeySets,
+        collectors: &Collectors,
         before: &Self,
     ) -> Self {
         let own = service
@@ -147,7 +149,7 @@ impl Service {
             notes: policies.has_notes(),
             policies,
             tokens: tokens(&all, keys),
-            telemetry: Telemetry::compile(&all),
+            telemetry: telemetry::compile(&all, said, collectors),
             limits: Limits::compile(&all, said, &before.limits, Instant::now()),
             routes: ByPort::of(&routes, Routes::of),
             connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),

@@ -17,8 +17,8 @@ pub(super) const UNKNOWN: &str = "unknown";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Side {
     pub(super) workload: Arc<str>,
-    canonical_service: Arc<str>,
-    canonical_revision: Arc<str>,
+    pub(super) canonical_service: Arc<str>,
+    pub(super) canonical_revision: Arc<str>,
     pub(super) namespace: Arc<str>,
     cluster: Arc<str>,
     region: Arc<str>,

@@ -64,13 +64,13 @@ pub(super) fn write(story: &Story, took: Duration, moved: Moved) {
 }
 
 impl super::Heard {
-    fn host(&self) -> Option<&str> {
+    pub(super) fn host(&self) -> Option<&str> {
         let authority = self.host.as_ref().map(http::uri::Authority::as_str);
         authority.or_else(|| self.authority.as_ref().and_then(text))
     }
 }
 
-fn text(value: &HeaderValue) -> Option<&str> {
+pub(super) fn text(value: &HeaderValue) -> Option<&str> {
     value.to_str().ok().map(cut)
 }
 
@@ -93,7 +93,12 @@ fn protocol(kind: Protocol, version: Version) -> &'static str {
 
 /// A line must stay a line that a reader's buffer takes.
 fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(LONGEST)]
+    cut_at(text, LONGEST)
+}
+
+/// At most that many bytes.
+pub(super) fn cut_at(text: &str, longest: usize) -> &str {
+    &text[..text.floor_char_boundary(longest)]
 }
 
 const LONGEST: usize = 1024;

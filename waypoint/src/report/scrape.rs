@@ -9,11 +9,43 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::Protocol;
+use super::queue::Collectors;
 use super::series::{BUCKETS, Histogram, Series, Table};
 
 /// The table, for a registry.
 #[derive(Debug)]
 pub(super) struct Scraped(pub(super) Arc<Table>);
+
+/// What became of what collectors are told, for a registry.
+#[derive(Debug)]
+pub(super) struct Delivered(pub(super) Collectors);
+
+impl Collector for Delivered {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.counts();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let help = "Spans and log records for collectors, by what became of them";
+        let mut family =
+            encoder.encode_descriptor("ambit_reports", help, None, MetricType::Counter)?;
+        for (provider, counts) in &all {
+            for (outcome, count) in [
+                ("sent", &counts.sent),
+                ("dropped", &counts.dropped),
+                ("failed", &counts.failed),
+            ] {
+                let name = provider.strip_prefix("provider/").unwrap_or(provider);
+                let labels = [("provider", name), ("outcome", outcome)];
+                let count = count.load(Relaxed);
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Name, help, value.
 type Counter = (&'static str, &'static str, fn(&Series) -> u64);

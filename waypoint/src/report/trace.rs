@@ -50,9 +50,9 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The client's trace with a span of ours in it, or a new one. `percent` of new ones are sampled; `draws` are
-    /// random numbers.
-    pub fn begin(headers: &HeaderMap, percent: f64, draws: [u64; 4]) -> Self {
+    /// The client's trace with a span of ours in it, or a new one, which is told in `form`. `percent` of new ones are
+    /// sampled; `draws` are random numbers.
+    pub fn begin(headers: &HeaderMap, form: Form, percent: f64, draws: [u64; 4]) -> Self {
         let [high, low, span, luck] = draws;
         let span = SpanId(span | 1); // ids that are all zero are forbidden
         let drawn = || (luck >> 11) as f64 / (1u64 << 53) as f64 * 100.0 < percent;
@@ -69,7 +69,7 @@ impl Trace {
                 span,
                 parent: None,
                 sampled: drawn(),
-                form: Form::W3c,
+                form,
             },
         }
     }

@@ -9,6 +9,7 @@ use prost::Message;
 use waypoint::authenticate::{Http, KeySets};
 use waypoint::compiled::{Backend, Compiler, Config, NoSubset};
 use waypoint::limit::Judged;
+use waypoint::report::Line;
 use waypoint::state::{Keeper, State};
 use wire::resource::Kind;
 use wire::target::To;
@@ -378,8 +379,10 @@ fn the_nearest_word_on_logs_and_traces_counts() {
             }],
             rank,
             access_log: Some(wire::AccessLog {
-                disabled,
-                ..Default::default()
+                rules: vec![wire::LogRule {
+                    disabled,
+                    ..Default::default()
+                }],
             }),
             tracing: sampling.map(|sampling| wire::Tracing {
                 sampling: Some(sampling),
@@ -390,8 +393,10 @@ fn the_nearest_word_on_logs_and_traces_counts() {
     };
     let mut said = Said::new();
     let now = |said: &Said| {
-        let telemetry = said.state.load().service(&web()).telemetry;
-        (telemetry.logged, telemetry.sampling)
+        let config = said.state.load();
+        let told = &config.service(&web()).telemetry;
+        let sampling = told.tracing.as_ref().map(|it| it.sampling);
+        (told.line == Line::Each, sampling)
     };
     assert_eq!(now(&said), (true, None));
     said.set(

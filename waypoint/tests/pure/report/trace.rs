@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header::HeaderName;
 use proptest::prelude::*;
-use waypoint::report::trace::Trace;
+use waypoint::report::trace::{Form, Trace};
 
 const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
@@ -17,7 +17,7 @@ fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
 }
 
 fn begin(pairs: &[(&str, &str)], percent: f64) -> Trace {
-    Trace::begin(&headers(pairs), percent, [1, 2, 3, 1 << 60])
+    Trace::begin(&headers(pairs), Form::W3c, percent, [1, 2, 3, 1 << 60])
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn as_many_are_sampled_as_asked() {
     let draw = |nth: u64| nth.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for percent in [0.0, 1.0, 12.5, 99.0, 100.0] {
         let sampled = (0..10_000).filter(|nth| {
-            Trace::begin(&HeaderMap::new(), percent, [1, 2, 3, draw(*nth)]).sampled()
+            Trace::begin(&HeaderMap::new(), Form::W3c, percent, [1, 2, 3, draw(*nth)]).sampled()
         });
         let due = percent * 100.0;
         let found = sampled.count() as f64;
@@ -167,10 +167,10 @@ proptest! {
         value in "[0-9a-f-]{0,70}|[ -~]{0,80}",
         draws in any::<[u64; 4]>(),
     ) {
-        let trace = Trace::begin(&headers(&[(name, &value)]), 50.0, draws);
+        let trace = Trace::begin(&headers(&[(name, &value)]), Form::W3c, 50.0, draws);
         let mut out = HeaderMap::new();
         trace.write(&mut out);
-        let again = Trace::begin(&out, 0.0, [0; 4]);
+        let again = Trace::begin(&out, Form::W3c, 0.0, [0; 4]);
         prop_assert_eq!(again.id(), trace.id());
         prop_assert_eq!(again.parent(), Some(trace.span()));
         prop_assert_eq!(again.sampled(), trace.sampled());
