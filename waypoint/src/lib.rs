@@ -17,11 +17,12 @@
 //! | `config`, `start` | the process |
 //! | `discovery`, `state`, `compiled` | what the control plane says, and what a request sees of it |
 //! | `client`, `asked` | who asks, and for what: the one form that routes, policies and limits judge |
-//! | `proxy` | what all connections share |
+//! | `proxy`, `load` | what all connections share; how much is carried at a time |
 //! | `arrive`, `request`, `call`, `carry`, `upstream` | the path |
 //! | `route`, `filter` | pure: which rule, and what it changes |
 //! | `retry`, `session` | pure: whether again and when; whom a client stays with |
 //! | `authorize`, `authenticate`, `permission` | pure: who may; tokens; what others are asked |
+//! | `service`, `process` | pure: services of others; what a processor is shown of a request and its answer |
 //! | `balance`, `outlier`, `limit` | pure: which endpoint, who is left out, how many may |
 //! | `report`, `admin` | what an operator sees |
 
@@ -39,13 +40,16 @@ pub mod config;
 pub mod discovery;
 pub mod filter;
 pub mod limit;
+pub mod load;
 pub mod outlier;
 pub mod permission;
+pub mod process;
 pub mod proxy;
 pub mod report;
 pub mod request;
 pub mod retry;
 pub mod route;
+pub mod service;
 pub mod session;
 pub mod start;
 pub mod state;

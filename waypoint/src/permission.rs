@@ -27,6 +27,7 @@ pub use names::Names;
 use crate::asked::remove_doubles;
 use crate::client::Client;
 use crate::route::ServiceName;
+pub use crate::service::Heard;
 
 /// Somebody who is asked whether requests may pass.
 #[derive(Debug)]
@@ -87,19 +88,6 @@ pub struct Sample {
     pub bytes: Bytes,
     /// Whether this is all.
     pub whole: bool,
-}
-
-/// An answer, as it came.
-#[derive(Debug, Clone, Copy)]
-pub struct Heard<'a> {
-    /// Of HTTP.
-    pub status: StatusCode,
-    /// All of them.
-    pub headers: &'a HeaderMap,
-    /// All of it.
-    pub body: &'a Bytes,
-    /// What came after it.
-    pub trailers: Option<&'a HeaderMap>,
 }
 
 /// What an answer means.

@@ -115,6 +115,19 @@ pub struct Global {
     pub domain: String,
     /// What becomes of requests while the service does not answer. Deny if left out.
     pub on_failure: OnFailure,
+    /// Who says how many: Policy, what stands here is told to the service (windows of 1s, 1m, 1h or 24h); Service, its own configuration
+    /// of the domain, by the descriptors of the keys. Policy if left out.
+    pub limits_from: LimitsFrom,
+}
+
+/// Who says how many requests may pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs)] // the names say it
+pub enum LimitsFrom {
+    #[default]
+    Policy,
+    Service,
 }
 
 /// What becomes of requests while nobody counts.

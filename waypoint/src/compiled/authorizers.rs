@@ -1,4 +1,4 @@
-//! Who is asked whether requests may pass.
+//! Who is asked about requests: whether they may pass, and how many like them there were.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,58 +7,85 @@ use api::waypoint as wire;
 use wire::provider::Kind as Of;
 use wire::resource::Kind;
 
+use crate::limit::Counter;
 use crate::permission::Authorizer;
 use crate::state::{Held, Resources};
 
 /// By the keys under which policies and routes name them.
-#[derive(Debug, Default)]
-pub struct Authorizers(HashMap<Arc<str>, Result<Arc<Authorizer>, Box<str>>>);
+#[derive(Debug)]
+pub struct Named<T>(HashMap<Arc<str>, Result<Arc<T>, Box<str>>>);
 
-impl Authorizers {
+/// Those who say whether requests may pass.
+pub type Authorizers = Named<Authorizer>;
+/// Those who count requests for all proxies together.
+pub type Counters = Named<Counter>;
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T> Named<T> {
     /// That one.
     ///
     /// # Errors
     /// It is not known, or cannot be understood: why.
-    pub fn of(&self, key: &str) -> Result<&Arc<Authorizer>, &str> {
+    pub fn of(&self, key: &str) -> Result<&Arc<T>, &str> {
         match self.0.get(key) {
-            Some(Ok(authorizer)) => Ok(authorizer),
+            Some(Ok(asked)) => Ok(asked),
             Some(Err(why)) => Err(why),
             None => Err("it is not known"),
         }
     }
 
-    pub(super) fn compile(said: &Resources) -> Self {
+    /// `read`: it, of a provider of that kind.
+    fn compile(
+        said: &Resources,
+        read: impl Fn(&wire::Provider) -> Option<Result<T, String>>,
+    ) -> Self {
         let compiled = said.iter().filter_map(|held| {
-            let authorizer = authorizer(&held.resource)?;
-            Some((held.key.clone(), understood(held, authorizer)))
+            let made = match &held.resource.kind {
+                Some(Kind::Provider(provider)) => read(provider)?,
+                _ => return None,
+            };
+            Some((held.key.clone(), understood(held, made)))
         });
         Self(compiled.collect())
     }
 }
 
-fn understood(held: &Held, authorizer: &wire::Authorizer) -> Result<Arc<Authorizer>, Box<str>> {
+impl Authorizers {
+    pub(super) fn of_all(said: &Resources) -> Self {
+        Self::compile(said, |provider| match &provider.kind {
+            Some(Of::Authorizer(it)) => Some(Authorizer::compile(it)),
+            _ => None,
+        })
+    }
+}
+
+impl Counters {
+    pub(super) fn of_all(said: &Resources) -> Self {
+        Self::compile(said, |provider| match &provider.kind {
+            Some(Of::RateLimiter(it)) => Some(Counter::compile(it)),
+            _ => None,
+        })
+    }
+}
+
+fn understood<T>(held: &Held, made: Result<T, String>) -> Result<Arc<T>, Box<str>> {
     if !held.good {
         let why = held.refused.as_deref();
         return Err(why.unwrap_or("it cannot be understood").into());
     }
-    Ok(Arc::new(Authorizer::compile(authorizer)?))
-}
-
-fn authorizer(resource: &wire::Resource) -> Option<&wire::Authorizer> {
-    match &resource.kind {
-        Some(Kind::Provider(provider)) => of(provider),
-        _ => None,
-    }
-}
-
-fn of(provider: &wire::Provider) -> Option<&wire::Authorizer> {
-    match &provider.kind {
-        Some(Of::Authorizer(authorizer)) => Some(authorizer),
-        _ => None,
-    }
+    Ok(Arc::new(made?))
 }
 
 /// What is wrong with it.
 pub(super) fn check(provider: &wire::Provider) -> Result<(), String> {
-    of(provider).map_or(Ok(()), |it| Authorizer::compile(it).map(drop))
+    match &provider.kind {
+        Some(Of::Authorizer(it)) => Authorizer::compile(it).map(drop),
+        Some(Of::RateLimiter(it)) => Counter::compile(it).map(drop),
+        _ => Ok(()),
+    }
 }

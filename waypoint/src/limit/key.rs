@@ -58,7 +58,7 @@ impl Part {
     }
 
     /// What the request says; None if it says nothing.
-    pub(super) fn value<'a>(&'a self, asked: &Asked<'a>) -> Option<Cow<'a, str>> {
+    pub(super) fn value<'a>(&'a self, asked: &'a Asked<'_>) -> Option<Cow<'a, str>> {
         let client = asked.client;
         match &self.by {
             PartBy::Fixed(text) => Some(Cow::Borrowed(text)),

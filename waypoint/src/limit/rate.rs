@@ -5,7 +5,7 @@
 //! 3. the answer tells the client how much is left, in the headers of the IETF's draft (`RateLimit-Policy`,
 //!    `RateLimit`), and, if it is refused, when to come again (`Retry-After`)
 //!
-//! Limits of a rate limit service are no decision here: [`Limiter::questions`] says what to ask it.
+//! Limits of a rate limit service are no decision here: [`Limiter::inquiries`] says what to ask it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use api::waypoint as wire;
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::bucket::Measure;
+use super::counter::{Descriptor, Inquiry, Per};
 use super::key::{Part, Whole};
 use super::table::{Kind, Table};
 use crate::asked::Asked;
@@ -47,6 +48,8 @@ struct Asking {
     provider: Box<str>,
     domain: Box<str>,
     fail_open: bool,
+    /// How many, if it is not for the service to say.
+    limit: Option<(u32, Per)>,
 }
 
 /// Whether a request passes.
@@ -73,30 +76,6 @@ pub struct Told {
     pub after: Duration,
     /// Whether it was refused.
     pub refused: bool,
-}
-
-/// What a rate limit service is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question<'a> {
-    /// Whose limit.
-    pub name: &'a Arc<str>,
-    /// Key of the provider.
-    pub provider: &'a str,
-    /// Namespace of the descriptors.
-    pub domain: &'a str,
-    /// Whether requests pass when it does not answer.
-    pub fail_open: bool,
-    /// One descriptor.
-    pub entries: Vec<Descriptor>,
-}
-
-/// One entry of a descriptor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Descriptor {
-    /// Its key.
-    pub key: String,
-    /// Its value; never empty.
-    pub value: String,
 }
 
 impl Limiter {
@@ -172,30 +151,43 @@ impl Limiter {
         Judged::Pass(least)
     }
 
-    /// What rate limit services are to be asked about it. A limit whose key the request does not have is not for it.
-    pub fn questions<'a>(&'a self, asked: &Asked<'a>) -> impl Iterator<Item = Question<'a>> {
-        self.limits.iter().filter_map(move |limit| {
-            let By::Service(asking) = &limit.by else {
-                return None;
-            };
-            let entry = |part: &'a Part| {
-                let value = part.value(asked).filter(|value| !value.is_empty())?;
-                Some(Descriptor {
-                    key: part.descriptor.to_string(),
-                    value: value.into_owned(),
-                })
-            };
-            if !limit.is_for(asked) {
-                return None;
+    /// A request that was judged to pass did not happen after all.
+    pub fn give_back(&self, asked: &Asked<'_>) {
+        for limit in &self.limits {
+            if let By::Us(measure, table) = &limit.by
+                && limit.is_for(asked)
+            {
+                table.give_back(measure, table.kind(Whole(&limit.keys, asked)));
             }
-            Some(Question {
-                name: &limit.name,
-                provider: &asking.provider,
-                domain: &asking.domain,
-                fail_open: asking.fail_open,
-                entries: limit.keys.iter().map(entry).collect::<Option<_>>()?,
-            })
-        })
+        }
+    }
+
+    /// What rate limit services are to be asked about it: of each one question for each domain.
+    pub fn inquiries<'a>(&'a self, asked: &Asked<'_>) -> Vec<Inquiry<'a>> {
+        let mut all: Vec<Inquiry<'a>> = Vec::new();
+        for limit in &self.limits {
+            let By::Service(asking) = &limit.by else {
+                continue;
+            };
+            let Some(descriptor) = limit.descriptor(asking, asked) else {
+                continue;
+            };
+            let like = |it: &&mut Inquiry<'_>| {
+                it.provider == &*asking.provider
+                    && it.domain == &*asking.domain
+                    && it.fail_open == asking.fail_open
+            };
+            match all.iter_mut().find(like) {
+                Some(inquiry) => inquiry.descriptors.push(descriptor),
+                None => all.push(Inquiry {
+                    provider: &asking.provider,
+                    domain: &asking.domain,
+                    fail_open: asking.fail_open,
+                    descriptors: vec![descriptor],
+                }),
+            }
+        }
+        all
     }
 }
 
@@ -225,6 +217,35 @@ impl Limit {
         Ok(limit)
     }
 
+    /// What is counted of a request, if it is under this limit.
+    ///
+    /// Where we say how many, each limit is counted apart, under its own name, and what says nothing is a kind of its
+    /// own, as with limits of ours. Where the service says it, it is asked about what its configuration names, and a
+    /// request that says nothing of that is not under the limit.
+    fn descriptor<'a>(&'a self, asking: &Asking, asked: &Asked<'_>) -> Option<Descriptor<'a>> {
+        if !self.is_for(asked) {
+            return None;
+        }
+        let mut entries = Vec::with_capacity(self.keys.len() + 1);
+        if asking.limit.is_some() || self.keys.is_empty() {
+            entries.push((LIMIT_KEY.to_owned(), self.name.to_string()));
+        }
+        for part in &self.keys {
+            let value = part.value(asked).filter(|value| !value.is_empty());
+            let value = match (value, asking.limit) {
+                (Some(value), _) => value.into_owned(),
+                (None, Some(_)) => NOTHING.to_owned(),
+                (None, None) => return None,
+            };
+            entries.push((part.descriptor.to_string(), value));
+        }
+        Some(Descriptor {
+            name: &self.name,
+            entries,
+            limit: asking.limit,
+        })
+    }
+
     fn is_for(&self, asked: &Asked<'_>) -> bool {
         let when = self.when.as_ref();
         when.is_none_or(|when| when.find(asked).is_some())
@@ -248,6 +269,10 @@ impl By {
                 provider: found.service.as_str().into(),
                 domain: found.domain.as_str().into(),
                 fail_open: found.fail_open,
+                limit: match found.service_decides {
+                    true => None,
+                    false => Some(per(found)?),
+                },
             })));
         }
         if found.window == 0 {
@@ -264,6 +289,16 @@ impl By {
         };
         Ok(Self::Us(measure, Arc::new(Table::new(now))))
     }
+}
+
+/// How many a rate limit service is told to let pass.
+fn per(found: &wire::RateLimit) -> Result<(u32, Per), String> {
+    let requests = u32::try_from(found.requests);
+    let requests = requests.map_err(|_| format!("{} requests are too many", found.requests))?;
+    let window = Duration::from_millis(found.window);
+    let per = Per::of(window);
+    let per = per.ok_or_else(|| format!("rate limit services do not count in {window:?}"))?;
+    Ok((requests, per))
 }
 
 impl Told {
@@ -287,5 +322,9 @@ impl Told {
     }
 }
 
+/// The entry that tells one limit from another.
+const LIMIT_KEY: &str = "limit";
+/// The value of what a request does not say.
+const NOTHING: &str = "-";
 const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit");

@@ -32,7 +32,7 @@ pub enum Action {
 impl Change {
     /// Of a message; none for what frames a message, which is only for who sends it. `otherwise`: what is meant where
     /// nothing is said.
-    pub(super) fn read(
+    pub(crate) fn read(
         option: &HeaderValueOption,
         otherwise: Action,
     ) -> Result<Option<Self>, String> {
@@ -79,7 +79,7 @@ impl Change {
 }
 
 /// Whether a header says how a message is carried, or where to: nothing that an authorizer could decide.
-pub(super) fn is_framing(name: &HeaderName) -> bool {
+pub(crate) fn is_framing(name: &HeaderName) -> bool {
     const CARRIED: [HeaderName; 7] = [
         CONNECTION,
         CONTENT_LENGTH,

@@ -11,14 +11,14 @@ use api::ext_authz::{
     OkHttpResponse, SocketAddress, address, socket_address,
 };
 use api::waypoint as wire;
-use bytes::{BufMut, Bytes, BytesMut};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST, TE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-use prost::Message;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST};
+use http::{HeaderMap, HeaderName, Request, StatusCode, Version};
 
 use super::{Action, Allowed, Answered, Change, Denial, Heard, Names, Question, change, status};
 use crate::report::REQUEST_ID;
 use crate::route::ServiceName;
+use crate::service::{self, text};
 
 /// How it is asked.
 #[derive(Debug)]
@@ -37,37 +37,17 @@ impl Grpc {
     pub(super) fn asks(
         &self,
         question: &Question<'_>,
-        service: &ServiceName,
+        to: &ServiceName,
         timeout: Duration,
     ) -> Result<Request<Bytes>, String> {
         let check = CheckRequest {
             attributes: Some(self.attributes(question)),
         };
-        let mut message = BytesMut::with_capacity(PREFIX + check.encoded_len());
-        message.put_u8(0);
-        let length = u32::try_from(check.encoded_len()).map_err(|_| "the question is too large")?;
-        message.put_u32(length);
-        check
-            .encode(&mut message)
-            .map_err(|why| format!("the question cannot be written: {why}"))?;
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .version(Version::HTTP_2)
-            .uri(format!(
-                "http://{}:{}/envoy.service.auth.v3.Authorization/Check",
-                service.hostname, service.port
-            ))
-            .header(CONTENT_TYPE, "application/grpc")
-            .header(TE, "trailers")
-            .header(
-                "grpc-timeout",
-                format!("{}m", timeout.as_millis().min(99_999_999)),
-            );
-        if let Some(id) = question.head.headers.get(REQUEST_ID) {
-            request = request.header(REQUEST_ID, id);
-        }
+        let message = service::framed(&check)?;
+        let about = &question.head.headers;
+        let request = service::call(to, METHOD, about, Some(timeout));
         request
-            .body(message.freeze())
+            .body(message)
             .map_err(|why| format!("it cannot be asked: {why}"))
     }
 
@@ -172,41 +152,9 @@ fn place(address: SocketAddr) -> Address {
     }
 }
 
-fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    let value = headers.get(name)?;
-    Some(value.to_str().ok()?.to_owned())
-}
-
 /// One message, and a good end.
 pub(super) fn hears(heard: &Heard<'_>) -> Result<Answered, String> {
-    if heard.status != StatusCode::OK {
-        return Err(format!("it answers {}", heard.status));
-    }
-    let kind = heard.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
-        return Err("it does not speak gRPC".to_owned());
-    }
-    let ends = heard.trailers.unwrap_or(heard.headers);
-    match ends.get("grpc-status").map(HeaderValue::as_bytes) {
-        Some(b"0") => {}
-        Some(code) => {
-            let why = text(ends, &HeaderName::from_static("grpc-message")).unwrap_or_default();
-            let code = String::from_utf8_lossy(code);
-            return Err(format!("it answers with gRPC status {code} {why:?}"));
-        }
-        None => return Err("its answer has no end".to_owned()),
-    }
-    let message = match heard.body.split_at_checked(PREFIX) {
-        Some(([0, length @ ..], message)) if length == (message.len() as u32).to_be_bytes() => {
-            message
-        }
-        Some(([1, ..], _)) => {
-            return Err("its answer is compressed, which nobody asked for".to_owned());
-        }
-        _ => return Err("its answer is not one message".to_owned()),
-    };
-    let response = CheckResponse::decode(message);
-    meant(response.map_err(|why| format!("its answer cannot be read: {why}"))?)
+    meant(service::one::<CheckResponse>(heard)?)
 }
 
 /// Where the code and the rest of it say different things, it is denied.
@@ -255,5 +203,4 @@ fn changes(options: &[HeaderValueOption], otherwise: Action) -> Result<Vec<Chang
     read.filter_map(Result::transpose).collect()
 }
 
-/// Of a message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+const METHOD: &str = "envoy.service.auth.v3.Authorization/Check";

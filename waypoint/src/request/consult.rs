@@ -9,8 +9,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
 
@@ -19,8 +20,10 @@ use crate::arrive::Arrived;
 use crate::asked;
 use crate::call;
 use crate::compiled::Config;
-use crate::permission::{Answered, Authorizer, Change, Denial, Heard, Question, Sample};
+use crate::permission::{Answered, Authorizer, Change, Denial, Question, Sample};
 use crate::report::Report;
+use crate::route::ServiceName;
+use crate::service::Heard;
 use crate::upstream::{Outgoing, ReadAhead};
 
 /// What is needed to ask about one request, and what came of it.
@@ -113,7 +116,6 @@ impl Consulting<'_> {
         body: Option<&Sample>,
     ) -> Result<Answered, String> {
         let arrived = self.arrived;
-        let to = lead(arrived, &authorizer.service).map_err(|why| why.to_string())?;
         let own = arrived.proxy.identity.to_string();
         let authority = asked::authority(&head.uri, &head.headers);
         let request = authorizer.asks(&Question {
@@ -126,28 +128,44 @@ impl Consulting<'_> {
             time: SystemTime::now(),
             body,
         })?;
-        let request = request.map(|body| match body.is_empty() {
-            true => Outgoing::Empty,
-            false => Outgoing::Whole(Some(body)),
-        });
-        let heard = async {
-            let answer = call::ask(arrived, self.config, &to, request).await;
-            let (head, body) = answer.map_err(|why| why.to_string())?.into_parts();
-            let body = Limited::new(body, LARGEST).collect().await;
-            let body = body.map_err(|why| format!("its answer broke off: {why}"))?;
-            let trailers: Option<HeaderMap> = body.trailers().cloned();
-            authorizer.hears(&Heard {
-                status: head.status,
-                headers: &head.headers,
-                body: &body.to_bytes(),
-                trailers: trailers.as_ref(),
-            })
-        };
-        let within = authorizer.timeout;
-        match timeout(within, heard).await {
-            Ok(heard) => heard,
-            Err(_) => Err(format!("no answer within {within:?}")),
-        }
+        let (service, within) = (&authorizer.service, authorizer.timeout);
+        heard(arrived, self.config, service, within, request, |heard| {
+            authorizer.hears(heard)
+        })
+        .await
+    }
+}
+
+/// Asks a service, and reads the whole answer.
+pub(super) async fn heard<T>(
+    arrived: &Arc<Arrived>,
+    config: &Config,
+    service: &ServiceName,
+    within: Duration,
+    request: Request<Bytes>,
+    read: impl FnOnce(&Heard<'_>) -> Result<T, String>,
+) -> Result<T, String> {
+    let to = lead(arrived, service).map_err(|why| why.to_string())?;
+    let request = request.map(|body| match body.is_empty() {
+        true => Outgoing::Empty,
+        false => Outgoing::Whole(Some(body)),
+    });
+    let heard = async {
+        let answer = call::ask(arrived, config, &to, request).await;
+        let (head, body) = answer.map_err(|why| why.to_string())?.into_parts();
+        let body = Limited::new(body, LARGEST).collect().await;
+        let body = body.map_err(|why| format!("its answer broke off: {why}"))?;
+        let trailers: Option<HeaderMap> = body.trailers().cloned();
+        read(&Heard {
+            status: head.status,
+            headers: &head.headers,
+            body: &body.to_bytes(),
+            trailers: trailers.as_ref(),
+        })
+    };
+    match timeout(within, heard).await {
+        Ok(heard) => heard,
+        Err(_) => Err(format!("no answer within {within:?}")),
     }
 }
 

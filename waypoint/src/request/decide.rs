@@ -6,22 +6,32 @@ use http::request::Parts;
 
 use super::Refused;
 use super::consult::Consulting;
+use super::count::{counted, nearest};
 use crate::arrive::Arrived;
 use crate::asked::{self, Asked};
 use crate::authenticate::Verified;
 use crate::authorize::Verdict;
 use crate::carry;
 use crate::compiled::Service;
-use crate::limit::{Judged, Told};
+use crate::limit::{Inquiry, Judged, Told};
 use crate::report::Report;
 use crate::route::Found;
 
 /// What was decided.
 enum Decided<'s> {
-    /// It goes on, by that rule; what is left of the limit that is nearest.
-    On(Option<Found<'s>>, Option<Told>),
+    /// It goes on, by that rule, if it is within its limits.
+    On(Option<Found<'s>>, Within<'s>),
     /// These must be asked first.
     Ask(Vec<&'s str>),
+}
+
+/// What is known of a request's limits.
+#[derive(Default)]
+struct Within<'s> {
+    /// What is left of the one that is nearest, of those that we count.
+    left: Option<Told>,
+    /// What others count.
+    inquiries: Vec<Inquiry<'s>>,
 }
 
 /// Decides; whoever must be asked first is asked, and what it then is is decided upon.
@@ -33,17 +43,46 @@ pub(super) async fn decided<'s>(
     report: &mut Report,
 ) -> Result<(Option<Found<'s>>, Option<Told>), Refused> {
     let arrived = consulting.arrived;
-    let providers = match decide(service, arrived, head, verified, false, report)? {
-        Decided::On(found, left) => return Ok((found, left)),
-        Decided::Ask(providers) => providers,
+    let (found, within) = match decide(service, arrived, head, verified, false, report)? {
+        Decided::On(found, within) => (found, within),
+        Decided::Ask(providers) => {
+            Box::pin(consulting.all(providers, head, report)).await?;
+            match decide(service, arrived, head, verified, true, report)? {
+                Decided::On(found, within) => (found, within),
+                Decided::Ask(_) => {
+                    let why = "who was asked must be asked again".to_owned();
+                    return Err(Refused::Denied(why));
+                }
+            }
+        }
     };
-    Box::pin(consulting.all(providers, head, report)).await?;
-    match decide(service, arrived, head, verified, true, report)? {
-        Decided::On(found, left) => Ok((found, left)),
-        Decided::Ask(_) => Err(Refused::Denied(
-            "who was asked must be asked again".to_owned(),
-        )),
+    if within.inquiries.is_empty() {
+        return Ok((found, within.left));
     }
+    let asking = counted(consulting, &within.inquiries, head, report);
+    match Box::pin(asking).await {
+        Ok(left) => Ok((found, nearest(within.left, left))),
+        Err(refused) => {
+            give_back(service, found.as_ref(), arrived, head, verified)?;
+            Err(refused)
+        }
+    }
+}
+
+/// A request that others refuse has not passed our limits.
+fn give_back(
+    service: &Service,
+    found: Option<&Found<'_>>,
+    arrived: &Arrived,
+    head: &Parts,
+    verified: Option<&Verified>,
+) -> Result<(), Refused> {
+    let authority = asked::authority(&head.uri, &head.headers)?;
+    let host = asked::host(authority)?;
+    let asked = view(arrived, head, authority, &host.name, verified);
+    let limiter = service.limits.of(found.map(|found| &found.rule.name));
+    limiter.give_back(&asked);
+    Ok(())
 }
 
 /// `permitted`: who must be asked has been asked, and agreed.
@@ -63,8 +102,8 @@ fn decide<'s>(
         return Ok(Decided::Ask(providers));
     }
     let found = route(service, &asked)?;
-    let left = limit(service, found.as_ref(), &asked)?;
-    Ok(Decided::On(found, left))
+    let within = limit(service, found.as_ref(), &asked)?;
+    Ok(Decided::On(found, within))
 }
 
 pub(super) fn view<'a>(
@@ -136,24 +175,20 @@ fn route<'s>(service: &'s Service, asked: &Asked<'_>) -> Result<Option<Found<'s>
 }
 
 /// Counts it, and says what is left of the limit that is nearest. Refused where there have been too many.
-fn limit(
-    service: &Service,
+fn limit<'s>(
+    service: &'s Service,
     found: Option<&Found<'_>>,
     asked: &Asked<'_>,
-) -> Result<Option<Told>, Refused> {
+) -> Result<Within<'s>, Refused> {
     if service.limits.is_empty() {
-        return Ok(None);
+        return Ok(Within::default());
     }
     let limiter = service.limits.of(found.map(|found| &found.rule.name));
-    // Nobody is asked yet who counts for all proxies together.
-    if let Some(question) = limiter
-        .questions(asked)
-        .find(|question| !question.fail_open)
-    {
-        return Err(Refused::Uncounted(question.provider.to_owned()));
-    }
     match limiter.judge(asked, Instant::now()) {
-        Judged::Pass(left) => Ok(left),
+        Judged::Pass(left) => Ok(Within {
+            left,
+            inquiries: limiter.inquiries(asked),
+        }),
         Judged::Refuse(told) => Err(Refused::Limited(told)),
     }
 }

@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
-use super::Unpermitted;
+use super::{Exceeded, Unpermitted};
 use crate::asked::Unclear;
 use crate::authenticate;
 use crate::balance::NoEndpoint;
 use crate::limit::Told;
+use crate::load::Overloaded;
 use crate::permission::Denial;
-use crate::proxy::Overloaded;
 use crate::report::{Flag, Report};
 use crate::upstream::{Answer, Failed, NoWay};
 
@@ -24,6 +24,15 @@ pub enum Refused {
     /// It can be read in more than one way.
     #[error(transparent)]
     Unclear(#[from] Unclear),
+    /// It does not say in one way where it ends.
+    #[error("the request's length can be read in more than one way")]
+    Framing,
+    /// It has more header fields than anybody needs.
+    #[error("too many header fields")]
+    TooManyFields,
+    /// The rest of its body did not come.
+    #[error("no byte of the body came for too long")]
+    Silent,
     /// Its target cannot be written.
     #[error("the request's target cannot be read")]
     Target,
@@ -49,6 +58,9 @@ pub enum Refused {
     /// There have been too many like it.
     #[error("more than {} requests in {:?}: limit {}", .0.requests, .0.window, .0.name)]
     Limited(Told),
+    /// The same, by somebody who counts for all proxies together.
+    #[error("{}", exceeded(.0))]
+    Exceeded(Box<Exceeded>),
     /// It cannot be found out whether there have been too many.
     #[error("{0} cannot be asked")]
     Uncounted(String),
@@ -84,7 +96,11 @@ pub enum Refused {
 impl Refused {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Unclear(_) | Self::Target | Self::Connect => StatusCode::BAD_REQUEST,
+            Self::Unclear(_) | Self::Framing | Self::Target | Self::Connect => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::Silent => StatusCode::REQUEST_TIMEOUT,
             Self::Token { refused, .. } => refused.status(),
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::Unpermitted { why, .. } => match why {
@@ -93,7 +109,7 @@ impl Refused {
                 Unpermitted::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
                 Unpermitted::Unread => StatusCode::BAD_REQUEST,
             },
-            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limited(_) | Self::Exceeded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Uncounted(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -111,14 +127,19 @@ impl Refused {
     fn flag(&self) -> Option<Flag> {
         Some(match self {
             Self::Overloaded(_) => Flag::Overloaded,
-            Self::Unclear(_) | Self::Target | Self::Connect => Flag::DownstreamProtocolError,
+            Self::Unclear(_)
+            | Self::Framing
+            | Self::TooManyFields
+            | Self::Target
+            | Self::Connect => Flag::DownstreamProtocolError,
+            Self::Silent => Flag::IdleTimeout,
             Self::Token { .. } | Self::Denied(_) => return None,
             Self::Unpermitted { why, .. } => match why {
                 Unpermitted::Denied(_) | Unpermitted::Unanswered(..) => Flag::Unauthorized,
                 Unpermitted::TooLarge => return None,
                 Unpermitted::Unread => Flag::DownstreamProtocolError,
             },
-            Self::Limited(_) => Flag::RateLimited,
+            Self::Limited(_) | Self::Exceeded(_) => Flag::RateLimited,
             Self::Uncounted(_) => Flag::RateLimitServiceError,
             Self::NoRoute => Flag::NoRoute,
             Self::Broken(_) => Flag::NoCluster,
@@ -135,6 +156,9 @@ impl Refused {
         match self {
             Self::Overloaded(why) => why.to_string().into(),
             Self::Unclear(why) => why.to_string().into(),
+            Self::Framing => "bad request length".into(),
+            Self::TooManyFields => "too many header fields".into(),
+            Self::Silent => "request timeout".into(),
             Self::Target => "bad request target".into(),
             Self::Token { refused, .. } => refused.to_string().into(),
             Self::Denied(_) => "RBAC: access denied".into(),
@@ -145,7 +169,7 @@ impl Refused {
                 Unpermitted::TooLarge => "Payload Too Large".into(),
                 Unpermitted::Unread => "the body did not come".into(),
             },
-            Self::Limited(_) => "too many requests".into(),
+            Self::Limited(_) | Self::Exceeded(_) => "too many requests".into(),
             Self::Uncounted(_) => "the rate limit cannot be checked".into(),
             Self::NoRoute => "no route".into(),
             Self::Broken(_) => "the route cannot be followed".into(),
@@ -175,6 +199,12 @@ impl Refused {
             return denied(grpc, denial);
         }
         let mut answer = plain(grpc, self.status(), &self.text());
+        if let Self::Exceeded(exceeded) = self
+            && !grpc
+            && !exceeded.body.is_empty()
+        {
+            *answer.body_mut() = Answer::whole(exceeded.body.clone());
+        }
         let headers = answer.headers_mut();
         match self {
             Self::Token {
@@ -184,9 +214,18 @@ impl Refused {
                 headers.insert(header::WWW_AUTHENTICATE, challenge.clone());
             }
             Self::Limited(told) => told.write(headers),
+            Self::Exceeded(exceeded) => exceeded.write(headers),
             _ => {}
         }
         answer
+    }
+}
+
+fn exceeded(exceeded: &Exceeded) -> String {
+    let provider = &exceeded.provider;
+    match &exceeded.told {
+        Some(told) => format!("{}, as {provider} counts", Refused::Limited(told.clone())),
+        None => format!("{provider} says that it is one too many"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! RateLimitPolicy and QuotaPolicy: how many requests may pass. One limit is one resource.
 
 use api::k8s::istio::virtual_service::StringMatch;
-use api::k8s::limits::{By, Global, Key, Limit, LimitSpec, OnFailure, When};
+use api::k8s::limits::{By, Global, Key, Limit, LimitSpec, LimitsFrom, OnFailure, When};
 use api::waypoint as wire;
 use wire::limit_key::By as WireBy;
 
@@ -29,7 +29,10 @@ pub fn limits(
         );
     }
     let one = |(index, limit): (usize, &Limit)| {
-        let made = self::limit(limit, quota);
+        let made = match global {
+            Some(global) => counted_by(global, limit, quota),
+            None => self::limit(limit, quota),
+        };
         let made = made.map_err(|why| format!("spec.limits[{index}]: {why}"))?;
         Ok(wire::RateLimit {
             service: global
@@ -42,6 +45,37 @@ pub fn limits(
     };
     spec.limits.iter().enumerate().map(one).collect()
 }
+
+/// What a rate limit service can count.
+fn counted_by(global: &Global, it: &Limit, quota: bool) -> Result<wire::RateLimit, String> {
+    if it.burst.is_some() {
+        return Err("burst: a rate limit service knows no bursts".to_owned());
+    }
+    if global.limits_from == LimitsFrom::Service {
+        let mut it = it.clone();
+        // Nobody reads it; it may be left out.
+        it.window = "1s".to_owned();
+        let made = limit(&it, quota)?;
+        return Ok(wire::RateLimit {
+            service_decides: true,
+            ..made
+        });
+    }
+    let made = limit(it, quota)?;
+    if !UNITS.contains(&made.window) {
+        let window = &it.window;
+        return Err(format!(
+            "window: rate limit services count in 1s, 1m, 1h or 24h, not in {window}"
+        ));
+    }
+    if u32::try_from(made.requests).is_err() {
+        return Err(format!("requests: {} are too many", made.requests));
+    }
+    Ok(made)
+}
+
+/// Windows of rate limit services, in milliseconds.
+const UNITS: [u64; 4] = [1_000, 60_000, 3_600_000, 86_400_000];
 
 fn limit(it: &Limit, quota: bool) -> Result<wire::RateLimit, String> {
     let window = duration::milliseconds(&it.window).map_err(|why| format!("window: {why}"))?;
@@ -137,7 +171,6 @@ mod tests {
             "limits:
 - requests: 10
   window: 1m
-  burst: 3
   keys: [{by: Identity}, {by: Header, name: x-user}, {by: Claim, name: org, descriptor: tenant}]
   when: {path: {prefix: /api}, method: {exact: POST}, headers: {x-a: {}}}
 - {requests: 5, window: 1s}
@@ -148,7 +181,8 @@ global: {provider: limits, onFailure: Allow}
         let [first, second] = made.as_slice() else {
             unreachable!("two")
         };
-        assert_eq!((first.requests, first.window, first.burst), (10, 60_000, 3));
+        assert_eq!((first.requests, first.window), (10, 60_000));
+        assert!(!first.service_decides);
         let words: Vec<_> = first.keys.iter().map(|it| it.descriptor.as_str()).collect();
         assert_eq!(words, ["source_principal", "x-user", "tenant"]);
         assert_eq!(first.service, "provider/limits");
@@ -165,6 +199,20 @@ global: {provider: limits, onFailure: Allow}
     }
 
     #[test]
+    fn the_service_may_know_how_many() {
+        let made = read(
+            "limits: [{keys: [{by: Header, name: x-user}]}]
+global: {provider: limits, domain: shop, limitsFrom: Service}
+",
+        )
+        .expect("limits");
+        assert!(made[0].service_decides && !made[0].fail_open);
+        assert_eq!(made[0].domain, "shop");
+        let local = read("limits: [{requests: 4, window: 10s, burst: 9}]").expect("limits");
+        assert_eq!((local[0].window, local[0].burst), (10_000, 9));
+    }
+
+    #[test]
     fn what_cannot_be_counted_is_refused_with_its_place() {
         for (text, said) in [
             ("limits: [{requests: 1, window: 0s}]", "limits[0]: window"),
@@ -174,6 +222,18 @@ global: {provider: limits, onFailure: Allow}
                 "keys[0].name",
             ),
             ("limits: []\nglobal: {}", "provider"),
+            (
+                "limits: [{requests: 1, window: 10s}]\nglobal: {provider: x}",
+                "1s, 1m, 1h or 24h, not in 10s",
+            ),
+            (
+                "limits: [{requests: 1, window: 1s, burst: 2}]\nglobal: {provider: x}",
+                "knows no bursts",
+            ),
+            (
+                "limits: [{requests: 4294967296, window: 1s}]\nglobal: {provider: x}",
+                "too many",
+            ),
         ] {
             let made = read(text);
             assert!(

@@ -345,25 +345,27 @@ fn a_rate_limit_service_is_asked_with_descriptors() {
     global.service = "provider/limits".to_owned();
     global.domain = "shop".to_owned();
     global.keys[0].descriptor = "what".to_owned();
+    global.service_decides = true;
     let limiter = limiter(&[global], start);
     let request = Request::to("/").header("x-user", "anna");
     let asked = request.asked();
     assert_eq!(limiter.judge(&asked, start), Judged::Pass(None));
-    let questions: Vec<_> = limiter.questions(&asked).collect();
-    assert_eq!(questions.len(), 1);
+    let inquiries = limiter.inquiries(&asked);
+    assert_eq!(inquiries.len(), 1);
     assert_eq!(
-        (questions[0].provider, questions[0].domain),
+        (inquiries[0].provider, inquiries[0].domain),
         ("provider/limits", "shop")
     );
-    let entries = questions[0].entries.iter();
-    let entries: HashMap<_, _> = entries.map(|entry| (&*entry.key, &*entry.value)).collect();
+    let descriptor = &inquiries[0].descriptors[0];
+    let entries = descriptor.entries.iter();
+    let entries: HashMap<_, _> = entries.map(|(key, value)| (&**key, &**value)).collect();
     assert_eq!(
         entries,
         HashMap::from([("what", "orders"), ("x-user", "anna")])
     );
     let nobody = Request::to("/");
     assert_eq!(
-        limiter.questions(&nobody.asked()).count(),
+        limiter.inquiries(&nobody.asked()).len(),
         0,
         "without the header it is not for it"
     );
