@@ -251,14 +251,14 @@ fn facts(resource: &Resource) -> (Option<Arc<str>>, Box<[Arc<str>]>) {
     (node, workload.services.into_keys().map(Arc::from).collect())
 }
 
-/// The services that a waypoint's resource names.
+/// The services and workloads that a waypoint's resource names.
 fn named(resource: &Resource) -> Box<[Arc<str>]> {
     let Ok(resource) = api::waypoint::Resource::decode(resource.encoded.clone()) else {
         return Box::default();
     };
     let mut services = BTreeSet::new();
     mesh::ties(&resource, |tie| {
-        services.extend(tie.service().map(|it| mesh::service_of(it).to_string()));
+        services.extend(tie.address());
     });
     services.into_iter().map(Arc::from).collect()
 }

@@ -4,8 +4,8 @@
 //! the proxy makes anew what a resource that changed is tied to.
 
 use api::waypoint::{
-    Backend, Filter, Resource, ServiceRef, Target, backend, filter, provider, resource::Kind,
-    target,
+    Backend, Filter, Resource, ServiceRef, Target, backend, filter, fronted, provider,
+    resource::Kind, target,
 };
 
 use crate::names::NamespacedHost;
@@ -25,6 +25,8 @@ pub enum Tie<'a> {
     Towards(&'a ServiceRef),
     /// Requests are sent, copied or shown to that service because of it.
     Leads(&'a ServiceRef),
+    /// That workload, a uid, is behind the gateway.
+    Workload(&'a str),
     /// Others name it by its key: a provider, a secret, a listener.
     Named,
 }
@@ -34,7 +36,19 @@ impl<'a> Tie<'a> {
     pub fn service(self) -> Option<&'a ServiceRef> {
         match self {
             Self::Service(service) | Self::Towards(service) | Self::Leads(service) => Some(service),
-            Self::Gateway | Self::Listener(_) | Self::Route(_) | Self::Named => None,
+            Self::Gateway
+            | Self::Listener(_)
+            | Self::Route(_)
+            | Self::Workload(_)
+            | Self::Named => None,
+        }
+    }
+
+    /// The name of the address that must be known because of it, as it is on the wire.
+    pub fn address(self) -> Option<String> {
+        match self {
+            Self::Workload(uid) => Some(uid.to_owned()),
+            other => other.service().map(|it| service_of(it).to_string()),
         }
     }
 }
@@ -44,10 +58,8 @@ pub fn ties<'a>(resource: &'a Resource, mut each: impl FnMut(Tie<'a>)) {
     let each = &mut each;
     match &resource.kind {
         None => {}
-        Some(Kind::Gateway(gateway)) => {
-            each(Tie::Gateway);
-            gateway.services.iter().map(Tie::Leads).for_each(each);
-        }
+        Some(Kind::Gateway(_)) => each(Tie::Gateway),
+        Some(Kind::Fronted(fronted)) => fronted.it.iter().map(behind).for_each(each),
         Some(Kind::Listener(_) | Kind::Secret(_)) => each(Tie::Named),
         Some(Kind::Route(route)) => {
             targets(&route.parents, each);
@@ -66,11 +78,23 @@ pub fn ties<'a>(resource: &'a Resource, mut each: impl FnMut(Tie<'a>)) {
         Some(Kind::Authentication(policy)) => targets(&policy.targets, each),
         Some(Kind::RateLimit(policy)) => targets(&policy.targets, each),
         Some(Kind::Telemetry(telemetry)) => targets(&telemetry.targets, each),
-        Some(Kind::Processing(processing)) => targets(&processing.targets, each),
+        Some(Kind::Processing(processing)) => {
+            targets(&processing.targets, each);
+            let asked = processing.processor.iter();
+            let asked = asked.filter_map(|it| it.service.as_ref());
+            asked.map(Tie::Leads).for_each(each);
+        }
         Some(Kind::Provider(provider)) => {
             each(Tie::Named);
             provider.kind.iter().filter_map(asked).for_each(each);
         }
+    }
+}
+
+fn behind(it: &fronted::It) -> Tie<'_> {
+    match it {
+        fronted::It::Service(service) => Tie::Leads(service),
+        fronted::It::Workload(uid) => Tie::Workload(uid),
     }
 }
 
@@ -112,7 +136,6 @@ fn asked(provider: &provider::Kind) -> Option<Tie<'_>> {
         provider::Kind::RateLimiter(kind) => &kind.service,
         provider::Kind::TraceCollector(kind) => &kind.service,
         provider::Kind::LogCollector(kind) => &kind.service,
-        provider::Kind::Processor(kind) => &kind.service,
         provider::Kind::LogFile(_) => &None,
     };
     service.as_ref().map(Tie::Leads)

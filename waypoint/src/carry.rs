@@ -150,7 +150,7 @@ fn route(
     if rules.is_empty() {
         return Ok((arrived.to.clone(), String::new()));
     }
-    let rule = rules.find(sni, arrived.client.namespace());
+    let rule = rules.find(sni, &arrived.client);
     let rule = rule.ok_or(Refused::NoRoute)?;
     report.routed(rule.name.to_string().into());
     if let Some(why) = &rule.broken {

@@ -64,6 +64,7 @@ impl World {
             workload.application_tunnel = self.objects.binding(&gateway);
         }
         Some(Output {
+            resources: self.fronted_workload(key, &workload.uid),
             addresses: vec![Resource::workload(workload)],
             ..Output::default()
         })
@@ -88,6 +89,7 @@ impl World {
             bound.fill_workload(&mut workload);
         }
         Some(Output {
+            resources: self.fronted_workload(key, &workload.uid),
             addresses: vec![Resource::workload(workload)],
             status,
             ..Output::default()
@@ -159,6 +161,7 @@ impl World {
         }
         Some(Output {
             addresses: vec![Resource::service(&resource)],
+            resources: self.fronted_services(key),
             remarks,
             status,
             ..Output::default()
@@ -234,6 +237,7 @@ impl World {
             .chain(workloads.into_iter().map(Resource::workload));
         Some(Output {
             addresses: addresses.collect(),
+            resources: self.fronted_services(key),
             remarks,
             status: Some(said(conditions)),
             ..Output::default()

@@ -178,6 +178,9 @@ impl World {
         };
         for gateway in &gateways {
             self.enter(gateway, dirty);
+            // Whether it is ours to tell whom it fronts.
+            let named = self.objects.named.get(gateway).into_iter();
+            mark(dirty, named.flatten().cloned());
         }
         mark(dirty, [key.clone()]);
     }
@@ -331,7 +334,6 @@ impl World {
             .into_iter()
             .flatten();
         mark(dirty, slices.cloned().chain([key.clone()]));
-        self.touch_fronting(key, dirty);
         let Some(service) = self.objects.services.get(key) else {
             return;
         };
@@ -342,7 +344,6 @@ impl World {
 
     fn touch_service_entry(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         mark(dirty, [key.clone()]);
-        self.touch_fronting(key, dirty);
         let Some(entry) = self.objects.service_entries.get(key) else {
             return;
         };
@@ -360,7 +361,6 @@ impl World {
     fn touch_claimants(&self, host: &str, namespace: &str, dirty: &mut BTreeSet<Builder>) {
         for claimant in self.objects.hosts.entries(host) {
             mark(dirty, [claimant.clone()]);
-            self.touch_fronting(claimant, dirty);
             if &*claimant.namespace == namespace
                 && let Some(entry) = self.objects.service_entries.get(claimant)
             {

@@ -77,6 +77,52 @@ impl World {
         left.map(named).collect()
     }
 
+    /// What the Gateways in front of a Service or ServiceEntry are told because of that.
+    pub(super) fn fronted_services(&self, key: &ObjectKey) -> Vec<Resource> {
+        let gateways = self.in_front(key);
+        if gateways.is_empty() {
+            return Vec::new();
+        }
+        let services = self.service_refs(key).into_iter();
+        let told = services.flat_map(|it| {
+            let place = format!("service/{}/{}", it.namespace, it.hostname);
+            self.fronted(key, &gateways, &place, wire::fronted::It::Service(it))
+        });
+        told.collect()
+    }
+
+    /// The same of a Pod or WorkloadEntry.
+    pub(super) fn fronted_workload(&self, key: &ObjectKey, uid: &str) -> Vec<Resource> {
+        let gateways = self.in_front(key);
+        if gateways.is_empty() {
+            return Vec::new();
+        }
+        let it = wire::fronted::It::Workload(uid.to_owned());
+        self.fronted(key, &gateways, &format!("workload/{uid}"), it)
+    }
+
+    fn fronted(
+        &self,
+        key: &ObjectKey,
+        gateways: &BTreeSet<ObjectKey>,
+        place: &str,
+        it: wire::fronted::It,
+    ) -> Vec<Resource> {
+        let resource = wire::Resource {
+            key: format!("fronted/{place}"),
+            origin: Some(wire::Origin {
+                kind: key.kind.name().into(),
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                ..wire::Origin::default()
+            }),
+            kind: Some(wire::resource::Kind::Fronted(wire::Fronted {
+                it: Some(it),
+            })),
+        };
+        Resource::waypoints(gateways, &resource)
+    }
+
     /// What a waypoint is told of itself.
     pub(super) fn build_waypoint(&self, key: &ObjectKey) -> Option<Output> {
         if !self.is_programmed(key) {
@@ -84,14 +130,6 @@ impl World {
         }
         let gateway = self.objects.gateways.get(key)?;
         let standing = self.objects.standings.get(key)?;
-        let named = self.objects.named.get(key).into_iter().flatten();
-        let fronted = named.filter(|it| traffic_of(it.kind) == Traffic::Service);
-        let fronted = fronted.filter(|it| self.fronts(key, it));
-        let mut services: Vec<_> = fronted.flat_map(|it| self.service_refs(it)).collect();
-        services.sort_by(|one, other| {
-            (&one.namespace, &one.hostname).cmp(&(&other.namespace, &other.hostname))
-        });
-        services.dedup();
         let told = wire::Gateway {
             namespace: key.namespace.to_string(),
             name: key.name.to_string(),
@@ -102,7 +140,6 @@ impl World {
             network: self.cluster.network.clone(),
             cluster: self.settings.cluster_id.clone(),
             forward_client_cert: gateway.client_cert.into(),
-            services,
             workloads: takes_workloads(standing),
         };
         let resource = wire::Resource {

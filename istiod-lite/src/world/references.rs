@@ -107,14 +107,6 @@ impl World {
         self.touch_referring(&Reference::Grants("".into()), dirty);
     }
 
-    /// The waypoints that an object names are told whom they front.
-    pub(super) fn touch_fronting(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
-        let wanted = self.objects.wanted(key);
-        let gateways = wanted.iter().flat_map(|it| it.gateways());
-        let there = gateways.filter(|it| self.objects.gateways.contains_key(*it));
-        dirty.extend(there.cloned().map(Builder::Waypoint));
-    }
-
     /// A Gateway that comes, changes or goes: itself, and who is for all of its class or namespace.
     pub(super) fn touch_programmed(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         dirty.insert(Builder::Waypoint(key.clone()));

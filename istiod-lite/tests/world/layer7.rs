@@ -36,7 +36,7 @@ pub(super) fn told(world: &World) -> BTreeMap<String, Told> {
         (it.name.to_string(), resource.kind.unwrap())
     });
     resources
-        .filter(|(_, it)| !matches!(it, Told::Gateway(_)))
+        .filter(|(_, it)| !matches!(it, Told::Gateway(_) | Told::Fronted(_)))
         .collect()
 }
 

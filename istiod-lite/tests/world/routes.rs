@@ -48,8 +48,16 @@ fn told(world: &World) -> BTreeMap<String, Value> {
     resources.collect()
 }
 
+/// Without whom it fronts.
 fn names(world: &World) -> Vec<String> {
-    told(world).into_keys().collect()
+    let names = told(world).into_keys();
+    names.filter(|it| !it.contains("/fronted/")).collect()
+}
+
+fn fronted(world: &World) -> Vec<String> {
+    let names = told(world).into_keys();
+    let fronted = |it: String| Some(it.split_once("/fronted/")?.1.to_owned());
+    names.filter_map(fronted).collect()
 }
 
 /// Namespace a with a waypoint `wp` that lets everybody in, services `web` and `api` and a ServiceEntry in
@@ -135,18 +143,14 @@ fn a_waypoint_is_told_of_itself_and_whom_it_fronts_before_it_is_ready() {
     let gateway = &told(&world)["a/wp/gateway/a/wp"];
     assert_eq!(gateway["origin"]["kind"], "Gateway");
     let gateway = &gateway["gateway"];
-    let services = gateway["services"].as_array().unwrap().iter();
-    let services: Vec<_> = services
-        .map(|it| it["hostname"].as_str().unwrap())
-        .collect();
     assert_eq!(
-        services,
+        fronted(&world),
         [
-            "api.a.svc.cluster.local",
-            "out.example.com",
-            "web.a.svc.cluster.local",
-            "api.b.svc.cluster.local",
-            "web.b.svc.cluster.local"
+            "service/a/api.a.svc.cluster.local",
+            "service/a/out.example.com",
+            "service/a/web.a.svc.cluster.local",
+            "service/b/api.b.svc.cluster.local",
+            "service/b/web.b.svc.cluster.local"
         ]
     );
     assert_eq!(gateway["trustDomain"], "cluster.local");
@@ -157,10 +161,40 @@ fn a_waypoint_is_told_of_itself_and_whom_it_fronts_before_it_is_ready() {
         &mut world,
         "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: b, labels: {istio.io/use-waypoint: none}}\nspec: {clusterIP: 10.0.1.1, ports: [{port: 80}]}\n",
     );
-    assert_eq!(changed.resources, ["a/wp/gateway/a/wp".into()]);
+    let left = "a/wp/fronted/service/b/web.b.svc.cluster.local";
+    assert_eq!(changed.resources, [left.into()]);
     let changed = gone(&mut world, Kind::Gateway, "a", "wp");
-    assert_eq!(changed.resources, ["a/wp/gateway/a/wp".into()]);
-    assert!(names(&world).is_empty());
+    assert_eq!(changed.resources.len(), 5);
+    assert!(told(&world).is_empty());
+}
+
+#[test]
+fn a_waypoint_for_workloads_is_told_of_them_before_anybody_asks() {
+    let mut world = mesh();
+    let pod = |name: &str, labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: a, labels: {{{labels}}}}}\n\
+             spec: {{containers: []}}\nstatus: {{phase: Running, podIP: 10.1.0.1}}\n"
+        )
+    };
+    set(&mut world, &pod("one", ""));
+    let gateway = |serves: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: wp, namespace: a, labels: {{istio.io/waypoint-for: {serves}}}}}\n\
+             spec: {{gatewayClassName: istio-waypoint, listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n"
+        )
+    };
+    set(&mut world, &gateway("workload"));
+    assert_eq!(fronted(&world), ["workload/Kubernetes//Pod/a/one"]);
+    set(&mut world, &pod("two", "istio.io/use-waypoint: none"));
+    assert_eq!(fronted(&world).len(), 1);
+    set(&mut world, &pod("two", ""));
+    assert_eq!(fronted(&world).len(), 2);
+    set(&mut world, &gateway("all"));
+    assert_eq!(fronted(&world).len(), 5);
+    gone(&mut world, Kind::Pod, "a", "one");
+    set(&mut world, &gateway("service"));
+    assert!(fronted(&world).iter().all(|it| it.starts_with("service/a/")));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! How near endpoints are to this proxy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use api::waypoint as wire;
 use mesh::workload::Locality;
@@ -12,6 +12,41 @@ pub(super) struct Nearness {
     disabled: bool,
     distribute: Vec<(Pattern, Vec<(Pattern, u32)>)>,
     failover: BTreeMap<Box<str>, Box<str>>,
+    priority: Box<[Likeness]>,
+}
+
+/// Something that an endpoint has in common with this proxy, or has not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Likeness {
+    Of(Scope),
+    /// Endpoints by uid: whom the control plane found to be like this proxy.
+    Among(HashSet<Box<str>>),
+}
+
+impl Likeness {
+    fn compile(found: &wire::locality::Likeness) -> Result<Self, String> {
+        use wire::locality::likeness::By;
+        let by = By::try_from(found.by);
+        Ok(match by.map_err(|_| format!("likeness {} is not known", found.by))? {
+            By::Workloads => {
+                let uids = found.workloads.iter().flat_map(|it| &it.uids);
+                Self::Among(uids.map(|uid| uid.as_str().into()).collect())
+            }
+            By::Region => Self::Of(Scope::Region),
+            By::Zone => Self::Of(Scope::Zone),
+            By::Subzone => Self::Of(Scope::Subzone),
+            By::Node => Self::Of(Scope::Node),
+            By::Network => Self::Of(Scope::Network),
+            By::Cluster => Self::Of(Scope::Cluster),
+        })
+    }
+
+    fn holds(&self, own: &mesh::Client<'_>, endpoint: &Workload) -> bool {
+        match self {
+            Self::Of(scope) => has_in_common(*scope, own, endpoint),
+            Self::Among(uids) => uids.contains(&*endpoint.uid),
+        }
+    }
 }
 
 /// `region/zone/subzone`, shorter for all below, `*` for any.
@@ -45,12 +80,13 @@ pub(super) enum Rank {
 }
 
 impl Nearness {
-    pub(super) fn compile(found: &wire::Locality) -> Self {
+    pub(super) fn compile(found: &wire::Locality) -> Result<Self, String> {
         let shares = |to: &BTreeMap<String, u32>| {
             let pair = |(to, share): (&String, &u32)| (Pattern::new(to), *share);
             to.iter().map(pair).collect()
         };
-        Self {
+        let priority = found.priority.iter().map(Likeness::compile);
+        Ok(Self {
             disabled: found.disabled,
             distribute: found
                 .distribute
@@ -62,7 +98,8 @@ impl Nearness {
                 .iter()
                 .map(|found| (Box::from(&*found.from), Box::from(&*found.to)))
                 .collect(),
-        }
+            priority: priority.collect::<Result<_, String>>()?,
+        })
     }
 }
 
@@ -80,19 +117,26 @@ pub(super) fn rank(
     }
     match asked {
         Some(asked) if asked.disabled => Some(Rank::Near(0)),
-        Some(asked) => asked.rank(own.locality, &endpoint.locality),
+        Some(asked) => asked.rank(own, endpoint),
         None => Some(Rank::Near(preference(service.scopes(), own, endpoint))),
     }
 }
 
 impl Nearness {
-    fn rank(&self, own: &Locality, other: &Locality) -> Option<Rank> {
+    fn rank(&self, client: &mesh::Client<'_>, endpoint: &Workload) -> Option<Rank> {
+        let (own, other) = (client.locality, &endpoint.locality);
         let from = self.distribute.iter().find(|(from, _)| from.matches(own));
         if let Some((_, to)) = from {
             let shares = to.iter().enumerate();
             let fitting = shares.filter(|(_, (to, share))| *share > 0 && to.matches(other));
             let (at, (_, share)) = fitting.max_by_key(|(_, (to, _))| to.named())?;
             return Some(Rank::Share(at as u16, *share));
+        }
+        if !self.priority.is_empty() {
+            let common = self.priority.iter();
+            let common = common.take_while(|it| it.holds(client, endpoint)).count();
+            let apart = self.priority.len() - common;
+            return Some(Rank::Near(u8::try_from(apart).unwrap_or(u8::MAX)));
         }
         if own.region.is_empty() {
             return Some(Rank::Near(0)); // nobody is nearer than others to one who knows not where he is

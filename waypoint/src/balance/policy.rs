@@ -61,7 +61,7 @@ impl Policy {
                     Algorithm::LeastRequest
                 }
             },
-            nearness: found.locality.as_ref().map(Nearness::compile),
+            nearness: found.locality.as_ref().map(Nearness::compile).transpose()?,
             warm_up: WarmUp::compile(found),
             outliers: None,
             passes_through: simple == Simple::Passthrough,

@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
-use api::waypoint::{Match, NamedMatch};
+use api::waypoint::{Match, NamedMatch, Workloads};
 use http::header::HeaderName;
 use http::{HeaderMap, Method};
 
 use super::text::Text;
 use crate::asked::Asked;
+use crate::client::Client;
 
 /// What a match asks beside host and path.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +21,24 @@ pub(super) struct Predicate {
     port: Option<u16>,
     namespaces: Box<[Box<str>]>,
     labels: Box<[(Label, Box<str>)]>,
+    clients: Option<Clients>,
+}
+
+/// Workloads that a client must be one of, by uid, in order. One whose workload is not known is none of them.
+#[derive(Debug, Clone)]
+pub(super) struct Clients(Box<[Box<str>]>);
+
+impl Clients {
+    pub(super) fn compile(wire: &Option<Workloads>) -> Option<Self> {
+        let mut uids = boxed(&wire.as_ref()?.uids);
+        uids.sort_unstable();
+        Some(Self(uids))
+    }
+
+    pub(super) fn have(&self, client: &Client) -> bool {
+        let known = client.workload.as_ref();
+        known.is_some_and(|it| self.0.binary_search_by(|one| (**one).cmp(&it.uid)).is_ok())
+    }
 }
 
 /// Methods are mostly one word, and words compare fast.
@@ -63,6 +82,7 @@ impl Predicate {
                 .iter()
                 .map(|(name, value)| Ok((Label::named(name)?, value.as_str().into())))
                 .collect::<Result<_, String>>()?,
+            clients: Clients::compile(&wire.source_workloads),
         })
     }
 
@@ -123,6 +143,7 @@ impl Predicate {
             namespace.is_some_and(|is| self.namespaces.iter().any(|one| **one == *is))
         };
         (self.namespaces.is_empty() || namespace())
+            && self.clients.as_ref().is_none_or(|it| it.have(asked.client))
             && self
                 .labels
                 .iter()

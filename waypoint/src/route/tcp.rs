@@ -6,7 +6,9 @@ use api::waypoint as wire;
 
 use super::backends::Backends;
 use super::hosts::{Host, Hosts};
+use super::predicate::Clients;
 use super::rule::Name;
+use crate::client::Client;
 
 /// What is done with connections that match.
 #[derive(Debug, Clone)]
@@ -19,6 +21,7 @@ pub struct TcpRule {
     pub broken: Option<Box<str>>,
     hosts: Box<[Host]>,
     namespaces: Box<[Box<str>]>,
+    clients: Option<Clients>,
     created: i64,
     index: u32,
 }
@@ -50,6 +53,7 @@ impl TcpRule {
             broken: why.map(Box::from),
             hosts: hosts.filter_map(Result::ok).collect(),
             namespaces: namespaces.map(|one| one.as_str().into()).collect(),
+            clients: Clients::compile(&wire.source_workloads),
             created: origin.created,
             index: origin.index,
         }
@@ -90,9 +94,9 @@ impl TcpTable {
         !self.some
     }
 
-    /// The rule for a connection: by the server's name it asks for, then the older object. `namespace`: its client's.
-    pub fn find(&self, sni: Option<&str>, namespace: Option<&str>) -> Option<&Arc<TcpRule>> {
-        let fits = |rule: &&'_ Arc<TcpRule>| rule.is_for(namespace);
+    /// The rule for a connection: by the server's name it asks for, then the older object.
+    pub fn find(&self, sni: Option<&str>, client: &Client) -> Option<&Arc<TcpRule>> {
+        let fits = |rule: &&'_ Arc<TcpRule>| rule.is_for(client);
         match sni {
             Some(name) => self.rules.of(name).flatten().find(fits),
             None => self.rules.of_all()?.iter().find(fits),
@@ -108,8 +112,9 @@ impl TcpRule {
         (self.created, namespace, name, self.index)
     }
 
-    fn is_for(&self, namespace: Option<&str>) -> bool {
-        let named = || namespace.is_some_and(|is| self.namespaces.iter().any(|one| **one == *is));
-        self.namespaces.is_empty() || named()
+    fn is_for(&self, client: &Client) -> bool {
+        let named = |is: &str| self.namespaces.iter().any(|one| **one == *is);
+        (self.namespaces.is_empty() || client.namespace().is_some_and(named))
+            && self.clients.as_ref().is_none_or(|it| it.have(client))
     }
 }

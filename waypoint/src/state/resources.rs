@@ -1,6 +1,5 @@
 //! All resources by key, and by what they are tied to. Copies share what is equal between them.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::waypoint as wire;
@@ -147,42 +146,13 @@ impl Resources {
             }
             return;
         }
-        let fronted = self.fronted_otherwise(key, &resource);
         let held = Held {
             key: key.into(),
             resource,
             good: true,
             refused: None,
         };
-        match fronted {
-            Some(services) => {
-                self.put(held, &mut Touched::default());
-                touched.services.extend(services);
-            }
-            None => self.put(held, touched),
-        }
-    }
-
-    /// The services that are fronted now and were not, and the other way round, if that is all that is another of
-    /// the gateway: one more of a thousand services is no reason to look at the others.
-    fn fronted_otherwise(
-        &self,
-        key: &str,
-        resource: &wire::Resource,
-    ) -> Option<BTreeSet<NamespacedHost>> {
-        let fronts = |resource: &wire::Resource| {
-            let wire::resource::Kind::Gateway(mut gateway) = resource.kind.clone()? else {
-                return None;
-            };
-            let services = std::mem::take(&mut gateway.services);
-            let services: BTreeSet<_> = services.iter().map(service_of).collect();
-            Some((gateway, services))
-        };
-        let held = self.all.get(key).filter(|held| held.good)?;
-        let (before, fronted_before) = fronts(&held.resource)?;
-        let (now, fronted) = fronts(resource)?;
-        let same = before == now && held.resource.origin == resource.origin;
-        same.then(|| &fronted_before ^ &fronted)
+        self.put(held, touched);
     }
 
     /// The newest one is refused: a good one that there is stays.
@@ -258,7 +228,7 @@ impl Resources {
             }
             Tie::Route(route) => self.touch_route(route, touched),
             Tie::Towards(service) => self.touch_service(&service_of(service), touched),
-            Tie::Leads(_) => {}
+            Tie::Leads(_) | Tie::Workload(_) => {}
         });
     }
 
@@ -276,10 +246,7 @@ impl Resources {
     pub(super) fn touch_service(&self, service: &NamespacedHost, touched: &mut Touched) {
         touched.services.insert(service.clone());
         for held in self.of(&Of::Leads(service.clone())) {
-            // That it is fronted is no route to it.
-            if !matches!(held.resource.kind, Some(wire::resource::Kind::Gateway(_))) {
-                touch_targets(held, touched);
-            }
+            touch_targets(held, touched);
         }
     }
 }
@@ -290,7 +257,7 @@ fn touch_targets(held: &Held, touched: &mut Touched) {
         Tie::Service(service) => {
             touched.services.insert(service_of(service));
         }
-        Tie::Route(_) | Tie::Towards(_) | Tie::Leads(_) => {}
+        Tie::Route(_) | Tie::Towards(_) | Tie::Leads(_) | Tie::Workload(_) => {}
     });
 }
 
@@ -313,7 +280,7 @@ fn found_by(held: &Held) -> Vec<Of> {
         Tie::Route(key) => found.push(Of::Route(key.into())),
         Tie::Towards(service) => found.push(Of::Towards(service_of(service))),
         Tie::Leads(service) => found.push(Of::Leads(service_of(service))),
-        Tie::Named => {}
+        Tie::Workload(_) | Tie::Named => {}
     });
     found
 }

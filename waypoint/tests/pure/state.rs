@@ -351,33 +351,26 @@ fn an_answer_in_parts_is_seen_whole_or_not_at_all() {
 }
 
 #[test]
-fn one_more_service_behind_the_gateway_touches_that_service_only() {
+fn one_more_service_behind_the_gateway_touches_nothing_until_its_address_comes() {
     let mut proxy = Proxy::new();
-    let gateway = |trust_domain: &str, hosts: &[&str]| {
+    let gateway = |trust_domain: &str| {
         let gateway = wire::Gateway {
             trust_domain: trust_domain.to_owned(),
-            services: hosts.iter().map(|host| reference(host)).collect(),
             ..Default::default()
         };
         let kind = wire::resource::Kind::Gateway(gateway);
         resource("gateway/shop/way", "good", kind)
     };
-    for (gateway, everything, services) in [
-        (gateway("a", &["web"]), true, &[][..]),
-        (gateway("a", &["web", "api"]), false, &["api"]),
-        (gateway("a", &["api", "more"]), false, &["web", "more"]),
-        (gateway("b", &["api", "more"]), true, &[]),
-    ] {
-        assert_eq!(proxy.set(&[gateway]), []);
-        let services = services
-            .iter()
-            .map(|host| NamespacedHost::new("shop", *host));
-        let expected = Touched {
-            everything,
-            services: services.collect(),
-            ..Touched::default()
-        };
-        assert_eq!(*proxy.touched.lock().unwrap(), expected);
-    }
-    assert_eq!(proxy.state.said().gateway().unwrap().services.len(), 2);
+    let fronted = |host: &str| {
+        let it = Some(wire::fronted::It::Service(reference(host)));
+        let kind = wire::resource::Kind::Fronted(wire::Fronted { it });
+        resource(&format!("fronted/service/shop/{host}"), "good", kind)
+    };
+    assert_eq!(proxy.set(&[gateway("a"), fronted("web")]), []);
+    assert!(proxy.touched.lock().unwrap().everything);
+    *proxy.touched.lock().unwrap() = Touched::default();
+    assert_eq!(proxy.set(&[fronted("api")]), []);
+    assert_eq!(*proxy.touched.lock().unwrap(), Touched::default());
+    assert_eq!(proxy.set(&[gateway("b")]), []);
+    assert!(proxy.touched.lock().unwrap().everything);
 }

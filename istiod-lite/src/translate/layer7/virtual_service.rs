@@ -198,6 +198,7 @@ fn tls(index: usize, entry: &TlsRoute, place: &Place<'_>, routes: &mut Routes) {
                 sni: it.sni_hosts.clone(),
                 backends: destinations::tcp(&entry.route, place, &mut faults),
                 source_namespaces: it.source_namespace.clone().into_iter().collect(),
+                source_workloads: None,
             },
         });
     }
@@ -231,6 +232,7 @@ fn tcp(index: usize, entry: &TcpRoute, place: &Place<'_>, routes: &mut Routes) {
                 sni: Vec::new(),
                 backends: destinations::tcp(&entry.route, place, &mut faults),
                 source_namespaces: it.source_namespace.clone().into_iter().collect(),
+                source_workloads: None,
             },
         });
     }

@@ -322,3 +322,22 @@ fn a_rule_without_matches_is_for_everything_and_a_table_without_rules_for_nothin
     assert!(none.is_empty());
     assert!(none.find(&Request::to("/x").asked()).is_none());
 }
+
+#[test]
+fn clients_that_are_named_one_by_one_are_matched_when_they_are_known() {
+    let matches = |uids: &[&str]| Match {
+        source_workloads: Some(api::waypoint::Workloads {
+            uids: uids.iter().map(|uid| (*uid).to_owned()).collect(),
+        }),
+        ..any()
+    };
+    let known = Request::to("/").from_workload("c//Pod/a/one");
+    for (uids, request, expected) in [
+        (&["c//Pod/a/two", "c//Pod/a/one"][..], &known, true),
+        (&["c//Pod/a/two"], &known, false),
+        (&[], &known, false),
+        (&["c//Pod/a/one"], &Request::to("/"), false),
+    ] {
+        assert_eq!(meets(matches(uids), request), expected, "{uids:?}");
+    }
+}

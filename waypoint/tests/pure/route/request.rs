@@ -65,6 +65,22 @@ impl Request {
         self
     }
 
+    pub(crate) fn from_workload(mut self, uid: &str) -> Self {
+        let (_, mut writer) = mesh::Mesh::new();
+        let mut update = mesh::Update::default();
+        update.set_workload(api::workload::Workload {
+            uid: uid.to_owned(),
+            addresses: vec![vec![10, 0, 0, 1].into()],
+            ..Default::default()
+        });
+        writer.apply(update);
+        let mesh = writer.mesh().load_full();
+        let network = mesh::Network::new("");
+        self.client.workload = mesh.workload_at(&network, self.client.peer).cloned();
+        assert!(self.client.workload.is_some());
+        self
+    }
+
     pub(crate) fn asked(&self) -> Asked<'_> {
         Asked {
             method: &self.method,

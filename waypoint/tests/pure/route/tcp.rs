@@ -1,7 +1,10 @@
 //! Which rule is for a connection.
 
 use api::waypoint::{Origin, TcpRoute};
+use waypoint::client::Client;
 use waypoint::route::TcpTable;
+
+use super::request::Request;
 
 fn rule(name: &str, created: i64, sni: &[&str], namespaces: &[&str]) -> (Origin, TcpRoute) {
     let texts = |texts: &[&str]| texts.iter().map(|text| (*text).into()).collect();
@@ -17,6 +20,29 @@ fn rule(name: &str, created: i64, sni: &[&str], namespaces: &[&str]) -> (Origin,
         ..TcpRoute::default()
     };
     (origin, route)
+}
+
+fn client(namespace: Option<&str>) -> Client {
+    let request = Request::to("/");
+    match namespace {
+        Some(namespace) => request.of_namespace(namespace).client,
+        None => request.client,
+    }
+}
+
+#[test]
+fn a_rule_for_some_workloads_is_for_no_others_and_for_nobody_unknown() {
+    let (origin, mut route) = rule("some", 1, &[], &[]);
+    let uids = vec!["c//Pod/a/two".to_owned(), "c//Pod/a/one".to_owned()];
+    route.source_workloads = Some(api::waypoint::Workloads { uids });
+    let table = TcpTable::compile(&[(&origin, &route)]);
+    for (uid, found) in [(None, false), (Some("one"), true), (Some("three"), false)] {
+        let client = match uid {
+            Some(uid) => Request::to("/").from_workload(&format!("c//Pod/a/{uid}")).client,
+            None => client(None),
+        };
+        assert_eq!(table.find(None, &client).is_some(), found, "{uid:?}");
+    }
 }
 
 #[test]
@@ -42,10 +68,10 @@ fn a_connection_goes_by_the_name_it_asks_for_then_by_age() {
         (Some("example.org"), None, "older"),
     ];
     for (sni, namespace, expected) in cases {
-        let found = table.find(sni, namespace).unwrap();
+        let found = table.find(sni, &client(namespace)).unwrap();
         assert_eq!(&*found.name.name, expected, "{sni:?} {namespace:?}");
     }
-    assert!(TcpTable::compile(&[]).find(None, None).is_none());
+    assert!(TcpTable::compile(&[]).find(None, &client(None)).is_none());
 }
 
 #[test]
@@ -58,10 +84,10 @@ fn one_that_is_not_understood_closes_what_it_is_for() {
     let table = TcpTable::compile(&[(&origin, &route)]);
     assert!(
         table
-            .find(Some("a.example.org"), None)
+            .find(Some("a.example.org"), &client(None))
             .unwrap()
             .broken
             .is_some()
     );
-    assert!(table.find(Some("b.example.org"), None).is_none());
+    assert!(table.find(Some("b.example.org"), &client(None)).is_none());
 }

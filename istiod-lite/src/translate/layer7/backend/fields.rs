@@ -129,6 +129,7 @@ fn locality(it: &k8s::LocalitySetting, faults: &mut Vec<String>) -> wire::Locali
         disabled: it.enabled == Some(false),
         distribute: distribute.collect(),
         failover: failover.collect(),
+        priority: Vec::new(),
     }
 }
 

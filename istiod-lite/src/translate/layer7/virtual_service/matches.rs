@@ -30,6 +30,7 @@ pub(super) fn of(it: &HttpMatch) -> wire::Match {
         port: it.port.unwrap_or_default(),
         source_namespaces: it.source_namespace.clone().into_iter().collect(),
         source_labels: it.source_labels.clone(),
+        source_workloads: None,
     }
 }
 
