@@ -5,6 +5,7 @@
 //! * [`cluster`]  the API server, the nodes, any object as YAML
 //! * [`place`]    a test's own namespace: servers, clients, policies; gone when the test is over
 //! * [`pod`]      a pod: programs run in it, requests made from it
+//! * [`feature`]  what layer 7 does, as YAML and questions, here and in the lab
 //! * [`load`]     traffic that goes on while something happens, every failure counted
 //! * [`alone`]    the same with nobody connected to it, while the API server is away
 //! * [`capture`]  what a link carries, packet by packet
@@ -22,6 +23,7 @@
 pub mod alone;
 pub mod capture;
 pub mod cluster;
+pub mod feature;
 pub mod inside;
 pub mod load;
 pub mod mesh;

@@ -85,6 +85,19 @@ impl Place {
         }
     }
 
+    /// A Service of pods with a label: (name, port, port of the pods).
+    pub async fn service(
+        &self,
+        name: &str,
+        label: (&str, &str),
+        ports: &[(&str, u16, u16)],
+    ) -> Result<()> {
+        let mut object = service(name, ports);
+        object["spec"]["selector"] = json!({ (label.0): label.1 });
+        self.cluster.apply_object(&self.name, object).await?;
+        Ok(())
+    }
+
     /// A Deployment of our server with its account and Service; waits for all replicas.
     pub async fn deployment(&self, name: &str, replicas: u32) -> Result<()> {
         self.account(name).await?;

@@ -19,8 +19,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use futures_util::{StreamExt, stream};
-use k8s_openapi::jiff::Timestamp;
-use kube::ResourceExt;
+use k8s_openapi::{api::core::v1::Namespace, jiff::Timestamp};
+use kube::{Api, ResourceExt};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -73,6 +73,18 @@ impl Test {
     /// A namespace outside the mesh.
     pub async fn plain(&self, name: &str) -> Result<Place> {
         self.place(name, false).await
+    }
+
+    /// A namespace in the mesh of exactly this name, for what names it. One that is on its way out is waited for.
+    pub async fn exactly(&self, name: &str) -> Result<Place> {
+        let api: Api<Namespace> = Api::all(self.cluster.client.clone());
+        let gone = |namespace: Option<&Namespace>| {
+            namespace.is_none_or(|it| it.metadata.deletion_timestamp.is_none())
+        };
+        crate::wait::until(&api, name, "gone", gone).await?;
+        let place = Place::make(&self.cluster, name.to_owned(), true).await?;
+        self.places.lock().await.push(place.clone());
+        Ok(place)
     }
 
     async fn place(&self, name: &str, ambient: bool) -> Result<Place> {

@@ -158,6 +158,7 @@ pub fn all() -> Vec<Case> {
         waypoint {
             a_waypoint_is_asked_for_runs_and_goes_with_its_gateway
             a_waypoint_is_made_as_its_parameters_say_within_bounds
+            every_feature_does_what_its_file_says <= 600
             requests_pass_a_waypoint_by_route_and_policy
             a_waypoint_is_replaced_under_load_and_no_request_is_lost
             a_waypoint_of_another_namespace_takes_what_names_it_and_nothing_else

@@ -1,14 +1,17 @@
 //! What the tests run inside pods where no ordinary program counts exactly enough.
 //!
-//! `serve`   HTTP/1, HTTP/2 and gRPC health on one port, a TCP echo on another; says who answers and who asked
+//! `serve`   HTTP/1, HTTP/2 and gRPC health on one port, a TCP echo on another; says who answers, who asked and what
+//! `ask`     what a file of `features/` asks, and what was heard
 //! `load`    a steady stream of requests on new and on kept connections, every failure counted
 //! `hold`    one TCP connection that sends and expects a number ten times a second until it is told to end
 //! `pour`    one TCP connection with a bulk both ways, every byte compared, until it is told to end
 
+mod ask;
 mod hold;
 mod load;
 mod pour;
 mod serve;
+mod tls;
 
 use anyhow::Result;
 use clap::Parser;
@@ -16,6 +19,7 @@ use clap::Parser;
 #[derive(Parser)]
 enum Verb {
     Serve(serve::Serve),
+    Ask(ask::Ask),
     Load(load::Load),
     Hold(hold::Hold),
     Pour(pour::Pour),
@@ -25,6 +29,7 @@ enum Verb {
 async fn main() -> Result<()> {
     match Verb::parse() {
         Verb::Serve(serve) => serve.run().await,
+        Verb::Ask(ask) => ask.run().await,
         Verb::Load(load) => load.run().await,
         Verb::Hold(hold) => hold.run().await,
         Verb::Pour(pour) => pour.run().await,

@@ -1,14 +1,17 @@
-//! A server that says who answers and who asked.
+//! A server that says who answers, who asked, and what arrived.
 //!
-//! 1. one port for HTTP/1.1, HTTP/2 and gRPC's health check; a second for a TCP echo
-//! 2. told to end, it asks kept connections to go elsewhere with their next answer, and goes on for `--linger` seconds: long
+//! 1. one port for HTTP/1.1, HTTP/2 and gRPC's health check; one that is the same under TLS; a TCP echo; one that says its name
+//!    before it echoes
+//! 2. the header `x-do` tells it to do otherwise                       ([`Deeds`])
+//! 3. told to end, it asks kept connections to go elsewhere with their next answer, and goes on for `--linger` seconds: long
 //!    enough for everyone to learn that it leaves, as a well-behaved server in Kubernetes does
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -17,7 +20,7 @@ use std::{
 use anyhow::Result;
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
     body::{Frame, Incoming},
@@ -27,43 +30,88 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
+use serde_json::{Map, Value, json};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
 };
+use tokio_rustls::TlsAcceptor;
 
 #[derive(Args)]
 pub(crate) struct Serve {
+    /// Its own; else its host's.
+    #[arg(long)]
+    name: Option<String>,
     /// HTTP/1.1, HTTP/2, gRPC health.
     #[arg(long, default_value_t = 8080)]
     http: u16,
+    /// The same under TLS.
+    #[arg(long, default_value_t = 8443)]
+    https: u16,
     /// TCP echo.
     #[arg(long, default_value_t = 9000)]
     echo: u16,
+    /// The same, behind a line with the name.
+    #[arg(long, default_value_t = 9001)]
+    greet: u16,
     /// Seconds to go on after SIGTERM.
     #[arg(long, default_value_t = 3)]
     linger: u64,
 }
 
+/// What all its connections share.
+struct Server {
+    name: Arc<str>,
+    leaving: AtomicBool,
+    /// How often a key was kept, or a request came.
+    seen: Mutex<HashMap<String, u64>>,
+}
+
 impl Serve {
     pub(crate) async fn run(self) -> Result<()> {
-        let name: Arc<str> = std::fs::read_to_string("/etc/hostname")?.trim().into();
-        let leaving = Arc::new(AtomicBool::new(false));
-        let http = TcpListener::bind(("::", self.http)).await?;
-        let echo = TcpListener::bind(("::", self.echo)).await?;
-        tokio::spawn(accept(http, {
-            let leaving = leaving.clone();
-            move |stream, from| serve_http(stream, from, name.clone(), leaving.clone())
+        let name = match self.name {
+            Some(name) => name,
+            None => std::fs::read_to_string("/etc/hostname")?.trim().to_owned(),
+        };
+        let name: Arc<str> = name.into();
+        let server = Arc::new(Server {
+            name: name.clone(),
+            leaving: AtomicBool::new(false),
+            seen: Mutex::default(),
+        });
+        let tls = TlsAcceptor::from(Arc::new(crate::tls::server()?));
+        let https = server.clone();
+        let plain = server.clone();
+        tokio::spawn(accept(listen(self.http).await?, move |stream, from| {
+            serve_http(stream, from, plain.clone())
         }));
-        tokio::spawn(accept(echo, |stream, _| async move {
-            let (mut read, mut write) = stream.into_split();
-            let _ = tokio::io::copy(&mut read, &mut write).await;
+        tokio::spawn(accept(listen(self.https).await?, move |stream, from| {
+            let (tls, server) = (tls.clone(), https.clone());
+            async move {
+                if let Ok(stream) = tls.accept(stream).await {
+                    serve_http(stream, from, server).await;
+                }
+            }
+        }));
+        tokio::spawn(accept(listen(self.echo).await?, |stream, _| echo(stream)));
+        tokio::spawn(accept(listen(self.greet).await?, move |mut stream, _| {
+            let line = format!("{name}\n");
+            async move {
+                if stream.write_all(line.as_bytes()).await.is_ok() {
+                    echo(stream).await;
+                }
+            }
         }));
         signal(SignalKind::terminate())?.recv().await;
-        leaving.store(true, Relaxed);
+        server.leaving.store(true, Relaxed);
         tokio::time::sleep(Duration::from_secs(self.linger)).await;
         Ok(())
     }
+}
+
+async fn listen(port: u16) -> Result<TcpListener> {
+    Ok(TcpListener::bind(("::", port)).await?)
 }
 
 async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F)
@@ -78,12 +126,21 @@ where
     }
 }
 
-async fn serve_http(stream: TcpStream, from: SocketAddr, name: Arc<str>, leaving: Arc<AtomicBool>) {
+async fn echo(stream: TcpStream) {
+    let (mut read, mut write) = stream.into_split();
+    let _ = tokio::io::copy(&mut read, &mut write).await;
+}
+
+async fn serve_http<S>(stream: S, from: SocketAddr, server: Arc<Server>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(|request: Request<Incoming>| {
-        let (name, leaving) = (name.clone(), leaving.load(Relaxed));
+        let server = server.clone();
         async move {
-            let mut response = answer(&name, from, &request);
-            if leaving && request.version() == http::Version::HTTP_11 {
+            let first = request.version() == http::Version::HTTP_11;
+            let mut response = server.answer(from, request).await;
+            if first && server.leaving.load(Relaxed) {
                 response
                     .headers_mut()
                     .insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -92,32 +149,135 @@ async fn serve_http(stream: TcpStream, from: SocketAddr, name: Arc<str>, leaving
         }
     });
     let _ = auto::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
         .await;
 }
 
 type Body = BoxBody<Bytes, Infallible>;
 
-fn answer(name: &str, from: SocketAddr, request: &Request<Incoming>) -> Response<Body> {
-    if request.uri().path() == "/grpc.health.v1.Health/Check" {
-        return healthy();
+/// What `x-do` says, words with values.
+///
+/// `status=503` answers so; `first=503` only the first request of an id; `wait=500` milliseconds before the answer; `keep=KEY` counts the
+/// bytes of a body under a key, and `kept=KEY` says how many there were.
+#[derive(Default)]
+struct Deeds(HashMap<String, String>);
+
+impl Deeds {
+    fn of(headers: &HeaderMap) -> Self {
+        let text = headers.get("x-do").and_then(|it| it.to_str().ok());
+        let words = text.unwrap_or_default().split_whitespace();
+        let pairs = words.filter_map(|word| word.split_once('='));
+        Self(pairs.map(|(a, b)| (a.into(), b.into())).collect())
     }
-    let text = serde_json::json!({ "pod": name, "from": from.ip().to_canonical().to_string(), "path": request.uri().path() }).to_string();
-    Response::new(Full::new(Bytes::from(text)).boxed())
+
+    fn number(&self, word: &str) -> Option<u64> {
+        self.0.get(word)?.parse().ok()
+    }
+
+    fn status(&self, word: &str) -> Option<StatusCode> {
+        StatusCode::from_u16(self.number(word)?.try_into().ok()?).ok()
+    }
 }
 
-/// gRPC's answer to a health check: one message that says SERVING, and the status behind it.
-fn healthy() -> Response<Body> {
-    const SERVING: &[u8] = &[0, 0, 0, 0, 2, 0x08, 0x01];
+impl Server {
+    async fn answer(&self, from: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+        if request.uri().path() == "/grpc.health.v1.Health/Check" {
+            return grpc(&[0x08, 0x01]); // SERVING
+        }
+        if request.headers().contains_key(header::UPGRADE) {
+            return upgraded(request);
+        }
+        let deeds = Deeds::of(request.headers());
+        let (head, body) = request.into_parts();
+        let is_grpc = head.headers.get(header::CONTENT_TYPE);
+        let is_grpc = is_grpc.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let bytes = length(body).await;
+        if let Some(millis) = deeds.number("wait") {
+            tokio::time::sleep(Duration::from_millis(millis)).await;
+        }
+        let mut headers = Map::new();
+        for name in head.headers.keys() {
+            let all = head.headers.get_all(name).iter();
+            let all: Vec<_> = all
+                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .collect();
+            headers.insert(name.to_string(), Value::from(all.join(", ")));
+        }
+        let mut said = json!({
+            "pod": &*self.name, "from": from.ip().to_canonical().to_string(), "method": head.method.as_str(),
+            "path": head.uri.path_and_query().map(|path| path.as_str()), "version": format!("{:?}", head.version),
+            "headers": headers, "bytes": bytes,
+        });
+        if let Some(key) = deeds.0.get("keep") {
+            self.add(key, bytes);
+        }
+        if let Some(key) = deeds.0.get("kept") {
+            said["kept"] = self.add(key, 0).into();
+        }
+        if is_grpc {
+            return grpc(said.to_string().as_bytes());
+        }
+        let mut response = Response::new(Full::new(Bytes::from(said.to_string())).boxed());
+        let id = head.headers.get("x-request-id");
+        let id = id
+            .and_then(|id| id.to_str().ok())
+            .map(|id| format!("id {id}"));
+        let first = deeds.status("first");
+        let first = first.filter(|_| id.is_some_and(|id| self.add(&id, 1) == 1));
+        if let Some(status) = deeds.status("status").or(first) {
+            *response.status_mut() = status;
+        }
+        response
+    }
+
+    /// Adds to a key's count, which is returned.
+    fn add(&self, key: &str, more: u64) -> u64 {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = seen.entry(key.to_owned()).or_default();
+        *count += more;
+        *count
+    }
+}
+
+async fn length(mut body: Incoming) -> u64 {
+    let mut bytes = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+    }
+    bytes
+}
+
+/// Bytes again.
+fn upgraded(mut request: Request<Incoming>) -> Response<Body> {
+    let upgrading = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(stream) = upgrading.await {
+            let (mut read, mut write) = tokio::io::split(TokioIo::new(stream));
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+            let _ = write.shutdown().await;
+        }
+    });
+    let mut response = Response::new(Full::default().boxed());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    response
+}
+
+/// gRPC's answer: one message, and the status behind it.
+fn grpc(message: &[u8]) -> Response<Body> {
+    let mut bytes = vec![0];
+    bytes.extend((message.len() as u32).to_be_bytes());
+    bytes.extend(message);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let frames = [
-        Ok(Frame::data(Bytes::from_static(SERVING))),
+        Ok(Frame::data(Bytes::from(bytes))),
         Ok(Frame::trailers(trailers)),
     ];
-    let mut response = Response::new(BodyExt::boxed(StreamBody::new(futures_util::stream::iter(
-        frames,
-    ))));
+    let frames = StreamBody::new(futures_util::stream::iter(frames));
+    let mut response = Response::new(BodyExt::boxed(frames));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),

@@ -1,6 +1,7 @@
 //! Waypoints on a real cluster: how they come to run and go, with and without the Gateway API. What they do with requests:
-//! [`requests`], [`rules`]; whose: [`reach`].
+//! [`requests`], [`rules`], and all of it [`features`]; whose: [`reach`].
 
+mod features;
 mod reach;
 mod requests;
 mod rules;
@@ -10,6 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+pub(super) use features::every_feature_does_what_its_file_says;
 pub(super) use reach::{
     a_waypoint_of_another_namespace_takes_what_names_it_and_nothing_else,
     while_no_pod_of_a_waypoint_runs_its_traffic_is_refused,
@@ -322,8 +324,8 @@ impl GatewayApi {
         for definition in Self::definitions() {
             test.cluster.apply_object("", definition).await?;
         }
-        for (_, plural, _) in KINDS {
-            let name = format!("{plural}.gateway.networking.k8s.io");
+        for [_, plural, group, ..] in KINDS {
+            let name = format!("{plural}.{group}");
             let name = name.as_str();
             eventually(&format!("{name} is established"), || async {
                 let object = test.cluster.object("", version, kind, name).await?;
@@ -340,26 +342,24 @@ impl GatewayApi {
         Ok(Self { ours: true })
     }
 
-    fn definitions() -> [Value; 3] {
-        KINDS.map(
-            |(kind, plural, scope)| {
-                json!({
-                    "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-                    "metadata": {
-                        "name": format!("{plural}.gateway.networking.k8s.io"), "labels": { (OURS.0): OURS.1 },
-                        "annotations": { "api-approved.kubernetes.io": "unapproved, as much as a test needs" },
-                    },
-                    "spec": {
-                        "group": "gateway.networking.k8s.io", "scope": scope,
-                        "names": { "kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": kind.to_lowercase() },
-                        "versions": [{
-                            "name": "v1", "served": true, "storage": true, "subresources": { "status": {} },
-                            "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
-                        }],
-                    },
-                })
-            },
-        )
+    fn definitions() -> [Value; KINDS.len()] {
+        KINDS.map(|[kind, plural, group, version, scope]| {
+            json!({
+                "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+                "metadata": {
+                    "name": format!("{plural}.{group}"), "labels": { (OURS.0): OURS.1 },
+                    "annotations": { "api-approved.kubernetes.io": "unapproved, as much as a test needs" },
+                },
+                "spec": {
+                    "group": group, "scope": scope,
+                    "names": { "kind": kind, "listKind": format!("{kind}List"), "plural": plural, "singular": kind.to_lowercase() },
+                    "versions": [{
+                        "name": version, "served": true, "storage": true, "subresources": { "status": {} },
+                        "schema": { "openAPIV3Schema": { "type": "object", "x-kubernetes-preserve-unknown-fields": true } },
+                    }],
+                },
+            })
+        })
     }
 
     pub(super) async fn forget(&self, test: &Test) -> Result<()> {
@@ -375,9 +375,26 @@ impl GatewayApi {
 }
 
 const OURS: (&str, &str) = ("e2e", "waypoint");
-/// Kind, plural, scope.
-const KINDS: [(&str, &str, &str); 3] = [
-    ("Gateway", "gateways", "Namespaced"),
-    ("GatewayClass", "gatewayclasses", "Cluster"),
-    ("HTTPRoute", "httproutes", "Namespaced"),
+/// Kind, plural, group, version, scope.
+const KINDS: [[&str; 5]; 9] = [
+    of("Gateway", "gateways", "v1", NAMESPACED),
+    of("GatewayClass", "gatewayclasses", "v1", "Cluster"),
+    of("HTTPRoute", "httproutes", "v1", NAMESPACED),
+    of("GRPCRoute", "grpcroutes", "v1", NAMESPACED),
+    of("TCPRoute", "tcproutes", "v1alpha2", NAMESPACED),
+    of("TLSRoute", "tlsroutes", "v1", NAMESPACED),
+    of("ReferenceGrant", "referencegrants", "v1beta1", NAMESPACED),
+    of("BackendTLSPolicy", "backendtlspolicies", "v1", NAMESPACED),
+    [
+        "XBackendTrafficPolicy",
+        "xbackendtrafficpolicies",
+        "gateway.networking.x-k8s.io",
+        "v1alpha1",
+        NAMESPACED,
+    ],
 ];
+const NAMESPACED: &str = "Namespaced";
+
+const fn of<'a>(kind: &'a str, plural: &'a str, version: &'a str, scope: &'a str) -> [&'a str; 5] {
+    [kind, plural, "gateway.networking.k8s.io", version, scope]
+}
