@@ -254,7 +254,8 @@ async fn repeat(
     Ok(summary(took, failed, started.elapsed()))
 }
 
-fn summary(mut took: Vec<f32>, failed: u64, elapsed: Duration) -> Measured {
+/// Of operations' microseconds.
+pub(crate) fn summary(mut took: Vec<f32>, failed: u64, elapsed: Duration) -> Measured {
     took.sort_by(f32::total_cmp);
     let at = |share: f64| {
         let index = ((took.len() as f64 * share) as usize).min(took.len().saturating_sub(1));

@@ -1,4 +1,4 @@
-//! Measurements beside raw sockets, bare forwarders and, where one is given, a peer's ztunnel.
+//! Measurements beside raw sockets, bare forwarders and, where they are given, a peer's ztunnel and waypoint.
 //!
 //! `bench` makes a lab, measures every subject round by round in one run and prints medians and
 //! ratios. The other verbs are the programs that run inside the lab's pods.
@@ -10,6 +10,7 @@ mod scale;
 mod subject;
 mod table;
 mod tls;
+mod waypoint;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -27,6 +28,9 @@ struct Arguments {
     /// A peer's ztunnel to measure beside ours.
     #[arg(long)]
     peer: Option<PathBuf>,
+    /// An Envoy to measure beside our waypoint.
+    #[arg(long, env = "PEER_ENVOY")]
+    envoy: Option<PathBuf>,
     /// Rounds whose median is taken.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -89,6 +93,7 @@ fn main() -> Result<()> {
             rounds: arguments.rounds,
             time: Duration::from_millis(arguments.time),
             peer: arguments.peer.as_deref(),
+            envoy: arguments.envoy.as_deref(),
             only: arguments.only.as_deref(),
             hold: &arguments.hold,
             workloads: &arguments.workloads,

@@ -10,6 +10,7 @@ use crate::{
     load::Work,
     scale::{self, Scale},
     subject::{Sample, Stage, Subject},
+    waypoint,
 };
 
 /// One row group of the table.
@@ -100,6 +101,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) rounds: usize,
     pub(crate) time: Duration,
     pub(crate) peer: Option<&'a Path>,
+    /// The waypoint's peer.
+    pub(crate) envoy: Option<&'a Path>,
     pub(crate) only: Option<&'a str>,
     /// Idle connections of the memory rows.
     pub(crate) hold: &'a [usize],
@@ -108,14 +111,30 @@ pub(crate) struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    fn wants(&self, row: &str) -> bool {
+    pub(crate) fn wants(&self, row: &str) -> bool {
         self.only.is_none_or(|only| row.contains(only))
     }
 }
 
-/// Runs it all and prints the table.
-#[allow(clippy::print_stdout)] // the table is what this program is for
+/// Runs it all and prints the tables.
 pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
+    if tunnels_wanted(plan) {
+        tunnels(plan)?;
+    }
+    if waypoint::wanted(plan) {
+        waypoint::run(plan)?;
+    }
+    large_mesh(plan)
+}
+
+fn tunnels_wanted(plan: &Plan<'_>) -> bool {
+    let held = plan.hold.iter().map(|&connections| idle(connections));
+    let tasks = TASKS.iter().map(|task| task.name.to_owned());
+    tasks.chain(held).any(|row| plan.wants(&row))
+}
+
+#[allow(clippy::print_stdout)] // the table
+fn tunnels(plan: &Plan<'_>) -> Result<()> {
     let stage = Stage::set(plan.peer, plan.wants(NEW_TUNNEL))?;
     println!(
         "medians [min..max] of {} rounds, {:?} each; CPU is that of all proxies on the way",
@@ -129,8 +148,12 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
         rounds(&stage, task, plan)?;
     }
     memory(&stage, plan)?;
-    stage.strike()?;
-    large_mesh(plan)
+    stage.strike()
+}
+
+/// The row of that many idle connections.
+fn idle(connections: usize) -> String {
+    format!("{connections} idle")
 }
 
 #[allow(clippy::print_stdout)] // the table
@@ -244,7 +267,7 @@ fn row(
 #[allow(clippy::print_stdout)] // the table
 fn memory(stage: &Stage, plan: &Plan<'_>) -> Result<()> {
     for &connections in plan.hold {
-        let row = format!("{connections} idle");
+        let row = idle(connections);
         if !plan.wants(&row) {
             continue;
         }
@@ -355,14 +378,14 @@ fn alone(own: &Path, binary: &Path, mesh: scale::Mesh) -> Result<Scale> {
 }
 
 /// Median, least and most of a handful of figures.
-struct Spread {
-    median: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
     least: f64,
     most: f64,
 }
 
 impl Spread {
-    fn of(figures: impl Iterator<Item = f64>) -> Self {
+    pub(crate) fn of(figures: impl Iterator<Item = f64>) -> Self {
         let mut figures: Vec<f64> = figures.collect();
         figures.sort_by(f64::total_cmp);
         let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
@@ -373,7 +396,7 @@ impl Spread {
         }
     }
 
-    fn show(&self, digits: usize) -> String {
+    pub(crate) fn show(&self, digits: usize) -> String {
         format!(
             "{:.digits$} [{:.digits$}..{:.digits$}]",
             self.median, self.least, self.most

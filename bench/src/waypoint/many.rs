@@ -1,0 +1,275 @@
+//! Many routes, many services, many edits: what they take of ours, and how soon an edit is what clients see.
+
+use std::{
+    fmt::Write,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{
+    SETTLE, STREAMS, Sample,
+    ask::{Pace, Talk},
+    measure, pause,
+    scene::{PATH, Scene, Subject},
+    show,
+};
+use crate::{
+    process,
+    table::{Plan, Spread},
+};
+
+const ROUTES: &str = "waypoint, 5000 routes";
+const SERVICES: &str = "waypoint, 10000 services";
+pub(super) const ROWS: [&str; 2] = [ROUTES, SERVICES];
+
+const MANY_ROUTES: usize = 5_000;
+const MANY_SERVICES: usize = 10_000;
+/// Edits whose way to the client is timed.
+const TIMED: u64 = 100;
+/// Between edits while there is load.
+const EDIT_EVERY: Duration = Duration::from_millis(20);
+/// Until all of many objects are in force.
+const LONG: Duration = Duration::from_secs(180);
+
+/// Ours under a fixed rate, as it is and while a route is edited fifty times a second, in turns.
+#[allow(clippy::print_stdout)] // the table
+pub(super) fn edits(scene: &Scene, plan: &Plan<'_>, rate: f64) -> Result<()> {
+    let ours = scene.ours()?;
+    let talks = scene.asker.talks(&ours.hop, STREAMS, STREAMS);
+    let mut talks = scene.runtime.block_on(talks)?;
+    let pace = Pace {
+        time: plan.time,
+        rate: Some(rate),
+        path: PATH.to_owned(),
+    };
+    let (mut still, mut edited, mut made) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..plan.rounds {
+        still.push(measure(scene, &ours, &mut talks, &pace)?);
+        let done = AtomicBool::new(false);
+        let sample = std::thread::scope(|scope| {
+            let editing = scope.spawn(|| edit_until(scene, &done, &mut made));
+            let sample = measure(scene, &ours, &mut talks, &pace);
+            done.store(true, Relaxed);
+            editing
+                .join()
+                .map_err(|_| anyhow::anyhow!("the editor"))??;
+            sample
+        })?;
+        edited.push(sample);
+    }
+    let named = |name| Subject {
+        name,
+        ..ours.clone()
+    };
+    show(
+        super::EDITS,
+        &[(named("no edits"), still), (named("edits"), edited)],
+    );
+    println!("{:<24} {made} edits", super::EDITS);
+    Ok(())
+}
+
+fn edit_until(scene: &Scene, done: &AtomicBool, made: &mut u64) -> Result<()> {
+    while !done.load(Relaxed) {
+        let began = Instant::now();
+        *made += 1;
+        scene.lab.apply_yaml("edited", &route("/bench", *made))?;
+        pause(EDIT_EVERY.saturating_sub(began.elapsed()));
+    }
+    Ok(())
+}
+
+/// Memory, edits and lookups with [`MANY_ROUTES`] objects for one service.
+#[allow(clippy::print_stdout)] // the table
+pub(super) fn routes(plan: &Plan<'_>) -> Result<()> {
+    if !plan.wants(ROUTES) {
+        return Ok(());
+    }
+    let scene = Scene::set(None)?;
+    let ours = scene.ours()?;
+    let pid = ours.process.context("ours is a process")?;
+    pause(SETTLE);
+    let empty = process::resident(pid)?;
+    let before = lookups(&scene, plan, &ours, PATH)?;
+    let loaded = process::resident(pid)?;
+    let began = Instant::now();
+    let all: String = (0..MANY_ROUTES).map(numbered).collect();
+    scene.lab.apply_yaml("many", &all)?;
+    let last = format!("/route-{}", MANY_ROUTES - 1);
+    scene.until_answered(&ours, &last, 200, LONG)?;
+    let came = began.elapsed().as_secs_f64();
+    pause(SETTLE);
+    let full = process::resident(pid)?;
+    println!(
+        "{ROUTES:<24} {:<12} {full:>23.1} MiB, {:.1} without them ({empty:.1} idle); all of them in {came:.1} s",
+        ours.name, loaded
+    );
+    let seen = timed(&scene, &ours)?;
+    println!(
+        "{ROUTES:<24} {:<12} an edit is seen after ms: {seen}",
+        ours.name
+    );
+    let after = [PATH, "/route-0", &last]
+        .map(|path| lookups(&scene, plan, &ours, path).map(|samples| (path.to_owned(), samples)));
+    let one = [Ok(("1 route".to_owned(), before))];
+    for row in one.into_iter().chain(after) {
+        let (name, samples) = row?;
+        let cpu = Spread::of(samples.iter().map(Sample::each));
+        println!(
+            "{ROUTES:<24} {name:<12} {:>23} µs CPU per request",
+            cpu.show(1)
+        );
+    }
+    scene.strike()
+}
+
+fn lookups(scene: &Scene, plan: &Plan<'_>, ours: &Subject, path: &str) -> Result<Vec<Sample>> {
+    let talks = scene.asker.talks(&ours.hop, STREAMS, STREAMS);
+    let mut talks: Vec<Talk> = scene.runtime.block_on(talks)?;
+    let pace = Pace {
+        time: plan.time,
+        rate: None,
+        path: path.to_owned(),
+    };
+    let run = |_| measure(scene, ours, &mut talks, &pace);
+    (0..plan.rounds).map(run).collect()
+}
+
+/// How long edits take from the directory to an answer, in milliseconds.
+fn timed(scene: &Scene, ours: &Subject) -> Result<String> {
+    let mut talk = scene.runtime.block_on(scene.asker.alone(&ours.hop))?;
+    let mut took = Vec::new();
+    for edit in 1..=TIMED {
+        let began = Instant::now();
+        scene
+            .lab
+            .apply_yaml("edited", &route("/bench/edited", edit))?;
+        let seen = async {
+            while talk.get("/bench/edited").await?.edit != Some(edit) {}
+            anyhow::Ok(())
+        };
+        let within = async { tokio::time::timeout(LONG, seen).await };
+        scene
+            .runtime
+            .block_on(within)
+            .context("an edit is never seen")??;
+        took.push(began.elapsed().as_secs_f64() * 1e3);
+        pause(EDIT_EVERY * 5);
+    }
+    took.sort_by(f64::total_cmp);
+    let at = |share: f64| took.get((took.len() as f64 * share) as usize).copied();
+    let (p50, p99) = (at(0.5).unwrap_or(f64::NAN), at(0.99).unwrap_or(f64::NAN));
+    Ok(format!("p50 {p50:.1}, p99 {p99:.1}"))
+}
+
+/// Memory and convergence with [`MANY_SERVICES`] services that the waypoint fronts.
+#[allow(clippy::print_stdout)] // the table
+pub(super) fn services(plan: &Plan<'_>) -> Result<()> {
+    if !plan.wants(SERVICES) {
+        return Ok(());
+    }
+    let scene = Scene::set(None)?;
+    let pid = scene.ours()?.process.context("ours is a process")?;
+    pause(SETTLE);
+    let empty = process::resident(pid)?;
+    let spent = process::run_seconds(pid)?;
+    let began = Instant::now();
+    let all: String = (0..MANY_SERVICES).map(service).collect();
+    scene.lab.apply_yaml("many", &all)?;
+    let last = scene.ours_at((address(MANY_SERVICES - 1), 80).into())?;
+    scene.until_answered(&last, PATH, 200, LONG)?;
+    let came = began.elapsed().as_secs_f64();
+    let spent = process::run_seconds(pid)? - spent;
+    pause(SETTLE);
+    let full = process::resident(pid)?;
+    println!(
+        "{SERVICES:<24} {:<12} {full:>23.1} MiB, {empty:.1} without them; all of them in {came:.1} s, CPU {spent:.2} s",
+        last.name
+    );
+    let mut took = Vec::new();
+    for number in MANY_SERVICES..MANY_SERVICES + 10 {
+        let began = Instant::now();
+        scene.lab.apply_yaml("one", &service(number))?;
+        let new = scene.ours_at((address(number), 80).into())?;
+        scene.until_answered(&new, PATH, 200, LONG)?;
+        took.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    ensure!(!took.is_empty(), "no service was added");
+    println!(
+        "{SERVICES:<24} {:<12} one more is served after ms: {}",
+        last.name,
+        Spread::of(took.into_iter()).show(0)
+    );
+    scene.strike()
+}
+
+/// A route whose answers say which edit it is.
+fn route(path: &str, edit: u64) -> String {
+    format!(
+        "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ namespace: bench, name: edited }}
+spec:
+  parentRefs: [{{ group: '', kind: Service, name: server, port: 80 }}]
+  rules:
+  - matches: [{{ path: {{ type: Exact, value: {path} }} }}]
+    filters:
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: {{ set: [{{ name: x-edit, value: '{edit}' }}] }}
+    backendRefs: [{{ name: server, port: 80 }}]
+"
+    )
+}
+
+fn numbered(number: usize) -> String {
+    format!(
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{ namespace: bench, name: route-{number} }}
+spec:
+  parentRefs: [{{ group: '', kind: Service, name: server, port: 80 }}]
+  rules:
+  - matches: [{{ path: {{ type: PathPrefix, value: /route-{number} }} }}]
+    backendRefs: [{{ name: server, port: 80 }}]
+"
+    )
+}
+
+/// A service with a rule and an endpoint of its own; those above the last but one have the app.
+fn service(number: usize) -> String {
+    let mut text = format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{ namespace: bench, name: many-{number} }}
+spec:
+  hosts: [many-{number}.bench.example]
+  addresses: ['{}']
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{{ number: 80, name: http, protocol: HTTP, targetPort: 8080 }}]
+",
+        address(number)
+    );
+    let rest = if number + 1 >= MANY_SERVICES {
+        writeln!(text, "  workloadSelector: {{ labels: {{ app: server }} }}")
+    } else {
+        let [_, _, high, low] = address(number).octets();
+        writeln!(
+            text,
+            "  endpoints: [{{ address: 10.201.{high}.{low}, serviceAccount: many-{number} }}]"
+        )
+    };
+    // Writing to memory does not fail.
+    let _ = rest;
+    text
+}
+
+fn address(number: usize) -> std::net::Ipv4Addr {
+    let [high, low] = u16::try_from(number).unwrap_or(u16::MAX).to_be_bytes();
+    [10, 200, high, low].into()
+}
