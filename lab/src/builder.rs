@@ -33,6 +33,7 @@ pub struct Builder {
     ztunnel_env: Vec<(Option<usize>, String, String)>,
     agent_env: Vec<(String, String)>,
     istiod_env: Vec<(String, String)>,
+    waypoint_env: Vec<(String, String)>,
 }
 
 impl Builder {
@@ -47,6 +48,7 @@ impl Builder {
             ztunnel_env: Vec::new(),
             agent_env: Vec::new(),
             istiod_env: Vec::new(),
+            waypoint_env: Vec::new(),
         }
     }
 
@@ -118,6 +120,12 @@ impl Builder {
         self
     }
 
+    /// An environment variable for all waypoints.
+    pub fn waypoint_env(mut self, key: &str, value: &str) -> Self {
+        self.waypoint_env.push((key.into(), value.into()));
+        self
+    }
+
     /// Builds the lab and waits until all of it is ready. On failure the namespaces are removed and the logs kept.
     pub fn start(self) -> Result<Lab> {
         let bin = match &self.bin {
@@ -180,6 +188,7 @@ impl Builder {
             istiod,
             nodes,
             claim,
+            waypoint_env: self.waypoint_env.clone(),
         });
         self.bring_up(&lab)?;
         Ok(lab)

@@ -73,6 +73,7 @@ pub(crate) struct Parts {
     pub(crate) istiod: Option<Component>,
     pub(crate) nodes: Vec<Node>,
     pub(crate) claim: Claim,
+    pub(crate) waypoint_env: Vec<(String, String)>,
 }
 
 impl Lab {
@@ -194,7 +195,8 @@ impl Lab {
             .start()?;
         let site = &self.shared.control_site;
         let token = site.token(namespace, name, pod.name())?;
-        let started = WaypointPod::start(&site.bin, pod, name, &token, &site.root_cert())?;
+        let env = self.shared.waypoint_env.clone();
+        let started = WaypointPod::start(&site.bin, pod, name, &token, &site.root_cert(), env)?;
         started.pod().ready()?;
         Ok(started)
     }

@@ -58,6 +58,7 @@ impl WaypointPod {
         gateway: &str,
         token: &str,
         root_cert: &Path,
+        more: Vec<(String, String)>,
     ) -> Result<Self> {
         let run = pod.dir().join("run");
         let (token_file, root_file) = (
@@ -70,7 +71,7 @@ impl WaypointPod {
         fs::write(&token_file, token.trim())?;
         fs::set_permissions(&token_file, fs::Permissions::from_mode(0o600))?;
         fs::copy(root_cert, &root_file).context("the control plane's root certificate")?;
-        let component = component(bin, &pod, gateway, run);
+        let component = component(bin, &pod, gateway, run, more);
         component.start()?;
         Ok(Self {
             pod,
@@ -112,7 +113,13 @@ impl WaypointPod {
     }
 }
 
-fn component(bin: &Path, pod: &Pod, gateway: &str, run: std::path::PathBuf) -> Component {
+fn component(
+    bin: &Path,
+    pod: &Pod,
+    gateway: &str,
+    run: std::path::PathBuf,
+    more: Vec<(String, String)>,
+) -> Component {
     let (binary, inside) = (bin.join("waypoint"), pod.clone());
     let addresses: Vec<_> = pod.addresses().iter().map(ToString::to_string).collect();
     let env = [
@@ -131,7 +138,8 @@ fn component(bin: &Path, pod: &Pod, gateway: &str, run: std::path::PathBuf) -> C
         command
             .args(["proxy", "waypoint"])
             .current_dir("/")
-            .envs(env.iter().map(|(key, value)| (key, value)));
+            .envs(env.iter().map(|(key, value)| (key, value)))
+            .envs(more.iter().map(|(key, value)| (key, value)));
         let entry = inside.entry()?.bind(&run, "/var/run")?;
         entry.confined(NO_CAPABILITIES).prepare(&mut command);
         Ok(command)

@@ -8,10 +8,15 @@
 //!
 //! Each tunnel is a task of its own, on whichever core is free: a client that has one connection has all of us.
 
+mod frames;
 mod hello;
 mod linger;
 mod speak;
+mod stalled;
 mod tell;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,9 +26,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use hbone::{Authority, Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
 use http::{HeaderValue, StatusCode, header};
+use http_body::Body;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh::Workload;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -31,9 +37,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::linger::Linger;
 use self::speak::Guess;
+use self::stalled::{Asked, Streams, hand};
 pub use self::tell::{Misdirected, To};
+use self::turns::{Last, Turns};
 use crate::carry;
 use crate::client::{Baggage, Client};
+use crate::load::Share;
 use crate::proxy::Proxy;
 use crate::report::Caller;
 use crate::request;
@@ -49,6 +58,8 @@ pub struct Arrived {
     pub caller: Arc<Caller>,
     /// What it is for.
     pub to: To,
+    /// Its place among the others.
+    pub share: Share,
 }
 
 /// Takes tunnel connections until the drain has begun and everybody has heard of it: who has not would find the door
@@ -69,8 +80,9 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
         match accepted {
             Ok((tcp, peer)) => {
                 let serving = serve(proxy.clone(), tcp, unmapped(peer));
+                let connected = proxy.load.connected();
                 proxy.drain.spawn(async move {
-                    let _place = place;
+                    let _place = (place, connected);
                     serving.await;
                 });
             }
@@ -145,6 +157,14 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
 /// One CONNECT, to its end.
 async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: SocketAddr) {
     let now = proxy.drain.now().clone();
+    // Before anything is looked up for it.
+    let share = match proxy.load.tunnel(peer.ip()) {
+        Ok(share) => share,
+        Err(why) => {
+            tracing::debug!(%peer, client = %identity, %why, "arrive: refused");
+            return request.refuse(Status::Unavailable);
+        }
+    };
     let tell = || {
         let snapshot = proxy.mesh.load_full();
         tell::tell(&proxy, &snapshot, &request.authority, identity.namespace())
@@ -169,6 +189,7 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
         proxy,
         client,
         to,
+        share,
     });
     now.run_until_cancelled(arrived.converse(request)).await;
 }
@@ -232,31 +253,34 @@ impl Arrived {
         }
     }
 
-    fn lingering(&self, stream: Stream) -> TokioIo<Linger> {
-        TokioIo::new(Linger::new(stream, self.proxy.drain.clone()))
-    }
-
     async fn http1(self: Arc<Self>, stream: Stream) {
         let leaving = self.proxy.drain.accepting().clone();
+        let turns = Arc::new(Turns::default());
         let service = service_fn(|request| {
             let (arrived, leaving) = (self.clone(), leaving.clone());
+            let serving = turns.begin();
             async move {
                 let mut answer = request::serve(arrived, request).await?;
                 if leaving.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }
-                Ok::<_, Infallible>(answer)
+                let last = |body| Last {
+                    body,
+                    _serving: serving,
+                };
+                Ok::<_, Infallible>(answer.map(last))
             }
         });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD)
-            .max_headers(MOST_HEADERS)
-            .max_buf_size(LARGEST_HEAD)
-            .half_close(true)
-            .writev(false)
-            .serve_connection(self.lingering(stream), service)
+        let Proxy { load, .. } = &*self.proxy;
+        let stream = Linger::one(
+            stream,
+            self.proxy.drain.clone(),
+            load.clone(),
+            turns.clone(),
+        );
+        let connection = one()
+            .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
@@ -281,19 +305,17 @@ impl Arrived {
 
     async fn http2(self: Arc<Self>, stream: Stream) {
         let leaving = self.proxy.drain.accepting().clone();
-        let service = service_fn(|request| request::serve(self.clone(), request));
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MOST_STREAMS)
-            .max_header_list_size(LARGEST_HEAD_2)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(SEND_BUFFER)
-            .max_local_error_reset_streams(MOST_RESETS)
-            .keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_ANSWER)
-            .enable_connect_protocol()
-            .serve_connection(self.lingering(stream), service);
+        let service = service_fn(|request| {
+            let arrived = self.clone();
+            async move {
+                let answer = request::serve(arrived, request).await?;
+                hand(!answer.body().is_end_stream());
+                Ok::<_, Infallible>(answer.map(Asked))
+            }
+        });
+        let load = &self.proxy.load;
+        let stream = Linger::two(stream, self.proxy.drain.clone(), load.clone());
+        let connection = two(Streams(load.clone())).serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
@@ -306,6 +328,36 @@ impl Arrived {
             tracing::debug!(client = %self.client.address, %error, "arrive: HTTP/2 ended");
         }
     }
+}
+
+/// How we speak HTTP/1.1 with clients.
+fn one() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_headers(MOST_HEADERS)
+        .max_buf_size(LARGEST_HEAD)
+        .half_close(true)
+        .writev(false);
+    builder
+}
+
+/// How we speak HTTP/2 with them.
+fn two(streams: Streams) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(streams);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(LARGEST_HEAD_2)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_local_error_reset_streams(MOST_RESETS)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWER)
+        .enable_connect_protocol();
+    builder
 }
 
 /// Listens until it is clear what is spoken.
@@ -380,7 +432,8 @@ const LARGEST_HEAD_2: u32 = 64 << 10;
 /// Requests at a time on one HTTP/2 connection.
 const MOST_STREAMS: u32 = 200;
 const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Of a connection: so many of its streams may stand still before the others do.
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW;
 const SEND_BUFFER: usize = 128 << 10;
 /// Streams that we had to reset for the client's fault.
 const MOST_RESETS: usize = 256;

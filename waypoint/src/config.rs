@@ -74,7 +74,12 @@ pub struct Config {
     /// HBONE connections at a time. More are not accepted until one ends.
     #[arg(long, env = "AMBIT_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
-    /// Requests at a time. More are answered with 503 at once, which is kinder than all being late.
+    /// Connections of clients' apps at a time, within those; half of them for one client at most. More are refused with
+    /// 503. Each costs some kilobytes while it is idle.
+    #[arg(long, env = "AMBIT_MAX_TUNNELS", default_value_t = 50_000)]
+    pub max_tunnels: usize,
+    /// Requests at a time, half of them of one client at most. More are answered with 503 at once, which is kinder than
+    /// all being late.
     #[arg(long, env = "AMBIT_MAX_REQUESTS", default_value_t = 20_000)]
     pub max_requests: usize,
     /// Bytes of memory beyond which new requests are answered with 503: nine tenths of the container's limit if not

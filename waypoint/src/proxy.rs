@@ -2,7 +2,6 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use hbone::{Certificates, Identity, Limits};
 use mesh::{GatewayAddress, GatewayTarget, Mesh, Network, Snapshot};
@@ -11,6 +10,7 @@ use ops::drain::Drain;
 use crate::compiled::Config as Compiled;
 use crate::config::Config;
 use crate::discovery::Clients;
+use crate::load::Load;
 use crate::report::Reports;
 use crate::state::State;
 use crate::upstream::Upstreams;
@@ -63,11 +63,16 @@ impl Proxy {
     /// One that carries nothing yet.
     pub fn new(parts: Parts) -> Self {
         let config = &parts.config;
+        let load = Load::new(config);
+        let refused = load.clone();
         Self {
             own_host: config.own_host(),
             network: Network::new(config.network.as_str()),
-            load: Load::new(config.max_requests, config.max_memory),
-            limits: Limits::default(),
+            load,
+            limits: Limits {
+                on_refusal: Some(Arc::new(move |why| refused.refusal(why.name()))),
+                ..Limits::default()
+            },
             parts,
         }
     }
@@ -85,107 +90,5 @@ impl Proxy {
                     *service.namespace == *namespace && *service.hostname == *self.own_host
                 }),
         }
-    }
-}
-
-/// How many requests there are, and how many there may be.
-pub struct Load {
-    requests: AtomicUsize,
-    most_requests: usize,
-    most_memory: u64,
-    memory: AtomicU64,
-}
-
-/// One request more, until it is dropped.
-pub struct Carried(Arc<Proxy>);
-
-impl Drop for Carried {
-    fn drop(&mut self) {
-        self.0.load.requests.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Why a request is not taken on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Overloaded {
-    /// There are as many as there may be.
-    #[error("overloaded: too many requests at a time")]
-    Requests,
-    /// Memory is short.
-    #[error("overloaded: memory is short")]
-    Memory,
-}
-
-impl Load {
-    fn new(most_requests: usize, most_memory: Option<u64>) -> Self {
-        Self {
-            requests: AtomicUsize::new(0),
-            most_requests,
-            most_memory: most_memory.or_else(nine_tenths).unwrap_or(u64::MAX),
-            memory: AtomicU64::new(0),
-        }
-    }
-
-    /// Requests at this moment.
-    pub fn requests(&self) -> usize {
-        self.requests.load(Relaxed)
-    }
-
-    /// How much memory is in use, as somebody has just measured.
-    pub fn measured(&self, memory: u64) {
-        self.memory.store(memory, Relaxed);
-    }
-
-    /// Room for one request.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn enter(proxy: &Arc<Proxy>) -> Result<Carried, Overloaded> {
-        proxy.load.take()?;
-        Ok(Carried(proxy.clone()))
-    }
-
-    fn take(&self) -> Result<(), Overloaded> {
-        if self.memory.load(Relaxed) > self.most_memory {
-            return Err(Overloaded::Memory);
-        }
-        if self.requests.fetch_add(1, Relaxed) < self.most_requests {
-            return Ok(());
-        }
-        self.requests.fetch_sub(1, Relaxed);
-        Err(Overloaded::Requests)
-    }
-}
-
-/// Of what the container may use; none if it may use all there is.
-fn nine_tenths() -> Option<u64> {
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
-    let limit: u64 = limit.trim().parse().ok()?;
-    Some(limit / 10 * 9)
-}
-
-/// Resident memory of this process in bytes.
-pub fn resident() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * 4096)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_too_much_is_refused_and_counted_no_further() {
-        let load = Load::new(2, Some(1000));
-        assert_eq!(load.take(), Ok(()));
-        assert_eq!(load.take(), Ok(()));
-        assert_eq!(load.take(), Err(Overloaded::Requests));
-        assert_eq!(load.requests(), 2);
-        load.requests.fetch_sub(1, Relaxed);
-        load.measured(1001);
-        assert_eq!(load.take(), Err(Overloaded::Memory));
-        load.measured(1000);
-        assert_eq!(load.take(), Ok(()));
     }
 }

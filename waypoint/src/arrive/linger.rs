@@ -1,62 +1,171 @@
-//! A client's connection that is ended in good order.
+//! A client's connection as HTTP is read from it, and how it ends.
 //!
-//! When we have said our last word and the client has not, what it still sends is taken and thrown away for a while. To
-//! drop the connection at once would be a reset, and a reset destroys what the client has not read yet.
+//! 1. A client that sends frames which carry nothing, over and over, is cut off                       ([`Frames`])
+//! 2. One that has begun a request's head must bring the rest of it; one that does not read what it asked for is given up:
+//!    both would otherwise keep what they hold for as long as they like.
+//! 3. When we have said our last word and the client has not, what it still sends is taken and thrown away for a while. To
+//!    drop the connection at once would be a reset, and a reset destroys what the client has not read yet.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ops::drain::Drain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
+use super::frames::Frames;
+use super::turns::Turns;
+use crate::load::Load;
 use crate::upstream::Stream;
 
 /// A connection that lingers when it is dropped after its last word.
-pub(super) struct Linger {
-    stream: Option<Stream>,
+pub(super) struct Linger<S: AsyncRead + Unpin + Send + 'static = Stream> {
+    stream: Option<S>,
     drain: Drain,
+    load: Load,
+    reads: Reads,
+    /// Since nothing of what we say is taken.
+    unread: Option<Pin<Box<Sleep>>>,
     said_all: bool,
     heard_all: bool,
 }
 
-impl Linger {
-    pub(super) fn new(stream: Stream, drain: Drain) -> Self {
+/// What is looked for in what comes.
+enum Reads {
+    /// HTTP/1.1: heads that do not end.
+    Heads(Heads),
+    /// HTTP/2: frames that carry nothing.
+    Frames(Frames),
+}
+
+/// Of a connection that carries one request after the other.
+struct Heads {
+    turns: Arc<Turns>,
+    /// Bytes came when so many requests had come: the beginning of the next one's head.
+    begun: Option<u32>,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncRead + Unpin + Send + 'static> Linger<S> {
+    /// Over which requests come one after the other.
+    pub(super) fn one(stream: S, drain: Drain, load: Load, turns: Arc<Turns>) -> Self {
+        Self::new(
+            stream,
+            drain,
+            load,
+            Reads::Heads(Heads {
+                turns,
+                begun: None,
+                late: None,
+            }),
+        )
+    }
+
+    /// Over which many come at a time.
+    pub(super) fn two(stream: S, drain: Drain, load: Load) -> Self {
+        Self::new(stream, drain, load, Reads::Frames(Frames::default()))
+    }
+
+    fn new(stream: S, drain: Drain, load: Load, reads: Reads) -> Self {
         Self {
             stream: Some(stream),
             drain,
+            load,
+            reads,
+            unread: None,
             said_all: false,
             heard_all: false,
         }
     }
 
-    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+    fn stream(&mut self) -> io::Result<Pin<&mut S>> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         Ok(Pin::new(self.stream.as_mut().ok_or_else(gone)?))
     }
+
+    fn refuse(&self, why: &'static str) -> io::Error {
+        self.load.refusal(why);
+        io::Error::new(io::ErrorKind::TimedOut, why)
+    }
 }
 
-impl AsyncRead for Linger {
+impl Heads {
+    fn read(&mut self) {
+        if !self.turns.is_serving() && self.begun != Some(self.turns.count()) {
+            self.begun = Some(self.turns.count());
+            self.late = None;
+        }
+    }
+
+    /// Nothing comes: whether that has been so for too long.
+    fn waits(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.turns.is_serving() || self.begun != Some(self.turns.count()) {
+            self.late = None;
+            return Poll::Pending;
+        }
+        let sleep = || Box::pin(tokio::time::sleep(HEAD));
+        self.late.get_or_insert_with(sleep).as_mut().poll(cx)
+    }
+}
+
+impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Linger<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let (before, room) = (out.filled().len(), out.remaining() > 0);
-        let read = ready!(self.stream()?.poll_read(cx, out));
-        self.heard_all |= read.is_err() || room && out.filled().len() == before;
+        let read = self.stream()?.poll_read(cx, out);
+        let this = &mut *self;
+        if read.is_pending() {
+            if let Reads::Heads(heads) = &mut this.reads
+                && heads.waits(cx).is_ready()
+            {
+                return Poll::Ready(Err(this.refuse("slow_head")));
+            }
+            return Poll::Pending;
+        }
+        let read = ready!(read);
+        let new = &out.filled()[before..];
+        this.heard_all |= read.is_err() || room && new.is_empty();
+        let flood = match &mut this.reads {
+            Reads::Heads(heads) if !new.is_empty() => {
+                heads.read();
+                false
+            }
+            Reads::Heads(_) => false,
+            Reads::Frames(frames) => !frames.read(new, Instant::now),
+        };
+        if flood {
+            return Poll::Ready(Err(this.refuse("idle_frame_flood")));
+        }
         Poll::Ready(read)
     }
 }
 
-impl AsyncWrite for Linger {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Linger<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.stream()?.poll_write(cx, bytes)
+        let wrote = self.stream()?.poll_write(cx, bytes);
+        let this = &mut *self;
+        if wrote.is_pending() {
+            let sleep = || Box::pin(tokio::time::sleep(UNREAD));
+            let unread = this.unread.get_or_insert_with(sleep);
+            ready!(unread.as_mut().poll(cx));
+            return Poll::Ready(Err(this.refuse("unread_answer")));
+        }
+        this.unread = None;
+        if let (Reads::Frames(frames), Poll::Ready(Ok(wrote))) = (&mut this.reads, &wrote) {
+            frames.wrote(*wrote);
+        }
+        wrote
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -70,7 +179,7 @@ impl AsyncWrite for Linger {
     }
 }
 
-impl Drop for Linger {
+impl<S: AsyncRead + Unpin + Send + 'static> Drop for Linger<S> {
     fn drop(&mut self) {
         let stream = self.stream.take();
         let Some(mut stream) = stream.filter(|_| self.said_all && !self.heard_all) else {
@@ -88,3 +197,7 @@ impl Drop for Linger {
 
 /// A client that has read an end answers with its own within a round trip.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// From a head's first bytes to its end, where it comes in pieces.
+pub(super) const HEAD: Duration = Duration::from_secs(60);
+/// In which a client takes nothing of what it asked for.
+pub(super) const UNREAD: Duration = Duration::from_secs(300);

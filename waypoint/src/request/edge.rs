@@ -3,8 +3,11 @@
 use std::fmt::Write as _;
 
 use api::waypoint::ForwardClientCert;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::Refused;
 use crate::arrive::Arrived;
 use crate::asked::remove_doubles;
 use crate::call::{random, without_named};
@@ -14,8 +17,34 @@ use crate::report::{REQUEST_ID, Report};
 const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const ISTIO_SOURCE: HeaderName = HeaderName::from_static("x-istio-source");
+/// Header fields of a request, each cookie's crumb among them.
+const MOST_FIELDS: usize = 256;
 /// By these, Envoys are told what to do.
 const ORDERS: &str = "x-envoy-";
+
+/// Whether it says in one way where it ends, and has no more fields than anybody needs. The engines have looked at most
+/// of that; what they let pass would reach the app as something else than what was judged.
+pub(super) fn framed(head: &Parts) -> Result<(), Refused> {
+    if head.headers.len() > MOST_FIELDS {
+        return Err(Refused::TooManyFields);
+    }
+    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        let digits = length.as_bytes().iter().all(u8::is_ascii_digit);
+        if lengths.next().is_some() || !digits || length.is_empty() {
+            return Err(Refused::Framing);
+        }
+    }
+    // A coding that is not taken off here is none that the app would be told of.
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !chunked(coding))
+    {
+        return Err(Refused::Framing);
+    }
+    Ok(())
+}
 
 /// A request has come in.
 pub(super) fn arrived(

@@ -224,9 +224,10 @@ const TRIES: usize = 3;
 const MOST_FREE: usize = 256;
 /// How long a free connection is kept: less than apps usually do, so that it is we who close.
 const FREE_FOR: Duration = Duration::from_secs(55);
-/// As for tunnels: enough for 10 Gb/s at a millisecond.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Enough for 2 Gb/s at a millisecond, for each of them.
+const STREAM_WINDOW: u32 = 256 << 10;
+/// All of them may stand still because their clients do not read, and one more goes on: they are not one client's.
+const CONNECTION_WINDOW: u32 = MOST_STREAMS as u32 * STREAM_WINDOW;
 const LARGEST_HEAD: u32 = 64 << 10;
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_ANSWER: Duration = Duration::from_secs(20);

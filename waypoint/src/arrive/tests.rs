@@ -1,0 +1,220 @@
+//! Hours, in a moment: connections of clients on a simulated clock.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::channel::Channel;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2 as client;
+use hyper_util::rt::TokioExecutor;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::time::{Instant, sleep};
+
+use super::linger::{HEAD as WHOLE_HEAD, UNREAD};
+use super::stalled::SHUT;
+use super::*;
+use crate::load::Load;
+
+type Asking = client::SendRequest<http_body_util::combinators::BoxBody<Bytes, Infallible>>;
+
+fn load() -> Load {
+    let config = <crate::config::Config as clap::Parser>::try_parse_from(["waypoint"]).unwrap();
+    Load::new(&config)
+}
+
+fn refused(load: &Load) -> String {
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register_collector(Box::new(load.clone()));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
+}
+
+/// HTTP/2 as it arrives in a tunnel; each request is answered with its own body, frame by frame.
+fn echo_two(stream: DuplexStream, load: Load) {
+    let service = service_fn(|request: Request<Incoming>| async {
+        let body = request.into_body();
+        hand(!body.is_end_stream());
+        Ok::<_, Infallible>(Response::new(Asked(body)))
+    });
+    let drain = ops::drain::Drain::new();
+    let stream = Linger::two(stream, drain, load.clone());
+    tokio::spawn(two(Streams(load)).serve_connection(TokioIo::new(stream), service));
+}
+
+async fn asking(stream: DuplexStream, window: u32) -> Asking {
+    let (asking, connection) = client::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(window)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    asking
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_hours_goes_on_with_a_message_now_and_then() {
+    let load = load();
+    let (near, far) = duplex(64 << 10);
+    echo_two(far, load.clone());
+    let mut asking = asking(near, 64 << 10).await;
+    let (mut say, said) = Channel::<Bytes, Infallible>::new(1);
+    let request = Request::post("http://web/stream")
+        .body(said.boxed())
+        .unwrap();
+    let mut answer = asking.send_request(request).await.unwrap().into_body();
+    let begun = Instant::now();
+    for round in 0..24u8 {
+        sleep(Duration::from_secs(1800)).await;
+        say.send_data(Bytes::from(vec![round; 100])).await.unwrap();
+        let heard = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+        assert_eq!(heard, vec![round; 100]);
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(12 * 3600));
+    drop(say);
+    assert!(answer.frame().await.is_none());
+    assert!(!refused(&load).contains("reason="));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_takes_is_given_up_and_its_neighbours_are_not() {
+    let load = load();
+    let (near, far) = duplex(64 << 10);
+    echo_two(far, load.clone());
+    let mut asking = asking(near, 1000).await;
+    // An answer far larger than its window, of which nothing is read.
+    let frames = futures_util::stream::iter(
+        (0..100).map(|_| Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[7; 1000])))),
+    );
+    let large = Request::post("http://web/large")
+        .body(StreamBody::new(frames).boxed())
+        .unwrap();
+    let mut unread = asking.send_request(large).await.unwrap().into_body();
+    // Beside it one that waits for the app, and says something at the end.
+    let (mut say, said) = Channel::<Bytes, Infallible>::new(1);
+    let quiet = Request::post("http://web/quiet")
+        .body(said.boxed())
+        .unwrap();
+    let mut quiet = asking.send_request(quiet).await.unwrap().into_body();
+    sleep(SHUT + Duration::from_secs(60)).await;
+    let mut taken = 0;
+    let cut = loop {
+        match unread.frame().await {
+            Some(Ok(frame)) => taken += frame.into_data().map_or(0, |data| data.len()),
+            Some(Err(error)) => break error,
+            None => panic!("all of it came"),
+        }
+    };
+    assert!(taken < 100_000, "{cut}");
+    say.send_data(Bytes::from_static(b"still there"))
+        .await
+        .unwrap();
+    let heard = quiet.frame().await.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(heard, "still there");
+    assert!(
+        refused(&load).contains("reason=\"unread_answer\"} 1"),
+        "{}",
+        refused(&load)
+    );
+}
+
+/// HTTP/1.1 as it arrives in a tunnel, answered with so many bytes.
+fn serve_one(stream: DuplexStream, bytes: usize, load: Load) {
+    let turns = Arc::new(Turns::default());
+    let linger = Linger::one(stream, ops::drain::Drain::new(), load, turns.clone());
+    let service = service_fn(move |_: Request<Incoming>| {
+        let serving = turns.begin();
+        async move {
+            let body = Full::new(Bytes::from(vec![b'x'; bytes]));
+            let body = Last {
+                body,
+                _serving: serving,
+            };
+            Ok::<_, Infallible>(Response::new(body))
+        }
+    });
+    tokio::spawn(async move {
+        let _ = one().serve_connection(TokioIo::new(linger), service).await;
+    });
+}
+
+async fn until_closed(stream: &mut DuplexStream) -> Duration {
+    let begun = Instant::now();
+    let mut heard = Vec::new();
+    let _ = stream.read_to_end(&mut heard).await;
+    begun.elapsed()
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: web\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_is_begun_must_end_and_a_client_between_two_requests_may_wait() {
+    let load = load();
+    // Drop by drop.
+    let (near, far) = duplex(64 << 10);
+    serve_one(far, 2, load.clone());
+    let (mut reading, mut writing) = tokio::io::split(near);
+    let drops = tokio::spawn(async move {
+        for byte in GET.iter().cycle() {
+            if *byte != b'\n' && writing.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            sleep(Duration::from_secs(10)).await;
+        }
+    });
+    let (begun, mut heard) = (Instant::now(), Vec::new());
+    let _ = reading.read_to_end(&mut heard).await;
+    assert!(
+        begun.elapsed() <= WHOLE_HEAD + Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
+    drops.abort();
+    assert!(refused(&load).contains("reason=\"slow_head\"} 1"));
+    // Four minutes between two requests.
+    let (mut near, far) = duplex(64 << 10);
+    serve_one(far, 2, load.clone());
+    for _ in 0..3 {
+        near.write_all(GET).await.unwrap();
+        let mut heard = [0; 16];
+        near.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"HTTP/1.1 200 OK\r");
+        let mut rest = [0; 4096];
+        let _ = near.read(&mut rest).await.unwrap();
+        sleep(Duration::from_secs(240)).await;
+    }
+    // And no more than five.
+    assert!(until_closed(&mut near).await <= HEAD);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+    let load = load();
+    let (mut near, far) = duplex(1000);
+    serve_one(far, 100_000, load.clone());
+    near.write_all(GET).await.unwrap();
+    sleep(UNREAD + Duration::from_secs(1)).await;
+    let mut heard = Vec::new();
+    let _ = near.read_to_end(&mut heard).await;
+    assert!(heard.len() < 10_000, "{}", heard.len());
+    assert!(refused(&load).contains("reason=\"unread_answer\"} 1"));
+
+    let (mut near, far) = duplex(1000);
+    serve_one(far, 10_000, load.clone());
+    near.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut heard = 0;
+    loop {
+        sleep(UNREAD / 2).await;
+        let mut part = [0; 500];
+        match near.read(&mut part).await.unwrap() {
+            0 => break,
+            n => heard += n,
+        }
+    }
+    assert!(heard > 10_000, "{heard}");
+}
