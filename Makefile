@@ -40,8 +40,8 @@ e2e:             ## tests on a real three-node cluster, made and removed here (E
 conformance:     ## the Gateway API's conformance suite, on a cluster that is there or made for it; report in docs/conformance
 	e2e/run conformance
 
-bench: deps build ## measurements beside raw sockets, bare forwarders and, with PEER_ZTUNNEL=path, a peer
-	$(PROFILE_DIR)/bench $(if $(PEER_ZTUNNEL),--peer $(PEER_ZTUNNEL),) $(BENCH_ARGS)
+bench: deps build ## measurements beside raw sockets, bare forwarders and, with PEER_ZTUNNEL= and PEER_ENVOY=path, peers
+	$(PROFILE_DIR)/bench $(if $(PEER_ZTUNNEL),--peer $(PEER_ZTUNNEL),) $(if $(PEER_ENVOY),--envoy $(PEER_ENVOY),) $(BENCH_ARGS)
 
 images:          ## images of the parts (BASE=image|debootstrap HUB= TAG= PROFILE=release|dev PUSH=1); prints digests
 	$(if $(filter dev,$(PROFILE)),$(DEV_BUILD),cargo build --profile $(PROFILE) --workspace --bins)

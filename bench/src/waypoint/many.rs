@@ -27,7 +27,13 @@ pub(super) const ROWS: [&str; 2] = [ROUTES, SERVICES];
 const MANY_ROUTES: usize = 5_000;
 const MANY_SERVICES: usize = 10_000;
 /// Edits whose way to the client is timed.
-const TIMED: u64 = 100;
+const TIMED: usize = 100;
+/// Between edits that are timed: more than what the control plane takes for one storm.
+const APART: Duration = Duration::from_millis(250);
+/// An edit that is seen within this waits behind nothing.
+const CALM: Duration = Duration::from_secs(1);
+/// So many of them one after the other, before any is timed.
+const QUIET_EDITS: usize = 3;
 /// Between edits while there is load.
 const EDIT_EVERY: Duration = Duration::from_millis(20);
 /// Until all of many objects are in force.
@@ -140,8 +146,9 @@ fn lookups(scene: &Scene, plan: &Plan<'_>, ours: &Subject, path: &str) -> Result
 /// How long edits take from the directory to an answer, in milliseconds.
 fn timed(scene: &Scene, ours: &Subject) -> Result<String> {
     let mut talk = scene.runtime.block_on(scene.asker.alone(&ours.hop))?;
-    let mut took = Vec::new();
-    for edit in 1..=TIMED {
+    let (mut took, mut calm, mut edit) = (Vec::new(), 0, 0);
+    while took.len() < TIMED {
+        edit += 1;
         let began = Instant::now();
         scene
             .lab
@@ -151,12 +158,14 @@ fn timed(scene: &Scene, ours: &Subject) -> Result<String> {
             anyhow::Ok(())
         };
         let within = async { tokio::time::timeout(LONG, seen).await };
-        scene
-            .runtime
-            .block_on(within)
-            .context("an edit is never seen")??;
-        took.push(began.elapsed().as_secs_f64() * 1e3);
-        pause(EDIT_EVERY * 5);
+        let seen = scene.runtime.block_on(within);
+        seen.context("an edit is never seen")??;
+        // Until all is told of the many, an edit waits behind them.
+        calm = if began.elapsed() < CALM { calm + 1 } else { 0 };
+        if calm > QUIET_EDITS || !took.is_empty() {
+            took.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        pause(APART);
     }
     took.sort_by(f64::total_cmp);
     let at = |share: f64| took.get((took.len() as f64 * share) as usize).copied();
@@ -189,12 +198,16 @@ pub(super) fn services(plan: &Plan<'_>) -> Result<()> {
         last.name
     );
     let mut took = Vec::new();
-    for number in MANY_SERVICES..MANY_SERVICES + 10 {
+    // The first waits until all is told of the many.
+    for number in MANY_SERVICES..MANY_SERVICES + 11 {
         let began = Instant::now();
         scene.lab.apply_yaml("one", &service(number))?;
         let new = scene.ours_at((address(number), 80).into())?;
         scene.until_answered(&new, PATH, 200, LONG)?;
-        took.push(began.elapsed().as_secs_f64() * 1e3);
+        if number > MANY_SERVICES {
+            took.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        pause(APART);
     }
     ensure!(!took.is_empty(), "no service was added");
     println!(
