@@ -133,24 +133,26 @@ async fn respond(
         copies,
         deadlines.request,
     );
-    let aim = aim(arrived, &config, &going, by)?;
-    let call = Call {
+    let grpc = call::is_grpc(&going.head.headers);
+    let call = aim(arrived, &config, &going, by).map(|aim| Call {
         arrived,
         aim,
         request: Request::from_parts(going.head, body),
         retry: going.retry,
         hedge: going.hedge,
         deadlines,
-    };
-    let mut answer = match silent {
-        None => call.answered(report).await?,
-        Some(silent) => tokio::select! {
-            answer = call.answered(report) => answer?,
-            () = silent => return Err(Refused::Silent),
+    });
+    let answered = match (call, silent) {
+        (Err(refused), _) => Err(refused),
+        (Ok(call), None) => call.answered(report).await,
+        (Ok(call), Some(silent)) => tokio::select! {
+            answered = call.answered(report) => answered,
+            () = silent => Err(Refused::Silent),
         },
     };
 
-    // 9. Respond.
+    // 9. Respond: what the rule says of answers it says of ours as well, or no page could read why it failed.
+    let mut answer = answered.unwrap_or_else(|refused| refused.answer(grpc, report));
     going.changes.apply(&mut answer);
     Ok(telling(left.as_ref(), &said, answer))
 }

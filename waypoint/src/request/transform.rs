@@ -56,6 +56,14 @@ impl On<'_> {
 }
 
 impl Changes<'_> {
+    /// The rule cannot be followed: an answer of ours, of which it says what it says of all.
+    fn broken<'r>(&self, why: String, head: &Parts, report: &mut Report) -> Going<'r> {
+        let grpc = is_grpc(&head.headers);
+        let mut answer = Refused::Broken(why).answer(grpc, report);
+        self.apply(&mut answer);
+        Going::Back(answer)
+    }
+
     pub(super) fn apply<B>(&self, answer: &mut Response<B>) {
         if self.rule.is_none() && self.granted.is_empty() {
             return;
@@ -124,8 +132,10 @@ pub(super) async fn by_rule<'r>(
     }
     let backend = match rule.backends.pick(random()) {
         Picked::Backend(backend) => backend,
-        Picked::Invalid(why) => return Err(Refused::Broken(why.to_owned())),
-        Picked::Nothing => return Err(Refused::Broken("the rule leads nowhere".to_owned())),
+        Picked::Invalid(why) => return Ok(changes.broken(why.to_owned(), &head, report)),
+        Picked::Nothing => {
+            return Ok(changes.broken("the rule leads nowhere".to_owned(), &head, report));
+        }
     };
     changes.backend = Some(&backend.filters);
     if let Some(answer) = filtered(
@@ -141,8 +151,13 @@ pub(super) async fn by_rule<'r>(
     {
         return Ok(Going::Back(answer));
     }
+    let to = match lead(consulting.arrived, &backend.service) {
+        Ok(to) => to,
+        Err(Refused::Broken(why)) => return Ok(changes.broken(why, &head, report)),
+        Err(refused) => return Err(refused),
+    };
     Ok(Going::On(On {
-        to: lead(consulting.arrived, &backend.service)?,
+        to,
         head,
         subset: backend.subset.as_deref().unwrap_or_default(),
         retry: rule.retry.as_ref(),
