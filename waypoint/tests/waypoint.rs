@@ -32,3 +32,13 @@ mod shop;
 mod tokens;
 #[path = "waypoint/tries.rs"]
 mod tries;
+
+// Proof against others' programs: each test is asked for by name and told where the program is.
+#[path = "proof/autobahn.rs"]
+mod autobahn;
+#[path = "differential/run.rs"]
+mod differential;
+#[path = "proof/grpc.rs"]
+mod grpc;
+#[path = "proof/h2spec.rs"]
+mod h2spec;

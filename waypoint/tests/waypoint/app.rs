@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use ::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -62,6 +62,10 @@ async fn answer(
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
+    if request.method() == Method::HEAD {
+        // An answer to HEAD has no body; over HTTP/2 hyper would send one.
+        return Ok(whole(String::new()));
+    }
     if let Some(status) = path.strip_prefix("/status/") {
         let mut answer = whole(format!("app={name}\n"));
         *answer.status_mut() = status.parse().unwrap();
