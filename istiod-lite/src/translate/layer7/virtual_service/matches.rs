@@ -68,8 +68,10 @@ fn path(uri: &StringMatch, ignore_case: bool) -> Option<wire::PathMatch> {
     let exact = uri.exact.clone().map(Path::Exact);
     let prefix = uri.prefix.clone().map(Path::TextPrefix);
     let regex = uri.regex.clone().map(Path::Regex);
+    let path = exact.or(prefix).or(regex)?;
     Some(wire::PathMatch {
-        r#match: Some(exact.or(prefix).or(regex)?),
-        ignore_case,
+        // An expression says itself what it thinks of case.
+        ignore_case: ignore_case && !matches!(path, Path::Regex(_)),
+        r#match: Some(path),
     })
 }

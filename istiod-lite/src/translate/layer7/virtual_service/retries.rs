@@ -6,8 +6,9 @@ use api::waypoint as wire;
 use super::actions::grpc;
 use crate::translate::layer7::duration;
 
-/// As Istio does where nothing is said: two more tries where the app has certainly not begun, or says it is away.
-const UNSAID: &str = "connect-failure,refused-stream,unavailable,cancelled,503";
+/// As Istio does where nothing is said: two more tries where the app has certainly not begun, or says so as gRPC does. Not a
+/// 503 of its own: it may have begun.
+const UNSAID: &str = "connect-failure,refused-stream,unavailable,cancelled";
 
 pub(super) fn of(written: Option<&Retries>, faults: &mut Vec<String>) -> Option<wire::Retry> {
     let unsaid = Retries {
