@@ -76,6 +76,23 @@ pub struct Settings {
     pub automatic_addresses: Automatic,
     /// Who waypoints may ask, and report to. Default none.
     pub providers: Vec<Provider>,
+    /// What is reported where no Telemetry object says anything. Default: every request has a line.
+    pub reports: Reports,
+}
+
+/// What is reported where no Telemetry object says anything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reports {
+    /// Of lines in the proxies' own log; "": ours.
+    pub format: String,
+    /// Lines are JSON.
+    pub json: bool,
+    /// Providers that get spans. Default none.
+    pub tracing: Vec<String>,
+    /// Providers that get lines. Default the proxies' own log.
+    pub logging: Vec<String>,
+    /// Percent of new traces that are sampled.
+    pub sampling: Option<f64>,
 }
 
 impl Default for Settings {
@@ -92,6 +109,7 @@ impl Default for Settings {
             trust_domain_aliases: Vec::new(),
             automatic_addresses: Automatic::Allocated,
             providers: Vec::new(),
+            reports: Reports::default(),
         }
     }
 }

@@ -80,6 +80,12 @@ impl LogHandle {
         Ok(())
     }
 
+    /// One line as it is, with its end, among the others: for who writes lines in a form that users choose. Never
+    /// blocks; dropped and counted as the others are.
+    pub fn line(&self, line: &[u8]) {
+        self.sink.put(line);
+    }
+
     /// Lines dropped since the start, because stdout did not keep up.
     pub fn dropped(&self) -> u64 {
         self.sink.dropped()

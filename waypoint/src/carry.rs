@@ -86,6 +86,7 @@ async fn open(
         Some(service) => config.service(&service.key()),
         None => config.other(),
     };
+    report.told(&service.telemetry);
     authorise(service, arrived, sni, report)?;
     let (to, subset) = route(service, arrived, sni, report)?;
     let mut aim = Aim::at(arrived, &config, to, &subset)?;

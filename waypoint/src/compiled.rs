@@ -117,6 +117,7 @@ impl Compile for Compiler {
                 authorizers::check(provider)?;
                 telemetry::check(provider)
             }
+            Some(Kind::Telemetry(telemetry)) => telemetry::check_said(telemetry),
             _ => Ok(()),
         }
     }

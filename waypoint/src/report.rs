@@ -10,6 +10,7 @@
 //!
 //! | file | part |
 //! |---|---|
+//! | `story` | what is known of a request, and its end |
 //! | `labels`, `series`, `scrape` | Istio's metrics |
 //! | `flag` | Envoy's letters for what went differently |
 //! | `body` | bodies that count |
@@ -17,19 +18,21 @@
 //! | `tcp` | connections of services that do not speak HTTP |
 //! | `trace` | which trace a request belongs to, and whether it is sampled |
 //! | `told` | what is told of a service's requests, compiled |
+//! | `facts` | what expressions and formats ask of a request that has ended |
 //! | `span`, `zipkin` | a request as a span |
+//! | `logs`, `shape` | lines in another form, metrics with other labels |
 //! | `queue`, `collector`, `send` | who gets it: what waits, in which words, and how it gets there |
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use hbone::Identity;
-use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Version, header, request, response};
+use http::{HeaderMap, HeaderValue, header, request, response};
 use mesh::{Service, Workload};
+use ops::log::LogHandle;
 use prometheus_client::registry::Registry;
 
 use crate::call::random;
@@ -37,14 +40,18 @@ use crate::client::Client;
 
 mod body;
 mod collector;
+mod facts;
 mod flag;
 mod labels;
 mod line;
+mod logs;
 mod queue;
 mod scrape;
 pub mod send;
 mod series;
+mod shape;
 mod span;
+mod story;
 mod tcp;
 mod told;
 pub mod trace;
@@ -54,14 +61,17 @@ pub use body::{Counted, Reported};
 pub use collector::{Collector, Own};
 pub use flag::{Flag, Flags};
 pub use queue::{Collectors, Counts, Opened, Queue, Record};
+pub use shape::{Override, Shape};
+pub(crate) use story::Meter;
 pub use tcp::TcpReport;
-pub use told::{Line, Tag, TagValue, Told, Tracing};
+pub use told::{Keeps, Line, Log, LogTo, Tag, TagValue, Told, Tracing};
 
-use labels::{How, Side};
+use labels::Side;
 use scrape::Scraped;
-use series::{Destination, Moved, Table};
+use series::{Destination, Table};
 use span::attribute;
-use trace::{Trace, TraceId};
+use story::{Heard, Story};
+use trace::Trace;
 
 /// Label `reporter`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,6 +126,8 @@ pub struct Reports {
     reporter: Reporter,
     table: Arc<Table>,
     collectors: Collectors,
+    /// Where lines go that users have given a form.
+    log: Option<LogHandle>,
 }
 
 impl Reports {
@@ -125,7 +137,14 @@ impl Reports {
             reporter,
             table: Arc::default(),
             collectors: Collectors::default(),
+            log: None,
         }
+    }
+
+    /// With a place for lines that users have given a form.
+    pub fn into_log(mut self, log: LogHandle) -> Self {
+        self.log = Some(log);
+        self
     }
 
     /// With those whose numbers are shown.
@@ -200,91 +219,6 @@ pub struct Caller {
 #[derive(Debug)]
 pub struct Report(Box<Story>);
 
-#[derive(Debug)]
-struct Story {
-    reports: Reports,
-    caller: Arc<Caller>,
-    began: Instant,
-    protocol: Protocol,
-    asked: Heard,
-    to: Destination,
-    port: u16,
-    upstream: Option<SocketAddr>,
-    tries: u32,
-    first_byte: Option<Duration>,
-    route: Option<Arc<str>>,
-    policy: Option<Arc<str>>,
-    flags: Flags,
-    detail: Option<Cow<'static, str>>,
-    code: Option<u16>,
-    grpc: Option<u16>,
-    received: Option<Arc<Meter>>,
-    sent: u64,
-    messages_sent: u64,
-    trace: Option<TraceId>,
-    quiet: bool,
-    /// None: nothing but a line.
-    told: Option<Arc<Told>>,
-    /// For those who are told more than the line says.
-    kept: Option<Box<Kept>>,
-}
-
-/// Of a request, because somebody is told of it.
-#[derive(Debug, Default)]
-struct Kept {
-    trace: Option<Trace>,
-    /// `tracestate`, as it passes.
-    state: Option<String>,
-    /// The headers that somebody asks for.
-    request: HeaderMap,
-}
-
-/// What the client asked, before anything was changed. Reference counts, no copies.
-#[derive(Debug)]
-struct Heard {
-    method: Method,
-    authority: Option<HeaderValue>,
-    host: Option<http::uri::Authority>,
-    path: Option<PathAndQuery>,
-    version: Version,
-    user_agent: Option<HeaderValue>,
-    request_id: Option<HeaderValue>,
-}
-
-impl Heard {
-    fn of(head: &request::Parts) -> Self {
-        let header = |name: header::HeaderName| head.headers.get(name).cloned();
-        Self {
-            method: head.method.clone(),
-            authority: header(header::HOST),
-            host: head.uri.authority().cloned(),
-            path: head.uri.path_and_query().cloned(),
-            version: head.version,
-            user_agent: header(header::USER_AGENT),
-            request_id: header(REQUEST_ID),
-        }
-    }
-}
-
-/// Counts what a client sends, while the report is elsewhere.
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
-    bytes: AtomicU64,
-    messages: AtomicU64,
-}
-
-impl Meter {
-    /// Bytes so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
-    }
-
-    #[cfg(test)]
-    pub(crate) fn add(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Relaxed);
-    }
-}
-
 impl Report {
     /// The service and its port that it is for.
     pub fn service(&mut self, service: &Arc<Service>, port: u16) {
@@ -330,14 +264,23 @@ impl Report {
         if !told.is_plain() {
             self.0.quiet = told.line == Line::Never;
             self.0.told = Some(told.clone());
+            if !told.request.is_empty() || !told.response.is_empty() {
+                self.0.kept = Some(Box::default());
+            }
         }
     }
 
-    /// Which trace it belongs to; upstream learns of it with `headers`. What is not to be collected costs a look, or of
-    /// a trace that begins here the header that says so.
-    pub fn trace(&mut self, headers: &mut HeaderMap) {
+    /// What it asks has been read: its headers, as policies and routes see them. Upstream learns with them which trace
+    /// it belongs to. What is not to be collected costs a look, or of a trace that begins here the header that says so.
+    pub fn heard(&mut self, headers: &mut HeaderMap) {
         let story = &mut *self.0;
-        let Some(tracing) = story.told.as_deref().and_then(|it| it.tracing.as_ref()) else {
+        let Some(told) = story.told.as_deref() else {
+            return;
+        };
+        if let Some(kept) = &mut story.kept {
+            told.request.keep(headers, &mut kept.request);
+        }
+        let Some(tracing) = &told.tracing else {
             return;
         };
         let draws = [random(), random(), random(), random()];
@@ -348,14 +291,11 @@ impl Report {
         }
         if trace.sampled() {
             story.trace = Some(trace.id());
-            if tracing.collector.is_some() {
-                let state = headers.get(TRACESTATE).and_then(|it| it.to_str().ok());
-                story.kept = Some(Box::new(Kept {
-                    trace: Some(trace),
-                    state: state.map(str::to_owned),
-                    request: told::kept(headers, &tracing.headers),
-                }));
-            }
+            let kept = story.kept.get_or_insert_default();
+            let state = headers.get(TRACESTATE).and_then(|it| it.to_str().ok());
+            kept.state = state.map(|it| line::cut_at(it, 512).to_owned());
+            kept.trace = Some(trace);
+            tracing.request.keep(headers, &mut kept.request);
         }
     }
 
@@ -414,64 +354,19 @@ impl Report {
         if self.0.protocol == Protocol::Grpc {
             self.grpc_status(&head.headers);
         }
+        let story = &mut *self.0;
+        if let (Some(kept), Some(told)) = (&mut story.kept, &story.told) {
+            told.response.keep(&head.headers, &mut kept.response);
+            if let Some(tracing) = told.tracing.as_ref().filter(|_| kept.trace.is_some()) {
+                tracing.response.keep(&head.headers, &mut kept.response);
+            }
+        }
     }
 
     fn grpc_status(&mut self, headers: &HeaderMap) {
         let status = headers.get(GRPC_STATUS).map(HeaderValue::as_bytes);
         if let Some(status) = status.and_then(grpc_code) {
             self.0.grpc = Some(status);
-        }
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        let story = &mut *self.0;
-        if story.code.is_none() && story.flags.is_empty() {
-            story.flags = Flag::DownstreamClosed.into();
-        }
-        let took = story.began.elapsed();
-        let moved = story.moved();
-        let how = How {
-            protocol: story.protocol,
-            code: story.code.unwrap_or(0),
-            grpc: story.grpc,
-            flags: story.flags,
-        };
-        let (reports, caller) = (&story.reports, &story.caller);
-        let series = reports.table.find(reports.reporter, caller, &story.to, how);
-        series.request(took, moved);
-        if !story.quiet {
-            line::write(story, took, moved);
-        }
-        if let Some(told) = &story.told {
-            story.tell(told, took, moved);
-        }
-    }
-}
-
-impl Story {
-    /// Those who are told more than the line says.
-    fn tell(&self, told: &Told, took: Duration, moved: Moved) {
-        if self.kept.is_none() {
-            return;
-        }
-        let now = SystemTime::now();
-        if let Some(tracing) = &told.tracing
-            && let Some(collector) = &tracing.collector
-            && let Some(span) = span::span(self, tracing, took, moved, now)
-        {
-            collector.put(Record::Span(Box::new(span)));
-        }
-    }
-
-    fn moved(&self) -> Moved {
-        let received = self.received.as_deref();
-        Moved {
-            received: received.map_or(0, |meter| meter.bytes.load(Relaxed)),
-            messages_received: received.map_or(0, |meter| meter.messages.load(Relaxed)),
-            sent: self.sent,
-            messages_sent: self.messages_sent,
         }
     }
 }

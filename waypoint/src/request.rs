@@ -92,7 +92,7 @@ async fn respond(
         asked::put_path(&mut head.uri, &path).map_err(|_| Refused::Target)?;
     }
     edge::arrived(&mut head.headers, arrived, &config.gateway, report);
-    report.trace(&mut head.headers);
+    report.heard(&mut head.headers);
 
     // 3. Authenticate. Who is asked below may see the token, also where the app does not get it.
     let token = head.headers.get(AUTHORIZATION).cloned();

@@ -18,8 +18,8 @@ use ops::log::LogHandle;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::mpsc;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Doors, Places};
@@ -66,7 +66,7 @@ async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::R
     tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.gateway_name, namespace = %config.pod_namespace, xds = %config.xds_address, "starting");
     let readiness = Readiness::new();
     let (quit, end) = (CancellationToken::new(), CancellationToken::new());
-    let (proxy, writing) = wire(&config, &traffic)?;
+    let (proxy, writing) = wire(&config, &traffic, &log)?;
 
     let serving = readiness.gate("serving");
     let registry = registry(&proxy, &writing.known.metrics, &log, &traffic);
@@ -151,7 +151,11 @@ struct Known {
 }
 
 /// Everything that carries, not yet carrying.
-fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, Writing)> {
+fn wire(
+    config: &Arc<Config>,
+    traffic: &Handle,
+    log: &LogHandle,
+) -> anyhow::Result<(Arc<Proxy>, Writing)> {
     // What spawns while it is made belongs to the traffic.
     let _traffic = traffic.enter();
     let identity = Identity::new(
@@ -172,6 +176,7 @@ fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, W
     let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
     let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
     let state = State::new(Compiled::default());
+    let reports = Reports::new(Reporter::Waypoint).into_log(log.clone());
     let (collectors, opened) = Collectors::new();
     let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
     let compiler = compiler.reporting(collectors.clone());
@@ -185,7 +190,7 @@ fn wire(config: &Arc<Config>, traffic: &Handle) -> anyhow::Result<(Arc<Proxy>, W
         clients,
         state,
         upstreams,
-        reports: Reports::new(Reporter::Waypoint).to(collectors),
+        reports: reports.to(collectors),
         drain: Drain::new(),
     }));
     let known = Known {

@@ -34,3 +34,5 @@ mod route;
 mod session;
 #[path = "pure/state.rs"]
 mod state;
+#[path = "pure/told.rs"]
+mod told;

@@ -30,6 +30,8 @@ mod secured;
 mod shop;
 #[path = "waypoint/tokens.rs"]
 mod tokens;
+#[path = "waypoint/told.rs"]
+mod told;
 #[path = "waypoint/tries.rs"]
 mod tries;
 

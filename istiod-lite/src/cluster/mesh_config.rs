@@ -23,8 +23,9 @@ use super::Connection;
 use super::trouble::Health;
 use crate::translate::Labels;
 use crate::translate::layer7::provider::Provider;
+use crate::translate::layer7::report;
 use crate::translate::service_entry::Visibility;
-use crate::world::Settings;
+use crate::world::{Reports, Settings};
 use crate::write::follow;
 
 /// The settings we read.
@@ -36,9 +37,42 @@ pub struct MeshConfig {
     root_namespace: Option<String>,
     service_entry_visibility: Option<ServiceEntryVisibility>,
     extension_providers: Vec<Provider>,
+    access_log_file: Option<String>,
+    access_log_format: String,
+    access_log_encoding: Encoding,
+    default_providers: DefaultProviders,
+    default_config: DefaultConfig,
     /// Fields that are neither these nor known to mean nothing here.
     #[serde(skip)]
     unknown: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Encoding {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DefaultProviders {
+    tracing: Vec<String>,
+    access_logging: Vec<String>,
+}
+
+/// What of the proxies' settings is about reports.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DefaultConfig {
+    tracing: DefaultTracing,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct DefaultTracing {
+    sampling: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -79,25 +113,25 @@ enum Shown {
 }
 
 /// Settings that are for parts we do not have, or that others of our parts read.
-const PASSED_OVER: [&str; 11] = [
-    "accessLogEncoding",
-    "accessLogFile",
-    "accessLogFormat",
+const PASSED_OVER: [&str; 6] = [
     "caCertificates",
-    "defaultConfig",
-    "defaultProviders",
     "enablePrometheusMerge",
     "enableTracing",
     "serviceScopeConfigs",
     "serviceSettings",
     "tcpKeepalive",
 ];
-const READ: [&str; 5] = [
+const READ: [&str; 10] = [
     "trustDomain",
     "trustDomainAliases",
     "rootNamespace",
     "serviceEntryVisibility",
     "extensionProviders",
+    "accessLogFile",
+    "accessLogFormat",
+    "accessLogEncoding",
+    "defaultProviders",
+    "defaultConfig",
 ];
 
 impl MeshConfig {
@@ -122,6 +156,16 @@ impl MeshConfig {
             .trust_domain
             .iter()
             .chain(&config.trust_domain_aliases);
+        let file = config.access_log_file.as_deref().unwrap_or_default();
+        if !report::is_output(file) {
+            return Err(format!(
+                "accessLogFile {file:?}: proxies write to /dev/stdout only"
+            ));
+        }
+        report::own(
+            &config.access_log_format,
+            config.access_log_encoding == Encoding::Json,
+        )?;
         for domain in domains.filter(|domain| !domain.is_empty()) {
             if hbone::Identity::new(domain, "namespace", "account").is_err() {
                 return Err(format!("{domain:?} is no trust domain"));
@@ -150,6 +194,17 @@ impl MeshConfig {
         let visibility = self.service_entry_visibility.as_ref();
         settings.service_entry_visibility = visibility.map(rules).unwrap_or_default();
         settings.providers.clone_from(&self.extension_providers);
+        settings.reports = self.reports();
+    }
+
+    fn reports(&self) -> Reports {
+        Reports {
+            format: self.access_log_format.clone(),
+            json: self.access_log_encoding == Encoding::Json,
+            tracing: self.default_providers.tracing.clone(),
+            logging: self.default_providers.access_logging.clone(),
+            sampling: self.default_config.tracing.sampling,
+        }
     }
 
     /// The settings that are not the same in `other`.
@@ -160,6 +215,11 @@ impl MeshConfig {
             self.root_namespace == other.root_namespace,
             self.service_entry_visibility == other.service_entry_visibility,
             self.extension_providers == other.extension_providers,
+            self.access_log_file == other.access_log_file,
+            self.access_log_format == other.access_log_format,
+            self.access_log_encoding == other.access_log_encoding,
+            self.default_providers == other.default_providers,
+            self.default_config == other.default_config,
         ];
         let pairs = READ.into_iter().zip(same);
         pairs

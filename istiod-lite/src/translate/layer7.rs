@@ -13,7 +13,7 @@
 //! | [`virtual_service`] | VirtualService | Route, TcpRoute |
 //! | [`telemetry`] | Telemetry | Telemetry |
 //! | [`limit`] | RateLimitPolicy, QuotaPolicy | RateLimit |
-//! | [`provider`] | extension providers of the mesh | Provider |
+//! | [`provider`], [`report`] | extension providers of the mesh | Provider |
 //! | [`duration`], [`host`] | parts of the above | |
 
 pub mod authentication;
@@ -24,6 +24,7 @@ pub mod gateway_backend;
 pub mod host;
 pub mod limit;
 pub mod provider;
+pub mod report;
 pub mod telemetry;
 pub mod virtual_service;
 

@@ -9,7 +9,7 @@ use api::k8s::routes::ParentRef;
 use api::waypoint::ServiceRef;
 
 use super::Judge;
-use crate::translate::layer7::backend;
+use crate::translate::layer7::{backend, telemetry};
 use crate::translate::policy::{Policy, Reading, Target};
 use crate::translate::route::{Spec, translate};
 
@@ -24,6 +24,7 @@ pub(super) fn of(judge: &Judge, object: &Object) -> Vec<String> {
         Object::TlsRoute(route) => of_route(Spec::tls(route)),
         Object::DestinationRule(rule) => backend::faults(&rule.spec),
         Object::RequestAuthentication(policy) => of_tokens(policy),
+        Object::Telemetry(it) => telemetry::telemetry(&it.spec).1,
         _ => Vec::new(),
     }
 }

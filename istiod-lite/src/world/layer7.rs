@@ -78,10 +78,11 @@ impl World {
 
     /// One that is attached to nothing is for its namespace's waypoints; in the root namespace for all.
     fn telemetry(&self, policy: &Layer7, made: (wire::Telemetry, Vec<String>)) -> Output {
-        let (made, faults) = made;
+        let (made, mut faults) = made;
         let Spec::Telemetry(spec) = &*policy.spec else {
             return Output::default();
         };
+        faults.extend(telemetry::providers(spec).filter_map(|it| self.no_report(it)));
         let root = *policy.key.namespace == *self.settings.root_namespace;
         let (attached, rank) = match (policy.targets.is_empty(), root) {
             (false, _) => (self.attached(&policy.targets), 2),
@@ -99,7 +100,7 @@ impl World {
         });
         let resources = resources.collect();
         let unattached = policy.targets.is_empty();
-        let status = (!unattached).then(|| self.said_of_attached(policy, &[]));
+        let status = (!unattached).then(|| self.said_of_attached(policy, &faults));
         Output {
             resources,
             remarks: faults,

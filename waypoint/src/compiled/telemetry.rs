@@ -4,10 +4,16 @@
 //! | part | of several |
 //! |---|---|
 //! | traces | each field for itself, the nearest counts |
+//! | logs | the nearest that names providers says which; disabled ones are taken away (`logs`) |
+//! | metrics | each metric and label for itself, the nearest counts |
+
+mod logs;
 
 use std::sync::Arc;
 
 use api::waypoint as wire;
+use expression::cel::{Expression, Headers};
+use expression::format::Format;
 use http::HeaderName;
 use wire::provider::Kind as Of;
 use wire::resource::Kind;
@@ -15,7 +21,9 @@ use wire::span_tag::Value;
 use wire::trace_collector::Protocol;
 
 use crate::report::trace::Form;
-use crate::report::{Collector, Collectors, Line, Queue, Tag, TagValue, Told, Tracing};
+use crate::report::{
+    Collector, Collectors, Keeps, Override, Queue, Shape, Tag, TagValue, Told, Tracing,
+};
 use crate::state::{Held, Resources};
 
 /// `all`: everything that is said of a service.
@@ -39,9 +47,17 @@ pub(super) fn compile(all: &[&Arc<Held>], said: &Resources, collectors: &Collect
     });
     let found: Vec<&wire::Telemetry> = found.into_iter().map(|(_, it)| it).collect();
     let known = Known { said, collectors };
+    let (line, logs) = logs::compile(&found, &known);
+    let metrics = shape(&found);
+    let mut asked = metrics.as_ref().map(Shape::headers).unwrap_or_default();
+    asked.merge(logs::headers(&line, &logs));
     Arc::new(Told {
-        line: line(&found),
+        line,
+        logs,
         tracing: tracing(&found, &known),
+        metrics: metrics.map(Arc::new),
+        request: Keeps::of(&asked.request),
+        response: Keeps::of(&asked.response),
     })
 }
 
@@ -60,6 +76,11 @@ impl Known<'_> {
         }
     }
 
+    /// Who gets lines.
+    fn logs(&self, key: &str) -> Option<&Of> {
+        self.provider(key).map(|(_, of)| of)
+    }
+
     fn traces(&self, key: &str) -> Option<(Arc<Queue>, &wire::TraceCollector)> {
         let (key, Of::TraceCollector(wire)) = self.provider(key)? else {
             return None;
@@ -74,32 +95,44 @@ pub(super) fn check(provider: &wire::Provider) -> Result<(), String> {
     let key = Arc::from("");
     match &provider.kind {
         Some(Of::TraceCollector(it)) => Collector::of_traces(&key, it).map(drop),
-        Some(Of::LogCollector(it)) => Collector::of_logs(&key, it).map(drop),
+        Some(Of::LogCollector(it)) => {
+            Collector::of_logs(&key, it)?;
+            logs::record(it).map(drop)
+        }
+        Some(Of::LogFile(it)) => logs::file(it).map(drop),
         _ => Ok(()),
     }
 }
 
-fn line(found: &[&wire::Telemetry]) -> Line {
-    let mut line = Line::Each;
-    for rule in found
-        .iter()
-        .filter_map(|it| it.access_log.as_ref())
-        .flat_map(|log| &log.rules)
-    {
-        line = if rule.disabled {
-            Line::Never
-        } else {
-            Line::Each
-        };
+/// What is wrong with a Telemetry object, as far as the proxy reads it.
+pub(super) fn check_said(telemetry: &wire::Telemetry) -> Result<(), String> {
+    let rules = telemetry.access_log.iter().flat_map(|it| &it.rules);
+    for rule in rules.filter(|it| !it.filter.is_empty()) {
+        let read = Expression::read(&rule.filter);
+        read.map_err(|why| format!("filter {:?}: {why}", rule.filter))?;
     }
-    line
+    Ok(())
+}
+
+/// What is other about metrics. An expression that cannot be read is left out, which the object's status says.
+fn shape(found: &[&wire::Telemetry]) -> Option<Shape> {
+    Shape::of(found.iter().flat_map(|it| &it.metrics).map(|it| {
+        Override {
+            metric: &it.metric,
+            disabled: it.disabled,
+            set: it
+                .set
+                .iter()
+                .filter_map(|(label, value)| Some((label.as_str(), Expression::read(value).ok()?)))
+                .collect(),
+            removed: it.remove.iter().map(String::as_str).collect(),
+        }
+    }))
 }
 
 fn tracing(found: &[&wire::Telemetry], known: &Known<'_>) -> Option<Tracing> {
     let mut laid = wire::Tracing::default();
-    let mut any = false;
     for it in found.iter().filter_map(|it| it.tracing.as_ref()) {
-        any = true;
         laid.disabled = it.disabled.or(laid.disabled);
         laid.sampling = it.sampling.or(laid.sampling);
         laid.istio_tags = it.istio_tags.or(laid.istio_tags);
@@ -111,37 +144,44 @@ fn tracing(found: &[&wire::Telemetry], known: &Known<'_>) -> Option<Tracing> {
             laid.tags.clone_from(&it.tags);
         }
     }
-    if !any || laid.disabled == Some(true) {
+    if laid.disabled == Some(true) {
         return None;
     }
-    // As Istio has it: one of them, the first.
-    let collector = laid.providers.first().and_then(|key| known.traces(key));
-    let wire = collector.as_ref().map(|(_, wire)| *wire);
-    let tags: Box<[Tag]> = laid.tags.iter().flat_map(|it| &it.tags).filter_map(tag).collect();
+    // As Istio has it: one of them, the first; without one nobody traces.
+    let (collector, wire) = known.traces(laid.providers.first()?)?;
+    let tags = laid.tags.iter().flat_map(|it| &it.tags);
+    let tags: Box<[Tag]> = tags.filter_map(tag).collect();
+    let asked = asked(&tags);
     Some(Tracing {
         sampling: laid.sampling.unwrap_or(USUAL),
-        form: match wire.map(wire::TraceCollector::protocol) {
-            Some(Protocol::Zipkin) => Form::B3Headers,
+        form: match wire.protocol() {
+            Protocol::Zipkin => Form::B3Headers,
             _ => Form::W3c,
         },
         silent: laid.silent == Some(true),
         istio_tags: laid.istio_tags != Some(false),
-        longest: match wire.map_or(0, |it| it.longest_tag) {
+        longest: match wire.longest_tag {
             0 => 256,
             longest => usize::try_from(longest.min(MOST)).unwrap_or(256),
         },
-        headers: headers(&tags),
+        request: Keeps::of(&asked.request),
+        response: Keeps::of(&asked.response),
         tags,
-        collector: collector.map(|(queue, _)| queue),
+        collector,
     })
 }
 
-fn headers(tags: &[Tag]) -> Box<[HeaderName]> {
-    let names = tags.iter().filter_map(|tag| match &tag.value {
-        TagValue::Header(name, _) => Some(name.clone()),
-        TagValue::Fixed(_) => None,
-    });
-    names.collect()
+/// Headers that tags ask for.
+fn asked(tags: &[Tag]) -> Headers {
+    let mut asked = Headers::default();
+    for tag in tags {
+        match &tag.value {
+            TagValue::Fixed(_) => {}
+            TagValue::Header(name, _) => asked.request.some.push(name.as_str().into()),
+            TagValue::Format(format) => asked.merge(format.headers()),
+        }
+    }
+    asked
 }
 
 fn tag(wire: &wire::SpanTag) -> Option<Tag> {
@@ -156,7 +196,7 @@ fn tag(wire: &wire::SpanTag) -> Option<Tag> {
             let value = std::env::var(name).ok();
             TagValue::Fixed(value.as_deref().or(otherwise)?.into())
         }
-        Value::Format(_) => return None,
+        Value::Format(text) => TagValue::Format(Format::read(text).ok()?),
     };
     Some(Tag {
         name: wire.name.as_str().into(),

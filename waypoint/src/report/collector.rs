@@ -111,7 +111,11 @@ impl Collector {
             Protocol::Grpc if self.log_name.is_some() => {
                 (LOGS, "application/grpc", framed(&self.lines(records, own)))
             }
-            Protocol::Grpc => (TRACES, "application/grpc", framed(&self.spans(records, own))),
+            Protocol::Grpc => (
+                TRACES,
+                "application/grpc",
+                framed(&self.spans(records, own)),
+            ),
             Protocol::Http(path) => {
                 let body = self.spans(records, own).encode_to_vec().into();
                 (&**path, "application/x-protobuf", body)

@@ -1,5 +1,6 @@
 //! Label sets H and T: what is known of the two ends, as text, in the order of the wire (`docs/wire.md`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use mesh::{Service, Workload};
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
 use super::flag::Flags;
+use super::shape::Shape;
 use super::{Protocol, Reporter};
 use crate::client::{Baggage, Client};
 
@@ -20,7 +22,7 @@ pub(super) struct Side {
     pub(super) canonical_service: Arc<str>,
     pub(super) canonical_revision: Arc<str>,
     pub(super) namespace: Arc<str>,
-    cluster: Arc<str>,
+    pub(super) cluster: Arc<str>,
     region: Arc<str>,
     zone: Arc<str>,
     pub(super) principal: Arc<str>,
@@ -105,6 +107,15 @@ pub(super) struct Labels {
     pub(super) destination: Side,
     pub(super) secured: bool,
     pub(super) how: How,
+    /// What Telemetry objects make other.
+    pub(super) also: Option<Also>,
+}
+
+/// What is other about a series.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Also {
+    pub(super) shape: Arc<Shape>,
+    pub(super) values: Box<[Box<str>]>,
 }
 
 /// How it ended; the part of the labels that needs no text to be compared.
@@ -117,60 +128,94 @@ pub(super) struct How {
     pub(super) flags: Flags,
 }
 
-impl EncodeLabelSet for Labels {
-    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+impl Labels {
+    /// All of them in their order, before anything is made other.
+    fn each(&self, mut say: impl FnMut(&'static str, &str) -> fmt::Result) -> fmt::Result {
         let (source, destination) = (&*self.source, &self.destination);
         let flags = self.how.flags.to_string();
-        let pairs: [(&str, &str); 27] = [
-            ("reporter", self.reporter.label()),
-            ("source_workload", &source.workload),
-            ("source_canonical_service", &source.canonical_service),
-            ("source_canonical_revision", &source.canonical_revision),
-            ("source_workload_namespace", &source.namespace),
-            ("source_principal", &source.principal),
-            ("source_app", &source.canonical_service),
-            ("source_version", &source.canonical_revision),
-            ("source_cluster", &source.cluster),
-            ("destination_service", &self.service.host),
-            ("destination_service_namespace", &self.service.namespace),
-            ("destination_service_name", &self.service.name),
-            ("destination_workload", &destination.workload),
-            (
-                "destination_canonical_service",
-                &destination.canonical_service,
-            ),
-            (
-                "destination_canonical_revision",
-                &destination.canonical_revision,
-            ),
-            ("destination_workload_namespace", &destination.namespace),
-            ("destination_principal", &destination.principal),
-            ("destination_app", &destination.canonical_service),
-            ("destination_version", &destination.canonical_revision),
-            ("destination_cluster", &destination.cluster),
-            ("request_protocol", self.how.protocol.label()),
-            ("response_flags", &flags),
-            (
-                "connection_security_policy",
-                if self.secured { "mutual_tls" } else { UNKNOWN },
-            ),
-            ("source_region", &source.region),
-            ("source_zone", &source.zone),
-            ("destination_region", &destination.region),
-            ("destination_zone", &destination.zone),
-        ];
-        for pair in pairs {
-            pair.encode(encoder.encode_label())?;
-        }
+        let secured = if self.secured { "mutual_tls" } else { UNKNOWN };
+        say("reporter", self.reporter.label())?;
+        say("source_workload", &source.workload)?;
+        say("source_canonical_service", &source.canonical_service)?;
+        say("source_canonical_revision", &source.canonical_revision)?;
+        say("source_workload_namespace", &source.namespace)?;
+        say("source_principal", &source.principal)?;
+        say("source_app", &source.canonical_service)?;
+        say("source_version", &source.canonical_revision)?;
+        say("source_cluster", &source.cluster)?;
+        say("destination_service", &self.service.host)?;
+        say("destination_service_namespace", &self.service.namespace)?;
+        say("destination_service_name", &self.service.name)?;
+        say("destination_workload", &destination.workload)?;
+        say(
+            "destination_canonical_service",
+            &destination.canonical_service,
+        )?;
+        say(
+            "destination_canonical_revision",
+            &destination.canonical_revision,
+        )?;
+        say("destination_workload_namespace", &destination.namespace)?;
+        say("destination_principal", &destination.principal)?;
+        say("destination_app", &destination.canonical_service)?;
+        say("destination_version", &destination.canonical_revision)?;
+        say("destination_cluster", &destination.cluster)?;
+        say("request_protocol", self.how.protocol.label())?;
+        say("response_flags", &flags)?;
+        say("connection_security_policy", secured)?;
+        say("source_region", &source.region)?;
+        say("source_zone", &source.zone)?;
+        say("destination_region", &destination.region)?;
+        say("destination_zone", &destination.zone)?;
         if self.how.protocol == Protocol::Tcp {
             return Ok(());
         }
-        ("response_code", u32::from(self.how.code)).encode(encoder.encode_label())?;
-        match self.how.grpc {
-            Some(status) => {
-                ("grpc_response_status", u32::from(status)).encode(encoder.encode_label())
-            }
-            None => ("grpc_response_status", "").encode(encoder.encode_label()),
+        say("response_code", &self.how.code.to_string())?;
+        let grpc = self.how.grpc.map(|it| it.to_string());
+        say("grpc_response_status", &grpc.unwrap_or_default())
+    }
+
+    /// As one metric has them; none if it is not shown.
+    pub(super) fn of_metric(&self, metric: usize) -> Option<Named> {
+        let also = self.also.as_ref();
+        let change = also.and_then(|it| it.shape.change(metric));
+        if change.is_some_and(|it| it.disabled) {
+            return None;
         }
+        let mut all: Vec<(Cow<'static, str>, Box<str>)> = Vec::with_capacity(32);
+        // It cannot fail.
+        let _ = self.each(|name, value| {
+            let gone = change.is_some_and(|it| it.removed.iter().any(|gone| **gone == *name));
+            if !gone {
+                all.push((name.into(), value.into()));
+            }
+            Ok(())
+        });
+        for (label, at) in change.iter().flat_map(|it| &it.set) {
+            let value = also.and_then(|it| it.values.get(*at)).cloned();
+            let value = value.unwrap_or_else(|| UNKNOWN.into());
+            match all.iter_mut().find(|(name, _)| **name == **label) {
+                Some((_, held)) => *held = value,
+                None => all.push((label.to_string().into(), value)),
+            }
+        }
+        Some(Named(all))
+    }
+}
+
+/// Labels by name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Named(Vec<(Cow<'static, str>, Box<str>)>);
+
+impl EncodeLabelSet for Named {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let mut all = self.0.iter();
+        all.try_for_each(|(name, value)| (&**name, &**value).encode(encoder.encode_label()))
+    }
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        self.each(|name, value| (name, value).encode(encoder.encode_label()))
     }
 }

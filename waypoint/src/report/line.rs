@@ -82,7 +82,7 @@ pub(super) fn principal(side: &Side) -> Option<&str> {
     known(&side.principal)
 }
 
-fn protocol(kind: Protocol, version: Version) -> &'static str {
+pub(super) fn protocol(kind: Protocol, version: Version) -> &'static str {
     match (kind, version) {
         (Protocol::Grpc, _) => "gRPC",
         (_, Version::HTTP_10) => "HTTP/1.0",

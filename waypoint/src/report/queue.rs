@@ -124,4 +124,4 @@ impl Collectors {
 }
 
 /// Records that wait. One takes about three kilobytes, and at most some sixteen.
-pub const ROOM: usize = 2_048;
+const ROOM: usize = 2_048;

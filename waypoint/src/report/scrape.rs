@@ -1,16 +1,19 @@
 //! The numbers as Prometheus reads them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::Protocol;
+use super::labels::Named;
 use super::queue::Collectors;
 use super::series::{BUCKETS, Histogram, Series, Table};
+use super::shape::METRICS;
 
 /// The table, for a registry.
 #[derive(Debug)]
@@ -132,6 +135,27 @@ impl Collector for Scraped {
     }
 }
 
+/// Whether something is other about one of them: labels that are removed make one series of several.
+fn are_other(series: &[&Arc<Series>]) -> bool {
+    series.iter().any(|it| it.labels.also.is_some())
+}
+
+/// Several series by the labels that are left.
+fn merged<T: Default>(
+    metric: &str,
+    series: &[&Arc<Series>],
+    add: impl Fn(&mut T, &Series),
+) -> HashMap<Named, T> {
+    let metric = METRICS.iter().position(|name| *name == metric);
+    let mut all: HashMap<Named, T> = HashMap::new();
+    for one in series {
+        if let Some(labels) = one.labels.of_metric(metric.unwrap_or(METRICS.len())) {
+            add(all.entry(labels).or_default(), one);
+        }
+    }
+    all
+}
+
 /// A series that has never counted anything is not there.
 fn counter(
     encoder: &mut DescriptorEncoder<'_>,
@@ -139,6 +163,17 @@ fn counter(
     series: &[&Arc<Series>],
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    if are_other(series) {
+        let add = |sum: &mut u64, one: &Series| *sum += of(one);
+        for (labels, value) in merged(&format!("{name}_total"), series, add) {
+            if value > 0 {
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+            }
+        }
+        return Ok(());
+    }
     for series in series {
         let value = of(series);
         if value > 0 {
@@ -156,17 +191,43 @@ fn histogram(
     series: &[&Arc<Series>],
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-    for series in series {
-        let found = of(series);
-        let mut buckets = [(0.0, 0); BUCKETS.len()];
-        for ((shown, end), count) in buckets.iter_mut().zip(BUCKETS).zip(&found.counts) {
-            *shown = (end, count.load(Relaxed));
+    if are_other(series) {
+        let add = |sum: &mut Sum, one: &Series| sum.add(of(one));
+        for (labels, sum) in merged(name, series, add) {
+            sum.encode(scale, family.encode_family(&labels)?)?;
         }
-        let count = buckets.iter().map(|(_, count)| count).sum();
-        let sum = found.sum.load(Relaxed) as f64 / scale as f64;
-        family
-            .encode_family(&*series.labels)?
-            .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        return Ok(());
+    }
+    for series in series {
+        let mut sum = Sum::default();
+        sum.add(of(series));
+        sum.encode(scale, family.encode_family(&*series.labels)?)?;
     }
     Ok(())
+}
+
+/// Of one histogram, or of several.
+#[derive(Debug, Default)]
+struct Sum {
+    counts: [u64; BUCKETS.len()],
+    sum: u64,
+}
+
+impl Sum {
+    fn add(&mut self, found: &Histogram) {
+        for (count, more) in self.counts.iter_mut().zip(&found.counts) {
+            *count += more.load(Relaxed);
+        }
+        self.sum += found.sum.load(Relaxed);
+    }
+
+    fn encode(&self, scale: u64, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let mut buckets = [(0.0, 0); BUCKETS.len()];
+        for ((shown, end), count) in buckets.iter_mut().zip(BUCKETS).zip(self.counts) {
+            *shown = (end, count);
+        }
+        let count = self.counts.iter().sum();
+        let sum = self.sum as f64 / scale as f64;
+        encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+    }
 }

@@ -159,7 +159,8 @@ impl Sender {
             .map_err(|why| Undelivered::again(why.to_string()))?
             .into_parts();
         let body = Limited::new(body, LARGEST).collect().await;
-        let body = body.map_err(|why| Undelivered::again(format!("its answer broke off: {why}")))?;
+        let body =
+            body.map_err(|why| Undelivered::again(format!("its answer broke off: {why}")))?;
         if !head.status.is_success() {
             let why = format!("it answers {}", head.status);
             let again = head.status == StatusCode::TOO_MANY_REQUESTS

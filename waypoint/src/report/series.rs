@@ -17,7 +17,7 @@ use std::time::Duration;
 use hbone::Identity;
 use mesh::{Service, Workload};
 
-use super::labels::{How, Labels, Side, Towards};
+use super::labels::{Also, How, Labels, Side, Towards};
 use super::{Caller, Reporter};
 use crate::client::Client;
 
@@ -75,6 +75,7 @@ struct Key {
     destination: usize,
     identity: Option<Identity>,
     how: How,
+    also: Option<Also>,
 }
 
 #[derive(Debug)]
@@ -98,6 +99,7 @@ impl Table {
         caller: &Caller,
         to: &Destination,
         how: How,
+        also: Option<Also>,
     ) -> Arc<Series> {
         let key = Key {
             caller: Arc::as_ptr(&caller.side).addr(),
@@ -105,6 +107,7 @@ impl Table {
             destination: to.workload.as_ref().map_or(0, |it| Arc::as_ptr(it).addr()),
             identity: to.identity.clone(),
             how,
+            also,
         };
         let shard = &self.cache[(self.spread.hash_one(&key) as usize) % SHARDS];
         if let Some(cached) = lock(shard).get(&key) {
@@ -117,6 +120,7 @@ impl Table {
             destination: Side::new(to.workload.as_deref(), to.identity.as_ref()),
             secured: caller.client.identity.is_some(),
             how,
+            also: key.also.clone(),
         });
         let mut cache = lock(shard);
         if cache.len() >= CACHED {
@@ -195,6 +199,7 @@ impl Labels {
                 grpc: None,
                 ..self.how
             },
+            also: None,
             ..self
         }
     }

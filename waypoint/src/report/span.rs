@@ -1,27 +1,24 @@
 //! Pure: a request that has ended, as a span with the fields that Istio's have.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use api::otlp;
 use api::otlp::any_value::Value;
+use expression::Moment;
+use expression::format::Now;
 use http::Version;
 
-use super::line::{cut_at, text};
-use super::series::Moved;
-use super::told::{TagValue, Tracing};
 use super::Story;
+use super::facts::Request;
+use super::line::{cut_at, text};
+use super::told::{TagValue, Tracing};
 
-/// The span of a request that began `took` before `now`.
-pub(super) fn span(
-    story: &Story,
-    tracing: &Tracing,
-    took: Duration,
-    moved: Moved,
-    now: SystemTime,
-) -> Option<otlp::Span> {
+/// The span of a request.
+pub(super) fn span(ended: &Request<'_>, tracing: &Tracing) -> Option<otlp::Span> {
+    let story = ended.story;
     let kept = story.kept.as_deref()?;
     let trace = kept.trace.as_ref().filter(|trace| trace.sampled())?;
-    let end = nanos(now);
+    let end = nanos(ended.ended);
     let parent = trace.parent();
     Some(otlp::Span {
         trace_id: trace.id().0.to_be_bytes().to_vec(),
@@ -30,9 +27,9 @@ pub(super) fn span(
         parent_span_id: parent.map_or_else(Vec::new, |it| it.0.to_be_bytes().to_vec()),
         name: name(story),
         kind: otlp::span::SpanKind::Server.into(),
-        start_time_unix_nano: end.saturating_sub(took.as_nanos() as u64),
+        start_time_unix_nano: end.saturating_sub(ended.took.as_nanos() as u64),
         end_time_unix_nano: end,
-        attributes: attributes(story, tracing, moved),
+        attributes: attributes(ended, tracing),
         status: Some(status(story)),
         flags: 1,
     })
@@ -65,7 +62,8 @@ fn status(story: &Story) -> otlp::Status {
     }
 }
 
-fn attributes(story: &Story, tracing: &Tracing, moved: Moved) -> Vec<otlp::KeyValue> {
+fn attributes(ended: &Request<'_>, tracing: &Tracing) -> Vec<otlp::KeyValue> {
+    let (story, moved) = (ended.story, ended.moved);
     let (asked, caller) = (&story.asked, &story.caller);
     let mut all = Vec::with_capacity(40);
     let mut say = |name: &str, value: Option<&str>| {
@@ -81,11 +79,23 @@ fn attributes(story: &Story, tracing: &Tracing, moved: Moved) -> Vec<otlp::KeyVa
     say("http.method", Some(asked.method.as_str()));
     say("http.protocol", Some(version(asked.version)));
     say("user_agent", asked.user_agent.as_ref().and_then(text));
-    say("guid:x-request-id", asked.request_id.as_ref().and_then(text));
-    say("peer.address", Some(&caller.client.address.ip().to_string()));
+    say(
+        "guid:x-request-id",
+        asked.request_id.as_ref().and_then(text),
+    );
+    say(
+        "peer.address",
+        Some(&caller.client.address.ip().to_string()),
+    );
     say("response_flags", Some(&story.flags.to_string()));
-    say("http.status_code", story.code.map(|it| it.to_string()).as_deref());
-    say("grpc.status_code", story.grpc.map(|it| it.to_string()).as_deref());
+    say(
+        "http.status_code",
+        story.code.map(|it| it.to_string()).as_deref(),
+    );
+    say(
+        "grpc.status_code",
+        story.grpc.map(|it| it.to_string()).as_deref(),
+    );
     say("request_size", Some(&moved.received.to_string()));
     say("response_size", Some(&moved.sent.to_string()));
     if let Some(service) = &story.to.service {
@@ -94,7 +104,10 @@ fn attributes(story: &Story, tracing: &Tracing, moved: Moved) -> Vec<otlp::KeyVa
         say("upstream_cluster.name", Some(&cluster));
         say("destination.service", Some(&service.hostname));
     }
-    say("upstream_address", story.upstream.map(|it| it.to_string()).as_deref());
+    say(
+        "upstream_address",
+        story.upstream.map(|it| it.to_string()).as_deref(),
+    );
     if story.tries > 1 {
         say("retry.count", Some(&(story.tries - 1).to_string()));
     }
@@ -107,7 +120,7 @@ fn attributes(story: &Story, tracing: &Tracing, moved: Moved) -> Vec<otlp::KeyVa
     if tracing.istio_tags {
         istio(story, &mut say);
     }
-    tags(story, tracing, &mut say);
+    tags(ended, tracing, &mut say);
     all
 }
 
@@ -116,8 +129,14 @@ fn istio(story: &Story, say: &mut impl FnMut(&str, Option<&str>)) {
     let source = &story.caller.side;
     say("istio.source_workload", Some(&source.workload));
     say("istio.source_namespace", Some(&source.namespace));
-    say("istio.source_canonical_service", Some(&source.canonical_service));
-    say("istio.source_canonical_revision", Some(&source.canonical_revision));
+    say(
+        "istio.source_canonical_service",
+        Some(&source.canonical_service),
+    );
+    say(
+        "istio.source_canonical_revision",
+        Some(&source.canonical_revision),
+    );
     say("istio.source_principal", Some(&source.principal));
     if let Some(to) = &story.to.workload {
         say("istio.destination_workload", Some(&to.workload_name));
@@ -133,8 +152,8 @@ fn istio(story: &Story, say: &mut impl FnMut(&str, Option<&str>)) {
     }
 }
 
-fn tags(story: &Story, tracing: &Tracing, say: &mut impl FnMut(&str, Option<&str>)) {
-    let Some(kept) = story.kept.as_deref() else {
+fn tags(ended: &Request<'_>, tracing: &Tracing, say: &mut impl FnMut(&str, Option<&str>)) {
+    let Some(kept) = ended.story.kept.as_deref() else {
         return;
     };
     for tag in &tracing.tags {
@@ -143,6 +162,14 @@ fn tags(story: &Story, tracing: &Tracing, say: &mut impl FnMut(&str, Option<&str
             TagValue::Header(name, otherwise) => {
                 let found = kept.request.get(name).and_then(text);
                 say(&tag.name, found.or(otherwise.as_deref()));
+            }
+            TagValue::Format(format) => {
+                let now = Now {
+                    time: Moment(super::facts::nanos(ended.ended)),
+                    hostname: "-",
+                };
+                let text = format.text(ended, now);
+                say(&tag.name, Some(cut_at(&text, LONGEST)));
             }
         }
     }
@@ -166,9 +193,21 @@ pub(super) fn attribute(name: &str, value: impl Into<String>) -> otlp::KeyValue 
     }
 }
 
+/// One that is a number.
+pub(super) fn number(name: &str, value: i64) -> otlp::KeyValue {
+    otlp::KeyValue {
+        key: name.to_owned(),
+        value: Some(otlp::AnyValue {
+            value: Some(Value::IntValue(value)),
+        }),
+    }
+}
+
+/// Bytes of a tag.
+const LONGEST: usize = 1_024;
+
 /// Since 1970.
 pub(super) fn nanos(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_nanos() as u64)
 }
-

@@ -3,16 +3,19 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use hbone::Identity;
 use mesh::{Service, Workload};
 use tracing::Level;
 
+use super::facts::{Connection, Ends};
 use super::flag::{Flag, Flags};
-use super::labels::How;
+use super::labels::{Also, How};
 use super::line::{Millis, known, principal};
+use super::logs::{self, Written};
 use super::series::{Destination, Series};
+use super::told::{Line, Told};
 use super::{Caller, Protocol, Reports};
 
 /// The record of one connection; writes itself when dropped.
@@ -32,6 +35,8 @@ pub struct TcpReport {
     open: Option<Arc<Series>>,
     sent: u64,
     received: u64,
+    /// None: nothing but a line.
+    told: Option<Arc<Told>>,
 }
 
 impl TcpReport {
@@ -50,6 +55,14 @@ impl TcpReport {
             open: None,
             sent: 0,
             received: 0,
+            told: None,
+        }
+    }
+
+    /// What is told of it. Before it is opened.
+    pub fn told(&mut self, told: &Arc<Told>) {
+        if !told.is_plain() {
+            self.told = Some(told.clone());
         }
     }
 
@@ -114,10 +127,50 @@ impl TcpReport {
             grpc: None,
             flags,
         };
-        let reports = &self.reports;
-        reports
-            .table
-            .find(reports.reporter, &self.caller, &self.to, how)
+        let shape = self.told.as_ref().and_then(|it| it.metrics.as_ref());
+        let also = shape.map(|shape| Also {
+            values: shape.values(&self.ended(self.began.elapsed())),
+            shape: shape.clone(),
+        });
+        let (reports, caller) = (&self.reports, &self.caller);
+        let table = &reports.table;
+        table.find(reports.reporter, caller, &self.to, how, also)
+    }
+
+    fn ended(&self, took: Duration) -> Connection<'_> {
+        Connection {
+            ends: Ends {
+                caller: &self.caller,
+                to: &self.to,
+                port: self.port,
+                upstream: self.upstream,
+                flags: self.flags,
+            },
+            route: self.route.as_deref(),
+            policy: self.policy.as_deref(),
+            detail: self.detail.as_deref(),
+            took,
+            sent: self.sent,
+            received: self.received,
+            ended: SystemTime::now(),
+        }
+    }
+
+    /// Whether it has a line as we write it; others are told of it.
+    fn tell(&self, told: &Told) -> bool {
+        let ended = self.ended(self.began.elapsed());
+        for log in &told.logs {
+            if let Written::Line(line) = logs::tell(log, &ended, None, ended.ended)
+                && let Some(log) = &self.reports.log
+            {
+                log.line(line.as_bytes());
+            }
+        }
+        match &told.line {
+            Line::Each => true,
+            Line::When(condition) => condition.holds(&ended),
+            Line::Never => false,
+        }
     }
 }
 
@@ -161,6 +214,9 @@ impl Drop for TcpReport {
             series.closed();
         } else {
             series.failed();
+        }
+        if self.told.as_ref().is_some_and(|told| !self.tell(told)) {
+            return;
         }
         if self.open.is_none() || self.flags.are_trouble() {
             line!(Level::WARN, self);

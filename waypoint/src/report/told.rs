@@ -2,18 +2,29 @@
 
 use std::sync::Arc;
 
+use expression::cel::{Expression, Names};
+use expression::format::{Format, Template};
 use http::{HeaderMap, HeaderName};
 
 use super::queue::Queue;
+use super::shape::Shape;
 use super::trace::Form;
 
 /// What is told.
 #[derive(Debug, Default)]
 pub struct Told {
-    /// Whether each has a line in the log, as we write it.
+    /// Which requests have a line in the log, as we write it.
     pub line: Line,
+    /// Who else gets lines.
+    pub logs: Box<[Log]>,
     /// Spans.
     pub tracing: Option<Tracing>,
+    /// What is other about metrics.
+    pub metrics: Option<Arc<Shape>>,
+    /// Headers of requests that logs and metrics ask for.
+    pub request: Keeps,
+    /// The same of answers.
+    pub response: Keeps,
 }
 
 /// Which requests have a line, as we write it.
@@ -22,15 +33,18 @@ pub enum Line {
     /// All.
     #[default]
     Each,
+    /// Those of which this holds.
+    When(Expression),
     /// None.
     Never,
 }
 
 impl Line {
     /// For an operator.
-    pub fn shown(&self) -> &'static str {
+    pub fn shown(&self) -> &str {
         match self {
             Self::Each => "each",
+            Self::When(condition) => condition.text(),
             Self::Never => "never",
         }
     }
@@ -39,8 +53,38 @@ impl Line {
 impl Told {
     /// Whether there is nothing to be told but the line that each has: then nothing is kept for it.
     pub fn is_plain(&self) -> bool {
-        self.line == Line::Each && self.tracing.is_none()
+        self.line == Line::Each
+            && self.logs.is_empty()
+            && self.tracing.is_none()
+            && self.metrics.is_none()
     }
+}
+
+/// Lines that somebody else wants, or in another form.
+#[derive(Debug)]
+pub struct Log {
+    /// Of which requests; none: of all.
+    pub filter: Option<Expression>,
+    /// Where they go.
+    pub to: LogTo,
+}
+
+/// Where lines go.
+#[derive(Debug)]
+pub enum LogTo {
+    /// Into the process's log, as texts.
+    Text(Format),
+    /// The same, as JSON.
+    Json(Template),
+    /// To a collector: body and attributes.
+    Collector {
+        /// The way there.
+        queue: Arc<Queue>,
+        /// The record's body.
+        body: Format,
+        /// Its attributes.
+        attributes: Box<[(Box<str>, Format)]>,
+    },
 }
 
 /// Who gets spans, of which requests, and what is in them.
@@ -48,8 +92,8 @@ impl Told {
 pub struct Tracing {
     /// Of new traces, in percent.
     pub sampling: f64,
-    /// Who gets them. None: traces are passed on, and nobody is told.
-    pub collector: Option<Arc<Queue>>,
+    /// Who gets them.
+    pub collector: Arc<Queue>,
     /// How new traces are told upstream.
     pub form: Form,
     /// Upstream is told nothing.
@@ -60,8 +104,10 @@ pub struct Tracing {
     pub istio_tags: bool,
     /// Bytes of a path.
     pub longest: usize,
-    /// Headers that the tags need.
-    pub headers: Box<[HeaderName]>,
+    /// Headers of requests that the tags need.
+    pub request: Keeps,
+    /// The same of answers.
+    pub response: Keeps,
 }
 
 /// A further attribute.
@@ -80,15 +126,43 @@ pub enum TagValue {
     Fixed(Box<str>),
     /// A header of the request, or what stands for it where there is none.
     Header(HeaderName, Option<Box<str>>),
+    /// A text with operators.
+    Format(Format),
 }
 
-/// The named ones of a head's headers.
-pub(super) fn kept(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    for name in names {
-        for value in headers.get_all(name) {
-            kept.append(name, value.clone());
+/// Headers that are kept until a request has ended.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Keeps {
+    some: Box<[HeaderName]>,
+    all: bool,
+}
+
+impl Keeps {
+    /// Those of that name; what is no name of a header is none's.
+    pub fn of(names: &Names) -> Self {
+        let some = names.some.iter();
+        Self {
+            some: some.filter_map(|name| name.parse().ok()).collect(),
+            all: names.all,
         }
     }
-    kept
+
+    pub(super) fn is_empty(&self) -> bool {
+        !self.all && self.some.is_empty()
+    }
+
+    /// Those among a head's headers, into `kept`.
+    pub(super) fn keep(&self, headers: &HeaderMap, kept: &mut HeaderMap) {
+        if self.all {
+            kept.clone_from(headers);
+            return;
+        }
+        for name in &self.some {
+            if !kept.contains_key(name) {
+                for value in headers.get_all(name) {
+                    kept.append(name, value.clone());
+                }
+            }
+        }
+    }
 }

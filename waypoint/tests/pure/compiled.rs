@@ -9,7 +9,6 @@ use prost::Message;
 use waypoint::authenticate::{Http, KeySets};
 use waypoint::compiled::{Backend, Compiler, Config, NoSubset};
 use waypoint::limit::Judged;
-use waypoint::report::Line;
 use waypoint::state::{Keeper, State};
 use wire::resource::Kind;
 use wire::target::To;
@@ -368,45 +367,6 @@ fn a_limit_that_cannot_be_understood_lets_all_pass_or_none_as_it_says() {
         );
         assert_eq!(passing(&said, None, 5), expected);
     }
-}
-
-#[test]
-fn the_nearest_word_on_logs_and_traces_counts() {
-    let telemetry = |rank, disabled, sampling: Option<f64>| {
-        Kind::Telemetry(wire::Telemetry {
-            targets: vec![wire::Target {
-                to: Some(To::Gateway("shop/way".to_owned())),
-            }],
-            rank,
-            access_log: Some(wire::AccessLog {
-                rules: vec![wire::LogRule {
-                    disabled,
-                    ..Default::default()
-                }],
-            }),
-            tracing: sampling.map(|sampling| wire::Tracing {
-                sampling: Some(sampling),
-                ..Default::default()
-            }),
-            ..Default::default()
-        })
-    };
-    let mut said = Said::new();
-    let now = |said: &Said| {
-        let config = said.state.load();
-        let told = &config.service(&web()).telemetry;
-        let sampling = told.tracing.as_ref().map(|it| it.sampling);
-        (told.line == Line::Each, sampling)
-    };
-    assert_eq!(now(&said), (true, None));
-    said.set(
-        "telemetry/istio-system/mesh",
-        1,
-        telemetry(0, true, Some(50.0)),
-    );
-    assert_eq!(now(&said), (false, Some(50.0)));
-    said.set("telemetry/shop/near", 1, telemetry(2, false, None));
-    assert_eq!(now(&said), (true, Some(50.0)));
 }
 
 #[test]

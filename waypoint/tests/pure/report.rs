@@ -5,7 +5,7 @@ mod counted;
 #[path = "report/logged.rs"]
 mod logged;
 #[path = "report/scene.rs"]
-mod scene;
+pub(crate) mod scene;
 #[path = "report/tcp.rs"]
 mod tcp;
 #[path = "report/trace.rs"]

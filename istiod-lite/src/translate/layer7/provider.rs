@@ -10,6 +10,7 @@ use serde::Deserialize;
 use wire::provider::Kind;
 
 use super::duration;
+use super::report::{File, Logs, Traces};
 
 /// The key of the provider of that name.
 pub fn key(name: &str) -> String {
@@ -25,8 +26,9 @@ pub struct Provider {
     envoy_ext_authz_http: Option<Authorizer>,
     envoy_ext_authz_grpc: Option<Authorizer>,
     envoy_rate_limit: Option<Service>,
-    opentelemetry: Option<Service>,
-    envoy_otel_als: Option<Service>,
+    opentelemetry: Option<Traces>,
+    zipkin: Option<Traces>,
+    envoy_otel_als: Option<Logs>,
     envoy_file_access_log: Option<File>,
     prometheus: Option<serde_json::Value>,
     #[serde(flatten)]
@@ -66,22 +68,8 @@ struct Body {
     allow_partial_message: bool,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct File {
-    path: String,
-    log_format: Format,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Format {
-    text: String,
-    labels: Option<BTreeMap<String, String>>,
-}
-
 /// Where a provider is: `[namespace/]host`, and the port.
-type Find<'a> = dyn Fn(&str) -> Option<String> + 'a;
+pub(super) type Find<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 impl Provider {
     /// The host of its service, without the namespace that may stand before it.
@@ -93,10 +81,11 @@ impl Provider {
     fn service(&self) -> Option<&str> {
         let asked = self.envoy_ext_authz_http.as_ref();
         let asked = asked.or(self.envoy_ext_authz_grpc.as_ref());
-        let told = self.opentelemetry.as_ref();
-        let told = told.or(self.envoy_otel_als.as_ref());
-        let told = told.or(self.envoy_rate_limit.as_ref());
-        let service = asked.map(|it| &it.service).or(told.map(|it| &it.service));
+        let traces = self.opentelemetry.as_ref().or(self.zipkin.as_ref());
+        let service = asked.map(|it| &it.service);
+        let service = service.or(traces.map(Traces::service));
+        let service = service.or(self.envoy_otel_als.as_ref().map(Logs::service));
+        let service = service.or(self.envoy_rate_limit.as_ref().map(|it| &it.service));
         service.map(String::as_str)
     }
 
@@ -116,18 +105,13 @@ impl Provider {
                 timeout: duration::optional(it.timeout.as_deref())?,
             })
         } else if let Some(it) = &self.opentelemetry {
-            Kind::TraceCollector(wire::TraceCollector {
-                service: Some(place(&it.service, it.port, find)?),
-                sampling: 1.0,
-                ..wire::TraceCollector::default()
-            })
+            Kind::TraceCollector(it.otlp(find)?)
+        } else if let Some(it) = &self.zipkin {
+            Kind::TraceCollector(it.zipkin(find)?)
         } else if let Some(it) = &self.envoy_otel_als {
-            Kind::LogCollector(wire::LogCollector {
-                service: Some(place(&it.service, it.port, find)?),
-                ..wire::LogCollector::default()
-            })
+            Kind::LogCollector(it.told(find)?)
         } else if let Some(it) = &self.envoy_file_access_log {
-            Kind::LogFile(file(it)?)
+            Kind::LogFile(it.told()?)
         } else if self.prometheus.is_some() {
             return Ok(None);
         } else {
@@ -141,7 +125,7 @@ impl Provider {
     }
 }
 
-fn place(service: &str, port: u32, find: &Find<'_>) -> Result<wire::ServiceRef, String> {
+pub(super) fn place(service: &str, port: u32, find: &Find<'_>) -> Result<wire::ServiceRef, String> {
     let (namespace, hostname) = match service.split_once('/') {
         Some((namespace, host)) => (Some(namespace.to_owned()), host),
         None => (find(service), service),
@@ -190,22 +174,6 @@ fn authorizer(it: &Authorizer, http: bool, find: &Find<'_>) -> Result<wire::Auth
     })
 }
 
-/// A proxy writes to its standard output and nowhere else.
-fn file(it: &File) -> Result<wire::LogFile, String> {
-    if !matches!(it.path.as_str(), "/dev/stdout" | "/dev/stderr" | "") {
-        return Err(format!(
-            "path {:?}: only /dev/stdout is written to",
-            it.path
-        ));
-    }
-    Ok(wire::LogFile {
-        json: it.log_format.labels.is_some(),
-        format: it.log_format.text.clone(),
-        labels: it.log_format.labels.clone().unwrap_or_default(),
-        template: String::new(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,8 +217,8 @@ envoyExtAuthzHttp:
         for (text, said) in [
             (grpc("nowhere.svc"), "no service has the host"),
             (
-                "zipkin: {service: a, port: 1}".to_owned(),
-                "zipkin is not supported",
+                "datadog: {service: a, port: 1}".to_owned(),
+                "datadog is not supported",
             ),
             ("name: x".to_owned(), "nothing"),
             (

@@ -3,14 +3,19 @@
 //! One object becomes one resource of a rank: the mesh's, its namespace's, or that of what it is attached to. The
 //! proxy lays them over each other. A waypoint is a server: what is for clients alone is left out.
 
+use std::collections::BTreeMap;
+
 use api::k8s::istio::telemetry::{
     AccessLogging, CustomTag, MetricsOverride, Mode, ModeMatch, NamedTag, ProviderRef,
     TagOperation, TelemetrySpec, Tracing,
 };
 use api::waypoint as wire;
+use expression::cel::Expression;
+use expression::format::Format;
 use wire::span_tag::Value;
 
 use super::provider;
+use crate::world::Reports;
 
 /// Of a spec, without its targets and rank; and what of it has no effect.
 pub fn telemetry(spec: &TelemetrySpec) -> (wire::Telemetry, Vec<String>) {
@@ -26,14 +31,47 @@ pub fn telemetry(spec: &TelemetrySpec) -> (wire::Telemetry, Vec<String>) {
         }
         &it.overrides
     });
-    let metrics: Vec<_> = metrics.filter_map(metric).collect();
+    let metrics: Vec<_> = metrics.collect();
+    let metrics = metrics.into_iter();
+    let metrics = metrics.filter_map(|it| metric(it, &mut faults)).collect();
     let made = wire::Telemetry {
-        access_log: access_log(&logging),
+        access_log: access_log(&logging, &mut faults),
         tracing: self::tracing(&tracing, &mut faults),
         metrics,
         ..wire::Telemetry::default()
     };
     (made, faults)
+}
+
+/// What the mesh's settings say; none if they say nothing.
+pub fn defaults(reports: &Reports) -> Option<wire::Telemetry> {
+    let keys = |names: &[String]| names.iter().map(|it| provider::key(it)).collect::<Vec<_>>();
+    let (logging, tracing) = (keys(&reports.logging), keys(&reports.tracing));
+    if logging.is_empty() && tracing.is_empty() && reports.sampling.is_none() {
+        return None;
+    }
+    Some(wire::Telemetry {
+        defaults: true,
+        access_log: (!logging.is_empty()).then(|| wire::AccessLog {
+            rules: vec![wire::LogRule {
+                providers: logging,
+                ..wire::LogRule::default()
+            }],
+        }),
+        tracing: Some(wire::Tracing {
+            sampling: reports.sampling,
+            providers: tracing,
+            ..wire::Tracing::default()
+        }),
+        ..wire::Telemetry::default()
+    })
+}
+
+/// Names of those who get spans or lines.
+pub fn providers(spec: &TelemetrySpec) -> impl Iterator<Item = &str> {
+    let tracing = spec.tracing.iter().map(|it| &it.providers);
+    let logging = spec.access_logging.iter().map(|it| &it.providers);
+    tracing.chain(logging).flat_map(|it| names(it))
 }
 
 fn is_ours(matches: Option<&ModeMatch>) -> bool {
@@ -49,20 +87,27 @@ fn keys(providers: &[ProviderRef]) -> Vec<String> {
 }
 
 /// Which providers get lines, in the order of the object.
-fn access_log(entries: &[&AccessLogging]) -> Option<wire::AccessLog> {
+fn access_log(entries: &[&AccessLogging], faults: &mut Vec<String>) -> Option<wire::AccessLog> {
     if entries.is_empty() {
         return None;
     }
-    let rule = |it: &&AccessLogging| wire::LogRule {
-        providers: keys(&it.providers),
-        disabled: it.disabled == Some(true),
-        filter: it
-            .filter
-            .as_ref()
-            .map_or_else(String::new, |it| it.expression.clone()),
+    let mut rule = |it: &&AccessLogging| {
+        let filter = it.filter.as_ref().map(|it| it.expression.as_str());
+        let read = filter.map(Expression::read);
+        if let Some(Err(why)) = &read {
+            faults.push(format!(
+                "accessLogging.filter.expression: {why}; every request is logged"
+            ));
+        }
+        let filter = filter.filter(|_| matches!(read, Some(Ok(_))));
+        wire::LogRule {
+            providers: keys(&it.providers),
+            disabled: it.disabled == Some(true),
+            filter: filter.unwrap_or_default().to_owned(),
+        }
     };
     Some(wire::AccessLog {
-        rules: entries.iter().map(rule).collect(),
+        rules: entries.iter().map(&mut rule).collect(),
     })
 }
 
@@ -118,6 +163,12 @@ fn span_tag(name: &str, tag: &CustomTag, faults: &mut Vec<String>) -> Option<wir
             return None;
         }
     };
+    if let Value::Format(text) = &value
+        && let Err(why) = Format::read(text)
+    {
+        faults.push(format!("tracing.customTags.{name} has no effect: {why}"));
+        return None;
+    }
     Some(wire::SpanTag {
         name: name.to_owned(),
         value: Some(value),
@@ -125,7 +176,7 @@ fn span_tag(name: &str, tag: &CustomTag, faults: &mut Vec<String>) -> Option<wir
     })
 }
 
-fn metric(it: &MetricsOverride) -> Option<wire::MetricOverride> {
+fn metric(it: &MetricsOverride, faults: &mut Vec<String>) -> Option<wire::MetricOverride> {
     let matches = it.matches.clone().unwrap_or_default();
     if matches.mode == Some(Mode::Client) {
         return None;
@@ -135,17 +186,41 @@ fn metric(it: &MetricsOverride) -> Option<wire::MetricOverride> {
         .tag_overrides
         .iter()
         .partition(|(_, it)| it.operation == TagOperation::Upsert);
-    let set = set.into_iter();
+    let mut said = BTreeMap::new();
+    for (label, it) in set {
+        let read = Expression::read(&it.value).map_err(|why| why.to_string());
+        let read = read.and_then(|_| match is_label(label) {
+            true => Ok(()),
+            false => Err("that is no name of a label".to_owned()),
+        });
+        match read {
+            Ok(()) => {
+                said.insert(label.clone(), it.value.clone());
+            }
+            Err(why) => faults.push(format!(
+                "metrics.overrides.tagOverrides.{label} has no effect: {why}"
+            )),
+        }
+    }
     Some(wire::MetricOverride {
         metric: matches
             .custom_metric
             .unwrap_or_else(|| named(metric).to_owned()),
         disabled: it.disabled,
-        set: set
-            .map(|(label, it)| (label.clone(), it.value.clone()))
-            .collect(),
+        set: said,
         remove: remove.into_iter().map(|(label, _)| label.clone()).collect(),
     })
+}
+
+/// As Prometheus has them; `le` is its own.
+fn is_label(name: &str) -> bool {
+    let mut letters = name.chars();
+    let first = letters.next();
+    first.is_some_and(|it| it.is_ascii_alphabetic() || it == '_')
+        && letters.all(|it| it.is_ascii_alphanumeric() || it == '_')
+        && !name.starts_with("__")
+        && name.len() <= 128
+        && name != "le"
 }
 
 /// Istio's word for a metric, as it is exported; empty for all.
@@ -190,6 +265,8 @@ tracing:
     who: {header: {name: X-User, defaultValue: nobody}}
     home: {environment: {name: HOME}}
     nothing: {}
+    both: {formatter: {value: '%REQ(A)% %PROTOCOL%'}}
+    wrong: {formatter: {value: '%NOBODY%'}}
 metrics:
 - providers: [{name: prometheus}]
   overrides:
@@ -226,10 +303,28 @@ metrics:
         assert_eq!(count.metric, "istio_requests_total");
         assert_eq!(count.set["host"], "request.host");
         assert_eq!(count.remove, ["source_app"]);
-        assert!(
-            faults.len() == 1 && faults[0].contains("nothing"),
-            "{faults:?}"
+        let format = Value::Format("%REQ(A)% %PROTOCOL%".to_owned());
+        assert_eq!(tag("both"), of(format, ""));
+        assert_eq!(faults.len(), 2, "{faults:?}");
+        assert!(faults[0].contains("nothing") && faults[1].contains("%NOBODY%"));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_and_left_out() {
+        let (made, faults) = read(
+            "accessLogging: [{filter: {expression: response.cod == 1}}]
+metrics:
+- overrides:
+  - tagOverrides: {ok: {value: \"'a'\"}, le: {value: \"'a'\"}, bad: {value: '1 +'}, b-c: {value: '1'}}
+",
         );
+        assert_eq!(
+            made.access_log.map(|it| it.rules[0].filter.clone()),
+            Some(String::new())
+        );
+        assert_eq!(made.metrics[0].set.keys().collect::<Vec<_>>(), ["ok"]);
+        assert_eq!(faults.len(), 4, "{faults:?}");
+        assert!(faults[0].contains("response.cod is not known; every request is logged"));
     }
 
     #[test]

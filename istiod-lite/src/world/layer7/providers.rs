@@ -7,6 +7,7 @@ use api::waypoint as wire;
 use wire::resource::Kind as Told;
 
 use crate::translate::layer7::provider::{self, Provider};
+use crate::translate::layer7::{report, telemetry};
 use crate::translate::resource::Resource;
 use crate::world::depend::mark;
 use crate::world::{Builder, World};
@@ -26,6 +27,18 @@ impl World {
         }
     }
 
+    /// The same of one that reports are handed to.
+    pub(super) fn no_report(&self, name: &str) -> Option<String> {
+        let known = self.settings.providers.iter().find(|it| it.name == name);
+        match known {
+            None if name == OWN => None,
+            None => Some(format!(
+                "the mesh configuration has no extension provider {name}: nothing is handed to it"
+            )),
+            Some(_) => self.no_provider(name),
+        }
+    }
+
     /// The extension providers of the mesh, as a waypoint is told of them.
     pub(in crate::world) fn providers(&self, gateway: &ObjectKey) -> Vec<Resource> {
         let told = self.settings.providers.iter().filter_map(|it| {
@@ -42,8 +55,40 @@ impl World {
             }),
             kind: Some(Told::Provider(told)),
         };
-        told.map(|it| Resource::waypoint(gateway, &resource(it)))
-            .collect()
+        let providers = told.map(|it| Resource::waypoint(gateway, &resource(it)));
+        let own = self.reports(gateway);
+        let own = own.map(|it| Resource::waypoint(gateway, &it));
+        providers.chain(own).collect()
+    }
+
+    /// What the mesh's settings say of reports: the proxies' own log, and who gets them where nothing else is said.
+    fn reports(&self, gateway: &ObjectKey) -> impl Iterator<Item = wire::Resource> {
+        let reports = &self.settings.reports;
+        let origin = wire::Origin {
+            kind: "MeshConfig".to_owned(),
+            namespace: self.settings.root_namespace.clone(),
+            ..wire::Origin::default()
+        };
+        let named = self.settings.providers.iter().any(|it| it.name == OWN);
+        let file = report::own(&reports.format, reports.json).ok().flatten();
+        let file = file.filter(|_| !named).map(|file| wire::Resource {
+            key: provider::key(OWN),
+            origin: Some(origin.clone()),
+            kind: Some(Told::Provider(wire::Provider {
+                kind: Some(wire::provider::Kind::LogFile(file)),
+            })),
+        });
+        let defaults = telemetry::defaults(reports).map(|told| wire::Resource {
+            key: "telemetry/defaults".to_owned(),
+            origin: Some(origin),
+            kind: Some(Told::Telemetry(wire::Telemetry {
+                targets: vec![wire::Target {
+                    to: Some(wire::target::To::Gateway(super::shown(gateway))),
+                }],
+                ..told
+            })),
+        });
+        file.into_iter().chain(defaults)
     }
 
     /// Marks who must know, if somebody is dirty who has the host of a provider.
@@ -73,3 +118,6 @@ impl World {
         holder.map(|it| it.namespace.to_string())
     }
 }
+
+/// The provider that everybody has: the proxies' own log.
+const OWN: &str = "envoy";

@@ -1,8 +1,10 @@
 //! The access log.
 
+use std::sync::Arc;
+
 use http::{Request, Response, StatusCode, Version};
 use http_body_util::Full;
-use waypoint::report::Flag;
+use waypoint::report::{Flag, Line, Told};
 
 use super::scene::{Scene, get, logged, read};
 
@@ -108,7 +110,10 @@ fn a_quiet_request_is_counted_and_not_logged() {
     let scene = Scene::new();
     let lines = logged(|| {
         let mut report = scene.sent(&get("/"));
-        report.quiet();
+        report.told(&Arc::new(Told {
+            line: Line::Never,
+            ..Told::default()
+        }));
         read(report.answer(Response::new(Full::from("x"))));
     });
     assert!(lines.is_empty());
