@@ -161,6 +161,8 @@ pub fn all() -> Vec<Case> {
             every_feature_does_what_its_file_says <= 600
             requests_pass_a_waypoint_by_route_and_policy
             a_waypoint_is_replaced_under_load_and_no_request_is_lost
+            a_canary_waypoint_takes_its_share_and_an_object_chooses_its_own
+            a_waypoint_that_is_full_says_so_and_serves_the_others
             a_waypoint_of_another_namespace_takes_what_names_it_and_nothing_else
             while_no_pod_of_a_waypoint_runs_its_traffic_is_refused
             tokens_faults_and_limits_hold_at_a_waypoint

@@ -10,6 +10,7 @@ mod ask;
 mod hold;
 mod load;
 mod pour;
+mod provider;
 mod serve;
 mod tls;
 

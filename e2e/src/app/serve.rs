@@ -38,6 +38,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+use crate::provider;
+
 #[derive(Args)]
 pub(crate) struct Serve {
     /// Its own; else its host's.
@@ -183,6 +185,11 @@ impl Server {
     async fn answer(&self, from: SocketAddr, request: Request<Incoming>) -> Response<Body> {
         if request.uri().path() == "/grpc.health.v1.Health/Check" {
             return grpc(&[0x08, 0x01]); // SERVING
+        }
+        let path = request.uri().path().to_owned();
+        if provider::is_asked(&path) {
+            let answer = provider::answer(&self.name, &path, request.into_body()).await;
+            return grpc(&answer.unwrap_or_default());
         }
         if request.headers().contains_key(header::UPGRADE) {
             return upgraded(request);

@@ -1,10 +1,12 @@
 //! Waypoints on a real cluster: how they come to run and go, with and without the Gateway API. What they do with requests:
-//! [`requests`], [`rules`], and all of it [`features`]; whose: [`reach`].
+//! [`requests`], [`rules`], and all of it [`features`]; whose: [`reach`], [`turns`]; more than there is room for: [`pressure`].
 
 mod features;
+mod pressure;
 mod reach;
 mod requests;
 mod rules;
+mod turns;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::jiff::Timestamp;
@@ -12,6 +14,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 pub(super) use features::every_feature_does_what_its_file_says;
+pub(super) use pressure::a_waypoint_that_is_full_says_so_and_serves_the_others;
 pub(super) use reach::{
     a_waypoint_of_another_namespace_takes_what_names_it_and_nothing_else,
     while_no_pod_of_a_waypoint_runs_its_traffic_is_refused,
@@ -21,6 +24,7 @@ pub(super) use requests::{
     requests_pass_a_waypoint_by_route_and_policy,
 };
 pub(super) use rules::tokens_faults_and_limits_hold_at_a_waypoint;
+pub(super) use turns::a_canary_waypoint_takes_its_share_and_an_object_chooses_its_own;
 
 use super::status::finds;
 use crate::{
@@ -180,6 +184,14 @@ async fn bounds(test: &Test, shop: &Place) -> Result<()> {
     let pods = test.cluster.pods(&shop.name, "wished=yes").await?;
     ensure!(pods.len() == 1, "{} pods", pods.len());
 
+    let scaled = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: wishes}\ndata:\n  deployment: 'spec: {template: {metadata: {labels: {wished: \"yes\"}}}}'\n  horizontalPodAutoscaler: 'spec: {minReplicas: 3, maxReplicas: 5}'\n";
+    shop.apply(scaled).await?;
+    eventually("as many pods as the autoscaler wants at least", || async {
+        let pods = test.cluster.pods(&shop.name, "wished=yes").await?;
+        ensure!(pods.len() == 3, "{} pods", pods.len());
+        Ok(())
+    })
+    .await?;
     in_the_way(test, shop, &gateway("mine")).await
 }
 

@@ -96,8 +96,13 @@ fn gateway(spec: &str, listener: &str) -> String {
 }
 
 async fn addresses(test: &Test, place: &Place) -> Result<Vec<String>> {
-    let label = "gateway.networking.k8s.io/gateway-name=waypoint";
-    let pods = test.cluster.pods(&place.name, label).await?;
+    addresses_of(test, place, "waypoint").await
+}
+
+/// Of the pods of a Gateway that stay.
+pub(super) async fn addresses_of(test: &Test, place: &Place, name: &str) -> Result<Vec<String>> {
+    let label = format!("gateway.networking.k8s.io/gateway-name={name}");
+    let pods = test.cluster.pods(&place.name, &label).await?;
     let pods = pods
         .iter()
         .filter(|pod| pod.metadata.deletion_timestamp.is_none());
