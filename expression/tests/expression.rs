@@ -4,6 +4,8 @@
 
 #[path = "expression/format.rs"]
 mod format;
+#[path = "expression/fuzz.rs"]
+mod fuzz;
 #[path = "expression/judged.rs"]
 mod judged;
 #[path = "expression/refused.rs"]
