@@ -145,7 +145,9 @@ impl MeshConfig {
         }
         let fields: Option<Map<String, Value>> =
             serde_saphyr::from_str(text).map_err(|error| first_line(&error.to_string()))?;
-        let fields = fields.unwrap_or_default();
+        // What is null is not said: charts leave it so.
+        let mut fields = fields.unwrap_or_default();
+        fields.retain(|_, value| !value.is_null());
         let known =
             |name: &&String| READ.contains(&name.as_str()) || PASSED_OVER.contains(&name.as_str());
         let unknown = fields.keys().filter(|name| !known(name)).cloned().collect();
@@ -359,7 +361,7 @@ mod tests {
         assert_eq!(read.trust_domain, "example.org");
         assert_eq!(read.trust_domain_aliases, ["old.org"]);
         assert_eq!(read.root_namespace, "mesh");
-        for nothing in ["", "\n", "{}", "# nothing\n", "trustDomain: ''"] {
+        for nothing in ["", "{}", "# nothing\n", "trustDomain: ''", "defaultConfig:"] {
             assert_eq!(
                 settings(nothing).trust_domain,
                 "cluster.local",

@@ -328,6 +328,21 @@ metrics:
     }
 
     #[test]
+    fn what_the_mesh_says_is_before_all_objects() {
+        assert_eq!(defaults(&Reports::default()), None);
+        let made = defaults(&Reports {
+            tracing: vec!["otel".to_owned()],
+            sampling: Some(5.0),
+            ..Reports::default()
+        });
+        let made = made.expect("something is said");
+        assert!(made.defaults && made.access_log.is_none());
+        let tracing = made.tracing.expect("somebody gets spans");
+        assert_eq!((tracing.disabled, tracing.sampling), (None, Some(5.0)));
+        assert_eq!(tracing.providers, ["provider/otel"]);
+    }
+
+    #[test]
     fn a_log_that_is_disabled_is_off_and_what_is_not_named_stays_unsaid() {
         let (made, _) = read("accessLogging: [{disabled: true}]");
         assert!(made.access_log.is_some_and(|it| it.rules[0].disabled));
