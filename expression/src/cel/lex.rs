@@ -187,15 +187,22 @@ impl<'t> Lexer<'t> {
         let wrong = self.wrong("an unknown escape");
         let letter = self.rest().chars().next().ok_or_else(|| wrong.clone())?;
         self.at += letter.len_utf8();
+        let plain = match letter {
+            'n' => Some(b'\n'),
+            't' => Some(b'\t'),
+            'r' => Some(b'\r'),
+            'a' => Some(7),
+            'b' => Some(8),
+            'f' => Some(12),
+            'v' => Some(11),
+            '\\' | '\'' | '"' | '`' | '?' => Some(letter as u8),
+            _ => None,
+        };
+        if let Some(plain) = plain {
+            found.push(plain);
+            return Ok(());
+        }
         let (length, radix) = match letter {
-            'n' => return Ok(found.push(b'\n')),
-            't' => return Ok(found.push(b'\t')),
-            'r' => return Ok(found.push(b'\r')),
-            'a' => return Ok(found.push(7)),
-            'b' => return Ok(found.push(8)),
-            'f' => return Ok(found.push(12)),
-            'v' => return Ok(found.push(11)),
-            '\\' | '\'' | '"' | '`' | '?' => return Ok(found.push(letter as u8)),
             'x' | 'X' => (2, 16),
             'u' if !bytes => (4, 16),
             'U' if !bytes => (8, 16),
