@@ -23,16 +23,15 @@ impl Ask {
         let rule = rules[draw.below(rules.len())];
         let one = &rule.matches[draw.below(rule.matches.len())];
         let mut ask = Self::right(ruled, one, draw);
-        if let Some((_, on)) = rule.retries.filter(|_| draw.chance(60)) {
+        if rule.retries.is_some() && draw.chance(60) {
             let status = draw.one(&["503", "504", "500", "409", "429"]);
             ask.say("x-status", status);
             ask.say("x-fail", draw.one(&["1", "2", "9"]));
-            let _ = on;
         } else if draw.chance(10) {
             ask.say("x-status", draw.one(&["201", "204", "304", "404", "500"]));
         }
         if rule.cors.is_some() && draw.chance(70) {
-            ask.from_a_page(draw);
+            ask.be_of_a_page(draw);
         }
         for _ in 0..draw.below(3) {
             ask.change(draw);
@@ -90,7 +89,7 @@ impl Ask {
         self.headers.push((name.into(), value.into()));
     }
 
-    fn from_a_page(&mut self, draw: &mut Draw) {
+    fn be_of_a_page(&mut self, draw: &mut Draw) {
         self.say(
             "origin",
             draw.one(&[

@@ -108,9 +108,12 @@ fn joined(
     all
 }
 
+/// Makes what is written differently alike.
+type Make = fn(&Ask, &mut Told);
+
 /// Where two answers may differ in how they are written, by the names of `docs/conformance/waypoint.md`: made alike in both.
 /// What is left to differ is no matter of these.
-pub(super) const ALIKE: &[(&str, fn(&Ask, &mut Told))] = &[
+pub(super) const ALIKE: &[(&str, Make)] = &[
     ("no content-length of 0", no_zero),
     ("vary: origin", no_vary),
     ("preflights of strangers", no_preflight),

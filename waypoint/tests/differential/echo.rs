@@ -85,7 +85,10 @@ fn head(reader: &mut impl BufRead) -> Result<String> {
 fn body(reader: &mut impl BufRead, length: usize, chunked: bool) -> Result<Vec<u8>> {
     let mut all = vec![0; length];
     reader.read_exact(&mut all)?;
-    while chunked {
+    if !chunked {
+        return Ok(all);
+    }
+    loop {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         let size = usize::from_str_radix(line.trim(), 16)?;
@@ -93,8 +96,7 @@ fn body(reader: &mut impl BufRead, length: usize, chunked: bool) -> Result<Vec<u
         reader.read_exact(&mut part)?;
         all.extend_from_slice(&part[..size]);
         if size == 0 {
-            break;
+            return Ok(all);
         }
     }
-    Ok(all)
 }

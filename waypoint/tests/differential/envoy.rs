@@ -106,35 +106,8 @@ fn route(kind: Kind, one: &Match, rule: &Rule) -> Value {
             host,
             path,
         } => {
-            let mut to = Map::new();
-            to.insert("cluster".into(), app(*backend).into());
-            to.insert(
-                "cluster_not_found_response_code".into(),
-                "INTERNAL_SERVER_ERROR".into(),
-            );
-            to.insert("timeout".into(), "0s".into());
-            let host = host.map(|host| match kind {
-                Kind::HttpRoute => host.split(':').next().unwrap_or_default(),
-                Kind::VirtualService => host,
-            });
-            to.extend(host.map(|host| ("host_rewrite_literal".into(), host.into())));
-            to.extend(path.as_ref().map(|path| rewritten(kind, one, path)));
-            if kind == Kind::VirtualService {
-                // Istio's own, where nothing is said.
-                let unsaid = "connect-failure,refused-stream,unavailable,cancelled";
-                let (attempts, on) = rule.retries.unwrap_or((2, unsaid));
-                let mut on: Vec<&str> = on.split(',').collect();
-                let code = on.iter().position(|on| on.parse::<u16>().is_ok());
-                let code = code.map(|code| on.remove(code).parse::<u16>().unwrap_or_default());
-                to.insert(
-                    "retry_policy".into(),
-                    json!({
-                        "retry_on": on.join(","), "num_retries": attempts,
-                        "retriable_status_codes": code.into_iter().collect::<Vec<_>>(),
-                    }),
-                );
-            }
-            all.insert("route".into(), to.into());
+            let to = onward(kind, one, rule, *backend, *host, path.as_ref());
+            all.insert("route".into(), to);
         }
     }
     for (field, gone, change) in [
@@ -166,6 +139,45 @@ fn route(kind: Kind, one: &Match, rule: &Rule) -> Value {
     }
     all.insert("typed_per_filter_config".into(), filters.into());
     all.into()
+}
+
+fn onward(
+    kind: Kind,
+    one: &Match,
+    rule: &Rule,
+    backend: usize,
+    host: Option<&str>,
+    path: Option<&PathChange>,
+) -> Value {
+    let mut to = Map::new();
+    to.insert("cluster".into(), app(backend).into());
+    to.insert(
+        "cluster_not_found_response_code".into(),
+        "INTERNAL_SERVER_ERROR".into(),
+    );
+    to.insert("timeout".into(), "0s".into());
+    let host = host.map(|host| match kind {
+        Kind::HttpRoute => host.split(':').next().unwrap_or_default(),
+        Kind::VirtualService => host,
+    });
+    to.extend(host.map(|host| ("host_rewrite_literal".into(), host.into())));
+    to.extend(path.map(|path| rewritten(kind, one, path)));
+    if kind == Kind::VirtualService {
+        // Istio's own, where nothing is said.
+        let unsaid = "connect-failure,refused-stream,unavailable,cancelled";
+        let (attempts, on) = rule.retries.unwrap_or((2, unsaid));
+        let mut on: Vec<&str> = on.split(',').collect();
+        let code = on.iter().position(|on| on.parse::<u16>().is_ok());
+        let code = code.map(|code| on.remove(code).parse::<u16>().unwrap_or_default());
+        to.insert(
+            "retry_policy".into(),
+            json!({
+                "retry_on": on.join(","), "num_retries": attempts,
+                "retriable_status_codes": code.into_iter().collect::<Vec<_>>(),
+            }),
+        );
+    }
+    to.into()
 }
 
 fn matching(one: &Match) -> Value {

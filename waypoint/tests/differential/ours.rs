@@ -36,29 +36,7 @@ pub(super) fn objects(ruled: &Ruled) -> Vec<String> {
 // ---- Gateway API
 
 fn gateway(rule: &Rule) -> Value {
-    let mut filters = Vec::new();
-    for (kind, field, change) in [
-        (
-            "RequestHeaderModifier",
-            "requestHeaderModifier",
-            &rule.request,
-        ),
-        (
-            "ResponseHeaderModifier",
-            "responseHeaderModifier",
-            &rule.response,
-        ),
-    ] {
-        if let Some(change) = listed(change) {
-            filters.push(json!({ "type": kind, field: change }));
-        }
-    }
-    if let Some(cors) = &rule.cors {
-        filters.push(json!({ "type": "CORS", "cors": {
-            "allowOrigins": cors.origins, "allowCredentials": cors.credentials, "allowMethods": cors.methods,
-            "allowHeaders": cors.headers, "exposeHeaders": cors.expose, "maxAge": cors.age,
-        } }));
-    }
+    let mut filters = gateway_filters(rule);
     let mut all = Map::new();
     all.insert(
         "matches".into(),
@@ -94,6 +72,34 @@ fn gateway(rule: &Rule) -> Value {
         all.insert("filters".into(), filters.into());
     }
     all.into()
+}
+
+/// Those that are for every kind of rule.
+fn gateway_filters(rule: &Rule) -> Vec<Value> {
+    let mut filters = Vec::new();
+    for (kind, field, change) in [
+        (
+            "RequestHeaderModifier",
+            "requestHeaderModifier",
+            &rule.request,
+        ),
+        (
+            "ResponseHeaderModifier",
+            "responseHeaderModifier",
+            &rule.response,
+        ),
+    ] {
+        if let Some(change) = listed(change) {
+            filters.push(json!({ "type": kind, field: change }));
+        }
+    }
+    if let Some(cors) = &rule.cors {
+        filters.push(json!({ "type": "CORS", "cors": {
+            "allowOrigins": cors.origins, "allowCredentials": cors.credentials, "allowMethods": cors.methods,
+            "allowHeaders": cors.headers, "exposeHeaders": cors.expose, "maxAge": cors.age,
+        } }));
+    }
+    filters
 }
 
 /// Name of the service of an app.
@@ -202,20 +208,7 @@ fn istio(rule: &Rule) -> Value {
         } => {
             let destination = json!({ "host": app(*backend), "port": { "number": 80 } });
             all.insert("route".into(), json!([{ "destination": destination }]));
-            let mut rewrite = Map::new();
-            rewrite.extend(host.map(|host| ("authority".into(), host.into())));
-            match path {
-                Some(PathChange::Prefix(path) | PathChange::Full(path)) => {
-                    rewrite.insert("uri".into(), (*path).into());
-                }
-                Some(PathChange::Regex(pattern, with)) => {
-                    rewrite.insert(
-                        "uriRegexRewrite".into(),
-                        json!({ "match": pattern, "rewrite": with }),
-                    );
-                }
-                None => {}
-            }
+            let rewrite = istio_rewrite(*host, path.as_ref());
             if !rewrite.is_empty() {
                 all.insert("rewrite".into(), rewrite.into());
             }
@@ -244,6 +237,24 @@ fn istio(rule: &Rule) -> Value {
         );
     }
     all.into()
+}
+
+fn istio_rewrite(host: Option<&str>, path: Option<&PathChange>) -> Map<String, Value> {
+    let mut rewrite = Map::new();
+    rewrite.extend(host.map(|host| ("authority".into(), host.into())));
+    match path {
+        Some(PathChange::Prefix(path) | PathChange::Full(path)) => {
+            rewrite.insert("uri".into(), (*path).into());
+        }
+        Some(PathChange::Regex(pattern, with)) => {
+            rewrite.insert(
+                "uriRegexRewrite".into(),
+                json!({ "match": pattern, "rewrite": with }),
+            );
+        }
+        None => {}
+    }
+    rewrite
 }
 
 fn istio_match(one: &Match) -> Value {

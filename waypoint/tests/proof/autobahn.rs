@@ -153,6 +153,7 @@ fn same(straight: &Ends, through: &Ends) -> Result<()> {
 
 /// All but those that measure the endpoints' compression, a thousand messages each: of 12 and 13 there is one of each kind.
 const CASES: &[&str] = &[
-    "1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*", "12.1.1", "12.2.1", "13.1.1", "13.3.1", "13.5.1",
+    "1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*", "12.1.1", "12.2.1", "13.1.1",
+    "13.3.1", "13.5.1",
 ];
 const LONG: Duration = Duration::from_secs(1200);
