@@ -112,9 +112,8 @@ impl Sender {
                 break;
             }
             let more = timeout_at(until, records.recv_many(batch, room));
-            match end.run_until_cancelled(more).await {
-                Some(Ok(0) | Err(_)) => break,
-                Some(Ok(_)) | None => {}
+            if let Some(Ok(0) | Err(_)) = end.run_until_cancelled(more).await {
+                break;
             }
         }
         true

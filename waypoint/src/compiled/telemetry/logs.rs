@@ -30,8 +30,8 @@ pub(super) fn compile(found: &[&wire::Telemetry], known: &Known<'_>) -> (Line, B
         chosen.extend(usual.into_iter().map(|key| (key, String::new())));
         return made(&chosen, known);
     }
-    let names = levels.iter().map(|level| named(level.iter()));
-    let there = names.filter(|names| !names.is_empty()).last();
+    let mut names = levels.iter().map(|level| named(level.iter()));
+    let there = names.rfind(|names| !names.is_empty());
     let there = there.unwrap_or_else(|| usual.clone());
     let mut before = usual;
     for rule in levels.iter().flatten() {
