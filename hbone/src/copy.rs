@@ -18,6 +18,7 @@
 //! An end of one direction ends only that direction. An error ends both: a reset of the tunnel
 //! becomes a reset of the socket and the other way round, so that cut-off data never looks complete.
 
+mod pieces;
 mod waiting;
 
 use std::{
@@ -32,12 +33,11 @@ use std::{
     task::{Context, Poll, Waker, ready},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::BytesMut;
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio_util::io::poll_read_buf;
 
-use self::waiting::Waiting;
+use self::{pieces::Pieces, waiting::Waiting};
 use crate::{
     handover::sign::Standing,
     limits::Engine,
@@ -49,12 +49,8 @@ use crate::{
 
 pub use crate::splice::{Splicing, TcpPair, tcp_both_ways};
 
-/// First and smallest read, in bytes.
-const SMALLEST: usize = 2 << 10;
 /// The most that is read before there is a tunnel, in bytes: what a client says first is seldom more.
 const FIRST: usize = 2 << 10;
-/// Largest read, in bytes: fits the engine's send buffer.
-const LARGEST: usize = 128 << 10;
 /// Reads by the engine before others of its thread have their turn: half a megabyte at most.
 const PUMPS: usize = 4;
 /// Chunks taken from the tunnel before the socket is tried.
@@ -355,10 +351,8 @@ fn ready_now<T>(poll: Poll<T>) -> Option<T> {
 /// Socket to tunnel.
 struct Up {
     writer: Writer,
-    /// Read and not yet taken by the engine.
-    chunk: Bytes,
-    buffer: BytesMut,
-    size: usize,
+    /// What is read where the engine does not read by itself.
+    pieces: Option<Box<Pieces>>,
     /// A write to the socket has failed: its end of file is no orderly end.
     socket_dead: bool,
     /// What the engine reads by itself.
@@ -372,11 +366,9 @@ impl Up {
     fn new(writer: Writer, app: Option<Arc<App>>) -> Self {
         Self {
             writer,
+            pieces: app.is_none().then(Box::default),
             app,
             records: 1,
-            chunk: Bytes::new(),
-            buffer: BytesMut::new(),
-            size: SMALLEST,
             socket_dead: false,
             end: None,
         }
@@ -392,19 +384,20 @@ impl Up {
             return self.poll_pump(cx, &app, count);
         }
         loop {
-            if !self.chunk.is_empty()
-                && let Err(error) = ready!(self.writer.poll_send(cx, &mut self.chunk))
+            let pieces = self.pieces.get_or_insert_default();
+            if !pieces.chunk.is_empty()
+                && let Err(error) = ready!(self.writer.poll_send(cx, &mut pieces.chunk))
             {
                 return Poll::Ready(HalfEnd::Tunnel(error));
             }
-            match self.poll_fill(cx, socket) {
+            match pieces.poll_fill(cx, socket) {
                 Poll::Ready(Ok(0)) => {
-                    self.buffer = BytesMut::new();
+                    pieces.buffer = BytesMut::new();
                     return Poll::Ready(self.finish());
                 }
                 Poll::Ready(Ok(n)) => {
                     count.fetch_add(n as u64, Ordering::Relaxed);
-                    self.chunk = self.buffer.split().freeze();
+                    pieces.chunk = pieces.buffer.split().freeze();
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(HalfEnd::Socket(error.kind())),
                 // Nothing to send: only now is a reset by the peer worth asking for.
@@ -455,31 +448,6 @@ impl Up {
             }
         }
         turn::over(cx)
-    }
-
-    fn poll_fill<S: Socket>(
-        &mut self,
-        cx: &mut Context<'_>,
-        socket: &mut S,
-    ) -> Poll<io::Result<usize>> {
-        self.buffer.reserve(self.size);
-        let mut room = (&mut self.buffer).limit(self.size);
-        match poll_read_buf(Pin::new(socket), cx, &mut room) {
-            Poll::Ready(Ok(n)) => {
-                if n == self.size {
-                    self.size = (n * 4).min(LARGEST);
-                } else if n < self.size / 4 {
-                    self.size = (self.size / 2).max(SMALLEST);
-                }
-                Poll::Ready(Ok(n))
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => {
-                // An idle connection holds no buffer.
-                self.buffer = BytesMut::new();
-                Poll::Pending
-            }
-        }
     }
 }
 

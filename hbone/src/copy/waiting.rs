@@ -17,9 +17,12 @@ const GATHER: usize = 32;
 /// frames does not keep each frame's own allocation alive.
 const PACK: usize = 1 << 10;
 
-/// Chunks that wait for the socket.
+/// Chunks that wait for the socket. An idle connection holds no queue.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct Waiting(Option<Box<Queue>>);
+
+#[derive(Default)]
+struct Queue {
     chunks: VecDeque<Bytes>,
     /// Small chunks packed together, behind all of `chunks`.
     packed: BytesMut,
@@ -27,11 +30,42 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
-        self.chunks.is_empty() && self.packed.is_empty()
+        self.0.is_none()
     }
 
     /// All of it, in order.
     pub(super) fn all(&self) -> Vec<Bytes> {
+        self.0.as_ref().map_or_else(Vec::new, |queue| queue.all())
+    }
+
+    /// One more, which is never empty.
+    pub(super) fn push(&mut self, chunk: Bytes) {
+        self.0.get_or_insert_default().push(chunk);
+    }
+
+    /// Writes what the socket takes; there must be something.
+    pub(super) fn poll_write<S: Socket>(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &mut S,
+    ) -> Poll<io::Result<usize>> {
+        let Some(queue) = &mut self.0 else {
+            return Poll::Ready(Ok(0));
+        };
+        let written = ready!(queue.poll_write(cx, socket));
+        if queue.is_empty() {
+            self.0 = None;
+        }
+        Poll::Ready(written)
+    }
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.packed.is_empty()
+    }
+
+    fn all(&self) -> Vec<Bytes> {
         let mut all: Vec<_> = self.chunks.iter().cloned().collect();
         if !self.packed.is_empty() {
             all.push(Bytes::copy_from_slice(&self.packed));
@@ -39,7 +73,7 @@ impl Waiting {
         all
     }
 
-    pub(super) fn push(&mut self, chunk: Bytes) {
+    fn push(&mut self, chunk: Bytes) {
         if chunk.len() < PACK && self.chunks.len() >= GATHER {
             self.packed.extend_from_slice(&chunk);
             return;
@@ -54,7 +88,7 @@ impl Waiting {
         }
     }
 
-    pub(super) fn poll_write<S: Socket>(
+    fn poll_write<S: Socket>(
         &mut self,
         cx: &mut Context<'_>,
         socket: &mut S,
@@ -90,10 +124,6 @@ impl Waiting {
             if first.is_empty() {
                 self.chunks.pop_front();
             }
-        }
-        if self.is_empty() {
-            // An idle connection holds no queue.
-            *self = Self::default();
         }
     }
 }

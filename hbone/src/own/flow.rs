@@ -24,11 +24,15 @@ pub(crate) enum Direction {
     Open,
     /// Ended in order.
     Ended,
-    /// Ended otherwise.
-    Failed(TunnelError),
+    /// Ended otherwise. Boxed: a stream has two directions as long as it lives, and they hardly ever fail.
+    Failed(Box<TunnelError>),
 }
 
 impl Direction {
+    pub(crate) fn because(why: TunnelError) -> Self {
+        Self::Failed(Box::new(why))
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         *self == Self::Open
     }
@@ -36,7 +40,7 @@ impl Direction {
     /// Fails unless it has already ended.
     fn fail(&mut self, why: &TunnelError) {
         if self.is_open() {
-            *self = Self::Failed(why.clone());
+            *self = Self::because(why.clone());
         }
     }
 }
@@ -57,9 +61,8 @@ pub(crate) struct Parked {
 /// A stream.
 #[derive(Debug)]
 pub(crate) struct Flow {
-    chunks: VecDeque<Bytes>,
-    /// Small chunks packed together, behind all of `chunks`.
-    packed: BytesMut,
+    /// None while nothing waits: most streams are idle most of the time.
+    queue: Option<Box<Queue>>,
     pub(crate) receiving: Direction,
     pub(crate) sending: Direction,
     /// Waits for a chunk, an end, or an answer.
@@ -90,14 +93,21 @@ pub(crate) struct Flow {
     pub(crate) inside: bool,
 }
 
+/// What waits for the reader.
+#[derive(Debug, Default)]
+struct Queue {
+    chunks: VecDeque<Bytes>,
+    /// Small chunks packed together, behind all of `chunks`.
+    packed: BytesMut,
+}
+
 impl Flow {
     pub(crate) fn new() -> Self {
         Self {
             copier: None,
             parked: None,
             inside: false,
-            chunks: VecDeque::new(),
-            packed: BytesMut::new(),
+            queue: None,
             receiving: Direction::Open,
             sending: Direction::Open,
             reader: None,
@@ -124,8 +134,44 @@ impl Flow {
     /// Keeps a piece that came.
     pub(crate) fn push(&mut self, piece: &[u8]) {
         self.clear = false;
-        let first = self.chunks.is_empty() && self.packed.is_empty();
-        if first || piece.len() >= PACK {
+        self.queue.get_or_insert_default().push(piece);
+    }
+
+    /// The next chunk.
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+        let queue = self.queue.as_mut()?;
+        let chunk = queue.pop();
+        if queue.is_empty() {
+            // An idle stream holds no queue.
+            self.queue = None;
+        }
+        chunk
+    }
+
+    /// What waits, in order.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &[u8]> {
+        self.queue.iter().flat_map(|queue| queue.waiting())
+    }
+
+    /// Throws away what waits.
+    pub(crate) fn discard(&mut self) {
+        self.queue = None;
+    }
+
+    /// Ends both directions, as far as they have not ended. What has come is still to be read.
+    pub(crate) fn fail(&mut self, why: &TunnelError) {
+        self.receiving.fail(why);
+        self.sending.fail(why);
+    }
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.packed.is_empty()
+    }
+
+    fn push(&mut self, piece: &[u8]) {
+        if self.is_empty() || piece.len() >= PACK {
             self.unpack();
             self.chunks.push_back(Bytes::copy_from_slice(piece));
             return;
@@ -136,35 +182,16 @@ impl Flow {
         }
     }
 
-    /// The next chunk.
-    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+    fn pop(&mut self) -> Option<Bytes> {
         if self.chunks.is_empty() {
             self.unpack();
         }
-        let chunk = self.chunks.pop_front();
-        if self.chunks.is_empty() && self.packed.is_empty() {
-            // An idle stream holds no queue.
-            self.chunks = VecDeque::new();
-        }
-        chunk
+        self.chunks.pop_front()
     }
 
-    /// What waits, in order.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = &[u8]> {
+    fn waiting(&self) -> impl Iterator<Item = &[u8]> {
         let packed = Some(&self.packed[..]).filter(|packed| !packed.is_empty());
         self.chunks.iter().map(|chunk| &chunk[..]).chain(packed)
-    }
-
-    /// Throws away what waits.
-    pub(crate) fn discard(&mut self) {
-        self.chunks = VecDeque::new();
-        self.packed = BytesMut::new();
-    }
-
-    /// Ends both directions, as far as they have not ended. What has come is still to be read.
-    pub(crate) fn fail(&mut self, why: &TunnelError) {
-        self.receiving.fail(why);
-        self.sending.fail(why);
     }
 
     fn unpack(&mut self) {
@@ -188,7 +215,8 @@ mod tests {
         for _ in 0..100_000 {
             flow.push(&[1; 10]);
         }
-        assert!(flow.chunks.len() <= 1 + 1_000_000 / FULL);
+        let chunks = |flow: &Flow| flow.queue.as_ref().map_or(0, |queue| queue.chunks.len());
+        assert!(chunks(&flow) <= 1 + 1_000_000 / FULL);
         assert_eq!(flow.pop().unwrap().len(), 1);
         flow.discard();
         assert_eq!(flow.pop(), None);
@@ -200,9 +228,9 @@ mod tests {
         flow.receiving = Direction::Ended;
         flow.fail(&TunnelError::Ended);
         assert_eq!(flow.receiving, Direction::Ended);
-        assert_eq!(flow.sending, Direction::Failed(TunnelError::Ended));
+        assert_eq!(flow.sending, Direction::because(TunnelError::Ended));
         flow.fail(&TunnelError::Reset("later".into()));
-        assert_eq!(flow.sending, Direction::Failed(TunnelError::Ended));
+        assert_eq!(flow.sending, Direction::because(TunnelError::Ended));
     }
 
     proptest! {

@@ -57,7 +57,7 @@ impl State {
         match &flow.sending {
             Direction::Open => {}
             Direction::Ended => return lost(TunnelError::Ended),
-            Direction::Failed(why) => return lost(why.clone()),
+            Direction::Failed(why) => return lost((**why).clone()),
         }
         let most = match records {
             1 if self.output.full(usize::MAX) => SMALL,

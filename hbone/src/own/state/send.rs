@@ -41,7 +41,7 @@ impl State {
         let why = TunnelError::ConnectionLost(error.to_string());
         let open = self.flows.values_mut().filter(|f| f.sending.is_open());
         for flow in open {
-            flow.sending = Direction::Failed(why.clone());
+            flow.sending = Direction::because(why.clone());
             self.awake.extend(flow.writer.take());
         }
         self.awake.push(self.driver.clone());
@@ -134,7 +134,7 @@ impl State {
         match &flow.sending {
             Direction::Open => {}
             Direction::Ended => return Poll::Ready(Err(TunnelError::Ended)),
-            Direction::Failed(why) => return Poll::Ready(Err(why.clone())),
+            Direction::Failed(why) => return Poll::Ready(Err((**why).clone())),
         }
         let room = self.mux.room(stream);
         if room > 0 && self.output.full(bytes.len()) {
@@ -160,7 +160,7 @@ impl State {
     pub(crate) fn end(&mut self, stream: StreamId) -> Result<(), TunnelError> {
         let flow = self.flows.get_mut(&stream).ok_or(TunnelError::Ended)?;
         if let Direction::Failed(why) = &flow.sending {
-            return Err(why.clone());
+            return Err((**why).clone());
         }
         flow.sending = Direction::Ended;
         if let Some(head) = self.mux.data(stream, 0, true) {
@@ -191,7 +191,7 @@ impl State {
             return Poll::Ready(TunnelError::Ended);
         };
         if let Direction::Failed(why) = &flow.sending {
-            return Poll::Ready(why.clone());
+            return Poll::Ready((**why).clone());
         }
         keep(&mut flow.writer, cx, &mut self.awake);
         Poll::Pending

@@ -99,22 +99,16 @@ impl State {
         if let Some(status) = flow.answer {
             return Poll::Ready(Ok(status));
         }
-        match &flow.receiving {
-            Direction::Failed(TunnelError::Reset(words)) if flow.unseen => {
-                Poll::Ready(Err(Unanswered::Unseen(words.clone())))
-            }
-            Direction::Failed(TunnelError::Reset(words)) => {
-                Poll::Ready(Err(Unanswered::Reset(words.clone())))
-            }
-            Direction::Failed(why) if sent && !flow.unseen => {
-                Poll::Ready(Err(Unanswered::Cut(why.to_string())))
-            }
-            Direction::Failed(why) => Poll::Ready(Err(Unanswered::Lost(why.to_string()))),
-            Direction::Open | Direction::Ended => {
-                keep(&mut flow.reader, cx, &mut self.awake);
-                Poll::Pending
-            }
-        }
+        let Direction::Failed(why) = &flow.receiving else {
+            keep(&mut flow.reader, cx, &mut self.awake);
+            return Poll::Pending;
+        };
+        Poll::Ready(Err(match &**why {
+            TunnelError::Reset(words) if flow.unseen => Unanswered::Unseen(words.clone()),
+            TunnelError::Reset(words) => Unanswered::Reset(words.clone()),
+            why if sent && !flow.unseen => Unanswered::Cut(why.to_string()),
+            why => Unanswered::Lost(why.to_string()),
+        }))
     }
 
     pub(crate) fn respond(
@@ -126,7 +120,7 @@ impl State {
     ) -> Result<(), TunnelError> {
         let flow = self.flows.get_mut(&stream).ok_or(TunnelError::Ended)?;
         if let Direction::Failed(why) = &flow.sending {
-            return Err(why.clone());
+            return Err((**why).clone());
         }
         if self.mux.respond(stream, status, headers, end).is_err() {
             return Err(TunnelError::Ended);
@@ -154,7 +148,7 @@ impl State {
         }
         match &flow.receiving {
             Direction::Ended => Poll::Ready(None),
-            Direction::Failed(why) => Poll::Ready(Some(Err(why.clone()))),
+            Direction::Failed(why) => Poll::Ready(Some(Err((**why).clone()))),
             Direction::Open => {
                 flow.clear = clear;
                 keep(&mut flow.reader, cx, &mut self.awake);

@@ -398,7 +398,7 @@ fn read_direction(from: &mut Reader<'_>) -> Result<Direction, ThawError> {
     match from.u8()? {
         0 => Ok(Direction::Open),
         1 => Ok(Direction::Ended),
-        2 => from.tunnel_error().map(Direction::Failed),
+        2 => from.tunnel_error().map(Direction::because),
         _ => Err(ThawError::Impossible(
             "a direction that stands in no known way",
         )),
