@@ -30,6 +30,7 @@ pub(crate) use self::ask::ask;
 pub use self::head::is_grpc;
 pub(crate) use self::head::without_named;
 pub(crate) use self::mirror::{Aside, send as send_aside};
+pub(crate) use self::switch::Switched;
 use crate::arrive::{Arrived, To};
 use crate::limit::Permit;
 use crate::report::{Flag, Report};
@@ -180,6 +181,13 @@ fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
     *again.version_mut() = request.version();
     *again.headers_mut() = request.headers().clone();
     Some(again)
+}
+
+/// Whether a request asks for another protocol: what follows it is no body.
+pub(crate) fn switches(head: &http::request::Parts) -> bool {
+    let upgrade = http::header::UPGRADE;
+    let asks = has_token(&head.headers, &http::header::CONNECTION, "upgrade");
+    head.method == Method::CONNECT || asks && head.headers.contains_key(upgrade)
 }
 
 fn noted(shot: &Shot, report: &mut Report) -> Result<(), Refused> {

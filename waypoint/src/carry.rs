@@ -3,13 +3,13 @@
 //! 1. whether the client may                                          ([`crate::authorize`])
 //! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
 //! 3. an endpoint, once a connection                                  ([`Aim`])
-//! 4. copy both ways until both have ended
+//! 4. copy both ways until both have ended, or until policies change and one of them denies it
 //!
 //! Where the protocol is declared, the client is told when there is nobody ([`refusable`]); where it had to be listened
 //! to, it has been told already that there is a tunnel ([`accepted`]).
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hbone::{Counters, Request, ResponseHeaders, Status, Tunnel};
 
@@ -30,7 +30,8 @@ pub async fn refusable(arrived: &Arrived, request: Request) {
             let Ok(client) = request.accept(ResponseHeaders::default()) else {
                 return report.flag(Flag::DownstreamClosed);
             };
-            joined(client.into_io().into(), endpoint, &mut report).await;
+            let client = client.into_io().into();
+            carried(arrived, None, client, endpoint, &mut report).await;
         }
         Err(why) => {
             refused(&why, &mut report);
@@ -46,7 +47,7 @@ pub async fn refusable(arrived: &Arrived, request: Request) {
 pub async fn accepted(arrived: &Arrived, client: Stream, sni: Option<&str>) {
     let mut report = begun(arrived);
     match open(arrived, sni, &mut report).await {
-        Ok((endpoint, _held)) => joined(client, endpoint, &mut report).await,
+        Ok((endpoint, _held)) => carried(arrived, sni, client, endpoint, &mut report).await,
         Err(why) => refused(&why, &mut report),
     }
 }
@@ -114,21 +115,55 @@ fn authorise(
     sni: Option<&str>,
     report: &mut TcpReport,
 ) -> Result<(), Refused> {
+    let Err((policy, why)) = judge(service, arrived, sni) else {
+        return Ok(());
+    };
+    if let Some(policy) = policy {
+        report.denied(policy);
+    }
+    Err(Refused::Denied(why))
+}
+
+/// Whether the connection may be; else the policy that says so, and why.
+fn judge(
+    service: &Service,
+    arrived: &Arrived,
+    sni: Option<&str>,
+) -> Result<(), (Option<Arc<str>>, String)> {
     let connection = Connection {
         client: &arrived.client,
         destination: arrived.to.address(),
         port: arrived.to.port(),
         sni,
     };
-    let why = match service.policies.judge_connection(&connection) {
-        Verdict::Allow { .. } => return Ok(()),
-        Verdict::Deny(denied) => {
-            report.denied(policy(&denied));
-            denied.to_string()
+    match service.policies.judge_connection(&connection) {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny(denied) => Err((Some(policy(&denied)), denied.to_string())),
+        Verdict::Ask(providers) => {
+            let why = format!("{} cannot be asked", providers.join(", "));
+            Err((None, why))
         }
-        Verdict::Ask(providers) => format!("{} cannot be asked", providers.join(", ")),
-    };
-    Err(Refused::Denied(why))
+    }
+}
+
+/// Ends when what was published meanwhile lets the connection through no more: the policy that says so, and why.
+async fn denied(arrived: &Arrived, sni: Option<&str>) -> (Option<Arc<str>>, String) {
+    let state = &arrived.proxy.state;
+    let mut changed = state.changed();
+    while changed.changed().await.is_ok() {
+        // Once for all that is published within a moment, however many connections there are.
+        tokio::time::sleep(MOMENT).await;
+        changed.mark_unchanged();
+        let config = state.load_full();
+        let service = match arrived.to.service() {
+            Some(service) => config.service(&service.key()),
+            None => config.other(),
+        };
+        if let Err(why) = judge(service, arrived, sni) {
+            return why;
+        }
+    }
+    std::future::pending().await
 }
 
 /// The policy that a denial names.
@@ -167,10 +202,36 @@ fn route(
     }
 }
 
-async fn joined(mut client: Stream, endpoint: Endpoint, report: &mut TcpReport) {
+/// Until both ends have ended, or a policy ends it.
+async fn carried(
+    arrived: &Arrived,
+    sni: Option<&str>,
+    client: Stream,
+    endpoint: Endpoint,
+    report: &mut TcpReport,
+) {
+    let counters = Arc::new(Counters::default());
+    let (policy, why) = tokio::select! {
+        () = joined(client, endpoint, counters.clone(), report) => return,
+        denied = denied(arrived, sni) => denied,
+    };
+    let (received, sent) = counters.moved();
+    report.moved(sent, received);
+    report.flag(Flag::Unauthorized);
+    report.detail(format!("the connection was ended: {why}"));
+    if let Some(policy) = policy {
+        report.denied(policy);
+    }
+}
+
+async fn joined(
+    mut client: Stream,
+    endpoint: Endpoint,
+    counters: Arc<Counters>,
+    report: &mut TcpReport,
+) {
     match endpoint {
         Endpoint::Tunnel(tunnel) => {
-            let counters = Arc::new(Counters::default());
             let ended = hbone::both_ways(client, tunnel, &*counters).await;
             let (received, sent) = counters.moved();
             report.moved(sent, received);
@@ -186,3 +247,6 @@ async fn joined(mut client: Stream, endpoint: Endpoint, report: &mut TcpReport) 
         }
     }
 }
+
+/// Between what is published and what open connections hear of it.
+pub(crate) const MOMENT: Duration = Duration::from_millis(500);

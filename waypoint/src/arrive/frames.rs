@@ -35,6 +35,7 @@ impl Default for Frames {
 impl Frames {
     /// Bytes came. False when there was too much of nothing in them; `now` is asked when the budget seems used up.
     pub(super) fn read(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
+        let mut enough = false;
         while !bytes.is_empty() {
             if self.skip > 0 {
                 let n = bytes.len().min(self.skip as usize);
@@ -50,12 +51,10 @@ impl Frames {
                 self.have = 0;
                 let [a, b, c, kind, flags, ..] = self.head;
                 self.skip = u32::from_be_bytes([0, a, b, c]);
-                if !self.pay(price(kind, flags), kind, &now) {
-                    return false;
-                }
+                enough |= !self.pay(price(kind, flags), kind, &now);
             }
         }
-        true
+        !enough
     }
 
     /// So many bytes went out.

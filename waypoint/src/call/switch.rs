@@ -11,6 +11,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCK
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
+use tokio_util::sync::CancellationToken;
 
 use super::{Held, Shot, has_token, head, join, random};
 use crate::arrive::Arrived;
@@ -20,14 +21,18 @@ use crate::upstream::{Answer, Failed, Outgoing};
 
 /// What is asked for, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(crate) struct Wish {
     protocol: HeaderValue,
     /// By an extended CONNECT.
     connect: bool,
 }
 
+/// Of an answer by which both connections were joined: cancelled when they end, and ended by who cancels it.
+#[derive(Debug, Clone)]
+pub(crate) struct Switched(pub(crate) CancellationToken);
+
 /// None for a request like any other. HTTP/2 without TLS (`h2c`) is asked for between two neighbours only.
-pub(super) fn wish<B>(request: &Request<B>) -> Option<Wish> {
+pub(crate) fn wish<B>(request: &Request<B>) -> Option<Wish> {
     if let Some(protocol) = request.extensions().get::<Protocol>() {
         let protocol = HeaderValue::try_from(protocol.as_str()).ok()?;
         return (*request.method() == Method::CONNECT).then_some(Wish {
@@ -83,12 +88,15 @@ pub(super) async fn answered(
     }
     let endpoint = on(&mut answer);
     // Carried until both have ended, beyond the answer.
-    let now = proxy.drain.now().clone();
+    let (now, over) = (proxy.drain.now().clone(), CancellationToken::new());
+    let switched = Switched(over.clone());
     proxy.drain.spawn(async move {
-        now.run_until_cancelled(joined(client, endpoint, held))
-            .await;
+        let _ended = over.clone().drop_guard();
+        let joined = over.run_until_cancelled(joined(client, endpoint, held));
+        now.run_until_cancelled(joined).await;
     });
     let mut answer = answer.map(|_| Answer::empty());
+    answer.extensions_mut().insert(switched);
     head::of_answer(&mut answer);
     let headers = answer.headers_mut();
     if wish.connect {
