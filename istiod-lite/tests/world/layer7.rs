@@ -2,6 +2,7 @@
 //! what became of it.
 
 mod hosts;
+mod reports;
 mod towards;
 
 use std::collections::BTreeMap;

@@ -107,6 +107,7 @@ impl World {
         let policies = self.objects.policies.iter();
         let attached = policies.filter(|(_, it)| it.attached.is_some());
         mark(dirty, attached.map(|(key, _)| key.clone()));
+        mark(dirty, self.objects.layer7.telling().cloned());
     }
 
     /// The namespace of the service that has a host, as everybody sees it.

@@ -34,6 +34,13 @@ impl Table {
         self.all.get(key)
     }
 
+    /// Objects that say to whom is reported.
+    pub(super) fn telling(&self) -> impl Iterator<Item = &ObjectKey> {
+        let all = self.all.iter();
+        let telling = all.filter(|(_, it)| matches!(&*it.spec, Spec::Telemetry(_)));
+        telling.map(|(key, _)| key)
+    }
+
     /// Whether nothing is said about what is done towards any service.
     pub(super) fn says_nothing_towards(&self) -> bool {
         self.towards.is_empty()
