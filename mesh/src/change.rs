@@ -3,6 +3,7 @@
 //! An [`Update`] enters a snapshot in `change/apply.rs`.
 
 mod apply;
+mod first;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::parse::ParseError;
 use crate::unknown::policy_is_understood;
 
 pub(crate) use apply::Effect;
+pub(crate) use first::Gathered;
 
 /// What changed in the mesh: one response of the control plane, or several.
 #[derive(Debug, Default)]

@@ -147,11 +147,10 @@ pub(crate) fn claim<K: Clone + Ord, T>(
     by: Arc<T>,
     better: impl Fn(&T, &T) -> bool,
 ) {
-    match map.get_mut(&key) {
-        Some(claims) => claims.insert(by, better),
-        None => {
-            map.insert(key, Claims::One(by));
-        }
+    // Nearly always it is the only one: one way through the tree, not two.
+    if let Some(mut claims) = map.insert(key.clone(), Claims::One(by.clone())) {
+        claims.insert(by, better);
+        map.insert(key, claims);
     }
 }
 

@@ -6,6 +6,8 @@
 //! map takes 91 bytes to remember an 8 byte pointer (7.0.2, 100,000 entries) where this takes 20,
 //! which decides where workloads are counted by the 100,000.
 
+mod grow;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::marker::PhantomData;
 use std::sync::Arc;

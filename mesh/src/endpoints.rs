@@ -89,6 +89,26 @@ impl Endpoints {
             .insert(&self.scopes, workload, &Kind::of(workload, ports));
     }
 
+    /// All of them at once. They are replicas: only what is a workload's own may differ.
+    pub(crate) fn insert_all(&mut self, replicas: &[Arc<Workload>], ports: &Arc<[Port]>) {
+        if !self.scopes.is_empty() {
+            return replicas
+                .iter()
+                .for_each(|workload| self.insert(workload, ports));
+        }
+        let alike = |a: &Arc<Workload>, b: &Arc<Workload>| {
+            (a.healthy, a.capacity) == (b.healthy, b.capacity)
+                && a.addresses.len() == 1
+                && b.addresses.len() == 1
+                && a.addresses[0].is_ipv4() == b.addresses[0].is_ipv4()
+                && a.hostname().is_some() == b.hostname().is_some()
+        };
+        for alike in replicas.chunk_by(alike) {
+            let kind = Kind::of(&alike[0], ports);
+            self.root.insert_alike(alike, kind);
+        }
+    }
+
     /// `workload` is the very version that was inserted: its values lead to it.
     pub(crate) fn remove(&mut self, workload: &Workload, ports: &Arc<[Port]>) {
         self.root
@@ -120,6 +140,19 @@ impl Place {
             .iter()
             .flat_map(|deeper| deeper.values())
             .map(|place| &**place)
+    }
+
+    /// Endpoints of one kind, where there are no scopes.
+    fn insert_alike(&mut self, alike: &[Arc<Workload>], kind: Kind) {
+        match self.kinds.iter_mut().find(|(held, _)| *held == kind) {
+            Some((_, crowd)) => alike
+                .iter()
+                .for_each(|workload| crowd.insert(workload.clone())),
+            None => {
+                self.kinds.reserve_exact(1); // nearly always the only one
+                self.kinds.push((kind, Crowd::of_each(alike)));
+            }
+        }
     }
 
     fn insert(&mut self, scopes: &[Scope], workload: &Arc<Workload>, kind: &Kind) {

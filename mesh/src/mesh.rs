@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::watch;
 
-use crate::change::{Effect, Step, Update};
+use crate::change::{Effect, Gathered, Step, Update};
 use crate::names::Interner;
 use crate::parse::Rejected;
 use crate::snapshot::Snapshot;
@@ -28,6 +28,8 @@ pub struct Writer {
     next: Snapshot,
     /// What the parts that nobody sees yet did to `next`.
     unseen: Effect,
+    /// The workloads that they brought, if `next` has none.
+    gathered: Option<Gathered>,
     names: Interner,
 }
 
@@ -44,6 +46,7 @@ impl Mesh {
             mesh: mesh.clone(),
             next: Snapshot::default(),
             unseen: Effect::default(),
+            gathered: None,
             names: Interner::default(),
         };
         (mesh, writer)
@@ -106,10 +109,13 @@ impl Writer {
         let step = update.step;
         if step == Step::Withdrawn {
             self.next = Snapshot::clone(&self.mesh.load());
-            self.unseen = Effect::default();
+            (self.unseen, self.gathered) = Default::default();
             return Vec::new();
         }
-        let effect = self.next.apply(update, &mut self.names);
+        if self.next.has_no_workload() {
+            self.gathered.get_or_insert_default();
+        }
+        let effect = self.next.apply(update, &mut self.names, &mut self.gathered);
         self.unseen.changed |= effect.changed;
         self.unseen.policies_changed |= effect.policies_changed;
         if step == Step::Complete {

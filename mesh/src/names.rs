@@ -32,6 +32,11 @@ impl Network {
     pub(crate) fn as_arc(&self) -> &Arc<str> {
         &self.0
     }
+
+    /// Whether it is the very same text, in the same place.
+    pub(crate) fn same_text(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Default for Network {
@@ -121,12 +126,15 @@ impl Interner {
 
     /// The shared copy of a locality.
     pub(crate) fn locality(&mut self, brief: BriefLocality<'_>) -> Arc<Locality> {
-        let hash = self.localities.hash(brief);
         let is = |held: &Locality| {
             *held.zone == *brief.zone
                 && *held.region == *brief.region
                 && *held.subzone == *brief.subzone
         };
+        if let Some(same) = self.localities.last(is) {
+            return same;
+        }
+        let hash = self.localities.hash(brief);
         if let Some(found) = self.localities.find(hash, is) {
             return found;
         }
@@ -155,6 +163,9 @@ impl Interner {
 
     /// The shared copy of what replicas have in common.
     pub(crate) fn template(&mut self, brief: &Common<'_>) -> Arc<Template> {
+        if let Some(same) = self.templates.last(|held| brief.is(held)) {
+            return same;
+        }
         let hash = self.templates.hash(brief);
         if let Some(found) = self.templates.find(hash, |held| brief.is(held)) {
             return found;
@@ -169,6 +180,8 @@ impl Interner {
 struct Shared<T> {
     /// By hash of the brief. Of two that have the same hash one is kept; the other is not shared.
     entries: HashMap<u64, Arc<T>>,
+    /// What was found last: replicas often follow one another, and to hash costs more than to compare.
+    last: Option<Arc<T>>,
     hasher: RandomState,
     sweep_at: usize,
 }
@@ -177,6 +190,7 @@ impl<T> Default for Shared<T> {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
+            last: None,
             hasher: RandomState::new(),
             sweep_at: SMALLEST_SWEEP,
         }
@@ -188,9 +202,14 @@ impl<T> Shared<T> {
         self.hasher.hash_one(brief)
     }
 
-    fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<Arc<T>> {
-        let found = self.entries.get(&hash)?;
-        is(found).then(|| found.clone())
+    fn last(&self, is: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        self.last.clone().filter(|last| is(last))
+    }
+
+    fn find(&mut self, hash: u64, is: impl Fn(&T) -> bool) -> Option<Arc<T>> {
+        let found = self.entries.get(&hash).filter(|found| is(found))?;
+        self.last = Some(found.clone());
+        self.last.clone()
     }
 
     fn keep(&mut self, hash: u64, value: T) -> Arc<T> {
@@ -199,6 +218,7 @@ impl<T> Shared<T> {
             self.sweep_at = SMALLEST_SWEEP.max(self.entries.len() * 2);
         }
         let value = Arc::new(value);
+        self.last = Some(value.clone());
         self.entries.insert(hash, value.clone());
         value
     }

@@ -168,6 +168,10 @@ impl Snapshot {
             && self.namespace_policies.is_empty()
     }
 
+    pub(crate) fn has_no_workload(&self) -> bool {
+        self.workloads.is_empty()
+    }
+
     /// Every workload, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.iter()

@@ -243,8 +243,13 @@ impl Subscription {
                 self.refused.insert((*name).clone());
             }
         }
+        if self.held.is_empty() {
+            self.held.reserve(pending.versions.len()); // the first answer: all that there is
+        }
         for (name, version) in pending.versions {
-            self.doubtful.remove(&name);
+            if !self.doubtful.is_empty() {
+                self.doubtful.remove(&name);
+            }
             if !refused.contains(&name) {
                 self.refused.remove(&name);
                 self.held.insert(name, version);

@@ -99,6 +99,11 @@ pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
 pub const DEFAULT_SERVICE_ACCOUNT: &str = "default";
 
 impl Workload {
+    /// Which template it has, for whoever looks for replicas side by side.
+    pub(crate) fn template_at(&self) -> usize {
+        Arc::as_ptr(&self.template).addr()
+    }
+
     /// Pod name, or what comes closest.
     pub fn name(&self) -> &str {
         let own = self.rare.as_ref().and_then(|rare| rare.name.as_deref());

@@ -2,13 +2,14 @@
 //!
 //! An [`Update`] enters; each resource is decoded, parsed and put in the place of what had its
 //! name; what cannot be parsed is handed back by name and leaves the last good one where it was.
+//! The workloads of a mesh that has none are only gathered (`first.rs`).
 
 use std::sync::Arc;
 
 use api::workload as wire;
 use ipnet::IpNet;
 
-use super::{Payload, Update};
+use super::{Gathered, Payload, Step, Update};
 use crate::claims::{Claims, claim, disclaim};
 use crate::endpoints::Endpoints;
 use crate::names::{Interner, NamespacedHost};
@@ -29,7 +30,14 @@ pub(crate) struct Effect {
 }
 
 impl Snapshot {
-    pub(crate) fn apply(&mut self, update: Update, names: &mut Interner) -> Effect {
+    /// Workloads go to `gathered` where there is one: then they are in no place until [`Snapshot::settle`], which
+    /// is before anything is removed.
+    pub(crate) fn apply(
+        &mut self,
+        update: Update,
+        names: &mut Interner,
+        gathered: &mut Option<Gathered>,
+    ) -> Effect {
         let mut effect = Effect::default();
         for (name, payload) in update.authorizations.set {
             let understood = payload.is_understood();
@@ -47,13 +55,17 @@ impl Snapshot {
                 && let Ok(brief) = Brief::read_address(encoded)
                 && *brief.uid == *name
             {
-                self.set_workload(Workload::keep(name, brief, names), &mut effect);
+                let workload = Workload::keep(name, brief, names);
+                self.take_workload(workload, gathered, &mut effect);
             } else if let Err(reason) = payload
                 .decode()
-                .and_then(|message| self.set_address(&name, message, names, &mut effect))
+                .and_then(|message| self.set_address(&name, message, names, gathered, &mut effect))
             {
                 effect.rejected.push(Rejected { name, reason });
             }
+        }
+        if update.step != Step::Part || !update.addresses.removed.is_empty() {
+            self.settle(gathered.take().unwrap_or_default());
         }
         for name in update.addresses.removed {
             self.remove_address(&name, &mut effect);
@@ -69,6 +81,7 @@ impl Snapshot {
         name: &Arc<str>,
         message: wire::Address,
         names: &mut Interner,
+        gathered: &mut Option<Gathered>,
         effect: &mut Effect,
     ) -> Result<(), ParseError> {
         match message
@@ -76,7 +89,8 @@ impl Snapshot {
             .ok_or(ParseError::Missing("workload or service"))?
         {
             wire::address::Type::Workload(message) => {
-                self.set_workload(Workload::parse(name.clone(), &message, names)?, effect);
+                let workload = Workload::parse(name.clone(), &message, names)?;
+                self.take_workload(workload, gathered, effect);
             }
             wire::address::Type::Service(message) => {
                 let service = Service::parse(message, names)?;
@@ -104,6 +118,18 @@ impl Snapshot {
 
     // ---- workloads
 
+    fn take_workload(
+        &mut self,
+        workload: Workload,
+        gathered: &mut Option<Gathered>,
+        effect: &mut Effect,
+    ) {
+        match gathered {
+            Some(gathered) => gathered.add(workload, effect),
+            None => self.set_workload(workload, effect),
+        }
+    }
+
     fn set_workload(&mut self, workload: Workload, effect: &mut Effect) {
         let before = self.workload(&workload.uid).cloned();
         if before.as_deref() == Some(&workload) {
@@ -117,10 +143,19 @@ impl Snapshot {
                         || before.namespace != workload.namespace
                 });
         if let Some(before) = before {
-            self.unlink_workload(&before);
+            self.make_way(&before, &workload);
         }
         self.link_workload(Arc::new(workload));
         effect.changed = true;
+    }
+
+    /// Takes a version out of where the next one will not take its place by itself.
+    fn make_way(&mut self, before: &Workload, next: &Workload) {
+        if (&before.namespace, before.name()) != (&next.namespace, next.name()) {
+            self.pods.remove(before);
+        }
+        self.unlink_addresses(before);
+        self.unlink_endpoints(before);
     }
 
     fn link_workload(&mut self, workload: Arc<Workload>) {
@@ -140,8 +175,14 @@ impl Snapshot {
     }
 
     fn unlink_workload(&mut self, workload: &Workload) {
-        let gone = |held: &Workload| held.uid == workload.uid;
         self.pods.remove(workload);
+        self.unlink_addresses(workload);
+        self.unlink_endpoints(workload);
+        self.workloads.remove(workload);
+    }
+
+    fn unlink_addresses(&mut self, workload: &Workload) {
+        let gone = |held: &Workload| held.uid == workload.uid;
         if !workload.host_network
             && let Some(plane) = self.planes.get_mut(&workload.network)
         {
@@ -152,15 +193,21 @@ impl Snapshot {
                 self.planes.remove(&workload.network);
             }
         }
+    }
+
+    fn unlink_endpoints(&mut self, workload: &Workload) {
         for member in &workload.services {
             self.with_endpoints(member, |endpoints| {
                 endpoints.remove(workload, &member.ports)
             });
         }
-        self.workloads.remove(workload);
     }
 
-    fn with_endpoints(&mut self, member: &Membership, change: impl FnOnce(&mut Endpoints)) {
+    pub(super) fn with_endpoints(
+        &mut self,
+        member: &Membership,
+        change: impl FnOnce(&mut Endpoints),
+    ) {
         let NamespacedHost { namespace, host } = &member.service;
         self.with_slot(namespace, host, |slot| change(&mut slot.endpoints));
     }
@@ -343,7 +390,7 @@ fn service_by_name(a: &Service, b: &Service) -> bool {
 
 /// An address that two claim for a moment (a pod's IP used again) belongs to the one that works;
 /// the uid makes the answer the same on every node, whatever the order of arrival.
-fn better_holder(a: &Workload, b: &Workload) -> bool {
+pub(super) fn better_holder(a: &Workload, b: &Workload) -> bool {
     let rank = |of: &Workload| (!of.healthy, of.tunnel != Tunnel::Hbone);
     (rank(a), &a.uid) < (rank(b), &b.uid)
 }
