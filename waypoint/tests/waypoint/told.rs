@@ -123,8 +123,8 @@ fn spans(shop: &Shop<'_>, collector: &Collector) -> Result<()> {
     );
     shop.lab.apply_yaml("told", &yaml)?;
     shop.until("a span of a request that is sampled", |shop| {
-        let asked = ask(shop, "/first", &[("traceparent", &sampled)]);
-        let _ = shop.runtime.block_on(asked);
+        let said = [("traceparent", &*sampled)];
+        let _ = shop.runtime.block_on(ask(shop, "/first", &said));
         !collector.spans("/first").is_empty()
     })?;
     shop.runtime.block_on(async {
@@ -184,8 +184,8 @@ fn over_http(shop: &Shop<'_>, collector: &Collector) -> Result<()> {
         let spec = format!("  tracing: [{{ providers: [{{ name: {provider} }}] }}]\n");
         shop.lab.apply_yaml("told", &telemetry(&spec))?;
         shop.until(path, |shop| {
-            let asked = ask(shop, "/plain", &[("traceparent", &sampled)]);
-            let _ = shop.runtime.block_on(asked);
+            let said = [("traceparent", &*sampled)];
+            let _ = shop.runtime.block_on(ask(shop, "/plain", &said));
             !collector.plain(path).is_empty()
         })?;
         let (headers, body) = collector.plain(path).remove(0);

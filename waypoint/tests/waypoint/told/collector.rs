@@ -135,7 +135,7 @@ impl TraceService for Collector {
             let mut told = self.0.lock().unwrap();
             told.spans.extend(spans.map(|it| (resource.clone(), it)));
         }
-        Ok(tonic::Response::default())
+        Ok(tonic::Response::new(Default::default()))
     }
 }
 
@@ -151,7 +151,7 @@ impl LogsService for Collector {
             let mut told = self.0.lock().unwrap();
             told.lines.extend(lines.map(|it| (resource.clone(), it)));
         }
-        Ok(tonic::Response::default())
+        Ok(tonic::Response::new(Default::default()))
     }
 }
 
