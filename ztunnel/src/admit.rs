@@ -81,7 +81,7 @@ pub(crate) fn judge(node: &Node, workload_uid: &Arc<str>, live: &Live) -> Judged
 /// Judges a connection to `workload` with the policies of `snapshot`.
 pub(crate) fn judge_by(snapshot: &Snapshot, workload: &Workload, live: &Live) -> Judged {
     let connection = Connection {
-        source: live.identity.as_ref().map(|identity| SourceIdentity {
+        source: live.identity().map(|identity| SourceIdentity {
             trust_domain: identity.trust_domain(),
             namespace: identity.namespace(),
             service_account: identity.service_account(),

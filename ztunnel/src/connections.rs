@@ -35,6 +35,7 @@ pub struct Connections {
 /// The connections of one pod.
 #[derive(Debug)]
 pub(crate) struct OfPod {
+    uid: Arc<str>,
     workload_uid: Arc<str>,
     live: Mutex<HashMap<usize, Arc<Live>>>,
     /// The policies that the open connections were last judged by.
@@ -130,14 +131,13 @@ impl Connections {
         let pod = known.unwrap_or_else(|| {
             self.write()
                 .entry(pod_uid.clone())
-                .or_insert_with(|| Arc::new(OfPod::new(workload_uid)))
+                .or_insert_with(|| Arc::new(OfPod::new(pod_uid.clone(), workload_uid)))
                 .insert(&live)
         });
         self.open.fetch_add(1, Relaxed);
         Entry {
             live,
             pod,
-            pod_uid: pod_uid.clone(),
             connections: self.clone(),
         }
     }
@@ -164,15 +164,15 @@ impl Connections {
     }
 
     /// A connection of `of` is no longer in its map.
-    fn left(&self, pod_uid: &str, of: &OfPod) {
+    fn left(&self, of: &OfPod) {
         if lock(&of.live).is_empty() {
             let mut pods = self.write();
             // Nobody enters while this is locked: what is empty now goes, and a pod that is gone leaves nothing.
             if pods
-                .get(pod_uid)
+                .get(&of.uid)
                 .is_some_and(|pod| lock(&pod.live).is_empty())
             {
-                pods.remove(pod_uid);
+                pods.remove(&of.uid);
             }
         }
         if self.open.fetch_sub(1, Relaxed) == 1 {
@@ -192,8 +192,9 @@ impl Connections {
 type ByPod = HashMap<Arc<str>, Arc<OfPod>>;
 
 impl OfPod {
-    fn new(workload_uid: Arc<str>) -> Self {
+    fn new(uid: Arc<str>, workload_uid: Arc<str>) -> Self {
         Self {
+            uid,
             workload_uid,
             live: Mutex::default(),
             judged_by: Mutex::default(),
@@ -246,7 +247,6 @@ impl OfPod {
 pub(crate) struct Entry {
     live: Arc<Live>,
     pod: Arc<OfPod>,
-    pod_uid: Arc<str>,
     connections: Arc<Connections>,
 }
 
@@ -260,7 +260,7 @@ impl Drop for Entry {
     fn drop(&mut self) {
         lock(&self.pod.live).remove(&key(&self.live));
         self.live.settle();
-        self.connections.left(&self.pod_uid, &self.pod);
+        self.connections.left(&self.pod);
     }
 }
 
@@ -294,7 +294,7 @@ mod tests {
         let story = Story {
             started: Instant::now(),
             hop: b,
-            ends: Ends::default(),
+            ends: Arc::default(),
             said: None,
             tunnelled: None,
             note: OnceLock::new(),
@@ -438,7 +438,7 @@ mod tests {
 
     #[test]
     fn policies_are_remembered_only_when_the_verdict_was_final() {
-        let pod = OfPod::new("workload".into());
+        let pod = OfPod::new("pod".into(), "workload".into());
         assert!(pod.judged_by_others(vec![], false));
         assert!(!pod.judged_by_others(vec![], false));
         assert!(pod.judged_by_others(vec![], true));

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::{
-    AcceptError, Authority, BothWays, CertificateError, ConnectionError, Identity, Incoming,
+    AcceptError, Authority, BothWays, CertificateError, ConnectionError, Ended, Identity, Incoming,
     Malformed, Request, ResponseHeaders, Splicing, Status, TcpPair,
 };
 use mesh::Workload;
@@ -64,12 +64,13 @@ pub(crate) enum Failed {
 
 /// Serves one connection to port 15008 in `pod`'s namespace: TLS, then any number of tunnels.
 pub async fn serve_tunnel(
-    node: &Arc<Node>,
-    pod: &Arc<Pod>,
+    node: Arc<Node>,
+    pod: Arc<Pod>,
     tcp: TcpStream,
     peer: SocketAddr,
     local: SocketAddr,
 ) {
+    let (node, pod) = (&node, &pod);
     let connection = match accept(node, pod, tcp).await {
         Ok(connection) => connection,
         Err(why) => {
@@ -211,7 +212,7 @@ fn spawn_request(
             let (mut report, opened) = opening.await;
             let served = match opened {
                 Ok((copying, live)) => carry(copying, &live).await,
-                Err(why) => Err(why),
+                Err(why) => Err(*why),
             };
             match served {
                 Ok(()) => report.completed(),
@@ -224,7 +225,7 @@ fn spawn_request(
 }
 
 /// Copies to the end, or until a policy is against it.
-async fn carry(copying: Box<BothWays<TcpStream, Counting>>, live: &Live) -> Result<(), Failed> {
+async fn carry(copying: impl Future<Output = Ended> + Unpin, live: &Live) -> Result<(), Failed> {
     tokio::select! {
         done = copying => ended(done),
         denied = live.denied() => Err(denied.into()),
@@ -237,7 +238,7 @@ async fn begin_request(
     request: Request,
     identity: Identity,
     (peer, local): (SocketAddr, SocketAddr),
-) -> (Report, Result<Carrying, Failed>) {
+) -> (Report, Result<Carrying, Box<Failed>>) {
     let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
     let arriving = Arriving {
         node: &node,
@@ -246,11 +247,14 @@ async fn begin_request(
         local,
     };
     let opened = open_request(&arriving, request, identity, &mut report).await;
-    (report, opened)
+    (report, opened.map_err(Box::new))
 }
 
 /// A tunnel that was granted, and whose it is.
 type Carrying = (Box<BothWays<TcpStream, Counting>>, Arc<Live>);
+
+/// Plaintext that was admitted, and whose it is.
+type Plaintext = (Box<Splicing<Counting>>, Arc<Live>);
 
 /// A connection on its way in, as its sockets see it.
 struct Arriving<'a> {
@@ -350,39 +354,55 @@ async fn open_request(
 }
 
 /// Serves one plaintext connection that was redirected to port 15006 in `pod`'s namespace.
-pub async fn serve_plain(
+pub fn serve_plain(
     node: &Arc<Node>,
     pod: &Arc<Pod>,
     tcp: TcpStream,
     peer: SocketAddr,
     original_dst: SocketAddr,
-) {
-    let mut report = Report::new(node, pod, Reporter::Destination, peer, original_dst);
-    let arriving = Arriving {
-        node,
-        pod,
-        peer,
-        local: original_dst,
-    };
-    let opened = Box::pin(open_plain(&arriving, tcp, &mut report)).await;
-    let carried = match opened {
-        Ok((copying, live)) => tokio::select! {
-            done = copying => ended(done),
-            denied = live.denied() => Err(denied.into()),
-        },
-        Err(why) => Err(why),
-    };
-    match carried {
-        Ok(()) => report.completed(),
-        Err(why) => report.failed(&why),
+) -> impl Future<Output = ()> + Send + use<> {
+    // Boxed as in `spawn_request`.
+    let opening = Box::pin(begin_plain(
+        node.clone(),
+        pod.clone(),
+        tcp,
+        (peer, original_dst),
+    ));
+    async move {
+        let (mut report, opened) = opening.await;
+        let carried = match opened {
+            Ok((copying, live)) => carry(copying, &live).await,
+            Err(why) => Err(*why),
+        };
+        match carried {
+            Ok(()) => report.completed(),
+            Err(why) => report.failed(&why),
+        }
     }
+}
+
+async fn begin_plain(
+    node: Arc<Node>,
+    pod: Arc<Pod>,
+    tcp: TcpStream,
+    (peer, local): (SocketAddr, SocketAddr),
+) -> (Report, Result<Plaintext, Box<Failed>>) {
+    let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
+    let arriving = Arriving {
+        node: &node,
+        pod: &pod,
+        peer,
+        local,
+    };
+    let opened = open_plain(&arriving, tcp, &mut report).await;
+    (report, opened.map_err(Box::new))
 }
 
 async fn open_plain(
     arriving: &Arriving<'_>,
     tcp: TcpStream,
     report: &mut Report,
-) -> Result<(Box<Splicing<Counting>>, Arc<Live>), Failed> {
+) -> Result<Plaintext, Failed> {
     let Arriving {
         node,
         pod,

@@ -34,25 +34,27 @@ use crate::route::{self, Decision, OWN_PORTS, Place, Plain, Question, Refused, T
 use crate::traffic::{Ends, Flag, Reporter};
 
 /// Carries one captured connection of `pod` to where `original_dst` leads, and reports it.
-pub async fn serve(
+pub fn serve(
     node: &Arc<Node>,
     pod: &Arc<Pod>,
     tcp: TcpStream,
     peer: SocketAddr,
     original_dst: SocketAddr,
-) {
+) -> impl Future<Output = ()> + Send + use<> {
     // Boxed, and what it is given with it: opening a connection takes kilobytes, and is over before its long life begins.
     let opening = Box::pin(begin(node.clone(), pod.clone(), tcp, peer, original_dst));
-    let (mut report, opened) = opening.await;
-    let carried = match opened {
-        Ok(Opened::Tunnel(copying)) => ended(copying.await),
-        Ok(Opened::Pair(copying)) => ended(copying.await),
-        Ok(Opened::Joined(joined)) => Box::pin(joined.carry()).await,
-        Err(why) => Err(why),
-    };
-    match carried {
-        Ok(()) => report.completed(),
-        Err(why) => report.failed(&why),
+    async move {
+        let (mut report, opened) = opening.await;
+        let carried = match opened {
+            Ok(Opened::Tunnel(copying)) => ended(copying.await),
+            Ok(Opened::Pair(copying)) => ended(copying.await),
+            Ok(Opened::Joined(joined)) => Box::pin(joined.carry()).await,
+            Err(why) => Err(*why),
+        };
+        match carried {
+            Ok(()) => report.completed(),
+            Err(why) => report.failed(&why),
+        }
     }
 }
 
@@ -62,10 +64,10 @@ async fn begin(
     tcp: TcpStream,
     peer: SocketAddr,
     original: SocketAddr,
-) -> (Report, Result<Opened, Failed>) {
+) -> (Report, Result<Opened, Box<Failed>>) {
     let mut report = Report::new(&node, &pod, Reporter::Source, peer, original);
     let opened = open(&node, &pod, tcp, peer, original, &mut report).await;
-    (report, opened)
+    (report, opened.map_err(Box::new))
 }
 
 /// Why a connection that left a pod did not get through.

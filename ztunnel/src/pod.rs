@@ -12,6 +12,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -358,18 +359,30 @@ fn take(
             return tracing::warn!(pod = %pod.name, %peer, %error, "the connection was lost on its way to another thread");
         }
     };
-    let runtime = place.runtime().clone();
-    let (node, task_pod) = (node.clone(), pod.clone());
-    let task = place.hold(async move {
-        tokio::select! {
-            () = task_pod.drain.now().cancelled() => {}
-            () = serve(&node, &task_pod, door, tcp, unmapped(peer)) => {}
-        }
+    let Some(serving) = serving(node, pod, door, tcp, unmapped(peer)) else {
+        return;
+    };
+    let cut = pod.drain.now().clone();
+    let (runtime, load) = place.held();
+    // Boxed: a future that is handed on by value has room for it twice, as long as it lives, and who spawns it hands it on
+    // again.
+    let task = Box::pin(async move {
+        let _load = load;
+        cut.run_until_cancelled(serving).await
     });
     pod.drain.spawn_on(&runtime, task);
 }
 
-async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, peer: SocketAddr) {
+type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What serves a connection that came in by this door. Each in a box of its own: they differ much in size.
+fn serving(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    door: Door,
+    tcp: TcpStream,
+    peer: SocketAddr,
+) -> Option<Serving> {
     let arrived = match door {
         Door::Tunnel => tcp.local_addr().map(unmapped),
         Door::Outbound | Door::Plain => original_destination(&tcp),
@@ -378,14 +391,15 @@ async fn serve(node: &Arc<Node>, pod: &Arc<Pod>, door: Door, tcp: TcpStream, pee
         Ok(to) => to,
         Err(error) => {
             tracing::debug!(pod = %pod.name, %peer, %error, "the connection was gone before it could be looked at");
-            return;
+            return None;
         }
     };
-    match door {
-        Door::Outbound => outbound::serve(node, pod, tcp, peer, to).await,
-        Door::Plain => inbound::serve_plain(node, pod, tcp, peer, to).await,
-        Door::Tunnel => inbound::serve_tunnel(node, pod, tcp, peer, to).await,
-    }
+    let (node, pod) = (node.clone(), pod.clone());
+    Some(match door {
+        Door::Outbound => Box::pin(outbound::serve(&node, &pod, tcp, peer, to)),
+        Door::Plain => Box::pin(inbound::serve_plain(&node, &pod, tcp, peer, to)),
+        Door::Tunnel => Box::pin(inbound::serve_tunnel(node, pod, tcp, peer, to)),
+    })
 }
 
 /// A listener that cannot accept: out of file descriptors or memory. It neither spins nor gives

@@ -23,7 +23,7 @@ use crate::handover::Told;
 use crate::headers::Baggage;
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::traffic::{Ends, Flag, OpenSocket, Reporter, Series};
+use crate::traffic::{Ends, Flag, Reporter, Series};
 
 /// A reason why a connection failed, as logs and metrics want it.
 pub(crate) trait Failure: fmt::Display {
@@ -35,26 +35,32 @@ pub(crate) trait Failure: fmt::Display {
 pub(crate) struct Report {
     node: Arc<Node>,
     pod: Arc<Pod>,
+    known: Known,
+    outcome: Outcome,
+}
+
+/// Small, because it is kept as long as a connection is open: what is known early goes where all is known.
+enum Known {
+    /// Not yet, or not all.
+    Early(Box<Early>),
+    /// Both ends: it is among the open connections.
+    Both { joined: bool, entry: Entry },
+}
+
+/// What is known of a connection from the start.
+struct Early {
     reporter: Reporter,
     started: Instant,
     source: SocketAddr,
-    known: Known,
-    outcome: Outcome,
-    _open: OpenSocket,
-}
-
-enum Known {
-    /// Not yet, or not all.
-    Early { hop: SocketAddr, ends: Ends },
-    /// Both ends: it is among the open connections.
-    Both { joined: bool, entry: Entry },
+    hop: SocketAddr,
+    ends: Ends,
 }
 
 enum Outcome {
     /// Neither completed nor failed yet.
     Open,
     Completed,
-    Failed(Flag, String),
+    Failed(Box<(Flag, String)>),
 }
 
 /// Who and where the two ends are, once known.
@@ -89,26 +95,31 @@ impl Report {
             { src.addr = %source, dst.addr = %hop, direction = direction(reporter) },
             "connection opened"
         );
-        Self {
-            node: node.clone(),
-            pod: pod.clone(),
+        let early = Early {
             reporter,
             started: Instant::now(),
             source,
-            known: Known::Early {
-                hop,
-                ends: Ends::default(),
-            },
+            hop,
+            ends: Ends::default(),
+        };
+        Self::begun(node, pod, early)
+    }
+
+    fn begun(node: &Arc<Node>, pod: &Arc<Pod>, early: Early) -> Self {
+        node.traffic.socket_opened(early.reporter);
+        Self {
+            node: node.clone(),
+            pod: pod.clone(),
+            known: Known::Early(Box::new(early)),
             outcome: Outcome::Open,
-            _open: node.traffic.socket(reporter),
         }
     }
 
     /// What is known of the ends before it is known whether there will be a connection at all: a refusal on the way
     /// there is counted as failed under these.
     pub(crate) fn between(&mut self, between: Ends) {
-        if let Known::Early { ends, .. } = &mut self.known {
-            *ends = between;
+        if let Known::Early(early) = &mut self.known {
+            early.ends = between;
         }
     }
 
@@ -123,22 +134,24 @@ impl Report {
 
     fn enter(&mut self, found: Whereabouts<'_>, joined: bool, bytes: Bytes) -> Arc<Live> {
         let said = found.said.filter(|_| found.ends.source.is_none());
-        let series = self
+        let reporter = self.known.reporter();
+        let shared = self
             .node
             .traffic
-            .series(self.reporter, &found.ends, said.map(Baggage::parse));
+            .between(reporter, found.ends, said.map(Baggage::parse));
+        let (ends, series) = shared;
         let story = Story {
-            started: self.started,
+            started: self.known.started(),
             hop: found.hop,
-            ends: found.ends,
+            ends,
             said: said.map(Box::from),
             tunnelled: found.tunnelled,
             note: OnceLock::new(),
         };
         let live = Live::new(
-            self.reporter,
+            reporter,
             found.protocol,
-            (self.source, found.original, found.actual),
+            (self.known.source(), found.original, found.actual),
             story,
             series,
             bytes,
@@ -161,21 +174,15 @@ impl Report {
         joined: bool,
         bytes: Bytes,
     ) -> (Self, Arc<Live>) {
-        let mut report = Self {
-            node: node.clone(),
-            pod: pod.clone(),
+        let now = Instant::now();
+        let early = Early {
             reporter: told.reporter,
-            started: Instant::now()
-                .checked_sub(told.age)
-                .unwrap_or_else(Instant::now),
+            started: now.checked_sub(told.age).unwrap_or(now),
             source: told.source,
-            known: Known::Early {
-                hop: told.hop,
-                ends: Ends::default(),
-            },
-            outcome: Outcome::Open,
-            _open: node.traffic.socket(told.reporter),
+            hop: told.hop,
+            ends: Ends::default(),
         };
+        let mut report = Self::begun(node, pod, early);
         let ends = told.ends.found_in(&node.mesh.load());
         let found = Whereabouts {
             ends,
@@ -198,7 +205,7 @@ impl Report {
     /// Something worth knowing that did not end the connection.
     pub(crate) fn note(&mut self, note: impl Into<Cow<'static, str>>) {
         if let Known::Both { entry, .. } = &self.known {
-            let _ = entry.live().story.note.set(note.into());
+            let _ = entry.live().story.note.set(Box::new(note.into()));
         }
     }
 
@@ -210,16 +217,17 @@ impl Report {
     /// It was refused, could not be carried, or broke. The first reason stays.
     pub(crate) fn failed(&mut self, why: &dyn Failure) {
         if matches!(self.outcome, Outcome::Open) {
-            self.outcome = Outcome::Failed(why.flag(), why.to_string());
+            self.outcome = Outcome::Failed(Box::new((why.flag(), why.to_string())));
         }
     }
 }
 
 impl Drop for Report {
     fn drop(&mut self) {
+        self.node.traffic.socket_closed(self.known.reporter());
         let (flag, error) = match std::mem::replace(&mut self.outcome, Outcome::Completed) {
             Outcome::Completed => (Flag::None, None),
-            Outcome::Failed(flag, why) => (flag, Some(why)),
+            Outcome::Failed(failed) => (failed.0, Some(failed.1)),
             Outcome::Open => (Flag::None, Some(ABANDONED.to_owned())),
         };
         let series = match &self.known {
@@ -232,7 +240,7 @@ impl Drop for Report {
                 live.series().closed(flag);
                 live.series().clone()
             }
-            Known::Early { ends, .. } => self.node.traffic.series(self.reporter, ends, None),
+            Known::Early(early) => self.node.traffic.series(early.reporter, &early.ends, None),
         };
         if flag != Flag::None {
             series.failed(flag);
@@ -254,7 +262,7 @@ macro_rules! line {
             target: ops::log::ACCESS,
             $level,
             {
-                src.addr = %report.source,
+                src.addr = %report.known.source(),
                 src.workload = ends.source.as_ref().map(|workload| workload.name()),
                 src.namespace = ends.source.as_ref().map(|workload| &*workload.namespace),
                 src.identity = series.source_principal(),
@@ -264,12 +272,12 @@ macro_rules! line {
                 dst.workload = ends.destination.as_ref().map(|workload| workload.name()),
                 dst.namespace = ends.destination.as_ref().map(|workload| &*workload.namespace),
                 dst.identity = series.destination_principal(),
-                direction = direction(report.reporter),
+                direction = direction(report.known.reporter()),
                 bytes_sent = moved.map(|moved| moved.0),
                 bytes_recv = moved.map(|moved| moved.1),
-                duration = live.map(|_| format!("{}ms", report.started.elapsed().as_millis())).as_deref(),
+                duration = live.map(|_| format!("{}ms", report.known.started().elapsed().as_millis())).as_deref(),
                 path = matches!(report.known, Known::Both { joined: true, .. }).then_some("in-process"),
-                note = live.and_then(|live| live.story.note.get()).map(|note| &**note),
+                note = live.and_then(|live| live.story.note.get()).map(|note| &***note),
                 error = $error,
             },
             $message
@@ -290,14 +298,35 @@ impl Report {
 impl Known {
     fn whereabouts(&self) -> (SocketAddr, &Ends) {
         match self {
-            Self::Early { hop, ends } => (*hop, ends),
+            Self::Early(early) => (early.hop, &early.ends),
             Self::Both { entry, .. } => (entry.live().story.hop, &entry.live().story.ends),
+        }
+    }
+
+    fn reporter(&self) -> Reporter {
+        match self {
+            Self::Early(early) => early.reporter,
+            Self::Both { entry, .. } => entry.live().reporter,
+        }
+    }
+
+    fn started(&self) -> Instant {
+        match self {
+            Self::Early(early) => early.started,
+            Self::Both { entry, .. } => entry.live().story.started,
+        }
+    }
+
+    fn source(&self) -> SocketAddr {
+        match self {
+            Self::Early(early) => early.source,
+            Self::Both { entry, .. } => entry.live().source,
         }
     }
 
     fn live(&self) -> Option<&Arc<Live>> {
         match self {
-            Self::Early { .. } => None,
+            Self::Early(_) => None,
             Self::Both { entry, .. } => Some(entry.live()),
         }
     }

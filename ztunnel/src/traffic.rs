@@ -128,10 +128,11 @@ struct CacheKey(
     bool,
 );
 
-#[derive(Debug)]
+/// What all connections between the same ends share.
+#[derive(Debug, Clone)]
 struct Cached {
+    ends: Arc<Ends>,
     series: Arc<Series>,
-    _alive: Ends,
 }
 
 impl Traffic {
@@ -152,27 +153,38 @@ impl Traffic {
         ends: &Ends,
         said: Option<Baggage<'_>>,
     ) -> Arc<Series> {
+        self.between(reporter, ends.clone(), said).1
+    }
+
+    /// The ends of a connection, as all connections between them share them, and its series.
+    pub(crate) fn between(
+        &self,
+        reporter: Reporter,
+        ends: Ends,
+        said: Option<Baggage<'_>>,
+    ) -> (Arc<Ends>, Arc<Series>) {
         let said = said.filter(|_| ends.source.is_none());
         if said.is_some() {
-            return self.enter(Labels::new(reporter, ends, said), true);
+            let series = self.enter(Labels::new(reporter, &ends, said), true);
+            return (Arc::new(ends), series);
         }
-        let key = CacheKey::new(reporter, ends);
+        let key = CacheKey::new(reporter, &ends);
         if let Some(cached) = lock(&self.0.cache).get(&key) {
-            return cached.series.clone();
+            let Cached { ends, series } = cached.clone();
+            return (ends, series);
         }
-        let series = self.enter(Labels::new(reporter, ends, None), false);
+        let series = self.enter(Labels::new(reporter, &ends, None), false);
+        let ends = Arc::new(ends);
         let mut cache = lock(&self.0.cache);
         if cache.len() >= CACHED {
             cache.clear();
         }
-        cache.insert(
-            key,
-            Cached {
-                series: series.clone(),
-                _alive: ends.clone(),
-            },
-        );
-        series
+        let cached = Cached {
+            ends: ends.clone(),
+            series: series.clone(),
+        };
+        cache.insert(key, cached);
+        (ends, series)
     }
 
     fn enter(&self, labels: Labels, from_baggage: bool) -> Arc<Series> {
@@ -209,20 +221,14 @@ impl Traffic {
         self.0.names.get_or_create(&asked).inc();
     }
 
-    /// One more socket is open at this end; one fewer when the guard goes.
-    pub(crate) fn socket(&self, reporter: Reporter) -> OpenSocket {
+    /// One more socket is open at this end, as `istio_tcp_sockets_open` counts it.
+    pub(crate) fn socket_opened(&self, reporter: Reporter) {
         self.0.open[reporter as usize].fetch_add(1, Relaxed);
-        OpenSocket(self.0.clone(), reporter)
     }
-}
 
-/// Counts in `istio_tcp_sockets_open` while it lives.
-#[derive(Debug)]
-pub(crate) struct OpenSocket(Arc<Table>, Reporter);
-
-impl Drop for OpenSocket {
-    fn drop(&mut self) {
-        self.0.open[self.1 as usize].fetch_sub(1, Relaxed);
+    /// One fewer.
+    pub(crate) fn socket_closed(&self, reporter: Reporter) {
+        self.0.open[reporter as usize].fetch_sub(1, Relaxed);
     }
 }
 

@@ -7,7 +7,6 @@
 //! carry it.
 
 use std::cell::Cell;
-use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -49,7 +48,7 @@ pub struct Home(usize);
 pub(crate) struct Place {
     worker: usize,
     runtime: Handle,
-    _load: Load,
+    load: Load,
 }
 
 /// One connection or tunnel more, until it is dropped.
@@ -135,7 +134,7 @@ impl Workers {
         Place {
             worker,
             runtime: self.all[worker].runtime.clone(),
-            _load: self.all[worker].more(),
+            load: self.all[worker].more(),
         }
     }
 
@@ -220,14 +219,9 @@ impl Place {
         TcpStream::from_std(tcp)
     }
 
-    /// Does `work` while the place is held.
-    pub(crate) fn hold<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        // A future that is handed on by value has room for it twice, as long as it lives, and who spawns it hands it on again.
-        let work = Box::pin(work);
-        async move {
-            let _held = self;
-            work.await
-        }
+    /// The worker's runtime, and what holds the place there.
+    pub(crate) fn held(self) -> (Handle, Load) {
+        (self.runtime, self.load)
     }
 }
 

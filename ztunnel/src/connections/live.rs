@@ -28,15 +28,13 @@ pub(crate) struct Live {
     pub(crate) original: SocketAddr,
     /// Where this end carries it to.
     pub(crate) actual: SocketAddr,
-    /// The client's proven identity, none for plaintext. What policies judge.
-    pub(crate) identity: Option<Identity>,
     series: Arc<Series>,
     bytes: Bytes,
     /// Bytes already in the metrics, (sent, received).
     settled: (AtomicU64, AtomicU64),
     /// Not yet judged by `rejudge`, only on arrival.
     pub(crate) fresh: AtomicBool,
-    denied: OnceLock<Denied>,
+    denied: OnceLock<Box<Denied>>,
     cut: Notify,
     pub(crate) story: Story,
     carrier: OnceLock<Carrier>,
@@ -52,12 +50,13 @@ pub(crate) struct Story {
     pub(crate) started: Instant,
     /// `dst.addr`.
     pub(crate) hop: SocketAddr,
-    pub(crate) ends: Ends,
+    /// Shared by all connections between them.
+    pub(crate) ends: Arc<Ends>,
     /// What the source said of itself, where nothing else is known of it.
     pub(crate) said: Option<Box<str>>,
     /// `dst.hbone_addr`.
     pub(crate) tunnelled: Option<Authority>,
-    pub(crate) note: OnceLock<Cow<'static, str>>,
+    pub(crate) note: OnceLock<Box<Cow<'static, str>>>,
 }
 
 /// What its bytes go through.
@@ -108,14 +107,12 @@ impl Live {
     ) -> Self {
         let (denied, cut, carrier, held, left) = Default::default();
         let fresh = AtomicBool::new(true);
-        let identity = story.ends.source_identity.clone();
         Self {
             reporter,
             protocol,
             source,
             original,
             actual,
-            identity,
             series,
             bytes,
             settled: <(AtomicU64, AtomicU64)>::default(),
@@ -179,7 +176,7 @@ impl Live {
 
     /// Ends the connection because a policy now denies it. The first reason stays.
     pub(crate) fn cut(&self, reason: Denied) {
-        if self.denied.set(reason).is_ok() {
+        if self.denied.set(Box::new(reason)).is_ok() {
             self.cut.notify_one();
         }
     }
@@ -190,10 +187,15 @@ impl Live {
             if let Some(denied) = self.denied.get()
                 && !self.held.load(SeqCst)
             {
-                return denied.clone();
+                return (**denied).clone();
             }
             self.cut.notified().await;
         }
+    }
+
+    /// The client's proven identity, none for plaintext. What policies judge.
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.story.ends.source_identity.as_ref()
     }
 
     /// `spiffe://…` of the client; empty for plaintext.

@@ -245,10 +245,14 @@ async fn joins(node: Arc<Node>, pod: Arc<Pod>, dialled: Dialled) {
 
 /// One task, which ends at the latest when the pod's work is cut.
 fn spawn(pod: &Pod, place: Place, work: impl Future<Output = ()> + Send + 'static) {
-    let cut = pod.drain.now().clone();
-    let runtime = place.runtime().clone();
-    let work = async move { cut.run_until_cancelled(work).await };
-    pod.drain.spawn_on(&runtime, place.hold(work));
+    let (cut, work) = (pod.drain.now().clone(), Box::pin(work));
+    let (runtime, load) = place.held();
+    // Boxed: a future that is handed on by value has room for it twice, as long as it lives.
+    let held = Box::pin(async move {
+        let _load = load;
+        cut.run_until_cancelled(work).await
+    });
+    pod.drain.spawn_on(&runtime, held);
 }
 
 async fn stream_goes_on(node: Arc<Node>, pod: Arc<Pod>, told: Told, resumed: Resumed) {
