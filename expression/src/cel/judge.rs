@@ -52,11 +52,7 @@ impl<'s> Judge<'s> {
                 let found = self.subject.field(*fields, name);
                 found.map(Value::Text).ok_or(NoValue::Missing)
             }
-            Node::Variable(slot) => {
-                let size = self.variables.get(*slot).map(size_of);
-                self.pay(size.ok_or(NoValue::Missing)? / 64)?;
-                self.variables.get(*slot).cloned().ok_or(NoValue::Missing)
-            }
+            Node::Variable(slot) => self.variable(*slot),
             Node::Select(of, name) => {
                 let of = self.value(of)?;
                 self.entry(&of, &Value::Text(Cow::Borrowed(name)))
@@ -69,12 +65,7 @@ impl<'s> Judge<'s> {
                 let all: Result<Vec<_>, _> = all.iter().map(|it| self.value(it)).collect();
                 Ok(Value::List(all?.into()))
             }
-            Node::Map(all) => {
-                let entry =
-                    |(key, value): &'s (Node, Node)| Ok((self.value(key)?, self.value(value)?));
-                let all: Result<Vec<_>, NoValue> = all.iter().map(entry).collect();
-                Ok(Value::Map(all?.into()))
-            }
+            Node::Map(all) => self.map(all),
             Node::Not(of) => Ok(Value::Bool(!self.truth(of)?)),
             Node::Negative(of) => match self.value(of)? {
                 Value::Int(it) => it.checked_neg().map(Value::Int).ok_or(NoValue::Range),
@@ -100,6 +91,18 @@ impl<'s> Judge<'s> {
             Node::Call(function, arguments) => self.call(*function, arguments),
             Node::Each(each, of) => self.each(*each, &of[0], &of[1]),
         }
+    }
+
+    fn variable(&mut self, slot: usize) -> Yields<'s> {
+        let size = self.variables.get(slot).map(size_of);
+        self.pay(size.ok_or(NoValue::Missing)? / 64)?;
+        self.variables.get(slot).cloned().ok_or(NoValue::Missing)
+    }
+
+    fn map(&mut self, all: &'s [(Node, Node)]) -> Yields<'s> {
+        let entry = |(key, value): &'s (Node, Node)| Ok((self.value(key)?, self.value(value)?));
+        let all: Result<Vec<_>, NoValue> = all.iter().map(entry).collect();
+        Ok(Value::Map(all?.into()))
     }
 
     fn truth(&mut self, node: &'s Node) -> Result<bool, NoValue> {
@@ -258,13 +261,7 @@ impl<'s> Judge<'s> {
                 let found = found.map_or(-1, |at| text[..at].chars().count() as i64);
                 Ok(Value::Int(found))
             }
-            (Function::Replace, [part, by]) => {
-                let (text, part, by) = (self.text(first)?, self.text(part)?, self.text(by)?);
-                let times = text.matches(&*part).count();
-                let size = text.len() + times * by.len();
-                self.made(size)?;
-                Ok(Value::text(text.replace(&*part, &by)))
-            }
+            (Function::Replace, [part, by]) => self.replace(first, part, by),
             (Function::Split, [by]) => {
                 let (text, by) = (self.text(first)?, self.text(by)?);
                 self.made(text.len())?;
@@ -290,6 +287,13 @@ impl<'s> Judge<'s> {
                 one(function, of)
             }
         }
+    }
+
+    fn replace(&mut self, text: &'s Node, part: &'s Node, by: &'s Node) -> Yields<'s> {
+        let (text, part, by) = (self.text(text)?, self.text(part)?, self.text(by)?);
+        let times = text.matches(&*part).count();
+        self.made(text.len() + times * by.len())?;
+        Ok(Value::text(text.replace(&*part, &by)))
     }
 
     /// A text of that size may be made.

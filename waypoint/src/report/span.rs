@@ -98,6 +98,22 @@ fn attributes(ended: &Request<'_>, tracing: &Tracing) -> Vec<otlp::KeyValue> {
     );
     say("request_size", Some(&moved.received.to_string()));
     say("response_size", Some(&moved.sent.to_string()));
+    upstream(story, &mut say);
+    say("ambit.route", story.route.as_deref());
+    say("ambit.policy", story.policy.as_deref());
+    say("ambit.detail", story.detail.as_deref());
+    if story.code.is_none_or(|code| code >= 500) || story.flags.are_trouble() {
+        say("error", Some("true"));
+    }
+    if tracing.istio_tags {
+        istio(story, &mut say);
+    }
+    tags(ended, tracing, &mut say);
+    all
+}
+
+/// Where it went.
+fn upstream(story: &Story, say: &mut impl FnMut(&str, Option<&str>)) {
     if let Some(service) = &story.to.service {
         let cluster = format!("inbound-vip|{}|http|{}", story.port, service.hostname);
         say("upstream_cluster", Some(&cluster));
@@ -111,17 +127,6 @@ fn attributes(ended: &Request<'_>, tracing: &Tracing) -> Vec<otlp::KeyValue> {
     if story.tries > 1 {
         say("retry.count", Some(&(story.tries - 1).to_string()));
     }
-    say("ambit.route", story.route.as_deref());
-    say("ambit.policy", story.policy.as_deref());
-    say("ambit.detail", story.detail.as_deref());
-    if story.code.is_none_or(|code| code >= 500) || story.flags.are_trouble() {
-        say("error", Some("true"));
-    }
-    if tracing.istio_tags {
-        istio(story, &mut say);
-    }
-    tags(ended, tracing, &mut say);
-    all
 }
 
 /// Both ends, as Istio says them.

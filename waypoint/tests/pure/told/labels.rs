@@ -5,18 +5,21 @@ use api::waypoint as wire;
 use super::said::{Said, pass, sampled};
 use crate::report::scene::{Scene, logged};
 
-#[test]
-fn labels_are_set_and_removed_by_metric_and_what_is_left_is_one_series() {
-    let mut said = Said::new();
-    let other = |metric: &str, set: &[(&str, &str)], remove: &[&str]| wire::MetricOverride {
+fn other(metric: &str, set: &[(&str, &str)], remove: &[&str]) -> wire::MetricOverride {
+    let set = set.iter();
+    wire::MetricOverride {
         metric: metric.to_owned(),
         disabled: None,
         set: set
-            .iter()
             .map(|(label, value)| ((*label).to_owned(), (*value).to_owned()))
             .collect(),
         remove: remove.iter().map(|it| (*it).to_owned()).collect(),
-    };
+    }
+}
+
+#[test]
+fn labels_are_set_and_removed_by_metric() {
+    let mut said = Said::new();
     said.telemetry(
         "near",
         wire::Telemetry {
@@ -71,7 +74,11 @@ fn labels_are_set_and_removed_by_metric_and_what_is_left_is_one_series() {
                 && !labels.contains_key("response_flags"))
     );
     assert!(scene.series("istio_request_bytes_count").is_empty());
-    // Without the labels that tell them apart, two are one.
+}
+
+#[test]
+fn what_nothing_tells_apart_any_more_is_one_series() {
+    let mut said = Said::new();
     said.telemetry(
         "near",
         wire::Telemetry {
