@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`objects`] | every kind we read as one enum, its key, and how a YAML document becomes one |
 //! | [`istio`] | our own serde structs for Istio's custom resources |
-//! | [`limits`] | the same for our own policies |
+//! | [`limits`], [`processors`] | the same for our own policies |
 //! | [`routes`], [`backends`] | the same for routes and policies of Gateway API |
 //! | [`crd`] | the definitions of Istio's kinds and ours, for an API server |
 //! | [`check`] | what an API server with Istio's definitions would refuse |
@@ -25,6 +25,7 @@ pub mod json;
 pub mod labels;
 pub mod limits;
 pub mod objects;
+pub mod processors;
 pub mod routes;
 pub mod server;
 pub mod yaml;

@@ -93,6 +93,13 @@ pub mod zds {
 )] // generated
 pub mod waypoint {
     tonic::include_proto!("ambit.waypoint.v1");
+
+    impl std::fmt::Debug for Secret {
+        /// Nothing of it.
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Secret")
+        }
+    }
 }
 
 /// `envoy.service.auth.v3`: what an external authorizer is asked, and what it answers.

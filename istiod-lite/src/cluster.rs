@@ -15,10 +15,12 @@
 //! | `book` | pure: what is known, and what a list that was read anew says is gone |
 //! | `trouble` | pure: what is wrong between the API server and us, said once |
 //! | `watch`, `source` | the tasks, and their owner |
+//! | `credentials` | Secrets and ConfigMaps, those that are named |
 //! | `review`, `pods` | questions about callers, and their answers of the last seconds (`recent`) |
 //! | `mesh_config` | the mesh's settings from ConfigMap `istio` |
 
 mod book;
+mod credentials;
 mod definitions;
 mod door;
 #[cfg(test)]

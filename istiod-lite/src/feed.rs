@@ -9,11 +9,14 @@
 //!    rounds when it is not                            [`Debounce`]
 //! 6. what proxies refuse comes back, for the statuses [`Refusals`]
 
-use std::collections::HashSet;
+mod addresses;
+mod words;
+
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::k8s::dir::{Change, Directory, Fault};
 use api::k8s::objects::{Kind, ObjectKey};
@@ -23,12 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Publisher, Reader};
 use crate::cluster::Cluster;
-use crate::disk;
 use crate::metrics::{Metrics, Trigger};
 use crate::push::{Debounce, Refusals};
 use crate::roster::{Pod, Roster};
 use crate::world::{Changed, Settings, World};
 use crate::write::status;
+use addresses::AutomaticAddresses;
+pub use words::line;
+use words::say;
 
 /// Where the objects come from.
 pub enum Origin {
@@ -83,6 +88,21 @@ impl Source {
         match self {
             Self::Directory { is_read, .. } => *is_read,
             Self::Cluster(cluster) => cluster.is_read(),
+        }
+    }
+
+    /// Secrets and ConfigMaps that policies name. In a directory all are read.
+    fn want(&mut self, wanted: &BTreeSet<ObjectKey>) {
+        if let Self::Cluster(cluster) = self {
+            cluster.want(wanted);
+        }
+    }
+
+    /// Whether it is known what of them there is.
+    fn knows_wanted(&self) -> bool {
+        match self {
+            Self::Directory { .. } => true,
+            Self::Cluster(cluster) => cluster.knows_wanted(),
         }
     }
 
@@ -231,6 +251,19 @@ impl Feed {
             let changes = self.source.next().await;
             self.take(changes);
         }
+        self.want_credentials();
+        let asked = async {
+            while !self.source.knows_wanted() {
+                let changes = self.source.next().await;
+                self.take(changes);
+            }
+        };
+        // A proxy keeps a key only if we do not say that there is none.
+        if tokio::time::timeout(ANSWERS, asked).await.is_err() {
+            tracing::warn!(
+                "Secrets that policies name were not answered for; TLS that needs them is refused until they are"
+            );
+        }
         self.is_running = true;
         let mut remarks: Vec<_> = self.world.remarks().collect();
         remarks.sort_unstable();
@@ -256,6 +289,13 @@ impl Feed {
         }
     }
 
+    fn want_credentials(&mut self) {
+        if matches!(self.source, Source::Cluster(_)) {
+            let wanted = self.world.wanted_credentials();
+            self.source.want(&wanted);
+        }
+    }
+
     fn take(&mut self, changes: Vec<Change>) {
         // A cluster counts by itself: it can tell what is new.
         if matches!(self.source, Source::Directory { .. }) {
@@ -270,6 +310,9 @@ impl Feed {
         self.metrics.recompute_seconds.observe(seconds);
         self.note_pods(&pods);
         self.take_over(changed);
+        if self.source.is_read() {
+            self.want_credentials();
+        }
     }
 
     /// What proxies refuse is another: the statuses say so.
@@ -388,20 +431,8 @@ impl Feed {
     }
 }
 
-/// Taken, but not all of it counts: whoever wrote the object should hear of it once.
-fn say(object: &ObjectKey, remark: &str) {
-    tracing::warn!(%object, remark, "object taken with a remark");
-}
-
-/// `file:line: object: reason`; without the file where it came from an API server.
-pub fn line(fault: &Fault) -> String {
-    let (file, line, reason) = (fault.file.display(), fault.line, &fault.reason);
-    match &fault.object {
-        Some(object) if line == 0 => format!("{object}: {reason}"),
-        Some(object) => format!("{file}:{line}: {object}: {reason}"),
-        None => format!("{file}:{line}: {reason}"),
-    }
-}
+/// How long the first answers of all that is named may take together.
+const ANSWERS: Duration = Duration::from_secs(15);
 
 fn pod(change: &Change) -> Option<ObjectKey> {
     let key = match change {
@@ -416,35 +447,5 @@ async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The addresses we gave to hosts without one: a host must keep its own over restarts.
-struct AutomaticAddresses {
-    file: PathBuf,
-    kept: String,
-}
-
-impl AutomaticAddresses {
-    fn restore(file: PathBuf, world: &mut World) -> io::Result<Self> {
-        let kept = disk::read_if_any(&file)?.unwrap_or_default();
-        for line in world.restore_automatic_addresses(&kept) {
-            tracing::warn!(file = %file.display(), line, "not an automatic address, left out");
-        }
-        Ok(Self { file, kept })
-    }
-
-    /// Before they are published: an address that was told and then forgotten could go to another.
-    fn keep(&mut self, world: &World) {
-        let now = world.automatic_addresses();
-        if now == self.kept {
-            return;
-        }
-        match disk::replace(&self.file, now.as_bytes(), disk::PUBLIC) {
-            Ok(()) => self.kept = now,
-            Err(error) => {
-                tracing::error!(file = %self.file.display(), %error, "automatic addresses cannot be kept")
-            }
-        }
     }
 }

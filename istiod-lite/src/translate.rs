@@ -20,6 +20,7 @@
 //! | [`balance`], [`ports`], [`locality`], [`names`], [`trust`] | parts of the above | |
 
 pub mod balance;
+pub mod credential;
 pub mod endpoint_slice;
 pub mod gateway;
 pub mod layer7;

@@ -1,6 +1,6 @@
 //! Whom a policy that is refused is certainly about: what must be closed until it is mended.
 //!
-//! Enters: an AuthorizationPolicy, RequestAuthentication or PeerAuthentication that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
+//! Enters: an AuthorizationPolicy, RequestAuthentication, PeerAuthentication, RateLimitPolicy or QuotaPolicy that [`super::json`] or [`super::yaml`] refused, as a value. Leaves: its [`Aim`].
 //!
 //! 1. is it a rehearsal? Then nobody would be refused because of it, were it good
 //! 2. is it attached to something (`targetRefs`, and no selector)? Then it is about that, and waypoints enforce it;
@@ -8,7 +8,8 @@
 //! 3. can its selector be read, all else left out? Then it is about the workloads it names
 //! 4. else about all of its namespace
 //!
-//! Of a PeerAuthentication the first two are not asked: it knows neither.
+//! Of a PeerAuthentication the first two are not asked: it knows neither. Limits are about what they are attached to, if
+//! they are not to let pass what cannot be counted.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +28,10 @@ pub enum Aim {
     Selected(BTreeMap<String, String>),
     /// Every workload of its namespace; in the root namespace, of all.
     All,
-    /// What it is attached to, as far as that can be read; waypoints enforce it there.
+    /// What it is attached to; waypoints enforce it there.
     Attached(Vec<TargetRef>),
+    /// Something that it is attached to and that cannot be read: in its namespace, or in the root namespace anywhere.
+    Somewhere,
     /// Nobody: were it good, nothing would be refused because of it.
     Nobody,
 }
@@ -39,8 +42,12 @@ pub fn aim(kind: Kind, value: &Value) -> Option<Aim> {
     let selector = &spec["selector"];
     match kind {
         Kind::AuthorizationPolicy if is_rehearsal(value) => Some(Aim::Nobody),
-        Kind::AuthorizationPolicy if is_attached(spec) => Some(Aim::Attached(targets(spec))),
-        Kind::RequestAuthentication if is_attached(spec) => Some(Aim::Attached(targets(spec))),
+        Kind::AuthorizationPolicy if is_attached(spec) => Some(attached(spec)),
+        Kind::RequestAuthentication if is_attached(spec) => Some(attached(spec)),
+        Kind::RateLimitPolicy | Kind::QuotaPolicy if lets_pass(spec) => Some(Aim::Nobody),
+        Kind::RateLimitPolicy | Kind::QuotaPolicy if is_attached(spec) => Some(attached(spec)),
+        Kind::ExternalProcessor if spec["onFailure"] == "Allow" => Some(Aim::Nobody),
+        Kind::ExternalProcessor if is_attached(spec) => Some(attached(spec)),
         Kind::AuthorizationPolicy if spec["action"] == "CUSTOM" => Some(Aim::Nobody),
         Kind::AuthorizationPolicy | Kind::PeerAuthentication if selector.is_null() => {
             Some(Aim::All)
@@ -64,13 +71,24 @@ fn is_attached(spec: &Value) -> bool {
     attached && spec["selector"].is_null()
 }
 
-/// Those that can be read.
-fn targets(spec: &Value) -> Vec<TargetRef> {
-    let several = spec["targetRefs"].as_array().into_iter().flatten();
-    let all = several.chain([&spec["targetRef"]]);
-    let read = all.filter_map(|it| TargetRef::deserialize(it).ok());
-    read.filter(|it| !it.kind.is_empty() && !it.name.is_empty())
-        .collect()
+/// Whether requests that cannot be counted shall pass.
+fn lets_pass(spec: &Value) -> bool {
+    spec["global"]["onFailure"] == "Allow"
+}
+
+fn attached(spec: &Value) -> Aim {
+    let several = match &spec["targetRefs"] {
+        Value::Null => &[][..],
+        Value::Array(several) => several,
+        _ => return Aim::Somewhere,
+    };
+    let one = Some(&spec["targetRef"]).filter(|it| !it.is_null());
+    let read = several.iter().chain(one).map(|it| {
+        let target = TargetRef::deserialize(it).ok();
+        target.filter(|it| !it.kind.is_empty() && !it.name.is_empty())
+    });
+    let read: Option<Vec<TargetRef>> = read.collect();
+    read.map_or(Aim::Somewhere, Aim::Attached)
 }
 
 fn is_said(value: &Value) -> bool {
@@ -117,6 +135,11 @@ mod tests {
             (Value::Null, Aim::All),
             (
                 json!({"targetRefs": [{"kind": "Service"}, {"kind": "Service", "name": "web"}]}),
+                Aim::Somewhere,
+            ),
+            (json!({"targetRefs": "web"}), Aim::Somewhere),
+            (
+                json!({"targetRefs": [{"kind": "Service", "name": "web"}], "rules": 1}),
                 Aim::Attached(vec![TargetRef {
                     kind: "Service".to_owned(),
                     name: "web".to_owned(),
@@ -125,7 +148,7 @@ mod tests {
             ),
             (
                 json!({"targetRef": {"kind": 1}, "action": "CUSTOM"}),
-                Aim::Attached(Vec::new()),
+                Aim::Somewhere,
             ),
             (
                 json!({"targetRef": {"kind": "Service", "name": "web"}, "action": "AUDIT"}),
@@ -155,6 +178,24 @@ mod tests {
         let value = json!({"spec": {"targetRef": {"kind": "Service", "name": "web"}}});
         assert!(
             matches!(aim(Kind::RequestAuthentication, &value), Some(Aim::Attached(to)) if to.len() == 1)
+        );
+    }
+
+    #[test]
+    fn a_refused_limit_is_about_what_it_is_attached_to_unless_it_lets_pass() {
+        let aimed = |spec: Value| aim(Kind::RateLimitPolicy, &json!({ "spec": spec }));
+        let web = json!([{"kind": "Service", "name": "web"}]);
+        assert!(matches!(
+            aimed(json!({"targetRefs": web, "limits": 1})),
+            Some(Aim::Attached(_))
+        ));
+        assert_eq!(aimed(json!({"targetRefs": [7]})), Some(Aim::Somewhere));
+        let open = json!({"targetRefs": web, "limits": 1, "global": {"onFailure": "Allow"}});
+        assert_eq!(aimed(open), Some(Aim::Nobody));
+        assert_eq!(
+            aimed(json!({"limits": 1})),
+            None,
+            "it is attached to nothing"
         );
     }
 }

@@ -62,7 +62,7 @@ pub struct BackendTlsPolicySpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Validation {
-    /// ConfigMaps with `ca.crt`.
+    /// ConfigMaps or Secrets with `ca.crt`; the first counts.
     pub ca_certificate_refs: Vec<CaRef>,
     /// `System`, in the place of the above.
     #[serde(rename = "wellKnownCACertificates")]
@@ -73,13 +73,13 @@ pub struct Validation {
     pub subject_alt_names: Vec<SubjectAltName>,
 }
 
-/// A ConfigMap.
+/// A ConfigMap or Secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CaRef {
     /// Empty.
     pub group: String,
-    /// ConfigMap.
+    /// ConfigMap or Secret.
     pub kind: String,
     /// Its name.
     pub name: String,

@@ -28,9 +28,10 @@ use super::istio::{
 };
 use super::limits::LimitSpec;
 use super::objects::Kind;
+use super::processors::ExternalProcessorSpec;
 
 /// The kinds that have a definition here, in the order in which they are printed.
-pub const KINDS: [Kind; 10] = [
+pub const KINDS: [Kind; 11] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
@@ -41,6 +42,7 @@ pub const KINDS: [Kind; 10] = [
     Kind::Telemetry,
     Kind::RateLimitPolicy,
     Kind::QuotaPolicy,
+    Kind::ExternalProcessor,
 ];
 
 /// A definition cannot be made: a rule names a field that no type has, or a type has a shape that
@@ -155,6 +157,7 @@ pub(super) fn closed(kind: Kind) -> Result<Value, DefinitionError> {
         Kind::VirtualService => schema::of::<VirtualServiceSpec>(),
         Kind::Telemetry => schema::of::<TelemetrySpec>(),
         Kind::RateLimitPolicy | Kind::QuotaPolicy => schema::of::<LimitSpec>(),
+        Kind::ExternalProcessor => schema::of::<ExternalProcessorSpec>(),
         _ => return Err(DefinitionError::NotOurs(kind)),
     };
     rules::apply(kind, &mut spec)?;
@@ -204,6 +207,7 @@ fn names(kind: Kind) -> Option<Names> {
         },
         Kind::RateLimitPolicy => own("ratelimitpolicies", &["rlp"]),
         Kind::QuotaPolicy => own("quotapolicies", &[]),
+        Kind::ExternalProcessor => own("externalprocessors", &[]),
         _ => return None,
     })
 }

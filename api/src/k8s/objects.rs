@@ -7,7 +7,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
+pub use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, Pod, Secret, Service, ServiceAccount,
+};
 pub use k8s_openapi::api::discovery::v1::EndpointSlice;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
@@ -21,6 +23,7 @@ pub use super::istio::telemetry::Telemetry;
 pub use super::istio::virtual_service::VirtualService;
 pub use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
 pub use super::limits::{QuotaPolicy, RateLimitPolicy};
+pub use super::processors::ExternalProcessor;
 pub use super::routes::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute};
 use super::yaml::Source;
 
@@ -136,8 +139,11 @@ kinds! {
     Telemetry "Telemetry" Namespaced &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
     RateLimitPolicy "RateLimitPolicy" Namespaced &["ambit.io/v1alpha1"];
     QuotaPolicy "QuotaPolicy" Namespaced &["ambit.io/v1alpha1"];
+    ExternalProcessor "ExternalProcessor" Namespaced &["ambit.io/v1alpha1"];
     BackendTlsPolicy "BackendTLSPolicy" Namespaced LATE_ROUTES;
     BackendTrafficPolicy "XBackendTrafficPolicy" Namespaced &["gateway.networking.x-k8s.io/v1alpha1"];
+    Secret "Secret" Namespaced &["v1"];
+    ConfigMap "ConfigMap" Namespaced &["v1"];
 }
 
 const NETWORKING: &[&str] = &[

@@ -5,12 +5,12 @@
 //! 3. what they say is taken in, one after the other, by the book        ([`super::book`])
 //! 4. the first batches, to the end of every list, are everything there is  ([`Cluster::is_read`])
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 
 use api::k8s::dir::{Change, Fault};
-use api::k8s::objects::Kind;
+use api::k8s::objects::{Kind, ObjectKey};
 use futures_util::StreamExt as _;
 use kube::Client;
 use kube::core::ApiResource;
@@ -21,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::Connection;
 use super::book::{Book, Did, Event, Run};
+use super::credentials::{Credentials, Found};
 use super::definitions::{self, Definition, NATIVE};
 use super::trouble::Health;
 use super::watch::{self, Watch};
@@ -42,6 +43,7 @@ pub struct Cluster {
     told: tokio::sync::watch::Sender<Kinds>,
     definitions_known: bool,
     tasks: BTreeMap<Kind, AbortOnDropHandle<()>>,
+    credentials: Credentials,
     _always: [AbortOnDropHandle<()>; 2],
     changes: Vec<Change>,
     read: bool,
@@ -55,6 +57,8 @@ pub(super) enum Heard {
     Event { kind: Kind, run: Run, event: Event },
     /// The kinds that are defined now.
     Defined(BTreeMap<Kind, ApiResource>),
+    /// One that is named.
+    Named { key: ObjectKey, found: Found },
 }
 
 impl Cluster {
@@ -64,6 +68,7 @@ impl Cluster {
         let client = connection.watching.clone();
         let definitions = follow_definitions(client.clone(), health.clone(), outbox.clone());
         let probe = health.clone().probe(connection.client.clone());
+        let credentials = Credentials::new(connection.client.clone(), outbox.clone());
         let mut cluster = Self {
             client,
             runtime: Handle::current(),
@@ -75,6 +80,7 @@ impl Cluster {
             told: tokio::sync::watch::Sender::default(),
             definitions_known: false,
             tasks: BTreeMap::new(),
+            credentials,
             _always: [
                 AbortOnDropHandle::new(tokio::spawn(definitions)),
                 AbortOnDropHandle::new(tokio::spawn(probe)),
@@ -122,6 +128,16 @@ impl Cluster {
         self.read || self.changes.len() >= BATCH
     }
 
+    /// Secrets and ConfigMaps that are to be read: those, and no others any more.
+    pub fn want(&mut self, wanted: &BTreeSet<ObjectKey>) {
+        self.changes.extend(self.credentials.want(wanted));
+    }
+
+    /// Whether of all of them it is known what there is.
+    pub fn knows_wanted(&self) -> bool {
+        self.credentials.are_answered() && self.changes.is_empty()
+    }
+
     /// The kinds that are defined, now and whenever it changes.
     pub fn kinds(&self) -> tokio::sync::watch::Receiver<Kinds> {
         self.told.subscribe()
@@ -135,6 +151,9 @@ impl Cluster {
     fn take(&mut self, heard: Heard) {
         match heard {
             Heard::Defined(wanted) => self.define(wanted),
+            Heard::Named { key, found } => {
+                self.changes.extend(self.credentials.take(key, found));
+            }
             Heard::Event { kind, run, event } => {
                 let did = self.book.take(kind, run, event, &mut self.changes);
                 if let Some(did) = did {

@@ -23,7 +23,8 @@ pub fn invalid(kind: Kind, reasons: &[String], instead: Instead<'_>) -> Option<C
         Kind::RequestAuthentication
         | Kind::Telemetry
         | Kind::RateLimitPolicy
-        | Kind::QuotaPolicy => "WaypointAccepted",
+        | Kind::QuotaPolicy
+        | Kind::ExternalProcessor => "WaypointAccepted",
         Kind::PeerAuthentication
         | Kind::ServiceEntry
         | Kind::WorkloadEntry

@@ -13,6 +13,7 @@
 //! | [`virtual_service`] | VirtualService | Route, TcpRoute |
 //! | [`telemetry`] | Telemetry | Telemetry |
 //! | [`limit`] | RateLimitPolicy, QuotaPolicy | RateLimit |
+//! | [`processor`] | ExternalProcessor | Processing |
 //! | [`provider`], [`report`] | extension providers of the mesh | Provider |
 //! | [`duration`], [`host`] | parts of the above | |
 
@@ -23,6 +24,7 @@ pub mod duration;
 pub mod gateway_backend;
 pub mod host;
 pub mod limit;
+pub mod processor;
 pub mod provider;
 pub mod report;
 pub mod telemetry;
@@ -30,6 +32,7 @@ pub mod virtual_service;
 
 use std::sync::Arc;
 
+use api::k8s::aim::Aim;
 use api::k8s::backends::{BackendTlsPolicySpec, BackendTrafficPolicySpec};
 use api::k8s::istio::TargetRef;
 use api::k8s::istio::destination_rule::DestinationRuleSpec;
@@ -38,8 +41,10 @@ use api::k8s::istio::telemetry::TelemetrySpec;
 use api::k8s::istio::virtual_service::VirtualServiceSpec;
 use api::k8s::limits::LimitSpec;
 use api::k8s::objects::{Kind, Object, ObjectKey, ObjectMeta};
+use api::k8s::processors::ExternalProcessorSpec;
 use api::waypoint as wire;
 
+use super::credential;
 use super::policy::{Reading, Target};
 
 /// What matters of a policy of layer 7.
@@ -57,6 +62,8 @@ pub struct Layer7 {
     pub hosts: Vec<String>,
     /// Hosts that it sends to, complete.
     pub destinations: Vec<String>,
+    /// Secrets and ConfigMaps that it names, and what it needs of them.
+    pub credentials: credential::Named,
     /// What it says.
     pub spec: Arc<Spec>,
 }
@@ -66,7 +73,7 @@ pub struct Layer7 {
 pub enum Spec {
     /// RequestAuthentication.
     Authentication(RequestAuthenticationSpec),
-    /// A RequestAuthentication that cannot be read, and why: no token is good.
+    /// What cannot be read, and why: of a RequestAuthentication no token is good, of a limit no request passes.
     Closed(String),
     /// DestinationRule.
     Destination(Box<DestinationRuleSpec>),
@@ -78,6 +85,8 @@ pub enum Spec {
     RateLimit(LimitSpec),
     /// QuotaPolicy.
     Quota(LimitSpec),
+    /// ExternalProcessor.
+    Processor(ExternalProcessorSpec),
     /// BackendTLSPolicy.
     BackendTls(BackendTlsPolicySpec),
     /// XBackendTrafficPolicy.
@@ -95,6 +104,7 @@ impl Layer7 {
             Object::Telemetry(it) => Spec::Telemetry(it.spec.clone()),
             Object::RateLimitPolicy(it) => Spec::RateLimit(it.spec.clone()),
             Object::QuotaPolicy(it) => Spec::Quota(it.spec.clone()),
+            Object::ExternalProcessor(it) => Spec::Processor(it.spec.clone()),
             Object::BackendTlsPolicy(it) => Spec::BackendTls(it.spec.clone()),
             Object::BackendTrafficPolicy(it) => Spec::BackendTraffic(it.spec.clone()),
             _ => return None,
@@ -114,22 +124,41 @@ impl Layer7 {
                 Spec::Virtual(it) => virtual_service::destinations(it).map(complete).collect(),
                 _ => Vec::new(),
             },
+            credentials: match &spec {
+                Spec::Destination(it) => credential::of_rule(it, &key.namespace),
+                Spec::BackendTls(it) => credential::of_backend_tls(it, &key.namespace),
+                _ => credential::Named::new(),
+            },
             spec: Arc::new(spec),
             key,
         })
     }
 
-    /// What stands in the place of a RequestAuthentication that cannot be read and never was.
-    pub fn closed(key: &ObjectKey, refs: &[TargetRef], why: &str, reading: &Reading) -> Self {
-        let target = |it| Target::read(it, &key.namespace, &reading.root_namespace);
+    /// What stands in the place of a RequestAuthentication or a limit that cannot be read and never was.
+    pub fn closed(key: &ObjectKey, aim: &Aim, why: &str, reading: &Reading) -> Self {
         Self {
             key: key.clone(),
             created: 0,
             generation: None,
-            targets: refs.iter().map(target).collect(),
+            targets: aimed_at(key, aim, reading),
             hosts: Vec::new(),
             destinations: Vec::new(),
+            credentials: credential::Named::new(),
             spec: Arc::new(Spec::Closed(why.to_owned())),
+        }
+    }
+
+    /// What stands in its place, if it cannot be read.
+    pub fn closed_words(&self) -> Option<&'static str> {
+        match (&*self.spec, self.key.kind) {
+            (Spec::Closed(_), Kind::RequestAuthentication) => {
+                Some("until it is mended requests that carry a token are refused")
+            }
+            (Spec::Closed(_), Kind::ExternalProcessor) => {
+                Some("until it is mended requests are refused")
+            }
+            (Spec::Closed(_), _) => Some(limit::REFUSES),
+            _ => None,
         }
     }
 
@@ -178,22 +207,46 @@ fn targets(spec: &Spec, key: &ObjectKey, reading: &Reading) -> Vec<Target> {
         Spec::Authentication(it) => (it.target_ref.as_ref(), it.target_refs.as_slice()),
         Spec::Telemetry(it) => (it.target_ref.as_ref(), it.target_refs.as_slice()),
         Spec::RateLimit(it) | Spec::Quota(it) => (None, it.target_refs.as_slice()),
+        Spec::Processor(it) => (None, it.target_refs.as_slice()),
         Spec::BackendTls(it) => return backends(&it.target_refs, key),
         Spec::BackendTraffic(it) => return backends(&it.target_refs, key),
         Spec::Closed(_) | Spec::Destination(_) | Spec::Virtual(_) => (None, &[][..]),
     };
-    let limits = matches!(spec, Spec::RateLimit(_) | Spec::Quota(_));
-    let target = |it: &TargetRef| match route(it).filter(|_| limits) {
+    let all = one.into_iter().chain(several);
+    all.map(|it| target(it, key, reading)).collect()
+}
+
+fn target(it: &TargetRef, key: &ObjectKey, reading: &Reading) -> Target {
+    let limits = matches!(
+        key.kind,
+        Kind::RateLimitPolicy | Kind::QuotaPolicy | Kind::ExternalProcessor
+    );
+    match route(it).filter(|_| limits) {
         Some(kind) => Target {
             shown: format!("{} {}/{}", it.kind, key.namespace, it.name),
             object: Some(ObjectKey::new(kind, &key.namespace, &it.name)),
         },
         None => Target::read(it, &key.namespace, &reading.root_namespace),
-    };
-    one.into_iter().chain(several).map(target).collect()
+    }
 }
 
-/// Routes of Gateway API, which limits may be attached to.
+/// What a refused policy is attached to: where that cannot be told, everything that it may be.
+pub fn aimed_at(key: &ObjectKey, aim: &Aim, reading: &Reading) -> Vec<Target> {
+    let anywhere = || Target::anywhere(&key.namespace, &reading.root_namespace);
+    match aim {
+        Aim::Somewhere => vec![anywhere()],
+        Aim::Attached(refs) => {
+            let targets: Vec<Target> = refs.iter().map(|it| target(it, key, reading)).collect();
+            match targets.iter().all(|it| it.object.is_some()) {
+                true => targets,
+                false => vec![anywhere()],
+            }
+        }
+        Aim::Selected(_) | Aim::All | Aim::Nobody => Vec::new(),
+    }
+}
+
+/// Routes of Gateway API, which limits and processors may be attached to.
 fn route(target: &TargetRef) -> Option<Kind> {
     match (target.group.as_str(), target.kind.as_str()) {
         ("gateway.networking.k8s.io", "HTTPRoute") => Some(Kind::HttpRoute),

@@ -76,7 +76,7 @@ impl PeerAuthentication {
         let selector = match aim {
             Aim::Selected(labels) if !labels.is_empty() => Some(labels.clone()),
             Aim::Selected(_) | Aim::All => None,
-            Aim::Attached(_) | Aim::Nobody => return None,
+            Aim::Attached(_) | Aim::Somewhere | Aim::Nobody => return None,
         };
         let about = match &selector {
             Some(labels) => {

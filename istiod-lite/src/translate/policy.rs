@@ -114,7 +114,7 @@ impl Policy {
     /// None if it would keep nobody from speaking, were it good.
     pub fn closed(key: &ObjectKey, aim: &Aim, why: &str, reading: &Reading) -> Option<Self> {
         let selector = match aim {
-            Aim::Attached(targets) => return Self::closed_there(key, targets, why, reading),
+            Aim::Attached(_) | Aim::Somewhere => return Self::closed_there(key, aim, why, reading),
             Aim::Selected(labels) => Some(labels.clone()),
             Aim::All => None,
             Aim::Nobody => return None,
@@ -142,14 +142,8 @@ impl Policy {
     }
 
     /// The same of one that is attached to something.
-    fn closed_there(
-        key: &ObjectKey,
-        targets: &[TargetRef],
-        why: &str,
-        reading: &Reading,
-    ) -> Option<Self> {
-        let target = |it| Target::read(it, &key.namespace, &reading.root_namespace);
-        let targets: Vec<Target> = targets.iter().map(target).collect();
+    fn closed_there(key: &ObjectKey, aim: &Aim, why: &str, reading: &Reading) -> Option<Self> {
+        let targets = layer7::aimed_at(key, aim, reading);
         let shown: Vec<&str> = targets.iter().map(|it| it.shown.as_str()).collect();
         if shown.is_empty() {
             return None;
@@ -179,6 +173,22 @@ impl Policy {
 }
 
 impl Target {
+    /// Everything in a namespace, or in the mesh: where nobody knows what is meant.
+    pub fn anywhere(namespace: &str, root_namespace: &str) -> Self {
+        let (shown, name) = if namespace == root_namespace {
+            ("all waypoints".to_owned(), "")
+        } else {
+            (
+                format!("every waypoint in namespace {namespace}, and every service in it"),
+                namespace,
+            )
+        };
+        Self {
+            shown,
+            object: Some(ObjectKey::new(Kind::Namespace, "", name)),
+        }
+    }
+
     /// Classes are for the whole mesh, so only its own namespace may attach to them.
     pub fn read(target: &TargetRef, namespace: &str, root_namespace: &str) -> Self {
         let elsewhere = target.namespace.as_deref().filter(|it| *it != namespace);

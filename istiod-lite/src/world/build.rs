@@ -33,6 +33,7 @@ impl World {
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                     self.build_route(key)
                 }
+                Kind::Secret | Kind::ConfigMap => self.build_credential(key),
                 _ => self.build_layer7(key),
             }
             .unwrap_or_default(),

@@ -11,6 +11,7 @@ use api::security::Action;
 use super::objects::{Namespace, Node};
 use super::{Builder, World};
 use crate::translate::Labels;
+use crate::translate::credential::Credential;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
@@ -92,6 +93,10 @@ impl World {
             Object::ReferenceGrant(it) => {
                 replace!(self, dirty, grants, key, Some(it.spec.clone()))
             }
+            Object::Secret(it) => self.put_credential(&key, Some(Credential::of_secret(it)), dirty),
+            Object::ConfigMap(it) => {
+                self.put_credential(&key, Some(Credential::of_config_map(it)), dirty)
+            }
             _ => self.set_layer7(object, dirty),
         }
     }
@@ -114,6 +119,7 @@ impl World {
                 replace!(self, dirty, routes, key, None)
             }
             Kind::ReferenceGrant => replace!(self, dirty, grants, key, None),
+            Kind::Secret | Kind::ConfigMap => self.put_credential(&key, None, dirty),
             _ => self.put_layer7(&key, None, dirty),
         }
     }
@@ -298,6 +304,7 @@ impl World {
                 self.touch_led_to(key, dirty);
             }
             Kind::ReferenceGrant => self.touch_grants(&key.namespace, dirty),
+            Kind::Secret | Kind::ConfigMap => self.touch_credential(key, dirty),
             _ => self.touch_layer7(key, dirty),
         }
     }

@@ -4,27 +4,31 @@
 //! |---|---|
 //! | `table` | what is kept of them, and who must be made anew when they change |
 //! | `attach` | where a policy is attached |
+//! | `credentials` | Secrets and ConfigMaps that policies name |
 //! | `providers` | who is asked |
 //! | `hosts` | VirtualServices |
 //! | `towards` | what is done towards a service: DestinationRules and others |
 
 mod attach;
+mod credentials;
 mod hosts;
 mod providers;
 mod table;
 mod towards;
 
 use api::k8s::limits::LimitSpec;
-use api::k8s::objects::ObjectKey;
+use api::k8s::objects::{Kind, ObjectKey};
+use api::k8s::processors::ExternalProcessorSpec;
 use api::waypoint as wire;
 use wire::resource::Kind as Told;
 
 use super::{Output, World};
 use crate::status::{self, Condition, Desired};
-use crate::translate::layer7::{Layer7, Spec, authentication, limit, telemetry};
+use crate::translate::layer7::{Layer7, Spec, authentication, limit, processor, telemetry};
 use crate::translate::resource::Resource;
 
 pub(super) use attach::Attached;
+pub(super) use credentials::is_credential;
 pub(super) use table::Table;
 
 impl World {
@@ -33,6 +37,12 @@ impl World {
         match &*policy.spec {
             Spec::Authentication(spec) => {
                 Some(self.authentication(policy, authentication::authentication(spec)))
+            }
+            Spec::Closed(_) if matches!(key.kind, Kind::RateLimitPolicy | Kind::QuotaPolicy) => {
+                Some(self.closed_limit(policy))
+            }
+            Spec::Closed(why) if key.kind == Kind::ExternalProcessor => {
+                Some(self.closed_processor(policy, why))
             }
             Spec::Closed(why) => {
                 let invalid = why.clone();
@@ -45,6 +55,7 @@ impl World {
             Spec::Telemetry(spec) => Some(self.telemetry(policy, telemetry::telemetry(spec))),
             Spec::RateLimit(spec) => Some(self.limits(policy, spec, false)),
             Spec::Quota(spec) => Some(self.limits(policy, spec, true)),
+            Spec::Processor(spec) => Some(self.processor(policy, spec)),
             Spec::Virtual(spec) => Some(self.virtual_service(policy, spec)),
             // They are told with the services they are for.
             Spec::Destination(_) | Spec::BackendTls(_) | Spec::BackendTraffic(_) => {
@@ -114,7 +125,13 @@ impl World {
         let made = limit::limits(spec, &key.namespace, &key.name, quota);
         let (made, mut faults) = match made {
             Ok(made) => (made, Vec::new()),
-            Err(why) => (Vec::new(), vec![format!("{why}; nothing is limited by it")]),
+            Err(why) if limit::lets_pass(spec) => {
+                (Vec::new(), vec![format!("{why}; nothing is limited by it")])
+            }
+            Err(why) => (
+                vec![limit::closed()],
+                vec![format!("{why}; {}", limit::REFUSES)],
+            ),
         };
         let unknown = spec.global.as_ref();
         let unknown = unknown.and_then(|it| self.no_provider(&it.provider));
@@ -143,6 +160,61 @@ impl World {
         }
         Output {
             resources,
+            status: Some(self.said_of_attached(policy, &faults)),
+            ..Output::default()
+        }
+    }
+
+    /// What refuses all requests for what a limit is attached to.
+    fn closed_limit(&self, policy: &Layer7) -> Output {
+        let attached = self.attached(&policy.targets).into_iter();
+        let told = attached.map(|(gateway, targets)| {
+            let told = Told::RateLimit(wire::RateLimit {
+                targets,
+                ..limit::closed()
+            });
+            Resource::waypoint(&gateway, &policy.resource("0", 0, told))
+        });
+        Output {
+            resources: told.collect(),
+            ..Output::default()
+        }
+    }
+
+    fn closed_processor(&self, policy: &Layer7, why: &str) -> Output {
+        let attached = self.attached(&policy.targets).into_iter();
+        let told = attached.map(|(gateway, targets)| {
+            let told = Told::Processing(wire::Processing {
+                targets,
+                invalid: why.to_owned(),
+                ..wire::Processing::default()
+            });
+            Resource::waypoint(&gateway, &policy.resource("", 0, told))
+        });
+        Output {
+            resources: told.collect(),
+            ..Output::default()
+        }
+    }
+
+    fn processor(&self, policy: &Layer7, spec: &ExternalProcessorSpec) -> Output {
+        let key = &policy.key;
+        let (made, fault) = processor::processing(spec, &key.namespace, &self.cluster.domain);
+        let mut faults: Vec<String> = fault.into_iter().collect();
+        let asked = ObjectKey::new(Kind::Service, &key.namespace, &spec.backend_ref.name);
+        if faults.is_empty() && self.objects.services.get(&asked).is_none() {
+            faults.push(format!("spec.backendRef: there is no {asked}"));
+        }
+        let attached = self.attached(&policy.targets).into_iter();
+        let resources = attached.map(|(gateway, targets)| {
+            let told = Told::Processing(wire::Processing {
+                targets,
+                ..made.clone()
+            });
+            Resource::waypoint(&gateway, &policy.resource("", 0, told))
+        });
+        Output {
+            resources: resources.collect(),
             status: Some(self.said_of_attached(policy, &faults)),
             ..Output::default()
         }

@@ -104,6 +104,7 @@ impl World {
                     let first = self.gateways_of_route(object).pop_first();
                     first.map_or_else(|| Found::NotBound(shown()), Found::Bound)
                 }
+                Kind::Namespace => Found::Bound(object.clone()),
                 Kind::GatewayClass => match objects.classes.get(object) {
                     None if Controller::of(&object.name, None) == Controller::Other => {
                         Found::Missing(shown())

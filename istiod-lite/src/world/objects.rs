@@ -21,6 +21,7 @@ use super::index::{Labelled, Selectors};
 use super::layer7;
 use super::references::{Reference, References};
 use crate::translate::balance::Distribution;
+use crate::translate::credential::Credential;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Controller, Gateway};
 use crate::translate::peer_authentication::PeerAuthentication;
@@ -50,6 +51,8 @@ pub(super) struct Objects {
     /// HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes.
     pub(super) routes: HashMap<ObjectKey, Route>,
     pub(super) grants: HashMap<ObjectKey, ReferenceGrantSpec>,
+    /// Secrets and ConfigMaps.
+    pub(super) credentials: HashMap<ObjectKey, Credential>,
 
     /// Pods and WorkloadEntries.
     pub(super) workloads: Labelled,
@@ -249,8 +252,8 @@ impl Objects {
         let Some(policy) = self.policies.get(key) else {
             return;
         };
-        let targets = policy.targets.iter().filter_map(|it| it.object.clone());
-        self.references.set(key, targets.map(Reference::Object));
+        let targets = Reference::of_targets(&policy.targets);
+        self.references.set(key, targets);
         let Some(authorization) = &policy.authorization else {
             return;
         };

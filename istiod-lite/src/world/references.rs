@@ -11,12 +11,13 @@ use api::k8s::objects::{Kind, ObjectKey};
 use super::depend::mark;
 use super::objects::{enter, leave};
 use super::{Builder, World};
+use crate::translate::policy::Target;
 
 /// What an object refers to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Reference {
     /// One object, there or not. For what names a waypoint this includes who stands in front of it;
-    /// for a GatewayClass, which Gateways are of it.
+    /// for a GatewayClass, which Gateways are of it; for a Namespace, the services in it.
     Object(ObjectKey),
     /// Whoever has a host name.
     Host(Arc<str>),
@@ -24,6 +25,19 @@ pub(super) enum Reference {
     Grants(Arc<str>),
     /// Which Gateways there are in a namespace; with the empty name, in all.
     Gateways(Arc<str>),
+}
+
+impl Reference {
+    /// What a policy with these targets refers to.
+    pub(super) fn of_targets(targets: &[Target]) -> impl Iterator<Item = Self> {
+        let objects = targets.iter().filter_map(|it| it.object.as_ref());
+        objects.flat_map(|object| {
+            let gateways = Self::Gateways(object.name.clone());
+            let anywhere = object.kind == Kind::Namespace;
+            let gateways = anywhere.then_some(gateways);
+            gateways.into_iter().chain([Self::Object(object.clone())])
+        })
+    }
 }
 
 /// The references of all objects, both ways.
@@ -84,8 +98,19 @@ impl World {
             _ => None,
         });
         let references: Vec<Reference> = keys.collect();
+        let mut namespaces = BTreeSet::new();
         for reference in &references {
             self.touch_referring(reference, dirty);
+            if let Reference::Object(key) = reference
+                && matches!(key.kind, Kind::Service | Kind::ServiceEntry)
+            {
+                namespaces.insert(key.namespace.clone());
+            }
+        }
+        // Whoever is for whatever there is in a namespace.
+        for namespace in namespaces {
+            let namespace = ObjectKey::new(Kind::Namespace, "", &namespace);
+            self.touch_referring(&Reference::Object(namespace), dirty);
         }
     }
 

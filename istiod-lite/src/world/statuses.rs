@@ -7,6 +7,7 @@ use api::k8s::aim::Aim;
 use api::k8s::dir::{Change, Fault};
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
+use super::layer7::is_credential;
 use super::{Builder, World};
 use crate::status::Desired;
 use crate::status::invalid::{Instead, invalid};
@@ -43,6 +44,9 @@ impl World {
                         reasons.push(fault.reason.clone());
                     }
                     dirty.insert(Builder::Object(key.clone()));
+                    if is_credential(key) {
+                        self.touch_credential(key, dirty);
+                    }
                 }
             }
         }
@@ -63,8 +67,17 @@ impl World {
         if matches!(self.objects.instead(key), Instead::Earlier) {
             return;
         }
-        if let (Kind::RequestAuthentication, Aim::Attached(targets)) = (key.kind, aim) {
-            self.close_authentication(key, targets, &fault.reason, dirty);
+        let waypoints = matches!(
+            key.kind,
+            Kind::RequestAuthentication
+                | Kind::RateLimitPolicy
+                | Kind::QuotaPolicy
+                | Kind::ExternalProcessor
+        );
+        if waypoints {
+            if *aim != Aim::Nobody {
+                self.close_layer7(key, aim, &fault.reason, dirty);
+            }
         } else if key.kind == Kind::PeerAuthentication {
             let closed = PeerAuthentication::closed(key, aim, &self.reading.root_namespace);
             self.put_peer(key, closed, dirty);
@@ -76,6 +89,9 @@ impl World {
 
     /// Keeps what is to be said of an object. Says whether that is something else than before.
     pub(super) fn keep_status(&mut self, key: &ObjectKey, said: Option<Desired>) -> bool {
+        if is_credential(key) {
+            return false; // who named it is told
+        }
         let known = self.objects.knows(key);
         let said = match self.refused.get(key) {
             Some(reasons) => invalid(key.kind, reasons, self.objects.instead(key))
@@ -131,7 +147,8 @@ impl super::objects::Objects {
         let policy = policy.filter(|policy| policy.layer4 == Layer4::Closed);
         let denies = policy.map(|closed| closed.remarks.first().map_or("", String::as_str));
         let strict = || self.peers.get(key)?.closed.as_deref();
-        match denies.or_else(strict) {
+        let refuses = || self.layer7.get(key)?.closed_words();
+        match denies.or_else(strict).or_else(refuses) {
             Some(words) => Instead::Closed(words),
             None if self.knows(key) => Instead::Earlier,
             None => Instead::Nothing,
@@ -151,6 +168,7 @@ impl super::objects::Objects {
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute => {
                 self.routes.contains_key(key)
             }
+            Kind::Secret | Kind::ConfigMap => self.credentials.contains_key(key),
             _ => self.layer7.get(key).is_some(),
         }
     }

@@ -112,6 +112,7 @@ impl Part {
                 Kind::Telemetry,
                 Kind::RateLimitPolicy,
                 Kind::QuotaPolicy,
+                Kind::ExternalProcessor,
             ],
             Self::Gateways => &[
                 Kind::Gateway,

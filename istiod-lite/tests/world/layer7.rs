@@ -1,6 +1,8 @@
 //! What is attached to a service is told to the waypoint in front of it, there and nowhere else, and its author hears
 //! what became of it.
 
+mod closed;
+mod credentials;
 mod hosts;
 mod reports;
 mod towards;

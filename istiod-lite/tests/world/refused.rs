@@ -147,11 +147,14 @@ fn a_policy_that_was_never_good_denies_in_the_narrowest_scope_that_is_certain() 
 
 #[test]
 fn what_node_proxies_would_not_enforce_denies_nothing_when_it_cannot_be_read() {
-    for spec in ["{targetRefs: [{kind: 7}]}", "{action: AUDIT, rules: 7}"] {
+    for (spec, said) in [
+        ("{targetRefs: [{kind: 7}]}", "and every service in it"),
+        ("{action: AUDIT, rules: 7}", "nothing of it is in force"),
+    ] {
         let mut world = world();
         world.apply(changes(&policy("a", spec)));
         assert_eq!(denial(&world, "a"), None, "{spec}");
-        assert!(message(&world, "a").ends_with("nothing of it is in force"));
+        assert!(message(&world, "a").ends_with(said), "{spec}");
     }
 }
 

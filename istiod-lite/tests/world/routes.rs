@@ -194,7 +194,11 @@ fn a_waypoint_for_workloads_is_told_of_them_before_anybody_asks() {
     assert_eq!(fronted(&world).len(), 5);
     gone(&mut world, Kind::Pod, "a", "one");
     set(&mut world, &gateway("service"));
-    assert!(fronted(&world).iter().all(|it| it.starts_with("service/a/")));
+    assert!(
+        fronted(&world)
+            .iter()
+            .all(|it| it.starts_with("service/a/"))
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::k8s::istio::request_authentication::RequestAuthenticationSpec;
 use crate::k8s::istio::virtual_service::VirtualServiceSpec;
 use crate::k8s::limits::LimitSpec;
 use crate::k8s::objects::Object;
+use crate::k8s::processors::ExternalProcessorSpec;
 
 pub(super) fn check(object: &Object, problems: &mut Problems) {
     match object {
@@ -23,6 +24,7 @@ pub(super) fn check(object: &Object, problems: &mut Problems) {
         Object::VirtualService(it) => virtual_service(&it.spec, problems),
         Object::RateLimitPolicy(it) => limits(&it.spec, problems),
         Object::QuotaPolicy(it) => limits(&it.spec, problems),
+        Object::ExternalProcessor(it) => processor(&it.spec, problems),
         _ => {}
     }
 }
@@ -87,6 +89,22 @@ fn limits(it: &LimitSpec, problems: &mut Problems) {
     }
 }
 
+fn processor(it: &ExternalProcessorSpec, problems: &mut Problems) {
+    check_target(None, None, &it.target_refs, problems);
+    if it.target_refs.is_empty() {
+        problems.add(
+            spec().key("targetRefs"),
+            "missing; name a Service, Gateway or HTTPRoute",
+        );
+    }
+    if it.backend_ref.name.is_empty() || it.backend_ref.port == 0 {
+        problems.add(
+            spec().key("backendRef"),
+            "name and port of a service of this namespace are needed",
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -144,6 +162,11 @@ mod tests {
                 Kind::RateLimitPolicy,
                 json!({"targetRefs": target}),
                 "limits",
+            ),
+            (
+                Kind::ExternalProcessor,
+                json!({"targetRefs": target}),
+                "backendRef",
             ),
             (
                 Kind::QuotaPolicy,

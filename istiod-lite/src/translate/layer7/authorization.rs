@@ -1,6 +1,5 @@
 //! AuthorizationPolicies that are attached to something: their rules as written, for waypoints to enforce whole.
 
-use api::k8s::aim::Aim;
 use api::k8s::istio::{self as k8s, AuthorizationPolicySpec, Condition, Operation, Rule, Source};
 use api::waypoint as wire;
 
@@ -31,14 +30,6 @@ pub fn closed(why: &str) -> wire::Authorization {
         action: wire::authorization::Action::Deny.into(),
         invalid: why.to_owned(),
         ..wire::Authorization::default()
-    }
-}
-
-/// What a policy that cannot be read is attached to, as far as that can be read.
-pub fn attached(aim: &Aim) -> &[k8s::TargetRef] {
-    match aim {
-        Aim::Attached(targets) => targets,
-        _ => &[],
     }
 }
 

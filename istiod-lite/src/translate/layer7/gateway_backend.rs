@@ -1,14 +1,14 @@
 //! BackendTLSPolicy and XBackendTrafficPolicy: the parts of a policy towards a service that they say.
 
 use api::k8s::backends::{
-    BackendTlsPolicySpec, BackendTrafficPolicySpec, SessionPersistence, SubjectAltName,
+    BackendTlsPolicySpec, BackendTrafficPolicySpec, CaRef, SessionPersistence, SubjectAltName,
 };
 use api::waypoint as wire;
 use wire::session::By;
 
 use super::duration;
 
-/// Why a ConfigMap with a certificate of authority cannot be used.
+/// Why an object with a certificate of authority cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoCa {
     /// One word, as in the policy's status.
@@ -17,29 +17,25 @@ pub struct NoCa {
     pub text: String,
 }
 
-/// TLS to what a policy is for. `ca`: the key of the secret made of a ConfigMap of the policy's namespace.
+/// TLS to what a policy is for. `ca`: the key of the secret made of a ConfigMap or Secret of the policy's namespace.
 ///
 /// # Errors
 /// No authority can be had: connections fail, and what is said of it.
 pub fn tls(
     spec: &BackendTlsPolicySpec,
-    ca: &dyn Fn(&str) -> Result<String, NoCa>,
+    ca: &dyn Fn(&CaRef) -> Option<Result<String, NoCa>>,
 ) -> Result<wire::ClientTls, NoCa> {
     let validation = &spec.validation;
     let refs = validation.ca_certificate_refs.as_slice();
     let key = match (validation.well_known.as_deref(), refs) {
         (Some("System"), []) => String::new(),
-        (None, [one, ..])
-            if one.kind == "ConfigMap" && matches!(one.group.as_str(), "" | "core") =>
-        {
-            ca(&one.name)?
-        }
-        (None, [one, ..]) => {
-            return Err(NoCa {
+        (None, [one, ..]) => ca(one).unwrap_or_else(|| {
+            let (kind, name) = (&one.kind, &one.name);
+            Err(NoCa {
                 reason: "InvalidKind",
-                text: format!("{} {}: only a ConfigMap is read", one.kind, one.name),
-            });
-        }
+                text: format!("{kind} {name}: only a ConfigMap or a Secret is read"),
+            })
+        })?,
         _ => {
             return Err(NoCa {
                 reason: "NoValidCACertificate",
@@ -132,12 +128,13 @@ mod tests {
 
     #[test]
     fn an_authority_is_a_config_map_or_the_systems_and_nothing_else() {
-        let ca = |name: &str| match name {
-            "good" => Ok("configmap/a/good".to_owned()),
-            name => Err(NoCa {
+        let ca = |it: &CaRef| match (&*it.kind, &*it.name) {
+            ("ConfigMap", "good") => Some(Ok("configmap/a/good".to_owned())),
+            ("ConfigMap", name) => Some(Err(NoCa {
                 reason: "InvalidCACertificateRef",
                 text: format!("ConfigMap {name}"),
-            }),
+            })),
+            _ => None,
         };
         let made = tls(
             &spec("validation: {hostname: web.example, caCertificateRefs: [{kind: ConfigMap, name: good}], subjectAltNames: [{type: URI, uri: 'spiffe://a'}]}"),
@@ -155,7 +152,7 @@ mod tests {
                 "InvalidCACertificateRef",
             ),
             (
-                "validation: {caCertificateRefs: [{kind: Secret, name: good}]}",
+                "validation: {caCertificateRefs: [{kind: Service, name: good}]}",
                 "InvalidKind",
             ),
             ("validation: {hostname: x}", "NoValidCACertificate"),

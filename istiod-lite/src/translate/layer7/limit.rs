@@ -7,6 +7,24 @@ use wire::limit_key::By as WireBy;
 
 use super::{duration, provider};
 
+/// What stands in the place of limits that cannot be read: no request is within it.
+pub fn closed() -> wire::RateLimit {
+    wire::RateLimit {
+        window: 1_000,
+        ..wire::RateLimit::default()
+    }
+}
+
+/// What is said of it.
+pub const REFUSES: &str =
+    "until it is mended all requests to what it is attached to are answered with 429";
+
+/// Whether requests that cannot be counted shall pass.
+pub fn lets_pass(spec: &LimitSpec) -> bool {
+    let global = spec.global.as_ref();
+    global.is_some_and(|it| it.on_failure == OnFailure::Allow)
+}
+
 /// The limits of a spec, without their targets.
 ///
 /// # Errors

@@ -18,6 +18,12 @@ impl World {
     pub(in crate::world) fn attached(&self, targets: &[Target]) -> Attached {
         let mut attached = Attached::new();
         for object in targets.iter().filter_map(|it| it.object.as_ref()) {
+            if object.kind == Kind::Namespace {
+                for (gateway, to) in self.anywhere_in(&object.name) {
+                    attached.entry(gateway).or_default().extend(to);
+                }
+                continue;
+            }
             let gateway_target = |it: &ObjectKey| wire::target::To::Gateway(shown(it));
             for gateway in self.concerned(object) {
                 let to: Vec<wire::target::To> = match object.kind {
@@ -55,6 +61,24 @@ impl World {
         let parents = route.spec.parents().iter();
         let parents = parents.filter_map(|it| parent_key(it, &object.namespace));
         parents.flat_map(|it| self.in_front(&it)).collect()
+    }
+
+    /// All that something may be attached to that is in a namespace (anywhere, if it is empty): what passes through the
+    /// Gateways there, and what is for the services there and passes through others.
+    fn anywhere_in(&self, namespace: &str) -> Attached {
+        let mut attached = self.everything_in(namespace);
+        for service in self.objects.served.get(namespace).into_iter().flatten() {
+            for gateway in self.in_front(service) {
+                if *gateway.namespace != *namespace {
+                    let services = self.service_refs(service).into_iter();
+                    let to = services.map(|it| wire::Target {
+                        to: Some(wire::target::To::Service(it)),
+                    });
+                    attached.entry(gateway).or_default().extend(to);
+                }
+            }
+        }
+        attached
     }
 
     /// The Gateways of ours in a namespace (all, if it is empty), each as a target of itself.

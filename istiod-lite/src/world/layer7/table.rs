@@ -9,6 +9,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use api::k8s::aim::Aim;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
 use crate::translate::layer7::{Layer7, Spec, host};
@@ -27,11 +28,24 @@ pub(in crate::world) struct Table {
     wild: BTreeSet<ObjectKey>,
     /// Policies towards services.
     towards: BTreeSet<ObjectKey>,
+    /// Policies by the Secrets and ConfigMaps that they name.
+    naming: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
 }
 
 impl Table {
     pub(in crate::world) fn get(&self, key: &ObjectKey) -> Option<&Layer7> {
         self.all.get(key)
+    }
+
+    /// The Secrets and ConfigMaps that are named.
+    pub(super) fn credentials(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.naming.keys()
+    }
+
+    /// The policies that name one.
+    pub(super) fn naming(&self, credential: &ObjectKey) -> impl Iterator<Item = &Layer7> {
+        let policies = self.naming.get(credential).into_iter().flatten();
+        policies.filter_map(|key| self.get(key))
     }
 
     /// Objects that say to whom is reported.
@@ -68,13 +82,16 @@ impl Objects {
         let Some(policy) = self.layer7.get(key) else {
             return;
         };
-        let objects = policy.targets.iter().filter_map(|it| it.object.clone());
-        let mut references: Vec<Reference> = objects.map(Reference::Object).collect();
+        let mut references: Vec<Reference> = Reference::of_targets(&policy.targets).collect();
         let is_wild = policy.hosts.iter().any(|it| it.starts_with('*'));
         let is_towards = matches!(
             &*policy.spec,
             Spec::Destination(_) | Spec::BackendTls(_) | Spec::BackendTraffic(_)
         );
+        if let Spec::Processor(it) = &*policy.spec {
+            let asked = ObjectKey::new(Kind::Service, &key.namespace, &it.backend_ref.name);
+            references.push(Reference::Object(asked));
+        }
         let everywhere = match &*policy.spec {
             Spec::Virtual(_) => {
                 let hosts = policy.hosts.iter().chain(&policy.destinations);
@@ -92,8 +109,12 @@ impl Objects {
             Spec::Destination(_) => policy.hosts.iter().map(|it| it.as_str().into()).collect(),
             _ => Vec::new(),
         };
+        let named: Vec<ObjectKey> = policy.credentials.keys().cloned().collect();
         for host in &rules {
             enter(&mut self.layer7.rules_of_host, host, key);
+        }
+        for credential in &named {
+            enter(&mut self.layer7.naming, credential, key);
         }
         if is_wild {
             self.layer7.wild.insert(key.clone());
@@ -111,6 +132,10 @@ impl Objects {
         let hosts = self.layer7.get(key).map(|it| it.hosts.clone());
         for host in hosts.into_iter().flatten() {
             leave(&mut self.layer7.rules_of_host, host.as_str(), key);
+        }
+        let named = self.layer7.get(key).map(|it| it.credentials.clone());
+        for credential in named.into_iter().flatten().map(|(it, _)| it) {
+            leave(&mut self.layer7.naming, &credential, key);
         }
     }
 }
@@ -148,6 +173,7 @@ impl World {
             return;
         };
         mark(dirty, [key.clone()]);
+        mark(dirty, policy.credentials.keys().cloned());
         match &*policy.spec {
             Spec::Destination(_) => {
                 for host in &policy.hosts {
@@ -236,6 +262,7 @@ impl World {
             self.touch_led_to(&key, dirty);
         }
         self.mark_saying_towards(dirty);
+        self.mark_credentials(dirty);
     }
 
     /// Policies of Gateway API say where they are in force.
@@ -262,15 +289,15 @@ impl World {
         }
     }
 
-    /// Puts what refuses every token into the place of a RequestAuthentication that cannot be read.
-    pub(in crate::world) fn close_authentication(
+    /// Puts what refuses into the place of a RequestAuthentication or a limit that cannot be read.
+    pub(in crate::world) fn close_layer7(
         &mut self,
         key: &ObjectKey,
-        targets: &[api::k8s::istio::TargetRef],
+        aim: &Aim,
         why: &str,
         dirty: &mut BTreeSet<Builder>,
     ) {
-        let closed = Layer7::closed(key, targets, why, &self.reading);
+        let closed = Layer7::closed(key, aim, why, &self.reading);
         self.put_layer7(key, Some(closed), dirty);
     }
 }

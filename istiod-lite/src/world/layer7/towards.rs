@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::k8s::backends::CaRef;
 use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 use serde_json::json;
@@ -15,6 +16,7 @@ use wire::resource::Kind as Told;
 
 use crate::status::{Condition, Desired, Parent};
 use crate::translate::Labels;
+use crate::translate::credential::{self, Use};
 use crate::translate::layer7::backend::choose::{Candidate, applying};
 use crate::translate::layer7::backend::{self, Policy, Whole};
 use crate::translate::layer7::{Layer7, Spec, gateway_backend};
@@ -51,7 +53,7 @@ impl World {
     }
 
     /// The waypoints that may send to a service.
-    fn reaching(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+    pub(super) fn reaching(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         let mut gateways = self.in_front(key);
         let hosts = self.service_refs(key).into_iter();
         let hosts = hosts.map(|it| Reference::Host(it.hostname.into()));
@@ -121,7 +123,7 @@ impl World {
     }
 
     /// The DestinationRules that hold for a service at a waypoint, oldest first.
-    fn holding<'a>(
+    pub(super) fn holding<'a>(
         &self,
         gateway: &ObjectKey,
         service: &wire::ServiceRef,
@@ -193,7 +195,7 @@ impl World {
         for policy in policies {
             match &*policy.spec {
                 Spec::BackendTls(spec) => {
-                    let ca = |name: &str| self.authority(&policy.key.namespace, name);
+                    let ca = |it: &CaRef| self.authority(&policy.key.namespace, it);
                     let tls = gateway_backend::tls(spec, &ca);
                     let tls = tls.unwrap_or_else(|why| gateway_backend::no_tls(&why));
                     let here = spec.target_refs.iter().filter(|it| *it.name == *key.name);
@@ -224,11 +226,19 @@ impl World {
         ports.find(|it| it.name == name).map(|it| it.number)
     }
 
-    /// The certificate of authority in a ConfigMap.
-    fn authority(&self, namespace: &str, name: &str) -> Result<String, gateway_backend::NoCa> {
-        Err(gateway_backend::NoCa {
-            reason: "InvalidCACertificateRef",
-            text: format!("ConfigMap {namespace}/{name} is not read by this version"),
+    /// The certificate of authority in a ConfigMap or Secret; none of another kind.
+    fn authority(
+        &self,
+        namespace: &str,
+        it: &CaRef,
+    ) -> Option<Result<String, gateway_backend::NoCa>> {
+        let key = credential::authority(it, namespace)?;
+        Some(match self.lacks(&key, Use::Authority) {
+            None => Ok(credential::wire_key(&key)),
+            Some(text) => Err(gateway_backend::NoCa {
+                reason: "InvalidCACertificateRef",
+                text,
+            }),
         })
     }
 
@@ -283,7 +293,7 @@ impl World {
         });
         match &*policy.spec {
             Spec::BackendTls(spec) => {
-                let ca = |name: &str| self.authority(&policy.key.namespace, name);
+                let ca = |it: &CaRef| self.authority(&policy.key.namespace, it);
                 let resolved = gateway_backend::tls(spec, &ca).map(drop);
                 let refused = resolved.as_ref().err();
                 let refused = refused.map(|it| ("NoValidCACertificate", it.text.clone()));
@@ -331,9 +341,13 @@ impl World {
     /// What is said of a policy towards services; it is told with each of them.
     pub(super) fn backend_policy(&self, policy: &Layer7) -> Output {
         let faults = match &*policy.spec {
-            Spec::Destination(spec) => backend::faults(spec),
+            Spec::Destination(spec) => {
+                let mut faults = backend::faults(spec);
+                faults.extend(self.lacking(policy));
+                faults
+            }
             Spec::BackendTls(spec) => {
-                let ca = |name: &str| self.authority(&policy.key.namespace, name);
+                let ca = |it: &CaRef| self.authority(&policy.key.namespace, it);
                 let made = gateway_backend::tls(spec, &ca);
                 made.err().map(|it| it.text).into_iter().collect()
             }

@@ -55,7 +55,8 @@ fn is_ours(kind: Kind, r#type: &str) -> bool {
         Kind::RequestAuthentication
         | Kind::Telemetry
         | Kind::RateLimitPolicy
-        | Kind::QuotaPolicy => &["WaypointAccepted"],
+        | Kind::QuotaPolicy
+        | Kind::ExternalProcessor => &["WaypointAccepted"],
         Kind::DestinationRule | Kind::VirtualService => &["ambit.io/Accepted"],
         Kind::PeerAuthentication => &["ambit.io/Accepted"],
         Kind::Service => &["istio.io/WaypointBound"],
@@ -92,7 +93,8 @@ fn generation(kind: Kind, generation: Option<i64>) -> Option<Value> {
         | Kind::BackendTlsPolicy
         | Kind::BackendTrafficPolicy
         | Kind::RateLimitPolicy
-        | Kind::QuotaPolicy => generation.into(),
+        | Kind::QuotaPolicy
+        | Kind::ExternalProcessor => generation.into(),
         _ => generation.to_string().into(),
     })
 }

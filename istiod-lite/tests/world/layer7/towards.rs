@@ -254,11 +254,11 @@ fn what_of_a_rule_has_no_effect_is_said() {
     let (status, reason, message) = said(&world, Kind::DestinationRule, "a", "r");
     assert_eq!((status, reason.as_str()), (false, "PartiallyInvalid"));
     assert!(
-        message.contains("credentialName") && message.contains("soon"),
+        message.contains("Secret a/c is not there") && message.contains("soon"),
         "{message}"
     );
     let made = towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
-    assert!(!made.tls.unwrap().invalid.is_empty());
+    assert_eq!(made.tls.unwrap().ca, "secret/a/c", "which nobody is told");
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn a_policy_of_gateway_api_says_of_each_waypoint_what_became_of_it() {
         &mut world,
         &tls(
             "two",
-            "caCertificateRefs: [{group: '', kind: Secret, name: x}]",
+            "caCertificateRefs: [{group: '', kind: Pod, name: x}]",
         ),
     );
     assert_eq!(said(&world, "two"), ["a/wp Conflicted InvalidKind"]);

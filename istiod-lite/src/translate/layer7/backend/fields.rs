@@ -5,6 +5,7 @@ use api::waypoint as wire;
 use wire::consistent_hash::{Algorithm, Key};
 
 use super::super::duration;
+use crate::translate::credential;
 
 /// The policy, and what of it has no effect. `whole`: fields that are not set are told as their defaults, so
 /// that nothing more general shows through.
@@ -202,13 +203,11 @@ fn tls(it: &k8s::ClientTls, namespace: &str) -> wire::ClientTls {
         k8s::TlsMode::IstioMutual => Mode::IstioMutual,
     };
     let verifies = matches!(it.mode, k8s::TlsMode::Simple | k8s::TlsMode::Mutual);
-    let credential = it.credential_name.as_deref().filter(|it| !it.is_empty());
-    let key = credential.map(|name| credential_key(name, namespace));
+    let named = it.credential_name.as_deref().filter(|it| !it.is_empty());
+    let key = named.map(|name| credential::wire_key(&credential::credential(name, namespace)));
     let files = [&it.client_certificate, &it.private_key, &it.ca_certificates];
     let files = files.into_iter().flatten().any(|it| !it.is_empty());
-    let invalid = if verifies && key.is_some() {
-        "credentialName: Secrets are not read by this version, so nobody can be believed"
-    } else if verifies && files {
+    let invalid = if verifies && files {
         "files in the proxy cannot be used; name a Secret in credentialName"
     } else if it.mode == k8s::TlsMode::Mutual && key.is_none() {
         "mode MUTUAL needs credentialName, a Secret with the certificate"
@@ -224,17 +223,6 @@ fn tls(it: &k8s::ClientTls, namespace: &str) -> wire::ClientTls {
         names: it.subject_alt_names.clone(),
         insecure: it.insecure_skip_verify.unwrap_or_default(),
         invalid: invalid.to_owned(),
-    }
-}
-
-/// `name`, or `configmap://name`, of a namespace.
-fn credential_key(name: &str, namespace: &str) -> String {
-    match name.strip_prefix("configmap://") {
-        Some(name) => format!("configmap/{namespace}/{name}"),
-        None => {
-            let name = name.strip_prefix("kubernetes://").unwrap_or(name);
-            format!("secret/{namespace}/{name}")
-        }
     }
 }
 

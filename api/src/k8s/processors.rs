@@ -1,0 +1,95 @@
+//! Our own policy (`ambit.io`): who is shown requests and answers, and changes them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::istio::{TargetRef, Unread};
+use super::limits::OnFailure;
+
+/// `ambit.io` ExternalProcessor: a service that speaks Envoy's `ext_proc`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)] // as every object's
+pub struct ExternalProcessor {
+    pub api_version: String,
+    pub kind: String,
+    pub metadata: ObjectMeta,
+    pub spec: ExternalProcessorSpec,
+    #[serde(skip_serializing)]
+    pub status: Unread,
+}
+
+/// `spec` of an [`ExternalProcessor`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ExternalProcessorSpec {
+    /// Services, Gateways or HTTPRoutes of this namespace whose requests it is shown.
+    pub target_refs: Vec<TargetRef>,
+    /// The service that is asked.
+    pub backend_ref: ProcessorRef,
+    /// For its answer to each message; 200ms if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// The longest that it may ask for itself; it may not if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub longest_timeout: Option<String>,
+    /// What becomes of requests when it fails. Deny if left out.
+    pub on_failure: OnFailure,
+    /// What is answered then; 500 (504 where it took too long) if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_on_failure: Option<u32>,
+    /// What it is shown of requests; their headers if left out.
+    pub request: Shown,
+    /// What it is shown of answers; their headers if left out.
+    pub response: Shown,
+    /// Whether it may ask to be shown other parts.
+    pub mode_override: bool,
+    /// Bytes of a body that are held for it; 1 MiB if left out, at most 16 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_bytes: Option<u32>,
+}
+
+/// A service of the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+#[allow(missing_docs)] // the names say it
+pub struct ProcessorRef {
+    pub name: String,
+    pub port: u32,
+}
+
+/// What is shown of a request or of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Shown {
+    /// Its headers; true if left out.
+    pub headers: bool,
+    /// How its body; None if left out.
+    pub body: BodyMode,
+    /// Its trailers; FullDuplexStreamed shows them anyway.
+    pub trailers: bool,
+}
+
+impl Default for Shown {
+    fn default() -> Self {
+        Self {
+            headers: true,
+            body: BodyMode::None,
+            trailers: false,
+        }
+    }
+}
+
+/// How a body is shown, in the words of Envoy's protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "PascalCase")]
+#[allow(missing_docs)] // the names say it
+pub enum BodyMode {
+    #[default]
+    None,
+    Buffered,
+    BufferedPartial,
+    Streamed,
+    FullDuplexStreamed,
+}

@@ -1,0 +1,171 @@
+//! Secrets and ConfigMaps: told to the waypoints whose policies name them, and to no others.
+//!
+//! A Secret is named by an object of its own namespace only; what is told of it is what that object needs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::k8s::objects::{Kind, ObjectKey};
+use api::waypoint as wire;
+use wire::resource::Kind as Told;
+
+use crate::translate::credential::{Credential, Use, wire_key};
+use crate::translate::layer7::{Layer7, Spec};
+use crate::translate::resource::Resource;
+use crate::world::depend::mark;
+use crate::world::references::Reference;
+use crate::world::{Builder, Output, World};
+
+impl World {
+    /// The Secrets and ConfigMaps that policies name: all that need be read.
+    pub fn wanted_credentials(&self) -> BTreeSet<ObjectKey> {
+        self.objects.layer7.credentials().cloned().collect()
+    }
+
+    pub(in crate::world) fn put_credential(
+        &mut self,
+        key: &ObjectKey,
+        new: Option<Credential>,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        if self.objects.credentials.get(key) == new.as_ref() {
+            return;
+        }
+        self.leave(key, dirty);
+        match new {
+            Some(new) => self.objects.credentials.insert(key.clone(), new),
+            None => self.objects.credentials.remove(key),
+        };
+        self.enter(key, dirty);
+    }
+
+    /// What waypoints are told of a Secret or ConfigMap.
+    pub(in crate::world) fn build_credential(&self, key: &ObjectKey) -> Option<Output> {
+        let credential = self.objects.credentials.get(key)?;
+        let mut needed: BTreeMap<ObjectKey, Use> = BTreeMap::new();
+        for policy in self.objects.layer7.naming(key) {
+            let Some(r#use) = policy.credentials.get(key) else {
+                continue;
+            };
+            for gateway in self.told_of_policy(policy) {
+                let held = needed.entry(gateway).or_insert(*r#use);
+                *held = (*held).max(*r#use);
+            }
+        }
+        let useful = needed
+            .into_iter()
+            .filter(|(_, r#use)| credential.lacks(*r#use).is_none());
+        let resources = useful.map(|(gateway, r#use)| {
+            let resource = wire::Resource {
+                key: wire_key(key),
+                origin: Some(wire::Origin {
+                    kind: key.kind.name().to_owned(),
+                    namespace: key.namespace.to_string(),
+                    name: key.name.to_string(),
+                    ..wire::Origin::default()
+                }),
+                kind: Some(Told::Secret(credential.told(r#use))),
+            };
+            Resource::waypoint(&gateway, &resource)
+        });
+        Some(Output {
+            resources: resources.collect(),
+            ..Output::default()
+        })
+    }
+
+    /// The waypoints at which a policy towards services is in force.
+    fn told_of_policy(&self, policy: &Layer7) -> BTreeSet<ObjectKey> {
+        match &*policy.spec {
+            Spec::Destination(_) => {
+                let hosts = policy.hosts.iter();
+                let services = hosts.flat_map(|host| self.objects.hosts.having(host));
+                services
+                    .flat_map(|it| self.holding_at(it, policy))
+                    .collect()
+            }
+            Spec::BackendTls(_) => {
+                let services = policy.targets.iter().filter_map(|it| it.object.as_ref());
+                services.flat_map(|it| self.reaching(it)).collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// The waypoints that send to a service and for which that DestinationRule holds.
+    fn holding_at(&self, service: &ObjectKey, policy: &Layer7) -> Vec<ObjectKey> {
+        let refs = self.service_refs(service);
+        let mut gateways = Vec::new();
+        for gateway in self.reaching(service) {
+            let holds = refs.iter().any(|it| {
+                let rules = self.objects.layer7.rules_for(&it.hostname);
+                let holding = self.holding(&gateway, it, &rules);
+                holding.iter().any(|rule| rule.key == policy.key)
+            });
+            if holds {
+                gateways.push(gateway);
+            }
+        }
+        gateways
+    }
+
+    /// Why a Secret or ConfigMap is of no use for that; none if it is.
+    pub(super) fn lacks(&self, key: &ObjectKey, r#use: Use) -> Option<String> {
+        let why = match self.objects.credentials.get(key) {
+            Some(credential) => credential.lacks(r#use)?,
+            None => match self.refused.get(key) {
+                Some(reasons) => reasons.join("; "),
+                None => "is not there".to_owned(),
+            },
+        };
+        Some(format!("{key} {why}"))
+    }
+
+    /// What is wrong with what a policy names.
+    pub(super) fn lacking(&self, policy: &Layer7) -> Vec<String> {
+        let named = policy.credentials.iter();
+        named
+            .filter_map(|(key, r#use)| self.lacks(key, *r#use))
+            .map(|why| format!("{why}: connections that need it are refused"))
+            .collect()
+    }
+
+    /// Marks whoever says something of a Secret or ConfigMap.
+    pub(in crate::world) fn touch_credential(
+        &self,
+        key: &ObjectKey,
+        dirty: &mut BTreeSet<Builder>,
+    ) {
+        mark(dirty, [key.clone()]);
+        for policy in self.objects.layer7.naming(key) {
+            self.touch_layer7(&policy.key, dirty);
+        }
+    }
+
+    /// Marks what is named by policies for the services of which is said anew what is done towards them.
+    pub(super) fn mark_credentials(&self, dirty: &mut BTreeSet<Builder>) {
+        if self.objects.layer7.credentials().next().is_none() {
+            return;
+        }
+        let mut named = BTreeSet::new();
+        for builder in dirty.iter() {
+            let Builder::Towards(service) = builder else {
+                continue;
+            };
+            let refs = self.service_refs(service);
+            let rules = refs
+                .iter()
+                .flat_map(|it| self.objects.layer7.rules_for(&it.hostname));
+            let itself = Reference::Object(service.clone());
+            let attached = self.objects.references.to(&itself);
+            let attached = attached.filter_map(|it| self.objects.layer7.get(it));
+            let policies = rules.chain(attached);
+            named.extend(policies.flat_map(|it| it.credentials.keys().cloned()));
+        }
+        mark(dirty, named);
+    }
+}
+
+/// Whether it is of a kind of which nothing is said in a status: it is somebody else's.
+pub(in crate::world) fn is_credential(key: &ObjectKey) -> bool {
+    matches!(key.kind, Kind::Secret | Kind::ConfigMap)
+}

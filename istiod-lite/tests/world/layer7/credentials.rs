@@ -1,0 +1,142 @@
+//! Secrets and ConfigMaps are told to the waypoints whose policies name them, as far as they need them.
+
+use std::sync::LazyLock;
+
+use api::k8s::objects::Kind;
+
+use super::{Told, World, gone, policy, said, service, set, told, world};
+
+/// Certificate and key, in PEM.
+static PAIR: LazyLock<(String, String)> = LazyLock::new(|| {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+    (
+        parameters.self_signed(&key).unwrap().pem(),
+        key.serialize_pem(),
+    )
+});
+
+fn object(kind: &str, namespace: &str, name: &str, fields: &[(&str, &str)]) -> String {
+    let place = match kind {
+        "Secret" => "stringData",
+        _ => "data",
+    };
+    let mut text = format!(
+        "apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: {namespace}}}\n{place}:\n"
+    );
+    for (field, value) in fields {
+        let lines = value.lines().map(|line| format!("    {line}\n"));
+        text += &format!("  {field}: |\n{}", lines.collect::<String>());
+    }
+    text + "---\n"
+}
+
+fn secret(namespace: &str) -> String {
+    let (certificate, key) = &*PAIR;
+    let fields = [
+        ("ca.crt", certificate.as_str()),
+        ("tls.crt", certificate),
+        ("tls.key", key),
+    ];
+    object("Secret", namespace, "c", &fields)
+}
+
+fn rule(mode: &str) -> String {
+    let spec =
+        format!("{{host: web, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}}}");
+    policy("DestinationRule", "networking.istio.io/v1", "a", "r", &spec)
+}
+
+/// Names of what holds key material, and whether a key is in it.
+fn secrets(world: &World) -> Vec<(String, bool)> {
+    let all = told(world).into_iter();
+    let secrets = all.filter_map(|(name, it)| match it {
+        Told::Secret(it) => Some((name, !it.key.is_empty())),
+        _ => None,
+    });
+    secrets.collect()
+}
+
+#[test]
+fn a_secret_is_told_where_a_rule_that_names_it_holds_and_its_key_where_one_is_needed() {
+    let mut world = world();
+    set(&mut world, &(secret("a") + &secret("b")));
+    assert_eq!(secrets(&world), [], "nobody names them");
+    assert!(world.wanted_credentials().is_empty());
+    set(&mut world, &rule("SIMPLE"));
+    let name = "a/wp/secret/a/c".to_owned();
+    assert_eq!(secrets(&world), [(name.clone(), false)]);
+    assert_eq!(world.wanted_credentials().len(), 1);
+    set(&mut world, &rule("MUTUAL"));
+    assert_eq!(secrets(&world), [(name.clone(), true)]);
+    // The service is behind another waypoint.
+    let elsewhere = "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: b";
+    set(&mut world, &service("a", "web", elsewhere));
+    assert_eq!(secrets(&world), [("b/wp/secret/a/c".to_owned(), true)]);
+    set(
+        &mut world,
+        &service("a", "web", "istio.io/use-waypoint: wp"),
+    );
+    assert_eq!(secrets(&world), [(name, true)]);
+    gone(&mut world, Kind::DestinationRule, "a", "r");
+    assert_eq!(secrets(&world), []);
+    assert!(world.wanted_credentials().is_empty());
+}
+
+#[test]
+fn what_is_missing_is_said_of_the_rule_until_it_is_there() {
+    let mut world = world();
+    set(&mut world, &rule("MUTUAL"));
+    let message = |world: &World| said(world, Kind::DestinationRule, "a", "r").2;
+    assert!(message(&world).contains("Secret a/c is not there"));
+    let (certificate, _) = &*PAIR;
+    set(
+        &mut world,
+        &object("Secret", "a", "c", &[("ca.crt", certificate)]),
+    );
+    assert!(message(&world).contains("tls.crt is missing"));
+    assert_eq!(secrets(&world), []);
+    set(&mut world, &secret("a"));
+    assert_eq!(secrets(&world).len(), 1);
+    let key = api::k8s::objects::ObjectKey::new(Kind::DestinationRule, "a", "r");
+    assert!(world.status(&key).unwrap().conditions.is_empty());
+    gone(&mut world, Kind::Secret, "a", "c");
+    assert_eq!(secrets(&world), []);
+    let key = api::k8s::objects::ObjectKey::new(Kind::Secret, "a", "c");
+    assert!(world.status(&key).is_none(), "it is somebody else's");
+}
+
+#[test]
+fn a_config_map_vouches_for_what_a_policy_of_gateway_api_is_for() {
+    let mut world = world();
+    let tls = "{targetRefs: [{group: '', kind: Service, name: web}], validation: {hostname: x, caCertificateRefs: [{group: '', kind: ConfigMap, name: roots}]}}";
+    let group = "gateway.networking.k8s.io/v1";
+    set(
+        &mut world,
+        &policy("BackendTLSPolicy", group, "a", "p", tls),
+    );
+    let name = "a/wp/backendtlspolicy/a/p/a/web.a.svc.cluster.local:0";
+    let made = |world: &World| match told(world).remove(name) {
+        Some(Told::BackendPolicy(it)) => it.tls.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    assert!(
+        made(&world)
+            .invalid
+            .contains("ConfigMap a/roots is not there")
+    );
+    let (certificate, _) = &*PAIR;
+    set(
+        &mut world,
+        &object("ConfigMap", "a", "roots", &[("ca.crt", certificate)]),
+    );
+    let tls = made(&world);
+    assert_eq!(
+        (tls.invalid.as_str(), tls.ca.as_str()),
+        ("", "configmap/a/roots")
+    );
+    assert_eq!(
+        secrets(&world),
+        [("a/wp/configmap/a/roots".to_owned(), false)]
+    );
+}
