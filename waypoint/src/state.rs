@@ -11,6 +11,7 @@
 //! 3. what it touched is worked out from the ties of its resources and from what changed in the mesh  ([`Touched`])
 //! 4. that, and no more, is compiled anew, and published by one pointer swap  ([`State::load`])
 
+mod closing;
 mod known;
 mod resources;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use api::waypoint as wire;
 use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
 use mesh::{NamespacedHost, ParseError, Payload, Rejected, Snapshot, Step, Update, Writer, key_of};
 use tokio::sync::watch;
 
@@ -167,14 +169,15 @@ impl<C: Compile> Keeper<C> {
         let foreign =
             || ParseError::Meaningless(format!("for another gateway than {}", self.gateway));
         let key = key_of(name, &self.gateway).ok_or_else(foreign)?;
-        let unknown = match &payload {
-            Payload::Bytes(encoded) => known::unknown_field(encoded),
-            Payload::Message(_) => None,
+        let encoded = match &payload {
+            Payload::Bytes(encoded) => encoded.clone(),
+            Payload::Message(_) => Bytes::new(),
         };
+        let unknown = known::unknown_field(&encoded);
         let resource = match payload.decode() {
             Ok(resource) => resource,
             Err(reason) => {
-                let closed = closing(key, &reason.to_string());
+                let closed = closing::closing(key, &encoded, &reason.to_string());
                 self.next.refuse(key, closed, &reason, &mut self.touched);
                 return Err(reason);
             }
@@ -225,33 +228,5 @@ impl<C: Compile> Keeper<C> {
         let next = self.compiler.compile(&before, &view);
         self.state.current.store(Arc::new(next));
         self.state.changed.send_modify(|count| *count += 1);
-    }
-}
-
-/// What stands for a resource that cannot even be decoded: of its name only the kind is known. One that says who may
-/// closes the whole gateway, because nobody can tell what it was for.
-fn closing(key: &str, reason: &str) -> wire::Resource {
-    use wire::resource::Kind;
-    let everywhere = || {
-        let to = wire::target::To::Gateway(String::new());
-        vec![wire::Target { to: Some(to) }]
-    };
-    let kind = match key.split('/').next() {
-        Some("authorizationpolicy") => Some(Kind::Authorization(wire::Authorization {
-            targets: everywhere(),
-            invalid: reason.to_owned(),
-            ..Default::default()
-        })),
-        Some("requestauthentication") => Some(Kind::Authentication(wire::Authentication {
-            targets: everywhere(),
-            invalid: reason.to_owned(),
-            ..Default::default()
-        })),
-        _ => None,
-    };
-    wire::Resource {
-        key: key.to_owned(),
-        origin: None,
-        kind,
     }
 }

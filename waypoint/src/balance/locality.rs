@@ -27,18 +27,20 @@ impl Likeness {
     fn compile(found: &wire::locality::Likeness) -> Result<Self, String> {
         use wire::locality::likeness::By;
         let by = By::try_from(found.by);
-        Ok(match by.map_err(|_| format!("likeness {} is not known", found.by))? {
-            By::Workloads => {
-                let uids = found.workloads.iter().flat_map(|it| &it.uids);
-                Self::Among(uids.map(|uid| uid.as_str().into()).collect())
-            }
-            By::Region => Self::Of(Scope::Region),
-            By::Zone => Self::Of(Scope::Zone),
-            By::Subzone => Self::Of(Scope::Subzone),
-            By::Node => Self::Of(Scope::Node),
-            By::Network => Self::Of(Scope::Network),
-            By::Cluster => Self::Of(Scope::Cluster),
-        })
+        Ok(
+            match by.map_err(|_| format!("likeness {} is not known", found.by))? {
+                By::Workloads => {
+                    let uids = found.workloads.iter().flat_map(|it| &it.uids);
+                    Self::Among(uids.map(|uid| uid.as_str().into()).collect())
+                }
+                By::Region => Self::Of(Scope::Region),
+                By::Zone => Self::Of(Scope::Zone),
+                By::Subzone => Self::Of(Scope::Subzone),
+                By::Node => Self::Of(Scope::Node),
+                By::Network => Self::Of(Scope::Network),
+                By::Cluster => Self::Of(Scope::Cluster),
+            },
+        )
     }
 
     fn holds(&self, own: &mesh::Client<'_>, endpoint: &Workload) -> bool {

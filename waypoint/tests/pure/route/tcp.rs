@@ -38,7 +38,11 @@ fn a_rule_for_some_workloads_is_for_no_others_and_for_nobody_unknown() {
     let table = TcpTable::compile(&[(&origin, &route)]);
     for (uid, found) in [(None, false), (Some("one"), true), (Some("three"), false)] {
         let client = match uid {
-            Some(uid) => Request::to("/").from_workload(&format!("c//Pod/a/{uid}")).client,
+            Some(uid) => {
+                Request::to("/")
+                    .from_workload(&format!("c//Pod/a/{uid}"))
+                    .client
+            }
             None => client(None),
         };
         assert_eq!(table.find(None, &client).is_some(), found, "{uid:?}");
