@@ -5,6 +5,7 @@
 
 mod authorizers;
 mod limits;
+mod processors;
 mod service;
 mod telemetry;
 mod towards;
@@ -17,6 +18,7 @@ use wire::resource::Kind;
 
 pub use self::authorizers::{Authorizers, Counters, Named};
 pub use self::limits::Limits;
+pub use self::processors::{Processing, Processors};
 pub use self::service::{Routes, Service};
 pub use self::towards::{Backend, Called, Calls, NoSubset, Towards};
 use crate::authenticate::{KeySets, Tokens};
@@ -113,6 +115,7 @@ impl Compile for Compiler {
             Some(Kind::Authentication(policy)) => Tokens::check_policy(policy),
             Some(Kind::BackendPolicy(policy)) => towards::check(policy),
             Some(Kind::RateLimit(limit)) => limits::check(limit),
+            Some(Kind::Processing(processing)) => processors::check(&origin, processing),
             Some(Kind::Provider(provider)) => {
                 authorizers::check(provider)?;
                 telemetry::check(provider)

@@ -21,6 +21,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 
+pub(crate) use change::is_framing;
 pub use change::{Action, Change};
 pub use names::Names;
 

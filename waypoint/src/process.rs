@@ -1,1 +1,105 @@
-//! Pure: what an external processor is shown of a request and of its answer, and what its words mean.
+//! Pure: external processors, which are shown requests and answers and change them.
+//!
+//! 1. what the control plane says of one                                   ([`Processor::compile`])
+//! 2. which parts it is shown; it may ask for others                        ([`Modes`], `modes`)
+//! 3. what it is told                                                       (`say`)
+//! 4. what its words mean: changes, or an answer in the app's place         ([`Said`], `hear`)
+//!
+//! It speaks Envoy's protocol (`envoy.service.ext_proc.v3`), one stream a request. What it says is as little to be
+//! trusted as what clients say: framing, hosts and methods are not its to change, and what nobody asked is an error. How
+//! the stream is carried is [`crate::request`]'s.
+
+mod hear;
+mod modes;
+mod say;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::waypoint as wire;
+use http::StatusCode;
+
+pub use hear::{BodyChange, Common, Heard, Immediate, Mutation, Said, heard};
+pub use modes::{Body, Modes, Parts};
+pub use say::{answer_headers, body, headers, request_headers, trailers};
+
+use crate::route::ServiceName;
+
+/// Somebody who is shown requests and answers.
+#[derive(Debug)]
+pub struct Processor {
+    /// Whose object it is: `ExternalProcessor/namespace/name`.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub service: ServiceName,
+    /// How long an answer to a message may take.
+    pub timeout: Duration,
+    /// The longest that it may ask for; none: it may not.
+    pub longest: Option<Duration>,
+    /// Whether requests go on without it when it fails.
+    pub fail_open: bool,
+    /// What is answered when it fails, and they do not; none: 500, and 504 where it took too long.
+    pub on_error: Option<StatusCode>,
+    /// What it is shown.
+    pub modes: Modes,
+    /// Whether it may ask for other parts.
+    pub overridable: bool,
+    /// Bytes that are held of a body.
+    pub most: usize,
+}
+
+/// Which way something goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From the client to the app.
+    There,
+    /// From the app to the client.
+    Back,
+}
+
+impl Processor {
+    /// Of a message, or what is wrong with it.
+    pub fn compile(origin: &wire::Origin, wire: &wire::Processing) -> Result<Self, String> {
+        if !wire.invalid.is_empty() {
+            return Err(wire.invalid.clone());
+        }
+        let of = wire.processor.as_ref().ok_or("it says not who is asked")?;
+        let service = of.service.as_ref().ok_or("it says not who is asked")?;
+        let some = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
+        let most = match of.body_bytes {
+            0 => USUAL,
+            bytes => bytes as usize,
+        };
+        if most > LARGEST {
+            return Err(format!("{most} bytes of a body are too many"));
+        }
+        let on_error = (of.status_on_error > 0).then(|| {
+            let code = u16::try_from(of.status_on_error).ok();
+            let code = code.filter(|code| (200..600).contains(code));
+            let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+            code.ok_or_else(|| format!("{} is no status of an answer", of.status_on_error))
+        });
+        Ok(Self {
+            name: name(origin),
+            service: ServiceName::compile(service)?,
+            timeout: some(of.timeout).unwrap_or(TIMEOUT),
+            longest: some(of.longest_timeout),
+            fail_open: of.fail_open,
+            on_error: on_error.transpose()?,
+            modes: Modes::compile(of)?,
+            overridable: of.mode_override,
+            most,
+        })
+    }
+}
+
+/// Whose object it is.
+pub(crate) fn name(origin: &wire::Origin) -> Arc<str> {
+    format!("{}/{}/{}", origin.kind, origin.namespace, origin.name).into()
+}
+
+/// Where nothing else is said.
+const TIMEOUT: Duration = Duration::from_millis(200);
+const USUAL: usize = 1 << 20;
+/// Bytes of a body, whatever is said.
+const LARGEST: usize = 16 << 20;

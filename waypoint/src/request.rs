@@ -6,24 +6,29 @@
 //! 4. authorise    whether it may pass, and whom to ask about that         ([`crate::authorize`], [`crate::permission`])
 //! 5. route        which rule is for it                                   ([`crate::route`])
 //! 6. limit        whether there have been too many like it             ([`crate::limit`])
-//! 7. transform    what that rule changes, or answers itself              ([`crate::filter`])
-//! 8. call         an endpoint, perhaps again                             ([`crate::call`])
-//! 9. respond      what is changed of the answer
+//! 7. process      who else is shown it, and changes it                   ([`crate::process`])
+//! 8. transform    what that rule changes, or answers itself              ([`crate::filter`])
+//! 9. call         an endpoint, perhaps again                             ([`crate::call`])
+//! 10. respond     what is changed of the answer
 //!
 //! The report ends with the answer's last byte ([`crate::report`]). Whatever refuses a request does it with a
 //! [`Refused`], which says to the client what it may know, and to the report why. What is judged in 4 and 5 is what the
 //! app will see: nothing is read twice.
 
+mod again;
 mod consult;
 mod count;
 mod decide;
 mod edge;
+mod process;
 mod refused;
 mod silence;
 mod transform;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -35,6 +40,8 @@ use hyper::body::Incoming;
 use self::consult::Consulting;
 pub use self::consult::Unpermitted;
 pub use self::count::Exceeded;
+pub use self::process::Stopped;
+use self::process::{Shown, Source, processed};
 use self::decide::{decided, view};
 pub use self::refused::Refused;
 pub(crate) use self::transform::lead;
@@ -47,7 +54,7 @@ use crate::compiled::{Config, Service};
 use crate::limit::Told;
 use crate::permission::Change;
 use crate::report::{Report, Reported};
-use crate::upstream::{Answer, Outgoing, ReadAhead};
+use crate::upstream::{Answer, ReadAhead};
 
 /// Serves one request; whatever goes wrong, there is an answer.
 ///
@@ -102,14 +109,28 @@ async fn respond(
     let mut consulting = Consulting {
         arrived,
         config: &config,
-        body: ReadAhead::of(body),
+        body: Source::Client(ReadAhead::of(body)),
         token,
         said: Vec::new(),
+        permitted: None,
     };
     let by = verified.as_ref();
+    let kept = again::kept(&head);
     let (found, left) = decided(service, &mut consulting, &mut head, by, report).await?;
 
-    // 7. Transform.
+    // 7. Process.
+    let (found, mut shown) = match service.processors.is_empty() {
+        true => (found, None),
+        false => {
+            let processing = processed(service, &mut consulting, found, &mut head, by, report);
+            // Its type is left behind: the compiler cannot follow it through the connection's.
+            let processing: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(processing);
+            let (found, shown) = processing.await?;
+            (found, Some(shown))
+        }
+    };
+
+    // 8. Transform.
     let going = match found {
         None => Going::straight(arrived, head),
         Some(found) => transform::by_rule(&mut consulting, found, head, report).await?,
@@ -117,14 +138,17 @@ async fn respond(
     let Consulting { body, said, .. } = consulting;
     let mut going = match going {
         Going::On(going) => going,
-        Going::Back(answer) => return Ok(telling(left.as_ref(), &said, answer)),
+        Going::Back(answer) => {
+            let answer = seen(shown, answer, report).await?;
+            return Ok(telling(left.as_ref(), &said, answer));
+        }
     };
 
-    // 8. Call.
+    // 9. Call.
     let deadlines = going.deadlines();
     let copies = going.asides.len();
     let awaited = silence::awaited(&body);
-    let (body, copies) = Outgoing::with_copies(body, going.retry.is_some(), report, copies);
+    let (body, copies) = body.outgoing(going.retry.is_some(), report, copies);
     let silent = silence::of(awaited, report.moving());
     call::send_aside(
         arrived,
@@ -142,19 +166,62 @@ async fn respond(
         hedge: going.hedge,
         deadlines,
     });
-    let answered = match (call, silent) {
-        (Err(refused), _) => Err(refused),
-        (Ok(call), None) => call.answered(report).await,
-        (Ok(call), Some(silent)) => tokio::select! {
-            answered = call.answered(report) => answered,
-            () = silent => Err(Refused::Silent),
-        },
+    let answered = match (call, silent, shown.as_mut()) {
+        (Err(refused), ..) => Err(refused),
+        (Ok(call), None, None) => call.answered(report).await,
+        (Ok(call), silent, shown) => Box::pin(watched(call, silent, shown, report)).await,
     };
 
-    // 9. Respond: what the rule says of answers it says of ours as well, or no page could read why it failed.
+    // 10. Respond: what the rule says of answers it says of ours as well, or no page could read why it failed.
+    let answered = answered.and_then(again::asked_for);
+    let shown = shown.filter(|_| !matches!(answered, Err(Refused::Processed { .. })));
     let mut answer = answered.unwrap_or_else(|refused| refused.answer(grpc, report));
     going.changes.apply(&mut answer);
+    again::look_after(arrived, kept, verified, &mut answer);
+    let answer = seen(shown, answer, report).await?;
     Ok(telling(left.as_ref(), &said, answer))
+}
+
+/// The answer, unless the client falls silent or a processor stops the request first.
+async fn watched(
+    call: Call<'_>,
+    silent: Option<impl Future<Output = ()>>,
+    mut shown: Option<&mut Shown>,
+    report: &mut Report,
+) -> Result<Response<Answer>, Refused> {
+    let answered = {
+        let stopped = async {
+            match shown.as_mut() {
+                Some(shown) => shown.stopped().await,
+                None => std::future::pending().await,
+            }
+        };
+        let silent = async {
+            match silent {
+                Some(silent) => silent.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            refused = stopped => return Err(refused),
+            answer = call.answered(report) => answer,
+            () = silent => return Err(Refused::Silent),
+        }
+    };
+    // A body that a processor has broken off breaks the call, too.
+    answered.map_err(|refused| shown.and_then(Shown::why).unwrap_or(refused))
+}
+
+/// The answer, as processors make it.
+async fn seen(
+    shown: Option<Shown>,
+    answer: Response<Answer>,
+    report: &mut Report,
+) -> Result<Response<Answer>, Refused> {
+    match shown {
+        None => Ok(answer),
+        Some(shown) => Box::pin(shown.answer(answer, report)).await,
+    }
 }
 
 /// Where it goes, with what the request itself says about that.

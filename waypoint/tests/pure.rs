@@ -24,6 +24,8 @@ mod limit;
 mod outlier;
 #[path = "pure/permission.rs"]
 mod permission;
+#[path = "pure/process.rs"]
+mod process;
 #[path = "pure/report.rs"]
 mod report;
 #[path = "pure/retry.rs"]

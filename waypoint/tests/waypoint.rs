@@ -20,6 +20,10 @@ mod hostile;
 mod http;
 #[path = "waypoint/istio.rs"]
 mod istio;
+#[path = "waypoint/limits.rs"]
+mod limits;
+#[path = "waypoint/processors.rs"]
+mod processors;
 #[path = "waypoint/reports.rs"]
 mod reports;
 #[path = "waypoint/rules.rs"]

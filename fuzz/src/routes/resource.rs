@@ -33,8 +33,12 @@ pub fn resource(data: &[u8]) {
 fn connects(origin: &Origin, route: &api::waypoint::TcpRoute) {
     let table = TcpTable::of([Arc::new(TcpRule::understand(origin, route))]);
     for sni in [None, Some("a.example.org"), Some("")] {
-        for namespace in [None, Some("shop")] {
-            if let Some(rule) = table.find(sni, namespace) {
+        for identity in [None, "spiffe://cluster.local/ns/shop/sa/a".parse().ok()] {
+            let client = Client {
+                identity,
+                ..nobody()
+            };
+            if let Some(rule) = table.find(sni, &client) {
                 let _picked = rule.backends.pick(u64::MAX);
             }
         }
@@ -43,13 +47,7 @@ fn connects(origin: &Origin, route: &api::waypoint::TcpRoute) {
 
 fn asks(rule: Arc<Rule>) {
     let table = Table::of([rule]);
-    let client = Client {
-        identity: None,
-        address: ([10, 0, 0, 1], 1).into(),
-        peer: [10, 0, 0, 1].into(),
-        workload: None,
-        said: Default::default(),
-    };
+    let client = nobody();
     let headers = HeaderMap::from_iter([(
         http::header::CONTENT_TYPE,
         http::HeaderValue::from_static("application/grpc"),
@@ -106,5 +104,15 @@ fn passes(rule: &Rule, about: &About<'_>, path: &str, headers: &HeaderMap) {
     }
     if let Some(hedge) = &rule.hedge {
         assert!(hedge.due(1000).is_none());
+    }
+}
+
+fn nobody() -> Client {
+    Client {
+        identity: None,
+        address: ([10, 0, 0, 1], 1).into(),
+        peer: [10, 0, 0, 1].into(),
+        workload: None,
+        said: Default::default(),
     }
 }

@@ -40,15 +40,8 @@ impl Limits {
         before: &Self,
         now: Instant,
     ) -> Self {
-        let mut routes: Vec<&str> = all
-            .iter()
-            .filter(|held| matches!(held.resource.kind, Some(Kind::Route(_))))
-            .map(|held| route_of(&held.key))
-            .collect();
-        routes.sort_unstable();
-        routes.dedup();
         let general = || all.iter().copied();
-        let of_routes = routes.into_iter().filter_map(|route| {
+        let of_routes = routes_of(all).into_iter().filter_map(|route| {
             let own: Vec<_> = said
                 .of_route(route)
                 .filter(|held| limit(held).is_some())
@@ -67,8 +60,19 @@ impl Limits {
     }
 }
 
+/// Keys of the routes among all that is said of a service, without their rules.
+pub(super) fn routes_of<'a>(all: &[&'a Arc<Held>]) -> Vec<&'a str> {
+    let routes = all
+        .iter()
+        .filter(|held| matches!(held.resource.kind, Some(Kind::Route(_))));
+    let mut routes: Vec<&str> = routes.map(|held| route_of(&held.key)).collect();
+    routes.sort_unstable();
+    routes.dedup();
+    routes
+}
+
 /// Whether a rule is of that route: keys have kinds in lower case.
-fn is_of(rule: &Name, route: &str) -> bool {
+pub(super) fn is_of(rule: &Name, route: &str) -> bool {
     let mut parts = route.split('/');
     let kind = parts.next().unwrap_or_default();
     kind.eq_ignore_ascii_case(&rule.kind)

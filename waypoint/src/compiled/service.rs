@@ -9,7 +9,7 @@ use mesh::NamespacedHost;
 use wire::resource::Kind;
 use wire::target::To;
 
-use super::{Gateway, Limits, telemetry};
+use super::{Gateway, Limits, Processors, telemetry};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
 use crate::report::{Collectors, Told};
@@ -29,6 +29,8 @@ pub struct Service {
     pub telemetry: Arc<Told>,
     /// How many may.
     pub limits: Limits,
+    /// Who is shown requests and answers.
+    pub processors: Processors,
     routes: ByPort<Routes>,
     connections: ByPort<TcpTable>,
     /// To be used again where a resource has stayed what it was.
@@ -151,6 +153,7 @@ impl Service {
             tokens: tokens(&all, keys),
             telemetry: telemetry::compile(&all, said, collectors),
             limits: Limits::compile(&all, said, &before.limits, Instant::now()),
+            processors: Processors::compile(&all, said),
             routes: ByPort::of(&routes, Routes::of),
             connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),
             rules,

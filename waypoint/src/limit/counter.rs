@@ -96,11 +96,7 @@ impl Counter {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn asks(
-        &self,
-        inquiry: &Inquiry<'_>,
-        about: &HeaderMap,
-    ) -> Result<Request<Bytes>, String> {
+    pub fn asks(&self, inquiry: &Inquiry<'_>, about: &HeaderMap) -> Result<Request<Bytes>, String> {
         let descriptors = inquiry.descriptors.iter().map(Descriptor::wire);
         let question = service::framed(&RateLimitRequest {
             domain: inquiry.domain.to_owned(),

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use tokio::time::timeout;
 
+use super::process::Source;
 use super::{Refused, lead};
 use crate::arrive::Arrived;
 use crate::asked;
@@ -22,20 +23,22 @@ use crate::call;
 use crate::compiled::Config;
 use crate::permission::{Answered, Authorizer, Change, Denial, Question, Sample};
 use crate::report::Report;
-use crate::route::ServiceName;
+use crate::route::{Rule, ServiceName};
 use crate::service::Heard;
-use crate::upstream::{Outgoing, ReadAhead};
+use crate::upstream::Outgoing;
 
 /// What is needed to ask about one request, and what came of it.
 pub(super) struct Consulting<'a> {
     pub(super) arrived: &'a Arc<Arrived>,
-    pub(super) config: &'a Config,
+    pub(super) config: &'a Arc<Config>,
     /// The request's body.
-    pub(super) body: ReadAhead,
+    pub(super) body: Source,
     /// `authorization`, as it was sent.
     pub(super) token: Option<HeaderValue>,
     /// What is said to the client with whatever is answered.
     pub(super) said: Vec<Change>,
+    /// The rule whose own authorizers have agreed.
+    pub(super) permitted: Option<Arc<str>>,
 }
 
 /// Why a request does not pass.
@@ -52,6 +55,24 @@ pub enum Unpermitted {
 }
 
 impl Consulting<'_> {
+    /// Asks those whom a rule names, unless they have agreed already.
+    pub(super) async fn permitted(
+        &mut self,
+        rule: &Rule,
+        head: &mut Parts,
+        report: &mut Report,
+    ) -> Result<(), Refused> {
+        let by = self.permitted.as_ref();
+        if rule.filters.authorizers().next().is_none()
+            || by.is_some_and(|it| Arc::ptr_eq(it, &rule.label))
+        {
+            return Ok(());
+        }
+        self.all(rule.filters.authorizers(), head, report).await?;
+        self.permitted = Some(rule.label.clone());
+        Ok(())
+    }
+
     /// Asks all of them, one after the other: each sees what the one before has changed.
     pub(super) async fn all<'p>(
         &mut self,

@@ -57,7 +57,9 @@ pub(super) async fn counted(
             Ok(counted) => counted,
             Err(why) if inquiry.fail_open => {
                 let provider = inquiry.provider;
-                report.detail(format!("passes uncounted, {provider} cannot be asked: {why}"));
+                report.detail(format!(
+                    "passes uncounted, {provider} cannot be asked: {why}"
+                ));
                 continue;
             }
             Err(why) => {

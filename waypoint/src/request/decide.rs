@@ -25,6 +25,16 @@ enum Decided<'s> {
     Ask(Vec<&'s str>),
 }
 
+/// What was done about a request before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    /// Who must be asked has been asked, and agreed.
+    Permitted,
+    /// The same, and it has been counted.
+    Counted,
+}
+
 /// What is known of a request's limits.
 #[derive(Default)]
 struct Within<'s> {
@@ -43,11 +53,11 @@ pub(super) async fn decided<'s>(
     report: &mut Report,
 ) -> Result<(Option<Found<'s>>, Option<Told>), Refused> {
     let arrived = consulting.arrived;
-    let (found, within) = match decide(service, arrived, head, verified, false, report)? {
+    let (found, within) = match decide(service, arrived, head, verified, Before::Nothing, report)? {
         Decided::On(found, within) => (found, within),
         Decided::Ask(providers) => {
             Box::pin(consulting.all(providers, head, report)).await?;
-            match decide(service, arrived, head, verified, true, report)? {
+            match decide(service, arrived, head, verified, Before::Permitted, report)? {
                 Decided::On(found, within) => (found, within),
                 Decided::Ask(_) => {
                     let why = "who was asked must be asked again".to_owned();
@@ -85,23 +95,42 @@ fn give_back(
     Ok(())
 }
 
-/// `permitted`: who must be asked has been asked, and agreed.
+/// A request that has passed and is another now: whether it still may, and by which rule. It is counted once.
+pub(super) fn decided_again<'s>(
+    service: &'s Service,
+    consulting: &Consulting<'_>,
+    head: &Parts,
+    verified: Option<&Verified>,
+    report: &mut Report,
+) -> Result<Option<Found<'s>>, Refused> {
+    let arrived = consulting.arrived;
+    match decide(service, arrived, head, verified, Before::Counted, report)? {
+        Decided::On(found, _) => Ok(found),
+        Decided::Ask(_) => Err(Refused::Denied(
+            "who was asked must be asked again".to_owned(),
+        )),
+    }
+}
+
 fn decide<'s>(
     service: &'s Service,
     arrived: &Arrived,
     head: &Parts,
     verified: Option<&Verified>,
-    permitted: bool,
+    before: Before,
     report: &mut Report,
 ) -> Result<Decided<'s>, Refused> {
     let authority = asked::authority(&head.uri, &head.headers)?;
     let host = asked::host(authority)?;
     let asked = view(arrived, head, authority, &host.name, verified);
-    let providers = authorise(service, &asked, permitted, report)?;
+    let providers = authorise(service, &asked, before != Before::Nothing, report)?;
     if !providers.is_empty() {
         return Ok(Decided::Ask(providers));
     }
     let found = route(service, &asked)?;
+    if before == Before::Counted {
+        return Ok(Decided::On(found, Within::default()));
+    }
     let within = limit(service, found.as_ref(), &asked)?;
     Ok(Decided::On(found, within))
 }

@@ -1,10 +1,12 @@
 //! Why a request is not answered by an app, and what its client is told.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 
+use super::process::{Stopped, answered};
 use super::{Exceeded, Unpermitted};
 use crate::asked::Unclear;
 use crate::authenticate;
@@ -55,6 +57,14 @@ pub enum Refused {
         /// What came of it.
         why: Unpermitted,
     },
+    /// It ends with a processor.
+    #[error("{}", .why.words(.processor))]
+    Processed {
+        /// Whose object it is.
+        processor: Arc<str>,
+        /// Why.
+        why: Box<Stopped>,
+    },
     /// There have been too many like it.
     #[error("more than {} requests in {:?}: limit {}", .0.requests, .0.window, .0.name)]
     Limited(Told),
@@ -88,6 +98,9 @@ pub enum Refused {
     /// It did not answer.
     #[error("upstream connect error or disconnect/reset before headers: {0}")]
     Failed(#[from] Failed),
+    /// It speaks another protocol now, and nobody asked for that.
+    #[error("the endpoint has switched to another protocol unasked")]
+    Switched,
     /// It did not answer in time.
     #[error("upstream request timeout")]
     Timeout,
@@ -109,6 +122,7 @@ impl Refused {
                 Unpermitted::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
                 Unpermitted::Unread => StatusCode::BAD_REQUEST,
             },
+            Self::Processed { why, .. } => why.status(),
             Self::Limited(_) | Self::Exceeded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Uncounted(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
@@ -119,7 +133,8 @@ impl Refused {
             | Self::Uncallable(_)
             | Self::Full
             | Self::NoWay(_)
-            | Self::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::Failed(_)
+            | Self::Switched => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -133,7 +148,7 @@ impl Refused {
             | Self::Target
             | Self::Connect => Flag::DownstreamProtocolError,
             Self::Silent => Flag::IdleTimeout,
-            Self::Token { .. } | Self::Denied(_) => return None,
+            Self::Token { .. } | Self::Denied(_) | Self::Processed { .. } => return None,
             Self::Unpermitted { why, .. } => match why {
                 Unpermitted::Denied(_) | Unpermitted::Unanswered(..) => Flag::Unauthorized,
                 Unpermitted::TooLarge => return None,
@@ -147,6 +162,7 @@ impl Refused {
             Self::Full => Flag::UpstreamOverflow,
             Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
             Self::Failed(_) => Flag::UpstreamClosed,
+            Self::Switched => Flag::UpstreamProtocolError,
             Self::Timeout => Flag::UpstreamTimeout,
         })
     }
@@ -169,6 +185,7 @@ impl Refused {
                 Unpermitted::TooLarge => "Payload Too Large".into(),
                 Unpermitted::Unread => "the body did not come".into(),
             },
+            Self::Processed { why, .. } => why.text().into(),
             Self::Limited(_) | Self::Exceeded(_) => "too many requests".into(),
             Self::Uncounted(_) => "the rate limit cannot be checked".into(),
             Self::NoRoute => "no route".into(),
@@ -180,9 +197,19 @@ impl Refused {
             Self::Full => {
                 "upstream connect error or disconnect/reset before headers: overflow".into()
             }
-            Self::Failed(_) => "upstream connect error or disconnect/reset before headers".into(),
+            Self::Failed(_) | Self::Switched => {
+                "upstream connect error or disconnect/reset before headers".into()
+            }
             Self::Timeout => "upstream request timeout".into(),
         }
+    }
+
+    /// Whether what follows may be something else to others than to us: over HTTP/1.1 nothing is read of it.
+    fn ends_the_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Unclear(_) | Self::Framing | Self::TooManyFields | Self::Target | Self::Connect
+        )
     }
 
     /// The answer, noted in the report.
@@ -198,6 +225,11 @@ impl Refused {
         {
             return denied(grpc, denial);
         }
+        if let Self::Processed { why, .. } = self
+            && let Stopped::Answered(own) = &**why
+        {
+            return answered(grpc, own);
+        }
         let mut answer = plain(grpc, self.status(), &self.text());
         if let Self::Exceeded(exceeded) = self
             && !grpc
@@ -206,6 +238,9 @@ impl Refused {
             *answer.body_mut() = Answer::whole(exceeded.body.clone());
         }
         let headers = answer.headers_mut();
+        if self.ends_the_connection() {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         match self {
             Self::Token {
                 challenge: Some(challenge),

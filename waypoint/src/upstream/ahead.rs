@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -50,6 +51,41 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
             whole: self.length() <= most,
             bytes: bytes.freeze(),
         })
+    }
+
+    /// Its first `most` bytes, as far as they were looked at, become others.
+    pub fn replace(&mut self, most: usize, with: Bytes) {
+        let mut left = most;
+        let seen = std::mem::take(&mut self.seen);
+        if !with.is_empty() {
+            self.seen.push_back(Frame::data(with));
+        }
+        for frame in seen {
+            match frame.into_data() {
+                Ok(mut data) => {
+                    let gone = left.min(data.len());
+                    left -= gone;
+                    let data = data.split_off(gone);
+                    if !data.is_empty() {
+                        self.seen.push_back(Frame::data(data));
+                    }
+                }
+                Err(frame) => self.seen.push_back(frame),
+            }
+        }
+    }
+
+    /// Its trailers, if all of it was looked at and it has some.
+    pub fn trailers(&mut self) -> Option<&mut HeaderMap> {
+        let last = self.seen.back_mut().filter(|_| self.ended);
+        last.and_then(Frame::trailers_mut)
+    }
+
+    /// All of it becomes these bytes.
+    pub fn become_whole(&mut self, bytes: Bytes) {
+        self.seen.clear();
+        self.ended = true;
+        self.replace(0, bytes);
     }
 
     /// Bytes that were seen.
@@ -107,7 +143,6 @@ mod tests {
     use std::convert::Infallible;
 
     use futures_util::FutureExt;
-    use http::HeaderMap;
     use http_body_util::{Full, StreamBody};
 
     use super::*;
@@ -152,6 +187,25 @@ mod tests {
         assert!(body.look(9).await.unwrap().whole);
         assert_eq!(body.size_hint().exact(), None);
         assert!(body.collect().await.unwrap().trailers().is_some());
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_may_become_something_else() {
+        for (lengths, most, all) in [
+            (&[3, 4][..], 100, "new"),
+            (&[3, 4], 5, "newxx"),
+            (&[3, 4], 3, "newxxxx"),
+            (&[], 3, "new"),
+        ] {
+            let mut body = ReadAhead::of(pieces(lengths));
+            body.look(most).await.unwrap();
+            body.replace(most, Bytes::from_static(b"new"));
+            assert_eq!(body.collect().await.unwrap().to_bytes(), all);
+        }
+        let mut body = ReadAhead::of(pieces(&[9]));
+        body.become_whole(Bytes::from_static(b"all"));
+        assert_eq!(body.size_hint().exact(), Some(3));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "all");
     }
 
     #[test]

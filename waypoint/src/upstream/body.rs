@@ -15,6 +15,7 @@ use super::ahead::ReadAhead;
 use super::host::{Host, Place};
 use super::kept::Reading;
 use super::link::Link;
+use super::piped::Piped;
 use super::tee::{Copied, Teed, tee};
 use crate::call::Held;
 use crate::report::{Counted, Report};
@@ -50,6 +51,8 @@ pub enum Outgoing {
     Kept(Reading),
     /// A copy of one that goes elsewhere.
     Copied(Copied),
+    /// What somebody makes of the client's.
+    Piped(Teed<ReadAhead<Piped>>),
 }
 
 impl Outgoing {
@@ -80,12 +83,19 @@ impl Outgoing {
         (body, copies.into_iter().map(Self::Copied).collect())
     }
 
+    /// What somebody makes of a request's body, and as many copies of it. It is made once.
+    pub fn piped(body: ReadAhead<Piped>, copies: usize) -> (Self, Vec<Self>) {
+        let (body, copies) = tee(body, copies);
+        let copies = copies.into_iter().map(Self::Copied);
+        (Self::Piped(body), copies.collect())
+    }
+
     /// The same again, if that can be had.
     pub fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
             Self::Whole(bytes) => Some(Self::Whole(bytes.clone())),
-            Self::Streamed(_) | Self::Copied(_) => None,
+            Self::Streamed(_) | Self::Copied(_) | Self::Piped(_) => None,
             Self::Kept(reading) => reading.again().map(Self::Kept),
         }
     }
@@ -105,6 +115,7 @@ impl Body for Outgoing {
             Self::Streamed(body) => Pin::new(body).poll_frame(cx).map_err(Cut::Http),
             Self::Kept(reading) => reading.poll_frame(cx),
             Self::Copied(copy) => Pin::new(copy).poll_frame(cx),
+            Self::Piped(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -115,6 +126,7 @@ impl Body for Outgoing {
             Self::Streamed(body) => body.is_end_stream(),
             Self::Kept(_) => false,
             Self::Copied(copy) => copy.is_end_stream(),
+            Self::Piped(body) => body.is_end_stream(),
         }
     }
 
@@ -122,6 +134,7 @@ impl Body for Outgoing {
         match self {
             Self::Kept(reading) => reading.size_hint(),
             Self::Copied(copy) => copy.size_hint(),
+            Self::Piped(body) => body.size_hint(),
             Self::Empty => SizeHint::with_exact(0),
             Self::Whole(bytes) => SizeHint::with_exact(length(bytes.as_ref())),
             Self::Streamed(body) => body.size_hint(),
@@ -171,6 +184,10 @@ enum Kind {
     },
     /// Over one that looks after itself.
     Alien(Incoming),
+    /// What somebody makes of another one.
+    Piped(Piped),
+    /// Another one, whose beginning was looked at.
+    Seen(Box<ReadAhead<Answer>>),
     /// Over one that it shares.
     Shared {
         body: Incoming,
@@ -192,6 +209,16 @@ impl Answer {
     /// Of a connection that is driven elsewhere.
     pub(crate) fn alien(body: Incoming) -> Self {
         Self::of(Kind::Alien(body))
+    }
+
+    /// What somebody makes of another one.
+    pub(crate) fn piped(body: Piped) -> Self {
+        Self::of(Kind::Piped(body))
+    }
+
+    /// One whose beginning was looked at.
+    pub(crate) fn seen(body: ReadAhead<Self>) -> Self {
+        Self::of(Kind::Seen(Box::new(body)))
     }
 
     pub(super) fn alone(body: Incoming, link: Box<Link>, home: Arc<Host>) -> Self {
@@ -257,6 +284,8 @@ impl Kind {
             Self::Shared { body, .. } | Self::Alien(body) => {
                 return Pin::new(body).poll_frame(cx).map_err(Cut::Http);
             }
+            Self::Piped(body) => return Pin::new(body).poll_frame(cx),
+            Self::Seen(body) => return Pin::new(&mut **body).poll_frame(cx),
             Self::Alone { body, link, home } => {
                 // Asking first makes the connection read for us; what it then has, we take at once.
                 let mut polled = Pin::new(&mut *body).poll_frame(cx);
@@ -300,6 +329,8 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Whole(bytes) => bytes.is_none(),
+            Kind::Piped(body) => body.is_end_stream(),
+            Kind::Seen(body) => body.is_end_stream(),
             Kind::Alone { body, .. } | Kind::Shared { body, .. } | Kind::Alien(body) => {
                 body.is_end_stream()
             }
@@ -309,6 +340,8 @@ impl Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Whole(bytes) => SizeHint::with_exact(length(bytes.as_ref())),
+            Kind::Piped(body) => body.size_hint(),
+            Kind::Seen(body) => body.size_hint(),
             Kind::Alone { body, .. } | Kind::Shared { body, .. } | Kind::Alien(body) => {
                 body.size_hint()
             }

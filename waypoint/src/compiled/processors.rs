@@ -1,0 +1,120 @@
+//! Who is shown the requests of a service, and of each of its routes.
+
+use std::sync::Arc;
+
+use api::waypoint as wire;
+use wire::resource::Kind;
+
+use crate::process::{self, Processor};
+use crate::route::Name;
+use crate::state::{Held, Resources};
+
+/// Those of one service. Where a route has some of its own, those of the service are among them.
+#[derive(Debug, Default)]
+pub struct Processors {
+    all: Box<[Processing]>,
+    /// By the route's key, without its rule.
+    of_routes: Box<[(Box<str>, Box<[Processing]>)]>,
+}
+
+/// One, or why requests cannot be shown to it.
+#[derive(Debug, Clone)]
+pub struct Processing {
+    name: Arc<str>,
+    processor: Result<Arc<Processor>, Box<str>>,
+}
+
+impl Processing {
+    /// Whose object it is.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// It.
+    ///
+    /// # Errors
+    /// It cannot be understood, and nothing passes without it.
+    pub fn good(&self) -> Result<&Arc<Processor>, &str> {
+        self.processor.as_ref().map_err(|why| &**why)
+    }
+
+    /// None for one that cannot be understood and without which requests go on.
+    fn compile(held: &Held) -> Option<Self> {
+        let Some(Kind::Processing(wire)) = &held.resource.kind else {
+            return None;
+        };
+        let origin = held.resource.origin.clone().unwrap_or_default();
+        let processor = match held.good {
+            true => Processor::compile(&origin, wire),
+            false => Err(held
+                .refused
+                .as_deref()
+                .unwrap_or("it cannot be understood")
+                .to_owned()),
+        };
+        let open = wire.processor.as_ref().is_some_and(|it| it.fail_open);
+        if processor.is_err() && open {
+            return None;
+        }
+        Some(Self {
+            name: process::name(&origin),
+            processor: processor.map(Arc::new).map_err(Into::into),
+        })
+    }
+}
+
+impl Processors {
+    /// Whether there is none for any request.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.of_routes.is_empty()
+    }
+
+    /// Those for requests of a rule; of no rule: those of the service. In the order in which they are shown a request.
+    pub fn of(&self, rule: Option<&Name>) -> &[Processing] {
+        let own = rule.and_then(|rule| {
+            let mut routes = self.of_routes.iter();
+            routes.find(|(key, _)| super::limits::is_of(rule, key))
+        });
+        own.map_or(&self.all, |(_, processors)| processors)
+    }
+
+    /// `all`: everything that is said of the service.
+    pub(super) fn compile(all: &[&Arc<Held>], said: &Resources) -> Self {
+        let general = || all.iter().copied();
+        let routes = super::limits::routes_of(all).into_iter();
+        let of_routes = routes.filter_map(|route| {
+            let own: Vec<_> = said.of_route(route).filter(is_processing).collect();
+            (!own.is_empty()).then(|| (route.into(), processors(general().chain(own))))
+        });
+        Self {
+            of_routes: of_routes.collect(),
+            all: processors(general()),
+        }
+    }
+}
+
+fn is_processing(held: &&Arc<Held>) -> bool {
+    matches!(held.resource.kind, Some(Kind::Processing(_)))
+}
+
+/// Oldest first.
+fn processors<'a>(all: impl Iterator<Item = &'a Arc<Held>>) -> Box<[Processing]> {
+    let mut all: Vec<&Arc<Held>> = all.filter(is_processing).collect();
+    all.sort_by_key(|held| {
+        let created = held.resource.origin.as_ref().map_or(0, |it| it.created);
+        (created, held.key.clone())
+    });
+    all.dedup_by(|one, other| one.key == other.key);
+    all.into_iter()
+        .filter_map(|held| Processing::compile(held))
+        .collect()
+}
+
+/// What is wrong with it.
+pub(super) fn check(origin: &wire::Origin, processing: &wire::Processing) -> Result<(), String> {
+    match processing.invalid.is_empty() {
+        true => Processor::compile(origin, processing).map(drop),
+        // One that the control plane could not read is understood: as what refuses.
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,233 @@
+//! What a processor's words mean.
+
+use std::time::Duration;
+
+use api::ext_proc::body_mutation::Mutation as Wire;
+use api::ext_proc::common_response::ResponseStatus;
+use api::ext_proc::processing_response::Response as Of;
+use api::ext_proc::{
+    BodyMutation, CommonResponse, HeaderMutation, HeaderValueOption, ImmediateResponse,
+    ProcessingMode, ProcessingResponse,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, StatusCode};
+
+use super::Way;
+use crate::asked::remove_doubles;
+use crate::permission::{Action, Change, is_framing};
+
+/// One message of its.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Heard {
+    /// What it is about; none: the request as a whole.
+    pub way: Option<Way>,
+    /// What it says.
+    pub said: Said,
+    /// Which parts it wants to be shown from now on.
+    pub modes: Option<ProcessingMode>,
+}
+
+/// What it says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Said {
+    /// To a head.
+    Headers(Common),
+    /// To a piece of a body.
+    Body(Common),
+    /// To trailers.
+    Trailers(Mutation),
+    /// Nobody else is to answer.
+    Immediate(Immediate),
+    /// It will take longer.
+    Longer(Duration),
+}
+
+/// To a head or a piece.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Common {
+    /// Of the head.
+    pub mutation: Mutation,
+    /// Of the body; none: it stays as it is.
+    pub body: Option<BodyChange>,
+    /// To a head: this is the whole body, and the processor wants to see no more this way.
+    pub replaces: bool,
+}
+
+/// What a piece becomes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BodyChange {
+    /// These bytes.
+    Bytes(Bytes),
+    /// One more piece of its own, and whether it is the last.
+    Piece(Bytes, bool),
+}
+
+/// Changes of a head or of trailers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mutation {
+    removed: Vec<HeaderName>,
+    changes: Vec<Change>,
+    /// Of a request, with its query.
+    pub path: Option<String>,
+    /// Of an answer.
+    pub status: Option<StatusCode>,
+}
+
+/// An answer in the app's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Immediate {
+    /// Its status.
+    pub status: StatusCode,
+    /// Changes of its headers.
+    pub headers: Mutation,
+    /// Its body.
+    pub body: Bytes,
+    /// For a client that speaks gRPC.
+    pub grpc: Option<u32>,
+    /// For the log.
+    pub details: String,
+}
+
+/// What a message means.
+///
+/// # Errors
+/// Nothing that could be followed.
+pub fn heard(message: ProcessingResponse) -> Result<Heard, String> {
+    if let Some(longer) = message.override_message_timeout {
+        let longer =
+            Duration::try_from(longer).map_err(|_| "it wants to take less than no time")?;
+        return Ok(Heard {
+            way: None,
+            said: Said::Longer(longer),
+            modes: None,
+        });
+    }
+    let (way, said) = match message.response.ok_or("it says nothing")? {
+        Of::RequestHeaders(it) => (Some(Way::There), Said::Headers(common(it.response)?)),
+        Of::ResponseHeaders(it) => (Some(Way::Back), Said::Headers(common(it.response)?)),
+        Of::RequestBody(it) => (Some(Way::There), Said::Body(common(it.response)?)),
+        Of::ResponseBody(it) => (Some(Way::Back), Said::Body(common(it.response)?)),
+        Of::RequestTrailers(it) => {
+            let mutation = Mutation::read(it.header_mutation)?;
+            (Some(Way::There), Said::Trailers(mutation))
+        }
+        Of::ResponseTrailers(it) => {
+            let mutation = Mutation::read(it.header_mutation)?;
+            (Some(Way::Back), Said::Trailers(mutation))
+        }
+        Of::ImmediateResponse(it) => (None, Said::Immediate(immediate(it)?)),
+    };
+    Ok(Heard {
+        way,
+        said,
+        modes: message.mode_override,
+    })
+}
+
+fn common(response: Option<CommonResponse>) -> Result<Common, String> {
+    let Some(response) = response else {
+        return Ok(Common::default());
+    };
+    let replaces = response.status() == ResponseStatus::ContinueAndReplace;
+    Ok(Common {
+        mutation: Mutation::read(response.header_mutation)?,
+        body: response.body_mutation.and_then(body),
+        replaces,
+    })
+}
+
+fn body(mutation: BodyMutation) -> Option<BodyChange> {
+    Some(match mutation.mutation? {
+        Wire::Body(bytes) => BodyChange::Bytes(bytes.into()),
+        Wire::ClearBody(true) => BodyChange::Bytes(Bytes::new()),
+        Wire::ClearBody(false) => return None,
+        Wire::StreamedResponse(piece) => BodyChange::Piece(piece.body.into(), piece.end_of_stream),
+    })
+}
+
+fn immediate(it: ImmediateResponse) -> Result<Immediate, String> {
+    let code = it.status.map_or(0, |status| status.code);
+    let status = match code {
+        0 => StatusCode::OK,
+        code => {
+            status(&code.to_string()).ok_or_else(|| format!("it answers with status {code}"))?
+        }
+    };
+    Ok(Immediate {
+        status,
+        headers: Mutation::read(it.headers)?,
+        body: it.body.into(),
+        grpc: it.grpc_status.map(|grpc| grpc.status),
+        details: it.details,
+    })
+}
+
+fn status(text: &str) -> Option<StatusCode> {
+    let code: u16 = text.parse().ok()?;
+    let code = Some(code).filter(|code| (200..600).contains(code))?;
+    StatusCode::from_u16(code).ok()
+}
+
+impl Mutation {
+    fn read(wire: Option<HeaderMutation>) -> Result<Self, String> {
+        let Some(wire) = wire else {
+            return Ok(Self::default());
+        };
+        let mut made = Self::default();
+        for option in &wire.set_headers {
+            made.take(option)?;
+        }
+        let removed = wire.remove_headers.iter();
+        let removed = removed.filter_map(|name| name.parse::<HeaderName>().ok());
+        made.removed = removed.filter(|name| !is_ours(name)).collect();
+        Ok(made)
+    }
+
+    fn take(&mut self, option: &HeaderValueOption) -> Result<(), String> {
+        let header = option.header.as_ref().ok_or("a change of no header")?;
+        if header.key.starts_with(':') {
+            let value = match header.value.as_bytes() {
+                [] => &header.raw_value,
+                value => value,
+            };
+            let value = str::from_utf8(value).map_err(|_| format!("{} is no text", header.key))?;
+            match &*header.key {
+                ":path" => self.path = Some(value.to_owned()),
+                ":status" => {
+                    let status = status(value);
+                    self.status = Some(status.ok_or_else(|| format!("{value} is no status"))?);
+                }
+                // For whom a request is, and by which method, is not its to change.
+                _ => {}
+            }
+            return Ok(());
+        }
+        // One that the client sent beside it would be believed.
+        let change = Change::read(option, Action::Set)?;
+        self.changes.extend(change.filter(|it| !is_ours(&it.name)));
+        Ok(())
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Changes headers or trailers.
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.removed {
+            headers.remove(name);
+        }
+        remove_doubles(headers, &self.removed);
+        for change in &self.changes {
+            change.apply(headers);
+            remove_doubles(headers, std::slice::from_ref(&change.name));
+        }
+    }
+}
+
+/// Whether only proxies may say it.
+fn is_ours(name: &HeaderName) -> bool {
+    let name_of = name.as_str();
+    is_framing(name) || name_of.starts_with("x-envoy-") || name_of == "x-forwarded-client-cert"
+}

@@ -1,0 +1,260 @@
+//! A stream to a processor: one for each request, in two halves, one for each way.
+//!
+//! What it says is sorted by what it is about and waits for whoever has asked. It is held by its halves: when both have
+//! gone, the processor is told that there is no more, and has a moment to say the same.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Broke;
+use crate::arrive::Arrived;
+use crate::call;
+use crate::compiled::Config;
+use crate::process::{Heard, Modes, Parts, Processor, Said, Way, heard};
+use crate::request::lead;
+use crate::service::{self, Messages};
+use crate::upstream::{Answer, Outgoing, Pipe, ReadAhead, open_pipe};
+
+/// One way of a stream.
+#[derive(Debug)]
+pub(super) struct Half {
+    pub(super) processor: Arc<Processor>,
+    pub(super) way: Way,
+    /// What is shown from now on, both ways.
+    pub(super) modes: Modes,
+    /// Something was said already, by either half.
+    begun: Arc<AtomicBool>,
+    out: Pipe,
+    heard: mpsc::Receiver<Result<Heard, Broke>>,
+    _held: Arc<DropGuard>,
+}
+
+/// A stream begins. Nothing has been said yet.
+pub(super) fn begin(
+    arrived: &Arc<Arrived>,
+    config: &Arc<Config>,
+    processor: &Arc<Processor>,
+    about: &HeaderMap,
+) -> Result<[Half; 2], Broke> {
+    let to = lead(arrived, &processor.service).map_err(|why| Broke::Failed(why.to_string()))?;
+    let (out, body) = open_pipe();
+    let (body, _) = Outgoing::piped(ReadAhead::of(body), 0);
+    let request = service::call(&processor.service, METHOD, about, None).body(body);
+    let request = request.map_err(|why| Broke::Failed(format!("it cannot be asked: {why}")))?;
+    let gone = CancellationToken::new();
+    let held = Arc::new(gone.clone().drop_guard());
+    let begun = Arc::new(AtomicBool::new(false));
+    let half = |way| {
+        let (to, heard) = mpsc::channel(WAITING);
+        let half = Half {
+            processor: processor.clone(),
+            way,
+            modes: processor.modes,
+            begun: begun.clone(),
+            out: out.clone(),
+            heard,
+            _held: held.clone(),
+        };
+        (to, half)
+    };
+    let ((there, one), (back, other)) = (half(Way::There), half(Way::Back));
+    let listener = Listener {
+        there,
+        back,
+        most: processor.most + ROOM,
+    };
+    let (arrived, config) = (arrived.clone(), config.clone());
+    tokio::spawn(async move {
+        let mut listening = std::pin::pin!(async {
+            let answer = call::ask(&arrived, &config, &to, request).await;
+            let ended = match answer {
+                Ok(answer) => listener.listen(answer).await,
+                Err(why) => Err(why.to_string()),
+            };
+            listener.ended(ended).await;
+        });
+        tokio::select! {
+            () = &mut listening => {}
+            () = gone.cancelled() => {
+                let _ = timeout(MOMENT, listening).await;
+            }
+        }
+    });
+    Ok([one, other])
+}
+
+/// Who sorts what it says.
+struct Listener {
+    there: mpsc::Sender<Result<Heard, Broke>>,
+    back: mpsc::Sender<Result<Heard, Broke>>,
+    most: usize,
+}
+
+impl Listener {
+    /// To its end: a good one, or why not.
+    async fn listen(&self, answer: http::Response<Answer>) -> Result<(), String> {
+        let (head, mut body) = answer.into_parts();
+        service::begun(head.status, &head.headers)?;
+        if head.headers.contains_key("grpc-status") {
+            return service::end(&head.headers);
+        }
+        let mut messages = Messages::of(self.most);
+        loop {
+            let frame = body.frame().await.ok_or("its answer has no end")?;
+            let frame = frame.map_err(|why| format!("its answer broke off: {why}"))?;
+            match frame.into_data() {
+                Ok(bytes) => messages.take(bytes)?,
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return service::end(&trailers);
+                }
+            }
+            while let Some(message) = messages.next()? {
+                self.sort(heard(message)?).await;
+            }
+        }
+    }
+
+    /// Whoever has gone does not want to hear it.
+    async fn sort(&self, heard: Heard) {
+        if heard.way != Some(Way::Back) {
+            let _ = self.there.send(Ok(heard.clone())).await;
+        }
+        if heard.way != Some(Way::There) {
+            let _ = self.back.send(Ok(heard)).await;
+        }
+    }
+
+    async fn ended(&self, ended: Result<(), String>) {
+        for half in [&self.there, &self.back] {
+            let why = match &ended {
+                Ok(()) => Broke::Closed,
+                Err(why) => Broke::Failed(why.clone()),
+            };
+            let _ = half.send(Err(why)).await;
+        }
+    }
+}
+
+impl Half {
+    /// For the first message of a stream, which says what it will be shown.
+    pub(super) fn first(&self) -> Option<Modes> {
+        let begun = self.begun.swap(true, Relaxed);
+        (!begun).then_some(self.modes)
+    }
+
+    /// What it is shown this way.
+    pub(super) fn parts(&self) -> Parts {
+        match self.way {
+            Way::There => self.modes.there,
+            Way::Back => self.modes.back,
+        }
+    }
+
+    /// Says something, and waits for the answer to it.
+    pub(super) async fn ask(&mut self, message: Result<Bytes, String>) -> Result<Said, Broke> {
+        // What is there already is no answer.
+        while let Ok(early) = self.heard.try_recv() {
+            match early?.said {
+                Said::Longer(_) => {}
+                Said::Immediate(answer) => return Err(Broke::Answered(answer)),
+                _ => return Err(unasked()),
+            }
+        }
+        self.say(message).await?;
+        self.answer().await
+    }
+
+    /// Says something.
+    pub(super) async fn say(&mut self, message: Result<Bytes, String>) -> Result<(), Broke> {
+        let message = message.map_err(Broke::Failed)?;
+        let within = self.processor.timeout;
+        match timeout(within, self.out.data(message)).await {
+            Ok(Ok(())) => Ok(()),
+            // It may have said why.
+            Ok(Err(_)) => Err(match self.heard.recv().await {
+                Some(Err(why)) => why,
+                _ => Broke::Failed("it does not listen".to_owned()),
+            }),
+            Err(_) => Err(Broke::Late(within)),
+        }
+    }
+
+    /// What it says to what it was told, in time.
+    pub(super) async fn answer(&mut self) -> Result<Said, Broke> {
+        let mut within = self.processor.timeout;
+        let begun = Instant::now();
+        let mut longer = self.processor.longest;
+        loop {
+            let Ok(said) = timeout_at(begun + within, self.next()).await else {
+                return Err(Broke::Late(within));
+            };
+            match (said?, longer) {
+                // Once, and no longer than it may.
+                (Said::Longer(wanted), Some(longest)) => {
+                    within = wanted.min(longest);
+                    longer = None;
+                }
+                (Said::Longer(_), None) => {}
+                (said, _) => return Ok(said),
+            }
+        }
+    }
+
+    /// What it says next, whenever that is.
+    pub(super) async fn next(&mut self) -> Result<Said, Broke> {
+        let Some(heard) = self.heard.recv().await else {
+            return Err(Broke::Failed("its stream has gone".to_owned()));
+        };
+        let heard = heard?;
+        if let (Some(modes), Said::Headers(_), true) =
+            (&heard.modes, &heard.said, self.processor.overridable)
+        {
+            self.modes = self.modes.overridden(modes);
+        }
+        match heard.said {
+            Said::Immediate(answer) => Err(Broke::Answered(answer)),
+            said => Ok(said),
+        }
+    }
+
+    /// This half, for somebody who goes on with it; nothing is heard here any more.
+    pub(super) fn handed_on(&mut self) -> Self {
+        let (_, nothing) = mpsc::channel(1);
+        Self {
+            processor: self.processor.clone(),
+            way: self.way,
+            modes: self.modes,
+            begun: self.begun.clone(),
+            out: self.out.clone(),
+            heard: std::mem::replace(&mut self.heard, nothing),
+            _held: self._held.clone(),
+        }
+    }
+
+    /// Another hand for the same mouth.
+    pub(super) fn mouth(&self) -> Pipe {
+        self.out.clone()
+    }
+}
+
+/// An answer to something else.
+pub(super) fn unasked() -> Broke {
+    Broke::Failed("it says what nobody has asked".to_owned())
+}
+
+const METHOD: &str = "envoy.service.ext_proc.v3.ExternalProcessor/Process";
+/// Messages that wait for whoever has asked.
+const WAITING: usize = 16;
+/// Of a message beside the body: headers.
+const ROOM: usize = 256 << 10;
+/// To say that there is no more.
+const MOMENT: Duration = Duration::from_secs(1);
