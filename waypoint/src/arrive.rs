@@ -6,7 +6,7 @@
 //! 4. HTTP: one request after the other, or many at a time                 ([`crate::request`])
 //! 5. anything else: bytes, to an endpoint                                 ([`crate::carry`])
 //!
-//! Each tunnel is a task of its own, on whichever core is free: a client that has one connection has all of us.
+//! Each tunnel is a task of its own, with its connection unless that thread has more to do than others ([`workers`]).
 
 mod frames;
 mod hello;
@@ -47,6 +47,7 @@ use crate::proxy::Proxy;
 use crate::report::Caller;
 use crate::request;
 use crate::upstream::{Carrier, Stream};
+use crate::workers;
 
 /// A connection of a client's to something that we serve.
 pub struct Arrived {
@@ -79,11 +80,15 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let serving = serve(proxy.clone(), tcp, unmapped(peer));
                 let connected = proxy.load.connected();
-                proxy.drain.spawn(async move {
-                    let _place = (place, connected);
-                    serving.await;
+                let (worker, proxy) = (proxy.workers.anywhere(), proxy.clone());
+                let (runtime, drain) = (worker.runtime().clone(), proxy.drain.clone());
+                drain.spawn_on(&runtime, async move {
+                    let _places = (place, connected, worker);
+                    match workers::adopt(tcp) {
+                        Ok(tcp) => serve(proxy, tcp, unmapped(peer)).await,
+                        Err(error) => tracing::warn!(%error, "arrive: cannot take a connection"),
+                    }
                 });
             }
             Err(error) => {
@@ -141,8 +146,12 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
         match incoming {
             Some(Ok(Incoming::Request(request))) => {
                 let (proxy, identity) = (proxy.clone(), connection.peer().clone());
-                let drain = proxy.drain.clone();
-                drain.spawn(Box::pin(tunnel(proxy, request, identity, peer)));
+                let (drain, place) = (proxy.drain.clone(), proxy.workers.beside());
+                let tunnel = Box::pin(tunnel(proxy, request, identity, peer));
+                drain.spawn_on(&place.runtime().clone(), async move {
+                    let _place = place;
+                    tunnel.await;
+                });
             }
             Some(Ok(Incoming::Refused(why))) => tracing::info!(%peer, %why, "arrive: refused"),
             Some(Err(why)) => {

@@ -14,6 +14,7 @@ use crate::load::Load;
 use crate::report::Reports;
 use crate::state::State;
 use crate::upstream::Upstreams;
+use crate::workers::Workers;
 
 /// The proxy.
 pub struct Proxy {
@@ -44,6 +45,8 @@ pub struct Parts {
     pub state: Arc<State<Compiled>>,
     /// Connections to endpoints.
     pub upstreams: Upstreams,
+    /// Threads that carry all this.
+    pub workers: Workers,
     /// What is told of it all.
     pub reports: Reports,
     /// How it all ends.

@@ -32,6 +32,7 @@ use crate::proxy::{self, Proxy};
 use crate::report::{self, Collectors, Opened, Reporter, Reports};
 use crate::state::{Keeper, State};
 use crate::upstream::Upstreams;
+use crate::workers::Workers;
 use crate::{arrive, discovery};
 
 /// Runs the process to its end.
@@ -45,31 +46,28 @@ pub fn run() -> anyhow::Result<()> {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    let mut traffic = Builder::new_multi_thread();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    traffic
-        .worker_threads(config.worker_threads.unwrap_or(cores).max(1))
-        .thread_name("traffic")
-        .enable_all();
-    let traffic = traffic.build()?;
+    let traffic = Workers::start(config.worker_threads.unwrap_or(cores))?;
     let control = Builder::new_current_thread().enable_all().build()?;
-    let result = control.block_on(live(config, log.clone(), traffic.handle().clone()));
+    let result = control.block_on(live(config, log.clone(), traffic.runtimes().to_vec()));
     if let Err(error) = &result {
         tracing::error!(error = %format!("{error:#}"), "stopped");
     }
-    traffic.shutdown_timeout(Duration::from_secs(1));
+    traffic.end();
     log.flush(Duration::from_secs(1));
     result
 }
 
-async fn live(config: Arc<Config>, log: LogHandle, traffic: Handle) -> anyhow::Result<()> {
+async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.gateway_name, namespace = %config.pod_namespace, xds = %config.xds_address, "starting");
     let readiness = Readiness::new();
     let (quit, end) = (CancellationToken::new(), CancellationToken::new());
-    let (proxy, writing) = wire(&config, &traffic, &log)?;
+    let (proxy, writing) = wire(&config, &runtimes, &log)?;
+    // What is for nobody's connection.
+    let traffic = runtimes.first().context("a thread that carries traffic")?;
 
     let serving = readiness.gate("serving");
-    let registry = registry(&proxy, &writing.known.metrics, &log, &traffic);
+    let registry = registry(&proxy, &writing.known.metrics, &log);
     let doors = Doors {
         shown: proxy.clone(),
         log,
@@ -153,11 +151,11 @@ struct Known {
 /// Everything that carries, not yet carrying.
 fn wire(
     config: &Arc<Config>,
-    traffic: &Handle,
+    runtimes: &[Handle],
     log: &LogHandle,
 ) -> anyhow::Result<(Arc<Proxy>, Writing)> {
     // What spawns while it is made belongs to the traffic.
-    let _traffic = traffic.enter();
+    let _traffic = runtimes.first().map(Handle::enter);
     let identity = Identity::new(
         &config.trust_domain,
         &config.pod_namespace,
@@ -172,7 +170,9 @@ fn wire(
         config.secret_ttl,
     )?;
     let certificates = Certificates::new(signer.for_itself(), CertificatesConfig::default());
-    let tunnels = Pool::new(certificates.clone(), PoolConfig::default());
+    let workers = Workers::on(runtimes);
+    let pool = || Pool::new(certificates.clone(), PoolConfig::default());
+    let tunnels = std::iter::repeat_with(pool).take(workers.count());
     let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
     let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
     let state = State::new(Compiled::default());
@@ -190,6 +190,7 @@ fn wire(
         clients,
         state,
         upstreams,
+        workers,
         reports: reports.to(collectors),
         drain: Drain::new(),
     }));
@@ -255,14 +256,9 @@ async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn registry(
-    proxy: &Proxy,
-    discovery: &DiscoveryMetrics,
-    log: &LogHandle,
-    traffic: &Handle,
-) -> Arc<Registry> {
+fn registry(proxy: &Proxy, discovery: &DiscoveryMetrics, log: &LogHandle) -> Arc<Registry> {
     let mut registry = Registry::new("waypoint", env!("CARGO_PKG_VERSION"));
-    ops::process::register(&mut registry, vec![traffic.metrics()], Some(log.clone()));
+    ops::process::register(&mut registry, proxy.workers.metrics(), Some(log.clone()));
     proxy.reports.register(registry.families());
     let load = Box::new(proxy.load.clone());
     registry.families().register_collector(load);

@@ -11,7 +11,6 @@ mod body;
 mod host;
 mod kept;
 mod link;
-mod piped;
 mod preamble;
 mod stream;
 mod tee;
@@ -35,11 +34,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::ahead::ReadAhead;
 pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
-pub use self::piped::{Gone, Pipe, Piped, open_pipe, pipe};
 pub use self::stream::{Carrier, Stream};
 pub use self::tls::{Inside, Tls};
 use self::way::Key;
 pub use self::way::{NoWay, Over, Way};
+use crate::workers;
 
 /// Why an endpoint did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -134,25 +133,43 @@ fn words(error: &hyper::Error) -> String {
 
 /// All connections to endpoints.
 pub struct Upstreams {
-    tunnels: Arc<Pool>,
     /// Ours.
     identity: Identity,
     addresses: Vec<IpAddr>,
+    /// Each thread that carries traffic has its own: none waits for another one's turn.
+    shards: Box<[Shard]>,
+}
+
+/// Connections of one thread.
+struct Shard {
+    tunnels: Arc<Pool>,
     hosts: ArcSwap<imbl::HashMap<Key, Arc<Host>>>,
     /// Held by who adds or removes hosts.
     changing: Mutex<()>,
 }
 
 impl Upstreams {
-    /// None yet.
-    pub fn new(tunnels: Arc<Pool>, identity: Identity, addresses: Vec<IpAddr>) -> Self {
-        Self {
+    /// None yet. One pool for each thread that carries traffic, and at least one.
+    pub fn new(
+        tunnels: impl IntoIterator<Item = Arc<Pool>>,
+        identity: Identity,
+        addresses: Vec<IpAddr>,
+    ) -> Self {
+        let shard = |tunnels| Shard {
             tunnels,
-            identity,
-            addresses,
             hosts: ArcSwap::default(),
             changing: Mutex::default(),
+        };
+        Self {
+            identity,
+            addresses,
+            shards: tunnels.into_iter().map(shard).collect(),
         }
+    }
+
+    /// That of the thread that runs this.
+    fn shard(&self) -> &Shard {
+        &self.shards[workers::here() % self.shards.len()]
     }
 
     /// Sends a request and waits for the head of the answer. `http2`: what the endpoint speaks.
@@ -165,7 +182,7 @@ impl Upstreams {
         http2: bool,
         request: Request<Outgoing>,
     ) -> Result<Response<Answer>, Unanswered> {
-        let host = self.host(way);
+        let host = self.shard().host(way);
         if http2 {
             host.send_shared(self, way, request).await
         } else {
@@ -182,19 +199,10 @@ impl Upstreams {
         way: &Way,
         request: Request<Outgoing>,
     ) -> Result<Response<Incoming>, Failed> {
-        self.host(way).send_upgrade(self, way, request).await
-    }
-
-    fn host(&self, way: &Way) -> Arc<Host> {
-        let key = way.key();
-        if let Some(host) = self.hosts.load().get(&key) {
-            return host.clone();
-        }
-        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut hosts = imbl::HashMap::clone(&self.hosts.load());
-        let host = hosts.entry(key).or_default().clone();
-        self.hosts.store(Arc::new(hosts));
-        host
+        self.shard()
+            .host(way)
+            .send_upgrade(self, way, request)
+            .await
     }
 
     /// A stream of bytes to an endpoint, with what is to be spoken over it first.
@@ -239,7 +247,11 @@ impl Upstreams {
         };
         let own = destination.source_ip;
         let dial = move |to| dial(own, to);
-        Ok(self.tunnels.open(&destination, dial, connect).await?)
+        Ok(self
+            .shard()
+            .tunnels
+            .open(&destination, dial, connect)
+            .await?)
     }
 
     /// A plain connection.
@@ -273,15 +285,33 @@ impl Upstreams {
     pub async fn tend(&self, end: CancellationToken) {
         let mut looks = tokio::time::interval(SWEEP);
         while end.run_until_cancelled(looks.tick()).await.is_some() {
-            let now = Instant::now();
-            let empty = |host: &Arc<Host>| host.sweep(now) && Arc::strong_count(host) <= 2;
-            let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut hosts = imbl::HashMap::clone(&self.hosts.load());
-            let before = hosts.len();
-            hosts.retain(|_, host| !empty(host));
-            if hosts.len() != before {
-                self.hosts.store(Arc::new(hosts));
-            }
+            self.shards.iter().for_each(Shard::sweep);
+        }
+    }
+}
+
+impl Shard {
+    fn host(&self, way: &Way) -> Arc<Host> {
+        let key = way.key();
+        if let Some(host) = self.hosts.load().get(&key) {
+            return host.clone();
+        }
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = imbl::HashMap::clone(&self.hosts.load());
+        let host = hosts.entry(key).or_default().clone();
+        self.hosts.store(Arc::new(hosts));
+        host
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        let empty = |host: &Arc<Host>| host.sweep(now) && Arc::strong_count(host) <= 2;
+        let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = imbl::HashMap::clone(&self.hosts.load());
+        let before = hosts.len();
+        hosts.retain(|_, host| !empty(host));
+        if hosts.len() != before {
+            self.hosts.store(Arc::new(hosts));
         }
     }
 }
