@@ -1,7 +1,8 @@
 //! The log's way to stdout. Lines enter from any thread; one writer thread carries them out.
 //!
 //! 1. a line is copied behind the others in one shared buffer   ([`Sink::put`], never blocks)
-//! 2. the writer swaps that buffer for its empty one and writes (`Sink::carry`, may block for ever)
+//! 2. the writer lets a moment's lines gather, swaps that buffer for its empty one and writes (`Sink::carry`, may block for
+//!    ever): a line by itself would cost a wake-up and a write
 //! 3. what did not fit is counted and said in the log itself once there is room again
 //!
 //! A proxy whose stdout nobody reads must go on carrying traffic: a full pipe costs log lines, not
@@ -37,6 +38,8 @@ struct Waiting {
     lost: u64,
     /// The writer thread holds lines that are not out yet.
     writing: bool,
+    /// Somebody waits for all of it to be out.
+    hurry: bool,
 }
 
 impl Sink {
@@ -64,16 +67,17 @@ impl Sink {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
-        let was_empty = waiting.lines.is_empty();
+        let before = waiting.lines.len();
         if waiting.lost > 0 {
             let notice = lost_lines(waiting.lost);
             waiting.lines.extend_from_slice(notice.as_bytes());
             waiting.lost = 0;
         }
         waiting.lines.extend_from_slice(line);
+        let (now, enough) = (waiting.lines.len(), self.enough());
         drop(waiting);
-        // The writer sleeps only on an empty buffer, so later lines need no wake-up call.
-        if was_empty {
+        // The writer sleeps on an empty buffer, or for a moment on one that is not full enough.
+        if before == 0 || (before < enough && now >= enough) {
             self.0.news.notify_one();
         }
     }
@@ -88,6 +92,8 @@ impl Sink {
     pub fn flush(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut waiting = self.lock();
+        waiting.hurry = true;
+        self.0.news.notify_one();
         while waiting.writing || !waiting.lines.is_empty() {
             let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                 return false;
@@ -108,6 +114,7 @@ impl Sink {
             let mut waiting = self.lock();
             waiting.writing = false;
             while waiting.lines.is_empty() {
+                waiting.hurry = false;
                 self.0.drained.notify_all();
                 waiting = self
                     .0
@@ -115,6 +122,14 @@ impl Sink {
                     .wait(waiting)
                     .unwrap_or_else(PoisonError::into_inner);
             }
+            let enough = self.enough();
+            let (mut waiting, _) = self
+                .0
+                .news
+                .wait_timeout_while(waiting, GATHER, |waiting| {
+                    waiting.lines.len() < enough && !waiting.hurry
+                })
+                .unwrap_or_else(PoisonError::into_inner);
             std::mem::swap(&mut waiting.lines, &mut batch);
             waiting.writing = true;
             drop(waiting);
@@ -122,6 +137,11 @@ impl Sink {
             let _ = out.write_all(&batch).and_then(|()| out.flush());
             batch.clear();
         }
+    }
+
+    /// So many bytes are written without waiting for more.
+    fn enough(&self) -> usize {
+        self.0.capacity / 8
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -132,6 +152,9 @@ impl Sink {
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long the first of some lines waits for others.
+const GATHER: Duration = Duration::from_millis(5);
 
 fn lost_lines(lost: u64) -> String {
     format!(
