@@ -215,7 +215,8 @@ fn a_worker_that_died_beside_its_successor_is_its_elder_again_and_hands_over() {
         ways.are_open()?;
         let old = lab.surge_ztunnel(0)?;
         let registered = || old.log().matches("a successor has registered").count();
-        ensure!(registered() == 1);
+        // The elder's line may be written a moment after the successor has begun.
+        wait::until_true("the successor to be told of", SOON, || registered() == 1)?;
         for died in 1..3 {
             let worker = *old.children()?.first().context("a worker to kill")?;
             kill(Pid::from_raw(worker), Signal::SIGKILL)?;
