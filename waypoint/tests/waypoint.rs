@@ -20,6 +20,8 @@ mod hostile;
 mod http;
 #[path = "waypoint/istio.rs"]
 mod istio;
+#[path = "waypoint/keys.rs"]
+mod keys;
 #[path = "waypoint/limits.rs"]
 mod limits;
 #[path = "waypoint/processors.rs"]
