@@ -311,3 +311,23 @@ fn a_policy_of_gateway_api_says_of_each_waypoint_what_became_of_it() {
     set(&mut world, &service("a", "web", ""));
     assert_eq!(said(&world, "two"), [""; 0]);
 }
+
+#[test]
+fn endpoints_are_ranked_by_what_proxies_know_of_them() {
+    use api::waypoint::locality::likeness::By;
+    let mut world = world();
+    set(
+        &mut world,
+        &rule(
+            "a",
+            "r",
+            "{host: web, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [topology.istio.io/network, topology.kubernetes.io/zone, team, kubernetes.io/hostname]}}}}",
+        ),
+    );
+    let made = towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
+    let locality = made.load_balancer.unwrap().locality.unwrap();
+    let by: Vec<By> = locality.priority.iter().map(|it| it.by()).collect();
+    assert_eq!(by, [By::Network, By::Zone]);
+    let (_, _, message) = said(&world, Kind::DestinationRule, "a", "r");
+    assert!(message.contains("failoverPriority: team"), "{message}");
+}

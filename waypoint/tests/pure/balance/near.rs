@@ -71,6 +71,42 @@ fn failover_says_which_region_is_next() {
 }
 
 #[test]
+fn the_more_is_in_common_from_the_first_on_the_nearer() {
+    use wire::locality::Likeness;
+    use wire::locality::likeness::By;
+    let mut shop = Shop::new([
+        at("here", "eu/a/1"),
+        at("named", "us/b/1"),
+        at("named-here", "eu/b/1"),
+    ])
+    .standing_at("eu/a/1");
+    let among = |uids: &[&str]| Likeness {
+        by: By::Workloads.into(),
+        workloads: Some(wire::Workloads {
+            uids: uids.iter().map(|uid| (*uid).to_owned()).collect(),
+        }),
+    };
+    let of = |by: By| Likeness {
+        by: by.into(),
+        workloads: None,
+    };
+    let group = group(&local(wire::Locality {
+        priority: vec![among(&["named", "named-here"]), of(By::Region)],
+        ..Default::default()
+    }));
+    for (goes, whom_then) in [
+        ("", "named-here"),
+        ("named-here", "named"),
+        ("named", "here"),
+    ] {
+        if !goes.is_empty() {
+            shop.go(goes);
+        }
+        assert_eq!(whom(&mut shop, &group), whom_then);
+    }
+}
+
+#[test]
 fn who_knows_not_where_he_is_prefers_nobody() {
     let mut shop = Shop::new(spread());
     let any = group(&local(wire::Locality::default()));

@@ -115,9 +115,6 @@ fn hash(it: &k8s::ConsistentHash, faults: &mut Vec<String>) -> wire::ConsistentH
 }
 
 fn locality(it: &k8s::LocalitySetting, faults: &mut Vec<String>) -> wire::Locality {
-    if !it.failover_priority.is_empty() {
-        faults.push("localityLbSetting.failoverPriority has no effect".to_owned());
-    }
     let distribute = it.distribute.iter().map(|it| wire::locality::Distribute {
         from: it.from.clone(),
         to: it.to.clone(),
@@ -130,8 +127,34 @@ fn locality(it: &k8s::LocalitySetting, faults: &mut Vec<String>) -> wire::Locali
         disabled: it.enabled == Some(false),
         distribute: distribute.collect(),
         failover: failover.collect(),
-        priority: Vec::new(),
+        priority: priority(&it.failover_priority, faults),
     }
+}
+
+/// What endpoints are to have in common with the proxy: of labels those that proxies are told. The first that they are
+/// not ends the list, as one that no endpoint has would.
+fn priority(labels: &[String], faults: &mut Vec<String>) -> Vec<wire::locality::Likeness> {
+    use wire::locality::likeness::By;
+    let by = |label: &str| match label {
+        "topology.kubernetes.io/region" => Some(By::Region),
+        "topology.kubernetes.io/zone" => Some(By::Zone),
+        "topology.istio.io/subzone" => Some(By::Subzone),
+        "kubernetes.io/hostname" => Some(By::Node),
+        "topology.istio.io/network" => Some(By::Network),
+        "topology.istio.io/cluster" => Some(By::Cluster),
+        _ => None,
+    };
+    let known: Vec<By> = labels.iter().map_while(|it| by(it)).collect();
+    if let Some(unknown) = labels.get(known.len()) {
+        faults.push(format!(
+            "localityLbSetting.failoverPriority: {unknown} is not known to a waypoint, so it and what follows it have no effect; region, zone, subzone, hostname, network and cluster are"
+        ));
+    }
+    let likeness = |by: By| wire::locality::Likeness {
+        by: by.into(),
+        workloads: None,
+    };
+    known.into_iter().map(likeness).collect()
 }
 
 fn limits(it: &k8s::ConnectionPool, faults: &mut Vec<String>) -> wire::Limits {
