@@ -35,8 +35,12 @@ spec:
     backendRefs: [{ name: web, port: 80 }]
   - matches: [{ path: { type: PathPrefix, value: /hang } }]
     timeouts: { request: 300ms }
+    filters: &told
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: { set: [{ name: x-answer, value: 'yes' }] }
     backendRefs: [{ name: web, port: 80 }]
   - matches: [{ path: { type: PathPrefix, value: /nowhere } }]
+    filters: *told
     backendRefs: [{ name: missing, port: 80 }]
 ";
     shop.apply_until("route", route, "/unrouted", 404)?;
@@ -48,8 +52,11 @@ spec:
         ensure!(heard.saw("uri").as_deref() == Some("/cart"), "{heard:?}");
         ensure!(heard.saw("x-rule").as_deref() == Some("shop"), "{heard:?}");
         ensure!(heard.headers["x-answer"] == "yes", "{heard:?}");
-        shop.get("/nowhere").await?.is(500)?;
-        shop.get("/hang").await?.is(504)?;
+        // What a rule says of answers it says of ours.
+        for (path, status) in [("/nowhere", 500), ("/hang", 504)] {
+            let heard = shop.get(path).await?.is(status)?;
+            ensure!(heard.headers["x-answer"] == "yes", "{heard:?}");
+        }
         anyhow::Ok(())
     })?;
     shop.lab.delete_yaml("route")?;
