@@ -32,6 +32,8 @@ pub(super) struct Half {
     pub(super) modes: Modes,
     /// Something was said already, by either half.
     begun: Arc<AtomicBool>,
+    /// By this one.
+    told: Arc<AtomicBool>,
     out: Pipe,
     heard: mpsc::Receiver<Result<Heard, Broke>>,
     _held: Arc<DropGuard>,
@@ -59,11 +61,16 @@ pub(super) fn begin(
             way,
             modes: processor.modes,
             begun: begun.clone(),
+            told: Arc::default(),
             out: out.clone(),
             heard,
             _held: held.clone(),
         };
-        (to, half)
+        let ear = Ear {
+            to,
+            told: half.told.clone(),
+        };
+        (ear, half)
     };
     let ((there, one), (back, other)) = (half(Way::There), half(Way::Back));
     let listener = Listener {
@@ -93,9 +100,15 @@ pub(super) fn begin(
 
 /// Who sorts what it says.
 struct Listener {
-    there: mpsc::Sender<Result<Heard, Broke>>,
-    back: mpsc::Sender<Result<Heard, Broke>>,
+    there: Ear,
+    back: Ear,
     most: usize,
+}
+
+/// Where what is heard goes, and whether anything was said that it could be an answer to.
+struct Ear {
+    to: mpsc::Sender<Result<Heard, Broke>>,
+    told: Arc<AtomicBool>,
 }
 
 impl Listener {
@@ -118,19 +131,27 @@ impl Listener {
                 }
             }
             while let Some(message) = messages.next()? {
-                self.sort(heard(message)?).await;
+                self.sort(heard(message)?).await?;
             }
         }
     }
 
     /// Whoever has gone does not want to hear it.
-    async fn sort(&self, heard: Heard) {
-        if heard.way != Some(Way::Back) {
-            let _ = self.there.send(Ok(heard.clone())).await;
+    async fn sort(&self, heard: Heard) -> Result<(), String> {
+        let ear = match heard.way {
+            Some(Way::There) => &self.there,
+            Some(Way::Back) => &self.back,
+            None => {
+                let _ = self.there.to.send(Ok(heard.clone())).await;
+                let _ = self.back.to.send(Ok(heard)).await;
+                return Ok(());
+            }
+        };
+        if !ear.told.load(Relaxed) {
+            return Err(UNASKED.to_owned());
         }
-        if heard.way != Some(Way::There) {
-            let _ = self.back.send(Ok(heard)).await;
-        }
+        let _ = ear.to.send(Ok(heard)).await;
+        Ok(())
     }
 
     async fn ended(&self, ended: Result<(), String>) {
@@ -139,7 +160,7 @@ impl Listener {
                 Ok(()) => Broke::Closed,
                 Err(why) => Broke::Failed(why.clone()),
             };
-            let _ = half.send(Err(why)).await;
+            let _ = half.to.send(Err(why)).await;
         }
     }
 }
@@ -176,6 +197,7 @@ impl Half {
     /// Says something.
     pub(super) async fn say(&mut self, message: Result<Bytes, String>) -> Result<(), Broke> {
         let message = message.map_err(Broke::Failed)?;
+        self.told.store(true, Relaxed);
         let within = self.processor.timeout;
         match timeout(within, self.out.data(message)).await {
             Ok(Ok(())) => Ok(()),
@@ -234,6 +256,7 @@ impl Half {
             way: self.way,
             modes: self.modes,
             begun: self.begun.clone(),
+            told: self.told.clone(),
             out: self.out.clone(),
             heard: std::mem::replace(&mut self.heard, nothing),
             _held: self._held.clone(),
@@ -242,15 +265,17 @@ impl Half {
 
     /// Another hand for the same mouth.
     pub(super) fn mouth(&self) -> Pipe {
+        self.told.store(true, Relaxed);
         self.out.clone()
     }
 }
 
 /// An answer to something else.
 pub(super) fn unasked() -> Broke {
-    Broke::Failed("it says what nobody has asked".to_owned())
+    Broke::Failed(UNASKED.to_owned())
 }
 
+const UNASKED: &str = "it says what nobody has asked";
 const METHOD: &str = "envoy.service.ext_proc.v3.ExternalProcessor/Process";
 /// Messages that wait for whoever has asked.
 const WAITING: usize = 16;
