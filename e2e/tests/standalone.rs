@@ -1,7 +1,7 @@
 //! The features of `features/` without a cluster: the same YAML in the configuration directory, the same questions, the same answers.
 //! `FEATURES=word` runs those whose name contains it.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)] // a test fails so, and says what it did
 
 use std::{
     fs::{self, File},

@@ -13,7 +13,7 @@ pub(in crate::tests) async fn a_waypoint_that_is_full_says_so_and_serves_the_oth
 ) -> Result<()> {
     let shop = test.ambient("shop").await?;
     let gateways = GatewayApi::define(test).await?;
-    let result = full(test, &shop).await;
+    let result = Box::pin(full(test, &shop)).await;
     gateways.forget(test).await?;
     result
 }
