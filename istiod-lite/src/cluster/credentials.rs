@@ -159,6 +159,9 @@ async fn ask(client: &Client, key: &ObjectKey) -> (String, Option<Found>) {
             if refusal.unanswered().is_some() {
                 return (String::new(), None);
             }
+            if matches!(refusal, Refusal::Absent(_)) {
+                return ("absent".to_owned(), Some(Found::Absent));
+            }
             let why = refused(&refusal, key);
             (why.clone(), Some(Found::Refused(why)))
         }

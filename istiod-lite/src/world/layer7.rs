@@ -202,7 +202,7 @@ impl World {
         let (made, fault) = processor::processing(spec, &key.namespace, &self.cluster.domain);
         let mut faults: Vec<String> = fault.into_iter().collect();
         let asked = ObjectKey::new(Kind::Service, &key.namespace, &spec.backend_ref.name);
-        if faults.is_empty() && self.objects.services.get(&asked).is_none() {
+        if faults.is_empty() && !self.objects.services.contains_key(&asked) {
             faults.push(format!("spec.backendRef: there is no {asked}"));
         }
         let attached = self.attached(&policy.targets).into_iter();
