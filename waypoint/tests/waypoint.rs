@@ -6,6 +6,8 @@
 mod access;
 #[path = "waypoint/app.rs"]
 mod app;
+#[path = "waypoint/attacks.rs"]
+mod attacks;
 #[path = "waypoint/authorizers.rs"]
 mod authorizers;
 #[path = "waypoint/bytes.rs"]

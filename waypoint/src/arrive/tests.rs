@@ -72,9 +72,7 @@ async fn a_stream_of_hours_goes_on_with_a_message_now_and_then() {
     echo_two(far, load.clone());
     let mut asking = asking(near, 64 << 10).await;
     let (say, said) = spoken();
-    let request = Request::post("http://web/stream")
-        .body(said)
-        .unwrap();
+    let request = Request::post("http://web/stream").body(said).unwrap();
     let mut answer = asking.send_request(request).await.unwrap().into_body();
     let begun = Instant::now();
     for round in 0..24u8 {
@@ -107,9 +105,7 @@ async fn an_answer_that_nobody_takes_is_given_up_and_its_neighbours_are_not() {
     let mut unread = asking.send_request(large).await.unwrap().into_body();
     // Beside it one that waits for the app, and says something at the end.
     let (say, said) = spoken();
-    let quiet = Request::post("http://web/quiet")
-        .body(said)
-        .unwrap();
+    let quiet = Request::post("http://web/quiet").body(said).unwrap();
     let mut quiet = asking.send_request(quiet).await.unwrap().into_body();
     sleep(SHUT + Duration::from_secs(60)).await;
     let mut taken = 0;
@@ -121,9 +117,7 @@ async fn an_answer_that_nobody_takes_is_given_up_and_its_neighbours_are_not() {
         }
     };
     assert!(taken < 100_000, "{cut}");
-    say.send(Bytes::from_static(b"still there"))
-        .await
-        .unwrap();
+    say.send(Bytes::from_static(b"still there")).await.unwrap();
     let heard = quiet.frame().await.unwrap().unwrap().into_data().unwrap();
     assert_eq!(heard, "still there");
     assert!(

@@ -74,11 +74,7 @@ pub(super) fn look_after<B>(
 }
 
 /// Ends when what was published meanwhile would refuse it: the policy that says so.
-async fn denied(
-    arrived: &Arrived,
-    head: &Parts,
-    verified: Option<&Verified>,
-) -> Option<Arc<str>> {
+async fn denied(arrived: &Arrived, head: &Parts, verified: Option<&Verified>) -> Option<Arc<str>> {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
     while changed.changed().await.is_ok() {

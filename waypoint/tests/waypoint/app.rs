@@ -255,14 +255,18 @@ impl Two {
         Ok(Self(sender))
     }
 
-    pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Heard> {
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>> {
         let sending = self.0.send_request(request);
-        Heard::of(
-            tokio::time::timeout(SOON, sending)
-                .await
-                .context("an answer")??,
-        )
-        .await
+        Ok(tokio::time::timeout(SOON, sending)
+            .await
+            .context("an answer")??)
+    }
+
+    pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<Heard> {
+        Heard::of(self.send(request).await?).await
     }
 }
 
