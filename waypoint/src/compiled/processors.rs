@@ -14,8 +14,10 @@ use crate::state::{Held, Resources};
 pub struct Processors {
     all: Box<[Processing]>,
     /// By the route's key, without its rule.
-    of_routes: Box<[(Box<str>, Box<[Processing]>)]>,
+    of_routes: Box<[OfRoute]>,
 }
+
+type OfRoute = (Box<str>, Box<[Processing]>);
 
 /// One, or why requests cannot be shown to it.
 #[derive(Debug, Clone)]

@@ -54,7 +54,7 @@ pub(super) enum Broke {
     /// It cannot be reached, or says what nobody understands or has asked for.
     Failed(String),
     /// It has answered itself.
-    Answered(Immediate),
+    Answered(Box<Immediate>),
     /// The body is larger than it may be shown.
     TooLarge,
     /// The body broke off, or did not come.
@@ -130,7 +130,7 @@ fn goes_on(processor: &Arc<Processor>, broke: Broke, report: &mut Report) -> Res
 fn goes_on_quietly(processor: &Processor, broke: Broke) -> Result<Option<String>, Refused> {
     let (late, why) = match broke {
         Broke::Closed | Broke::Gone => return Ok(None),
-        Broke::Answered(answer) => return Err(stopped(processor, Stopped::Answered(answer))),
+        Broke::Answered(answer) => return Err(stopped(processor, Stopped::Answered(*answer))),
         Broke::TooLarge => return Err(stopped(processor, Stopped::TooLarge)),
         Broke::Unread => return Err(stopped(processor, Stopped::Unread)),
         Broke::Late(within) => (true, format!("no answer within {within:?}")),

@@ -186,7 +186,7 @@ impl Half {
         while let Ok(early) = self.heard.try_recv() {
             match early?.said {
                 Said::Longer(_) => {}
-                Said::Immediate(answer) => return Err(Broke::Answered(answer)),
+                Said::Immediate(answer) => return Err(Broke::Answered(answer.into())),
                 _ => return Err(unasked()),
             }
         }
@@ -243,7 +243,7 @@ impl Half {
             self.modes = self.modes.overridden(modes);
         }
         match heard.said {
-            Said::Immediate(answer) => Err(Broke::Answered(answer)),
+            Said::Immediate(answer) => Err(Broke::Answered(answer.into())),
             said => Ok(said),
         }
     }

@@ -333,7 +333,7 @@ impl Showing<'_> {
         let processor = &self.half.processor;
         match ended {
             Ended::Broke(Broke::Answered(answer)) => {
-                Ended::Refused(stopped(processor, Stopped::Answered(answer)))
+                Ended::Refused(stopped(processor, Stopped::Answered(*answer)))
             }
             Ended::Broke(broke) => Ended::Refused(super::closed(processor, broke)),
             refused => refused,
