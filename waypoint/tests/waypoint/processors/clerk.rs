@@ -113,8 +113,8 @@ impl Clerk {
 
 fn value(headers: &HttpHeaders, name: &str) -> String {
     let all = headers.headers.iter().flat_map(|it| &it.headers);
-    let found = all.filter(|it| it.key == name).map(|it| &it.raw_value);
-    String::from_utf8_lossy(found.last().map_or(&[][..], |it| it)).into_owned()
+    let mut found = all.filter(|it| it.key == name).map(|it| &it.raw_value);
+    String::from_utf8_lossy(found.next_back().map_or(&[][..], |it| it)).into_owned()
 }
 
 fn answer(says: Says) -> ProcessingResponse {
