@@ -5,7 +5,7 @@ mod labels;
 #[path = "told/said.rs"]
 mod said;
 
-use api::otlp::{LogRecord, any_value::Value};
+use api::otlp::any_value::Value;
 use api::waypoint as wire;
 use waypoint::report::{Line, Own, Record};
 use wire::resource::Kind;
@@ -99,10 +99,9 @@ fn a_collector_of_lines_gets_what_its_format_says() {
         found.trace_id,
         0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes()
     );
-    let request = opened.to.request(
-        &[Record::Line(Box::new(LogRecord::default()))],
-        &Own::default(),
-    );
+    let request = opened
+        .to
+        .request(&[Record::Line(Box::default())], &Own::default());
     let request = request.unwrap();
     assert!(request.uri().path().ends_with("LogsService/Export"));
 }

@@ -331,7 +331,7 @@ fn clients_that_are_named_one_by_one_are_matched_when_they_are_known() {
         }),
         ..any()
     };
-    let known = Request::to("/").from_workload("c//Pod/a/one");
+    let known = Request::to("/").of_workload("c//Pod/a/one");
     for (uids, request, expected) in [
         (&["c//Pod/a/two", "c//Pod/a/one"][..], &known, true),
         (&["c//Pod/a/two"], &known, false),

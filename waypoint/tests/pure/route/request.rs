@@ -65,7 +65,7 @@ impl Request {
         self
     }
 
-    pub(crate) fn from_workload(mut self, uid: &str) -> Self {
+    pub(crate) fn of_workload(mut self, uid: &str) -> Self {
         let (_, mut writer) = mesh::Mesh::new();
         let mut update = mesh::Update::default();
         update.set_workload(api::workload::Workload {

@@ -40,7 +40,7 @@ fn a_rule_for_some_workloads_is_for_no_others_and_for_nobody_unknown() {
         let client = match uid {
             Some(uid) => {
                 Request::to("/")
-                    .from_workload(&format!("c//Pod/a/{uid}"))
+                    .of_workload(&format!("c//Pod/a/{uid}"))
                     .client
             }
             None => client(None),
