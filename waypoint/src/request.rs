@@ -32,9 +32,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONNECTION};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 
 use self::consult::Consulting;
@@ -68,10 +68,15 @@ pub async fn serve(
     let reports = &arrived.proxy.reports;
     let mut report = reports.request(&arrived.caller, &head, Instant::now());
     let grpc = call::is_grpc(&head.headers);
-    let answer = match respond(&arrived, head, body, &mut report).await {
+    let connect = head.method == Method::CONNECT;
+    let mut answer = match respond(&arrived, head, body, &mut report).await {
         Ok(answer) => answer,
         Err(refused) => refused.answer(grpc, &mut report),
     };
+    if connect {
+        // The engine would end the connection without having said any of it.
+        answer.headers_mut().remove(CONNECTION);
+    }
     Ok(report.answer(answer))
 }
 
