@@ -290,7 +290,7 @@ impl Feed {
     }
 
     fn want_credentials(&mut self) {
-        if matches!(self.source, Source::Cluster(_)) {
+        if matches!(&self.source, Source::Cluster(cluster) if cluster.is_read()) {
             let wanted = self.world.wanted_credentials();
             self.source.want(&wanted);
         }
@@ -310,9 +310,7 @@ impl Feed {
         self.metrics.recompute_seconds.observe(seconds);
         self.note_pods(&pods);
         self.take_over(changed);
-        if self.source.is_read() {
-            self.want_credentials();
-        }
+        self.want_credentials();
     }
 
     /// What proxies refuse is another: the statuses say so.
