@@ -66,12 +66,27 @@ fn secrets_and_leases_are_read_and_changed_by_name_only() {
         // Gateway is read, one at a time; which there are, nobody learns.
         let verbs = words(&rule, "verbs");
         let makes = verbs == BTreeSet::from(["create"]);
-        let named = resources == BTreeSet::from(["configmaps"]) && verbs == BTreeSet::from(["get"]);
+        let got = verbs == BTreeSet::from(["get"]);
+        let named = resources == BTreeSet::from(["configmaps"]) && got;
+        // A right that nobody has before somebody binds it, in the namespaces whose Secrets it is for.
+        let unbound = resources == BTreeSet::from(["secrets"]) && got && binders(&role) == 0;
+        assert!(unbound || binders(&role) > 0, "nobody has {role}");
         assert!(
-            makes || named || !words(&rule, "resourceNames").is_empty(),
+            makes || named || unbound || !words(&rule, "resourceNames").is_empty(),
             "{role}: {rule}"
         );
     }
+}
+
+/// How many give that role to somebody.
+fn binders(role: &str) -> usize {
+    let objects = bundle::read(bundle::BUILT_IN).unwrap();
+    let bind = |object: &&Object| {
+        let given = &object.0["roleRef"];
+        let named = given["kind"].as_str().zip(given["name"].as_str());
+        named.is_some_and(|(kind, name)| format!("{kind}/{name}") == role)
+    };
+    objects.iter().filter(bind).count()
 }
 
 /// The program's own text is asked, for the names are nowhere else.
