@@ -30,20 +30,26 @@ impl Lab {
             .try_for_each(|node| self.shared().until_dump(node, what, &mut fits))
     }
 
-    /// Waits until every node knows an AuthorizationPolicy (`namespace/name`), or no longer knows it.
+    /// Waits until an AuthorizationPolicy (`namespace/name`) is in force on every node, or no longer known. One that selects
+    /// workloads is in force when a workload names it, which proxies are told after the policy itself.
     pub fn until_policy(&self, key: &str, present: bool) -> Result<()> {
         let (namespace, name) = split(key)?;
-        self.until_all_dumps(&format!("policy {key}, present: {present}"), |dump| {
-            let policies = dump["policies"]
-                .as_array()
-                .map(Vec::as_slice)
-                .unwrap_or_default();
-            policies
-                .iter()
-                .any(|p| p["namespace"] == namespace && p["name"] == name)
-                == present
+        let what = format!("policy {key}, present: {present}");
+        self.until_all_dumps(&what, |dump| {
+            let found = all(dump, "policies")
+                .find(|policy| policy["namespace"] == namespace && policy["name"] == name);
+            let in_force = found.is_some_and(|policy| {
+                policy["scope"] != "WorkloadSelector"
+                    || all(dump, "workloads")
+                        .any(|it| all(it, "authorizationPolicies").any(|it| *it == key))
+            });
+            in_force == present && found.is_some() == present
         })
     }
+}
+
+fn all<'a>(dump: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+    dump[field].as_array().into_iter().flatten()
 }
 
 impl Shared {
