@@ -50,7 +50,7 @@ pub use members::Members;
 pub use mesh::{Mesh, Writer};
 pub use names::{Interner, NamespacedHost, Network};
 pub use parse::{ParseError, Rejected};
-pub use pick::{Client, Endpoint, NoEndpoint, pick, pick_waypoint};
+pub use pick::{Client, Endpoint, NoEndpoint, pick, pick_but, pick_waypoint, pick_waypoint_but};
 pub use policy::{Action, Policy, PolicyScope};
 pub use resource::{Tie, gateway_of, key_of, service_of, ties};
 pub use service::{

@@ -4,6 +4,7 @@
 //! 2. among the endpoints that can be used at all           (`Asked::usable`)
 //! 3. those that have most in common with the caller        (`Asked::best`)
 //! 4. one is drawn, by capacity                             (`Asked::drawn`)
+//! 5. or another, if the caller would rather not have it    (`Asked::pick_but`)
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -88,19 +89,21 @@ pub fn pick(
     client: &Client<'_>,
     draw: u64,
 ) -> Result<Endpoint, NoEndpoint> {
-    let target = service
-        .port(port)
-        .ok_or(NoEndpoint::NoPort(port))?
-        .target_port;
-    let target = Some(target).filter(|target| *target != 0);
-    Asked {
-        service,
-        port,
-        target,
-        client,
-        any_port: false,
-    }
-    .pick(snapshot, draw)
+    Asked::app(service, port, client)?.pick(snapshot, draw)
+}
+
+/// The same, but none that is `avoided` where another one can be had: of equal ones, and, where the service fails over,
+/// of those that have less in common with the caller. Where there is no other, whom [`pick`] chooses: that all seem to
+/// be in trouble is no reason to ask none.
+pub fn pick_but(
+    snapshot: &Snapshot,
+    service: &Service,
+    port: u16,
+    client: &Client<'_>,
+    draw: u64,
+    avoided: &dyn Fn(&Endpoint) -> bool,
+) -> Result<Endpoint, NoEndpoint> {
+    Asked::app(service, port, client)?.pick_but(snapshot, draw, avoided)
 }
 
 /// The same for a waypoint, reached at its HBONE port: the service need not offer that port where
@@ -112,21 +115,29 @@ pub fn pick_waypoint(
     client: &Client<'_>,
     draw: u64,
 ) -> Result<Endpoint, NoEndpoint> {
-    let target = service
-        .port(port)
-        .map(|port| port.target_port)
-        .filter(|target| *target != 0);
-    Asked {
-        service,
-        port,
-        target,
-        client,
-        any_port: true,
-    }
-    .pick(snapshot, draw)
+    Asked::waypoint(service, port, client).pick(snapshot, draw)
 }
 
+/// [`pick_waypoint`], with the difference that [`pick_but`] makes.
+pub fn pick_waypoint_but(
+    snapshot: &Snapshot,
+    service: &Service,
+    port: u16,
+    client: &Client<'_>,
+    draw: u64,
+    avoided: &dyn Fn(&Endpoint) -> bool,
+) -> Result<Endpoint, NoEndpoint> {
+    Asked::waypoint(service, port, client).pick_but(snapshot, draw, avoided)
+}
+
+/// Draws for an endpoint that is not avoided: of a large service few are.
+const JUMPS: u64 = 8;
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Endpoints that are looked at after that, one after the other: small services are gone through whole.
+const NEIGHBOURS: u32 = 16;
+
 /// One question.
+#[derive(Clone, Copy)]
 struct Asked<'a> {
     service: &'a Service,
     port: u16,
@@ -135,9 +146,31 @@ struct Asked<'a> {
     client: &'a Client<'a>,
     /// An application tunnel stands in for the port.
     any_port: bool,
+    /// What counts as having something in common, the most important first.
+    scopes: &'a [Scope],
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    fn app(service: &'a Service, port: u16, client: &'a Client<'a>) -> Result<Self, NoEndpoint> {
+        service.port(port).ok_or(NoEndpoint::NoPort(port))?;
+        Ok(Self {
+            any_port: false,
+            ..Self::waypoint(service, port, client)
+        })
+    }
+
+    fn waypoint(service: &'a Service, port: u16, client: &'a Client<'a>) -> Self {
+        let target = service.port(port).map(|port| port.target_port);
+        Self {
+            service,
+            port,
+            target: target.filter(|target| *target != 0),
+            client,
+            any_port: true,
+            scopes: service.load_balancing.scopes(),
+        }
+    }
+
     fn pick(&self, snapshot: &Snapshot, draw: u64) -> Result<Endpoint, NoEndpoint> {
         let Some(slot) = snapshot.slot(&self.service.namespace, &self.service.hostname) else {
             return Err(self.none(None));
@@ -152,6 +185,59 @@ impl Asked<'_> {
             workload: workload.clone(),
             target_port,
         })
+    }
+
+    fn pick_but(
+        &self,
+        snapshot: &Snapshot,
+        draw: u64,
+        avoided: &dyn Fn(&Endpoint) -> bool,
+    ) -> Result<Endpoint, NoEndpoint> {
+        let first = self.pick(snapshot, draw)?;
+        if !avoided(&first) {
+            return Ok(first);
+        }
+        // STRICT means what it says, and the other modes have no scopes to give up.
+        let least = match self.service.load_balancing.mode {
+            Mode::Failover => 0,
+            _ => self.scopes.len(),
+        };
+        for kept in (least..=self.scopes.len()).rev() {
+            let wider = Self {
+                scopes: &self.scopes[..kept],
+                ..*self
+            };
+            if let Some(other) = wider.other(snapshot, draw, avoided) {
+                return Ok(other);
+            }
+        }
+        Ok(first)
+    }
+
+    /// One that is not avoided, if it is found in so many draws.
+    fn other(
+        &self,
+        snapshot: &Snapshot,
+        draw: u64,
+        avoided: &dyn Fn(&Endpoint) -> bool,
+    ) -> Option<Endpoint> {
+        // An odd factor with its bits spread: each draw is another, and none is near the one before, so that what the
+        // avoided ones would have got is shared by all others.
+        let far = (1..=JUMPS).map(|step| draw.wrapping_add(step.wrapping_mul(SPREAD)));
+        let mut far = far.filter_map(|draw| self.pick(snapshot, draw).ok());
+        if let Some(found) = far.find(|found| !avoided(found)) {
+            return Some(found);
+        }
+        let mut near = draw;
+        for _ in 0..NEIGHBOURS {
+            let found = self.pick(snapshot, near).ok()?;
+            if !avoided(&found) {
+                return Some(found);
+            }
+            // As many draws as lead to it: the next one leads to its neighbour.
+            near = near.wrapping_add(found.workload.capacity.max(1).into());
+        }
+        None
     }
 
     // ---- which can be used at all
@@ -191,9 +277,8 @@ impl Asked<'_> {
     // ---- which have most in common with the caller
 
     fn best<'p>(&self, root: &'p Place, draw: u64) -> Option<(&'p Kind, &'p Arc<Workload>)> {
-        let scopes = self.service.load_balancing.scopes();
-        match (self.service.load_balancing.mode, scopes) {
-            (Mode::Strict, _) => {
+        match (self.service.load_balancing.mode, self.scopes) {
+            (Mode::Strict, scopes) => {
                 let place = scopes
                     .iter()
                     .try_fold(root, |place, scope| place.at(self.value(*scope)))?;
@@ -208,7 +293,7 @@ impl Asked<'_> {
                     None => self.elsewhere(root, rest, draw),
                 }
             }
-            _ => self.drawn(self.deepest(root, scopes, 0)?.1, draw),
+            (_, scopes) => self.drawn(self.deepest(root, scopes, 0)?.1, draw),
         }
     }
 

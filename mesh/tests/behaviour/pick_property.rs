@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use api::workload as wire;
 use api::workload::load_balancing::{HealthPolicy, Mode, Scope};
-use mesh::{Client, Locality, Mesh, Network, NoEndpoint, Update, pick, pick_waypoint};
+use mesh::{Client, Locality, Mesh, Network, NoEndpoint, Update, pick, pick_but, pick_waypoint};
 use proptest::prelude::*;
 
 const PORT: u16 = 80;
@@ -395,4 +395,73 @@ fn a_service_of_ten_thousand_endpoints_uses_all_of_them() {
         seen.insert(endpoint.workload.uid.clone());
     }
     assert_eq!(seen.len(), 10_000);
+}
+
+/// What `pick_but` chooses over many draws when these are avoided, of endpoints 0 to 3 with the caller's zone, 4 to 7 with another.
+fn chosen(mode: Mode, capacity: Option<u32>, avoided: &[&str]) -> Vec<String> {
+    let (mesh, mut writer) = Mesh::new();
+    let mut update = Update::default();
+    for at in 0..8 {
+        let zone = if at < 4 { 1 } else { 0 };
+        let model = Model {
+            values: [1, zone, 1, 1, 1, 1],
+            healthy: true,
+            capacity,
+            own_target: Some(8080),
+            v4: true,
+            v6: false,
+            gateway: false,
+            hostname: false,
+            application_tunnel: false,
+        };
+        update.set_workload(workload(at, &model));
+    }
+    update.set_service(service(&Question {
+        endpoints: vec![],
+        client: [1; 6],
+        scopes: vec![0, 1],
+        mode,
+        health: HealthPolicy::OnlyHealthy,
+        families: 0,
+        service_target: 0,
+        has_port: true,
+        ipv6: false,
+        waypoint: false,
+    }));
+    assert_eq!(writer.apply(update), []);
+    let snapshot = mesh.load();
+    let web = snapshot.service("ns", "web").unwrap();
+    let client = Client::of(snapshot.workload("0").unwrap(), false);
+    let chosen: std::collections::BTreeSet<String> = (0..4_000)
+        .map(|draw| {
+            let avoid = |it: &mesh::Endpoint| avoided.contains(&&*it.workload.uid);
+            let endpoint = pick_but(&snapshot, web, PORT, &client, draw, &avoid).unwrap();
+            endpoint.workload.uid.to_string()
+        })
+        .collect();
+    chosen.into_iter().collect()
+}
+
+#[test]
+fn whom_the_caller_avoids_is_chosen_only_where_there_is_nobody_else() {
+    let near = ["0", "1", "2", "3"];
+    let all = ["0", "1", "2", "3", "4", "5", "6", "7"];
+    for capacity in [None, Some(100)] {
+        assert_eq!(chosen(Mode::Failover, capacity, &[]), near);
+        assert_eq!(chosen(Mode::Failover, capacity, &["1"]), ["0", "2", "3"]);
+        assert_eq!(chosen(Mode::Failover, capacity, &["0", "1", "3"]), ["2"]);
+        // The next zone before somebody who has just failed, but not where the service forbids it.
+        assert_eq!(
+            chosen(Mode::Failover, capacity, &near),
+            ["4", "5", "6", "7"]
+        );
+        assert_eq!(chosen(Mode::Strict, capacity, &near), near);
+        assert_eq!(
+            chosen(Mode::UnspecifiedMode, capacity, &near),
+            ["4", "5", "6", "7"]
+        );
+        // All of them: then it is tried all the same, and by the usual rules.
+        assert_eq!(chosen(Mode::Failover, capacity, &all), near);
+        assert_eq!(chosen(Mode::UnspecifiedMode, capacity, &all), all);
+    }
 }
