@@ -315,6 +315,56 @@ fn who_is_asked_must_be_known_to_the_mesh() {
 }
 
 #[test]
+fn whoever_names_a_provider_hears_when_its_service_comes_and_goes() {
+    let providers = serde_json::json!([
+        {"name": "ext", "envoyExtAuthzGrpc": {"service": "api.b.svc.cluster.local", "port": 80}},
+        {"name": "count", "envoyRateLimit": {"service": "api.b.svc.cluster.local", "port": 81}},
+    ]);
+    let mut world = World::new(Settings {
+        providers: serde_json::from_value(providers).unwrap(),
+        ..Settings::default()
+    });
+    let asks =
+        format!("{{targetRefs: [{WEB}], action: CUSTOM, provider: {{name: ext}}, rules: [{{}}]}}");
+    let counts = format!(
+        "{{targetRefs: [{WEB}], global: {{provider: count}}, limits: [{{requests: 5, window: 1s}}]}}"
+    );
+    let text = [
+        waypoint("a", "wp"),
+        service("a", "web", "istio.io/use-waypoint: wp"),
+        policy("AuthorizationPolicy", SECURITY, "a", "asks", &asks),
+        policy(
+            "RateLimitPolicy",
+            "ambit.io/v1alpha1",
+            "a",
+            "counts",
+            &counts,
+        ),
+    ];
+    set(&mut world, &text.concat());
+    let heard = |world: &World, known: bool| {
+        for (kind, name) in [
+            (Kind::AuthorizationPolicy, "asks"),
+            (Kind::RateLimitPolicy, "counts"),
+        ] {
+            let (status, _, message) = said(world, kind, "a", name);
+            assert_eq!(status, known, "{name}: {message}");
+            let unknown = message.contains("no service has the host");
+            assert_eq!(unknown, !known, "{name}: {message}");
+        }
+        let told = names(world);
+        for provider in ["a/wp/provider/count", "a/wp/provider/ext"] {
+            assert_eq!(told.contains(&provider.to_owned()), known, "{told:?}");
+        }
+    };
+    heard(&world, false);
+    set(&mut world, &service("b", "api", ""));
+    heard(&world, true);
+    gone(&mut world, Kind::Service, "b", "api");
+    heard(&world, false);
+}
+
+#[test]
 fn tokens_limits_and_reports_are_told_where_they_are_attached() {
     let mut world = world();
     let jwt = format!("{{targetRefs: [{WEB}], jwtRules: [{{issuer: me, jwks: '{{}}'}}]}}");

@@ -91,15 +91,10 @@ impl World {
         file.into_iter().chain(defaults)
     }
 
-    /// Marks who must know, if somebody is dirty who has the host of a provider.
-    pub(super) fn touch_providers(&self, keys: &[ObjectKey], dirty: &mut BTreeSet<Builder>) {
-        let hosts = self.settings.providers.iter().filter_map(Provider::host);
-        let mut holders = hosts.filter_map(|host| {
-            let root = &self.settings.root_namespace;
-            self.objects.hosts.holder(host, root)
-        });
-        let asked = holders.any(|holder| keys.contains(holder));
-        if !asked {
+    /// Marks who must know that whoever has a host comes, changes or goes, if it is that of a provider.
+    pub(in crate::world) fn touch_provider(&self, host: &str, dirty: &mut BTreeSet<Builder>) {
+        let mut hosts = self.settings.providers.iter().filter_map(Provider::host);
+        if !hosts.any(|it| it == host) {
             return;
         }
         let gateways = self.objects.gateways.keys().cloned();
@@ -107,7 +102,7 @@ impl World {
         let policies = self.objects.policies.iter();
         let attached = policies.filter(|(_, it)| it.attached.is_some());
         mark(dirty, attached.map(|(key, _)| key.clone()));
-        mark(dirty, self.objects.layer7.telling().cloned());
+        mark(dirty, self.objects.layer7.naming_providers().cloned());
     }
 
     /// The namespace of the service that has a host, as everybody sees it.

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use api::k8s::aim::Aim;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
-use crate::translate::layer7::{Layer7, Spec, host};
+use crate::translate::Labels;
+use crate::translate::layer7::{Layer7, Spec, host, virtual_service};
 use crate::world::depend::mark;
 use crate::world::objects::{Objects, enter, leave};
 use crate::world::references::Reference;
@@ -30,6 +31,8 @@ pub(in crate::world) struct Table {
     towards: BTreeSet<ObjectKey>,
     /// Policies by the Secrets and ConfigMaps that they name.
     naming: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// VirtualServices that ask for labels of clients, under the first label of each set.
+    asking: HashMap<(String, String), BTreeSet<ObjectKey>>,
 }
 
 impl Table {
@@ -48,11 +51,14 @@ impl Table {
         policies.filter_map(|key| self.get(key))
     }
 
-    /// Objects that say to whom is reported.
-    pub(super) fn telling(&self) -> impl Iterator<Item = &ObjectKey> {
-        let all = self.all.iter();
-        let telling = all.filter(|(_, it)| matches!(&*it.spec, Spec::Telemetry(_)));
-        telling.map(|(key, _)| key)
+    /// Objects that name providers: who gets reports, and who counts.
+    pub(super) fn naming_providers(&self) -> impl Iterator<Item = &ObjectKey> {
+        let naming = self.all.iter().filter(|(_, it)| match &*it.spec {
+            Spec::Telemetry(_) => true,
+            Spec::RateLimit(it) | Spec::Quota(it) => it.global.is_some(),
+            _ => false,
+        });
+        naming.map(|(key, _)| key)
     }
 
     /// Whether nothing is said about what is done towards any service.
@@ -110,11 +116,15 @@ impl Objects {
             _ => Vec::new(),
         };
         let named: Vec<ObjectKey> = policy.credentials.keys().cloned().collect();
+        let asked = asked_labels(&policy.spec);
         for host in &rules {
             enter(&mut self.layer7.rules_of_host, host, key);
         }
         for credential in &named {
             enter(&mut self.layer7.naming, credential, key);
+        }
+        for label in asked {
+            enter(&mut self.layer7.asking, &label, key);
         }
         if is_wild {
             self.layer7.wild.insert(key.clone());
@@ -137,7 +147,20 @@ impl Objects {
         for credential in named.into_iter().flatten().map(|(it, _)| it) {
             leave(&mut self.layer7.naming, &credential, key);
         }
+        let spec = self.layer7.get(key).map(|it| it.spec.clone());
+        for label in spec.iter().flat_map(|it| asked_labels(it)) {
+            leave(&mut self.layer7.asking, &label, key);
+        }
     }
+}
+
+/// The first of each set of labels that a policy asks clients for.
+fn asked_labels(spec: &Spec) -> Vec<(String, String)> {
+    let Spec::Virtual(spec) = spec else {
+        return Vec::new();
+    };
+    let first = |it: &Labels| it.first_key_value().map(|(k, v)| (k.clone(), v.clone()));
+    virtual_service::asked(spec).filter_map(first).collect()
 }
 
 impl World {
@@ -205,14 +228,20 @@ impl World {
         }
     }
 
-    /// Marks the services that a workload serves, if they have subsets.
-    pub(in crate::world) fn touch_subsets(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
-        if self.objects.layer7.says_nothing_towards() {
-            return;
-        }
+    /// Marks the services that a workload serves, if they have subsets, and who asks for its labels of clients.
+    pub(in crate::world) fn touch_labelled(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         let pod = self.objects.pods.get(key).map(|it| &it.labels);
         let entry = self.objects.workload_entries.get(key).map(|it| &it.labels);
         let Some(labels) = pod.or(entry) else { return };
+        let asking = &self.objects.layer7.asking;
+        if !asking.is_empty() {
+            let labels = labels.iter().map(|(k, v)| (k.clone(), v.clone()));
+            let asking = labels.filter_map(|it| asking.get(&it)).flatten();
+            mark(dirty, asking.cloned());
+        }
+        if self.objects.layer7.says_nothing_towards() {
+            return;
+        }
         let services = self
             .objects
             .service_selectors
@@ -239,7 +268,6 @@ impl World {
                 _ => None,
             })
             .collect();
-        self.touch_providers(&keys, dirty);
         if keys.iter().any(is_service) {
             let wild = self.objects.layer7.wild.iter();
             let wild = wild.filter(|it| it.kind == Kind::VirtualService);
