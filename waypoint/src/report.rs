@@ -60,7 +60,7 @@ mod zipkin;
 pub use body::{Counted, Reported};
 pub use collector::{Collector, Own};
 pub use flag::{Flag, Flags};
-pub use queue::{Collectors, Counts, Opened, Queue, Record};
+pub use queue::{Collectors, Counts, Opened, Openings, Queue, Record};
 pub use shape::{Override, Shape};
 pub(crate) use story::Meter;
 pub use tcp::TcpReport;

@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::discovery::Clients;
 use crate::load;
 use crate::proxy::{self, Proxy};
-use crate::report::{self, Collectors, Opened, Reporter, Reports};
+use crate::report::{self, Collectors, Openings, Reporter, Reports};
 use crate::state::{Keeper, State};
 use crate::upstream::Upstreams;
 use crate::workers::Workers;
@@ -84,7 +84,7 @@ async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> any
         .open(places, end.clone())
         .await
         .context("admin, metrics and readiness ports")?;
-    let sending = report::send::run(proxy.clone(), writing.opened, end.clone());
+    let sending = report::send::run(proxy.clone(), writing.openings, end.clone());
     let sending = traffic.spawn(sending);
     follow(&config, &proxy, writing.known, &readiness, &end);
 
@@ -138,7 +138,7 @@ async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> any
 struct Writing {
     known: Known,
     /// Collectors that reports are to be handed to.
-    opened: mpsc::UnboundedReceiver<Opened>,
+    openings: Openings,
 }
 
 /// What discovery writes to.
@@ -177,7 +177,7 @@ fn wire(
     let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
     let state = State::new(Compiled::default());
     let reports = Reports::new(Reporter::Waypoint).into_log(log.clone());
-    let (collectors, opened) = Collectors::new();
+    let (collectors, openings) = Collectors::new();
     let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
     let compiler = compiler.reporting(collectors.clone());
     let gateway = format!("{}/{}", config.pod_namespace, config.gateway_name);
@@ -199,7 +199,7 @@ fn wire(
         demands,
         metrics: DiscoveryMetrics::default(),
     };
-    Ok((proxy, Writing { known, opened }))
+    Ok((proxy, Writing { known, openings }))
 }
 
 /// What the control plane says, and the roots that the kubelet brings.

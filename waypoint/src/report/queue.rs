@@ -2,16 +2,18 @@
 //!
 //! 1. compiled telemetry names a collector                                   ([`Collectors::of`])
 //! 2. a request that ends puts what is told of it into that one's queue      ([`Queue::put`], never waits)
-//! 3. whoever sends has the other end                                        ([`Opened`], `send`)
+//! 3. whoever sends takes the other end, one for each collector              ([`Openings`], `send`)
 //!
-//! A queue lives as long as some compiled telemetry names it; what is in it then is still sent.
+//! A queue lives as long as some compiled telemetry names it; what is in it then is still sent. One that nobody has taken
+//! before its collector became another is given up, and what it held is counted: so there wait no more queues than the
+//! mesh has collectors, however often it is told of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use api::otlp;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::collector::Collector;
 
@@ -64,29 +66,93 @@ pub struct Opened {
 
 /// All queues of the process. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Collectors(Arc<Mutex<Known>>);
+pub struct Collectors(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    known: Mutex<Known>,
+    /// Something was opened.
+    news: Notify,
+}
 
 #[derive(Debug, Default)]
 struct Known {
     open: HashMap<Arc<str>, (Arc<Collector>, Weak<Queue>)>,
     counts: BTreeMap<Arc<str>, Arc<Counts>>,
-    opened: Option<mpsc::UnboundedSender<Opened>>,
+    /// Not taken yet, oldest first, at most one of each collector; none: nobody sends.
+    opened: Option<VecDeque<Opened>>,
+}
+
+impl Known {
+    fn opened(&mut self, new: Opened) {
+        let Some(opened) = &mut self.opened else {
+            return;
+        };
+        opened.retain_mut(|old| {
+            let stays = old.to.key != new.to.key;
+            if !stays {
+                old.give_up();
+            }
+            stays
+        });
+        opened.push_back(new);
+    }
+}
+
+impl Opened {
+    fn give_up(&mut self) {
+        self.records.close();
+        let held = std::iter::from_fn(|| self.records.try_recv().ok()).count();
+        self.counts.dropped.fetch_add(held as u64, Relaxed);
+    }
+}
+
+/// New queues, for whoever sends.
+#[derive(Debug)]
+pub struct Openings(Collectors);
+
+impl Openings {
+    /// The next new one, when there is one.
+    pub async fn next(&mut self) -> Opened {
+        loop {
+            if let Some(opened) = self.already() {
+                return opened;
+            }
+            // What is opened in between has left a permit here.
+            self.0.0.news.notified().await;
+        }
+    }
+
+    /// The next one, if there is one.
+    pub fn already(&mut self) -> Option<Opened> {
+        self.0.known().opened.as_mut()?.pop_front()
+    }
+}
+
+impl Drop for Openings {
+    fn drop(&mut self) {
+        let opened = self.0.known().opened.take();
+        for mut opened in opened.into_iter().flatten() {
+            opened.give_up();
+        }
+    }
 }
 
 impl Collectors {
-    /// None yet. Who sends hears of each new one; as many as the mesh's settings name.
-    pub fn new() -> (Self, mpsc::UnboundedReceiver<Opened>) {
-        let (opened, hear) = mpsc::unbounded_channel();
-        let known = Known {
-            opened: Some(opened),
-            ..Known::default()
-        };
-        (Self(Arc::new(Mutex::new(known))), hear)
+    /// None yet. Who sends hears of each new one.
+    pub fn new() -> (Self, Openings) {
+        let collectors = Self::default();
+        collectors.known().opened = Some(VecDeque::new());
+        (collectors.clone(), Openings(collectors))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The queue of a collector; a new one if it is another than it was.
     pub fn of(&self, collector: Collector) -> Arc<Queue> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         if let Some((held, queue)) = known.open.get(&collector.key)
             && **held == collector
             && let Some(queue) = queue.upgrade()
@@ -103,19 +169,18 @@ impl Collectors {
         });
         let weak = Arc::downgrade(&queue);
         known.open.insert(to.key.clone(), (to.clone(), weak));
-        if let Some(opened) = &known.opened {
-            let _ = opened.send(Opened {
-                to,
-                records,
-                counts,
-            });
-        }
+        known.opened(Opened {
+            to,
+            records,
+            counts,
+        });
+        self.0.news.notify_one();
         queue
     }
 
     /// What became of each one's records.
     pub fn counts(&self) -> Vec<(Arc<str>, Arc<Counts>)> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known();
         let counts = known.counts.iter();
         counts
             .map(|(key, counts)| (key.clone(), counts.clone()))

@@ -14,28 +14,24 @@ use api::otlp;
 use http::StatusCode;
 use http_body_util::{BodyExt, Limited};
 use prost::Message;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::collector::{Collector, Own};
-use super::queue::{Opened, Record};
+use super::queue::{Opened, Openings, Record};
 use crate::arrive::{Arrived, To};
 use crate::call;
 use crate::client::{Baggage, Client};
+use crate::compiled::Front;
 use crate::proxy::Proxy;
 use crate::upstream::Outgoing;
 
 /// Sends for all collectors until `end`, and then what is left.
-pub async fn run(
-    proxy: Arc<Proxy>,
-    mut opened: mpsc::UnboundedReceiver<Opened>,
-    end: CancellationToken,
-) {
+pub async fn run(proxy: Arc<Proxy>, mut openings: Openings, end: CancellationToken) {
     let sending = TaskTracker::new();
     let own = Arc::new(own(&proxy));
-    while let Some(Some(opened)) = end.run_until_cancelled(opened.recv()).await {
+    while let Some(opened) = end.run_until_cancelled(openings.next()).await {
         let sender = Sender {
             proxy: proxy.clone(),
             own: own.clone(),
@@ -209,6 +205,7 @@ impl Sender {
             proxy: proxy.clone(),
             client,
             to: To::of(service, port, None),
+            front: Front::default(),
         }))
     }
 }

@@ -272,3 +272,28 @@ fn what_does_not_fit_is_dropped_and_counted() {
     assert_eq!(span["localEndpoint"]["serviceName"], "way.shop");
     assert_eq!(span["tags"]["http.status_code"], "404");
 }
+
+#[test]
+fn of_a_collector_that_changes_faster_than_anybody_listens_only_the_last_waits() {
+    let mut said = Said::new();
+    said.telemetry("near", tracing(wire::Tracing::default()));
+    let (scene, first) = (Scene::new(), said.told());
+    pass(&scene, &first, &sampled());
+    for port in 4318..4400 {
+        let port = wire::ServiceRef { port, ..service() };
+        let kind = wire::provider::Kind::TraceCollector(wire::TraceCollector {
+            service: Some(port),
+            ..Default::default()
+        });
+        said.provider("otel", kind);
+    }
+    assert_eq!(said.counts("otel"), [0, 1, 0], "what the first one held");
+    // Who still has the old queue loses nothing silently.
+    pass(&scene, &first, &sampled());
+    assert_eq!(said.counts("otel"), [0, 2, 0]);
+    pass(&scene, &said.told(), &sampled());
+    let mut opened = said.open("otel");
+    assert_eq!(opened.to.service.port, 4399);
+    assert_eq!(spans(&mut opened).len(), 1);
+    assert!(said.nothing_opened("otel"));
+}

@@ -9,10 +9,9 @@ use http::{Request, Response};
 use http_body_util::Full;
 use mesh::{Mesh, NamespacedHost, Payload, Update};
 use prost::Message;
-use tokio::sync::mpsc::UnboundedReceiver;
 use waypoint::authenticate::{Http, KeySets};
 use waypoint::compiled::{Compiler, Config};
-use waypoint::report::{Collectors, Opened, Record, Report, Told};
+use waypoint::report::{Collectors, Opened, Openings, Record, Report, Told};
 use waypoint::state::{Keeper, State};
 use wire::resource::Kind;
 use wire::target::To;
@@ -23,7 +22,7 @@ pub(super) struct Said {
     keeper: Keeper<Compiler>,
     state: Arc<State<Config>>,
     collectors: Collectors,
-    opened: UnboundedReceiver<Opened>,
+    openings: Openings,
 }
 
 impl Said {
@@ -31,14 +30,14 @@ impl Said {
     pub(super) fn new() -> Self {
         let (_, writer) = Mesh::new();
         let state = State::new(Config::default());
-        let (collectors, opened) = Collectors::new();
+        let (collectors, openings) = Collectors::new();
         let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
         let compiler = compiler.reporting(collectors.clone());
         let mut said = Self {
             keeper: Keeper::new("shop/way", state.clone(), writer, compiler),
             state,
             collectors,
-            opened,
+            openings,
         };
         said.provider(
             "otel",
@@ -109,11 +108,18 @@ impl Said {
 
     pub(super) fn open(&mut self, name: &str) -> Opened {
         loop {
-            let opened = self.opened.try_recv().expect("a collector");
+            let opened = self.openings.already().expect("a collector");
             if *opened.to.key == *format!("provider/{name}") {
                 return opened;
             }
         }
+    }
+
+    /// Nobody waits to be taken.
+    pub(super) fn nothing_opened(&mut self, name: &str) -> bool {
+        let key = format!("provider/{name}");
+        let mut opened = std::iter::from_fn(|| self.openings.already());
+        !opened.any(|it| *it.to.key == *key)
     }
 
     pub(super) fn counts(&self, name: &str) -> [u64; 3] {
