@@ -6,10 +6,12 @@
 mod authorizers;
 mod limits;
 mod processors;
+mod routes;
 mod service;
 mod telemetry;
 mod towards;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::waypoint as wire;
@@ -19,8 +21,9 @@ use wire::resource::Kind;
 pub use self::authorizers::{Authorizers, Counters, Named};
 pub use self::limits::Limits;
 pub use self::processors::{Processing, Processors};
-pub use self::service::{Routes, Service};
+pub use self::service::Service;
 pub use self::towards::{Backend, Called, Calls, NoSubset, Towards};
+use self::service::Anew;
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
 use crate::report::Collectors;
@@ -132,7 +135,7 @@ impl Compile for Compiler {
         } else {
             before.gateway.clone()
         };
-        let make = |service: Option<&NamespacedHost>, before: &Arc<Service>| {
+        let make = |service: Option<&NamespacedHost>, before: &Arc<Service>, anew: Anew<'_>| {
             Arc::new(Service::compile(
                 service,
                 said,
@@ -140,22 +143,31 @@ impl Compile for Compiler {
                 &self.keys,
                 &self.collectors,
                 before,
+                anew,
             ))
         };
         let (any, mut services) = if view.touched.everything {
-            (make(None, &before.any), imbl::HashMap::new())
+            let any = make(None, &before.any, Anew::All);
+            (any, imbl::HashMap::new())
         } else {
             (before.any.clone(), before.services.clone())
         };
         let all = said.services().filter(|_| view.touched.everything);
         let alike = are_alike(said);
+        let no_rules = BTreeSet::new();
         for service in all.chain(&view.touched.services) {
             if alike && said.of_service(service).next().is_none() {
                 services.remove(service);
                 continue;
             }
-            let held = before.services.get(service).unwrap_or(&before.any);
-            services.insert(service.clone(), make(Some(service), held));
+            let made = match before.services.get(service) {
+                Some(held) if !view.touched.everything => {
+                    let rules = view.touched.rules.get(service).unwrap_or(&no_rules);
+                    make(Some(service), held, Anew::Some(rules))
+                }
+                held => make(Some(service), held.unwrap_or(&before.any), Anew::All),
+            };
+            services.insert(service.clone(), made);
         }
         let touched = &view.touched.services;
         let touched = (!view.touched.everything).then(|| touched.iter());

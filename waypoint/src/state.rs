@@ -15,7 +15,7 @@ mod closing;
 mod known;
 mod resources;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::waypoint as wire;
@@ -68,6 +68,8 @@ pub struct Touched {
     /// Services of whose requests something is another: a route, a policy, the service itself, how a service is called
     /// that their routes lead to.
     pub services: BTreeSet<NamespacedHost>,
+    /// Of services among them, keys of rules that came, went or are others.
+    pub rules: BTreeMap<NamespacedHost, BTreeSet<Arc<str>>>,
     /// Services that have other endpoints.
     pub endpoints: BTreeSet<NamespacedHost>,
 }

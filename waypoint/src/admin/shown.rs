@@ -156,9 +156,9 @@ fn judged(
     let compiled = config.service(&service.key());
     let authorization = compiled.policies.explain(asked);
     let denied = authorization.verdict == "deny";
-    let routes = compiled.routes(asked.port);
-    let concern = routes.concern(asked.client.namespace());
-    let found = routes.table.find(asked).filter(|_| concern);
+    let rules = compiled.routes(asked.port);
+    let concern = rules.concerns(asked.client.namespace());
+    let found = rules.find(asked).filter(|_| concern);
     let limiter = compiled
         .limits
         .of(found.as_ref().map(|found| &found.rule.name));
@@ -269,8 +269,8 @@ fn shown_service(
 ) -> Value {
     let ports = known.map_or(&[][..], |known| &known.ports);
     let ports = ports.iter().map(|port| {
-        let rules = service.routes(port.service_port).table.rules();
-        let rules = rules.iter().map(|rule| match &rule.broken {
+        let rules = service.routes(port.service_port).rules();
+        let rules = rules.map(|rule| match &rule.broken {
             Some(why) => json!({ "rule": &*rule.label, "broken": why }),
             None => json!({ "rule": &*rule.label }),
         });

@@ -33,24 +33,26 @@ impl Limits {
         own.map_or(&self.all, |(_, limiter)| limiter)
     }
 
-    /// `all`: everything that is said of the service. Counts of `before` go on.
+    /// `all`: everything that is said of the service but its rules; `routes`: those of its routes that have policies of
+    /// their own. Counts of `before` go on.
     pub(super) fn compile(
         all: &[&Arc<Held>],
+        routes: &[&str],
         said: &Resources,
         before: &Self,
         now: Instant,
     ) -> Self {
         let general = || all.iter().copied();
-        let of_routes = routes_of(all).into_iter().filter_map(|route| {
+        let of_routes = routes.iter().filter_map(|route| {
             let own: Vec<_> = said
                 .of_route(route)
                 .filter(|held| limit(held).is_some())
                 .collect();
-            let old = before.of_routes.iter().find(|(key, _)| **key == *route);
+            let old = before.of_routes.iter().find(|(key, _)| **key == **route);
             let old = old.map(|(_, limiter)| limiter);
             (!own.is_empty()).then(|| {
                 let limiter = limiter(general().chain(own), old.unwrap_or(&before.all), now);
-                (Box::from(route), limiter)
+                (Box::from(*route), limiter)
             })
         });
         Self {
@@ -60,17 +62,6 @@ impl Limits {
     }
 }
 
-/// Keys of the routes among all that is said of a service, without their rules.
-pub(super) fn routes_of<'a>(all: &[&'a Arc<Held>]) -> Vec<&'a str> {
-    let routes = all
-        .iter()
-        .filter(|held| matches!(held.resource.kind, Some(Kind::Route(_))));
-    let mut routes: Vec<&str> = routes.map(|held| route_of(&held.key)).collect();
-    routes.sort_unstable();
-    routes.dedup();
-    routes
-}
-
 /// Whether a rule is of that route: keys have kinds in lower case.
 pub(super) fn is_of(rule: &Name, route: &str) -> bool {
     let mut parts = route.split('/');
@@ -78,12 +69,6 @@ pub(super) fn is_of(rule: &Name, route: &str) -> bool {
     kind.eq_ignore_ascii_case(&rule.kind)
         && parts.next() == Some(&*rule.namespace)
         && parts.next() == Some(&*rule.name)
-}
-
-/// `httproute/shop/web` of `httproute/shop/web/2`.
-fn route_of(rule: &str) -> &str {
-    let mut slashes = rule.match_indices('/').map(|(at, _)| at);
-    slashes.nth(2).map_or(rule, |third| &rule[..third])
 }
 
 fn limit(held: &Held) -> Option<&wire::RateLimit> {

@@ -80,13 +80,13 @@ impl Processors {
         own.map_or(&self.all, |(_, processors)| processors)
     }
 
-    /// `all`: everything that is said of the service.
-    pub(super) fn compile(all: &[&Arc<Held>], said: &Resources) -> Self {
+    /// `all`: everything that is said of the service but its rules; `routes`: those of its routes that have policies of
+    /// their own.
+    pub(super) fn compile(all: &[&Arc<Held>], routes: &[&str], said: &Resources) -> Self {
         let general = || all.iter().copied();
-        let routes = super::limits::routes_of(all).into_iter();
-        let of_routes = routes.filter_map(|route| {
+        let of_routes = routes.iter().filter_map(|route| {
             let own: Vec<_> = said.of_route(route).filter(is_processing).collect();
-            (!own.is_empty()).then(|| (route.into(), processors(general().chain(own))))
+            (!own.is_empty()).then(|| (Box::from(*route), processors(general().chain(own))))
         });
         Self {
             of_routes: of_routes.collect(),

@@ -1,19 +1,19 @@
 //! All that is said of one service.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use api::waypoint as wire;
 use mesh::NamespacedHost;
 use wire::resource::Kind;
-use wire::target::To;
 
+use super::routes::{Routes, ports};
 use super::{Gateway, Limits, Processors, telemetry};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
 use crate::report::{Collectors, Told};
-use crate::route::{Rule, Table, TcpRule, TcpTable};
+use crate::route::{Table, TcpRule, TcpTable};
 use crate::state::{Held, Resources};
 
 /// What is to be done with requests for a service.
@@ -31,37 +31,17 @@ pub struct Service {
     pub limits: Limits,
     /// Who is shown requests and answers.
     pub processors: Processors,
-    routes: ByPort<Routes>,
+    routes: Routes,
     connections: ByPort<TcpTable>,
-    /// To be used again where a resource has stayed what it was.
-    rules: HashMap<Arc<str>, (Arc<Held>, Arc<Rule>)>,
 }
 
-/// HTTP rules of one port.
-#[derive(Debug, Default)]
-pub struct Routes {
-    /// All of them.
-    pub table: Table,
-    /// Some are for clients of any namespace.
-    anybody: bool,
-    /// Namespaces whose clients have some of their own.
-    consumers: HashSet<Box<str>>,
-}
-
-impl Routes {
-    /// Whether clients of a namespace are under rules here: where they are, what no rule is for is nowhere.
-    pub fn concern(&self, namespace: Option<&str>) -> bool {
-        self.anybody || namespace.is_some_and(|namespace| self.consumers.contains(namespace))
-    }
-
-    fn of(rules: Vec<(Arc<Rule>, Option<Box<str>>)>) -> Self {
-        let consumers = rules.iter().filter_map(|(_, consumer)| consumer.clone());
-        Self {
-            anybody: rules.iter().any(|(_, consumer)| consumer.is_none()),
-            consumers: consumers.collect(),
-            table: Table::of(rules.into_iter().map(|(rule, _)| rule)),
-        }
-    }
+/// Which of a service's rules to make anew.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Anew<'a> {
+    /// All of which the resource is another.
+    All,
+    /// Those of these keys.
+    Some(&'a BTreeSet<Arc<str>>),
 }
 
 /// Tables of a service's ports: most say nothing of ports, so one table is for all others.
@@ -101,7 +81,7 @@ impl<T> ByPort<T> {
 
 impl Service {
     /// HTTP rules of a port.
-    pub fn routes(&self, port: u16) -> &Routes {
+    pub fn routes(&self, port: u16) -> &Table {
         self.routes.at(port)
     }
 
@@ -118,32 +98,23 @@ impl Service {
         keys: &KeySets,
         collectors: &Collectors,
         before: &Self,
+        anew: Anew<'_>,
     ) -> Self {
-        let own = service
-            .into_iter()
-            .flat_map(|service| said.of_service(service));
-        let all: Vec<&Arc<Held>> = own.chain(said.everywhere()).collect();
-        let mut rules = HashMap::new();
-        let (mut routes, mut connections) = (Vec::new(), Vec::new());
+        let routes = routes(service, said, &before.routes, anew);
+        let own = service.into_iter();
+        let own = own.flat_map(|service| said.besides_rules(service));
+        // Rules may be many, all else is not.
+        let everywhere = said.everywhere().filter(|held| !is_rule(held));
+        let all: Vec<&Arc<Held>> = own.chain(everywhere).collect();
+        let with_own = said.routes_with_policies().filter(|key| routes.has(key));
+        let with_own: Vec<&str> = with_own.map(|key| &**key).collect();
+        let mut connections = Vec::new();
         let none = wire::Origin::default();
         for held in &all {
             let origin = held.resource.origin.as_ref().unwrap_or(&none);
-            match &held.resource.kind {
-                Some(Kind::Route(route)) => {
-                    let rule = before
-                        .rule(held)
-                        .unwrap_or_else(|| rule(held, origin, route));
-                    let consumer = route.consumer_namespace.as_str();
-                    let consumer = (!consumer.is_empty()).then(|| Box::from(consumer));
-                    let ports = ports(&route.parents, service);
-                    routes.push((ports, (rule.clone(), consumer)));
-                    rules.insert(held.key.clone(), ((*held).clone(), rule));
-                }
-                Some(Kind::TcpRoute(route)) => {
-                    let rule = Arc::new(TcpRule::understand(origin, route));
-                    connections.push((ports(&route.parents, service), rule));
-                }
-                _ => {}
+            if let Some(Kind::TcpRoute(route)) = &held.resource.kind {
+                let rule = Arc::new(TcpRule::understand(origin, route));
+                connections.push((ports(&route.parents, service), rule));
             }
         }
         let policies = policies(&all, service, gateway);
@@ -152,48 +123,43 @@ impl Service {
             policies,
             tokens: tokens(&all, keys),
             telemetry: telemetry::compile(&all, said, collectors),
-            limits: Limits::compile(&all, said, &before.limits, Instant::now()),
-            processors: Processors::compile(&all, said),
-            routes: ByPort::of(&routes, Routes::of),
+            limits: Limits::compile(&all, &with_own, said, &before.limits, Instant::now()),
+            processors: Processors::compile(&all, &with_own, said),
+            routes,
             connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),
-            rules,
         }
     }
-
-    fn rule(&self, held: &Arc<Held>) -> Option<Arc<Rule>> {
-        let (known, rule) = self.rules.get(&held.key)?;
-        Arc::ptr_eq(known, held).then(|| rule.clone())
-    }
 }
 
-fn rule(held: &Held, origin: &wire::Origin, route: &wire::Route) -> Arc<Rule> {
-    Arc::new(if held.good {
-        Rule::understand(origin, route)
-    } else {
-        let why = held.refused.as_deref().unwrap_or("it cannot be understood");
-        Rule::closed(origin, route, why)
-    })
+fn is_rule(held: &Held) -> bool {
+    matches!(held.resource.kind, Some(Kind::Route(_)))
 }
 
-/// Which of the service's ports a rule is for; empty = all.
-fn ports(parents: &[wire::Target], service: Option<&NamespacedHost>) -> Vec<u16> {
-    let mut ports = Vec::new();
-    for parent in parents {
-        match &parent.to {
-            Some(To::Service(to)) => {
-                let ours = service.is_some_and(|own| {
-                    *own.namespace == *to.namespace && *own.host == *to.hostname
-                });
-                match u16::try_from(to.port) {
-                    Ok(0) if ours => return Vec::new(),
-                    Ok(port) if ours => ports.push(port),
-                    _ => {}
-                }
+fn routes(
+    service: Option<&NamespacedHost>,
+    said: &Resources,
+    before: &Routes,
+    anew: Anew<'_>,
+) -> Routes {
+    let own = |key: &str| service.and_then(|service| said.rule(service, key));
+    match anew {
+        Anew::Some(keys) => {
+            let mut routes = before.clone();
+            for key in keys {
+                routes.set(key, own(key), service, before);
             }
-            _ => return Vec::new(),
+            routes
+        }
+        Anew::All => {
+            let mut routes = Routes::default();
+            let own = service.into_iter().flat_map(|service| said.rules(service));
+            let everywhere = said.everywhere().filter(|held| is_rule(held));
+            for held in own.chain(everywhere) {
+                routes.set(&held.key, Some(held), service, before);
+            }
+            routes
         }
     }
-    ports
 }
 
 fn policies(all: &[&Arc<Held>], service: Option<&NamespacedHost>, gateway: &Gateway) -> Policies {

@@ -195,11 +195,11 @@ fn authorise<'s>(
 
 /// The rule that a request is for; none where the service has no rules for this client.
 fn route<'s>(service: &'s Service, asked: &Asked<'_>) -> Result<Option<Found<'s>>, Refused> {
-    let routes = service.routes(asked.port);
-    if !routes.concern(asked.client.namespace()) {
+    let rules = service.routes(asked.port);
+    if !rules.concerns(asked.client.namespace()) {
         return Ok(None);
     }
-    let found = routes.table.find(asked);
+    let found = rules.find(asked);
     found.map(Some).ok_or(Refused::NoRoute)
 }
 

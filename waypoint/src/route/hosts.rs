@@ -1,6 +1,6 @@
 //! Things by host: the more a rule says of it, the sooner it is found.
 
-use std::collections::HashMap;
+use imbl::HashMap;
 
 /// A host that a rule is for, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ impl Host {
     }
 }
 
-/// One thing for each host, each wildcard, and for all.
+/// One thing for each host, each wildcard, and for all. Copies share what is equal between them.
 #[derive(Debug, Clone)]
 pub(super) struct Hosts<T> {
     names: HashMap<Box<str>, T>,
@@ -61,21 +61,9 @@ impl<T> Hosts<T> {
     pub(super) fn of_all(&self) -> Option<&T> {
         self.all.as_ref()
     }
-
-    pub(super) fn map<U>(self, mut each: impl FnMut(T) -> U) -> Hosts<U> {
-        let mut map = |things: HashMap<_, T>| {
-            let pairs = things.into_iter();
-            pairs.map(|(host, thing)| (host, each(thing))).collect()
-        };
-        Hosts {
-            names: map(self.names),
-            endings: map(self.endings),
-            all: self.all.map(each),
-        }
-    }
 }
 
-impl<T: Default> Hosts<T> {
+impl<T: Clone + Default> Hosts<T> {
     /// The one of that host; None: of all.
     pub(super) fn entry(&mut self, host: Option<&Host>) -> &mut T {
         match host {
@@ -83,5 +71,25 @@ impl<T: Default> Hosts<T> {
             Some(Host::EndsIn(ending)) => self.endings.entry(ending.clone()).or_default(),
             None => self.all.get_or_insert_default(),
         }
+    }
+
+    /// Lets `take` take something out of the one of that host, and say whether nothing is left.
+    pub(super) fn take_out(&mut self, host: Option<&Host>, take: impl FnOnce(&mut T) -> bool) {
+        let (things, host) = match host {
+            Some(Host::Is(name)) => (&mut self.names, name),
+            Some(Host::EndsIn(ending)) => (&mut self.endings, ending),
+            None => {
+                self.all.take_if(take);
+                return;
+            }
+        };
+        if things.get_mut(host).is_some_and(take) {
+            things.remove(host);
+        }
+    }
+
+    /// There is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.endings.is_empty() && self.all.is_none()
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Place<'a> {
     object: (&'a str, &'a str),
     rule: u32,
     condition: usize,
+    /// Of the object: an HTTPRoute and a GRPCRoute may have one name.
+    kind: &'a str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +45,7 @@ impl<'a> Place<'a> {
             object: (&rule.name.namespace, &rule.name.name),
             rule: rule.is.index,
             condition: number,
+            kind: &rule.name.kind,
         }
     }
 }

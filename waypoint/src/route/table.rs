@@ -1,6 +1,5 @@
 //! All rules of one service's port, or of one listener.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use api::waypoint as wire;
@@ -11,28 +10,23 @@ use super::path::Matched;
 use super::rule::Rule;
 use crate::asked::Asked;
 
-/// Which rule is for a request. Immutable: an edit makes another one of the same rules.
+/// Which rule is for a request. A copy is a pointer and shares what is equal: to take a rule out of it or put one in costs
+/// what that rule says, however many others there are.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    consumers: HashMap<Box<str>, Tiers<Index>>,
-    all: Tiers<Index>,
-    rules: Box<[Arc<Rule>]>,
+    consumers: imbl::HashMap<Box<str>, Tiers>,
+    all: Tiers,
+    rules: imbl::OrdMap<Which, Arc<Rule>>,
 }
+
+/// By its label. Two of one label are told apart by where they are in memory.
+type Which = (Arc<str>, usize);
 
 /// Listed rules go before those in order of what they say.
-#[derive(Debug, Clone)]
-struct Tiers<T> {
-    listed: Hosts<T>,
-    specific: Hosts<T>,
-}
-
-impl<T> Default for Tiers<T> {
-    fn default() -> Self {
-        Self {
-            listed: Hosts::default(),
-            specific: Hosts::default(),
-        }
-    }
+#[derive(Debug, Clone, Default)]
+struct Tiers {
+    listed: Hosts<Index>,
+    specific: Hosts<Index>,
 }
 
 /// The rule that is for a request.
@@ -53,23 +47,38 @@ impl Table {
 
     /// Of rules that are compiled already, in any order.
     pub fn of(rules: impl IntoIterator<Item = Arc<Rule>>) -> Self {
-        let rules: Box<[_]> = rules.into_iter().collect();
-        let mut consumers: HashMap<Box<str>, Tiers<Vec<Entry>>> = HashMap::new();
-        let mut all = Tiers::default();
-        for rule in &rules {
-            let tiers = match &rule.is.consumer {
-                Some(namespace) => consumers.entry(namespace.clone()).or_default(),
-                None => &mut all,
-            };
-            tiers.add(rule);
+        let mut table = Self::default();
+        rules.into_iter().for_each(|rule| table.insert(rule));
+        table
+    }
+
+    /// One more.
+    pub fn insert(&mut self, rule: Arc<Rule>) {
+        let tiers = match &rule.is.consumer {
+            Some(namespace) => self.consumers.entry(namespace.clone()).or_default(),
+            None => &mut self.all,
+        };
+        tiers.insert(&rule);
+        self.rules.insert(which(&rule), rule);
+    }
+
+    /// One less. Nothing, if it is not in it.
+    pub fn remove(&mut self, rule: &Arc<Rule>) {
+        if self.rules.remove(&which(rule)).is_none() {
+            return;
         }
-        let consumers = consumers.into_iter();
-        Self {
-            consumers: consumers
-                .map(|(namespace, tiers)| (namespace, tiers.index()))
-                .collect(),
-            all: all.index(),
-            rules,
+        match &rule.is.consumer {
+            None => self.all.remove(rule),
+            Some(namespace) => {
+                let own = self.consumers.get_mut(namespace);
+                let is_empty = own.is_some_and(|tiers| {
+                    tiers.remove(rule);
+                    tiers.is_empty()
+                });
+                if is_empty {
+                    self.consumers.remove(namespace);
+                }
+            }
         }
     }
 
@@ -84,50 +93,80 @@ impl Table {
         tiers.find_map(|tiers| tiers.find(asked))
     }
 
+    /// Whether clients of a namespace are under rules here: where they are, what no rule is for is nowhere.
+    pub fn concerns(&self, namespace: Option<&str>) -> bool {
+        let own = |namespace| self.consumers.contains_key(namespace);
+        !self.all.is_empty() || namespace.is_some_and(own)
+    }
+
     /// There is none: whoever has no rules goes to the service itself.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// All rules, in the order in which they came.
-    pub fn rules(&self) -> &[Arc<Rule>] {
-        &self.rules
+    /// All rules, in the order of their labels.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.rules.values()
     }
 }
 
-impl Tiers<Vec<Entry>> {
-    fn add(&mut self, rule: &Arc<Rule>) {
-        let hosts = match rule.is.listed {
-            true => &mut self.listed,
-            false => &mut self.specific,
-        };
-        for number in 0..rule.is.conditions.len() {
-            let entry = Entry {
-                rule: rule.clone(),
-                number,
-            };
+fn which(rule: &Arc<Rule>) -> Which {
+    (rule.label.clone(), Arc::as_ptr(rule).addr())
+}
+
+impl Tiers {
+    fn insert(&mut self, rule: &Arc<Rule>) {
+        let hosts = self.of(rule);
+        for entry in entries(rule) {
             for host in &rule.is.hostnames {
-                hosts.entry(Some(host)).push(entry.clone());
+                hosts.entry(Some(host)).insert(entry.clone());
             }
             if rule.is.hostnames.is_empty() {
-                hosts.entry(None).push(entry);
+                hosts.entry(None).insert(entry);
             }
         }
     }
 
-    fn index(self) -> Tiers<Index> {
-        Tiers {
-            listed: self.listed.map(Index::of),
-            specific: self.specific.map(Index::of),
+    fn remove(&mut self, rule: &Arc<Rule>) {
+        let hosts = self.of(rule);
+        for entry in entries(rule) {
+            let take = |index: &mut Index| {
+                index.remove(&entry);
+                index.is_empty()
+            };
+            for host in &rule.is.hostnames {
+                hosts.take_out(Some(host), take);
+            }
+            if rule.is.hostnames.is_empty() {
+                hosts.take_out(None, take);
+            }
         }
     }
-}
 
-impl Tiers<Index> {
+    fn of(&mut self, rule: &Rule) -> &mut Hosts<Index> {
+        match rule.is.listed {
+            true => &mut self.listed,
+            false => &mut self.specific,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.listed.is_empty() && self.specific.is_empty()
+    }
+
     fn find<'a>(&'a self, asked: &Asked<'_>) -> Option<Found<'a>> {
         let tiers = [&self.listed, &self.specific].into_iter();
         let mut indexes = tiers.flat_map(|hosts| hosts.of(asked.host));
         let (rule, matched) = indexes.find_map(|index| index.find(asked))?;
         Some(Found { rule, matched })
     }
+}
+
+/// One for each of its matches.
+fn entries(rule: &Arc<Rule>) -> impl Iterator<Item = Entry> {
+    let entry = |number| Entry {
+        rule: rule.clone(),
+        number,
+    };
+    (0..rule.is.conditions.len()).map(entry)
 }

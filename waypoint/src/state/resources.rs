@@ -35,11 +35,28 @@ enum Of {
     Everywhere,
     Itself,
     Refused,
-    Service(NamespacedHost),
+    Service(NamespacedHost, What),
     Listener(Arc<str>),
     Route(Arc<str>),
     Towards(NamespacedHost),
     Leads(NamespacedHost),
+}
+
+/// What is for a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    /// A rule for its requests: there may be thousands.
+    Rule,
+    Other,
+}
+
+impl What {
+    fn of(resource: &wire::Resource) -> Self {
+        match resource.kind {
+            Some(wire::resource::Kind::Route(_)) => Self::Rule,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Resources {
@@ -74,7 +91,25 @@ impl Resources {
 
     /// Routes and policies for requests to that service, on any of its ports.
     pub fn of_service(&self, service: &NamespacedHost) -> impl Iterator<Item = &Arc<Held>> {
-        self.of(&Of::Service(service.clone()))
+        self.rules(service).chain(self.besides_rules(service))
+    }
+
+    /// Rules for requests to that service, on any of its ports.
+    pub fn rules(&self, service: &NamespacedHost) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Service(service.clone(), What::Rule))
+    }
+
+    /// The one of that key.
+    pub fn rule(&self, service: &NamespacedHost, key: &str) -> Option<&Arc<Held>> {
+        let held = self.all.get(key)?;
+        let of = Of::Service(service.clone(), What::Rule);
+        let is_for = self.tied.contains(&(of, held.key.clone()));
+        is_for.then_some(held)
+    }
+
+    /// What is for a service and is no rule for its requests.
+    pub fn besides_rules(&self, service: &NamespacedHost) -> impl Iterator<Item = &Arc<Held>> {
+        self.of(&Of::Service(service.clone(), What::Other))
     }
 
     /// Routes and policies for everything that passes through.
@@ -92,6 +127,14 @@ impl Resources {
         self.of(&Of::Route(key.into()))
     }
 
+    /// Keys of routes, without a rule, that have policies of their own.
+    pub fn routes_with_policies(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.each_once(Of::Route("".into()), |of| match of {
+            Of::Route(key) => Some(key),
+            _ => None,
+        })
+    }
+
     /// How a service is called: backend policies and subsets.
     pub fn towards(&self, service: &NamespacedHost) -> impl Iterator<Item = &Arc<Held>> {
         self.of(&Of::Towards(service.clone()))
@@ -104,27 +147,33 @@ impl Resources {
 
     /// Services that routes and policies are for.
     pub fn services(&self) -> impl Iterator<Item = &NamespacedHost> {
-        self.each_once(|of| match of {
-            Of::Service(service) => Some(service),
+        let from = Of::Service(NamespacedHost::new("", ""), What::Rule);
+        self.each_once(from, |of| match of {
+            Of::Service(service, _) => Some(service),
             _ => None,
         })
     }
 
     /// Services of which is said how they are called.
     pub fn called(&self) -> impl Iterator<Item = &NamespacedHost> {
-        self.each_once(|of| match of {
+        let from = Of::Towards(NamespacedHost::new("", ""));
+        self.each_once(from, |of| match of {
             Of::Towards(service) => Some(service),
             _ => None,
         })
     }
 
-    fn each_once(
-        &self,
-        which: fn(&Of) -> Option<&NamespacedHost>,
-    ) -> impl Iterator<Item = &NamespacedHost> {
+    /// Of those of one kind, which `from` is the least of.
+    fn each_once<'a, T: PartialEq + 'a>(
+        &'a self,
+        from: Of,
+        which: fn(&Of) -> Option<&T>,
+    ) -> impl Iterator<Item = &'a T> {
+        let from: (Of, Arc<str>) = (from, "".into());
+        let tied = self.tied.range(from..);
         let mut last = None;
-        let tied = self.tied.iter().filter_map(move |(of, _)| which(of));
-        tied.filter(move |service| last.replace(*service) != Some(*service))
+        let found = tied.map_while(move |(of, _)| which(of));
+        found.filter(move |one| last.replace(*one) != Some(*one))
     }
 
     fn of(&self, of: &Of) -> impl Iterator<Item = &Arc<Held>> + use<'_> {
@@ -224,7 +273,12 @@ impl Resources {
         ties(&held.resource, |tie| match tie {
             Tie::Gateway | Tie::Listener(_) | Tie::Named => touched.everything = true,
             Tie::Service(service) => {
-                touched.services.insert(service_of(service));
+                let service = service_of(service);
+                if What::of(&held.resource) == What::Rule {
+                    let rules = touched.rules.entry(service.clone()).or_default();
+                    rules.insert(held.key.clone());
+                }
+                touched.services.insert(service);
             }
             Tie::Route(route) => self.touch_route(route, touched),
             Tie::Towards(service) => self.touch_service(&service_of(service), touched),
@@ -275,7 +329,9 @@ fn found_by(held: &Held) -> Vec<Of> {
     ties(&held.resource, |tie| match tie {
         Tie::Gateway if is_gateway => found.push(Of::Itself),
         Tie::Gateway => found.push(Of::Everywhere),
-        Tie::Service(service) => found.push(Of::Service(service_of(service))),
+        Tie::Service(service) => {
+            found.push(Of::Service(service_of(service), What::of(&held.resource)))
+        }
         Tie::Listener(key) => found.push(Of::Listener(key.into())),
         Tie::Route(key) => found.push(Of::Route(key.into())),
         Tie::Towards(service) => found.push(Of::Towards(service_of(service))),

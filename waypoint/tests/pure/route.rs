@@ -5,6 +5,8 @@
 mod against_oracle;
 #[path = "route/backends.rs"]
 mod backends;
+#[path = "route/edits.rs"]
+mod edits;
 #[path = "route/fuzz.rs"]
 mod fuzz;
 #[path = "route/matches.rs"]

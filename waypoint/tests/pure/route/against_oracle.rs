@@ -202,6 +202,50 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 120, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_table_that_rules_have_left_answers_as_if_they_had_never_been_there(
+        mut rules in vec((written(), any::<bool>()), 1..40),
+        requests in vec(request(), 25),
+    ) {
+        for (number, (written, _)) in rules.iter_mut().enumerate() {
+            written.origin.index = number as u32;
+            written.origin.rule = number.to_string();
+        }
+        let compile = |(written, stays): &(Written, bool)| {
+            (Arc::new(Rule::compile(&written.origin, &written.route).unwrap()), *stays)
+        };
+        let compiled: Vec<_> = rules.iter().map(compile).collect();
+        let whole = Table::of(compiled.iter().map(|(rule, _)| rule.clone()));
+        let mut table = whole.clone();
+        for (rule, _) in compiled.iter().filter(|(_, stays)| !stays) {
+            table.remove(rule);
+            table.remove(rule); // not there any more: nothing
+        }
+        let all: Vec<_> = rules.iter().map(|(written, _)| written.clone()).collect();
+        let staying = rules.into_iter().filter(|(_, stays)| *stays);
+        let staying: Vec<_> = staying.map(|(written, _)| written).collect();
+        prop_assert_eq!(table.is_empty(), staying.is_empty());
+        prop_assert_eq!(table.rules().count(), staying.len());
+        for request in &requests {
+            let name = |table: &Table| Some(table.find(&request.asked())?.rule.name.rule.to_string());
+            let expected = oracle::find(&staying, request).map(str::to_owned);
+            prop_assert_eq!(name(&table), expected, "{:?}", request);
+            let expected = oracle::find(&all, request).map(str::to_owned);
+            prop_assert_eq!(name(&whole), expected, "a copy stays as it was: {:?}", request);
+        }
+        for (rule, _) in compiled.iter().filter(|(_, stays)| !stays) {
+            table.insert(rule.clone());
+        }
+        for request in &requests {
+            let name = table.find(&request.asked()).map(|found| &*found.rule.name.rule);
+            prop_assert_eq!(name, oracle::find(&all, request), "they came back: {:?}", request);
+        }
+    }
+}
+
 /// An expression is looked for where its first characters lead: that must never hide it.
 #[test]
 fn an_expression_is_found_for_every_path_that_it_matches() {
