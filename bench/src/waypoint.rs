@@ -3,12 +3,14 @@
 //! 1. a lab with a client, an app and the waypoints between                       (`scene`)
 //! 2. the client's tunnels are opened before anything is counted                  (`ask`)
 //! 3. the subjects take turns, round by round; the CPU is that of the waypoint alone
-//! 4. labs of their own for many routes and many services, ours alone             (`many`)
+//! 4. streams of large messages, whose CPU is counted by the GB                   (`bulk`)
+//! 5. labs of their own for many routes and many services, ours alone             (`many`)
 //!
 //! Ours has policies, metrics and its log on; the peer, an Envoy, has none of them.
 
 mod app;
 mod ask;
+mod bulk;
 mod many;
 mod scene;
 mod signer;
@@ -69,6 +71,7 @@ const TASKS: [Task; 5] = [
 const IDLE: &str = "waypoint, idle";
 const HALF: &str = "waypoint, half rate";
 const EDITS: &str = "waypoint, 50 edits/s";
+const TRACED: &str = "waypoint, traced 0 %";
 /// Streams of the rows with a fixed rate.
 const STREAMS: usize = 32;
 /// Memory is read after this pause: allocators give back late.
@@ -94,7 +97,8 @@ impl Sample {
 /// Whether any row of this part is wanted.
 pub(crate) fn wanted(plan: &Plan<'_>) -> bool {
     let tasks = TASKS.iter().map(|task| task.name);
-    let others = [IDLE, HALF, EDITS].into_iter().chain(many::ROWS);
+    let others = [IDLE, HALF, EDITS, TRACED].into_iter();
+    let others = others.chain(many::ROWS).chain(bulk::rows());
     tasks.chain(others).any(|row| plan.wants(row))
 }
 
@@ -124,6 +128,10 @@ pub(crate) fn run(plan: &Plan<'_>) -> Result<()> {
             many::edits(&scene, plan, half)?;
         }
     }
+    if plan.wants(TRACED) {
+        traced(&scene, plan)?;
+    }
+    bulk::run(&scene, plan)?;
     scene.strike()?;
     many::routes(plan)?;
     many::services(plan)
@@ -176,6 +184,40 @@ fn rounds(
     }
     let without_talks = |(subject, _, samples)| (subject, samples);
     Ok(runs.into_iter().map(without_talks).collect())
+}
+
+/// Ours as it is, and with a collector named that gets no request's span, in turns: both sides as in the row with 32 streams.
+fn traced(scene: &Scene, plan: &Plan<'_>) -> Result<()> {
+    let ours = scene.ours()?;
+    let talks = scene.asker.talks(&ours.hop, STREAMS, STREAMS);
+    let mut talks = scene.runtime.block_on(talks)?;
+    let pace = Pace {
+        time: plan.time,
+        rate: None,
+        path: PATH.to_owned(),
+    };
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for round in 0..=plan.rounds {
+        let still = measure(scene, &ours, &mut talks, &pace)?;
+        scene.lab.apply_yaml("traced", scene::TRACED)?;
+        pause(SETTLE);
+        let traced = measure(scene, &ours, &mut talks, &pace)?;
+        scene.lab.delete_yaml("traced")?;
+        pause(SETTLE);
+        if round > 0 {
+            without.push(still);
+            with.push(traced);
+        }
+    }
+    let named = |name| Subject {
+        name,
+        ..ours.clone()
+    };
+    show(
+        TRACED,
+        &[(named("no tracing"), without), (named("tracing"), with)],
+    );
+    Ok(())
 }
 
 fn measure(scene: &Scene, subject: &Subject, talks: &mut Vec<Talk>, pace: &Pace) -> Result<Sample> {

@@ -1,4 +1,5 @@
 //! The app behind the waypoint: it speaks HBONE for itself, so that nothing but the waypoint stands between it and a client.
+//! Inside, HTTP/1.1, or HTTP/2 where that is how a client begins (`bulk`).
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use tokio::{
     runtime::Runtime,
 };
 
-use super::HBONE;
+use super::{HBONE, bulk};
 
 /// Body of an answer, in bytes.
 const BODY: usize = 1024;
@@ -68,6 +69,10 @@ async fn requests(mut io: TunnelIo) -> Result<()> {
             return Ok(());
         }
         held += n;
+        if buffer[..held].starts_with(bulk::PREFACE) {
+            buffer.truncate(held);
+            return bulk::serve(buffer, io).await;
+        }
         // A proxy sends one request and waits, so a request always ends the buffer.
         if buffer[..held].ends_with(b"\r\n\r\n") {
             io.write_all(answer.as_bytes()).await?;

@@ -71,7 +71,21 @@ impl Asker {
         talks.pop().context("a conversation")
     }
 
+    /// A tunnel, on a connection of its own, which lasts as long as its pool.
+    pub(crate) async fn tunnel(&self, hop: &Hop) -> Result<(TunnelIo, Arc<Pool>)> {
+        let pool = Pool::new(self.certificates.clone(), PoolConfig::default());
+        Ok((self.opened(&pool, hop).await?, pool))
+    }
+
     async fn talk(&self, pool: &Arc<Pool>, hop: &Hop) -> Result<Talk> {
+        Ok(Talk {
+            io: self.opened(pool, hop).await?,
+            buffer: vec![0; LONGEST].into(),
+            _pool: pool.clone(),
+        })
+    }
+
+    async fn opened(&self, pool: &Arc<Pool>, hop: &Hop) -> Result<TunnelIo> {
         let destination = Destination {
             address: hop.address,
             source_ip: self.pod.ip(),
@@ -82,11 +96,7 @@ impl Asker {
         let dial = move |to| dial(pod.clone(), to);
         let connect = Connect::to(To::Ip(hop.to));
         let tunnel = pool.open(&destination, dial, connect).await?;
-        Ok(Talk {
-            io: tunnel.into_io(),
-            buffer: vec![0; LONGEST].into(),
-            _pool: pool.clone(),
-        })
+        Ok(tunnel.into_io())
     }
 }
 

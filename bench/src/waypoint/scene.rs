@@ -62,7 +62,11 @@ impl Scene {
             let _in = runtime.enter();
             Certificates::new(signer.clone(), CertificatesConfig::default())
         };
-        let lab = Lab::builder().nodes(1).signer(signer.dir()).start()?;
+        let settings = signer.dir().join("mesh.yaml");
+        fs::write(&settings, SETTINGS)?;
+        let settings = settings.to_str().context("a path that is not UTF-8")?;
+        let lab = Lab::builder().nodes(1).signer(signer.dir());
+        let lab = lab.istiod_env("MESH_CONFIG", settings).start()?;
         lab.namespace("bench").behind("way")?;
         let waypoint = lab.waypoint("bench/way", 0)?;
         let client = alone(&lab, "client")?;
@@ -223,6 +227,22 @@ fn id(process: &Process) -> u32 {
 /// What the client asks for.
 pub(crate) const PATH: &str = "/bench";
 
+/// Of the mesh: a collector of spans, at which there is nobody. It is used where [`TRACED`] is applied.
+const SETTINGS: &str = "
+extensionProviders:
+- name: collector
+  opentelemetry: { service: server.bench.svc.cluster.local, port: 4317 }
+";
+
+/// All requests are looked at for whether they are traced, and none is.
+pub(crate) const TRACED: &str = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: { namespace: bench, name: traced }
+spec:
+  tracing: [{ providers: [{ name: collector }], randomSamplingPercentage: 0 }]
+";
+
 /// What ours has to do beside the peer: a route, and policies about who the client is, what it asks for and how.
 const RULES: &str = "
 apiVersion: gateway.networking.k8s.io/v1
@@ -242,7 +262,7 @@ spec:
   action: ALLOW
   rules:
   - from: [{ source: { principals: ['cluster.local/ns/bench/sa/client'] } }]
-    to: [{ operation: { methods: [GET], paths: ['/bench*', '/route*'] } }]
+    to: [{ operation: { methods: [GET, POST], paths: ['/bench*', '/route*'] } }]
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
