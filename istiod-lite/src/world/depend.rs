@@ -283,7 +283,7 @@ impl World {
         match key.kind {
             Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice => {
                 mark(dirty, [key.clone()]);
-                self.touch_subsets(key, dirty);
+                self.touch_labelled(key, dirty);
             }
             Kind::Node => {
                 let pods = self

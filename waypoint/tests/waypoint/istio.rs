@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::app::App;
+use lab::Pod;
+
+use super::app::{App, One};
 use super::shop::{Shop, in_shop};
 
 #[test]
@@ -33,6 +35,10 @@ spec:
     route: [{ destination: { host: web, subset: v2, port: { number: 80 } } }]
   - match: [{ uri: { prefix: /gone } }]
     directResponse: { status: 410, body: { string: no more } }
+  - match: [{ uri: { prefix: /tier }, sourceLabels: { tier: gold, kind: shopper } }]
+    directResponse: { status: 203, body: { string: gold } }
+  - match: [{ uri: { prefix: /tier } }]
+    directResponse: { status: 202, body: { string: other } }
   - match: [{ headers: { x-lost: {} } }]
     route: [{ destination: { host: web, subset: unheard-of, port: { number: 80 } } }]
   - route: [{ destination: { host: web, port: { number: 80 } } }]
@@ -63,11 +69,40 @@ fn routed(shop: &Shop<'_>) -> Result<()> {
         shop.get("/else").await?.is(200)?;
         anyhow::Ok(())
     })?;
+    labelled(shop).context("labels of clients")?;
     shop.lab.delete_yaml("istio")?;
     shop.until("the rules to go", |shop| {
         let got = shop.runtime.block_on(shop.get("/teapot"));
         got.is_ok_and(|heard| heard.status == 200)
     })
+}
+
+/// Who has the labels is told apart from others of the same identity, also who came after the rule.
+fn labelled(shop: &Shop<'_>) -> Result<()> {
+    let gold = shop.lab.pod("shop/gold").node(1).service_account("client");
+    let gold = gold
+        .label("tier", "gold")
+        .label("kind", "shopper")
+        .start()?;
+    let silver = shop
+        .lab
+        .pod("shop/silver")
+        .node(1)
+        .service_account("client");
+    let silver = silver.label("tier", "gold").start()?;
+    let asked = |pod: &Pod| {
+        shop.runtime.block_on(async {
+            let mut client = One::to(pod, shop.at(80)).await?;
+            anyhow::Ok(client.get("/tier").await?.status)
+        })
+    };
+    shop.until("a client with the labels to be known", |_| {
+        asked(&gold).is_ok_and(|status| status == 203)
+    })?;
+    let others = [asked(&silver)?, asked(&shop.client)?];
+    ensure!(others == [202, 202], "{others:?}");
+    drop(gold);
+    Ok(())
 }
 
 fn limited(shop: &Shop<'_>) -> Result<()> {

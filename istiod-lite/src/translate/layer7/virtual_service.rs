@@ -9,6 +9,7 @@
 //! understood fails all its requests, rather than letting them go where the next entry sends them.
 
 mod actions;
+mod clients;
 mod destinations;
 mod matches;
 mod retries;
@@ -19,6 +20,9 @@ use api::k8s::istio::virtual_service::{
 use api::waypoint as wire;
 
 use super::duration;
+use crate::translate::Labels;
+
+pub use clients::{Having, asked};
 
 /// What is known of the service that has a host, if one has.
 pub type Find<'a> = dyn Fn(&str) -> Option<Found> + 'a;
@@ -42,6 +46,8 @@ pub struct Place<'a> {
     pub parents: &'a [wire::ServiceRef],
     /// Services by host, complete.
     pub find: &'a Find<'a>,
+    /// Clients by labels.
+    pub having: &'a Having<'a>,
 }
 
 /// A route, and which entry it is of.
@@ -143,10 +149,20 @@ fn http(
         faults.push(why.to_owned());
         filters.insert(0, actions::fails(why));
     }
+    let matches = group.iter().map(|it| {
+        let namespace = it.source_namespace.as_deref();
+        let clients = clients::with(&it.source_labels, namespace, place);
+        let clients = clients.unwrap_or_else(|why| {
+            filters.insert(0, actions::fails(&why));
+            faults.push(why);
+            None
+        });
+        matches::of(it, clients)
+    });
     wire::Route {
         parents: parents(place.parents, 0),
         hostnames: Vec::new(),
-        matches: group.iter().map(|it| matches::of(it)).collect(),
+        matches: matches.collect(),
         filters,
         backends: destinations::http(&entry.route, place, faults),
         timeouts: Some(wire::Timeouts {
@@ -168,28 +184,38 @@ fn parents(services: &[wire::ServiceRef], port: u32) -> Vec<wire::Target> {
     services.iter().map(target).collect()
 }
 
-/// Properties of a connection that a waypoint does not judge routes by: then the entry is left out, for with
-/// less to match it would take what is not its own.
-fn unseen(subnets: &[String], labels: usize, source: Option<&str>) -> Option<&'static str> {
+/// The clients that a match of connections is for; what of it a waypoint does not judge, or cannot. Then the match is
+/// left out, for with less to match it would take what is not its own.
+fn seen(
+    subnets: &[String],
+    source: Option<&str>,
+    labels: &Labels,
+    namespace: Option<&str>,
+    place: &Place<'_>,
+) -> Result<Option<wire::Workloads>, String> {
+    let unread = |field: &str| format!("{field} is not read at a waypoint");
     if !subnets.is_empty() {
-        Some("destinationSubnets")
-    } else if labels > 0 {
-        Some("sourceLabels")
-    } else {
-        source.is_some().then_some("sourceSubnet")
+        return Err(unread("destinationSubnets"));
     }
+    if source.is_some() {
+        return Err(unread("sourceSubnet"));
+    }
+    clients::with(labels, namespace, place)
 }
 
 fn tls(index: usize, entry: &TlsRoute, place: &Place<'_>, routes: &mut Routes) {
     let mut faults = Vec::new();
     let ours = entry.matches.iter().filter(|it| names_mesh(&it.gateways));
     for (part, it) in ours.enumerate() {
-        if let Some(field) = unseen(&it.destination_subnets, it.source_labels.len(), None) {
-            faults.push(format!(
-                "match[{part}].{field} is not read at a waypoint: that match is left out"
-            ));
-            continue;
-        }
+        let namespace = it.source_namespace.as_deref();
+        let (subnets, labels) = (&it.destination_subnets, &it.source_labels);
+        let clients = match seen(subnets, None, labels, namespace, place) {
+            Ok(clients) => clients,
+            Err(why) => {
+                faults.push(format!("match[{part}].{why}: that match is left out"));
+                continue;
+            }
+        };
         routes.tcp.push(Made {
             rule: format!("tls{index}.{part}"),
             index: u32::try_from(index).unwrap_or(u32::MAX),
@@ -198,7 +224,7 @@ fn tls(index: usize, entry: &TlsRoute, place: &Place<'_>, routes: &mut Routes) {
                 sni: it.sni_hosts.clone(),
                 backends: destinations::tcp(&entry.route, place, &mut faults),
                 source_namespaces: it.source_namespace.clone().into_iter().collect(),
-                source_workloads: None,
+                source_workloads: clients,
             },
         });
     }
@@ -217,13 +243,16 @@ fn tcp(index: usize, entry: &TcpRoute, place: &Place<'_>, routes: &mut Routes) {
         if !names_mesh(&it.gateways) {
             continue;
         }
+        let namespace = it.source_namespace.as_deref();
+        let (subnets, labels) = (&it.destination_subnets, &it.source_labels);
         let source = it.source_subnet.as_deref();
-        if let Some(field) = unseen(&it.destination_subnets, it.source_labels.len(), source) {
-            faults.push(format!(
-                "match[{part}].{field} is not read at a waypoint: that match is left out"
-            ));
-            continue;
-        }
+        let clients = match seen(subnets, source, labels, namespace, place) {
+            Ok(clients) => clients,
+            Err(why) => {
+                faults.push(format!("match[{part}].{why}: that match is left out"));
+                continue;
+            }
+        };
         routes.tcp.push(Made {
             rule: format!("tcp{index}.{part}"),
             index: u32::try_from(index).unwrap_or(u32::MAX),
@@ -232,7 +261,7 @@ fn tcp(index: usize, entry: &TcpRoute, place: &Place<'_>, routes: &mut Routes) {
                 sni: Vec::new(),
                 backends: destinations::tcp(&entry.route, place, &mut faults),
                 source_namespaces: it.source_namespace.clone().into_iter().collect(),
-                source_workloads: None,
+                source_workloads: clients,
             },
         });
     }

@@ -12,6 +12,7 @@ use wire::resource::Kind as Told;
 
 use super::shown;
 use crate::status::{Condition, Desired};
+use crate::translate::Labels;
 use crate::translate::layer7::backend::choose::is_for;
 use crate::translate::layer7::virtual_service::{Found, Place, is_for_the_mesh, routes};
 use crate::translate::layer7::{Layer7, host};
@@ -26,6 +27,7 @@ impl World {
         let parents = self.parents_of(policy, spec);
         let namespace = &policy.key.namespace;
         let find = |host: &str| self.found_host(host, namespace);
+        let having = |labels: &Labels, namespace: Option<&str>| self.having(labels, namespace);
         let mut resources = Vec::new();
         let mut remarks = Vec::new();
         for (gateway, services) in &parents {
@@ -36,6 +38,7 @@ impl World {
                     domain: &self.cluster.domain,
                     parents: services,
                     find: &find,
+                    having: &having,
                 },
             );
             remarks = made.remarks;
@@ -100,6 +103,18 @@ impl World {
             }
         }
         parents
+    }
+
+    /// The workloads that have these labels, in a namespace or in all, by uid, sorted.
+    fn having(&self, labels: &Labels, namespace: Option<&str>) -> Vec<String> {
+        let (workloads, mut found) = (&self.objects.workloads, BTreeSet::new());
+        match namespace {
+            Some(namespace) => workloads.selected(namespace, labels, &mut found),
+            None => workloads.selected_anywhere(labels, &mut found),
+        }
+        let mut uids: Vec<String> = found.iter().filter_map(|it| self.uid_of(it)).collect();
+        uids.sort_unstable();
+        uids
     }
 
     fn found_host(&self, host: &str, namespace: &str) -> Option<Found> {

@@ -170,18 +170,23 @@ impl World {
                 workloads.selected(&key.namespace, &both, &mut selected);
             }
         }
-        uids.extend(selected.iter().filter_map(|it| match it.kind {
+        uids.extend(selected.iter().filter_map(|it| self.uid_of(it)));
+        uids.sort_unstable();
+        uids
+    }
+
+    /// The uid of a Pod that has an address, or of a WorkloadEntry.
+    pub(super) fn uid_of(&self, key: &ObjectKey) -> Option<String> {
+        match key.kind {
             Kind::Pod => {
-                let pod = self.objects.pods.get(it)?;
+                let pod = self.objects.pods.get(key)?;
                 pod.has_address().then(|| pod.resource_name(&self.cluster))
             }
             _ => {
-                let entry = self.objects.workload_entries.get(it)?;
+                let entry = self.objects.workload_entries.get(key)?;
                 Some(entry.resource_name(&self.cluster))
             }
-        }));
-        uids.sort_unstable();
-        uids
+        }
     }
 
     /// What policies of Gateway API say about a service; of two that say the same the older counts.

@@ -115,3 +115,82 @@ fn only_the_services_namespace_and_the_waypoints_say_where_its_requests_go() {
     let first = route(&world, "a/wp/virtualservice/a/v/0");
     assert_eq!(first.parents.len(), 3);
 }
+
+fn pod(namespace: &str, name: &str, labels: &str, ip: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: {namespace}, labels: {{{labels}}}}}\n\
+         spec: {{nodeName: n, containers: [{{name: app}}]}}\nstatus: {{phase: Running, podIP: {ip}}}\n---\n"
+    )
+}
+
+#[test]
+fn labels_of_clients_are_told_as_who_has_them_and_again_when_somebody_comes_or_goes() {
+    let mut world = world();
+    let entry = |labels: &str, more: &str| {
+        format!(
+            "{{match: [{{sourceLabels: {{{labels}}}{more}}}], route: [{{destination: {{host: web}}}}]}}"
+        )
+    };
+    let spec = format!(
+        "{{hosts: [web], http: [{}, {}, {{route: [{{destination: {{host: web}}}}]}}], tcp: [{}]}}",
+        entry("tier: front", ""),
+        entry("tier: front, track: canary", ", sourceNamespace: b"),
+        entry("tier: front", ", port: 80"),
+    );
+    let text = pod("a", "one", "tier: front, track: canary", "10.1.0.1")
+        + &pod("b", "two", "tier: front, track: canary", "10.1.0.2")
+        + &pod("b", "other", "tier: back", "10.1.0.3");
+    set(&mut world, &(text + &virtual_service("a", "v", &spec)));
+    let clients = |world: &istiod_lite::world::World| {
+        let uids = |it: &Option<wire::Workloads>| {
+            let uids = it.iter().flat_map(|it| &it.uids);
+            let names = uids.map(|it| it.trim_start_matches("Kubernetes//Pod/").to_owned());
+            it.is_some().then(|| names.collect::<Vec<_>>())
+        };
+        let http = [0, 1, 2].map(|index| {
+            let route = route(world, &format!("a/wp/virtualservice/a/v/{index}"));
+            assert!(route.matches.iter().all(|it| it.source_labels.is_empty()));
+            uids(&route.matches.first()?.source_workloads)
+        });
+        let tcp = match told(world).remove("a/wp/virtualservice/a/v/tcp0.0") {
+            Some(Told::TcpRoute(it)) => uids(&it.source_workloads),
+            other => panic!("{other:?}"),
+        };
+        (http, tcp)
+    };
+    let some = |names: &[&str]| Some(names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>());
+    let both = some(&["a/one", "b/two"]);
+    assert_eq!(
+        clients(&world),
+        ([both.clone(), some(&["b/two"]), None], both)
+    );
+    assert!(said(&world, Kind::VirtualService, "a", "v").0);
+
+    // One more: what asks for it is told, and nothing else.
+    let changed = set(&mut world, &pod("c", "three", "tier: front", "10.1.0.4"));
+    let changed: Vec<&str> = changed.resources.iter().map(|it| &**it).collect();
+    assert_eq!(
+        changed,
+        [
+            "a/wp/virtualservice/a/v/0",
+            "a/wp/virtualservice/a/v/tcp0.0"
+        ]
+    );
+    let three = some(&["a/one", "b/two", "c/three"]);
+    assert_eq!(clients(&world).0[0], three);
+
+    // One loses a label, one goes, one comes whom nobody asks for.
+    set(&mut world, &pod("b", "two", "tier: front", "10.1.0.2"));
+    assert_eq!(clients(&world).0[1], some(&[]));
+    gone(&mut world, Kind::Pod, "a", "one");
+    assert_eq!(clients(&world).1, some(&["b/two", "c/three"]));
+    let before = world.recomputed();
+    set(&mut world, &pod("c", "four", "tier: back", "10.1.0.5"));
+    assert_eq!(world.recomputed() - before, 1, "only the pod itself");
+
+    // Who asks no longer is not made anew.
+    gone(&mut world, Kind::VirtualService, "a", "v");
+    let before = world.recomputed();
+    set(&mut world, &pod("c", "five", "tier: front", "10.1.0.6"));
+    assert_eq!(world.recomputed() - before, 1);
+}

@@ -6,7 +6,8 @@ use api::k8s::istio::virtual_service::{HttpMatch, StringMatch};
 use api::waypoint as wire;
 use wire::string_match::Match as Text;
 
-pub(super) fn of(it: &HttpMatch) -> wire::Match {
+/// `clients`: those with the labels that it asks for.
+pub(super) fn of(it: &HttpMatch, clients: Option<wire::Workloads>) -> wire::Match {
     let without = it.without_headers.iter();
     let without = without.map(|(name, value)| wire::NamedMatch {
         name: name.clone(),
@@ -29,8 +30,8 @@ pub(super) fn of(it: &HttpMatch) -> wire::Match {
         authority: it.authority.as_ref().and_then(text),
         port: it.port.unwrap_or_default(),
         source_namespaces: it.source_namespace.clone().into_iter().collect(),
-        source_labels: it.source_labels.clone(),
-        source_workloads: None,
+        source_workloads: clients,
+        ..wire::Match::default()
     }
 }
 

@@ -25,6 +25,14 @@ fn of(spec: &VirtualServiceSpec) -> Routes {
             ports,
         })
     };
+    let having = |labels: &Labels, namespace: Option<&str>| {
+        let (label, value) = labels.first_key_value().expect("a label");
+        match label.as_str() {
+            "many" => vec![String::new(); 10_001],
+            "nobody" => Vec::new(),
+            _ => vec![format!("{label}={value} in {}", namespace.unwrap_or("all"))],
+        }
+    };
     let parents = [wire::ServiceRef {
         namespace: "shop".to_owned(),
         hostname: "web.shop.svc.cluster.local".to_owned(),
@@ -35,6 +43,7 @@ fn of(spec: &VirtualServiceSpec) -> Routes {
         domain: "cluster.local",
         parents: &parents,
         find: &find,
+        having: &having,
     };
     routes(spec, &place)
 }
@@ -92,7 +101,26 @@ fn a_request_must_be_like_what_is_written_and_absent_values_are_asked_for_as_suc
         (it.port, it.source_namespaces.as_slice()),
         (80, &["b".to_owned()][..])
     );
-    assert_eq!(it.source_labels["app"], "x");
+    let clients = it.source_workloads.as_ref().expect("clients");
+    assert_eq!(clients.uids, ["app=x in b"]);
+}
+
+#[test]
+fn who_asks_for_labels_of_too_many_clients_fails_rather_than_takes_what_is_not_its_own() {
+    let made = made(json!([
+        {"match": [{"sourceLabels": {"many": "yes"}}], "route": [{"destination": {"host": "web"}}]},
+        {"match": [{"sourceLabels": {"nobody": "x"}}], "route": [{"destination": {"host": "web"}}]},
+    ]));
+    let first = made.http[0].route.filters.first();
+    assert!(matches!(
+        first.and_then(|it| it.filter.as_ref()),
+        Some(One::Unknown(_))
+    ));
+    assert!(made.remarks.len() == 1 && made.remarks[0].starts_with("http[0]: sourceLabels"));
+    // Nobody is not everybody.
+    let nobody = &made.http[1].route.matches[0].source_workloads;
+    assert_eq!(nobody.as_ref().map(|it| it.uids.len()), Some(0));
+    assert!(made.http[1].route.filters.is_empty());
 }
 
 #[test]
@@ -277,7 +305,7 @@ fn entries_that_are_for_gateways_alone_are_left_out() {
 fn streams_are_told_apart_by_port_name_and_namespace_and_by_nothing_a_waypoint_does_not_see() {
     let spec = serde_json::from_value(json!({"hosts": ["web"],
         "tls": [{"match": [{"sniHosts": ["a.example"], "port": 443}], "route": [{"destination": {"host": "web"}}]}],
-        "tcp": [{"match": [{"port": 70, "sourceNamespace": "b"}, {"sourceLabels": {"a": "b"}}], "route": [{"destination": {"host": "two", "port": {"number": 90}}}]}]}));
+        "tcp": [{"match": [{"port": 70, "sourceNamespace": "b"}, {"sourceLabels": {"a": "b"}}, {"sourceSubnet": "10.0.0.0/8"}], "route": [{"destination": {"host": "two", "port": {"number": 90}}}]}]}));
     let made = of(&spec.expect("a spec"));
     let lines: Vec<_> = made
         .tcp
@@ -287,12 +315,19 @@ fn streams_are_told_apart_by_port_name_and_namespace_and_by_nothing_a_waypoint_d
                 it.rule.as_str(),
                 it.route.sni.len(),
                 it.route.source_namespaces.len(),
+                it.route.source_workloads.as_ref().map(|it| &it.uids[..]),
             )
         })
         .collect();
-    assert_eq!(lines, [("tls0.0", 1, 0), ("tcp0.0", 0, 1)]);
+    let labelled = ["a=b in all".to_owned()];
+    let expected = [
+        ("tls0.0", 1, 0, None),
+        ("tcp0.0", 0, 1, None),
+        ("tcp0.1", 0, 0, Some(&labelled[..])),
+    ];
+    assert_eq!(lines, expected);
     assert!(
-        made.remarks.len() == 1 && made.remarks[0].contains("sourceLabels"),
+        made.remarks.len() == 1 && made.remarks[0].contains("sourceSubnet"),
         "{:?}",
         made.remarks
     );
