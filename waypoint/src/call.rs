@@ -95,12 +95,12 @@ impl Call<'_> {
     ) -> Result<Response<Answer>, Refused> {
         let http2 = speaks_http2(self.aim.to().protocol(), &self.request);
         head::rewrite(&mut self.request, http2)?;
-        let (mut made, mut again) = (0, None);
+        let (mut made, mut further, mut again) = (0, 0, None);
         loop {
             made += 1;
             let spare = self.spare();
             let request = std::mem::replace(&mut self.request, Request::new(Outgoing::Empty));
-            let (shot, sent) = race::sent(&mut self, http2, request, report).await?;
+            let (shot, sent) = race::sent(&mut self, http2, request, &mut further, report).await?;
             let outcome = outcome(&sent);
             shot.ended(outcome);
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
@@ -123,7 +123,7 @@ impl Call<'_> {
                         report.flag(Flag::RetriesExhausted);
                     }
                     let mut answer = done?;
-                    self.aim.tell(&mut answer);
+                    self.aim.tell(&shot, &mut answer);
                     answer.body_mut().hold(shot.held(room, again));
                     return Ok(answer);
                 }
@@ -196,6 +196,16 @@ fn noted(shot: &Shot, report: &mut Report) -> Result<(), Refused> {
         report.tried(workload, address, way.identity()?.as_ref());
     }
     Ok(())
+}
+
+/// Of several that were asked it is this one whose answer counts.
+fn answering(shot: &Shot, report: &mut Report) {
+    let way = &shot.way;
+    if let (Some(workload), Some(address)) = (&way.workload, way.known_address())
+        && let Ok(identity) = way.identity()
+    {
+        report.answering(workload, address, identity.as_ref());
+    }
 }
 
 /// By reference: a future that is handed on is kept twice, and this one is large.

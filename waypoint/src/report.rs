@@ -271,6 +271,16 @@ impl Report {
     }
 
     /// What it asks has been read: its headers, as policies and routes see them. Upstream learns with them which trace
+        self.answering(workload, address, identity);
+    }
+
+    /// Of several endpoints that were asked it is this one that counts.
+    pub fn answering(
+        &mut self,
+        workload: &Arc<Workload>,
+        address: SocketAddr,
+        identity: Option<&Identity>,
+    ) {
     /// it belongs to. What is not to be collected costs a look, or of a trace that begins here the header that says so.
     pub fn heard(&mut self, headers: &mut HeaderMap) {
         let story = &mut *self.0;

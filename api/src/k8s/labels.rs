@@ -64,6 +64,11 @@ pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 /// (A) on AuthorizationPolicy: `true` logs the verdict instead of enforcing it.
 pub const DRY_RUN: &str = "istio.io/dry-run";
 
+/// (A) on HTTPRoute: after how long without an answer a request is made once more, beside the first.
+pub const HEDGE_AFTER: &str = "ambit.io/hedge-after";
+/// (A) on HTTPRoute: how often at most, 1 to 3; 1 if left out.
+pub const HEDGE_AT_MOST: &str = "ambit.io/hedge-at-most";
+
 /// (L) on the root namespace: the network of every workload of the cluster.
 pub const NETWORK: &str = "topology.istio.io/network";
 /// (L) on Node: region.

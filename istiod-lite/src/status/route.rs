@@ -113,6 +113,9 @@ pub fn route(route: &Route, made: Option<&Translated>, parents: &[Judged]) -> De
         let waypoint = judged.waypoint.as_ref();
         conditions
             .extend(waypoint.map(|it| condition("ResolvedWaypoints", "ResolvedWaypoints", it)));
+        if judged.accepted.is_ok() {
+            conditions.extend(hedged(route));
+        }
         Parent {
             reference: serde_json::to_value(&judged.reference).unwrap_or(Value::Null),
             controller: CONTROLLER,
@@ -149,6 +152,24 @@ fn own(route: &Route, made: Option<&Translated>) -> Option<(&'static str, String
         format!("{}; such requests are answered with 500", texts.join("; ")),
     ))
 }
+
+/// What became of the annotations about requests made twice; the rest of the route is in force either way.
+fn hedged(route: &Route) -> Option<Condition> {
+    let found = match route.hedge.as_ref()? {
+        Ok(hedge) => Ok(format!(
+            "a request without a body, of a method that may be repeated, is made once more for every {} ms without an answer, at most {} times, as far as there is room for retries",
+            hedge.after, hedge.at_most
+        )),
+        Err(why) => Err((
+            "Invalid",
+            format!("{why}; no request is made twice, and the rest of the route is in force"),
+        )),
+    };
+    Some(condition(HEDGED, "Accepted", &found))
+}
+
+/// Condition of a route: whether its annotations about hedging are followed.
+const HEDGED: &str = "ambit.io/Hedged";
 
 fn references(made: Option<&Translated>) -> Finding {
     let unresolved = made.map(|it| &it.unresolved);

@@ -12,10 +12,12 @@
 //! | `rules` | the whole of a rule |
 //! | `matches` | what a request must be like |
 //! | `filters` | what is done to requests and answers |
+//! | `hedge` | what annotations say of requests made twice |
 //! | `durations` | how Gateway API writes them |
 
 mod durations;
 mod filters;
+mod hedge;
 mod matches;
 mod rules;
 
@@ -44,6 +46,8 @@ pub struct Route {
     pub faults: Vec<String>,
     /// What is in force: what it says, or said when nothing was wrong.
     pub good: Option<Arc<Spec>>,
+    /// Whether requests are made once more beside slow ones, or why that cannot be; none if it is not asked for.
+    pub hedge: Option<Result<wire::Hedge, String>>,
 }
 
 /// What a route says.
@@ -91,6 +95,7 @@ impl Route {
             ),
             created: created.map_or(0, |time| time.0.as_second()),
             generation: metadata.generation,
+            hedge: hedge::read(spec.kind(), metadata),
             spec,
             faults,
             good,
@@ -101,6 +106,11 @@ impl Route {
     pub fn wire_key(&self) -> String {
         let kind = self.key.kind.name().to_ascii_lowercase();
         format!("{kind}/{}/{}", self.key.namespace, self.key.name)
+    }
+
+    /// Why what it asks for beside its spec cannot be done.
+    pub fn unhedged(&self) -> Option<&str> {
+        self.hedge.as_ref()?.as_ref().err().map(String::as_str)
     }
 
     /// Every reference to a backend, of what it says and of what is in force.

@@ -4,24 +4,24 @@
 //! What of a policy ztunnels do not enforce is the remark that its status shows, word for word.
 
 use api::k8s::istio::{self, AuthorizationPolicy, Mode, PeerAuthentication, ServiceEntry};
-use api::k8s::objects::{Object, RequestAuthentication};
+use api::k8s::objects::{Object, ObjectMeta, RequestAuthentication};
 use api::k8s::routes::ParentRef;
 use api::waypoint::ServiceRef;
 
 use super::Judge;
 use crate::translate::layer7::{backend, telemetry};
 use crate::translate::policy::{Policy, Reading, Target};
-use crate::translate::route::{Spec, translate};
+use crate::translate::route::{Route, Spec, translate};
 
 pub(super) fn of(judge: &Judge, object: &Object) -> Vec<String> {
     match object {
         Object::AuthorizationPolicy(policy) => of_policy(judge, policy),
         Object::PeerAuthentication(policy) => of_peer(judge, policy),
         Object::ServiceEntry(entry) => of_entry(entry),
-        Object::HttpRoute(route) => of_route(Spec::http(route)),
-        Object::GrpcRoute(route) => of_route(Spec::grpc(route)),
-        Object::TcpRoute(route) => of_route(Spec::tcp(route)),
-        Object::TlsRoute(route) => of_route(Spec::tls(route)),
+        Object::HttpRoute(route) => of_route(&route.metadata, Spec::http(route)),
+        Object::GrpcRoute(route) => of_route(&route.metadata, Spec::grpc(route)),
+        Object::TcpRoute(route) => of_route(&route.metadata, Spec::tcp(route)),
+        Object::TlsRoute(route) => of_route(&route.metadata, Spec::tls(route)),
         Object::DestinationRule(rule) => backend::faults(&rule.spec),
         Object::RequestAuthentication(policy) => of_tokens(policy),
         Object::Telemetry(it) => telemetry::telemetry(&it.spec).1,
@@ -30,18 +30,21 @@ pub(super) fn of(judge: &Judge, object: &Object) -> Vec<String> {
 }
 
 /// Of one for waypoints: what its status will say, as far as it can be seen from the route alone.
-fn of_route(spec: Spec) -> Vec<String> {
+fn of_route(metadata: &ObjectMeta, spec: Spec) -> Vec<String> {
     let gateway = |it: &ParentRef| it.kind.as_deref().unwrap_or("Gateway") == "Gateway";
     if spec.parents().iter().all(gateway) {
         return Vec::new();
     }
     let made = translate(&spec, "", &|_| Ok(ServiceRef::default()));
+    let unhedged = Route::read(metadata, spec, None)
+        .unhedged()
+        .map(str::to_owned);
     let unaccepted = made
         .faults
         .iter()
         .map(|fault| format!("this route is not accepted: {fault}"));
     let unsupported = made.unsupported.iter().map(|(_, text)| text.clone());
-    unaccepted.chain(unsupported).collect()
+    unaccepted.chain(unsupported).chain(unhedged).collect()
 }
 
 fn of_tokens(policy: &RequestAuthentication) -> Vec<String> {

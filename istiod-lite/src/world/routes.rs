@@ -55,7 +55,13 @@ impl World {
         }
         Some(Output {
             resources,
-            remarks: route.faults.clone(),
+            remarks: route
+                .faults
+                .iter()
+                .map(String::as_str)
+                .chain(route.unhedged())
+                .map(str::to_owned)
+                .collect(),
             status: Some(said),
             ..Output::default()
         })
@@ -94,8 +100,9 @@ impl World {
                 targets.extend(ports.iter().map(|port| target(&service, *port)));
             }
         }
+        let named = self.named_by(&key);
         Some(match self.objects.wanted(&key) {
-            _ if !gateways.is_empty() => Judged::attached(parent, &gateways),
+            _ if !named.is_empty() => Judged::attached(parent, &named),
             None => Judged::names_no_waypoint(parent, &key),
             Some(wanted) => Judged::not_fronted(parent, &key, &wanted.gateway),
         })
@@ -352,6 +359,11 @@ fn told(route: &Route, index: usize, rule: &Rule, attached: &Attached) -> Vec<wi
                 // Services have names of their own.
                 hostnames: Vec::new(),
                 consumer_namespace: client,
+                hedge: route
+                    .hedge
+                    .as_ref()
+                    .and_then(|it| it.as_ref().ok())
+                    .copied(),
                 ..(**rule).clone()
             }),
             Body::Stream(rule) => wire::resource::Kind::TcpRoute(wire::TcpRoute {

@@ -41,7 +41,6 @@ pub(crate) struct Aim<'a> {
     /// Uids of endpoints, but for the newest: mostly there is no other.
     tried: Vec<Arc<str>>,
     newest: Option<Arc<str>>,
-    last: Option<session::Endpoint>,
     /// Whom the client asked for, where TLS towards the endpoint asks for the same.
     name: Option<Box<str>>,
 }
@@ -50,6 +49,10 @@ pub(crate) struct Aim<'a> {
 pub(crate) struct Shot {
     pub(crate) way: Way,
     choice: Option<Choice>,
+    /// For a client that stays with it.
+    session: Option<session::Endpoint>,
+    /// What it occupies of the room for retries.
+    pub(crate) room: Option<Permit>,
 }
 
 /// What a request occupies until its answer has ended: it is only ever dropped.
@@ -58,6 +61,7 @@ pub(crate) struct Held {
     _choice: Option<Choice>,
     _request: Option<Permit>,
     _retry: Option<Permit>,
+    _beside: Option<Permit>,
 }
 
 impl<'a> Aim<'a> {
@@ -88,7 +92,6 @@ impl<'a> Aim<'a> {
             cookie: None,
             tried: Vec::new(),
             newest: None,
-            last: None,
             name: None,
         })
     }
@@ -183,7 +186,7 @@ impl<'a> Aim<'a> {
         let (service, backend) = match (&self.to, &self.backend) {
             (To::Workload { workload, .. }, _) => {
                 let way = Way::to(workload, Some(address.ip()), address.port(), None)?;
-                return Ok(Shot { way, choice: None });
+                return Ok(Shot::at(way));
             }
             (To::Service { service, .. }, Some(backend)) => (service, backend),
             (To::Service { .. }, None) => return Err(NoEndpoint::NoPort(self.to.port()).into()),
@@ -206,7 +209,7 @@ impl<'a> Aim<'a> {
             Ok(choice) => choice,
             Err(NoEndpoint::Passthrough) => {
                 let way = Way::plain(address).over(self.over(backend));
-                return Ok(Shot { way, choice: None });
+                return Ok(Shot::at(way));
             }
             Err(why) => return Err(why.into()),
         };
@@ -220,21 +223,29 @@ impl<'a> Aim<'a> {
         )?
         .over(self.over(backend));
         self.newest = Some(workload.uid.clone());
-        if self.session.is_some() || backend.session.is_some() {
+        let stays = self.session.is_some() || backend.session.is_some();
+        let session = stays.then(|| {
             let (namespace, host) = (&service.namespace, &service.hostname);
-            self.last = Some(session::Endpoint::of(namespace, host, &workload.uid));
-        }
+            session::Endpoint::of(namespace, host, &workload.uid)
+        });
         Ok(Shot {
-            way,
+            session,
             choice: Some(choice),
+            ..Shot::at(way)
         })
     }
 
-    /// Tells the client with whom it stays.
-    pub(crate) fn tell<B>(&self, answer: &mut Response<B>) {
+    /// Whether the client has an endpoint that it stays with.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.wanted.is_some()
+    }
+
+    /// Tells the client with whom it stays: with who answered.
+    pub(crate) fn tell<B>(&self, shot: &Shot, answer: &mut Response<B>) {
         let own = || self.backend.as_ref()?.session.as_ref();
-        if let (Some(session), Some(last)) = (self.session.or_else(own), self.last)
-            && let Some((name, value)) = session.keep(last, self.wanted.as_ref(), SystemTime::now())
+        if let (Some(session), Some(endpoint)) = (self.session.or_else(own), shot.session)
+            && let Some((name, value)) =
+                session.keep(endpoint, self.wanted.as_ref(), SystemTime::now())
         {
             answer.headers_mut().append(name, value);
         }
@@ -245,6 +256,16 @@ impl<'a> Aim<'a> {
 }
 
 impl Shot {
+    /// At what nobody had to choose.
+    fn at(way: Way) -> Self {
+        Self {
+            way,
+            choice: None,
+            session: None,
+            room: None,
+        }
+    }
+
     /// What came of it, for whoever leaves bad endpoints out.
     pub(crate) fn ended(&self, outcome: Outcome) {
         let Some(choice) = &self.choice else {
@@ -268,6 +289,7 @@ impl Shot {
             _choice: self.choice,
             _request: request,
             _retry: retry,
+            _beside: self.room,
         }
     }
 }

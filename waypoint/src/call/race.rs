@@ -1,4 +1,8 @@
 //! One try; or, where a rule says so, others beside one that takes long, and the first good answer counts.
+//!
+//! A further try is bounded as a retry is: by the room for retries, and by their budget. What keeps it from being made
+//! is no reason to give up those that are under way. Who did not answer first is given up, and that is not held
+//! against its endpoint.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -9,31 +13,37 @@ use futures_util::stream::FuturesUnordered;
 use http::{Request, Response};
 use tokio::time::Instant;
 
-use super::{Call, Shot, again, head, noted, outcome};
+use super::{Call, Shot, again, answering, head, noted, outcome};
 use crate::arrive::Arrived;
-use crate::report::Report;
+use crate::report::{Flag, Report};
 use crate::request::Refused;
 use crate::retry::Hedge;
 use crate::upstream::{Answer, Failed, Outgoing, Unanswered};
 
 type Sent = Result<Response<Answer>, Unanswered>;
 
-/// Sends it to an endpoint that is chosen now.
+/// Sends it to an endpoint that is chosen now. `further`: requests made beside others so far, of all tries.
 pub(super) async fn sent(
     call: &mut Call<'_>,
     http2: bool,
     request: Request<Outgoing>,
+    further: &mut u32,
     report: &mut Report,
 ) -> Result<(Shot, Sent), Refused> {
     let shot = call.aim.choose()?;
     noted(&shot, report)?;
     let limit = call.deadlines.attempt;
-    // A body is read once; two readers at a time would take it from each other.
-    let alone = !Hedge::suits(request.method()) || !matches!(request.body(), Outgoing::Empty);
+    // A body is read once; two readers at a time would take it from each other. Who has an endpoint stays with it.
+    let alone = !Hedge::suits(request.method())
+        || !matches!(request.body(), Outgoing::Empty)
+        || call.aim.is_bound();
     match call.hedge.filter(|_| !alone) {
         None => Ok(one(call.arrived, shot, limit, http2, request).await),
         // Seldom, and large.
-        Some(hedge) => Box::pin(raced(call, hedge, shot, http2, request, report)).await,
+        Some(hedge) => {
+            let raced = raced(call, hedge, shot, http2, request, further, report);
+            Ok(Box::pin(raced).await)
+        }
     }
 }
 
@@ -43,39 +53,75 @@ async fn raced(
     shot: Shot,
     http2: bool,
     request: Request<Outgoing>,
+    further: &mut u32,
     report: &mut Report,
-) -> Result<(Shot, Sent), Refused> {
+) -> (Shot, Sent) {
     let (arrived, limit, retry) = (call.arrived, call.deadlines.attempt, call.retry);
-    let (began, mut further) = (Instant::now(), 0);
+    let mut newest = Instant::now();
     let mut spare = again(&request);
+    let mut failed = None;
     let mut running = FuturesUnordered::new();
     running.push(one(arrived, shot, limit, http2, request));
     loop {
-        let due = hedge.due(further).filter(|_| spare.is_some());
+        let due = hedge.due(*further).filter(|_| spare.is_some());
         let next = async {
             match due {
-                Some(due) => tokio::time::sleep_until(began + due).await,
+                Some(due) => tokio::time::sleep_until(newest + due).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             Some((shot, sent)) = running.next() => {
-                let outcome = outcome(&sent);
-                if Hedge::settles(retry, outcome, running.len()) {
-                    return Ok((shot, sent));
+                let settled = Hedge::settles(retry, outcome(&sent));
+                let ended = match (settled, failed.take()) {
+                    (false, Some(before)) => telling(before, (shot, sent)),
+                    (_, before) => {
+                        before.iter().for_each(over);
+                        (shot, sent)
+                    }
+                };
+                if settled || running.is_empty() {
+                    answering(&ended.0, report);
+                    return ended;
                 }
-                shot.ended(outcome);
+                failed = Some(ended);
             }
             () = next => {
-                further += 1;
-                let Some(request) = spare.take() else { continue };
+                newest = Instant::now();
+                let shot = beside(call, report);
+                let (Some(shot), Some(request)) = (shot, spare.take()) else {
+                    continue;
+                };
+                *further += 1;
                 spare = again(&request);
-                let shot = call.aim.choose()?;
-                noted(&shot, report)?;
                 running.push(one(arrived, shot, limit, http2, request));
             }
         }
     }
+}
+
+/// An endpoint for one more; none where there is no room for it, or no endpoint.
+fn beside(call: &mut Call<'_>, report: &mut Report) -> Option<Shot> {
+    let room = call.aim.enter_again().ok()?;
+    let mut shot = call.aim.choose().ok()?;
+    noted(&shot, report).ok()?;
+    report.flag(Flag::Hedged);
+    shot.room = room;
+    Some(shot)
+}
+
+/// Of two failures the one that says more: an app's own words before none.
+fn telling(before: (Shot, Sent), now: (Shot, Sent)) -> (Shot, Sent) {
+    let (kept, other) = match (&before.1, &now.1) {
+        (Ok(_), Err(_)) => (before, now),
+        _ => (now, before),
+    };
+    over(&other);
+    kept
+}
+
+fn over((shot, sent): &(Shot, Sent)) {
+    shot.ended(outcome(sent));
 }
 
 async fn one(

@@ -50,9 +50,11 @@ pub enum Flag {
     Overloaded,
     /// A name could not be resolved.
     NameUnresolved,
+    /// It was slow, and asked once more of another endpoint.
+    Hedged,
 }
 
-const ALL: [(Flag, &str); 22] = [
+const ALL: [(Flag, &str); 23] = [
     (Flag::NoHealthyUpstream, "UH"),
     (Flag::UpstreamConnectFailure, "UF"),
     (Flag::UpstreamOverflow, "UO"),
@@ -75,6 +77,7 @@ const ALL: [(Flag, &str); 22] = [
     (Flag::Unauthorized, "UAEX"),
     (Flag::Overloaded, "OM"),
     (Flag::NameUnresolved, "DF"),
+    (Flag::Hedged, "HG"),
 ];
 
 impl Flag {
@@ -83,9 +86,12 @@ impl Flag {
         ALL[self as usize].1
     }
 
-    /// Whether this alone makes a request worth a warning: injected faults are wanted.
+    /// Whether this alone makes a request worth a warning: injected faults are wanted, and so is a second request.
     fn is_trouble(self) -> bool {
-        !matches!(self, Self::DelayInjected | Self::FaultInjected)
+        !matches!(
+            self,
+            Self::DelayInjected | Self::FaultInjected | Self::Hedged
+        )
     }
 }
 

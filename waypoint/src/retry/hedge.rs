@@ -32,19 +32,18 @@ impl Hedge {
         method.is_idempotent()
     }
 
-    /// How long after the request began the next further one is made, if there were `further` of them.
+    /// How long after the newest try began the next further one is made, if there were `further` of them.
     pub fn due(&self, further: u32) -> Option<Duration> {
-        (further < self.at_most).then(|| self.after.saturating_mul(further + 1))
+        (further < self.at_most).then_some(self.after)
     }
 
-    /// Whether this outcome of one of them is the answer, and the others are given up. A failure is none while
+    /// Whether this outcome of one of them is the answer, whatever the others may say. A failure is none while
     /// another may still do better.
-    pub fn settles(retry: Option<&Retry>, outcome: Outcome, running: usize) -> bool {
-        let good = match (outcome, retry) {
+    pub fn settles(retry: Option<&Retry>, outcome: Outcome) -> bool {
+        match (outcome, retry) {
             (Outcome::Answered { .. }, Some(retry)) => !retry.concerns(outcome),
             (Outcome::Answered { status, .. }, None) => !status.is_server_error(),
             _ => false,
-        };
-        good || running == 0
+        }
     }
 }

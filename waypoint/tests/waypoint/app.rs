@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// A server in a pod that says what it was asked. Its path tells it what to do:
-/// `/keep` keeps `x-key` and how long the body was, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer;
+/// `/keep` keeps `x-key` and how long the body was, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer; `/linger` none of the app that `x-slow` names, who keeps `left=` and `x-key` when nobody waits any more;
 /// `/upgrade` bytes again; anything else what it saw.
 pub(crate) struct App {
     failed: Arc<Mutex<Vec<String>>>,
@@ -85,6 +85,14 @@ async fn answer(
         "/kept" => whole(failed.lock().unwrap().join("\n")),
         "/stream" => Response::new(request.into_body().boxed()),
         "/hang" => std::future::pending().await,
+        "/linger" => {
+            if text(request.headers(), "x-slow") == name {
+                let key = text(request.headers(), "x-key");
+                let _left = Left(failed, format!("left={key}"));
+                std::future::pending::<()>().await;
+            }
+            whole(format!("app={name}\n"))
+        }
         "/fail-first" => {
             let key = text(request.headers(), "x-key");
             let first = {
@@ -117,6 +125,15 @@ async fn answer(
         }
         _ => whole(seen(&name, &request)),
     })
+}
+
+/// Keeps a line when nobody waits for the answer any more.
+struct Left(Arc<Mutex<Vec<String>>>, String);
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().push(std::mem::take(&mut self.1));
+    }
 }
 
 fn seen(name: &str, request: &Request<Incoming>) -> String {

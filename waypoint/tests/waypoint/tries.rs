@@ -14,6 +14,7 @@ fn requests_are_tried_again_copied_and_kept_together_as_their_rule_says() {
     in_shop(|shop| {
         again(shop).context("retries")?;
         within_budget(shop).context("a retry budget")?;
+        beside(shop).context("hedging")?;
         aside(shop).context("mirrors")?;
         stays(shop).context("sessions")?;
         shares(shop).context("weights")
@@ -100,6 +101,87 @@ spec:
         ensure!(round < 400, "the budget stays");
     }
     Ok(())
+}
+
+/// Who is slow is asked beside, and given up when the other answers; as far as the budget goes, and never twice what
+/// may change something.
+fn beside(shop: &Shop<'_>) -> Result<()> {
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /linger } }]
+    timeouts: { request: 3s }
+    backendRefs: [{ name: web, port: 80 }]
+";
+    let hedged = route(rules).replace(
+        "name: tries }",
+        "name: tries, annotations: { ambit.io/hedge-after: 100ms, ambit.io/hedge-at-most: '1' } }",
+    );
+    shop.apply_until("tries", &hedged, "/fail-first", 404)?;
+    let asked = |method: &str, key: &str| {
+        shop.runtime.block_on(async {
+            let request = Request::builder().method(method).uri("/linger");
+            let request = request.header("host", "web.shop").header("x-slow", "one");
+            let request = request.header("x-request-id", key).header("x-key", key);
+            let request = request.body(Full::default())?;
+            One::to(&shop.client, shop.at(80)).await?.ask(request).await
+        })
+    };
+    let labels = [("response_flags", "HG"), ("response_code", "200")];
+    let counted = || {
+        let metrics = shop.waypoint.pod().metrics();
+        metrics.map_or(0.0, |it| it.sum("istio_requests_total", &labels))
+    };
+    let log = shop.waypoint.pod().access_log();
+    let mut twice = Vec::new();
+    for number in 0..12 {
+        let key = format!("hedge-{number}");
+        let heard = asked("GET", &key)?.is(200)?;
+        ensure!(heard.saw("app").as_deref() == Some("two"), "{heard:?}");
+        let line = log.find("the request", |line| line.field("request_id") == key)?;
+        ensure!(line.field("dst.workload") == "two", "{line:?}");
+        if line.field("flags") == "HG" {
+            ensure!(line.field("tries") == "2", "{line:?}");
+            twice.push(key);
+        }
+    }
+    // One of two is asked first, so none of twelve would be chance of one in four thousand.
+    ensure!(!twice.is_empty(), "nobody was asked beside");
+    shop.until("them to be counted", |_| counted() >= twice.len() as f64)?;
+    shop.until("the slow app to be left alone", |shop| {
+        let kept = shop.runtime.block_on(async {
+            let mut slow = One::to(&shop.client, shop.apps[0].at(8080)).await?;
+            anyhow::Ok(slow.get("/kept").await?.text())
+        });
+        let kept = kept.unwrap_or_default();
+        twice
+            .iter()
+            .all(|key| kept.contains(&format!("left={key}")))
+    })?;
+    let mut codes = Vec::new();
+    while codes.last() != Some(&504) && codes.len() < 12 {
+        codes.push(asked("POST", &format!("once-{}", codes.len()))?.status);
+    }
+    ensure!(
+        codes.last() == Some(&504),
+        "a POST was made twice: {codes:?}"
+    );
+
+    let policy = "
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: { namespace: shop, name: web }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  retryConstraint:
+    budget: { percent: 1, interval: 1h }
+    minRetryRate: { count: 1, interval: 1h }
+";
+    shop.lab.apply_yaml("budget", policy)?;
+    let mut codes = Vec::new();
+    while codes.last() != Some(&504) && codes.len() < 40 {
+        codes.push(asked("GET", &format!("bounded-{}", codes.len()))?.status);
+    }
+    ensure!(codes.last() == Some(&504), "there is no bound: {codes:?}");
+    shop.lab.delete_yaml("budget")
 }
 
 fn post(key: &str, bytes: usize) -> Result<Request<Full<bytes::Bytes>>> {

@@ -83,6 +83,73 @@ fn each_parent_is_answered_for_itself() {
     }
 }
 
+/// A route with annotations.
+fn annotated(kind: &str, annotations: &str) -> String {
+    let rules = json!([{"backendRefs": [{"name": "web", "port": 80}]}]);
+    let route = route(
+        kind,
+        "a",
+        &json!({"parentRefs": [service("web")], "rules": rules}),
+    );
+    let metadata = format!(r#""metadata":{{"annotations":{{{annotations}}},"#);
+    route.replace(r#""metadata":{"#, &metadata)
+}
+
+#[test]
+fn hedging_is_an_annotation_and_one_that_cannot_be_read_spoils_nothing_else() {
+    let after = r#""ambit.io/hedge-after":"150ms""#;
+    for (kind, annotations, hedge, said) in [
+        ("HTTPRoute", "", Value::Null, None),
+        (
+            "HTTPRoute",
+            after,
+            json!({"after": "150", "atMost": 1}),
+            Some("true Accepted"),
+        ),
+        (
+            "HTTPRoute",
+            &*format!(r#"{after},"ambit.io/hedge-at-most":"3""#),
+            json!({"after": "150", "atMost": 3}),
+            Some("true Accepted"),
+        ),
+        (
+            "HTTPRoute",
+            r#""ambit.io/hedge-after":"soon""#,
+            Value::Null,
+            Some("false Invalid"),
+        ),
+        ("GRPCRoute", after, Value::Null, Some("false Invalid")),
+    ] {
+        let mut world = mesh();
+        set(&mut world, &annotated(kind, annotations));
+        let key = format!("a/wp/{}/a/r/0", kind.to_lowercase());
+        let told = told(&world);
+        let route = &told[&key]["route"];
+        assert_eq!(route["hedge"], hedge, "{kind} {annotations}");
+        assert_eq!(route["backends"].as_array().map(Vec::len), Some(1));
+        let shown = conditions(&world, kind.parse().unwrap(), "a");
+        let mut expected: Vec<String> = GOOD.map(str::to_owned).into();
+        expected.extend(said.map(|it| format!("ambit.io/Hedged={it}")));
+        assert_eq!(shown, [expected], "{kind} {annotations}");
+    }
+}
+
+#[test]
+fn hedging_that_is_taken_back_is_no_longer_told() {
+    let mut world = mesh();
+    set(
+        &mut world,
+        &annotated("HTTPRoute", r#""ambit.io/hedge-after":"150ms""#),
+    );
+    set(&mut world, &annotated("HTTPRoute", ""));
+    assert!(
+        told(&world)["a/wp/httproute/a/r/0"]["route"]
+            .get("hedge")
+            .is_none()
+    );
+    assert_eq!(conditions(&world, Kind::HttpRoute, "a"), [GOOD]);
+}
+
 #[test]
 fn a_route_for_a_waypoint_that_does_not_take_it_says_so() {
     let mut world = mesh();

@@ -16,8 +16,8 @@ fn further_requests_are_due_one_after_the_other() {
     })
     .unwrap();
     let due = [0, 1, 2].map(|further| hedge.due(further));
-    let expected = [50, 100].map(|it| Some(Duration::from_millis(it)));
-    assert_eq!(due, [expected[0], expected[1], None]);
+    let after = Some(Duration::from_millis(50));
+    assert_eq!(due, [after, after, None], "each after the one before it");
     assert!(
         Hedge::compile(&wire::Hedge {
             after: 50,
@@ -65,17 +65,14 @@ fn a_failure_is_no_answer_while_another_is_still_asked() {
     })
     .unwrap();
     let cases = [
-        (None, answered(200), 1, true),
-        (None, answered(503), 1, false),
-        (None, answered(503), 0, true),
-        (None, Outcome::Reset, 1, false),
-        (None, Outcome::Reset, 0, true),
-        (Some(&retry), answered(404), 1, false),
-        (Some(&retry), answered(503), 1, true),
-        (Some(&retry), answered(404), 0, true),
+        (None, answered(200), true),
+        (None, answered(503), false),
+        (None, Outcome::Reset, false),
+        (None, Outcome::Timeout, false),
+        (Some(&retry), answered(404), false),
+        (Some(&retry), answered(503), true),
     ];
-    for (retry, outcome, running, expected) in cases {
-        let settles = Hedge::settles(retry, outcome, running);
-        assert_eq!(settles, expected, "{outcome:?} {running}");
+    for (retry, outcome, expected) in cases {
+        assert_eq!(Hedge::settles(retry, outcome), expected, "{outcome:?}");
     }
 }
