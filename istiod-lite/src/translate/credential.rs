@@ -31,6 +31,8 @@ pub struct Credential {
     chain: Vec<u8>,
     key: Vec<u8>,
     ca: Vec<u8>,
+    /// Whom it says not to believe any more.
+    revokes: bool,
     /// It is not one that is read.
     odd: Option<String>,
 }
@@ -67,16 +69,48 @@ impl Credential {
             chain: field(["tls.crt", "cert"]),
             key: field(["tls.key", "key"]),
             ca: field(["ca.crt", "cacert"]),
+            revokes: !field(["ca.crl", "crl"]).is_empty(),
             odd: None,
         }
     }
 
     /// Of a ConfigMap: roots.
     pub fn of_config_map(map: &ConfigMap) -> Self {
-        let ca = map.data.as_ref().and_then(|it| it.get("ca.crt"));
+        let field = |name: &str| map.data.as_ref().and_then(|it| it.get(name));
+        let ca = field("ca.crt").map(|it| it.clone().into_bytes());
         Self {
-            ca: ca.map(|it| it.clone().into_bytes()).unwrap_or_default(),
+            ca: ca.unwrap_or_default(),
+            revokes: field("ca.crl").is_some_and(|it| !it.is_empty()),
             ..Self::default()
+        }
+    }
+
+    /// Whether it has roots of its own.
+    pub fn has_authority(&self) -> bool {
+        !self.ca.is_empty()
+    }
+
+    /// With the roots of its companion, where it has none.
+    pub fn with_authority_of(&self, companion: &Self) -> Self {
+        Self {
+            ca: companion.ca.clone(),
+            revokes: self.revokes || companion.revokes,
+            odd: self.odd.clone().or(companion.odd.clone()),
+            ..self.clone()
+        }
+    }
+
+    /// The roots of several: whoever one of them vouches for is believed.
+    pub fn authorities<'a>(all: impl Iterator<Item = &'a Self>) -> wire::Secret {
+        let mut ca = Vec::new();
+        for one in all {
+            ca.extend_from_slice(&one.ca);
+            // A file need not end its last line.
+            ca.push(b'\n');
+        }
+        wire::Secret {
+            ca,
+            ..wire::Secret::default()
         }
     }
 
@@ -87,6 +121,10 @@ impl Credential {
         }
         if let Some(why) = certificates(&self.ca) {
             return Some(format!("ca.crt {why}"));
+        }
+        if self.revokes {
+            let why = "has a list of who is revoked (ca.crl), which waypoints do not read: they would believe who is on it";
+            return Some(why.to_owned());
         }
         if r#use == Use::Authority {
             return None;
@@ -159,6 +197,12 @@ pub fn credential(name: &str, namespace: &str) -> ObjectKey {
             ObjectKey::new(Kind::Secret, namespace, name)
         }
     }
+}
+
+/// The Secret that has the roots for one that has none: Istio's convention for what DestinationRules name.
+pub fn companion(key: &ObjectKey) -> Option<ObjectKey> {
+    let name = format!("{}-cacert", key.name);
+    (key.kind == Kind::Secret).then(|| ObjectKey::new(Kind::Secret, &key.namespace, &name))
 }
 
 /// What a BackendTLSPolicy of a namespace names.
@@ -247,6 +291,12 @@ mod tests {
                 &[("ca.crt", "hello")],
                 Use::Authority,
                 "ca.crt is no certificate in PEM",
+            ),
+            (
+                "Opaque",
+                &[("ca.crt", &*certificate), ("ca.crl", "x")],
+                Use::Authority,
+                "has a list of who is revoked (ca.crl), which waypoints do not read: they would believe who is on it",
             ),
             (
                 "kubernetes.io/service-account-token",

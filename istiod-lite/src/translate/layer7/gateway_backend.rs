@@ -3,10 +3,12 @@
 use api::k8s::backends::{
     BackendTlsPolicySpec, BackendTrafficPolicySpec, CaRef, SessionPersistence, SubjectAltName,
 };
+use api::k8s::objects::ObjectKey;
 use api::waypoint as wire;
 use wire::session::By;
 
 use super::duration;
+use crate::translate::credential;
 
 /// Why an object with a certificate of authority cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,44 +19,87 @@ pub struct NoCa {
     pub text: String,
 }
 
-/// TLS to what a policy is for. `ca`: the key of the secret made of a ConfigMap or Secret of the policy's namespace.
+/// Whom a policy believes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorities {
+    /// ConfigMaps and Secrets with roots; none: the system's.
+    pub found: Vec<ObjectKey>,
+    /// Of several, those that cannot be used.
+    pub missing: Vec<NoCa>,
+}
+
+/// Whom a policy believes. `ca`: the ConfigMap or Secret of the policy's namespace; none of another kind.
 ///
 /// # Errors
-/// No authority can be had: connections fail, and what is said of it.
-pub fn tls(
+/// No authority can be had.
+pub fn authorities(
     spec: &BackendTlsPolicySpec,
-    ca: &dyn Fn(&CaRef) -> Option<Result<String, NoCa>>,
-) -> Result<wire::ClientTls, NoCa> {
+    ca: &dyn Fn(&CaRef) -> Option<Result<ObjectKey, NoCa>>,
+) -> Result<Authorities, NoCa> {
     let validation = &spec.validation;
     let refs = validation.ca_certificate_refs.as_slice();
-    let key = match (validation.well_known.as_deref(), refs) {
-        (Some("System"), []) => String::new(),
-        (None, [one, ..]) => ca(one).unwrap_or_else(|| {
-            let (kind, name) = (&one.kind, &one.name);
-            Err(NoCa {
-                reason: "InvalidKind",
-                text: format!("{kind} {name}: only a ConfigMap or a Secret is read"),
-            })
-        })?,
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    match (validation.well_known.as_deref(), refs) {
+        (Some("System"), []) => return Ok(Authorities { found, missing }),
+        (None, [_, ..]) => {}
         _ => {
             return Err(NoCa {
                 reason: "NoValidCACertificate",
                 text: "neither caCertificateRefs nor wellKnownCACertificates: System".to_owned(),
             });
         }
-    };
+    }
+    for one in refs {
+        match ca(one) {
+            Some(Ok(key)) => found.push(key),
+            Some(Err(why)) => missing.push(why),
+            None => missing.push(NoCa {
+                reason: "InvalidKind",
+                text: format!(
+                    "{} {}: only a ConfigMap or a Secret is read",
+                    one.kind, one.name
+                ),
+            }),
+        }
+    }
+    match missing.first().filter(|_| found.is_empty()) {
+        Some(first) => {
+            let texts: Vec<&str> = missing.iter().map(|it| it.text.as_str()).collect();
+            Err(NoCa {
+                reason: first.reason,
+                text: texts.join("; "),
+            })
+        }
+        None => Ok(Authorities { found, missing }),
+    }
+}
+
+impl Authorities {
+    /// The key of what proxies are told of them; `own`: of the policy, where there are several.
+    pub fn wire_key(&self, own: &str) -> String {
+        match self.found.as_slice() {
+            [] => String::new(),
+            [one] => credential::wire_key(one),
+            _ => format!("{own}/authorities"),
+        }
+    }
+}
+
+/// TLS to what a policy is for; `ca`: the key of whom it believes.
+pub fn tls(spec: &BackendTlsPolicySpec, ca: String) -> wire::ClientTls {
+    let validation = &spec.validation;
     let name = |it: &SubjectAltName| match it.r#type.as_str() {
         "URI" => it.uri.clone(),
         _ => it.hostname.clone(),
     };
     let names = validation.subject_alt_names.iter().filter_map(name);
-    Ok(wire::ClientTls {
+    wire::ClientTls {
         mode: wire::client_tls::Mode::Simple.into(),
         sni: validation.hostname.clone(),
-        ca: key,
+        ca,
         names: names.collect(),
         ..wire::ClientTls::default()
-    })
+    }
 }
 
 /// TLS that cannot be had, for why: requests are refused.
@@ -120,6 +165,8 @@ fn session(it: &SessionPersistence) -> Result<wire::Session, String> {
 
 #[cfg(test)]
 mod tests {
+    use api::k8s::objects::Kind;
+
     use super::*;
 
     fn spec(text: &str) -> BackendTlsPolicySpec {
@@ -127,39 +174,63 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_is_a_config_map_or_the_systems_and_nothing_else() {
+    fn authorities_are_config_maps_and_secrets_or_the_systems_and_nothing_else() {
         let ca = |it: &CaRef| match (&*it.kind, &*it.name) {
-            ("ConfigMap", "good") => Some(Ok("configmap/a/good".to_owned())),
-            ("ConfigMap", name) => Some(Err(NoCa {
+            ("ConfigMap", "bad") => Some(Err(NoCa {
                 reason: "InvalidCACertificateRef",
-                text: format!("ConfigMap {name}"),
+                text: "ConfigMap bad".to_owned(),
             })),
+            ("ConfigMap", name) => Some(Ok(ObjectKey::new(Kind::ConfigMap, "a", name))),
             _ => None,
         };
-        let made = tls(
-            &spec("validation: {hostname: web.example, caCertificateRefs: [{kind: ConfigMap, name: good}], subjectAltNames: [{type: URI, uri: 'spiffe://a'}]}"),
-            &ca,
-        )
-        .expect("tls");
-        assert_eq!(
-            (made.ca.as_str(), made.sni.as_str()),
-            ("configmap/a/good", "web.example")
-        );
-        assert_eq!(made.names, ["spiffe://a"]);
+        let read = |refs: &str| authorities(&spec(&format!("validation: {{{refs}}}")), &ca);
+        let good = "{kind: ConfigMap, name: good}";
+        // (what is written, the key that proxies are told, how many cannot be used)
+        for (text, key, missing) in [
+            (
+                format!("caCertificateRefs: [{good}]"),
+                "configmap/a/good",
+                0,
+            ),
+            (
+                format!("caCertificateRefs: [{good}, {{kind: ConfigMap, name: other}}]"),
+                "own/authorities",
+                0,
+            ),
+            (
+                format!(
+                    "caCertificateRefs: [{{kind: ConfigMap, name: bad}}, {good}, {{kind: Service, name: x}}]"
+                ),
+                "configmap/a/good",
+                2,
+            ),
+            ("wellKnownCACertificates: System".to_owned(), "", 0),
+        ] {
+            let read = read(&text).expect("some authority");
+            let found = (read.wire_key("own"), read.missing.len());
+            assert_eq!(found, (key.to_owned(), missing), "{text}");
+        }
         for (text, reason) in [
             (
-                "validation: {caCertificateRefs: [{kind: ConfigMap, name: bad}]}",
+                "caCertificateRefs: [{kind: ConfigMap, name: bad}, {kind: Service, name: x}]",
                 "InvalidCACertificateRef",
             ),
             (
-                "validation: {caCertificateRefs: [{kind: Service, name: good}]}",
+                "caCertificateRefs: [{kind: Service, name: good}]",
                 "InvalidKind",
             ),
-            ("validation: {hostname: x}", "NoValidCACertificate"),
+            ("hostname: x", "NoValidCACertificate"),
         ] {
-            assert_eq!(tls(&spec(text), &ca).map_err(|it| it.reason), Err(reason));
+            assert_eq!(read(text).map_err(|it| it.reason), Err(reason));
         }
-        assert!(tls(&spec("validation: {wellKnownCACertificates: System}"), &ca).is_ok());
+        let made = tls(
+            &spec(
+                "validation: {hostname: web.example, subjectAltNames: [{type: URI, uri: 'spiffe://a'}]}",
+            ),
+            "key".to_owned(),
+        );
+        assert_eq!((&*made.ca, &*made.sni), ("key", "web.example"));
+        assert_eq!(made.names, ["spiffe://a"]);
     }
 
     #[test]

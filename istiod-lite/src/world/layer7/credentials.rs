@@ -1,14 +1,16 @@
 //! Secrets and ConfigMaps: told to the waypoints whose policies name them, and to no others.
 //!
-//! A Secret is named by an object of its own namespace only; what is told of it is what that object needs.
+//! A Secret is named by an object of its own namespace only; what is told of it is what that object needs. What a
+//! DestinationRule names may have its roots in a Secret beside it, its companion: to waypoints both are one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 use wire::resource::Kind as Told;
 
-use crate::translate::credential::{Credential, Use, wire_key};
+use crate::translate::credential::{Credential, Use, companion, wire_key};
 use crate::translate::layer7::{Layer7, Spec};
 use crate::translate::resource::Resource;
 use crate::world::depend::mark;
@@ -16,9 +18,33 @@ use crate::world::references::Reference;
 use crate::world::{Builder, Output, World};
 
 impl World {
-    /// The Secrets and ConfigMaps that policies name: all that need be read.
+    /// The Secrets and ConfigMaps that policies name: all that need be read. A companion need not be while there are
+    /// roots where they were looked for first.
     pub fn wanted_credentials(&self) -> BTreeSet<ObjectKey> {
-        self.objects.layer7.credentials().cloned().collect()
+        let table = &self.objects.layer7;
+        let named = table.credentials().cloned();
+        let bare = table.completed().filter(|it| !self.has_authority(it));
+        named.chain(bare.filter_map(companion)).collect()
+    }
+
+    fn has_authority(&self, key: &ObjectKey) -> bool {
+        let found = self.objects.credentials.get(key);
+        found.is_some_and(Credential::has_authority)
+    }
+
+    /// A Secret or ConfigMap, with the roots of its companion where it has none.
+    fn credential(&self, key: &ObjectKey) -> Option<Cow<'_, Credential>> {
+        let own = self.objects.credentials.get(key);
+        if own.is_some_and(Credential::has_authority) || !self.objects.layer7.is_completed(key) {
+            return own.map(Cow::Borrowed);
+        }
+        match companion(key).and_then(|it| self.objects.credentials.get(&it)) {
+            Some(companion) => {
+                let own = own.cloned().unwrap_or_default();
+                Some(Cow::Owned(own.with_authority_of(companion)))
+            }
+            None => own.map(Cow::Borrowed),
+        }
     }
 
     pub(in crate::world) fn put_credential(
@@ -40,7 +66,7 @@ impl World {
 
     /// What waypoints are told of a Secret or ConfigMap.
     pub(in crate::world) fn build_credential(&self, key: &ObjectKey) -> Option<Output> {
-        let credential = self.objects.credentials.get(key)?;
+        let credential = self.credential(key)?;
         let mut needed: BTreeMap<ObjectKey, Use> = BTreeMap::new();
         for policy in self.objects.layer7.naming(key) {
             let Some(r#use) = policy.credentials.get(key) else {
@@ -74,7 +100,7 @@ impl World {
     }
 
     /// The waypoints at which a policy towards services is in force.
-    fn told_of_policy(&self, policy: &Layer7) -> BTreeSet<ObjectKey> {
+    pub(super) fn told_of_policy(&self, policy: &Layer7) -> BTreeSet<ObjectKey> {
         match &*policy.spec {
             Spec::Destination(_) => {
                 let hosts = policy.hosts.iter();
@@ -110,7 +136,7 @@ impl World {
 
     /// Why a Secret or ConfigMap is of no use for that; none if it is.
     pub(super) fn lacks(&self, key: &ObjectKey, r#use: Use) -> Option<String> {
-        let why = match self.objects.credentials.get(key) {
+        let why = match self.credential(key) {
             Some(credential) => credential.lacks(r#use)?,
             None => match self.refused.get(key) {
                 Some(reasons) => reasons.join("; "),
@@ -129,6 +155,14 @@ impl World {
             .collect()
     }
 
+    /// The roots of several, as one.
+    pub(super) fn authorities(&self, keys: &[ObjectKey]) -> wire::Secret {
+        let found = keys
+            .iter()
+            .filter_map(|it| self.objects.credentials.get(it));
+        Credential::authorities(found)
+    }
+
     /// Marks whoever says something of a Secret or ConfigMap.
     pub(in crate::world) fn touch_credential(
         &self,
@@ -136,7 +170,8 @@ impl World {
         dirty: &mut BTreeSet<Builder>,
     ) {
         mark(dirty, [key.clone()]);
-        for policy in self.objects.layer7.naming(key) {
+        let table = &self.objects.layer7;
+        for policy in table.naming(key).chain(table.completing(key)) {
             self.touch_layer7(&policy.key, dirty);
         }
     }

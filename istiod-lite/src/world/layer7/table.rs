@@ -12,8 +12,8 @@ use std::sync::Arc;
 use api::k8s::aim::Aim;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
-use crate::translate::Labels;
 use crate::translate::layer7::{Layer7, Spec, host, virtual_service};
+use crate::translate::{Labels, credential};
 use crate::world::depend::mark;
 use crate::world::objects::{Objects, enter, leave};
 use crate::world::references::Reference;
@@ -31,6 +31,9 @@ pub(in crate::world) struct Table {
     towards: BTreeSet<ObjectKey>,
     /// Policies by the Secrets and ConfigMaps that they name.
     naming: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    /// DestinationRules by the Secrets that they name, and by the companions of those.
+    completed: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+    completing: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// VirtualServices that ask for labels of clients, under the first label of each set.
     asking: HashMap<(String, String), BTreeSet<ObjectKey>>,
 }
@@ -48,6 +51,21 @@ impl Table {
     /// The policies that name one.
     pub(super) fn naming(&self, credential: &ObjectKey) -> impl Iterator<Item = &Layer7> {
         let policies = self.naming.get(credential).into_iter().flatten();
+        policies.filter_map(|key| self.get(key))
+    }
+
+    /// The Secrets whose roots may be in another one.
+    pub(super) fn completed(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.completed.keys()
+    }
+
+    pub(super) fn is_completed(&self, credential: &ObjectKey) -> bool {
+        self.completed.contains_key(credential)
+    }
+
+    /// The policies that name one whose roots may be in this one.
+    pub(super) fn completing(&self, companion: &ObjectKey) -> impl Iterator<Item = &Layer7> {
+        let policies = self.completing.get(companion).into_iter().flatten();
         policies.filter_map(|key| self.get(key))
     }
 
@@ -117,11 +135,16 @@ impl Objects {
         };
         let named: Vec<ObjectKey> = policy.credentials.keys().cloned().collect();
         let asked = asked_labels(&policy.spec);
+        let completed = completed(policy);
         for host in &rules {
             enter(&mut self.layer7.rules_of_host, host, key);
         }
         for credential in &named {
             enter(&mut self.layer7.naming, credential, key);
+        }
+        for (credential, companion) in &completed {
+            enter(&mut self.layer7.completed, credential, key);
+            enter(&mut self.layer7.completing, companion, key);
         }
         for label in asked {
             enter(&mut self.layer7.asking, &label, key);
@@ -147,11 +170,24 @@ impl Objects {
         for credential in named.into_iter().flatten().map(|(it, _)| it) {
             leave(&mut self.layer7.naming, &credential, key);
         }
+        let completed = self.layer7.get(key).map(completed);
+        for (credential, companion) in completed.into_iter().flatten() {
+            leave(&mut self.layer7.completed, &credential, key);
+            leave(&mut self.layer7.completing, &companion, key);
+        }
         let spec = self.layer7.get(key).map(|it| it.spec.clone());
         for label in spec.iter().flat_map(|it| asked_labels(it)) {
             leave(&mut self.layer7.asking, &label, key);
         }
     }
+}
+
+/// The Secrets that a DestinationRule names, each with its companion.
+fn completed(policy: &Layer7) -> Vec<(ObjectKey, ObjectKey)> {
+    let rule = matches!(&*policy.spec, Spec::Destination(_));
+    let named = policy.credentials.keys().filter(|_| rule);
+    let pair = |key: &ObjectKey| Some((key.clone(), credential::companion(key)?));
+    named.filter_map(pair).collect()
 }
 
 /// The first of each set of labels that a policy asks clients for.

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::k8s::backends::CaRef;
+use api::k8s::backends::{BackendTlsPolicySpec, CaRef};
 use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 use serde_json::json;
@@ -19,7 +19,8 @@ use crate::translate::Labels;
 use crate::translate::credential::{self, Use};
 use crate::translate::layer7::backend::choose::{Candidate, applying};
 use crate::translate::layer7::backend::{self, Policy, Whole};
-use crate::translate::layer7::{Layer7, Spec, gateway_backend};
+use crate::translate::layer7::gateway_backend::{self, Authorities, NoCa};
+use crate::translate::layer7::{Layer7, Spec};
 use crate::translate::resource::Resource;
 use crate::world::references::Reference;
 use crate::world::{Output, World};
@@ -200,9 +201,10 @@ impl World {
         for policy in policies {
             match &*policy.spec {
                 Spec::BackendTls(spec) => {
-                    let ca = |it: &CaRef| self.authority(&policy.key.namespace, it);
-                    let tls = gateway_backend::tls(spec, &ca);
-                    let tls = tls.unwrap_or_else(|why| gateway_backend::no_tls(&why));
+                    let tls = match self.believed(policy, spec) {
+                        Ok(all) => gateway_backend::tls(spec, all.wire_key(&own_key(policy))),
+                        Err(why) => gateway_backend::no_tls(&why),
+                    };
                     let here = spec.target_refs.iter().filter(|it| *it.name == *key.name);
                     for target in here {
                         let port = self.port_named(key, target.section_name.as_deref());
@@ -231,20 +233,37 @@ impl World {
         ports.find(|it| it.name == name).map(|it| it.number)
     }
 
-    /// The certificate of authority in a ConfigMap or Secret; none of another kind.
-    fn authority(
-        &self,
-        namespace: &str,
-        it: &CaRef,
-    ) -> Option<Result<String, gateway_backend::NoCa>> {
-        let key = credential::authority(it, namespace)?;
-        Some(match self.lacks(&key, Use::Authority) {
-            None => Ok(credential::wire_key(&key)),
-            Some(text) => Err(gateway_backend::NoCa {
-                reason: "InvalidCACertificateRef",
-                text,
-            }),
+    /// Whom a policy believes.
+    fn believed(&self, policy: &Layer7, spec: &BackendTlsPolicySpec) -> Result<Authorities, NoCa> {
+        gateway_backend::authorities(spec, &|it: &CaRef| {
+            let key = credential::authority(it, &policy.key.namespace)?;
+            Some(match self.lacks(&key, Use::Authority) {
+                None => Ok(key),
+                Some(text) => Err(NoCa {
+                    reason: "InvalidCACertificateRef",
+                    text,
+                }),
+            })
         })
+    }
+
+    /// The roots of several objects that a policy believes, told as one where it is in force.
+    fn told_authorities(&self, policy: &Layer7) -> Vec<Resource> {
+        let Spec::BackendTls(spec) = &*policy.spec else {
+            return Vec::new();
+        };
+        let Ok(all) = self.believed(policy, spec) else {
+            return Vec::new();
+        };
+        if all.found.len() < 2 {
+            return Vec::new();
+        }
+        let resource = wire::Resource {
+            key: all.wire_key(&own_key(policy)),
+            kind: Some(Told::Secret(self.authorities(&all.found))),
+            ..policy.resource("", 0, Told::Secret(wire::Secret::default()))
+        };
+        Resource::waypoints(&self.told_of_policy(policy), &resource)
     }
 
     /// What became of a policy of Gateway API at each waypoint that may send to what it is for.
@@ -298,11 +317,13 @@ impl World {
         });
         match &*policy.spec {
             Spec::BackendTls(spec) => {
-                let ca = |it: &CaRef| self.authority(&policy.key.namespace, it);
-                let resolved = gateway_backend::tls(spec, &ca).map(drop);
-                let refused = resolved.as_ref().err();
+                let believed = self.believed(policy, spec);
+                let refused = believed.as_ref().err();
                 let refused = refused.map(|it| ("NoValidCACertificate", it.text.clone()));
-                let resolved = resolved.map_err(|it| (it.reason, it.text));
+                let resolved = match believed {
+                    Err(it) => Err((it.reason, it.text)),
+                    Ok(all) => unused(all.missing).map_or(Ok(()), Err),
+                };
                 vec![
                     condition(
                         "Accepted",
@@ -351,11 +372,10 @@ impl World {
                 faults.extend(self.lacking(policy));
                 faults
             }
-            Spec::BackendTls(spec) => {
-                let ca = |it: &CaRef| self.authority(&policy.key.namespace, it);
-                let made = gateway_backend::tls(spec, &ca);
-                made.err().map(|it| it.text).into_iter().collect()
-            }
+            Spec::BackendTls(spec) => match self.believed(policy, spec) {
+                Err(it) => vec![it.text],
+                Ok(all) => all.missing.into_iter().map(|it| it.text).collect(),
+            },
             Spec::BackendTraffic(spec) => {
                 gateway_backend::traffic(spec).err().into_iter().collect()
             }
@@ -370,11 +390,28 @@ impl World {
             _ => self.said_of_ancestors(policy),
         };
         Output {
+            resources: self.told_authorities(policy),
             remarks: faults,
             status: Some(said),
             ..Output::default()
         }
     }
+}
+
+/// Under what a policy tells what is its own.
+fn own_key(policy: &Layer7) -> String {
+    let kind = policy.key.kind.name().to_ascii_lowercase();
+    format!("{kind}/{}", super::shown(&policy.key))
+}
+
+/// Those of several authorities that cannot be used, while others can.
+fn unused(missing: Vec<NoCa>) -> Option<(&'static str, String)> {
+    let reason = missing.first()?.reason;
+    let texts: Vec<String> = missing.into_iter().map(|it| it.text).collect();
+    Some((
+        reason,
+        format!("{}; the others are in force", texts.join("; ")),
+    ))
 }
 
 /// Only what has no effect is said: most DestinationRules are also for others.

@@ -140,3 +140,116 @@ fn a_config_map_vouches_for_what_a_policy_of_gateway_api_is_for() {
         [("a/wp/configmap/a/roots".to_owned(), false)]
     );
 }
+
+#[test]
+fn all_who_vouch_for_a_backend_count_as_far_as_they_can_be_had() {
+    let mut world = world();
+    let refs = ["roots", "more", "gone"]
+        .map(|name| format!("{{group: '', kind: ConfigMap, name: {name}}}"))
+        .join(", ");
+    let tls = format!(
+        "{{targetRefs: [{{group: '', kind: Service, name: web}}], validation: {{hostname: x, caCertificateRefs: [{refs}]}}}}"
+    );
+    let group = "gateway.networking.k8s.io/v1";
+    set(
+        &mut world,
+        &policy("BackendTLSPolicy", group, "a", "p", &tls),
+    );
+    let made = |world: &World| {
+        let name = "a/wp/backendtlspolicy/a/p/a/web.a.svc.cluster.local:0";
+        let tls = match told(world).remove(name) {
+            Some(Told::BackendPolicy(it)) => it.tls.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let roots = match told(world).remove(&format!("a/wp/{}", tls.ca)) {
+            Some(Told::Secret(it)) => String::from_utf8(it.ca).unwrap(),
+            _ => String::new(),
+        };
+        (tls.invalid, tls.ca, roots.matches("BEGIN CERT").count())
+    };
+    let conditions = |world: &World| {
+        let key = api::k8s::objects::ObjectKey::new(Kind::BackendTlsPolicy, "a", "p");
+        let status = world.status(&key).unwrap();
+        let all = status.parents[0].conditions.iter();
+        all.map(|it| format!("{}={} {}", it.r#type, it.status, it.reason))
+            .collect::<Vec<_>>()
+    };
+    let (nobody, ..) = made(&world);
+    assert!(
+        nobody.contains("a/roots") && nobody.contains("a/gone"),
+        "{nobody}"
+    );
+    assert_eq!(
+        conditions(&world),
+        [
+            "Accepted=false NoValidCACertificate",
+            "ResolvedRefs=false InvalidCACertificateRef"
+        ]
+    );
+    let (certificate, _) = &*PAIR;
+    let roots = |name: &str| object("ConfigMap", "a", name, &[("ca.crt", certificate)]);
+    set(&mut world, &roots("roots"));
+    assert_eq!(made(&world), (String::new(), "configmap/a/roots".into(), 1));
+    let partly = [
+        "Accepted=true Accepted",
+        "ResolvedRefs=false InvalidCACertificateRef",
+    ];
+    assert_eq!(conditions(&world), partly);
+    set(&mut world, &roots("more"));
+    let own = "backendtlspolicy/a/p/authorities".to_owned();
+    assert_eq!(made(&world), (String::new(), own.clone(), 2));
+    set(&mut world, &roots("gone"));
+    assert_eq!(made(&world), (String::new(), own, 3));
+    assert_eq!(conditions(&world)[1], "ResolvedRefs=true ResolvedRefs");
+    gone(&mut world, Kind::ConfigMap, "a", "roots");
+    assert_eq!(made(&world).2, 2);
+    gone(&mut world, Kind::BackendTlsPolicy, "a", "p");
+    assert_eq!(secrets(&world), []);
+}
+
+#[test]
+fn a_secret_without_roots_has_those_of_its_companion() {
+    let mut world = world();
+    let (certificate, key) = &*PAIR;
+    let pair = [("tls.crt", certificate.as_str()), ("tls.key", key)];
+    let own = |more: &[(&str, &str)]| object("Secret", "a", "c", &[&pair, more].concat());
+    let companion = object("Secret", "a", "c-cacert", &[("cacert", certificate)]);
+    let name = "a/wp/secret/a/c".to_owned();
+    let wanted = |world: &World| {
+        let all = world.wanted_credentials().into_iter();
+        all.map(|it| it.name.to_string()).collect::<Vec<_>>()
+    };
+    set(&mut world, &rule("MUTUAL"));
+    assert_eq!(wanted(&world), ["c", "c-cacert"]);
+    set(&mut world, &own(&[]));
+    assert_eq!(secrets(&world), [], "nobody vouches for the endpoints");
+    set(&mut world, &companion);
+    assert_eq!(secrets(&world), [(name.clone(), true)]);
+    let rule_key = api::k8s::objects::ObjectKey::new(Kind::DestinationRule, "a", "r");
+    assert!(world.status(&rule_key).unwrap().conditions.is_empty());
+    gone(&mut world, Kind::Secret, "a", "c-cacert");
+    assert_eq!(secrets(&world), []);
+    // Its own are looked at first, and then nobody asks for others.
+    set(&mut world, &own(&[("ca.crt", certificate)]));
+    assert_eq!(wanted(&world), ["c"]);
+    assert_eq!(secrets(&world), [(name.clone(), true)]);
+    // For SIMPLE the companion alone is enough.
+    gone(&mut world, Kind::Secret, "a", "c");
+    set(&mut world, &(companion + &rule("SIMPLE")));
+    assert_eq!(secrets(&world), [(name, false)]);
+    gone(&mut world, Kind::DestinationRule, "a", "r");
+    assert_eq!(secrets(&world), []);
+    assert!(world.wanted_credentials().is_empty());
+}
+
+#[test]
+fn who_is_revoked_is_not_believed_because_nobody_reads_the_list() {
+    let mut world = world();
+    let (certificate, _) = &*PAIR;
+    let fields = [("ca.crt", certificate.as_str()), ("ca.crl", "a list")];
+    let text = object("Secret", "a", "c", &fields) + &rule("SIMPLE");
+    set(&mut world, &text);
+    assert_eq!(secrets(&world), []);
+    let said = said(&world, Kind::DestinationRule, "a", "r").2;
+    assert!(said.contains("ca.crl"), "{said}");
+}
