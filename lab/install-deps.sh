@@ -65,7 +65,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
 	trap undo EXIT
 	apt-get update -qq || echo "package lists could not be refreshed; going on with those there are" >&2
 	# shellcheck disable=SC2086 # a list of words
-	apt-get install -y -qq --no-install-recommends $packages >/dev/null
+	apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends $packages >/dev/null
 	exit 0
 fi
 

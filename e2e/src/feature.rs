@@ -1,18 +1,21 @@
 //! Features as their users have them: what is written, what is asked then, and what must come back.
 //!
 //! A file of `features/` is YAML that `kubectl apply --namespace shop` takes as it is. Lines that begin with `#?` are an [`Ask`] each;
-//! `#! HTTPRoute/a Accepted False` says what stands in a status, where not all is well. The tests on the cluster apply it
-//! (`tests/waypoint/features.rs`), those in the lab put it into the configuration directory (`tests/standalone.rs`): one file, one meaning.
+//! `#! HTTPRoute/a Accepted False` says what stands in a status, where not all is well; `#= istio_requests_total {response_code: '200'}` what
+//! the waypoint has counted then. The tests on the cluster apply it (`tests/waypoint/features.rs`), those in the lab put it into the
+//! configuration directory (`tests/standalone.rs`): one file, one meaning.
 //!
 //! 1. a file is read                                     ([`Feature::read`])
 //! 2. a program in the client's pod asks what it is told (`app/ask.rs`), and says what it [`Heard`]
 //! 3. what was heard, and what the waypoint logged of it, is judged  ([`Feature::judge`], pure)
-//! 4. and so is what the control plane says of the objects ([`Feature::accepted`], pure)
+//! 4. and so are its metrics ([`Feature::counted`], pure)
+//! 5. and what the control plane says of the objects ([`Feature::accepted`], pure)
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::AccessRecord;
+use lab::{AccessRecord, Metrics};
 use serde_json::Value;
 
 mod ask;
@@ -65,6 +68,8 @@ pub struct Feature {
     pub asks: Vec<Ask>,
     /// Kind and name, type, status: of conditions that are not simply True.
     said: Vec<[String; 3]>,
+    /// Metrics with these labels.
+    counts: Vec<(String, BTreeMap<String, String>)>,
 }
 
 impl Feature {
@@ -101,6 +106,12 @@ impl Feature {
             <[String; 3]>::try_from(words).map_err(|words| anyhow::anyhow!("not three: {words:?}"))
         });
         let said = said.collect::<Result<_>>()?;
+        let counts = text.lines().filter_map(|line| line.strip_prefix("#="));
+        let counts = counts.map(|line| {
+            let (name, labels) = line.trim().split_once(' ').context("no labels")?;
+            Ok((name.to_owned(), serde_saphyr::from_str(labels)?))
+        });
+        let counts = counts.collect::<Result<_>>()?;
         let mut objects = Vec::new();
         for document in text.split("\n---") {
             let written = document.lines().any(|line| {
@@ -123,6 +134,7 @@ impl Feature {
             objects,
             asks,
             said,
+            counts,
         })
     }
 
@@ -150,6 +162,21 @@ impl Feature {
         ensure!(asked == told, "{told} answers to {asked} questions");
         for (ask, heard) in self.asks.iter().zip(heard) {
             judge::judge(ask, heard, log).with_context(|| format!("asked {}", ask.shown()))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it says something of metrics.
+    pub fn counts(&self) -> bool {
+        !self.counts.is_empty()
+    }
+
+    /// Whether the waypoint has counted what the file says.
+    pub fn counted(&self, metrics: &Metrics) -> Result<()> {
+        for (name, labels) in &self.counts {
+            let pairs: Vec<_> = labels.iter().map(|(k, v)| (&**k, &**v)).collect();
+            let count = metrics.sum(name, &pairs);
+            ensure!(count > 0.0, "no {name} with {labels:?}");
         }
         Ok(())
     }
@@ -183,9 +210,10 @@ impl Feature {
 }
 
 /// Kinds whose status always says something.
-const SPOKEN_OF: [&str; 10] = [
+const SPOKEN_OF: [&str; 12] = [
     "AuthorizationPolicy",
     "BackendTLSPolicy",
+    "ExternalProcessor",
     "GRPCRoute",
     "HTTPRoute",
     "QuotaPolicy",
@@ -193,6 +221,7 @@ const SPOKEN_OF: [&str; 10] = [
     "RequestAuthentication",
     "TCPRoute",
     "TLSRoute",
+    "Telemetry",
     "XBackendTrafficPolicy",
 ];
 
@@ -230,6 +259,20 @@ mod tests {
         assert!(!said("b", "ResolvedRefs", "True"));
         assert!(!said("b", "Accepted", "False"));
         assert!(feature.accepted(&route("a"), &Value::Null).is_err());
+    }
+
+    #[test]
+    fn what_a_file_counts_must_have_been_counted() {
+        let text = "#? {url: 'http://web/'}\n#= requests_total {code: '200', by: a}\n";
+        let feature = Feature::read("a", text).unwrap();
+        let counted = |page: &str| feature.counted(&Metrics::parse(page)).is_ok();
+        assert!(feature.counts());
+        assert!(counted(
+            "requests_total{code=\"200\",by=\"a\",more=\"x\"} 1"
+        ));
+        assert!(!counted("requests_total{code=\"200\",by=\"b\"} 1"));
+        assert!(!counted("requests_total{code=\"200\",by=\"a\"} 0"));
+        assert!(!Feature::read("a", TEXT).unwrap().counts());
     }
 
     #[test]

@@ -24,7 +24,9 @@ fn every_feature_does_in_a_directory_what_it_does_on_a_cluster() {
     let _turn = turn();
     let features = here().join("features");
     let providers = features.join("mesh/config.yaml").display().to_string();
-    let lab = Lab::builder().istiod_env("MESH_CONFIG", &providers).start();
+    let lab = Lab::builder().istiod_env("MESH_CONFIG", &providers);
+    // As in `cluster/kind.yaml`.
+    let lab = lab.places(&["here/one", "here/two"]).start();
     let lab = lab.unwrap_or_else(|error| panic!("{error:#}"));
     let ran = Town::build(&lab).and_then(|town| town.run(&features));
     if let Err(error) = ran {
@@ -121,7 +123,11 @@ impl<'a> Town<'a> {
             let told = client.exec(words)?.success()?;
             heard.extend(serde_json::from_str::<Vec<Vec<Heard>>>(&told)?);
         }
-        feature.judge(&heard, &self.waypoint.pod().access_log().records())
+        feature.judge(&heard, &self.waypoint.pod().access_log().records())?;
+        if feature.counts() {
+            feature.counted(&self.waypoint.pod().metrics()?)?;
+        }
+        Ok(())
     }
 
     /// What the control plane wrote into the mirror, as it would into the API server.

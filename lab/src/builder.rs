@@ -34,6 +34,7 @@ pub struct Builder {
     agent_env: Vec<(String, String)>,
     istiod_env: Vec<(String, String)>,
     waypoint_env: Vec<(String, String)>,
+    places: Vec<String>,
 }
 
 impl Builder {
@@ -49,7 +50,14 @@ impl Builder {
             agent_env: Vec::new(),
             istiod_env: Vec::new(),
             waypoint_env: Vec::new(),
+            places: Vec::new(),
         }
+    }
+
+    /// Where the nodes stand, from the first: `region/zone`.
+    pub fn places(mut self, places: &[&str]) -> Self {
+        self.places = places.iter().map(|&place| place.into()).collect();
+        self
     }
 
     /// How many nodes; 2 if not said.
@@ -210,9 +218,9 @@ impl Builder {
         let shared = lab.shared();
         lab.name_server().start()?;
         for node in lab.nodes() {
-            shared
-                .objects
-                .set(&objects::node(node.name(), node.addresses()))?;
+            let place = self.places.get(node.index()).map(String::as_str);
+            let object = objects::node(node.name(), node.addresses(), place);
+            shared.objects.set(&object)?;
         }
         lab.namespace("default").plain()?;
         lab.namespace("istio-system").plain()?;

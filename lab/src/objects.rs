@@ -109,14 +109,20 @@ pub(crate) fn namespace(name: &str, labels: &[(&str, &str)]) -> Value {
     json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name, "labels": pairs(labels) } })
 }
 
-pub(crate) fn node(name: &str, addresses: &[IpAddr]) -> Value {
+/// `place`: `region/zone`, or nothing.
+pub(crate) fn node(name: &str, addresses: &[IpAddr], place: Option<&str>) -> Value {
+    let mut labels = json!({ "kubernetes.io/hostname": name });
+    if let Some((region, zone)) = place.and_then(|place| place.split_once('/')) {
+        labels["topology.kubernetes.io/region"] = region.into();
+        labels["topology.kubernetes.io/zone"] = zone.into();
+    }
     let addresses: Vec<Value> = addresses
         .iter()
         .map(|ip| json!({ "type": "InternalIP", "address": ip }))
         .collect();
     json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name } },
+        "metadata": { "name": name, "labels": labels },
         "status": { "addresses": addresses },
     })
 }

@@ -11,7 +11,7 @@ need() {
 	PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null && return
 	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 		say "installing $2"
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$2"; } >/dev/null 2>&1 && return
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$2"; } >/dev/null 2>&1 && return
 	fi
 	fail "$1 is missing (package $2 in Debian): $3"
 }

@@ -1,36 +1,59 @@
-//! What a waypoint asks of others over gRPC, answered by a server that does as it is told.
+//! What a waypoint asks of others over gRPC, or tells them, answered by a server that does as it is told.
 //!
-//! | call | no, where |
+//! | call | what comes of it |
 //! |---|---|
-//! | `Authorization/Check` | the request's `x-do` has `status=…`: with this status |
-//! | `RateLimitService/ShouldRateLimit` | a descriptor has the value `greedy` |
+//! | `Authorization/Check` | no, where the request's `x-do` has `status=…`: with this status |
+//! | `RateLimitService/ShouldRateLimit` | each descriptor is counted, and refused beyond the limit that came with it |
+//! | `ExternalProcessor/Process` | requests and answers are changed ([`clerk`]) |
+//! | `TraceService/Export`, `LogsService/Export` | what was told is counted, to be asked for with `kept=…` ([`collector`]) |
+
+mod clerk;
+mod collector;
 
 use api::{
     ext_authz::{
         CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption,
         HttpStatus, OkHttpResponse, Status, check_response::HttpResponse,
     },
-    rate_limit::{RateLimitRequest, RateLimitResponse, rate_limit_response::Code},
+    rate_limit::{
+        RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
+        rate_limit_response::{Code, DescriptorStatus, RateLimit},
+    },
 };
+use http::Response;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use prost::Message;
 
+use crate::serve::{Body, Seen, grpc};
+
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 const LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
+const PROCESS: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
+const SPANS: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+const LINES: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
 
 /// Whether a call is one of these.
 pub(crate) fn is_asked(path: &str) -> bool {
-    [CHECK, LIMIT].contains(&path)
+    [CHECK, LIMIT, PROCESS, SPANS, LINES].contains(&path)
 }
 
-/// The answer's message; nothing where the question cannot be understood.
-pub(crate) async fn answer(name: &str, path: &str, body: Incoming) -> Option<Vec<u8>> {
+/// The answer; an empty message where the question cannot be understood.
+pub(crate) async fn answer(name: &str, seen: &Seen, path: &str, body: Incoming) -> Response<Body> {
+    if path == PROCESS {
+        return clerk::process(name.to_owned(), body);
+    }
+    grpc(&one(name, seen, path, body).await.unwrap_or_default())
+}
+
+async fn one(name: &str, seen: &Seen, path: &str, body: Incoming) -> Option<Vec<u8>> {
     let bytes = body.collect().await.ok()?.to_bytes();
-    let message = bytes.get(5..)?;
+    let message = bytes.get(PREFIX..)?;
     Some(match path {
         CHECK => check(name, &CheckRequest::decode(message).ok()?).encode_to_vec(),
-        _ => limit(&RateLimitRequest::decode(message).ok()?).encode_to_vec(),
+        LIMIT => limit(seen, &RateLimitRequest::decode(message).ok()?).encode_to_vec(),
+        SPANS => collector::spans(seen, message)?,
+        _ => collector::lines(seen, message)?,
     })
 }
 
@@ -76,12 +99,47 @@ fn header(key: &str, value: &str) -> HeaderValueOption {
     }
 }
 
-fn limit(asked: &RateLimitRequest) -> RateLimitResponse {
-    let mut entries = asked.descriptors.iter().flat_map(|it| &it.entries);
-    let greedy = entries.any(|entry| entry.value == "greedy");
-    let code = if greedy { Code::OverLimit } else { Code::Ok };
+fn limit(seen: &Seen, asked: &RateLimitRequest) -> RateLimitResponse {
+    let descriptors = asked.descriptors.iter();
+    let statuses: Vec<_> = descriptors.map(|it| counted(seen, asked, it)).collect();
+    let over = statuses.iter().any(|it| it.code() == Code::OverLimit);
+    let code = if over { Code::OverLimit } else { Code::Ok };
     RateLimitResponse {
         overall_code: code.into(),
+        statuses,
         ..Default::default()
     }
 }
+
+/// For ever: no window ends while a test runs.
+fn counted(seen: &Seen, asked: &RateLimitRequest, of: &RateLimitDescriptor) -> DescriptorStatus {
+    let Some(limit) = &of.limit else {
+        return DescriptorStatus {
+            code: Code::Ok.into(),
+            ..Default::default()
+        };
+    };
+    let entries = of.entries.iter();
+    let entries: Vec<_> = entries.map(|it| (&*it.key, &*it.value)).collect();
+    let count = seen.add(&format!("limit {} {entries:?}", asked.domain), 1);
+    let most = u64::from(limit.requests_per_unit);
+    let code = if count > most {
+        Code::OverLimit
+    } else {
+        Code::Ok
+    };
+    DescriptorStatus {
+        code: code.into(),
+        current_limit: Some(RateLimit {
+            requests_per_unit: limit.requests_per_unit,
+            unit: limit.unit,
+            ..Default::default()
+        }),
+        // Not more than the limit, which is one of these.
+        limit_remaining: u32::try_from(most.saturating_sub(count)).unwrap_or(u32::MAX),
+        ..Default::default()
+    }
+}
+
+/// Of a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;

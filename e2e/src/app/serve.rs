@@ -21,7 +21,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     body::{Frame, Incoming},
     service::service_fn,
@@ -66,8 +66,21 @@ pub(crate) struct Serve {
 struct Server {
     name: Arc<str>,
     leaving: AtomicBool,
-    /// How often a key was kept, or a request came.
-    seen: Mutex<HashMap<String, u64>>,
+    seen: Seen,
+}
+
+/// How often a key was kept, a request came, or something was told.
+#[derive(Default)]
+pub(crate) struct Seen(Mutex<HashMap<String, u64>>);
+
+impl Seen {
+    /// Adds to a key's count, which is returned.
+    pub(crate) fn add(&self, key: &str, more: u64) -> u64 {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = seen.entry(key.to_owned()).or_default();
+        *count += more;
+        *count
+    }
 }
 
 impl Serve {
@@ -80,18 +93,26 @@ impl Serve {
         let server = Arc::new(Server {
             name: name.clone(),
             leaving: AtomicBool::new(false),
-            seen: Mutex::default(),
+            seen: Seen::default(),
         });
         let tls = TlsAcceptor::from(Arc::new(crate::tls::server()?));
         let https = server.clone();
         let plain = server.clone();
         tokio::spawn(accept(listen(self.http).await?, move |stream, from| {
+            let from = Caller {
+                address: from,
+                certified: false,
+            };
             serve_http(stream, from, plain.clone())
         }));
         tokio::spawn(accept(listen(self.https).await?, move |stream, from| {
             let (tls, server) = (tls.clone(), https.clone());
             async move {
                 if let Ok(stream) = tls.accept(stream).await {
+                    let from = Caller {
+                        address: from,
+                        certified: stream.get_ref().1.peer_certificates().is_some(),
+                    };
                     serve_http(stream, from, server).await;
                 }
             }
@@ -133,7 +154,15 @@ async fn echo(stream: TcpStream) {
     let _ = tokio::io::copy(&mut read, &mut write).await;
 }
 
-async fn serve_http<S>(stream: S, from: SocketAddr, server: Arc<Server>)
+/// Who asks.
+#[derive(Clone, Copy)]
+struct Caller {
+    address: SocketAddr,
+    /// With a certificate of the authority that we know.
+    certified: bool,
+}
+
+async fn serve_http<S>(stream: S, from: Caller, server: Arc<Server>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -155,21 +184,23 @@ where
         .await;
 }
 
-type Body = BoxBody<Bytes, Infallible>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// What `x-do` says, words with values.
 ///
 /// `status=503` answers so; `first=503` only the first request of an id; `wait=500` milliseconds before the answer; `keep=KEY` counts the
-/// bytes of a body under a key, and `kept=KEY` says how many there were.
+/// bytes of a body under a key, and `kept=KEY` says how many there were; `only=NAME`: all of it is for the server of that name.
 #[derive(Default)]
 struct Deeds(HashMap<String, String>);
 
 impl Deeds {
-    fn of(headers: &HeaderMap) -> Self {
+    fn of(headers: &HeaderMap, name: &str) -> Self {
         let text = headers.get("x-do").and_then(|it| it.to_str().ok());
         let words = text.unwrap_or_default().split_whitespace();
         let pairs = words.filter_map(|word| word.split_once('='));
-        Self(pairs.map(|(a, b)| (a.into(), b.into())).collect())
+        let deeds = Self(pairs.map(|(a, b)| (a.into(), b.into())).collect());
+        let others = deeds.0.get("only").is_some_and(|it| it != name);
+        if others { Self::default() } else { deeds }
     }
 
     fn number(&self, word: &str) -> Option<u64> {
@@ -182,19 +213,18 @@ impl Deeds {
 }
 
 impl Server {
-    async fn answer(&self, from: SocketAddr, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, from: Caller, request: Request<Incoming>) -> Response<Body> {
         if request.uri().path() == "/grpc.health.v1.Health/Check" {
             return grpc(&[0x08, 0x01]); // SERVING
         }
         let path = request.uri().path().to_owned();
         if provider::is_asked(&path) {
-            let answer = provider::answer(&self.name, &path, request.into_body()).await;
-            return grpc(&answer.unwrap_or_default());
+            return provider::answer(&self.name, &self.seen, &path, request.into_body()).await;
         }
         if request.headers().contains_key(header::UPGRADE) {
             return upgraded(request);
         }
-        let deeds = Deeds::of(request.headers());
+        let deeds = Deeds::of(request.headers(), &self.name);
         let (head, body) = request.into_parts();
         let is_grpc = head.headers.get(header::CONTENT_TYPE);
         let is_grpc = is_grpc.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
@@ -211,38 +241,32 @@ impl Server {
             headers.insert(name.to_string(), Value::from(all.join(", ")));
         }
         let mut said = json!({
-            "pod": &*self.name, "from": from.ip().to_canonical().to_string(), "method": head.method.as_str(),
+            "pod": &*self.name, "from": from.address.ip().to_canonical().to_string(), "certified": from.certified,
+            "method": head.method.as_str(),
             "path": head.uri.path_and_query().map(|path| path.as_str()), "version": format!("{:?}", head.version),
             "headers": headers, "bytes": bytes,
         });
         if let Some(key) = deeds.0.get("keep") {
-            self.add(key, bytes);
+            self.seen.add(key, bytes);
         }
         if let Some(key) = deeds.0.get("kept") {
-            said["kept"] = self.add(key, 0).into();
+            said["kept"] = self.seen.add(key, 0).into();
         }
         if is_grpc {
             return grpc(said.to_string().as_bytes());
         }
-        let mut response = Response::new(Full::new(Bytes::from(said.to_string())).boxed());
+        let body = Full::new(Bytes::from(said.to_string()));
+        let mut response = Response::new(body.boxed_unsync());
         let id = head.headers.get("x-request-id");
         let id = id
             .and_then(|id| id.to_str().ok())
             .map(|id| format!("id {id}"));
         let first = deeds.status("first");
-        let first = first.filter(|_| id.is_some_and(|id| self.add(&id, 1) == 1));
+        let first = first.filter(|_| id.is_some_and(|id| self.seen.add(&id, 1) == 1));
         if let Some(status) = deeds.status("status").or(first) {
             *response.status_mut() = status;
         }
         response
-    }
-
-    /// Adds to a key's count, which is returned.
-    fn add(&self, key: &str, more: u64) -> u64 {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = seen.entry(key.to_owned()).or_default();
-        *count += more;
-        *count
     }
 }
 
@@ -264,7 +288,7 @@ fn upgraded(mut request: Request<Incoming>) -> Response<Body> {
             let _ = write.shutdown().await;
         }
     });
-    let mut response = Response::new(Full::default().boxed());
+    let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -273,21 +297,32 @@ fn upgraded(mut request: Request<Incoming>) -> Response<Body> {
 }
 
 /// gRPC's answer: one message, and the status behind it.
-fn grpc(message: &[u8]) -> Response<Body> {
-    let mut bytes = vec![0];
-    bytes.extend((message.len() as u32).to_be_bytes());
-    bytes.extend(message);
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let frames = [
-        Ok(Frame::data(Bytes::from(bytes))),
-        Ok(Frame::trailers(trailers)),
-    ];
-    let frames = StreamBody::new(futures_util::stream::iter(frames));
-    let mut response = Response::new(BodyExt::boxed(frames));
+pub(crate) fn grpc(message: &[u8]) -> Response<Body> {
+    let frames = [Ok(Frame::data(framed(message))), Ok(finished())];
+    rpc(StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync())
+}
+
+/// gRPC's answer, of these frames.
+pub(crate) fn rpc(frames: Body) -> Response<Body> {
+    let mut response = Response::new(frames);
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/grpc"),
     );
     response
+}
+
+/// A message behind its length.
+pub(crate) fn framed(message: &[u8]) -> Bytes {
+    let mut bytes = vec![0];
+    bytes.extend((message.len() as u32).to_be_bytes());
+    bytes.extend(message);
+    bytes.into()
+}
+
+/// That all went well.
+pub(crate) fn finished() -> Frame<Bytes> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    Frame::trailers(trailers)
 }

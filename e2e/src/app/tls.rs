@@ -1,30 +1,35 @@
-//! TLS as the tests need it: a server with a certificate of its own making, a client that takes any.
+//! TLS as the tests need it: a server whose certificate a root signed that features name, a client that takes any.
+//!
+//! The root's key is gone. The server's lies beside this file: it is worth nothing but `server.example`, to whoever believes that root.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use tokio_rustls::rustls::{
-    ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::WebPkiClientVerifier,
 };
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// One for every name.
+/// `server.example`, whatever name is asked for. A client may show a certificate; one of another root ends the connection.
 pub(crate) fn server() -> Result<ServerConfig> {
-    let made = rcgen::generate_simple_self_signed(["server.example".to_owned()])?;
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der());
+    let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes());
+    let mut roots = RootCertStore::empty();
+    roots.add(pem(include_str!("tls/root.pem"))?)?;
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+    let clients = clients.allow_unauthenticated().build()?;
+    let chain = vec![pem(include_str!("tls/server.pem"))?];
+    let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server-key.pem"))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![made.cert.der().clone()],
-            key.map_err(anyhow::Error::msg)?,
-        )?;
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -46,6 +46,8 @@ pub struct Ask {
     pub text: Option<String>,
     /// Each took as long, milliseconds.
     pub least: u64,
+    /// None took longer.
+    pub most: Option<u64>,
     /// What stands in the waypoint's log of each.
     pub log: BTreeMap<String, String>,
 }
@@ -70,6 +72,7 @@ impl Default for Ask {
             heads: BTreeMap::new(),
             text: None,
             least: 0,
+            most: None,
             log: BTreeMap::new(),
         }
     }

@@ -67,6 +67,8 @@ fn answered(ask: &Ask, one: &Heard) -> Result<()> {
         is("the body", Some(text), Some(one.text.trim_end()))?;
     }
     ensure!(one.took >= ask.least, "sooner than {} ms", ask.least);
+    let late = ask.most.is_some_and(|most| one.took > most);
+    ensure!(!late, "later than {:?} ms", ask.most);
     Ok(())
 }
 
@@ -136,6 +138,7 @@ mod tests {
         Heard {
             status,
             said,
+            took: 7,
             id: "id".into(),
             ..Heard::default()
         }
@@ -167,7 +170,8 @@ mod tests {
             ("{heads: {b: null}}", "{heads: {b: c}}"),
             ("{log: {flags: RL}}", "{log: {flags: UH}}"),
             ("{text: ''}", "{text: a}"),
-            ("{least: 0}", "{least: 5}"),
+            ("{least: 7}", "{least: 8}"),
+            ("{most: 7}", "{most: 6}"),
         ] {
             assert!(good(fine, std::slice::from_ref(&red)), "{fine}");
             assert!(!good(bad, std::slice::from_ref(&red)), "{bad}");

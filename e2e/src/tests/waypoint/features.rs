@@ -150,7 +150,12 @@ impl Town {
         } else {
             Vec::new()
         };
-        feature.judge(&heard, &log)
+        feature.judge(&heard, &log)?;
+        if feature.counts() {
+            let page = page(test, "metrics").await?;
+            feature.counted(&lab::Metrics::parse(&page))?;
+        }
+        Ok(())
     }
 
     /// Everything that was asked is in the metrics, under its reporter and with both ends known.
