@@ -19,7 +19,7 @@
 //! | `records` | TLS records sealed and opened in place, for an engine of our own |
 //! | `request` | what a CONNECT says |
 //! | `server`, `incoming` | accept → handshake → requests and their answers |
-//! | `client`, `pool` | dial → handshake → CONNECT; connections shared where they may be |
+//! | `client`, `pool`, `first` | dial → handshake → CONNECT; connections shared where they may be; what an app says meanwhile |
 //! | `tunnel`, `copy`, `splice` | bytes, with half-close and back-pressure |
 //! | `frames` | our own HTTP/2, without I/O |
 //! | `handover` | established connections leave this process for another, unnoticed |
@@ -52,6 +52,7 @@ pub mod tunnel;
 
 mod ahead;
 mod engine;
+mod first;
 mod gauge;
 mod own;
 mod room;
@@ -65,6 +66,7 @@ pub use certs::{
 };
 pub use client::{Connect, OpenError};
 pub use copy::{BothWays, Counters, Ended, HalfEnd, Splicing, TcpPair, both_ways, tcp_both_ways};
+pub use first::First;
 pub use identity::{Identity, IdentityError};
 pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Engine, Limits, Refusal};

@@ -28,8 +28,8 @@ use tokio::{net::TcpStream, sync::watch};
 use crate::{
     certs::{Certificate, Certificates},
     client::{Connect, ConnectError, Driver, Link, OpenError, Times},
-    copy,
     engine::{Lease, Thawed},
+    first::First,
     handover::berth::Berth,
     identity::Identity,
     limits::Engine,
@@ -206,7 +206,25 @@ impl Pool {
         dial: impl Dial,
         connect: Connect,
     ) -> Result<Tunnel, OpenError> {
-        self.open_with(destination, dial, connect, Some(app)).await
+        self.open_keeping(app, &First::default(), destination, dial, connect)
+            .await
+    }
+
+    /// The same for who may ask somebody else if this does not succeed: what the app has said is in `first` then, and
+    /// whether it may be repeated. Cancelled, it is not known what became of it.
+    ///
+    /// # Errors
+    /// As for [`Pool::open_for`].
+    pub async fn open_keeping(
+        &self,
+        app: &TcpStream,
+        first: &First,
+        destination: &Destination,
+        dial: impl Dial,
+        connect: Connect,
+    ) -> Result<Tunnel, OpenError> {
+        self.open_with(destination, dial, connect, Some((app, first)))
+            .await
     }
 
     async fn open_with(
@@ -214,21 +232,26 @@ impl Pool {
         destination: &Destination,
         dial: impl Dial,
         connect: Connect,
-        app: Option<&TcpStream>,
+        app: Option<(&TcpStream, &First)>,
     ) -> Result<Tunnel, OpenError> {
-        let (mut last, mut first) = (None, Vec::new());
+        let (mut last, nothing) = (None, First::default());
+        let (app, first) = match app {
+            Some((app, first)) => (Some(app), first),
+            None => (None, &nothing),
+        };
         for _ in 0..ATTEMPTS {
             let (link, lease) = self.link(destination, &dial).await?;
-            if let Some(app) = app.filter(|_| first.is_empty() && link.takes_first()) {
-                first = copy::said(app).map_err(|error| {
-                    OpenError::ConnectionLost(format!("the app's connection broke: {error}"))
-                })?;
-            }
-            let along: &[u8] = if link.takes_first() { &first } else { &[] };
+            let along = match app.filter(|_| link.takes_first()) {
+                Some(app) => first.along(app)?,
+                None => &[],
+            };
             match link.connect(&connect, along, lease).await {
-                Ok(tunnel) if tunnel.ahead() == first.len() => return Ok(tunnel),
-                Ok(tunnel) => return self.send_first(tunnel, first).await,
+                Ok(tunnel) if tunnel.ahead() == first.said().len() => return Ok(tunnel),
+                Ok(tunnel) => return self.send_first(tunnel, first.behind()).await,
                 Err(ConnectError::Final(error)) => {
+                    if let OpenError::Refused(_) | OpenError::Malformed(_) = error {
+                        first.came_back();
+                    }
                     if link.closed() {
                         self.sweep(destination);
                     }
@@ -236,6 +259,7 @@ impl Pool {
                 }
                 Err(ConnectError::Retry(error)) => {
                     tracing::debug!(address = %destination.address, %error, "trying another connection");
+                    first.came_back();
                     last = Some(error);
                 }
             }
