@@ -1,6 +1,6 @@
 //! Connections go from one ztunnel to the next, and nobody who uses them notices.
 //!
-//! 1. a ztunnel that serves (the *elder*) has a socket in a folder that is root's alone    (`channel`)
+//! 1. a ztunnel that serves (the *elder*) has a socket in a folder that is root's alone    (`door`, `channel`)
 //! 2. one that is to take its place (the *successor*) registers there: who are you, can we read each other, which of us was
 //!    here first?                                                                            (`message`)
 //! 3. the elder is told to stop; its listeners leave new connections to the successor        (`turns`)
@@ -15,6 +15,7 @@ mod adopt;
 mod bytes;
 mod channel;
 mod counts;
+mod door;
 mod life;
 mod memory;
 mod message;
@@ -37,8 +38,9 @@ use crate::agent::Roster;
 use crate::keeper;
 use crate::node::Node;
 use crate::pod::Pod;
-use channel::{Bell, Channel, Name};
+use channel::{Bell, Channel};
 use counts::{Counts, Outcome};
+use door::Name;
 use life::Life;
 pub(crate) use told::Told;
 

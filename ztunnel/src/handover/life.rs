@@ -20,8 +20,9 @@ use ops::ready::Gate;
 use tokio::runtime::Handle;
 
 use super::adopt::{Arrival, Refusal};
-use super::channel::{Bell, Channel, Door, Trouble};
+use super::channel::{Bell, Channel, Trouble};
 use super::counts::Outcome;
+use super::door::Door;
 use super::memory::Memory;
 use super::message::{Hello, Message, Offer, PROTOCOL};
 use super::pass::{ANSWER, Candidate, Pass, Tally};
