@@ -4,20 +4,18 @@
 //! 1. TLS: the peer proves who it is                             (`hbone::accept`)
 //! 2. for each CONNECT: does it lead into this pod?              (`arrival`, pure)
 //! 3. admit: the policies, on the proven identity                (`admit`)
-//! 4. reach the app from the client's own address                (`reach_app`)
+//! 4. reach the app from the client's own address                (`app::reach`)
 //! 5. answer 200                                                 (`open_request`)
 //! 6. copy, report
 //!
-//! Plaintext (15006, redirected by the pod's packet rules): the same from 3 on, without an identity.
+//! Plaintext (15006, redirected by the pod's packet rules): the same from 3 on, without an identity (`plain`).
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hbone::{
     AcceptError, Authority, BothWays, CertificateError, ConnectionError, Ended, Identity, Incoming,
-    Malformed, Request, ResponseHeaders, Splicing, Status, TcpPair,
+    Malformed, Request, ResponseHeaders, Status,
 };
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
@@ -26,16 +24,21 @@ use tokio::net::TcpStream;
 
 use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
-use crate::carry::{Broken, Unknown, ended, known, refuse};
+use crate::carry::{Broken, Unknown, ended, known};
 use crate::connections::{Carrier, Counting, Live, Protocol};
 use crate::headers;
-use crate::netns::From;
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::preamble;
 use crate::report::{Failure, Report, Whereabouts};
-use crate::route::{self, OWN_PORTS};
+use crate::route;
 use crate::traffic::{Ends, Flag, Reporter};
+
+pub(crate) mod app;
+mod plain;
+
+pub(crate) use app::Unreachable;
+pub use plain::serve_plain;
 
 /// Why a connection that arrived did not get to the app.
 #[derive(Debug, thiserror::Error)]
@@ -253,9 +256,6 @@ async fn begin_request(
 /// A tunnel that was granted, and whose it is.
 type Carrying = (Box<BothWays<TcpStream, Counting>>, Arc<Live>);
 
-/// Plaintext that was admitted, and whose it is.
-type Plaintext = (Box<Splicing<Counting>>, Arc<Live>);
-
 /// A connection on its way in, as its sockets see it.
 struct Arriving<'a> {
     node: &'a Arc<Node>,
@@ -353,99 +353,6 @@ async fn open_request(
     Ok((Box::new(copying), live))
 }
 
-/// Serves one plaintext connection that was redirected to port 15006 in `pod`'s namespace.
-pub fn serve_plain(
-    node: &Arc<Node>,
-    pod: &Arc<Pod>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    original_dst: SocketAddr,
-) -> impl Future<Output = ()> + Send + use<> {
-    // Boxed as in `spawn_request`.
-    let opening = Box::pin(begin_plain(
-        node.clone(),
-        pod.clone(),
-        tcp,
-        (peer, original_dst),
-    ));
-    async move {
-        let (mut report, opened) = opening.await;
-        let carried = match opened {
-            Ok((copying, live)) => carry(copying, &live).await,
-            Err(why) => Err(*why),
-        };
-        match carried {
-            Ok(()) => report.completed(),
-            Err(why) => report.failed(&why),
-        }
-    }
-}
-
-async fn begin_plain(
-    node: Arc<Node>,
-    pod: Arc<Pod>,
-    tcp: TcpStream,
-    (peer, local): (SocketAddr, SocketAddr),
-) -> (Report, Result<Plaintext, Box<Failed>>) {
-    let mut report = Report::new(&node, &pod, Reporter::Destination, peer, local);
-    let arriving = Arriving {
-        node: &node,
-        pod: &pod,
-        peer,
-        local,
-    };
-    let opened = open_plain(&arriving, tcp, &mut report).await;
-    (report, opened.map_err(Box::new))
-}
-
-async fn open_plain(
-    arriving: &Arriving<'_>,
-    tcp: TcpStream,
-    report: &mut Report,
-) -> Result<Plaintext, Failed> {
-    let Arriving {
-        node,
-        pod,
-        peer,
-        local,
-    } = *arriving;
-    if OWN_PORTS.contains(&local.port()) {
-        return refuse(tcp, Misdirected::SelfCall);
-    }
-    if let Err(why) = known(pod).await {
-        return refuse(tcp, why);
-    }
-    let snapshot = Arc::clone(&node.mesh.load());
-    let Some(workload) = pod.workload(&snapshot) else {
-        return refuse(tcp, Unknown);
-    };
-    let live = report.ends(Whereabouts {
-        ends: Ends {
-            source: source_of(&snapshot, &workload, peer, None),
-            source_identity: None,
-            destination: Some(workload.clone()),
-            destination_identity: None,
-            service: arrival::service_of(&snapshot, &workload, local.port(), None),
-            secured: false,
-        },
-        said: None,
-        protocol: Protocol::Tcp,
-        hop: local,
-        tunnelled: None,
-        original: local,
-        actual: local,
-        joined: None,
-    });
-    drop(snapshot);
-    let app = match admit_and_reach(arriving, &workload, &live, local, report).await {
-        Ok(app) => app,
-        Err(why) => return refuse(tcp, why),
-    };
-    let pair = TcpPair::new(app, tcp);
-    live.carried_by(Carrier::Pair(pair.freezer()));
-    Ok((Box::new(pair.both_ways(live.counting())), live))
-}
-
 /// The policies agree, then the app is there.
 async fn admit_and_reach(
     arriving: &Arriving<'_>,
@@ -455,7 +362,7 @@ async fn admit_and_reach(
     report: &mut Report,
 ) -> Result<TcpStream, Failed> {
     admit::admit(arriving.node, &workload.uid, live).await?;
-    Ok(reach_app(arriving.node, arriving.pod, arriving.peer.ip(), app, report).await?)
+    Ok(app::reach(arriving.node, arriving.pod, arriving.peer.ip(), app, report).await?)
 }
 
 /// The workload behind the peer's address, if it is who the certificate says: behind a gateway or a NAT the address
@@ -469,59 +376,6 @@ fn source_of(
     let found = snapshot.workload_at(&destination.network, peer.ip())?;
     let is_it = proven.is_none_or(|proven| route::proves(proven, found));
     is_it.then(|| found.clone())
-}
-
-/// Why the app could not be reached.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Unreachable {
-    #[error("connection failed: {0}")]
-    Refused(io::Error),
-    #[error("connection timed out: the app at {0} did not answer in {APP_TIMEOUT:?}")]
-    Silent(SocketAddr),
-    #[error("the client's address {0} could not be kept, as ENABLE_ORIG_SRC demands: {1}")]
-    SourceLost(IpAddr, io::Error),
-}
-
-/// The app is in this very namespace: what does not answer in this time has a full backlog and a bigger problem.
-const APP_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Connects to the app inside its namespace, from the client's own address, so that it sees its client although we
-/// stand between. Where that address cannot be had the report says so.
-pub(crate) async fn reach_app(
-    node: &Node,
-    pod: &Pod,
-    client: IpAddr,
-    app: SocketAddr,
-    report: &mut Report,
-) -> Result<TcpStream, Unreachable> {
-    let wanted = node.config.require_original_source != Some(false);
-    if wanted && client.is_ipv4() == app.is_ipv4() {
-        match connect(pod, From::Foreign(client), app).await {
-            Err(Unreachable::Refused(why)) if is_about_the_source(&why) => {
-                if node.config.require_original_source == Some(true) {
-                    return Err(Unreachable::SourceLost(client, why));
-                }
-            }
-            done => return done,
-        }
-    }
-    report.note("the app sees this pod's address instead of the client's");
-    connect(pod, From::Any, app).await
-}
-
-async fn connect(pod: &Pod, from: From, app: SocketAddr) -> Result<TcpStream, Unreachable> {
-    match tokio::time::timeout(APP_TIMEOUT, pod.netns.connect(from, app)).await {
-        Ok(connected) => connected.map_err(Unreachable::Refused),
-        Err(_) => Err(Unreachable::Silent(app)),
-    }
-}
-
-/// No capability for foreign addresses, or none of this kind here.
-fn is_about_the_source(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EPERM | libc::EACCES | libc::EADDRNOTAVAIL | libc::EINVAL)
-    )
 }
 
 impl Failure for Failed {

@@ -33,6 +33,7 @@ pub mod outbound;
 mod preamble;
 mod rejudge;
 mod report;
+mod retry;
 pub mod route;
 #[cfg(test)]
 mod testing;

@@ -7,8 +7,8 @@
 //! 1. both reports open, the destination's connection is among the open ones
 //! 2. the address is the destination's own                       (`at_home`)
 //! 3. admit: the policies of the destination                    (`admit`)
-//! 4. connect to the app, inside its namespace, as the source   (`inbound::reach_app`)
-//! 5. join the two sockets                                      (`hbone::TcpPair`, splice)
+//! 4. connect to the app, inside its namespace, as the source   (`inbound::app`)
+//! 5. join the two sockets                                      (`Reached::join`: `hbone::TcpPair`, splice)
 //! 6. report at both ends
 
 use std::net::{IpAddr, SocketAddr};
@@ -24,22 +24,21 @@ use crate::arrival::Misdirected;
 use crate::carry::{ended, refuse};
 use crate::connections::{Bytes, Carrier, Counting, Live, Protocol};
 use crate::inbound;
-use crate::outbound::{Failed, Leaving, Opened};
+use crate::outbound::{self, Failed, Leaving};
 use crate::pod::Pod;
 use crate::report::{Report, Whereabouts};
 use crate::route::{self, Direct, HBONE_PORT, OWN_PORTS};
 use crate::traffic::{Ends, Reporter};
 
-/// Opens a connection to a pod of this node.
-pub(crate) async fn open(
+/// Reaches the app of a pod of this node.
+pub(crate) async fn reach(
     leaving: &Leaving<'_>,
-    tcp: TcpStream,
     found: Direct,
     report: &mut Report,
-) -> Result<Opened, Failed> {
+) -> Result<outbound::Reached, Failed> {
     let Some(arriving) = leaving.node.pods.of_workload(&found.workload.uid) else {
         // It stopped taking connections since the decision.
-        return refuse(tcp, Failed::Gone(found.workload.name().into()));
+        return Err(Failed::Gone(found.workload.name().into()));
     };
     let from = leaving
         .own_address(found.address)
@@ -67,27 +66,66 @@ pub(crate) async fn open(
     // The other pod's drain waits for this connection as for its own, and cuts it when its time is over.
     let (hold, drain) = (arriving.drain.hold(), &arriving.drain);
     let reached = tokio::select! {
-        reached = reach(leaving, tcp, &arriving, &found, from, &live, &mut there) => reached,
+        reached = app(leaving, &arriving, &found, from, &live, &mut there) => reached,
         // Our own pod's end is the frame's to watch; the other's is ours.
         () = drain.now().cancelled() => Err(Failed::Gone(found.workload.name().into())),
     };
     match reached {
-        Ok(pair) => {
-            let other = Arc::downgrade(&live);
-            here.carried_by(Carrier::Joined(pair.freezer(), arriving.clone(), other));
-            Ok(Opened::Joined(Box::new(Joined {
-                copying: pair.both_ways(here.counting()),
-                live,
-                there,
-                arriving,
-                destination: found.workload,
-                _hold: hold,
-            })))
-        }
+        Ok(app) => Ok(outbound::Reached::Local(Box::new(Reached {
+            app,
+            here,
+            live,
+            there,
+            arriving,
+            destination: found.workload,
+            hold,
+        }))),
         Err(why) => {
             there.failed(&why);
             Err(why)
         }
+    }
+}
+
+/// The app of a pod of this node, before anything has moved.
+pub(crate) struct Reached {
+    app: TcpStream,
+    here: Arc<Live>,
+    /// The destination's.
+    live: Arc<Live>,
+    there: Report,
+    arriving: Arc<Pod>,
+    destination: Arc<Workload>,
+    hold: Hold,
+}
+
+impl Reached {
+    /// Joins the two sockets; what the client has `said` already goes before the rest.
+    pub(crate) async fn join(self, tcp: TcpStream, said: &[u8]) -> Result<Joined, Failed> {
+        let Self {
+            mut app,
+            here,
+            live,
+            mut there,
+            arriving,
+            destination,
+            hold,
+        } = self;
+        if let Err(why) = outbound::pass_on(&mut app, said, &here).await {
+            there.failed(&why);
+            return refuse(tcp, why);
+        }
+        let pair = TcpPair::new(tcp, app);
+        let other = Arc::downgrade(&live);
+        here.carried_by(Carrier::Joined(pair.freezer(), arriving.clone(), other));
+        Ok(Joined {
+            copying: pair.both_ways(here.counting()),
+            live,
+            there,
+            arriving,
+            destination,
+            _hold: hold,
+        })
     }
 }
 
@@ -127,28 +165,20 @@ impl Joined {
 }
 
 /// The destination's policies agree, then its app is there.
-async fn reach(
+async fn app(
     leaving: &Leaving<'_>,
-    tcp: TcpStream,
     arriving: &Arc<Pod>,
     found: &Direct,
     from: IpAddr,
     there: &Live,
     report: &mut Report,
-) -> Result<TcpPair, Failed> {
+) -> Result<TcpStream, Failed> {
     if OWN_PORTS.contains(&found.address.port()) {
-        return refuse(tcp, Misdirected::SelfCall);
+        return Err(Misdirected::SelfCall.into());
     }
-    if let Err(why) = at_home(arriving, found) {
-        return refuse(tcp, why);
-    }
-    if let Err(denied) = admit::admit(leaving.node, &found.workload.uid, there).await {
-        return refuse(tcp, denied);
-    }
-    match inbound::reach_app(leaving.node, arriving, from, found.address, report).await {
-        Ok(app) => Ok(TcpPair::new(tcp, app)),
-        Err(why) => refuse(tcp, why),
-    }
+    at_home(arriving, found)?;
+    admit::admit(leaving.node, &found.workload.uid, there).await?;
+    Ok(inbound::app::reach(leaving.node, arriving, from, found.address, report).await?)
 }
 
 /// Over the wire the address has led to the pod before anything else is asked; here it was only looked up. A pod that

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::connections::Connections;
 use crate::handover::Handover;
 use crate::pod::Pod;
+use crate::retry::Retries;
 use crate::traffic::Traffic;
 use crate::workers::Workers;
 
@@ -33,6 +34,8 @@ pub struct Node {
     pub traffic: Traffic,
     /// Open connections, by pod: for `/config_dump`, for judging again, for counting at drain.
     pub connections: Arc<Connections>,
+    /// Endpoints that failed just now, and what may be tried again.
+    pub(crate) retries: Retries,
     /// Where connections go when this process is replaced.
     pub handover: Handover,
     /// What the operator asked for.
@@ -62,6 +65,7 @@ impl Node {
             pods,
             traffic,
             connections,
+            retries: Retries::default(),
             handover: Handover::default(),
             config,
         })

@@ -2,26 +2,30 @@
 //!
 //! 1. accepted by the pod's listener, original destination known   (`pod`)
 //! 2. decide                                                        (`route::decide`, pure)
-//! 3. open: a tunnel, a joined pod, or plain TCP                     (`tunnel`, `local::open`, `plain`)
-//! 4. copy until both directions have ended                         (`hbone`)
-//! 5. report, whatever happened                                     (`Report` writes itself on drop)
+//! 3. reach: a tunnel, a joined pod, or plain TCP                    (`tunnel`, `local::reach`, `plain`)
+//! 4. or, where that fails, another endpoint of the same service     (`retry`)
+//! 5. copy until both directions have ended                         (`hbone`)
+//! 6. report, whatever happened                                     (`Report` writes itself on drop)
 //!
 //! Everything that can be refused is refused before the first byte moves, with a reset: an end of stream would look
 //! to the app like an empty answer.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hbone::{Authority, BothWays, Connect, Destination, Identity, OpenError, Splicing, TcpPair};
-use mesh::{Snapshot, Workload};
+use hbone::{BothWays, Connect, Destination, First, Identity, OpenError, Splicing, TcpPair};
+use mesh::Workload;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Carrier, Counting, Protocol};
+use crate::connections::{Carrier, Counting, Live, Protocol};
 use crate::headers;
 use crate::inbound::Unreachable;
 use crate::local;
@@ -30,6 +34,7 @@ use crate::netns::{From, unmapped};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::report::{Failure, Report, Whereabouts};
+use crate::retry::{Retried, Retries, SILENT, Target, Tries};
 use crate::route::{self, Decision, OWN_PORTS, Place, Plain, Question, Refused, Tunnel};
 use crate::traffic::{Ends, Flag, Reporter};
 
@@ -83,6 +88,9 @@ pub(crate) enum Failed {
     Connect(io::Error),
     #[error("connection timed out: no answer from {0} in {CONNECT_TIMEOUT:?}")]
     NoAnswer(SocketAddr),
+    /// Left for another one.
+    #[error("no answer in {SILENT:?}")]
+    Silent,
     #[error(transparent)]
     Lookup(#[from] LookupError),
     #[error(transparent)]
@@ -104,6 +112,23 @@ impl Failure for Failed {
             Self::Open(why) => flag_of(why),
             Self::Broken(_) => Flag::None,
             _ => Flag::Connect,
+        }
+    }
+}
+
+impl Failed {
+    /// It failed for a reason that is the endpoint's own: another may do better. What is ours (no certificate, a request
+    /// that cannot be said) would fail anywhere; what a policy decided, and what is said of the destination as such,
+    /// stands.
+    fn is_of_the_endpoint(&self) -> bool {
+        match self {
+            Self::Open(OpenError::Refused(status)) => *status >= 500,
+            Self::Open(OpenError::Certificate(_) | OpenError::Malformed(_)) => false,
+            Self::Misdirected(why) => matches!(why, Misdirected::Moved { .. }),
+            Self::App(Unreachable::SourceLost(..)) => false,
+            Self::Open(_) | Self::Connect(_) | Self::NoAnswer(_) | Self::Silent => true,
+            Self::Lookup(_) | Self::App(_) | Self::Gone(_) => true,
+            Self::Refused(_) | Self::Unknown(_) | Self::Denied(_) | Self::Broken(_) => false,
         }
     }
 }
@@ -142,10 +167,6 @@ async fn open(
         source_identity: Some(identity.clone()),
         ..Ends::default()
     });
-    let decision = match decide(node, &snapshot, &source, original) {
-        Ok(decision) => decision,
-        Err(why) => return refuse(tcp, why),
-    };
     drop(snapshot);
     let leaving = Leaving {
         node,
@@ -155,10 +176,94 @@ async fn open(
         peer,
         original,
     };
+    let first = First::default();
+    match reach(&leaving, &tcp, &first, report).await {
+        Ok(reached) => reached.join(tcp, first.said()).await,
+        Err(why) => refuse(tcp, why),
+    }
+}
+
+/// Reaches where the connection leads: if not one endpoint then another, as long as nobody can notice.
+async fn reach(
+    leaving: &Leaving<'_>,
+    tcp: &TcpStream,
+    first: &First,
+    report: &mut Report,
+) -> Result<Reached, Failed> {
+    let Leaving { node, .. } = leaving;
+    let Retries { troubled, budget } = &node.retries;
+    budget.earn();
+    let mut tries = Tries::new();
+    let mut decision = leaving.decide()?;
+    let mut before = None;
+    loop {
+        let target = decision.target();
+        // A pod of this node says itself what is wrong with it, and writes its own line: it is heard out.
+        let may_be_left = !matches!(decision, Decision::Local(_));
+        let other = || match leaving.other(&tries, target.as_ref(), first) {
+            Some(_) if !budget.spend() => {
+                node.traffic.retried(Retried::OVER_BUDGET);
+                None
+            }
+            other => other,
+        };
+        let (outcome, next) = {
+            let mut trying = pin!(attempt(leaving, tcp, first, decision, report));
+            match tokio::time::timeout(SILENT, &mut trying).await {
+                Ok(outcome) => (outcome, None),
+                Err(_) => match may_be_left.then(other).flatten() {
+                    Some(next) => (Err(Failed::Silent), Some(next)),
+                    None => (trying.await, None),
+                },
+            }
+        };
+        let failed = match outcome {
+            Ok(reached) => {
+                if let Some(target) = &target {
+                    troubled.recovered(target);
+                }
+                if let Some(before) = before {
+                    node.traffic.retried(Retried::REACHED);
+                    report.note(before);
+                }
+                return Ok(reached);
+            }
+            Err(why) => why,
+        };
+        let next = match next {
+            None if failed.is_of_the_endpoint() => other(),
+            next => next,
+        };
+        let its_own = failed.is_of_the_endpoint() && first.may_be_repeated();
+        if let Some(target) = target.as_ref().filter(|_| its_own) {
+            troubled.failed(target.clone());
+            tries.fails(target.clone());
+        }
+        let Some(next) = next else {
+            if let Some(before) = before {
+                node.traffic.retried(Retried::FAILED);
+                report.note(before);
+            }
+            return Err(failed);
+        };
+        report.another(failed.flag());
+        let who = target.map(|(uid, _)| uid).unwrap_or_default();
+        before = Some(format!("tried before: {who}: {failed}"));
+        decision = next;
+    }
+}
+
+async fn attempt(
+    leaving: &Leaving<'_>,
+    tcp: &TcpStream,
+    first: &First,
+    decision: Decision,
+    report: &mut Report,
+) -> Result<Reached, Failed> {
     match decision {
-        Decision::Tunnel(found) => tunnel(&leaving, tcp, found, report).await,
-        Decision::Local(found) => local::open(&leaving, tcp, found, report).await,
-        Decision::Plain(found) => plain(&leaving, tcp, found, report).await,
+        Decision::Tunnel(found) => tunnel(leaving, tcp, first, found, report).await,
+        Decision::Local(found) => local::reach(leaving, found, report).await,
+        Decision::Plain(found) => plain(leaving, found, report).await,
     }
 }
 
@@ -195,6 +300,56 @@ impl Leaving<'_> {
             .find(|ip| ip.is_ipv4() == to.is_ipv4())
     }
 
+    /// Where it goes, by the mesh as of now; not to whom others have failed on just now, if anybody is left.
+    fn decide(&self) -> Result<Decision, Refused> {
+        let troubled = &self.node.retries.troubled;
+        if troubled.is_empty() {
+            return self.decide_but(&|_, _| false);
+        }
+        self.decide_but(&|workload, port| troubled.includes(&(workload.uid.clone(), port)))
+    }
+
+    /// Somebody else than `target`, which has failed or says nothing, and than all who have failed before.
+    fn other(&self, tries: &Tries, target: Option<&Target>, first: &First) -> Option<Decision> {
+        let target = target?;
+        if !first.may_be_repeated() || !tries.may_go_on() {
+            return None;
+        }
+        let troubled = &self.node.retries.troubled;
+        let is_out =
+            |target: &Target, failed: &Target| failed == target || tries.has_failed(target);
+        // Rather one who is in trouble for others than none.
+        [true, false].into_iter().find_map(|by_others| {
+            let avoid = |workload: &Workload, port| {
+                let it = (workload.uid.clone(), port);
+                is_out(&it, target) || by_others && troubled.includes(&it)
+            };
+            let decision = self.decide_but(&avoid).ok()?;
+            let chosen = decision.target()?;
+            (!is_out(&chosen, target)).then_some(decision)
+        })
+    }
+
+    fn decide_but(&self, avoid: &dyn Fn(&Workload, u16) -> bool) -> Result<Decision, Refused> {
+        let Self {
+            node,
+            source,
+            original,
+            ..
+        } = self;
+        let joinable = |workload: &Workload| {
+            !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
+        };
+        route::decide(&Question {
+            snapshot: &node.mesh.load(),
+            source,
+            destination: *original,
+            joinable: &joinable,
+            avoid,
+            draw: headers::random(),
+        })
+    }
+
     async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {
         match place {
             Place::Address(address) => Ok(*address),
@@ -206,30 +361,13 @@ impl Leaving<'_> {
     }
 }
 
-fn decide(
-    node: &Node,
-    snapshot: &Snapshot,
-    source: &Workload,
-    original: SocketAddr,
-) -> Result<Decision, Refused> {
-    let joinable = |workload: &Workload| {
-        !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
-    };
-    route::decide(&Question {
-        snapshot,
-        source,
-        destination: original,
-        joinable: &joinable,
-        draw: headers::random(),
-    })
-}
-
 async fn tunnel(
     leaving: &Leaving<'_>,
-    tcp: TcpStream,
+    tcp: &TcpStream,
+    first: &First,
     found: Tunnel,
     report: &mut Report,
-) -> Result<Opened, Failed> {
+) -> Result<Reached, Failed> {
     let Leaving {
         node,
         pod,
@@ -242,19 +380,24 @@ async fn tunnel(
         *peer,
         found.service.as_deref().map(|service| &*service.hostname),
     );
+    // Who it will be behind a gateway is known only when it has answered.
+    let (destination_identity, destination) = match &found.beyond {
+        None => (route::identity(&found.next).ok(), found.next),
+        Some(beyond) => (None, beyond.workload.clone()),
+    };
     let live = report.ends(Whereabouts {
         ends: Ends {
             source: Some(source.clone()),
             source_identity: Some((*identity).clone()),
-            destination_identity: route::identity(&found.next).ok(),
-            destination: Some(found.next),
+            destination_identity,
+            destination: Some(destination),
             service: found.service,
             secured: true,
         },
         said: None,
         protocol: Protocol::Hbone,
         hop: found.address,
-        tunnelled: Some(Authority::Ip(found.authority)),
+        tunnelled: Some(found.authority.clone()),
         original: *original,
         actual: found.address,
         joined: None,
@@ -267,7 +410,7 @@ async fn tunnel(
         expected: found.expected,
     };
     let connect = Connect {
-        authority: Authority::Ip(found.authority),
+        authority: found.authority,
         forwarded: Some(forwarded),
         baggage: Some(headers::baggage(source)).filter(|baggage| !baggage.is_empty()),
         traceparent: Some(headers::traceparent()),
@@ -275,34 +418,28 @@ async fn tunnel(
         source: None,
     };
     let from = own.map_or(From::Any, From::Own);
-    let opened = node
-        .workers
-        .pool()
-        .open_for(
-            &tcp,
-            &destination,
-            |to| pod.netns.connect(from, to),
-            connect,
-        )
-        .await;
-    match opened {
-        Ok(tunnel) => {
-            if let Ok(freezer) = tunnel.freezer() {
-                live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
-            }
-            let copying = hbone::both_ways(tcp, tunnel, live.counting());
-            Ok(Opened::Tunnel(Box::new(copying)))
-        }
-        Err(why) => refuse(tcp, why),
-    }
+    let (pool, dial) = (node.workers.pool(), |to| pod.netns.connect(from, to));
+    let Some(beyond) = found.beyond else {
+        let opened = pool.open_keeping(tcp, first, &destination, dial, connect);
+        return Ok(Reached::Tunnel(opened.await?, live));
+    };
+    // What the app says first is not the gateway's to see: it stays in the socket.
+    let outer = pool.open(&destination, dial, connect.clone()).await?;
+    let certificate = node.certificates.of(identity).await;
+    let certificate = certificate.map_err(OpenError::from)?;
+    let connect = Connect {
+        x_forwarded_network: Some(source.network.to_string()).filter(|network| !network.is_empty()),
+        ..connect
+    };
+    let inner = hbone::client::inside(outer, &certificate, &beyond.expected, &connect).await?;
+    Ok(Reached::Inside(inner, live))
 }
 
 async fn plain(
     leaving: &Leaving<'_>,
-    tcp: TcpStream,
     found: Plain,
     report: &mut Report,
-) -> Result<Opened, Failed> {
+) -> Result<Reached, Failed> {
     let Leaving {
         pod,
         identity,
@@ -310,10 +447,7 @@ async fn plain(
         original,
         ..
     } = leaving;
-    let to = match leaving.resolve(&found.to).await {
-        Ok(to) => to,
-        Err(why) => return refuse(tcp, why),
-    };
+    let to = leaving.resolve(&found.to).await?;
     let live = report.ends(Whereabouts {
         ends: Ends {
             source: Some(source.clone()),
@@ -331,20 +465,69 @@ async fn plain(
         actual: to,
         joined: None,
     });
-    match connect(
-        pod,
-        leaving.own_address(to).map_or(From::Any, From::Own),
-        to,
-    )
-    .await
-    {
-        Ok(up) => {
-            let pair = TcpPair::new(tcp, up);
-            live.carried_by(Carrier::Pair(pair.freezer()));
-            Ok(Opened::Pair(Box::new(pair.both_ways(live.counting()))))
+    let from = leaving.own_address(to).map_or(From::Any, From::Own);
+    Ok(Reached::Plain(connect(pod, from, to).await?, live))
+}
+
+/// The other end of a connection, before anything has moved.
+pub(crate) enum Reached {
+    Tunnel(hbone::Tunnel, Arc<Live>),
+    /// A tunnel inside a tunnel.
+    Inside(hbone::Tunnel, Arc<Live>),
+    Plain(TcpStream, Arc<Live>),
+    Local(Box<local::Reached>),
+}
+
+impl Reached {
+    /// Begins to copy. What the app has said already goes before the rest; a tunnel has it.
+    async fn join(self, tcp: TcpStream, said: &[u8]) -> Result<Opened, Failed> {
+        match self {
+            Self::Tunnel(tunnel, live) => {
+                if let Ok(freezer) = tunnel.freezer() {
+                    live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
+                }
+                let copying = hbone::both_ways(tcp, tunnel, live.counting());
+                Ok(Opened::Tunnel(Box::new(copying)))
+            }
+            // No other process can go on with it: its keys belong to the stream of another tunnel.
+            Self::Inside(mut tunnel, live) => {
+                if let Err(why) = say_first(&mut tunnel, said, &live).await {
+                    return refuse(tcp, why);
+                }
+                let copying = hbone::both_ways(tcp, tunnel, live.counting());
+                Ok(Opened::Tunnel(Box::new(copying)))
+            }
+            Self::Plain(mut up, live) => {
+                if let Err(why) = pass_on(&mut up, said, &live).await {
+                    return refuse(tcp, why);
+                }
+                let pair = TcpPair::new(tcp, up);
+                live.carried_by(Carrier::Pair(pair.freezer()));
+                Ok(Opened::Pair(Box::new(pair.both_ways(live.counting()))))
+            }
+            Self::Local(reached) => Ok(Opened::Joined(Box::new(reached.join(tcp, said).await?))),
         }
-        Err(why) => refuse(tcp, why),
     }
+}
+
+/// The same where it is another kind of tunnel, which nothing was sent along with.
+async fn say_first(tunnel: &mut hbone::Tunnel, said: &[u8], live: &Live) -> Result<(), Failed> {
+    if !said.is_empty() {
+        let sent = tunnel.send(said.to_vec().into()).await;
+        sent.map_err(|why| OpenError::ConnectionLost(why.to_string()))?;
+        live.counters().sent.fetch_add(said.len() as u64, Relaxed);
+    }
+    Ok(())
+}
+
+/// What the app said while it was tried through a tunnel goes to who took it without one.
+pub(crate) async fn pass_on(up: &mut TcpStream, said: &[u8], live: &Live) -> Result<(), Failed> {
+    if !said.is_empty() {
+        // A new socket takes more than that at once.
+        up.write_all(said).await.map_err(Failed::Connect)?;
+        live.counters().sent.fetch_add(said.len() as u64, Relaxed);
+    }
+    Ok(())
 }
 
 /// A TCP connection inside the pod's namespace, from the pod's own address where the families agree.

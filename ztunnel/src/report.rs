@@ -37,6 +37,8 @@ pub(crate) struct Report {
     pod: Arc<Pod>,
     known: Known,
     outcome: Outcome,
+    /// Endpoints that failed before the present one, and how the last of them did.
+    failed_before: (u8, Flag),
 }
 
 /// Small, because it is kept as long as a connection is open: what is known early goes where all is known.
@@ -112,7 +114,13 @@ impl Report {
             pod: pod.clone(),
             known: Known::Early(Box::new(early)),
             outcome: Outcome::Open,
+            failed_before: (0, Flag::None),
         }
+    }
+
+    /// The endpoint of [`Report::ends`] was of no use; another one is tried.
+    pub(crate) fn another(&mut self, why: Flag) {
+        self.failed_before = (self.failed_before.0.saturating_add(1), why);
     }
 
     /// What is known of the ends before it is known whether there will be a connection at all: a refusal on the way
@@ -127,6 +135,10 @@ impl Report {
     pub(crate) fn ends(&mut self, mut found: Whereabouts<'_>) -> Arc<Live> {
         let joined = found.joined.is_some();
         let bytes = found.joined.take().unwrap_or_default();
+        if let Known::Both { entry, .. } = &self.known {
+            // Each endpoint that was tried is counted as opened and as closed; the connection fails at most once.
+            entry.live().series().closed(self.failed_before.1);
+        }
         let live = self.enter(found, joined, bytes);
         live.series().opened();
         live
@@ -276,6 +288,7 @@ macro_rules! line {
                 bytes_sent = moved.map(|moved| moved.0),
                 bytes_recv = moved.map(|moved| moved.1),
                 duration = live.map(|_| format!("{}ms", report.known.started().elapsed().as_millis())).as_deref(),
+                tries = (report.failed_before.0 > 0).then_some(report.failed_before.0 + 1),
                 path = matches!(report.known, Known::Both { joined: true, .. }).then_some("in-process"),
                 note = live.and_then(|live| live.story.note.get()).map(|note| &***note),
                 error = $error,

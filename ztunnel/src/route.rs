@@ -7,18 +7,21 @@
 //! 3. the destination is a workload: its waypoint if it has one, else itself;
 //! 4. unknown: pass through as it is.
 //!
-//! What is named but cannot be resolved (a waypoint, an endpoint) is refused here, before a byte moves: traffic that
+//! Who is on another network is reached through its gateway, by a tunnel inside a tunnel (`front`).
+//!
+//! What is named but cannot be resolved (a waypoint, a gateway, an endpoint) is refused here, before a byte moves: traffic that
 //! should meet a waypoint must never find a way around it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use hbone::Identity;
+use hbone::{Authority, Identity};
 use mesh::{
     Client, Endpoint, GatewayAddress, GatewayTarget, Network, NoEndpoint, Service, Snapshot,
     Workload,
 };
 
+use crate::retry::Target;
 use crate::traffic::Flag;
 
 /// Port of the inbound tunnel listener in every captured pod.
@@ -37,6 +40,8 @@ pub struct Question<'a> {
     pub destination: SocketAddr,
     /// Whether this workload's pod is on this node and may be joined in process.
     pub joinable: &'a dyn Fn(&Workload) -> bool,
+    /// Whether an endpoint is in trouble, asked for this port: another one is preferred where there is one.
+    pub avoid: &'a dyn Fn(&Workload, u16) -> bool,
     /// A random number: balancing draws from it.
     pub draw: u64,
 }
@@ -52,19 +57,44 @@ pub enum Decision {
     Plain(Plain),
 }
 
+impl Decision {
+    /// The endpoint or waypoint that is chosen, as [`Question::avoid`] is asked of it; none where there was no choice.
+    pub(crate) fn target(&self) -> Option<Target> {
+        let (workload, port) = match self {
+            Self::Tunnel(found) => (&found.next, found.asked),
+            Self::Local(found) => (&found.workload, found.address.port()),
+            Self::Plain(found) => (found.workload.as_ref()?, found.to.port()),
+        };
+        Some((workload.uid.clone(), port))
+    }
+}
+
 /// A tunnel to open.
 #[derive(Debug, Clone)]
 pub struct Tunnel {
     /// The next hop's tunnel port.
     pub address: SocketAddr,
     /// What the CONNECT asks for.
-    pub authority: SocketAddr,
+    pub authority: Authority,
     /// Who may answer, sorted.
     pub expected: Vec<Identity>,
-    /// Who answers: an endpoint or a waypoint.
+    /// Who answers: an endpoint, a waypoint, or the gateway of another network.
     pub next: Arc<Workload>,
+    /// Whom the gateway leads to.
+    pub beyond: Option<Beyond>,
+    /// The port for which it was chosen: the app's, or the tunnel port of a waypoint or gateway.
+    pub asked: u16,
     /// The service that was called, if one was.
     pub service: Option<Arc<Service>>,
+}
+
+/// What is at the end of a tunnel inside a tunnel.
+#[derive(Debug, Clone)]
+pub struct Beyond {
+    /// Who may answer there, sorted: whom the service vouches for. The gateway may lead to any of them.
+    pub expected: Vec<Identity>,
+    /// What stands for them in discovery.
+    pub workload: Arc<Workload>,
 }
 
 /// A workload reached at its own address.
@@ -98,6 +128,15 @@ pub enum Place {
     Name(Arc<str>, u16),
 }
 
+impl Place {
+    fn port(&self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::Name(_, port) => *port,
+        }
+    }
+}
+
 /// Why a connection goes nowhere.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -125,11 +164,32 @@ pub enum Refused {
         /// What each of its pods lacked.
         why: NoEndpoint,
     },
-    /// Only a gateway to another network leads there, and tunnels inside tunnels are not built yet.
+    /// The gateway of another network is named but not known.
     #[error(
-        "{0} is on network {1}, reached through a gateway; this version has no tunnel through gateways yet"
+        "gateway {gateway} of network {network} not found; {workload} can be reached in no other way"
     )]
+    GatewayNotFound {
+        /// Service or address.
+        gateway: String,
+        /// Which it leads to.
+        network: Network,
+        /// Who is there.
+        workload: Arc<str>,
+    },
+    /// The gateway of another network is known but has nobody to answer.
+    #[error("gateway {gateway} has no healthy pod: {why}")]
+    GatewayNotReady {
+        /// `namespace/hostname`
+        gateway: String,
+        /// What each of its pods lacked.
+        why: NoEndpoint,
+    },
+    /// A gateway is asked for a service, and none was called.
+    #[error("{0} is on network {1}, where gateways lead to services only; call a service of it")]
     OtherNetwork(Arc<str>, Network),
+    /// Whoever is behind a gateway is believed only if the service vouches for it.
+    #[error("service {0} names nobody (subject_alt_names) who could answer for it on network {1}")]
+    NobodyVouched(String, Network),
     /// The endpoint has no address.
     #[error("workload {0} has no address")]
     NoAddress(Arc<str>),
@@ -176,14 +236,15 @@ pub fn decide(question: &Question<'_>) -> Result<Decision, Refused> {
 fn to_service(question: &Question<'_>, service: &Arc<Service>) -> Result<Decision, Refused> {
     // The high half draws the waypoint, the whole the endpoint, so that the two draws do not follow each other.
     if let Some(waypoint) = service.draw_waypoint(question.draw >> 32) {
-        return through_waypoint(question, waypoint, Some(service));
+        return front::through_waypoint(question, waypoint, Some(service));
     }
-    let picked = mesh::pick(
+    let picked = mesh::pick_but(
         question.snapshot,
         service,
         question.destination.port(),
         &client(question),
         question.draw,
+        &|endpoint| (question.avoid)(&endpoint.workload, endpoint.target_port),
     );
     match picked {
         Ok(endpoint) => to_endpoint(question, service, endpoint),
@@ -204,7 +265,7 @@ fn to_workload(question: &Question<'_>, workload: &Arc<Workload>) -> Result<Deci
     if let Some(waypoint) = &workload.waypoint
         && !is_waypoint(question, waypoint)
     {
-        return through_waypoint(question, waypoint, None);
+        return front::through_waypoint(question, waypoint, None);
     }
     // The app named this very address, so it is kept, in the family that the app chose.
     reach(question, workload, question.destination, None)
@@ -232,11 +293,10 @@ fn to_endpoint(
             workload: Some(workload.clone()),
             service: Some(service.clone()),
         })),
-        (None, None) if workload.network_gateway.is_some() => Err(Refused::OtherNetwork(
-            workload.uid.clone(),
-            workload.network.clone(),
-        )),
-        (None, None) => Err(Refused::NoAddress(workload.uid.clone())),
+        (None, None) => match &workload.network_gateway {
+            Some(gateway) => front::through_gateway(question, gateway, &workload, service, &[]),
+            None => Err(Refused::NoAddress(workload.uid.clone())),
+        },
     }
 }
 
@@ -247,11 +307,14 @@ fn reach(
     address: SocketAddr,
     service: Option<&Arc<Service>>,
 ) -> Result<Decision, Refused> {
-    if workload.network != question.source.network && workload.network_gateway.is_some() {
-        return Err(Refused::OtherNetwork(
-            workload.uid.clone(),
-            workload.network.clone(),
-        ));
+    if workload.network != question.source.network
+        && let Some(gateway) = &workload.network_gateway
+    {
+        let Some(service) = service else {
+            let (who, network) = (workload.uid.clone(), workload.network.clone());
+            return Err(Refused::OtherNetwork(who, network));
+        };
+        return front::through_gateway(question, gateway, workload, service, &[]);
     }
     let service = service.cloned();
     if workload.tunnel != mesh::Tunnel::Hbone {
@@ -275,80 +338,13 @@ fn reach(
     }
     Ok(Decision::Tunnel(Tunnel {
         address: SocketAddr::new(address.ip(), HBONE_PORT),
-        authority: address,
+        authority: Authority::Ip(address),
         expected: expected(workload, service.as_deref())?,
         next: workload.clone(),
+        beyond: None,
+        asked: address.port(),
         service,
     }))
-}
-
-/// Through a waypoint, which is asked for what the app asked for.
-fn through_waypoint(
-    question: &Question<'_>,
-    waypoint: &GatewayAddress,
-    called: Option<&Arc<Service>>,
-) -> Result<Decision, Refused> {
-    let (next, ip, of) = waypoint_pod(question, waypoint)?;
-    if next.network != question.source.network && next.network_gateway.is_some() {
-        return Err(Refused::OtherNetwork(
-            next.uid.clone(),
-            next.network.clone(),
-        ));
-    }
-    Ok(Decision::Tunnel(Tunnel {
-        address: SocketAddr::new(ip, waypoint.hbone_port),
-        authority: question.destination,
-        expected: expected(&next, of.as_deref())?,
-        next,
-        service: called.cloned(),
-    }))
-}
-
-type WaypointPod = (Arc<Workload>, IpAddr, Option<Arc<Service>>);
-
-/// One pod of a waypoint, its address, and the service through which it was found.
-fn waypoint_pod(
-    question: &Question<'_>,
-    waypoint: &GatewayAddress,
-) -> Result<WaypointPod, Refused> {
-    let snapshot = question.snapshot;
-    let service = match &waypoint.target {
-        GatewayTarget::Host(host) => snapshot.service(&host.namespace, &host.host),
-        GatewayTarget::Address(network, ip) => {
-            match snapshot.service_at(network, *ip, &question.source.namespace) {
-                Some(service) => Some(service),
-                None => {
-                    let workload = snapshot.workload_at(network, *ip);
-                    let workload =
-                        workload.ok_or_else(|| Refused::WaypointNotFound(waypoint.to_string()))?;
-                    return Ok((workload.clone(), *ip, None));
-                }
-            }
-        }
-    };
-    let service = service.ok_or_else(|| Refused::WaypointNotFound(waypoint.to_string()))?;
-    let not_ready = |why| Refused::WaypointNotReady {
-        waypoint: name(service),
-        why,
-    };
-    let endpoint = mesh::pick_waypoint(
-        snapshot,
-        service,
-        waypoint.hbone_port,
-        &client(question),
-        question.draw,
-    )
-    .map_err(not_ready)?;
-    let ip = endpoint
-        .address
-        .ok_or_else(|| match endpoint.workload.network_gateway {
-            Some(_) => Refused::OtherNetwork(
-                endpoint.workload.uid.clone(),
-                endpoint.workload.network.clone(),
-            ),
-            None => Refused::NoAddress(endpoint.workload.uid.clone()),
-        })?;
-    Ok((endpoint.workload, ip, Some(service.clone())))
 }
 
 /// Whether the caller is a pod of this waypoint, captured like any other: what it sends on must not come back to it.
@@ -368,21 +364,26 @@ fn is_waypoint(question: &Question<'_>, waypoint: &GatewayAddress) -> bool {
 
 /// Who may answer: the next hop itself, and whom the service through which it was found vouches for.
 fn expected(next: &Workload, service: Option<&Service>) -> Result<Vec<Identity>, Refused> {
-    let own = identity(next)?;
-    let vouched = service.map_or(&[][..], |service| &service.subject_alt_names);
-    let mut expected = Vec::with_capacity(1 + vouched.len());
-    expected.push(own);
-    for name in vouched {
-        match name.parse() {
-            Ok(identity) => expected.push(identity),
-            Err(error) => {
-                tracing::debug!(subject_alt_name = %name, %error, "not an identity, ignored")
-            }
-        }
-    }
-    expected.sort_unstable();
-    expected.dedup();
-    Ok(expected)
+    let vouched = service.map_or(0, |service| service.subject_alt_names.len());
+    let mut expected = Vec::with_capacity(1 + vouched);
+    expected.push(identity(next)?);
+    expected.extend(service.into_iter().flat_map(vouched_for));
+    Ok(sorted(expected))
+}
+
+fn sorted(mut identities: Vec<Identity>) -> Vec<Identity> {
+    identities.sort_unstable();
+    identities.dedup();
+    identities
+}
+
+/// Whom a service vouches for.
+fn vouched_for(service: &Service) -> impl Iterator<Item = Identity> {
+    service.subject_alt_names.iter().filter_map(|name| {
+        name.parse()
+            .inspect_err(|error| tracing::debug!(subject_alt_name = %name, %error, "not an identity, ignored"))
+            .ok()
+    })
 }
 
 /// The identity a workload must prove.
@@ -422,5 +423,6 @@ fn name(service: &Service) -> String {
     format!("{}/{}", service.namespace, service.hostname)
 }
 
+mod front;
 #[cfg(test)]
 mod tests;

@@ -80,7 +80,8 @@ fn gateway(destination: wire::gateway_address::Destination) -> Option<wire::Gate
     })
 }
 
-fn address(network: &str, vip: &str) -> wire::NetworkAddress {
+/// An address or, with a length, a range of a network.
+pub(crate) fn address(network: &str, vip: &str) -> wire::NetworkAddress {
     let (ip, length) = match vip.split_once('/') {
         Some((ip, length)) => (ip, length.parse().ok()),
         None => (vip, None),

@@ -27,6 +27,7 @@ use labels::{Flagged, Labels, UNKNOWN};
 use names::Asked;
 
 use crate::headers::Baggage;
+use crate::retry::Retried;
 
 /// Which end of a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +107,8 @@ struct Table {
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     /// Names that had to be resolved for a connection.
     names: Family<Asked, Counter>,
+    /// Connections whose first endpoint failed.
+    retried: Family<Retried, Counter>,
 }
 
 /// Beyond this many series, what a peer says of itself in `baggage` no longer makes new ones: a peer with a
@@ -144,6 +147,16 @@ impl Traffic {
             "The total number of requests that used on-demand DNS (unstable)",
             self.0.names.clone(),
         );
+        registry.register(
+            "ambit_connection_retries",
+            "Connections whose first endpoint failed, by what became of them",
+            self.0.retried.clone(),
+        );
+    }
+
+    /// The first endpoint of a connection failed.
+    pub(crate) fn retried(&self, retried: Retried) {
+        self.0.retried.get_or_create(&retried).inc();
     }
 
     /// The series of a connection between these ends.

@@ -6,6 +6,8 @@
     reason = "a test that cannot go on says so"
 )]
 
+#[path = "path/again.rs"]
+mod again;
 #[path = "path/ca.rs"]
 mod ca;
 #[path = "path/fabric.rs"]
@@ -16,6 +18,8 @@ mod golden;
 mod lasting;
 #[path = "path/log.rs"]
 mod log;
+#[path = "path/networks.rs"]
+mod networks;
 #[path = "path/peers.rs"]
 mod peers;
 #[path = "path/refusals.rs"]

@@ -16,6 +16,16 @@ fn ask_drawing(
     local: &[&str],
     draw: u64,
 ) -> Result<Decision, Refused> {
+    ask_avoiding(snapshot, to, local, draw, &[])
+}
+
+fn ask_avoiding(
+    snapshot: &Snapshot,
+    to: &str,
+    local: &[&str],
+    draw: u64,
+    avoided: &[(&str, u16)],
+) -> Result<Decision, Refused> {
     let source = snapshot.workload("client").unwrap();
     let joinable = |workload: &Workload| local.contains(&&*workload.uid);
     let destination = to.parse().unwrap();
@@ -24,6 +34,7 @@ fn ask_drawing(
         source,
         destination,
         joinable: &joinable,
+        avoid: &|workload, port| avoided.contains(&(&*workload.uid, port)),
         draw,
     })
 }
@@ -37,12 +48,25 @@ fn say(decision: Result<Decision, Refused>) -> String {
     match decision {
         Ok(Decision::Tunnel(t)) => {
             let expected: Vec<_> = t.expected.iter().map(Identity::service_account).collect();
+            let beyond = t.beyond.map(|beyond| {
+                let expected: Vec<_> = beyond
+                    .expected
+                    .iter()
+                    .map(Identity::service_account)
+                    .collect();
+                format!(
+                    ", inside to {} for {}",
+                    expected.join("+"),
+                    beyond.workload.uid
+                )
+            });
             format!(
-                "tunnel {} to {} by {}{}",
+                "tunnel {} to {} by {}{}{}",
                 t.address,
                 t.authority,
                 expected.join("+"),
-                service(&t.service)
+                service(&t.service),
+                beyond.unwrap_or_default()
             )
         }
         Ok(Decision::Local(d)) => format!(
@@ -327,19 +351,91 @@ fn a_service_vouches_for_its_endpoints() {
     );
 }
 
-#[test]
-fn what_only_a_gateway_leads_to_is_refused_with_that_reason() {
-    let mesh = snapshot(|mesh| {
+/// Network `elsewhere`, its gateway at an address, by a service of ours, or nowhere; and what stands there.
+fn mesh_with_networks() -> Arc<Snapshot> {
+    let gateway = |address| wire::GatewayAddress {
+        destination: Some(wire::gateway_address::Destination::Address(address)),
+        hbone_mtls_port: 15009,
+    };
+    snapshot(|mesh| {
         mesh.set_workload(pod("client", &["10.0.0.1"]));
-        let mut far = endpoint("far", &[], "far.svc", &[]);
-        (far.network, far.network_gateway) = ("elsewhere".into(), waypoint_ip("192.0.2.9"));
-        mesh.set_workload(far);
-        mesh.set_service(service("far.svc", &["10.1.0.1"], &[(80, 80)]));
-    });
-    assert!(matches!(
-        ask(&mesh, "10.1.0.1:80", &[]),
-        Err(Refused::OtherNetwork(..))
-    ));
+        let mut door = pod("door", &["192.0.2.9"]);
+        door.network = "elsewhere".into();
+        mesh.set_workload(door);
+        mesh.set_workload(endpoint("near-door", &["10.0.0.8"], "door.svc", &[]));
+        mesh.set_service(service("door.svc", &[], &[(15008, 15008)]));
+        let by_address = Some(gateway(crate::testing::address("elsewhere", "192.0.2.9")));
+        for (name, vip, through) in [
+            ("far", "10.1.0.1", by_address.clone()),
+            ("named", "10.1.0.2", waypoint_host("door.svc")),
+            (
+                "lost",
+                "10.1.0.3",
+                Some(gateway(crate::testing::address("elsewhere", "192.0.2.8"))),
+            ),
+            ("trusted-by-nobody", "10.1.0.4", by_address.clone()),
+        ] {
+            let host = format!("{name}.svc");
+            let mut far = endpoint(name, &[], &host, &[]);
+            (far.network, far.network_gateway) = ("elsewhere".into(), through);
+            mesh.set_workload(far);
+            let mut service = service(&host, &[vip], &[(80, 8080)]);
+            if name != "trusted-by-nobody" {
+                service.subject_alt_names =
+                    vec!["spiffe://cluster.local/ns/default/sa/beyond".into()];
+            }
+            mesh.set_service(service);
+        }
+        // The waypoint of a service of ours may be there too, and a pod may have an address that is ours as well.
+        let mut waypoint = endpoint("far-waypoint", &[], "waypoint.svc", &[]);
+        (waypoint.network, waypoint.network_gateway) = ("elsewhere".into(), by_address.clone());
+        mesh.set_workload(waypoint);
+        let mut front = service("waypoint.svc", &[], &[(15008, 15008)]);
+        front.subject_alt_names = vec!["spiffe://cluster.local/ns/default/sa/waypoint".into()];
+        mesh.set_service(front);
+        let mut guarded = service("guarded.svc", &["10.1.0.5"], &[(80, 80)]);
+        guarded.waypoint = waypoint_host("waypoint.svc");
+        mesh.set_service(guarded);
+        let mut same = endpoint("same-address", &["10.0.0.1"], "same.svc", &[]);
+        (same.network, same.network_gateway) = ("elsewhere".into(), by_address);
+        mesh.set_workload(same);
+        let mut vouched = service("same.svc", &["10.1.0.6"], &[(80, 80)]);
+        vouched.subject_alt_names = vec!["spiffe://cluster.local/ns/default/sa/beyond".into()];
+        mesh.set_service(vouched);
+    })
+}
+
+#[test]
+fn another_network_is_reached_through_its_gateway_by_a_tunnel_inside_a_tunnel() {
+    let mesh = mesh_with_networks();
+    for (to, expected) in [
+        (
+            "10.1.0.1:80",
+            "tunnel 192.0.2.9:15009 to far.svc:80 by door of far.svc, inside to beyond for far",
+        ),
+        (
+            "10.1.0.2:80",
+            "tunnel 10.0.0.8:15008 to named.svc:80 by near-door of named.svc, inside to beyond for named",
+        ),
+        (
+            "10.1.0.5:80",
+            "tunnel 192.0.2.9:15009 to guarded.svc:80 by door of guarded.svc, inside to waypoint for far-waypoint",
+        ),
+        (
+            "10.1.0.6:80",
+            "tunnel 192.0.2.9:15009 to same.svc:80 by door of same.svc, inside to beyond for same-address",
+        ),
+        (
+            "10.1.0.3:80",
+            "refused: gateway elsewhere/192.0.2.8:15009 of network elsewhere not found; lost can be reached in no other way",
+        ),
+        (
+            "10.1.0.4:80",
+            "refused: service default/trusted-by-nobody.svc names nobody (subject_alt_names) who could answer for it on network elsewhere",
+        ),
+    ] {
+        assert_eq!(say(ask(&mesh, to, &["same-address"])), expected, "{to}");
+    }
 }
 
 #[test]
@@ -355,6 +451,53 @@ fn endpoints_share_the_connections() {
         .map(|draw| say(ask_drawing(&mesh, "10.1.0.1:80", &[], draw)))
         .collect();
     assert_eq!(chosen.len(), 2, "{chosen:?}");
+}
+
+#[test]
+fn who_is_in_trouble_on_the_port_in_question_is_chosen_only_where_there_is_nobody_else() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1"]));
+        for (name, ip) in [("a", "10.0.0.2"), ("b", "10.0.0.3")] {
+            mesh.set_workload(endpoint(name, &[ip], "web.svc", &[(80, 8080), (81, 8081)]));
+            let mut waypoint = endpoint(
+                &format!("waypoint-{name}"),
+                &[&ip.replace("10.0.0", "10.0.9")],
+                "waypoint.svc",
+                &[],
+            );
+            waypoint.native_tunnel = true;
+            mesh.set_workload(waypoint);
+        }
+        mesh.set_service(service("web.svc", &["10.1.0.1"], &[(80, 0), (81, 0)]));
+        mesh.set_service(service("waypoint.svc", &["10.1.0.9"], &[(15008, 15008)]));
+        let mut guarded = service("guarded.svc", &["10.1.0.2"], &[(80, 80)]);
+        guarded.waypoint = waypoint_host("waypoint.svc");
+        mesh.set_service(guarded);
+    });
+    let chosen = |to, avoided: &[(&str, u16)]| {
+        let all = (0..64).map(|draw| {
+            let decision = ask_avoiding(&mesh, to, &["b"], draw, avoided).unwrap();
+            decision.target().unwrap()
+        });
+        let all: std::collections::BTreeSet<_> = all.collect();
+        let all = all.iter().map(|(uid, port)| format!("{uid}:{port}"));
+        all.collect::<Vec<_>>().join(" ")
+    };
+    for (to, avoided, expected) in [
+        ("10.1.0.1:80", &[][..], "a:8080 b:8080"),
+        ("10.1.0.1:80", &[("a", 8080)], "b:8080"),
+        ("10.1.0.1:80", &[("b", 8080)], "a:8080"),
+        ("10.1.0.1:81", &[("a", 8080)], "a:8081 b:8081"),
+        ("10.1.0.1:80", &[("a", 8080), ("b", 8080)], "a:8080 b:8080"),
+        ("10.1.0.2:80", &[], "waypoint-a:15008 waypoint-b:15008"),
+        ("10.1.0.2:80", &[("waypoint-b", 15008)], "waypoint-a:15008"),
+        // Named by its own address, it is nobody else.
+        ("10.0.0.2:8080", &[("a", 8080)], "a:8080"),
+    ] {
+        assert_eq!(chosen(to, avoided), expected, "{to} without {avoided:?}");
+    }
+    let outside = ask(&mesh, "192.0.2.1:443", &[]).unwrap();
+    assert_eq!(outside.target(), None);
 }
 
 #[test]

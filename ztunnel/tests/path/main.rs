@@ -7,11 +7,13 @@
     reason = "a test that cannot go on says so"
 )]
 
+mod again;
 mod ca;
 mod fabric;
 mod golden;
 mod lasting;
 mod log;
+mod networks;
 mod peers;
 mod refusals;
 mod source;

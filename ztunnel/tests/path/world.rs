@@ -221,6 +221,12 @@ impl World {
         self.fabric.place(pod).sysctl(key, value).unwrap();
     }
 
+    /// Nothing that is sent to a pod arrives from now on, and nobody is told.
+    pub(crate) fn drops_everything(&self, pod: &str) {
+        let rules = "table inet mute {\nchain in {\ntype filter hook prerouting priority -400; policy drop;\n}\n}\n";
+        self.fabric.place(pod).nft(rules).unwrap();
+    }
+
     /// Waits until no connection is open at either node.
     pub(crate) async fn quiet(&self) {
         for node in &self.nodes {
@@ -329,7 +335,7 @@ impl WorldPod {
         }
     }
 
-    async fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+    pub(crate) async fn try_connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to))
             .await
             .unwrap()
@@ -341,20 +347,7 @@ impl WorldPod {
 
     /// An app that first says who it sees as its client, then echoes.
     pub(crate) fn serve(&self, port: u16) -> JoinHandle<()> {
-        let listener = self.listen(port);
-        tokio::spawn(async move {
-            loop {
-                let (mut tcp, peer) = listener.accept().await.unwrap();
-                tokio::spawn(async move {
-                    let hello = format!("{}\n", peer.ip().to_canonical());
-                    if tcp.write_all(hello.as_bytes()).await.is_ok() {
-                        let (mut read, mut write) = tcp.split();
-                        let _ = tokio::io::copy(&mut read, &mut write).await;
-                        let _ = write.shutdown().await;
-                    }
-                });
-            }
-        })
+        serve_on(Arc::new(self.listen(port)))
     }
 
     /// One of its addresses as discovery writes it.
@@ -365,6 +358,23 @@ impl WorldPod {
     pub(crate) fn at(&self, index: usize, port: u16) -> SocketAddr {
         SocketAddr::new(self.ips[index], port)
     }
+}
+
+/// [`WorldPod::serve`] by a listener that its maker keeps too.
+pub(crate) fn serve_on(listener: Arc<TcpListener>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, peer) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let hello = format!("{}\n", peer.ip().to_canonical());
+                if tcp.write_all(hello.as_bytes()).await.is_ok() {
+                    let (mut read, mut write) = tcp.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                }
+            });
+        }
+    })
 }
 
 /// Reads the greeting of [`WorldPod::serve`]: the client's address as the app sees it.
