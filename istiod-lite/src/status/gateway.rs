@@ -53,6 +53,27 @@ pub fn gateway(gateway: &Gateway, controller: Controller, places: &[Place]) -> O
     })
 }
 
+/// What of Gateway API waypoints can do, by the names of its conformance suite, in order: what that was run with.
+pub const FEATURES: [&str; 17] = [
+    "GRPCRoute",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteParentRefPort",
+    "HTTPRouteResponseHeaderModification",
+    "Mesh",
+    "MeshClusterIPMatching",
+    "MeshConsumerRoute",
+    "MeshHTTPRouteBackendRequestHeaderModification",
+    "MeshHTTPRouteNamedRouteRule",
+    "MeshHTTPRouteQueryParamMatching",
+    "MeshHTTPRouteRedirectPath",
+    "MeshHTTPRouteRedirectPort",
+    "MeshHTTPRouteRewritePath",
+    "MeshHTTPRouteSchemeRedirect",
+];
+
 /// Of a GatewayClass. None if it is not ours.
 pub fn class(name: &str, class: &Class) -> Option<Desired> {
     if Controller::of(name, Some(class)) == Controller::Other {

@@ -110,7 +110,8 @@ pub(crate) const BUILT_IN: [(&str, &str); 2] = [
     ("istio-waypoint", MESH_CONTROLLER),
     ("istio-remote", UNMANAGED_CONTROLLER),
 ];
-const MESH_CONTROLLER: &str = "istio.io/mesh-controller";
+/// Of waypoints.
+pub(crate) const MESH_CONTROLLER: &str = "istio.io/mesh-controller";
 const UNMANAGED_CONTROLLER: &str = "istio.io/unmanaged-gateway";
 
 impl Controller {

@@ -3,9 +3,12 @@
 //! 1. it is waited until GatewayClasses are defined, and begun anew when their definition changes
 //! 2. each is followed by its name
 //! 3. while there is none it is created; one that is there stays as its owner wrote it
+//! 4. that of waypoints says in its status what they can do                          (`features`)
 //!
 //! That they are accepted is the status writer's to say. Class `istio` is not made: no ingress gateway
 //! runs yet, and a class that is there promises that somebody looks after its Gateways.
+
+mod features;
 
 use std::pin::pin;
 
@@ -58,6 +61,7 @@ async fn keep(ground: &Ground, resource: &ApiResource, name: &str, controller: &
     let kind = "gatewayclasses.gateway.networking.k8s.io";
     let mut versions = pin!(follow::object(watched, name, &ground.health, kind));
     let mut queue = Queue::default();
+    let mut features = features::Features::default();
     loop {
         let now = Instant::now();
         if queue.take(now).is_some() {
@@ -71,12 +75,20 @@ async fn keep(ground: &Ground, resource: &ApiResource, name: &str, controller: &
                 }
             }
         }
+        features.tell(ground, resource, name).await;
         tokio::select! {
             Some(version) = versions.next() => match version {
-                None => queue.add((), Instant::now()),
-                Some(_) => queue.forget(&()),
+                None => {
+                    queue.add((), Instant::now());
+                    features.gone();
+                }
+                Some(class) => {
+                    queue.forget(&());
+                    features.hear(&class);
+                }
             },
             () = until(queue.due()) => {}
+            () = until(features.due()) => {}
         }
     }
 }

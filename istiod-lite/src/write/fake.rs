@@ -39,6 +39,8 @@ struct State {
     /// `METHOD path`, of all that changes something.
     writes: Vec<String>,
     rule: Option<Rule>,
+    /// A field of statuses that the schema does not have.
+    pruned: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +138,11 @@ impl Fake {
 
     pub(crate) fn refuse_nothing(&self) {
         self.state.lock().unwrap().rule = None;
+    }
+
+    /// From now on no status has that field.
+    pub(crate) fn prune(&self, field: &'static str) {
+        self.state.lock().unwrap().pruned = field;
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -251,6 +258,8 @@ impl State {
             Method::PATCH => {
                 if !status {
                     body.as_object_mut().unwrap().remove("status");
+                } else if let Some(status) = body.get_mut("status").and_then(Value::as_object_mut) {
+                    status.remove(self.pruned);
                 }
                 let mut after = before.clone();
                 lay(&mut after, &body);
