@@ -258,6 +258,7 @@ impl Arrived {
                 };
                 carry::accepted(&self, stream(bytes), sni.as_deref()).await;
             }
+            Guess::Broken => carry::broken(&self),
             Guess::Gone => {}
         }
     }
@@ -383,7 +384,7 @@ async fn first(
                 all.extend_from_slice(&chunk);
                 *bytes = all.freeze();
             }
-            None | Some(Err(_)) => return speak::end(bytes),
+            None | Some(Err(_)) => return speak::end(declared, bytes),
         }
         if let Some(guess) = speak::guess(bytes, declared) {
             return guess;

@@ -1,6 +1,7 @@
 //! Bytes of services that do not speak HTTP.
 //!
 //! 1. whether the client may                                          ([`crate::authorize`])
+//!    and whether somebody must be shown what passes here, who is shown requests only ([`Config::must_see`])
 //! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
 //! 3. an endpoint, once a connection                                  ([`Aim`])
 //! 4. copy both ways until both have ended, or until policies change and one of them denies it
@@ -12,11 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hbone::{Counters, Request, ResponseHeaders, Status, Tunnel};
+use mesh::service::AppProtocol;
 
 use crate::arrive::{Arrived, To};
 use crate::authorize::{Connection, Denied, Verdict};
 use crate::call::{Aim, Held, random};
-use crate::compiled::Service;
+use crate::compiled::{Config, Service};
 use crate::report::{Flag, TcpReport};
 use crate::request::{Refused, lead};
 use crate::route::Picked;
@@ -52,6 +54,15 @@ pub async fn accepted(arrived: &Arrived, client: Stream, sni: Option<&str>) {
     }
 }
 
+/// A client has ended after half a preface of HTTP/2, where HTTP is declared. Its tunnel is reset.
+pub fn broken(arrived: &Arrived) {
+    let mut report = begun(arrived);
+    let config = arrived.proxy.state.load_full();
+    report.told(&service(&config, arrived).telemetry);
+    report.flag(Flag::DownstreamProtocolError);
+    report.detail("half a preface of HTTP/2, and no more");
+}
+
 fn begun(arrived: &Arrived) -> TcpReport {
     let reports = &arrived.proxy.reports;
     let mut report = reports.connection(&arrived.caller, Instant::now());
@@ -65,6 +76,7 @@ fn refused(why: &Refused, report: &mut TcpReport) {
     report.flag(match why {
         Refused::Failed(_) => Flag::UpstreamConnectFailure,
         Refused::Denied { .. } => Flag::Unauthorized,
+        Refused::Unshown(_) => Flag::DownstreamProtocolError,
         Refused::NoRoute | Refused::Broken(_) => Flag::NoRoute,
         _ => Flag::NoHealthyUpstream,
     });
@@ -83,12 +95,9 @@ async fn open(
     report: &mut TcpReport,
 ) -> Result<(Endpoint, Held), Refused> {
     let config = arrived.proxy.state.load_full();
-    let service = match arrived.to.service() {
-        Some(service) => config.service(&service.key()),
-        None => config.other(),
-    };
+    let service = service(&config, arrived);
     report.told(&service.telemetry);
-    authorise(service, arrived, sni, report)?;
+    judge(&config, service, arrived, sni).map_err(|unfit| unfit.noted(report))?;
     let (to, subset) = route(service, arrived, sni, report)?;
     let mut aim = Aim::at(arrived, &config, to, &subset)?;
     if let Some(name) = sni {
@@ -109,27 +118,42 @@ async fn open(
     Ok((endpoint, shot.held(None, None)))
 }
 
-fn authorise(
-    service: &Service,
-    arrived: &Arrived,
-    sni: Option<&str>,
-    report: &mut TcpReport,
-) -> Result<(), Refused> {
-    let Err((policy, why)) = judge(service, arrived, sni) else {
-        return Ok(());
-    };
-    if let Some(policy) = policy {
-        report.denied(policy);
+fn service<'c>(config: &'c Config, arrived: &Arrived) -> &'c Arc<Service> {
+    match arrived.to.service() {
+        Some(service) => config.service(&service.key()),
+        None => config.other(),
     }
-    Err(Refused::Denied(why))
 }
 
-/// Whether the connection may be; else the policy that says so, and why.
+/// A connection that may not be.
+struct Unfit {
+    /// The object that says so.
+    policy: Option<Arc<str>>,
+    why: Refused,
+}
+
+impl Unfit {
+    fn noted(self, report: &mut TcpReport) -> Refused {
+        if let Some(policy) = self.policy {
+            report.denied(policy);
+        }
+        self.why
+    }
+}
+
+/// Whether the connection may be.
 fn judge(
+    config: &Config,
     service: &Service,
     arrived: &Arrived,
     sni: Option<&str>,
-) -> Result<(), (Option<Arc<str>>, String)> {
+) -> Result<(), Unfit> {
+    let denied = |policy, why| {
+        Err(Unfit {
+            policy,
+            why: Refused::Denied(why),
+        })
+    };
     let connection = Connection {
         client: &arrived.client,
         destination: arrived.to.address(),
@@ -137,17 +161,31 @@ fn judge(
         sni,
     };
     match service.policies.judge_connection(&connection) {
-        Verdict::Allow { .. } => Ok(()),
-        Verdict::Deny(denied) => Err((Some(policy(&denied)), denied.to_string())),
+        Verdict::Allow { .. } => shown(config, service, arrived),
+        Verdict::Deny(by) => denied(Some(policy(&by)), by.to_string()),
         Verdict::Ask(providers) => {
-            let why = format!("{} cannot be asked", providers.join(", "));
-            Err((None, why))
+            denied(None, format!("{} cannot be asked", providers.join(", ")))
         }
     }
 }
 
-/// Ends when what was published meanwhile lets the connection through no more: the policy that says so, and why.
-async fn denied(arrived: &Arrived, sni: Option<&str>) -> (Option<Arc<str>>, String) {
+/// Where nobody has declared that something else is spoken, bytes that do not look like HTTP to us might be a request
+/// to the app.
+fn shown(config: &Config, service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
+    let watcher = match arrived.to.protocol() {
+        AppProtocol::Tcp | AppProtocol::Tls => None,
+        _ => config.must_see(service, arrived.to.port()),
+    };
+    watcher.map_or(Ok(()), |watcher| {
+        Err(Unfit {
+            policy: Some(watcher.clone()),
+            why: Refused::Unshown(watcher),
+        })
+    })
+}
+
+/// Ends when what was published meanwhile lets the connection through no more.
+async fn denied(arrived: &Arrived, sni: Option<&str>) -> Unfit {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
     while changed.changed().await.is_ok() {
@@ -155,12 +193,8 @@ async fn denied(arrived: &Arrived, sni: Option<&str>) -> (Option<Arc<str>>, Stri
         tokio::time::sleep(MOMENT).await;
         changed.mark_unchanged();
         let config = state.load_full();
-        let service = match arrived.to.service() {
-            Some(service) => config.service(&service.key()),
-            None => config.other(),
-        };
-        if let Err(why) = judge(service, arrived, sni) {
-            return why;
+        if let Err(unfit) = judge(&config, service(&config, arrived), arrived, sni) {
+            return unfit;
         }
     }
     std::future::pending().await
@@ -211,17 +245,15 @@ async fn carried(
     report: &mut TcpReport,
 ) {
     let counters = Arc::new(Counters::default());
-    let (policy, why) = tokio::select! {
+    let unfit = tokio::select! {
         () = joined(client, endpoint, counters.clone(), report) => return,
-        denied = denied(arrived, sni) => denied,
+        unfit = denied(arrived, sni) => unfit,
     };
     let (received, sent) = counters.moved();
     report.moved(sent, received);
-    report.flag(Flag::Unauthorized);
+    let why = unfit.noted(report);
     report.detail(format!("the connection was ended: {why}"));
-    if let Some(policy) = policy {
-        report.denied(policy);
-    }
+    refused(&why, report);
 }
 
 async fn joined(

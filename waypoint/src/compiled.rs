@@ -68,6 +68,28 @@ impl Config {
         &self.any
     }
 
+    /// Who is shown all requests of a service's port, or of one of its rules, and without whom none passes: what is not
+    /// HTTP cannot be shown to it.
+    pub fn must_see(&self, service: &Service, port: u16) -> Option<Arc<str>> {
+        let closed = |rule| {
+            let mut processors = service.processors.of(rule).iter();
+            processors
+                .find(|one| one.is_closed())
+                .map(|one| one.name().clone())
+        };
+        let asked = |provider: &str| {
+            let open = self.authorizers.of(provider).is_ok_and(|it| it.fail_open);
+            (!open).then(|| provider.into())
+        };
+        closed(None).or_else(|| {
+            let mut rules = service.routes(port).rules();
+            rules.find_map(|rule| {
+                let mut providers = rule.filters.authorizers();
+                closed(Some(&rule.name)).or_else(|| providers.find_map(asked))
+            })
+        })
+    }
+
     /// All services of which something is said.
     pub fn services(&self) -> impl Iterator<Item = (&NamespacedHost, &Arc<Service>)> {
         self.services.iter()

@@ -10,6 +10,8 @@ pub(super) enum Guess {
     Http2,
     /// Nothing that we look into.
     Other,
+    /// Less than a preface of HTTP/2, where HTTP is declared.
+    Broken,
     /// Nobody is there any more.
     Gone,
 }
@@ -18,15 +20,17 @@ pub(super) enum Guess {
 pub(super) fn silence(declared: AppProtocol, bytes: &[u8]) -> Guess {
     match declared {
         AppProtocol::Unknown | AppProtocol::Tls => Guess::Other,
-        _ => end(bytes),
+        _ => end(declared, bytes),
     }
 }
 
 /// The client ended before it was clear.
-pub(super) fn end(bytes: &[u8]) -> Guess {
-    match bytes {
-        [] => Guess::Gone,
-        _ => Guess::Other,
+pub(super) fn end(declared: AppProtocol, bytes: &[u8]) -> Guess {
+    match (bytes, declared) {
+        ([], _) => Guess::Gone,
+        (_, AppProtocol::Unknown | AppProtocol::Tls) => Guess::Other,
+        // Carried on, it would reach the app past everything that is said of requests.
+        _ => Guess::Broken,
     }
 }
 
@@ -85,6 +89,22 @@ const LONGEST_LINE: usize = 8 << 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_a_preface_is_carried_only_where_nobody_has_declared_http() {
+        let half = b"PRI * HT";
+        for (declared, ends, silent) in [
+            (AppProtocol::Unknown, Guess::Other, Guess::Other),
+            (AppProtocol::Tls, Guess::Other, Guess::Other),
+            (AppProtocol::Http11, Guess::Broken, Guess::Broken),
+            (AppProtocol::Http2, Guess::Broken, Guess::Broken),
+            (AppProtocol::Grpc, Guess::Broken, Guess::Broken),
+        ] {
+            assert_eq!(end(declared, half), ends, "{declared:?}");
+            assert_eq!(silence(declared, half), silent, "{declared:?}");
+            assert_eq!(end(declared, b""), Guess::Gone, "{declared:?}");
+        }
+    }
 
     #[test]
     fn what_is_spoken_is_told_by_its_first_bytes() {

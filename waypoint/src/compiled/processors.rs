@@ -40,6 +40,14 @@ impl Processing {
         self.processor.as_ref().map_err(|why| &**why)
     }
 
+    /// Whether it must be shown something, or nothing passes.
+    pub fn is_closed(&self) -> bool {
+        match &self.processor {
+            Ok(it) => !it.fail_open && (it.modes.there.any() || it.modes.back.any()),
+            Err(_) => true,
+        }
+    }
+
     /// None for one that cannot be understood and without which requests go on.
     fn compile(held: &Held) -> Option<Self> {
         let Some(Kind::Processing(wire)) = &held.resource.kind else {

@@ -65,6 +65,12 @@ pub enum Refused {
         /// Why.
         why: Box<Stopped>,
     },
+    /// Bytes that are not HTTP, where somebody must be shown all that passes.
+    #[error(
+        "bytes that are not HTTP cannot be shown to {0}, without which nothing passes; where something else is wanted, \
+         declare it at the service's port (appProtocol: tcp)"
+    )]
+    Unshown(Arc<str>),
     /// There have been too many like it.
     #[error("more than {} requests in {:?}: limit {}", .0.requests, .0.window, .0.name)]
     Limited(Told),
@@ -115,7 +121,7 @@ impl Refused {
             Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Silent => StatusCode::REQUEST_TIMEOUT,
             Self::Token { refused, .. } => refused.status(),
-            Self::Denied(_) => StatusCode::FORBIDDEN,
+            Self::Denied(_) | Self::Unshown(_) => StatusCode::FORBIDDEN,
             Self::Unpermitted { why, .. } => match why {
                 Unpermitted::Denied(denial) => denial.status,
                 Unpermitted::Unanswered(status, _) => *status,
@@ -146,6 +152,7 @@ impl Refused {
             | Self::Framing
             | Self::TooManyFields
             | Self::Target
+            | Self::Unshown(_)
             | Self::Connect => Flag::DownstreamProtocolError,
             Self::Silent => Flag::IdleTimeout,
             Self::Token { .. } | Self::Denied(_) | Self::Processed { .. } => return None,
@@ -177,7 +184,7 @@ impl Refused {
             Self::Silent => "request timeout".into(),
             Self::Target => "bad request target".into(),
             Self::Token { refused, .. } => refused.to_string().into(),
-            Self::Denied(_) => "RBAC: access denied".into(),
+            Self::Denied(_) | Self::Unshown(_) => "RBAC: access denied".into(),
             Self::Unpermitted { why, .. } => match why {
                 // It has its own words.
                 Unpermitted::Denied(_) => "denied".into(),

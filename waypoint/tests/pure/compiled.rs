@@ -396,3 +396,68 @@ fn who_is_not_known_or_not_understood_cannot_be_asked() {
     said.remove("provider/judge");
     assert!(!known(&said));
 }
+
+#[test]
+fn who_must_see_requests_stands_in_the_way_of_what_is_none_at_each_port_of_his() {
+    let processing = |to: To, fail_open: bool, headers: bool| {
+        Kind::Processing(wire::Processing {
+            targets: vec![wire::Target { to: Some(to) }],
+            processor: Some(wire::Processor {
+                service: Some(reference(90)),
+                request_headers: headers,
+                fail_open,
+                ..Default::default()
+            }),
+            ..Default::default()
+        })
+    };
+    let must = |said: &Said, port: u16| {
+        let config = said.state.load();
+        let name = config.must_see(config.service(&web()), port);
+        name.map(|name| name.to_string())
+    };
+    let (all, one) = ("externalprocessor/shop/all", "externalprocessor/shop/one");
+    let service = || To::Service(reference(0));
+    let mut said = Said::new();
+    assert_eq!(must(&said, 80), None);
+    for (fail_open, headers, expected) in [
+        (false, true, Some(all)),
+        (true, true, None),
+        (false, false, None),
+    ] {
+        said.set(all, 1, processing(service(), fail_open, headers));
+        let expected = expected.map(str::to_owned);
+        assert_eq!(must(&said, 99), expected, "{fail_open} {headers}");
+    }
+    said.remove(all);
+
+    // Of a route of one port only, and who is asked by a filter of it.
+    let route = |filter: Option<wire::filter::Filter>| {
+        Kind::Route(wire::Route {
+            parents: vec![wire::Target {
+                to: Some(To::Service(reference(80))),
+            }],
+            filters: vec![wire::Filter { filter }],
+            ..Default::default()
+        })
+    };
+    let ask = wire::filter::Filter::Authorizer("provider/judge".to_owned());
+    said.set("httproute/shop/web/0", 1, route(Some(ask)));
+    assert_eq!(must(&said, 80).as_deref(), Some("provider/judge"));
+    assert_eq!(must(&said, 99), None);
+    let judge = |fail_open| {
+        Kind::Provider(wire::Provider {
+            kind: Some(wire::provider::Kind::Authorizer(wire::Authorizer {
+                service: Some(reference(90)),
+                fail_open,
+                ..Default::default()
+            })),
+        })
+    };
+    said.set("provider/judge", 1, judge(true));
+    assert_eq!(must(&said, 80), None, "it passes without him anyway");
+    let to = To::Route("httproute/shop/web".to_owned());
+    said.set(one, 1, processing(to, false, true));
+    assert_eq!(must(&said, 80).as_deref(), Some(one));
+    assert_eq!(must(&said, 99), None);
+}

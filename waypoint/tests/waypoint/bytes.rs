@@ -1,7 +1,8 @@
 //! Connections that are not HTTP: declared as such, or with a server that speaks first.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -49,6 +50,156 @@ fn bytes_of_a_tcp_service_are_carried_with_half_close() {
         shop.until("a word to come back", |shop| {
             ask(shop).is_ok_and(|back| back == "PING")
         })?;
+        Ok(())
+    });
+}
+
+/// An echo at port 7070 of all apps that greets first.
+fn greet(shop: &Shop<'_>) -> Result<()> {
+    for app in &shop.apps {
+        let listener = app.listen(7070)?;
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                std::thread::spawn(move || {
+                    let _ = stream.write_all(b"hello ");
+                    let mut bytes = [0; 64];
+                    while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                        let _ = stream.write_all(&bytes[..n]);
+                    }
+                });
+            }
+        });
+    }
+    Ok(())
+}
+
+/// A connection on which `bytes` came back.
+fn open(shop: &Shop<'_>, to: SocketAddr, bytes: &[u8]) -> Result<TcpStream> {
+    let mut stream = shop.client.connect(to)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(bytes)?;
+    let mut back = vec![0; 6 + bytes.len()];
+    stream.read_exact(&mut back)?;
+    ensure!(&back[..6] == b"hello " && &back[6..] == bytes);
+    Ok(stream)
+}
+
+/// What comes of a connection before it ends; it must end.
+fn heard(shop: &Shop<'_>, to: SocketAddr, bytes: &[u8], ends: bool) -> Result<Vec<u8>> {
+    let mut stream = shop.client.connect(to)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(bytes)?;
+    if ends {
+        stream.shutdown(Shutdown::Write)?;
+    }
+    let mut back = Vec::new();
+    match stream.read_to_end(&mut back) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(error.into()),
+        _ => Ok(back),
+    }
+}
+
+fn processor(on_failure: &str) -> String {
+    format!(
+        "
+apiVersion: ambit.io/v1alpha1
+kind: ExternalProcessor
+metadata: {{ namespace: shop, name: watch }}
+spec:
+  targetRefs: [{{ group: '', kind: Service, name: guess }}]
+  backendRef: {{ name: web, port: 90 }}
+  onFailure: {on_failure}
+"
+    )
+}
+
+#[test]
+fn bytes_that_are_not_http_do_not_pass_by_who_must_see_requests() {
+    in_shop(|shop| {
+        greet(shop)?;
+        let ports = [
+            ("raw", 1, 7070),
+            ("tcp", 2, 7070),
+            ("http", 3, 7070),
+            ("tls", 4, 7070),
+        ];
+        let guess = shop.lab.service_for("shop/guess", ("app", "web"), &ports)?;
+        // Nothing that looks like the beginning of a request, so that nobody waits for more.
+        let word = b"\0bytes";
+        shop.until("bytes to pass", |shop| {
+            open(shop, guess.at(1), word).is_ok()
+        })?;
+        let mut early = open(shop, guess.at(1), word)?;
+        let mut declared = open(shop, guess.at(2), word)?;
+
+        let log = shop.waypoint.pod().access_log().from_now();
+        shop.lab.apply_yaml("watch", &processor("Deny"))?;
+        shop.until("bytes to be refused", |shop| {
+            open(shop, guess.at(1), word).is_err()
+        })?;
+        // An empty line before a request is one that apps forgive.
+        for bytes in [
+            &word[..],
+            b"\r\nGET / HTTP/1.1\r\nhost: guess.shop\r\n\r\n",
+            b"get / HTTP/1.1\r\n\r\n",
+        ] {
+            let heard = heard(shop, guess.at(1), bytes, false)?;
+            ensure!(heard.is_empty(), "{bytes:?}: {heard:?}");
+        }
+        let name = "ExternalProcessor/shop/watch";
+        let line = log.find("a refusal", |line| line.field("policy") == name)?;
+        ensure!(
+            line.field("flags") == "DPE" && line.field("protocol") == "TCP",
+            "{line:?}"
+        );
+        ensure!(
+            line.field("detail").contains("appProtocol: tcp"),
+            "{line:?}"
+        );
+        let refused = [
+            ("response_flags", "DPE"),
+            ("destination_service_name", "guess"),
+        ];
+        shop.until("refusals to count", |shop| {
+            let metrics = shop.waypoint.pod().metrics();
+            metrics.is_ok_and(|it| it.sum("istio_tcp_connections_failed_total", &refused) >= 3.0)
+        })?;
+        // What was open before is ended, and what is declared is nobody's to see.
+        early.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let ended = early.read(&mut [0; 1]);
+        ensure!(!matches!(&ended, Ok(1)), "{ended:?}");
+        declared.write_all(b"on")?;
+        declared.read_exact(&mut [0; 2])?;
+        for port in [2, 4] {
+            open(shop, guess.at(port), word)?;
+        }
+
+        shop.lab.apply_yaml("watch", &processor("Allow"))?;
+        shop.until("bytes to pass again", |shop| {
+            open(shop, guess.at(1), word).is_ok()
+        })?;
+        Ok(())
+    });
+}
+
+#[test]
+fn half_a_preface_is_carried_nowhere_where_http_is_declared() {
+    in_shop(|shop| {
+        greet(shop)?;
+        let ports = [("raw", 1, 7070), ("http", 3, 7070), ("grpc", 5, 7070)];
+        let guess = shop.lab.service_for("shop/half", ("app", "web"), &ports)?;
+        let half = b"PRI * HT";
+        shop.until("half a preface to pass where nothing is declared", |shop| {
+            heard(shop, guess.at(1), half, true).is_ok_and(|back| back == b"hello PRI * HT")
+        })?;
+        let log = shop.waypoint.pod().access_log().from_now();
+        for port in [3, 5] {
+            let heard = heard(shop, guess.at(port), half, true)?;
+            ensure!(heard.is_empty(), "port {port}: {heard:?}");
+        }
+        let line = log.find("the refusal", |line| line.field("dst.port") == "5")?;
+        ensure!(line.field("flags") == "DPE", "{line:?}");
+        ensure!(line.field("detail").contains("preface"), "{line:?}");
         Ok(())
     });
 }
