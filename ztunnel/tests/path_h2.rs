@@ -24,6 +24,8 @@ mod networks;
 mod peers;
 #[path = "path/refusals.rs"]
 mod refusals;
+#[path = "path/resources.rs"]
+mod resources;
 #[path = "path/source.rs"]
 mod source;
 #[path = "path/ways.rs"]

@@ -16,6 +16,7 @@ mod log;
 mod networks;
 mod peers;
 mod refusals;
+mod resources;
 mod source;
 mod ways;
 mod world;
