@@ -11,6 +11,7 @@ use std::{
 
 use common::{Ca, HOUR, Refusals, Server, identity, raw, raw::Raw};
 use hbone::{AcceptError, ConnectionError, Incoming, OpenError, PoolConfig, Refusal, TlsError};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::net::TcpStream;
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
@@ -75,6 +76,10 @@ async fn clients_without_an_acceptable_certificate_are_refused_by_name() {
         &[][..],
         &[CLIENT, "spiffe://cluster.local/ns/default/sa/admin"][..],
         &["spiffe://cluster.local/ns/default/sa/"][..],
+        // What ends at a NUL for whoever reads it in C is another's name.
+        &["spiffe://cluster.local/ns/default/sa/admin\0.evil"][..],
+        &["spiffe://cluster.local\0.evil/ns/default/sa/admin"][..],
+        &["\0spiffe://cluster.local/ns/default/sa/admin"][..],
     ] {
         let (error, _) = refused(&ca, Some(raw::badge(&ca, names, soon()))).await;
         assert!(
@@ -82,6 +87,54 @@ async fn clients_without_an_acceptable_certificate_are_refused_by_name() {
             "{names:?}: {error}"
         );
     }
+}
+
+/// RFC 5280 4.2.1.10: an authority that may name only what is of one host has named something else.
+#[tokio::test]
+async fn a_name_beyond_the_constraints_of_its_authority_is_refused() {
+    let ca = Arc::new(Ca::new());
+    // [0] permitted, [1] excluded: one subtree, [6] a URI's host.
+    for (kind, host, what) in [
+        (0xa0, "other.domain", "permitted elsewhere"),
+        (0xa1, "cluster.local", "excluded here"),
+    ] {
+        let name = der(0x86, host.as_bytes());
+        let constraints = der(0x30, &der(kind, &der(0x30, &name)));
+        let under = ca.constrained(constraints);
+        let badge = badge_under(&under);
+        let (error, counted) = refused(&ca, Some(badge)).await;
+        assert!(
+            !matches!(error, TlsError::NoCertificate | TlsError::Expired(_)),
+            "{what}: {error}"
+        );
+        assert_eq!(counted, [Refusal::Tls], "{what}");
+    }
+    // Without any, the same chain is good.
+    let under = ca.constrained(Vec::new());
+    let badge = badge_under(&under);
+    let (near, far) = common::socket_pair().await;
+    let limits = Refusals::default().limits();
+    let client = tokio::spawn(async move {
+        let mut peer = Raw::connect(near, raw::tls_client(Some(badge), &["h2"])).await;
+        let _ = peer.as_mut().unwrap().hello().await;
+        peer
+    });
+    let accepted = hbone::accept(far, ca.certificate(&identity("server")), &limits).await;
+    assert!(accepted.is_ok(), "{:?}", accepted.err());
+    client.abort();
+}
+
+/// A client's badge of an authority below another one, whose certificate goes with it.
+fn badge_under(ca: &Ca) -> raw::Badge {
+    let mut badge = raw::badge(ca, &[CLIENT], soon());
+    let above = CertificateDer::from_pem_slice(ca.root().as_bytes());
+    badge.chain.push(above.unwrap());
+    badge
+}
+
+/// An element of DER that is shorter than 128 bytes.
+fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+    [&[tag, content.len() as u8], content].concat()
 }
 
 #[tokio::test]

@@ -24,7 +24,8 @@ use hbone::{
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -59,6 +60,26 @@ impl Ca {
 
     pub fn root(&self) -> String {
         self.issuer.pem()
+    }
+
+    /// An authority below this one, with name constraints (DER) if there are any.
+    pub fn constrained(&self, constraints: Vec<u8>) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "below");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        if !constraints.is_empty() {
+            let mut extension = CustomExtension::from_oid_content(&[2, 5, 29, 30], constraints);
+            extension.set_criticality(true);
+            params.custom_extensions = vec![extension];
+        }
+        let key = KeyPair::generate().unwrap();
+        Self {
+            issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap(),
+        }
     }
 
     /// A leaf for a key, valid from two minutes ago until `not_after`.
@@ -159,6 +180,13 @@ pub fn engine() -> Engine {
     }
 }
 
+/// Tests below `turns` run on threads that write by turns; they are the same tests once more.
+fn by_turns() {
+    if module_path!().contains("::turns::") {
+        hbone::write_by_turns();
+    }
+}
+
 /// SETTINGS as a recording has them: what our own engine announces on purpose beyond that is checked
 /// and taken away (`testdata/DEVIATIONS.md`).
 pub fn as_recorded(mut settings: serde_json::Value) -> serde_json::Value {
@@ -236,6 +264,7 @@ where
     if limits.engine == Engine::default() {
         limits.engine = engine();
     }
+    by_turns();
     let (listener, address) = listen().await;
     let accepted = Arc::new(AtomicUsize::new(0));
     let open = Arc::new(AtomicUsize::new(0));
@@ -323,6 +352,7 @@ pub fn client_of(signing: Signing, address: SocketAddr, mut config: PoolConfig) 
     if config.engine == Engine::default() {
         config.engine = engine();
     }
+    by_turns();
     let certificates = Certificates::new(signing, CertificatesConfig::default());
     let destination = Destination {
         address,
