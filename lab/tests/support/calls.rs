@@ -27,7 +27,7 @@ pub(crate) struct Way {
 }
 
 impl Way {
-    fn new(name: &'static str, client: &Pod, to: SocketAddr) -> Self {
+    pub(crate) fn new(name: &'static str, client: &Pod, to: SocketAddr) -> Self {
         Self {
             name,
             client: client.clone(),
@@ -61,8 +61,7 @@ pub(crate) fn calls_more(ways: &[Way]) -> Result<()> {
     })
 }
 
-/// Runs `change` while every way is called all the time, and expects that no call is lost.
-#[allow(clippy::print_stdout)] // the count is what the test is about
+/// Runs `change` while every way to two servers is called all the time, and expects that no call is lost.
 pub(crate) fn while_calling(lab: &Lab, change: impl FnOnce(&[Way]) -> Result<()>) -> Result<()> {
     lab.namespace("shop").ambient()?;
     lab.namespace("out").plain()?;
@@ -80,18 +79,24 @@ pub(crate) fn while_calling(lab: &Lab, change: impl FnOnce(&[Way]) -> Result<()>
         Way::new("in plain text", &outsider, server.at(8080)),
         Way::new("out of the mesh", &near, outsider.at(8080)),
     ];
+    calling(&ways, change)
+}
+
+/// Runs `change` while these are called all the time, and expects that no call is lost.
+#[allow(clippy::print_stdout)] // the count is what the test is about
+pub(crate) fn calling(ways: &[Way], change: impl FnOnce(&[Way]) -> Result<()>) -> Result<()> {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        for way in &ways {
+        for way in ways {
             for _ in 0..CALLERS {
                 scope.spawn(|| way.call_until(&stop));
             }
         }
-        let changed = calls_more(&ways).and_then(|()| change(&ways));
+        let changed = calls_more(ways).and_then(|()| change(ways));
         stop.store(true, SeqCst);
         changed
     })?;
-    for way in &ways {
+    for way in ways {
         let lost = way.lost.lock().unwrap();
         let report = format!("{}: {} calls, {} lost", way.name, way.done(), lost.len());
         println!("{report}");
