@@ -17,11 +17,13 @@ mod resources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::waypoint as wire;
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use mesh::{NamespacedHost, ParseError, Payload, Rejected, Snapshot, Step, Update, Writer, key_of};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 pub use resources::{Held, Resources};
@@ -37,7 +39,7 @@ pub struct State<T> {
 /// Makes what requests see.
 pub trait Compile {
     /// What they see.
-    type Config;
+    type Config: Send + Sync + 'static;
 
     /// Whether a resource can be understood, by itself.
     ///
@@ -230,5 +232,22 @@ impl<C: Compile> Keeper<C> {
         let next = self.compiler.compile(&before, &view);
         self.state.current.store(Arc::new(next));
         self.state.changed.send_modify(|count| *count += 1);
+        if touched.everything {
+            retire(before);
+        }
     }
 }
+
+/// Lets go of what was seen until now once no request holds it any more: whoever is last takes it apart, which for a large
+/// one is work, and should not be a thread that carries requests.
+fn retire(before: impl Send + 'static) {
+    if let Ok(runtime) = Handle::try_current() {
+        runtime.spawn(async move {
+            tokio::time::sleep(HELD).await;
+            drop(before);
+        });
+    }
+}
+
+/// How long a request may hold what it saw: nearly all are answered sooner.
+const HELD: Duration = Duration::from_secs(1);

@@ -126,3 +126,26 @@ fn an_edit_leaves_all_other_rules_what_they_are() {
     assert_eq!(said.at(80, "/seven").as_deref(), Some("rule-7"));
     assert_eq!(said.at(80, "/7"), None);
 }
+
+/// Whoever lets go of it last takes it apart: not a thread with requests on it.
+#[tokio::test(start_paused = true)]
+async fn what_all_of_which_is_made_anew_is_kept_until_requests_have_let_go_of_it() {
+    let mut said = Said::new();
+    said.update(&[of("one", 80, "/one")], &[]);
+    let before = Arc::downgrade(&said.state.load_full());
+    let mut update = Update::default();
+    let resource = wire::Resource {
+        key: "gateway/shop/way".to_owned(),
+        origin: None,
+        kind: Some(Kind::Gateway(wire::Gateway::default())),
+    };
+    let bytes = resource.encode_to_vec().into();
+    let name = format!("shop/way/{}", resource.key).into();
+    update.resources.set.push((name, Payload::Bytes(bytes)));
+    assert!(said.keeper.apply(update).is_empty());
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(before.upgrade().is_some());
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(before.upgrade().is_none());
+    assert_eq!(said.at(80, "/one").as_deref(), Some("one"));
+}
