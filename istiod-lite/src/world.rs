@@ -432,6 +432,11 @@ impl World {
         self.automatic.save()
     }
 
+    /// Moves whenever [`World::automatic_addresses`] are others.
+    pub fn automatic_addresses_given(&self) -> u64 {
+        self.automatic.given()
+    }
+
     /// Brings back what [`World::automatic_addresses`] gave, before the first `apply`. Lines that
     /// make no sense are left out and returned.
     pub fn restore_automatic_addresses(&mut self, text: &str) -> Vec<String> {

@@ -28,6 +28,8 @@ pub(super) struct Addresses {
     owned: HashMap<ObjectKey, Vec<Holder>>,
     /// The place given last.
     last: u16,
+    /// How often a place was given to somebody else than before.
+    given: u64,
 }
 
 /// The network and the broadcast address stay free.
@@ -90,12 +92,19 @@ impl Addresses {
     }
 
     fn give(&mut self, place: u16, holder: Holder) {
-        if let Some(before) = self.holders.insert(place, holder.clone())
-            && before != holder
-        {
+        if self.holders.get(&place) == Some(&holder) {
+            return;
+        }
+        self.given += 1;
+        if let Some(before) = self.holders.insert(place, holder.clone()) {
             self.places.remove(&before);
         }
         self.places.insert(holder, place);
+    }
+
+    /// Moves whenever the table is another.
+    pub(super) fn given(&self) -> u64 {
+        self.given
     }
 
     /// The table as text: a line a place.
