@@ -38,6 +38,7 @@ use prometheus_client::registry::Registry;
 use crate::call::random;
 use crate::client::Client;
 
+mod asked;
 mod body;
 mod collector;
 mod facts;
@@ -57,6 +58,7 @@ mod told;
 pub mod trace;
 mod zipkin;
 
+pub use asked::{Answers, Outcome, Who};
 pub use body::{Counted, Reported};
 pub use collector::{Collector, Own};
 pub use flag::{Flag, Flags};
@@ -66,6 +68,7 @@ pub(crate) use story::Meter;
 pub use tcp::TcpReport;
 pub use told::{Keeps, Line, Log, LogTo, Tag, TagValue, Told, Tracing};
 
+use asked::Asked;
 use labels::Side;
 use scrape::Scraped;
 use series::{Destination, Table};
@@ -126,6 +129,7 @@ pub struct Reports {
     reporter: Reporter,
     table: Arc<Table>,
     collectors: Collectors,
+    asked: Asked,
     /// Where lines go that users have given a form.
     log: Option<LogHandle>,
 }
@@ -137,6 +141,7 @@ impl Reports {
             reporter,
             table: Arc::default(),
             collectors: Collectors::default(),
+            asked: Asked::default(),
             log: None,
         }
     }
@@ -157,6 +162,12 @@ impl Reports {
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(Scraped(self.table.clone())));
         registry.register_collector(Box::new(scrape::Delivered(self.collectors.clone())));
+        registry.register_collector(Box::new(scrape::Consulted(self.asked.clone())));
+    }
+
+    /// What came of asking somebody; `name`: of the provider, or of the object.
+    pub fn asked(&self, who: Who, name: &str) -> Arc<Answers> {
+        self.asked.of(who, name)
     }
 
     /// How many label sets there are; bounded.
@@ -220,6 +231,22 @@ pub struct Caller {
 pub struct Report(Box<Story>);
 
 impl Report {
+    /// What may be asked of it while it goes on, by those who are told more than what they are shown.
+    pub fn subject<'a>(
+        &'a self,
+        head: &'a request::Parts,
+        authority: &'a str,
+        destination: SocketAddr,
+    ) -> impl expression::Subject + 'a {
+        facts::Going {
+            story: &self.0,
+            head,
+            authority,
+            destination,
+            now: std::time::SystemTime::now(),
+        }
+    }
+
     /// The service and its port that it is for.
     pub fn service(&mut self, service: &Arc<Service>, port: u16) {
         self.0.to.service = Some(service.clone());
@@ -244,6 +271,16 @@ impl Report {
         identity: Option<&Identity>,
     ) {
         self.0.tries += 1;
+        self.answering(workload, address, identity);
+    }
+
+    /// Of several endpoints that were asked it is this one that counts.
+    pub fn answering(
+        &mut self,
+        workload: &Arc<Workload>,
+        address: SocketAddr,
+        identity: Option<&Identity>,
+    ) {
         self.0.upstream = Some(address);
         self.0.to.workload = Some(workload.clone());
         self.0.to.identity = identity.cloned();
@@ -271,16 +308,6 @@ impl Report {
     }
 
     /// What it asks has been read: its headers, as policies and routes see them. Upstream learns with them which trace
-        self.answering(workload, address, identity);
-    }
-
-    /// Of several endpoints that were asked it is this one that counts.
-    pub fn answering(
-        &mut self,
-        workload: &Arc<Workload>,
-        address: SocketAddr,
-        identity: Option<&Identity>,
-    ) {
     /// it belongs to. What is not to be collected costs a look, or of a trace that begins here the header that says so.
     pub fn heard(&mut self, headers: &mut HeaderMap) {
         let story = &mut *self.0;

@@ -10,6 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::Protocol;
+use super::asked::Asked;
 use super::labels::Named;
 use super::queue::Collectors;
 use super::series::{BUCKETS, Histogram, Series, Table};
@@ -45,6 +46,45 @@ impl Collector for Delivered {
                     .encode_family(&labels)?
                     .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// What came of asking others, for a registry.
+#[derive(Debug)]
+pub(super) struct Consulted(pub(super) Asked);
+
+impl Collector for Consulted {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.all();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let help = "Questions to others about requests, by what came of them";
+        let mut family =
+            encoder.encode_descriptor("ambit_asked", help, None, MetricType::Counter)?;
+        for ([kind, provider], answers) in &all {
+            for (outcome, count) in answers.outcomes() {
+                let labels = [
+                    (kind.0, kind.1.as_str()),
+                    (provider.0, provider.1.as_str()),
+                    ("outcome", outcome),
+                ];
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+            }
+        }
+        let (name, help) = (
+            "ambit_asked_duration_milliseconds",
+            "From a question about a request until it is known what came of it",
+        );
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, answers) in &all {
+            let mut sum = Sum::default();
+            sum.add(&answers.took);
+            sum.encode(1_000, family.encode_family(labels)?)?;
         }
         Ok(())
     }

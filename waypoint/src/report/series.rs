@@ -290,7 +290,7 @@ pub(super) struct Histogram {
 
 impl Histogram {
     /// `scale`: how many of `value` are one of the buckets' unit.
-    fn observe(&self, value: u64, scale: u64) {
+    pub(super) fn observe(&self, value: u64, scale: u64) {
         let shown = value as f64 / scale as f64;
         let at = BUCKETS.partition_point(|end| *end < shown);
         self.counts[at.min(BUCKETS.len() - 1)].fetch_add(1, Relaxed);

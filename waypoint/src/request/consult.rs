@@ -7,7 +7,7 @@
 //! A client that goes away takes all of this with it: what waits here is dropped, and with it the question.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -22,7 +22,7 @@ use crate::asked;
 use crate::call;
 use crate::compiled::Config;
 use crate::permission::{Answered, Authorizer, Change, Denial, Question, Sample};
-use crate::report::Report;
+use crate::report::{Outcome, Report, Who};
 use crate::route::{Rule, ServiceName};
 use crate::service::Heard;
 use crate::upstream::Outgoing;
@@ -97,10 +97,23 @@ impl Consulting<'_> {
         report: &mut Report,
     ) -> Result<(), Unpermitted> {
         // Whoever is not known cannot have said that all may pass without him.
-        let closed = |why: &str| Unpermitted::Unanswered(StatusCode::FORBIDDEN, why.to_owned());
+        let name = provider.strip_prefix("provider/").unwrap_or(provider);
+        let answers = self.arrived.proxy.reports.asked(Who::Authorizer, name);
+        let closed = |why: &str| {
+            answers.count(Outcome::Fails, Duration::ZERO);
+            Unpermitted::Unanswered(StatusCode::FORBIDDEN, why.to_owned())
+        };
         let authorizer = self.config.authorizers.of(provider).map_err(closed)?;
         let sample = self.sample(authorizer).await?;
-        match self.ask(authorizer, head, sample.as_ref()).await {
+        let begun = Instant::now();
+        let answered = self.ask(authorizer, head, sample.as_ref()).await;
+        let outcome = match &answered {
+            Ok(Answered::Allowed(_)) => Outcome::Passes,
+            Ok(Answered::Denied(_)) => Outcome::Refuses,
+            Err(why) => why.outcome(),
+        };
+        answers.count(outcome, begun.elapsed());
+        match answered {
             Ok(Answered::Allowed(allowed)) => {
                 allowed.apply(&mut head.headers);
                 self.said.extend(allowed.answer);
@@ -113,7 +126,10 @@ impl Consulting<'_> {
                 ));
                 Ok(())
             }
-            Err(why) => Err(Unpermitted::Unanswered(authorizer.on_error, why)),
+            Err(why) => Err(Unpermitted::Unanswered(
+                authorizer.on_error,
+                why.to_string(),
+            )),
         }
     }
 
@@ -135,7 +151,7 @@ impl Consulting<'_> {
         authorizer: &Authorizer,
         head: &Parts,
         body: Option<&Sample>,
-    ) -> Result<Answered, String> {
+    ) -> Result<Answered, Unheard> {
         let arrived = self.arrived;
         let own = arrived.proxy.identity.to_string();
         let authority = asked::authority(&head.uri, &head.headers);
@@ -157,6 +173,32 @@ impl Consulting<'_> {
     }
 }
 
+/// Why there is no answer that could be followed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unheard {
+    /// It did not come in time.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+    /// It cannot be asked, or says what nobody understands.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<String> for Unheard {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
+}
+
+impl Unheard {
+    pub(super) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Late(_) => Outcome::Late,
+            Self::Failed(_) => Outcome::Fails,
+        }
+    }
+}
+
 /// Asks a service, and reads the whole answer.
 pub(super) async fn heard<T>(
     arrived: &Arc<Arrived>,
@@ -165,7 +207,7 @@ pub(super) async fn heard<T>(
     within: Duration,
     request: Request<Bytes>,
     read: impl FnOnce(&Heard<'_>) -> Result<T, String>,
-) -> Result<T, String> {
+) -> Result<T, Unheard> {
     let to = lead(arrived, service).map_err(|why| why.to_string())?;
     let request = request.map(|body| match body.is_empty() {
         true => Outgoing::Empty,
@@ -185,8 +227,8 @@ pub(super) async fn heard<T>(
         })
     };
     match timeout(within, heard).await {
-        Ok(heard) => heard,
-        Err(_) => Err(format!("no answer within {within:?}")),
+        Ok(heard) => heard.map_err(Unheard::Failed),
+        Err(_) => Err(Unheard::Late(within)),
     }
 }
 

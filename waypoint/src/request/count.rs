@@ -1,17 +1,18 @@
 //! Asking those who count requests for all proxies together.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::request::Parts;
 
 use super::Refused;
-use super::consult::{Consulting, heard};
+use super::consult::{Consulting, Unheard, heard};
 use crate::asked::remove_doubles;
 use crate::limit::{Counted, Inquiry, Told};
 use crate::permission::Change;
-use crate::report::Report;
+use crate::report::{Outcome, Report, Who};
 
 /// A request that is beyond a limit that a service counts.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ pub(super) async fn counted(
             request,
             answer,
             body,
-        } = match ask(consulting, inquiry, head).await {
+        } = match asked(consulting, inquiry, head).await {
             Ok(counted) => counted,
             Err(why) if inquiry.fail_open => {
                 let provider = inquiry.provider;
@@ -87,12 +88,34 @@ pub(super) async fn counted(
     Ok(least)
 }
 
+/// Asks, and counts what came of it.
+async fn asked(
+    consulting: &Consulting<'_>,
+    inquiry: &Inquiry<'_>,
+    head: &Parts,
+) -> Result<Counted, Unheard> {
+    let begun = Instant::now();
+    let answered = ask(consulting, inquiry, head).await;
+    let outcome = match &answered {
+        Ok(counted) if counted.passes => Outcome::Passes,
+        Ok(_) => Outcome::Refuses,
+        Err(why) => why.outcome(),
+    };
+    let (provider, reports) = (inquiry.provider, &consulting.arrived.proxy.reports);
+    let name = provider.strip_prefix("provider/").unwrap_or(provider);
+    reports
+        .asked(Who::Counter, name)
+        .count(outcome, begun.elapsed());
+    answered
+}
+
 async fn ask(
     consulting: &Consulting<'_>,
     inquiry: &Inquiry<'_>,
     head: &Parts,
-) -> Result<Counted, String> {
-    let counter = consulting.config.counters.of(inquiry.provider)?;
+) -> Result<Counted, Unheard> {
+    let known = consulting.config.counters.of(inquiry.provider);
+    let counter = known.map_err(str::to_owned)?;
     let request = counter.asks(inquiry, &head.headers)?;
     let (arrived, config) = (consulting.arrived, consulting.config);
     let (service, within) = (&counter.service, counter.timeout);

@@ -81,6 +81,18 @@ fn authorizers_are_asked_and_obeyed() {
             nobody(shop).await.context("nobody there")?;
             gone(shop, &judge).await.context("a client that goes away")
         })?;
+        shop.each_asked(
+            "ext_authz",
+            &[
+                ("by-grpc", "ok"),
+                ("by-grpc", "refused"),
+                ("by-http", "ok"),
+                ("impatient", "timeout"),
+                ("nobody", "error"),
+                ("nobody-open", "error"),
+                ("unheard-of", "error"),
+            ],
+        )?;
         by_route(shop).context("a route's filter")
     });
 }

@@ -41,6 +41,16 @@ fn a_rate_limit_service_is_asked_and_obeyed() {
             told(shop).await.context("what is told")?;
             nobody(shop).await.context("nobody there")
         })?;
+        shop.each_asked(
+            "ratelimit",
+            &[
+                ("limits", "ok"),
+                ("limits", "refused"),
+                ("impatient", "timeout"),
+                ("nobody", "error"),
+                ("someone", "error"),
+            ],
+        )?;
         by_route(shop).context("limits of a route")
     });
 }

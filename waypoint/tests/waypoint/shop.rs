@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use lab::{Builder, Lab, Pod, Service, Waypoint};
 use tokio::runtime::Runtime;
 
@@ -100,6 +100,36 @@ impl<'a> Shop<'a> {
     /// One GET on a connection of its own.
     pub(crate) async fn get(&self, path: &str) -> Result<super::app::Heard> {
         One::to(&self.client, self.at(80)).await?.get(path).await
+    }
+
+    /// How often somebody was asked about requests with that outcome.
+    pub(crate) fn asked(&self, kind: &str, provider: &str, outcome: &str) -> Result<f64> {
+        let labels = [("kind", kind), ("provider", provider), ("outcome", outcome)];
+        Ok(self
+            .waypoint
+            .pod()
+            .metrics()?
+            .sum("ambit_asked_total", &labels))
+    }
+
+    /// Each of these was asked at least once with that outcome, and took some time.
+    pub(crate) fn each_asked(&self, kind: &str, all: &[(&str, &str)]) -> Result<()> {
+        for (provider, outcome) in all {
+            let times = self.asked(kind, provider, outcome)?;
+            ensure!(times >= 1.0, "{kind} {provider} {outcome}: {times}");
+            let metrics = self.waypoint.pod().metrics()?;
+            let labels = [("kind", kind), ("provider", *provider)];
+            let took = "ambit_asked_duration_milliseconds_count";
+            let (took, all) = (
+                metrics.sum(took, &labels),
+                metrics.sum("ambit_asked_total", &labels),
+            );
+            ensure!(
+                (took - all).abs() < 0.5,
+                "{kind} {provider}: {took} of {all}"
+            );
+        }
+        Ok(())
     }
 
     /// Waits until something holds.
