@@ -77,9 +77,12 @@ impl Files {
 
     /// Files below a folder (or the file itself) that were read before.
     pub(super) fn known_below(&self, path: &Path) -> Vec<PathBuf> {
-        let patches = self
-            .patches
-            .keys()
+        // There may be thousands, and this is asked for every file that is written: only a folder has some of them below it.
+        let mirror = Path::new(status::FOLDER);
+        let is_folder = status::key(path).is_none();
+        let patched = is_folder && (path.starts_with(mirror) || mirror.starts_with(path));
+        let patches = patched.then(|| self.patches.keys()).into_iter().flatten();
+        let patches = patches
             .map(status::path)
             .filter(|file| file.starts_with(path));
         self.files

@@ -302,6 +302,24 @@ async fn a_status_patch_is_laid_over_its_object_until_cleared() {
 }
 
 #[tokio::test]
+async fn a_folder_of_patches_that_goes_takes_them_along() {
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("a.yaml"), pod("web", "u1", "a")).unwrap();
+    let key = ObjectKey::new(Kind::Pod, "alpha", "web");
+    for folder in [".status/Pod/alpha", ".status/Pod", ".status"] {
+        let patch = json!({"metadata": {"annotations": {"x": "1"}}});
+        patch_status(root.path(), &key, &patch).unwrap();
+        let mut directory = Directory::open(root.path()).unwrap();
+        let seen = directory.next().await;
+        assert_eq!(annotation(&seen, "x"), Some("1"));
+        fs::rename(root.path().join(folder), root.path().join(".away")).unwrap();
+        let seen = expect(&mut directory, &["+web"]).await;
+        assert_eq!(annotation(&seen, "x"), None, "{folder}");
+        fs::remove_dir_all(root.path().join(".away")).unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_status_patch_that_does_not_fit_is_a_fault_and_changes_nothing() {
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("a.yaml"), pod("web", "u1", "a")).unwrap();
