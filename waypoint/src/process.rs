@@ -2,26 +2,32 @@
 //!
 //! 1. what the control plane says of one                                   ([`Processor::compile`])
 //! 2. which parts it is shown; it may ask for others                        ([`Modes`], `modes`)
-//! 3. what it is told                                                       (`say`)
+//! 3. what it is told, and what of the request beside that                  (`say`, `attributes`)
 //! 4. what its words mean: changes, or an answer in the app's place         ([`Said`], `hear`)
+//! 5. which changes are its to make                                         ([`Rules`], `rules`)
 //!
 //! It speaks Envoy's protocol (`envoy.service.ext_proc.v3`), one stream a request. What it says is as little to be
-//! trusted as what clients say: framing, hosts and methods are not its to change, and what nobody asked is an error. How
-//! the stream is carried is [`crate::request`]'s.
+//! trusted as what clients say: framing is not its to change, hosts and methods only where its object says so, and what
+//! nobody asked is an error. How the stream is carried is [`crate::request`]'s.
 
+mod attributes;
 mod hear;
 mod modes;
+mod rules;
 mod say;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::waypoint as wire;
+use expression::cel::Expression;
 use http::StatusCode;
 
+pub use attributes::{Attributes, attributes};
 pub use hear::{BodyChange, Common, Heard, Immediate, Mutation, Said, heard};
 pub use modes::{Body, Modes, Parts};
-pub use say::{answer_headers, body, headers, request_headers, trailers};
+pub use rules::Rules;
+pub use say::{First, answer_headers, body, headers, request_headers, trailers};
 
 use crate::route::ServiceName;
 
@@ -46,6 +52,10 @@ pub struct Processor {
     pub overridable: bool,
     /// Bytes that are held of a body.
     pub most: usize,
+    /// What it may change.
+    pub rules: Rules,
+    /// What it is told beside what it is shown.
+    pub attributes: Box<[Expression]>,
 }
 
 /// Which way something goes.
@@ -89,6 +99,8 @@ impl Processor {
             modes: Modes::compile(of)?,
             overridable: of.mode_override,
             most,
+            rules: Rules::compile(&of.mutations.clone().unwrap_or_default())?,
+            attributes: attributes::compile(&of.attributes)?,
         })
     }
 }

@@ -48,6 +48,25 @@ pub struct ExternalProcessorSpec {
     /// Bytes of a body that are held for it; 1 MiB if left out, at most 16 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_bytes: Option<u32>,
+    /// What it may change of headers.
+    pub mutations: Mutations,
+    /// What it is told of the request and its client beside that, by name or expression, like source.address.
+    pub attributes: Vec<String>,
+}
+
+/// What a processor may change of headers, of requests and of answers. Never what says how a message is carried, nor what
+/// only proxies say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Mutations {
+    /// Only those with these names, which may end in *; :path and :status are names, too. All if left out.
+    pub allow: Vec<String>,
+    /// None with these names, which may end in *.
+    pub deny: Vec<String>,
+    /// Whether it may change for whom a request is, and its method.
+    pub routing: bool,
+    /// Whether it fails if it changes what it may not. Such a change is left out otherwise.
+    pub strict: bool,
 }
 
 /// A service of the same namespace.

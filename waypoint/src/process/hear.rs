@@ -10,10 +10,12 @@ use api::ext_proc::{
     ProcessingMode, ProcessingResponse,
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::header::HOST;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 
-use super::Way;
-use crate::asked::remove_doubles;
+use super::{Rules, Way};
+use crate::asked::{self, remove_doubles};
 use crate::permission::{Action, Change, is_framing};
 
 /// One message of its.
@@ -69,6 +71,10 @@ pub struct Mutation {
     changes: Vec<Change>,
     /// Of a request, with its query.
     pub path: Option<String>,
+    /// For whom a request is.
+    pub authority: Option<Authority>,
+    /// Of a request; never one of those that say whether there is a body at all (HEAD, CONNECT).
+    pub method: Option<Method>,
     /// Of an answer.
     pub status: Option<StatusCode>,
 }
@@ -88,11 +94,11 @@ pub struct Immediate {
     pub details: String,
 }
 
-/// What a message means.
+/// What a message means of a processor that may change what `rules` say.
 ///
 /// # Errors
 /// Nothing that could be followed.
-pub fn heard(message: ProcessingResponse) -> Result<Heard, String> {
+pub fn heard(message: ProcessingResponse, rules: &Rules) -> Result<Heard, String> {
     if let Some(longer) = message.override_message_timeout {
         let longer =
             Duration::try_from(longer).map_err(|_| "it wants to take less than no time")?;
@@ -103,16 +109,16 @@ pub fn heard(message: ProcessingResponse) -> Result<Heard, String> {
         });
     }
     let (way, said) = match message.response.ok_or("it says nothing")? {
-        Of::RequestHeaders(it) => (Some(Way::There), Said::Headers(common(it.response)?)),
-        Of::ResponseHeaders(it) => (Some(Way::Back), Said::Headers(common(it.response)?)),
-        Of::RequestBody(it) => (Some(Way::There), Said::Body(common(it.response)?)),
-        Of::ResponseBody(it) => (Some(Way::Back), Said::Body(common(it.response)?)),
+        Of::RequestHeaders(it) => (Some(Way::There), Said::Headers(common(it.response, rules)?)),
+        Of::ResponseHeaders(it) => (Some(Way::Back), Said::Headers(common(it.response, rules)?)),
+        Of::RequestBody(it) => (Some(Way::There), Said::Body(common(it.response, rules)?)),
+        Of::ResponseBody(it) => (Some(Way::Back), Said::Body(common(it.response, rules)?)),
         Of::RequestTrailers(it) => {
-            let mutation = Mutation::read(it.header_mutation)?;
+            let mutation = Mutation::read(it.header_mutation, rules)?;
             (Some(Way::There), Said::Trailers(mutation))
         }
         Of::ResponseTrailers(it) => {
-            let mutation = Mutation::read(it.header_mutation)?;
+            let mutation = Mutation::read(it.header_mutation, rules)?;
             (Some(Way::Back), Said::Trailers(mutation))
         }
         Of::ImmediateResponse(it) => (None, Said::Immediate(immediate(it)?)),
@@ -124,13 +130,13 @@ pub fn heard(message: ProcessingResponse) -> Result<Heard, String> {
     })
 }
 
-fn common(response: Option<CommonResponse>) -> Result<Common, String> {
+fn common(response: Option<CommonResponse>, rules: &Rules) -> Result<Common, String> {
     let Some(response) = response else {
         return Ok(Common::default());
     };
     let replaces = response.status() == ResponseStatus::ContinueAndReplace;
     Ok(Common {
-        mutation: Mutation::read(response.header_mutation)?,
+        mutation: Mutation::read(response.header_mutation, rules)?,
         body: response.body_mutation.and_then(body),
         replaces,
     })
@@ -155,7 +161,8 @@ fn immediate(it: ImmediateResponse) -> Result<Immediate, String> {
     };
     Ok(Immediate {
         status,
-        headers: Mutation::read(it.headers)?,
+        // All of that answer is its own.
+        headers: Mutation::read(it.headers, &Rules::default())?,
         body: it.body.into(),
         grpc: it.grpc_status.map(|grpc| grpc.status),
         details: it.details,
@@ -169,42 +176,60 @@ fn status(text: &str) -> Option<StatusCode> {
 }
 
 impl Mutation {
-    fn read(wire: Option<HeaderMutation>) -> Result<Self, String> {
+    fn read(wire: Option<HeaderMutation>, rules: &Rules) -> Result<Self, String> {
         let Some(wire) = wire else {
             return Ok(Self::default());
         };
         let mut made = Self::default();
         for option in &wire.set_headers {
-            made.take(option)?;
+            made.take(option, rules)?;
         }
-        let removed = wire.remove_headers.iter();
-        let removed = removed.filter_map(|name| name.parse::<HeaderName>().ok());
-        made.removed = removed.filter(|name| !is_ours(name)).collect();
+        for name in &wire.remove_headers {
+            // A request always has a host.
+            let Some(name) = name.parse::<HeaderName>().ok().filter(|it| *it != HOST) else {
+                continue;
+            };
+            if rules.allow(name.as_str())? {
+                made.removed.push(name);
+            }
+        }
         Ok(made)
     }
 
-    fn take(&mut self, option: &HeaderValueOption) -> Result<(), String> {
+    fn take(&mut self, option: &HeaderValueOption, rules: &Rules) -> Result<(), String> {
         let header = option.header.as_ref().ok_or("a change of no header")?;
-        if header.key.starts_with(':') {
+        let key = header.key.to_ascii_lowercase();
+        if key.starts_with(':') || key == HOST.as_str() {
+            if !rules.allow(&key)? {
+                return Ok(());
+            }
             let value = match header.value.as_bytes() {
                 [] => &header.raw_value,
                 value => value,
             };
             let value = str::from_utf8(value).map_err(|_| format!("{} is no text", header.key))?;
-            match &*header.key {
+            match &*key {
                 ":path" => self.path = Some(value.to_owned()),
+                ":authority" | "host" => {
+                    let unfit = || format!("{value:?} is no host");
+                    let authority: Authority = value.parse().map_err(|_| unfit())?;
+                    asked::host(authority.as_str()).map_err(|_| unfit())?;
+                    self.authority = Some(authority);
+                }
+                ":method" => self.method = Some(method(value)?),
                 ":status" => {
                     let status = status(value);
                     self.status = Some(status.ok_or_else(|| format!("{value} is no status"))?);
                 }
-                // For whom a request is, and by which method, is not its to change.
                 _ => {}
             }
             return Ok(());
         }
         // One that the client sent beside it would be believed.
         let change = Change::read(option, Action::Set)?;
-        self.changes.extend(change.filter(|it| !is_ours(&it.name)));
+        if rules.allow(&key)? {
+            self.changes.extend(change);
+        }
         Ok(())
     }
 
@@ -226,8 +251,19 @@ impl Mutation {
     }
 }
 
+/// One by which an answer has a body as it says itself.
+fn method(text: &str) -> Result<Method, String> {
+    let method: Method = text.parse().map_err(|_| format!("{text:?} is no method"))?;
+    match method == Method::HEAD || method == Method::CONNECT {
+        true => Err(format!("no request becomes {method}")),
+        false => Ok(method),
+    }
+}
+
 /// Whether only proxies may say it.
-fn is_ours(name: &HeaderName) -> bool {
-    let name_of = name.as_str();
-    is_framing(name) || name_of.starts_with("x-envoy-") || name_of == "x-forwarded-client-cert"
+pub(super) fn is_ours(name: &str) -> bool {
+    let framing = name
+        .parse::<HeaderName>()
+        .is_ok_and(|name| is_framing(&name));
+    framing || name.starts_with("x-envoy-") || name == "x-forwarded-client-cert"
 }

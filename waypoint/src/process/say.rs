@@ -10,8 +10,17 @@ use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
 
-use super::{Modes, Way};
+use super::{Attributes, Modes, Way};
 use crate::service::framed;
+
+/// What a processor is told with its first message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct First {
+    /// What it will be shown.
+    pub modes: Modes,
+    /// What else there is to know of the request.
+    pub attributes: Attributes,
+}
 
 /// The head of a request, as the app would get it.
 pub fn request_headers(head: &Parts, authority: &str) -> Headers {
@@ -34,7 +43,7 @@ pub fn answer_headers(status: StatusCode, headers: &HeaderMap) -> Headers {
     Headers { headers: told }
 }
 
-/// A head. `ended`: nothing follows it. `first`: nothing was said before, so it is told what it will be shown.
+/// A head. `ended`: nothing follows it. `first`: nothing was said before.
 ///
 /// # Errors
 /// It is too large.
@@ -42,7 +51,7 @@ pub fn headers(
     way: Way,
     headers: Headers,
     ended: bool,
-    first: Option<Modes>,
+    first: Option<First>,
 ) -> Result<Bytes, String> {
     let headers = HttpHeaders {
         headers: Some(headers),
@@ -61,7 +70,7 @@ pub fn headers(
 ///
 /// # Errors
 /// It is too large.
-pub fn body(way: Way, piece: Bytes, ended: bool, first: Option<Modes>) -> Result<Bytes, String> {
+pub fn body(way: Way, piece: Bytes, ended: bool, first: Option<First>) -> Result<Bytes, String> {
     let body = HttpBody {
         body: piece.into(),
         end_of_stream: ended,
@@ -79,7 +88,7 @@ pub fn body(way: Way, piece: Bytes, ended: bool, first: Option<Modes>) -> Result
 ///
 /// # Errors
 /// They are too large.
-pub fn trailers(way: Way, trailers: &HeaderMap, first: Option<Modes>) -> Result<Bytes, String> {
+pub fn trailers(way: Way, trailers: &HeaderMap, first: Option<First>) -> Result<Bytes, String> {
     let trailers = HttpTrailers {
         trailers: Some(Headers {
             headers: all(trailers).collect(),
@@ -94,18 +103,21 @@ pub fn trailers(way: Way, trailers: &HeaderMap, first: Option<Modes>) -> Result<
     )
 }
 
-fn say(request: Of, first: Option<Modes>) -> Result<Bytes, String> {
-    framed(&ProcessingRequest {
+fn say(request: Of, first: Option<First>) -> Result<Bytes, String> {
+    let mut message = ProcessingRequest {
         request: Some(request),
-        protocol_config: first.map(|modes| {
-            let (there, back) = modes.bodies();
-            ProtocolConfiguration {
-                request_body_mode: there.into(),
-                response_body_mode: back.into(),
-                send_body_without_waiting_for_header_response: false,
-            }
-        }),
-    })
+        ..ProcessingRequest::default()
+    };
+    if let Some(First { modes, attributes }) = first {
+        let (there, back) = modes.bodies();
+        message.attributes = attributes;
+        message.protocol_config = Some(ProtocolConfiguration {
+            request_body_mode: there.into(),
+            response_body_mode: back.into(),
+            send_body_without_waiting_for_header_response: false,
+        });
+    }
+    framed(&message)
 }
 
 fn all(headers: &HeaderMap) -> impl Iterator<Item = HeaderValue> {

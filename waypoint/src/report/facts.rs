@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use expression::{Attribute as A, Fields, Subject, Value};
 use hbone::Identity;
-use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, REFERER, USER_AGENT};
+use http::{HeaderMap, HeaderName};
 use mesh::Workload;
 
 use super::flag::{Flag, Flags};
@@ -97,6 +98,57 @@ impl Subject for Request<'_> {
             Fields::ResponseTrailers => return None,
         };
         joined(headers, name)
+    }
+}
+
+/// A request that goes on: as it is now, whoever has changed it.
+pub(super) struct Going<'a> {
+    pub(super) story: &'a Story,
+    pub(super) head: &'a http::request::Parts,
+    pub(super) authority: &'a str,
+    pub(super) destination: SocketAddr,
+    pub(super) now: SystemTime,
+}
+
+impl Subject for Going<'_> {
+    fn attribute(&self, attribute: A) -> Value<'_> {
+        let (story, uri) = (self.story, &self.head.uri);
+        let header = |name: HeaderName| said(self.head.headers.get(name).and_then(text));
+        match attribute {
+            A::Path => said(uri.path_and_query().map(|it| it.as_str())),
+            A::UrlPath => said(Some(uri.path())),
+            A::Query => said(Some(uri.query().unwrap_or_default())),
+            A::Host => said(Some(self.authority)),
+            A::Scheme => Value::text("http"),
+            A::Method => said(Some(self.head.method.as_str())),
+            A::Referer => header(REFERER),
+            A::UserAgent => header(USER_AGENT),
+            A::RequestId => header(super::REQUEST_ID),
+            A::Protocol => said(Some(protocol(super::Protocol::Http, story.asked.version))),
+            A::Time => Value::Time(nanos(self.now) - whole(story.began.elapsed())),
+            A::RequestSize => match header(CONTENT_LENGTH) {
+                Value::Text(length) => length.parse().map_or(Value::Null, Value::Int),
+                _ => Value::Null,
+            },
+            A::Route => said(story.route.as_deref()),
+            A::TraceId => match &story.trace {
+                Some(id) => Value::text(id.to_string()),
+                None => Value::Null,
+            },
+            // With its port, as Envoy has it where requests are processed.
+            A::SourceAddress => Value::text(story.caller.client.address.to_string()),
+            A::DestinationAddress => Value::text(self.destination.to_string()),
+            // Nothing has been answered, and nobody asked yet.
+            A::Flags | A::FlagLetters => Value::Null,
+            other => story.ends().attribute(other),
+        }
+    }
+
+    fn field(&self, of: Fields, name: &str) -> Option<Cow<'_, str>> {
+        match of {
+            Fields::RequestHeaders => joined(&self.head.headers, name),
+            Fields::ResponseHeaders | Fields::ResponseTrailers => None,
+        }
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) use self::there::processed;
 use super::Refused;
 use super::refused::plain;
 use crate::process::{Immediate, Processor};
-use crate::report::Report;
+use crate::report::{Outcome, Report};
 use crate::upstream::Answer;
 
 /// Why a request ends with a processor.
@@ -61,6 +61,19 @@ pub(super) enum Broke {
     Unread,
     /// Whoever was to get it has gone.
     Gone,
+}
+
+impl Broke {
+    /// As it is counted.
+    fn outcome(&self) -> Outcome {
+        match self {
+            Self::Late(_) => Outcome::Late,
+            Self::Failed(_) => Outcome::Fails,
+            // Whatever else ends its part is nothing that it has done wrong.
+            Self::Answered(_) => Outcome::Refuses,
+            Self::Closed | Self::TooLarge | Self::Unread | Self::Gone => Outcome::Passes,
+        }
+    }
 }
 
 /// Processors that have been shown a request and may be shown its answer, first to last.

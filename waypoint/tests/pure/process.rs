@@ -12,7 +12,10 @@ use api::ext_proc::{
 use api::waypoint as wire;
 use http::{HeaderMap, Request, StatusCode};
 use prost::Message;
-use waypoint::process::{Body, Modes, Processor, Said, Way, headers, heard, request_headers};
+use waypoint::process::{
+    Attributes, Body, First, Heard, Modes, Processor, Rules, Said, Way, attributes, headers,
+    request_headers,
+};
 use wire::processor::BodyMode;
 
 fn processing(change: impl FnOnce(&mut wire::Processor)) -> wire::Processing {
@@ -72,6 +75,161 @@ fn says(mutation: Option<HeaderMutation>) -> ProcessingResponse {
     }
 }
 
+fn heard(message: ProcessingResponse) -> Result<Heard, String> {
+    waypoint::process::heard(message, &Rules::default())
+}
+
+/// What is made of changes by a processor that may make these.
+fn made(mutations: wire::processor::Mutations, all: &[(&str, &str)]) -> Result<HeaderMap, String> {
+    let rules = compile(|it| it.mutations = Some(mutations))?.rules;
+    let heard = waypoint::process::heard(says(set(all)), &rules)?;
+    let Said::Headers(common) = heard.said else {
+        panic!("{:?}", heard.said)
+    };
+    let mut headers = HeaderMap::new();
+    common.mutation.apply(&mut headers);
+    for (name, value) in [
+        ("path", common.mutation.path),
+        (
+            "authority",
+            common.mutation.authority.map(|it| it.to_string()),
+        ),
+        ("method", common.mutation.method.map(|it| it.to_string())),
+    ] {
+        if let Some(value) = value {
+            headers.insert(name, value.parse().unwrap());
+        }
+    }
+    Ok(headers)
+}
+
+#[test]
+fn what_it_may_change_is_for_its_object_to_say() {
+    use wire::processor::Mutations;
+    let names = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+    let asks = [
+        ("X-A", "1"),
+        ("x-b", "1"),
+        ("y", "1"),
+        (":path", "/p"),
+        (":authority", "other:80"),
+        (":method", "PUT"),
+        ("x-envoy-upstream", "1"),
+        ("content-length", "1"),
+        ("x-forwarded-client-cert", "me"),
+    ];
+    for (mutations, expected) in [
+        (Mutations::default(), &["path", "x-a", "x-b", "y"][..]),
+        (
+            Mutations {
+                routing: true,
+                ..Mutations::default()
+            },
+            &["authority", "method", "path", "x-a", "x-b", "y"],
+        ),
+        (
+            Mutations {
+                allow: names(&["x-*"]),
+                deny: names(&["X-B"]),
+                ..Mutations::default()
+            },
+            &["x-a"],
+        ),
+        (
+            Mutations {
+                allow: names(&[":path", "host", ":authority", "content-length", "x-envoy-*"]),
+                ..Mutations::default()
+            },
+            &["path"],
+        ),
+        (
+            Mutations {
+                deny: names(&["*"]),
+                routing: true,
+                ..Mutations::default()
+            },
+            &[],
+        ),
+    ] {
+        let headers = made(mutations.clone(), &asks).unwrap();
+        let mut found: Vec<&str> = headers.keys().map(|name| name.as_str()).collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{mutations:?}");
+        let strict = Mutations {
+            strict: true,
+            ..mutations
+        };
+        assert!(made(strict, &asks).is_err_and(|why| why.contains("which it may not")));
+    }
+    let routing = Mutations {
+        routing: true,
+        ..Mutations::default()
+    };
+    for (name, value) in [
+        (":method", "HEAD"),
+        (":method", "CONNECT"),
+        (":method", "no method"),
+        ("host", "a b"),
+        (":authority", "user@host"),
+        (":authority", ""),
+    ] {
+        let made = made(routing.clone(), &[(name, value)]);
+        assert!(made.is_err(), "{name} {value}: {made:?}");
+    }
+}
+
+struct About;
+
+impl expression::Subject for About {
+    fn attribute(&self, attribute: expression::Attribute) -> expression::Value<'_> {
+        match attribute {
+            expression::Attribute::Path => expression::Value::text("/a?b"),
+            expression::Attribute::SourcePort => expression::Value::Int(7),
+            expression::Attribute::Mtls => expression::Value::Bool(true),
+            _ => expression::Value::Null,
+        }
+    }
+
+    fn field(&self, _: expression::Fields, name: &str) -> Option<std::borrow::Cow<'_, str>> {
+        (name == "x-user").then(|| "anna".into())
+    }
+}
+
+#[test]
+fn it_is_told_the_attributes_that_are_asked_for_with_its_first_message() {
+    use prost_types::value::Kind;
+    let wanted = [
+        "request.path",
+        "request.headers['x-user']",
+        "request.headers['x-none']",
+        "source.port",
+        "connection.mtls",
+        "response.code",
+    ];
+    let processor = compile(|it| it.attributes = wanted.map(str::to_owned).to_vec()).unwrap();
+    let all = attributes(&processor.attributes, &About);
+    let told = headers(
+        Way::There,
+        Default::default(),
+        true,
+        Some(First {
+            modes: processor.modes,
+            attributes: all,
+        }),
+    );
+    let message = ProcessingRequest::decode(told.unwrap().slice(5..)).unwrap();
+    let fields = &message.attributes["envoy.filters.http.ext_proc"].fields;
+    let of = |name: &str| fields.get(name).and_then(|it| it.kind.clone());
+    let text = |text: &str| Some(Kind::StringValue(text.to_owned()));
+    assert_eq!(of("request.path"), text("/a?b"));
+    assert_eq!(of("request.headers['x-user']"), text("anna"));
+    assert_eq!(of("source.port"), Some(Kind::NumberValue(7.0)));
+    assert_eq!(of("connection.mtls"), Some(Kind::BoolValue(true)));
+    assert_eq!(fields.len(), 4, "{fields:?}");
+    assert!(compile(|it| it.attributes = vec!["source.adress".to_owned()]).is_err());
+    assert!(attributes(&[], &About).is_empty());
+}
+
 #[test]
 fn what_cannot_be_done_as_asked_is_refused() {
     assert!(compile(|_| {}).is_ok());
@@ -97,7 +255,11 @@ fn the_first_message_says_what_will_be_shown_and_a_head_is_shown_as_it_is() {
         .0;
     let modes = modes(|it| it.request_body = BodyMode::FullDuplexStreamed.into());
     let shown = request_headers(&head, "web");
-    let message = headers(Way::There, shown, true, Some(modes)).unwrap();
+    let first = First {
+        modes,
+        attributes: Attributes::new(),
+    };
+    let message = headers(Way::There, shown, true, Some(first)).unwrap();
     let message = ProcessingRequest::decode(message.slice(5..)).unwrap();
     let config = message.protocol_config.unwrap();
     assert_eq!(config.request_body_mode(), BodySendMode::FullDuplexStreamed);

@@ -185,7 +185,7 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
-    async fn of(answer: Response<Incoming>) -> Result<Self> {
+    pub(crate) async fn of(answer: Response<Incoming>) -> Result<Self> {
         let (head, body) = answer.into_parts();
         let all = tokio::time::timeout(SOON, body.collect()).await??;
         let trailers = all.trailers().cloned().unwrap_or_default();

@@ -2,6 +2,8 @@
 
 #[path = "processors/clerk.rs"]
 mod clerk;
+#[path = "processors/faults.rs"]
+mod faults;
 
 use ::http::Request;
 use anyhow::{Context, Result, ensure};
@@ -29,8 +31,23 @@ fn processors_are_shown_requests_and_answers_and_change_them() {
             heads(shop).await.context("heads")?;
             bodies(shop).await.context("bodies")?;
             failures(shop).await.context("failures")?;
+            rules(shop)
+                .await
+                .context("what he may change, and is told")?;
             gone(shop, &clerk).await.context("a client that goes away")
-        })
+        })?;
+        shop.each_asked(
+            "ext_proc",
+            &[
+                ("shop/headers", "ok"),
+                ("shop/headers", "refused"),
+                ("shop/duplex", "ok"),
+                ("shop/quick", "timeout"),
+                ("shop/quick", "error"),
+                ("shop/nobody", "error"),
+                ("shop/open", "timeout"),
+            ],
+        )
     });
 }
 
@@ -71,6 +88,33 @@ fn objects() -> String {
             true,
             9000,
             "timeout: 20s\n  modeOverride: true".to_owned(),
+        ),
+        (
+            "routing",
+            false,
+            9000,
+            "timeout: 20s
+  mutations: { routing: true, deny: [x-clerk] }
+  attributes:
+  - request.path
+  - source.address
+  - connection.uri_san_peer_certificate
+  - destination.port
+  - connection.mtls
+  - filter_state.downstream_peer.workload"
+                .to_owned(),
+        ),
+        (
+            "strict",
+            false,
+            9000,
+            "timeout: 20s\n  mutations: { strict: true }".to_owned(),
+        ),
+        (
+            "secret",
+            false,
+            9000,
+            "timeout: 20s\n  mutations: { allow: [x-clerk] }".to_owned(),
         ),
         ("quick", false, 9000, "timeout: 300ms".to_owned()),
         (
@@ -239,6 +283,53 @@ async fn failures(shop: &Shop<'_>) -> Result<()> {
         let heard = ask(shop, path, wish, "").await?.is(200)?;
         ensure!(heard.saw("x-secret").is_some(), "{path} {wish}: {heard:?}");
     }
+    Ok(())
+}
+
+async fn rules(shop: &Shop<'_>) -> Result<()> {
+    let heard = ask(shop, "/routing/a", "", "").await?.is(200)?;
+    for (name, value) in [
+        ("method", Some("DELETE")),
+        ("host", Some("evil.example")),
+        // His own is forbidden; what is never his to say stays what it is.
+        ("x-clerk", Some("by myself")),
+        ("content-length", None),
+        ("x-forwarded-client-cert", None),
+    ] {
+        ensure!(heard.saw(name).as_deref() == value, "{name}: {heard:?}");
+    }
+    let heard = ask(shop, "/routing/a?b=c", "told", "").await?.is(200)?;
+    let told = |name: &str| heard.saw(&format!("told-{name}")).unwrap_or_default();
+    ensure!(told("request.path") == "/routing/a?b=c", "{heard:?}");
+    ensure!(
+        told("destination.port") == "80" && told("connection.mtls") == "true",
+        "{heard:?}"
+    );
+    let identity = "spiffe://cluster.local/ns/shop/sa/client";
+    ensure!(
+        told("connection.uri_san_peer_certificate") == identity,
+        "{heard:?}"
+    );
+    ensure!(
+        told("filter_state.downstream_peer.workload") == "client",
+        "{heard:?}"
+    );
+    let source: std::net::SocketAddr = told("source.address").parse()?;
+    ensure!(source.ip() == shop.client.ip(), "{source} {heard:?}");
+
+    let log = shop.waypoint.pod().access_log().from_now();
+    ask(shop, "/strict/a", "", "").await?.is(500)?;
+    let line = log.find("its line", |line| line.field("code") == "500")?;
+    ensure!(
+        line.field("detail").contains("which it may not"),
+        "{line:?}"
+    );
+    let heard = ask(shop, "/secret/a", "", "").await?.is(200)?;
+    ensure!(heard.saw("x-clerk").as_deref() == Some("GET"), "{heard:?}");
+    ensure!(
+        heard.saw("x-secret").is_some(),
+        "removing is changing: {heard:?}"
+    );
     Ok(())
 }
 

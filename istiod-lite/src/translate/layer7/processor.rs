@@ -3,6 +3,7 @@
 use api::k8s::limits::OnFailure;
 use api::k8s::processors::{BodyMode, ExternalProcessorSpec};
 use api::waypoint as wire;
+use expression::cel::Expression;
 use wire::processor::BodyMode as Wire;
 
 use super::duration;
@@ -55,6 +56,21 @@ fn processor(
     if bytes > MOST {
         return Err(format!("spec.bodyBytes: {bytes} are more than {MOST}"));
     }
+    if spec.attributes.len() > ATTRIBUTES {
+        return Err(format!("spec.attributes: more than {ATTRIBUTES}"));
+    }
+    for text in &spec.attributes {
+        let read = Expression::read(text);
+        read.map_err(|why| format!("spec.attributes: {text}: {why}"))?;
+    }
+    let mutations = &spec.mutations;
+    for (field, names) in [("allow", &mutations.allow), ("deny", &mutations.deny)] {
+        if let Some(name) = names.iter().find(|name| !is_name(name)) {
+            return Err(format!(
+                "spec.mutations.{field}: {name:?} is no name of a header"
+            ));
+        }
+    }
     Ok(wire::Processor {
         service: Some(wire::ServiceRef {
             namespace: namespace.to_owned(),
@@ -72,6 +88,13 @@ fn processor(
         mode_override: spec.mode_override,
         body_bytes: bytes,
         status_on_error: status,
+        attributes: spec.attributes.clone(),
+        mutations: Some(wire::processor::Mutations {
+            allow: mutations.allow.clone(),
+            deny: mutations.deny.clone(),
+            routing: mutations.routing,
+            strict: mutations.strict,
+        }),
         fail_open: false,
     })
 }
@@ -86,8 +109,26 @@ fn body(mode: BodyMode) -> Wire {
     }
 }
 
+/// Of a header, or the beginning of several.
+fn is_name(name: &str) -> bool {
+    let of = name.strip_suffix('*').unwrap_or(name);
+    match of.strip_prefix(':') {
+        Some(of) => {
+            matches!(of, "path" | "status" | "authority" | "method") && of.len() + 1 == name.len()
+        }
+        None => !name.is_empty() && of.bytes().all(is_token),
+    }
+}
+
+/// RFC 9110 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&byte)
+}
+
 /// Bytes of a body that a proxy holds.
 const MOST: u32 = 16 << 20;
+/// Of one processor.
+const ATTRIBUTES: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -118,6 +159,23 @@ response: {headers: false, body: FullDuplexStreamed}
     }
 
     #[test]
+    fn what_it_may_change_and_is_told_beside_is_told_as_written() {
+        let (made, fault) = read(
+            "backendRef: {name: proc, port: 9000}
+attributes: [request.path, 'request.headers[\"x-user\"]', source.address]
+mutations: {allow: [x-*, ':path', '*'], deny: [x-internal], routing: true, strict: true}
+",
+        );
+        assert_eq!(fault, None);
+        let it = made.processor.expect("a processor");
+        assert_eq!(it.attributes.len(), 3);
+        let mutations = it.mutations.expect("what it may change");
+        assert_eq!(mutations.allow, ["x-*", ":path", "*"]);
+        assert_eq!(mutations.deny, ["x-internal"]);
+        assert!(mutations.routing && mutations.strict);
+    }
+
+    #[test]
     fn what_cannot_be_read_refuses_unless_it_fails_open() {
         for (text, said) in [
             ("{}", "backendRef"),
@@ -129,6 +187,18 @@ response: {headers: false, body: FullDuplexStreamed}
             (
                 "backendRef: {name: a, port: 1}\nbodyBytes: 16777217",
                 "more than",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\nattributes: [source.adress]",
+                "source.adress is not known",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\nmutations: {allow: ['x-*', 'x y']}",
+                "spec.mutations.allow: \"x y\" is no name",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\nmutations: {deny: [':scheme']}",
+                "spec.mutations.deny",
             ),
         ] {
             let (made, fault) = read(text);

@@ -64,10 +64,11 @@ impl Showing<'_> {
                 *self.answer.body_mut() = Answer::whole(whole);
                 return Ok(());
             }
+            self.half.showable()?;
         }
         let parts = self.half.modes.back;
         match parts.body {
-            _ if ends => {}
+            _ if ends || self.half.switches => {}
             Body::Whole | Body::Beginning => self.read_ahead().await?,
             Body::None | Body::Duplex if !parts.trailers => {}
             Body::None | Body::Duplex | Body::Pieces => self.pieces(),
@@ -107,6 +108,7 @@ impl Showing<'_> {
         if !common.replaces {
             return Ok(None);
         }
+        self.half.replaceable()?;
         match common.body {
             None => Ok(Some(Bytes::new())),
             Some(BodyChange::Bytes(bytes)) => Ok(Some(bytes)),
@@ -178,8 +180,7 @@ impl Showing<'_> {
         let (give, feeding) = feed::<Answer>(&self.half);
         let _ = give.send(self.take_body());
         if headers {
-            let said = timeout(PATIENCE, self.half.next()).await;
-            let said = said.unwrap_or(Err(Broke::Late(PATIENCE)));
+            let said = self.half.late().await;
             match said.and_then(|said| self.headers(said)) {
                 Ok(None) => {}
                 Ok(Some(whole)) => {

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -177,7 +178,7 @@ where
 async fn fed_to<B>(
     mouth: &Pipe,
     way: Way,
-    mut first: Option<process::Modes>,
+    mut first: Option<process::First>,
     mut body: B,
     kept: &OnceLock<HeaderMap>,
 ) -> Option<()>
@@ -215,7 +216,10 @@ pub(super) fn heard_back(
 ) -> Piped {
     let (to, made) = pipe();
     let making = tokio::spawn(async move {
-        if let Err(broke) = pieces_back(&mut half, &feeding, &to).await {
+        let begun = Instant::now();
+        let made = pieces_back(&mut half, &feeding, &to).await;
+        half.count(&made, begun);
+        if let Err(broke) = made {
             // What it had of the body is its own: there is nothing to go on with.
             let processor = &half.processor;
             let refused = match broke {

@@ -3,22 +3,23 @@
 //! What it says is sorted by what it is about and waits for whoever has asked. It is held by its halves: when both have
 //! gone, the processor is told that there is no more, and has a moment to say the same.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::request::Parts as Head;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Broke;
+use super::{Broke, PATIENCE};
 use crate::arrive::Arrived;
 use crate::call;
 use crate::compiled::Config;
-use crate::process::{Heard, Modes, Parts, Processor, Said, Way, heard};
+use crate::process::{Attributes, Body, First, Heard, Modes, Parts, Processor, Said, Way, heard};
+use crate::report::{Answers, Outcome, Who};
 use crate::request::lead;
 use crate::service::{self, Messages};
 use crate::upstream::{Answer, Outgoing, Pipe, ReadAhead, open_pipe};
@@ -30,12 +31,15 @@ pub(super) struct Half {
     pub(super) way: Way,
     /// What is shown from now on, both ways.
     pub(super) modes: Modes,
-    /// Something was said already, by either half.
-    begun: Arc<AtomicBool>,
+    /// Another protocol is to be spoken behind the heads.
+    pub(super) switches: bool,
+    /// What is told with the first message, whichever half says it.
+    first: Arc<Mutex<Option<Attributes>>>,
     /// By this one.
     told: Arc<AtomicBool>,
     out: Pipe,
     heard: mpsc::Receiver<Result<Heard, Broke>>,
+    answers: Arc<Answers>,
     _held: Arc<DropGuard>,
 }
 
@@ -44,26 +48,31 @@ pub(super) fn begin(
     arrived: &Arc<Arrived>,
     config: &Arc<Config>,
     processor: &Arc<Processor>,
-    about: &HeaderMap,
+    about: &Head,
+    attributes: Attributes,
 ) -> Result<[Half; 2], Broke> {
     let to = lead(arrived, &processor.service).map_err(|why| Broke::Failed(why.to_string()))?;
     let (out, body) = open_pipe();
     let (body, _) = Outgoing::piped(ReadAhead::of(body), 0);
-    let request = service::call(&processor.service, METHOD, about, None).body(body);
+    let request = service::call(&processor.service, METHOD, &about.headers, None).body(body);
     let request = request.map_err(|why| Broke::Failed(format!("it cannot be asked: {why}")))?;
     let gone = CancellationToken::new();
     let held = Arc::new(gone.clone().drop_guard());
-    let begun = Arc::new(AtomicBool::new(false));
+    let first = Arc::new(Mutex::new(Some(attributes)));
+    let answers = answers(arrived, processor);
+    let switches = call::switches(about);
     let half = |way| {
         let (to, heard) = mpsc::channel(WAITING);
         let half = Half {
             processor: processor.clone(),
             way,
             modes: processor.modes,
-            begun: begun.clone(),
+            switches,
+            first: first.clone(),
             told: Arc::default(),
             out: out.clone(),
             heard,
+            answers: answers.clone(),
             _held: held.clone(),
         };
         let ear = Ear {
@@ -76,7 +85,7 @@ pub(super) fn begin(
     let listener = Listener {
         there,
         back,
-        most: processor.most + ROOM,
+        processor: processor.clone(),
     };
     let (arrived, config) = (arrived.clone(), config.clone());
     tokio::spawn(async move {
@@ -98,11 +107,18 @@ pub(super) fn begin(
     Ok([one, other])
 }
 
+/// Where what comes of asking it is counted.
+pub(super) fn answers(arrived: &Arrived, processor: &Processor) -> Arc<Answers> {
+    let name = processor.name.split_once('/');
+    let name = name.map_or(&*processor.name, |(_, name)| name);
+    arrived.proxy.reports.asked(Who::Processor, name)
+}
+
 /// Who sorts what it says.
 struct Listener {
     there: Ear,
     back: Ear,
-    most: usize,
+    processor: Arc<Processor>,
 }
 
 /// Where what is heard goes, and whether anything was said that it could be an answer to.
@@ -119,7 +135,7 @@ impl Listener {
         if head.headers.contains_key("grpc-status") {
             return service::end(&head.headers);
         }
-        let mut messages = Messages::of(self.most);
+        let mut messages = Messages::of(self.processor.most + ROOM);
         loop {
             let frame = body.frame().await.ok_or("its answer has no end")?;
             let frame = frame.map_err(|why| format!("its answer broke off: {why}"))?;
@@ -131,7 +147,7 @@ impl Listener {
                 }
             }
             while let Some(message) = messages.next()? {
-                self.sort(heard(message)?).await?;
+                self.sort(heard(message, &self.processor.rules)?).await?;
             }
         }
     }
@@ -167,9 +183,13 @@ impl Listener {
 
 impl Half {
     /// For the first message of a stream, which says what it will be shown.
-    pub(super) fn first(&self) -> Option<Modes> {
-        let begun = self.begun.swap(true, Relaxed);
-        (!begun).then_some(self.modes)
+    pub(super) fn first(&self) -> Option<First> {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let attributes = first.take()?;
+        Some(First {
+            modes: self.modes,
+            attributes,
+        })
     }
 
     /// What it is shown this way.
@@ -180,8 +200,31 @@ impl Half {
         }
     }
 
+    /// Whether no more is to be shown to it than there will be.
+    pub(super) fn showable(&self) -> Result<(), Broke> {
+        match [self.modes.there.body, self.modes.back.body] {
+            [Body::None, Body::None] => Ok(()),
+            _ => self.replaceable(),
+        }
+    }
+
+    /// Whether what follows is a body.
+    pub(super) fn replaceable(&self) -> Result<(), Broke> {
+        match self.switches {
+            true => Err(Broke::Failed(SWITCHES.to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// Says something, and waits for the answer to it.
     pub(super) async fn ask(&mut self, message: Result<Bytes, String>) -> Result<Said, Broke> {
+        let begun = Instant::now();
+        let answer = self.asked(message).await;
+        self.count(&answer, begun);
+        answer
+    }
+
+    async fn asked(&mut self, message: Result<Bytes, String>) -> Result<Said, Broke> {
         // What is there already is no answer.
         while let Ok(early) = self.heard.try_recv() {
             match early?.said {
@@ -248,6 +291,24 @@ impl Half {
         }
     }
 
+    /// What it says to a head when it likes.
+    pub(super) async fn late(&mut self) -> Result<Said, Broke> {
+        let begun = Instant::now();
+        let said = timeout(PATIENCE, self.next()).await;
+        let said = said.unwrap_or(Err(Broke::Late(PATIENCE)));
+        self.count(&said, begun);
+        said
+    }
+
+    /// What has come of asking it.
+    pub(super) fn count<T>(&self, answer: &Result<T, Broke>, since: Instant) {
+        let outcome = answer
+            .as_ref()
+            .err()
+            .map_or(Outcome::Passes, Broke::outcome);
+        self.answers.count(outcome, since.elapsed());
+    }
+
     /// This half, for somebody who goes on with it; nothing is heard here any more.
     pub(super) fn handed_on(&mut self) -> Self {
         let (_, nothing) = mpsc::channel(1);
@@ -255,10 +316,12 @@ impl Half {
             processor: self.processor.clone(),
             way: self.way,
             modes: self.modes,
-            begun: self.begun.clone(),
+            switches: self.switches,
+            first: self.first.clone(),
             told: self.told.clone(),
             out: self.out.clone(),
             heard: std::mem::replace(&mut self.heard, nothing),
+            answers: self.answers.clone(),
             _held: self._held.clone(),
         }
     }
@@ -276,6 +339,8 @@ pub(super) fn unasked() -> Broke {
 }
 
 const UNASKED: &str = "it says what nobody has asked";
+const SWITCHES: &str =
+    "what follows a switch of protocols is no body that could be shown or changed";
 const METHOD: &str = "envoy.service.ext_proc.v3.ExternalProcessor/Process";
 /// Messages that wait for whoever has asked.
 const WAITING: usize = 16;

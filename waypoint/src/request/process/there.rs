@@ -1,19 +1,21 @@
 //! A request is shown, part by part.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::request::Parts as Head;
+use http::uri::Authority;
+use http::{HeaderValue, Method};
 use http_body::Body as _;
 use tokio::time::timeout;
 
 use super::pieces::{Feeding, feed, heard_back, one_by_one};
-use super::stream::{Half, begin, unasked};
+use super::stream::{Half, answers, begin, unasked};
 use super::{Broke, PATIENCE, Shown, goes_on, stopped};
 use crate::asked;
 use crate::authenticate::Verified;
-use crate::call;
 use crate::compiled::{Processing, Service};
 use crate::process::{self, Body, BodyChange, Common, Mutation, Processor, Said, Way};
 use crate::report::Report;
@@ -81,9 +83,20 @@ async fn show(
         return Ok(false);
     }
     let (arrived, config) = (consulting.arrived, consulting.config);
-    let [there, mut back] = match begin(arrived, config, processor, &head.headers) {
+    let attributes = match processor.attributes.is_empty() {
+        true => process::Attributes::new(),
+        false => {
+            let authority = asked::authority(&head.uri, &head.headers)?;
+            let subject = report.subject(head, authority, arrived.to.address());
+            process::attributes(&processor.attributes, &subject)
+        }
+    };
+    let [there, mut back] = match begin(arrived, config, processor, head, attributes) {
         Ok(halves) => halves,
-        Err(broke) => return goes_on(processor, broke, report).map(|()| false),
+        Err(broke) => {
+            answers(arrived, processor).count(broke.outcome(), Duration::ZERO);
+            return goes_on(processor, broke, report).map(|()| false);
+        }
     };
     let mut showing = Showing {
         half: there,
@@ -141,10 +154,7 @@ impl Showing<'_> {
     ) -> Result<process::Modes, Ended> {
         let this = self;
         let ends = consulting.body.is_end_stream();
-        if this.half.modes.there.body != Body::None && call::switches(this.head) {
-            let why = "what follows a switch of protocols cannot be shown".to_owned();
-            return Err(Broke::Failed(why).into());
-        }
+        this.half.showable()?;
         if this.half.modes.there.body == Body::Duplex && !ends {
             return this.duplex(consulting, shown, report).await;
         }
@@ -156,10 +166,11 @@ impl Showing<'_> {
                 consulting.body.become_whole(whole);
                 return Ok(this.half.modes);
             }
+            this.half.showable()?;
         }
         let parts = this.half.modes.there;
         match parts.body {
-            _ if ends => {}
+            _ if ends || this.half.switches => {}
             Body::Whole | Body::Beginning => this.read_ahead(consulting).await?,
             Body::None | Body::Duplex if !parts.trailers => {}
             Body::None | Body::Duplex | Body::Pieces => {
@@ -192,6 +203,7 @@ impl Showing<'_> {
         if !common.replaces {
             return Ok(None);
         }
+        self.half.replaceable()?;
         self.head.headers.remove(CONTENT_LENGTH);
         match common.body {
             None => Ok(Some(Bytes::new())),
@@ -206,6 +218,17 @@ impl Showing<'_> {
         }
         self.changed = true;
         mutation.apply(&mut self.head.headers);
+        if let Some(method) = &mutation.method {
+            // Whether its answer has a body is known by its method, to client and app alike.
+            if [Method::HEAD, Method::CONNECT].contains(&self.head.method) {
+                let why = format!("no {} becomes {method}", self.head.method);
+                return Err(Broke::Failed(why).into());
+            }
+            self.head.method = method.clone();
+        }
+        if let Some(authority) = &mutation.authority {
+            self.redirect(authority)?;
+        }
         if let Some(path) = &mutation.path {
             let unfit = || Broke::Failed(format!("{path:?} is no path"));
             let uri = self.head.uri.clone();
@@ -216,6 +239,21 @@ impl Showing<'_> {
             let one = one.map_err(|_| unfit())?.into_owned();
             self.head.uri = uri;
             asked::put_path(&mut self.head.uri, &one).map_err(|_| unfit())?;
+        }
+        Ok(())
+    }
+
+    /// For somebody else, wherever that is said.
+    fn redirect(&mut self, authority: &Authority) -> Result<(), Ended> {
+        let unfit = || Broke::Failed(format!("{authority} is no host"));
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| unfit())?;
+        if self.head.uri.authority().is_some() {
+            let mut parts = self.head.uri.clone().into_parts();
+            parts.authority = Some(authority.clone());
+            self.head.uri = http::Uri::from_parts(parts).map_err(|_| unfit())?;
+        }
+        if self.head.uri.authority().is_none() || self.head.headers.contains_key(HOST) {
+            self.head.headers.insert(HOST, host);
         }
         Ok(())
     }
@@ -307,10 +345,9 @@ impl Showing<'_> {
         self.head.headers.remove(CONTENT_LENGTH);
         let feeding = self.feeding(consulting, report);
         if headers {
-            let said = match timeout(PATIENCE, self.half.next()).await {
-                Ok(Ok(said)) => self.headers(said),
-                Ok(Err(broke)) => Err(broke.into()),
-                Err(_) => Err(Broke::Late(PATIENCE).into()),
+            let said = match self.half.late().await {
+                Ok(said) => self.headers(said),
+                Err(broke) => Err(broke.into()),
             };
             match said {
                 Ok(None) => {}

@@ -3,9 +3,11 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use api::ext_proc::body_mutation::Mutation;
+use api::ext_proc::common_response::ResponseStatus;
 use api::ext_proc::external_processor_server::{ExternalProcessor, ExternalProcessorServer};
 use api::ext_proc::processing_mode::BodySendMode;
 use api::ext_proc::processing_request::Request as Told;
@@ -18,6 +20,7 @@ use api::ext_proc::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use prost_types::value::Kind;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,29 +34,41 @@ pub(super) struct Clerk {
     pub(super) asked: Arc<Notify>,
     /// Nobody does any more.
     pub(super) let_go: Arc<Notify>,
+    /// At which of his doors.
+    name: &'static str,
 }
 
 impl Clerk {
-    /// Service `shop/clerk`, port 9000; nobody is at 9100.
+    /// Service `shop/clerk`, ports 9000 and, as another, 9001; nobody is at 9100.
     pub(super) fn start(shop: &Shop<'_>) -> Result<Self> {
         let pod = shop.lab.pod("shop/clerk").node(0);
         let pod = pod.service_account("clerk").label("app", "clerk").start()?;
         let clerk = Self::default();
         let _in = shop.runtime.enter();
-        let listener = pod.listen(9000)?;
-        listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(listener)?;
-        let server = ExternalProcessorServer::new(clerk.clone());
-        shop.runtime.spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let service = TowerToHyperService::new(server.clone());
-                tokio::spawn(async move {
-                    let builder = auto::Builder::new(TokioExecutor::new());
-                    let _ = builder.serve_connection(TokioIo::new(tcp), service).await;
-                });
-            }
-        });
-        let ports = [("grpc", 9000, 9000), ("nobody", 9100, 9100)];
+        for (port, name) in [(9000, "one"), (9001, "two")] {
+            let listener = pod.listen(port)?;
+            listener.set_nonblocking(true)?;
+            let listener = TcpListener::from_std(listener)?;
+            let clerk = Self {
+                name,
+                ..clerk.clone()
+            };
+            let server = ExternalProcessorServer::new(clerk);
+            shop.runtime.spawn(async move {
+                while let Ok((tcp, _)) = listener.accept().await {
+                    let service = TowerToHyperService::new(server.clone());
+                    tokio::spawn(async move {
+                        let builder = auto::Builder::new(TokioExecutor::new());
+                        let _ = builder.serve_connection(TokioIo::new(tcp), service).await;
+                    });
+                }
+            });
+        }
+        let ports = [
+            ("grpc", 9000, 9000),
+            ("grpc-two", 9001, 9001),
+            ("nobody", 9100, 9100),
+        ];
         shop.lab.service_of("shop/clerk", &ports)?;
         Ok(clerk)
     }
@@ -64,12 +79,57 @@ impl Clerk {
         says: mpsc::Sender<Result<ProcessingResponse, Status>>,
     ) -> Option<()> {
         let mut modes = (BodySendMode::None, BodySendMode::None);
+        let (mut wish, mut pieces) = (String::new(), 0);
         while let Ok(Some(message)) = told.message().await {
             if let Some(config) = &message.protocol_config {
                 modes = (config.request_body_mode(), config.response_body_mode());
             }
+            if let Some(Told::RequestHeaders(it)) = &message.request {
+                wish = value(it, "x-do");
+            }
+            let attributes: Vec<(String, String)> = attributes(&message);
+            let ill = || Status::internal("he is ill");
             let answer = match message.request? {
-                Told::RequestHeaders(it) => match &*value(&it, "x-do") {
+                Told::RequestBody(_) if wish == "die" && pieces > 0 => {
+                    let _ = says.send(Err(ill())).await;
+                    return None;
+                }
+                Told::ResponseBody(_) if wish == "die-back" => {
+                    let _ = says.send(Err(ill())).await;
+                    return None;
+                }
+                Told::RequestHeaders(_) if wish == "break-two" && self.name == "two" => {
+                    let _ = says.send(Err(ill())).await;
+                    return None;
+                }
+                Told::RequestHeaders(it) if wish.starts_with("longer=") => {
+                    let (asks, takes) = wish["longer=".len()..].split_once(',')?;
+                    let longer = Duration::from_millis(asks.parse().ok()?);
+                    let longer = ProcessingResponse {
+                        override_message_timeout: Some(
+                            prost_types::Duration::try_from(longer).ok()?,
+                        ),
+                        ..Default::default()
+                    };
+                    says.send(Ok(longer)).await.ok()?;
+                    tokio::time::sleep(Duration::from_millis(takes.parse().ok()?)).await;
+                    request(&it, "")
+                }
+                Told::RequestHeaders(it) => match &*wish {
+                    "told" => {
+                        let told: Vec<(&str, &str)> = attributes
+                            .iter()
+                            .map(|(name, value)| (&**name, &**value))
+                            .collect();
+                        headers(&told)
+                    }
+                    "big" => headers(&[("x-big", &"b".repeat(2 << 20))]),
+                    "nothing" => ProcessingResponse::default(),
+                    "bad" => headers(&[("bad name", "1")]),
+                    "replace" => answer(Says::RequestHeaders(replaces("replaced"))),
+                    "order" | "break-two" => {
+                        headers(&[("x-order", &(value(&it, "x-order") + self.name))])
+                    }
                     "wait" => {
                         self.asked.notify_one();
                         while let Ok(Some(_)) = told.message().await {}
@@ -78,13 +138,25 @@ impl Clerk {
                     }
                     "close" => return None,
                     "break" => {
-                        let _ = says.send(Err(Status::internal("he is ill"))).await;
+                        let _ = says.send(Err(ill())).await;
                         return None;
                     }
                     "noise" => answer(Says::ResponseHeaders(HeadersResponse::default())),
                     "deny" => deny(),
                     wish => request(&it, wish),
                 },
+                Told::ResponseHeaders(_) if wish == "replace-back" => {
+                    answer(Says::ResponseHeaders(replaces("for you")))
+                }
+                Told::ResponseHeaders(it) if wish == "order" => {
+                    let order = value(&it, "x-order") + self.name;
+                    answer(Says::ResponseHeaders(HeadersResponse {
+                        response: Some(CommonResponse {
+                            header_mutation: Some(set(&[("x-order", &order)])),
+                            ..Default::default()
+                        }),
+                    }))
+                }
                 Told::ResponseHeaders(_) => answer(Says::ResponseHeaders(HeadersResponse {
                     response: Some(CommonResponse {
                         header_mutation: Some(set(&[("x-back", "1")])),
@@ -92,6 +164,7 @@ impl Clerk {
                     }),
                 })),
                 Told::RequestBody(it) => {
+                    pieces += 1;
                     let bytes = it.body.to_ascii_uppercase();
                     answer(Says::RequestBody(body(bytes, &it, modes.0)))
                 }
@@ -111,6 +184,21 @@ impl Clerk {
     }
 }
 
+/// As headers that an app sees.
+fn attributes(message: &ProcessingRequest) -> Vec<(String, String)> {
+    let told = message.attributes.get("envoy.filters.http.ext_proc");
+    let fields = told.into_iter().flat_map(|told| &told.fields);
+    let texts = fields.filter_map(|(name, value)| match &value.kind {
+        Some(Kind::StringValue(text)) => Some((name, text.clone())),
+        Some(Kind::BoolValue(yes)) => Some((name, yes.to_string())),
+        Some(Kind::NumberValue(number)) => Some((name, number.to_string())),
+        _ => None,
+    });
+    texts
+        .map(|(name, text)| (format!("told-{name}"), text))
+        .collect()
+}
+
 fn value(headers: &HttpHeaders, name: &str) -> String {
     let all = headers.headers.iter().flat_map(|it| &it.headers);
     let mut found = all.filter(|it| it.key == name).map(|it| &it.raw_value);
@@ -121,6 +209,29 @@ fn answer(says: Says) -> ProcessingResponse {
     ProcessingResponse {
         response: Some(says),
         ..Default::default()
+    }
+}
+
+fn headers(all: &[(&str, &str)]) -> ProcessingResponse {
+    answer(Says::RequestHeaders(HeadersResponse {
+        response: Some(CommonResponse {
+            header_mutation: Some(set(all)),
+            ..Default::default()
+        }),
+    }))
+}
+
+/// Another body, and nothing more is to be shown.
+fn replaces(body: &str) -> HeadersResponse {
+    HeadersResponse {
+        response: Some(CommonResponse {
+            status: ResponseStatus::ContinueAndReplace.into(),
+            header_mutation: Some(set(&[("x-replaced", "1")])),
+            body_mutation: Some(BodyMutation {
+                mutation: Some(Mutation::Body(body.as_bytes().to_vec())),
+            }),
+            ..Default::default()
+        }),
     }
 }
 
