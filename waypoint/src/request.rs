@@ -32,9 +32,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use http::header::{AUTHORIZATION, CONNECTION};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
 use self::consult::Consulting;
@@ -69,6 +69,7 @@ pub async fn serve(
     let mut report = reports.request(&arrived.caller, &head, Instant::now());
     let grpc = call::is_grpc(&head.headers);
     let connect = head.method == Method::CONNECT;
+    let bare = head.method == Method::HEAD;
     let mut answer = match respond(&arrived, head, body, &mut report).await {
         Ok(answer) => answer,
         Err(refused) => refused.answer(grpc, &mut report),
@@ -76,6 +77,11 @@ pub async fn serve(
     if connect {
         // The engine would end the connection without having said any of it.
         answer.headers_mut().remove(CONNECTION);
+    }
+    if bare && let Some(length) = answer.body_mut().leave_own_away() {
+        // It is said how long it would be; over HTTP/2 the engine would send it, too, which is an error to clients.
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     Ok(report.answer(answer))
 }

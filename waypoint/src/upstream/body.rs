@@ -206,6 +206,14 @@ impl Answer {
         Self::of(Kind::Whole(None))
     }
 
+    /// Leaves away what is our own; how long it was, if there was any.
+    pub(crate) fn leave_own_away(&mut self) -> Option<usize> {
+        match &mut self.kind {
+            Kind::Whole(own) => own.take().map(|own| own.len()),
+            _ => None,
+        }
+    }
+
     /// Of a connection that is driven elsewhere.
     pub(crate) fn alien(body: Incoming) -> Self {
         Self::of(Kind::Alien(body))

@@ -1,6 +1,6 @@
 //! Requests through ztunnel, waypoint and ztunnel: what an app sees, and what comes back.
 
-use ::http::{Request, Version};
+use ::http::{Method, Request, Version};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -18,6 +18,7 @@ fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
             one_connection_many_requests(shop)
                 .await
                 .context("HTTP/1.1")?;
+            heads(shop).await.context("HEAD")?;
             two(shop).await.context("HTTP/2")?;
             both_ways_at_once(shop).await.context("a stream")?;
             large_bodies(shop).await.context("large bodies")?;
@@ -60,6 +61,26 @@ async fn one_connection_many_requests(shop: &super::shop::Shop<'_>) -> Result<()
     // One spelling of a path.
     let heard = client.get("/a//b/../c/%7Ed").await?.is(200)?;
     ensure!(heard.saw("uri").as_deref() == Some("/a/c/~d"), "{heard:?}");
+    Ok(())
+}
+
+/// What is answered here is answered to HEAD without a body, over either version.
+async fn heads(shop: &super::shop::Shop<'_>) -> Result<()> {
+    let mut unclear = get("/a%00b");
+    *unclear.method_mut() = Method::HEAD;
+    let mut client = One::to(&shop.client, shop.at(80)).await?;
+    let one = client.ask(unclear).await?.is(400)?;
+    let mut client = Two::to(&shop.client, shop.at(80)).await?;
+    let unclear = Request::head("http://web.shop/a%00b").body(Full::default())?;
+    let two = client.ask(unclear).await?.is(400)?;
+    for heard in [&one, &two] {
+        let length = text(&heard.headers, "content-length");
+        ensure!(
+            length.parse::<usize>().is_ok_and(|length| length > 0),
+            "{heard:?}"
+        );
+        ensure!(heard.body.is_empty(), "{heard:?}");
+    }
     Ok(())
 }
 
