@@ -133,7 +133,8 @@ impl Retry {
             Outcome::ConnectFailure => connect_failure || failed,
             Outcome::RefusedStream => refused_stream || reset || failed,
             Outcome::Reset => reset || failed,
-            Outcome::Timeout => failed || self.codes.contains(&504),
+            // No answer is no answer, whether the connection has ended or the time (Envoy's `reset`, GEP-1731).
+            Outcome::Timeout => reset || failed || self.codes.contains(&504),
             Outcome::Answered { status, grpc } => {
                 let status = status.as_u16();
                 self.codes.contains(&status)

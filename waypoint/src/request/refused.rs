@@ -133,7 +133,7 @@ impl Refused {
             Self::Uncounted(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Timeout | Self::Failed(Failed::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
             Self::Overloaded(_)
             | Self::NoEndpoint(_)
             | Self::Uncallable(_)
@@ -167,10 +167,10 @@ impl Refused {
             Self::Broken(_) => Flag::NoCluster,
             Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => Flag::NoHealthyUpstream,
             Self::Full => Flag::UpstreamOverflow,
+            Self::Timeout | Self::Failed(Failed::Late(_)) => Flag::UpstreamTimeout,
             Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
             Self::Failed(_) => Flag::UpstreamClosed,
             Self::Switched => Flag::UpstreamProtocolError,
-            Self::Timeout => Flag::UpstreamTimeout,
         })
     }
 
@@ -204,10 +204,10 @@ impl Refused {
             Self::Full => {
                 "upstream connect error or disconnect/reset before headers: overflow".into()
             }
+            Self::Timeout | Self::Failed(Failed::Late(_)) => "upstream request timeout".into(),
             Self::Failed(_) | Self::Switched => {
                 "upstream connect error or disconnect/reset before headers".into()
             }
-            Self::Timeout => "upstream request timeout".into(),
         }
     }
 

@@ -69,7 +69,7 @@ fn each_condition_is_for_its_outcomes_alone() {
                 reset: true,
                 ..none()
             },
-            "refused reset",
+            "refused reset timeout",
         ),
         (
             wire::Retry {

@@ -39,6 +39,10 @@ spec:
     - type: ResponseHeaderModifier
       responseHeaderModifier: { set: [{ name: x-answer, value: 'yes' }] }
     backendRefs: [{ name: web, port: 80 }]
+  - matches: [{ path: { type: PathPrefix, value: /hang }, queryParams: [{ name: each, value: '1' }] }]
+    timeouts: { backendRequest: 300ms }
+    filters: *told
+    backendRefs: [{ name: web, port: 80 }]
   - matches: [{ path: { type: PathPrefix, value: /nowhere } }]
     filters: *told
     backendRefs: [{ name: missing, port: 80 }]
@@ -53,10 +57,13 @@ spec:
         ensure!(heard.saw("x-rule").as_deref() == Some("shop"), "{heard:?}");
         ensure!(heard.headers["x-answer"] == "yes", "{heard:?}");
         // What a rule says of answers it says of ours.
-        for (path, status) in [("/nowhere", 500), ("/hang", 504)] {
+        for (path, status) in [("/nowhere", 500), ("/hang", 504), ("/hang?each=1", 504)] {
             let heard = shop.get(path).await?.is(status)?;
             ensure!(heard.headers["x-answer"] == "yes", "{heard:?}");
         }
+        let log = shop.waypoint.pod().access_log();
+        let line = log.find("its line", |line| line.field("path") == "/hang?each=1")?;
+        ensure!(line.field("flags") == "UT", "{line:?}");
         anyhow::Ok(())
     })?;
     shop.lab.delete_yaml("route")?;
