@@ -11,32 +11,35 @@
 //! to the app like an empty answer.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hbone::{BothWays, Connect, Destination, First, Identity, OpenError, Splicing, TcpPair};
-use mesh::Workload;
-use tokio::io::AsyncWriteExt;
+use hbone::{BothWays, Connect, Destination, First, OpenError, Splicing};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Carrier, Counting, Live, Protocol};
+use crate::connections::{Counting, Protocol};
 use crate::headers;
 use crate::inbound::Unreachable;
 use crate::local;
-use crate::lookup::{LookupError, lookup};
+use crate::lookup::LookupError;
 use crate::netns::{From, unmapped};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::report::{Failure, Report, Whereabouts};
-use crate::retry::{Retried, Retries, SILENT, Target, Tries};
-use crate::route::{self, Decision, OWN_PORTS, Place, Plain, Question, Refused, Tunnel};
+use crate::retry::{Retried, Retries, SILENT, Tries};
+use crate::route::{self, Decision, OWN_PORTS, Plain, Refused, Tunnel};
 use crate::traffic::{Ends, Flag, Reporter};
+
+mod leaving;
+mod reached;
+
+pub(crate) use leaving::Leaving;
+pub(crate) use reached::{Reached, pass_on};
 
 /// Carries one captured connection of `pod` to where `original_dst` leads, and reports it.
 pub fn serve(
@@ -197,7 +200,7 @@ async fn reach(
     let mut decision = leaving.decide()?;
     let mut before = None;
     loop {
-        let target = decision.target();
+        let (target, leads_on) = (decision.target(), decision.leads_on());
         // A pod of this node says itself what is wrong with it, and writes its own line: it is heard out.
         let may_be_left = !matches!(decision, Decision::Local(_));
         let other = || match leaving.other(&tries, target.as_ref(), first) {
@@ -220,7 +223,7 @@ async fn reach(
         let failed = match outcome {
             Ok(reached) => {
                 if let Some(target) = &target {
-                    troubled.recovered(target);
+                    troubled.recovered(target, leaving.original);
                 }
                 if let Some(before) = before {
                     node.traffic.retried(Retried::REACHED);
@@ -236,7 +239,8 @@ async fn reach(
         };
         let its_own = failed.is_of_the_endpoint() && first.may_be_repeated();
         if let Some(target) = target.as_ref().filter(|_| its_own) {
-            troubled.failed(target.clone());
+            let led_nowhere = leads_on && matches!(failed, Failed::Open(OpenError::Refused(_)));
+            troubled.failed(target.clone(), led_nowhere.then_some(leaving.original));
             tries.fails(target.clone());
         }
         let Some(next) = next else {
@@ -274,91 +278,6 @@ fn is_addressed_to_us(tcp: &TcpStream, original: SocketAddr) -> bool {
         && tcp
             .local_addr()
             .is_ok_and(|local| unmapped(local) == original)
-}
-
-/// A connection on its way out: whose it is, and what its sockets say.
-pub(crate) struct Leaving<'a> {
-    pub(crate) node: &'a Arc<Node>,
-    pub(crate) pod: &'a Arc<Pod>,
-    pub(crate) identity: &'a Identity,
-    pub(crate) source: Arc<Workload>,
-    pub(crate) peer: SocketAddr,
-    pub(crate) original: SocketAddr,
-}
-
-impl Leaving<'_> {
-    /// An address of this pod that can speak to `to`: the one the app used, else another of the right family.
-    pub(crate) fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
-        let used = self.peer.ip();
-        if used.is_ipv4() == to.is_ipv4() {
-            return Some(used);
-        }
-        self.source
-            .addresses
-            .iter()
-            .copied()
-            .find(|ip| ip.is_ipv4() == to.is_ipv4())
-    }
-
-    /// Where it goes, by the mesh as of now; not to whom others have failed on just now, if anybody is left.
-    fn decide(&self) -> Result<Decision, Refused> {
-        let troubled = &self.node.retries.troubled;
-        if troubled.is_empty() {
-            return self.decide_but(&|_, _| false);
-        }
-        self.decide_but(&|workload, port| troubled.includes(&(workload.uid.clone(), port)))
-    }
-
-    /// Somebody else than `target`, which has failed or says nothing, and than all who have failed before.
-    fn other(&self, tries: &Tries, target: Option<&Target>, first: &First) -> Option<Decision> {
-        let target = target?;
-        if !first.may_be_repeated() || !tries.may_go_on() {
-            return None;
-        }
-        let troubled = &self.node.retries.troubled;
-        let is_out =
-            |target: &Target, failed: &Target| failed == target || tries.has_failed(target);
-        // Rather one who is in trouble for others than none.
-        [true, false].into_iter().find_map(|by_others| {
-            let avoid = |workload: &Workload, port| {
-                let it = (workload.uid.clone(), port);
-                is_out(&it, target) || by_others && troubled.includes(&it)
-            };
-            let decision = self.decide_but(&avoid).ok()?;
-            let chosen = decision.target()?;
-            (!is_out(&chosen, target)).then_some(decision)
-        })
-    }
-
-    fn decide_but(&self, avoid: &dyn Fn(&Workload, u16) -> bool) -> Result<Decision, Refused> {
-        let Self {
-            node,
-            source,
-            original,
-            ..
-        } = self;
-        let joinable = |workload: &Workload| {
-            !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
-        };
-        route::decide(&Question {
-            snapshot: &node.mesh.load(),
-            source,
-            destination: *original,
-            joinable: &joinable,
-            avoid,
-            draw: headers::random(),
-        })
-    }
-
-    async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {
-        match place {
-            Place::Address(address) => Ok(*address),
-            Place::Name(name, port) => {
-                self.node.traffic.asked(&self.source, self.identity, name);
-                lookup(name, *port, self.original.is_ipv4()).await
-            }
-        }
-    }
 }
 
 async fn tunnel(
@@ -467,67 +386,6 @@ async fn plain(
     });
     let from = leaving.own_address(to).map_or(From::Any, From::Own);
     Ok(Reached::Plain(connect(pod, from, to).await?, live))
-}
-
-/// The other end of a connection, before anything has moved.
-pub(crate) enum Reached {
-    Tunnel(hbone::Tunnel, Arc<Live>),
-    /// A tunnel inside a tunnel.
-    Inside(hbone::Tunnel, Arc<Live>),
-    Plain(TcpStream, Arc<Live>),
-    Local(Box<local::Reached>),
-}
-
-impl Reached {
-    /// Begins to copy. What the app has said already goes before the rest; a tunnel has it.
-    async fn join(self, tcp: TcpStream, said: &[u8]) -> Result<Opened, Failed> {
-        match self {
-            Self::Tunnel(tunnel, live) => {
-                if let Ok(freezer) = tunnel.freezer() {
-                    live.carried_by(Carrier::Tunnel(freezer, tunnel.stream()));
-                }
-                let copying = hbone::both_ways(tcp, tunnel, live.counting());
-                Ok(Opened::Tunnel(Box::new(copying)))
-            }
-            // No other process can go on with it: its keys belong to the stream of another tunnel.
-            Self::Inside(mut tunnel, live) => {
-                if let Err(why) = say_first(&mut tunnel, said, &live).await {
-                    return refuse(tcp, why);
-                }
-                let copying = hbone::both_ways(tcp, tunnel, live.counting());
-                Ok(Opened::Tunnel(Box::new(copying)))
-            }
-            Self::Plain(mut up, live) => {
-                if let Err(why) = pass_on(&mut up, said, &live).await {
-                    return refuse(tcp, why);
-                }
-                let pair = TcpPair::new(tcp, up);
-                live.carried_by(Carrier::Pair(pair.freezer()));
-                Ok(Opened::Pair(Box::new(pair.both_ways(live.counting()))))
-            }
-            Self::Local(reached) => Ok(Opened::Joined(Box::new(reached.join(tcp, said).await?))),
-        }
-    }
-}
-
-/// The same where it is another kind of tunnel, which nothing was sent along with.
-async fn say_first(tunnel: &mut hbone::Tunnel, said: &[u8], live: &Live) -> Result<(), Failed> {
-    if !said.is_empty() {
-        let sent = tunnel.send(said.to_vec().into()).await;
-        sent.map_err(|why| OpenError::ConnectionLost(why.to_string()))?;
-        live.counters().sent.fetch_add(said.len() as u64, Relaxed);
-    }
-    Ok(())
-}
-
-/// What the app said while it was tried through a tunnel goes to who took it without one.
-pub(crate) async fn pass_on(up: &mut TcpStream, said: &[u8], live: &Live) -> Result<(), Failed> {
-    if !said.is_empty() {
-        // A new socket takes more than that at once.
-        up.write_all(said).await.map_err(Failed::Connect)?;
-        live.counters().sent.fetch_add(said.len() as u64, Relaxed);
-    }
-    Ok(())
 }
 
 /// A TCP connection inside the pod's namespace, from the pod's own address where the families agree.

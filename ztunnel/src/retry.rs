@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -119,18 +120,19 @@ impl Tries {
 /// Endpoints that have failed just now.
 #[derive(Debug, Default)]
 pub(crate) struct Troubled {
-    until: Mutex<HashMap<Target, Instant>>,
+    /// For whoever calls this destination through it, or for all.
+    until: Mutex<HashMap<(Target, Option<SocketAddr>), Instant>>,
     /// How many are in there: mostly none, and then nobody locks.
     count: AtomicUsize,
 }
 
 impl Troubled {
-    /// Remembers that it has failed.
-    pub(crate) fn failed(&self, target: Target) {
-        self.failed_at(target, Instant::now());
+    /// Remembers that it has failed, or that it leads nowhere for who calls this destination.
+    pub(crate) fn failed(&self, target: Target, calls: Option<SocketAddr>) {
+        self.failed_at((target, calls), Instant::now());
     }
 
-    fn failed_at(&self, target: Target, now: Instant) {
+    fn failed_at(&self, target: (Target, Option<SocketAddr>), now: Instant) {
         let mut until = lock(&self.until);
         if until.len() >= REMEMBERED {
             until.retain(|_, until| *until > now);
@@ -141,21 +143,27 @@ impl Troubled {
         self.count.store(until.len(), Relaxed);
     }
 
-    /// It has taken a connection.
-    pub(crate) fn recovered(&self, target: &Target) {
-        if self.count.load(Relaxed) > 0 {
+    /// It has taken a connection to this destination.
+    pub(crate) fn recovered(&self, target: &Target, calls: SocketAddr) {
+        if !self.is_empty() {
             let mut until = lock(&self.until);
-            until.remove(target);
+            until.remove(&(target.clone(), None));
+            until.remove(&(target.clone(), Some(calls)));
             self.count.store(until.len(), Relaxed);
         }
     }
 
-    /// It has failed, and not long ago.
-    pub(crate) fn includes(&self, target: &Target) -> bool {
-        self.count.load(Relaxed) > 0 && self.includes_at(target, Instant::now())
+    /// It has failed, for all or for this destination, and not long ago.
+    pub(crate) fn includes(&self, target: Target, calls: SocketAddr) -> bool {
+        if self.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        self.includes_at(&(target.clone(), None), now)
+            || self.includes_at(&(target, Some(calls)), now)
     }
 
-    fn includes_at(&self, target: &Target, now: Instant) -> bool {
+    fn includes_at(&self, target: &(Target, Option<SocketAddr>), now: Instant) -> bool {
         let mut until = lock(&self.until);
         match until.get(target) {
             Some(it) if *it > now => true,
@@ -244,8 +252,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn target(uid: usize) -> Target {
-        (uid.to_string().into(), 8080)
+    fn target(uid: usize) -> (Target, Option<SocketAddr>) {
+        ((uid.to_string().into(), 8080), None)
+    }
+
+    #[test]
+    fn who_leads_on_to_others_is_avoided_only_by_those_for_whom_it_leads_nowhere() {
+        let troubled = Troubled::default();
+        let waypoint = || -> Target { ("waypoint".into(), 15008) };
+        let [dead, well] = ["10.0.0.1:80", "10.0.0.2:80"].map(|ip| ip.parse().unwrap());
+        troubled.failed(waypoint(), Some(dead));
+        assert!(troubled.includes(waypoint(), dead) && !troubled.includes(waypoint(), well));
+        troubled.recovered(&waypoint(), well);
+        assert!(troubled.includes(waypoint(), dead));
+        troubled.recovered(&waypoint(), dead);
+        assert!(!troubled.includes(waypoint(), dead) && troubled.is_empty());
+        troubled.failed(waypoint(), None);
+        assert!(troubled.includes(waypoint(), dead) && troubled.includes(waypoint(), well));
     }
 
     #[test]
@@ -254,7 +277,7 @@ mod tests {
         assert!(troubled.is_empty());
         troubled.failed_at(target(1), now);
         assert!(troubled.includes_at(&target(1), now + AVOIDED / 2));
-        assert!(!troubled.includes_at(&("1".into(), 9090), now));
+        assert!(!troubled.includes_at(&(("1".into(), 9090), None), now));
         assert!(!troubled.includes_at(&target(2), now));
         assert!(!troubled.includes_at(&target(1), now + AVOIDED));
         assert!(
@@ -262,7 +285,7 @@ mod tests {
             "forgotten with the first look after its time"
         );
         troubled.failed_at(target(1), now);
-        troubled.recovered(&target(1));
+        troubled.recovered(&target(1).0, "10.0.0.1:80".parse().unwrap());
         assert!(!troubled.includes_at(&target(1), now));
     }
 

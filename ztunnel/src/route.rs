@@ -67,6 +67,17 @@ impl Decision {
         };
         Some((workload.uid.clone(), port))
     }
+
+    /// Whoever answers does so for somebody behind it: that it cannot reach that one says nothing of itself.
+    pub(crate) fn leads_on(&self) -> bool {
+        match self {
+            Self::Tunnel(found) => match &found.authority {
+                Authority::Ip(asked) => asked.ip() != found.address.ip(),
+                Authority::Host(..) => true,
+            },
+            Self::Local(_) | Self::Plain(_) => false,
+        }
+    }
 }
 
 /// A tunnel to open.

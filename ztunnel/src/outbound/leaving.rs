@@ -1,0 +1,106 @@
+//! A connection on its way out, and where it goes: asked of the mesh as of now, and once more when somebody was of no use.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use hbone::{First, Identity};
+use mesh::Workload;
+
+use crate::headers;
+use crate::lookup::{LookupError, lookup};
+use crate::node::Node;
+use crate::pod::Pod;
+use crate::retry::{Target, Tries};
+use crate::route::{self, Decision, Place, Question, Refused};
+
+/// A connection on its way out: whose it is, and what its sockets say.
+pub(crate) struct Leaving<'a> {
+    pub(crate) node: &'a Arc<Node>,
+    pub(crate) pod: &'a Arc<Pod>,
+    pub(crate) identity: &'a Identity,
+    pub(crate) source: Arc<Workload>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) original: SocketAddr,
+}
+
+impl Leaving<'_> {
+    /// An address of this pod that can speak to `to`: the one the app used, else another of the right family.
+    pub(crate) fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
+        let used = self.peer.ip();
+        if used.is_ipv4() == to.is_ipv4() {
+            return Some(used);
+        }
+        self.source
+            .addresses
+            .iter()
+            .copied()
+            .find(|ip| ip.is_ipv4() == to.is_ipv4())
+    }
+
+    /// Where it goes, by the mesh as of now; not to whom others have failed on just now, if anybody is left.
+    pub(super) fn decide(&self) -> Result<Decision, Refused> {
+        let troubled = &self.node.retries.troubled;
+        if troubled.is_empty() {
+            return self.decide_but(&|_, _| false);
+        }
+        self.decide_but(&|workload, port| {
+            troubled.includes((workload.uid.clone(), port), self.original)
+        })
+    }
+
+    /// Somebody else than `target`, which has failed or says nothing, and than all who have failed before.
+    pub(super) fn other(
+        &self,
+        tries: &Tries,
+        target: Option<&Target>,
+        first: &First,
+    ) -> Option<Decision> {
+        let target = target?;
+        if !first.may_be_repeated() || !tries.may_go_on() {
+            return None;
+        }
+        let troubled = &self.node.retries.troubled;
+        let is_out =
+            |target: &Target, failed: &Target| failed == target || tries.has_failed(target);
+        // Rather one who is in trouble for others than none.
+        [true, false].into_iter().find_map(|by_others| {
+            let avoid = |workload: &Workload, port| {
+                let it = (workload.uid.clone(), port);
+                is_out(&it, target) || by_others && troubled.includes(it, self.original)
+            };
+            let decision = self.decide_but(&avoid).ok()?;
+            let chosen = decision.target()?;
+            (!is_out(&chosen, target)).then_some(decision)
+        })
+    }
+
+    fn decide_but(&self, avoid: &dyn Fn(&Workload, u16) -> bool) -> Result<Decision, Refused> {
+        let Self {
+            node,
+            source,
+            original,
+            ..
+        } = self;
+        let joinable = |workload: &Workload| {
+            !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
+        };
+        route::decide(&Question {
+            snapshot: &node.mesh.load(),
+            source,
+            destination: *original,
+            joinable: &joinable,
+            avoid,
+            draw: headers::random(),
+        })
+    }
+
+    pub(super) async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {
+        match place {
+            Place::Address(address) => Ok(*address),
+            Place::Name(name, port) => {
+                self.node.traffic.asked(&self.source, self.identity, name);
+                lookup(name, *port, self.original.is_ipv4()).await
+            }
+        }
+    }
+}
