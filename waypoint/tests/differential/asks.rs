@@ -14,6 +14,7 @@ pub(super) struct Ask {
     pub(super) host: String,
     pub(super) headers: Vec<(String, String)>,
     pub(super) body: String,
+    pub(super) http2: bool,
 }
 
 impl Ask {
@@ -30,6 +31,11 @@ impl Ask {
         } else if draw.chance(10) {
             ask.say("x-status", draw.one(&["201", "204", "304", "404", "500"]));
         }
+        let timed = rule.timeouts.whole.or(rule.timeouts.each).is_some();
+        if timed && draw.chance(15) {
+            // Longer than anybody waits; of one that fails, only while it fails.
+            ask.say("x-delay", "2500");
+        }
         if rule.cors.is_some() && draw.chance(70) {
             ask.be_of_a_page(draw);
         }
@@ -37,6 +43,11 @@ impl Ask {
             ask.change(draw);
         }
         ask
+    }
+
+    /// Whether its app takes its time.
+    pub(super) fn is_slow(&self) -> bool {
+        self.headers.iter().any(|(name, _)| name == "x-delay")
     }
 
     /// One that the condition is about.
@@ -74,6 +85,7 @@ impl Ask {
             },
             headers: Vec::new(),
             body: String::new(),
+            http2: false,
         };
         for named in one.headers.iter().filter(|named| !named.without) {
             let value = value(named, draw);
@@ -85,7 +97,7 @@ impl Ask {
         ask
     }
 
-    fn say(&mut self, name: &str, value: &str) {
+    pub(super) fn say(&mut self, name: &str, value: &str) {
         self.headers.push((name.into(), value.into()));
     }
 
@@ -115,7 +127,7 @@ impl Ask {
         }
     }
 
-    fn change(&mut self, draw: &mut Draw) {
+    pub(super) fn change(&mut self, draw: &mut Draw) {
         match draw.below(10) {
             0..5 => self.target = other_path(&self.target, draw),
             5..7 => {

@@ -73,7 +73,7 @@ impl Told {
 }
 
 impl Seen {
-    fn of(hex: &str) -> Self {
+    pub(super) fn of(hex: &str) -> Self {
         let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
         let text: String = (0..hex.len())
             .step_by(2)
@@ -89,6 +89,20 @@ impl Seen {
             headers: joined(pairs, NOT_OF_REQUESTS),
             body: body.to_owned(),
         }
+    }
+}
+
+impl Seen {
+    /// What tells a copy from its original: Envoy's has another host, and says who has sent it.
+    pub(super) fn without_marks_of_copies(mut self) -> Self {
+        self.headers.remove("x-forwarded-for");
+        if let Some(host) = self.headers.get_mut("host") {
+            *host = host.trim_end_matches("-shadow").to_owned();
+        }
+        // One has a length where the other has chunks.
+        self.headers.remove("content-length");
+        self.headers.remove("transfer-encoding");
+        self
     }
 }
 
@@ -254,6 +268,35 @@ pub(super) fn plainly(ask: &Ask) -> Option<(Ask, Vec<&'static str>)> {
         "" => normal.into_owned(),
         kept => format!("{normal}?{kept}"),
     };
+    (!why.is_empty()).then_some((plain, why))
+}
+
+/// The same for policies.
+pub(super) fn plainly_for_policies(ask: &Ask) -> Option<(Ask, Vec<&'static str>)> {
+    let (mut plain, mut why) = plainly(ask).unwrap_or_else(|| (ask.clone(), Vec::new()));
+    if plain.host.contains(':') {
+        why.push("a host with its port");
+        plain.host = plain.host.split(':').next().unwrap_or_default().to_owned();
+    }
+    if plain.headers.iter().any(|(_, value)| value.contains(',')) {
+        // A list is each of its elements to one that denies.
+        why.push("a header that is a list");
+        for (_, value) in &mut plain.headers {
+            *value = value.split(',').next().unwrap_or_default().to_owned();
+        }
+    }
+    let (path, query) = plain.target.split_once('?').unwrap_or((&plain.target, ""));
+    if path.contains(';') {
+        // What an app may leave away before it reads a path: ours decides for both readings.
+        why.push("parameters of segments");
+        let segments = path.split('/');
+        let segments = segments.map(|one| one.split(';').next().unwrap_or_default());
+        let path = segments.collect::<Vec<_>>().join("/");
+        plain.target = match query {
+            "" => path,
+            query => format!("{path}?{query}"),
+        };
+    }
     (!why.is_empty()).then_some((plain, why))
 }
 

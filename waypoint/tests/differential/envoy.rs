@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::ours::app;
+use super::ours::{app, objects};
 use super::rules::{
     APPS, Action, Change, Cors, Kind, Match, Named, Path, PathChange, Redirect, Rule, Ruled, Text,
 };
@@ -19,14 +19,35 @@ use super::rules::{
 pub(super) const FIRST_PORT: u16 = 20_000;
 const HTTP: &str = "type.googleapis.com/envoy.extensions.filters.http";
 
+/// A service: what a user writes for it, and what an Envoy is told that means the same.
+pub(super) struct Front {
+    pub(super) name: String,
+    /// Documents of YAML.
+    pub(super) objects: Vec<String>,
+    pub(super) routes: Vec<Value>,
+    /// Filters before the usual ones.
+    pub(super) filters: Vec<Value>,
+}
+
+impl Front {
+    pub(super) fn of_rules(service: &Ruled) -> Self {
+        Self {
+            name: service.name.clone(),
+            objects: objects(service),
+            routes: routes(service),
+            filters: Vec::new(),
+        }
+    }
+}
+
 /// The whole of its configuration.
-pub(super) fn config(services: &[Ruled], apps: &[SocketAddr; APPS]) -> Value {
-    let listeners = services.iter().enumerate().map(|(number, service)| {
+pub(super) fn config(fronts: &[Front], apps: &[SocketAddr; APPS]) -> Value {
+    let listeners = fronts.iter().enumerate().map(|(number, front)| {
         json!({
-            "name": service.name,
+            "name": front.name,
             "address": { "socket_address": { "address": "::", "ipv4_compat": true, "port_value": FIRST_PORT + number as u16 } },
             "filter_chains": [{ "filters": [{
-                "name": "envoy.filters.network.http_connection_manager", "typed_config": connections(service),
+                "name": "envoy.filters.network.http_connection_manager", "typed_config": connections(front),
             }] }],
         })
     });
@@ -42,19 +63,25 @@ pub(super) fn config(services: &[Ruled], apps: &[SocketAddr; APPS]) -> Value {
     } })
 }
 
-fn connections(service: &Ruled) -> Value {
+fn connections(front: &Front) -> Value {
     let filter = |name: &str, kind: &str| json!({ "name": format!("envoy.filters.http.{name}"), "typed_config": { "@type": format!("{HTTP}.{name}.v3.{kind}") } });
+    let usual = [
+        filter("cors", "Cors"),
+        filter("fault", "HTTPFault"),
+        filter("router", "Router"),
+    ];
+    let filters: Vec<Value> = front.filters.iter().cloned().chain(usual).collect();
     json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": service.name, "stream_idle_timeout": "0s", "use_remote_address": false,
+        "stat_prefix": front.name, "stream_idle_timeout": "0s", "use_remote_address": false,
         "server_header_transformation": "PASS_THROUGH",
         // MeshConfig's pathNormalization: DECODE_AND_MERGE_SLASHES.
         "normalize_path": true, "merge_slashes": true, "path_with_escaped_slashes_action": "UNESCAPE_AND_FORWARD",
         "route_config": {
             "validate_clusters": false,
-            "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": routes(service) }],
+            "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": front.routes }],
         },
-        "http_filters": [filter("cors", "Cors"), filter("fault", "HTTPFault"), filter("router", "Router")],
+        "http_filters": filters,
     })
 }
 
@@ -155,29 +182,48 @@ fn onward(
         "cluster_not_found_response_code".into(),
         "INTERNAL_SERVER_ERROR".into(),
     );
-    to.insert("timeout".into(), "0s".into());
+    to.insert("timeout".into(), seconds(rule.timeouts.whole).into());
     let host = host.map(|host| match kind {
         Kind::HttpRoute => host.split(':').next().unwrap_or_default(),
         Kind::VirtualService => host,
     });
     to.extend(host.map(|host| ("host_rewrite_literal".into(), host.into())));
     to.extend(path.map(|path| rewritten(kind, one, path)));
-    if kind == Kind::VirtualService {
+    if kind == Kind::VirtualService || rule.retries.is_some() || rule.timeouts.each.is_some() {
         // Istio's own, where nothing is said.
-        let unsaid = "connect-failure,refused-stream,unavailable,cancelled";
-        let (attempts, on) = rule.retries.unwrap_or((2, unsaid));
-        let mut on: Vec<&str> = on.split(',').collect();
-        let code = on.iter().position(|on| on.parse::<u16>().is_ok());
-        let code = code.map(|code| on.remove(code).parse::<u16>().unwrap_or_default());
+        let unsaid = match kind {
+            Kind::VirtualService => (2, "connect-failure,refused-stream,unavailable,cancelled"),
+            Kind::HttpRoute => (0, ""),
+        };
+        let (attempts, on) = rule.retries.unwrap_or(unsaid);
+        let (codes, mut on): (Vec<&str>, Vec<&str>) = on
+            .split(',')
+            .filter(|on| !on.is_empty())
+            .partition(|on| on.parse::<u16>().is_ok());
+        if kind == Kind::HttpRoute && !codes.is_empty() {
+            // GEP-1731: beside the codes, whatever was not answered.
+            on.extend([
+                "retriable-status-codes",
+                "reset",
+                "connect-failure",
+                "refused-stream",
+            ]);
+        }
+        let codes = codes.iter().filter_map(|code| code.parse::<u16>().ok());
         to.insert(
             "retry_policy".into(),
             json!({
-                "retry_on": on.join(","), "num_retries": attempts,
-                "retriable_status_codes": code.into_iter().collect::<Vec<_>>(),
+                "retry_on": on.join(","), "num_retries": attempts, "per_try_timeout": seconds(rule.timeouts.each),
+                "retriable_status_codes": codes.collect::<Vec<_>>(),
             }),
         );
     }
     to.into()
+}
+
+/// None is for ever.
+fn seconds(milliseconds: Option<u32>) -> String {
+    format!("{:.3}s", f64::from(milliseconds.unwrap_or(0)) / 1000.0)
 }
 
 fn matching(one: &Match) -> Value {

@@ -71,7 +71,29 @@ fn gateway(rule: &Rule) -> Value {
     if !filters.is_empty() {
         all.insert("filters".into(), filters.into());
     }
+    if let Some((attempts, codes)) = rule.retries {
+        let codes = codes.split(',').filter_map(|code| code.parse::<u16>().ok());
+        let codes: Vec<u16> = codes.collect();
+        all.insert(
+            "retry".into(),
+            json!({ "attempts": attempts, "codes": codes }),
+        );
+    }
+    let timeouts = [
+        ("request", rule.timeouts.whole),
+        ("backendRequest", rule.timeouts.each),
+    ];
+    let timeouts: Map<String, Value> = said(&timeouts).collect();
+    if !timeouts.is_empty() {
+        all.insert("timeouts".into(), timeouts.into());
+    }
     all.into()
+}
+
+/// Times by their names, as both APIs write them.
+fn said(all: &[(&str, Option<u32>)]) -> impl Iterator<Item = (String, Value)> {
+    let all = all.iter();
+    all.filter_map(|(name, time)| Some(((*name).to_owned(), format!("{}ms", (*time)?).into())))
 }
 
 /// Those that are for every kind of rule.
@@ -231,11 +253,13 @@ fn istio(rule: &Rule) -> Value {
         );
     }
     if let Some((attempts, on)) = rule.retries {
-        all.insert(
-            "retries".into(),
-            json!({ "attempts": attempts, "retryOn": on }),
-        );
+        let mut retries = Map::new();
+        retries.insert("attempts".into(), attempts.into());
+        retries.insert("retryOn".into(), on.into());
+        retries.extend(said(&[("perTryTimeout", rule.timeouts.each)]));
+        all.insert("retries".into(), retries.into());
     }
+    all.extend(said(&[("timeout", rule.timeouts.whole)]));
     all.into()
 }
 

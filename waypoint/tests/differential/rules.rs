@@ -26,7 +26,18 @@ pub(super) struct Rule {
     pub(super) cors: Option<Cors>,
     /// Of a VirtualService.
     pub(super) abort: Option<u16>,
+    /// More attempts, and upon what: of a VirtualService Envoy's words, of an HTTPRoute statuses.
     pub(super) retries: Option<(u32, &'static str)>,
+    pub(super) timeouts: Timeouts,
+}
+
+/// In milliseconds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Timeouts {
+    /// Of a request with all its tries.
+    pub(super) whole: Option<u32>,
+    /// Of each try.
+    pub(super) each: Option<u32>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -156,6 +167,8 @@ const CODES: &[&str] = &[
     "retriable-status-codes,504",
 ];
 
+const STATUSES: &[&str] = &["503", "500,504", "409,429,503"];
+
 /// A service of that number.
 pub(super) fn service(number: usize, kind: Kind, draw: &mut Draw) -> Ruled {
     let objects = match kind {
@@ -181,6 +194,12 @@ fn rule(kind: Kind, draw: &mut Draw) -> Rule {
     let action = action(kind, by_prefix, draw);
     let forwards = matches!(action, Action::Forward { .. });
     let own = kind == Kind::VirtualService && forwards;
+    let codes = match kind {
+        Kind::VirtualService => CODES,
+        Kind::HttpRoute => STATUSES,
+    };
+    let retries =
+        (forwards && draw.chance(25)).then(|| (1 + draw.below(3) as u32, draw.one(codes)));
     Rule {
         matches,
         request: if forwards {
@@ -196,7 +215,22 @@ fn rule(kind: Kind, draw: &mut Draw) -> Rule {
         action,
         cors: (forwards && draw.chance(15)).then(|| cors(draw)),
         abort: (own && draw.chance(10)).then(|| draw.one(&[418, 503, 404])),
-        retries: (own && draw.chance(25)).then(|| (1 + draw.below(3) as u32, draw.one(CODES))),
+        timeouts: if forwards {
+            timeouts(kind, retries.is_some(), draw)
+        } else {
+            Timeouts::default()
+        },
+        retries,
+    }
+}
+
+fn timeouts(kind: Kind, again: bool, draw: &mut Draw) -> Timeouts {
+    let whole = draw.chance(15).then_some(1200);
+    // A VirtualService has the time of a try among its retries.
+    let each = (again || kind == Kind::HttpRoute) && draw.chance(15);
+    Timeouts {
+        whole,
+        each: each.then_some(500),
     }
 }
 

@@ -1,12 +1,18 @@
-//! A client that writes what it is told, byte for byte, on a connection that it keeps.
+//! A client that writes what it is told, on a connection that it keeps: byte for byte over HTTP/1.1, and over HTTP/2 in the
+//! words of that.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use http::{Request, Uri};
+use http_body_util::Full;
 use lab::Pod;
+use tokio::runtime::Runtime;
 
 use super::asks::Ask;
+use crate::app::{self, Two};
 
 /// What came back.
 #[derive(Debug, Clone, Default)]
@@ -26,22 +32,29 @@ impl Heard {
 
 /// A client and whom it talks to.
 pub(super) struct Talk<'a> {
+    runtime: &'a Runtime,
     pod: &'a Pod,
     at: SocketAddr,
     open: Option<BufReader<TcpStream>>,
+    two: Option<Two>,
 }
 
 impl<'a> Talk<'a> {
-    pub(super) fn new(pod: &'a Pod, at: SocketAddr) -> Self {
+    pub(super) fn new(runtime: &'a Runtime, pod: &'a Pod, at: SocketAddr) -> Self {
         Self {
+            runtime,
             pod,
             at,
             open: None,
+            two: None,
         }
     }
 
     /// Asks; on a new connection if the one that was kept has been closed meanwhile.
     pub(super) fn ask(&mut self, ask: &Ask, key: &str) -> Result<Heard> {
+        if ask.http2 {
+            return self.ask_over_two(ask, key);
+        }
         let kept = self.open.is_some();
         match self.try_ask(ask, key) {
             Err(_) if kept => {
@@ -50,6 +63,21 @@ impl<'a> Talk<'a> {
             }
             heard => heard,
         }
+    }
+
+    fn ask_over_two(&mut self, ask: &Ask, key: &str) -> Result<Heard> {
+        let (runtime, pod, at) = (self.runtime, self.pod, self.at);
+        runtime.block_on(async {
+            if let Some(two) = &mut self.two
+                && let Ok(heard) = two.ask(framed(ask, key)?).await
+            {
+                return Ok(heard.into());
+            }
+            let mut two = Two::to(pod, at).await?;
+            let heard = two.ask(framed(ask, key)?).await?;
+            self.two = Some(two);
+            Ok(heard.into())
+        })
     }
 
     fn try_ask(&mut self, ask: &Ask, key: &str) -> Result<Heard> {
@@ -64,6 +92,37 @@ impl<'a> Talk<'a> {
         }
         Ok(heard)
     }
+}
+
+impl From<app::Heard> for Heard {
+    fn from(heard: app::Heard) -> Self {
+        let headers = heard.headers.iter().map(|(name, value)| {
+            let value = value.as_bytes().iter().copied().map(char::from);
+            (name.as_str().to_owned(), value.collect())
+        });
+        Self {
+            status: heard.status,
+            headers: headers.collect(),
+            body: heard.body.into(),
+        }
+    }
+}
+
+/// Whether it can be said over HTTP/2 by a client that knows what a URI is.
+pub(super) fn can_be_framed(ask: &Ask) -> bool {
+    framed(ask, "").is_ok()
+}
+
+fn framed(ask: &Ask, key: &str) -> Result<Request<Full<Bytes>>> {
+    let uri: Uri = format!("http://{}{}", ask.host, ask.target).parse()?;
+    let mut request = Request::builder()
+        .method(&*ask.method)
+        .uri(uri)
+        .header("x-key", key);
+    for (name, value) in &ask.headers {
+        request = request.header(name, value);
+    }
+    Ok(request.body(Full::from(ask.body.clone()))?)
 }
 
 fn written(ask: &Ask, key: &str) -> String {
