@@ -9,6 +9,7 @@
 //! | AZ-6, AZ-7 | who is at the door, and what for | `doors` |
 //! | | what was let through, and would be no more | `changes` |
 //! | F-8, H1-7 | too much of everything | `overload` |
+//! | H2, H1-7 | the same by programs that attackers use | `programs` |
 
 #[path = "attacks/backends.rs"]
 mod backends;
@@ -22,6 +23,8 @@ mod floods;
 mod overload;
 #[path = "attacks/peer.rs"]
 mod peer;
+#[path = "attacks/programs.rs"]
+mod programs;
 #[path = "attacks/smuggling.rs"]
 mod smuggling;
 #[path = "attacks/strict.rs"]
