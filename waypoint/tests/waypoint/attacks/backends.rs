@@ -249,6 +249,10 @@ const PUSH_PROMISE: u8 = 5;
 #[rustfmt::skip]
 const FRAMES: &[(&str, Expected, Frames)] = &[
     ("trailers that do not end", Expected::Broken, |s| [head(s), data(s, 0, b"ok"), frame(HEADERS, END_HEADERS, s, &block(&[("x", "y")]))].concat()),
+    ("a reset in the place of an answer", Expected::Broken, rst),
+    ("a reset behind the head", Expected::Broken, |s| [head(s), rst(s)].concat()),
+    ("a reset behind the data", Expected::Broken, |s| [head(s), data(s, 0, b"ok"), rst(s)].concat()),
+    ("one stream at a time", Expected::Is(200, "ok"), |s| [frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]), head(s), data(s, END_STREAM, b"ok")].concat()),
     ("DATA behind a reset", Expected::Broken, |s| [head(s), data(s, 0, b"o"), rst(s), data(s, 0, b"k"), data(s, END_STREAM, b"")].concat()),
     ("DATA behind the end", Expected::Any, |s| [head(s), data(s, END_STREAM, b"ok"), data(s, 0, b"evil")].concat()),
     ("DATA of a stream that nobody began", Expected::Broken, |s| [data(s + 100, 0, b"evil"), head(s), data(s, END_STREAM, b"ok")].concat()),
