@@ -8,6 +8,7 @@
 //! 5. resources go into the catalog, which is published at once when it is quiet and in few
 //!    rounds when it is not                            [`Debounce`]
 //! 6. what proxies refuse comes back, for the statuses [`Refusals`]
+//! 7. whoever has left a waypoint is told there for a while yet, and then no more [`World::pass`]
 
 mod addresses;
 mod words;
@@ -57,6 +58,8 @@ pub struct Feed {
     debounce: Debounce,
     addresses: Option<AutomaticAddresses>,
     said: HashSet<Fault>,
+    /// From when the world's time counts.
+    begun: Instant,
     /// Everything was read.
     is_running: bool,
     views: Views,
@@ -239,6 +242,7 @@ impl Feed {
             statuses: fill.statuses,
             debounce,
             said: HashSet::new(),
+            begun: Instant::now(),
             is_running: false,
             views: fill.views,
             metrics,
@@ -265,6 +269,7 @@ impl Feed {
             );
         }
         self.is_running = true;
+        self.pass_time();
         let mut remarks: Vec<_> = self.world.remarks().collect();
         remarks.sort_unstable();
         remarks
@@ -279,12 +284,14 @@ impl Feed {
         refused.mark_changed(); // streams may have been before us
         loop {
             let due = self.debounce.due();
+            let left = self.world.due().map(|due| self.begun + due);
             tokio::select! {
                 () = stop.cancelled() => return,
                 // The sender is among our own views.
                 Ok(()) = refused.changed() => self.note_refusals(),
                 changes = self.source.next() => self.take(changes),
                 () = sleep_until(due) => self.publish(),
+                () = sleep_until(left) => self.pass_time(),
             }
         }
     }
@@ -304,6 +311,9 @@ impl Feed {
         self.say_faults();
         self.note_names(&changes);
         let pods: Vec<ObjectKey> = changes.iter().filter_map(pod).collect();
+        if self.is_running {
+            self.pass_time();
+        }
         let begun = Instant::now();
         let changed = self.world.apply(changes);
         let seconds = begun.elapsed().as_secs_f64();
@@ -311,6 +321,12 @@ impl Feed {
         self.note_pods(&pods);
         self.take_over(changed);
         self.want_credentials();
+    }
+
+    /// It is later than it was.
+    fn pass_time(&mut self) {
+        let changed = self.world.pass(self.begun.elapsed());
+        self.take_over(changed);
     }
 
     /// What proxies refuse is another: the statuses say so.

@@ -1,15 +1,16 @@
 //! Everything the control plane knows, and what each proxy must be told because of it.
 //!
 //! Enters: batches of object changes. Leaves: the names of the resources whose content changed;
-//! the resources themselves are read here. Pure: no clock, no network, no disk.
+//! the resources themselves are read here. Pure: no clock of its own, no network, no disk.
 //!
 //! 1. keep of an object what matters; the rest of it is not a change  ([`crate::translate`])
 //! 2. note who depends on it, by its old self and by its new          (`depend`)
 //! 3. make those, and only those, anew                                (`build`)
 //! 4. compare bytes: what came out the same did not change            ([`World::apply`])
 //!
-//! What is made depends on the objects alone, never on the order they came in. The one exception
-//! is written down: automatic addresses go to who came first.
+//! What is made depends on the objects alone, never on the order they came in. Two exceptions: automatic
+//! addresses go to who came first, which is written down; and whoever leaves a waypoint stays known there
+//! for some seconds ([`World::pass`]).
 
 mod addresses;
 mod build;
@@ -19,6 +20,7 @@ mod fronts;
 mod hosts;
 mod index;
 mod layer7;
+mod left;
 mod naming;
 mod obey;
 mod objects;
@@ -44,6 +46,8 @@ pub use crate::translate::waypoint::Unready;
 use crate::translate::{Cluster, Labels};
 use addresses::Addresses;
 use difference::Difference;
+pub use left::LEAVING;
+use left::Left;
 use objects::Objects;
 
 /// What is the same for the whole mesh.
@@ -179,6 +183,7 @@ pub struct World {
     reading: Reading,
     /// Gateways of which something moved in this batch.
     moved: BTreeSet<ObjectKey>,
+    left: Left,
     recomputed: u64,
 }
 
@@ -255,6 +260,7 @@ impl World {
                 trust_domains: domains,
             },
             moved: BTreeSet::new(),
+            left: Left::default(),
             recomputed: 0,
             settings,
             cluster,
@@ -277,6 +283,7 @@ impl World {
         self.stand(moved, &mut dirty);
         self.mark_referring(&mut dirty);
         self.mark_layer7(&mut dirty);
+        self.note_left(&dirty);
         self.rebuild(dirty)
     }
 

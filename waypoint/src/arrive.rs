@@ -10,6 +10,7 @@
 
 mod frames;
 mod hello;
+mod leave;
 mod linger;
 mod speak;
 mod stalled;
@@ -42,6 +43,7 @@ pub use self::tell::{Misdirected, To};
 use self::turns::{Last, Turns};
 use crate::carry;
 use crate::client::{Baggage, Client};
+use crate::compiled::Front;
 use crate::load::Share;
 use crate::proxy::Proxy;
 use crate::report::Caller;
@@ -59,6 +61,8 @@ pub struct Arrived {
     pub caller: Arc<Caller>,
     /// What it is for.
     pub to: To,
+    /// The same as one of those we stand in front of.
+    pub front: Front,
     /// Its place among the others.
     pub share: Share,
 }
@@ -174,18 +178,8 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
             return request.refuse(Status::Unavailable);
         }
     };
-    let tell = || {
-        let snapshot = proxy.mesh.load_full();
-        tell::tell(&proxy, &snapshot, &request.authority, identity.namespace())
-    };
-    let mut told = tell();
-    if let (Err(Misdirected::Unknown(_)), Authority::Ip(address)) = (&told, &request.authority) {
-        // A workload that no service of ours leads to is told to who asks for it.
-        proxy.clients.find(address.ip()).await;
-        told = tell();
-    }
-    let to = match told {
-        Ok(to) => to,
+    let (to, front) = match told(&proxy, &request.authority, identity.namespace()).await {
+        Ok(told) => told,
         Err(why) => {
             tracing::info!(%peer, client = %identity, %why, "arrive: refused");
             return request.refuse(Status::BadRequest);
@@ -198,9 +192,42 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
         proxy,
         client,
         to,
+        front,
         share,
     });
-    now.run_until_cancelled(arrived.converse(request)).await;
+    tokio::select! {
+        _ = now.run_until_cancelled(arrived.clone().converse(request)) => {}
+        () = arrived.over() => {}
+    }
+}
+
+/// What it is for. The client's proxy may have heard that it goes through us before we have: that is waited for.
+async fn told(
+    proxy: &Proxy,
+    authority: &Authority,
+    namespace: &str,
+) -> Result<(To, Front), Misdirected> {
+    let tell = || {
+        let (snapshot, config) = (proxy.mesh.load_full(), proxy.state.load_full());
+        let fronts = &config.fronts;
+        tell::tell(&proxy.network, &snapshot, fronts, authority, namespace)
+    };
+    let mut changed = proxy.state.changed();
+    let mut told = tell();
+    if let (Err(Misdirected::Unknown(_)), Authority::Ip(address)) = (&told, authority) {
+        // A workload that no service of ours leads to is told to who asks for it.
+        proxy.clients.find(address.ip()).await;
+        told = tell();
+    }
+    let late = tokio::time::sleep(HOLD);
+    let mut late = std::pin::pin!(late);
+    while let Err(Misdirected::Unknown(_) | Misdirected::NotOurs(_)) = &told {
+        tokio::select! {
+            Ok(()) = changed.changed() => told = tell(),
+            () = &mut late => break,
+        }
+    }
+    told
 }
 
 /// Who asks. Its address is that of its socket, which its node's proxy opens from the pod's own address; the port is as
@@ -264,14 +291,13 @@ impl Arrived {
     }
 
     async fn http1(self: Arc<Self>, stream: Stream) {
-        let leaving = self.proxy.drain.accepting().clone();
         let turns = Arc::new(Turns::default());
         let service = service_fn(|request| {
-            let (arrived, leaving) = (self.clone(), leaving.clone());
+            let arrived = self.clone();
             let serving = turns.begin();
             async move {
-                let mut answer = request::serve(arrived, request).await?;
-                if leaving.is_cancelled() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let mut answer = request::serve(arrived.clone(), request).await?;
+                if arrived.should_go() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -295,10 +321,8 @@ impl Arrived {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            // Whoever asks again is told with the answer, and asks elsewhere next. One that is idle is closed late: its
-            // next request may be on its way, and nobody could say whether it was served.
-            () = leaving.cancelled() => {
-                let patience = self.proxy.config.drain_deadline() / 2;
+            // Whoever asks again is told with the answer, and asks elsewhere next.
+            patience = self.going() => {
                 match tokio::time::timeout(patience, &mut connection).await {
                     Ok(ended) => ended,
                     Err(_) => {
@@ -314,7 +338,6 @@ impl Arrived {
     }
 
     async fn http2(self: Arc<Self>, stream: Stream) {
-        let leaving = self.proxy.drain.accepting().clone();
         let service = service_fn(|request| {
             let arrived = self.clone();
             async move {
@@ -329,7 +352,7 @@ impl Arrived {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = leaving.cancelled() => {
+            _ = self.going() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -428,6 +451,8 @@ fn unmapped(address: SocketAddr) -> SocketAddr {
 
 /// Until the news that a pod leaves has reached every proxy: some tenths of a second, and a control plane that is busy.
 const NEWS: Duration = Duration::from_secs(3);
+/// Until we must have heard of what others have.
+const HOLD: Duration = Duration::from_secs(3);
 /// Before accepting is tried again.
 const BREATH: Duration = Duration::from_millis(50);
 /// A client that has connected and says nothing.

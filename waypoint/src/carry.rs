@@ -1,6 +1,7 @@
 //! Bytes of services that do not speak HTTP.
 //!
-//! 1. whether the client may                                          ([`crate::authorize`])
+//! 1. whether we stand in front of what it is for                      ([`Fronts`](crate::compiled::Fronts))
+//!    and whether the client may                                      ([`crate::authorize`])
 //!    and whether somebody must be shown what passes here, who is shown requests only ([`Config::must_see`])
 //! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
 //! 3. an endpoint, once a connection                                  ([`Aim`])
@@ -77,7 +78,7 @@ fn refused(why: &Refused, report: &mut TcpReport) {
         Refused::Failed(_) => Flag::UpstreamConnectFailure,
         Refused::Denied { .. } => Flag::Unauthorized,
         Refused::Unshown(_) => Flag::DownstreamProtocolError,
-        Refused::NoRoute | Refused::Broken(_) => Flag::NoRoute,
+        Refused::NoRoute | Refused::NotOurs | Refused::Broken(_) => Flag::NoRoute,
         _ => Flag::NoHealthyUpstream,
     });
     report.detail(why.to_string());
@@ -154,6 +155,12 @@ fn judge(
             why: Refused::Denied(why),
         })
     };
+    if arrived.to.front(&config.fronts).is_none() {
+        return Err(Unfit {
+            policy: None,
+            why: Refused::NotOurs,
+        });
+    }
     let connection = Connection {
         client: &arrived.client,
         destination: arrived.to.address(),

@@ -4,6 +4,7 @@
 //! the services that it touches, and of their rules only those that are others.
 
 mod authorizers;
+mod fronts;
 mod limits;
 mod processors;
 mod routes;
@@ -19,6 +20,7 @@ use mesh::NamespacedHost;
 use wire::resource::Kind;
 
 pub use self::authorizers::{Authorizers, Counters, Named};
+pub use self::fronts::{Front, Fronts};
 pub use self::limits::Limits;
 pub use self::processors::{Processing, Processors};
 pub use self::service::Service;
@@ -35,6 +37,8 @@ use crate::state::{Compile, Resources, View};
 pub struct Config {
     /// What this proxy is.
     pub gateway: Gateway,
+    /// What this proxy stands in front of.
+    pub fronts: Fronts,
     /// How services are called.
     pub calls: Calls,
     /// Who is asked.
@@ -196,6 +200,7 @@ impl Compile for Compiler {
         let touched = &view.touched.services;
         let touched = (!view.touched.everything).then(|| touched.iter());
         Config {
+            fronts: before.fronts.next(view),
             calls: before.calls.compile(said, touched),
             authorizers: match view.touched.everything {
                 true => Arc::new(Authorizers::of_all(said)),

@@ -146,17 +146,6 @@ impl Config {
         first.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
     }
 
-    /// Fully qualified name of the Service through which we are found.
-    pub fn own_host(&self) -> String {
-        let Self {
-            gateway_name,
-            pod_namespace,
-            cluster_domain,
-            ..
-        } = self;
-        format!("{gateway_name}.{pod_namespace}.svc.{cluster_domain}")
-    }
-
     /// How long open connections may go on after SIGTERM: what kubelet's grace period leaves when we keep some seconds
     /// for reports and a clean exit.
     pub fn drain_deadline(&self) -> Duration {
@@ -208,7 +197,6 @@ mod tests {
     fn what_a_deployment_says_is_understood() {
         let config = Config::try_parse_from(["waypoint", "proxy", "waypoint"]).unwrap();
         assert_eq!(config.xds_address, DEFAULT_CONTROL_PLANE);
-        assert_eq!(config.own_host(), "waypoint.default.svc.cluster.local");
         assert_eq!(config.drain_deadline(), Duration::from_secs(25));
     }
 }

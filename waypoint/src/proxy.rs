@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use hbone::{Certificates, Identity, Limits};
-use mesh::{GatewayAddress, GatewayTarget, Mesh, Network, Snapshot};
+use mesh::{Mesh, Network};
 use ops::drain::Drain;
 
 use crate::compiled::Config as Compiled;
@@ -26,7 +26,6 @@ pub struct Proxy {
     pub limits: Limits,
     /// How much is carried at a time.
     pub load: Load,
-    own_host: String,
 }
 
 /// What a proxy is made of.
@@ -69,7 +68,6 @@ impl Proxy {
         let load = Load::new(config);
         let refused = load.clone();
         Self {
-            own_host: config.own_host(),
             network: Network::new(config.network.as_str()),
             load,
             limits: Limits {
@@ -77,21 +75,6 @@ impl Proxy {
                 ..Limits::default()
             },
             parts,
-        }
-    }
-
-    /// Whether a waypoint that somebody names is this one.
-    pub fn is_me(&self, waypoint: &GatewayAddress, snapshot: &Snapshot) -> bool {
-        let namespace = &*self.config.pod_namespace;
-        match &waypoint.target {
-            GatewayTarget::Host(host) => {
-                *host.namespace == *namespace && *host.host == *self.own_host
-            }
-            GatewayTarget::Address(network, ip) => snapshot
-                .service_at(network, *ip, namespace)
-                .is_some_and(|service| {
-                    *service.namespace == *namespace && *service.hostname == *self.own_host
-                }),
         }
     }
 }

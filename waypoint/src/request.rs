@@ -1,6 +1,7 @@
 //! The life of one request, top to bottom.
 //!
 //! 1. room         there is some, or it is answered 503 at once           ([`crate::load`])
+//!                 and what it is for is still behind us                 ([`crate::compiled::Fronts`])
 //! 2. parse        for which host; one spelling of the path               ([`crate::asked`])
 //! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
 //! 4. authorise    whether it may pass, and whom to ask about that         ([`crate::authorize`], [`crate::permission`])
@@ -103,6 +104,10 @@ async fn respond(
         None => config.other(),
     };
     report.told(&service.telemetry);
+    // What says who may has gone with it: whatever is asked for it now would be let through by nobody's leave.
+    if arrived.to.front(&config.fronts).is_none() {
+        return Err(Refused::NotOurs);
+    }
 
     // 2. Parse: from here on there is one spelling of the path, and nothing that only proxies may say.
     edge::framed(&head)?;

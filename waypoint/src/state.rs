@@ -26,7 +26,7 @@ use mesh::{NamespacedHost, ParseError, Payload, Rejected, Snapshot, Step, Update
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-pub use resources::{Held, Resources};
+pub use resources::{Behind, Held, Resources};
 
 /// What requests see, and what it was made of.
 #[derive(Debug)]
@@ -74,12 +74,21 @@ pub struct Touched {
     pub rules: BTreeMap<NamespacedHost, BTreeSet<Arc<str>>>,
     /// Services that have other endpoints.
     pub endpoints: BTreeSet<NamespacedHost>,
+    /// What the gateway stands in front of now, or no more, or not for long.
+    pub behind: BTreeSet<Behind>,
 }
 
 impl Touched {
     /// Whether nothing is.
     pub fn is_empty(&self) -> bool {
-        !self.everything && self.services.is_empty() && self.endpoints.is_empty()
+        let Self {
+            everything,
+            services,
+            rules: _, // of services among them
+            endpoints,
+            behind,
+        } = self;
+        !everything && services.is_empty() && endpoints.is_empty() && behind.is_empty()
     }
 }
 

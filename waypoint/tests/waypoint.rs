@@ -26,6 +26,8 @@ mod istio;
 mod keys;
 #[path = "waypoint/limits.rs"]
 mod limits;
+#[path = "waypoint/moved.rs"]
+mod moved;
 #[path = "waypoint/processors.rs"]
 mod processors;
 #[path = "waypoint/reports.rs"]

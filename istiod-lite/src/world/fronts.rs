@@ -4,20 +4,30 @@
 //! not: it must know its work before it can be ready.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 
 use super::waypoints::traffic_of;
-use super::{Output, World};
+use super::{LEAVING, Output, World};
 use crate::translate::gateway::Controller;
 use crate::translate::resource::Resource;
 use crate::translate::waypoint::{Standing, Traffic};
 
 impl World {
     /// The Gateways of ours that are concerned by what is attached to an object: those in front of
-    /// a Service, ServiceEntry, WorkloadEntry or Pod, a Gateway itself, all of a GatewayClass.
+    /// a Service, ServiceEntry, WorkloadEntry or Pod, those that it has just left, a Gateway itself, all of a
+    /// GatewayClass.
     pub(super) fn in_front(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        let mut gateways = self.named_by(key);
+        let left = self.left.by(key).filter(|it| self.is_programmed(it));
+        gateways.extend(left.cloned());
+        gateways
+    }
+
+    /// The same without those that it has left.
+    pub(super) fn named_by(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
         let mut gateways: BTreeSet<ObjectKey> = match key.kind {
             Kind::Gateway => [key.clone()].into(),
             Kind::GatewayClass => {
@@ -108,7 +118,11 @@ impl World {
         place: &str,
         it: wire::fronted::It,
     ) -> Vec<Resource> {
-        let resource = wire::Resource {
+        let (left, staying): (BTreeSet<_>, BTreeSet<_>) = gateways
+            .iter()
+            .cloned()
+            .partition(|gateway| self.left.has(key, gateway));
+        let told = |leaving: Duration, it| wire::Resource {
             key: format!("fronted/{place}"),
             origin: Some(wire::Origin {
                 kind: key.kind.name().into(),
@@ -118,9 +132,15 @@ impl World {
             }),
             kind: Some(wire::resource::Kind::Fronted(wire::Fronted {
                 it: Some(it),
+                leaving: u64::try_from(leaving.as_millis()).unwrap_or(u64::MAX),
             })),
         };
-        Resource::waypoints(gateways, &resource)
+        let mut resources = Vec::new();
+        if !left.is_empty() {
+            resources = Resource::waypoints(&left, &told(LEAVING, it.clone()));
+        }
+        resources.extend(Resource::waypoints(&staying, &told(Duration::ZERO, it)));
+        resources
     }
 
     /// What a waypoint is told of itself.

@@ -181,17 +181,17 @@ impl World {
     }
 
     /// The waypoints that send to a workload, by what it names itself and by what the services do
-    /// that it serves. Whether they take its own traffic is not asked: it is what they send on.
+    /// that it serves, or did until just now. Whether they take its own traffic is not asked: it is what they send on.
     pub(super) fn senders(&self, workload: &ObjectKey, labels: &Labels) -> BTreeSet<ObjectKey> {
         let services = self
             .objects
             .service_selectors
             .selecting(&workload.namespace, labels);
-        let naming = services.into_iter().chain([workload]);
-        let wanted = naming.filter_map(|key| self.objects.wanted(key));
         let mut gateways = BTreeSet::new();
-        for wanted in wanted {
-            gateways.extend(wanted.gateways().cloned());
+        for key in services.into_iter().chain([workload]) {
+            let wanted = self.objects.wanted(key);
+            let named = wanted.iter().flat_map(|it| it.gateways());
+            gateways.extend(named.chain(self.left.by(key)).cloned());
         }
         gateways.retain(|gateway| {
             let standing = self.objects.standings.get(gateway);

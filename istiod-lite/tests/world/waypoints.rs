@@ -1,5 +1,6 @@
 //! Who must pass a waypoint does, or is refused: never goes around it by accident.
 
+mod left;
 mod life;
 mod statuses;
 

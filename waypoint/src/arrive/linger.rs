@@ -3,16 +3,20 @@
 //! 1. A client that sends frames which carry nothing, over and over, is cut off                       ([`Frames`])
 //! 2. One that has begun a request's head must bring the rest of it; one that does not read what it asked for is given up:
 //!    both would otherwise keep what they hold for as long as they like.
-//! 3. When we have said our last word and the client has not, what it still sends is taken and thrown away for a while. To
+//! 3. Over HTTP/1.1 nobody reads while an answer is made. Some is read ahead then, and kept for who reads next: a client
+//!    that resets its connection is heard of, and its request ends. One that ends its direction only may wait for the answer.
+//! 4. When we have said our last word and the client has not, what it still sends is taken and thrown away for a while. To
 //!    drop the connection at once would be a reset, and a reset destroys what the client has not read yet.
 
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use ops::drain::Drain;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
@@ -48,6 +52,7 @@ struct Heads {
     /// Bytes came when so many requests had come: the beginning of the next one's head.
     begun: Option<u32>,
     late: Option<Pin<Box<Sleep>>>,
+    ahead: Bytes,
 }
 
 impl<S: AsyncRead + Unpin + Send + 'static> Linger<S> {
@@ -61,6 +66,7 @@ impl<S: AsyncRead + Unpin + Send + 'static> Linger<S> {
                 turns,
                 begun: None,
                 late: None,
+                ahead: Bytes::new(),
             }),
         )
     }
@@ -85,6 +91,37 @@ impl<S: AsyncRead + Unpin + Send + 'static> Linger<S> {
     fn stream(&mut self) -> io::Result<Pin<&mut S>> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         Ok(Pin::new(self.stream.as_mut().ok_or_else(gone)?))
+    }
+
+    /// Listens for a client that goes while its answer is made. Asked with each poll of the connection: what is flushed
+    /// then is mostly nothing.
+    fn listen(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Reads::Heads(heads) = &mut self.reads else {
+            return Ok(());
+        };
+        let Some(stream) = self.stream.as_mut() else {
+            return Ok(());
+        };
+        if !heads.turns.is_serving() || !heads.ahead.is_empty() || self.heard_all {
+            return Ok(());
+        }
+        // Much at a time: a body whose reader is slower than its client comes through here, piece by piece.
+        let mut piece = [const { MaybeUninit::uninit() }; AHEAD];
+        let mut read = ReadBuf::uninit(&mut piece);
+        match Pin::new(stream).poll_read(cx, &mut read) {
+            Poll::Pending => {}
+            Poll::Ready(Err(gone)) => {
+                self.heard_all = true;
+                return Err(gone);
+            }
+            Poll::Ready(Ok(())) => {
+                heads.ahead = Bytes::copy_from_slice(read.filled());
+                self.heard_all = heads.ahead.is_empty();
+                // The socket will not wake whoever waits for the rest of a body: it has been read here.
+                cx.waker().wake_by_ref();
+            }
+        }
+        Ok(())
     }
 
     fn refuse(&self, why: &'static str) -> io::Error {
@@ -119,7 +156,21 @@ impl<S: AsyncRead + Unpin + Send + 'static> AsyncRead for Linger<S> {
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let (before, room) = (out.filled().len(), out.remaining() > 0);
-        let read = self.stream()?.poll_read(cx, out);
+        let ahead = match &mut self.reads {
+            Reads::Heads(heads) if room && !heads.ahead.is_empty() => {
+                let most = heads.ahead.len().min(out.remaining());
+                Some(heads.ahead.split_to(most))
+            }
+            _ => None,
+        };
+        let read = match ahead {
+            Some(piece) => {
+                out.put_slice(&piece);
+                Poll::Ready(Ok(()))
+            }
+            None if self.heard_all => return Poll::Ready(Ok(())),
+            None => self.stream()?.poll_read(cx, out),
+        };
         let this = &mut *self;
         if read.is_pending() {
             if let Reads::Heads(heads) = &mut this.reads
@@ -169,6 +220,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> AsyncWrite for Linger<S
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.listen(cx)?;
         self.stream()?.poll_flush(cx)
     }
 
@@ -197,6 +249,8 @@ impl<S: AsyncRead + Unpin + Send + 'static> Drop for Linger<S> {
 
 /// A client that has read an end answers with its own within a round trip.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// That is read before somebody wants it.
+const AHEAD: usize = 16 * 1024;
 /// From a head's first bytes to its end, where it comes in pieces.
 pub(super) const HEAD: Duration = Duration::from_secs(60);
 /// In which a client takes nothing of what it asked for.

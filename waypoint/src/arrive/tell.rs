@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use hbone::Authority;
 use mesh::service::{AppProtocol, VipAddress};
-use mesh::{GatewayAddress, Port, Service, Snapshot, Workload};
+use mesh::{Network, Port, Service, Snapshot, Workload};
 
-use crate::proxy::Proxy;
+use crate::compiled::{Front, Fronts};
 
 /// What a connection is for.
 #[derive(Debug, Clone)]
@@ -75,6 +75,14 @@ impl To {
             Self::Workload { .. } => None,
         }
     }
+
+    /// It as one of those we stand in front of, if it is.
+    pub fn front<'a>(&self, fronts: &'a Fronts) -> Option<&'a Front> {
+        match self {
+            Self::Service { service, .. } => fronts.service(&service.key()),
+            Self::Workload { workload, .. } => fronts.workload(&workload.uid),
+        }
+    }
 }
 
 /// Why a CONNECT is not for us.
@@ -91,45 +99,37 @@ pub enum Misdirected {
     NoPort(Authority),
 }
 
+/// Ours is what the control plane has told us of together with its policies. That it names us is not enough: who reads the
+/// one before the other would serve it without them.
 pub(super) fn tell(
-    proxy: &Proxy,
+    network: &Network,
     snapshot: &Snapshot,
+    fronts: &Fronts,
     authority: &Authority,
     namespace: &str,
-) -> Result<To, Misdirected> {
+) -> Result<(To, Front), Misdirected> {
     let (service, address) = match authority {
         Authority::Ip(address) => {
-            let service = snapshot.service_at(&proxy.network, address.ip(), namespace);
+            let service = snapshot.service_at(network, address.ip(), namespace);
             (service, Some(*address))
         }
         Authority::Host(host, _) => (snapshot.service_for_host(host, namespace), None),
     };
+    let not_ours = || Misdirected::NotOurs(authority.clone());
     if let Some(service) = service {
-        let canaries = service.weighted_waypoints.iter().map(|(to, _)| to);
-        if !is_ours(proxy, snapshot, service.waypoint.iter().chain(canaries)) {
-            return Err(Misdirected::NotOurs(authority.clone()));
-        }
+        let front = fronts.service(&service.key()).ok_or_else(not_ours)?;
         let port = service.port(authority.port());
         let port = *port.ok_or_else(|| Misdirected::NoPort(authority.clone()))?;
-        return Ok(To::of(service, port, address));
+        return Ok((To::of(service, port, address), front.clone()));
     }
     let unknown = || Misdirected::Unknown(authority.clone());
     let address = address.ok_or_else(unknown)?;
-    let workload = snapshot.workload_at(&proxy.network, address.ip());
+    let workload = snapshot.workload_at(network, address.ip());
     let workload = workload.ok_or_else(unknown)?;
-    if !is_ours(proxy, snapshot, workload.waypoint.iter()) {
-        return Err(Misdirected::NotOurs(authority.clone()));
-    }
-    Ok(To::Workload {
+    let front = fronts.workload(&workload.uid).ok_or_else(not_ours)?;
+    let to = To::Workload {
         workload: workload.clone(),
         address,
-    })
-}
-
-fn is_ours<'a>(
-    proxy: &Proxy,
-    snapshot: &Snapshot,
-    mut named: impl Iterator<Item = &'a Arc<GatewayAddress>>,
-) -> bool {
-    named.any(|waypoint| proxy.is_me(waypoint, snapshot))
+    };
+    Ok((to, front.clone()))
 }

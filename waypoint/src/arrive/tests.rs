@@ -1,6 +1,9 @@
 //! Hours, in a moment: connections of clients on a simulated clock.
 
 use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,8 +13,10 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2 as client;
 use hyper_util::rt::TokioExecutor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::sync::mpsc;
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 use tokio_stream::StreamExt;
 
@@ -223,4 +228,132 @@ async fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
         }
     }
     assert!(heard > 10_000, "{heard}");
+}
+
+/// A client's end of a tunnel that is reset when it is told to be.
+struct Resettable {
+    stream: DuplexStream,
+    reset: Option<oneshot::Receiver<()>>,
+}
+
+impl AsyncRead for Resettable {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(reset) = &mut self.reset
+            && Pin::new(reset).poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for Resettable {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// HTTP/1.1, answered by an app that thinks for a minute and says which path it was asked; the requests that it is
+/// thinking about.
+fn thinking(stream: DuplexStream, reset: Option<oneshot::Receiver<()>>) -> Arc<()> {
+    let thinking_of = Arc::new(());
+    let turns = Arc::new(Turns::default());
+    let stream = Resettable { stream, reset };
+    let linger = Linger::one(stream, ops::drain::Drain::new(), load(), turns.clone());
+    let counted = thinking_of.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (serving, counted) = (turns.begin(), counted.clone());
+        async move {
+            sleep(Duration::from_secs(60)).await;
+            drop(counted);
+            let body = Full::new(Bytes::from(request.uri().path().to_owned()));
+            let body = Last {
+                body,
+                _serving: serving,
+            };
+            Ok::<_, Infallible>(Response::new(body))
+        }
+    });
+    tokio::spawn(async move {
+        let _ = one().serve_connection(TokioIo::new(linger), service).await;
+    });
+    thinking_of
+}
+
+/// Beside the one that counts, and the service's own.
+fn thought_of(thinking: &Arc<()>) -> usize {
+    Arc::strong_count(thinking).saturating_sub(2)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_resets_while_the_app_thinks_ends_its_request() {
+    let (mut near, far) = duplex(64 << 10);
+    let (reset, told) = oneshot::channel();
+    let thinking = thinking(far, Some(told));
+    near.write_all(GET).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(thought_of(&thinking), 1);
+    reset.send(()).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(
+        Arc::strong_count(&thinking),
+        1,
+        "the connection is served no more"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_ends_its_direction_while_the_app_thinks_gets_the_answer() {
+    let (mut near, far) = duplex(64 << 10);
+    let thinking = thinking(far, None);
+    near.write_all(GET).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    near.shutdown().await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(thought_of(&thinking), 1);
+    let mut heard = String::new();
+    near.read_to_string(&mut heard).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 200 OK\r"), "{heard}");
+    assert!(heard.ends_with("\r\n\r\n/"), "{heard}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_the_app_thinks_is_the_next_request() {
+    let (mut near, far) = duplex(64 << 10);
+    let _thinking = thinking(far, None);
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n");
+    near.write_all(get("/one").as_bytes()).await.unwrap();
+    sleep(Duration::from_secs(10)).await;
+    // In pieces, the first of one byte.
+    let two = get("/two");
+    for piece in [&two[..1], &two[1..9], &two[9..]] {
+        near.write_all(piece.as_bytes()).await.unwrap();
+        sleep(Duration::from_secs(5)).await;
+    }
+    let more = get("/three") + "GET /four HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+    near.write_all(more.as_bytes()).await.unwrap();
+    near.shutdown().await.unwrap();
+    let mut heard = String::new();
+    near.read_to_string(&mut heard).await.unwrap();
+    let answers: Vec<&str> = heard.split("HTTP/1.1 200 OK\r\n").skip(1).collect();
+    assert_eq!(answers.len(), 4, "{heard}");
+    for (answer, path) in answers.iter().zip(["/one", "/two", "/three", "/four"]) {
+        assert!(answer.ends_with(path), "{heard}");
+    }
 }

@@ -58,22 +58,27 @@ pub(super) fn look_after<B>(
     };
     let arrived = arrived.clone();
     tokio::spawn(async move {
-        let denied = denied(&arrived, &head, verified.as_ref());
-        if let Some(why) = over.run_until_cancelled(denied).await {
+        let ended = async {
+            tokio::select! {
+                policy = denied(&arrived, &head, verified.as_ref()) => policy,
+                () = arrived.over() => None,
+            }
+        };
+        if let Some(why) = over.run_until_cancelled(ended).await {
             let client = &arrived.client;
             tracing::warn!(
                 client = %client.address,
                 identity = client.identity.as_ref().map(tracing::field::display),
                 policy = why.as_deref(),
                 path = head.uri.path(),
-                "a policy ended a connection that had switched protocols"
+                "a connection that had switched protocols was ended: a policy refuses it, or this waypoint is not asked any more"
             );
             over.cancel();
         }
     });
 }
 
-/// Ends when what was published meanwhile would refuse it: the policy that says so.
+/// Ends when what was published meanwhile would refuse it: the policy that says so, if one does.
 async fn denied(arrived: &Arrived, head: &Parts, verified: Option<&Verified>) -> Option<Arc<str>> {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
@@ -81,6 +86,9 @@ async fn denied(arrived: &Arrived, head: &Parts, verified: Option<&Verified>) ->
         tokio::time::sleep(MOMENT).await;
         changed.mark_unchanged();
         let config = state.load_full();
+        if arrived.to.front(&config.fronts).is_none() {
+            return None;
+        }
         let service = match arrived.to.service() {
             Some(service) => config.service(&service.key()),
             None => config.other(),

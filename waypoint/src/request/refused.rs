@@ -89,6 +89,9 @@ pub enum Refused {
     /// `CONNECT` to somewhere else.
     #[error("this is no forward proxy")]
     Connect,
+    /// What its connection was for is behind another waypoint now, or behind none, or there no more.
+    #[error("what this connection was for is not fronted by this waypoint any more")]
+    NotOurs,
     /// The service has nobody who could answer.
     #[error("no endpoint: {0}")]
     NoEndpoint(#[from] NoEndpoint),
@@ -135,6 +138,7 @@ impl Refused {
             Self::Broken(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Timeout | Self::Failed(Failed::Late(_)) => StatusCode::GATEWAY_TIMEOUT,
             Self::Overloaded(_)
+            | Self::NotOurs
             | Self::NoEndpoint(_)
             | Self::Uncallable(_)
             | Self::Full
@@ -163,7 +167,7 @@ impl Refused {
             },
             Self::Limited(_) | Self::Exceeded(_) => Flag::RateLimited,
             Self::Uncounted(_) => Flag::RateLimitServiceError,
-            Self::NoRoute => Flag::NoRoute,
+            Self::NoRoute | Self::NotOurs => Flag::NoRoute,
             Self::Broken(_) => Flag::NoCluster,
             Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => Flag::NoHealthyUpstream,
             Self::Full => Flag::UpstreamOverflow,
@@ -198,6 +202,7 @@ impl Refused {
             Self::NoRoute => "no route".into(),
             Self::Broken(_) => "the route cannot be followed".into(),
             Self::Connect => "CONNECT is not served".into(),
+            Self::NotOurs => "not served here any more".into(),
             Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => {
                 "no healthy upstream".into()
             }

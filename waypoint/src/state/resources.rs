@@ -21,6 +21,28 @@ pub struct Held {
     pub refused: Option<Box<str>>,
 }
 
+/// What a gateway stands in front of.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Behind {
+    /// A service.
+    Service(NamespacedHost),
+    /// A workload, by its uid.
+    Workload(Arc<str>),
+}
+
+impl Behind {
+    /// What a resource says it of, if it says that.
+    fn said_by(resource: &wire::Resource) -> Option<Self> {
+        let Some(wire::resource::Kind::Fronted(fronted)) = &resource.kind else {
+            return None;
+        };
+        Some(match fronted.it.as_ref()? {
+            wire::fronted::It::Service(service) => Self::Service(service_of(service)),
+            wire::fronted::It::Workload(uid) => Self::Workload(uid.as_str().into()),
+        })
+    }
+}
+
 /// All of them.
 #[derive(Debug, Clone, Default)]
 pub struct Resources {
@@ -40,6 +62,7 @@ enum Of {
     Route(Arc<str>),
     Towards(NamespacedHost),
     Leads(NamespacedHost),
+    Behind(Behind),
 }
 
 /// What is for a service.
@@ -65,6 +88,15 @@ impl Resources {
         let mut itself = self.of(&Of::Itself);
         itself.find_map(|held| match &held.resource.kind {
             Some(wire::resource::Kind::Gateway(gateway)) => Some(gateway),
+            _ => None,
+        })
+    }
+
+    /// What is said of that as something the gateway stands in front of, if it does.
+    pub fn fronted(&self, behind: &Behind) -> Option<&wire::Fronted> {
+        let mut said = self.of(&Of::Behind(behind.clone())).filter(|it| it.good);
+        said.find_map(|held| match &held.resource.kind {
+            Some(wire::resource::Kind::Fronted(fronted)) => Some(fronted),
             _ => None,
         })
     }
@@ -270,6 +302,7 @@ impl Resources {
 
     /// What is another because this resource is.
     fn touch(&self, held: &Held, touched: &mut Touched) {
+        touched.behind.extend(Behind::said_by(&held.resource));
         ties(&held.resource, |tie| match tie {
             Tie::Gateway | Tie::Listener(_) | Tie::Named => touched.everything = true,
             Tie::Service(service) => {
@@ -325,6 +358,7 @@ fn found_by(held: &Held) -> Vec<Of> {
     if held.refused.is_some() {
         found.push(Of::Refused);
     }
+    found.extend(Behind::said_by(&held.resource).map(Of::Behind));
     let is_gateway = matches!(held.resource.kind, Some(wire::resource::Kind::Gateway(_)));
     ties(&held.resource, |tie| match tie {
         Tie::Gateway if is_gateway => found.push(Of::Itself),

@@ -11,7 +11,7 @@ use mesh::{
     Mesh, NamespacedHost, Payload, Rejected, Snapshot, Step, Tie, Update, service_of, ties,
 };
 use prost::Message;
-use waypoint::state::{Compile, Keeper, Resources, State, Touched, View};
+use waypoint::state::{Behind, Compile, Keeper, Resources, State, Touched, View};
 
 const GATEWAY: &str = "shop/way";
 
@@ -351,7 +351,7 @@ fn an_answer_in_parts_is_seen_whole_or_not_at_all() {
 }
 
 #[test]
-fn one_more_service_behind_the_gateway_touches_nothing_until_its_address_comes() {
+fn one_more_service_behind_the_gateway_touches_nothing_but_that() {
     let mut proxy = Proxy::new();
     let gateway = |trust_domain: &str| {
         let gateway = wire::Gateway {
@@ -363,14 +363,18 @@ fn one_more_service_behind_the_gateway_touches_nothing_until_its_address_comes()
     };
     let fronted = |host: &str| {
         let it = Some(wire::fronted::It::Service(reference(host)));
-        let kind = wire::resource::Kind::Fronted(wire::Fronted { it });
+        let kind = wire::resource::Kind::Fronted(wire::Fronted { it, leaving: 0 });
         resource(&format!("fronted/service/shop/{host}"), "good", kind)
     };
     assert_eq!(proxy.set(&[gateway("a"), fronted("web")]), []);
     assert!(proxy.touched.lock().unwrap().everything);
     *proxy.touched.lock().unwrap() = Touched::default();
     assert_eq!(proxy.set(&[fronted("api")]), []);
-    assert_eq!(*proxy.touched.lock().unwrap(), Touched::default());
+    let only = Touched {
+        behind: [Behind::Service(service_of(&reference("api")))].into(),
+        ..Touched::default()
+    };
+    assert_eq!(*proxy.touched.lock().unwrap(), only);
     assert_eq!(proxy.set(&[gateway("b")]), []);
     assert!(proxy.touched.lock().unwrap().everything);
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{GATEWAY, GatewayApi, reach::addresses_of};
 use crate::{place::Place, pod::Pod, run::Test, wait::eventually};
 
-/// Nothing is lost while shares change; then the canary takes the other's place, which goes.
+/// Nothing is lost while shares change, nor when the canary takes the other's place, which goes then.
 pub(in crate::tests) async fn a_canary_waypoint_takes_its_share_and_an_object_chooses_its_own(
     test: &Test,
 ) -> Result<()> {
@@ -67,11 +67,17 @@ async fn shares(test: &Test, shop: &Place) -> Result<()> {
         patch(test, shop, "web", metadata).await?;
         seen(&phone, "http://web/", [(&old, of_old), (&new, of_new)]).await?;
     }
+    // Back, and to the other for good, past the time in which the earlier one serves what it has left.
+    for (waypoint, of_old, of_new) in [("old", 40..=40, 0..=0), ("new", 0..=0, 40..=40)] {
+        let labels =
+            json!({"istio.io/use-waypoint": waypoint, "istio.io/use-waypoint-canary": null});
+        patch(test, shop, "web", json!({"labels": labels})).await?;
+        seen(&phone, "http://web/", [(&old, of_old), (&new, of_new)]).await?;
+    }
+    tokio::time::sleep(LEFT).await;
     let tally = load.tally().await?;
     test.note(tally.to_string()).await;
     ensure!(tally.failures() == 0, "{tally}");
-    let labels = json!({"istio.io/use-waypoint": "new", "istio.io/use-waypoint-canary": null});
-    patch(test, shop, "web", json!({"labels": labels})).await?;
     let gone = ["delete", "gateway", "old", "-n", &shop.name];
     crate::program::kubectl(&gone, "").await?.with(0)?;
     seen(&phone, "http://web/", [(&old, 0..=0), (&new, 40..=40)]).await
@@ -119,6 +125,9 @@ async fn patch(
         .await?;
     Ok(())
 }
+
+/// In which a waypoint has left what names another, and some more.
+const LEFT: std::time::Duration = std::time::Duration::from_secs(12);
 
 const WISHES: &str = "
 apiVersion: v1

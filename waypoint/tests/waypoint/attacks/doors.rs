@@ -46,7 +46,7 @@ fn a_peer_reaches_what_is_fronted_here_as_who_it_is_and_nothing_else() {
             }
             // Not ours: another's service, pods by their own address, ourselves, and what is nothing.
             let own = shop.waypoint.pod().pod();
-            for to in [
+            let refused = [
                 other.at(80).to_string(),
                 format!("{}:80", other.host),
                 bare.at(8080).to_string(),
@@ -61,14 +61,19 @@ fn a_peer_reaches_what_is_fronted_here_as_who_it_is_and_nothing_else() {
                 "*:80".to_owned(),
                 "web:80".to_owned(),
                 format!("{}.:80", shop.web.host),
-            ] {
+            ];
+            // Each after a while, in which we might have been told of it.
+            let door = &door;
+            let refused = refused.into_iter().map(|to| async move {
                 let status = door.connects("mallory", &to, &[]).await;
                 let status = status.with_context(|| to.clone())?;
                 ensure!(
                     status.is_none_or(|status| status != 200),
                     "{to}: {status:?}"
                 );
-            }
+                Ok(())
+            });
+            futures_util::future::try_join_all(refused).await?;
             anyhow::Ok(())
         })?;
         hosts(shop, &door).context("a host within the tunnel")?;
