@@ -144,6 +144,9 @@ fn http(
         0
     });
     let mut filters = actions::filters(entry, group, place, faults);
+    if group.iter().any(|it| it.stat_prefix.is_some()) {
+        faults.push("match.statPrefix has no effect: metrics have no such label".to_owned());
+    }
     if entry.delegate.is_some() {
         let why = "delegate has no effect: write its entries here";
         faults.push(why.to_owned());

@@ -90,6 +90,9 @@ fn only_the_services_namespace_and_the_waypoints_say_where_its_requests_go() {
         ("c", web, "", false),
         ("a", web, ", exportTo: ['.']", true),
         ("a", web, ", exportTo: [c]", false),
+        ("a", web, ", exportTo: [c, a]", true),
+        ("a", web, ", exportTo: ['*']", true),
+        ("a", web, ", exportTo: ['~']", false),
         ("a", "other", "", false),
     ];
     for (namespace, hosts, more, expected) in cases {
@@ -114,6 +117,63 @@ fn only_the_services_namespace_and_the_waypoints_say_where_its_requests_go() {
     );
     let first = route(&world, "a/wp/virtualservice/a/v/0");
     assert_eq!(first.parents.len(), 3);
+}
+
+/// A waypoint asks for its clients: what is exported is exported to its namespace, whoever wrote it and wherever.
+#[test]
+fn what_is_exported_is_for_waypoints_of_those_namespaces() {
+    let elsewhere = "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: b";
+    // (exportTo, whether it is for the service's waypoint in its own namespace, in another one)
+    for (export_to, own, other) in [
+        ("", true, true),
+        ("exportTo: ['*'],", true, true),
+        ("exportTo: ['.'],", true, false),
+        ("exportTo: [a],", true, false),
+        ("exportTo: [b],", false, true),
+        ("exportTo: ['.', b],", true, true),
+        ("exportTo: ['~'],", false, false),
+    ] {
+        let host = "web.a.svc.cluster.local";
+        let route = format!(
+            "{{{export_to} hosts: [{host}], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}"
+        );
+        let rule = format!(
+            "{{{export_to} host: {host}, trafficPolicy: {{connectionPool: {{tcp: {{maxConnections: 1}}}}}}}}"
+        );
+        let text = virtual_service("a", "v", &route)
+            + &policy("DestinationRule", "networking.istio.io/v1", "a", "r", &rule);
+        for (labels, gateway, expected) in [
+            ("istio.io/use-waypoint: wp", "a", own),
+            (elsewhere, "b", other),
+        ] {
+            let mut world = world();
+            set(&mut world, &(service("a", "web", labels) + &text));
+            for kind in ["virtualservice", "destinationrule"] {
+                let told = names(&world);
+                let name = format!("{gateway}/wp/{kind}/a/");
+                let found = told.iter().any(|it| it.starts_with(&name));
+                assert_eq!(found, expected, "{export_to} {kind} at {gateway}: {told:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_service_entry_that_is_to_be_seen_by_some_is_told_that_all_see_it() {
+    let mut world = world();
+    let entry = |to: &str| {
+        let spec = format!(
+            "{{hosts: [out.example], exportTo: [{to}], ports: [{{number: 80, name: http}}], resolution: DNS}}"
+        );
+        policy("ServiceEntry", "networking.istio.io/v1", "a", "e", &spec)
+    };
+    set(&mut world, &entry("'.'"));
+    let (_, reason, message) = said(&world, Kind::ServiceEntry, "a", "e");
+    assert_eq!(reason, "PartiallyInvalid");
+    assert!(message.starts_with("exportTo has no effect"), "{message}");
+    set(&mut world, &entry("'*'"));
+    let key = api::k8s::objects::ObjectKey::new(Kind::ServiceEntry, "a", "e");
+    assert!(world.status(&key).is_none_or(|it| it.conditions.is_empty()));
 }
 
 fn pod(namespace: &str, name: &str, labels: &str, ip: &str) -> String {

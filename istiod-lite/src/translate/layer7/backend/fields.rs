@@ -228,7 +228,12 @@ fn tls(it: &k8s::ClientTls, namespace: &str) -> wire::ClientTls {
     let verifies = matches!(it.mode, k8s::TlsMode::Simple | k8s::TlsMode::Mutual);
     let named = it.credential_name.as_deref().filter(|it| !it.is_empty());
     let key = named.map(|name| credential::wire_key(&credential::credential(name, namespace)));
-    let files = [&it.client_certificate, &it.private_key, &it.ca_certificates];
+    let files = [
+        &it.client_certificate,
+        &it.private_key,
+        &it.ca_certificates,
+        &it.ca_crl,
+    ];
     let files = files.into_iter().flatten().any(|it| !it.is_empty());
     let invalid = if verifies && files {
         "files in the proxy cannot be used; name a Secret in credentialName"

@@ -49,6 +49,14 @@ pub(super) fn filters(
         filters.push(filter(One::Cors(cors(it, faults))));
     }
     if let Some(it) = &entry.fault {
+        let delay = it
+            .delay
+            .as_ref()
+            .and_then(|it| it.exponential_delay.as_ref());
+        let abort = it.abort.as_ref().and_then(|it| it.http2_error.as_ref());
+        let unread = delay.map(|_| "delay.exponentialDelay");
+        let unread = unread.into_iter().chain(abort.map(|_| "abort.http2Error"));
+        faults.extend(unread.map(|it| format!("fault.{it} has no effect")));
         filters.push(match fault(it) {
             Ok(fault) => filter(One::Fault(fault)),
             Err(why) => {
@@ -68,7 +76,7 @@ pub(super) fn filters(
         });
     }
     if let Some(it) = &entry.redirect {
-        filters.push(filter(One::Redirect(redirect(it))));
+        filters.push(filter(One::Redirect(redirect(it, faults))));
     }
     if let Some(it) = &entry.rewrite {
         filters.push(filter(One::Rewrite(rewrite(it, matches))));
@@ -152,7 +160,7 @@ fn change(it: &k8s::HeaderOperations) -> (Option<String>, wire::HeaderChange) {
     (host.map(|(_, value)| value.clone()), change)
 }
 
-fn redirect(it: &k8s::Redirect) -> wire::Redirect {
+fn redirect(it: &k8s::Redirect, faults: &mut Vec<String>) -> wire::Redirect {
     let authority = it.authority.clone().unwrap_or_default();
     let with_port = authority.rsplit_once(':');
     let with_port = with_port.and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
@@ -167,11 +175,22 @@ fn redirect(it: &k8s::Redirect) -> wire::Redirect {
     let change = it.uri.as_ref().map(|uri| wire::PathChange {
         change: Some(kept(uri)),
     });
+    let secure = it.scheme.as_deref() == Some("https");
+    let derived = match it.derive_port.filter(|_| it.port.is_none() && port == 0) {
+        Some(k8s::DerivePort::FromProtocolDefault) if secure => 443,
+        Some(k8s::DerivePort::FromProtocolDefault) => 80,
+        // That is what a redirect does by itself, unless it names another scheme.
+        Some(k8s::DerivePort::FromRequestPort) if it.scheme.is_some() => {
+            faults.push("redirect.derivePort: FROM_REQUEST_PORT has no effect beside scheme, the scheme's own port is named".to_owned());
+            0
+        }
+        _ => 0,
+    };
     wire::Redirect {
         scheme: it.scheme.clone().unwrap_or_default(),
         hostname,
         path: change,
-        port: it.port.unwrap_or(port),
+        port: it.port.unwrap_or(port).max(derived),
         status: it.redirect_code.filter(|code| *code != 0).unwrap_or(301),
         strip_query: false,
     }

@@ -332,3 +332,29 @@ fn streams_are_told_apart_by_port_name_and_namespace_and_by_nothing_a_waypoint_d
         made.remarks
     );
 }
+
+#[test]
+fn what_has_no_effect_is_said_and_the_rest_stays() {
+    let made = made(json!([{
+        "match": [{"uri": {"prefix": "/"}, "statPrefix": "x"}],
+        "fault": {"delay": {"fixedDelay": "1s", "exponentialDelay": "1s"}, "abort": {"httpStatus": 503, "http2Error": "x"}},
+        "redirect": {"scheme": "https", "derivePort": "FROM_REQUEST_PORT"},
+    }]));
+    for word in [
+        "statPrefix",
+        "exponentialDelay",
+        "http2Error",
+        "FROM_REQUEST_PORT",
+    ] {
+        let said = made.remarks.iter().filter(|it| it.contains(word)).count();
+        assert_eq!(said, 1, "{word}: {:?}", made.remarks);
+    }
+    let derived = |scheme: &str| {
+        let redirect = json!({"scheme": scheme, "derivePort": "FROM_PROTOCOL_DEFAULT"});
+        match filters(json!({"redirect": redirect})).remove(0) {
+            One::Redirect(it) => it.port,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((derived("https"), derived("http")), (443, 80));
+}
