@@ -1,7 +1,7 @@
 //! Whether what names a waypoint is bound to it, and what becomes of its traffic if not.
 
 use super::Condition;
-use crate::translate::service_entry::Visibility;
+use crate::translate::service_entry::{SEEN_BY_ALL, Visibility};
 use crate::translate::waypoint::{Bound, CanaryProblem, Problem};
 use api::k8s::labels::{INGRESS_USE_WAYPOINT, WAYPOINT_FOR, WAYPOINT_UNREADY};
 use api::k8s::objects::ObjectKey;
@@ -106,6 +106,16 @@ pub fn wildcard() -> Condition {
         status: true,
         reason: "NoWaypointForWildcardService".to_owned(),
         message: "ServiceEntry will not apply until it is bound to a valid waypoint.".to_owned(),
+    }
+}
+
+/// Condition `ambit.io/Accepted` of a ServiceEntry of which something has no effect.
+pub fn seen_by_all() -> Condition {
+    Condition {
+        r#type: "ambit.io/Accepted",
+        status: false,
+        reason: "PartiallyInvalid".to_owned(),
+        message: SEEN_BY_ALL.to_owned(),
     }
 }
 

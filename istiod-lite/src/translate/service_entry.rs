@@ -33,6 +33,10 @@ pub enum Visibility {
     None,
 }
 
+/// What is said of an entry that is to be seen by some namespaces only.
+pub const SEEN_BY_ALL: &str =
+    "exportTo has no effect in ambient mode: every namespace sees this ServiceEntry";
+
 /// What matters of a ServiceEntry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
@@ -52,6 +56,8 @@ pub struct ServiceEntry {
     pub waypoint: Choice,
     /// Whether gateways send through the waypoint too, if it says so.
     pub ingress: Option<bool>,
+    /// Whether it asks to be seen by some namespaces only, which ambient mode does not know.
+    pub is_for_some: bool,
     /// Addresses that it was once given automatically, by host.
     pub given: Vec<(String, IpAddr)>,
     labels: Labels,
@@ -104,6 +110,7 @@ impl ServiceEntry {
                 .filter(|labels| !labels.is_empty()),
             waypoint: Choice::read(&labels, annotations, namespace),
             ingress: service::ingress(&labels),
+            is_for_some: spec.export_to.iter().any(|it| it != "*"),
             given: given
                 .filter_map(|given| Some((given.host.clone(), given.value.parse().ok()?)))
                 .collect(),

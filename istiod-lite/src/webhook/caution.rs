@@ -12,6 +12,7 @@ use super::Judge;
 use crate::translate::layer7::{backend, telemetry};
 use crate::translate::policy::{Policy, Reading, Target};
 use crate::translate::route::{Route, Spec, translate};
+use crate::translate::service_entry::SEEN_BY_ALL;
 
 pub(super) fn of(judge: &Judge, object: &Object) -> Vec<String> {
     match object {
@@ -139,5 +140,5 @@ fn of_entry(entry: &ServiceEntry) -> Vec<String> {
     if entry.spec.export_to.iter().all(everywhere) {
         return Vec::new();
     }
-    vec!["exportTo has no effect in ambient mode: every namespace sees this ServiceEntry".into()]
+    vec![SEEN_BY_ALL.to_owned()]
 }

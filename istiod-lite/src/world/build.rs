@@ -179,6 +179,9 @@ impl World {
         if !self.settings.service_entry_visibility.is_empty() {
             conditions.push(status::waypoint::visibility(namespace.visibility));
         }
+        if entry.is_for_some && namespace.visibility == Visibility::Public {
+            conditions.push(status::waypoint::seen_by_all());
+        }
         if namespace.visibility == Visibility::None {
             return Some(Output {
                 status: Some(said(conditions)),
