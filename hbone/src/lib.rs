@@ -70,6 +70,7 @@ pub use first::First;
 pub use identity::{Identity, IdentityError};
 pub use incoming::{Incoming, Malformed, Request, ResponseHeaders, Status};
 pub use limits::{Engine, Limits, Refusal};
+pub use own::write_by_turns;
 pub use pool::{Destination, Dial, Pool, PoolConfig, PoolStats};
 pub use request::{Authority, RequestHeaders};
 pub use room::Reserve;

@@ -21,11 +21,13 @@
 //! | `app` | an app's socket, which driver and reader both write |
 //! | `scratch` | where bytes are opened and sealed |
 //! | `freeze` | the state is put away, and comes back or does not |
+//! | `late` | a thread writes what its tasks have said, once for each connection |
 
 mod app;
 mod flow;
 mod freeze;
 mod half;
+mod late;
 mod output;
 mod pace;
 mod scratch;
@@ -42,6 +44,7 @@ use std::{
 
 use tokio::net::TcpStream;
 
+pub use self::late::write_by_turns;
 pub(crate) use self::{
     app::{App, Shared as SharedApp},
     flow::Parked,
@@ -161,28 +164,33 @@ impl Shared {
 
     /// Takes one step. Those whom it concerns are woken when the lock is free again. None when there is
     /// nothing to take it with: frozen, or given away.
-    pub(crate) fn with<R>(&self, step: impl FnOnce(&mut State) -> R) -> Option<R> {
+    pub(crate) fn with<R>(self: &Arc<Self>, step: impl FnOnce(&mut State) -> R) -> Option<R> {
         self.try_with(step).ok()
     }
 
     /// The same; gives the step back when there is nothing to take it with.
-    fn try_with<R, S: FnOnce(&mut State) -> R>(&self, step: S) -> Result<R, S> {
+    fn try_with<R, S: FnOnce(&mut State) -> R>(self: &Arc<Self>, step: S) -> Result<R, S> {
         let mut inner = self.lock();
         let Some(state) = &mut inner.state else {
             return Err(step);
         };
         let result = step(state);
         let awake = mem::take(&mut state.awake);
+        let late = state.is_to_be_listed();
         drop(inner);
         for waker in awake {
             waker.wake();
+        }
+        // Behind those that were woken, who may have something to say as well.
+        if late && !late::add(self) {
+            self.with(State::write_late);
         }
         Ok(result)
     }
 
     /// Takes a step that must not be lost: while the connection is frozen, as soon as it is not any
     /// more; never, when it is given away. What it gives back is dropped when nothing is locked.
-    pub(crate) fn with_or_later<S>(&self, step: S)
+    pub(crate) fn with_or_later<S>(self: &Arc<Self>, step: S)
     where
         S: FnOnce(&mut State) -> Option<Arc<App>> + Send + 'static,
     {
@@ -217,7 +225,7 @@ impl Shared {
     }
 
     /// Drives the connection until there is a request, an end, or nothing to do.
-    pub(crate) fn poll_drive(&self, cx: &mut Context<'_>) -> Poll<Result<Arrival, End>> {
+    pub(crate) fn poll_drive(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<Arrival, End>> {
         for _ in 0..READS {
             let Some(driven) = self.with(|state| state.drive(cx)) else {
                 std::task::ready!(self.poll_here(cx));
@@ -237,7 +245,7 @@ impl Shared {
     }
 
     /// Drives a server's connection until the client's preface has come. Nobody can have frozen it yet.
-    pub(crate) fn poll_greeted(&self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+    pub(crate) fn poll_greeted(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
         loop {
             if self.with(|state| state.greeted()).unwrap_or(false) {
                 return Poll::Ready(Ok(()));

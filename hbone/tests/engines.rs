@@ -5,6 +5,8 @@
 mod common;
 #[path = "engines/short.rs"]
 mod short;
+#[path = "engines/turns.rs"]
+mod turns;
 
 use std::{
     net::SocketAddr,

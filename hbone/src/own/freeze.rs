@@ -52,7 +52,7 @@ impl Shared {
     }
 
     /// Streams that a freeze has to wait for.
-    pub(crate) fn loose(&self) -> usize {
+    pub(crate) fn loose(self: &Arc<Self>) -> usize {
         self.with(|state| state.loose()).unwrap_or(0)
     }
 
@@ -90,11 +90,12 @@ impl Shared {
             Some(state) if state.is_at_rest() => state.write(&self.session, self.berth())?,
             _ => return Ok(None),
         };
-        let Some(state) = inner.state.take() else {
+        let Some(mut state) = inner.state.take() else {
             return Ok(None);
         };
         self.sign.set(Standing::Away);
         drop(inner);
+        state.is_not_listed();
         let frozen = Frozen {
             shared: self.clone(),
             state: Box::new(state),
@@ -104,7 +105,7 @@ impl Shared {
 }
 
 /// Whoever freezes; when it goes before it is done, everything goes on.
-struct Stopping<'a>(&'a Shared);
+struct Stopping<'a>(&'a Arc<Shared>);
 
 impl Drop for Stopping<'_> {
     fn drop(&mut self) {

@@ -104,6 +104,8 @@ impl Output {
 
     /// Seals control frames and empties their buffer.
     pub(crate) fn control(&mut self, frames: &mut Vec<u8>) -> Result<(), RecordError> {
+        let records = frames.len().div_ceil(MOST);
+        self.make_room(frames.len() + records * (HEAD + TAIL));
         for part in frames.chunks(MOST) {
             self.seal(&[part])?;
         }

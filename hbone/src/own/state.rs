@@ -35,7 +35,7 @@ use std::{
     time::Instant,
 };
 
-use self::freeze::Freezing;
+use self::{freeze::Freezing, send::Late};
 use super::{
     flow::Flow,
     output::{Io, Output, SEALED},
@@ -140,6 +140,7 @@ pub(crate) struct State {
     /// An answer to our PING has come.
     pong: bool,
     gauge: Arc<Gauge>,
+    late: Late,
     /// Somebody wants to freeze it.
     freezing: Option<Freezing>,
     pub(crate) awake: Vec<Waker>,
@@ -172,6 +173,7 @@ impl State {
             unwanted: false,
             pong: false,
             gauge,
+            late: Late::No,
             freezing: None,
             awake: Vec::new(),
         }

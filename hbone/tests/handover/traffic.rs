@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::{Builder, Runtime},
     task::JoinSet,
 };
 
@@ -247,9 +248,18 @@ fn changes() -> impl Strategy<Value = Vec<(bool, Decision, u64)>> {
     prop::collection::vec((any::<bool>(), decision(), 0u64..4000), 1..12)
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.worker_threads(2).enable_all().build().unwrap()
+/// Of two threads, or of one that writes by turns.
+fn runtime(by_turns: bool) -> Runtime {
+    let mut builder = match by_turns {
+        true => Builder::new_current_thread(),
+        false => Builder::new_multi_thread(),
+    };
+    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
+    if by_turns {
+        let _runtime = runtime.enter();
+        hbone::write_by_turns();
+    }
+    runtime
 }
 
 proptest! {
@@ -257,9 +267,9 @@ proptest! {
 
     #[test]
     fn whoever_owns_a_tunnel_apps_hear_each_other_out(
-        engines in prop::sample::select(PAIRS.to_vec()), talks in talks(), changes in changes(),
+        engines in prop::sample::select(PAIRS.to_vec()), talks in talks(), changes in changes(), by_turns: bool,
     ) {
-        runtime().block_on(async {
+        runtime(by_turns).block_on(async {
             let run = run(engines, talks, changes);
             tokio::time::timeout(LONG, run).await.expect("somebody waits for ever")
         });
@@ -270,7 +280,7 @@ proptest! {
         near in says(), far in says(), slowly: (bool, bool),
         changes in prop::collection::vec((decision(), 0u64..2000), 1..12),
     ) {
-        runtime().block_on(async {
+        runtime(false).block_on(async {
             let says = Talk { near, far, slowly };
             let run = async {
                 let (joined, mut finished) = joined().await;

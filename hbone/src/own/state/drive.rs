@@ -48,7 +48,10 @@ impl State {
             return Poll::Ready(Driven::Asked(arrival));
         }
         self.finish_if_done();
-        self.flush();
+        match self.is_late() {
+            true => self.flush(),
+            false => self.write_now(),
+        }
         match &self.phase {
             // What comes now is for whoever goes on with it, and that may be somebody else.
             Phase::Open if self.stopping() => return Poll::Pending,
@@ -84,6 +87,7 @@ impl State {
 
     /// The driver has gone, and nobody will take its place.
     pub(crate) fn abandon(&mut self) {
+        self.write_late();
         self.lost("nobody drives it any more");
         let driver = mem::replace(&mut self.driver, Waker::noop().clone());
         self.awake.push(driver);
@@ -119,6 +123,7 @@ impl State {
             let mut room = ReadBuf::new(&mut scratch.bytes[LEFT..LEFT + READ]);
             match ready!(Pin::new(&mut self.io).poll_read(cx, &mut room)) {
                 Ok(()) if room.filled().is_empty() => {
+                    self.write_late();
                     self.lost("the peer hung up without saying so");
                 }
                 Ok(()) => {

@@ -72,6 +72,8 @@ impl State {
         if let Some(freezing) = &mut self.freezing {
             freezing.stopping = true;
         }
+        // What is still to be written is written by whoever finds it.
+        self.write_now();
         self.wake_all();
     }
 

@@ -94,9 +94,10 @@ impl State {
         ended: impl FnOnce() -> bool,
     ) -> Result<Pumped, Stuck> {
         // What has to go first goes now, also a change of our key.
+        self.seal_control();
         let records = self.output.records();
         let records = records.inspect_err(|error| self.lost(&error.to_string()));
-        self.flush();
+        self.write_now();
         let (Ok(records), Phase::Open) = (records, &self.phase) else {
             return Ok(Pumped::Dry); // the next step finds the end
         };

@@ -1,4 +1,5 @@
-//! What leaves: each writer seals what it has and writes the socket itself.
+//! What leaves: each writer seals what it has and writes the socket itself; where the thread writes by turns
+//! (`own/late`), it leaves what is small to the end of the turn.
 
 use std::{
     io, mem,
@@ -9,14 +10,73 @@ use super::{End, Phase, State, keep};
 use crate::{
     frames::{self, Code, StreamId},
     limits::DATA,
-    own::{flow::Direction, output::Output},
+    own::{
+        flow::Direction,
+        late,
+        output::{Output, SMALL},
+    },
     records::{MOST, RecordError},
     tunnel::TunnelError,
 };
 
+/// More than this does not wait for the end of the turn: it is worth a write.
+const TOGETHER: usize = 64 << 10;
+
+/// Whether what is to be sent waits for the end of a thread's turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Late {
+    /// It is written at once.
+    No,
+    /// Whoever takes this step lists the connection.
+    Asked,
+    /// It is in a thread's list.
+    Listed,
+}
+
 impl State {
-    /// Seals control frames and writes what the socket takes, under the driver's waker.
+    /// Sends what there is: at once, or at the end of the thread's turn.
     pub(crate) fn flush(&mut self) {
+        let waiting = self.mux.out().len() + self.output.unsent();
+        if waiting == 0 || waiting >= TOGETHER.min(self.output.most()) || !self.may_wait() {
+            return self.write_now();
+        }
+        if self.late == Late::No {
+            self.late = Late::Asked;
+        }
+    }
+
+    /// The thread comes back to this connection before its turn ends.
+    fn may_wait(&self) -> bool {
+        matches!(self.phase, Phase::Open) && self.freezing.is_none() && late::is_here()
+    }
+
+    /// Somebody will write what there is, and soon.
+    pub(super) fn is_late(&self) -> bool {
+        self.late == Late::Listed && matches!(self.phase, Phase::Open) && self.freezing.is_none()
+    }
+
+    /// The connection has to be listed, by whoever asks.
+    pub(crate) fn is_to_be_listed(&mut self) -> bool {
+        let asked = self.late == Late::Asked;
+        if asked {
+            self.late = Late::Listed;
+        }
+        asked
+    }
+
+    /// No list counts any more.
+    pub(crate) fn is_not_listed(&mut self) {
+        self.late = Late::No;
+    }
+
+    /// It is in no list any more: writes.
+    pub(crate) fn write_late(&mut self) {
+        self.late = Late::No;
+        self.write_now();
+    }
+
+    /// Seals control frames and writes what the socket takes, under the driver's waker.
+    pub(crate) fn write_now(&mut self) {
         if matches!(self.phase, Phase::Open) {
             self.seal_control();
         }
@@ -47,7 +107,7 @@ impl State {
         self.awake.push(self.driver.clone());
     }
 
-    fn seal_control(&mut self) {
+    pub(super) fn seal_control(&mut self) {
         if !self.mux.out().is_empty() {
             let sealed = self.output.control(self.mux.out());
             self.check(sealed);
@@ -150,9 +210,7 @@ impl State {
         let Some(head) = self.mux.data(stream, n, false) else {
             return Poll::Ready(Err(TunnelError::Ended));
         };
-        self.seal_control();
-        self.sealed(|output| output.data(&head, &bytes[..n]));
-        self.flush();
+        self.say(&head, &bytes[..n]);
         Poll::Ready(Ok(n))
     }
 
@@ -164,11 +222,22 @@ impl State {
         }
         flow.sending = Direction::Ended;
         if let Some(head) = self.mux.data(stream, 0, true) {
+            self.say(&head, &[]);
+        }
+        Ok(())
+    }
+
+    /// Sends one DATA frame. What is small becomes one record with what others say in the same turn.
+    fn say(&mut self, head: &[u8; frames::HEAD], payload: &[u8]) {
+        if payload.len() <= SMALL && self.may_wait() {
+            let out = self.mux.out();
+            out.extend_from_slice(head);
+            out.extend_from_slice(payload);
+        } else {
             self.seal_control();
-            self.sealed(|output| output.data(&head, &[]));
+            self.sealed(|output| output.data(head, payload));
         }
         self.flush();
-        Ok(())
     }
 
     /// Ends both directions with CANCEL.

@@ -21,7 +21,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Arrival, Phase, Role, State};
+use super::{Arrival, Late, Phase, Role, State};
 use crate::{
     copy::HalfEnd,
     frames::{Code, Method, Mux, RequestHead, StreamId},
@@ -222,6 +222,7 @@ impl State {
             unwanted: false,
             pong: false,
             gauge,
+            late: Late::No,
             freezing: None,
             awake: Vec::new(),
         }
