@@ -114,6 +114,7 @@ fn of_three_endpoints_one_refuses_and_one_is_mute_and_every_connection_gets_thro
         mute.0.netns().nft(SILENCE)?;
         // Within half a second of its last word a peer counts as being there and is sent an app's first bytes with
         // the request; such a request, unanswered, is not made again.
+        #[allow(clippy::disallowed_methods)] // no runtime in this test
         std::thread::sleep(Duration::from_millis(700));
         let log = lab.access_log(0)?.from_now();
         let mut slowest = Duration::ZERO;

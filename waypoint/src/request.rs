@@ -1,7 +1,7 @@
 //! The life of one request, top to bottom.
 //!
-//! 1. room         there is some, or it is answered 503 at once           ([`crate::load`])
-//!                 and what it is for is still behind us                 ([`crate::compiled::Fronts`])
+//! 1. room         there is some, or it is answered 503 at once           ([`crate::load`]);
+//!    what it is for is still behind us                                  ([`crate::compiled::Fronts`])
 //! 2. parse        for which host; one spelling of the path               ([`crate::asked`])
 //! 3. authenticate whose token it carries, and whether that is good       ([`crate::authenticate`])
 //! 4. authorise    whether it may pass, and whom to ask about that         ([`crate::authorize`], [`crate::permission`])

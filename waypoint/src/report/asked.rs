@@ -41,6 +41,9 @@ pub struct Answers {
     pub(super) took: Histogram,
 }
 
+/// Kind and name of one that is asked, as a metric has them.
+pub(super) type Labels = [(&'static str, String); 2];
+
 impl Answers {
     /// It was asked once, and it took so long until it was known what came of it.
     pub fn count(&self, outcome: Outcome, took: Duration) {
@@ -73,7 +76,7 @@ impl Asked {
     }
 
     /// Each with its labels: kind and name.
-    pub(super) fn all(&self) -> Vec<([(&'static str, String); 2], Arc<Answers>)> {
+    pub(super) fn all(&self) -> Vec<(Labels, Arc<Answers>)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let labelled = all.iter().map(|((who, name), answers)| {
             let labels = [

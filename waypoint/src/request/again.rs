@@ -86,9 +86,7 @@ async fn denied(arrived: &Arrived, head: &Parts, verified: Option<&Verified>) ->
         tokio::time::sleep(MOMENT).await;
         changed.mark_unchanged();
         let config = state.load_full();
-        if arrived.to.front(&config.fronts).is_none() {
-            return None;
-        }
+        arrived.to.front(&config.fronts)?;
         let service = match arrived.to.service() {
             Some(service) => config.service(&service.key()),
             None => config.other(),

@@ -235,7 +235,9 @@ const GIGABYTE: u64 = 1 << 30;
 /// Sends it to an app that sends it back piece by piece; how much came back, each byte where it was.
 async fn pass(shop: &Shop<'_>, two: bool) -> Result<u64> {
     // Of a length that no buffer has, so that a piece that is lost or comes twice is seen.
-    let pattern: Bytes = (0..1_000_003_u32).map(|at| (at * 31 >> 3) as u8).collect();
+    let pattern: Bytes = (0..1_000_003_u32)
+        .map(|at| ((at * 31) >> 3) as u8)
+        .collect();
     let whole = GIGABYTE as usize / pattern.len();
     let rest = pattern.slice(..GIGABYTE as usize % pattern.len());
     let pieces = std::iter::repeat_n(pattern.clone(), whole).chain([rest]);
