@@ -43,7 +43,7 @@ fn processors_are_shown_requests_and_answers_and_change_them() {
                 ("shop/headers", "refused"),
                 ("shop/duplex", "ok"),
                 ("shop/quick", "timeout"),
-                ("shop/quick", "error"),
+                ("shop/headers", "error"),
                 ("shop/nobody", "error"),
                 ("shop/open", "timeout"),
             ],
@@ -269,13 +269,13 @@ async fn bodies(shop: &Shop<'_>) -> Result<()> {
 
 async fn failures(shop: &Shop<'_>) -> Result<()> {
     ask(shop, "/quick", "wait", "").await?.is(504)?;
-    ask(shop, "/quick", "break", "").await?.is(500)?;
-    ask(shop, "/quick", "noise", "").await?.is(500)?;
+    ask(shop, "/headers", "break", "").await?.is(500)?;
+    ask(shop, "/headers", "noise", "").await?.is(500)?;
     ask(shop, "/nobody", "", "").await?.is(503)?;
     ask(shop, "/nowhere", "", "").await?.is(500)?;
     // Who says goodbye has no more to say; who may fail does no harm.
     for (path, wish) in [
-        ("/quick", "close"),
+        ("/headers", "close"),
         ("/open", "wait"),
         ("/open", "break"),
         ("/open", "noise"),
