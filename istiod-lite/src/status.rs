@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `policy` | which parts of an AuthorizationPolicy are enforced, and where |
 //! | `route` | whether a route is taken by its parents, and carried by a waypoint |
-//! | `waypoint` | whether a Service, ServiceEntry or WorkloadEntry is bound to the waypoint it names |
+//! | `waypoint` | whether a Service, ServiceEntry or WorkloadEntry is bound to the waypoint it names, and reached only through it |
 //! | `gateway` | whether a Gateway can be reached, and what is wrong with its listeners |
 //! | `invalid` | why an object was refused, and what is in force instead |
 

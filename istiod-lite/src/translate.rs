@@ -13,6 +13,7 @@
 //! | [`service_entry`] | ServiceEntry | Services and Workloads |
 //! | [`gateway`], [`listener`] | Gateway, GatewayClass | Workload of another network's gateway |
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
+//! | [`only`] | labels, waypoints | Authorization: nobody passes them by |
 //! | [`route`] | HTTPRoute, GRPCRoute, TCPRoute, TLSRoute | Routes and TcpRoutes of a waypoint |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`layer7`] | policies that need HTTP to be read | what waypoints are told of them |
@@ -27,6 +28,7 @@ pub mod layer7;
 pub mod listener;
 pub mod locality;
 pub mod names;
+pub mod only;
 pub mod peer_authentication;
 pub mod pod;
 pub mod policy;

@@ -24,6 +24,7 @@ mod left;
 mod naming;
 mod obey;
 mod objects;
+mod only;
 mod proxies;
 mod references;
 mod routes;

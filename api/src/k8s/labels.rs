@@ -48,6 +48,9 @@ pub const WAYPOINT_INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-bi
 pub const WAYPOINT_UNREADY: &str = "ambit.io/waypoint-unready";
 /// Value of [`WAYPOINT_UNREADY`]: without the waypoint, as under Istio.
 pub const WAYPOINT_UNREADY_PASS: &str = "pass";
+/// (L) on Namespace, Service, ServiceEntry, WorkloadEntry, Pod: `true` refuses what comes around the
+/// waypoint. Ours.
+pub const WAYPOINT_ONLY: &str = "ambit.io/waypoint-only";
 /// (A) on Gateway: `true` tells apps behind it who their client is, in `x-forwarded-client-cert`.
 pub const XFCC_CLIENT_IDENTITY: &str = "ambient.istio.io/xfcc-include-client-identity";
 /// (A) on Gateway: name of its Service and Deployment, if it is not that of the Gateway.

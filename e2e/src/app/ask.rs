@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -74,9 +75,16 @@ impl Ask {
     }
 
     async fn one(&self, question: &Question, kept: Option<&(HeaderName, HeaderValue)>) -> Heard {
+        let at = match question.around {
+            true => self.place(question).await,
+            false => None,
+        };
+        if question.around && at.is_none() {
+            return failed("no server said where it is".into());
+        }
         let began = Instant::now();
         let id = id();
-        let asked = timeout(PATIENCE, self.ask(question, &id, kept)).await;
+        let asked = timeout(PATIENCE, self.ask(question, at, &id, kept)).await;
         let mut heard = match asked {
             Ok(Ok(heard)) => heard,
             Ok(Err(error)) => failed(format!("{error:#}")),
@@ -84,12 +92,20 @@ impl Ask {
         };
         heard.took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         heard.id = id;
+        heard.at = at.map(|at| at.to_string());
         heard
+    }
+
+    /// Where the pod is that answers, by its own words.
+    async fn place(&self, question: &Question) -> Option<SocketAddr> {
+        let asked = timeout(PATIENCE, self.ask(question, None, &id(), None)).await;
+        asked.ok()?.ok()?.said["at"].as_str()?.parse().ok()
     }
 
     async fn ask(
         &self,
         question: &Question,
+        at: Option<SocketAddr>,
         id: &str,
         kept: Option<&(HeaderName, HeaderValue)>,
     ) -> Result<Heard> {
@@ -101,7 +117,10 @@ impl Ask {
             true => host.to_owned(),
             false => format!("{host}.{}", self.namespace),
         };
-        let tcp = TcpStream::connect((name, url.port_u16().unwrap_or(usual))).await?;
+        let tcp = match at {
+            Some(at) => TcpStream::connect(at).await?,
+            None => TcpStream::connect((name, url.port_u16().unwrap_or(usual))).await?,
+        };
         tcp.set_nodelay(true)?;
         let request = || request(question, &url, id, kept);
         match scheme {

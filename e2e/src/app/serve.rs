@@ -101,6 +101,7 @@ impl Serve {
         tokio::spawn(accept(listen(self.http).await?, move |stream, from| {
             let from = Caller {
                 address: from,
+                at: stream.local_addr().ok(),
                 certified: false,
             };
             serve_http(stream, from, plain.clone())
@@ -111,6 +112,7 @@ impl Serve {
                 if let Ok(stream) = tls.accept(stream).await {
                     let from = Caller {
                         address: from,
+                        at: stream.get_ref().0.local_addr().ok(),
                         certified: stream.get_ref().1.peer_certificates().is_some(),
                     };
                     serve_http(stream, from, server).await;
@@ -158,6 +160,8 @@ async fn echo(stream: TcpStream) {
 #[derive(Clone, Copy)]
 struct Caller {
     address: SocketAddr,
+    /// Where the server was asked.
+    at: Option<SocketAddr>,
     /// With a certificate of the authority that we know.
     certified: bool,
 }
@@ -240,7 +244,11 @@ impl Server {
                 .collect();
             headers.insert(name.to_string(), Value::from(all.join(", ")));
         }
+        let at = from
+            .at
+            .map(|at| SocketAddr::new(at.ip().to_canonical(), at.port()));
         let mut said = json!({
+            "at": at.map(|at| at.to_string()),
             "pod": &*self.name, "from": from.address.ip().to_canonical().to_string(), "certified": from.certified,
             "method": head.method.as_str(),
             "path": head.uri.path_and_query().map(|path| path.as_str()), "version": format!("{:?}", head.version),

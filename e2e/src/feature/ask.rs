@@ -23,6 +23,8 @@ pub struct Ask {
     pub bytes: usize,
     /// The name that a TLS client asks for, where it is not the URL's.
     pub sni: Option<String>,
+    /// Not there but at the pod itself, at the address that a server of ours says it was asked at when it is asked there first.
+    pub around: bool,
     /// How many.
     pub times: usize,
     /// All at once, each on a connection of its own, rather than one after the other.
@@ -61,6 +63,7 @@ impl Default for Ask {
             headers: BTreeMap::new(),
             bytes: 0,
             sni: None,
+            around: false,
             times: 1,
             together: false,
             keep: None,
@@ -86,7 +89,11 @@ impl Ask {
         } else {
             format!(" {:?}", self.headers)
         };
-        format!("{} {}{headers} by {}", self.method, self.url, self.from)
+        let around = if self.around { " at the pod" } else { "" };
+        format!(
+            "{} {}{around}{headers} by {}",
+            self.method, self.url, self.from
+        )
     }
 }
 
@@ -106,6 +113,8 @@ pub struct Heard {
     pub took: u64,
     /// Its `x-request-id`.
     pub id: String,
+    /// The pod's address, where that was asked.
+    pub at: Option<String>,
     /// Why there was none.
     pub error: Option<String>,
 }

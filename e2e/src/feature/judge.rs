@@ -47,6 +47,10 @@ fn answered(ask: &Ask, one: &Heard) -> Result<()> {
         Ok(())
     };
     ensure!(
+        !ask.around || one.at.is_some(),
+        "nobody knows where the pod is"
+    );
+    ensure!(
         !ask.counts.is_empty() || one.status == ask.status,
         "not {}",
         ask.status
@@ -176,5 +180,9 @@ mod tests {
             assert!(good(fine, std::slice::from_ref(&red)), "{fine}");
             assert!(!good(bad, std::slice::from_ref(&red)), "{bad}");
         }
+        let mut at = red.clone();
+        at.at = Some("10.0.0.1:8080".into());
+        assert!(good("{around: true}", &[at]));
+        assert!(!good("{around: true}", std::slice::from_ref(&red)));
     }
 }

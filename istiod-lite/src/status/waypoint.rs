@@ -1,8 +1,11 @@
 //! Whether what names a waypoint is bound to it, and what becomes of its traffic if not.
 
+use std::collections::BTreeSet;
+
 use super::Condition;
+use crate::translate::only::Only;
 use crate::translate::service_entry::{SEEN_BY_ALL, Visibility};
-use crate::translate::waypoint::{Bound, CanaryProblem, Problem};
+use crate::translate::waypoint::{Bound, CanaryProblem, Problem, Traffic};
 use api::k8s::labels::{INGRESS_USE_WAYPOINT, WAYPOINT_FOR, WAYPOINT_UNREADY};
 use api::k8s::objects::ObjectKey;
 
@@ -40,6 +43,42 @@ pub fn bound(bound: &Bound, ingress: Option<bool>) -> Condition {
     Condition {
         r#type: "istio.io/WaypointBound",
         status,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// Condition `ambit.io/WaypointOnly` of what demands that all comes through these waypoints.
+pub fn only(only: &Only, traffic: Traffic, through: &BTreeSet<ObjectKey>) -> Condition {
+    let names: Vec<String> = through.iter().map(shown).collect();
+    let names = names.join(" and ");
+    let (reason, mut message) = match (through.is_empty(), traffic) {
+        (false, Traffic::Service) => (
+            "Enforced",
+            format!("The workloads that serve it refuse on its ports whatever does not come through waypoint {names}"),
+        ),
+        (false, Traffic::Workload) => (
+            "Enforced",
+            format!("It refuses whatever does not come through waypoint {names}, or through that of a service it serves"),
+        ),
+        (true, Traffic::Service) => (
+            "NoWaypoint",
+            "It names no waypoint that is ready and takes its traffic: until it does, the workloads that serve it refuse everybody on its ports".to_owned(),
+        ),
+        (true, Traffic::Workload) => (
+            "NoWaypoint",
+            "It names no waypoint that is ready and takes its traffic: until it does, it refuses whatever does not come through the waypoint of a service it serves".to_owned(),
+        ),
+    };
+    let fault = only.fault();
+    let reason = if fault.is_some() { "Invalid" } else { reason };
+    if let Some(fault) = fault {
+        message += ". ";
+        message += &fault;
+    }
+    Condition {
+        r#type: "ambit.io/WaypointOnly",
+        status: reason == "Enforced",
         reason: reason.to_owned(),
         message,
     }

@@ -10,6 +10,7 @@ use api::workload::{
 };
 use bytes::Bytes;
 
+use super::only::Only;
 use super::ports::{self, ContainerPort};
 use super::waypoint::Choice;
 use super::{Cluster, Labels, Membership, names, value};
@@ -37,6 +38,8 @@ pub struct Pod {
     pub gateway: Option<Arc<str>>,
     /// The waypoint it names; a pod of a Gateway has none.
     pub waypoint: Choice,
+    /// Whether it is reached only through its waypoints; never a pod of a Gateway.
+    pub only: Only,
     addresses: Vec<IpAddr>,
     healthy: bool,
     host_network: bool,
@@ -110,6 +113,10 @@ impl Pod {
             waypoint: match gateway {
                 Some(_) => Choice::Nothing,
                 None => Choice::read(&labels, annotations, namespace),
+            },
+            only: match gateway {
+                Some(_) => Only::No,
+                None => Only::read(&labels),
             },
             gateway: gateway.map(Arc::from),
             workload_name: workload_name(pod, &labels),

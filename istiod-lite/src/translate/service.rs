@@ -8,6 +8,7 @@ use api::k8s::objects;
 use api::workload::{IpFamilies, NetworkAddress, Service as Resource};
 
 use super::balance::{Distribution, Wish};
+use super::only::Only;
 use super::pod::octets;
 use super::ports::{self, ServicePort};
 use super::waypoint::Choice;
@@ -30,6 +31,8 @@ pub struct Service {
     pub is_alias: bool,
     /// The waypoint it names; the service of a Gateway has none.
     pub waypoint: Choice,
+    /// Whether it is reached only through its waypoint.
+    pub only: Only,
     /// Whether gateways send through the waypoint too, if it says so.
     pub ingress: Option<bool>,
     /// The Gateway it belongs to.
@@ -66,6 +69,11 @@ impl Service {
                 Choice::Nothing
             } else {
                 Choice::read(own_labels, annotations, namespace)
+            },
+            only: if managed || gateway.is_some() {
+                Only::No
+            } else {
+                Only::read(own_labels)
             },
             ingress: ingress(own_labels),
             gateway: gateway.map(Arc::from),

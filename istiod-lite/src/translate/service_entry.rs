@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::balance::{self, Distribution, Wish};
+use super::only::Only;
 use super::ports::{self, ServicePort};
 use super::service::{self, address};
 use super::waypoint::Choice;
@@ -54,6 +55,8 @@ pub struct ServiceEntry {
     pub selector: Option<Labels>,
     /// The waypoint it names.
     pub waypoint: Choice,
+    /// Whether the workloads that serve it are reached only through its waypoint.
+    pub only: Only,
     /// Whether gateways send through the waypoint too, if it says so.
     pub ingress: Option<bool>,
     /// Whether it asks to be seen by some namespaces only, which ambient mode does not know.
@@ -109,6 +112,7 @@ impl ServiceEntry {
                 .map(|selector| selector.labels.clone())
                 .filter(|labels| !labels.is_empty()),
             waypoint: Choice::read(&labels, annotations, namespace),
+            only: Only::read(&labels),
             ingress: service::ingress(&labels),
             is_for_some: spec.export_to.iter().any(|it| it != "*"),
             given: given

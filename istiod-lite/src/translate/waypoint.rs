@@ -124,6 +124,8 @@ pub struct Standing {
     pub from: From,
     /// Where it is; nowhere while it is not ready.
     pub places: Vec<Place>,
+    /// Account of its pods.
+    pub account: String,
 }
 
 impl Standing {
@@ -335,7 +337,7 @@ pub fn allowing(gateway: &ObjectKey) -> String {
 /// That policy. An ALLOW policy for a workload's clients would otherwise lock out its waypoint,
 /// through which they come.
 pub fn allow(gateway: &ObjectKey, trust_domain: &str, account: &str) -> Authorization {
-    let principal = format!("{trust_domain}/ns/{}/sa/{account}", gateway.namespace);
+    let principal = principal(gateway, trust_domain, account);
     let its = Match {
         principals: vec![StringMatch {
             match_type: Some(MatchType::Exact(principal)),
@@ -352,6 +354,11 @@ pub fn allow(gateway: &ObjectKey, trust_domain: &str, account: &str) -> Authoriz
         }],
         ..Authorization::default()
     }
+}
+
+/// Who a waypoint is, as policies name it.
+pub fn principal(gateway: &ObjectKey, trust_domain: &str, account: &str) -> String {
+    format!("{trust_domain}/ns/{}/sa/{account}", gateway.namespace)
 }
 
 fn allowing_name(gateway: &ObjectKey) -> String {

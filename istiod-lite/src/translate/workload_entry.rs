@@ -7,6 +7,7 @@ use std::sync::Arc;
 use api::k8s::istio::{self, WorkloadEntrySpec};
 use api::workload::{Locality, Workload, WorkloadType};
 
+use super::only::Only;
 use super::pod::{Tunnel, octets};
 use super::waypoint::Choice;
 use super::{Cluster, Labels, Membership, locality, names, value};
@@ -95,6 +96,8 @@ pub struct WorkloadEntry {
     pub endpoint: Endpoint,
     /// The waypoint it names.
     pub waypoint: Choice,
+    /// Whether it is reached only through its waypoints.
+    pub only: Only,
     tunnel: Tunnel,
 }
 
@@ -113,6 +116,7 @@ impl WorkloadEntry {
             endpoint: Endpoint::read(&entry.spec),
             tunnel: Tunnel::read(&labels, annotations),
             waypoint: Choice::read(&labels, annotations, namespace),
+            only: Only::read(&labels),
             labels,
         }
     }

@@ -48,14 +48,14 @@ impl World {
             .nodes
             .get(&node)
             .and_then(|node| node.locality.as_ref());
-        let memberships = self.memberships(key, &pod.labels, |service| {
-            ports::on_pod(service, &pod.ports)
-        });
+        let on = |service: &[ports::ServicePort]| ports::on_pod(service, &pod.ports);
+        let memberships = self.memberships(key, &pod.labels, on);
+        let only = self.only_through(key, &pod.labels, on);
         let mut workload = pod.workload(
             &self.cluster,
             locality,
             memberships,
-            self.policies_of(key, &pod.labels),
+            self.policies_of(key, &pod.labels, only.as_ref()),
         )?;
         if let Some(bound) = self.bound(key) {
             bound.fill_workload(&mut workload);
@@ -64,37 +64,44 @@ impl World {
             let gateway = ObjectKey::new(Kind::Gateway, &key.namespace, gateway);
             workload.application_tunnel = self.objects.binding(&gateway);
         }
-        Some(Output {
+        let mut output = Output {
             resources: self.fronted_workload(key, &workload.uid),
             addresses: vec![Resource::workload(workload)],
             ..Output::default()
-        })
+        };
+        self.add_only(key, only.as_ref(), &mut output);
+        Some(output)
     }
 
     fn build_workload_entry(&self, key: &ObjectKey) -> Option<Output> {
         let entry = self.objects.workload_entries.get(key)?;
-        let memberships = self.memberships(key, &entry.labels, |service| {
-            ports::on_endpoint(service, &entry.endpoint.ports)
-        });
+        let on =
+            |service: &[ports::ServicePort]| ports::on_endpoint(service, &entry.endpoint.ports);
+        let memberships = self.memberships(key, &entry.labels, on);
+        let only = self.only_through(key, &entry.labels, on);
         let mut workload = entry.workload(
             &self.cluster,
             memberships,
-            self.policies_of(key, &entry.labels),
+            self.policies_of(key, &entry.labels, only.as_ref()),
         );
         workload.network_gateway = self.way_to(&workload.network);
         let bound = self.bound(key);
-        let status = bound
-            .as_ref()
-            .map(|bound| said([status::waypoint::bound(bound, None)]));
+        let conditions = bound
+            .iter()
+            .map(|bound| status::waypoint::bound(bound, None))
+            .chain(self.only_condition(key));
+        let status = some(said(conditions));
         if let Some(bound) = bound {
             bound.fill_workload(&mut workload);
         }
-        Some(Output {
+        let mut output = Output {
             resources: self.fronted_workload(key, &workload.uid),
             addresses: vec![Resource::workload(workload)],
             status,
             ..Output::default()
-        })
+        };
+        self.add_only(key, only.as_ref(), &mut output);
+        Some(output)
     }
 
     /// The way to a network that is not ours.
@@ -153,10 +160,13 @@ impl World {
         let mut resource = service.resource(&self.cluster, namespace.distribution)?;
         let ingress = service.ingress.or(namespace.ingress);
         let bound = self.bound(key);
-        let status = bound
-            .as_ref()
-            .map(|bound| said([status::waypoint::bound(bound, ingress)]));
-        let remarks = bound.as_ref().and_then(unbound).into_iter().collect();
+        let conditions = bound
+            .iter()
+            .map(|bound| status::waypoint::bound(bound, ingress))
+            .chain(self.only_condition(key));
+        let status = some(said(conditions));
+        let remarks = bound.as_ref().and_then(unbound);
+        let remarks = remarks.into_iter().chain(service.only.fault()).collect();
         if let Some(bound) = bound {
             bound.fill_service(ingress == Some(true), &mut resource);
         }
@@ -193,11 +203,12 @@ impl World {
                 .iter()
                 .map(|bound| status::waypoint::bound(bound, ingress)),
         );
+        conditions.extend(self.only_condition(key));
         let usable = bound.as_ref().is_some_and(|bound| bound.problem.is_none());
         if !usable && entry.hosts.iter().any(|host| host.starts_with('*')) {
             conditions.push(status::waypoint::wildcard());
         }
-        let mut remarks = Vec::new();
+        let mut remarks: Vec<String> = entry.only.fault().into_iter().collect();
         let mut hosts = Vec::new();
         for name in &entry.hosts {
             if let Some(rival) = self.objects.hosts.rival(name, key) {
@@ -318,6 +329,10 @@ fn said(conditions: impl IntoIterator<Item = status::Condition>) -> Desired {
         conditions: conditions.into_iter().collect(),
         ..Desired::default()
     }
+}
+
+fn some(said: Desired) -> Option<Desired> {
+    (!said.conditions.is_empty()).then_some(said)
 }
 
 /// What there is to say aloud about a waypoint that is not used.

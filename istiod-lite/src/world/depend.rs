@@ -14,6 +14,7 @@ use crate::translate::Labels;
 use crate::translate::credential::Credential;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Gateway};
+use crate::translate::only::Only;
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
@@ -237,6 +238,11 @@ impl World {
             members.extend(all.filter(|it| self.objects.inherits(it)).cloned());
             let served = of(&self.objects.served);
             members.extend(served.into_iter().filter(|it| self.objects.inherits(it)));
+        }
+        if before.only != now.only {
+            let all = self.objects.workloads.all(&key.name).cloned();
+            let all = all.chain(of(&self.objects.served));
+            members.extend(all.filter(|it| *self.objects.own_only(it) == Only::Unsaid));
         }
         if (before.visibility, before.distribution, before.ingress)
             != (now.visibility, now.distribution, now.ingress)

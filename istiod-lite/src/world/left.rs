@@ -102,7 +102,7 @@ impl World {
         }
         let mut dirty = BTreeSet::new();
         for key in over {
-            if self.settings.auto_allow_waypoint {
+            if self.settings.auto_allow_waypoint || self.objects.is_demanded_in(&key.namespace) {
                 self.touch_served(&key, &mut dirty);
             }
             mark(&mut dirty, [key]);

@@ -1,7 +1,7 @@
 //! Policies: which ones a workload must name, what proxies are told of each, and what its author.
 
 use api::k8s::objects::{Kind, ObjectKey};
-use api::security::Action;
+use api::security::{Action, Authorization};
 use api::waypoint::resource::Kind as Told;
 
 use super::{Output, World};
@@ -15,8 +15,14 @@ use crate::translate::waypoint::Bound;
 use crate::translate::{Labels, waypoint};
 
 impl World {
-    /// The policies that a workload must name: sorted, the one for all who are strict last.
-    pub(super) fn policies_of(&self, workload: &ObjectKey, labels: &Labels) -> Vec<String> {
+    /// The policies that a workload must name: sorted, the one for all who are strict last. `only`: the one that closes
+    /// what goes around its waypoints.
+    pub(super) fn policies_of(
+        &self,
+        workload: &ObjectKey,
+        labels: &Labels,
+        only: Option<&Authorization>,
+    ) -> Vec<String> {
         let root = self.settings.root_namespace.as_str();
         let own = self
             .objects
@@ -56,6 +62,7 @@ impl World {
             let senders = self.senders(workload, labels);
             names.extend(senders.iter().map(waypoint::allowing));
         }
+        names.extend(only.map(|it| format!("{}/{}", it.namespace, it.name)));
         names.sort_unstable();
         if everywhere {
             names.push(peer_authentication::strict_name(root));

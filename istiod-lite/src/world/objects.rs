@@ -24,6 +24,7 @@ use crate::translate::balance::Distribution;
 use crate::translate::credential::Credential;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Controller, Gateway};
+use crate::translate::only::Only;
 use crate::translate::peer_authentication::PeerAuthentication;
 use crate::translate::pod::Pod;
 use crate::translate::policy::Policy;
@@ -75,6 +76,8 @@ pub(super) struct Objects {
     pub(super) named: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
     /// Those of a namespace who name a waypoint.
     pub(super) naming: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
+    /// Those of a namespace that demand to be reached only through their waypoints.
+    pub(super) demanding: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     /// Gateways that are the doors of a network.
     pub(super) doors: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     /// Who is, or has endpoints, on a network of another name.
@@ -96,6 +99,7 @@ pub(super) struct Namespace {
     pub(super) visibility: Visibility,
     pub(super) distribution: Option<Distribution>,
     pub(super) waypoint: Choice,
+    pub(super) only: Only,
     pub(super) unready: Option<Unready>,
     pub(super) ingress: Option<bool>,
     /// What other namespaces' listeners may select it by.
@@ -128,6 +132,7 @@ impl Namespace {
                 annotations,
                 namespace.metadata.name.as_deref().unwrap_or_default(),
             ),
+            only: Only::read(labels),
             unready: Unready::read(labels),
             ingress: service::ingress(labels),
             labels: labels.clone(),
@@ -180,6 +185,7 @@ impl Objects {
                 };
                 self.workloads.insert(key, &pod.labels);
                 self.link_choice(key);
+                self.link_demand(key);
                 let Some(pod) = self.pods.get(key) else {
                     return;
                 };
@@ -194,6 +200,7 @@ impl Objects {
                 };
                 self.workloads.insert(key, &entry.labels);
                 self.link_choice(key);
+                self.link_demand(key);
                 self.link_abroad(key);
             }
             Kind::Service => {
@@ -210,6 +217,7 @@ impl Objects {
                     self.service_selectors.insert(key, selector);
                 }
                 self.link_choice(key);
+                self.link_demand(key);
             }
             Kind::EndpointSlice => {
                 if let Some(service) = self.service_of(key) {
@@ -316,6 +324,7 @@ impl Objects {
         let visibility = self.namespace(&key.namespace).visibility;
         enter(&mut self.served, &key.namespace, key);
         self.link_choice(key);
+        self.link_demand(key);
         self.link_abroad(key);
         let Some(entry) = self.service_entries.get(key) else {
             return;
@@ -338,6 +347,7 @@ impl Objects {
             Kind::Pod => {
                 self.workloads.remove(key);
                 self.unlink_choice(key);
+                leave(&mut self.demanding, &key.namespace, key);
                 if let Some(pod) = self.pods.get(key) {
                     leave(&mut self.pods_of_node, &pod.node, key);
                 }
@@ -345,11 +355,13 @@ impl Objects {
             Kind::WorkloadEntry => {
                 self.workloads.remove(key);
                 self.unlink_choice(key);
+                leave(&mut self.demanding, &key.namespace, key);
                 self.unlink_abroad(key);
             }
             Kind::Service => {
                 self.service_selectors.remove(key);
                 self.unlink_choice(key);
+                leave(&mut self.demanding, &key.namespace, key);
                 leave(&mut self.served, &key.namespace, key);
                 if let Some(service) = self.services.get(key) {
                     self.hosts.remove_service(&service.hostname, key);
@@ -368,6 +380,7 @@ impl Objects {
             Kind::ServiceEntry => {
                 self.service_selectors.remove(key);
                 self.unlink_choice(key);
+                leave(&mut self.demanding, &key.namespace, key);
                 self.unlink_abroad(key);
                 leave(&mut self.served, &key.namespace, key);
                 if let Some(entry) = self.service_entries.get(key) {

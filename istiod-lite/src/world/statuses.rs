@@ -125,8 +125,8 @@ fn is_empty(said: &Desired) -> bool {
     said.conditions.is_empty() && said.parents.is_empty() && said.fields.is_empty()
 }
 
-/// Whether somebody has said of a Service before whether it is bound to a waypoint: we, in an
-/// earlier life.
+/// Whether somebody has said of a Service before whether it is bound to a waypoint, or reached
+/// only through it: we, in an earlier life.
 fn was_bound(object: &Object) -> bool {
     let Object::Service(service) = object else {
         return false;
@@ -135,9 +135,12 @@ fn was_bound(object: &Object) -> bool {
         .status
         .iter()
         .flat_map(|it| it.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|it| it.type_ == "istio.io/WaypointBound")
+    conditions.into_iter().any(|it| {
+        matches!(
+            &*it.type_,
+            "istio.io/WaypointBound" | "ambit.io/WaypointOnly"
+        )
+    })
 }
 
 impl super::objects::Objects {

@@ -54,6 +54,7 @@ impl Objects {
                 .map(|it| it.from.clone())
                 .unwrap_or_default(),
             places: self.places(gateway),
+            account: gateway.account.clone(),
         })
     }
 
@@ -151,8 +152,9 @@ impl World {
         let not_for_pods = |standing| takes(standing, Traffic::Workload) == Some(Some(false));
         let never_for_pods = not_for_pods(before) && not_for_pods(now);
         let doors = before.map(|it| &it.from) != now.map(|it| &it.from);
-        let allowing = self.settings.auto_allow_waypoint
-            && (differs(Traffic::Service) || differs(Traffic::Workload));
+        let differs_at_all = differs(Traffic::Service) || differs(Traffic::Workload);
+        let allowing = self.settings.auto_allow_waypoint && differs_at_all;
+        let sends = differs_at_all || before.map(|it| &it.account) != now.map(|it| &it.account);
         for key in self.objects.named.get(gateway).into_iter().flatten() {
             let traffic = traffic_of(key.kind);
             let foreign = doors && key.namespace != gateway.namespace;
@@ -160,7 +162,11 @@ impl World {
             if (differs(traffic) || foreign) && !unseen || allowing {
                 mark(dirty, [key.clone()]);
             }
-            if allowing && traffic == Traffic::Service {
+            let closed = self.objects.is_demanded_in(&key.namespace) && (sends || foreign);
+            if closed {
+                mark(dirty, [key.clone()]);
+            }
+            if (allowing || closed) && traffic == Traffic::Service {
                 self.touch_served(key, dirty);
             }
         }

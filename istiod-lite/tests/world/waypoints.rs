@@ -2,6 +2,7 @@
 
 mod left;
 mod life;
+mod only;
 mod statuses;
 
 use api::k8s::dir::Change;

@@ -60,6 +60,9 @@ pub(super) fn of_condition(found: &ConditionFacts) -> Option<Finding> {
         (_, "istio.io/WaypointBound") => {
             "traffic to it is refused until its waypoint runs; remove the label istio.io/use-waypoint to go without"
         }
+        (_, "ambit.io/WaypointOnly") => {
+            "it is refused to everybody: name a waypoint that runs, or remove the label ambit.io/waypoint-only"
+        }
         ("AuthorizationPolicy", _) if partly => {
             "the rest of the policy is enforced; use a waypoint for what is named"
         }

@@ -59,9 +59,10 @@ fn is_ours(kind: Kind, r#type: &str) -> bool {
         | Kind::ExternalProcessor => &["WaypointAccepted"],
         Kind::DestinationRule | Kind::VirtualService => &["ambit.io/Accepted"],
         Kind::PeerAuthentication => &["ambit.io/Accepted"],
-        Kind::Service => &["istio.io/WaypointBound"],
+        Kind::Service => &["istio.io/WaypointBound", "ambit.io/WaypointOnly"],
         Kind::ServiceEntry | Kind::WorkloadEntry => &[
             "istio.io/WaypointBound",
+            "ambit.io/WaypointOnly",
             "istio.io/WaypointMissing",
             "istio.io/VisibilityApplied",
             "ambit.io/Accepted",

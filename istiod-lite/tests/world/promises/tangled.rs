@@ -5,7 +5,7 @@ use api::k8s::objects::Object;
 use super::objects;
 
 /// How many of the pool are tangled.
-pub(crate) const TANGLED: usize = 67 + 12 + 3;
+pub(crate) const TANGLED: usize = 67 + 12 + 3 + 6;
 
 /// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
 pub(crate) fn tangled() -> Vec<Object> {
@@ -95,6 +95,17 @@ pub(crate) fn tangled() -> Vec<Object> {
     for ip in ["10.96.9.1", "10.96.9.2"] {
         text += &format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: wp, namespace: alpha, labels: {{gateway.networking.k8s.io/gateway-name: wp}}}}\nspec: {{clusterIP: {ip}, ports: [{{port: 15008}}]}}\n---\n"
+        );
+    }
+    for (namespace, only) in [("alpha", "true"), ("beta", "perhaps")] {
+        text += &format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}, labels: {{istio.io/use-waypoint: wp, ambit.io/waypoint-only: '{only}'}}}}\n---\n"
+        );
+        text += &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: {namespace}, labels: {{istio.io/use-waypoint: wp, ambit.io/waypoint-only: '{only}'}}}}\nspec: {{clusterIP: 10.96.1.2, selector: {{app: web}}, ports: [{{port: 81}}]}}\n---\n"
+        );
+        text += &format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: {namespace}, labels: {{app: web, ambit.io/waypoint-only: '{only}'}}}}\nspec: {{containers: []}}\nstatus: {{phase: Running, podIP: 10.10.0.2}}\n---\n"
         );
     }
     for kind in ["Service", "Gateway"] {
