@@ -57,6 +57,9 @@ impl Service {
         let annotated = value(annotations, labels::TRAFFIC_DISTRIBUTION);
         let gateway = value(own_labels, labels::GATEWAY_NAME);
         let managed = value(own_labels, labels::GATEWAY_MANAGED) == Some(labels::MANAGED_WAYPOINT);
+        let is_alias = spec.type_.as_deref() == Some("ExternalName");
+        // Nobody sends to an alias, and waypoints are not sent through waypoints.
+        let behind_nothing = managed || gateway.is_some() || is_alias;
         Self {
             namespace: namespace.into(),
             name: name.into(),
@@ -64,13 +67,13 @@ impl Service {
             ports: ports::of_service(service),
             families: families(&spec, &vips),
             vips,
-            is_alias: spec.type_.as_deref() == Some("ExternalName"),
-            waypoint: if managed || gateway.is_some() {
+            is_alias,
+            waypoint: if behind_nothing {
                 Choice::Nothing
             } else {
                 Choice::read(own_labels, annotations, namespace)
             },
-            only: if managed || gateway.is_some() {
+            only: if behind_nothing {
                 Only::No
             } else {
                 Only::read(own_labels)
