@@ -89,7 +89,11 @@ impl Workers {
             let thread = std::thread::Builder::new().name(format!("traffic-{index}"));
             threads.joins.push(thread.spawn(move || {
                 HERE.set(index);
-                runtime.block_on(stop.cancelled());
+                runtime.block_on(async {
+                    // What the streams of a tunnel write in one turn of this thread leaves together.
+                    hbone::write_by_turns();
+                    stop.cancelled().await;
+                });
                 runtime.shutdown_timeout(SHUTDOWN);
             })?);
         }
