@@ -2,7 +2,7 @@
 //!
 //! 1. whether we stand in front of what it is for                      ([`Fronts`](crate::compiled::Fronts))
 //!    and whether the client may                                      ([`crate::authorize`])
-//!    and whether somebody must be shown what passes here, who is shown requests only ([`Config::must_see`])
+//!    and whether somebody must be shown what passes here, who is shown requests only ([`Service::must_see`])
 //! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
 //! 3. an endpoint, once a connection                                  ([`Aim`])
 //! 4. copy both ways until both have ended, or until policies change and one of them denies it
@@ -168,7 +168,7 @@ fn judge(
         sni,
     };
     match service.policies.judge_connection(&connection) {
-        Verdict::Allow { .. } => shown(config, service, arrived),
+        Verdict::Allow { .. } => shown(service, arrived),
         Verdict::Deny(by) => denied(Some(policy(&by)), by.to_string()),
         Verdict::Ask(providers) => {
             denied(None, format!("{} cannot be asked", providers.join(", ")))
@@ -178,15 +178,15 @@ fn judge(
 
 /// Where nobody has declared that something else is spoken, bytes that do not look like HTTP to us might be a request
 /// to the app.
-fn shown(config: &Config, service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
+fn shown(service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
     let watcher = match arrived.to.protocol() {
         AppProtocol::Tcp | AppProtocol::Tls => None,
-        _ => config.must_see(service, arrived.to.port()),
+        _ => service.must_see(arrived.to.port()),
     };
     watcher.map_or(Ok(()), |watcher| {
         Err(Unfit {
             policy: Some(watcher.clone()),
-            why: Refused::Unshown(watcher),
+            why: Refused::Unshown(watcher.clone()),
         })
     })
 }

@@ -4,6 +4,7 @@
 //! the services that it touches, and of their rules only those that are others.
 
 mod authorizers;
+mod by_route;
 mod fronts;
 mod limits;
 mod processors;
@@ -11,6 +12,7 @@ mod routes;
 mod service;
 mod telemetry;
 mod towards;
+mod watchers;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ pub use self::authorizers::{Authorizers, Counters, Named};
 pub use self::fronts::{Front, Fronts};
 pub use self::limits::Limits;
 pub use self::processors::{Processing, Processors};
-use self::service::Anew;
+use self::service::{Anew, Given};
 pub use self::service::Service;
 pub use self::towards::{Backend, Called, Calls, NoSubset, Towards};
 use crate::authenticate::{KeySets, Tokens};
@@ -70,28 +72,6 @@ impl Config {
     /// What is to be done with requests for whatever is no service.
     pub fn other(&self) -> &Arc<Service> {
         &self.any
-    }
-
-    /// Who is shown all requests of a service's port, or of one of its rules, and without whom none passes: what is not
-    /// HTTP cannot be shown to it.
-    pub fn must_see(&self, service: &Service, port: u16) -> Option<Arc<str>> {
-        let closed = |rule| {
-            let mut processors = service.processors.of(rule).iter();
-            processors
-                .find(|one| one.is_closed())
-                .map(|one| one.name().clone())
-        };
-        let asked = |provider: &str| {
-            let open = self.authorizers.of(provider).is_ok_and(|it| it.fail_open);
-            (!open).then(|| provider.into())
-        };
-        closed(None).or_else(|| {
-            let mut rules = service.routes(port).rules();
-            rules.find_map(|rule| {
-                let mut providers = rule.filters.authorizers();
-                closed(Some(&rule.name)).or_else(|| providers.find_map(asked))
-            })
-        })
     }
 
     /// All services of which something is said.
@@ -161,16 +141,23 @@ impl Compile for Compiler {
         } else {
             before.gateway.clone()
         };
+        // Providers belong to no service: when one of them changes, everything is touched.
+        let (authorizers, counters) = match view.touched.everything {
+            true => (
+                Arc::new(Authorizers::of_all(said)),
+                Arc::new(Counters::of_all(said)),
+            ),
+            false => (before.authorizers.clone(), before.counters.clone()),
+        };
+        let given = Given {
+            said,
+            gateway: &gateway,
+            authorizers: &authorizers,
+            keys: &self.keys,
+            collectors: &self.collectors,
+        };
         let make = |service: Option<&NamespacedHost>, before: &Arc<Service>, anew: Anew<'_>| {
-            Arc::new(Service::compile(
-                service,
-                said,
-                &gateway,
-                &self.keys,
-                &self.collectors,
-                before,
-                anew,
-            ))
+            Arc::new(Service::compile(service, &given, before, anew))
         };
         let (any, mut services) = if view.touched.everything {
             let any = make(None, &before.any, Anew::All);
@@ -202,14 +189,8 @@ impl Compile for Compiler {
         Config {
             fronts: before.fronts.next(view),
             calls: before.calls.compile(said, touched),
-            authorizers: match view.touched.everything {
-                true => Arc::new(Authorizers::of_all(said)),
-                false => before.authorizers.clone(),
-            },
-            counters: match view.touched.everything {
-                true => Arc::new(Counters::of_all(said)),
-                false => before.counters.clone(),
-            },
+            authorizers,
+            counters,
             gateway,
             services,
             any,

@@ -6,31 +6,24 @@ use std::time::Instant;
 use api::waypoint as wire;
 use wire::resource::Kind;
 
+use super::by_route::ByRoute;
 use crate::limit::Limiter;
 use crate::route::Name;
 use crate::state::{Held, Resources};
 
 /// The limits of one service. Where a route has some of its own, those of the service are among them.
 #[derive(Debug, Default)]
-pub struct Limits {
-    all: Limiter,
-    /// By the route's key, without its rule.
-    of_routes: Box<[(Box<str>, Limiter)]>,
-}
+pub struct Limits(ByRoute<Limiter>);
 
 impl Limits {
     /// Whether there is none for any request.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty() && self.of_routes.is_empty()
+        self.0.all().is_empty() && self.0.routes().next().is_none()
     }
 
     /// Those for requests of a rule; of no rule: those of the service.
     pub fn of(&self, rule: Option<&Name>) -> &Limiter {
-        let own = rule.and_then(|rule| {
-            let mut routes = self.of_routes.iter();
-            routes.find(|(key, _)| is_of(rule, key))
-        });
-        own.map_or(&self.all, |(_, limiter)| limiter)
+        self.0.of(rule)
     }
 
     /// `all`: everything that is said of the service but its rules; `routes`: those of its routes that have policies of
@@ -48,27 +41,15 @@ impl Limits {
                 .of_route(route)
                 .filter(|held| limit(held).is_some())
                 .collect();
-            let old = before.of_routes.iter().find(|(key, _)| **key == **route);
-            let old = old.map(|(_, limiter)| limiter);
+            let old = before.0.own(route).unwrap_or(before.0.all());
             (!own.is_empty()).then(|| {
-                let limiter = limiter(general().chain(own), old.unwrap_or(&before.all), now);
+                let limiter = limiter(general().chain(own), old, now);
                 (Box::from(*route), limiter)
             })
         });
-        Self {
-            of_routes: of_routes.collect(),
-            all: limiter(general(), &before.all, now),
-        }
+        let all = limiter(general(), before.0.all(), now);
+        Self(ByRoute::new(all, of_routes))
     }
-}
-
-/// Whether a rule is of that route: keys have kinds in lower case.
-pub(super) fn is_of(rule: &Name, route: &str) -> bool {
-    let mut parts = route.split('/');
-    let kind = parts.next().unwrap_or_default();
-    kind.eq_ignore_ascii_case(&rule.kind)
-        && parts.next() == Some(&*rule.namespace)
-        && parts.next() == Some(&*rule.name)
 }
 
 fn limit(held: &Held) -> Option<&wire::RateLimit> {

@@ -5,19 +5,14 @@ use std::sync::Arc;
 use api::waypoint as wire;
 use wire::resource::Kind;
 
+use super::by_route::ByRoute;
 use crate::process::{self, Processor};
 use crate::route::Name;
 use crate::state::{Held, Resources};
 
 /// Those of one service. Where a route has some of its own, those of the service are among them.
 #[derive(Debug, Default)]
-pub struct Processors {
-    all: Box<[Processing]>,
-    /// By the route's key, without its rule.
-    of_routes: Box<[OfRoute]>,
-}
-
-type OfRoute = (Box<str>, Box<[Processing]>);
+pub struct Processors(ByRoute<Box<[Processing]>>);
 
 /// One, or why requests cannot be shown to it.
 #[derive(Debug, Clone)]
@@ -76,16 +71,17 @@ impl Processing {
 impl Processors {
     /// Whether there is none for any request.
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty() && self.of_routes.is_empty()
+        self.0.all().is_empty() && self.0.routes().next().is_none()
     }
 
     /// Those for requests of a rule; of no rule: those of the service. In the order in which they are shown a request.
     pub fn of(&self, rule: Option<&Name>) -> &[Processing] {
-        let own = rule.and_then(|rule| {
-            let mut routes = self.of_routes.iter();
-            routes.find(|(key, _)| super::limits::is_of(rule, key))
-        });
-        own.map_or(&self.all, |(_, processors)| processors)
+        self.0.of(rule)
+    }
+
+    /// Those for requests of each route that has some of its own, with its key.
+    pub(super) fn of_routes(&self) -> impl Iterator<Item = (&str, &[Processing])> {
+        self.0.routes().map(|(route, all)| (route, &**all))
     }
 
     /// `all`: everything that is said of the service but its rules; `routes`: those of its routes that have policies of
@@ -96,10 +92,7 @@ impl Processors {
             let own: Vec<_> = said.of_route(route).filter(is_processing).collect();
             (!own.is_empty()).then(|| (Box::from(*route), processors(general().chain(own))))
         });
-        Self {
-            of_routes: of_routes.collect(),
-            all: processors(general()),
-        }
+        Self(ByRoute::new(processors(general()), of_routes))
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) struct Routes {
     others: Table,
     /// By key: to be taken out again, and to be used again where a resource has stayed what it was.
     made: imbl::OrdMap<Arc<str>, Arc<Made>>,
+    /// Those of them with filters that ask somebody.
+    asking: imbl::OrdMap<Arc<str>, Arc<Made>>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,9 +51,22 @@ impl Routes {
 
     /// Whether a route has rules here, by its key without them.
     pub(super) fn has(&self, route: &str) -> bool {
+        self.ports_of(route).next().is_some()
+    }
+
+    /// The ports of each rule of a route, by its key without them; none = all.
+    pub(super) fn ports_of(&self, route: &str) -> impl Iterator<Item = &[u16]> {
         let from: Arc<str> = format!("{route}/").into();
-        let next = self.made.range(from.clone()..).next();
-        next.is_some_and(|(key, _)| key.starts_with(&*from)) || self.made.contains_key(route)
+        let behind = self.made.range(from.clone()..);
+        let own = behind.take_while(move |(key, _)| key.starts_with(&*from));
+        let own = own.map(|(_, made)| made).chain(self.made.get(route));
+        own.map(|made| &*made.ports)
+    }
+
+    /// Rules with filters that ask somebody, and the ports of each; none = all.
+    pub(super) fn asking(&self) -> impl Iterator<Item = (&Rule, &[u16])> {
+        let all = self.asking.values();
+        all.map(|made| (&*made.rule, &*made.ports))
     }
 
     /// In the place of what that key had: a rule; nothing, where there is none any more. What is known in `before` is not
@@ -65,6 +80,7 @@ impl Routes {
     ) {
         if let Some(made) = self.made.remove(key) {
             self.take_out(&made);
+            self.asking.remove(key);
         }
         let made = held.and_then(|held| {
             let known = before.made.get(key);
@@ -75,6 +91,9 @@ impl Routes {
         });
         if let Some(made) = made {
             self.put_in(&made);
+            if made.rule.filters.authorizers().next().is_some() {
+                self.asking.insert(key.clone(), made.clone());
+            }
             self.made.insert(key.clone(), made);
         }
     }

@@ -9,7 +9,8 @@ use mesh::NamespacedHost;
 use wire::resource::Kind;
 
 use super::routes::{Routes, ports};
-use super::{Gateway, Limits, Processors, telemetry};
+use super::watchers::watchers;
+use super::{Authorizers, Gateway, Limits, Processors, telemetry};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
 use crate::report::{Collectors, Told};
@@ -33,6 +34,18 @@ pub struct Service {
     pub processors: Processors,
     routes: Routes,
     connections: ByPort<TcpTable>,
+    watchers: ByPort<Option<Arc<str>>>,
+}
+
+/// What services are compiled of.
+#[derive(Clone, Copy)]
+pub(super) struct Given<'a> {
+    pub(super) said: &'a Resources,
+    pub(super) gateway: &'a Gateway,
+    /// As they are from now on.
+    pub(super) authorizers: &'a Authorizers,
+    pub(super) keys: &'a KeySets,
+    pub(super) collectors: &'a Collectors,
 }
 
 /// Which of a service's rules to make anew.
@@ -90,16 +103,20 @@ impl Service {
         self.connections.at(port)
     }
 
+    /// Somebody who is shown all requests of a port, or of one of its rules, and without whom none passes: what is not
+    /// HTTP cannot be shown to him.
+    pub fn must_see(&self, port: u16) -> Option<&Arc<str>> {
+        self.watchers.at(port).as_ref()
+    }
+
     /// Of one service, or of everything that is none. What is the same in `before` is used again.
     pub(super) fn compile(
         service: Option<&NamespacedHost>,
-        said: &Resources,
-        gateway: &Gateway,
-        keys: &KeySets,
-        collectors: &Collectors,
+        given: &Given<'_>,
         before: &Self,
         anew: Anew<'_>,
     ) -> Self {
+        let Given { said, .. } = *given;
         let routes = routes(service, said, &before.routes, anew);
         let own = service.into_iter();
         let own = own.flat_map(|service| said.besides_rules(service));
@@ -117,16 +134,19 @@ impl Service {
                 connections.push((ports(&route.parents, service), rule));
             }
         }
-        let policies = policies(&all, service, gateway);
+        let policies = policies(&all, service, given.gateway);
+        let processors = Processors::compile(&all, &with_own, said);
+        let watchers = watchers(&processors, &routes, given.authorizers);
         Self {
             notes: policies.has_notes(),
             policies,
-            tokens: tokens(&all, keys),
-            telemetry: telemetry::compile(&all, said, collectors),
+            tokens: tokens(&all, given.keys),
+            telemetry: telemetry::compile(&all, said, given.collectors),
             limits: Limits::compile(&all, &with_own, said, &before.limits, Instant::now()),
-            processors: Processors::compile(&all, &with_own, said),
+            processors,
             routes,
             connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),
+            watchers: ByPort::of(&watchers, |names: Vec<Arc<str>>| names.into_iter().next()),
         }
     }
 }
@@ -163,25 +183,12 @@ fn routes(
 }
 
 fn policies(all: &[&Arc<Held>], service: Option<&NamespacedHost>, gateway: &Gateway) -> Policies {
-    let none = wire::Origin::default();
-    let found: Vec<(wire::Origin, wire::Authorization)> = all
-        .iter()
-        .filter_map(|held| match &held.resource.kind {
-            Some(Kind::Authorization(policy)) => {
-                let mut policy = policy.clone();
-                if !held.good && policy.invalid.is_empty() {
-                    policy.invalid = held.refused.as_deref().unwrap_or("unknown").to_owned();
-                }
-                let origin = held.resource.origin.as_ref().unwrap_or(&none);
-                Some((origin.clone(), policy))
-            }
-            _ => None,
-        })
-        .collect();
-    let found: Vec<_> = found
-        .iter()
-        .map(|(origin, policy)| (origin, policy))
-        .collect();
+    let policy = |kind: &Kind| match kind {
+        Kind::Authorization(policy) => Some(policy.clone()),
+        _ => None,
+    };
+    let found = understood(all, policy, |policy| &mut policy.invalid);
+    let found: Vec<_> = found.iter().map(|(origin, it)| (origin, it)).collect();
     let context = Context {
         trust_domain: &gateway.trust_domain,
         aliases: &gateway.trust_domain_aliases,
@@ -191,24 +198,28 @@ fn policies(all: &[&Arc<Held>], service: Option<&NamespacedHost>, gateway: &Gate
 }
 
 fn tokens(all: &[&Arc<Held>], keys: &KeySets) -> Tokens {
-    let none = wire::Origin::default();
-    let found: Vec<(wire::Origin, wire::Authentication)> = all
-        .iter()
-        .filter_map(|held| match &held.resource.kind {
-            Some(Kind::Authentication(policy)) => {
-                let mut policy = policy.clone();
-                if !held.good && policy.invalid.is_empty() {
-                    policy.invalid = held.refused.as_deref().unwrap_or("unknown").to_owned();
-                }
-                let origin = held.resource.origin.as_ref().unwrap_or(&none);
-                Some((origin.clone(), policy))
-            }
-            _ => None,
-        })
-        .collect();
-    let found: Vec<_> = found
-        .iter()
-        .map(|(origin, policy)| (origin, policy))
-        .collect();
+    let policy = |kind: &Kind| match kind {
+        Kind::Authentication(policy) => Some(policy.clone()),
+        _ => None,
+    };
+    let found = understood(all, policy, |policy| &mut policy.invalid);
+    let found: Vec<_> = found.iter().map(|(origin, it)| (origin, it)).collect();
     Tokens::compile(&found, keys)
+}
+
+/// Policies of a kind, and whose they are. One that was refused says why it is `invalid`, and so closes what it is for.
+fn understood<T>(
+    all: &[&Arc<Held>],
+    policy: impl Fn(&Kind) -> Option<T>,
+    invalid: impl Fn(&mut T) -> &mut String,
+) -> Vec<(wire::Origin, T)> {
+    let found = all.iter().filter_map(|held| {
+        let mut policy = policy(held.resource.kind.as_ref()?)?;
+        let invalid = invalid(&mut policy);
+        if !held.good && invalid.is_empty() {
+            *invalid = held.refused.as_deref().unwrap_or("unknown").to_owned();
+        }
+        Some((held.resource.origin.clone().unwrap_or_default(), policy))
+    });
+    found.collect()
 }

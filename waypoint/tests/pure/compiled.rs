@@ -413,7 +413,7 @@ fn who_must_see_requests_stands_in_the_way_of_what_is_none_at_each_port_of_his()
     };
     let must = |said: &Said, port: u16| {
         let config = said.state.load();
-        let name = config.must_see(config.service(&web()), port);
+        let name = config.service(&web()).must_see(port);
         name.map(|name| name.to_string())
     };
     let (all, one) = ("externalprocessor/shop/all", "externalprocessor/shop/one");
@@ -460,4 +460,9 @@ fn who_must_see_requests_stands_in_the_way_of_what_is_none_at_each_port_of_his()
     said.set(one, 1, processing(to, false, true));
     assert_eq!(must(&said, 80).as_deref(), Some(one));
     assert_eq!(must(&said, 99), None);
+    said.remove(one);
+    said.set("provider/judge", 1, judge(false));
+    assert_eq!(must(&said, 80).as_deref(), Some("provider/judge"));
+    said.remove("httproute/shop/web/0");
+    assert_eq!(must(&said, 80), None, "the rule that asked him is gone");
 }
