@@ -1,5 +1,5 @@
 //! What an operator sees of any process of the mesh: its log, its metrics, whether it is ready,
-//! the doors to ask it questions, and how it goes away.
+//! the doors to ask it questions, how it goes away, and the threads that carry its traffic.
 //!
 //! # Layout
 //!
@@ -14,6 +14,7 @@
 //! | [`discovery`] | figures of a proxy's discovery stream |
 //! | [`drain`] | stop accepting, wait, stop now |
 //! | [`admin`] | the routes above, and the server that answers them |
+//! | [`threads`] | threads that carry traffic, and which of them has least to do |
 //! | [`time`] | instants as RFC 3339 text |
 
 pub mod admin;
@@ -27,3 +28,4 @@ pub mod ready;
 mod server;
 pub mod sink;
 pub mod time;
+pub mod threads;

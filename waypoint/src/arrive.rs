@@ -6,7 +6,7 @@
 //! 4. HTTP: one request after the other, or many at a time                 ([`crate::request`])
 //! 5. anything else: bytes, to an endpoint                                 ([`crate::carry`])
 //!
-//! Each tunnel is a task of its own, with its connection unless that thread has more to do than others ([`workers`]).
+//! Each tunnel is a task of its own, with its connection unless that thread has more to do than others ([`ops::threads`]).
 
 mod frames;
 mod hello;
@@ -49,7 +49,6 @@ use crate::proxy::Proxy;
 use crate::report::Caller;
 use crate::request;
 use crate::upstream::{Carrier, Stream};
-use crate::workers;
 
 /// A connection of a client's to something that we serve.
 pub struct Arrived {
@@ -85,15 +84,19 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
         match accepted {
             Ok((tcp, peer)) => {
                 let connected = proxy.load.connected();
-                let (worker, proxy) = (proxy.workers.anywhere(), proxy.clone());
-                let (runtime, drain) = (worker.runtime().clone(), proxy.drain.clone());
-                drain.spawn_on(&runtime, async move {
-                    let _places = (place, connected, worker);
-                    match workers::adopt(tcp) {
-                        Ok(tcp) => serve(proxy, tcp, unmapped(peer)).await,
-                        Err(error) => tracing::warn!(%error, "arrive: cannot take a connection"),
+                let (there, proxy) = (proxy.workers.anywhere(), proxy.clone());
+                let tcp = match there.adopt(tcp) {
+                    Ok(tcp) => tcp,
+                    Err(error) => {
+                        tracing::warn!(%error, "arrive: cannot take a connection");
+                        continue;
                     }
                 });
+                };
+                let (runtime, load) = there.held();
+                proxy.drain.clone().spawn_on(&runtime, async move {
+                    let _places = (place, connected, load);
+                    serve(proxy, tcp, unmapped(peer)).await;
             }
             Err(error) => {
                 // Out of descriptors, most likely; what is open goes on, and ends.
@@ -152,8 +155,9 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
                 let (proxy, identity) = (proxy.clone(), connection.peer().clone());
                 let (drain, place) = (proxy.drain.clone(), proxy.workers.beside());
                 let tunnel = Box::pin(tunnel(proxy, request, identity, peer));
-                drain.spawn_on(&place.runtime().clone(), async move {
-                    let _place = place;
+                let (runtime, load) = place.held();
+                drain.spawn_on(&runtime, async move {
+                    let _load = load;
                     tunnel.await;
                 });
             }

@@ -14,7 +14,7 @@
 //!
 //! | file | part |
 //! |---|---|
-//! | `config`, `start`, `workers` | the process, and its threads |
+//! | `config`, `start` | the process, and its threads |
 //! | `discovery`, `state`, `compiled` | what the control plane says, and what a request sees of it |
 //! | `client`, `asked` | who asks, and for what: the one form that routes, policies and limits judge |
 //! | `proxy`, `load` | what all connections share; how much is carried at a time |
@@ -54,4 +54,3 @@ pub mod session;
 pub mod start;
 pub mod state;
 pub mod upstream;
-pub mod workers;

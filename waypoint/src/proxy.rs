@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hbone::{Certificates, Identity, Limits};
 use mesh::{Mesh, Network};
 use ops::drain::Drain;
+use ops::threads::Places;
 
 use crate::compiled::Config as Compiled;
 use crate::config::Config;
@@ -14,7 +15,6 @@ use crate::load::Load;
 use crate::report::Reports;
 use crate::state::State;
 use crate::upstream::Upstreams;
-use crate::workers::Workers;
 
 /// The proxy.
 pub struct Proxy {
@@ -45,7 +45,7 @@ pub struct Parts {
     /// Connections to endpoints.
     pub upstreams: Upstreams,
     /// Threads that carry all this.
-    pub workers: Workers,
+    pub workers: Places,
     /// What is told of it all.
     pub reports: Reports,
     /// How it all ends.

@@ -17,6 +17,7 @@ use ops::drain::Drain;
 use ops::log::LogHandle;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
+use ops::threads::{self, Kind, Threads};
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -32,7 +33,6 @@ use crate::proxy::{self, Proxy};
 use crate::report::{self, Collectors, Openings, Reporter, Reports};
 use crate::state::{Keeper, State};
 use crate::upstream::Upstreams;
-use crate::workers::Workers;
 use crate::{arrive, discovery};
 
 /// Runs the process to its end.
@@ -47,7 +47,7 @@ pub fn run() -> anyhow::Result<()> {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let traffic = Workers::start(config.worker_threads.unwrap_or(cores))?;
+    let traffic = Threads::start(config.worker_threads.unwrap_or(cores), TRAFFIC)?;
     let control = Builder::new_current_thread().enable_all().build()?;
     let result = control.block_on(live(config, log.clone(), traffic.runtimes().to_vec()));
     if let Err(error) = &result {
@@ -170,7 +170,7 @@ fn wire(
         config.secret_ttl,
     )?;
     let certificates = Certificates::new(signer.for_itself(), CertificatesConfig::default());
-    let workers = Workers::on(runtimes);
+    let workers = threads::Places::on(runtimes);
     let pool = || Pool::new(certificates.clone(), PoolConfig::default());
     let tunnels = std::iter::repeat_with(pool).take(workers.count());
     let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
@@ -266,6 +266,14 @@ fn registry(proxy: &Proxy, discovery: &DiscoveryMetrics, log: &LogHandle) -> Arc
     Arc::new(registry)
 }
 
+/// Threads that carry traffic. A client's connection is placed where there is least to do. What arrives on it stays there;
+/// what is more than the others have is given to the least busy of them: a client that has one connection has all of us.
+const TRAFFIC: Kind = Kind {
+    name: "traffic",
+    events: 16,
+    // What the streams of a tunnel write in one turn of a thread leaves together.
+    begin: hbone::write_by_turns,
+};
 /// Before a certificate is asked for once more.
 const AGAIN: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(1);

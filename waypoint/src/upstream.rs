@@ -27,6 +27,7 @@ use arc_swap::ArcSwap;
 use hbone::{Authority, Connect, Destination, Identity, OpenError, Pool};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use ops::threads::here;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
@@ -40,7 +41,6 @@ pub use self::stream::{Carrier, Stream};
 pub use self::tls::{Inside, Tls};
 use self::way::Key;
 pub use self::way::{NoWay, Over, Way};
-use crate::workers;
 
 /// Why an endpoint did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +171,7 @@ impl Upstreams {
 
     /// That of the thread that runs this.
     fn shard(&self) -> &Shard {
-        &self.shards[workers::here() % self.shards.len()]
+        &self.shards[here() % self.shards.len()]
     }
 
     /// Sends a request and waits for the head of the answer. `http2`: what the endpoint speaks.

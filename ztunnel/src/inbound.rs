@@ -208,7 +208,7 @@ fn spawn_request(
         identity.clone(),
         (peer, local),
     ));
-    // Boxed for the reason that `Place::hold` gives.
+    // Boxed for the reason that `pod::take` gives.
     pod.drain.spawn(Box::pin(async move {
         let _load = load;
         let served = async {

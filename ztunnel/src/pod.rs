@@ -353,7 +353,7 @@ fn take(
         kept.taken();
     }
     let place = node.workers.place(home);
-    let tcp = match place.adopt(home, tcp) {
+    let tcp = match place.adopt(tcp) {
         Ok(tcp) => tcp,
         Err(error) => {
             return tracing::warn!(pod = %pod.name, %peer, %error, "the connection was lost on its way to another thread");

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use hbone::handover::{Dialled, Freezer, Kind, Resumed, Taken, ThawError, Thawed};
 use hbone::{Counters, Ended, TcpPair};
+use ops::threads::Place;
 
 use super::bytes::Malformed;
 use super::told::{Account, PodName, Told, Way};
@@ -24,7 +25,6 @@ use crate::node::Node;
 use crate::pod::Pod;
 use crate::report::{Failure, Report};
 use crate::traffic::{Flag, Reporter};
-use crate::workers::Place;
 
 /// Why a connection stays with the elder.
 #[derive(Debug, thiserror::Error)]
