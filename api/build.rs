@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 20] = [
+const PROTOS: [&str; 21] = [
     "proto/discovery.proto",
     "proto/workload.proto",
+    "proto/egress.proto",
     "proto/authorization.proto",
     "proto/ca.proto",
     "proto/zds.proto",

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`discovery`] | delta xDS between a proxy and the control plane |
 //! | [`workload`] | resources: workloads and services |
+//! | [`egress`] | in a workload: what becomes of its connections to who is unknown |
 //! | [`security`] | resources: layer 4 policies |
 //! | [`ca`] | certificate signing |
 //! | [`zds`] | node agent to ztunnel |
@@ -41,6 +42,19 @@ pub mod discovery {
 )] // generated
 pub mod workload {
     tonic::include_proto!("istio.workload");
+}
+
+/// `ambit.workload.v1`: what becomes of a workload's connections to who is unknown.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
+pub mod egress {
+    tonic::include_proto!("ambit.workload.v1");
 }
 
 /// `istio.security`: layer 4 policies.
@@ -246,6 +260,8 @@ pub mod otlp {
     }
 }
 
+mod processor;
+
 /// Kubernetes objects, and the directory that stands in for an API server.
 #[cfg(feature = "k8s")]
 pub mod k8s;
@@ -254,6 +270,10 @@ pub mod k8s;
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`].
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Name of the extension of a workload that holds an [`egress::Egress`].
+pub const EGRESS_EXTENSION: &str = "ambit.io/egress";
+/// Type URL of [`egress::Egress`].
+pub const EGRESS_TYPE: &str = "type.googleapis.com/ambit.workload.v1.Egress";
 
 /// Type URL of [`waypoint::Resource`].
 pub const WAYPOINT_TYPE: &str = "type.googleapis.com/ambit.waypoint.v1.Resource";

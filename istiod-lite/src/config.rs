@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::translate::waypoint::Unready;
-use crate::world::Settings;
+use crate::world::{EgressMode, Settings};
 
 /// The control plane of the mesh.
 #[derive(Debug, Parser)]
@@ -164,6 +164,11 @@ pub struct Run {
     /// by its label.
     #[arg(long, default_value = "refuse", env = "AMBIT_WAYPOINT_UNREADY", value_parser = unready)]
     pub waypoint_unready: Unready,
+    /// What becomes of connections of the mesh's pods to destinations that it does not know: they pass (`allow`), are logged
+    /// as such (`log`) or refused (`refuse`). Labels of namespaces and workloads, and `outboundTrafficPolicy` of the mesh's
+    /// settings, say otherwise.
+    #[arg(long, default_value = "allow", env = "AMBIT_EGRESS")]
+    pub egress: EgressMode,
     /// Whether workloads that an ALLOW policy applies to also allow their waypoint.
     #[arg(long, env = "PILOT_AUTO_ALLOW_WAYPOINT_POLICY")]
     pub auto_allow_waypoint: bool,
@@ -190,6 +195,7 @@ impl Run {
             dry_run: self.dry_run_policies,
             waypoint_unready: self.waypoint_unready,
             auto_allow_waypoint: self.auto_allow_waypoint,
+            egress: self.egress,
             ..Settings::default()
         }
     }

@@ -14,6 +14,7 @@
 //! | [`gateway`], [`listener`] | Gateway, GatewayClass | Workload of another network's gateway |
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
 //! | [`only`] | labels, waypoints | Authorization: nobody passes them by |
+//! | [`egress`] | labels, the mesh's settings | in a Workload: whom it may call that nobody knows |
 //! | [`route`] | HTTPRoute, GRPCRoute, TCPRoute, TLSRoute | Routes and TcpRoutes of a waypoint |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`layer7`] | policies that need HTTP to be read | what waypoints are told of them |
@@ -22,6 +23,7 @@
 
 pub mod balance;
 pub mod credential;
+pub mod egress;
 pub mod endpoint_slice;
 pub mod gateway;
 pub mod layer7;

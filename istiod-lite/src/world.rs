@@ -16,6 +16,7 @@ mod addresses;
 mod build;
 mod depend;
 mod difference;
+mod egress;
 mod fronts;
 mod hosts;
 mod index;
@@ -38,6 +39,7 @@ use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, ObjectKey};
 
 use crate::status::{Book, Desired};
+pub use crate::translate::egress::Mode as EgressMode;
 use crate::translate::layer7::provider::Provider;
 use crate::translate::policy::Reading;
 pub use crate::translate::resource::Resource;
@@ -74,6 +76,9 @@ pub struct Settings {
     /// Whether workloads that an ALLOW policy applies to also allow their waypoint
     /// (`PILOT_AUTO_ALLOW_WAYPOINT_POLICY`). Default no.
     pub auto_allow_waypoint: bool,
+    /// What becomes of connections to destinations that the mesh does not know. Default: they pass. Label `ambit.io/egress`
+    /// on a namespace or a workload overrides.
+    pub egress: EgressMode,
     /// Trust domains that are ours as well: a policy that names an identity of one of them means
     /// that identity in all of them. Default none.
     pub trust_domain_aliases: Vec<String>,
@@ -111,6 +116,7 @@ impl Default for Settings {
             service_entry_visibility: Vec::new(),
             waypoint_unready: Unready::Refuse,
             auto_allow_waypoint: false,
+            egress: EgressMode::Allow,
             trust_domain_aliases: Vec::new(),
             automatic_addresses: Automatic::Allocated,
             providers: Vec::new(),

@@ -23,6 +23,15 @@ impl Namespace<'_> {
         ))
     }
 
+    /// Exists, its pods belong to the mesh, and it has these labels besides.
+    pub fn labelled(&self, labels: &[(&str, &str)]) -> Result<()> {
+        self.lab.set_ambient(&self.name, true);
+        let labels = [&[("istio.io/dataplane-mode", "ambient")], labels].concat();
+        self.lab
+            .objects
+            .set(&objects::namespace(&self.name, &labels))
+    }
+
     /// Exists, its pods belong to the mesh, and its services are behind a waypoint of its own.
     pub fn behind(&self, waypoint: &str) -> Result<()> {
         self.lab.set_ambient(&self.name, true);

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, ensure};
 use lab::{Lab, Pod};
 use support::{Pair, SOON, Server, ends, in_lab, refused, talk, talk_soon};
@@ -221,5 +223,92 @@ fn an_invalid_policy_changes_nothing_and_is_reported_with_its_file() {
         })?;
         // The last good one still holds.
         refused(&client, web.at(8080))
+    });
+}
+
+/// From YAML to the reset: the mesh logs, a namespace refuses, a pod of it is let out; and what a ServiceEntry names is known.
+#[test]
+fn calls_to_who_is_unknown_are_told_or_refused_as_the_narrowest_setting_says() {
+    let builder = Lab::builder().nodes(1).istiod_env("AMBIT_EGRESS", "log");
+    in_lab(builder, |lab| {
+        lab.namespace("open").ambient()?;
+        lab.namespace("shut")
+            .labelled(&[("ambit.io/egress", "refuse")])?;
+        let [free, held, guest] = [
+            lab.pod("open/free").start()?,
+            lab.pod("shut/held").start()?,
+            lab.pod("shut/guest")
+                .label("ambit.io/egress", "allow")
+                .start()?,
+        ];
+        let web = lab.pod("open/web").start()?;
+        let inside = Server::echo(&web, 8080)?;
+        let listener = lab
+            .outside()
+            .within(|| std::net::TcpListener::bind(("::", 7000)))??;
+        let outside = Server::over(listener, support::echo);
+        let to = SocketAddr::new(lab.outside_addresses()[0], 7000);
+
+        let log = lab.access_log(0)?.from_now();
+        talk(&free, to, "logged")?;
+        let record = log.find("the call that is told of", |it| {
+            it.field("src.workload") == "free"
+        })?;
+        let note = format!("egress logged by the mesh's settings: the mesh knows nobody at {to}");
+        ensure!(
+            record.field("note") == note && record.error().is_empty(),
+            "{record:?}"
+        );
+
+        let before = outside.peers().len();
+        refused(&held, to)?;
+        let record = log.find("the refusal", |it| it.field("src.workload") == "held")?;
+        let why = format!(
+            "egress refused by label ambit.io/egress of namespace shut: the mesh knows nobody at {to}"
+        );
+        ensure!(
+            record.outbound() && record.error().starts_with(&why),
+            "{record:?}"
+        );
+        ensure!(
+            outside.peers().len() == before,
+            "somebody came to the outside"
+        );
+        talk(&guest, to, "let out")?;
+        let record = log.find("the guest's call", |it| it.field("src.workload") == "guest")?;
+        ensure!(record.field("note").is_empty(), "{record:?}");
+        let counted = |decision, source| {
+            let labels = [("decision", decision), ("source_workload", source)];
+            Ok::<_, anyhow::Error>(
+                lab.metrics(0)?
+                    .sum("ambit_egress_connections_total", &labels),
+            )
+        };
+        ensure!(counted("logged", "free")? == 1.0 && counted("refused", "held")? == 1.0);
+
+        // Whom the mesh knows is called by everybody: pods, and what is on the list at its port.
+        talk(&held, web.at(8080), "inside")?;
+        ensure!(inside.peers().len() == 1);
+        let entry = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: far, namespace: shut}}\n\
+             spec: {{hosts: [far.example], addresses: ['{}'], ports: [{{number: 7000, name: tcp}}], resolution: NONE}}\n",
+            to.ip()
+        );
+        lab.apply_yaml("far", &entry)?;
+        talk_soon(&held, to)?;
+        refused(&held, SocketAddr::new(to.ip(), 7001))?;
+
+        // The namespace changes its mind, for pods that run.
+        lab.delete_yaml("far")?;
+        lab.namespace("shut").ambient()?;
+        lab.until_all_dumps("that held is only logged", |dump| {
+            let all = |kind: &str| dump[kind].as_array().into_iter().flatten();
+            all("services").all(|it| it["hostname"] != "far.example")
+                && all("workloads").any(|it| it["name"] == "held" && it["egress"]["mode"] == "Log")
+        })?;
+        let log = lab.access_log(0)?.from_now();
+        talk(&held, to, "logged now")?;
+        log.find("held's call", |it| it.field("note") == note)?;
+        Ok(())
     });
 }

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | [`names`] | networks, host keys, the interner |
 //! | [`workload`], [`service`], [`policy`] | domain types, parsed at the door |
+//! | [`egress`] | what becomes of connections to who is unknown |
 //! | [`resource`] | pure: what a waypoint's resource is tied to |
 //! | [`snapshot`] | the immutable whole and its lookups |
 //! | [`members`] | the endpoints of one service, for whoever keeps something made of them |
@@ -26,6 +27,7 @@
 pub mod change;
 mod claims;
 mod crowd;
+pub mod egress;
 mod endpoints;
 pub mod members;
 pub mod mesh;
@@ -46,6 +48,7 @@ mod wire;
 pub mod workload;
 
 pub use change::{Changes, Payload, Step, Update};
+pub use egress::{Egress, EgressMode};
 pub use members::Members;
 pub use mesh::{Mesh, Writer};
 pub use names::{Interner, NamespacedHost, Network};

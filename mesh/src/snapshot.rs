@@ -40,6 +40,8 @@ pub(crate) type Policies = OrdMap<Arc<str>, Arc<Policy>>;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Plane {
     pub(crate) workloads: ByIp<Workload>,
+    /// Those on their node's network: which addresses are nodes'.
+    pub(crate) on_nodes: ByIp<Workload>,
     pub(crate) vips: ByIp<Service>,
     pub(crate) ranges: OrdMap<IpNet, Claims<Service>>,
     /// How many ranges there are of each prefix length; lookups try only those, longest first.
@@ -83,6 +85,12 @@ impl Snapshot {
     /// then one in the mesh, then the lowest uid. Host network addresses are nobody's.
     pub fn workload_at(&self, network: &Network, ip: IpAddr) -> Option<&Arc<Workload>> {
         Some(self.planes.get(network)?.workloads.get(ip)?.first())
+    }
+
+    /// Whether an address is that of a node on which some workload has its host's network.
+    pub fn is_node(&self, network: &Network, ip: IpAddr) -> bool {
+        let plane = self.planes.get(network);
+        plane.is_some_and(|plane| plane.on_nodes.get(ip).is_some())
     }
 
     /// The workload of a pod that the node agent named.

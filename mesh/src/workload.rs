@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use api::workload as wire;
 
+use crate::egress::Egress;
 use crate::names::{Interner, NamespacedHost, Network};
 use crate::parse::{self, ParseError};
 use crate::service::Port;
@@ -83,6 +84,8 @@ pub struct Template {
     pub services: Box<[Membership]>,
     /// `namespace/name` of selector-scoped policies that apply to it.
     pub authorization_policies: Box<[Arc<str>]>,
+    /// What becomes of its connections to who is unknown.
+    pub egress: Egress,
 }
 
 impl Deref for Workload {
@@ -197,6 +200,7 @@ impl Template {
                 .iter()
                 .map(|name| names.text(name))
                 .collect(),
+            egress: brief.egress.keep(names),
         }
     }
 }

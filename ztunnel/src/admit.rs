@@ -5,6 +5,7 @@
 //! judging and being known to `rejudge`: either this judgement already sees the new policies, or the next pass over
 //! the open connections sees this connection.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,11 +33,24 @@ pub(crate) enum Denied {
         "connection closed due to policy rejection: the control plane does not list workload {0} any more"
     )]
     UnknownWorkload(Arc<str>),
+    /// It went to who is unknown, and such connections are refused by now.
+    #[error(
+        "connection closed: egress refused by {by}: the mesh knows nobody at {destination} (a ServiceEntry with this address and port would let it pass)"
+    )]
+    Egress {
+        /// Where it went.
+        destination: SocketAddr,
+        /// The setting.
+        by: Arc<str>,
+    },
 }
 
 impl Failure for Denied {
     fn flag(&self) -> Flag {
-        Flag::Deny
+        match self {
+            Self::By(_) | Self::UnknownWorkload(_) => Flag::Deny,
+            Self::Egress { .. } => Flag::Egress,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hbone::control_plane::{channel, follow_roots, token_source};
+use hbone::control_plane::{RevocationFile, channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Pool};
 use mesh::Mesh;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
 use ztunnel::config::{Config, engine_name};
-use ztunnel::dns::{Dns, Resolv};
+use ztunnel::dns::Dns;
 use ztunnel::handover::Part;
 use ztunnel::keeper::{self, Keeper};
 use ztunnel::metrics::{Metrics, register_pools};
@@ -88,10 +88,18 @@ async fn run(
     let (node, agent, registry, metrics) = {
         // What spawns while it is made belongs to the traffic.
         let _data = data[0].enter();
+        let revoked = config.crl_path.clone().map(RevocationFile::open);
         let keeping = CertificatesConfig {
             resume_sessions: config.resume_sessions,
+            revocations: revoked
+                .as_ref()
+                .map(RevocationFile::revocations)
+                .unwrap_or_default(),
             ..CertificatesConfig::default()
         };
+        if let Some(revoked) = revoked {
+            tokio::spawn(revoked.follow(end.clone()));
+        }
         let certificates = Certificates::new(signer, keeping);
         let workers = Workers::on(data, || Pool::new(certificates.clone(), config.pool()));
         let (limits, settings) = (config.limits(), config.clone());
@@ -100,7 +108,7 @@ async fn run(
         let registry = registry(&metrics, &node, &log, &keeper);
         let dns = config
             .dns_proxy
-            .then(|| Dns::new(mesh, &config, resolv(&config), metrics.dns.clone()));
+            .then(|| Dns::new(mesh, &config, node.resolv.clone(), metrics.dns.clone()));
         let agent = Agent::new(
             node.clone(),
             dns,
@@ -210,13 +218,4 @@ fn registry(metrics: &Metrics, node: &Node, log: &LogHandle, keeper: &Keeper) ->
     keeper.register(registry.families());
     node.handover.register(registry.families());
     Arc::new(registry)
-}
-
-fn resolv(config: &Config) -> Resolv {
-    let path = &config.resolv_conf;
-    let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), %error, "dns: no upstream resolvers; names outside the mesh cannot be answered");
-        String::new()
-    });
-    Resolv::parse(&text)
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::dns::Resolv;
 use crate::handover::Handover;
 use crate::pod::Pod;
 use crate::retry::Retries;
@@ -36,6 +37,8 @@ pub struct Node {
     pub connections: Arc<Connections>,
     /// Endpoints that failed just now, and what may be tried again.
     pub(crate) retries: Retries,
+    /// Whom this node asks for names, and where it searches them.
+    pub resolv: Resolv,
     /// Where connections go when this process is replaced.
     pub handover: Handover,
     /// What the operator asked for.
@@ -57,6 +60,7 @@ impl Node {
             .on_refusal
             .get_or_insert_with(|| Arc::new(move |refusal| counting.refused(refusal)));
         let (pods, connections) = (Pods::default(), Arc::default());
+        let resolv = Resolv::read(&config.resolv_conf);
         Arc::new(Self {
             mesh,
             certificates,
@@ -66,6 +70,7 @@ impl Node {
             traffic,
             connections,
             retries: Retries::default(),
+            resolv,
             handover: Handover::default(),
             config,
         })

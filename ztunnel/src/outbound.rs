@@ -16,13 +16,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{BothWays, Connect, Destination, First, OpenError, Splicing};
+use hbone::{BothWays, Connect, Destination, First, OpenError, Splicing, TlsError};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
-use crate::connections::{Counting, Protocol};
+use crate::connections::{Counting, Live, Protocol};
 use crate::headers;
 use crate::inbound::Unreachable;
 use crate::local;
@@ -56,6 +56,7 @@ pub fn serve(
         let carried = match opened {
             Ok(Opened::Tunnel(copying)) => ended(copying.await),
             Ok(Opened::Pair(copying)) => ended(copying.await),
+            Ok(Opened::Outside(copying, live)) => Box::pin(until_shut(copying, live)).await,
             Ok(Opened::Joined(joined)) => Box::pin(joined.carry()).await,
             Err(why) => Err(*why),
         };
@@ -63,6 +64,14 @@ pub fn serve(
             Ok(()) => report.completed(),
             Err(why) => report.failed(&why),
         }
+    }
+}
+
+/// Copies to the end, or until its workload may not call who is unknown any more.
+async fn until_shut(copying: Box<Splicing<Counting>>, live: Arc<Live>) -> Result<(), Failed> {
+    tokio::select! {
+        done = copying => ended(done),
+        denied = live.denied() => Err(denied.into()),
     }
 }
 
@@ -112,6 +121,7 @@ impl Failure for Failed {
     fn flag(&self) -> Flag {
         match self {
             Self::Denied(why) => why.flag(),
+            Self::Refused(why) => why.flag(),
             Self::Open(why) => flag_of(why),
             Self::Broken(_) => Flag::None,
             _ => Flag::Connect,
@@ -143,6 +153,8 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) enum Opened {
     Tunnel(Box<BothWays<TcpStream, Counting>>),
     Pair(Box<Splicing<Counting>>),
+    /// To where nobody is known.
+    Outside(Box<Splicing<Counting>>, Arc<Live>),
     Joined(Box<local::Joined>),
 }
 
@@ -384,6 +396,11 @@ async fn plain(
         actual: to,
         joined: None,
     });
+    if let Some(by) = found.logged_by {
+        report.note(format!(
+            "egress logged by {by}: the mesh knows nobody at {original}"
+        ));
+    }
     let from = leaving.own_address(to).map_or(From::Any, From::Own);
     Ok(Reached::Plain(connect(pod, from, to).await?, live))
 }
@@ -399,6 +416,7 @@ pub(crate) async fn connect(pod: &Pod, from: From, to: SocketAddr) -> Result<Tcp
 fn flag_of(why: &OpenError) -> Flag {
     match why {
         OpenError::DialTimeout { .. } => Flag::NetworkPolicy,
+        OpenError::Tls(TlsError::Revoked) => Flag::CertRevoked,
         OpenError::HandshakeTimeout(_) | OpenError::Tls(_) => Flag::TlsFailure,
         OpenError::Http2(_) => Flag::H2HandshakeFailure,
         OpenError::IdentityMismatch(_) => Flag::IdentityError,

@@ -3,17 +3,20 @@
 //! Only pods with open connections are looked at; where a pod's policies are the very ones of the last pass, only
 //! connections that came since are judged. A policy that a workload names and that is not here yet leaves open connections
 //! alone for as long as new ones are held (`admit::HOLD`), then cuts them too.
+//!
+//! Open connections out of the mesh are cut as well where their workload may not call who is unknown any more.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use mesh::{DeniedBy, Policy, Snapshot};
+use mesh::{DeniedBy, EgressMode, Policy, Snapshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::admit::{self, Denied, Judged};
 use crate::connections::{Live, OfPod};
 use crate::node::Node;
+use crate::route;
 
 /// Byte counters of open connections are brought into the metrics this often; a scrape does it too.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -31,9 +34,12 @@ pub(crate) async fn run(node: &Node) {
             Err(_) if deny_unknown_at.is_some_and(|at| at <= Instant::now()) => {}
             Err(_) => {
                 node.connections.settle();
+                // One that was decided by an earlier setting, and had not entered when that changed.
+                shut(node);
                 continue;
             }
         }
+        shut(node);
         let last_call = deny_unknown_at.is_some_and(|at| at <= Instant::now());
         let undecided = judge_all(node, last_call);
         deny_unknown_at = match undecided {
@@ -81,6 +87,26 @@ fn judge_pod(snapshot: &Snapshot, pod: &OfPod, deny_unknown: bool) -> usize {
         }
     }
     undecided
+}
+
+/// Cuts what goes to who is unknown and may not any more.
+fn shut(node: &Node) {
+    let snapshot = node.mesh.load();
+    for (_, pod) in node.connections.pods() {
+        let Some(workload) = snapshot.workload(pod.workload_uid()) else {
+            continue;
+        };
+        if workload.egress.mode != EgressMode::Refuse {
+            continue;
+        }
+        for live in pod.all().iter().filter(|live| live.goes_out()) {
+            let to = live.original;
+            if let Some(by) = route::shut_by(&snapshot, workload, to, &node.resolv.servers) {
+                let (destination, by) = (to, by.clone());
+                cut(live, Denied::Egress { destination, by });
+            }
+        }
+    }
 }
 
 fn cut(live: &Live, why: Denied) {

@@ -5,7 +5,7 @@
 //! 1. a call to one of our own ports on the pod itself is a loop: refuse;
 //! 2. the destination is a service: its waypoint if it has one, else one of its endpoints;
 //! 3. the destination is a workload: its waypoint if it has one, else itself;
-//! 4. unknown: pass through as it is.
+//! 4. unknown: pass through as it is, or be refused, whichever its workload's egress setting says.
 //!
 //! Who is on another network is reached through its gateway, by a tunnel inside a tunnel (`front`).
 //!
@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use hbone::{Authority, Identity};
 use mesh::{
-    Client, Endpoint, GatewayAddress, GatewayTarget, Network, NoEndpoint, Service, Snapshot,
-    Workload,
+    Client, EgressMode, Endpoint, GatewayAddress, GatewayTarget, Network, NoEndpoint, Service,
+    Snapshot, Workload,
 };
 
 use crate::retry::Target;
@@ -42,6 +42,8 @@ pub struct Question<'a> {
     pub joinable: &'a dyn Fn(&Workload) -> bool,
     /// Whether an endpoint is in trouble, asked for this port: another one is preferred where there is one.
     pub avoid: &'a dyn Fn(&Workload, u16) -> bool,
+    /// Whom this node asks for names: never outside, wherever they are.
+    pub resolvers: &'a [SocketAddr],
     /// A random number: balancing draws from it.
     pub draw: u64,
 }
@@ -128,6 +130,8 @@ pub struct Plain {
     pub workload: Option<Arc<Workload>>,
     /// The service that was called, if one was.
     pub service: Option<Arc<Service>>,
+    /// Nobody is known there, and this setting wants it to be told.
+    pub logged_by: Option<Arc<str>>,
 }
 
 /// The address of a plain connection.
@@ -204,6 +208,16 @@ pub enum Refused {
     /// The endpoint has no address.
     #[error("workload {0} has no address")]
     NoAddress(Arc<str>),
+    /// Nobody is known there, and connections to who is unknown are refused.
+    #[error(
+        "egress refused by {by}: the mesh knows nobody at {destination} (a ServiceEntry with this address and port would let it pass, or one with its host name, looked up where DNS is captured)"
+    )]
+    Egress {
+        /// Where the app meant to go.
+        destination: SocketAddr,
+        /// The setting.
+        by: Arc<str>,
+    },
     /// The next hop's names do not make an identity, so it could not prove who it is.
     #[error("workload {0} has no valid identity: {1}")]
     NoIdentity(Arc<str>, hbone::IdentityError),
@@ -211,7 +225,10 @@ pub enum Refused {
 
 impl crate::report::Failure for Refused {
     fn flag(&self) -> Flag {
-        Flag::Connect
+        match self {
+            Self::Egress { .. } => Flag::Egress,
+            _ => Flag::Connect,
+        }
     }
 }
 
@@ -237,11 +254,64 @@ pub fn decide(question: &Question<'_>) -> Result<Decision, Refused> {
     if let Some(workload) = snapshot.workload_at(&source.network, destination.ip()) {
         return to_workload(question, workload);
     }
+    to_the_unknown(question, own)
+}
+
+/// Nobody is known there: out of the mesh, if the caller's setting lets it.
+fn to_the_unknown(question: &Question<'_>, own: bool) -> Result<Decision, Refused> {
+    let Question {
+        snapshot,
+        source,
+        destination,
+        resolvers,
+        ..
+    } = *question;
+    let mode = match own || is_of_the_mesh(snapshot, source, destination, resolvers) {
+        true => EgressMode::Allow,
+        false => source.egress.mode,
+    };
+    let by = || source.egress.set_by.clone();
+    let logged_by = match mode {
+        EgressMode::Refuse => {
+            let by = by();
+            return Err(Refused::Egress { destination, by });
+        }
+        EgressMode::Log => Some(by()),
+        EgressMode::Allow => None,
+    };
     Ok(Decision::Plain(Plain {
         to: Place::Address(destination),
         workload: None,
         service: None,
+        logged_by,
     }))
+}
+
+/// Nodes have many workloads and so none that could be named; they are of the mesh all the same.
+fn is_of_the_mesh(
+    snapshot: &Snapshot,
+    source: &Workload,
+    destination: SocketAddr,
+    resolvers: &[SocketAddr],
+) -> bool {
+    snapshot.is_node(&source.network, destination.ip()) || resolvers.contains(&destination)
+}
+
+/// The setting that is now against a connection to where nobody was known when it was opened, if one is.
+pub(crate) fn shut_by<'a>(
+    snapshot: &Snapshot,
+    source: &'a Workload,
+    destination: SocketAddr,
+    resolvers: &[SocketAddr],
+) -> Option<&'a Arc<str>> {
+    let (network, ip) = (&source.network, destination.ip());
+    let refused = source.egress.mode == EgressMode::Refuse
+        && snapshot
+            .service_at(network, ip, &source.namespace)
+            .is_none()
+        && snapshot.workload_at(network, ip).is_none()
+        && !is_of_the_mesh(snapshot, source, destination, resolvers);
+    refused.then_some(&source.egress.set_by)
 }
 
 fn to_service(question: &Question<'_>, service: &Arc<Service>) -> Result<Decision, Refused> {
@@ -264,6 +334,7 @@ fn to_service(question: &Question<'_>, service: &Arc<Service>) -> Result<Decisio
             to: Place::Address(question.destination),
             workload: None,
             service: Some(service.clone()),
+            logged_by: None,
         })),
         Err(why) => Err(Refused::NoUpstream {
             service: name(service),
@@ -303,6 +374,7 @@ fn to_endpoint(
             to: Place::Name(name.clone(), target_port),
             workload: Some(workload.clone()),
             service: Some(service.clone()),
+            logged_by: None,
         })),
         (None, None) => match &workload.network_gateway {
             Some(gateway) => front::through_gateway(question, gateway, &workload, service, &[]),
@@ -334,6 +406,7 @@ fn reach(
             to,
             workload,
             service,
+            logged_by: None,
         }));
     }
     // An app that terminates tunnels itself, or wants its bytes framed, is spoken to as over the wire.

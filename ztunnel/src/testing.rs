@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::workload as wire;
 use mesh::{Mesh, Snapshot, Update};
+use prost::Message as _;
 
 /// A snapshot of these resources; all of them must be acceptable.
 pub(crate) fn snapshot(fill: impl FnOnce(&mut Update)) -> Arc<Snapshot> {
@@ -44,6 +45,21 @@ pub(crate) fn endpoint(
         },
     );
     pod
+}
+
+/// The extension that says what becomes of a workload's connections to who is unknown.
+pub(crate) fn egress(mode: api::egress::egress::Mode, set_by: &str) -> wire::Extension {
+    let said = api::egress::Egress {
+        mode: mode.into(),
+        set_by: set_by.into(),
+    };
+    wire::Extension {
+        name: api::EGRESS_EXTENSION.into(),
+        config: Some(prost_types::Any {
+            type_url: api::EGRESS_TYPE.into(),
+            value: said.encode_to_vec(),
+        }),
+    }
 }
 
 /// A service of namespace `default` at these VIPs.

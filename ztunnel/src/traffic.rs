@@ -24,7 +24,7 @@ mod labels;
 mod names;
 
 use labels::{Flagged, Labels, UNKNOWN};
-use names::Asked;
+use names::{Asked, ToUnknown};
 
 use crate::headers::Baggage;
 use crate::retry::Retried;
@@ -55,10 +55,14 @@ pub enum Flag {
     NetworkPolicy,
     /// The peer was not who it had to be.
     IdentityError,
+    /// The peer's certificate was revoked.
+    CertRevoked,
+    /// Nobody is known at the destination, and the caller may not call who is unknown.
+    Egress,
 }
 
 impl Flag {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -66,6 +70,8 @@ impl Flag {
         Self::H2HandshakeFailure,
         Self::NetworkPolicy,
         Self::IdentityError,
+        Self::CertRevoked,
+        Self::Egress,
     ];
 
     pub(super) const fn label(self) -> &'static str {
@@ -77,6 +83,8 @@ impl Flag {
             Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
+            Self::Egress => "EGRESS",
         }
     }
 }
@@ -107,6 +115,8 @@ struct Table {
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     /// Names that had to be resolved for a connection.
     names: Family<Asked, Counter>,
+    /// Connections to who is unknown that a setting wants to be told or refused.
+    to_unknown: Family<ToUnknown, Counter>,
     /// Connections whose first endpoint failed.
     retried: Family<Retried, Counter>,
 }
@@ -146,6 +156,11 @@ impl Traffic {
             "istio_on_demand_dns",
             "The total number of requests that used on-demand DNS (unstable)",
             self.0.names.clone(),
+        );
+        registry.register(
+            "ambit_egress_connections",
+            "Connections to destinations unknown to the mesh that a setting wants logged or refused",
+            self.0.to_unknown.clone(),
         );
         registry.register(
             "ambit_connection_retries",
@@ -232,6 +247,12 @@ impl Traffic {
     pub(crate) fn asked(&self, source: &Workload, identity: &Identity, name: &Arc<str>) {
         let asked = Asked::new(source, identity, name);
         self.0.names.get_or_create(&asked).inc();
+    }
+
+    /// A connection goes to who is unknown, or is refused for that, and its setting wants it to be told.
+    pub(crate) fn to_unknown(&self, source: &Workload, identity: &Identity, refused: bool) {
+        let to_unknown = ToUnknown::new(source, identity, refused);
+        self.0.to_unknown.get_or_create(&to_unknown).inc();
     }
 
     /// One more socket is open at this end, as `istio_tcp_sockets_open` counts it.

@@ -10,6 +10,8 @@
 mod again;
 #[path = "path/ca.rs"]
 mod ca;
+#[path = "path/egress.rs"]
+mod egress;
 #[path = "path/fabric.rs"]
 mod fabric;
 #[path = "path/golden.rs"]

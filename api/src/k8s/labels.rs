@@ -21,6 +21,14 @@ pub const REDIRECTION_PENDING: &str = "pending";
 pub const BYPASS_INBOUND_CAPTURE: &str = "ambient.istio.io/bypass-inbound-capture";
 /// (A) on Pod: `true` or `false` overrides the node's setting for DNS capture.
 pub const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// (A) on Pod: comma-separated ports; what the pod calls there is not captured.
+pub const EXCLUDE_OUTBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeOutboundPorts";
+/// (A) on Pod: comma-separated ranges of addresses; what the pod calls there is not captured.
+pub const EXCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/excludeOutboundIPRanges";
+/// (A) on Pod: comma-separated ranges of addresses, or `*`; only what the pod calls there is captured.
+pub const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
+/// (A) on Pod: comma-separated ports; who calls the pod there is not captured.
+pub const EXCLUDE_INBOUND_PORTS: &str = "traffic.sidecar.istio.io/excludeInboundPorts";
 /// (A) on Pod: comma-separated interfaces whose traffic is captured as if it came from the pod.
 pub const REROUTE_VIRTUAL_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 /// (A) on Pod, written by the injector: the pod carries a sidecar.
@@ -51,16 +59,26 @@ pub const WAYPOINT_UNREADY_PASS: &str = "pass";
 /// (L) on Namespace, Service, ServiceEntry, WorkloadEntry, Pod: `true` refuses what comes around the
 /// waypoint. Ours.
 pub const WAYPOINT_ONLY: &str = "ambit.io/waypoint-only";
+/// (L) on Namespace, Pod, WorkloadEntry: `allow`, `log` or `refuse`, what becomes of connections to destinations that the mesh
+/// does not know. Ours.
+pub const EGRESS: &str = "ambit.io/egress";
 /// (A) on Gateway: `true` tells apps behind it who their client is, in `x-forwarded-client-cert`.
 pub const XFCC_CLIENT_IDENTITY: &str = "ambient.istio.io/xfcc-include-client-identity";
 /// (A) on Gateway: name of its Service and Deployment, if it is not that of the Gateway.
 pub const GATEWAY_NAME_OVERRIDE: &str = "gateway.istio.io/name-override";
-/// (A) on Gateway: account of its pods, if it has not the name of the Gateway.
+/// (A) on Gateway: account of its pods, if it has not the name of the Gateway. On one of class `istio-remote`: of the pods
+/// of the gateway that it stands for, if that is not called `<name>-istio-remote`.
 pub const GATEWAY_SERVICE_ACCOUNT: &str = "gateway.istio.io/service-account";
 /// (L) on what was made for a Gateway: by whom.
 pub const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
 /// Value of [`GATEWAY_MANAGED`] on what was made for a waypoint.
 pub const MANAGED_WAYPOINT: &str = "istio.io-mesh-controller";
+/// Value of [`GATEWAY_MANAGED`] on what was made for an east-west gateway.
+pub const MANAGED_EAST_WEST: &str = "istio.io-eastwest-controller";
+/// Selects what was made for Gateways of ours.
+pub fn managed() -> String {
+    format!("{GATEWAY_MANAGED} in ({MANAGED_WAYPOINT},{MANAGED_EAST_WEST})")
+}
 /// (L) on what was made for a Gateway: which Gateway.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 

@@ -25,7 +25,7 @@ use crate::translate::Labels;
 use crate::translate::layer7::provider::Provider;
 use crate::translate::layer7::report;
 use crate::translate::service_entry::Visibility;
-use crate::world::{Reports, Settings};
+use crate::world::{EgressMode, Reports, Settings};
 use crate::write::follow;
 
 /// The settings we read.
@@ -36,6 +36,7 @@ pub struct MeshConfig {
     trust_domain_aliases: Vec<String>,
     root_namespace: Option<String>,
     service_entry_visibility: Option<ServiceEntryVisibility>,
+    outbound_traffic_policy: OutboundTrafficPolicy,
     extension_providers: Vec<Provider>,
     access_log_file: Option<String>,
     access_log_format: String,
@@ -45,6 +46,19 @@ pub struct MeshConfig {
     /// Fields that are neither these nor known to mean nothing here.
     #[serde(skip)]
     unknown: Vec<String>,
+}
+
+/// What becomes of connections to who is unknown.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+struct OutboundTrafficPolicy {
+    mode: Option<OutboundMode>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum OutboundMode {
+    AllowAny,
+    RegistryOnly,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
@@ -121,11 +135,12 @@ const PASSED_OVER: [&str; 6] = [
     "serviceSettings",
     "tcpKeepalive",
 ];
-const READ: [&str; 10] = [
+const READ: [&str; 11] = [
     "trustDomain",
     "trustDomainAliases",
     "rootNamespace",
     "serviceEntryVisibility",
+    "outboundTrafficPolicy",
     "extensionProviders",
     "accessLogFile",
     "accessLogFormat",
@@ -195,6 +210,12 @@ impl MeshConfig {
             .clone_from(&self.trust_domain_aliases);
         let visibility = self.service_entry_visibility.as_ref();
         settings.service_entry_visibility = visibility.map(rules).unwrap_or_default();
+        if let Some(mode) = self.outbound_traffic_policy.mode {
+            settings.egress = match mode {
+                OutboundMode::AllowAny => EgressMode::Allow,
+                OutboundMode::RegistryOnly => EgressMode::Refuse,
+            };
+        }
         settings.providers.clone_from(&self.extension_providers);
         settings.reports = self.reports();
     }
@@ -216,6 +237,7 @@ impl MeshConfig {
             self.trust_domain_aliases == other.trust_domain_aliases,
             self.root_namespace == other.root_namespace,
             self.service_entry_visibility == other.service_entry_visibility,
+            self.outbound_traffic_policy == other.outbound_traffic_policy,
             self.extension_providers == other.extension_providers,
             self.access_log_file == other.access_log_file,
             self.access_log_format == other.access_log_format,
@@ -408,11 +430,38 @@ mod tests {
     }
 
     #[test]
+    fn whom_the_mesh_may_call_is_said_here_or_by_a_flag() {
+        let with_flag = |text| {
+            let mut settings = Settings {
+                egress: EgressMode::Log,
+                ..Settings::default()
+            };
+            MeshConfig::read(text).unwrap().lay_over(&mut settings);
+            settings.egress
+        };
+        for (text, mode) in [
+            (
+                "outboundTrafficPolicy: {mode: REGISTRY_ONLY}",
+                EgressMode::Refuse,
+            ),
+            (
+                "outboundTrafficPolicy: {mode: ALLOW_ANY}",
+                EgressMode::Allow,
+            ),
+            ("outboundTrafficPolicy: {}", EgressMode::Log),
+            ("", EgressMode::Log),
+        ] {
+            assert_eq!(with_flag(text), mode, "{text}");
+        }
+    }
+
+    #[test]
     fn half_understood_settings_are_refused_as_a_whole() {
         for wrong in [
             "trustDomain: [a]",
             "trustDomain: 'has space'",
             "trustDomainAliases: ['a/b']",
+            "outboundTrafficPolicy: {mode: NONE}",
             "- a list",
             "a: b: c",
             "serviceEntryVisibility: {defaultVisibility: SECRET}",

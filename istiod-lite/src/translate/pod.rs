@@ -10,6 +10,7 @@ use api::workload::{
 };
 use bytes::Bytes;
 
+use super::egress::Egress;
 use super::only::Only;
 use super::ports::{self, ContainerPort};
 use super::waypoint::Choice;
@@ -40,6 +41,8 @@ pub struct Pod {
     pub waypoint: Choice,
     /// Whether it is reached only through its waypoints; never a pod of a Gateway.
     pub only: Only,
+    /// Whom it may call that nobody knows.
+    pub egress: Egress,
     addresses: Vec<IpAddr>,
     healthy: bool,
     host_network: bool,
@@ -118,6 +121,7 @@ impl Pod {
                 Some(_) => Only::No,
                 None => Only::read(&labels),
             },
+            egress: Egress::read(&labels),
             gateway: gateway.map(Arc::from),
             workload_name: workload_name(pod, &labels),
             labels,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use api::k8s::istio::{self, WorkloadEntrySpec};
 use api::workload::{Locality, Workload, WorkloadType};
 
+use super::egress::Egress;
 use super::only::Only;
 use super::pod::{Tunnel, octets};
 use super::waypoint::Choice;
@@ -58,6 +59,14 @@ impl Endpoint {
         }
     }
 
+    /// The account it runs as; `default` where none is named.
+    pub fn account(&self) -> &str {
+        match self.service_account.as_str() {
+            "" => "default",
+            account => account,
+        }
+    }
+
     /// The part of a workload that an endpoint decides.
     pub fn workload(&self, cluster: &Cluster, memberships: Vec<Membership>) -> Workload {
         let mut workload = Workload {
@@ -98,6 +107,8 @@ pub struct WorkloadEntry {
     pub waypoint: Choice,
     /// Whether it is reached only through its waypoints.
     pub only: Only,
+    /// Whom it may call that nobody knows.
+    pub egress: Egress,
     tunnel: Tunnel,
 }
 
@@ -117,6 +128,7 @@ impl WorkloadEntry {
             tunnel: Tunnel::read(&labels, annotations),
             waypoint: Choice::read(&labels, annotations, namespace),
             only: Only::read(&labels),
+            egress: Egress::read(&labels),
             labels,
         }
     }

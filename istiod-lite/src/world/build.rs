@@ -1,5 +1,6 @@
 //! Makes the resources of one object, from it and from what it depends on.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use api::k8s::objects::{Kind, ObjectKey};
@@ -11,6 +12,7 @@ use crate::translate::gateway::Controller;
 use crate::translate::resource::Resource;
 use crate::translate::service_entry::{Host, ServiceEntry, Visibility};
 use crate::translate::waypoint::Bound;
+use crate::translate::workload_entry::Endpoint;
 use crate::translate::{Labels, Membership, ports, waypoint};
 
 impl World {
@@ -60,6 +62,7 @@ impl World {
         if let Some(bound) = self.bound(key) {
             bound.fill_workload(&mut workload);
         }
+        workload.extensions.extend(self.egress(key));
         if let Some(gateway) = &pod.gateway {
             let gateway = ObjectKey::new(Kind::Gateway, &key.namespace, gateway);
             workload.application_tunnel = self.objects.binding(&gateway);
@@ -70,6 +73,7 @@ impl World {
             ..Output::default()
         };
         self.add_only(key, only.as_ref(), &mut output);
+        output.remarks.extend(pod.egress.fault());
         Some(output)
     }
 
@@ -85,6 +89,7 @@ impl World {
             self.policies_of(key, &entry.labels, only.as_ref()),
         );
         workload.network_gateway = self.way_to(&workload.network);
+        workload.extensions.extend(self.egress(key));
         let bound = self.bound(key);
         let conditions = bound
             .iter()
@@ -101,13 +106,45 @@ impl World {
             ..Output::default()
         };
         self.add_only(key, only.as_ref(), &mut output);
+        output.remarks.extend(entry.egress.fault());
         Some(output)
     }
 
     /// The way to a network that is not ours.
     fn way_to(&self, network: &str) -> Option<api::workload::GatewayAddress> {
-        let abroad = !network.is_empty() && network != self.cluster.network;
+        let abroad = self.is_abroad(network);
         abroad.then(|| self.objects.door(network)).flatten()
+    }
+
+    fn is_abroad(&self, network: &str) -> bool {
+        !network.is_empty() && network != self.cluster.network
+    }
+
+    /// Who may answer for a service on other networks. A gateway chooses there, and clients believe only whom the
+    /// service vouches for, so it does for every endpoint that we know of: those that it selects, and its own.
+    fn vouched(
+        &self,
+        key: &ObjectKey,
+        selector: Option<&Labels>,
+        own: &[Endpoint],
+    ) -> BTreeSet<String> {
+        let mut selected = BTreeSet::new();
+        let mut networks = self.objects.abroad.keys();
+        if let Some(selector) = selector.filter(|_| networks.any(|it| self.is_abroad(it))) {
+            let workloads = &self.objects.workloads;
+            workloads.selected(&key.namespace, selector, &mut selected);
+        }
+        let entries = &self.objects.workload_entries;
+        let selected = selected.iter().filter_map(|it| entries.get(it));
+        let endpoints = selected.map(|it| &it.endpoint).chain(own);
+        let abroad =
+            endpoints.filter(|it| it.network.as_deref().is_some_and(|it| self.is_abroad(it)));
+        let domain = &self.settings.trust_domain;
+        let name = |endpoint: &Endpoint| {
+            let account = endpoint.account();
+            format!("spiffe://{domain}/ns/{}/sa/{account}", key.namespace)
+        };
+        abroad.map(name).collect()
     }
 
     /// The services that a workload's labels make it serve.
@@ -158,6 +195,8 @@ impl World {
         let service = self.objects.services.get(key)?;
         let namespace = self.objects.namespace(&key.namespace);
         let mut resource = service.resource(&self.cluster, namespace.distribution)?;
+        let vouched = self.vouched(key, service.selector.as_ref(), &[]);
+        resource.subject_alt_names.extend(vouched);
         let ingress = service.ingress.or(namespace.ingress);
         let bound = self.bound(key);
         let conditions = bound
@@ -235,6 +274,13 @@ impl World {
             namespace.visibility,
             namespace.distribution,
         );
+        let vouched = self.vouched(key, entry.selector.as_ref(), entry.endpoints());
+        for service in &mut services {
+            let names = &mut service.subject_alt_names;
+            let new = vouched.iter().filter(|name| !names.contains(name));
+            let new: Vec<String> = new.cloned().collect();
+            names.extend(new);
+        }
         let (mut workloads, left_out) = entry.workloads(&self.cluster, &hosts);
         remarks.extend(left_out);
         for workload in &mut workloads {
@@ -268,7 +314,9 @@ impl World {
             .get(key)
             .map(|it| it.places.as_slice());
         let places = places.unwrap_or_default();
-        let allowing = self.settings.auto_allow_waypoint && !places.is_empty();
+        // What an east-west gateway leads on arrives with the client's own identity.
+        let stands_between = controller != Controller::EastWest;
+        let allowing = self.settings.auto_allow_waypoint && stands_between && !places.is_empty();
         let domain = &self.settings.trust_domain;
         let authorization = allowing.then(|| waypoint::allow(key, domain, &gateway.account));
         let unknown = controller == Controller::Other;
@@ -282,7 +330,12 @@ impl World {
             addresses: self
                 .doors(key)
                 .into_iter()
-                .map(Resource::workload)
+                .map(|door| {
+                    Resource::workload(api::workload::Workload {
+                        trust_domain: self.cluster.trust_domain.clone(),
+                        ..door
+                    })
+                })
                 .collect(),
             authorizations: authorization.iter().map(Resource::authorization).collect(),
             remarks: remark.into_iter().collect(),

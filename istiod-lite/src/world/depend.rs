@@ -12,6 +12,7 @@ use super::objects::{Namespace, Node};
 use super::{Builder, World};
 use crate::translate::Labels;
 use crate::translate::credential::Credential;
+use crate::translate::egress::Egress;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Gateway};
 use crate::translate::only::Only;
@@ -244,6 +245,11 @@ impl World {
             let all = all.chain(of(&self.objects.served));
             members.extend(all.filter(|it| *self.objects.own_only(it) == Only::Unsaid));
         }
+        if before.egress != now.egress {
+            let all = self.objects.workloads.all(&key.name);
+            let unsaid = all.filter(|it| *self.objects.own_egress(it) == Egress::Unsaid);
+            members.extend(unsaid.cloned());
+        }
         if (before.visibility, before.distribution, before.ingress)
             != (now.visibility, now.distribution, now.ingress)
         {
@@ -290,6 +296,7 @@ impl World {
             Kind::Pod | Kind::WorkloadEntry | Kind::EndpointSlice => {
                 mark(dirty, [key.clone()]);
                 self.touch_labelled(key, dirty);
+                self.touch_vouching(key, dirty);
             }
             Kind::Node => {
                 let pods = self
@@ -328,6 +335,17 @@ impl World {
         let doors = self.objects.doors.get(network).into_iter();
         let abroad = self.objects.abroad.get(network).into_iter();
         mark(dirty, doors.chain(abroad).flatten().cloned());
+    }
+
+    /// The services that vouch for a WorkloadEntry because it is on another network.
+    fn touch_vouching(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
+        let entry = self.objects.workload_entries.get(key);
+        let Some(entry) = entry.filter(|it| it.endpoint.network.is_some()) else {
+            return;
+        };
+        let selectors = &self.objects.service_selectors;
+        let selecting = selectors.selecting(&key.namespace, &entry.labels);
+        mark(dirty, selecting.into_iter().cloned());
     }
 
     /// Those who serve a Service or ServiceEntry.

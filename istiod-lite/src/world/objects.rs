@@ -22,6 +22,7 @@ use super::layer7;
 use super::references::{Reference, References};
 use crate::translate::balance::Distribution;
 use crate::translate::credential::Credential;
+use crate::translate::egress::Egress;
 use crate::translate::endpoint_slice::EndpointSlice;
 use crate::translate::gateway::{Class, Controller, Gateway};
 use crate::translate::only::Only;
@@ -100,6 +101,7 @@ pub(super) struct Namespace {
     pub(super) distribution: Option<Distribution>,
     pub(super) waypoint: Choice,
     pub(super) only: Only,
+    pub(super) egress: Egress,
     pub(super) unready: Option<Unready>,
     pub(super) ingress: Option<bool>,
     /// What other namespaces' listeners may select it by.
@@ -133,6 +135,7 @@ impl Namespace {
                 namespace.metadata.name.as_deref().unwrap_or_default(),
             ),
             only: Only::read(labels),
+            egress: Egress::read(labels),
             unready: Unready::read(labels),
             ingress: service::ingress(labels),
             labels: labels.clone(),

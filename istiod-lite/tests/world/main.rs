@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test that cannot read its data has failed
 
 mod deploy;
+mod egress;
 mod golden_status;
 mod golden_wds;
 mod layer7;
+mod networks;
 mod promises;
 mod refused;
 mod routes;

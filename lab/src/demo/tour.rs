@@ -2,8 +2,8 @@
 //!
 //! 2. traffic: who talks to whom, as whom, how       3. the wire: what a listener reads
 //! 4. an AuthorizationPolicy                          5. STRICT
-//! 6. the counters                                    7. to 15. layer 7 ([`super::layer7`])
-//! 16. the summary
+//! 6. egress                                          7. the counters
+//! 8. to 16. layer 7 ([`super::layer7`])              17. the summary
 
 use std::{
     fs,
@@ -48,6 +48,15 @@ spec:
     mode: STRICT
 ";
 
+const CLOSED: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  labels:
+    ambit.io/egress: refuse
+";
+
 /// The demo in its order.
 pub(super) struct Tour<'a> {
     lab: &'a Lab,
@@ -79,6 +88,7 @@ impl<'a> Tour<'a> {
         self.wire().context("the capture")?;
         self.policy().context("the AuthorizationPolicy")?;
         self.strict().context("STRICT")?;
+        self.egress().context("egress")?;
         self.counters().context("the counters")?;
         let seen = layer7::show(self.lab, self.cast, *self.screen);
         self.proven.extend(seen.context("layer 7")?);
@@ -252,7 +262,7 @@ impl<'a> Tour<'a> {
             "in force on both nodes after {} ms",
             applied.elapsed().as_millis()
         ));
-        let refusal = self.refusal("the cache's refusal of kiosk", &|| {
+        let refusal = self.refusal("the cache's refusal of kiosk", INBOUND, &|| {
             cast.count(&cast.kiosk).map(drop)
         })?;
         ensure!(
@@ -275,8 +285,13 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
-    /// Acts, which must fail, and shows how the destination's side reported it.
-    fn refusal(&mut self, what: &str, act: &dyn Fn() -> Result<()>) -> Result<AccessRecord> {
+    /// Acts, which must fail, and shows how one side reported it.
+    fn refusal(
+        &mut self,
+        what: &str,
+        side: &str,
+        act: &dyn Fn() -> Result<()>,
+    ) -> Result<AccessRecord> {
         self.fresh();
         ensure!(act().is_err(), "{what}: it was not refused");
         let mut refused = None;
@@ -284,7 +299,7 @@ impl<'a> Tour<'a> {
             refused = self
                 .fresh()
                 .into_iter()
-                .find(|record| record.inbound() && !record.error().is_empty());
+                .find(|record| record.field("direction") == side && !record.error().is_empty());
             refused.is_some()
         })?;
         let refused = refused.context("just found")?;
@@ -312,7 +327,9 @@ impl<'a> Tour<'a> {
         self.lab.until_all_dumps("that web demands mTLS", |dump| {
             names_a_policy(dump, &cast.web)
         })?;
-        self.refusal("web's refusal of batch", &|| cast.page(&cast.legacy, &at))?;
+        self.refusal("web's refusal of batch", INBOUND, &|| {
+            cast.page(&cast.legacy, &at)
+        })?;
         self.seen("mobile, in the mesh", &|| {
             cast.page(&cast.mobile, "web.shop")
         })?;
@@ -329,9 +346,62 @@ impl<'a> Tour<'a> {
         Ok(())
     }
 
-    fn counters(&mut self) -> Result<()> {
+    fn egress(&mut self) -> Result<()> {
         self.screen.chapter(
             6,
+            "Egress: nobody of shop may call whom the mesh does not know",
+        );
+        self.screen.quote(CLOSED);
+        let (cast, lab) = (self.cast, self.lab);
+        lab.namespace("shop")
+            .labelled(&[("ambit.io/egress", "refuse")])?;
+        lab.until_all_dumps("that checkout may not call out", |dump| {
+            may_not_call_out(dump, &cast.checkout)
+        })?;
+        let refusal = self.refusal("the refusal of checkout", "outbound", &|| {
+            cast.call_out(&cast.checkout)
+        })?;
+        let why = "egress refused by label ambit.io/egress of namespace shop";
+        ensure!(
+            refusal.error().contains(why),
+            "the refusal does not name the setting: {refusal:?}"
+        );
+        self.seen("checkout counts in redis as before", &|| {
+            cast.count(&cast.checkout).map(drop)
+        })?;
+        let addresses = lab.outside_addresses();
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let known = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata:\n  name: far-away\n  namespace: shop\n\
+             spec:\n  hosts: [{}]\n  addresses: {addresses:?}\n  ports:\n  - {{number: 80, name: http}}\n  resolution: NONE\n",
+            lab::OUTSIDE_NAMES[0]
+        );
+        self.screen.quote(&known);
+        lab.apply_yaml("far-away", &known)?;
+        lab.until_all_dumps("the ServiceEntry", |dump| {
+            let services = dump["services"].as_array().into_iter().flatten();
+            let mut hosts = services.map(|service| &service["hostname"]);
+            hosts.any(|host| *host == lab::OUTSIDE_NAMES[0])
+        })?;
+        self.seen("checkout calls the host that is on the list", &|| {
+            cast.call_out(&cast.checkout)
+        })?;
+        self.screen
+            .done("who is on the list is reached, everybody else refused before a byte leaves");
+        self.proven.push((
+            "egress is refused with its reason",
+            "checkout → outside: label ambit.io/egress of namespace shop".into(),
+        ));
+        lab.delete_yaml("far-away")?;
+        lab.namespace("shop").ambient()?;
+        lab.until_all_dumps("that checkout may call out", |dump| {
+            !may_not_call_out(dump, &cast.checkout)
+        })
+    }
+
+    fn counters(&mut self) -> Result<()> {
+        self.screen.chapter(
+            7,
             "Counted, with Istio's metric names (port 15020 of each ztunnel)",
         );
         let widths = [8, 26, 12, 12, 12, 10];
@@ -396,7 +466,7 @@ impl<'a> Tour<'a> {
     }
 
     fn summary(&self) {
-        self.screen.chapter(16, "Seen");
+        self.screen.chapter(17, "Seen");
         for (claim, how) in &self.proven {
             self.screen.row(&[
                 (0, Tone::Good, "✓"),
@@ -409,16 +479,22 @@ impl<'a> Tour<'a> {
     }
 }
 
+/// The side that a connection comes to, as its line calls it.
+const INBOUND: &str = "inbound";
+
 /// Whether any policy is attached to the pod in a ztunnel's view of it.
 fn names_a_policy(dump: &serde_json::Value, pod: &Pod) -> bool {
-    let workloads = dump["workloads"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    workloads.iter().any(|workload| {
-        workload["name"] == pod.name()
-            && workload["authorizationPolicies"]
-                .as_array()
-                .is_some_and(|all| !all.is_empty())
-    })
+    let policies = seen_as(dump, pod).and_then(|it| it["authorizationPolicies"].as_array());
+    policies.is_some_and(|all| !all.is_empty())
+}
+
+/// Whether a ztunnel refuses the pod whom nobody knows.
+fn may_not_call_out(dump: &serde_json::Value, pod: &Pod) -> bool {
+    seen_as(dump, pod).is_some_and(|it| it["egress"]["mode"] == "Refuse")
+}
+
+/// The pod in a ztunnel's view.
+fn seen_as<'a>(dump: &'a serde_json::Value, pod: &Pod) -> Option<&'a serde_json::Value> {
+    let mut workloads = dump["workloads"].as_array()?.iter();
+    workloads.find(|workload| workload["name"] == pod.name())
 }

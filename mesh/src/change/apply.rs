@@ -10,7 +10,7 @@ use api::workload as wire;
 use ipnet::IpNet;
 
 use super::{Gathered, Payload, Step, Update};
-use crate::claims::{Claims, claim, disclaim};
+use crate::claims::{ByIp, Claims, claim, disclaim};
 use crate::endpoints::Endpoints;
 use crate::names::{Interner, NamespacedHost};
 use crate::parse::{ParseError, Rejected};
@@ -25,7 +25,7 @@ use crate::workload::{Membership, Tunnel, Workload};
 pub(crate) struct Effect {
     pub(crate) rejected: Vec<Rejected>,
     pub(crate) changed: bool,
-    /// The policies of some workload may be others now.
+    /// The policies of some workload may be others now, or whom it may call.
     pub(crate) policies_changed: bool,
 }
 
@@ -141,6 +141,7 @@ impl Snapshot {
                 .map_or(!workload.authorization_policies.is_empty(), |before| {
                     before.authorization_policies != workload.authorization_policies
                         || before.namespace != workload.namespace
+                        || before.egress != workload.egress
                 });
         if let Some(before) = before {
             self.make_way(&before, &workload);
@@ -160,10 +161,11 @@ impl Snapshot {
 
     fn link_workload(&mut self, workload: Arc<Workload>) {
         self.pods.insert(workload.clone());
-        if !workload.host_network && !workload.addresses.is_empty() {
+        if !workload.addresses.is_empty() {
             let plane = self.planes.entry(workload.network.clone()).or_default();
+            let holders = plane.holders(workload.host_network);
             for ip in workload.addresses.iter() {
-                plane.workloads.claim(*ip, workload.clone(), better_holder);
+                holders.claim(*ip, workload.clone(), better_holder);
             }
         }
         for member in &workload.services {
@@ -183,11 +185,10 @@ impl Snapshot {
 
     fn unlink_addresses(&mut self, workload: &Workload) {
         let gone = |held: &Workload| held.uid == workload.uid;
-        if !workload.host_network
-            && let Some(plane) = self.planes.get_mut(&workload.network)
-        {
+        if let Some(plane) = self.planes.get_mut(&workload.network) {
+            let holders = plane.holders(workload.host_network);
             for ip in workload.addresses.iter() {
-                plane.workloads.disclaim(*ip, gone);
+                holders.disclaim(*ip, gone);
             }
             if plane.is_empty() {
                 self.planes.remove(&workload.network);
@@ -330,7 +331,18 @@ impl Snapshot {
 
 impl Plane {
     fn is_empty(&self) -> bool {
-        self.workloads.is_empty() && self.vips.is_empty() && self.ranges.is_empty()
+        self.workloads.is_empty()
+            && self.on_nodes.is_empty()
+            && self.vips.is_empty()
+            && self.ranges.is_empty()
+    }
+
+    /// Where the workloads with an address of their own are, or those with their node's.
+    pub(super) fn holders(&mut self, host_network: bool) -> &mut ByIp<Workload> {
+        match host_network {
+            true => &mut self.on_nodes,
+            false => &mut self.workloads,
+        }
     }
 
     fn claim(&mut self, net: IpNet, service: Arc<Service>) {

@@ -56,7 +56,7 @@ impl Snapshot {
 
     fn settle_addresses(&mut self, each: &[Arc<Workload>]) {
         let mut claims: Vec<(&Network, IpAddr, &Arc<Workload>)> = Vec::with_capacity(each.len());
-        for workload in each.iter().filter(|workload| !workload.host_network) {
+        for workload in each {
             let claim = |ip: &IpAddr| (&workload.network, *ip, workload);
             claims.extend(workload.addresses.iter().map(claim));
         }
@@ -66,7 +66,7 @@ impl Snapshot {
             let plane = self.planes.entry(of_network[0].0.clone()).or_default();
             for (_, ip, workload) in of_network {
                 plane
-                    .workloads
+                    .holders(workload.host_network)
                     .claim(*ip, (*workload).clone(), better_holder);
             }
         }
@@ -83,6 +83,7 @@ mod tests {
 
     /// Few names, so that uids, pods, addresses and services are claimed twice now and then.
     fn message((uid, ip, of, unhealthy, twin): (u8, u8, u8, bool, bool)) -> wire::Workload {
+        let on_node = of % 5 == 4;
         let ports = wire::PortList {
             ports: vec![wire::Port {
                 service_port: 80,
@@ -104,6 +105,7 @@ mod tests {
             workload_name: format!("app-{of}"),
             services: [(format!("ns/service-{}", of % 3), ports)].into(),
             status: i32::from(unhealthy),
+            network_mode: i32::from(on_node),
             ..wire::Workload::default()
         }
     }
@@ -134,10 +136,11 @@ mod tests {
                 .of_pod("ns", &format!("pod-{n}"), |found| found.healthy);
             answers.push(format!("{:?}", pod.is_some()));
             for (network, third) in [("net-0", 0), ("net-0", 1), ("net-1", 0), ("net-1", 1)] {
-                let ip = IpAddr::from([10, 0, third, n]);
+                let (network, ip) = (Network::new(network), IpAddr::from([10, 0, third, n]));
                 answers.push(format!(
-                    "{:?}",
-                    snapshot.workload_at(&Network::new(network), ip)
+                    "{:?} {}",
+                    snapshot.workload_at(&network, ip),
+                    snapshot.is_node(&network, ip)
                 ));
             }
         }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use api::workload as wire;
 
 use super::{ApplicationTunnel, GatewayAddress, Template, Tunnel, WorkloadType};
+use crate::egress::BriefEgress;
 use crate::names::NamespacedHost;
 use crate::parse::{self, BriefGateway, ParseError};
 use crate::service::Port;
@@ -61,6 +62,7 @@ pub(crate) struct Common<'a> {
     pub(crate) services: Vec<Member<'a>>,
     /// Each once.
     pub(crate) authorization_policies: Vec<&'a str>,
+    pub(crate) egress: BriefEgress<'a>,
 }
 
 /// That it is an endpoint of a service.
@@ -151,7 +153,11 @@ impl<'a> Brief<'a> {
                 )?,
                 24 => once(&mut locality, BriefLocality::read(content.bytes()?)?)?,
                 25 => brief.host_network = wire::NetworkMode::HostNetwork == value(content)?,
-                26 => return Err(Unusual), // extensions: checked by the generated decoder
+                26 => {
+                    if let Some(egress) = BriefEgress::read(content.bytes()?)? {
+                        common.egress = egress;
+                    }
+                }
                 27 => once(&mut capacity, wrapped(content.bytes()?)?)?,
                 _ => {}
             }
@@ -203,6 +209,7 @@ impl<'a> Common<'a> {
                 .map(Member::of)
                 .collect::<Result<_, _>>()?,
             authorization_policies: Vec::new(),
+            egress: BriefEgress::of(&message.extensions),
         };
         for name in &message.authorization_policies {
             add(&mut common.authorization_policies, name);
@@ -263,6 +270,7 @@ impl<'a> Common<'a> {
                 .iter()
                 .zip(&template.authorization_policies)
                 .all(|(brief, held)| **brief == **held)
+            && self.egress.is(&template.egress)
     }
 }
 

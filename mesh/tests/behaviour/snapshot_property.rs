@@ -238,6 +238,14 @@ impl Plain {
         best.map(|workload| &*workload.uid)
     }
 
+    fn is_node(&self, network: &str, ip: IpAddr) -> bool {
+        self.workloads.values().any(|workload| {
+            workload.network == network
+                && workload.network_mode == 1
+                && workload.addresses.iter().any(|held| address(held) == ip)
+        })
+    }
+
     fn service_at(&self, network: &str, ip: IpAddr, caller: &str) -> Option<String> {
         let length = |service: &wire::Service| {
             let hits = service
@@ -329,6 +337,7 @@ fn check(snapshot: &Snapshot, plain: &Plain) -> Result<(), TestCaseError> {
                 .workload_at(&key, ip)
                 .map(|workload| &*workload.uid);
             prop_assert_eq!(found, plain.holder(network, ip), "{} {}", network, ip);
+            prop_assert_eq!(snapshot.is_node(&key, ip), plain.is_node(network, ip));
             for caller in NAMESPACES {
                 let found = snapshot
                     .service_at(&key, ip, caller)

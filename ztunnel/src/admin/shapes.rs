@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use mesh::service::{IpFamilies, Port};
 use mesh::workload::{ApplicationProtocol, WorkloadType};
 use mesh::{
-    GatewayAddress, GatewayTarget, HealthPolicy, Locality, Mode, Scope, Service, Snapshot, Tunnel,
-    VipAddress, Visibility, Workload,
+    Egress, EgressMode, GatewayAddress, GatewayTarget, HealthPolicy, Locality, Mode, Scope,
+    Service, Snapshot, Tunnel, VipAddress, Visibility, Workload,
 };
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -53,6 +53,8 @@ pub(super) struct WorkloadShape<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     native_tunnel: bool,
     capacity: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    egress: Option<EgressShape<'a>>,
 }
 
 impl<'a> WorkloadShape<'a> {
@@ -105,7 +107,28 @@ impl<'a> WorkloadShape<'a> {
                 }),
             native_tunnel: workload.native_tunnel,
             capacity: workload.capacity,
+            egress: EgressShape::of(&workload.egress),
         }
+    }
+}
+
+/// Ours; not there where everybody may be called, so that the dump is Istio's.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EgressShape<'a> {
+    mode: &'static str,
+    set_by: &'a str,
+}
+
+impl<'a> EgressShape<'a> {
+    fn of(egress: &'a Egress) -> Option<Self> {
+        let mode = match egress.mode {
+            EgressMode::Allow => return None,
+            EgressMode::Log => "Log",
+            EgressMode::Refuse => "Refuse",
+        };
+        let set_by = &egress.set_by;
+        Some(Self { mode, set_by })
     }
 }
 

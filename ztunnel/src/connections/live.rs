@@ -153,6 +153,12 @@ impl Live {
         self.reporter == Reporter::Destination
     }
 
+    /// It leaves for where nobody was known.
+    pub(crate) fn goes_out(&self) -> bool {
+        let ends = &self.story.ends;
+        !self.is_inbound() && ends.destination.is_none() && ends.service.is_none()
+    }
+
     /// It has stopped, and it is not decided which process goes on with it: whether it is denied is that one's affair.
     pub(crate) fn hold(&self) {
         self.held.store(true, SeqCst);

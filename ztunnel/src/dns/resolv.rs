@@ -1,6 +1,7 @@
-//! Pure: what `/etc/resolv.conf` says that concerns us.
+//! What `/etc/resolv.conf` says that concerns us.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 /// Upstream resolvers and search domains.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,7 +13,16 @@ pub struct Resolv {
 }
 
 impl Resolv {
-    /// Reads the text of a `resolv.conf`; lines that make no sense are skipped, as libc does.
+    /// Reads the file; one that cannot be read names nobody, and the log says so.
+    pub fn read(path: &Path) -> Self {
+        let text = std::fs::read_to_string(path).unwrap_or_else(|error| {
+            tracing::warn!(path = %path.display(), %error, "no upstream resolvers; names outside the mesh cannot be answered");
+            String::new()
+        });
+        Self::parse(&text)
+    }
+
+    /// Pure: reads the text of a `resolv.conf`; lines that make no sense are skipped, as libc does.
     pub fn parse(text: &str) -> Self {
         let mut resolv = Self::default();
         for line in text.lines() {

@@ -318,7 +318,10 @@ async fn carried(
     copying: impl Future<Output = Ended>,
 ) -> Result<(), Stopped> {
     if live.reporter == Reporter::Source {
-        return ended(copying.await);
+        return tokio::select! {
+            done = copying => ended(done),
+            denied = live.denied() => Err(denied.into()),
+        };
     }
     tokio::select! {
         biased;

@@ -40,12 +40,18 @@ impl Leaving<'_> {
     /// Where it goes, by the mesh as of now; not to whom others have failed on just now, if anybody is left.
     pub(super) fn decide(&self) -> Result<Decision, Refused> {
         let troubled = &self.node.retries.troubled;
-        if troubled.is_empty() {
-            return self.decide_but(&|_, _| false);
+        let decided = match troubled.is_empty() {
+            true => self.decide_but(&|_, _| false),
+            false => self.decide_but(&|workload, port| {
+                troubled.includes((workload.uid.clone(), port), self.original)
+            }),
+        };
+        let refused = matches!(decided, Err(Refused::Egress { .. }));
+        if refused || matches!(&decided, Ok(Decision::Plain(found)) if found.logged_by.is_some()) {
+            let traffic = &self.node.traffic;
+            traffic.to_unknown(&self.source, self.identity, refused);
         }
-        self.decide_but(&|workload, port| {
-            troubled.includes((workload.uid.clone(), port), self.original)
-        })
+        decided
     }
 
     /// Somebody else than `target`, which has failed or says nothing, and than all who have failed before.
@@ -90,6 +96,7 @@ impl Leaving<'_> {
             destination: *original,
             joinable: &joinable,
             avoid,
+            resolvers: &node.resolv.servers,
             draw: headers::random(),
         })
     }

@@ -46,7 +46,11 @@ impl Reached {
                 }
                 let pair = TcpPair::new(tcp, up);
                 live.carried_by(Carrier::Pair(pair.freezer()));
-                Ok(Opened::Pair(Box::new(pair.both_ways(live.counting()))))
+                let copying = Box::new(pair.both_ways(live.counting()));
+                Ok(match live.goes_out() {
+                    true => Opened::Outside(copying, live),
+                    false => Opened::Pair(copying),
+                })
             }
             Self::Local(reached) => Ok(Opened::Joined(Box::new(reached.join(tcp, said).await?))),
         }

@@ -9,6 +9,7 @@
 
 mod again;
 mod ca;
+mod egress;
 mod fabric;
 mod golden;
 mod lasting;

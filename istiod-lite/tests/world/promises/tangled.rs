@@ -75,7 +75,7 @@ pub(crate) fn tangled() -> Vec<Object> {
     }
     for labels in [
         "",
-        "ambit.io/waypoint-unready: pass",
+        "ambit.io/waypoint-unready: pass, ambit.io/egress: refuse",
         "topology.istio.io/network: net2",
     ] {
         text += &format!(

@@ -51,6 +51,19 @@ fn number(known: i32) -> impl Strategy<Value = i32> {
     prop_oneof![9 => 0..known, 1 => any::<i32>()]
 }
 
+/// That about egress, and others; what it says is a message, or any bytes.
+fn extension() -> impl Strategy<Value = wire::Extension> {
+    let name = prop_oneof![Just(api::EGRESS_EXTENSION.to_owned()), text()];
+    let said = (number(3), text()).prop_map(|(mode, set_by)| {
+        let said = api::egress::Egress { mode, set_by };
+        said.encode_to_vec()
+    });
+    let any = prop::collection::vec(any::<u8>(), 0..6);
+    let config = (text(), prop_oneof![2 => said, 1 => any])
+        .prop_map(|(type_url, value)| prost_types::Any { type_url, value });
+    (name, prop::option::of(config)).prop_map(|(name, config)| wire::Extension { name, config })
+}
+
 fn workload() -> impl Strategy<Value = wire::Workload> {
     let ports = prop::collection::vec(
         (port_number(), port_number(), number(6)).prop_map(
@@ -80,7 +93,11 @@ fn workload() -> impl Strategy<Value = wire::Workload> {
         prop::collection::hash_map(key, ports, 0..3),
         prop::option::of(tunnel),
         prop::option::of(locality),
-        (any::<Option<u32>>(), prop::collection::vec(text(), 0..3)),
+        (
+            any::<Option<u32>>(),
+            prop::collection::vec(text(), 0..3),
+            prop::collection::vec(extension(), 0..3),
+        ),
     )
         .prop_map(
             |(
@@ -94,7 +111,7 @@ fn workload() -> impl Strategy<Value = wire::Workload> {
                 services,
                 application_tunnel,
                 locality,
-                (capacity, authorization_policies),
+                (capacity, authorization_policies, extensions),
             )| {
                 let [
                     uid,
@@ -134,7 +151,7 @@ fn workload() -> impl Strategy<Value = wire::Workload> {
                     application_tunnel,
                     locality,
                     network_mode,
-                    extensions: Vec::new(),
+                    extensions,
                     capacity,
                 }
             },
