@@ -19,10 +19,14 @@
 //! other is answered with a reset.
 //!
 //! **Only the pod's own address families.**
+//!
+//! **What annotations exempt** is neither redirected nor guarded: Istio's sidecars have that, its ambient mode not.
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+
+use ipnet::IpNet;
 
 /// What is captured in a pod, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +42,23 @@ pub struct Capture {
     /// Interfaces inside the pod behind which something else lives (virtual machines, nested
     /// containers) whose connections count as the pod's own.
     pub interfaces: Vec<Interface>,
+    /// What is left alone all the same.
+    pub exempt: Exempt,
     /// Where the kubelet's probes seem to come from.
     pub probes: Probes,
+}
+
+/// TCP connections that are not captured. DNS is a matter of its own ([`Capture::dns`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Exempt {
+    /// Those that the pod opens to these ports.
+    pub outbound_ports: Vec<u16>,
+    /// Those that it opens to these addresses.
+    pub outbound_ranges: Vec<IpNet>,
+    /// Where it is said: those that it opens to any but these addresses.
+    pub outbound_but: Option<Vec<IpNet>>,
+    /// Those that others open to these ports of it.
+    pub inbound_ports: Vec<u16>,
 }
 
 /// The addresses that stand for the kubelet inside pods.
@@ -140,7 +159,14 @@ impl Capture {
         let mut rules = Vec::new();
         for Interface(name) in &self.interfaces {
             let from = format!("iifname \"{name}\" meta l4proto tcp");
-            rules.push(format!("{from} {SYN} counter redirect to :15001"));
+            let let_go = self.let_go();
+            rules.extend(let_go.map(|to| format!("{from} {to} counter return")));
+            let captured: Vec<String> = match self.exempt.outbound_but {
+                Some(_) => self.families().flat_map(|ip| self.captured(&ip)).collect(),
+                None => vec![String::new()],
+            };
+            let redirect = |to| format!("{from} {to}{SYN} counter redirect to :15001");
+            rules.extend(captured.into_iter().map(redirect));
             rules.push(format!("{from} counter return"));
         }
         if self.inbound {
@@ -150,6 +176,8 @@ impl Capture {
                     ip.keyword, ip.probe
                 )
             }));
+            let exempt = self.exempt.inbound_ports.iter();
+            rules.extend(exempt.map(|port| format!("tcp dport {port} counter accept")));
             rules.extend(
                 self.families()
                     .map(|ip| format!("{} {SYN} counter redirect to :15006", ip.inbound())),
@@ -184,18 +212,46 @@ impl Capture {
             self.families()
                 .map(|ip| format!("oifname \"lo\" {} counter accept", ip.not_loopback())),
         );
-        rules.extend(self.families().map(|ip| {
-            format!(
-                "meta l4proto tcp {} {NOT_ZTUNNEL} {SYN} counter redirect to :15001",
-                ip.not_loopback()
-            )
-        }));
+        let let_go = self.let_go();
+        rules.extend(let_go.map(|to| format!("meta l4proto tcp {to} counter accept")));
+        for ip in self.families() {
+            rules.extend(self.captured(&ip).into_iter().map(|to| {
+                format!(
+                    "meta l4proto tcp {} {to}{NOT_ZTUNNEL} {SYN} counter redirect to :15001",
+                    ip.not_loopback()
+                )
+            }));
+        }
         rules
+    }
+
+    /// Where the pod's own connections go that are not captured, as conditions of rules for TCP.
+    fn let_go(&self) -> impl Iterator<Item = String> {
+        let ports = self.exempt.outbound_ports.iter();
+        let ports = ports.map(|port| format!("tcp dport {port}"));
+        let ranges = self.exempt.outbound_ranges.iter();
+        let ranges = ranges.filter_map(move |range| {
+            let family = self.families().find(|ip| ip.has(range))?;
+            Some(family.to(range))
+        });
+        ports.chain(ranges)
+    }
+
+    /// Where those go that are, in one family, each with a space behind it: nothing for wherever.
+    fn captured(&self, ip: &Family) -> Vec<String> {
+        let Some(but) = &self.exempt.outbound_but else {
+            return vec![String::new()];
+        };
+        let ranges = but.iter().filter(|range| ip.has(range));
+        ranges.map(|range| ip.to(range) + " ").collect()
     }
 
     fn mangle_prerouting(&self) -> Vec<String> {
         let mut rules = vec![MARK_REPLIES.to_owned()];
         if self.inbound {
+            // What nothing redirects needs no guard, which would take a first packet sent twice for an attack.
+            let exempt = self.exempt.inbound_ports.iter();
+            rules.extend(exempt.map(|port| format!("tcp dport {port} counter return")));
             rules.extend(self.families().map(|ip| {
                 format!(
                     "iifname != \"lo\" {} saddr != {} {} {SYN} jump ambit-guard",
@@ -211,11 +267,13 @@ impl Capture {
     fn families(&self) -> impl Iterator<Item = Family> {
         let v4 = self.v4.then(|| Family {
             keyword: "ip",
+            name: "ipv4",
             loopback: "127.0.0.1",
             probe: self.probes.v4.to_string(),
         });
         let v6 = self.v6.then(|| Family {
             keyword: "ip6",
+            name: "ipv6",
             loopback: "::1",
             probe: self.probes.v6.to_string(),
         });
@@ -256,11 +314,24 @@ pub fn remove() -> String {
 
 struct Family {
     keyword: &'static str,
+    name: &'static str,
     loopback: &'static str,
     probe: String,
 }
 
 impl Family {
+    fn has(&self, range: &IpNet) -> bool {
+        matches!(range, IpNet::V4(_)) == (self.keyword == "ip")
+    }
+
+    /// The condition that a packet goes to an address of `range`.
+    fn to(&self, range: &IpNet) -> String {
+        match range.prefix_len() {
+            0 => format!("meta nfproto {}", self.name),
+            _ => format!("{} daddr {}", self.keyword, range.trunc()),
+        }
+    }
+
     fn not_loopback(&self) -> String {
         format!("{} daddr != {}", self.keyword, self.loopback)
     }

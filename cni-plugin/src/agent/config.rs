@@ -44,6 +44,9 @@ pub struct Config {
     /// Capture DNS, so that mesh names resolve; pods may say otherwise by annotation.
     #[arg(long, env = "AMBIENT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
     pub dns_capture: bool,
+    /// Let pods say by annotation what of them is not captured (`traffic.sidecar.istio.io/excludeOutboundPorts` and so on).
+    #[arg(long, env = "AMBIT_CAPTURE_EXCLUSIONS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub capture_exclusions: bool,
     /// Capture IPv6 in the pods that have it.
     #[arg(long, env = "AMBIENT_IPV6", default_value_t = true, action = clap::ArgAction::Set)]
     pub ipv6: bool,

@@ -26,11 +26,11 @@ use super::mark::{MarkError, Marker};
 use super::netns::{Netns, NetnsError, NotPods};
 use super::nft::{Nft, NftError};
 use super::plan::Stage;
-use super::pod::{Phase, Pod};
+use super::pod::{Phase, Pod, Unreadable};
 use super::processes::Finder;
 use super::routes;
 use super::zds::{ZdsError, Ztunnels};
-use crate::rules::{self, Capture, NotAnInterface};
+use crate::rules::{self, Capture, Exempt};
 
 /// What the jobs act with.
 #[derive(Debug)]
@@ -87,8 +87,8 @@ pub(crate) enum JobError {
     NetnsGone,
     #[error(transparent)]
     Netns(#[from] NetnsError),
-    #[error("annotation {name}: {0}", name = labels::REROUTE_VIRTUAL_INTERFACES)]
-    Interfaces(#[from] NotAnInterface),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     #[error(transparent)]
     Ztunnel(#[from] ZdsError),
     #[error("routes in the pod: {0}")]
@@ -330,14 +330,19 @@ impl Tools {
         Ok(netns.addresses().await?)
     }
 
-    fn capture(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Capture, NotAnInterface> {
+    fn capture(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Capture, Unreadable> {
         let unknown = ips.is_empty();
+        let exempt = match self.config.capture_exclusions {
+            true => pod.exempt()?,
+            false => Exempt::default(),
+        };
         Ok(Capture {
             v4: unknown || ips.iter().any(IpAddr::is_ipv4),
             v6: self.config.ipv6 && (unknown || ips.iter().any(IpAddr::is_ipv6)),
             dns: pod.captures_dns(self.config.dns_capture),
             inbound: !pod.bypasses_inbound(),
             interfaces: pod.virtual_interfaces()?,
+            exempt,
             probes: self.config.probes(),
         })
     }

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::k8s::labels;
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
-use crate::rules::{Interface, NotAnInterface};
+use crate::rules::{Exempt, Interface};
 
 /// Labels or annotations.
 pub(crate) type Words = BTreeMap<String, String>;
@@ -122,7 +123,7 @@ impl Pod {
                 .annotations
                 .iter()
                 .flatten()
-                .filter(|(name, _)| READ.contains(&name.as_str()))
+                .filter(|(name, _)| READ.iter().chain(&CAPTURE).any(|read| read == name))
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
             host_network: spec.host_network.unwrap_or(false),
@@ -151,13 +152,9 @@ impl Pod {
 
     /// Whether the rules in the pod would be others.
     pub(crate) fn captures_differently_from(&self, other: &Self) -> bool {
-        [
-            labels::BYPASS_INBOUND_CAPTURE,
-            labels::DNS_CAPTURE,
-            labels::REROUTE_VIRTUAL_INTERFACES,
-        ]
-        .iter()
-        .any(|name| self.annotation(name) != other.annotation(name))
+        CAPTURE
+            .iter()
+            .any(|name| self.annotation(name) != other.annotation(name))
     }
 
     pub(crate) fn pod_name(&self) -> PodName {
@@ -200,16 +197,67 @@ impl Pod {
         }
     }
 
-    pub(crate) fn virtual_interfaces(&self) -> Result<Vec<Interface>, NotAnInterface> {
-        let listed = self
-            .annotation(labels::REROUTE_VIRTUAL_INTERFACES)
-            .unwrap_or_default();
-        let names = listed
-            .split(',')
-            .map(str::trim)
-            .filter(|name| !name.is_empty());
-        names.map(str::parse).collect()
+    pub(crate) fn virtual_interfaces(&self) -> Result<Vec<Interface>, Unreadable> {
+        self.list(labels::REROUTE_VIRTUAL_INTERFACES, str::parse)
     }
+
+    /// What of its connections is not captured.
+    pub(crate) fn exempt(&self) -> Result<Exempt, Unreadable> {
+        let ports = |name| self.list(name, port);
+        let ranges = |name| self.list(name, range);
+        let only = labels::INCLUDE_OUTBOUND_RANGES;
+        let everywhere = self
+            .annotation(only)
+            .is_none_or(|text| text.split(',').any(|part| part.trim() == "*"));
+        Ok(Exempt {
+            outbound_ports: ports(labels::EXCLUDE_OUTBOUND_PORTS)?,
+            outbound_ranges: ranges(labels::EXCLUDE_OUTBOUND_RANGES)?,
+            outbound_but: match everywhere {
+                true => None,
+                false => Some(ranges(only)?),
+            },
+            inbound_ports: ports(labels::EXCLUDE_INBOUND_PORTS)?,
+        })
+    }
+
+    /// The parts of an annotation, which is a list with commas.
+    fn list<T, E: fmt::Display>(
+        &self,
+        name: &'static str,
+        read: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Vec<T>, Unreadable> {
+        let unreadable = |why: String| Unreadable { name, why };
+        let listed = self.annotation(name).unwrap_or_default().split(',');
+        let mut parts = Vec::new();
+        for part in listed.map(str::trim).filter(|part| !part.is_empty()) {
+            if parts.len() == PARTS {
+                return Err(unreadable(format!("more than {PARTS} entries")));
+            }
+            parts.push(read(part).map_err(|why| unreadable(why.to_string()))?);
+        }
+        Ok(parts)
+    }
+}
+
+/// An annotation about capture that says what nobody understands. Its pod stays out rather than be captured otherwise than
+/// was meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {name}: {why}")]
+pub(crate) struct Unreadable {
+    name: &'static str,
+    why: String,
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let read = text.parse().ok().filter(|port| *port != 0);
+    read.ok_or_else(|| format!("{text:?} is no port"))
+}
+
+/// A range of addresses; an address alone is one of itself.
+fn range(text: &str) -> Result<IpNet, String> {
+    let whole = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    let read = text.parse().ok().or_else(whole);
+    read.ok_or_else(|| format!("{text:?} is no range of addresses (10.0.0.0/8)"))
 }
 
 impl fmt::Display for Pod {
@@ -237,15 +285,20 @@ fn ips(status: &core::PodStatus) -> Vec<IpAddr> {
 }
 
 const MIRROR: &str = "kubernetes.io/config.mirror";
-/// The annotations that are kept.
-const READ: [&str; 6] = [
-    labels::REDIRECTION,
+/// Entries of one list: each becomes a rule, which every connection of the pod is held against.
+const PARTS: usize = 100;
+/// The annotations about capture.
+const CAPTURE: [&str; 7] = [
     labels::BYPASS_INBOUND_CAPTURE,
     labels::DNS_CAPTURE,
     labels::REROUTE_VIRTUAL_INTERFACES,
-    labels::SIDECAR_STATUS,
-    MIRROR,
+    labels::EXCLUDE_OUTBOUND_PORTS,
+    labels::EXCLUDE_OUTBOUND_RANGES,
+    labels::INCLUDE_OUTBOUND_RANGES,
+    labels::EXCLUDE_INBOUND_PORTS,
 ];
+/// The others that are kept.
+const READ: [&str; 3] = [labels::REDIRECTION, labels::SIDECAR_STATUS, MIRROR];
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -325,6 +378,56 @@ pub(crate) mod tests {
                 .virtual_interfaces()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn annotations_say_what_is_not_captured_and_what_cannot_be_read_is_no_exemption() {
+        let annotated = |annotations: &[(&str, &str)]| {
+            let named = |(name, value): &(&str, &str)| {
+                (format!("traffic.sidecar.istio.io/{name}"), json!(value))
+            };
+            let named: serde_json::Map<_, _> = annotations.iter().map(named).collect();
+            pod(json!({ "annotations": named }), json!({})).exempt()
+        };
+        let nets = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        assert_eq!(annotated(&[]), Ok(Exempt::default()));
+        let all = annotated(&[
+            ("excludeOutboundPorts", "443, 5432,"),
+            ("excludeOutboundIPRanges", "10.0.0.0/8,fd00::/8,192.0.2.7"),
+            ("includeOutboundIPRanges", "172.16.0.0/12"),
+            ("excludeInboundPorts", "9090"),
+        ]);
+        let expected = Exempt {
+            outbound_ports: vec![443, 5432],
+            outbound_ranges: nets(&["10.0.0.0/8", "fd00::/8", "192.0.2.7/32"]),
+            outbound_but: Some(nets(&["172.16.0.0/12"])),
+            inbound_ports: vec![9090],
+        };
+        assert_eq!(all, Ok(expected));
+        let only = |text| {
+            annotated(&[("includeOutboundIPRanges", text)])
+                .unwrap()
+                .outbound_but
+        };
+        assert_eq!(only("*"), None);
+        assert_eq!(only(""), Some(Vec::new()), "nothing is captured");
+        for (name, wrong) in [
+            ("excludeOutboundPorts", "0"),
+            ("excludeOutboundPorts", "65536"),
+            ("excludeInboundPorts", "http"),
+            ("excludeInboundPorts", "*"),
+            ("excludeOutboundIPRanges", "10.0.0.0/33"),
+            ("excludeOutboundIPRanges", "example.com"),
+            ("includeOutboundIPRanges", "10.0.0.0/8 ; flush ruleset"),
+        ] {
+            let why = annotated(&[(name, wrong)]).unwrap_err().to_string();
+            let begins = format!("annotation traffic.sidecar.istio.io/{name}: ");
+            assert!(why.starts_with(&begins), "{why}");
+        }
+        let many = vec!["1"; PARTS + 1].join(",");
+        assert!(annotated(&[("excludeOutboundPorts", &many)]).is_err());
     }
 
     #[test]

@@ -11,6 +11,7 @@ fn plain() -> Capture {
         dns: false,
         inbound: true,
         interfaces: Vec::new(),
+        exempt: Exempt::default(),
         probes: Probes::default(),
     }
 }
@@ -211,6 +212,88 @@ delete table inet istio-ambient-raw
 "#);
 }
 
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// The rules of a chain, those with these words.
+fn chain<'a>(script: &'a str, table: &str, chain: &str, words: &str) -> Vec<&'a str> {
+    let (_, rest) = script
+        .split_once(&format!("table inet {table} {{"))
+        .unwrap();
+    let (_, rest) = rest.split_once(&format!("\tchain {chain} {{\n")).unwrap();
+    let (rules, _) = rest.split_once("\t}").unwrap();
+    let rules = rules.lines().map(str::trim);
+    rules.filter(|rule| rule.contains(words)).collect()
+}
+
+#[test]
+fn what_is_exempt_passes_before_what_is_redirected_in_either_direction_and_is_not_guarded() {
+    let capture = Capture {
+        v6: true,
+        interfaces: vec!["eth1".parse().unwrap()],
+        exempt: Exempt {
+            outbound_ports: vec![443],
+            outbound_ranges: nets(&["10.9.8.7/8", "fd00::/8", "0.0.0.0/0"]),
+            outbound_but: None,
+            inbound_ports: vec![9090],
+        },
+        ..plain()
+    };
+    let script = capture.install();
+    let out = [
+        "meta l4proto tcp tcp dport 443 counter accept",
+        "meta l4proto tcp ip daddr 10.0.0.0/8 counter accept",
+        "meta l4proto tcp ip6 daddr fd00::/8 counter accept",
+        "meta l4proto tcp meta nfproto ipv4 counter accept",
+        "meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001",
+        "meta l4proto tcp ip6 daddr != ::1 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001",
+    ];
+    let rules = chain(&script, NAT, "istio-output", "meta l4proto tcp");
+    assert!(rules.ends_with(&out), "{script}");
+    let rules = chain(&script, NAT, "istio-prerouting", "eth1");
+    let through = [
+        "iifname \"eth1\" meta l4proto tcp tcp dport 443 counter return",
+        "iifname \"eth1\" meta l4proto tcp ip daddr 10.0.0.0/8 counter return",
+        "iifname \"eth1\" meta l4proto tcp ip6 daddr fd00::/8 counter return",
+        "iifname \"eth1\" meta l4proto tcp meta nfproto ipv4 counter return",
+        "iifname \"eth1\" meta l4proto tcp tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001",
+        "iifname \"eth1\" meta l4proto tcp counter return",
+    ];
+    assert_eq!(rules, through);
+    let rules = chain(&script, NAT, "istio-prerouting", "");
+    let place = |words: &str| rules.iter().position(|rule| rule.contains(words)).unwrap();
+    assert!(place("tcp dport 9090 counter accept") < place("redirect to :15006"));
+    let rules = chain(&script, MANGLE, "istio-prerouting", "");
+    let place = |words: &str| rules.iter().position(|rule| rule.contains(words)).unwrap();
+    assert!(place(MARK_REPLIES) < place("tcp dport 9090 counter return"));
+    assert!(place("tcp dport 9090 counter return") < place("jump ambit-guard"));
+}
+
+#[test]
+fn where_only_some_addresses_are_captured_the_rest_is_left_alone() {
+    let redirected = |but: &[&str]| {
+        let capture = Capture {
+            exempt: Exempt {
+                outbound_but: Some(nets(but)),
+                ..Exempt::default()
+            },
+            interfaces: vec!["eth1".parse().unwrap()],
+            ..plain()
+        };
+        let script = capture.install();
+        let rules = script.lines().map(str::trim);
+        let rules = rules.filter(|rule| rule.contains("redirect to :15001"));
+        rules.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(redirected(&[]), [""; 0]);
+    let some = [
+        "iifname \"eth1\" meta l4proto tcp ip daddr 10.0.0.0/8 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001",
+        "meta l4proto tcp ip daddr != 127.0.0.1 ip daddr 10.0.0.0/8 meta mark & 0xfff != 0x539 tcp flags & (fin|syn|rst|ack) == syn counter redirect to :15001",
+    ];
+    assert_eq!(redirected(&["10.0.0.0/8", "fd00::/8"]), some);
+}
+
 #[test]
 fn letting_go_and_removing() {
     insta::assert_snapshot!(release() + "---\n" + &remove(), @r#"
@@ -279,13 +362,40 @@ fn only_names_of_interfaces_get_into_a_script() {
     }
 }
 
+fn exempt() -> impl Strategy<Value = Exempt> {
+    let ports = || proptest::collection::vec(any::<u16>(), 0..3);
+    let ranges = || {
+        let v4 =
+            (any::<Ipv4Addr>(), 0..=32u8).prop_map(|(ip, length)| IpNet::new(ip.into(), length));
+        let v6 =
+            (any::<Ipv6Addr>(), 0..=128u8).prop_map(|(ip, length)| IpNet::new(ip.into(), length));
+        proptest::collection::vec(prop_oneof![v4, v6].prop_map(Result::unwrap), 0..3)
+    };
+    let outbound = (ports(), ranges(), proptest::option::of(ranges()));
+    (outbound, ports()).prop_map(
+        |((outbound_ports, outbound_ranges, outbound_but), inbound_ports)| Exempt {
+            outbound_ports,
+            outbound_ranges,
+            outbound_but,
+            inbound_ports,
+        },
+    )
+}
+
 proptest! {
     /// Whatever the settings: every redirect of TCP is of first packets only, and ztunnel's own
     /// sockets are never sent back to ztunnel.
     #[test]
-    fn no_setting_breaks_the_two_promises(v4: bool, v6: bool, dns: bool, inbound: bool, names in proptest::collection::vec("[a-z0-9]{1,15}", 0..3)) {
+    fn no_setting_breaks_the_two_promises(
+        v4: bool,
+        v6: bool,
+        dns: bool,
+        inbound: bool,
+        names in proptest::collection::vec("[a-z0-9]{1,15}", 0..3),
+        exempt in exempt(),
+    ) {
         let interfaces: Vec<Interface> = names.iter().map(|name| name.parse().unwrap()).collect();
-        let script = Capture { v4, v6, dns, inbound, interfaces, probes: Probes::default() }.install();
+        let script = Capture { v4, v6, dns, inbound, interfaces, exempt, probes: Probes::default() }.install();
         for rule in script.lines().filter(|line| line.contains("redirect")) {
             prop_assert!(rule.contains(SYN) || rule.contains("udp dport 53"), "{rule}");
             prop_assert!(rule.contains(NOT_ZTUNNEL) || rule.contains("iifname"), "{rule}");

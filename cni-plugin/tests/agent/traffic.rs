@@ -161,6 +161,92 @@ fn enrolling_a_running_pod_cuts_nothing_and_captures_what_comes_after() {
 }
 
 #[test]
+fn what_an_annotation_exempts_goes_its_own_way_and_all_else_to_ztunnel_also_when_it_changes() {
+    let world = World::new();
+    serve(&world.pod, 9000, "app");
+    serve(&world.peer, 9000, "far");
+    let annotated = |annotations: &[(&str, &str)]| {
+        let named = annotations.iter().map(|(name, value)| {
+            let name = format!("traffic.sidecar.istio.io/{name}");
+            (name, json!(value))
+        });
+        let named: serde_json::Map<_, _> = named.collect();
+        world
+            .agent
+            .pod("pod", json!({ "annotations": named }), json!({}));
+    };
+    annotated(&[
+        ("excludeOutboundPorts", "9000"),
+        ("excludeInboundPorts", "9000"),
+    ]);
+    let enrolled = world.agent.cmdadd("pod", &world.pod.path(), &POD);
+    assert_eq!(enrolled, (200, String::new()));
+    for (pod, peer) in POD.into_iter().zip(PEER) {
+        assert_eq!(who(&world.pod, (peer, 9000)), "far");
+        assert_eq!(who(&world.pod, (peer, 9090)), "out");
+        assert_eq!(who(&world.peer, (pod, 9000)), "app");
+        assert_eq!(who(&world.peer, (pod, 8080)), "in.");
+    }
+
+    // Ranges, of one family, in a pod that runs.
+    annotated(&[("excludeOutboundIPRanges", "10.30.0.0/24")]);
+    eventually("the ranges are known", || {
+        who(&world.pod, (PEER[0], 9090)) == "far"
+    });
+    assert_eq!(who(&world.pod, (PEER[1], 9090)), "out");
+    assert_eq!(who(&world.peer, (POD[0], 9000)), "in.");
+
+    annotated(&[("includeOutboundIPRanges", "fd00:30::/64")]);
+    eventually("only those are captured", || {
+        who(&world.pod, (PEER[0], 9000)) == "far" && who(&world.pod, (PEER[1], 9000)) == "out"
+    });
+
+    // What cannot be read changes nothing, and is said.
+    annotated(&[("excludeInboundPorts", "all")]);
+    world
+        .agent
+        .await_log("annotation traffic.sidecar.istio.io/excludeInboundPorts");
+    assert_eq!(who(&world.peer, (POD[0], 9000)), "in.");
+
+    annotated(&[]);
+    eventually("everything is captured again", || {
+        who(&world.pod, (PEER[0], 9000)) == "out"
+    });
+}
+
+#[test]
+fn pods_may_not_exempt_anything_where_the_node_says_so() {
+    let agent = Agent::start(&["--capture-exclusions", "false"]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    let pod = place("pod");
+    let annotation = json!({ "traffic.sidecar.istio.io/excludeInboundPorts": "9000" });
+    agent.pod("pod", json!({ "annotations": annotation }), json!({}));
+    assert_eq!(agent.cmdadd("pod", &pod.path(), &[POD[0]]).0, 200);
+    let rules = pod.ruleset();
+    assert!(
+        rules.contains("redirect to :15006") && !rules.contains("9000"),
+        "{rules}"
+    );
+}
+
+#[test]
+fn a_pod_whose_exemptions_cannot_be_read_does_not_start() {
+    let agent = Agent::start(&[]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    let pod = place("pod");
+    let annotation = json!({ "traffic.sidecar.istio.io/excludeOutboundIPRanges": "10.0.0.0/99" });
+    agent.pod("pod", json!({ "annotations": annotation }), json!({}));
+    let (code, why) = agent.cmdadd("pod", &pod.path(), &[POD[0]]);
+    assert!(
+        code != 200 && why.contains("excludeOutboundIPRanges"),
+        "{code} {why}"
+    );
+    assert_eq!(pod.ruleset(), "");
+}
+
+#[test]
 fn connections_through_ztunnel_outlive_the_release() {
     let world = World::new();
     world.enrol();
