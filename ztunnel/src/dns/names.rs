@@ -2,11 +2,13 @@
 //!
 //! A name is tried as it stands and then without each search domain, because resolvers append
 //! those before they try the bare name. Each of these is, in this order: a host, a Kubernetes
-//! short form (`web`, `web.alpha`, `web.alpha.svc`), or below a wildcard host.
+//! short form (`web`, `web.alpha`, `web.alpha.svc`), a pod of a headless service (`db-0.db`, as those of a StatefulSet
+//! are called), or below a wildcard host.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use mesh::{Network, Service, Snapshot, VipAddress};
+use mesh::{Network, Service, Snapshot, VipAddress, Workload};
 
 /// What names are looked up in, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -66,27 +68,52 @@ impl Names<'_> {
     }
 
     fn addresses_of(&self, name: &str) -> Option<Vec<IpAddr>> {
-        let service = |host: &str| self.snapshot.service_for_host(host, self.namespace);
+        if let Some(service) = self.service(name) {
+            return self.addresses(service);
+        }
+        if let Some(addresses) = self.pod(name) {
+            return Some(addresses);
+        }
+        let mut parents = name.match_indices('.').map(|(at, _)| &name[at..]);
+        let below = parents.find_map(|parent| self.host(&format!("*{parent}")))?;
+        self.addresses(below)
+    }
+
+    fn host(&self, host: &str) -> Option<&Service> {
+        let found = self.snapshot.service_for_host(host, self.namespace);
+        found.map(|service| &**service)
+    }
+
+    /// The service of that host, or of that short form of one.
+    fn service(&self, name: &str) -> Option<&Service> {
         let short = || match name.split('.').collect::<Vec<_>>()[..] {
-            [one] => service(&format!(
+            [one] => self.host(&format!(
                 "{one}.{}.svc.{}",
                 self.namespace, self.cluster_domain
             )),
-            [one, two] => service(&format!("{one}.{two}.svc.{}", self.cluster_domain)),
-            [_, _, "svc"] => service(&format!("{name}.{}", self.cluster_domain)),
+            [one, two] => self.host(&format!("{one}.{two}.svc.{}", self.cluster_domain)),
+            [_, _, "svc"] => self.host(&format!("{name}.{}", self.cluster_domain)),
             _ => None,
         };
-        let wildcard = || {
-            let dots = name.match_indices('.').map(|(at, _)| &name[at..]);
-            dots.into_iter()
-                .find_map(|parent| service(&format!("*{parent}")))
-        };
-        let found = service(name).or_else(short).or_else(wildcard)?;
-        self.addresses(found)
+        self.host(name).or_else(short)
+    }
+
+    /// The addresses of a pod by its name below a headless service that it serves. A pod that calls itself otherwise
+    /// (`spec.hostname`) is left to cluster DNS, which knows.
+    fn pod(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let (pod, rest) = name.split_once('.')?;
+        let service = self.service(rest)?;
+        if !self.is_headless(service) {
+            return None;
+        }
+        let mut here = self.endpoints(service);
+        let workload = here.find(|workload| workload.name() == pod)?;
+        let own = workload.addresses.iter().copied();
+        Some(own.filter(|ip| service.ip_families.accept(*ip)).collect())
     }
 
     fn addresses(&self, service: &Service) -> Option<Vec<IpAddr>> {
-        if service.vips.is_empty() && self.is_kubernetes(service) {
+        if self.is_headless(service) {
             return Some(self.headless(service));
         }
         let vips = service
@@ -100,6 +127,10 @@ impl Names<'_> {
             })
             .collect();
         (!single.is_empty()).then_some(single)
+    }
+
+    fn is_headless(&self, service: &Service) -> bool {
+        service.vips.is_empty() && self.is_kubernetes(service)
     }
 
     /// A name of its own in cluster DNS, even while it has no address at all.
@@ -121,12 +152,15 @@ impl Names<'_> {
 
     /// Its pods' addresses, of the families that the service is for: whoever listens on one only is found by that one only.
     fn headless(&self, service: &Service) -> Vec<IpAddr> {
-        let here = self
-            .snapshot
-            .endpoints(service)
-            .filter(|workload| workload.network == *self.network);
+        let here = self.endpoints(service);
         here.flat_map(|workload| workload.addresses.iter().copied())
             .filter(|ip| service.ip_families.accept(*ip))
             .collect()
+    }
+
+    /// Those of its endpoints that can be reached by an address.
+    fn endpoints(&self, service: &Service) -> impl Iterator<Item = &Arc<Workload>> {
+        let all = self.snapshot.endpoints(service);
+        all.filter(move |workload| workload.network == *self.network)
     }
 }

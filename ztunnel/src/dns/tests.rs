@@ -8,7 +8,8 @@ use super::*;
 use crate::golden;
 
 /// Where we differ on purpose; `testdata/DEVIATIONS.md` says why.
-const ANSWERED_BY_US_ONLY: [&str; 1] = ["mixed.example.com."];
+const ANSWERED_BY_US_ONLY: [&str; 2] =
+    ["mixed.example.com.", "h0.headless.alpha.svc.cluster.local."];
 
 struct Recorded {
     snapshot: Arc<Snapshot>,
@@ -174,6 +175,86 @@ fn a_headless_service_of_one_family_has_no_addresses_of_the_other() {
             let response = recorded.ask("alpha", &format!("{host}."), kind).unwrap();
             assert_eq!(response.answers.len(), count, "{families} {kind}");
         }
+    }
+}
+
+/// As a StatefulSet's are called: db-0 has both families, db-1 is of another network, db-2 is not ready.
+#[test]
+fn a_pod_of_a_headless_service_has_a_name_below_it_by_its_service_in_full_and_in_short() {
+    let host = "db.alpha.svc.cluster.local";
+    let mut resources = serde_json::Map::new();
+    let mut add = |name: &str, resource: Value| resources.insert(name.to_owned(), resource);
+    add(
+        &format!("alpha/{host}"),
+        serde_json::json!({ "service": { "name": "db", "namespace": "alpha", "hostname": host, "ports": [{ "servicePort": 80, "targetPort": 80 }] } }),
+    );
+    add(
+        "alpha/web.alpha.svc.cluster.local",
+        serde_json::json!({ "service": { "name": "web", "namespace": "alpha", "hostname": "web.alpha.svc.cluster.local",
+            "addresses": [{ "address": "10.96.0.7" }], "ports": [{ "servicePort": 80, "targetPort": 80 }] } }),
+    );
+    for (index, network, status) in [
+        (0, "", "HEALTHY"),
+        (1, "far", "HEALTHY"),
+        (2, "", "UNHEALTHY"),
+    ] {
+        let (uid, name) = (
+            format!("Kubernetes//Pod/alpha/db-{index}"),
+            format!("db-{index}"),
+        );
+        let workload = serde_json::json!({ "workload": {
+            "uid": uid, "name": name, "namespace": "alpha", "network": network, "status": status,
+            "addresses": [format!("10.97.0.{index}"), format!("fd00:10:97::{index}")],
+            "services": {
+                format!("alpha/{host}"): { "ports": [{ "servicePort": 80, "targetPort": 80 }] },
+                "alpha/web.alpha.svc.cluster.local": { "ports": [{ "servicePort": 80, "targetPort": 80 }] },
+            },
+        } });
+        add(&uid, workload);
+    }
+    let mut recorded = Recorded::read();
+    recorded.snapshot = golden::snapshot(&Value::Object(resources));
+    let asked = |name: &str, kind| {
+        let response = recorded.ask("alpha", name, kind)?;
+        let last = response.answers.last()?;
+        Some((last.data.to_string(), last.ttl))
+    };
+    for name in [
+        "db-0.db.alpha.svc.cluster.local.",
+        "DB-0.db.alpha.svc.cluster.local.",
+        "db-0.db.alpha.svc.",
+        "db-0.db.alpha.",
+        "db-0.db.",
+        "db-0.db.alpha.svc.cluster.local.alpha.svc.cluster.local.",
+        "db-0.db.svc.cluster.local.",
+    ] {
+        assert_eq!(
+            asked(name, RecordType::A),
+            Some(("10.97.0.0".into(), TTL)),
+            "{name}"
+        );
+        assert_eq!(
+            asked(name, RecordType::AAAA),
+            Some(("fd00:10:97::".into(), TTL)),
+            "{name}"
+        );
+    }
+    // Whoever is not here, not ready or of no headless service, and deeper names, are cluster DNS' to know.
+    for name in [
+        "db-1.db.alpha.svc.cluster.local.",
+        "db-2.db.alpha.svc.cluster.local.",
+        "db-3.db.alpha.svc.cluster.local.",
+        "db-0.web.alpha.svc.cluster.local.",
+        "x.db-0.db.alpha.svc.cluster.local.",
+        "db-0.db.beta.svc.cluster.local.",
+    ] {
+        assert_eq!(
+            recorded
+                .ask("alpha", name, RecordType::A)
+                .map(|it| it.answers),
+            None,
+            "{name}"
+        );
     }
 }
 

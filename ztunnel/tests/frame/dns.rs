@@ -180,9 +180,26 @@ async fn everything_else_passes_untouched_both_ways() {
     let upstream = strange_upstream(&place);
     let _asking = asking(&place, &[UPSTREAM]).await;
     let mut unknown_type = query("web.", RecordType::Unknown(65_280));
+    // Status, notify, update and one that nobody knows, about a name of the mesh; and the same name in class CHAOS.
+    let operation = |code: u8| {
+        let mut query = query("web.app.svc.cluster.local.", RecordType::A);
+        query[2] |= code << 3;
+        query
+    };
+    let mut chaos = query("web.app.svc.cluster.local.", RecordType::A);
+    let class = chaos.len() - 1;
+    chaos[class] = 3;
     for query in [
         query("www.example.org.", RecordType::A),
         query("WeB.app.svc.cluster.local.", RecordType::TXT),
+        query("_http._tcp.web.app.svc.cluster.local.", RecordType::SRV),
+        query("web.app.svc.cluster.local.", RecordType::HTTPS),
+        query("web.app.svc.cluster.local.", RecordType::ANY),
+        operation(2),
+        operation(4),
+        operation(5),
+        operation(15),
+        chaos,
         {
             unknown_type.extend([1, 2, 3]); // not even well formed
             unknown_type
@@ -195,6 +212,155 @@ async fn everything_else_passes_untouched_both_ways() {
         assert_eq!(ask_tcp(&place, &query).await, strange(&query));
     }
     upstream.abort();
+}
+
+/// An upstream that answers each query over UDP as `tell` does.
+fn upstream<F>(
+    place: &Place,
+    tell: impl Fn(Arc<UdpSocket>, Vec<u8>, SocketAddr) -> F + Send + 'static,
+) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let socket = Arc::new(place.netns().udp(UPSTREAM.parse().unwrap()).unwrap());
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 4096];
+        loop {
+            let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+            tokio::spawn(tell(socket.clone(), buffer[..length].to_vec(), from));
+        }
+    })
+}
+
+/// Somebody who sees that a pod asks, and is faster than who was asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_the_answer_to_what_was_asked_of_who_was_asked_is_passed_over() {
+    let place = place();
+    let liar = Arc::new(
+        place
+            .netns()
+            .udp("127.0.0.55:5300".parse().unwrap())
+            .unwrap(),
+    );
+    let upstream = upstream(&place, move |socket, query, from| {
+        let liar = liar.clone();
+        async move {
+            let answer = strange(&query);
+            let (mut other_id, mut other_name, mut no_answer) =
+                (answer.clone(), answer.clone(), query.clone());
+            other_id[0] ^= 0xff;
+            other_name[13] ^= 1;
+            no_answer[3] = 0xff;
+            // From another address; and from the right one, with another id, about another name, no answer at all.
+            liar.send_to(&answer[..answer.len() - 4], from)
+                .await
+                .unwrap();
+            for lie in [other_id, other_name, no_answer] {
+                socket.send_to(&lie, from).await.unwrap();
+            }
+            socket.send_to(&answer, from).await.unwrap();
+        }
+    });
+    let _asking = asking(&place, &[UPSTREAM]).await;
+    for _ in 0..10 {
+        let query = query("www.example.org.", RecordType::A);
+        assert_eq!(
+            ask_udp(&place, "127.0.0.1:15053", &query).await,
+            strange(&query)
+        );
+    }
+    upstream.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_upstream_is_still_heard_when_others_have_been_asked_beside_it() {
+    let place = place();
+    let _dead = place.netns().udp(DEAD.parse().unwrap()).unwrap();
+    let upstream = upstream(&place, |socket, query, from| async move {
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        // The asker may have its answer already.
+        let _ = socket.send_to(&strange(&query), from).await;
+    });
+    let asking = asking(&place, &[UPSTREAM, DEAD]).await;
+    let query = query("www.example.org.", RecordType::A);
+    assert_eq!(
+        ask_udp(&place, "127.0.0.1:15053", &query).await,
+        strange(&query)
+    );
+    assert_eq!(counted("failures", &asking.metrics.upstream_failures), 0);
+    upstream.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_longer_than_can_be_passed_on_says_that_it_was_cut() {
+    let place = place();
+    let upstream = upstream(&place, |socket, query, from| async move {
+        let mut answer = strange(&query);
+        answer.resize(6000, 7);
+        socket.send_to(&answer, from).await.unwrap();
+    });
+    let _asking = asking(&place, &[UPSTREAM]).await;
+    let answer = ask_udp(
+        &place,
+        "127.0.0.1:15053",
+        &query("www.example.org.", RecordType::TXT),
+    )
+    .await;
+    assert_eq!((answer.len(), answer[2] & 0x02), (4096, 0x02));
+    upstream.abort();
+}
+
+/// The libraries of some languages put both families' questions on one connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_one_connection_a_mesh_name_does_not_wait_for_the_outside() {
+    let place = place();
+    // It takes connections, and says nothing.
+    let _mute = place.netns().listen_on(DEAD.parse().unwrap()).unwrap();
+    let asking = asking(&place, &[DEAD]).await;
+    let to = "127.0.0.1:15053".parse().unwrap();
+    let mut stream = place.netns().connect(From::Any, to).await.unwrap();
+    let mut outside = query("www.example.org.", RecordType::A);
+    outside[0] = 1; // another id
+    for query in [&outside, &query("web.app.", RecordType::A)] {
+        stream
+            .write_u16(query.len().try_into().unwrap())
+            .await
+            .unwrap();
+        stream.write_all(query).await.unwrap();
+    }
+    let mut codes = Vec::new();
+    for _ in 0..2 {
+        let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
+        stream.read_exact(&mut answer).await.unwrap();
+        let answer = Message::from_vec(&answer).unwrap();
+        codes.push((answer.metadata.id, answer.metadata.response_code));
+    }
+    let (outside, mesh) = (u16::from_be_bytes([1, 77]), 77);
+    assert_eq!(
+        codes,
+        [
+            (mesh, ResponseCode::NoError),
+            (outside, ResponseCode::ServFail)
+        ]
+    );
+    drop(asking.fixture);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_starts_without_ipv6_and_without_anybody_to_relay_to() {
+    let place = place();
+    place.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+    let _asking = asking(&place, &[]).await;
+    let answer = ask_udp(&place, "127.0.0.1:15053", &query("web.app.", RecordType::A)).await;
+    assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
+    let answer = ask_udp(
+        &place,
+        "127.0.0.1:15053",
+        &query("www.example.org.", RecordType::A),
+    )
+    .await;
+    let code = Message::from_vec(&answer).unwrap().metadata.response_code;
+    assert_eq!(code, ResponseCode::ServFail);
 }
 
 #[tokio::test(flavor = "multi_thread")]
