@@ -297,11 +297,13 @@ impl Arrived {
     async fn http1(self: Arc<Self>, stream: Stream) {
         let turns = Arc::new(Turns::default());
         let service = service_fn(|request| {
-            let arrived = self.clone();
-            let serving = turns.begin();
+            let (arrived, turns) = (self.clone(), turns.clone());
+            let serving = turns.begin(&request);
             async move {
                 let mut answer = request::serve(arrived.clone(), request).await?;
-                if arrived.should_go() && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    turns.switch();
+                } else if arrived.should_go() {
                     let close = HeaderValue::from_static("close");
                     answer.headers_mut().insert(header::CONNECTION, close);
                 }

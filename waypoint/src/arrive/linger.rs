@@ -2,9 +2,12 @@
 //!
 //! 1. A client that sends frames which carry nothing, over and over, is cut off                       ([`Frames`])
 //! 2. One that has begun a request's head must bring the rest of it; one that does not read what it asked for is given up:
-//!    both would otherwise keep what they hold for as long as they like.
+//!    both would otherwise keep what they hold for as long as they like. What comes after a switch of protocols is no head.
 //! 3. Over HTTP/1.1 nobody reads while an answer is made. Some is read ahead then, and kept for who reads next: a client
-//!    that resets its connection is heard of, and its request ends. One that ends its direction only may wait for the answer.
+//!    that goes is heard of, and its request ends. What a reset means is clear. An end of its direction is what a client
+//!    sends that has closed its connection, and also one that has said all and listens; nothing on the wire tells them apart.
+//!    The request does: a client that has announced it as its last (`connection: close`, HTTP/1.0) keeps its word by ending,
+//!    and waits for the answer. One that wanted to keep the connection and ends it has gone, as for Envoy and most servers.
 //! 4. When we have said our last word and the client has not, what it still sends is taken and thrown away for a while. To
 //!    drop the connection at once would be a reset, and a reset destroys what the client has not read yet.
 
@@ -117,6 +120,10 @@ impl<S: AsyncRead + Unpin + Send + 'static> Linger<S> {
             Poll::Ready(Ok(())) => {
                 heads.ahead = Bytes::copy_from_slice(read.filled());
                 self.heard_all = heads.ahead.is_empty();
+                if self.heard_all && !heads.turns.is_last() {
+                    let why = "the client ended its connection before it had its answer";
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, why));
+                }
                 // The socket will not wake whoever waits for the rest of a body: it has been read here.
                 cx.waker().wake_by_ref();
             }
@@ -132,6 +139,9 @@ impl<S: AsyncRead + Unpin + Send + 'static> Linger<S> {
 
 impl Heads {
     fn read(&mut self) {
+        if self.turns.is_switched() {
+            return;
+        }
         if !self.turns.is_serving() && self.begun != Some(self.turns.count()) {
             self.begun = Some(self.turns.count());
             self.late = None;

@@ -94,6 +94,134 @@ async fn a_stream_of_hours_goes_on_with_a_message_now_and_then() {
     assert!(!refused(&load).contains("reason="));
 }
 
+/// An app that gives back what a WebSocket says, over HTTP/1.1.
+fn chatting(stream: DuplexStream) {
+    let service = service_fn(|mut request: Request<Incoming>| async move {
+        let switching = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let (mut from, mut to) = tokio::io::split(TokioIo::new(switching.await.unwrap()));
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+            to.shutdown().await.unwrap();
+        });
+        Ok::<_, Infallible>(switching_protocols())
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::spawn(serving);
+}
+
+fn switching_protocols() -> Response<http_body_util::Empty<Bytes>> {
+    Response::builder()
+        .status(101)
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .body(http_body_util::Empty::new())
+        .unwrap()
+}
+
+/// A WebSocket to an app of its own, joined with who asks for it.
+async fn joined(mut request: Request<Incoming>) {
+    let client = hyper::upgrade::on(&mut request);
+    let (near, far) = duplex(64 << 10);
+    chatting(far);
+    let (mut asking, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near))
+        .await
+        .unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let asked = Request::get("/chat")
+        .header("host", "web")
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .body(http_body_util::Empty::<Bytes>::new())
+        .unwrap();
+    let mut answer = asking.send_request(asked).await.unwrap();
+    let endpoint = hyper::upgrade::on(&mut answer).await.unwrap();
+    tokio::spawn(async move { crate::call::join(client.await.unwrap(), endpoint).await });
+}
+
+/// Says something every half an hour, twelve hours long, and hears it; then ends.
+async fn chats_for_hours(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let begun = Instant::now();
+    for round in 0..24u8 {
+        sleep(Duration::from_secs(1800)).await;
+        stream.write_all(&[round; 100]).await.unwrap();
+        let mut heard = [0; 100];
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, [round; 100]);
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(12 * 3600));
+    stream.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, b"");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_of_hours_goes_on_with_a_message_now_and_then() {
+    let load = load();
+    let (mut near, far) = duplex(64 << 10);
+    let turns = Arc::new(Turns::default());
+    let linger = Linger::one(far, ops::drain::Drain::new(), load.clone(), turns.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (serving, turns) = (turns.begin(&request), turns.clone());
+        async move {
+            joined(request).await;
+            turns.switch();
+            let last = |body| Last {
+                body,
+                _serving: serving,
+            };
+            Ok::<_, Infallible>(switching_protocols().map(last))
+        }
+    });
+    let serving = async move {
+        let io = TokioIo::new(linger);
+        one().serve_connection(io, service).with_upgrades().await
+    };
+    tokio::spawn(serving);
+    near.write_all(
+        b"GET /chat HTTP/1.1\r\nhost: web\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    )
+    .await
+    .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(near.read_u8().await.unwrap());
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101 "));
+    chats_for_hours(near).await;
+    assert!(!refused(&load).contains("reason="), "{}", refused(&load));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_websocket_of_hours_over_http_2_goes_on_as_well() {
+    let load = load();
+    let (near, far) = duplex(64 << 10);
+    let service = service_fn(|request: Request<Incoming>| async {
+        joined(request).await;
+        let answer = Response::new(http_body_util::Empty::<Bytes>::new());
+        hand(!answer.body().is_end_stream());
+        Ok::<_, Infallible>(answer.map(Asked))
+    });
+    let stream = Linger::two(far, ops::drain::Drain::new(), load.clone());
+    let streams = Streams(load.clone());
+    tokio::spawn(two(streams).serve_connection(TokioIo::new(stream), service));
+    let mut asking = asking(near, 64 << 10).await;
+    // That the other end knows of it is said with its first frame.
+    sleep(Duration::from_secs(1)).await;
+    let request = Request::connect("http://web/chat")
+        .version(http::Version::HTTP_2)
+        .extension(hyper::ext::Protocol::from_static("websocket"))
+        .body(BoxBody::default())
+        .unwrap();
+    let mut answer = asking.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let stream = hyper::upgrade::on(&mut answer).await.unwrap();
+    chats_for_hours(TokioIo::new(stream)).await;
+    assert!(!refused(&load).contains("reason="), "{}", refused(&load));
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_nobody_takes_is_given_up_and_its_neighbours_are_not() {
     let load = load();
@@ -136,8 +264,8 @@ async fn an_answer_that_nobody_takes_is_given_up_and_its_neighbours_are_not() {
 fn serve_one(stream: DuplexStream, bytes: usize, load: Load) {
     let turns = Arc::new(Turns::default());
     let linger = Linger::one(stream, ops::drain::Drain::new(), load, turns.clone());
-    let service = service_fn(move |_: Request<Incoming>| {
-        let serving = turns.begin();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let serving = turns.begin(&request);
         async move {
             let body = Full::new(Bytes::from(vec![b'x'; bytes]));
             let body = Last {
@@ -278,7 +406,7 @@ fn thinking(stream: DuplexStream, reset: Option<oneshot::Receiver<()>>) -> Arc<(
     let linger = Linger::one(stream, ops::drain::Drain::new(), load(), turns.clone());
     let counted = thinking_of.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (serving, counted) = (turns.begin(), counted.clone());
+        let (serving, counted) = (turns.begin(&request), counted.clone());
         async move {
             sleep(Duration::from_secs(60)).await;
             drop(counted);
@@ -319,18 +447,49 @@ async fn a_client_that_resets_while_the_app_thinks_ends_its_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_ends_its_direction_while_the_app_thinks_gets_the_answer() {
-    let (mut near, far) = duplex(64 << 10);
-    let thinking = thinking(far, None);
-    near.write_all(GET).await.unwrap();
-    sleep(Duration::from_secs(1)).await;
-    near.shutdown().await.unwrap();
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(thought_of(&thinking), 1);
-    let mut heard = String::new();
-    near.read_to_string(&mut heard).await.unwrap();
-    assert!(heard.starts_with("HTTP/1.1 200 OK\r"), "{heard}");
-    assert!(heard.ends_with("\r\n\r\n/"), "{heard}");
+async fn a_client_that_ends_a_connection_that_it_wanted_to_keep_has_gone() {
+    for said in [
+        "GET / HTTP/1.1\r\nhost: web\r\n\r\n",
+        "GET / HTTP/1.0\r\nhost: web\r\nconnection: keep-alive\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: web\r\ncontent-length: 4\r\n\r\nbody",
+    ] {
+        let (mut near, far) = duplex(64 << 10);
+        let thinking = thinking(far, None);
+        near.write_all(said.as_bytes()).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(thought_of(&thinking), 1, "{said}");
+        near.shutdown().await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(
+            Arc::strong_count(&thinking),
+            1,
+            "{said}: it is served still"
+        );
+        let mut heard = String::new();
+        let _ = near.read_to_string(&mut heard).await;
+        assert_eq!(heard, "", "{said}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_announced_its_last_request_may_end_and_gets_the_answer() {
+    for said in [
+        "GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n",
+        "GET / HTTP/1.0\r\nhost: web\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: web\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbody",
+    ] {
+        let (mut near, far) = duplex(64 << 10);
+        let thinking = thinking(far, None);
+        near.write_all(said.as_bytes()).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        near.shutdown().await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(thought_of(&thinking), 1, "{said}");
+        let mut heard = String::new();
+        near.read_to_string(&mut heard).await.unwrap();
+        assert!(heard.contains(" 200 OK\r"), "{said}: {heard}");
+        assert!(heard.ends_with("\r\n\r\n/"), "{said}: {heard}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -348,7 +507,6 @@ async fn what_comes_while_the_app_thinks_is_the_next_request() {
     }
     let more = get("/three") + "GET /four HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
     near.write_all(more.as_bytes()).await.unwrap();
-    near.shutdown().await.unwrap();
     let mut heard = String::new();
     near.read_to_string(&mut heard).await.unwrap();
     let answers: Vec<&str> = heard.split("HTTP/1.1 200 OK\r\n").skip(1).collect();

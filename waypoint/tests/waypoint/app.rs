@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// A server in a pod that says what it was asked. Its path tells it what to do:
-/// `/keep` keeps `x-key` and how long the body was, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer; `/linger` none of the app that `x-slow` names, who keeps `left=` and `x-key` when nobody waits any more;
+/// `/keep` keeps `x-key` and how long the body was, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer; `/slow` a late one; `/linger` none of the app that `x-slow` names, who keeps `left=` and `x-key` when nobody waits any more;
 /// `/upgrade` bytes again; anything else what it saw.
 pub(crate) struct App {
     failed: Arc<Mutex<Vec<String>>>,
@@ -75,16 +75,20 @@ async fn answer(
         "/echo" => echoed(request.into_body()).await,
         "/keep" => {
             let key = text(request.headers(), "x-key");
-            let bytes = request.into_body().collect().await.unwrap().to_bytes();
-            failed
-                .lock()
-                .unwrap()
-                .push(format!("{key}={}", bytes.len()));
+            let (mut body, mut bytes) = (request.into_body(), 0);
+            while let Some(frame) = body.frame().await {
+                bytes += frame.unwrap().into_data().map_or(0, |data| data.len());
+            }
+            failed.lock().unwrap().push(format!("{key}={bytes}"));
             whole(format!("app={name}\n"))
         }
         "/kept" => whole(failed.lock().unwrap().join("\n")),
         "/stream" => Response::new(request.into_body().boxed()),
         "/hang" => std::future::pending().await,
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            whole(seen(&name, &request))
+        }
         "/linger" => {
             if text(request.headers(), "x-slow") == name {
                 let key = text(request.headers(), "x-key");

@@ -1,5 +1,10 @@
 //! Requests through ztunnel, waypoint and ztunnel: what an app sees, and what comes back.
 
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::Duration;
+
 use ::http::{Method, Request, Version};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -8,8 +13,8 @@ use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::app::{One, Two, get, text};
-use super::shop::in_shop;
+use super::app::{App, One, SOON, Two, get, text};
+use super::shop::{Shop, in_shop};
 
 #[test]
 fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
@@ -27,7 +32,9 @@ fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
             guessed(shop)
                 .await
                 .context("a port of which nothing is said")
-        })
+        })?;
+        said_all(shop).context("clients that have said all")?;
+        gone(shop).context("clients that have gone")
     });
 }
 
@@ -170,6 +177,12 @@ async fn websocket(shop: &super::shop::Shop<'_>) -> Result<()> {
         io.read_exact(&mut back).await?;
         ensure!(back == [round; 100]);
     }
+    // Whoever has said all may listen.
+    io.write_all(&[9; 500]).await?;
+    io.shutdown().await?;
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, io.read_to_end(&mut rest)).await??;
+    ensure!(rest == [9; 500], "{} bytes", rest.len());
     // An app that refuses leaves a connection that goes on.
     let mut client = One::to(&shop.client, shop.at(80)).await?;
     let mut refused = get("/status/403");
@@ -203,9 +216,10 @@ async fn extended_connect(shop: &super::shop::Shop<'_>) -> Result<()> {
     ensure!(answer.status() == 200, "{answer:?}");
     let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await?);
     io.write_all(b"over two").await?;
-    let mut back = [0; 8];
-    io.read_exact(&mut back).await?;
-    ensure!(&back == b"over two");
+    io.shutdown().await?;
+    let mut back = Vec::new();
+    tokio::time::timeout(SOON, io.read_to_end(&mut back)).await??;
+    ensure!(back == b"over two", "{back:?}");
     Ok(())
 }
 
@@ -224,4 +238,86 @@ async fn guessed(shop: &super::shop::Shop<'_>) -> Result<()> {
         "{heard:?}"
     );
     Ok(())
+}
+
+/// Says that, ends its direction, and reads until the other end ends as well.
+fn half_closed(shop: &Shop<'_>, said: &str) -> Result<String> {
+    let mut stream = shop.client.connect(shop.at(80))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(said.as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut heard = Vec::new();
+    match stream.read_to_end(&mut heard) {
+        Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+            return Err(error.into());
+        }
+        _ => Ok(String::from_utf8_lossy(&heard).into_owned()),
+    }
+}
+
+/// A client over HTTP/1.1 that has announced its last request may end its direction while the app thinks; one that has
+/// not is taken for one that has closed its connection.
+fn said_all(shop: &Shop<'_>) -> Result<()> {
+    for (said, waits) in [
+        (
+            "GET /slow HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n",
+            true,
+        ),
+        ("GET /slow HTTP/1.0\r\nhost: web.shop\r\n\r\n", true),
+        (
+            "POST /slow HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\ncontent-length: 4\r\n\r\nbody",
+            true,
+        ),
+        ("GET /slow HTTP/1.1\r\nhost: web.shop\r\n\r\n", false),
+        (
+            "POST /slow HTTP/1.1\r\nhost: web.shop\r\ncontent-length: 4\r\n\r\nbody",
+            false,
+        ),
+    ] {
+        let heard = half_closed(shop, said)?;
+        let answered = heard.contains(" 200 OK\r\n") && heard.contains("app=");
+        ensure!(answered == waits, "{said:?}: {heard:?}");
+        ensure!(waits || heard.is_empty(), "{said:?}: {heard:?}");
+    }
+    Ok(())
+}
+
+/// A client that closes its connection while the app thinks leaves nobody at work, and is told of as one that went.
+fn gone(shop: &Shop<'_>) -> Result<()> {
+    let pod = shop.lab.pod("shop/lone").node(0).label("app", "lone");
+    let pod = pod.start()?;
+    let _app = App::start(&shop.runtime, &pod, 8080)?;
+    let lone = shop.lab.service_of("shop/lone", &[("http", 80, 8080)])?;
+    let kept = || {
+        shop.runtime.block_on(async {
+            let mut one = One::to(&shop.client, lone.at(80)).await?;
+            anyhow::Ok(one.get("/kept").await?.is(200)?.text())
+        })
+    };
+    shop.until("the lone app to be served", |_| kept().is_ok())?;
+    let ask = |key: &str| -> Result<()> {
+        let mut stream = shop.client.connect(lone.at(80))?;
+        let fields =
+            format!("host: lone.shop\r\nx-slow: lone\r\nx-key: {key}\r\nx-request-id: {key}\r\n");
+        stream.write_all(format!("GET /linger HTTP/1.1\r\n{fields}\r\n").as_bytes())?;
+        // Mostly enough for the app to have been asked; where it is not, the next one is.
+        shop.runtime
+            .block_on(async { tokio::time::sleep(Duration::from_millis(300)).await });
+        Ok(())
+    };
+    let tries = Cell::new(0);
+    shop.until("the app to hear that nobody waits", |_| {
+        tries.set(tries.get() + 1);
+        let left = format!("left=gone-{}\n", tries.get());
+        ask(&format!("gone-{}", tries.get())).is_ok()
+            && (0..20).any(|_| kept().is_ok_and(|kept| (kept + "\n").contains(&left)))
+    })?;
+    let key = format!("gone-{}", tries.get());
+    let log = shop.waypoint.pod().access_log();
+    let line = log.find("who has gone", |line| line.field("request_id") == key)?;
+    ensure!(line.field("flags") == "DC", "{line:?}");
+    shop.until("its place to be free", |shop| {
+        let metrics = shop.waypoint.pod().metrics();
+        metrics.is_ok_and(|it| it.sum("ambit_requests_carried", &[]) == 0.0)
+    })
 }

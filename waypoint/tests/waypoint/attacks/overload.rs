@@ -169,17 +169,21 @@ fn vanished(shop: &Shop<'_>, other: &Pod) -> Result<()> {
         }
         ensure!(serves(shop, other), "after {what}");
     }
-    // While the app thinks: a reset over HTTP/1.1, and a connection's end over HTTP/2.
-    let mut stream = shop.client.connect(shop.at(80))?;
-    stream.write_all(b"GET /hang HTTP/1.1\r\nhost: web.shop\r\n\r\n")?;
-    shop.until("the app to be asked over HTTP/1.1", |shop| {
-        number(shop, "ambit_requests_carried", &[]).is_ok_and(|now| now == 1.0)
-    })?;
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-    drop(stream);
-    shop.until("nothing of it to be carried over HTTP/1.1", |shop| {
-        number(shop, "ambit_requests_carried", &[]).is_ok_and(|now| now == 0.0)
-    })?;
+    // While the app thinks: a reset over HTTP/1.1, or an end, and a connection's end over HTTP/2.
+    for reset in [true, false] {
+        let mut stream = shop.client.connect(shop.at(80))?;
+        stream.write_all(b"GET /hang HTTP/1.1\r\nhost: web.shop\r\n\r\n")?;
+        shop.until("the app to be asked over HTTP/1.1", |shop| {
+            number(shop, "ambit_requests_carried", &[]).is_ok_and(|now| now == 1.0)
+        })?;
+        if reset {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+        }
+        drop(stream);
+        shop.until("nothing of it to be carried over HTTP/1.1", |shop| {
+            number(shop, "ambit_requests_carried", &[]).is_ok_and(|now| now == 0.0)
+        })?;
+    }
     let mut peer = Peer::to(&shop.client, shop.at(90))?;
     hang(&mut peer, 1)?;
     shop.until("the app to be asked", |shop| {

@@ -26,7 +26,7 @@ fn no_request_is_read_in_two_ways() {
             .service_for("shop/strict", app, &[("http", 80, 8600)])?;
         let at = service.at(80);
         shop.until("the strict app", |shop| {
-            let got = say(shop, at, b"GET /first HTTP/1.1\r\nhost: web.shop\r\n\r\n");
+            let got = say(shop, at, &[FIRST, LAST].concat());
             got.is_ok_and(|said| said.starts_with("HTTP/1.1 200"))
         })?;
         table(shop, &strict, at).context("the table")?;
@@ -46,7 +46,13 @@ fn table(shop: &Shop<'_>, strict: &Strict, at: SocketAddr) -> Result<()> {
         let (verdict, name, said) = (part()?.trim(), part()?, part()?);
         count += 1;
         let (first, evil) = (format!("/v{count}-"), format!("/evil{count}-"));
-        let heard = say(shop, at, &bytes(said, &first, &evil)?)?;
+        let mut said_all = bytes(said, &first, &evil)?;
+        // Whoever ends a connection that was to be kept is served no more; what is whole is followed by one that is not.
+        let whole = said.contains("{E}") || said.ends_with(r"\r\n\r\n");
+        if whole || !matches!(verdict, "refuse" | "cut") {
+            said_all.extend_from_slice(LAST);
+        }
+        let heard = say(shop, at, &said_all)?;
         let times = (strict.times(&first), strict.times(&evil));
         let expected = match verdict {
             "refuse" | "cut" => (0, 0),
@@ -116,17 +122,22 @@ fn bytes(text: &str, first: &str, evil: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Says it all and ends; what came back until the other end ended as well.
+/// Says it all, and ends unless its last request says so; what came back until the other end ended as well.
 fn say(shop: &Shop<'_>, at: SocketAddr, bytes: &[u8]) -> Result<String> {
     let mut stream = shop.client.connect(at)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     // Refused in the middle, it cannot be said to its end.
     let _ = stream.write_all(bytes);
-    let _ = stream.shutdown(Shutdown::Write);
+    if !bytes.ends_with(LAST) {
+        let _ = stream.shutdown(Shutdown::Write);
+    }
     let mut heard = Vec::new();
     let _ = stream.read_to_end(&mut heard);
     Ok(String::from_utf8_lossy(&heard).into_owned())
 }
+
+const FIRST: &[u8] = b"GET /first HTTP/1.1\r\nhost: web.shop\r\n\r\n";
+const LAST: &[u8] = b"GET /last HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n";
 
 type Fields = &'static [(&'static str, &'static str)];
 
