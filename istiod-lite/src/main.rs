@@ -12,7 +12,7 @@ use istiod_lite::config::{Check, Cli, Command, Run, Token};
 use istiod_lite::token::{Named, Request, Tokens};
 use istiod_lite::{feed, start};
 use ops::drain::{Drain, Drained};
-use tokio::signal::unix::{SignalKind, signal};
+use ops::signals::Signals;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
@@ -32,16 +32,8 @@ async fn run_until_told(run: &Run) -> anyhow::Result<()> {
     let format = run.log_format.parse().context("--log-format")?;
     let log = ops::log::init(&levels(&run.log), format).context("--log")?;
     let drain = Drain::new();
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    let mut told = pin!(async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    });
+    let mut signals = Signals::listen()?;
+    let mut told = pin!(signals.next());
     // An API server that cannot be reached is waited for, however long.
     let started = tokio::select! {
         started = start::start(run, &drain) => Some(started?),

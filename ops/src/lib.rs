@@ -12,9 +12,10 @@
 //! | [`process`] | file descriptors, memory, CPU, runtime |
 //! | [`ready`] | named gates behind `/healthz/ready` |
 //! | [`discovery`] | figures of a proxy's discovery stream |
+//! | [`signals`] | somebody outside wants it to end |
 //! | [`drain`] | stop accepting, wait, stop now |
-//! | [`admin`] | the routes above, and the server that answers them |
 //! | [`threads`] | threads that carry traffic, and which of them has least to do |
+//! | [`admin`] | the routes above, and the server that answers them |
 //! | [`time`] | instants as RFC 3339 text |
 
 pub mod admin;
@@ -26,6 +27,7 @@ pub mod metrics;
 pub mod process;
 pub mod ready;
 mod server;
+pub mod signals;
 pub mod sink;
-pub mod time;
 pub mod threads;
+pub mod time;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -14,6 +14,13 @@ use tokio::runtime::RuntimeMetrics;
 
 use crate::log::LogHandle;
 use crate::metrics::Registry;
+
+/// Takes as many file descriptors as it may have. Each connection takes two; the soft limit is a habit from the time of select(2).
+pub fn allow_all_fds() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
 
 /// Registers the process's own metrics. `runtimes` are those that carry the load; their workers are numbered through.
 pub fn register(registry: &mut Registry, runtimes: Vec<RuntimeMetrics>, log: Option<LogHandle>) {

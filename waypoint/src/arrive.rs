@@ -91,12 +91,12 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
                         tracing::warn!(%error, "arrive: cannot take a connection");
                         continue;
                     }
-                });
                 };
                 let (runtime, load) = there.held();
                 proxy.drain.clone().spawn_on(&runtime, async move {
                     let _places = (place, connected, load);
                     serve(proxy, tcp, unmapped(peer)).await;
+                });
             }
             Err(error) => {
                 // Out of descriptors, most likely; what is open goes on, and ends.

@@ -11,15 +11,14 @@ use anyhow::Context;
 use hbone::control_plane::{channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Identity, Pool, PoolConfig};
 use mesh::Mesh;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ops::discovery::DiscoveryMetrics;
 use ops::drain::Drain;
 use ops::log::LogHandle;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
+use ops::signals::Signals;
 use ops::threads::{self, Kind, Threads};
 use tokio::runtime::{Builder, Handle};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -42,10 +41,7 @@ use crate::{arrive, discovery};
 pub fn run() -> anyhow::Result<()> {
     let config = Arc::new(Config::from_process());
     let log = ops::log::init(&config.log, config.log_format)?;
-    // Each connection takes two descriptors; the soft limit is a habit from the time of select(2).
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    ops::process::allow_all_fds();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let traffic = Threads::start(config.worker_threads.unwrap_or(cores), TRAFFIC)?;
     let control = Builder::new_current_thread().enable_all().build()?;
@@ -60,6 +56,7 @@ pub fn run() -> anyhow::Result<()> {
 
 async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> anyhow::Result<()> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), gateway = %config.gateway_name, namespace = %config.pod_namespace, xds = %config.xds_address, "starting");
+    let mut signals = Signals::listen()?;
     let readiness = Readiness::new();
     let (quit, end) = (CancellationToken::new(), CancellationToken::new());
     let (proxy, writing) = wire(&config, &runtimes, &log)?;
@@ -118,14 +115,16 @@ async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> any
     tokio::spawn(measure(proxy.clone(), end.clone()));
     serving.open();
 
-    asked_to_stop(&quit).await?;
+    tokio::select! {
+        () = signals.next() => {}
+        () = quit.cancelled() => {}
+    }
     serving.close();
     let deadline = config.drain_deadline();
     tracing::info!(requests = proxy.load.requests(), ?deadline, "stopping");
-    let never = CancellationToken::new();
     let drained = tokio::select! {
         drained = proxy.drain.drain(deadline) => Some(drained),
-        again = asked_to_stop(&never) => { again?; None }
+        () = signals.next() => None,
     };
     tracing::info!(?drained, "stopped");
     end.cancel();
@@ -241,19 +240,6 @@ async fn measure(proxy: Arc<Proxy>, end: CancellationToken) {
         }
         before = refused;
     }
-}
-
-async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = quit.cancelled() => {}
-    }
-    Ok(())
 }
 
 fn registry(proxy: &Proxy, discovery: &DiscoveryMetrics, log: &LogHandle) -> Arc<Registry> {

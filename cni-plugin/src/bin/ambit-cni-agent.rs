@@ -13,7 +13,7 @@ use clap::Parser;
 use cni_plugin::agent::{self, Metrics, Signs};
 use cni_plugin::install::{self, Install, Watch};
 use ops::log::Format;
-use tokio::signal::unix::{SignalKind, signal};
+use ops::signals::Signals;
 use tokio_util::sync::CancellationToken;
 
 /// Brings the pods of its node into the mesh.
@@ -194,14 +194,10 @@ async fn serve(config: agent::Config) -> anyhow::Result<()> {
     for (address, routes) in doors {
         open(address, routes, stop.clone()).await?;
     }
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::listen()?;
     let stopping = stop.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         tracing::info!("told to stop");
         stopping.cancel();
     });

@@ -18,7 +18,6 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::{get_thp_disable, set_name, set_thp_disable};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -44,9 +43,7 @@ pub fn keep(arguments: Vec<OsString>) -> io::Result<i32> {
     let slim = slim();
     // Not the worker's name: who kills the worker by name must not take the keeper along.
     set_name(c"ztunnel-keeper")?;
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    ops::process::allow_all_fds();
     let mut wanted: SigSet = STOP.into_iter().collect();
     wanted.add(Signal::SIGCHLD);
     wanted.thread_block()?;
