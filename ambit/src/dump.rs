@@ -65,7 +65,7 @@ impl Dump {
     async fn waypoints(&self, client: &Client) -> anyhow::Result<Vec<String>> {
         let mut missing = Vec::new();
         let all: Api<Pod> = Api::all(client.clone());
-        let managed = format!("{}={}", labels::GATEWAY_MANAGED, labels::MANAGED_WAYPOINT);
+        let managed = labels::managed();
         let found = all.list(&ListParams::default().labels(&managed)).await?;
         if !found.items.is_empty() {
             say("* waypoints");

@@ -16,7 +16,7 @@ mod pattern;
 mod render;
 
 pub use note::{Note, Notes, laid};
-pub use order::{Order, Reference};
+pub use order::{Order, Reference, Role};
 pub use parameters::{Parameters, made};
 pub use pattern::{Chart, Mesh, Pattern};
 pub use render::render;

@@ -19,6 +19,9 @@ use crate::{
     ztunnel::Recipe,
 };
 
+/// (L) which network a cluster is on, or a gateway leads to.
+const NETWORK: &str = "topology.istio.io/network";
+
 /// What a lab will be.
 #[derive(Debug, Clone)]
 #[must_use = "a lab starts with `start`"]
@@ -35,6 +38,8 @@ pub struct Builder {
     istiod_env: Vec<(String, String)>,
     waypoint_env: Vec<(String, String)>,
     places: Vec<String>,
+    /// Number and name.
+    network: (u8, String),
 }
 
 impl Builder {
@@ -51,7 +56,15 @@ impl Builder {
             istiod_env: Vec::new(),
             waypoint_env: Vec::new(),
             places: Vec::new(),
+            network: (0, String::new()),
         }
+    }
+
+    /// All of it is on a network of that name. Labs that are to be joined have networks of different numbers, from 0.
+    pub fn network(mut self, number: u8, name: &str) -> Self {
+        self.network = (number, name.into());
+        self.ztunnel_env("NETWORK", name)
+            .waypoint_env("NETWORK", name)
     }
 
     /// Where the nodes stand, from the first: `region/zone`.
@@ -154,7 +167,7 @@ impl Builder {
 
     fn build(&self, bin: &Path, claim: Claim) -> Result<Lab> {
         let dir = claim.dir.clone();
-        let plan = Plan::new(&claim.id, self.nodes, self.ipv6)?;
+        let plan = Plan::new(&claim.id, self.nodes, self.ipv6, self.network.0)?;
         let objects = Objects::create(dir.join("config"))?;
         let fabric = Fabric::build(&plan)?;
         let control_site = control_plane::Site {
@@ -224,6 +237,11 @@ impl Builder {
         }
         lab.namespace("default").plain()?;
         lab.namespace("istio-system").plain()?;
+        if !self.network.1.is_empty() {
+            let network = [(NETWORK, self.network.1.as_str())];
+            let system = objects::namespace("istio-system", &network);
+            shared.objects.set(&system)?;
+        }
         if !self.mesh {
             return Ok(());
         }

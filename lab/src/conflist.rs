@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_mesh_is_the_last_link_of_the_chain_and_absent_without_a_mesh() {
-        let plan = Plan::new("l00000", 1, true).unwrap();
+        let plan = Plan::new("l00000", 1, true, 0).unwrap();
         let mesh = MeshPlugin {
             binary: "/bin/x".into(),
             agent_dir: "/run/x".into(),

@@ -42,6 +42,11 @@ impl Fabric {
         (self.switch.netns(), host.role())
     }
 
+    /// A cable to another lab's switch.
+    pub(crate) fn join(&self, ours: &str, other: &Self, theirs: &str) -> Result<()> {
+        self.switch.join(ours, &other.switch, theirs)
+    }
+
     /// Pulls the plug of a node: its frames no longer reach anyone, the interface stays.
     pub(crate) fn unplug(&self, host: Host) -> Result<()> {
         self.switch.unplug(&host.role())
@@ -93,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_node_gets_its_addresses_and_routes_to_the_others_pods_only() {
-        let plan = Plan::new("l00000", 2, true).unwrap();
+        let plan = Plan::new("l00000", 2, true, 0).unwrap();
         assert_eq!(
             host_batch(&plan, Host::Node(0)),
             "addr add 10.90.0.10/24 dev eth0\n\

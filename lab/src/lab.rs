@@ -39,7 +39,7 @@ use crate::{
     plan::{Host, Plan},
     pod::{Pod, PodBuilder, split},
     process::Process,
-    waypoint::{self, Waypoint, WaypointPod},
+    waypoint::{self, Role, Waypoint, WaypointPod},
     ztunnel::Credentials,
 };
 
@@ -181,22 +181,43 @@ impl Lab {
         })
     }
 
+    /// The east-west gateway `namespace/name` of this lab's network, one pod on a node; it is ready when this returns.
+    pub fn east_west(&self, reference: &str, node: usize) -> Result<WaypointPod> {
+        let (namespace, name) = split(reference)?;
+        let gateway = objects::east_west(namespace, name);
+        self.shared.objects.set(&gateway)?;
+        let label = (waypoint::GATEWAY_NAME, name);
+        self.service_for(reference, label, &[("hbone", 15008, 15008)])?;
+        self.gateway_pod(reference, &format!("{name}-0"), node, Role::EastWest)
+    }
+
     /// Another pod of a waypoint that is there.
     pub fn waypoint_pod(&self, reference: &str, pod: &str, node: usize) -> Result<WaypointPod> {
+        self.gateway_pod(reference, pod, node, Role::Waypoint)
+    }
+
+    fn gateway_pod(
+        &self,
+        reference: &str,
+        pod: &str,
+        node: usize,
+        role: Role,
+    ) -> Result<WaypointPod> {
         let (namespace, name) = split(reference)?;
         let pod = self
             .pod(&format!("{namespace}/{pod}"))
             .node(node)
             .service_account(name)
             .label(waypoint::GATEWAY_NAME, name)
-            .label(waypoint::GATEWAY_CLASS, "istio-waypoint")
+            .label(waypoint::GATEWAY_CLASS, role.class())
             .label("istio.io/dataplane-mode", "none")
             .unready()
             .start()?;
         let site = &self.shared.control_site;
         let token = site.token(namespace, name, pod.name())?;
         let env = self.shared.waypoint_env.clone();
-        let started = WaypointPod::start(&site.bin, pod, name, &token, &site.root_cert(), env)?;
+        let root = site.root_cert();
+        let started = WaypointPod::start(&site.bin, pod, name, &token, &root, env, role)?;
         started.pod().ready()?;
         Ok(started)
     }
@@ -288,6 +309,25 @@ impl Lab {
     /// Puts the plug back.
     pub fn replug(&self, node: usize) -> Result<()> {
         self.shared.fabric.replug(Host::Node(node))
+    }
+
+    /// Makes one pod of another lab reachable from here, and nothing else there: as the public address of a network is.
+    /// The two labs have networks of different numbers ([`Builder::network`]).
+    pub fn way_to(&self, other: &Lab, pod: &Pod) -> Result<()> {
+        let ports = [other.id(), self.id()].map(|id| format!("to-{id}"));
+        let fabric = &self.shared.fabric;
+        fabric.join(&ports[0], &other.shared.fabric, &ports[1])?;
+        let theirs = other.node(pod.node());
+        let (there, via) = (pod.ip(), theirs.addresses()[0]);
+        for node in self.nodes() {
+            let way = format!("route replace {there}/32 via {via} dev eth0 onlink\n");
+            node.netns().ip(&way)?;
+            let subnets = self.shared.plan.pod_subnets(node.index());
+            let (back, via) = (&subnets[0], node.addresses()[0]);
+            let way = format!("route replace {back} via {via} dev eth0 onlink\n");
+            theirs.netns().ip(&way)?;
+        }
+        Ok(())
     }
 
     /// Starts a second ztunnel on a node, in a pod of its own, as a rolling update does, and waits until it is ready. It

@@ -169,6 +169,18 @@ pub(crate) fn waypoint(namespace: &str, name: &str) -> Value {
     })
 }
 
+/// A Gateway that is the door of its network, for others.
+pub(crate) fn east_west(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+        "metadata": { "namespace": namespace, "name": name },
+        "spec": {
+            "gatewayClassName": "istio-east-west",
+            "listeners": [{ "name": "mesh", "port": 15008, "protocol": "HBONE", "tls": { "mode": "Terminate" } }],
+        },
+    })
+}
+
 /// A pod as the scheduler leaves it: bound to a node, no address yet.
 #[derive(Debug, Clone)]
 pub(crate) struct PodObject {

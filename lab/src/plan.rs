@@ -1,7 +1,8 @@
 //! Who has which name and which address in a lab. Pure.
 //!
 //! Every lab lives in network namespaces of its own, so all labs use the same addresses and only
-//! the names, which carry the lab's id, differ:
+//! the names, which carry the lab's id, differ. Labs that are joined (`Lab::way_to`) have other addresses: the second
+//! number is greater by the number of its network.
 //!
 //! ```text
 //!            fabric 10.90.0.0/24  fd90::/64
@@ -18,6 +19,11 @@ use anyhow::{Result, ensure};
 /// The most nodes a lab may have: the fabric's last IPv4 byte bounds it.
 pub const MOST_NODES: usize = 200;
 
+/// How many networks can be told apart by their addresses.
+const NETWORKS: u8 = 5;
+/// Between the services of one and those of the next, so that they stay clear of the fabrics.
+const SERVICES: u8 = 16;
+
 /// Names of interfaces and namespaces start with it, so that nothing foreign is ever taken for ours.
 pub(crate) const PREFIX: &str = "ambit-";
 
@@ -32,10 +38,16 @@ pub struct Plan {
     id: String,
     nodes: usize,
     ipv6: bool,
+    network: u8,
 }
 
 impl Plan {
-    pub(crate) fn new(id: &str, nodes: usize, ipv6: bool) -> Result<Self> {
+    pub(crate) fn new(id: &str, nodes: usize, ipv6: bool, network: u8) -> Result<Self> {
+        ensure!(
+            network < NETWORKS,
+            "networks have numbers up to {}, not {network}",
+            NETWORKS - 1
+        );
         ensure!(
             (1..=MOST_NODES).contains(&nodes),
             "a lab has 1 to {MOST_NODES} nodes, not {nodes}"
@@ -44,6 +56,7 @@ impl Plan {
             id: id.to_owned(),
             nodes,
             ipv6,
+            network,
         })
     }
 
@@ -76,16 +89,17 @@ impl Plan {
     pub(crate) fn on_fabric(&self, host: Host) -> Vec<IpAddr> {
         let last = host.last_byte();
         self.families(
-            Ipv4Addr::new(10, 90, 0, last),
-            Ipv6Addr::new(0xfd90, 0, 0, 0, 0, 0, 0, last.into()),
+            Ipv4Addr::new(10, 90 + self.network, 0, last),
+            Ipv6Addr::new(self.group(0xfd90), 0, 0, 0, 0, 0, 0, last.into()),
         )
     }
 
     /// The pods' subnets of a node, IPv4 first, in CIDR notation.
     pub fn pod_subnets(&self, node: usize) -> Vec<String> {
-        let mut subnets = vec![format!("10.244.{node}.0/24")];
+        let network = 244 + self.network;
+        let mut subnets = vec![format!("10.{network}.{node}.0/24")];
         if self.ipv6 {
-            subnets.push(format!("fd10:244:{node:x}::/64"));
+            subnets.push(format!("fd10:{network}:{node:x}::/64"));
         }
         subnets
     }
@@ -94,9 +108,13 @@ impl Plan {
     pub(crate) fn service_addresses(&self, n: u16) -> Vec<IpAddr> {
         let [high, low] = n.saturating_add(10).to_be_bytes();
         self.families(
-            Ipv4Addr::new(10, 96, high, low),
-            Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, n.saturating_add(10)),
+            Ipv4Addr::new(10, 96 + SERVICES * self.network, high, low),
+            Ipv6Addr::new(self.group(0xfd96), 0, 0, 0, 0, 0, 0, n.saturating_add(10)),
         )
+    }
+
+    fn group(&self, first: u16) -> u16 {
+        first + 0x10 * u16::from(self.network)
     }
 
     fn families(&self, v4: Ipv4Addr, v6: Ipv6Addr) -> Vec<IpAddr> {
@@ -145,18 +163,21 @@ mod tests {
 
     #[test]
     fn addresses_of_one_lab_never_meet() {
-        let plan = Plan::new("l00001", MOST_NODES, true).unwrap();
-        let mut all: Vec<IpAddr> = plan.on_fabric(Host::ControlPlane);
-        all.extend(plan.on_fabric(Host::Outside));
-        all.extend((0..MOST_NODES).flat_map(|n| plan.on_fabric(Host::Node(n))));
-        all.extend((0..300).flat_map(|n| plan.service_addresses(n)));
+        let mut all: Vec<IpAddr> = Vec::new();
+        for network in 0..NETWORKS {
+            let plan = Plan::new("l00001", MOST_NODES, true, network).unwrap();
+            all.extend(plan.on_fabric(Host::ControlPlane));
+            all.extend(plan.on_fabric(Host::Outside));
+            all.extend((0..MOST_NODES).flat_map(|n| plan.on_fabric(Host::Node(n))));
+            all.extend((0..300).flat_map(|n| plan.service_addresses(n)));
+        }
         let unique: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(unique.len(), all.len());
     }
 
     #[test]
     fn without_ipv6_there_is_none() {
-        let plan = Plan::new("l00001", 1, false).unwrap();
+        let plan = Plan::new("l00001", 1, false, 0).unwrap();
         assert_eq!(plan.pod_subnets(0), ["10.244.0.0/24"]);
         assert!(plan.on_fabric(Host::Node(0)).iter().all(IpAddr::is_ipv4));
         assert!(plan.service_addresses(0).iter().all(IpAddr::is_ipv4));
@@ -164,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_lab_without_nodes_or_with_too_many_is_refused() {
-        assert!(Plan::new("l00001", 0, true).is_err());
-        assert!(Plan::new("l00001", MOST_NODES + 1, true).is_err());
+        assert!(Plan::new("l00001", 0, true, 0).is_err());
+        assert!(Plan::new("l00001", MOST_NODES + 1, true, 0).is_err());
     }
 }

@@ -28,6 +28,16 @@ impl Switch {
         self.netns.ip(&format!("link set {port} master sw up\n"))
     }
 
+    /// Cables its port `port` to the port `theirs` of another switch: the two carry each other's frames.
+    pub(crate) fn join(&self, port: &str, other: &Self, theirs: &str) -> Result<()> {
+        self.netns.ip(&format!(
+            "link add {port} type veth peer name {theirs} netns {}\nlink set {port} master sw up\n",
+            other.netns.name()
+        ))?;
+        let theirs = format!("link set {theirs} master sw up\n");
+        other.netns.ip(&theirs)
+    }
+
     /// Where its ports are.
     pub(crate) fn netns(&self) -> &Netns {
         &self.netns

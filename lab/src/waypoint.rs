@@ -24,6 +24,33 @@ const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
 const NO_CAPABILITIES: &[c_ulong] = &[];
 
+/// What a gateway's pods do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// They stand in front of services.
+    Waypoint,
+    /// They are the door of their network.
+    EastWest,
+}
+
+impl Role {
+    /// The class of its Gateways.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Self::Waypoint => "istio-waypoint",
+            Self::EastWest => "istio-east-west",
+        }
+    }
+
+    /// As its Deployment tells the program.
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Waypoint => "waypoint",
+            Self::EastWest => "east-west",
+        }
+    }
+}
+
 /// A waypoint and the pod that it began with.
 #[derive(Debug)]
 pub struct Waypoint {
@@ -59,6 +86,7 @@ impl WaypointPod {
         token: &str,
         root_cert: &Path,
         more: Vec<(String, String)>,
+        role: Role,
     ) -> Result<Self> {
         let run = pod.dir().join("run");
         let (token_file, root_file) = (
@@ -71,7 +99,7 @@ impl WaypointPod {
         fs::write(&token_file, token.trim())?;
         fs::set_permissions(&token_file, fs::Permissions::from_mode(0o600))?;
         fs::copy(root_cert, &root_file).context("the control plane's root certificate")?;
-        let component = component(bin, &pod, gateway, run, more);
+        let component = component(bin, &pod, gateway, run, more, role);
         component.start()?;
         Ok(Self {
             pod,
@@ -119,6 +147,7 @@ fn component(
     gateway: &str,
     run: std::path::PathBuf,
     more: Vec<(String, String)>,
+    role: Role,
 ) -> Component {
     let (binary, inside) = (bin.join("waypoint"), pod.clone());
     let addresses: Vec<_> = pod.addresses().iter().map(ToString::to_string).collect();
@@ -136,7 +165,7 @@ fn component(
     let recipe = move || {
         let mut command = bare(&binary);
         command
-            .args(["proxy", "waypoint"])
+            .args(["proxy", role.argument()])
             .current_dir("/")
             .envs(env.iter().map(|(key, value)| (key, value)))
             .envs(more.iter().map(|(key, value)| (key, value)));

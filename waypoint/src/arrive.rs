@@ -44,6 +44,7 @@ use self::turns::{Last, Turns};
 use crate::carry;
 use crate::client::{Baggage, Client};
 use crate::compiled::Front;
+use crate::east_west;
 use crate::load::Share;
 use crate::proxy::Proxy;
 use crate::report::Caller;
@@ -182,6 +183,13 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
             return request.refuse(Status::Unavailable);
         }
     };
+    if proxy.config.is_east_west() {
+        let client = Arc::new(client(None, &request, identity, peer));
+        now.run_until_cancelled(east_west::carry(&proxy, request, client))
+            .await;
+        drop(share);
+        return;
+    }
     let (to, front) = match told(&proxy, &request.authority, identity.namespace()).await {
         Ok(told) => told,
         Err(why) => {

@@ -2,6 +2,7 @@
 //!
 //! Asked for are addresses on demand and resources whole. Which services' addresses come is for the control plane to
 //! say: those that a resource names, before it names them. Clients are looked up when they first arrive ([`Clients`]).
+//! An east-west gateway may be asked for any service, so it follows all addresses, as a ztunnel does, and nothing else.
 
 mod clients;
 
@@ -49,11 +50,17 @@ pub async fn run<C: Compile>(
         let channel = InterceptedService::new(channel.clone(), caller.clone());
         std::future::ready(Ok::<_, std::convert::Infallible>(channel))
     };
+    let east_west = config.is_east_west();
+    let (follows, addresses) = match east_west {
+        true => (vec![Kind::Addresses], Wish::Everything),
+        false => (vec![Kind::Addresses, Kind::Resources], Wish::OnDemand),
+    };
     let wish = ClientConfig {
-        follows: vec![Kind::Addresses, Kind::Resources],
-        addresses: Wish::OnDemand,
+        follows,
+        addresses,
         ..ClientConfig::new(node(config))
     };
+    let demands = (!east_west).then_some(demands);
     let mut first = FirstAnswers::of(&wish.follows);
     let events = |event: ClientEvent<'_>| {
         event.log();
@@ -69,13 +76,18 @@ pub async fn run<C: Compile>(
         }
     };
     let apply = |update| keeper.apply(update);
-    run_client(connect, wish, Some(demands), apply, events, end).await;
+    run_client(connect, wish, demands, apply, events, end).await;
     Ok(())
 }
 
 /// Who we say we are. The control plane believes it only of a pod that runs as our identity and is labelled as one of
-/// that Gateway.
+/// that Gateway. An east-west gateway names none: there are no resources for it.
 pub fn node(config: &Config) -> Node {
+    let nobody = String::new();
+    let gateway = match config.is_east_west() {
+        true => &nobody,
+        false => &config.gateway_name,
+    };
     let known = [
         ("NAME", &config.pod_name),
         ("NAMESPACE", &config.pod_namespace),
@@ -84,7 +96,7 @@ pub fn node(config: &Config) -> Node {
         ("CLUSTER_ID", &config.cluster_id),
         ("NETWORK", &config.network),
         ("SERVICE_ACCOUNT", &config.service_account),
-        (node::GATEWAY_NAME, &config.gateway_name),
+        (node::GATEWAY_NAME, gateway),
     ];
     let known = known.map(|(key, value)| (key.to_owned(), value.clone()));
     let version = (
@@ -126,5 +138,8 @@ mod tests {
         ] {
             assert_eq!(node::metadata(&said, key), value, "{key}");
         }
+        let east_west = format!("{arguments} proxy east-west");
+        let config = Config::try_parse_from(east_west.split_whitespace()).unwrap();
+        assert_eq!(node::metadata(&node(&config), node::GATEWAY_NAME), "");
     }
 }

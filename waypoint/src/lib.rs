@@ -19,6 +19,7 @@
 //! | `client`, `asked` | who asks, and for what: the one form that routes, policies and limits judge |
 //! | `proxy`, `load` | what all connections share; how much is carried at a time |
 //! | `arrive`, `request`, `call`, `carry`, `upstream` | the path |
+//! | `east_west` | the path of a network's gateway: from tunnel to tunnel |
 //! | `route`, `filter` | pure: which rule, and what it changes |
 //! | `retry`, `session` | pure: whether again and when; whom a client stays with |
 //! | `authorize`, `authenticate`, `permission` | pure: who may; tokens; what others are asked |
@@ -38,6 +39,7 @@ pub mod client;
 pub mod compiled;
 pub mod config;
 pub mod discovery;
+pub mod east_west;
 pub mod filter;
 pub mod limit;
 pub mod load;

@@ -269,6 +269,11 @@ impl Upstreams {
         }
     }
 
+    /// A connection to an address, from one of ours.
+    pub(crate) async fn dial(&self, to: std::net::SocketAddr) -> io::Result<TcpStream> {
+        dial(self.own_address(to.ip()), to).await
+    }
+
     /// One of ours that can speak to `to`.
     fn own_address(&self, to: IpAddr) -> IpAddr {
         let fit = |own: &&IpAddr| own.is_ipv4() == to.is_ipv4();

@@ -14,6 +14,8 @@ mod authorize;
 mod balance;
 #[path = "pure/compiled.rs"]
 mod compiled;
+#[path = "pure/east_west.rs"]
+mod east_west;
 #[path = "pure/filter.rs"]
 mod filter;
 #[path = "pure/fuzz.rs"]

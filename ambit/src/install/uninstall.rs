@@ -217,7 +217,7 @@ async fn purge(client: &Client, system: &str) -> anyhow::Result<()> {
 /// What the control plane deployed for Gateways, which are their users'.
 async fn waypoints(client: &Client) -> anyhow::Result<Vec<String>> {
     let deployments: Api<Deployment> = Api::all(client.clone());
-    let managed = format!("{}={}", labels::GATEWAY_MANAGED, labels::MANAGED_WAYPOINT);
+    let managed = labels::managed();
     let found = deployments
         .list_metadata(&ListParams::default().labels(&managed))
         .await?;

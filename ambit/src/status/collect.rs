@@ -416,7 +416,7 @@ const JUDGED: [(&str, &str, &str); 7] = [
 ];
 
 /// Classes that need no GatewayClass.
-const BUILT_IN_CLASSES: [&str; 2] = ["istio-waypoint", "istio-remote"];
+const BUILT_IN_CLASSES: [&str; 3] = ["istio-waypoint", "istio-east-west", "istio-remote"];
 
 /// Taint of a node whose agent has not been ready yet.
 const NOT_READY_TAINT: &str = "cni.istio.io/not-ready";

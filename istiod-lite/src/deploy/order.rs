@@ -17,6 +17,8 @@ pub struct Order {
     pub uid: String,
     /// Name of its class.
     pub class: String,
+    /// What its pods are to do. Its class says so, which is another object's to say ([`Order::of_role`]).
+    pub role: Role,
     /// Name of its Service, Deployment, budget and autoscaler.
     pub called: String,
     /// Account of its pods.
@@ -25,8 +27,8 @@ pub struct Order {
     pub revision: Option<String>,
     /// Name of the listener that takes tunnels.
     pub listener: String,
-    /// `spec.type` of its Service.
-    pub service_type: String,
+    /// `spec.type` of its Service, if it says so; else its role does.
+    pub service_type: Option<String>,
     /// Labels for all that is made.
     pub labels: Labels,
     /// Annotations for all that is made.
@@ -37,6 +39,16 @@ pub struct Order {
     pub elsewhere: bool,
     /// It is being deleted.
     pub going: bool,
+}
+
+/// What the proxy does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It stands in front of services.
+    #[default]
+    Waypoint,
+    /// It is the gateway of a network.
+    EastWest,
 }
 
 /// A ConfigMap with parameters, or something else that was named in its place.
@@ -71,13 +83,12 @@ impl Order {
         Self {
             uid: metadata.uid.clone().unwrap_or_default(),
             class: spec.gateway_class_name.clone(),
+            role: Role::default(),
             called: called(labels::GATEWAY_NAME_OVERRIDE),
             account: called(labels::GATEWAY_SERVICE_ACCOUNT),
             revision: value(own_labels, REVISION).map(str::to_owned),
             listener: tunnels,
-            service_type: value(annotations, SERVICE_TYPE)
-                .unwrap_or("ClusterIP")
-                .to_owned(),
+            service_type: value(annotations, SERVICE_TYPE).map(str::to_owned),
             labels: made.and_then(|it| it.labels.clone()).unwrap_or_default(),
             annotations: made
                 .and_then(|it| it.annotations.clone())
@@ -92,6 +103,16 @@ impl Order {
             going: metadata.deletion_timestamp.is_some(),
             namespace,
             name,
+        }
+    }
+}
+
+impl Order {
+    /// The same for a proxy that does this.
+    pub fn of_role(&self, role: Role) -> Self {
+        Self {
+            role,
+            ..self.clone()
         }
     }
 }

@@ -27,7 +27,7 @@ pub fn gateway(gateway: &Gateway, controller: Controller, places: &[Place]) -> O
                 "This Gateway stands for another network's: there is nothing to program here",
             ),
         ],
-        Controller::Mesh => {
+        Controller::Mesh | Controller::EastWest => {
             let listeners = gateway.listeners.iter();
             let listeners = listeners
                 .map(|it| listener(it, !places.is_empty()))
@@ -35,7 +35,7 @@ pub fn gateway(gateway: &Gateway, controller: Controller, places: &[Place]) -> O
             fields.insert("listeners".to_owned(), listeners);
             vec![
                 accepted,
-                programmed(gateway, places),
+                programmed(gateway, controller, places),
                 condition(
                     "ResolvedRefs",
                     true,
@@ -91,7 +91,11 @@ pub fn class(name: &str, class: &Class) -> Option<Desired> {
     })
 }
 
-fn programmed(gateway: &Gateway, places: &[Place]) -> Condition {
+fn programmed(gateway: &Gateway, controller: Controller, places: &[Place]) -> Condition {
+    let what = match controller {
+        Controller::EastWest => "east-west gateway",
+        _ => "waypoint",
+    };
     let host = places.iter().find_map(|place| match place {
         Place::Host(host) => Some(host.as_str()),
         Place::Ip(_) => None,
@@ -103,7 +107,7 @@ fn programmed(gateway: &Gateway, places: &[Place]) -> Condition {
             false,
             "AddressNotAssigned",
             &format!(
-                "nobody answers for waypoint {namespace}/{name} yet: it counts as ready once there are a Service {namespace}/{service} and a pod with label {GATEWAY_NAME}={name} and an address"
+                "nobody answers for {what} {namespace}/{name} yet: it counts as ready once there are a Service {namespace}/{service} and a pod with label {GATEWAY_NAME}={name} and an address"
             ),
         ),
         (Some(host), false) => condition(
@@ -140,7 +144,8 @@ fn place(place: &Place) -> Value {
     }
 }
 
-/// A waypoint listens on one port with one protocol; whatever else is asked for is not heard.
+/// A waypoint listens on one port with one protocol, and so does an east-west gateway; whatever else is asked for is not
+/// heard.
 fn listener(listener: &Listener, ready: bool) -> Value {
     let good = listener.port == i32::from(HBONE.0) && listener.protocol == HBONE.1;
     let accepted = if good {

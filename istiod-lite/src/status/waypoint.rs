@@ -88,7 +88,9 @@ fn reason(problem: &Problem) -> &'static str {
     match problem {
         Problem::Missing | Problem::NotReady => "WaypointIsNotReady",
         Problem::Denied => "AttachmentDenied",
-        Problem::Unsupported(_) | Problem::Unknown(..) => "UnsupportedTrafficType",
+        Problem::Unsupported(_) | Problem::Unknown(..) | Problem::EastWest => {
+            "UnsupportedTrafficType"
+        }
     }
 }
 
@@ -99,6 +101,9 @@ fn text(problem: &Problem, gateway: &ObjectKey) -> String {
             format!("waypoint \"{gateway}\" is not ready: there is no Gateway of that name")
         }
         Problem::NotReady => format!("waypoint \"{gateway}\" is not ready"),
+        Problem::EastWest => {
+            format!("Gateway \"{gateway}\" is an east-west gateway, which is nobody's waypoint")
+        }
         Problem::Denied => format!(
             "we are not permitted to attach to waypoint \"{gateway}\" (missing allowedRoutes?)"
         ),

@@ -2,7 +2,8 @@
 //!
 //! A waypoint is a Gateway that somebody names ([`super::waypoint`]); which program answers at its
 //! address is not asked. A Gateway of class `istio-remote` is the door of another network: its
-//! workloads are reached through it.
+//! workloads are reached through it. One of class `istio-east-west` is the other side of such a door:
+//! that of our own network, for others.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub service: String,
     /// Account of its pods.
     pub account: String,
+    /// Account of the pods of the gateway of another network, if it stands for one.
+    pub remote_account: String,
     /// What apps behind it learn of their clients' certificates.
     pub client_cert: ForwardClientCert,
     /// The network it is the door of.
@@ -90,6 +93,8 @@ pub enum Serves {
     All,
     /// None.
     Nobody,
+    /// That of other networks: it is no waypoint.
+    OtherNetworks,
     /// What is written there is none of these.
     Unknown(String),
 }
@@ -99,6 +104,8 @@ pub enum Serves {
 pub enum Controller {
     /// We: a waypoint.
     Mesh,
+    /// We: the gateway of our own network.
+    EastWest,
     /// Nobody: a note that another network's gateway is there.
     Unmanaged,
     /// Somebody else, or nobody we know.
@@ -106,12 +113,14 @@ pub enum Controller {
 }
 
 /// The classes that exist without a GatewayClass, with their controllers.
-pub(crate) const BUILT_IN: [(&str, &str); 2] = [
+pub(crate) const BUILT_IN: [(&str, &str); 3] = [
     ("istio-waypoint", MESH_CONTROLLER),
+    ("istio-east-west", EAST_WEST_CONTROLLER),
     ("istio-remote", UNMANAGED_CONTROLLER),
 ];
 /// Of waypoints.
 pub(crate) const MESH_CONTROLLER: &str = "istio.io/mesh-controller";
+const EAST_WEST_CONTROLLER: &str = "istio.io/eastwest-controller";
 const UNMANAGED_CONTROLLER: &str = "istio.io/unmanaged-gateway";
 
 impl Controller {
@@ -124,9 +133,15 @@ impl Controller {
         };
         match controller {
             MESH_CONTROLLER => Self::Mesh,
+            EAST_WEST_CONTROLLER => Self::EastWest,
             UNMANAGED_CONTROLLER => Self::Unmanaged,
             _ => Self::Other,
         }
+    }
+
+    /// Whether its Gateways are deployed by us.
+    pub fn deploys(self) -> bool {
+        matches!(self, Self::Mesh | Self::EastWest)
     }
 }
 
@@ -164,6 +179,8 @@ impl Gateway {
             listeners: gateway.spec.listeners.iter().map(Listener::read).collect(),
             service: called(labels::GATEWAY_NAME_OVERRIDE),
             account: called(labels::GATEWAY_SERVICE_ACCOUNT),
+            remote_account: value(annotations, labels::GATEWAY_SERVICE_ACCOUNT)
+                .map_or_else(|| format!("{name}-istio-remote"), str::to_owned),
             client_cert: client_cert(annotations),
             network: value(own_labels, labels::NETWORK).map(str::to_owned),
             asked: asked
@@ -192,7 +209,7 @@ impl Gateway {
                 name,
                 namespace: self.namespace.to_string(),
                 network: network.to_owned(),
-                service_account: format!("{}-istio-remote", self.name),
+                service_account: self.remote_account.clone(),
                 ..Workload::default()
             };
             match place {
@@ -320,6 +337,10 @@ mod tests {
         };
         assert_eq!(Controller::of("istio-waypoint", None), Controller::Mesh);
         assert_eq!(Controller::of("istio-remote", None), Controller::Unmanaged);
+        assert_eq!(
+            Controller::of("istio-east-west", None),
+            Controller::EastWest
+        );
         assert_eq!(Controller::of("istio", None), Controller::Other);
         assert_eq!(
             Controller::of("ours", Some(&class(MESH_CONTROLLER))),

@@ -56,7 +56,9 @@ impl Service {
         let own_labels = metadata.labels.as_ref().unwrap_or(&none);
         let annotated = value(annotations, labels::TRAFFIC_DISTRIBUTION);
         let gateway = value(own_labels, labels::GATEWAY_NAME);
-        let managed = value(own_labels, labels::GATEWAY_MANAGED) == Some(labels::MANAGED_WAYPOINT);
+        let managed = value(own_labels, labels::GATEWAY_MANAGED);
+        let managed = managed
+            .is_some_and(|by| [labels::MANAGED_WAYPOINT, labels::MANAGED_EAST_WEST].contains(&by));
         let is_alias = spec.type_.as_deref() == Some("ExternalName");
         // Nobody sends to an alias, and waypoints are not sent through waypoints.
         let behind_nothing = managed || gateway.is_some() || is_alias;

@@ -157,6 +157,11 @@ impl ServiceEntry {
             && !self.declines_addresses
     }
 
+    /// Its inline endpoints.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
     /// The networks its endpoints say they are on.
     pub fn networks(&self) -> impl Iterator<Item = &str> {
         self.endpoints.iter().filter_map(|it| it.network.as_deref())
@@ -261,13 +266,9 @@ impl ServiceEntry {
         (workloads, remarks)
     }
 
-    /// Names of its inline endpoints that have all of `labels`.
-    pub fn endpoints_with(&self, cluster: &Cluster, labels: &Labels) -> Vec<String> {
-        let has_all = |endpoint: &&Endpoint| {
-            let mut wanted = labels.iter();
-            wanted.all(|(label, value)| endpoint.labels.get(label) == Some(value))
-        };
-        let endpoints = self.endpoints.iter().filter(has_all);
+    /// Names of its inline endpoints whose labels fit.
+    pub fn endpoints_with(&self, cluster: &Cluster, fit: impl Fn(&Labels) -> bool) -> Vec<String> {
+        let endpoints = self.endpoints.iter().filter(|it| fit(&it.labels));
         let named = endpoints.filter_map(|endpoint| match &endpoint.address {
             Reach::Ip(ip) => Some(self.endpoint_name(cluster, &ip.to_string())),
             Reach::Host(host) => Some(self.endpoint_name(cluster, host)),

@@ -142,7 +142,7 @@ impl Standing {
     /// Whether it takes that kind of traffic; nobody knows if it says what nobody understands.
     pub fn takes(&self, traffic: Traffic) -> Option<bool> {
         match (&self.serves, traffic) {
-            (Serves::Unknown(_), _) => None,
+            (Serves::Unknown(_) | Serves::OtherNetworks, _) => None,
             (Serves::All, _)
             | (Serves::Services, Traffic::Service)
             | (Serves::Workloads, Traffic::Workload) => Some(true),
@@ -198,6 +198,8 @@ pub enum Problem {
     Unsupported(Traffic),
     /// Nobody knows what it is for.
     Unknown(Traffic, String),
+    /// It is the gateway of a network.
+    EastWest,
 }
 
 /// Why a canary is not used.
@@ -273,6 +275,7 @@ impl Judge<'_> {
         match (standing.takes(self.traffic), &standing.serves) {
             (Some(true), _) => Ok(address),
             (Some(false), _) => Err(Problem::Unsupported(self.traffic)),
+            (None, Serves::OtherNetworks) => Err(Problem::EastWest),
             (None, Serves::Unknown(text)) => Err(Problem::Unknown(self.traffic, text.clone())),
             (None, _) => Err(Problem::Unknown(self.traffic, String::new())),
         }

@@ -14,7 +14,7 @@ use super::depend::mark;
 use super::objects::Objects;
 use super::{Builder, World};
 use crate::translate::Labels;
-use crate::translate::gateway::{Class, Controller, Gateway, Place, Traits};
+use crate::translate::gateway::{Class, Controller, Gateway, Place, Serves, Traits};
 use crate::translate::waypoint::{Bound, Judge, Standing, Traffic, bind};
 
 impl Objects {
@@ -47,8 +47,12 @@ impl Objects {
     fn standing(&self, key: &ObjectKey) -> Option<Standing> {
         let gateway = self.gateways.get(key)?;
         let (own, class) = self.traits(gateway);
+        let serves = match self.controller(gateway) {
+            Controller::EastWest => Serves::OtherNetworks,
+            _ => own.serves.or(class.serves).unwrap_or_default(),
+        };
         Some(Standing {
-            serves: own.serves.or(class.serves).unwrap_or_default(),
+            serves,
             from: gateway
                 .tunnels()
                 .map(|it| it.from.clone())
@@ -64,7 +68,7 @@ impl Objects {
         match self.controller(gateway) {
             Controller::Other => gateway.reported.clone(),
             Controller::Unmanaged => gateway.asked.clone(),
-            Controller::Mesh => {
+            Controller::Mesh | Controller::EastWest => {
                 let key = ObjectKey::new(Kind::Service, &gateway.namespace, &gateway.service);
                 let service = self.services.get(&key).filter(|it| !it.is_alias);
                 let begun = !gateway.reported.is_empty() || self.has_pod(gateway);

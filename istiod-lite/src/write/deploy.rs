@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::k8s::labels::{GATEWAY_MANAGED, MANAGED_WAYPOINT};
+use api::k8s::labels;
 use api::k8s::objects::{Gateway, GatewayClass, Kind, ObjectKey};
 use futures_util::stream::{FuturesUnordered, SelectAll};
 use futures_util::{Stream, StreamExt as _};
@@ -30,7 +30,7 @@ use super::follow::Change;
 use super::queue::{Queue, until};
 use super::{Ground, follow};
 use crate::cluster::watch::config;
-use crate::deploy::{Note, Notes, Order, Pattern, PieceKind, Reference};
+use crate::deploy::{Note, Notes, Order, Pattern, PieceKind, Reference, Role};
 use crate::translate::gateway::{Class, Controller};
 
 /// Runs while we lead. `notes` are for those who write the Gateways' statuses.
@@ -159,7 +159,7 @@ impl Desk {
         if let Some(classes) = classes {
             all.push(follow(classes, config()).map(Heard::Class).boxed());
         }
-        let managed = format!("{GATEWAY_MANAGED}={MANAGED_WAYPOINT}");
+        let managed = labels::managed();
         for kind in PieceKind::ALL {
             let pieces = follow(&kind.resource(), config().labels(&managed));
             all.push(pieces.map(move |it| Heard::Piece(kind, it)).boxed());
@@ -222,9 +222,13 @@ impl Desk {
         }
     }
 
-    fn is_ours(&self, order: &Order) -> bool {
+    fn controller(&self, order: &Order) -> Controller {
         let class = self.classes.get(&order.class).map(|(class, _)| class);
-        Controller::of(&order.class, class) == Controller::Mesh
+        Controller::of(&order.class, class)
+    }
+
+    fn is_ours(&self, order: &Order) -> bool {
+        self.controller(order).deploys()
     }
 
     fn has_parameters(&self, order: &Order) -> bool {
@@ -254,11 +258,15 @@ impl Desk {
             self.found.remove(key);
             return None;
         }
+        let role = match self.controller(&order) {
+            Controller::EastWest => Role::EastWest,
+            _ => Role::Waypoint,
+        };
         Some(Job {
             references: self.references(&order),
             wanted,
             held,
-            order,
+            order: Arc::new(order.of_role(role)),
         })
     }
 

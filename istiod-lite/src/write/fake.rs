@@ -363,8 +363,13 @@ fn matches(query: &str, object: &Value) -> bool {
             .is_some_and(|name| object["metadata"]["name"] == name)
     });
     let label = parameter(query, "labelSelector").is_none_or(|selector| {
+        let labels = &object["metadata"]["labels"];
+        if let Some((key, values)) = selector.split_once(" in ") {
+            let mut values = values.trim_matches(['(', ')']).split(',');
+            return values.any(|value| labels[key] == value);
+        }
         let (key, value) = selector.split_once('=').unwrap();
-        object["metadata"]["labels"][key] == value
+        labels[key] == value
     });
     field && label
 }
@@ -373,7 +378,17 @@ fn parameter(query: &str, name: &str) -> Option<String> {
     let found = query
         .split('&')
         .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))?;
-    Some(found.replace("%3D", "=").replace("%2F", "/"))
+    let encoded = [
+        ("%3D", "="),
+        ("%2F", "/"),
+        ("%2C", ","),
+        ("%28", "("),
+        ("%29", ")"),
+        ("%20", " "),
+        ("+", " "),
+    ];
+    let plain = |text: String, (code, meant): (&str, &str)| text.replace(code, meant);
+    Some(encoded.into_iter().fold(found.to_owned(), plain))
 }
 
 /// RFC 7386.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use api::k8s::objects::Gateway;
-use istiod_lite::deploy::{Chart, Mesh, Note, Notes, Order, Parameters, Pattern, laid, made};
+use istiod_lite::deploy::{Chart, Mesh, Note, Notes, Order, Parameters, Pattern, Role, laid, made};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -80,6 +80,33 @@ fn piece(order: &Order, pattern: &Pattern, wishes: &[Parameters], kind: &str) ->
 #[test]
 fn a_plain_gateway_is_a_waypoint_of_two_pods_with_all_that_belongs_to_it() {
     golden("plain", &order(gateway()), &pattern(json!({})), &[]);
+}
+
+#[test]
+fn the_gateway_of_a_network_is_made_as_a_waypoint_is_but_for_others_to_reach() {
+    let mut gateway = gateway();
+    gateway["spec"]["gatewayClassName"] = "istio-east-west".into();
+    let order = order(gateway).of_role(Role::EastWest);
+    let pattern = pattern(json!({"network": "one"}));
+    let deployment = piece(&order, &pattern, &[], "Deployment").unwrap();
+    let pod = &deployment["spec"]["template"];
+    assert_eq!(
+        pod["spec"]["containers"][0]["args"],
+        json!(["proxy", "east-west"])
+    );
+    for labels in [
+        &deployment["metadata"]["labels"],
+        &pod["metadata"]["labels"],
+    ] {
+        assert_eq!(
+            labels["gateway.istio.io/managed"],
+            "istio.io-eastwest-controller"
+        );
+    }
+    let service = piece(&order, &pattern, &[], "Service").unwrap();
+    assert_eq!(service["spec"]["type"], "LoadBalancer");
+    let ports = service["spec"]["ports"].as_array().unwrap();
+    assert!(ports.iter().any(|port| port["port"] == 15008));
 }
 
 #[test]

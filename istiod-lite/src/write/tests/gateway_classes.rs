@@ -36,6 +36,11 @@ async fn classes_are_made_when_their_kind_is_defined_and_when_they_are_deleted()
         .fake
         .until(remote, of("istio.io/unmanaged-gateway"))
         .await;
+    let door = (CLASSES, "", "istio-east-west");
+    bench
+        .fake
+        .until(door, of("istio.io/eastwest-controller"))
+        .await;
     assert!(bench.fake.object(CLASSES, "", "istio").is_none());
     bench.fake.remove(CLASSES, "", "istio-waypoint");
     bench.fake.until(waypoint, &ours).await;

@@ -1,0 +1,146 @@
+//! Several networks: who vouches for whom, and the gateway of our own.
+
+use api::k8s::dir::Change;
+use api::k8s::objects::{Kind, Object, ObjectKey};
+use api::k8s::yaml::{Parsed, parse};
+use istiod_lite::world::{Settings, World};
+use serde_json::{Value, json};
+
+use crate::scenario::resources;
+
+fn objects(text: &str) -> Vec<Object> {
+    let parsed = parse(text).into_iter();
+    parsed
+        .map(|parsed| match parsed {
+            Parsed::Object { object, .. } => object,
+            other => panic!("{other:?} in {text}"),
+        })
+        .collect()
+}
+
+fn set(world: &mut World, text: &str) {
+    world.apply(objects(text).into_iter().map(Change::Set).collect());
+}
+
+fn system(network: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: istio-system, labels: {{topology.istio.io/network: {network}}}}}\n---\n"
+    )
+}
+
+fn entry(account: &str, network: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: far, namespace: a}}\n\
+         spec: {{address: 10.0.0.7, network: '{network}', serviceAccount: {account}, labels: {{app: web}}}}\n---\n"
+    )
+}
+
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: a}\n\
+    spec: {clusterIP: 10.96.1.1, selector: {app: web}, ports: [{port: 80}]}\n---\n";
+
+fn vouched(world: &World, service: &str) -> Value {
+    let resource = &resources(world)[&("addresses", service.to_owned())];
+    resource["service"]["subjectAltNames"].clone()
+}
+
+#[test]
+fn a_service_vouches_for_those_who_serve_it_on_other_networks_and_for_nobody_else() {
+    const WEB: &str = "a/web.a.svc.cluster.local";
+    let mut world = World::new(Settings::default());
+    set(&mut world, &(system("one") + SERVICE));
+    assert_eq!(vouched(&world, WEB), Value::Null);
+    for (told, expected) in [
+        (
+            entry("far", "two"),
+            json!(["spiffe://cluster.local/ns/a/sa/far"]),
+        ),
+        (
+            entry("other", "two"),
+            json!(["spiffe://cluster.local/ns/a/sa/other"]),
+        ),
+        (
+            entry("''", "two"),
+            json!(["spiffe://cluster.local/ns/a/sa/default"]),
+        ),
+        (entry("near", "one"), Value::Null),
+        (entry("near", ""), Value::Null),
+        (
+            entry("far", "two"),
+            json!(["spiffe://cluster.local/ns/a/sa/far"]),
+        ),
+        // What was abroad is here.
+        (system("two"), Value::Null),
+        (system("one"), json!(["spiffe://cluster.local/ns/a/sa/far"])),
+    ] {
+        set(&mut world, &told);
+        assert_eq!(vouched(&world, WEB), expected, "{told}");
+    }
+    let far = ObjectKey::new(Kind::WorkloadEntry, "a", "far");
+    world.apply(vec![Change::Gone(far)]);
+    assert_eq!(vouched(&world, WEB), Value::Null);
+}
+
+#[test]
+fn a_service_entry_vouches_for_its_own_endpoints_there_beside_whom_it_names() {
+    let mut world = World::new(Settings::default());
+    let text = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: far, namespace: a}\n\
+        spec: {hosts: [far.example], addresses: [10.97.1.1], ports: [{number: 80, name: tcp, protocol: TCP}], resolution: STATIC,\n  \
+        subjectAltNames: ['spiffe://cluster.local/ns/b/sa/named'],\n  \
+        endpoints: [{network: two, serviceAccount: inline}, {address: 10.0.0.1, serviceAccount: near}]}\n---\n";
+    set(&mut world, &(system("one") + text));
+    assert_eq!(
+        vouched(&world, "a/far.example"),
+        json!([
+            "spiffe://cluster.local/ns/b/sa/named",
+            "spiffe://cluster.local/ns/a/sa/inline"
+        ])
+    );
+}
+
+const DOOR: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: door, namespace: a}\n\
+    spec: {gatewayClassName: istio-east-west, listeners: [{name: mesh, port: 15008, protocol: HBONE, tls: {mode: Terminate}}]}\n---\n\
+    apiVersion: v1\nkind: Service\nmetadata: {name: door, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: door}}\n\
+    spec: {clusterIP: 10.96.1.9, ports: [{port: 15008}]}\n---\n\
+    apiVersion: v1\nkind: Pod\nmetadata: {name: door-0, namespace: a, labels: {gateway.networking.k8s.io/gateway-name: door}}\n\
+    spec: {containers: []}\nstatus: {phase: Running, podIP: 10.0.0.9}\n---\n";
+
+#[test]
+fn the_gateway_of_our_network_is_programmed_and_nobodys_waypoint() {
+    let mut world = World::new(Settings::default());
+    let named = SERVICE.replace(
+        "namespace: a}",
+        "namespace: a, labels: {istio.io/use-waypoint: door}}",
+    );
+    set(&mut world, &(DOOR.to_owned() + &named));
+    let said = |kind, name: &str| {
+        let key = ObjectKey::new(kind, "a", name);
+        let said = world.status(&key).cloned();
+        said.unwrap_or_else(|| panic!("nothing is said of {name}"))
+    };
+    let gateway = said(Kind::Gateway, "door");
+    let programmed = gateway
+        .conditions
+        .iter()
+        .find(|it| it.r#type == "Programmed");
+    assert!(programmed.unwrap().status, "{gateway:?}");
+    assert_eq!(gateway.fields["addresses"][0]["value"], "10.96.1.9");
+    let service = said(Kind::Service, "web");
+    assert!(
+        service.conditions.iter().any(|it| !it.status
+            && it
+                .message
+                .starts_with("Gateway \"a/door\" is an east-west gateway")),
+        "{service:?}"
+    );
+    let resource = &resources(&world)[&("addresses", "a/web.a.svc.cluster.local".to_owned())];
+    let waypoint = &resource["service"]["waypoint"]["hostname"]["hostname"];
+    assert_eq!(
+        waypoint, "door.a.waypoint-unready.invalid",
+        "who wants a waypoint does not go without"
+    );
+    assert_eq!(
+        world.waypoint_resources().count(),
+        0,
+        "there is nothing to tell it"
+    );
+}
