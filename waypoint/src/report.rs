@@ -16,6 +16,7 @@
 //! | `body` | bodies that count |
 //! | `line` | the access log |
 //! | `tcp` | connections of services that do not speak HTTP |
+//! | `asked`, `mirrored` | who else was asked, or sent a copy, and what came of it |
 //! | `trace` | which trace a request belongs to, and whether it is sampled |
 //! | `told` | what is told of a service's requests, compiled |
 //! | `facts` | what expressions and formats ask of a request that has ended |
@@ -46,6 +47,7 @@ mod flag;
 mod labels;
 mod line;
 mod logs;
+mod mirrored;
 mod queue;
 mod scrape;
 pub mod send;
@@ -62,6 +64,7 @@ pub use asked::{Answers, Outcome, Who};
 pub use body::{Counted, Reported};
 pub use collector::{Collector, Own};
 pub use flag::{Flag, Flags};
+pub use mirrored::Copied;
 pub use queue::{Collectors, Counts, Opened, Openings, Queue, Record};
 pub use shape::{Override, Shape};
 pub(crate) use story::Meter;
@@ -70,6 +73,7 @@ pub use told::{Keeps, Line, Log, LogTo, Tag, TagValue, Told, Tracing};
 
 use asked::Asked;
 use labels::Side;
+use mirrored::Mirrored;
 use scrape::Scraped;
 use series::{Destination, Table};
 use span::attribute;
@@ -130,6 +134,7 @@ pub struct Reports {
     table: Arc<Table>,
     collectors: Collectors,
     asked: Asked,
+    mirrored: Mirrored,
     /// Where lines go that users have given a form.
     log: Option<LogHandle>,
 }
@@ -142,6 +147,7 @@ impl Reports {
             table: Arc::default(),
             collectors: Collectors::default(),
             asked: Asked::default(),
+            mirrored: Mirrored::default(),
             log: None,
         }
     }
@@ -163,11 +169,17 @@ impl Reports {
         registry.register_collector(Box::new(Scraped(self.table.clone())));
         registry.register_collector(Box::new(scrape::Delivered(self.collectors.clone())));
         registry.register_collector(Box::new(scrape::Consulted(self.asked.clone())));
+        registry.register_collector(Box::new(scrape::Mirrors(self.mirrored.clone())));
     }
 
     /// What came of asking somebody; `name`: of the provider, or of the object.
     pub fn asked(&self, who: Who, name: &str) -> Arc<Answers> {
         self.asked.of(who, name)
+    }
+
+    /// What became of a copy of a request; `service`: the host name of the one that was to get it.
+    pub fn mirrored(&self, service: &str, copied: Copied) {
+        self.mirrored.count(service, copied);
     }
 
     /// How many label sets there are; bounded.

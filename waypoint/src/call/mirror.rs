@@ -1,7 +1,8 @@
 //! Copies of requests, whose answers nobody waits for.
 //!
-//! A copy has the head that the app gets, and the body as it passes ([`crate::upstream::Teed`]). It takes nothing from the
-//! request itself: not its time, not its place, not its outcome.
+//! A copy has the head that the app gets, and the body as it passes (`upstream/tee.rs`). It takes nothing from the
+//! request itself: not its time, not its place, not its outcome. A mirror that is slower than the app is behind by some
+//! megabytes at most, then its copy is given up; what becomes of copies is counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::{choose, head, random, speaks_http2};
 use crate::arrive::{Arrived, To};
 use crate::asked;
 use crate::filter::{About, Mirror};
+use crate::report::Copied;
 use crate::request::Refused;
 use crate::route::Matched;
 use crate::upstream::Outgoing;
@@ -34,23 +36,50 @@ pub(crate) fn send(
     limit: Option<Duration>,
 ) {
     for (aside, body) in asides.into_iter().zip(copies) {
+        let service = &aside.mirror.backend.service.hostname;
         let Ok(place) = PLACES.try_acquire() else {
-            tracing::debug!(service = ?aside.mirror.backend.service, "mirror: no place for a copy");
+            arrived.proxy.reports.mirrored(service, Copied::Crowded);
             continue;
         };
+        let (behind, passed, no_more) = (body.behind(), body.passed(), body.passed());
         let Some(request) = copy(arrived, aside.mirror, head, body) else {
             continue;
         };
-        let (arrived, to) = (arrived.clone(), aside.to);
-        let limit = limit.unwrap_or(LIMIT);
+        let (arrived, service, to) = (arrived.clone(), service.clone(), aside.to);
         tokio::spawn(async move {
             let _place = place;
-            let sent = tokio::time::timeout(limit, sent(&arrived, &to, request)).await;
-            match sent {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => tracing::debug!(to = %to.address(), %why, "mirror: no answer"),
-                Err(_) => tracing::debug!(to = %to.address(), "mirror: no answer in time"),
-            }
+            let late = async {
+                match limit {
+                    Some(limit) => tokio::time::sleep(limit).await,
+                    None => {
+                        passed.await;
+                        tokio::time::sleep(LIMIT).await;
+                    }
+                }
+            };
+            // What is written and not taken would keep it until then.
+            let given_up = async {
+                no_more.await;
+                if !behind() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let copied = tokio::select! {
+                sent = sent(&arrived, &to, request) => match sent {
+                    Ok(()) => Copied::Answered,
+                    Err(why) => {
+                        tracing::debug!(to = %to.address(), %why, "mirror: no answer");
+                        Copied::Failed
+                    }
+                },
+                () = late => {
+                    tracing::debug!(to = %to.address(), "mirror: no answer in time");
+                    Copied::Late
+                }
+                () = given_up => Copied::Behind,
+            };
+            let copied = if behind() { Copied::Behind } else { copied };
+            arrived.proxy.reports.mirrored(&service, copied);
         });
     }
 }
@@ -102,5 +131,5 @@ async fn sent(
 
 /// Copies on their way, of all requests.
 static PLACES: Semaphore = Semaphore::const_new(1024);
-/// For the copy of a request that may take as long as it likes.
+/// From the end of a request's body to the end of its copy's answer, where the request may take as long as it likes.
 const LIMIT: Duration = Duration::from_secs(15);

@@ -12,6 +12,7 @@ use prometheus_client::metrics::MetricType;
 use super::Protocol;
 use super::asked::Asked;
 use super::labels::Named;
+use super::mirrored::{Mirrored, OUTCOMES};
 use super::queue::Collectors;
 use super::series::{BUCKETS, Histogram, Series, Table};
 use super::shape::METRICS;
@@ -85,6 +86,31 @@ impl Collector for Consulted {
             let mut sum = Sum::default();
             sum.add(&answers.took);
             sum.encode(1_000, family.encode_family(labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// What became of copies of requests, for a registry.
+#[derive(Debug)]
+pub(super) struct Mirrors(pub(super) Mirrored);
+
+impl Collector for Mirrors {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.0.all();
+        if all.is_empty() {
+            return Ok(());
+        }
+        let help = "Copies of requests for mirrors, by what became of them";
+        let mut family =
+            encoder.encode_descriptor("ambit_mirrored", help, None, MetricType::Counter)?;
+        for (service, outcomes) in &all {
+            for (outcome, count) in OUTCOMES.into_iter().zip(outcomes) {
+                let labels = [("service", service.as_str()), ("outcome", outcome)];
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabelSet, u64, u64>(count, None)?;
+            }
         }
         Ok(())
     }

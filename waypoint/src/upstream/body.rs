@@ -90,6 +90,28 @@ impl Outgoing {
         (Self::Piped(body), copies.collect())
     }
 
+    /// Of a copy: tells whether it was given up because it was too far behind.
+    pub(crate) fn behind(&self) -> impl Fn() -> bool + Send + use<> {
+        let behind = match self {
+            Self::Copied(copy) => Some(copy.behind()),
+            _ => None,
+        };
+        move || behind.as_ref().is_some_and(|behind| behind())
+    }
+
+    /// Of a copy: ends when the body that it is of has been read, or will not be.
+    pub(crate) fn passed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let passed = match self {
+            Self::Copied(copy) => Some(copy.passed()),
+            _ => None,
+        };
+        async move {
+            if let Some(passed) = passed {
+                passed.await;
+            }
+        }
+    }
+
     /// The same again, if that can be had.
     pub fn again(&self) -> Option<Self> {
         match self {

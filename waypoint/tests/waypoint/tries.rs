@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use ::http::Request;
 use anyhow::{Context, Result, ensure};
 use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 
 use super::app::{App, Heard, One, get};
 use super::shop::{Shop, in_shop};
@@ -16,6 +18,7 @@ fn requests_are_tried_again_copied_and_kept_together_as_their_rule_says() {
         within_budget(shop).context("a retry budget")?;
         beside(shop).context("hedging")?;
         aside(shop).context("mirrors")?;
+        far_behind(shop).context("mirrors of large bodies")?;
         stays(shop).context("sessions")?;
         shares(shop).context("weights")
     });
@@ -242,6 +245,66 @@ fn aside(shop: &Shop<'_>) -> Result<()> {
     })
 }
 
+/// A body of 100 MB gets to its app whatever becomes of its copies: a mirror that keeps up has all of it, one that reads
+/// nothing is given up, counted and told of.
+fn far_behind(shop: &Shop<'_>) -> Result<()> {
+    let pod = shop.lab.pod("shop/deaf").node(1).label("app", "deaf");
+    let pod = pod.start()?;
+    let deaf = pod.listen(8080)?;
+    std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = deaf.accept() {
+            kept.push(stream);
+        }
+    });
+    shop.lab.service_of("shop/deaf", &[("http", 80, 8080)])?;
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /keep } }]
+    filters:
+    - { type: RequestMirror, requestMirror: { backendRef: { name: aside, port: 80 } } }
+    - { type: RequestMirror, requestMirror: { backendRef: { name: deaf, port: 80 } } }
+    backendRefs: [{ name: web, port: 80 }]
+";
+    shop.apply_until("tries", &route(rules), "/hang", 404)?;
+    let mirrored = |service: &str, outcome: &str| {
+        let labels = [("service", service), ("outcome", outcome)];
+        let metrics = shop.waypoint.pod().metrics();
+        metrics.map_or(0.0, |it| it.sum("ambit_mirrored_total", &labels))
+    };
+    let (kept_up, gave_up) = (
+        mirrored("aside.shop.svc.cluster.local", "answered"),
+        mirrored("deaf.shop.svc.cluster.local", "behind"),
+    );
+    let body = bytes::Bytes::from(vec![7; 100 << 20]);
+    let sent = || {
+        shop.runtime.block_on(async {
+            let tcp = TokioIo::new(super::app::connect(&shop.client, shop.at(80))?);
+            let (mut sender, connection) = http1::handshake(tcp).await?;
+            tokio::spawn(connection);
+            let request = Request::post("/keep").header("host", "web.shop");
+            let request = request.header("x-key", "large");
+            let sending = sender.send_request(request.body(Full::new(body.clone()))?);
+            let answer = tokio::time::timeout(LONG, sending).await??;
+            Heard::of(answer).await?.is(200)
+        })
+    };
+    // A machine that is busy may make a mirror slow that is not.
+    let done = || {
+        sent()?;
+        shop.until("one copy to be whole, the other given up", |_| {
+            mirrored("aside.shop.svc.cluster.local", "answered") > kept_up
+                && mirrored("deaf.shop.svc.cluster.local", "behind") > gave_up
+        })
+    };
+    done().or_else(|_| done()).or_else(|_| done())?;
+    let log = std::fs::read_to_string(shop.waypoint.pod().component().log_path())?;
+    let told = log.lines().any(|line| {
+        line.contains("mirror: copies are given up") && line.contains("deaf.shop.svc.cluster.local")
+    });
+    ensure!(told, "nobody is told");
+    Ok(())
+}
+
 fn stays(shop: &Shop<'_>) -> Result<()> {
     let rules = "
   - matches: [{ path: { type: PathPrefix, value: /stay } }]
@@ -291,3 +354,6 @@ fn shares(shop: &Shop<'_>) -> Result<()> {
     ensure!((110..190).contains(&first) && seen.len() == 2, "{seen:?}");
     Ok(())
 }
+
+/// For 100 MB through debug builds, three times at once.
+const LONG: std::time::Duration = std::time::Duration::from_secs(120);

@@ -4,9 +4,9 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use waypoint::report::{Flag, Flags};
+use waypoint::report::{Copied, Flag, Flags};
 
-use super::scene::{Scene, body, data, get, grpc, read, trailers, workload};
+use super::scene::{Scene, body, data, get, grpc, logged, read, trailers, workload};
 
 fn ok<B>(body: B) -> Response<B> {
     Response::new(body)
@@ -332,4 +332,40 @@ fn counting_at_once_loses_nothing() {
     });
     assert_eq!(scene.total("istio_requests_total"), 8_000.0);
     assert_eq!(scene.total("istio_response_bytes_sum"), 8_000.0);
+}
+
+#[test]
+fn copies_are_counted_and_those_that_are_given_up_are_told_of_once() {
+    let scene = Scene::new();
+    assert!(!scene.scraped().contains("ambit_mirrored"));
+    let lines = logged(|| {
+        for copied in [Copied::Answered, Copied::Failed, Copied::Late] {
+            scene.reports.mirrored("calm", copied);
+        }
+        for _ in 0..3 {
+            scene.reports.mirrored("slow", Copied::Behind);
+        }
+        scene.reports.mirrored("slow", Copied::Crowded);
+    });
+    let told = lines.iter().filter(|line| line.contains("mirror"));
+    assert_eq!(told.collect::<Vec<_>>().len(), 1, "{lines:?}");
+    assert!(lines[0].contains("service=\"slow\""), "{lines:?}");
+    let count = |service: &str, outcome: &str| {
+        let all = scene.series("ambit_mirrored_total");
+        let found = all
+            .into_iter()
+            .find(|(labels, _)| labels["service"] == service && labels["outcome"] == outcome);
+        found.map(|(_, count)| count)
+    };
+    assert_eq!(count("slow", "behind"), Some(3.0));
+    assert_eq!(count("slow", "crowded"), Some(1.0));
+    assert_eq!(count("calm", "late"), Some(1.0));
+    assert_eq!(count("calm", "behind"), Some(0.0));
+    for number in 0..2_000 {
+        scene
+            .reports
+            .mirrored(&number.to_string(), Copied::Answered);
+    }
+    assert!(scene.series("ambit_mirrored_total").len() <= 1_001 * 5);
+    assert!(count("unknown", "answered") > Some(900.0));
 }
