@@ -48,11 +48,11 @@ impl Sealer {
     }
 
     /// Leaves room for a record's head and says where the record starts. An answer that is owed
-    /// ([`Sealer::answer`]) goes before it.
+    /// ([`Sealer::answer`]) goes before it, and so does the end of a key that has nothing left ([`Sealer::before_update`]).
     #[must_use]
     pub fn begin(&mut self, out: &mut Vec<u8>) -> usize {
-        if self.owed {
-            // If it fails, it is still owed, and no record is finished under the old key.
+        if self.before_update() == 0 {
+            // If it fails, `finish` does: no record goes out under the old key.
             let _ = self.update(out, false);
         }
         room(out)
@@ -288,6 +288,14 @@ mod tests {
         sealer.data_in_place(&mut record).unwrap_err();
         sealer.update(&mut Vec::new(), false).unwrap();
         assert_eq!(sealer.before_update(), 2, "another key");
+        for _ in 0..2 {
+            sealer.data_in_place(&mut record).unwrap();
+        }
+        let mut out = Vec::new();
+        let start = sealer.begin(&mut out);
+        assert!(start > 0, "the update goes before any other record");
+        sealer.finish(&mut out, start, ContentType::Data).unwrap();
+        assert_eq!(sealer.before_update(), 1);
         sealer.answer();
         assert_eq!(sealer.before_update(), 0, "an update is owed");
         sealer.data_in_place(&mut record).unwrap_err();

@@ -190,3 +190,110 @@ fn payloads(bytes: &mut [u8], most: usize) -> [IoSliceMut<'_>; RECORDS] {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, task::Waker};
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::{
+        Authority, Connect, Identity,
+        frames::{Mux, Settings},
+        gauge::Gauge,
+        own::state::Role,
+        records::{Opened, Opener, Sealer, Secret, Side, Suite},
+        tls::{Session, handshake::Established},
+    };
+
+    const SAID: usize = 60_000;
+
+    fn secret() -> Secret {
+        Secret::new(Suite::Aes128Gcm, &[7; 32]).unwrap()
+    }
+
+    /// A client's end, whose keys last for so many records.
+    fn client(io: impl crate::own::output::Io + 'static, records: u64) -> State {
+        let sealer = Sealer::new(secret(), 0).unwrap();
+        let keys = Established {
+            sealer: sealer.renewed_after(records),
+            opener: Opener::new(Side::Client, secret(), 0).unwrap(),
+            unread: Vec::new(),
+            unsent: Vec::new(),
+            session: Session {
+                peer: Identity::new("cluster.local", "default", "server").unwrap(),
+                group: "",
+                cipher: "",
+                resumed: false,
+            },
+        };
+        let mux = Mux::client(&Settings::client());
+        State::new(Role::Client, Box::new(io), keys, mux, Gauge::new())
+    }
+
+    /// An app that has said something, and our end of its connection.
+    async fn app() -> (TcpStream, App) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (app, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut app, (ours, _)) = (app.unwrap(), ours.unwrap());
+        app.write_all(&[7; SAID]).await.unwrap();
+        ours.readable().await.unwrap();
+        (app, App::new(ours, Arc::default()))
+    }
+
+    /// What a peer finds in these bytes, and the most records that came under one key.
+    fn heard(mut wire: Vec<u8>) -> (Vec<u8>, u64) {
+        let mut opener = Opener::new(Side::Server, secret(), 0).unwrap();
+        let (mut said, mut at, mut records, mut most) = (Vec::new(), 0, 0, 0);
+        while at < wire.len() {
+            let rest = &mut wire[at..];
+            at += match opener.next(rest).unwrap() {
+                Opened::Data { used, plain } => {
+                    said.extend_from_slice(&rest[plain]);
+                    records += 1;
+                    most = most.max(records);
+                    used
+                }
+                Opened::Update { used, .. } => {
+                    records = 0;
+                    used
+                }
+                other => panic!("{other:?}"),
+            };
+        }
+        (said, most)
+    }
+
+    #[tokio::test]
+    async fn frames_that_go_before_an_apps_bytes_take_no_record_from_them_that_a_key_has_left() {
+        for records in 1..=9 {
+            let (io, mut peer) = tokio::io::duplex(1 << 20);
+            let mut state = client(io, records);
+            let mut cx = Context::from_waker(Waker::noop());
+            let to = Connect::to("10.0.0.1:80".parse::<Authority>().unwrap());
+            let Poll::Ready(Ok((stream, _))) = state.open(&to, &[], &mut cx) else {
+                panic!("no stream");
+            };
+            let (_app, ours) = app().await;
+            let mut sent = 0;
+            while sent < SAID {
+                state.mux.ping([0; 8]);
+                match state.pump(stream, &mut cx, &ours, RECORDS, false) {
+                    Poll::Ready(Ok(Pumped::Moved(n, _))) => sent += n,
+                    other => panic!("{records} records a key, {sent} bytes sent: {other:?}"),
+                }
+            }
+            drop(state);
+            let mut wire = Vec::new();
+            peer.read_to_end(&mut wire).await.unwrap();
+            let (said, most) = heard(wire);
+            assert!(said.iter().filter(|byte| **byte == 7).count() >= SAID);
+            assert!(most <= records, "{most} under a key for {records}");
+        }
+    }
+}
