@@ -19,6 +19,8 @@ pub(super) struct Nearness {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Likeness {
     Of(Scope),
+    /// Where the endpoint is, wherever this proxy is.
+    At(Scope, Box<str>),
     /// Endpoints by uid: whom the control plane found to be like this proxy.
     Among(HashSet<Box<str>>),
 }
@@ -27,25 +29,28 @@ impl Likeness {
     fn compile(found: &wire::locality::Likeness) -> Result<Self, String> {
         use wire::locality::likeness::By;
         let by = By::try_from(found.by);
-        Ok(
-            match by.map_err(|_| format!("likeness {} is not known", found.by))? {
-                By::Workloads => {
-                    let uids = found.workloads.iter().flat_map(|it| &it.uids);
-                    Self::Among(uids.map(|uid| uid.as_str().into()).collect())
-                }
-                By::Region => Self::Of(Scope::Region),
-                By::Zone => Self::Of(Scope::Zone),
-                By::Subzone => Self::Of(Scope::Subzone),
-                By::Node => Self::Of(Scope::Node),
-                By::Network => Self::Of(Scope::Network),
-                By::Cluster => Self::Of(Scope::Cluster),
-            },
-        )
+        let scope = match by.map_err(|_| format!("likeness {} is not known", found.by))? {
+            By::Workloads => {
+                let uids = found.workloads.iter().flat_map(|it| &it.uids);
+                return Ok(Self::Among(uids.map(|uid| uid.as_str().into()).collect()));
+            }
+            By::Region => Scope::Region,
+            By::Zone => Scope::Zone,
+            By::Subzone => Scope::Subzone,
+            By::Node => Scope::Node,
+            By::Network => Scope::Network,
+            By::Cluster => Scope::Cluster,
+        };
+        Ok(match &found.value {
+            Some(value) => Self::At(scope, value.as_str().into()),
+            None => Self::Of(scope),
+        })
     }
 
     fn holds(&self, own: &mesh::Client<'_>, endpoint: &Workload) -> bool {
         match self {
             Self::Of(scope) => has_in_common(*scope, own, endpoint),
+            Self::At(scope, value) => is_at(*scope, value, endpoint),
             Self::Among(uids) => uids.contains(&*endpoint.uid),
         }
     }
@@ -183,4 +188,17 @@ fn has_in_common(scope: Scope, own: &mesh::Client<'_>, other: &Workload) -> bool
         Scope::Cluster => *own.cluster == *other.cluster,
         Scope::Network => *own.network == other.network,
     }
+}
+
+fn is_at(scope: Scope, value: &str, endpoint: &Workload) -> bool {
+    let place = &endpoint.locality;
+    let found: &str = match scope {
+        Scope::Region => &place.region,
+        Scope::Zone => &place.zone,
+        Scope::Subzone => &place.subzone,
+        Scope::Node => &endpoint.node,
+        Scope::Cluster => &endpoint.cluster,
+        Scope::Network => endpoint.network.as_str(),
+    };
+    found == value
 }

@@ -193,7 +193,8 @@ pub struct LocalitySetting {
     pub distribute: Vec<Distribute>,
     /// Where to if a region has no healthy endpoint.
     pub failover: Vec<Failover>,
-    /// Labels that make an endpoint near, in order. It has no effect here.
+    /// Labels, as key or key=value, that make an endpoint near if it has the same as the waypoint, or that value. In order:
+    /// the first that it has not ends the list.
     pub failover_priority: Vec<String>,
     /// False: all are equally near.
     pub enabled: Option<bool>,
@@ -347,7 +348,7 @@ pub struct ClientTls {
     pub sni: Option<String>,
     /// Believe any certificate.
     pub insecure_skip_verify: Option<bool>,
-    /// A file in the proxy. It has no effect here.
+    /// A file in the proxy. With SIMPLE and MUTUAL it is refused: connections are not made without it.
     pub ca_crl: Option<String>,
 }
 

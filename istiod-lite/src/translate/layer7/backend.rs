@@ -53,7 +53,7 @@ impl<'a> Whole<'a> {
 
     /// The policies: port, subset (empty for all of the service), what is done. `namespace` is the rules': its
     /// Secrets are meant.
-    pub fn policies(&self, namespace: &str) -> Vec<Policy> {
+    pub fn policies(&self, namespace: &str, alike: &Alike<'_>) -> Vec<Policy> {
         let mut all = Vec::new();
         let subsets = self.subsets.iter().map(|it| Some(*it));
         for subset in [None].into_iter().chain(subsets) {
@@ -63,7 +63,7 @@ impl<'a> Whole<'a> {
             }
             for number in self.ports(over) {
                 let policy = self.policy(over, number);
-                let (policy, faults) = fields::policy(&policy, number != 0, namespace);
+                let (policy, faults) = fields::policy(&policy, number != 0, namespace, alike);
                 all.push(Policy {
                     port: number,
                     subset: subset.map(|it| it.name.clone()).unwrap_or_default(),
@@ -76,7 +76,13 @@ impl<'a> Whole<'a> {
     }
 
     /// Makes sure that there is a policy for a port: of the whole, and of each subset that has one.
-    pub fn fill(&self, number: u32, namespace: &str, policies: &mut Vec<Policy>) {
+    pub fn fill(
+        &self,
+        number: u32,
+        namespace: &str,
+        alike: &Alike<'_>,
+        policies: &mut Vec<Policy>,
+    ) {
         let own = self.subsets.iter().filter(|it| it.traffic_policy.is_some());
         for subset in [None].into_iter().chain(own.map(|it| Some(*it))) {
             let name = subset.map_or("", |it| it.name.as_str());
@@ -86,7 +92,7 @@ impl<'a> Whole<'a> {
             }
             let over = subset.and_then(|it| it.traffic_policy.as_ref());
             let merged = self.policy(over, number);
-            let (policy, faults) = fields::policy(&merged, false, namespace);
+            let (policy, faults) = fields::policy(&merged, false, namespace, alike);
             policies.push(Policy {
                 port: number,
                 subset: name.to_owned(),
@@ -122,9 +128,34 @@ impl<'a> Whole<'a> {
     }
 }
 
+/// The endpoints that have a label as the waypoint's own pods have it, or with that value; by uid, sorted.
+pub type Alike<'a> = dyn Fn(&str, Option<&str>) -> Vec<String> + 'a;
+
+/// Whether a rule tells endpoints apart by their labels: subsets, or how near they are.
+pub fn tells_apart(rule: &DestinationRuleSpec) -> bool {
+    !rule.subsets.is_empty() || priorities(rule).any(fields::asks_who)
+}
+
+/// Whether it compares them with those of a waypoint's pods.
+pub fn compares(rule: &DestinationRuleSpec) -> bool {
+    priorities(rule).any(fields::compares)
+}
+
+/// Labels that make endpoints near, wherever it names some.
+fn priorities(rule: &DestinationRuleSpec) -> impl Iterator<Item = &str> {
+    let subsets = rule.subsets.iter().map(|it| &it.traffic_policy);
+    let policies = [&rule.traffic_policy].into_iter().chain(subsets).flatten();
+    let balancers = policies.flat_map(|it| {
+        let ports = it.port_level_settings.iter().map(|it| &it.load_balancer);
+        [&it.load_balancer].into_iter().chain(ports).flatten()
+    });
+    let settings = balancers.filter_map(|it| it.locality_lb_setting.as_ref());
+    settings.flat_map(|it| it.failover_priority.iter().map(String::as_str))
+}
+
 /// What of a rule has no effect, and why; each once.
 pub fn faults(rule: &DestinationRuleSpec) -> Vec<String> {
-    let made = Whole::of([rule]).policies("");
+    let made = Whole::of([rule]).policies("", &|_, _| Vec::new());
     let mut faults: Vec<String> = made.into_iter().flat_map(|it| it.faults).collect();
     faults.sort_unstable();
     faults.dedup();
@@ -224,7 +255,7 @@ mod tests {
             ],
             ..DestinationRuleSpec::default()
         };
-        let policies = Whole::of([&rule]).policies("a");
+        let policies = Whole::of([&rule]).policies("a", &|_, _| Vec::new());
         assert_eq!(
             said(&policies),
             [
@@ -267,6 +298,54 @@ mod tests {
                 .collect::<Vec<_>>(),
             ["a", "b", "c"]
         );
-        assert_eq!(said(&whole.policies("a")), [(0, "", -1, 1, false)]);
+        let policies = whole.policies("a", &|_, _| Vec::new());
+        assert_eq!(said(&policies), [(0, "", -1, 1, false)]);
+    }
+
+    #[test]
+    fn endpoints_are_near_by_any_label_and_by_those_of_places_as_proxies_know_them() {
+        let spec = serde_saphyr::from_str(
+            "host: web
+trafficPolicy:
+  loadBalancer:
+    localityLbSetting:
+      failoverPriority: [topology.istio.io/network, topology.kubernetes.io/zone=b, team, tier=gold, other=]
+",
+        );
+        let rule: DestinationRuleSpec = spec.expect("a spec");
+        let alike = |label: &str, value: Option<&str>| vec![format!("{label}={value:?}")];
+        let made = Whole::of([&rule]).policies("a", &alike).remove(0).policy;
+        let locality = made.load_balancer.and_then(|it| it.locality);
+        let all = locality.expect("a setting").priority;
+        let said = all.iter().map(|it| {
+            let who = it.workloads.iter().flat_map(|it| &it.uids).cloned();
+            (it.by().as_str_name(), it.value.clone(), who.collect())
+        });
+        let said: Vec<(&str, Option<String>, Vec<String>)> = said.collect();
+        let who = |text: &str| ("WORKLOADS", None, vec![text.to_owned()]);
+        assert_eq!(
+            said,
+            [
+                ("NETWORK", None, vec![]),
+                ("ZONE", Some("b".to_owned()), vec![]),
+                who("team=None"),
+                who("tier=Some(\"gold\")"),
+                who("other=Some(\"\")"),
+            ]
+        );
+        assert!(tells_apart(&rule) && compares(&rule));
+        assert_eq!(faults(&rule), [""; 0]);
+        for (priority, apart) in [("kubernetes.io/hostname", false), ("tier=gold", true)] {
+            let text = format!(
+                "host: web
+trafficPolicy:
+  portLevelSettings:
+  - port: {{number: 80}}
+    loadBalancer: {{localityLbSetting: {{failoverPriority: ['{priority}']}}}}
+"
+            );
+            let rule: DestinationRuleSpec = serde_saphyr::from_str(&text).expect("a spec");
+            assert_eq!((tells_apart(&rule), compares(&rule)), (apart, false));
+        }
     }
 }

@@ -10,9 +10,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use api::k8s::aim::Aim;
+use api::k8s::istio::destination_rule::DestinationRuleSpec;
+use api::k8s::labels::GATEWAY_NAME;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 
-use crate::translate::layer7::{Layer7, Spec, host, virtual_service};
+use crate::translate::layer7::{Layer7, Spec, backend, host, virtual_service};
 use crate::translate::{Labels, credential};
 use crate::world::depend::mark;
 use crate::world::objects::{Objects, enter, leave};
@@ -77,6 +79,12 @@ impl Table {
             _ => false,
         });
         naming.map(|(key, _)| key)
+    }
+
+    /// Whether some DestinationRule compares labels with those of a waypoint's pods.
+    fn compares_labels(&self) -> bool {
+        let mut policies = self.towards.iter().filter_map(|key| self.get(key));
+        policies.any(|it| matches!(&*it.spec, Spec::Destination(it) if backend::compares(it)))
     }
 
     /// Whether nothing is said about what is done towards any service.
@@ -264,7 +272,8 @@ impl World {
         }
     }
 
-    /// Marks the services that a workload serves, if they have subsets, and who asks for its labels of clients.
+    /// Marks the services that a workload serves, if they tell workloads apart by labels, those that compare labels with
+    /// its own if it is a waypoint's, and who asks for its labels of clients.
     pub(in crate::world) fn touch_labelled(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {
         let pod = self.objects.pods.get(key).map(|it| &it.labels);
         let entry = self.objects.workload_entries.get(key).map(|it| &it.labels);
@@ -282,15 +291,23 @@ impl World {
             .objects
             .service_selectors
             .selecting(&key.namespace, labels);
-        let divided = services.into_iter().filter(|it| self.has_subsets(it));
+        let divided = services.into_iter();
+        let divided = divided.filter(|it| self.has_rule(it, backend::tells_apart));
         mark_towards(dirty, divided.cloned());
+        if labels.contains_key(GATEWAY_NAME) && self.objects.layer7.compares_labels() {
+            let (services, entries) = (&self.objects.services, &self.objects.service_entries);
+            let all = services.keys().chain(entries.keys());
+            let comparing = all.filter(|it| self.has_rule(it, backend::compares));
+            mark_towards(dirty, comparing.cloned());
+        }
     }
 
-    fn has_subsets(&self, service: &ObjectKey) -> bool {
+    /// Whether such a rule may hold for a service.
+    fn has_rule(&self, service: &ObjectKey, is_one: fn(&DestinationRuleSpec) -> bool) -> bool {
         let mut services = self.service_refs(service).into_iter();
         services.any(|it| {
             let mut rules = self.objects.layer7.rules_for(&it.hostname).into_iter();
-            rules.any(|rule| matches!(&*rule.spec, Spec::Destination(it) if !it.subsets.is_empty()))
+            rules.any(|rule| matches!(&*rule.spec, Spec::Destination(it) if is_one(it)))
         })
     }
 

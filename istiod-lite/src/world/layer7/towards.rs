@@ -18,7 +18,7 @@ use crate::status::{Condition, Desired, Parent};
 use crate::translate::Labels;
 use crate::translate::credential::{self, Use};
 use crate::translate::layer7::backend::choose::{Candidate, applying};
-use crate::translate::layer7::backend::{self, Policy, Whole};
+use crate::translate::layer7::backend::{self, Alike, Policy, Whole};
 use crate::translate::layer7::gateway_backend::{self, Authorities, NoCa};
 use crate::translate::layer7::{Layer7, Spec};
 use crate::translate::resource::Resource;
@@ -88,8 +88,9 @@ impl World {
         });
         let whole = Whole::of(specs);
         let namespace = holding.first().map_or("", |it| &*it.key.namespace);
-        let mut policies = whole.policies(namespace);
-        lay_over(&whole, namespace, over, &mut policies);
+        let alike = |label: &str, value: Option<&str>| self.alike(key, gateway, label, value);
+        let mut policies = whole.policies(namespace, &alike);
+        lay_over(&whole, namespace, &alike, over, &mut policies);
         let first = holding.first().copied();
         let tls = over.tls.first().map(|(_, _, it)| *it);
         let Some(source) = first.or(tls).or(over.traffic.as_ref().map(|it| it.2)) else {
@@ -155,10 +156,52 @@ impl World {
 
     /// The workloads of a service that have these labels, by uid, sorted.
     fn workloads_with(&self, key: &ObjectKey, labels: &Labels) -> Vec<String> {
+        self.workloads_that(key, labels, |_| true)
+    }
+
+    /// Those that have a label as the pods of a waypoint have it, or with that value. Who has it not is like who has it
+    /// without a value, as Istio has it.
+    fn alike(
+        &self,
+        key: &ObjectKey,
+        gateway: &ObjectKey,
+        label: &str,
+        value: Option<&str>,
+    ) -> Vec<String> {
+        let value = value.unwrap_or_else(|| self.own_label(gateway, label));
+        if !value.is_empty() {
+            let labels = Labels::from([(label.to_owned(), value.to_owned())]);
+            return self.workloads_with(key, &labels);
+        }
+        self.workloads_that(key, &Labels::new(), |labels| {
+            labels.get(label).is_none_or(String::is_empty)
+        })
+    }
+
+    /// A label's value of a waypoint's pods. While they are replaced some have it otherwise; then the first by name
+    /// decides for all.
+    fn own_label(&self, gateway: &ObjectKey, label: &str) -> &str {
+        let pods = self.objects.pods_of(gateway);
+        let mut pods = pods.iter().filter_map(|it| self.objects.pods.get(it));
+        let value = pods.next().and_then(|it| it.labels.get(label));
+        value.map_or("", String::as_str)
+    }
+
+    /// Those that have `labels`, and whose labels fit.
+    fn workloads_that(
+        &self,
+        key: &ObjectKey,
+        labels: &Labels,
+        fit: impl Fn(&Labels) -> bool,
+    ) -> Vec<String> {
         let service = self.objects.services.get(key).map(|it| &it.selector);
         let entry = self.objects.service_entries.get(key);
         let selector = service.or(entry.map(|it| &it.selector));
-        let mut uids = entry.map_or_else(Vec::new, |it| it.endpoints_with(&self.cluster, labels));
+        let has_all = |own: &Labels| {
+            let mut wanted = labels.iter();
+            wanted.all(|(label, value)| own.get(label) == Some(value)) && fit(own)
+        };
+        let mut uids = entry.map_or_else(Vec::new, |it| it.endpoints_with(&self.cluster, has_all));
         let mut selected = BTreeSet::new();
         if let Some(Some(selector)) = selector {
             let mut both = selector.clone();
@@ -171,6 +214,11 @@ impl World {
                 workloads.selected(&key.namespace, &both, &mut selected);
             }
         }
+        selected.retain(|it| {
+            let pod = self.objects.pods.get(it).map(|it| &it.labels);
+            let entry = self.objects.workload_entries.get(it).map(|it| &it.labels);
+            pod.or(entry).is_some_and(&fit)
+        });
         uids.extend(selected.iter().filter_map(|it| self.uid_of(it)));
         uids.sort_unstable();
         uids
@@ -435,11 +483,17 @@ fn rule(port: u32, subset: &str) -> String {
 }
 
 /// What policies of Gateway API say goes over what DestinationRules do.
-fn lay_over(whole: &Whole<'_>, namespace: &str, over: &Over<'_>, policies: &mut Vec<Policy>) {
+fn lay_over(
+    whole: &Whole<'_>,
+    namespace: &str,
+    alike: &Alike<'_>,
+    over: &Over<'_>,
+    policies: &mut Vec<Policy>,
+) {
     let said = over.tls.iter().map(|(port, _, _)| *port);
     let all = over.traffic.iter().map(|_| 0);
     for port in said.chain(all) {
-        whole.fill(port, namespace, policies);
+        whole.fill(port, namespace, alike, policies);
     }
     for policy in policies {
         let named = |port: u32| over.tls.iter().find(|(it, _, _)| *it == port);

@@ -1,6 +1,6 @@
 //! What is done towards a service: DestinationRules, and policies of Gateway API.
 
-use api::k8s::objects::Kind;
+use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 use istiod_lite::world::World;
 use wire::resource::Kind as Told;
@@ -277,7 +277,7 @@ fn a_policy_of_gateway_api_says_of_each_waypoint_what_became_of_it() {
         )
     };
     let said = |world: &World, name: &str| {
-        let key = api::k8s::objects::ObjectKey::new(Kind::BackendTlsPolicy, "a", name);
+        let key = ObjectKey::new(Kind::BackendTlsPolicy, "a", name);
         let status = world.status(&key).cloned();
         let parents = status.map(|it| it.parents.clone()).unwrap_or_default();
         let lines = parents.iter().map(|it| {
@@ -321,13 +321,67 @@ fn endpoints_are_ranked_by_what_proxies_know_of_them() {
         &rule(
             "a",
             "r",
-            "{host: web, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [topology.istio.io/network, topology.kubernetes.io/zone, team, kubernetes.io/hostname]}}}}",
+            "{host: web, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [topology.istio.io/network, topology.kubernetes.io/zone=b, team, kubernetes.io/hostname]}}}}",
         ),
     );
-    let made = towards(&world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
-    let locality = made.load_balancer.unwrap().locality.unwrap();
-    let by: Vec<By> = locality.priority.iter().map(|it| it.by()).collect();
-    assert_eq!(by, [By::Network, By::Zone]);
-    let (_, _, message) = said(&world, Kind::DestinationRule, "a", "r");
-    assert!(message.contains("failoverPriority: team"), "{message}");
+    let ranked = |world: &World| {
+        let made = towards(world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
+        made.load_balancer.unwrap().locality.unwrap().priority
+    };
+    let all = ranked(&world);
+    let by: Vec<By> = all.iter().map(|it| it.by()).collect();
+    assert_eq!(by, [By::Network, By::Zone, By::Workloads, By::Node]);
+    assert_eq!(all[1].value.as_deref(), Some("b"));
+    // Nothing of it is without effect.
+    let key = ObjectKey::new(Kind::DestinationRule, "a", "r");
+    assert!(world.status(&key).is_none_or(|it| it.conditions.is_empty()));
+}
+
+#[test]
+fn endpoints_are_near_by_labels_that_the_waypoint_s_own_pods_have_or_that_are_named() {
+    let mut world = world();
+    let spec = "{host: web, trafficPolicy: {loadBalancer: {localityLbSetting: {failoverPriority: [team, tier=gold]}}}}";
+    set(
+        &mut world,
+        &[
+            rule("a", "r", spec),
+            pod("one", "team: carts, tier: gold"),
+            pod("two", "team: carts"),
+            pod("three", "tier: gold"),
+        ]
+        .concat(),
+    );
+    let near = |world: &World| {
+        let made = towards(world, &format!("a/wp/destinationrule/a/r/a/{WEB}:0"));
+        let locality = made.load_balancer.unwrap().locality.unwrap();
+        let uids = locality.priority.into_iter().map(|it| {
+            let uids = it.workloads.unwrap_or_default().uids;
+            let names = uids
+                .iter()
+                .map(|it| it.rsplit('/').next().unwrap().to_owned());
+            names.collect::<Vec<_>>().join(",")
+        });
+        uids.collect::<Vec<_>>().join(" | ")
+    };
+    // A waypoint of which nothing is known has no label, and is like those that have none.
+    assert_eq!(near(&world), "three | one,three");
+    let own = |labels: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: wp-1, namespace: a, labels: {{gateway.networking.k8s.io/gateway-name: wp{labels}}}}}\nspec: {{containers: []}}\nstatus: {{phase: Running, podIP: 10.0.2.9}}\n---\n"
+        )
+    };
+    set(&mut world, &own(", team: carts"));
+    assert_eq!(near(&world), "one,two | one,three");
+    let changed = set(&mut world, &pod("three", "tier: gold, team: carts"));
+    assert_eq!(near(&world), "one,three,two | one,three");
+    let told: Vec<_> = changed.resources.iter().map(|it| &**it).collect();
+    assert!(
+        told.contains(&&*format!("a/wp/destinationrule/a/r/a/{WEB}:0")),
+        "{told:?}"
+    );
+    set(&mut world, &own(", team: other"));
+    assert_eq!(near(&world), " | one,three");
+    gone(&mut world, Kind::Pod, "a", "wp-1");
+    gone(&mut world, Kind::Pod, "a", "one");
+    assert_eq!(near(&world), " | three");
 }

@@ -85,10 +85,11 @@ fn the_more_is_in_common_from_the_first_on_the_nearer() {
         workloads: Some(wire::Workloads {
             uids: uids.iter().map(|uid| (*uid).to_owned()).collect(),
         }),
+        ..Default::default()
     };
     let of = |by: By| Likeness {
         by: by.into(),
-        workloads: None,
+        ..Default::default()
     };
     let group = group(&local(wire::Locality {
         priority: vec![among(&["named", "named-here"]), of(By::Region)],
@@ -104,6 +105,32 @@ fn the_more_is_in_common_from_the_first_on_the_nearer() {
         }
         assert_eq!(whom(&mut shop, &group), whom_then);
     }
+}
+
+#[test]
+fn an_endpoint_may_be_near_by_where_it_is_wherever_the_proxy_is() {
+    use wire::locality::Likeness;
+    use wire::locality::likeness::By;
+    let at_place = |by: By, value: &str| Likeness {
+        by: by.into(),
+        value: Some(value.to_owned()),
+        ..Default::default()
+    };
+    let mut shop = Shop::new([
+        at("here", "eu/a/1"),
+        at("there", "us/a/1"),
+        at("there-too", "us/b/1"),
+    ])
+    .standing_at("eu/a/1");
+    let group = group(&local(wire::Locality {
+        priority: vec![at_place(By::Region, "us"), at_place(By::Zone, "b")],
+        ..Default::default()
+    }));
+    assert_eq!(whom(&mut shop, &group), "there-too");
+    shop.go("there-too");
+    assert_eq!(whom(&mut shop, &group), "there");
+    shop.go("there");
+    assert_eq!(whom(&mut shop, &group), "here");
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use api::k8s::istio::destination_rule as k8s;
 use api::waypoint as wire;
 use wire::consistent_hash::{Algorithm, Key};
+use wire::locality::likeness::By;
 
 use super::super::duration;
+use super::Alike;
 use crate::translate::credential;
 
 /// The policy, and what of it has no effect. `whole`: fields that are not set are told as their defaults, so
@@ -13,6 +15,7 @@ pub(super) fn policy(
     policy: &k8s::TrafficPolicy,
     whole: bool,
     namespace: &str,
+    alike: &Alike<'_>,
 ) -> (wire::BackendPolicy, Vec<String>) {
     let mut faults = Vec::new();
     let balancer = policy.load_balancer.as_ref();
@@ -23,7 +26,7 @@ pub(super) fn policy(
     let refused = secure.iter().filter(|it| !it.invalid.is_empty());
     faults.extend(refused.map(|it| format!("tls: {}: connections are refused", it.invalid)));
     let mut made = wire::BackendPolicy {
-        load_balancer: balancer.map(|it| load_balancer(it, &mut faults)),
+        load_balancer: balancer.map(|it| load_balancer(it, alike, &mut faults)),
         limits: pool.map(|it| limits(it, &mut faults)),
         outliers: outliers.map(|it| self::outliers(it, &mut faults)),
         tls: secure,
@@ -57,7 +60,11 @@ fn time(field: &str, text: Option<&str>, faults: &mut Vec<String>) -> u64 {
     })
 }
 
-fn load_balancer(it: &k8s::LoadBalancer, faults: &mut Vec<String>) -> wire::LoadBalancer {
+fn load_balancer(
+    it: &k8s::LoadBalancer,
+    alike: &Alike<'_>,
+    faults: &mut Vec<String>,
+) -> wire::LoadBalancer {
     use wire::load_balancer::Simple;
     let simple = match it.simple.unwrap_or_default() {
         k8s::SimpleBalancer::Unspecified => Simple::Unspecified,
@@ -75,7 +82,7 @@ fn load_balancer(it: &k8s::LoadBalancer, faults: &mut Vec<String>) -> wire::Load
         locality: it
             .locality_lb_setting
             .as_ref()
-            .map(|it| locality(it, faults)),
+            .map(|it| locality(it, alike)),
         warm_up: time("warmup.duration", duration, faults),
         warm_up_aggression: warmup.and_then(|it| it.aggression).unwrap_or_default(),
         warm_up_minimum: percent(warmup.and_then(|it| it.minimum_percent)),
@@ -114,7 +121,7 @@ fn hash(it: &k8s::ConsistentHash, faults: &mut Vec<String>) -> wire::ConsistentH
     }
 }
 
-fn locality(it: &k8s::LocalitySetting, faults: &mut Vec<String>) -> wire::Locality {
+fn locality(it: &k8s::LocalitySetting, alike: &Alike<'_>) -> wire::Locality {
     let distribute = it.distribute.iter().map(|it| wire::locality::Distribute {
         from: it.from.clone(),
         to: it.to.clone(),
@@ -127,15 +134,45 @@ fn locality(it: &k8s::LocalitySetting, faults: &mut Vec<String>) -> wire::Locali
         disabled: it.enabled == Some(false),
         distribute: distribute.collect(),
         failover: failover.collect(),
-        priority: priority(&it.failover_priority, faults),
+        priority: it
+            .failover_priority
+            .iter()
+            .map(|it| likeness(it, alike))
+            .collect(),
     }
 }
 
-/// What endpoints are to have in common with the proxy: of labels those that proxies are told. The first that they are
-/// not ends the list, as one that no endpoint has would.
-fn priority(labels: &[String], faults: &mut Vec<String>) -> Vec<wire::locality::Likeness> {
-    use wire::locality::likeness::By;
-    let by = |label: &str| match label {
+/// What an endpoint is to have in common with the proxy, or to have at all. Where it stands proxies know of each other;
+/// of other labels they are told who has them.
+fn likeness(text: &str, alike: &Alike<'_>) -> wire::locality::Likeness {
+    let (label, value) = parts(text);
+    match place(label) {
+        Some(by) => wire::locality::Likeness {
+            by: by.into(),
+            value: value.map(str::to_owned),
+            ..Default::default()
+        },
+        None => wire::locality::Likeness {
+            by: By::Workloads.into(),
+            workloads: Some(wire::Workloads {
+                uids: alike(label, value),
+            }),
+            ..Default::default()
+        },
+    }
+}
+
+/// `key`, or `key=value`.
+fn parts(text: &str) -> (&str, Option<&str>) {
+    match text.split_once('=') {
+        Some((label, value)) => (label, Some(value)),
+        None => (text, None),
+    }
+}
+
+/// What of a place a label says.
+fn place(label: &str) -> Option<By> {
+    match label {
         "topology.kubernetes.io/region" => Some(By::Region),
         "topology.kubernetes.io/zone" => Some(By::Zone),
         "topology.istio.io/subzone" => Some(By::Subzone),
@@ -143,18 +180,17 @@ fn priority(labels: &[String], faults: &mut Vec<String>) -> Vec<wire::locality::
         "topology.istio.io/network" => Some(By::Network),
         "topology.istio.io/cluster" => Some(By::Cluster),
         _ => None,
-    };
-    let known: Vec<By> = labels.iter().map_while(|it| by(it)).collect();
-    if let Some(unknown) = labels.get(known.len()) {
-        faults.push(format!(
-            "localityLbSetting.failoverPriority: {unknown} is not known to a waypoint, so it and what follows it have no effect; region, zone, subzone, hostname, network and cluster are"
-        ));
     }
-    let likeness = |by: By| wire::locality::Likeness {
-        by: by.into(),
-        workloads: None,
-    };
-    known.into_iter().map(likeness).collect()
+}
+
+/// Whether it asks who has a label.
+pub(super) fn asks_who(text: &str) -> bool {
+    place(parts(text).0).is_none()
+}
+
+/// Whether it asks who has a label as the proxy's own pods have it.
+pub(super) fn compares(text: &str) -> bool {
+    asks_who(text) && parts(text).1.is_none()
 }
 
 fn limits(it: &k8s::ConnectionPool, faults: &mut Vec<String>) -> wire::Limits {
