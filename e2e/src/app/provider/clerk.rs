@@ -6,11 +6,9 @@
 use std::{convert::Infallible, future::pending};
 
 use api::ext_proc::{
-    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeaderValue, HeaderValueOption,
-    HeadersResponse, HttpBody, HttpHeaders, HttpStatus, ImmediateResponse, ProcessingRequest,
-    ProcessingResponse, StreamedBodyResponse, TrailersResponse, body_mutation::Mutation,
-    processing_mode::BodySendMode, processing_request::Request as Told,
-    processing_response::Response as Says,
+    BodyResponse, HeaderMutation, HeadersResponse, HttpStatus, ImmediateResponse,
+    ProcessingRequest, ProcessingResponse, TrailersResponse, processing_mode::BodySendMode,
+    processing_request::Request as Told, processing_response::Response as Says,
 };
 use bytes::{Buf, BytesMut};
 use futures_util::stream;
@@ -77,28 +75,25 @@ impl Clerk {
             self.modes = (config.request_body_mode(), config.response_body_mode());
         }
         let says = match told.request {
-            Some(Told::RequestHeaders(it)) => match &*value(&it, "x-wish") {
+            Some(Told::RequestHeaders(it)) => match &*it.value("x-wish") {
                 "silence" => pending().await,
                 "deny" => self.deny(),
-                _ => Says::RequestHeaders(head(&[("x-clerk", &value(&it, ":method"))])),
+                _ => Says::RequestHeaders(head("x-clerk", &it.value(":method"))),
             },
-            Some(Told::ResponseHeaders(_)) => {
-                Says::ResponseHeaders(head(&[("x-back", &self.name)]))
-            }
+            Some(Told::ResponseHeaders(_)) => Says::ResponseHeaders(head("x-back", &self.name)),
             Some(Told::RequestBody(it)) => {
-                Says::RequestBody(body(it.body.repeat(2), &it, self.modes.0))
+                let twice = it.body.repeat(2);
+                Says::RequestBody(BodyResponse::instead(&it, self.modes.0, twice))
             }
             Some(Told::ResponseBody(it)) => {
-                Says::ResponseBody(body(it.body.to_ascii_uppercase(), &it, self.modes.1))
+                let loud = it.body.to_ascii_uppercase();
+                Says::ResponseBody(BodyResponse::instead(&it, self.modes.1, loud))
             }
             Some(Told::RequestTrailers(_)) => Says::RequestTrailers(TrailersResponse::default()),
             Some(Told::ResponseTrailers(_)) => Says::ResponseTrailers(TrailersResponse::default()),
             None => return ProcessingResponse::default(),
         };
-        ProcessingResponse {
-            response: Some(says),
-            ..Default::default()
-        }
+        says.into()
     }
 
     fn deny(&self) -> Says {
@@ -110,46 +105,6 @@ impl Clerk {
     }
 }
 
-fn value(head: &HttpHeaders, name: &str) -> String {
-    let mut all = head.headers.iter().flat_map(|it| &it.headers);
-    let found = all.find(|it| it.key == name);
-    String::from_utf8_lossy(found.map_or(&[][..], |it| &it.raw_value)).into_owned()
-}
-
-fn head(set: &[(&str, &str)]) -> HeadersResponse {
-    let option = |(key, value): &(&str, &str)| HeaderValueOption {
-        header: Some(HeaderValue {
-            key: (*key).to_owned(),
-            raw_value: value.as_bytes().to_vec(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    HeadersResponse {
-        response: Some(CommonResponse {
-            header_mutation: Some(HeaderMutation {
-                set_headers: set.iter().map(option).collect(),
-                remove_headers: vec!["x-secret".to_owned()],
-            }),
-            ..Default::default()
-        }),
-    }
-}
-
-fn body(bytes: Vec<u8>, of: &HttpBody, mode: BodySendMode) -> BodyResponse {
-    let mutation = match mode {
-        BodySendMode::FullDuplexStreamed => Mutation::StreamedResponse(StreamedBodyResponse {
-            body: bytes,
-            end_of_stream: of.end_of_stream,
-        }),
-        _ => Mutation::Body(bytes),
-    };
-    BodyResponse {
-        response: Some(CommonResponse {
-            body_mutation: Some(BodyMutation {
-                mutation: Some(mutation),
-            }),
-            ..Default::default()
-        }),
-    }
+fn head(name: &str, value: &str) -> HeadersResponse {
+    HeaderMutation::of(&[(name, value)], &["x-secret"]).into()
 }
