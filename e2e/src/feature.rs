@@ -8,10 +8,10 @@
 //! 1. a file is read                                     ([`Feature::read`])
 //! 2. a program in the client's pod asks what it is told (`app/ask.rs`), and says what it [`Heard`]
 //! 3. what was heard, and what the waypoint logged of it, is judged  ([`Feature::judge`], pure)
-//! 4. and so are its metrics ([`Feature::counted`], pure)
+//! 4. and so are its metrics ([`Feature::counted`], and at the end [`all_counted`], pure)
 //! 5. and what the control plane says of the objects ([`Feature::accepted`], pure)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -181,6 +181,12 @@ impl Feature {
         Ok(())
     }
 
+    /// Who has had which answer from the waypoint, as far as the file leaves no doubt.
+    fn answers(&self) -> impl Iterator<Item = (&str, u16)> {
+        let certain = self.asks.iter().filter(|ask| ask.is_certain());
+        certain.map(|ask| (&*ask.from, ask.status))
+    }
+
     /// Whether the status of one of its objects finds nothing wrong with it but what the file says.
     pub fn accepted(&self, object: &Value, status: &Value) -> Result<()> {
         let kind = object["kind"].as_str().unwrap_or_default();
@@ -207,6 +213,27 @@ impl Feature {
         }
         Ok(())
     }
+}
+
+/// Whether the waypoint has counted every answer that these were given, under its own name and with both ends known.
+pub fn all_counted(proven: &[Feature], metrics: &Metrics) -> Result<()> {
+    let answers: BTreeSet<(&str, u16)> = proven.iter().flat_map(Feature::answers).collect();
+    for (from, status) in answers {
+        let code = status.to_string();
+        // A route may lead to any of them.
+        let counts = SERVICES.map(|(_, name, _)| {
+            let labels = [
+                ("reporter", "waypoint"),
+                ("source_workload", from),
+                ("destination_service_name", name),
+                ("response_code", &*code),
+            ];
+            metrics.sum("istio_requests_total", &labels)
+        });
+        let count: f64 = counts.iter().sum();
+        ensure!(count > 0.0, "no {code} for {from} was counted");
+    }
+    Ok(())
 }
 
 /// Kinds whose status always says something.
@@ -273,6 +300,26 @@ mod tests {
         assert!(!counted("requests_total{code=\"200\",by=\"b\"} 1"));
         assert!(!counted("requests_total{code=\"200\",by=\"a\"} 0"));
         assert!(!Feature::read("a", TEXT).unwrap().counts());
+    }
+
+    #[test]
+    fn every_answer_must_have_been_counted_for_who_had_it() {
+        let text = "#? {url: 'http://web/', from: thief, status: 403}\n#? {url: 'h2://web:90/'}\n#? {url: 'http://web/', counts: {a: [1, 2]}, status: 500}\n\
+                    #? {url: 'http://web/', around: true, status: 401}\n#? {url: 'http://judge.providers/', status: 402}\n#? {url: 'tcp://web:9000', status: 404}\n";
+        let proven = [Feature::read("a", text).unwrap()];
+        let line = |from: &str, to: &str, code: u16| {
+            let reporter = r#"istio_requests_total{reporter="waypoint""#;
+            format!(
+                "{reporter},source_workload=\"{from}\",destination_service_name=\"{to}\",response_code=\"{code}\"}} 1\n"
+            )
+        };
+        let counted = |page: &str| all_counted(&proven, &Metrics::parse(page)).is_ok();
+        let denied = line("thief", "web", 403);
+        assert!(counted(&(denied.clone() + &line("phone", "web-v1", 200))));
+        assert!(!counted(&denied));
+        assert!(!counted(&(denied.clone() + &line("thief", "web", 200))));
+        assert!(!counted(&(denied + &line("phone", "unknown", 200))));
+        assert!(all_counted(&[], &Metrics::parse("")).is_ok());
     }
 
     #[test]

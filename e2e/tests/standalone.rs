@@ -10,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use e2e::feature::{CLIENTS, ELSEWHERE, Feature, Heard, PORTS, PROVIDERS, SERVERS, SERVICES, SHOP};
+use e2e::feature::{
+    CLIENTS, ELSEWHERE, Feature, Heard, PORTS, PROVIDERS, SERVERS, SERVICES, SHOP, all_counted,
+};
 use lab::{Lab, Pod, Waypoint, wait};
 use serde_json::Value;
 
@@ -79,21 +81,24 @@ impl<'a> Town<'a> {
 
     fn run(&self, features: &Path) -> Result<()> {
         let word = std::env::var("FEATURES").unwrap_or_default();
-        let mut failed = Vec::new();
+        let (mut proven, mut failed) = (Vec::new(), Vec::new());
         for feature in Feature::all(features)? {
             if !feature.name.contains(&word) {
                 continue;
             }
             let began = Instant::now();
             match self.proves(&feature) {
-                Ok(()) => println!("{} ({:.1} s)", feature.name, began.elapsed().as_secs_f32()),
+                Ok(()) => {
+                    println!("{} ({:.1} s)", feature.name, began.elapsed().as_secs_f32());
+                    proven.push(feature);
+                }
                 Err(error) => failed.push(format!("{}: {error:#}", feature.name)),
             }
         }
         if !failed.is_empty() {
             bail!("{}", failed.join("\n\n"));
         }
-        Ok(())
+        all_counted(&proven, &self.waypoint.pod().metrics()?)
     }
 
     fn proves(&self, feature: &Feature) -> Result<()> {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::{SERVICES, SHOP};
+
 /// Some requests like each other, or connections, and what is expected of them.
 ///
 /// A value is compared as [`super::glob`] does; one that is `null` must not be there.
@@ -82,6 +84,18 @@ impl Default for Ask {
 }
 
 impl Ask {
+    /// Whether it is HTTP, passes the waypoint, and all of it is answered with one status.
+    pub(super) fn is_certain(&self) -> bool {
+        let rest = ["http://", "h2://"].map(|scheme| self.url.strip_prefix(scheme));
+        let Some(rest) = rest.into_iter().flatten().next() else {
+            return false;
+        };
+        let host = rest.split(['/', ':']).next();
+        let mut behind = SERVICES.iter().filter(|(place, ..)| *place == SHOP);
+        let is_behind = behind.any(|(_, name, _)| Some(*name) == host);
+        is_behind && !self.around && self.counts.is_empty() && self.status != 0
+    }
+
     /// For a person.
     pub(super) fn shown(&self) -> String {
         let headers = if self.headers.is_empty() {
