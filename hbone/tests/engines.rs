@@ -40,6 +40,9 @@ const PAIRS: [(Engine, Engine); 3] = [
     (Engine::H2, Engine::Own),
 ];
 
+/// Bytes that are on their way and do not move for so long hang. However slow the machine, some of them move in less.
+const STILL: Duration = Duration::from_secs(60);
+
 /// A client and a server of these engines.
 async fn pair(
     (near, far): (Engine, Engine),
@@ -112,7 +115,11 @@ async fn say(mut writer: hbone::Writer, says: Says) -> Option<hbone::Writer> {
 /// Hears what the other says; the end, or the error.
 async fn hear(mut reader: hbone::Reader) -> (usize, Result<(), TunnelError>) {
     let mut heard = 0;
-    while let Some(chunk) = reader.recv().await {
+    loop {
+        let chunk = tokio::time::timeout(STILL, reader.recv()).await;
+        let Some(chunk) = chunk.expect("a stream hangs") else {
+            return (heard, Ok(()));
+        };
         match chunk {
             Ok(chunk) => {
                 assert!(!chunk.is_empty());
@@ -125,7 +132,6 @@ async fn hear(mut reader: hbone::Reader) -> (usize, Result<(), TunnelError>) {
             Err(error) => return (heard, Err(error)),
         }
     }
-    (heard, Ok(()))
 }
 
 async fn check_stream(near: Tunnel, far: Tunnel, there: Says, back: Says) {
@@ -172,17 +178,14 @@ proptest! {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let work = async {
-                let mut tasks = tokio::task::JoinSet::new();
-                let tunnels = tunnels(PAIRS[pair], streams.len()).await;
-                for ((near, far), (there, back)) in tunnels.into_iter().zip(streams) {
-                    tasks.spawn(check_stream(near, far, there, back));
-                }
-                while let Some(done) = tasks.join_next().await {
-                    done.unwrap();
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(60), work).await.expect("a stream hangs");
+            let mut tasks = tokio::task::JoinSet::new();
+            let tunnels = tunnels(PAIRS[pair], streams.len()).await;
+            for ((near, far), (there, back)) in tunnels.into_iter().zip(streams) {
+                tasks.spawn(check_stream(near, far, there, back));
+            }
+            while let Some(done) = tasks.join_next().await {
+                done.unwrap();
+            }
         });
     }
 }
@@ -221,9 +224,7 @@ async fn a_large_transfer_arrives_between_any_two_engines() {
             pieces: vec![70_000; 100],
             ends: true,
         };
-        tokio::time::timeout(Duration::from_secs(60), check_stream(near, far, says, back))
-            .await
-            .expect("it hangs");
+        check_stream(near, far, says, back).await;
     }
 }
 
@@ -261,14 +262,9 @@ async fn streams_that_share_a_narrow_socket_all_arrive() {
             });
         }
         assert_eq!(client.pool.stats().connections, 1);
-        let all = async {
-            while let Some(done) = tasks.join_next().await {
-                done.unwrap();
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), all)
-            .await
-            .expect("a stream hangs");
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
     }
 }
 

@@ -286,18 +286,21 @@ async fn bytes(tcp: TcpStream, count: usize) -> Result<Heard> {
     })
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, count: usize) -> Result<String> {
+async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin, count: usize) -> Result<String> {
+    let (mut read, mut write) = tokio::io::split(stream);
     let mut all = Vec::new();
     if count == 0 {
         // Who has nothing to say lets the other begin.
         let mut first = [0; MOST];
-        let read = stream.read(&mut first).await?;
+        let read = read.read(&mut first).await?;
         all.extend(&first[..read]);
-    } else {
-        stream.write_all(&vec![b'x'; count]).await?;
     }
-    stream.shutdown().await?;
-    stream.read_to_end(&mut all).await?;
+    let saying = async {
+        write.write_all(&vec![b'x'; count]).await?;
+        write.shutdown().await
+    };
+    // Both at a time: what comes back may be more than all between has room for.
+    tokio::try_join!(saying, read.read_to_end(&mut all))?;
     if count > 0 && !all.ends_with(&vec![b'x'; count]) {
         bail!("not all came back: {}", all.len());
     }
