@@ -45,7 +45,7 @@ pub use self::{
     certificate::Certificate,
     sign::{SignError, Signer},
 };
-pub use crate::tls::CertificateText;
+pub use crate::tls::{CertificateText, Revocations};
 
 /// Why there is no certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +90,8 @@ pub struct CertificatesConfig {
     pub attempt: Duration,
     /// Over how long the requests are spread that [`Certificates::renew_all`] asks for.
     pub renewals_within: Duration,
+    /// Who was revoked.
+    pub revocations: Arc<Revocations>,
     /// Who met within the hour goes on with the session. Otherwise each handshake shows certificates.
     pub resume_sessions: bool,
 }
@@ -104,6 +106,7 @@ impl Default for CertificatesConfig {
             attempt: Duration::from_secs(10),
             // Kubelets bring a root to the nodes over a minute as it is.
             renewals_within: Duration::from_secs(30),
+            revocations: Arc::default(),
             resume_sessions: true,
         }
     }
@@ -258,6 +261,11 @@ impl Certificates {
         }
     }
 
+    /// Another number for each time that other certificates were revoked.
+    pub(crate) fn revocations(&self) -> u64 {
+        self.config.revocations.number()
+    }
+
     /// Every identity and its state, in the order of identities: for dumps.
     pub fn states(&self) -> Vec<CertificateState> {
         let mut states: Vec<_> = self
@@ -327,8 +335,13 @@ impl Certificates {
         let elements = signing.await.map_err(|_| {
             SignError::Unavailable(format!("no answer within {:?}", self.config.attempt))
         })??;
-        let aliases = &self.config.trust_domain_aliases;
-        let mut certificate = Certificate::new(identity, &key, &elements, aliases)?;
+        let CertificatesConfig {
+            trust_domain_aliases: aliases,
+            revocations,
+            ..
+        } = &self.config;
+        let mut certificate =
+            Certificate::judging_by(revocations, identity, &key, &elements, aliases)?;
         if !self.config.resume_sessions {
             certificate.credentials.forget_sessions();
         }

@@ -6,8 +6,11 @@
 //! Roots are read for each new connection and tokens for each call, so that both may be rotated under our feet;
 //! when the roots are others, certificates are fetched anew ([`follow_roots`]). `http://` addresses are spoken to
 //! in the clear: for tests on loopback.
+//!
+//! Beside the roots may lie a list of those who are believed no more ([`RevocationFile`]).
 
 mod channel;
+mod revoked;
 mod roots;
 
 use std::io;
@@ -20,6 +23,7 @@ use tonic::{Request, Status};
 
 use crate::ca::TokenSource;
 pub use channel::channel;
+pub use revoked::RevocationFile;
 pub use roots::follow_roots;
 
 /// The bearer token, read from its file at each call. Empty without a file name.

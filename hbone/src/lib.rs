@@ -76,5 +76,5 @@ pub use request::{Authority, RequestHeaders};
 pub use room::Reserve;
 pub use server::{AcceptError, Connection, ConnectionError, accept};
 pub use socket::Socket;
-pub use tls::TlsError;
+pub use tls::{Revocations, TlsError};
 pub use tunnel::{Reader, Tunnel, TunnelError, TunnelIo, Writer};

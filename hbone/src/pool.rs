@@ -9,7 +9,8 @@
 //! 3. else one is made: certificate, dial, handshake, once for all who wait.
 //!
 //! A connection leaves the pool the moment it breaks, is told to go away, has been unused for the release time, or
-//! when the certificate it was made with ends: who was trusted once is not trusted for ever. Half of the peer's connection window unread counts as stalled: new streams go to
+//! when the certificate it was made with ends: who was trusted once is not trusted for ever. All of them do when other
+//! certificates are revoked: whoever is on the list now must show itself. Half of the peer's connection window unread counts as stalled: new streams go to
 //! another connection, so that readers that stopped do not hold up those that come later.
 
 use std::{
@@ -19,7 +20,10 @@ use std::{
     io,
     iter::Sum,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -119,6 +123,8 @@ pub struct Pool {
     certificates: Arc<Certificates>,
     config: PoolConfig,
     slots: Mutex<HashMap<Arc<Destination>, Slot>>,
+    /// The lists of revoked certificates under which its connections were made.
+    revocations: AtomicU64,
     itself: Weak<Self>,
 }
 
@@ -170,6 +176,7 @@ impl Pool {
     /// An empty pool.
     pub fn new(certificates: Arc<Certificates>, config: PoolConfig) -> Arc<Self> {
         Arc::new_cyclic(|itself| Self {
+            revocations: AtomicU64::new(certificates.revocations()),
             certificates,
             config,
             slots: Mutex::default(),
@@ -330,6 +337,12 @@ impl Pool {
 
     fn turn(&self, destination: &Destination) -> Turn {
         let mut slots = self.lock();
+        let revocations = self.certificates.revocations();
+        if self.revocations.swap(revocations, Ordering::Relaxed) != revocations {
+            let links = slots.values_mut().flat_map(|slot| slot.links.drain(..));
+            links.for_each(|link| link.close());
+            slots.retain(|_, slot| !slot.flights.is_empty());
+        }
         let most = self.config.streams;
         if let Some(slot) = slots.get_mut(destination) {
             if let Some((link, lease)) = slot.place(most) {
@@ -355,6 +368,17 @@ impl Pool {
 
     /// Certificate, socket, handshake; the driver runs from then on.
     async fn make(&self, key: &Arc<Destination>, dial: &impl Dial) -> Result<Link, OpenError> {
+        loop {
+            let revocations = self.certificates.revocations();
+            let link = self.make_now(key, dial).await?;
+            if self.certificates.revocations() == revocations {
+                return Ok(link);
+            }
+            link.close();
+        }
+    }
+
+    async fn make_now(&self, key: &Arc<Destination>, dial: &impl Dial) -> Result<Link, OpenError> {
         let certificate: Arc<Certificate> = self.certificates.of(&key.source).await?;
         let address = key.address;
         let socket = match tokio::time::timeout(self.config.dial, dial.dial(address)).await {

@@ -6,6 +6,9 @@
 //! 4. the caller decides: a tunnel, or a refusal                           ([`Incoming::Request`])
 //! 5. drain: GOAWAY, streams go on, deadline, end                          ([`Connection::drain`])
 //!
+//! When other certificates are revoked, all connections are drained without a deadline: whoever is on the list now would
+//! be let in no more, and opens no more tunnels; all others come again and show that they are not.
+//!
 //! [`Connection::next`] also drives every tunnel of the connection: call it until it returns `None`,
 //! and do the work of each request in a task of its own.
 
@@ -39,7 +42,7 @@ use crate::{
     incoming::{self, Incoming},
     limits::{Limits, Refusal},
     socket::Socket,
-    tls::{Session, TlsError},
+    tls::{Revocations, Session, TlsError},
 };
 
 /// How long a connection that was told to go may take to read it.
@@ -98,13 +101,16 @@ pub struct Connection<T = TcpStream> {
     /// Milliseconds within which to end, or [`STAY`].
     drain_within: AtomicU64,
     phase: Phase,
+    /// The lists of revoked certificates under which the peer has proven who it is; none if it was another process to
+    /// which it did.
+    proven_under: Option<(Arc<Revocations>, u64)>,
 }
 
 /// `Serving → Draining → Leaving → Over`, any of which may be skipped.
 enum Phase {
     Serving,
-    /// GOAWAY is sent; open streams go on until the deadline.
-    Draining(Pin<Box<Sleep>>),
+    /// GOAWAY is sent; open streams go on until the deadline, so many milliseconds after it.
+    Draining(Pin<Box<Sleep>>, u64),
     /// Cut off; only the last GOAWAY is being written.
     Leaving(Pin<Box<Sleep>>, ConnectionError),
     Over,
@@ -146,6 +152,9 @@ async fn shake_hands<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let revocations = certificate.revocations().clone();
+    // Before anything is proven: what comes meanwhile counts as after.
+    let number = revocations.number();
     let begun = Serving::begin(socket, certificate, limits.engine).await?;
     Ok(Connection {
         engine: begun.serving,
@@ -156,6 +165,7 @@ where
         pinger: Pinger::new(begun.ping, limits.ping_every, limits.ping_answer),
         drain_within: AtomicU64::new(STAY),
         phase: Phase::Serving,
+        proven_under: Some((revocations, number)),
     })
 }
 
@@ -171,6 +181,7 @@ impl Connection {
             gauge: thawed.gauge,
             drain_within: AtomicU64::new(STAY),
             phase: Phase::Serving,
+            proven_under: None,
         }
     }
 }
@@ -256,12 +267,24 @@ where
     }
 
     fn begin_drain(&mut self) {
-        let within = self.drain_within.load(Ordering::Relaxed);
-        if within == STAY || !matches!(self.phase, Phase::Serving) {
-            return;
+        let outdated = |(lists, number): &(Arc<Revocations>, u64)| lists.number() != *number;
+        if self.proven_under.as_ref().is_some_and(outdated) {
+            self.drain(Duration::MAX);
+            self.proven_under = None;
         }
-        self.engine.drain();
-        self.phase = Phase::Draining(Box::pin(tokio::time::sleep(Duration::from_millis(within))));
+        let within = self.drain_within.load(Ordering::Relaxed);
+        let timer = || tokio::time::sleep(Duration::from_millis(within));
+        match &mut self.phase {
+            Phase::Serving if within != STAY => {
+                self.engine.drain();
+                self.phase = Phase::Draining(Box::pin(timer()), within);
+            }
+            // There is less time than there was.
+            Phase::Draining(_, before) if within < *before => {
+                self.phase = Phase::Draining(Box::pin(timer()), within);
+            }
+            _ => {}
+        }
     }
 
     /// Reasons to end that are not in the engine. `Ready(None)`: the engine must be polled again.
@@ -270,7 +293,7 @@ where
             Phase::Leaving(timer, error) => {
                 return timer.as_mut().poll(cx).map(|()| Some(error.clone()));
             }
-            Phase::Draining(timer) => {
+            Phase::Draining(timer, _) => {
                 if timer.as_mut().poll(cx).is_ready() {
                     self.cut_off(
                         NO_ERROR,

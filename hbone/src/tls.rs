@@ -17,6 +17,7 @@ pub mod handshake;
 mod chain;
 mod lifetime;
 mod proof;
+mod revocation;
 mod sessions;
 mod tickets;
 mod verify;
@@ -52,6 +53,7 @@ use crate::identity::Identity;
 
 pub(crate) use self::chain::check;
 pub use self::chain::{CertificateText, ChainError};
+pub use self::revocation::{Revocations, Unreadable};
 
 /// Plaintext and ciphertext that rustls may hold for a connection in each direction while the socket
 /// does not take it, in bytes: two of the engine's frames. What waits here can no longer take turns with other streams.
@@ -105,6 +107,12 @@ pub enum TlsError {
     /// The peer's certificate does not lead to a root we trust.
     #[error("the peer's certificate is not signed by a trusted root: {0}")]
     UnknownCa(String),
+    /// The peer's certificate was taken back, or that of an authority between it and the root.
+    #[error("the peer's certificate was revoked")]
+    Revoked,
+    /// Whether the peer's certificate was revoked cannot be told.
+    #[error("whether the peer's certificate was revoked cannot be told: {0}")]
+    RevocationUnknown(String),
     /// The peer ended the handshake and said why.
     #[error("the peer refused our handshake: {0}")]
     Alert(String),
@@ -156,6 +164,7 @@ impl TlsError {
                 | C::NotValidYet
                 | C::NotValidYetContext { .. },
             ) => Self::Expired(error.to_string()),
+            E::InvalidCertificate(C::Revoked) => Self::Revoked,
             E::InvalidCertificate(C::UnknownIssuer | C::BadSignature) => {
                 Self::UnknownCa(error.to_string())
             }

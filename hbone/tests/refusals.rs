@@ -9,8 +9,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use common::{Ca, HOUR, Refusals, Server, identity, raw, raw::Raw};
-use hbone::{AcceptError, ConnectionError, Incoming, OpenError, PoolConfig, Refusal, TlsError};
+use common::{Ca, HOUR, Refusals, Server, Signing, identity, raw, raw::Raw};
+use hbone::{
+    AcceptError, Certificate, Certificates, CertificatesConfig, ConnectionError, Incoming,
+    OpenError, PoolConfig, Refusal, Revocations, TlsError,
+};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::net::TcpStream;
 
@@ -23,6 +26,13 @@ fn soon() -> SystemTime {
 
 /// The error our server gives for a client of this badge.
 async fn refused(ca: &Arc<Ca>, badge: Option<raw::Badge>) -> (TlsError, Vec<Refusal>) {
+    refused_by(ca.certificate(&identity("server")), badge).await
+}
+
+async fn refused_by(
+    server: Arc<Certificate>,
+    badge: Option<raw::Badge>,
+) -> (TlsError, Vec<Refusal>) {
     let (near, far) = common::socket_pair().await;
     let refusals = Refusals::default();
     let limits = refusals.limits();
@@ -32,12 +42,40 @@ async fn refused(ca: &Arc<Ca>, badge: Option<raw::Badge>) -> (TlsError, Vec<Refu
             let _ = peer.next().await;
         }
     });
-    let outcome = hbone::accept(far, ca.certificate(&identity("server")), &limits).await;
+    let outcome = hbone::accept(far, server, &limits).await;
     client.await.unwrap();
     match outcome {
         Err(AcceptError::Tls(error)) => (error, refusals.seen()),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_was_revoked_is_refused_by_name() {
+    let ca = Arc::new(Ca::new());
+    let revocations = Arc::<Revocations>::default();
+    let judging = CertificatesConfig {
+        revocations: revocations.clone(),
+        ..CertificatesConfig::default()
+    };
+    let servers = Certificates::new(Signing::new(&ca), judging);
+    let server = servers.of(&identity("server")).await.unwrap();
+    let badge = raw::badge(&ca, &[CLIENT], soon());
+    let list = ca.revoking(&badge.chain);
+    revocations.replace(list.as_bytes()).unwrap();
+    let (error, counted) = refused_by(server.clone(), Some(badge)).await;
+    assert!(matches!(error, TlsError::Revoked), "{error}");
+    assert_eq!(counted, [Refusal::Tls]);
+
+    // An authority below the root was revoked, and with it whoever it signed for.
+    let below = ca.constrained(Vec::new());
+    let mut badge = raw::badge(&below, &[CLIENT], soon());
+    let authority = CertificateDer::from_pem_slice(below.root().as_bytes()).unwrap();
+    badge.chain.push(authority.clone());
+    let list = ca.revoking(&[authority]);
+    revocations.replace(list.as_bytes()).unwrap();
+    let (error, _) = refused_by(server, Some(badge)).await;
+    assert!(matches!(error, TlsError::Revoked), "{error}");
 }
 
 #[tokio::test]

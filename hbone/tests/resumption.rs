@@ -7,13 +7,17 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use common::{Ca, Signing, identity};
+use hbone::control_plane::RevocationFile;
 use hbone::{
-    Certificate, Certificates, CertificatesConfig, Destination, Engine, Limits, Pool, PoolConfig,
+    Certificate, Certificates, CertificatesConfig, Destination, Engine, Limits, OpenError, Pool,
+    PoolConfig, Revocations, TlsError,
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
+use tokio_util::sync::CancellationToken;
 
 /// A server that echoes and tells of each connection whether it was resumed, as whoever `of` says.
 async fn server<F>(engine: Engine, of: F) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<bool>)
@@ -31,7 +35,10 @@ where
                     engine,
                     ..Limits::default()
                 };
-                let mut connection = hbone::accept(socket, certificate, &limits).await.unwrap();
+                // Whoever refuses us says why at the other end.
+                let Ok(mut connection) = hbone::accept(socket, certificate, &limits).await else {
+                    return;
+                };
                 assert_eq!(*connection.peer(), identity("client"));
                 sender.send(connection.session().resumed).unwrap();
                 common::drive(&mut connection, common::echo).await;
@@ -88,6 +95,104 @@ async fn a_connection_that_was_released_is_resumed_when_it_is_needed_again() {
             talk(&self::pool(&certificates, ours), &to(address)).await;
             assert!(resumed.recv().await.unwrap());
         }
+    }
+}
+
+#[tokio::test]
+async fn who_was_revoked_meanwhile_is_refused_though_there_is_a_session() {
+    for engine in [Engine::H2, Engine::Own] {
+        let (ca, end) = (Arc::new(Ca::new()), CancellationToken::new());
+        let certificate = ca.certificate(&identity("server"));
+        let pem = certificate.chain()[0].pem.clone();
+        let (address, mut resumed) = server(engine, move || certificate.clone()).await;
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("ca-crl.pem");
+        let say = |text: &str| {
+            let fresh = dir.path().join("fresh");
+            std::fs::write(&fresh, text).unwrap();
+            std::fs::rename(&fresh, &list).unwrap();
+        };
+        let file = RevocationFile::open(list.clone());
+        let judging = CertificatesConfig {
+            revocations: file.revocations(),
+            ..CertificatesConfig::default()
+        };
+        tokio::spawn(file.follow(end.clone()));
+        let clients = Certificates::new(Signing::new(&ca), judging);
+        let _held = clients.hold(&identity("client"));
+        let (pool, to) = (pool(&clients, engine), to(address));
+        talk(&pool, &to).await;
+        talk(&pool, &to).await;
+        assert_eq!(resumed.recv().await, Some(false));
+        assert_eq!(resumed.recv().await, Some(true));
+
+        let server = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        say(&ca.revoking(&[server]));
+        let open = async || {
+            let connect = common::to("10.0.0.1:80");
+            pool.open(&to, TcpStream::connect, connect).await
+        };
+        let is_refused = async || {
+            let why = open().await.err();
+            matches!(why, Some(OpenError::Tls(TlsError::Revoked)))
+        };
+        let mut known = false;
+        for _ in 0..1000 {
+            known = is_refused().await;
+            if known {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(known, "the list has no effect");
+        // What cannot be read takes nothing back, and neither does a file that is gone.
+        say("nothing that anybody could read");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(is_refused().await);
+        std::fs::remove_file(&list).unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(is_refused().await);
+        end.cancel();
+    }
+}
+
+#[tokio::test]
+async fn who_was_revoked_opens_no_more_tunnels_on_a_connection_from_before() {
+    for engine in [Engine::H2, Engine::Own] {
+        let (ca, revocations) = (Arc::new(Ca::new()), Arc::<Revocations>::default());
+        let judging = CertificatesConfig {
+            revocations: revocations.clone(),
+            ..CertificatesConfig::default()
+        };
+        let servers = Certificates::new(Signing::new(&ca), judging);
+        let own = servers.of(&identity("server")).await.unwrap();
+        let (address, mut resumed) = server(engine, move || own.clone()).await;
+        let clients = Certificates::new(Signing::new(&ca), CertificatesConfig::default());
+        let _held = clients.hold(&identity("client"));
+        let (pool, to) = (pool(&clients, engine), to(address));
+        let open = async || {
+            let connect = common::to("10.0.0.1:80");
+            pool.open(&to, TcpStream::connect, connect).await
+        };
+        let mut before = open().await.unwrap();
+        let ours = clients.states()[0].certificate.clone().unwrap();
+        let leaf = CertificateDer::from_pem_slice(ours.chain()[0].pem.as_bytes()).unwrap();
+        let list = ca.revoking(&[leaf]);
+        revocations.replace(list.as_bytes()).unwrap();
+        let mut refused = false;
+        // One or another may be under way.
+        for _ in 0..10 {
+            refused |= open().await.is_err();
+        }
+        assert!(refused, "{engine:?}");
+        assert_eq!(resumed.recv().await, Some(false));
+        assert!(
+            resumed.try_recv().is_err(),
+            "no other connection came to be"
+        );
+        before.send("hello".into()).await.unwrap();
+        let echo = common::read_exactly(&mut before, 5).await;
+        assert_eq!(echo, b"hello", "what was open goes on");
     }
 }
 

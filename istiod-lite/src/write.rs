@@ -43,6 +43,8 @@ use crate::metrics::{LeaseName, Metrics};
 
 /// ConfigMap with the roots, in every namespace; Istio's name.
 pub(crate) const ROOTS_NAME: &str = "istio-ca-root-cert";
+/// The ConfigMap with what was revoked.
+pub(crate) const CRL_NAME: &str = "istio-ca-crl";
 /// Its key.
 pub(crate) const ROOTS_KEY: &str = "root-cert.pem";
 

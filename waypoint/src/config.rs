@@ -25,6 +25,9 @@ pub struct Config {
     /// Root certificates for the authority; by default those for discovery.
     #[arg(long, env = "CA_ROOT_CA", value_parser = root)]
     pub ca_root_ca: Option<PathBuf>,
+    /// Revoked certificates: a PEM file of lists, read again when it changes. Not there: nobody was revoked.
+    #[arg(long, env = "CRL_PATH")]
+    pub crl_path: Option<PathBuf>,
     /// Service account token, read again at each call because kubelet renews it. Empty: none.
     #[arg(
         long,
@@ -113,7 +116,8 @@ pub struct Config {
     #[arg(long, env = "AMBIT_READINESS_ADDRESS", default_value = "[::]:15021")]
     pub readiness_address: SocketAddr,
 
-    /// `proxy waypoint`, as Istio's deployments call it; means nothing here.
+    /// `proxy waypoint`, as Istio's deployments call it, or `proxy east-west`: tunnels from other networks are led on to
+    /// workloads of ours, and nothing else is done.
     #[arg(hide = true, num_args = 0..)]
     pub role: Vec<String>,
 }
@@ -122,6 +126,11 @@ impl Config {
     /// The command line and environment of this process.
     pub fn from_process() -> Self {
         Self::parse()
+    }
+
+    /// Whether it is the gateway of a network, and no waypoint.
+    pub fn is_east_west(&self) -> bool {
+        self.role.iter().any(|word| word == "east-west")
     }
 
     /// The authority's address: the control plane's unless set.
@@ -198,5 +207,8 @@ mod tests {
         let config = Config::try_parse_from(["waypoint", "proxy", "waypoint"]).unwrap();
         assert_eq!(config.xds_address, DEFAULT_CONTROL_PLANE);
         assert_eq!(config.drain_deadline(), Duration::from_secs(25));
+        assert!(!config.is_east_west());
+        let gateway = Config::try_parse_from(["waypoint", "proxy", "east-west"]).unwrap();
+        assert!(gateway.is_east_west());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hbone::control_plane::{channel, follow_roots, token_source};
+use hbone::control_plane::{RevocationFile, channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Identity, Pool, PoolConfig};
 use mesh::Mesh;
 use ops::discovery::DiscoveryMetrics;
@@ -84,6 +84,9 @@ async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> any
     let sending = report::send::run(proxy.clone(), writing.openings, end.clone());
     let sending = traffic.spawn(sending);
     follow(&config, &proxy, writing.known, &readiness, &end);
+    if let Some(revoked) = writing.revoked {
+        tokio::spawn(revoked.follow(end.clone()));
+    }
 
     // Without a certificate every client would be turned away.
     let certificate = readiness.gate("certificate");
@@ -138,6 +141,8 @@ struct Writing {
     known: Known,
     /// Collectors that reports are to be handed to.
     openings: Openings,
+    /// Who is believed no more.
+    revoked: Option<RevocationFile>,
 }
 
 /// What discovery writes to.
@@ -168,7 +173,15 @@ fn wire(
         token_source(&config.auth_token),
         config.secret_ttl,
     )?;
-    let certificates = Certificates::new(signer.for_itself(), CertificatesConfig::default());
+    let revoked = config.crl_path.clone().map(RevocationFile::open);
+    let keeping = CertificatesConfig {
+        revocations: revoked
+            .as_ref()
+            .map(RevocationFile::revocations)
+            .unwrap_or_default(),
+        ..CertificatesConfig::default()
+    };
+    let certificates = Certificates::new(signer.for_itself(), keeping);
     let workers = threads::Places::on(runtimes);
     let pool = || Pool::new(certificates.clone(), PoolConfig::default());
     let tunnels = std::iter::repeat_with(pool).take(workers.count());
@@ -198,7 +211,12 @@ fn wire(
         demands,
         metrics: DiscoveryMetrics::default(),
     };
-    Ok((proxy, Writing { known, openings }))
+    let writing = Writing {
+        known,
+        openings,
+        revoked,
+    };
+    Ok((proxy, writing))
 }
 
 /// What the control plane says, and the roots that the kubelet brings.

@@ -37,6 +37,9 @@ pub struct Config {
     /// Root certificates for the authority; by default those for discovery.
     #[arg(long, env = "CA_ROOT_CA", value_parser = root)]
     pub ca_root_ca: Option<PathBuf>,
+    /// Revoked certificates: a PEM file of lists, read again when it changes. Empty, or not there: nobody was revoked.
+    #[arg(long, env = "CRL_PATH", value_parser = path)]
+    pub crl_path: Option<PathBuf>,
     /// Name to expect in the certificate of the authority instead of the one dialled.
     #[arg(long, env = "ALT_CA_HOSTNAME", value_parser = filled)]
     pub alt_ca_hostname: Option<String>,

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use crate::{
     identity::Identity,
-    tls::{self, CertificateText, ChainError, Credentials},
+    tls::{self, CertificateText, ChainError, Credentials, Revocations},
 };
 
 /// An identity's key and chain, with TLS configured for it.
@@ -12,6 +12,7 @@ pub struct Certificate {
     identity: Identity,
     chain: Vec<CertificateText>,
     roots: Vec<CertificateText>,
+    revocations: Arc<Revocations>,
     pub(crate) credentials: Credentials,
 }
 
@@ -26,6 +27,18 @@ impl Certificate {
         elements: &[String],
         trust_domain_aliases: &[String],
     ) -> Result<Self, ChainError> {
+        let nobody = Arc::default();
+        Self::judging_by(&nobody, identity, key_pkcs8, elements, trust_domain_aliases)
+    }
+
+    /// The same where somebody says who was revoked.
+    pub(super) fn judging_by(
+        revocations: &Arc<Revocations>,
+        identity: &Identity,
+        key_pkcs8: &[u8],
+        elements: &[String],
+        trust_domain_aliases: &[String],
+    ) -> Result<Self, ChainError> {
         let trust_domains = std::iter::once(identity.trust_domain())
             .chain(trust_domain_aliases.iter().map(String::as_str))
             .map(Arc::from)
@@ -35,14 +48,21 @@ impl Certificate {
             key_pkcs8,
             elements,
             trust_domains,
+            revocations,
             SystemTime::now(),
         )?;
         Ok(Self {
             identity: identity.clone(),
             chain: checked.chain,
             roots: checked.roots,
+            revocations: revocations.clone(),
             credentials: checked.credentials,
         })
+    }
+
+    /// By which its peers are judged beside its roots.
+    pub(crate) fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
     }
 
     /// Whose it is.

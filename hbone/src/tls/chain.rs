@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     Credentials, crypto_provider,
     proof::Roots,
+    revocation::Revocations,
     verify::{client_verifier, identity_of},
 };
 use crate::identity::Identity;
@@ -72,6 +73,7 @@ pub(crate) fn check(
     key_pkcs8: &[u8],
     elements: &[String],
     trust_domains: Arc<[Arc<str>]>,
+    revocations: &Arc<Revocations>,
     now: SystemTime,
 ) -> Result<Checked, ChainError> {
     let Some((root_bundle, rest)) = elements.split_last().filter(|(_, rest)| !rest.is_empty())
@@ -115,7 +117,7 @@ pub(crate) fn check(
             .map_err(|e| ChainError::Unreadable(format!("root: {e}")))?;
     }
     let certified = Arc::new(certified_key(chain, key_pkcs8)?);
-    let roots = Arc::new(Roots::new(roots));
+    let roots = Arc::new(Roots::new(roots).judging_by(revocations.clone()));
     let verifier = client_verifier(&roots, trust_domains)?;
     // Peers will verify it for both uses, so it is verified for both here.
     let at = UnixTime::since_unix_epoch(

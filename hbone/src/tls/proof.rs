@@ -4,8 +4,8 @@
 //! nothing else. So the answer is remembered by a digest of the first three ([`Claim::digest`]), until a
 //! certificate in it ends and for [`AGAIN`] at most. A moment before the one at which it was verified is
 //! not covered either: a clock that was set back finds nothing. Only good chains are remembered; a bad one
-//! is looked at anew each time, and costs whoever brings it as much as before. Whoever lets something
-//! else decide (a list of revoked certificates) must put it into the digest.
+//! is looked at anew each time, and costs whoever brings it as much as before. Lists of revoked certificates decide
+//! with the roots, and are part of the digest as they are.
 //!
 //! That the peer has the certificate's key is proven in each handshake by a signature, and is none of
 //! this file's business.
@@ -23,7 +23,10 @@ use rustls::{
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::verify::{identity_of, refuse};
+use super::{
+    revocation::Revocations,
+    verify::{identity_of, refuse},
+};
 use crate::identity::Identity;
 
 /// For how long a chain counts as verified.
@@ -32,12 +35,13 @@ const AGAIN: Duration = Duration::from_secs(3600);
 /// beyond this all are forgotten together, which costs a verification each.
 const MOST: usize = 4096;
 
-type Digest = [u8; 32];
+pub(super) type Digest = [u8; 32];
 
 /// The roots that chains must lead to, under a name that no other roots have.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Roots {
     pub(super) store: Arc<RootCertStore>,
+    revocations: Arc<Revocations>,
     digest: Digest,
 }
 
@@ -55,7 +59,16 @@ impl Roots {
         }
         Self {
             digest: finish(all),
+            revocations: Arc::default(),
             store: Arc::new(store),
+        }
+    }
+
+    /// Where somebody says who was revoked.
+    pub(super) fn judging_by(self, revocations: Arc<Revocations>) -> Self {
+        Self {
+            revocations,
+            ..self
         }
     }
 }
@@ -77,20 +90,25 @@ pub(super) struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Who the chain proves its holder to be, once `verify` finds nothing wrong with it or did so lately.
+    /// Who the chain proves its holder to be, once `verify` finds nothing wrong with it or did so lately, and nobody in it
+    /// was revoked.
     pub(super) fn prove(
         self,
         now: UnixTime,
         verify: impl FnOnce() -> Result<(), rustls::Error>,
     ) -> Result<Identity, rustls::Error> {
         static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
-        MEMORY.prove(self, now.as_secs(), verify)
+        MEMORY.prove(self, now.as_secs(), || {
+            verify()?;
+            self.roots.revocations.check(self, now)
+        })
     }
 
     fn digest(self) -> Digest {
         let mut all = Context::new(&SHA256);
         all.update(&[self.purpose as u8]);
         all.update(&self.roots.digest);
+        all.update(&self.roots.revocations.digest());
         put(&mut all, self.leaf);
         for certificate in self.intermediates {
             put(&mut all, certificate);

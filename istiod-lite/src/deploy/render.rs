@@ -5,7 +5,7 @@ use api::k8s::labels;
 use serde_json::{Map, Value, json};
 
 use super::order::REVISION;
-use super::{Order, Pattern, Piece, PieceKind};
+use super::{Order, Pattern, Piece, PieceKind, Role};
 use crate::translate::listener::HBONE;
 
 /// What the waypoint consists of, before parameters are laid over it, in the order in which it is made.
@@ -48,7 +48,11 @@ fn service(order: &Order) -> Value {
         order,
         &order.called,
         json!({"spec": {
-            "type": order.service_type,
+            "type": order.service_type.as_deref().unwrap_or(match order.role {
+                Role::Waypoint => "ClusterIP",
+                // Whom it is for is elsewhere.
+                Role::EastWest => "LoadBalancer",
+            }),
             "ipFamilyPolicy": "PreferDualStack",
             "selector": selector(order),
             "ports": [
@@ -127,6 +131,8 @@ fn pod(order: &Order, pattern: &Pattern) -> Value {
         "containers": [container(order, pattern)],
         "volumes": [
             {"name": "istiod-ca-cert", "configMap": {"name": crate::write::ROOTS_NAME}},
+            // A mesh without the list revokes nobody.
+            {"name": "istio-ca-crl", "configMap": {"name": crate::write::CRL_NAME, "optional": true}},
             {"name": "istio-token", "projected": {"sources": [{"serviceAccountToken": {
                 "audience": crate::token::AUDIENCE, "expirationSeconds": 43200, "path": "istio-token",
             }}]}},
@@ -195,7 +201,10 @@ fn container(order: &Order, pattern: &Pattern) -> Value {
     let mut container = json!({
         "name": CONTAINER,
         "image": chart.image,
-        "args": ["proxy", "waypoint"],
+        "args": ["proxy", match order.role {
+            Role::Waypoint => "waypoint",
+            Role::EastWest => "east-west",
+        }],
         "env": environment(order, pattern),
         "ports": [
             {"name": "hbone", "containerPort": HBONE.0, "protocol": "TCP"},
@@ -211,6 +220,7 @@ fn container(order: &Order, pattern: &Pattern) -> Value {
         },
         "volumeMounts": [
             {"name": "istiod-ca-cert", "mountPath": "/var/run/secrets/istio", "readOnly": true},
+            {"name": "istio-ca-crl", "mountPath": "/var/run/secrets/istio-crl", "readOnly": true},
             {"name": "istio-token", "mountPath": "/var/run/secrets/tokens", "readOnly": true},
         ],
     });
@@ -234,6 +244,7 @@ fn environment(order: &Order, pattern: &Pattern) -> Vec<Value> {
         ("CLUSTER_DOMAIN", &mesh.domain),
         ("TRUST_DOMAIN", &mesh.trust_domain),
         ("NETWORK", &chart.network),
+        ("CRL_PATH", "/var/run/secrets/istio-crl/ca-crl.pem"),
         ("TERMINATION_GRACE_PERIOD_SECONDS", &grace),
         ("RUST_LOG", &chart.log_level),
         ("LOG_FORMAT", &chart.log_format),
@@ -315,7 +326,11 @@ fn ours(order: &Order) -> Map<String, Value> {
         (CLASS.to_owned(), order.class.as_str().into()),
         (
             labels::GATEWAY_MANAGED.to_owned(),
-            labels::MANAGED_WAYPOINT.into(),
+            match order.role {
+                Role::Waypoint => labels::MANAGED_WAYPOINT,
+                Role::EastWest => labels::MANAGED_EAST_WEST,
+            }
+            .into(),
         ),
     ])
 }

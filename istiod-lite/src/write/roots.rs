@@ -21,12 +21,11 @@ use kube::{Api, ResourceExt as _};
 use tokio::time::Instant;
 
 use super::queue::{Quarrels, Queue, until};
-use super::{Ground, ROOTS_KEY, ROOTS_NAME, said};
+use super::{CRL_NAME, Ground, ROOTS_KEY, ROOTS_NAME, said};
 use crate::cluster::watch::{config, steady};
 
 /// Istio's field manager is `pilot-discovery`; ours says whose hand it was.
 const MANAGER: &str = "ambit-root-certificates";
-const CRL_NAME: &str = "istio-ca-crl";
 const CRL_KEY: &str = "ca-crl.pem";
 /// As Istio leaves them out: nothing runs in them.
 const LEFT_OUT: [&str; 2] = ["kube-public", "kube-node-lease"];

@@ -23,7 +23,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ("clusterDomain", json!(config.cluster_domain)),
         ("clusterId", json!(config.cluster_id)),
         ("connectionWindowSize", json!(limits::CONNECTION_WINDOW)),
-        ("crlPath", json!(null)),
+        ("crlPath", json!(config.crl_path)),
         ("dnsProxy", json!(config.dns_proxy)),
         (
             "dnsProxyAddr",

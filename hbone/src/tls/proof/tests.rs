@@ -161,6 +161,7 @@ fn no_more_is_remembered_than_may_be() {
         let mut digest = roots.digest;
         digest[..8].copy_from_slice(&number.to_be_bytes());
         let roots = Roots {
+            revocations: Arc::default(),
             store: roots.store.clone(),
             digest,
         };

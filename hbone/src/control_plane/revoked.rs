@@ -1,0 +1,76 @@
+//! The file of revoked certificates, as the kubelet brings it: ConfigMap `istio-ca-crl`, key `ca-crl.pem`.
+//!
+//! What it says counts from the next handshake on, also for those who would go on with a session. It is read once before
+//! the first ([`RevocationFile::open`]), so that there is no moment in which nobody is revoked yet.
+//!
+//! A file that is not there says nothing: where there is no ConfigMap, nobody was revoked. One that goes away, or
+//! cannot be read any more, leaves the lists before it in force ([`Revocations`]).
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::tls::Revocations;
+
+/// A file, and what it has said.
+#[derive(Debug)]
+pub struct RevocationFile {
+    path: PathBuf,
+    last: Option<Vec<u8>>,
+    revocations: Arc<Revocations>,
+}
+
+impl RevocationFile {
+    /// What the file says now.
+    pub fn open(path: PathBuf) -> Self {
+        let mut file = Self {
+            last: None,
+            revocations: Arc::default(),
+            path,
+        };
+        let read = std::fs::read(&file.path);
+        file.heard(read);
+        file
+    }
+
+    /// Who is revoked, as of its last look.
+    pub fn revocations(&self) -> Arc<Revocations> {
+        self.revocations.clone()
+    }
+
+    /// Looks at it until `end`.
+    pub async fn follow(mut self, end: CancellationToken) {
+        let mut looks = tokio::time::interval(LOOK);
+        while end.run_until_cancelled(looks.tick()).await.is_some() {
+            let read = tokio::fs::read(&self.path).await;
+            self.heard(read);
+        }
+    }
+
+    fn heard(&mut self, read: io::Result<Vec<u8>>) {
+        let path = self.path.display();
+        match read {
+            Ok(text) if self.last.as_ref() == Some(&text) => {}
+            Ok(text) => {
+                match self.revocations.replace(&text) {
+                    Ok(lists) => tracing::info!(%path, lists, "revoked certificates"),
+                    Err(error) => {
+                        tracing::error!(%path, %error, "revoked certificates: what was said before counts on, and where nothing was, nobody is believed");
+                    }
+                }
+                self.last = Some(text);
+            }
+            Err(error) => {
+                if self.last.take().is_some() {
+                    tracing::warn!(%path, %error, "revoked certificates: what was said before counts on");
+                }
+            }
+        }
+    }
+}
+
+/// A file of some kilobytes, and kubelets take up to a minute to bring it.
+const LOOK: Duration = Duration::from_secs(2);

@@ -1,0 +1,186 @@
+//! Who is believed no more, though its certificate has not ended: lists of revoked certificates (RFC 5280).
+//!
+//! A text with lists enters ([`Revocations::replace`]). From then on a chain that verifies is refused all the same where
+//! one of its certificates is on the list of whoever signed it ([`Revocations::check`]): the leaf or an authority
+//! between it and the root. The lists in force are part of what a verified chain is remembered by (`proof`), so that a
+//! new list is asked about every peer, also about those that go on with an earlier session.
+//!
+//! * Signers without a list revoke nobody: most have none.
+//! * A list whose time for the next one has passed counts on. It still says who was revoked, and a mesh must not end
+//!   because nobody wrote a new one.
+//! * A list speaks for who signed it, and for nobody else of the same name: successive authorities share one.
+//! * A text that cannot be read changes nothing: the lists before it stay. Where there were none, because this process
+//!   has read nothing else yet, nobody is believed until it can be read: whom it means to keep out is not known.
+
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use rustls::{
+    CertificateError,
+    pki_types::{CertificateRevocationListDer, UnixTime, pem::PemObject},
+};
+use webpki::{
+    CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder,
+    UnknownStatusPolicy,
+};
+
+use super::{
+    TlsError, crypto_provider,
+    proof::{Claim, Digest, Purpose},
+    verify::refuse,
+};
+
+/// The lists that all certificates of a process are judged by.
+#[derive(Debug, Default)]
+pub struct Revocations {
+    current: RwLock<Arc<Lists>>,
+    /// How often they were replaced.
+    number: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+enum Lists {
+    /// Nobody has said anything.
+    #[default]
+    Unsaid,
+    /// The first that was said cannot be read.
+    Unreadable(String),
+    /// Perhaps none.
+    Said {
+        all: Vec<CertRevocationList<'static>>,
+        digest: Digest,
+    },
+}
+
+/// Why a text was not taken for lists.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the list of revoked certificates cannot be read: {0}")]
+pub struct Unreadable(pub String);
+
+impl Revocations {
+    /// Puts the lists of a PEM text in place of those before. A text of nothing revokes nobody. Answers how many lists
+    /// there are.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn replace(&self, pem: &[u8]) -> Result<usize, Unreadable> {
+        match read(pem) {
+            Ok(all) => {
+                let count = all.len();
+                let mut said = [0; 32];
+                said.copy_from_slice(digest(&SHA256, pem).as_ref());
+                self.put(Lists::Said { all, digest: said });
+                Ok(count)
+            }
+            Err(why) => {
+                if !matches!(*self.current(), Lists::Said { .. }) {
+                    self.put(Lists::Unreadable(why.0.clone()));
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Another one for each time that there were other lists: what was proven under one is to be asked again under the next.
+    pub(crate) fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// What tells these lists from all others.
+    pub(super) fn digest(&self) -> Digest {
+        match &*self.current() {
+            Lists::Unsaid => [0; 32],
+            Lists::Unreadable(_) => [1; 32],
+            Lists::Said { digest, .. } => *digest,
+        }
+    }
+
+    /// Whether nobody in a chain that verifies was revoked.
+    pub(super) fn check(&self, claim: Claim<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+        let lists = self.current();
+        match &*lists {
+            Lists::Unsaid => Ok(()),
+            Lists::Unreadable(why) => Err(refuse(TlsError::RevocationUnknown(why.clone()))),
+            // One by one: webpki asks only the first of a signer's name.
+            Lists::Said { all, .. } => all.iter().try_for_each(|list| judge(claim, now, list)),
+        }
+    }
+
+    fn current(&self) -> Arc<Lists> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.clone()
+    }
+
+    fn put(&self, lists: Lists) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(lists);
+        self.number.fetch_add(1, Ordering::Release);
+    }
+}
+
+fn judge(
+    claim: Claim<'_>,
+    now: UnixTime,
+    list: &CertRevocationList<'static>,
+) -> Result<(), rustls::Error> {
+    match verified_but(claim, now, list) {
+        Ok(())
+        // Another key than the signer's, perhaps of another kind.
+        | Err(
+            webpki::Error::InvalidCrlSignatureForPublicKey
+            | webpki::Error::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_),
+        ) => Ok(()),
+        // The peer is told as well.
+        Err(webpki::Error::CertRevoked) => Err(rustls::Error::InvalidCertificate(
+            CertificateError::Revoked,
+        )),
+        Err(why) => Err(refuse(TlsError::RevocationUnknown(why.to_string()))),
+    }
+}
+
+fn verified_but(
+    claim: Claim<'_>,
+    now: UnixTime,
+    list: &CertRevocationList<'static>,
+) -> Result<(), webpki::Error> {
+    let lists = [list];
+    // There is one.
+    let options = RevocationOptionsBuilder::new(&lists).ok();
+    let options = options.map(|it| it.with_status_policy(UnknownStatusPolicy::Allow).build());
+    let usage = match claim.purpose {
+        Purpose::Client => KeyUsage::client_auth(),
+        Purpose::Server => KeyUsage::server_auth(),
+    };
+    let algorithms = crypto_provider().signature_verification_algorithms;
+    let leaf = EndEntityCert::try_from(claim.leaf)?;
+    let verified = leaf.verify_for_usage(
+        algorithms.all,
+        &claim.roots.store.roots,
+        claim.intermediates,
+        now,
+        usage,
+        options,
+        None,
+    );
+    verified.map(|_| ())
+}
+
+fn read(pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, Unreadable> {
+    let mut all = Vec::new();
+    for list in CertificateRevocationListDer::pem_slice_iter(pem) {
+        let list = list.map_err(|error| Unreadable(error.to_string()))?;
+        let list = OwnedCertRevocationList::from_der(&list);
+        let list = list.map_err(|error| Unreadable(error.to_string()))?;
+        all.push(CertRevocationList::Owned(list));
+    }
+    if all.is_empty() && !pem.trim_ascii().is_empty() {
+        return Err(Unreadable("it holds none in PEM".into()));
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests;
