@@ -55,6 +55,7 @@ use crate::compiled::{Config, Service};
 use crate::limit::Told;
 use crate::permission::Change;
 use crate::report::{Report, Reported};
+use crate::retry::Hedge;
 use crate::upstream::{Answer, ReadAhead};
 
 /// Serves one request; whatever goes wrong, there is an answer.
@@ -164,7 +165,8 @@ async fn respond(
     let deadlines = going.deadlines();
     let copies = going.asides.len();
     let awaited = silence::awaited(&body);
-    let (body, copies) = body.outgoing(going.retry.is_some(), report, copies);
+    let repeatable = going.retry.is_some() || going.hedge.is_some_and(Hedge::keeps);
+    let (body, copies) = body.outgoing(repeatable, report, copies);
     let silent = silence::of(awaited, report.moving());
     call::send_aside(
         arrived,

@@ -16,6 +16,8 @@ mod bytes;
 mod churn;
 #[path = "waypoint/drain.rs"]
 mod drain;
+#[path = "waypoint/hedged.rs"]
+mod hedged;
 #[path = "waypoint/hostile.rs"]
 mod hostile;
 #[path = "waypoint/http.rs"]

@@ -157,8 +157,13 @@ fn own(route: &Route, made: Option<&Translated>) -> Option<(&'static str, String
 fn hedged(route: &Route) -> Option<Condition> {
     let found = match route.hedge.as_ref()? {
         Ok(hedge) => Ok(format!(
-            "a request without a body, of a method that may be repeated, is made once more for every {} ms without an answer, at most {} times, as far as there is room for retries",
-            hedge.after, hedge.at_most
+            "a {} is made once more for every {} ms without an answer, at most {} times, as far as there is room for retries",
+            match hedge.calls {
+                true => "call, once all that it sends has been seen and was no more than can be kept,",
+                false => "request without a body, of a method that may be repeated,",
+            },
+            hedge.after,
+            hedge.at_most
         )),
         Err(why) => Err((
             "Invalid",

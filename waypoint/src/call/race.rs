@@ -33,11 +33,17 @@ pub(super) async fn sent(
     let shot = call.aim.choose()?;
     noted(&shot, report)?;
     let limit = call.deadlines.attempt;
-    // A body is read once; two readers at a time would take it from each other. Who has an endpoint stays with it.
-    let alone = !Hedge::suits(request.method())
-        || !matches!(request.body(), Outgoing::Empty)
-        || call.aim.is_bound();
-    match call.hedge.filter(|_| !alone) {
+    // Who has an endpoint stays with it.
+    let is_bound = call.aim.is_bound();
+    let can = |hedge: &&Hedge| {
+        let body = match request.body() {
+            Outgoing::Empty => true,
+            Outgoing::Kept(_) => hedge.keeps(),
+            _ => false,
+        };
+        body && hedge.suits(request.method()) && !is_bound
+    };
+    match call.hedge.filter(can) {
         None => Ok(one(call.arrived, shot, limit, http2, request).await),
         // Seldom, and large.
         Some(hedge) => {
@@ -88,6 +94,10 @@ async fn raced(
             }
             () = next => {
                 newest = Instant::now();
+                // A body is read once: two readers at a time would take from each other what is still to come.
+                if !spare.as_ref().is_some_and(|it| is_there(it.body())) {
+                    continue;
+                }
                 let shot = beside(call, report);
                 let (Some(shot), Some(request)) = (shot, spare.take()) else {
                     continue;
@@ -97,6 +107,15 @@ async fn raced(
                 running.push(one(arrived, shot, limit, http2, request));
             }
         }
+    }
+}
+
+/// Whether as many as like may read it.
+fn is_there(body: &Outgoing) -> bool {
+    match body {
+        Outgoing::Empty | Outgoing::Whole(_) => true,
+        Outgoing::Kept(reading) => reading.is_whole(),
+        _ => false,
     }
 }
 

@@ -12,6 +12,8 @@ use super::{Outcome, Retry};
 pub struct Hedge {
     after: Duration,
     at_most: u32,
+    /// Calls, too: whoever wrote the rule says that they may be repeated.
+    calls: bool,
 }
 
 /// More of them at once than this are an attack on one's own app.
@@ -23,13 +25,19 @@ impl Hedge {
         let hedge = Self {
             after: Duration::from_millis(wire.after),
             at_most: wire.at_most.min(MOST),
+            calls: wire.calls,
         };
         (hedge.at_most > 0 && wire.after > 0).then_some(hedge)
     }
 
-    /// Whether a request can be made twice without harm. What has a body must be one that is kept.
-    pub fn suits(method: &Method) -> bool {
-        method.is_idempotent()
+    /// Whether a request can be made twice without harm.
+    pub fn suits(&self, method: &Method) -> bool {
+        self.calls || method.is_idempotent()
+    }
+
+    /// Whether what has a body is made twice, if it is kept and all of it is there.
+    pub fn keeps(&self) -> bool {
+        self.calls
     }
 
     /// How long after the newest try began the next further one is made, if there were `further` of them.
@@ -42,8 +50,15 @@ impl Hedge {
     pub fn settles(retry: Option<&Retry>, outcome: Outcome) -> bool {
         match (outcome, retry) {
             (Outcome::Answered { .. }, Some(retry)) => !retry.concerns(outcome),
-            (Outcome::Answered { status, .. }, None) => !status.is_server_error(),
+            (Outcome::Answered { status, grpc }, None) => {
+                !status.is_server_error() && !grpc.is_some_and(is_fault)
+            }
             _ => false,
         }
     }
+}
+
+/// Of a server, as 5xx is: unknown, deadline exceeded, unimplemented, internal, unavailable, data loss.
+fn is_fault(code: u32) -> bool {
+    matches!(code, 2 | 4 | 12 | 13 | 14 | 15)
 }

@@ -65,6 +65,12 @@ impl Reading {
         })
     }
 
+    /// Whether all of it is kept: then several may read it at a time.
+    pub(crate) fn is_whole(&self) -> bool {
+        let kept = locked(&self.kept);
+        kept.ended && !kept.gone
+    }
+
     pub(super) fn size_hint(&self) -> SizeHint {
         self.length
     }
@@ -87,7 +93,11 @@ impl Reading {
         }
         let polled = Pin::new(&mut kept.body).poll_frame(cx).map_err(Cut::Http);
         match &polled {
-            Poll::Ready(Some(Ok(frame))) if kept.keep(frame) => self.at += 1,
+            Poll::Ready(Some(Ok(frame))) if kept.keep(frame) => {
+                self.at += 1;
+                // Nothing follows trailers, and not everybody asks whether something does.
+                kept.ended |= frame.is_trailers();
+            }
             Poll::Ready(Some(Ok(_))) => self.at = BEYOND,
             Poll::Ready(None) => kept.ended = true,
             _ => {}

@@ -1,4 +1,5 @@
-//! Requests made once more beside a slow one: annotations of an HTTPRoute, for Gateway API has no field for that.
+//! Requests made once more beside a slow one: annotations of an HTTPRoute or GRPCRoute, for Gateway API has no field for
+//! that.
 
 use api::k8s::labels::{HEDGE_AFTER, HEDGE_AT_MOST};
 use api::k8s::objects::{Kind, ObjectMeta};
@@ -12,19 +13,20 @@ pub(super) fn read(kind: Kind, metadata: &ObjectMeta) -> Option<Result<wire::Hed
     let (after, at_most) = (annotations.get(HEDGE_AFTER), annotations.get(HEDGE_AT_MOST));
     let named = after.map(|_| HEDGE_AFTER);
     let named = named.or(at_most.map(|_| HEDGE_AT_MOST))?;
-    if kind != Kind::HttpRoute {
+    if !matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
         return Some(Err(format!(
-            "{named}: only requests of an HTTPRoute without a body are made twice, and nothing of a {} is",
+            "{named}: requests of an HTTPRoute and calls of a GRPCRoute are made twice, and nothing of a {} is",
             kind.name()
         )));
     }
     let Some(after) = after else {
         return Some(Err(format!("{named} says nothing without {HEDGE_AFTER}")));
     };
-    Some(hedge(after, at_most.map(String::as_str)))
+    let calls = kind == Kind::GrpcRoute;
+    Some(hedge(after, at_most.map(String::as_str), calls))
 }
 
-fn hedge(after: &str, at_most: Option<&str>) -> Result<wire::Hedge, String> {
+fn hedge(after: &str, at_most: Option<&str>, calls: bool) -> Result<wire::Hedge, String> {
     let after = match milliseconds(after) {
         Ok(0) => return Err(format!("{HEDGE_AFTER}: 0 would make every request twice")),
         Ok(after) => after,
@@ -36,7 +38,11 @@ fn hedge(after: &str, at_most: Option<&str>) -> Result<wire::Hedge, String> {
         Some("3") => 3,
         Some(other) => return Err(format!("{HEDGE_AT_MOST}: {other:?} is not 1, 2 or 3")),
     };
-    Ok(wire::Hedge { after, at_most })
+    Ok(wire::Hedge {
+        after,
+        at_most,
+        calls,
+    })
 }
 
 #[cfg(test)]
@@ -55,7 +61,14 @@ mod tests {
     #[test]
     fn what_can_be_read_is_and_the_rest_is_said() {
         let read = |annotations: &[(&str, &str)]| read_of(Kind::HttpRoute, annotations);
-        let hedge = |after, at_most| Some(Ok(wire::Hedge { after, at_most }));
+        let of = |after, at_most, calls| {
+            Some(Ok(wire::Hedge {
+                after,
+                at_most,
+                calls,
+            }))
+        };
+        let hedge = |after, at_most| of(after, at_most, false);
         assert_eq!(read(&[("other", "1")]), None);
         assert_eq!(read(&[(HEDGE_AFTER, "50ms")]), hedge(50, 1));
         assert_eq!(
@@ -74,7 +87,9 @@ mod tests {
         ] {
             assert!(read(wrong).is_some_and(|it| it.is_err()), "{wrong:?}");
         }
-        let grpc = read_of(Kind::GrpcRoute, &[(HEDGE_AFTER, "1s")]);
-        assert!(grpc.is_some_and(|it| it.is_err()));
+        let calls = read_of(Kind::GrpcRoute, &[(HEDGE_AFTER, "1s")]);
+        assert_eq!(calls, of(1000, 1, true));
+        let bytes = read_of(Kind::TcpRoute, &[(HEDGE_AFTER, "1s")]);
+        assert!(bytes.is_some_and(|it| it.is_err()));
     }
 }

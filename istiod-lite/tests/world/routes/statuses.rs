@@ -118,7 +118,12 @@ fn hedging_is_an_annotation_and_one_that_cannot_be_read_spoils_nothing_else() {
             Value::Null,
             Some("false Invalid"),
         ),
-        ("GRPCRoute", after, Value::Null, Some("false Invalid")),
+        (
+            "GRPCRoute",
+            after,
+            json!({"after": "150", "atMost": 1, "calls": true}),
+            Some("true Accepted"),
+        ),
     ] {
         let mut world = mesh();
         set(&mut world, &annotated(kind, annotations));
