@@ -119,6 +119,8 @@ attributes! {
     Policy "ambit.policy",
     /// host of the service that it is for
     Service "ambit.service",
+    /// what processors have said of it, by namespace
+    Metadata "metadata.filter_metadata",
     TraceId "ambit.trace_id",
     SpanId "ambit.span_id",
     FlagLetters "ambit.flags",

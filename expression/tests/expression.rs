@@ -15,6 +15,14 @@ use std::borrow::Cow;
 
 use expression::{Attribute, Fields, Subject, Value};
 
+fn struct_of<const N: usize>(fields: [(&'static str, Value<'static>); N]) -> Value<'static> {
+    Value::Map(
+        fields
+            .map(|(name, value)| (Value::text(name), value))
+            .into(),
+    )
+}
+
 /// `GET /cart?item=7` of `shop/client`, answered 404 after 12 ms; there was no body.
 pub(crate) struct Asked;
 
@@ -39,6 +47,16 @@ impl Subject for Asked {
             Attribute::Mtls => Value::Bool(true),
             Attribute::GrpcStatus => Value::Int(5),
             Attribute::FlagLetters => Value::text("-"),
+            Attribute::Metadata => struct_of([(
+                "com.example.scan",
+                struct_of([
+                    ("verdict", Value::text("clean")),
+                    ("tries", Value::Double(3.0)),
+                    ("score", Value::Double(0.5)),
+                    ("from", struct_of([("ip", Value::text("10.0.0.9"))])),
+                    ("marks", Value::List([Value::Bool(true)].into())),
+                ]),
+            )]),
             _ => Value::Null,
         }
     }

@@ -19,7 +19,7 @@
 //! | `asked`, `mirrored` | who else was asked, or sent a copy, and what came of it |
 //! | `trace` | which trace a request belongs to, and whether it is sampled |
 //! | `told` | what is told of a service's requests, compiled |
-//! | `facts` | what expressions and formats ask of a request that has ended |
+//! | `facts`, `answering` | what expressions and formats ask of a request that has ended, goes on, is answered |
 //! | `span`, `zipkin` | a request as a span |
 //! | `logs`, `shape` | lines in another form, metrics with other labels |
 //! | `queue`, `collector`, `send` | who gets it: what waits, in which words, and how it gets there |
@@ -31,14 +31,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hbone::Identity;
-use http::{HeaderMap, HeaderValue, header, request, response};
+use http::{HeaderMap, HeaderValue, StatusCode, header, request, response};
 use mesh::{Service, Workload};
 use ops::log::LogHandle;
 use prometheus_client::registry::Registry;
 
+use crate::authenticate::Claims;
 use crate::call::random;
 use crate::client::Client;
+use crate::process::Metadata;
 
+mod answering;
 mod asked;
 mod body;
 mod collector;
@@ -220,6 +223,7 @@ impl Reports {
             trace: trace::told(&head.headers),
             quiet: false,
             told: None,
+            metadata: Metadata::default(),
             kept: None,
         }))
     }
@@ -257,6 +261,39 @@ impl Report {
             destination,
             now: std::time::SystemTime::now(),
         }
+    }
+
+    /// The same of its answer. `asked`: of its headers those that are asked for.
+    pub fn answering_subject<'a>(
+        &'a self,
+        status: StatusCode,
+        headers: &'a HeaderMap,
+        asked: &'a HeaderMap,
+        destination: SocketAddr,
+    ) -> impl expression::Subject + 'a {
+        let story = &self.0;
+        answering::Answering {
+            request: facts::Request {
+                story,
+                took: story.began.elapsed(),
+                moved: story.moved(),
+                ended: std::time::SystemTime::now(),
+            },
+            status,
+            headers,
+            asked,
+            destination,
+        }
+    }
+
+    /// It came with a good token.
+    pub fn verified(&mut self, claims: &Arc<Claims>) {
+        self.0.metadata.verified(claims);
+    }
+
+    /// What is said of it, for somebody who says more or is told it.
+    pub fn metadata(&mut self) -> Metadata {
+        self.0.metadata.shared()
     }
 
     /// The service and its port that it is for.

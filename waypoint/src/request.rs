@@ -121,6 +121,9 @@ async fn respond(
     // 3. Authenticate. Who is asked below may see the token, also where the app does not get it.
     let token = head.headers.get(AUTHORIZATION).cloned();
     let verified = authenticate(service, &mut head).await?;
+    if let Some(verified) = &verified {
+        report.verified(&verified.claims);
+    }
 
     // 4. Authorise, 5. route, 6. limit: by the same view.
     let mut consulting = Consulting {

@@ -52,6 +52,25 @@ pub struct ExternalProcessorSpec {
     pub mutations: Mutations,
     /// What it is told of the request and its client beside that, by name or expression, like source.address.
     pub attributes: Vec<String>,
+    /// What it is told of the answer beside that, with its headers, by name or expression, like response.code.
+    pub response_attributes: Vec<String>,
+    /// What it is told of metadata, and may say of it.
+    pub metadata: Metadata,
+    /// Nobody waits for it, and nothing that it says is heard. Bodies are Streamed then, or not shown.
+    pub observability_mode: bool,
+    /// How long it may go on with a request that has ended, in observability mode; 5s if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deferred_close_timeout: Option<String>,
+}
+
+/// What is said of a request by those who are shown it, to whoever comes after them: processors, and access logs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Metadata {
+    /// Namespaces that it is told. Claims of a token are payload in envoy.filters.http.jwt_authn.
+    pub accessible_namespaces: Vec<String>,
+    /// Namespaces that it may write. What it says in others is not heard.
+    pub writable_namespaces: Vec<String>,
 }
 
 /// What a processor may change of headers, of requests and of answers. Never what says how a message is carried, nor what

@@ -293,7 +293,13 @@ impl Binder {
 }
 
 fn is_known(path: &str) -> bool {
-    Attribute::named(path).is_some() || Fields::named(path).is_some()
+    Attribute::named(path).is_some() || Fields::named(path).is_some() || is_said(path)
+}
+
+/// Whoever writes metadata names what is in it.
+fn is_said(path: &str) -> bool {
+    let within = path.strip_prefix("metadata.filter_metadata");
+    within.is_some_and(|it| it.starts_with('.'))
 }
 
 impl Node {

@@ -19,6 +19,8 @@ pub(super) enum Operator {
     Began(Pattern),
     Written(Pattern),
     Parameter(Box<str>),
+    /// A namespace of metadata, and keys within it.
+    Metadata(Box<[Box<str>]>),
     GrpcWord(Style),
     LongFlags,
     Hostname,
@@ -108,6 +110,11 @@ fn named(name: &str, argument: Option<&str>) -> Result<Option<Operator>, String>
             _ => A::Path,
         }),
         "FILTER_STATE" => peer(needed()?),
+        "DYNAMIC_METADATA" => metadata(needed()?),
+        "METADATA" => match needed()?.split_once(':') {
+            Some(("DYNAMIC", path)) => metadata(path),
+            _ => O::Nothing,
+        },
         "ENVIRONMENT" => {
             let (name, most) = needed()?.split_once(':').unwrap_or((needed()?, ""));
             let value = std::env::var(name).unwrap_or_else(|_| "-".to_owned());
@@ -202,6 +209,11 @@ fn peer(argument: &str) -> Operator {
     known.map_or(Operator::Nothing, Operator::Known)
 }
 
+/// `envoy.lb:key:key`
+fn metadata(argument: &str) -> Operator {
+    Operator::Metadata(argument.split(':').map(Box::from).collect())
+}
+
 impl Operator {
     pub(super) fn value(&self, subject: &dyn Subject, now: Now<'_>) -> Json {
         match self {
@@ -231,6 +243,7 @@ impl Operator {
             },
             Self::Written(pattern) => pattern.write(now.time).into(),
             Self::Parameter(name) => parameter(subject, name).map_or(Json::Null, Json::from),
+            Self::Metadata(path) => said(subject.attribute(Attribute::Metadata), path),
             Self::GrpcWord(style) => grpc(subject, *style),
             Self::LongFlags => json(&subject.attribute(Attribute::FlagLetters)),
             Self::Hostname => now.hostname.into(),
@@ -298,6 +311,37 @@ fn json(value: &Value<'_>) -> Json {
     }
 }
 
+/// What is there, as it is: texts, numbers, structs.
+fn said(all: Value<'_>, path: &[Box<str>]) -> Json {
+    let mut found = all;
+    for key in path {
+        let key = Value::text(&**key);
+        let Value::Map(entries) = &found else {
+            return Json::Null;
+        };
+        let mut same = entries.iter().filter(|(it, _)| it.equals(&key));
+        let Some((_, value)) = same.next() else {
+            return Json::Null;
+        };
+        found = value.clone();
+    }
+    deep(&found)
+}
+
+fn deep(value: &Value<'_>) -> Json {
+    match value {
+        Value::List(all) => all.iter().map(deep).collect(),
+        Value::Map(all) => {
+            let all = all.iter();
+            all.map(|(key, value)| (key.to_string(), deep(value)))
+                .collect()
+        }
+        // A whole number is written without a point.
+        Value::Double(it) if it.fract() == 0.0 && it.abs() < 9e15 => (*it as i64).into(),
+        other => json(other),
+    }
+}
+
 fn parameter(subject: &dyn Subject, name: &str) -> Option<String> {
     let query = text(subject, Attribute::Query)?;
     let mut pairs = query
@@ -344,7 +388,7 @@ const GRPC: [(&str, &str); 17] = [
 ];
 
 /// What Envoy knows, and nobody here has.
-const NOTHING: [&str; 34] = [
+const NOTHING: [&str; 32] = [
     "CONNECTION_ID",
     "UPSTREAM_CONNECTION_ID",
     "UPSTREAM_LOCAL_ADDRESS",
@@ -377,6 +421,4 @@ const NOTHING: [&str; 34] = [
     "REQUEST_DURATION",
     "REQUEST_TX_DURATION",
     "RESPONSE_TX_DURATION",
-    "DYNAMIC_METADATA",
-    "METADATA",
 ];

@@ -55,6 +55,18 @@ fn operators_are_filled_in() {
             "NotFound NOT_FOUND 5",
         ),
         (
+            "%DYNAMIC_METADATA(com.example.scan:verdict)% %DYNAMIC_METADATA(com.example.scan:tries)% %METADATA(DYNAMIC:com.example.scan:score)%",
+            "clean 3 0.5",
+        ),
+        (
+            "%DYNAMIC_METADATA(com.example.scan:from)% %DYNAMIC_METADATA(com.example.scan:from:ip):4% %DYNAMIC_METADATA(com.example.scan:marks)%",
+            "{\"ip\":\"10.0.0.9\"} 10.0 [true]",
+        ),
+        (
+            "%DYNAMIC_METADATA(other)% %DYNAMIC_METADATA(com.example.scan:verdict:more)% %METADATA(ROUTE:com.example.scan)%",
+            "- - -",
+        ),
+        (
             "%CEL(request.method + (has(request.referer) ? 'r' : 'n'))%",
             "GETn",
         ),

@@ -31,6 +31,23 @@ fn expressions_yield_what_the_language_says() {
         ("has(request.headers.cookie)", "false"),
         ("has(request.headers['x-user'])", "true"),
         ("has(response.code)", "true"),
+        (
+            "metadata.filter_metadata['com.example.scan']['verdict'] == 'clean'",
+            "true",
+        ),
+        (
+            "metadata.filter_metadata['com.example.scan'].from.ip",
+            "10.0.0.9",
+        ),
+        (
+            "metadata.filter_metadata['com.example.scan'].tries > 2",
+            "true",
+        ),
+        (
+            "has(metadata.filter_metadata['com.example.scan'].nothing)",
+            "false",
+        ),
+        ("'other' in metadata.filter_metadata", "false"),
         ("has(request.referer) ? request.referer : 'none'", "none"),
         ("request.duration > duration('10ms')", "true"),
         ("request.duration < duration(\"0.01s\")", "false"),

@@ -10,6 +10,7 @@ fn what_nobody_knows_is_refused_where_it_is_read() {
         ("response.cod == 1", "response.cod is not known"),
         ("istio_operationId", "istio_operationId is not known"),
         ("request", "request is not known"),
+        ("metadata.other.x", "metadata.other.x is not known"),
         ("foo(1)", "foo() is not known"),
         ("size()", "another number of arguments"),
         ("request.path.matches(request.method)", "written out"),

@@ -1,4 +1,4 @@
-//! What a processor is told of a request beside what it is shown of it.
+//! What a processor is told of a request, and of its answer, beside what it is shown of them.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,7 +18,15 @@ pub(super) fn compile(texts: &[String]) -> Result<Box<[Expression]>, String> {
     read.collect()
 }
 
-/// Of one request. What has no value is left out.
+/// Both, under one name.
+pub fn both(mut one: Attributes, other: Attributes) -> Attributes {
+    for (name, more) in other {
+        one.entry(name).or_default().fields.extend(more.fields);
+    }
+    one
+}
+
+/// Of one request, or one answer. What has no value is left out.
 pub fn attributes(wanted: &[Expression], subject: &dyn Subject) -> Attributes {
     let told = wanted.iter().filter_map(|one| {
         let value = one.value(subject).ok()?;

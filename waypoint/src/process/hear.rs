@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, Method, StatusCode};
+use prost_types::Struct;
 
 use super::{Rules, Way};
 use crate::asked::{self, remove_doubles};
@@ -27,6 +28,8 @@ pub struct Heard {
     pub said: Said,
     /// Which parts it wants to be shown from now on.
     pub modes: Option<ProcessingMode>,
+    /// What it says of the request to whoever comes later, by namespace.
+    pub metadata: Option<Struct>,
 }
 
 /// What it says.
@@ -106,6 +109,7 @@ pub fn heard(message: ProcessingResponse, rules: &Rules) -> Result<Heard, String
             way: None,
             said: Said::Longer(longer),
             modes: None,
+            metadata: None,
         });
     }
     let (way, said) = match message.response.ok_or("it says nothing")? {
@@ -127,6 +131,7 @@ pub fn heard(message: ProcessingResponse, rules: &Rules) -> Result<Heard, String
         way,
         said,
         modes: message.mode_override,
+        metadata: message.dynamic_metadata,
     })
 }
 

@@ -65,6 +65,14 @@ impl Modes {
         })
     }
 
+    /// Whether nobody has to wait until it is shown all that it is to be shown.
+    pub(super) fn stands_aside(self) -> bool {
+        let bodies = [self.there.body, self.back.body];
+        bodies
+            .iter()
+            .all(|it| matches!(it, Body::None | Body::Pieces))
+    }
+
     /// What it is told of them at first: of the request's body and the answer's.
     pub(super) fn bodies(self) -> (BodySendMode, BodySendMode) {
         (self.there.body.told(), self.back.body.told())

@@ -1,25 +1,32 @@
 //! What a processor is told.
 
+use std::collections::HashMap;
+
 use api::ext_proc::processing_request::Request as Of;
 use api::ext_proc::{
-    HeaderMap as Headers, HeaderValue, HttpBody, HttpHeaders, HttpTrailers, ProcessingRequest,
-    ProtocolConfiguration,
+    HeaderMap as Headers, HeaderValue, HttpBody, HttpHeaders, HttpTrailers, Metadata,
+    ProcessingRequest, ProtocolConfiguration,
 };
 use bytes::Bytes;
 use http::header::HOST;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
+use prost_types::Struct;
 
 use super::{Attributes, Modes, Way};
 use crate::service::framed;
 
-/// What a processor is told with its first message.
-#[derive(Debug, Clone, PartialEq)]
-pub struct First {
-    /// What it will be shown.
-    pub modes: Modes,
-    /// What else there is to know of the request.
+/// What a processor is told with a message beside what that shows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Beside {
+    /// With its first one: what it will be shown.
+    pub modes: Option<Modes>,
+    /// With the first one of each way: what else there is to know of the request, or of the answer.
     pub attributes: Attributes,
+    /// What was said of the request before, by namespace.
+    pub metadata: HashMap<String, Struct>,
+    /// Nobody waits for its answer.
+    pub observed: bool,
 }
 
 /// The head of a request, as the app would get it.
@@ -43,16 +50,11 @@ pub fn answer_headers(status: StatusCode, headers: &HeaderMap) -> Headers {
     Headers { headers: told }
 }
 
-/// A head. `ended`: nothing follows it. `first`: nothing was said before.
+/// A head. `ended`: nothing follows it.
 ///
 /// # Errors
 /// It is too large.
-pub fn headers(
-    way: Way,
-    headers: Headers,
-    ended: bool,
-    first: Option<First>,
-) -> Result<Bytes, String> {
+pub fn headers(way: Way, headers: Headers, ended: bool, beside: Beside) -> Result<Bytes, String> {
     let headers = HttpHeaders {
         headers: Some(headers),
         end_of_stream: ended,
@@ -62,7 +64,7 @@ pub fn headers(
             Way::There => Of::RequestHeaders(headers),
             Way::Back => Of::ResponseHeaders(headers),
         },
-        first,
+        beside,
     )
 }
 
@@ -70,7 +72,7 @@ pub fn headers(
 ///
 /// # Errors
 /// It is too large.
-pub fn body(way: Way, piece: Bytes, ended: bool, first: Option<First>) -> Result<Bytes, String> {
+pub fn body(way: Way, piece: Bytes, ended: bool, beside: Beside) -> Result<Bytes, String> {
     let body = HttpBody {
         body: piece.into(),
         end_of_stream: ended,
@@ -80,7 +82,7 @@ pub fn body(way: Way, piece: Bytes, ended: bool, first: Option<First>) -> Result
             Way::There => Of::RequestBody(body),
             Way::Back => Of::ResponseBody(body),
         },
-        first,
+        beside,
     )
 }
 
@@ -88,7 +90,7 @@ pub fn body(way: Way, piece: Bytes, ended: bool, first: Option<First>) -> Result
 ///
 /// # Errors
 /// They are too large.
-pub fn trailers(way: Way, trailers: &HeaderMap, first: Option<First>) -> Result<Bytes, String> {
+pub fn trailers(way: Way, trailers: &HeaderMap, beside: Beside) -> Result<Bytes, String> {
     let trailers = HttpTrailers {
         trailers: Some(Headers {
             headers: all(trailers).collect(),
@@ -99,18 +101,24 @@ pub fn trailers(way: Way, trailers: &HeaderMap, first: Option<First>) -> Result<
             Way::There => Of::RequestTrailers(trailers),
             Way::Back => Of::ResponseTrailers(trailers),
         },
-        first,
+        beside,
     )
 }
 
-fn say(request: Of, first: Option<First>) -> Result<Bytes, String> {
+fn say(request: Of, beside: Beside) -> Result<Bytes, String> {
     let mut message = ProcessingRequest {
         request: Some(request),
+        attributes: beside.attributes,
+        observability_mode: beside.observed,
         ..ProcessingRequest::default()
     };
-    if let Some(First { modes, attributes }) = first {
+    if !beside.metadata.is_empty() {
+        message.metadata_context = Some(Metadata {
+            filter_metadata: beside.metadata,
+        });
+    }
+    if let Some(modes) = beside.modes {
         let (there, back) = modes.bodies();
-        message.attributes = attributes;
         message.protocol_config = Some(ProtocolConfiguration {
             request_body_mode: there.into(),
             response_body_mode: back.into(),

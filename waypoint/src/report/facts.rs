@@ -78,6 +78,7 @@ impl Subject for Request<'_> {
             A::UpstreamFailure => said(failure(story.flags, story.detail.as_deref())),
             A::Route => said(story.route.as_deref()),
             A::Policy => said(story.policy.as_deref()),
+            A::Metadata => story.metadata.value(),
             A::TraceId => match &story.trace {
                 Some(id) => Value::text(id.to_string()),
                 None => Value::Null,
@@ -131,6 +132,7 @@ impl Subject for Going<'_> {
                 _ => Value::Null,
             },
             A::Route => said(story.route.as_deref()),
+            A::Metadata => story.metadata.value(),
             A::TraceId => match &story.trace {
                 Some(id) => Value::text(id.to_string()),
                 None => Value::Null,
@@ -232,7 +234,7 @@ impl<'a> Ends<'a> {
 }
 
 /// Of one name all values, as HTTP joins them.
-fn joined<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, str>> {
+pub(super) fn joined<'h>(headers: &'h HeaderMap, name: &str) -> Option<Cow<'h, str>> {
     let mut values = headers.get_all(name).iter().filter_map(text);
     let first = values.next()?;
     let mut joined = Cow::Borrowed(first);
@@ -253,7 +255,7 @@ fn failure(flags: Flags, detail: Option<&str>) -> Option<&str> {
     detail.filter(|_| flags.has(Flag::UpstreamConnectFailure))
 }
 
-fn said(text: Option<&str>) -> Value<'_> {
+pub(super) fn said(text: Option<&str>) -> Value<'_> {
     text.map_or(Value::Null, Value::text)
 }
 
@@ -265,11 +267,11 @@ fn identity(identity: Option<&Identity>) -> Value<'static> {
     identity.map_or(Value::Null, |it| Value::text(it.to_string()))
 }
 
-fn number(number: u64) -> Value<'static> {
+pub(super) fn number(number: u64) -> Value<'static> {
     Value::Int(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-fn whole(time: Duration) -> i64 {
+pub(super) fn whole(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 

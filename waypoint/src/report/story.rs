@@ -18,6 +18,7 @@ use super::series::{Destination, Moved};
 use super::told::{Line, Told};
 use super::trace::{Trace, TraceId};
 use super::{Caller, Protocol, REQUEST_ID, Report, Reports, line, span};
+use crate::process::Metadata;
 
 #[derive(Debug)]
 pub(super) struct Story {
@@ -44,6 +45,8 @@ pub(super) struct Story {
     pub(super) quiet: bool,
     /// None: nothing but a line.
     pub(super) told: Option<Arc<Told>>,
+    /// What is said of it by those who saw it.
+    pub(super) metadata: Metadata,
     /// For those who are told more than the line says.
     pub(super) kept: Option<Box<Kept>>,
 }

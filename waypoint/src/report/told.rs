@@ -152,7 +152,7 @@ impl Keeps {
     }
 
     /// Those among a head's headers, into `kept`.
-    pub(super) fn keep(&self, headers: &HeaderMap, kept: &mut HeaderMap) {
+    pub(crate) fn keep(&self, headers: &HeaderMap, kept: &mut HeaderMap) {
         if self.all {
             kept.clone_from(headers);
             return;

@@ -4,16 +4,20 @@
 //! 2. they are shown the request's head, then its body and trailers      (`there`)
 //! 3. they are shown the answer, the last of them first                  (`back`)
 //! 4. bodies that are shown in pieces go on beside all of that           (`pieces`)
+//! 5. who only looks on is told without being waited for                 (`watch`, `lane`)
 //!
 //! What holds a stream is the request's future and the bodies that are made by it: a client that goes away takes all of
 //! it with it. Whatever a processor does that nobody asked for ends its part: the request goes on without it, or is
 //! refused, as its object says.
 
 mod back;
+mod lane;
 mod pieces;
 mod source;
 mod stream;
+mod telling;
 mod there;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,16 +1,17 @@
 //! A body whose beginning may be looked at before anybody gets it.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use crate::permission::Sample;
+use crate::process::Watch;
 
 /// It: what was looked at comes first, then the rest.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub struct ReadAhead<B = Incoming> {
     body: B,
     /// All of it has been seen.
     ended: bool,
+    watchers: Vec<Box<dyn Watch>>,
 }
 
 impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
@@ -28,7 +30,37 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
             seen: VecDeque::new(),
             body,
             ended: false,
+            watchers: Vec::new(),
         }
+    }
+
+    /// Shows somebody all of it: what was looked at already at once, the rest as it comes.
+    pub(crate) fn watched_by(&mut self, mut watcher: Box<dyn Watch>) {
+        let last = self.seen.len().checked_sub(1).filter(|_| self.ended);
+        for (at, frame) in self.seen.iter().enumerate() {
+            watcher.sees(frame, last == Some(at) && frame.is_data());
+        }
+        match self.ended {
+            true => watcher.end(),
+            false => self.watchers.push(watcher),
+        }
+    }
+
+    /// The next that nobody has looked at.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let polled = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.ended = polled.is_none();
+        if !self.watchers.is_empty() {
+            let last = self.body.is_end_stream();
+            for watcher in &mut self.watchers {
+                match &polled {
+                    Some(Ok(frame)) => watcher.sees(frame, last && frame.is_data()),
+                    Some(Err(_)) => {}
+                    None => watcher.end(),
+                }
+            }
+        }
+        Poll::Ready(polled)
     }
 
     /// Its first `most` bytes, or all of it. Whoever gets it later gets these too.
@@ -37,10 +69,8 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
     /// It broke off.
     pub async fn look(&mut self, most: usize) -> Result<Sample, B::Error> {
         while !self.ended && self.length() <= most {
-            match self.body.frame().await.transpose()? {
-                Some(frame) => self.seen.push_back(frame),
-                None => self.ended = true,
-            }
+            let next = poll_fn(|cx| self.poll_next(cx)).await.transpose()?;
+            self.seen.extend(next);
         }
         let mut bytes = BytesMut::with_capacity(self.length().min(most));
         for data in self.seen.iter().filter_map(Frame::data_ref) {
@@ -109,9 +139,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for ReadAhead<B> {
         if self.ended {
             return Poll::Ready(None);
         }
-        let polled = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.ended = polled.is_none();
-        Poll::Ready(polled)
+        self.poll_next(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -142,8 +170,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for ReadAhead<B> {
 mod tests {
     use std::convert::Infallible;
 
+    use std::sync::{Arc, Mutex};
+
     use futures_util::FutureExt;
-    use http_body_util::{Full, StreamBody};
+    use http_body_util::{BodyExt, Full, StreamBody};
 
     use super::*;
 
@@ -206,6 +236,46 @@ mod tests {
         body.become_whole(Bytes::from_static(b"all"));
         assert_eq!(body.size_hint().exact(), Some(3));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "all");
+    }
+
+    #[derive(Debug, Default, Clone)]
+    struct Eye(Arc<Mutex<Vec<String>>>);
+
+    impl Watch for Eye {
+        fn sees(&mut self, frame: &Frame<Bytes>, last: bool) {
+            let what = match frame.data_ref() {
+                Some(data) => format!("{}{}", data.len(), if last { " last" } else { "" }),
+                None => "trailers".to_owned(),
+            };
+            self.0.lock().unwrap().push(what);
+        }
+
+        fn end(&mut self) {
+            self.0.lock().unwrap().push("end".to_owned());
+        }
+    }
+
+    #[tokio::test]
+    async fn who_watches_it_sees_each_piece_once_whenever_it_was_looked_at() {
+        for looked in [None, Some(2), Some(100)] {
+            let mut body = ReadAhead::of(pieces(&[3, 4, 5]));
+            if let Some(most) = looked {
+                body.look(most).await.unwrap();
+            }
+            let eye = Eye::default();
+            body.watched_by(Box::new(eye.clone()));
+            // What becomes of it later is no business of his.
+            body.replace(3, Bytes::from_static(b"x"));
+            assert!(!body.collect().await.unwrap().to_bytes().is_empty());
+            let seen = eye.0.lock().unwrap().join(",");
+            let last = if looked == Some(100) { " last" } else { "" };
+            assert_eq!(seen, format!("3,4,5{last},end"), "{looked:?}");
+        }
+        let mut body = ReadAhead::of(Full::new(Bytes::from_static(b"12345")));
+        let eye = Eye::default();
+        body.watched_by(Box::new(eye.clone()));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "12345");
+        assert_eq!(eye.0.lock().unwrap().first().unwrap(), "5 last");
     }
 
     #[test]

@@ -12,8 +12,10 @@ use api::ext_proc::{
 use api::waypoint as wire;
 use http::{HeaderMap, Request, StatusCode};
 use prost::Message;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use waypoint::process::{
-    Attributes, Body, First, Heard, Modes, Processor, Rules, Said, Way, attributes, headers,
+    Beside, Body, Heard, Metadata, Modes, Processor, Rules, Said, Way, attributes, both, headers,
     request_headers,
 };
 use wire::processor::BodyMode;
@@ -106,7 +108,6 @@ fn made(mutations: wire::processor::Mutations, all: &[(&str, &str)]) -> Result<H
 #[test]
 fn what_it_may_change_is_for_its_object_to_say() {
     use wire::processor::Mutations;
-    let names = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
     let asks = [
         ("X-A", "1"),
         ("x-b", "1"),
@@ -197,7 +198,6 @@ impl expression::Subject for About {
 
 #[test]
 fn it_is_told_the_attributes_that_are_asked_for_with_its_first_message() {
-    use prost_types::value::Kind;
     let wanted = [
         "request.path",
         "request.headers['x-user']",
@@ -212,10 +212,11 @@ fn it_is_told_the_attributes_that_are_asked_for_with_its_first_message() {
         Way::There,
         Default::default(),
         true,
-        Some(First {
-            modes: processor.modes,
+        Beside {
+            modes: Some(processor.modes),
             attributes: all,
-        }),
+            ..Beside::default()
+        },
     );
     let message = ProcessingRequest::decode(told.unwrap().slice(5..)).unwrap();
     let fields = &message.attributes["envoy.filters.http.ext_proc"].fields;
@@ -230,8 +231,179 @@ fn it_is_told_the_attributes_that_are_asked_for_with_its_first_message() {
     assert!(attributes(&[], &About).is_empty());
 }
 
+fn structs(all: &[(&str, &[(&str, Kind)])]) -> Struct {
+    let value = |kind: Kind| Value { kind: Some(kind) };
+    let fields = |all: &[(&str, Kind)]| Struct {
+        fields: all
+            .iter()
+            .map(|(name, kind)| ((*name).to_owned(), value(kind.clone())))
+            .collect(),
+    };
+    let of = |(name, all): &(&str, &[(&str, Kind)])| {
+        ((*name).to_owned(), value(Kind::StructValue(fields(all))))
+    };
+    Struct {
+        fields: all.iter().map(of).collect(),
+    }
+}
+
+fn names(all: &[&str]) -> Vec<String> {
+    all.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn what_is_said_of_a_request_is_told_to_those_who_may_hear_it() {
+    let mut metadata = Metadata::default();
+    let nothing = metadata.value();
+    assert!(matches!(nothing, expression::Value::Null), "{nothing:?}");
+    let claims = serde_json::json!({"sub": "anna", "roles": ["a", "b"], "age": 7});
+    let claims = waypoint::authenticate::Claims {
+        issuer: String::new(),
+        subject: "anna".to_owned(),
+        audiences: Vec::new(),
+        all: claims.as_object().unwrap().clone(),
+    };
+    metadata.verified(&std::sync::Arc::new(claims));
+    let shared = metadata.shared();
+    let token = "envoy.filters.http.jwt_authn";
+    let text = |text: &str| Kind::StringValue(text.to_owned());
+    let words = structs(&[
+        ("a", &[("x", text("1")), ("y", Kind::NumberValue(2.0))]),
+        ("b", &[("x", text("not his"))]),
+        (token, &[("payload", text("forged"))]),
+    ]);
+    let writable = names(&["a", token]);
+    shared.take(words, &writable).unwrap();
+    shared
+        .take(structs(&[("a", &[("x", text("2"))])]), &writable)
+        .unwrap();
+
+    // Who was told of it before sees it too; a newer word of one key counts, the others stay.
+    let told = metadata.of(&names(&["a", "b", "c"]));
+    assert_eq!(told.keys().collect::<Vec<_>>(), ["a"]);
+    let expected = structs(&[("a", &[("x", text("2")), ("y", Kind::NumberValue(2.0))])]);
+    let value = Kind::StructValue(told["a"].clone());
+    assert_eq!(expected.fields["a"].kind, Some(value));
+    for (asked, expected) in [
+        ("metadata.filter_metadata['a'].x", "2"),
+        ("metadata.filter_metadata.a.y + 1.0", "3"),
+        (
+            "metadata.filter_metadata['envoy.filters.http.jwt_authn'].payload.roles[1]",
+            "b",
+        ),
+        ("has(metadata.filter_metadata.b)", "false"),
+    ] {
+        let read = expression::cel::Expression::read(asked).unwrap();
+        let subject = Of(&metadata);
+        assert_eq!(
+            read.value(&subject).unwrap().to_string(),
+            expected,
+            "{asked}"
+        );
+    }
+    let payload = &metadata.of(&names(&[token]))[token].fields["payload"];
+    let Some(Kind::StructValue(payload)) = &payload.kind else {
+        panic!("{payload:?}")
+    };
+    assert_eq!(payload.fields["sub"].kind, Some(text("anna")));
+    assert_eq!(payload.fields["age"].kind, Some(Kind::NumberValue(7.0)));
+}
+
+/// A request of which only that is known.
+struct Of<'a>(&'a Metadata);
+
+impl expression::Subject for Of<'_> {
+    fn attribute(&self, attribute: expression::Attribute) -> expression::Value<'_> {
+        match attribute {
+            expression::Attribute::Metadata => self.0.value(),
+            _ => expression::Value::Null,
+        }
+    }
+
+    fn field(&self, _: expression::Fields, _: &str) -> Option<std::borrow::Cow<'_, str>> {
+        None
+    }
+}
+
+#[test]
+fn of_one_request_no_more_is_said_than_can_be_held() {
+    let metadata = Metadata::default().shared();
+    let long = |bytes: usize| Kind::StringValue("x".repeat(bytes));
+    let writable = names(&["a", "b"]);
+    let said = |name: &str, bytes: usize| {
+        metadata.take(structs(&[(name, &[("x", long(bytes))])]), &writable)
+    };
+    // What is not heard is not held.
+    assert!(said("c", 80_000).is_ok());
+    for _ in 0..9 {
+        // Again and again the same is not more.
+        said("a", 40_000).unwrap();
+    }
+    assert!(said("b", 40_000).is_err());
+    assert!(said("a", 80_000).is_err());
+}
+
+#[test]
+fn with_each_message_goes_what_is_said_of_the_request_and_that_nobody_waits() {
+    let words = structs(&[("a", &[("x", Kind::BoolValue(true))])]);
+    let metadata = Metadata::default().shared();
+    metadata.take(words, &names(&["a"])).unwrap();
+    let beside = Beside {
+        metadata: metadata.of(&names(&["a"])),
+        observed: true,
+        ..Beside::default()
+    };
+    let message = headers(Way::Back, Default::default(), true, beside).unwrap();
+    let message = ProcessingRequest::decode(message.slice(5..)).unwrap();
+    let context = message.metadata_context.unwrap();
+    assert_eq!(
+        context.filter_metadata["a"].fields["x"].kind,
+        Some(Kind::BoolValue(true))
+    );
+    assert!(message.observability_mode && message.protocol_config.is_none());
+    let plain = headers(Way::There, Default::default(), true, Beside::default()).unwrap();
+    let plain = ProcessingRequest::decode(plain.slice(5..)).unwrap();
+    assert!(plain.metadata_context.is_none() && !plain.observability_mode);
+}
+
+#[test]
+fn both_ways_attributes_stand_under_one_name() {
+    let processor = compile(|it| it.response_attributes = names(&["request.path", "source.port"]));
+    let processor = processor.unwrap();
+    let of = |wanted: &[_]| attributes(wanted, &About);
+    let all = both(
+        of(&processor.of_answers[..1]),
+        of(&processor.of_answers[1..]),
+    );
+    assert_eq!(all["envoy.filters.http.ext_proc"].fields.len(), 2);
+    assert!(both(of(&[]), of(&[])).is_empty());
+}
+
+#[test]
+fn who_only_looks_on_is_shown_pieces_and_stops_nothing() {
+    let observer = |body: BodyMode| {
+        compile(|it| {
+            it.observe = true;
+            it.response_body = body.into();
+        })
+    };
+    let one = observer(BodyMode::Streamed).unwrap();
+    assert_eq!(one.watches, Some(Duration::from_secs(5)));
+    assert!(one.fail_open);
+    assert!(observer(BodyMode::None).is_ok());
+    for body in [
+        BodyMode::Buffered,
+        BodyMode::BufferedPartial,
+        BodyMode::FullDuplexStreamed,
+    ] {
+        assert!(observer(body).is_err(), "{body:?}");
+    }
+    assert_eq!(compile(|_| {}).unwrap().watches, None);
+}
+
 #[test]
 fn what_cannot_be_done_as_asked_is_refused() {
+    assert!(compile(|it| it.response_attributes = names(&["response.cod"])).is_err());
     assert!(compile(|_| {}).is_ok());
     assert!(compile(|it| it.service = None).is_err());
     assert!(compile(|it| it.request_body = 9).is_err());
@@ -255,11 +427,11 @@ fn the_first_message_says_what_will_be_shown_and_a_head_is_shown_as_it_is() {
         .0;
     let modes = modes(|it| it.request_body = BodyMode::FullDuplexStreamed.into());
     let shown = request_headers(&head, "web");
-    let first = First {
-        modes,
-        attributes: Attributes::new(),
+    let first = Beside {
+        modes: Some(modes),
+        ..Beside::default()
     };
-    let message = headers(Way::There, shown, true, Some(first)).unwrap();
+    let message = headers(Way::There, shown, true, first).unwrap();
     let message = ProcessingRequest::decode(message.slice(5..)).unwrap();
     let config = message.protocol_config.unwrap();
     assert_eq!(config.request_body_mode(), BodySendMode::FullDuplexStreamed);

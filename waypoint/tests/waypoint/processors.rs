@@ -4,6 +4,10 @@
 mod clerk;
 #[path = "processors/faults.rs"]
 mod faults;
+#[path = "processors/onlookers.rs"]
+mod onlookers;
+#[path = "processors/sayings.rs"]
+mod sayings;
 
 use ::http::Request;
 use anyhow::{Context, Result, ensure};

@@ -1,7 +1,7 @@
 //! ExternalProcessor: who is shown requests and answers.
 
 use api::k8s::limits::OnFailure;
-use api::k8s::processors::{BodyMode, ExternalProcessorSpec};
+use api::k8s::processors::{BodyMode, ExternalProcessorSpec, Mutations};
 use api::waypoint as wire;
 use expression::cel::Expression;
 use wire::processor::BodyMode as Wire;
@@ -15,7 +15,8 @@ pub fn processing(
     namespace: &str,
     domain: &str,
 ) -> (wire::Processing, Option<String>) {
-    let open = spec.on_failure == OnFailure::Allow;
+    // Who only looks on decides nothing, not even when it cannot be understood.
+    let open = spec.on_failure == OnFailure::Allow || spec.observability_mode;
     let (processor, invalid) = match processor(spec, namespace, domain) {
         Ok(processor) => (processor, None),
         Err(why) => (wire::Processor::default(), Some(why)),
@@ -56,13 +57,35 @@ fn processor(
     if bytes > MOST {
         return Err(format!("spec.bodyBytes: {bytes} are more than {MOST}"));
     }
-    if spec.attributes.len() > ATTRIBUTES {
-        return Err(format!("spec.attributes: more than {ATTRIBUTES}"));
+    for (field, all) in [
+        ("attributes", &spec.attributes),
+        ("responseAttributes", &spec.response_attributes),
+    ] {
+        if all.len() > ATTRIBUTES {
+            return Err(format!("spec.{field}: more than {ATTRIBUTES}"));
+        }
+        for text in all {
+            let read = Expression::read(text);
+            read.map_err(|why| format!("spec.{field}: {text}: {why}"))?;
+        }
     }
-    for text in &spec.attributes {
-        let read = Expression::read(text);
-        read.map_err(|why| format!("spec.attributes: {text}: {why}"))?;
+    let metadata = &spec.metadata;
+    for (field, all) in [
+        ("accessibleNamespaces", &metadata.accessible_namespaces),
+        ("writableNamespaces", &metadata.writable_namespaces),
+    ] {
+        if all.len() > NAMESPACES || all.iter().any(String::is_empty) {
+            return Err(format!(
+                "spec.metadata.{field}: at most {NAMESPACES} names, and none that is empty"
+            ));
+        }
     }
+    if metadata.writable_namespaces.iter().any(|it| it == TOKEN) {
+        return Err(format!(
+            "spec.metadata.writableNamespaces: {TOKEN} is what good tokens say, and nobody else"
+        ));
+    }
+    looks_on(spec)?;
     let mutations = &spec.mutations;
     for (field, names) in [("allow", &mutations.allow), ("deny", &mutations.deny)] {
         if let Some(name) = names.iter().find(|name| !is_name(name)) {
@@ -96,7 +119,50 @@ fn processor(
             strict: mutations.strict,
         }),
         fail_open: false,
+        response_attributes: spec.response_attributes.clone(),
+        observe: spec.observability_mode,
+        deferred_close: read(
+            "deferredCloseTimeout",
+            spec.deferred_close_timeout.as_deref(),
+        )?,
+        metadata: metadata.accessible_namespaces.clone(),
+        metadata_written: metadata.writable_namespaces.clone(),
     })
+}
+
+/// Whether what is asked of one that only looks on is what it can do, and of others nothing that only it does.
+fn looks_on(spec: &ExternalProcessorSpec) -> Result<(), String> {
+    if !spec.observability_mode {
+        return match &spec.deferred_close_timeout {
+            Some(_) => {
+                Err("spec.deferredCloseTimeout says nothing without observabilityMode".to_owned())
+            }
+            None => Ok(()),
+        };
+    }
+    for (field, shown) in [("request", &spec.request), ("response", &spec.response)] {
+        if !matches!(shown.body, BodyMode::None | BodyMode::Streamed) {
+            return Err(format!(
+                "spec.{field}.body: with observabilityMode it is Streamed, or None"
+            ));
+        }
+    }
+    let unheard = [
+        ("modeOverride", spec.mode_override),
+        ("mutations", spec.mutations != Mutations::default()),
+        (
+            "metadata.writableNamespaces",
+            !spec.metadata.writable_namespaces.is_empty(),
+        ),
+        ("longestTimeout", spec.longest_timeout.is_some()),
+        ("statusOnFailure", spec.status_on_failure.is_some()),
+    ];
+    match unheard.iter().find(|(_, said)| *said) {
+        Some((field, _)) => Err(format!(
+            "spec.{field} says nothing with observabilityMode: nobody hears what it answers"
+        )),
+        None => Ok(()),
+    }
 }
 
 fn body(mode: BodyMode) -> Wire {
@@ -129,6 +195,9 @@ fn is_token(byte: u8) -> bool {
 const MOST: u32 = 16 << 20;
 /// Of one processor.
 const ATTRIBUTES: usize = 64;
+const NAMESPACES: usize = 16;
+/// Of metadata.
+const TOKEN: &str = "envoy.filters.http.jwt_authn";
 
 #[cfg(test)]
 mod tests {
@@ -176,6 +245,58 @@ mutations: {allow: [x-*, ':path', '*'], deny: [x-internal], routing: true, stric
     }
 
     #[test]
+    fn what_it_is_told_of_answers_and_of_metadata_and_that_it_only_looks_on_is_told_too() {
+        let (made, fault) = read(
+            "backendRef: {name: proc, port: 9000}
+responseAttributes: [response.code]
+metadata: {accessibleNamespaces: [envoy.filters.http.jwt_authn], writableNamespaces: [com.example]}
+",
+        );
+        assert_eq!(fault, None);
+        let it = made.processor.expect("a processor");
+        assert_eq!(it.response_attributes, ["response.code"]);
+        assert_eq!(it.metadata, ["envoy.filters.http.jwt_authn"]);
+        assert_eq!(it.metadata_written, ["com.example"]);
+        assert!(!it.observe && !it.fail_open);
+
+        let (made, fault) = read(
+            "backendRef: {name: proc, port: 9000}
+observabilityMode: true
+deferredCloseTimeout: 2s
+request: {body: Streamed}
+",
+        );
+        assert_eq!(fault, None);
+        let it = made.processor.expect("a processor");
+        // It decides nothing, also where the proxy is older than that mode.
+        assert!(it.observe && it.fail_open && it.deferred_close == 2000);
+    }
+
+    #[test]
+    fn who_only_looks_on_is_asked_for_nothing_and_stops_nothing() {
+        for (text, said) in [
+            ("request: {body: Buffered}", "spec.request.body"),
+            ("response: {body: FullDuplexStreamed}", "spec.response.body"),
+            ("modeOverride: true", "spec.modeOverride"),
+            ("mutations: {routing: true}", "spec.mutations"),
+            (
+                "metadata: {writableNamespaces: [a]}",
+                "spec.metadata.writableNamespaces",
+            ),
+            ("statusOnFailure: 503", "spec.statusOnFailure"),
+        ] {
+            let text = format!("backendRef: {{name: a, port: 1}}\nobservabilityMode: true\n{text}");
+            let (made, fault) = read(&text);
+            assert!(made.invalid.contains(said), "{text}: {}", made.invalid);
+            assert!(
+                fault.is_some_and(|it| it.contains("go on without it")),
+                "{text}"
+            );
+            assert!(made.processor.is_some_and(|it| it.fail_open), "{text}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_refuses_unless_it_fails_open() {
         for (text, said) in [
             ("{}", "backendRef"),
@@ -191,6 +312,22 @@ mutations: {allow: [x-*, ':path', '*'], deny: [x-internal], routing: true, stric
             (
                 "backendRef: {name: a, port: 1}\nattributes: [source.adress]",
                 "source.adress is not known",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\nresponseAttributes: [response.cod]",
+                "spec.responseAttributes: response.cod",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\ndeferredCloseTimeout: 1s",
+                "without observabilityMode",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\nmetadata: {writableNamespaces: [envoy.filters.http.jwt_authn]}",
+                "nobody else",
+            ),
+            (
+                "backendRef: {name: a, port: 1}\nmetadata: {accessibleNamespaces: ['']}",
+                "none that is empty",
             ),
             (
                 "backendRef: {name: a, port: 1}\nmutations: {allow: ['x-*', 'x y']}",

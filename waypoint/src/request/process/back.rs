@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::pieces::{feed, heard_back, one_by_one};
 use super::stream::{Half, unasked};
-use super::{Broke, PATIENCE, goes_on};
+use super::{Broke, PATIENCE, goes_on, watch};
 use crate::process::{self, Body, BodyChange, Common, Said, Way};
 use crate::report::Report;
 use crate::request::Refused;
@@ -21,6 +21,11 @@ pub(super) async fn shown(
     report: &mut Report,
 ) -> Result<(), Refused> {
     let processor = half.processor.clone();
+    half.telling.of_answer(answer, report);
+    if processor.watches.is_some() {
+        let shown = watch::answer(half, answer);
+        return shown.or_else(|broke| goes_on(&processor, broke, report));
+    }
     let mut showing = Showing { half, answer };
     match showing.all().await {
         Ok(()) => Ok(()),
@@ -78,7 +83,7 @@ impl Showing<'_> {
 
     fn told(&self, ends: bool) -> Result<Bytes, String> {
         let headers = process::answer_headers(self.answer.status(), self.answer.headers());
-        process::headers(Way::Back, headers, ends, self.half.first())
+        process::headers(Way::Back, headers, ends, self.half.beside())
     }
 
     fn length_unknown(&mut self) {
@@ -133,7 +138,7 @@ impl Showing<'_> {
             return Err(Broke::Failed(why));
         }
         let last = sample.whole && body.trailers().is_none();
-        let message = process::body(Way::Back, sample.bytes, last, self.half.first());
+        let message = process::body(Way::Back, sample.bytes, last, self.half.beside());
         let Said::Body(Common {
             mutation,
             body: change,
@@ -152,7 +157,7 @@ impl Showing<'_> {
             Some(BodyChange::Piece(..)) => return Err(unasked()),
         }
         if let Some(trailers) = body.trailers().filter(|_| parts.trailers) {
-            let message = process::trailers(Way::Back, trailers, self.half.first());
+            let message = process::trailers(Way::Back, trailers, self.half.beside());
             match self.half.ask(message).await? {
                 Said::Trailers(mutation) => mutation.apply(trailers),
                 _ => return Err(unasked()),

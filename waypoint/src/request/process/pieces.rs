@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::stream::{Half, unasked};
+use super::telling::Telling;
 use super::{Broke, NONE, PATIENCE, goes_on_quietly};
 use crate::process::{self, BodyChange, Said, Way};
 use crate::request::Refused;
@@ -86,8 +87,8 @@ impl Shown {
         if !self.showing {
             return Ok(piece);
         }
-        let first = self.half.first();
-        let said = process::body(self.half.way, piece.clone(), last, first);
+        let beside = self.half.beside();
+        let said = process::body(self.half.way, piece.clone(), last, beside);
         let change = match self.half.ask(said).await {
             Ok(Said::Body(common)) => Ok(common.body),
             Ok(_) => Err(unasked()),
@@ -105,8 +106,8 @@ impl Shown {
         if !self.showing {
             return Ok(());
         }
-        let first = self.half.first();
-        let said = process::trailers(self.half.way, trailers, first);
+        let beside = self.half.beside();
+        let said = process::trailers(self.half.way, trailers, beside);
         match self.half.ask(said).await {
             Ok(Said::Trailers(mutation)) => {
                 mutation.apply(trailers);
@@ -159,11 +160,11 @@ where
     let done = fed.clone().drop_guard();
     let trailers: Arc<OnceLock<HeaderMap>> = Arc::default();
     let kept = trailers.clone();
-    let (mouth, way, first) = (half.mouth(), half.way, half.first());
+    let (mouth, way, telling) = (half.mouth(), half.way, half.telling.clone());
     let feeding = tokio::spawn(async move {
         let _done = done;
         let Ok(body) = got.await else { return };
-        if fed_to(&mouth, way, first, body, &kept).await.is_none() {
+        if fed_to(&mouth, way, &telling, body, &kept).await.is_none() {
             tracing::debug!("a body that is shown to a processor broke off");
         }
     });
@@ -178,7 +179,7 @@ where
 async fn fed_to<B>(
     mouth: &Pipe,
     way: Way,
-    mut first: Option<process::First>,
+    telling: &Telling,
     mut body: B,
     kept: &OnceLock<HeaderMap>,
 ) -> Option<()>
@@ -190,19 +191,19 @@ where
         let message = match frame.ok()?.into_data() {
             Ok(piece) => {
                 ended = body.is_end_stream();
-                process::body(way, piece, ended, first.take())
+                process::body(way, piece, ended, telling.beside())
             }
             Err(frame) => {
                 ended = true;
                 let trailers = frame.into_trailers().unwrap_or_default();
                 let trailers = kept.get_or_init(|| trailers);
-                process::trailers(way, trailers, first.take())
+                process::trailers(way, trailers, telling.beside())
             }
         };
         mouth.data(message.ok()?).await.ok()?;
     }
     if !ended {
-        let message = process::body(way, NONE, true, first.take());
+        let message = process::body(way, NONE, true, telling.beside());
         mouth.data(message.ok()?).await.ok()?;
     }
     Some(())

@@ -8,6 +8,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::permission::Sample;
+use crate::process::Watch;
 use crate::report::Report;
 use crate::upstream::{Cut, Outgoing, Piped, ReadAhead};
 
@@ -24,6 +25,14 @@ impl Source {
     /// Becomes what a processor makes of it.
     pub(super) fn become_made(&mut self, made: Piped) -> Self {
         std::mem::replace(self, Self::Made(ReadAhead::of(made)))
+    }
+
+    /// Shows somebody all of it, as it comes.
+    pub(super) fn watched_by(&mut self, watcher: Box<dyn Watch>) {
+        match self {
+            Self::Client(body) => body.watched_by(watcher),
+            Self::Made(body) => body.watched_by(watcher),
+        }
     }
 
     /// Whether a client sends it, and nobody has counted it yet.

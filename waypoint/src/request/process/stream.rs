@@ -3,8 +3,8 @@
 //! What it says is sorted by what it is about and waits for whoever has asked. It is held by its halves: when both have
 //! gone, the processor is told that there is no more, and has a moment to say the same.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +14,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::lane::{Lane, Relay, lane};
+use super::telling::Telling;
 use super::{Broke, PATIENCE};
 use crate::arrive::Arrived;
 use crate::call;
 use crate::compiled::Config;
-use crate::process::{Attributes, Body, First, Heard, Modes, Parts, Processor, Said, Way, heard};
+use crate::process::{Beside, Body, Heard, Metadata, Modes, Parts, Processor, Said, Way, heard};
 use crate::report::{Answers, Outcome, Who};
 use crate::request::lead;
 use crate::service::{self, Messages};
@@ -33,24 +35,26 @@ pub(super) struct Half {
     pub(super) modes: Modes,
     /// Another protocol is to be spoken behind the heads.
     pub(super) switches: bool,
-    /// What is told with the first message, whichever half says it.
-    first: Arc<Mutex<Option<Attributes>>>,
-    /// By this one.
+    /// What it is told beside that.
+    pub(super) telling: Telling,
+    /// Something was said by this one.
     told: Arc<AtomicBool>,
     out: Pipe,
+    /// For one that is not waited for: the way to `out`.
+    lane: Option<Lane>,
     heard: mpsc::Receiver<Result<Heard, Broke>>,
     answers: Arc<Answers>,
     _held: Arc<DropGuard>,
 }
 
-/// A stream begins. Nothing has been said yet.
+/// A stream begins. Nothing has been said yet. `telling`: of the request, whose head `about` is.
 pub(super) fn begin(
     arrived: &Arc<Arrived>,
     config: &Arc<Config>,
-    processor: &Arc<Processor>,
+    telling: Telling,
     about: &Head,
-    attributes: Attributes,
 ) -> Result<[Half; 2], Broke> {
+    let processor = telling.processor.clone();
     let to = lead(arrived, &processor.service).map_err(|why| Broke::Failed(why.to_string()))?;
     let (out, body) = open_pipe();
     let (body, _) = Outgoing::piped(ReadAhead::of(body), 0);
@@ -58,19 +62,22 @@ pub(super) fn begin(
     let request = request.map_err(|why| Broke::Failed(format!("it cannot be asked: {why}")))?;
     let gone = CancellationToken::new();
     let held = Arc::new(gone.clone().drop_guard());
-    let first = Arc::new(Mutex::new(Some(attributes)));
-    let answers = answers(arrived, processor);
+    let answers = answers(arrived, &processor);
     let switches = call::switches(about);
-    let half = |way| {
+    let watching = processor
+        .watches
+        .map(|after| (lane(out.clone(), processor.most), after));
+    let half = |way, telling: Telling| {
         let (to, heard) = mpsc::channel(WAITING);
         let half = Half {
             processor: processor.clone(),
             way,
             modes: processor.modes,
             switches,
-            first: first.clone(),
+            telling,
             told: Arc::default(),
             out: out.clone(),
+            lane: watching.as_ref().map(|((lane, ..), _)| lane.clone()),
             heard,
             answers: answers.clone(),
             _held: held.clone(),
@@ -81,30 +88,68 @@ pub(super) fn begin(
         };
         (ear, half)
     };
-    let ((there, one), (back, other)) = (half(Way::There), half(Way::Back));
+    let (there, one) = half(Way::There, telling.clone());
+    let (back, other) = half(Way::Back, telling.other_way());
     let listener = Listener {
         there,
         back,
+        metadata: telling.metadata,
         processor: processor.clone(),
     };
     let (arrived, config) = (arrived.clone(), config.clone());
-    tokio::spawn(async move {
-        let mut listening = std::pin::pin!(async {
-            let answer = call::ask(&arrived, &config, &to, request).await;
-            let ended = match answer {
-                Ok(answer) => listener.listen(answer).await,
-                Err(why) => Err(why.to_string()),
-            };
-            listener.ended(ended).await;
-        });
-        tokio::select! {
-            () = &mut listening => {}
-            () = gone.cancelled() => {
-                let _ = timeout(MOMENT, listening).await;
-            }
+    let listening = async move {
+        let answer = call::ask(&arrived, &config, &to, request).await;
+        match answer {
+            Ok(answer) => listener.listen(answer).await,
+            Err(why) => listener.ended(Err(why.to_string())).await,
         }
-    });
+    };
+    match watching {
+        None => tokio::spawn(heard_out(listening, gone)),
+        Some(((_, relay, behind), after)) => {
+            let begun = Instant::now();
+            tokio::spawn(async move {
+                let outcome = watched(listening, relay, behind, gone, after).await;
+                answers.count(outcome, begun.elapsed());
+            })
+        }
+    };
     Ok([one, other])
+}
+
+/// As long as somebody may say something, and a moment.
+async fn heard_out(listening: impl Future<Output = bool>, gone: CancellationToken) {
+    let mut listening = std::pin::pin!(listening);
+    tokio::select! {
+        _ = &mut listening => {}
+        () = gone.cancelled() => {
+            let _ = timeout(MOMENT, listening).await;
+        }
+    }
+}
+
+/// As long as somebody may say something, and for as long afterwards as it may take; what has come of it.
+async fn watched(
+    listening: impl Future<Output = bool>,
+    relay: Relay,
+    behind: CancellationToken,
+    gone: CancellationToken,
+    after: Duration,
+) -> Outcome {
+    let relaying = async {
+        relay.run().await;
+        std::future::pending::<()>().await;
+    };
+    let later = async {
+        gone.cancelled().await;
+        tokio::time::sleep(after).await;
+    };
+    tokio::select! {
+        good = listening => if good { Outcome::Passes } else { Outcome::Fails },
+        () = behind.cancelled() => Outcome::Late,
+        () = later => Outcome::Passes,
+        () = relaying => Outcome::Passes,
+    }
 }
 
 /// Where what comes of asking it is counted.
@@ -118,6 +163,8 @@ pub(super) fn answers(arrived: &Arrived, processor: &Processor) -> Arc<Answers> 
 struct Listener {
     there: Ear,
     back: Ear,
+    /// Where goes what it says of the request to others.
+    metadata: Metadata,
     processor: Arc<Processor>,
 }
 
@@ -128,8 +175,13 @@ struct Ear {
 }
 
 impl Listener {
-    /// To its end: a good one, or why not.
-    async fn listen(&self, answer: http::Response<Answer>) -> Result<(), String> {
+    /// To its end; whether that is a good one.
+    async fn listen(self, answer: http::Response<Answer>) -> bool {
+        let ended = self.all(answer).await;
+        self.ended(ended).await
+    }
+
+    async fn all(&self, answer: http::Response<Answer>) -> Result<(), String> {
         let (head, mut body) = answer.into_parts();
         service::begun(head.status, &head.headers)?;
         if head.headers.contains_key("grpc-status") {
@@ -140,6 +192,8 @@ impl Listener {
             let frame = body.frame().await.ok_or("its answer has no end")?;
             let frame = frame.map_err(|why| format!("its answer broke off: {why}"))?;
             match frame.into_data() {
+                // Nobody hears what one says that is only shown something.
+                Ok(_) if self.processor.watches.is_some() => {}
                 Ok(bytes) => messages.take(bytes)?,
                 Err(frame) => {
                     let trailers = frame.into_trailers().unwrap_or_default();
@@ -153,24 +207,33 @@ impl Listener {
     }
 
     /// Whoever has gone does not want to hear it.
-    async fn sort(&self, heard: Heard) -> Result<(), String> {
+    async fn sort(&self, mut heard: Heard) -> Result<(), String> {
         let ear = match heard.way {
-            Some(Way::There) => &self.there,
-            Some(Way::Back) => &self.back,
+            Some(Way::There) => Some(&self.there),
+            Some(Way::Back) => Some(&self.back),
+            None => None,
+        };
+        if ear.is_some_and(|ear| !ear.told.load(Relaxed)) {
+            return Err(UNASKED.to_owned());
+        }
+        // Before whoever waits goes on.
+        if let Some(words) = heard.metadata.take() {
+            self.metadata.take(words, &self.processor.writable)?;
+        }
+        match ear {
+            Some(ear) => {
+                let _ = ear.to.send(Ok(heard)).await;
+            }
             None => {
                 let _ = self.there.to.send(Ok(heard.clone())).await;
                 let _ = self.back.to.send(Ok(heard)).await;
-                return Ok(());
             }
-        };
-        if !ear.told.load(Relaxed) {
-            return Err(UNASKED.to_owned());
         }
-        let _ = ear.to.send(Ok(heard)).await;
         Ok(())
     }
 
-    async fn ended(&self, ended: Result<(), String>) {
+    /// Tells both; whether it was a good end.
+    async fn ended(&self, ended: Result<(), String>) -> bool {
         for half in [&self.there, &self.back] {
             let why = match &ended {
                 Ok(()) => Broke::Closed,
@@ -178,18 +241,14 @@ impl Listener {
             };
             let _ = half.to.send(Err(why)).await;
         }
+        ended.is_ok()
     }
 }
 
 impl Half {
-    /// For the first message of a stream, which says what it will be shown.
-    pub(super) fn first(&self) -> Option<First> {
-        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
-        let attributes = first.take()?;
-        Some(First {
-            modes: self.modes,
-            attributes,
-        })
+    /// What goes with its next message beside what that shows.
+    pub(super) fn beside(&self) -> Beside {
+        self.telling.beside()
     }
 
     /// What it is shown this way.
@@ -250,6 +309,19 @@ impl Half {
                 _ => Broke::Failed("it does not listen".to_owned()),
             }),
             Err(_) => Err(Broke::Late(within)),
+        }
+    }
+
+    /// Says something to one that is not waited for.
+    pub(super) fn mention(&mut self, message: Result<Bytes, String>) -> Result<(), Broke> {
+        if let Ok(Err(why)) = self.heard.try_recv() {
+            return Err(why);
+        }
+        let message = message.map_err(Broke::Failed)?;
+        let behind = |_| Broke::Failed("it does not keep up".to_owned());
+        match &self.lane {
+            Some(lane) => lane.put(message).map_err(behind),
+            None => Ok(()),
         }
     }
 
@@ -317,9 +389,10 @@ impl Half {
             way: self.way,
             modes: self.modes,
             switches: self.switches,
-            first: self.first.clone(),
+            telling: self.telling.clone(),
             told: self.told.clone(),
             out: self.out.clone(),
+            lane: self.lane.clone(),
             heard: std::mem::replace(&mut self.heard, nothing),
             answers: self.answers.clone(),
             _held: self._held.clone(),

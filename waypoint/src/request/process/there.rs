@@ -13,7 +13,8 @@ use tokio::time::timeout;
 
 use super::pieces::{Feeding, feed, heard_back, one_by_one};
 use super::stream::{Half, answers, begin, unasked};
-use super::{Broke, PATIENCE, Shown, goes_on, stopped};
+use super::telling::Telling;
+use super::{Broke, PATIENCE, Shown, goes_on, stopped, watch};
 use crate::asked;
 use crate::authenticate::Verified;
 use crate::compiled::{Processing, Service};
@@ -83,21 +84,22 @@ async fn show(
         return Ok(false);
     }
     let (arrived, config) = (consulting.arrived, consulting.config);
-    let attributes = match processor.attributes.is_empty() {
-        true => process::Attributes::new(),
-        false => {
-            let authority = asked::authority(&head.uri, &head.headers)?;
-            let subject = report.subject(head, authority, arrived.to.address());
-            process::attributes(&processor.attributes, &subject)
-        }
-    };
-    let [there, mut back] = match begin(arrived, config, processor, head, attributes) {
+    let authority = asked::authority(&head.uri, &head.headers)?;
+    let telling = Telling::of(processor, head, authority, arrived.to.address(), report);
+    let [there, mut back] = match begin(arrived, config, telling, head) {
         Ok(halves) => halves,
         Err(broke) => {
             answers(arrived, processor).count(broke.outcome(), Duration::ZERO);
             return goes_on(processor, broke, report).map(|()| false);
         }
     };
+    if processor.watches.is_some() {
+        match watch::request(there, head, authority, &mut consulting.body) {
+            Ok(()) => shown.halves.push(back),
+            Err(broke) => goes_on(processor, broke, report)?,
+        }
+        return Ok(false);
+    }
     let mut showing = Showing {
         half: there,
         head,
@@ -187,7 +189,7 @@ impl Showing<'_> {
             Way::There,
             headers,
             ends,
-            self.half.first(),
+            self.half.beside(),
         ))
     }
 
@@ -270,7 +272,7 @@ impl Showing<'_> {
         }
         let trailers = consulting.body.trailers().is_some();
         let last = sample.whole && !trailers;
-        let message = process::body(Way::There, sample.bytes, last, self.half.first());
+        let message = process::body(Way::There, sample.bytes, last, self.half.beside());
         let Said::Body(Common { mutation, body, .. }) = self.half.ask(message).await? else {
             return Err(unasked().into());
         };
@@ -284,7 +286,7 @@ impl Showing<'_> {
             Some(BodyChange::Piece(..)) => return Err(unasked().into()),
         }
         if let Some(trailers) = consulting.body.trailers().filter(|_| parts.trailers) {
-            let message = process::trailers(Way::There, trailers, self.half.first());
+            let message = process::trailers(Way::There, trailers, self.half.beside());
             match self.half.ask(message).await? {
                 Said::Trailers(mutation) => mutation.apply(trailers),
                 _ => return Err(unasked().into()),

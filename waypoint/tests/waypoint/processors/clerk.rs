@@ -2,7 +2,7 @@
 //! request tells it in `x-do`.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,9 +13,9 @@ use api::ext_proc::processing_mode::BodySendMode;
 use api::ext_proc::processing_request::Request as Told;
 use api::ext_proc::processing_response::Response as Says;
 use api::ext_proc::{
-    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeaderValue, HeaderValueOption,
-    HeadersResponse, HttpBody, HttpHeaders, HttpStatus, ImmediateResponse, ProcessingMode,
-    ProcessingRequest, ProcessingResponse, StreamedBodyResponse, TrailersResponse,
+    BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse, HttpHeaders,
+    HttpStatus, ImmediateResponse, ProcessingMode, ProcessingRequest, ProcessingResponse,
+    TrailersResponse,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -34,8 +34,56 @@ pub(super) struct Clerk {
     pub(super) asked: Arc<Notify>,
     /// Nobody does any more.
     pub(super) let_go: Arc<Notify>,
+    /// Requests that he only looked on at, each when it had ended.
+    seen: Arc<Mutex<Vec<String>>>,
     /// At which of his doors.
     name: &'static str,
+}
+
+/// A request that he only looks on at.
+#[derive(Default)]
+struct Looked {
+    heads: String,
+    sent: usize,
+    received: usize,
+    /// How often he was told that a body has ended there, or its trailers came.
+    ends: usize,
+    trailers: usize,
+}
+
+impl Looked {
+    fn at(&mut self, told: &Told) {
+        match told {
+            Told::RequestHeaders(it) => {
+                self.heads = format!("{} {}", it.value(":method"), it.value(":path"));
+                self.ends += usize::from(it.end_of_stream);
+            }
+            Told::ResponseHeaders(it) => {
+                self.heads += &format!(" {}", it.value(":status"));
+                self.ends += usize::from(it.end_of_stream);
+            }
+            Told::RequestBody(it) => {
+                self.sent += it.body.len();
+                self.ends += usize::from(it.end_of_stream);
+            }
+            Told::ResponseBody(it) => {
+                self.received += it.body.len();
+                self.ends += usize::from(it.end_of_stream);
+            }
+            Told::RequestTrailers(_) | Told::ResponseTrailers(_) => self.trailers += 1,
+        }
+    }
+
+    fn line(&self) -> String {
+        let Self {
+            heads,
+            sent,
+            received,
+            ends,
+            trailers,
+        } = self;
+        format!("{heads}: {sent} there, {received} back, {ends} ends, {trailers} trailers")
+    }
 }
 
 impl Clerk {
@@ -73,6 +121,11 @@ impl Clerk {
         Ok(clerk)
     }
 
+    /// What he only looked on at.
+    pub(super) fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
     async fn serve(
         self,
         mut told: Streaming<ProcessingRequest>,
@@ -80,16 +133,29 @@ impl Clerk {
     ) -> Option<()> {
         let mut modes = (BodySendMode::None, BodySendMode::None);
         let (mut wish, mut pieces) = (String::new(), 0);
+        let mut looked = None::<Looked>;
         while let Ok(Some(message)) = told.message().await {
             if let Some(config) = &message.protocol_config {
                 modes = (config.request_body_mode(), config.response_body_mode());
             }
             if let Some(Told::RequestHeaders(it)) = &message.request {
-                wish = value(it, "x-do");
+                wish = it.value("x-do");
+            }
+            if message.observability_mode {
+                let looked = looked.get_or_insert_default();
+                looked.at(message.request.as_ref()?);
+                match &*wish {
+                    // He takes up nothing more.
+                    "deaf" => std::future::pending().await,
+                    "close" => return None,
+                    // Nobody hears what he says all the same.
+                    _ => drop(says.try_send(Ok(deny()))),
+                }
+                continue;
             }
             let attributes: Vec<(String, String)> = attributes(&message);
             let ill = || Status::internal("he is ill");
-            let answer = match message.request? {
+            let answer: ProcessingResponse = match message.request? {
                 Told::RequestBody(_) if wish == "die" && pieces > 0 => {
                     let _ = says.send(Err(ill())).await;
                     return None;
@@ -116,19 +182,14 @@ impl Clerk {
                     request(&it, "")
                 }
                 Told::RequestHeaders(it) => match &*wish {
-                    "told" => {
-                        let told: Vec<(&str, &str)> = attributes
-                            .iter()
-                            .map(|(name, value)| (&**name, &**value))
-                            .collect();
-                        headers(&told)
-                    }
+                    "says" if self.name == "one" => says_of_it(&it),
+                    "told" | "says" => Says::RequestHeaders(tells(&attributes)).into(),
                     "big" => headers(&[("x-big", &"b".repeat(2 << 20))]),
                     "nothing" => ProcessingResponse::default(),
                     "bad" => headers(&[("bad name", "1")]),
-                    "replace" => answer(Says::RequestHeaders(replaces("replaced"))),
+                    "replace" => Says::RequestHeaders(replaces("replaced")).into(),
                     "order" | "break-two" => {
-                        headers(&[("x-order", &(value(&it, "x-order") + self.name))])
+                        headers(&[("x-order", &(it.value("x-order") + self.name))])
                     }
                     "wait" => {
                         self.asked.notify_one();
@@ -141,84 +202,111 @@ impl Clerk {
                         let _ = says.send(Err(ill())).await;
                         return None;
                     }
-                    "noise" => answer(Says::ResponseHeaders(HeadersResponse::default())),
+                    "noise" => Says::ResponseHeaders(HeadersResponse::default()).into(),
                     "deny" => deny(),
                     wish => request(&it, wish),
                 },
                 Told::ResponseHeaders(_) if wish == "replace-back" => {
-                    answer(Says::ResponseHeaders(replaces("for you")))
+                    Says::ResponseHeaders(replaces("for you")).into()
+                }
+                Told::ResponseHeaders(_) if wish == "says" && self.name == "two" => {
+                    Says::ResponseHeaders(tells(&attributes)).into()
                 }
                 Told::ResponseHeaders(it) if wish == "order" => {
-                    let order = value(&it, "x-order") + self.name;
-                    answer(Says::ResponseHeaders(HeadersResponse {
-                        response: Some(CommonResponse {
-                            header_mutation: Some(set(&[("x-order", &order)])),
-                            ..Default::default()
-                        }),
-                    }))
+                    let order = it.value("x-order") + self.name;
+                    Says::ResponseHeaders(set(&[("x-order", &order)]).into()).into()
                 }
-                Told::ResponseHeaders(_) => answer(Says::ResponseHeaders(HeadersResponse {
-                    response: Some(CommonResponse {
-                        header_mutation: Some(set(&[("x-back", "1")])),
-                        ..Default::default()
-                    }),
-                })),
+                Told::ResponseHeaders(_) => {
+                    Says::ResponseHeaders(set(&[("x-back", "1")]).into()).into()
+                }
                 Told::RequestBody(it) => {
                     pieces += 1;
                     let bytes = it.body.to_ascii_uppercase();
-                    answer(Says::RequestBody(body(bytes, &it, modes.0)))
+                    Says::RequestBody(BodyResponse::instead(&it, modes.0, bytes)).into()
                 }
                 Told::ResponseBody(it) => {
                     let mut bytes = it.body.clone();
                     if it.end_of_stream {
                         bytes.push(b'!');
                     }
-                    answer(Says::ResponseBody(body(bytes, &it, modes.1)))
+                    Says::ResponseBody(BodyResponse::instead(&it, modes.1, bytes)).into()
                 }
-                Told::RequestTrailers(_) => answer(Says::RequestTrailers(trailers())),
-                Told::ResponseTrailers(_) => answer(Says::ResponseTrailers(trailers())),
+                Told::RequestTrailers(_) => Says::RequestTrailers(trailers()).into(),
+                Told::ResponseTrailers(_) => Says::ResponseTrailers(trailers()).into(),
             };
             says.send(Ok(answer)).await.ok()?;
+        }
+        if let Some(looked) = looked {
+            if wish == "linger" {
+                // For as long as he may.
+                says.closed().await;
+            }
+            self.seen.lock().unwrap().push(looked.line());
         }
         Some(())
     }
 }
 
-/// As headers that an app sees.
+/// As headers that an app sees: of attributes `told-…`, of metadata `said-…`.
 fn attributes(message: &ProcessingRequest) -> Vec<(String, String)> {
     let told = message.attributes.get("envoy.filters.http.ext_proc");
-    let fields = told.into_iter().flat_map(|told| &told.fields);
-    let texts = fields.filter_map(|(name, value)| match &value.kind {
-        Some(Kind::StringValue(text)) => Some((name, text.clone())),
-        Some(Kind::BoolValue(yes)) => Some((name, yes.to_string())),
-        Some(Kind::NumberValue(number)) => Some((name, number.to_string())),
-        _ => None,
-    });
-    texts
-        .map(|(name, text)| (format!("told-{name}"), text))
-        .collect()
+    let told = told.map(|told| ("told".to_owned(), told));
+    let context = message.metadata_context.iter();
+    let said = context.flat_map(|it| &it.filter_metadata);
+    let said = said.map(|(namespace, said)| (format!("said-{namespace}"), said));
+    let mut found = Vec::new();
+    for (under, fields) in told.into_iter().chain(said) {
+        for (name, value) in &fields.fields {
+            let text = match &value.kind {
+                Some(Kind::StringValue(text)) => text.clone(),
+                Some(Kind::BoolValue(yes)) => yes.to_string(),
+                Some(Kind::NumberValue(number)) => number.to_string(),
+                Some(Kind::StructValue(all)) => format!("{:?}", all.fields.keys()),
+                _ => continue,
+            };
+            let sign = |it: char| !it.is_ascii_alphanumeric() && !"-._".contains(it);
+            found.push((format!("{under}-{name}").replace(sign, "_"), text));
+        }
+    }
+    found
 }
 
-fn value(headers: &HttpHeaders, name: &str) -> String {
-    let all = headers.headers.iter().flat_map(|it| &it.headers);
-    let mut found = all.filter(|it| it.key == name).map(|it| &it.raw_value);
-    String::from_utf8_lossy(found.next_back().map_or(&[][..], |it| it)).into_owned()
+fn tells(all: &[(String, String)]) -> HeadersResponse {
+    let all: Vec<(&str, &str)> = all
+        .iter()
+        .map(|(name, value)| (&**name, &**value))
+        .collect();
+    set(&all).into()
 }
 
-fn answer(says: Says) -> ProcessingResponse {
+/// Where he may, and where he may not.
+fn says_of_it(it: &HttpHeaders) -> ProcessingResponse {
+    let value = |kind: Kind| prost_types::Value { kind: Some(kind) };
+    let fields = |all: Vec<(&str, prost_types::Value)>| prost_types::Struct {
+        fields: all
+            .into_iter()
+            .map(|(name, it)| (name.to_owned(), it))
+            .collect(),
+    };
+    let said = || {
+        let method = it.value(":method");
+        let all = vec![
+            ("verdict", value(Kind::StringValue("clean".to_owned()))),
+            ("method", value(Kind::StringValue(method))),
+        ];
+        value(Kind::StructValue(fields(all)))
+    };
     ProcessingResponse {
-        response: Some(says),
-        ..Default::default()
+        dynamic_metadata: Some(fields(vec![
+            ("com.example.clerk", said()),
+            ("com.example.other", said()),
+        ])),
+        ..headers(&[])
     }
 }
 
 fn headers(all: &[(&str, &str)]) -> ProcessingResponse {
-    answer(Says::RequestHeaders(HeadersResponse {
-        response: Some(CommonResponse {
-            header_mutation: Some(set(all)),
-            ..Default::default()
-        }),
-    }))
+    Says::RequestHeaders(set(all).into()).into()
 }
 
 /// Another body, and nothing more is to be shown.
@@ -236,23 +324,12 @@ fn replaces(body: &str) -> HeadersResponse {
 }
 
 fn set(headers: &[(&str, &str)]) -> HeaderMutation {
-    let option = |(key, value): &(&str, &str)| HeaderValueOption {
-        header: Some(HeaderValue {
-            key: (*key).to_owned(),
-            raw_value: value.as_bytes().to_vec(),
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    HeaderMutation {
-        set_headers: headers.iter().map(option).collect(),
-        remove_headers: vec!["x-secret".to_owned(), "host".to_owned()],
-    }
+    HeaderMutation::of(headers, &["x-secret", "host"])
 }
 
 /// What he may change, and what he may not.
 fn request(it: &HttpHeaders, wish: &str) -> ProcessingResponse {
-    let method = value(it, ":method");
+    let method = it.value(":method");
     let mut headers = vec![
         ("x-clerk", &*method),
         (":method", "DELETE"),
@@ -269,41 +346,19 @@ fn request(it: &HttpHeaders, wish: &str) -> ProcessingResponse {
             request_body_mode: BodySendMode::Buffered.into(),
             ..Default::default()
         }),
-        ..answer(Says::RequestHeaders(HeadersResponse {
-            response: Some(CommonResponse {
-                header_mutation: Some(set(&headers)),
-                ..Default::default()
-            }),
-        }))
+        ..Says::RequestHeaders(set(&headers).into()).into()
     }
 }
 
 fn deny() -> ProcessingResponse {
-    answer(Says::ImmediateResponse(ImmediateResponse {
+    let response = ImmediateResponse {
         status: Some(HttpStatus { code: 451 }),
         headers: Some(set(&[("x-why", "clerk")])),
         body: b"not here".to_vec(),
         details: "he does not like it".to_owned(),
         ..Default::default()
-    }))
-}
-
-fn body(bytes: Vec<u8>, of: &HttpBody, mode: BodySendMode) -> BodyResponse {
-    let mutation = match mode {
-        BodySendMode::FullDuplexStreamed => Mutation::StreamedResponse(StreamedBodyResponse {
-            body: bytes,
-            end_of_stream: of.end_of_stream,
-        }),
-        _ => Mutation::Body(bytes),
     };
-    BodyResponse {
-        response: Some(CommonResponse {
-            body_mutation: Some(BodyMutation {
-                mutation: Some(mutation),
-            }),
-            ..Default::default()
-        }),
-    }
+    Says::ImmediateResponse(response).into()
 }
 
 fn trailers() -> TrailersResponse {
