@@ -32,7 +32,6 @@ use crate::route::{Backend, Matched};
 #[derive(Debug, Clone, Default)]
 pub struct Filters {
     steps: Box<[Filter]>,
-    answers: bool,
     changes_answers: bool,
 }
 
@@ -102,7 +101,6 @@ impl Filters {
         let compiled = wire.iter().map(Filter::compile);
         let steps: Box<[_]> = compiled.collect::<Result<_, _>>()?;
         Ok(Self {
-            answers: steps.iter().any(Filter::always_answers),
             changes_answers: steps.iter().any(|one| matches!(one, Filter::Response(_))),
             steps,
         })
@@ -111,11 +109,6 @@ impl Filters {
     /// Nothing is changed and nothing answered.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
-    }
-
-    /// One of them answers every request, so no backend is needed.
-    pub fn always_answer(&self) -> bool {
-        self.answers
     }
 
     /// Keys of providers that are asked before anything is changed.
@@ -200,14 +193,6 @@ impl Filter {
             Some(Wire::Unknown(why)) => Self::Unknown(why.as_str().into()),
             None => return Err("a filter that says nothing".into()),
         })
-    }
-
-    fn always_answers(&self) -> bool {
-        match self {
-            Self::Redirect(_) | Self::Answer(_) | Self::Unknown(_) => true,
-            Self::Fault(fault) => fault.always_aborts(),
-            _ => false,
-        }
     }
 }
 

@@ -90,9 +90,4 @@ impl Fault {
             None => answer,
         })
     }
-
-    pub(super) fn always_aborts(&self) -> bool {
-        let all = |share: &Fraction| share.numerator == share.denominator;
-        matches!(&self.abort, Some((_, _, share)) if all(share))
-    }
 }

@@ -58,7 +58,6 @@ enum Of {
     Itself,
     Refused,
     Service(NamespacedHost, What),
-    Listener(Arc<str>),
     Route(Arc<str>),
     Towards(NamespacedHost),
     Leads(NamespacedHost),
@@ -147,11 +146,6 @@ impl Resources {
     /// Routes and policies for everything that passes through.
     pub fn everywhere(&self) -> impl Iterator<Item = &Arc<Held>> {
         self.of(&Of::Everywhere)
-    }
-
-    /// Routes and policies for what comes in at a listener, by its key.
-    pub fn of_listener(&self, key: &str) -> impl Iterator<Item = &Arc<Held>> {
-        self.of(&Of::Listener(key.into()))
     }
 
     /// Policies for all rules of a route, by its key without a rule.
@@ -366,11 +360,10 @@ fn found_by(held: &Held) -> Vec<Of> {
         Tie::Service(service) => {
             found.push(Of::Service(service_of(service), What::of(&held.resource)))
         }
-        Tie::Listener(key) => found.push(Of::Listener(key.into())),
         Tie::Route(key) => found.push(Of::Route(key.into())),
         Tie::Towards(service) => found.push(Of::Towards(service_of(service))),
         Tie::Leads(service) => found.push(Of::Leads(service_of(service))),
-        Tie::Workload(_) | Tie::Named => {}
+        Tie::Listener(_) | Tie::Workload(_) | Tie::Named => {}
     });
     found
 }
