@@ -211,20 +211,24 @@ fn spawn_request(
     // Boxed for the reason that `pod::take` gives.
     pod.drain.spawn(Box::pin(async move {
         let _load = load;
-        let served = async {
-            let (mut report, opened) = opening.await;
-            let served = match opened {
-                Ok((copying, live)) => carry(copying, &live).await,
-                Err(why) => Err(*why),
-            };
-            match served {
-                Ok(()) => report.completed(),
-                Err(why) => report.failed(&why),
-            }
-        };
         // Cut, the report says so when it is dropped.
-        let _ = cut.run_until_cancelled(served).await;
+        let _ = cut.run_until_cancelled(whole(opening)).await;
     }));
+}
+
+/// Opens what arrived, carries it and reports it, whatever happened.
+async fn whole<C: Future<Output = Ended> + Unpin>(
+    opening: impl Future<Output = (Report, Result<(C, Arc<Live>), Box<Failed>>)>,
+) {
+    let (mut report, opened) = opening.await;
+    let carried = match opened {
+        Ok((copying, live)) => carry(copying, &live).await,
+        Err(why) => Err(*why),
+    };
+    match carried {
+        Ok(()) => report.completed(),
+        Err(why) => report.failed(&why),
+    }
 }
 
 /// Copies to the end, or until a policy is against it.

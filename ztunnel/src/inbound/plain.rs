@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hbone::{Splicing, TcpPair};
 use tokio::net::TcpStream;
 
-use super::{Arriving, Failed, admit_and_reach, carry, source_of};
+use super::{Arriving, Failed, admit_and_reach, source_of, whole};
 use crate::arrival::{self, Misdirected};
 use crate::carry::{Unknown, known, refuse};
 use crate::connections::{Carrier, Counting, Live, Protocol};
@@ -25,23 +25,12 @@ pub fn serve_plain(
     original_dst: SocketAddr,
 ) -> impl Future<Output = ()> + Send + use<> {
     // Boxed for the reason that `inbound::spawn_request` gives.
-    let opening = Box::pin(begin_plain(
+    whole(Box::pin(begin_plain(
         node.clone(),
         pod.clone(),
         tcp,
         (peer, original_dst),
-    ));
-    async move {
-        let (mut report, opened) = opening.await;
-        let carried = match opened {
-            Ok((copying, live)) => carry(copying, &live).await,
-            Err(why) => Err(*why),
-        };
-        match carried {
-            Ok(()) => report.completed(),
-            Err(why) => report.failed(&why),
-        }
-    }
+    )))
 }
 
 async fn begin_plain(
