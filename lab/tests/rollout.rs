@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::{Lab, Pod};
@@ -43,6 +43,13 @@ const SILENCE: &str = "table inet silence {
 }
 ";
 
+/// How many connections of a node were tried again: those that got through, and those that did not.
+fn retries(lab: &Lab, node: usize) -> Result<[f64; 2]> {
+    let metrics = lab.metrics(node)?;
+    let tried = |outcome| metrics.sum("ambit_connection_retries_total", &[("outcome", outcome)]);
+    Ok([tried("reached"), tried("failed") + tried("over_budget")])
+}
+
 #[test]
 fn a_server_is_replaced_replica_by_replica_under_load_and_no_new_connection_is_lost() {
     in_lab(Lab::builder(), |lab| {
@@ -80,26 +87,17 @@ fn a_server_is_replaced_replica_by_replica_under_load_and_no_new_connection_is_l
             }
             Ok(())
         })?;
-        let tried = |node: usize, outcome| -> Result<f64> {
-            let metrics = lab.metrics(node)?;
-            Ok(metrics.sum("ambit_connection_retries_total", &[("outcome", outcome)]))
-        };
         for node in [0, 1] {
-            ensure!(
-                tried(node, "reached")? > 0.0,
-                "node {node} never had to try again"
-            );
-            ensure!(
-                tried(node, "failed")? + tried(node, "over_budget")? == 0.0,
-                "node {node}"
-            );
+            let [reached, lost] = retries(lab, node)?;
+            ensure!(reached > 0.0, "node {node} never had to try again");
+            ensure!(lost == 0.0, "node {node}");
         }
         Ok(())
     });
 }
 
 #[test]
-fn of_three_endpoints_one_refuses_and_one_is_mute_and_every_connection_gets_through_in_time() {
+fn of_three_endpoints_one_refuses_and_one_is_mute_and_every_connection_gets_through() {
     in_lab(Lab::builder(), |lab| {
         lab.namespace("shop").ambient()?;
         let client = lab.pod("shop/client").node(0).start()?;
@@ -117,16 +115,9 @@ fn of_three_endpoints_one_refuses_and_one_is_mute_and_every_connection_gets_thro
         #[allow(clippy::disallowed_methods)] // no runtime in this test
         std::thread::sleep(Duration::from_millis(700));
         let log = lab.access_log(0)?.from_now();
-        let mut slowest = Duration::ZERO;
         for n in 0..30 {
-            let began = Instant::now();
             talk(&client, service.at(80), &format!("call {n}"))?;
-            slowest = slowest.max(began.elapsed());
         }
-        ensure!(
-            slowest < Duration::from_secs(9),
-            "two attempts in one: {slowest:?}"
-        );
         let record = log.find("a connection that was tried again", |record| {
             record.number("tries") > 1
         })?;
@@ -134,13 +125,20 @@ fn of_three_endpoints_one_refuses_and_one_is_mute_and_every_connection_gets_thro
             record.error().is_empty() && record.field("note").contains("tried before: "),
             "{record:?}"
         );
-        let reached = lab
-            .metrics(0)?
-            .sum("ambit_connection_retries_total", &[("outcome", "reached")]);
+        // The mute one is left for another long before it would be given up.
+        for record in log.records() {
+            let before = record.field("note");
+            ensure!(
+                !before.contains("within") && !before.contains("timed out"),
+                "{record:?}"
+            );
+        }
+        let [reached, lost] = retries(lab, 0)?;
         ensure!(
             (1.0..20.0).contains(&reached),
             "{reached} of 30 were tried again: the dead were not avoided"
         );
+        ensure!(lost == 0.0, "{lost} were not tried again, or in vain");
         Ok(())
     });
 }
