@@ -33,6 +33,8 @@ const CASES: &[(&str, &[&str])] = &[
         &["--soak_iterations=60", "--soak_max_failures=0", PATIENT],
     ),
 ];
+/// Those that look at what one server says from call to call: several would be asked in turn.
+const OF_ONE_SERVER: &[(&str, &[&str])] = &[("orca_oob", &[ORCA])];
 const ORCA: &str =
     "--service_config_json={\"loadBalancingConfig\":[{\"test_backend_metrics_load_balancer\":{}}]}";
 /// On a busy machine, of debug builds.
@@ -47,23 +49,28 @@ fn every_interop_case_of_grpc_passes_through_a_waypoint() {
             let running = app.spawn("interop", [&*server, "--port=9090"])?;
             app.until_listening(&running, 9090)?;
         }
+        let lone = shop.lab.pod("shop/lone").node(0).label("app", "lone");
+        let lone = lone.start()?;
+        let running = lone.spawn("interop", [&*server, "--port=9090"])?;
+        lone.until_listening(&running, 9090)?;
         let ports = [("grpc", 9090, 9090)];
-        let interop = shop
-            .lab
-            .service_for("shop/interop", ("app", "web"), &ports)?;
-        let at = interop.at(9090);
-        let (host, port) = (
-            format!("--server_host={}", at.ip()),
-            format!("--server_port={}", at.port()),
-        );
-        shop.until("the waypoint to serve it", |shop| {
-            run(shop, &host, &port, "empty_unary", &[]).is_ok()
-        })?;
         let mut failed = Vec::new();
-        for (case, words) in CASES {
-            match run(shop, &host, &port, case, words) {
-                Ok(()) => eprintln!("{case}: passed"),
-                Err(error) => failed.push(format!("{case}: {error:#}")),
+        for (name, app, cases) in [("both", "web", CASES), ("alone", "lone", OF_ONE_SERVER)] {
+            let service = format!("shop/{name}");
+            let service = shop.lab.service_for(&service, ("app", app), &ports)?;
+            let at = service.at(9090);
+            let (host, port) = (
+                format!("--server_host={}", at.ip()),
+                format!("--server_port={}", at.port()),
+            );
+            shop.until("the waypoint to serve it", |shop| {
+                run(shop, &host, &port, "empty_unary", &[]).is_ok()
+            })?;
+            for (case, words) in cases {
+                match run(shop, &host, &port, case, words) {
+                    Ok(()) => eprintln!("{case}: passed"),
+                    Err(error) => failed.push(format!("{case}: {error:#}")),
+                }
             }
         }
         ensure!(failed.is_empty(), "{}", failed.join("\n"));
