@@ -30,6 +30,8 @@ mod keys;
 mod limits;
 #[path = "waypoint/moved.rs"]
 mod moved;
+#[path = "waypoint/preamble.rs"]
+mod preamble;
 #[path = "waypoint/processors.rs"]
 mod processors;
 #[path = "waypoint/reports.rs"]

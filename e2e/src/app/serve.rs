@@ -32,7 +32,7 @@ use hyper_util::{
 };
 use serde_json::{Map, Value, json};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
 };
@@ -98,13 +98,17 @@ impl Serve {
         let tls = TlsAcceptor::from(Arc::new(crate::tls::server()?));
         let https = server.clone();
         let plain = server.clone();
-        tokio::spawn(accept(listen(self.http).await?, move |stream, from| {
-            let from = Caller {
-                address: from,
-                at: stream.local_addr().ok(),
-                certified: false,
-            };
-            serve_http(stream, from, plain.clone())
+        tokio::spawn(accept(listen(self.http).await?, move |mut stream, from| {
+            let server = plain.clone();
+            async move {
+                let from = Caller {
+                    address: from,
+                    at: stream.local_addr().ok(),
+                    certified: false,
+                    preamble: preamble(&mut stream).await,
+                };
+                serve_http(stream, from, server).await;
+            }
         }));
         tokio::spawn(accept(listen(self.https).await?, move |stream, from| {
             let (tls, server) = (tls.clone(), https.clone());
@@ -114,6 +118,7 @@ impl Serve {
                         address: from,
                         at: stream.get_ref().0.local_addr().ok(),
                         certified: stream.get_ref().1.peer_certificates().is_some(),
+                        preamble: None,
                     };
                     serve_http(stream, from, server).await;
                 }
@@ -157,13 +162,29 @@ async fn echo(stream: TcpStream) {
 }
 
 /// Who asks.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Caller {
     address: SocketAddr,
     /// Where the server was asked.
     at: Option<SocketAddr>,
     /// With a certificate of the authority that we know.
     certified: bool,
+    /// What a proxy has said of him.
+    preamble: Option<Arc<str>>,
+}
+
+/// The line of the PROXY protocol, where a connection begins with one.
+async fn preamble(stream: &mut TcpStream) -> Option<Arc<str>> {
+    let mut first = [0; 6];
+    let seen = stream.peek(&mut first).await.ok()?;
+    if first[..seen] != *b"PROXY " {
+        return None;
+    }
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        line.push(stream.read_u8().await.ok()?);
+    }
+    Some(str::from_utf8(&line).ok()?.trim().into())
 }
 
 async fn serve_http<S>(stream: S, from: Caller, server: Arc<Server>)
@@ -171,7 +192,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(|request: Request<Incoming>| {
-        let server = server.clone();
+        let (server, from) = (server.clone(), from.clone());
         async move {
             let first = request.version() == http::Version::HTTP_11;
             let mut response = server.answer(from, request).await;
@@ -254,6 +275,9 @@ impl Server {
             "path": head.uri.path_and_query().map(|path| path.as_str()), "version": format!("{:?}", head.version),
             "headers": headers, "bytes": bytes,
         });
+        if let Some(preamble) = &from.preamble {
+            said["preamble"] = (**preamble).into();
+        }
         if let Some(key) = deeds.0.get("keep") {
             self.seen.add(key, bytes);
         }
