@@ -141,7 +141,10 @@ async fn an_open_connection_to_the_unknown_is_cut_when_that_is_refused_and_other
     greeting(&mut unknown).await.unwrap();
 
     world.change("client-eg4", |pod| pod.extensions = says(Mode::Refuse));
-    cut(&mut unknown).await;
+    assert!(
+        cut(&mut unknown).await,
+        "a cut-off connection must not look complete"
+    );
     let line = log::line(&["client-eg4", "dst.addr=10.77.0.2:9000", "error="]).await;
     let why = format!("egress refused by {SETTING}: the mesh knows nobody at 10.77.0.2:9000");
     assert!(line.contains(&why), "{line}");
