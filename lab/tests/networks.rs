@@ -98,11 +98,16 @@ fn identity(pod: &Pod) -> String {
 
 /// What network one is told of network two: its gateway, and that somebody there serves `shop/web`.
 fn elsewhere(door: &Pod) -> String {
+    elsewhere_as(door, "web")
+}
+
+/// The same of whoever runs as `account`.
+fn elsewhere_as(door: &Pod, account: &str) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: two\n  namespace: istio-system\n  labels: {{topology.istio.io/network: two}}\n  \
          annotations: {{gateway.istio.io/service-account: door}}\nspec:\n  gatewayClassName: istio-remote\n  addresses: [{{type: IPAddress, value: {}}}]\n  \
          listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]\n---\n\
-         apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: web-two\n  namespace: shop\nspec:\n  network: two\n  serviceAccount: web\n  \
+         apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata:\n  name: web-two\n  namespace: shop\nspec:\n  network: two\n  serviceAccount: {account}\n  \
          labels: {{app: web, networking.istio.io/tunnel: http}}\n",
         door.ip()
     )
@@ -193,6 +198,46 @@ fn policies_there_judge_the_client_and_not_the_gateway() {
         two.delete_yaml("policy")?;
         two.until_policy("shop/doors", false)?;
         talk_soon(client, *at)
+    });
+}
+
+#[test]
+fn a_service_that_is_behind_a_waypoint_there_is_led_to_it() {
+    in_two_networks(|networks| {
+        let Networks {
+            one,
+            two,
+            client,
+            door,
+            at,
+            ..
+        } = networks;
+        let waypoint = two.waypoint("shop/way", 0)?;
+        two.namespace("shop").behind("way")?;
+        two.until_all_dumps("the service behind its waypoint", |dump| {
+            let services = dump["services"].as_array().into_iter().flatten();
+            services.into_iter().any(|service| {
+                service["hostname"] == "web.shop.svc.cluster.local"
+                    && !service["waypoint"].is_null()
+            })
+        })?;
+        // Who answers there is another one now, and nobody vouches for it yet.
+        let log = one.access_log(0)?.from_now();
+        refused(client, *at)?;
+        log.find("who answered", |it| {
+            it.outbound() && it.error().contains("sa/way")
+        })?;
+        one.apply_yaml("two", &elsewhere_as(door.pod(), "way"))?;
+        talk_soon(client, *at)?;
+        let log = waypoint.pod().access_log();
+        let record = log.find("the client at the waypoint", |it| {
+            it.field("src.identity") == identity(client) && it.field("dst.workload") == "web"
+        })?;
+        ensure!(
+            record.field("src.workload") != "door-0",
+            "the gateway is not who asks: {record:?}"
+        );
+        Ok(())
     });
 }
 

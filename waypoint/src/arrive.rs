@@ -198,6 +198,8 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
         }
     };
     let workload = proxy.clients.find(peer.ip()).await;
+    // Behind an east-west gateway the address is the gateway's, who only leads others on.
+    let workload = workload.filter(|it| runs_as(it, &identity));
     let client = Arc::new(client(workload, &request, identity, peer));
     let arrived = Arc::new(Arrived {
         caller: proxy.reports.caller(client.clone()),
@@ -240,6 +242,12 @@ async fn told(
         }
     }
     told
+}
+
+/// Whether a workload runs as who was proven, whatever its trust domain is called.
+fn runs_as(workload: &Workload, identity: &Identity) -> bool {
+    let (_, namespace, account) = workload.identity_parts();
+    (namespace, account) == (identity.namespace(), identity.service_account())
 }
 
 /// Who asks. Its address is that of its socket, which its node's proxy opens from the pod's own address; the port is as
