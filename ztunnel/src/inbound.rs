@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use hbone::{
     AcceptError, Authority, BothWays, CertificateError, ConnectionError, Ended, Identity, Incoming,
-    Malformed, Request, ResponseHeaders, Status,
+    Malformed, Request, ResponseHeaders, Status, TlsError,
 };
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
@@ -388,6 +388,7 @@ impl Failure for Failed {
             Self::Unknown(_) | Self::Certificate(_) => Flag::Connect,
             Self::Malformed(_) | Self::CutOff(_) => Flag::Connect,
             Self::Accept(AcceptError::Preface(_)) => Flag::H2HandshakeFailure,
+            Self::Accept(AcceptError::Tls(TlsError::Revoked)) => Flag::CertRevoked,
             Self::Accept(AcceptError::Slow(_) | AcceptError::Tls(_)) => Flag::TlsFailure,
             Self::Misdirected(why) => why.flag(),
             Self::Denied(why) => why.flag(),
