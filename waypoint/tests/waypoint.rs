@@ -58,3 +58,5 @@ mod differential;
 mod grpc;
 #[path = "proof/h2spec.rs"]
 mod h2spec;
+#[path = "proof/otelcol.rs"]
+mod otelcol;
