@@ -79,6 +79,34 @@ fn a_program_finds_a_service_by_its_short_name() {
 }
 
 #[test]
+fn a_pod_of_a_headless_service_is_found_by_its_own_name_which_nobody_else_is_asked_for() {
+    in_lab(Lab::builder().nodes(1), |lab| {
+        lab.namespace("shop").ambient()?;
+        let db = lab.pod("shop/db-0").label("app", "db").start()?;
+        let client = lab.pod("shop/client").start()?;
+        let service = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\n\
+            spec: {clusterIP: None, selector: {app: db}, ports: [{name: tcp, port: 5432}], ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv4, IPv6]}\n";
+        lab.apply_yaml("db", service)?;
+        let host = "db.shop.svc.cluster.local";
+        lab.until_all_dumps("the service and its pod", |dump| {
+            let mut services = dump["services"].as_array().into_iter().flatten();
+            let endpoints =
+                |it: &serde_json::Value| it["endpoints"].as_object().map_or(0, |all| all.len());
+            services.any(|it| it["hostname"] == host && endpoints(it) == 1)
+        })?;
+        for name in ["db-0.db", "db-0.db.shop", &format!("db-0.{host}")] {
+            let found = client.exec(["getent", "ahosts", name])?.success()?;
+            for address in db.addresses() {
+                ensure!(found.contains(&address.to_string()), "{name}: {found}");
+            }
+        }
+        let upstream = lab.name_server().process()?.log();
+        ensure!(!upstream.contains("db-0"), "{upstream}");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_pod_outside_of_the_mesh_asks_the_name_server_itself() {
     in_lab(Lab::builder().nodes(1), |lab| {
         lab.namespace("old").plain()?;
