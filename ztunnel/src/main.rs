@@ -10,13 +10,12 @@ use anyhow::Context;
 use hbone::control_plane::{RevocationFile, channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Pool};
 use mesh::Mesh;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ops::drain::Drain;
 use ops::log::LogHandle;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
+use ops::signals::Signals;
 use tokio::runtime::{Builder, Handle};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use ztunnel::admin::Doors;
@@ -41,10 +40,7 @@ fn main() -> anyhow::Result<()> {
     let keeper = Keeper::of_this_process().context("the keeper's listeners")?;
     let config = Arc::new(Config::from_process());
     let log = ops::log::init(&config.log, config.log_format)?;
-    // Each connection takes two descriptors; the soft limit is a habit from the time of select(2).
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    ops::process::allow_all_fds();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let data = Workers::start(config.workers(cores))?;
     let control = Builder::new_current_thread().enable_all().build()?;
@@ -167,12 +163,13 @@ async fn run(
         )
         .ok()
     };
-    let asked = asked_to_stop(&quit);
-    tokio::pin!(part, asked);
+    let mut signals = Signals::listen()?;
+    tokio::pin!(part);
     let mut begun = None;
     loop {
         tokio::select! {
-            asked = &mut asked => break asked?,
+            () = signals.next() => break,
+            () = quit.cancelled() => break,
             part = &mut part, if begun.is_none() => begun = Some(part),
         }
     }
@@ -185,27 +182,13 @@ async fn run(
         ?deadline,
         "stopping: no new connections, open ones may end"
     );
-    let never = CancellationToken::new();
     let drained = tokio::select! {
         drained = drain.drain(deadline) => Some(drained),
-        again = asked_to_stop(&never) => { again?; None }
+        () = signals.next() => None,
     };
     tracing::info!(?drained, "stopped");
     part.into_iter().for_each(Part::end);
     end.cancel();
-    Ok(())
-}
-
-async fn asked_to_stop(quit: &CancellationToken) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = quit.cancelled() => {}
-    }
     Ok(())
 }
 
