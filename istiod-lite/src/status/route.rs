@@ -156,15 +156,16 @@ fn own(route: &Route, made: Option<&Translated>) -> Option<(&'static str, String
 /// What became of the annotations about requests made twice; the rest of the route is in force either way.
 fn hedged(route: &Route) -> Option<Condition> {
     let found = match route.hedge.as_ref()? {
-        Ok(hedge) => Ok(format!(
-            "a {} is made once more for every {} ms without an answer, at most {} times, as far as there is room for retries",
-            match hedge.calls {
-                true => "call, once all that it sends has been seen and was no more than can be kept,",
+        Ok(hedge) => {
+            let what = match hedge.calls {
+                true => "call, once all that it sends has come and is no more than can be kept,",
                 false => "request without a body, of a method that may be repeated,",
-            },
-            hedge.after,
-            hedge.at_most
-        )),
+            };
+            Ok(format!(
+                "a {what} is made once more for every {} ms without an answer, at most {} times, as far as there is room for retries",
+                hedge.after, hedge.at_most
+            ))
+        }
         Err(why) => Err((
             "Invalid",
             format!("{why}; no request is made twice, and the rest of the route is in force"),

@@ -97,13 +97,14 @@ pub(super) fn begin(
         processor: processor.clone(),
     };
     let (arrived, config) = (arrived.clone(), config.clone());
-    let listening = async move {
+    // It is large, and what is handed on is kept twice.
+    let listening = Box::pin(async move {
         let answer = call::ask(&arrived, &config, &to, request).await;
         match answer {
             Ok(answer) => listener.listen(answer).await,
             Err(why) => listener.ended(Err(why.to_string())).await,
         }
-    };
+    });
     match watching {
         None => tokio::spawn(heard_out(listening, gone)),
         Some(((_, relay, behind), after)) => {
@@ -118,8 +119,7 @@ pub(super) fn begin(
 }
 
 /// As long as somebody may say something, and a moment.
-async fn heard_out(listening: impl Future<Output = bool>, gone: CancellationToken) {
-    let mut listening = std::pin::pin!(listening);
+async fn heard_out(mut listening: impl Future<Output = bool> + Unpin, gone: CancellationToken) {
     tokio::select! {
         _ = &mut listening => {}
         () = gone.cancelled() => {
