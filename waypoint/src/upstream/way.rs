@@ -59,9 +59,7 @@ pub enum NoWay {
     #[error("workload {0} has no address")]
     NoAddress(Arc<str>),
     /// Only a gateway to another network leads there.
-    #[error(
-        "workload {0} is on another network, reached through a gateway, which is not built yet"
-    )]
+    #[error("workload {0} is on another network, and waypoints do not call through gateways")]
     OtherNetwork(Arc<str>),
     /// Its names do not make an identity, so it could not prove who it is.
     #[error("workload {0} has no valid identity: {1}")]
