@@ -348,7 +348,7 @@ fn copies_are_counted_and_those_that_are_given_up_are_told_of_once() {
         scene.reports.mirrored("slow", Copied::Crowded);
     });
     let told = lines.iter().filter(|line| line.contains("mirror"));
-    assert_eq!(told.collect::<Vec<_>>().len(), 1, "{lines:?}");
+    assert_eq!(told.count(), 1, "{lines:?}");
     assert!(lines[0].contains("service=\"slow\""), "{lines:?}");
     let count = |service: &str, outcome: &str| {
         let all = scene.series("ambit_mirrored_total");
