@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::workload as wire;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::log;
@@ -61,6 +62,41 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
             world.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
             2
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
+    for (revoked, judge) in [("server", 0), ("client", 1)] {
+        let names = ["client", "server"].map(|name| format!("{name}-rv{judge}"));
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("ca-crl.pem");
+        let mut world = World::new(&["--crl-path", list.to_str().unwrap()]);
+        let client = world.pod(&names[0], At::Node(0), &CLIENT).await;
+        let server = world.pod(&names[1], At::Node(1), &SERVER).await;
+        server.serve(8080);
+        let to = server.at(0, 8080);
+        greeting(&mut client.connect(to).await).await.unwrap();
+
+        let held = &world.nodes[1 - judge].node.certificates;
+        let mut held = held.states().into_iter();
+        let theirs = held.find(|it| it.identity.service_account().starts_with(revoked));
+        let theirs = theirs.and_then(|it| it.certificate).unwrap();
+        let leaf = CertificateDer::from_pem_slice(theirs.chain()[0].pem.as_bytes()).unwrap();
+        let fresh = dir.path().join("fresh");
+        std::fs::write(&fresh, world.ca.revoking(&leaf)).unwrap();
+        std::fs::rename(&fresh, &list).unwrap();
+
+        let flag = "response_flags=\"CERT_REVOKED\"";
+        let since = std::time::Instant::now();
+        while !world.nodes[judge].metrics().contains(flag) {
+            assert!(since.elapsed() < PATIENCE, "the list has no effect");
+            // What is under way when the list comes passes.
+            let _ = greeting(&mut client.connect(to).await).await;
+        }
+        assert!(greeting(&mut client.connect(to).await).await.is_err());
+        let line = log::line(&[&names[1], "the peer's certificate was revoked"]).await;
+        assert!(line.contains("error="), "{line}");
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::{security, workload as wire};
 use clap::Parser;
+use hbone::control_plane::RevocationFile;
 use hbone::{Certificates, CertificatesConfig, Limits, Pool};
 use mesh::{Mesh, Update, Writer};
 use ops::drain::Drain;
@@ -261,10 +262,18 @@ impl WorldNode {
         let usual = ["ztunnel", "--node-name", name, "--engine", engine()];
         let config = Config::try_parse_from([&usual, flags].concat()).unwrap();
         let (mesh, writer) = Mesh::new();
+        let revoked = config.crl_path.clone().map(RevocationFile::open);
         let patient = CertificatesConfig {
             wait: Duration::from_secs(3),
+            revocations: revoked
+                .as_ref()
+                .map(RevocationFile::revocations)
+                .unwrap_or_default(),
             ..Default::default()
         };
+        if let Some(revoked) = revoked {
+            tokio::spawn(revoked.follow(stop.clone()));
+        }
         let certificates = Certificates::new(ca.clone(), patient);
         let pool = Pool::new(certificates.clone(), config.pool());
         let limits = Limits {
