@@ -105,7 +105,7 @@ fn chatting(stream: DuplexStream) {
         });
         Ok::<_, Infallible>(switching_protocols())
     });
-    let serving = hyper::server::conn::http1::Builder::new()
+    let serving = http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::spawn(serving);

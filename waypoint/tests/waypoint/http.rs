@@ -38,7 +38,7 @@ fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
     });
 }
 
-async fn one_connection_many_requests(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn one_connection_many_requests(shop: &Shop<'_>) -> Result<()> {
     let mut client = One::to(&shop.client, shop.at(80)).await?;
     let mut apps = std::collections::BTreeSet::new();
     for number in 0..40 {
@@ -72,7 +72,7 @@ async fn one_connection_many_requests(shop: &super::shop::Shop<'_>) -> Result<()
 }
 
 /// What is answered here is answered to HEAD without a body, over either version.
-async fn heads(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn heads(shop: &Shop<'_>) -> Result<()> {
     let mut unclear = get("/a%00b");
     *unclear.method_mut() = Method::HEAD;
     let mut client = One::to(&shop.client, shop.at(80)).await?;
@@ -91,7 +91,7 @@ async fn heads(shop: &super::shop::Shop<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn two(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn two(shop: &Shop<'_>) -> Result<()> {
     let client = Two::to(&shop.client, shop.at(90)).await?;
     let asking = (0..30).map(|number| {
         let mut client = client.clone();
@@ -113,7 +113,7 @@ async fn two(shop: &super::shop::Shop<'_>) -> Result<()> {
 }
 
 /// Each message is answered before the next one is sent.
-async fn both_ways_at_once(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn both_ways_at_once(shop: &Shop<'_>) -> Result<()> {
     let tcp = TokioIo::new(super::app::connect(&shop.client, shop.at(90))?);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), tcp).await?;
@@ -127,12 +127,12 @@ async fn both_ways_at_once(shop: &super::shop::Shop<'_>) -> Result<()> {
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(StreamBody::new(Box::pin(frames)))?;
-    let answer = tokio::time::timeout(super::app::SOON, sender.send_request(request)).await??;
+    let answer = tokio::time::timeout(SOON, sender.send_request(request)).await??;
     ensure!(answer.status() == 200, "{answer:?}");
     let mut body = answer.into_body();
     for round in 0..20u8 {
         say.send(Bytes::from(vec![round; 10])).await?;
-        let heard = tokio::time::timeout(super::app::SOON, body.frame()).await?;
+        let heard = tokio::time::timeout(SOON, body.frame()).await?;
         let heard = heard.context("an end")??.into_data();
         ensure!(
             heard.is_ok_and(|heard| heard == vec![round; 10]),
@@ -146,7 +146,7 @@ async fn both_ways_at_once(shop: &super::shop::Shop<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn large_bodies(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn large_bodies(shop: &Shop<'_>) -> Result<()> {
     let bytes = Bytes::from(vec![42; 8 << 20]);
     let request = Request::post("/echo").header("host", "web.shop");
     let request = request.body(Full::from(bytes.clone()))?;
@@ -157,7 +157,7 @@ async fn large_bodies(shop: &super::shop::Shop<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn websocket(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn websocket(shop: &Shop<'_>) -> Result<()> {
     let mut client = One::to(&shop.client, shop.at(80)).await?;
     let mut request = get("/upgrade");
     for (name, value) in [
@@ -198,7 +198,7 @@ async fn websocket(shop: &super::shop::Shop<'_>) -> Result<()> {
 }
 
 /// A WebSocket over HTTP/2 (RFC 8441), to an app that knows it as HTTP/1.1 has it.
-async fn extended_connect(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn extended_connect(shop: &Shop<'_>) -> Result<()> {
     let tcp = TokioIo::new(super::app::connect(&shop.client, shop.at(80))?);
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), tcp).await?;
@@ -210,9 +210,9 @@ async fn extended_connect(shop: &super::shop::Shop<'_>) -> Result<()> {
         .body(Full::<Bytes>::default())?;
     // That the other end knows of it is said with its first frame, before any answer.
     let first = Request::get("http://web.shop/").body(Full::<Bytes>::default())?;
-    let first = tokio::time::timeout(super::app::SOON, sender.send_request(first)).await??;
+    let first = tokio::time::timeout(SOON, sender.send_request(first)).await??;
     ensure!(first.status() == 200, "{first:?}");
-    let mut answer = tokio::time::timeout(super::app::SOON, sender.send_request(request)).await??;
+    let mut answer = tokio::time::timeout(SOON, sender.send_request(request)).await??;
     ensure!(answer.status() == 200, "{answer:?}");
     let mut io = TokioIo::new(hyper::upgrade::on(&mut answer).await?);
     io.write_all(b"over two").await?;
@@ -223,7 +223,7 @@ async fn extended_connect(shop: &super::shop::Shop<'_>) -> Result<()> {
     Ok(())
 }
 
-async fn guessed(shop: &super::shop::Shop<'_>) -> Result<()> {
+async fn guessed(shop: &Shop<'_>) -> Result<()> {
     let mut one = One::to(&shop.client, shop.at(99)).await?;
     let heard = one.get("/").await?.is(200)?;
     ensure!(
