@@ -80,12 +80,18 @@ pub async fn serve(
         // The engine would end the connection without having said any of it.
         answer.headers_mut().remove(CONNECTION);
     }
-    if bare && let Some(length) = answer.body_mut().leave_own_away() {
-        // It is said how long it would be; over HTTP/2 the engine would send it, too, which is an error to clients.
+    if bare {
+        bodiless(&mut answer);
+    }
+    Ok(report.answer(answer))
+}
+
+/// An answer to HEAD. It is said how long our own would be; over HTTP/2 the engine would send it, too, which is an error to clients.
+fn bodiless(answer: &mut Response<Answer>) {
+    if let Some(length) = answer.body_mut().leave_own_away() {
         let headers = answer.headers_mut();
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    Ok(report.answer(answer))
 }
 
 async fn respond(
@@ -136,6 +142,7 @@ async fn respond(
     };
     let by = verified.as_ref();
     let kept = again::kept(&head);
+    let bare = head.method == Method::HEAD;
     let (found, left) = decided(service, &mut consulting, &mut head, by, report).await?;
 
     // 7. Process.
@@ -159,7 +166,7 @@ async fn respond(
     let mut going = match going {
         Going::On(going) => going,
         Going::Back(answer) => {
-            let answer = seen(shown, answer, report).await?;
+            let answer = seen(shown, answer, bare, report).await?;
             return Ok(telling(left.as_ref(), &said, answer));
         }
     };
@@ -199,7 +206,7 @@ async fn respond(
     let mut answer = answered.unwrap_or_else(|refused| refused.answer(grpc, report));
     going.changes.apply(&mut answer);
     again::look_after(arrived, kept, verified, &mut answer);
-    let answer = seen(shown, answer, report).await?;
+    let answer = seen(shown, answer, bare, report).await?;
     Ok(telling(left.as_ref(), &said, answer))
 }
 
@@ -233,16 +240,20 @@ async fn watched(
     answered.map_err(|refused| shown.and_then(Shown::why).unwrap_or(refused))
 }
 
-/// The answer, as processors make it.
+/// The answer, as processors make it. To HEAD (`bare`) there is no body that they could be shown.
 async fn seen(
     shown: Option<Shown>,
-    answer: Response<Answer>,
+    mut answer: Response<Answer>,
+    bare: bool,
     report: &mut Report,
 ) -> Result<Response<Answer>, Refused> {
-    match shown {
-        None => Ok(answer),
-        Some(shown) => Box::pin(shown.answer(answer, report)).await,
+    let Some(shown) = shown else {
+        return Ok(answer);
+    };
+    if bare {
+        bodiless(&mut answer);
     }
+    Box::pin(shown.answer(answer, report)).await
 }
 
 /// Where it goes, with what the request itself says about that.

@@ -34,6 +34,7 @@ fn processors_are_shown_requests_and_answers_and_change_them() {
         shop.runtime.block_on(async {
             heads(shop).await.context("heads")?;
             bodies(shop).await.context("bodies")?;
+            bodiless(shop).await.context("HEAD")?;
             failures(shop).await.context("failures")?;
             rules(shop)
                 .await
@@ -170,6 +171,24 @@ spec:
   parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
   rules: [{ backendRefs: [{ name: web, port: 80 }] }]
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { namespace: shop, name: absent }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
+  rules:
+  - matches: [{ path: { type: PathPrefix, value: /absent } }]
+    backendRefs: [{ name: absent, port: 80 }]
+---
+apiVersion: ambit.io/v1alpha1
+kind: ExternalProcessor
+metadata: { namespace: shop, name: absent }
+spec:
+  targetRefs: [{ group: gateway.networking.k8s.io, kind: HTTPRoute, name: absent }]
+  backendRef: { name: clerk, port: 9000 }
+  timeout: 20s
+  response: { body: Streamed }
+---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: { namespace: shop, name: never }
@@ -178,6 +197,21 @@ spec:
   action: DENY
   rules: [{ to: [{ operation: { paths: [/forbidden] } }] }]
 "
+}
+
+/// Where an answer of ours to HEAD is shown in pieces, none is made up for the client.
+async fn bodiless(shop: &Shop<'_>) -> Result<()> {
+    let mut client = Two::to(&shop.client, shop.at(80)).await?;
+    let asked = |method: &str| {
+        let request = Request::builder().method(method);
+        let request = request.uri("http://web.shop/absent");
+        request.body(Full::default())
+    };
+    let whole = client.ask(asked("GET")?).await?.is(500)?;
+    ensure!(!whole.body.is_empty(), "{whole:?}");
+    let head = client.ask(asked("HEAD")?).await?.is(500)?;
+    ensure!(head.body.is_empty(), "{head:?}");
+    Ok(())
 }
 
 fn request(path: &str, wish: &str, body: &'static str) -> Request<Full<Bytes>> {
