@@ -185,7 +185,7 @@ async fn a_trust_domain_alias_is_accepted() {
         soon(),
     );
     let aliases = ["old.domain".to_owned()];
-    let certificate = hbone::Certificate::new(
+    let certificate = Certificate::new(
         &identity("server"),
         &key.serialize_der(),
         &[leaf, ca.root()],

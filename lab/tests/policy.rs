@@ -152,7 +152,7 @@ fn probes_of_the_node_itself_pass_under_strict() {
         until_guarded(lab, &pair.server, true)?;
         for (node, passes) in [(0, true), (1, false)] {
             for address in pair.server.addresses() {
-                let at = std::net::SocketAddr::new(*address, 8080);
+                let at = SocketAddr::new(*address, 8080);
                 let probe = lab.node(node).netns().within(|| -> Result<()> {
                     let mut stream = std::net::TcpStream::connect_timeout(&at, SOON)?;
                     stream.set_read_timeout(Some(SOON))?;

@@ -248,9 +248,7 @@ fn half_closed(shop: &Shop<'_>, said: &str) -> Result<String> {
     stream.shutdown(Shutdown::Write)?;
     let mut heard = Vec::new();
     match stream.read_to_end(&mut heard) {
-        Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
-            return Err(error.into());
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error.into()),
         _ => Ok(String::from_utf8_lossy(&heard).into_owned()),
     }
 }
