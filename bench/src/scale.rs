@@ -140,7 +140,7 @@ async fn measure_in(dir: &Path, binary: &Path, mesh: Mesh) -> Result<Scale> {
         ..Scale::default()
     };
     if mesh.updates > 0 {
-        let before = crate::process::run_seconds(pid)?;
+        let before = crate::process::cpu_seconds(pid)?;
         for at in 0..mesh.updates {
             // Every endpoint is unhealthy once before any is healthy again.
             let unhealthy = (at / mesh.endpoints).is_multiple_of(2);
@@ -149,7 +149,7 @@ async fn measure_in(dir: &Path, binary: &Path, mesh: Mesh) -> Result<Scale> {
                 .await
                 .context("an update was not acknowledged")??;
         }
-        let spent = crate::process::run_seconds(pid)? - before;
+        let spent = crate::process::cpu_seconds(pid)? - before;
         scale.update = spent / mesh.updates as f64;
         tokio::time::sleep(SETTLE).await;
         scale.grown = crate::process::resident(pid)? - scale.resident;

@@ -188,14 +188,14 @@ pub(super) fn services(plan: &Plan<'_>) -> Result<()> {
     let pid = scene.ours()?.process.context("ours is a process")?;
     pause(SETTLE);
     let empty = process::resident(pid)?;
-    let spent = process::run_seconds(pid)?;
+    let spent = process::cpu_seconds(pid)?;
     let began = Instant::now();
     let all: String = (0..MANY_SERVICES).map(service).collect();
     scene.lab.apply_yaml("many", &all)?;
     let last = scene.ours_at((address(MANY_SERVICES - 1), 80).into())?;
     scene.until_answered(&last, PATH, 200, LONG)?;
     let came = began.elapsed().as_secs_f64();
-    let spent = process::run_seconds(pid)? - spent;
+    let spent = process::cpu_seconds(pid)? - spent;
     pause(SETTLE);
     let full = process::resident(pid)?;
     println!(

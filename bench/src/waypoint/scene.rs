@@ -46,7 +46,7 @@ pub(crate) struct Subject {
 impl Subject {
     /// CPU seconds that it has used.
     pub(crate) fn cpu(&self) -> Result<f64> {
-        self.process.map_or(Ok(0.0), process::run_seconds)
+        self.process.map_or(Ok(0.0), process::cpu_seconds)
     }
 }
 
