@@ -23,7 +23,7 @@ demo: deps       ## two nodes, real programs, the mesh between them (ONCE=1: run
 
 test: deps lint  ## format, clippy, unit, property and integration tests; prints counts
 	$(DEV_BUILD)
-	.ci/count cargo test --workspace --no-fail-fast
+	.ci/tests
 
 lint:            ## format and clippy, warnings denied; plain YAML made from the chart as it is
 	cargo fmt --all --check
