@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    SETTLE, STREAMS, Sample,
+    APP, SETTLE, STREAMS, Sample,
     ask::{Pace, Talk},
     measure, pause,
     scene::{PATH, Scene, Subject},
@@ -39,7 +39,8 @@ const EDIT_EVERY: Duration = Duration::from_millis(20);
 /// Until all of many objects are in force.
 const LONG: Duration = Duration::from_secs(180);
 
-/// Ours under a fixed rate, as it is and while a route is edited fifty times a second, in turns.
+/// Ours under a fixed rate: as it is, while a route that it does not have is edited fifty times a second, and while one of its own is,
+/// in turns. What the second takes is the editor's and the control plane's, who in a mesh have other processors.
 #[allow(clippy::print_stdout)] // the table
 pub(super) fn edits(scene: &Scene, plan: &Plan<'_>, rate: f64) -> Result<()> {
     let ours = scene.ours()?;
@@ -50,38 +51,56 @@ pub(super) fn edits(scene: &Scene, plan: &Plan<'_>, rate: f64) -> Result<()> {
         rate: Some(rate),
         path: PATH.to_owned(),
     };
-    let (mut still, mut edited, mut made) = (Vec::new(), Vec::new(), 0);
+    // Behind no waypoint: what is edited there is read and judged as here, and sent to nobody.
+    scene
+        .lab
+        .service_of("elsewhere/server", &[("http", 80, APP)])?;
+    let mut made = 0;
+    let mut runs = [
+        ("no edits", None),
+        ("elsewhere", Some("elsewhere")),
+        ("edits", Some("bench")),
+    ]
+    .map(|(name, namespace)| {
+        let subject = Subject {
+            name,
+            ..ours.clone()
+        };
+        (subject, namespace, Vec::new())
+    });
     for _ in 0..plan.rounds {
-        still.push(measure(scene, &ours, &mut talks, &pace)?);
-        let done = AtomicBool::new(false);
-        let sample = std::thread::scope(|scope| {
-            let editing = scope.spawn(|| edit_until(scene, &done, &mut made));
-            let sample = measure(scene, &ours, &mut talks, &pace);
-            done.store(true, Relaxed);
-            editing
-                .join()
-                .map_err(|_| anyhow::anyhow!("the editor"))??;
-            sample
-        })?;
-        edited.push(sample);
+        for (subject, namespace, samples) in &mut runs {
+            let done = AtomicBool::new(false);
+            let (stop, made) = (&done, &mut made);
+            let sample = std::thread::scope(|scope| {
+                let editing = namespace
+                    .map(|namespace| scope.spawn(move || edit_until(scene, namespace, stop, made)));
+                let sample = measure(scene, subject, &mut talks, &pace);
+                done.store(true, Relaxed);
+                if let Some(editing) = editing {
+                    editing
+                        .join()
+                        .map_err(|_| anyhow::anyhow!("the editor"))??;
+                }
+                sample
+            })?;
+            samples.push(sample);
+        }
     }
-    let named = |name| Subject {
-        name,
-        ..ours.clone()
-    };
-    show(
-        super::EDITS,
-        &[(named("no edits"), still), (named("edits"), edited)],
-    );
+    let runs = runs.map(|(subject, _, samples)| (subject, samples));
+    show(super::EDITS, &runs);
     println!("{:<24} {made} edits", super::EDITS);
     Ok(())
 }
 
-fn edit_until(scene: &Scene, done: &AtomicBool, made: &mut u64) -> Result<()> {
+fn edit_until(scene: &Scene, namespace: &str, done: &AtomicBool, made: &mut u64) -> Result<()> {
     while !done.load(Relaxed) {
         let began = Instant::now();
         *made += 1;
-        scene.lab.apply_yaml("edited", &route("/bench", *made))?;
+        let file = format!("edited-{namespace}");
+        scene
+            .lab
+            .apply_yaml(&file, &route(namespace, "/bench", *made))?;
         pause(EDIT_EVERY.saturating_sub(began.elapsed()));
     }
     Ok(())
@@ -157,7 +176,7 @@ fn timed(scene: &Scene, ours: &Subject) -> Result<String> {
         let began = Instant::now();
         scene
             .lab
-            .apply_yaml("edited", &route("/bench/edited", edit))?;
+            .apply_yaml("edited", &route("bench", "/bench/edited", edit))?;
         let seen = async {
             while talk.get("/bench/edited").await?.edit != Some(edit) {}
             anyhow::Ok(())
@@ -224,12 +243,12 @@ pub(super) fn services(plan: &Plan<'_>) -> Result<()> {
 }
 
 /// A route whose answers say which edit it is.
-fn route(path: &str, edit: u64) -> String {
+fn route(namespace: &str, path: &str, edit: u64) -> String {
     format!(
         "
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
-metadata: {{ namespace: bench, name: edited }}
+metadata: {{ namespace: {namespace}, name: edited }}
 spec:
   parentRefs: [{{ group: '', kind: Service, name: server, port: 80 }}]
   rules:
