@@ -11,6 +11,7 @@ use api::{security, waypoint, workload as wire};
 use bytes::Bytes;
 
 use crate::parse::ParseError;
+use crate::stream::part::Text;
 use crate::unknown::policy_is_understood;
 
 pub(crate) use apply::Effect;
@@ -26,8 +27,30 @@ pub struct Update {
     /// What a waypoint does (by the name on the wire). No part of a snapshot: whoever follows them
     /// keeps them.
     pub resources: Changes<waypoint::Resource>,
+    /// By which other names the addresses of it can be asked for, if they were asked for on demand. No part of a snapshot:
+    /// who waits for an answer finds it by them.
+    pub aliases: Vec<Alias>,
     /// Whether readers see it at once.
     pub step: Step,
+}
+
+/// Another name of an address: `network/ip`, or `network/ip/length`.
+#[derive(Debug, Clone)]
+pub struct Alias {
+    /// Name of the resource.
+    pub of: Arc<str>,
+    text: Text,
+}
+
+impl Alias {
+    pub(crate) fn new(of: Arc<str>, text: Text) -> Self {
+        Self { of, text }
+    }
+
+    /// The other name.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
 }
 
 /// A change of the mesh may come in parts, and is seen whole or not at all.

@@ -7,7 +7,10 @@ use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::net::IpAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::parse::BriefGateway;
 use crate::service::Port;
@@ -98,6 +101,24 @@ impl fmt::Debug for NamespacedHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// The name by which an address is asked for on demand.
+pub fn address_name(network: &Network, ip: IpAddr) -> String {
+    format!("{network}/{}", ip.to_canonical())
+}
+
+/// `network/ip`, taken apart.
+pub fn split_address(name: &str) -> Option<(&str, IpAddr)> {
+    let (network, ip) = name.rsplit_once('/')?;
+    Some((network, ip.parse().ok()?))
+}
+
+/// `network/ip/length`, taken apart.
+pub fn split_range(name: &str) -> Option<(&str, IpNet)> {
+    let (address, _) = name.rsplit_once('/')?;
+    let (network, _) = address.rsplit_once('/')?;
+    Some((network, name[network.len() + 1..].parse().ok()?))
 }
 
 /// One allocation per distinct text or list, shared by everything that was parsed with it.

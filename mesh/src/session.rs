@@ -121,7 +121,7 @@ impl Session {
             }
             // Names count whatever the nonce: an acknowledgement may cross a push on its way, and
             // a name dropped for that would be waited for in vain.
-            Some(interest) => interest.change(catalog, &request),
+            Some(interest) => interest.change(catalog, &request, &node),
         };
         Answer {
             reply: parcel.map(|parcel| self.reply(catalog, &type_url, parcel)),

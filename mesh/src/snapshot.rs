@@ -69,6 +69,20 @@ pub struct ServiceChange {
     pub endpoints: bool,
 }
 
+impl Plane {
+    /// Who claims ranges with this address in them, longest first.
+    fn range_of(&self, ip: IpAddr) -> impl Iterator<Item = &Claims<Service>> {
+        let lengths = match ip {
+            IpAddr::V4(_) => &self.lengths_v4,
+            IpAddr::V6(_) => &self.lengths_v6,
+        };
+        lengths.keys().rev().filter_map(move |length| {
+            let range = IpNet::new(ip, *length).ok()?.trunc();
+            self.ranges.get(&range)
+        })
+    }
+}
+
 impl Slot {
     pub(crate) fn is_empty(&self) -> bool {
         self.service.is_none() && self.endpoints.is_empty()
@@ -85,6 +99,17 @@ impl Snapshot {
     /// then one in the mesh, then the lowest uid. Host network addresses are nobody's.
     pub fn workload_at(&self, network: &Network, ip: IpAddr) -> Option<&Arc<Workload>> {
         Some(self.planes.get(network)?.workloads.get(ip)?.first())
+    }
+
+    /// Whether an address is anybody's: of a service, visible or not, a workload, or a node.
+    pub fn is_anybody_at(&self, network: &Network, ip: IpAddr) -> bool {
+        let Some(plane) = self.planes.get(network) else {
+            return false;
+        };
+        plane.workloads.get(ip).is_some()
+            || plane.vips.get(ip).is_some()
+            || plane.on_nodes.get(ip).is_some()
+            || plane.range_of(ip).next().is_some()
     }
 
     /// Whether an address is that of a node on which some workload has its host's network.
@@ -127,15 +152,9 @@ impl Snapshot {
         {
             return Some(found);
         }
-        let lengths = if ip.is_ipv4() {
-            &plane.lengths_v4
-        } else {
-            &plane.lengths_v6
-        };
-        lengths.keys().rev().find_map(|length| {
-            let range = IpNet::new(ip, *length).ok()?.trunc();
-            preferred(plane.ranges.get(&range)?.as_slice(), caller_namespace)
-        })
+        plane
+            .range_of(ip)
+            .find_map(|claims| preferred(claims.as_slice(), caller_namespace))
     }
 
     /// Every service of that host, whatever its namespace; case does not matter.

@@ -22,7 +22,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::discovery::Node;
+use api::discovery::{DeltaDiscoveryRequest, Node};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -85,8 +85,12 @@ impl ClientConfig {
 pub enum Demand {
     /// Tell about this: `network/ip`, `namespace/host` or a uid.
     Want(Arc<str>),
-    /// No more; what is held for that alone goes.
+    /// The same, although it was told before: what was told then is not believed any more.
+    Again(Arc<str>),
+    /// No more; what is held for that alone goes, when the server says so.
     Leave(Arc<str>),
+    /// No more of all this. Who says so has taken what was held for it out of the mesh, and names that too.
+    Forget(Box<[Arc<str>]>),
 }
 
 /// Keeps a mesh up to date until `cancel`.
@@ -170,7 +174,7 @@ where
         .into_inner();
     events(ClientEvent::Connected);
     loop {
-        let request = tokio::select! {
+        let asked = tokio::select! {
             biased; // what has arrived counts before the time is up
             response = responses.message() => match response.map_err(said)? {
                 None => return Ok(()),
@@ -180,27 +184,37 @@ where
                     if types.all_answered() {
                         wait.reset(); // it works: the next failure is a new one
                     }
-                    request
+                    Vec::from_iter(request)
                 }
             },
             // What is arriving may still name what is in doubt.
             () = sleep_until(types.settles), if !types.in_the_middle() => {
                 types.settle(on_update);
-                None
+                Vec::new()
             }
-            Some(demand) = demand(demands) => types.demand(demand),
+            Some(asked) = some(demands, &requests) => types.demand(asked),
         };
-        if let Some(request) = request {
+        for request in asked {
             requests.send(request).await.map_err(gone)?;
         }
     }
 }
 
-async fn demand(demands: &mut Option<mpsc::Receiver<Demand>>) -> Option<Demand> {
-    match demands {
-        Some(demands) => demands.recv().await,
-        None => None,
+/// What is demanded by now, once there is room for the requests that it leads to: a server that waits for us to take its
+/// answers takes no requests, and we must go on taking them. Cancel safe.
+async fn some(
+    demands: &mut Option<mpsc::Receiver<Demand>>,
+    requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+) -> Option<Vec<Demand>> {
+    let demands = demands.as_mut()?;
+    drop(requests.reserve_many(REQUESTS_OF_DEMANDS).await.ok()?);
+    let mut some = vec![demands.recv().await?];
+    while some.len() < DEMANDS_AT_ONCE
+        && let Ok(more) = demands.try_recv()
+    {
+        some.push(more);
     }
+    Some(some)
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -252,3 +266,7 @@ const LARGEST_REQUEST: usize = 7 << 19;
 const QUIET: Duration = Duration::from_secs(2);
 /// Acknowledgements that the connection has not taken yet.
 const REQUESTS_IN_FLIGHT: usize = 16;
+/// What is left, what is forgotten, what is wanted.
+const REQUESTS_OF_DEMANDS: usize = 3;
+/// Demands that one request answers for: some 30 KB.
+const DEMANDS_AT_ONCE: usize = 512;

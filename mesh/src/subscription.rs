@@ -31,7 +31,7 @@ use api::discovery::{DeltaDiscoveryRequest, ErrorDetail, Node};
 use prost::Message as _;
 use prost::encoding::encoded_len_varint;
 
-use crate::change::{Changes, Payload};
+use crate::change::{Alias, Changes, Payload};
 use crate::parse::{ParseError, Rejected};
 use crate::stream::part::{Found, Part};
 use version::Version;
@@ -57,6 +57,8 @@ pub struct Subscription {
     refused: BTreeSet<Arc<str>>,
     /// Held, not told to the server of this stream, and not named by it yet.
     doubtful: HashSet<Arc<str>>,
+    /// How many marks were asked for.
+    marks: u64,
 }
 
 /// A response between [`Subscription::receive`] and [`Subscription::conclude`].
@@ -67,6 +69,7 @@ pub struct Pending {
     versions: Vec<(Arc<str>, Version)>,
     removed: Vec<Arc<str>>,
     rejected: Vec<Rejected>,
+    pub(crate) aliases: Vec<Alias>,
 }
 
 impl Subscription {
@@ -79,6 +82,7 @@ impl Subscription {
             wanted: BTreeSet::new(),
             refused: BTreeSet::new(),
             doubtful: HashSet::new(),
+            marks: 0,
         }
     }
 
@@ -181,6 +185,26 @@ impl Subscription {
         }
     }
 
+    /// Asks for those names no more, and holds them no more: who says this has forgotten them already, and the server need
+    /// not name them as removed.
+    ///
+    /// A name that nobody has goes along, and its predecessor with the rest. Istio's server takes a request that only gives
+    /// up for one that asks for nothing, and answers it by naming all that is still asked for as removed (testdata/DEVIATIONS.md, 5).
+    pub fn forget(&mut self, names: impl IntoIterator<Item = Arc<str>>) -> DeltaDiscoveryRequest {
+        let names: BTreeSet<_> = names.into_iter().collect();
+        for name in &names {
+            self.held.remove(name);
+            self.refused.remove(name);
+            self.doubtful.remove(name);
+        }
+        let before = (self.marks > 0).then(|| mark(self.marks));
+        self.marks += 1;
+        let mut request = self.leave(names);
+        request.resource_names_unsubscribe.extend(before);
+        request.resource_names_subscribe = vec![mark(self.marks)];
+        request
+    }
+
     /// Takes a response apart: what to apply, and what to conclude with afterwards.
     pub fn receive<M>(&self, response: impl Into<Part>) -> (Changes<M>, Pending) {
         let Part {
@@ -205,6 +229,9 @@ impl Subscription {
                 .held
                 .get_key_value(&*found.name)
                 .map_or_else(|| Arc::from(&*found.name), |(name, _)| name.clone());
+            let aliases = found.aliases.into_iter();
+            let aliases = aliases.map(|alias| Alias::new(name.clone(), alias));
+            pending.aliases.extend(aliases);
             match found.content {
                 Some((type_url, encoded)) if *type_url == *self.type_url => {
                     pending
@@ -322,6 +349,11 @@ fn error_detail(type_url: &str, rejected: &[Rejected]) -> Option<ErrorDetail> {
         message,
         details: rejected[..detailed].iter().map(refused).collect(),
     })
+}
+
+/// A name of nobody: no address, and no uid or service has its form.
+fn mark(number: u64) -> String {
+    format!("ambit-gives-up-{number}")
 }
 
 fn refused(rejected: &Rejected) -> prost_types::Any {

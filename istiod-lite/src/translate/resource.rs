@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use api::k8s::objects::ObjectKey;
 use api::security::Authorization;
-use api::workload::{NetworkAddress, NetworkMode, PortList, Service, Workload};
+use api::workload::{NetworkAddress, PortList, Service, Workload};
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use prost::encoding::{self, WireType};
@@ -28,9 +28,8 @@ impl Resource {
     /// Of a workload.
     pub fn workload(mut workload: Workload) -> Self {
         let name = workload.uid.as_str().into();
-        // Several workloads may share the address of a node.
-        let is_own = workload.network_mode() == NetworkMode::Standard;
-        let own = workload.addresses.iter().filter(|_| is_own);
+        // Also those of one that is on its node's network: who asks for a node's address learns that it is one.
+        let own = workload.addresses.iter();
         let aliases = own
             .filter_map(|address| alias(&workload.network, address, None))
             .collect();

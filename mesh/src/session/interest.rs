@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use api::ADDRESS_TYPE;
 use api::discovery::DeltaDiscoveryRequest;
+use ipnet::IpNet;
 
-use super::{Catalog, Entry, WORKLOAD_TYPE};
+use super::{Catalog, Entry, MOST_ASKED, WORKLOAD_TYPE};
+use crate::names::{split_address, split_range};
 
 /// What the client asked for of one type.
 #[derive(Debug, Default)]
@@ -77,11 +79,19 @@ impl Interest {
         &mut self,
         catalog: &impl Catalog,
         request: &DeltaDiscoveryRequest,
+        node: &str,
     ) -> Option<Parcel> {
-        for name in &request.resource_names_unsubscribe {
+        let given_up = &request.resource_names_unsubscribe;
+        for name in given_up {
             self.wanted.remove(&**name);
             self.followed.remove(&**name);
-            self.sent.remove(&**name);
+        }
+        for name in given_up {
+            // What comes on another account as well (its service, its node) must be taken back by name when it goes.
+            let named = catalog.named(&request.type_url, name);
+            if !named.is_some_and(|entry| self.due(entry, node)) {
+                self.sent.remove(&**name);
+            }
         }
         let mut added = request
             .resource_names_subscribe
@@ -126,13 +136,20 @@ impl Interest {
     }
 
     /// The client names something: it gets it, and the endpoints with a service, or learns that
-    /// there is no such thing.
+    /// there is no such thing. Who asks for too much is not answered: told that there is nobody, it would go around
+    /// whoever is there.
     fn want(&mut self, catalog: &impl Catalog, type_url: &str, key: &str, parcel: &mut Parcel) {
-        let mut found = catalog.aliased(type_url, key);
-        found.extend(catalog.named(type_url, key));
-        if !self.wildcard {
+        if !self.wildcard && !self.wanted.contains(key) {
+            if self.wanted.len() >= MOST_ASKED {
+                return;
+            }
             self.wanted.insert(Arc::from(key));
         }
+        let mut found = catalog.aliased(type_url, key);
+        for range in ranges(key) {
+            found.extend(catalog.aliased(type_url, &range));
+        }
+        found.extend(catalog.named(type_url, key));
         if found.is_empty() {
             parcel.removed.push(Arc::from(key));
         }
@@ -166,19 +183,31 @@ impl Interest {
     }
 
     fn asked_for(&self, entry: &Entry) -> bool {
-        self.wanted.contains(&entry.name)
-            || entry
-                .aliases
-                .iter()
-                .any(|alias| self.wanted.contains(alias))
+        let asked = |alias: &Arc<str>| self.wanted.contains(alias) || self.asked_within(alias);
+        self.wanted.contains(&entry.name) || entry.aliases.iter().any(asked)
+    }
+
+    /// Whether an address of that range was asked for.
+    fn asked_within(&self, alias: &str) -> bool {
+        let Some((network, range)) = split_range(alias) else {
+            return false;
+        };
+        let mut wanted = self
+            .wanted
+            .iter()
+            .filter_map(|wanted| split_address(wanted));
+        wanted.any(|(of, ip)| of == network && range.contains(&ip))
     }
 
     fn concerned(&self, entry: &Entry, node: &str) -> bool {
-        self.sent.contains(&entry.name)
-            || entry
-                .services
-                .iter()
-                .any(|service| self.followed.contains(service))
+        self.sent.contains(&entry.name) || self.due(entry, node)
+    }
+
+    /// Whether it is told of, whatever was sent before.
+    fn due(&self, entry: &Entry, node: &str) -> bool {
+        let followed = |service: &Arc<str>| self.followed.contains(service);
+        self.asked_for(entry)
+            || entry.services.iter().any(followed)
             || (!node.is_empty() && entry.node.as_deref() == Some(node))
     }
 }
@@ -191,6 +220,16 @@ impl Parcel {
     pub(super) fn is_empty(&self) -> bool {
         self.resources.is_empty() && self.removed.is_empty()
     }
+}
+
+/// As what the ranges with this address in them would be known.
+fn ranges(key: &str) -> impl Iterator<Item = String> {
+    split_address(key).into_iter().flat_map(|(network, ip)| {
+        let longest = if ip.is_ipv4() { 32 } else { 128 };
+        let of = move |length| Some(IpNet::new(ip, length).ok()?.trunc());
+        let ranges = (0..=longest).rev().filter_map(of);
+        ranges.map(move |range| format!("{network}/{range}"))
+    })
 }
 
 /// A star that is not taken back at once, or no name at all. Policies are always sent whole:

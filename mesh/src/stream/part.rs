@@ -31,6 +31,8 @@ pub struct Part {
 pub(crate) struct Found {
     pub(crate) name: Text,
     pub(crate) version: Text,
+    /// Other names by which it can be asked for; told on demand only.
+    pub(crate) aliases: Vec<Text>,
     /// Its type and its encoding.
     pub(crate) content: Option<(Text, Bytes)>,
 }
@@ -102,6 +104,7 @@ impl From<DeltaDiscoveryResponse> for Part {
                 .map(|resource| Found {
                     name: resource.name.into(),
                     version: resource.version.into(),
+                    aliases: resource.aliases.into_iter().map(Text::from).collect(),
                     content: resource
                         .resource
                         .map(|any| (any.type_url.into(), any.value.into())),
@@ -119,6 +122,7 @@ impl Found {
         let mut found = Self {
             name: Text::default(),
             version: Text::default(),
+            aliases: Vec::new(),
             content: None,
         };
         let mut cursor = Cursor::new(encoded);
@@ -129,9 +133,7 @@ impl Found {
                 RESOURCE if found.content.is_some() => return Err(Unusual),
                 RESOURCE => found.content = Some(envelope(whole, content.bytes()?)?),
                 NAME => found.name = Text::of(whole, content.text()?),
-                ALIASES => {
-                    content.text()?; // checked as everything is, and of no use to us
-                }
+                ALIASES => found.aliases.push(Text::of(whole, content.text()?)),
                 _ => {}
             }
         }

@@ -11,6 +11,8 @@
 //!        └── the stream ends, or it was of another type: taken back
 //! ```
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::discovery::DeltaDiscoveryRequest;
@@ -144,13 +146,47 @@ impl Types {
         self.followed.iter_mut().map(open).collect()
     }
 
-    /// What is asked of the server because of a demand for an address, if anything.
-    pub(super) fn demand(&mut self, demand: Demand) -> Option<DeltaDiscoveryRequest> {
-        let followed = self.followed(Kind::Addresses)?;
-        Some(match demand {
-            Demand::Want(name) => followed.subscription.want([name]),
-            Demand::Leave(name) => followed.subscription.leave([name]),
-        })
+    /// What is asked of the server because of demands for addresses: first what is given up, then what is wanted, because a
+    /// name may be both.
+    pub(super) fn demand(&mut self, demands: Vec<Demand>) -> Vec<DeltaDiscoveryRequest> {
+        let Some(followed) = self.followed(Kind::Addresses) else {
+            return Vec::new();
+        };
+        let mut wanted: BTreeSet<Arc<str>> = BTreeSet::new();
+        let (mut left, mut forgotten) = (BTreeSet::new(), BTreeSet::new());
+        for demand in demands {
+            match demand {
+                Demand::Want(name) => {
+                    wanted.insert(name);
+                }
+                Demand::Again(name) => {
+                    forgotten.insert(name.clone());
+                    wanted.insert(name);
+                }
+                Demand::Leave(name) => {
+                    wanted.remove(&name);
+                    left.insert(name);
+                }
+                Demand::Forget(names) => {
+                    names.iter().for_each(|name| {
+                        wanted.remove(name);
+                    });
+                    forgotten.extend(names);
+                }
+            }
+        }
+        let subscription = &mut followed.subscription;
+        let mut requests = Vec::new();
+        if !left.is_empty() {
+            requests.push(subscription.leave(left));
+        }
+        if !forgotten.is_empty() {
+            requests.push(subscription.forget(forgotten));
+        }
+        if !wanted.is_empty() {
+            requests.push(subscription.want(wanted));
+        }
+        requests
     }
 
     fn doubtful(&self) -> usize {
@@ -251,6 +287,7 @@ impl Types {
             Kind::Addresses => update.addresses.set = subscription.sort(part.resources, pending),
             Kind::Resources => update.resources.set = subscription.sort(part.resources, pending),
         }
+        update.aliases = std::mem::take(&mut pending.aliases);
         update
     }
 

@@ -240,3 +240,105 @@ fn policies_come_before_and_go_after_the_addresses_that_name_them() {
         expected.map(|(type_url, set, removed)| (type_url.to_owned(), set, removed))
     );
 }
+
+fn unsubscribe(session: &mut Session, shelf: &Shelf, names: &[&str]) {
+    let request = DeltaDiscoveryRequest {
+        resource_names_unsubscribe: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..request(&[])
+    };
+    assert_eq!(session.on_request(shelf, request).reply, None);
+}
+
+#[test]
+fn an_address_in_a_range_brings_the_service_that_has_the_range() {
+    for (range, inside, outside) in [
+        ("net/10.1.2.0/24", "net/10.1.2.7", "net/10.1.3.7"),
+        ("/fd00:1::/32", "/fd00:1::7", "/fd00:2::7"),
+        ("/0.0.0.0/0", "/192.0.2.1", "net/192.0.2.1"),
+    ] {
+        let wide = || Entry {
+            aliases: [Arc::from(range)].into(),
+            ..entry("ns/wide", "1")
+        };
+        let mut shelf = Shelf::default();
+        shelf.set(ADDRESS_TYPE, wide());
+        let (mut session, _) = on_demand(&shelf);
+        let mut ask =
+            |shelf: &Shelf, name| session.on_request(shelf, request(&[name])).reply.unwrap();
+        assert_eq!(set(&ask(&shelf, inside)), ["ns/wide"]);
+        let reply = ask(&shelf, outside);
+        assert_eq!(
+            (set(&reply).len(), reply.removed),
+            (0, vec![outside.into()])
+        );
+
+        // And so does a service that comes later.
+        let mut shelf = Shelf::default();
+        let (mut session, _) = on_demand(&shelf);
+        let _ = session.on_request(&shelf, request(&[inside]));
+        shelf.set(ADDRESS_TYPE, wide());
+        assert_eq!(
+            set(&push(&mut session, &shelf, &["ns/wide"])[0]),
+            ["ns/wide"]
+        );
+    }
+}
+
+#[test]
+fn what_is_given_up_is_told_no_more_and_what_is_due_all_the_same_is() {
+    let mut shelf = Shelf::default();
+    shelf.set(ADDRESS_TYPE, service("ns/web"));
+    shelf.set(ADDRESS_TYPE, service("ns/kept"));
+    shelf.set(ADDRESS_TYPE, pod("web-0", "there", Some("ns/web")));
+    shelf.set(ADDRESS_TYPE, pod("kept-0", "there", Some("ns/kept")));
+    shelf.set(ADDRESS_TYPE, pod("near", "here", None));
+    let (mut session, _) = on_demand(&shelf);
+    let _ = session.on_request(&shelf, request(&["/vip-of-ns/web", "/vip-of-ns/kept"]));
+    unsubscribe(
+        &mut session,
+        &shelf,
+        &["/vip-of-ns/web", "ns/web", "web-0", "kept-0", "near"],
+    );
+    let all = ["ns/web", "web-0", "kept-0", "near"];
+    let told = push(&mut session, &shelf, &all);
+    assert_eq!(set(&told[0]), ["kept-0", "near"]);
+    for name in all {
+        shelf.remove(ADDRESS_TYPE, name);
+    }
+    let told = push(&mut session, &shelf, &all);
+    assert_eq!(told[0].removed, ["kept-0", "near"].map(Arc::from));
+}
+
+#[test]
+fn who_asks_for_too_much_is_not_told_that_there_is_nobody() {
+    let mut shelf = Shelf::default();
+    shelf.set(ADDRESS_TYPE, pod("lone", "there", None));
+    let (mut session, _) = on_demand(&shelf);
+    let many: Vec<_> = (0..mesh::session::MOST_ASKED)
+        .map(|number| number.to_string())
+        .collect();
+    let many: Vec<_> = many.iter().map(|name| &**name).collect();
+    assert_eq!(
+        session
+            .on_request(&shelf, request(&many))
+            .reply
+            .unwrap()
+            .removed
+            .len(),
+        many.len()
+    );
+    let reply = session
+        .on_request(&shelf, request(&["lone", "nobody"]))
+        .reply
+        .unwrap();
+    assert_eq!((set(&reply).len(), reply.removed.len()), (0, 0));
+    // Whoever makes room is answered.
+    unsubscribe(&mut session, &shelf, &["0"]);
+    assert_eq!(
+        set(&session
+            .on_request(&shelf, request(&["lone"]))
+            .reply
+            .unwrap()),
+        ["lone"]
+    );
+}

@@ -136,6 +136,60 @@ async fn a_name_demanded_is_asked_for_and_again_on_the_next_stream() {
 }
 
 #[tokio::test]
+async fn what_is_forgotten_is_held_no_more_and_what_is_asked_again_is_given_up_first() {
+    let mut shelf = Shelf::default();
+    shelf.set(ADDRESS_TYPE, pod("far", "1"));
+    let mut harness = Harness::start(Wish::OnDemand).await;
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.serve(&shelf).await;
+    stream.serve(&shelf).await;
+    let demands = harness.demands.clone();
+    let demand = |demand: Demand| demands.send(demand);
+    demand(Demand::Want("/ip-of-far".into())).await.unwrap();
+    let mut named = async |shelf: &Shelf| loop {
+        let request = stream.serve(shelf).await;
+        let (subscribe, unsubscribe) = (
+            request.resource_names_subscribe,
+            request.resource_names_unsubscribe,
+        );
+        if !subscribe.is_empty() || !unsubscribe.is_empty() {
+            return (subscribe, unsubscribe); // no acknowledgement
+        }
+    };
+    let names = |of: &[&str]| of.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    assert_eq!(named(&shelf).await, (names(&["/ip-of-far"]), names(&[])));
+
+    // Istio's server would take all else back if a request did nothing but give up.
+    demand(Demand::Again("/ip-of-far".into())).await.unwrap();
+    let mark = |number: u32| format!("ambit-gives-up-{number}");
+    assert_eq!(named(&shelf).await, (vec![mark(1)], names(&["/ip-of-far"])));
+    assert_eq!(named(&shelf).await, (names(&["/ip-of-far"]), names(&[])));
+
+    for told in [
+        "connected",
+        "Authorization +0 -0 []",
+        "Address +0 -0 []",
+        "Address +1 -0 []",
+    ] {
+        harness.hears(told).await;
+    }
+    for told in ["Address +0 -1 []", "Address +1 -0 []"] {
+        harness.hears(told).await;
+    }
+    let forgotten: Box<[Arc<str>]> = ["/ip-of-far", "far"].map(Arc::from).into();
+    demand(Demand::Forget(forgotten)).await.unwrap();
+    let given_up = vec!["/ip-of-far".into(), "far".into(), mark(1)];
+    assert_eq!(named(&shelf).await, (vec![mark(2)], given_up));
+
+    drop(stream);
+    let mut stream = harness.streams.recv().await.unwrap();
+    stream.serve(&shelf).await;
+    let first = stream.serve(&shelf).await;
+    assert_eq!(first.resource_names_subscribe, ["*"]);
+    assert!(first.initial_resource_versions.is_empty(), "{first:?}");
+}
+
+#[tokio::test]
 async fn whoever_waits_for_a_pod_gets_it_when_it_arrives() {
     let (mesh, mut writer) = Mesh::new();
     let waiting = {
