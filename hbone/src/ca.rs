@@ -14,6 +14,7 @@ use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, transport::Chan
 
 use crate::{
     certs::{SignError, Signer},
+    control_plane::WORKLOAD,
     identity::Identity,
 };
 
@@ -28,6 +29,7 @@ pub struct CaClient {
     token: TokenSource,
     lifetime: Duration,
     itself: bool,
+    workload: Option<AsciiMetadataValue>,
 }
 
 impl CaClient {
@@ -50,6 +52,7 @@ impl CaClient {
             token,
             lifetime,
             itself: false,
+            workload: None,
         })
     }
 
@@ -59,6 +62,18 @@ impl CaClient {
         self
     }
 
+    /// One that says which workload it is (`namespace/name`): a machine that shows a certificate.
+    ///
+    /// # Errors
+    /// When the name cannot stand in a gRPC header.
+    pub fn for_workload(mut self, workload: &str) -> Result<Self, SignError> {
+        let value = workload
+            .parse()
+            .map_err(|_| SignError::Local(format!("workload {workload:?} is not ASCII")))?;
+        self.workload = Some(value);
+        Ok(self)
+    }
+
     fn request(
         &self,
         identity: &Identity,
@@ -66,10 +81,17 @@ impl CaClient {
     ) -> Result<Request<IstioCertificateRequest>, SignError> {
         let local = |what: String| SignError::Local(what);
         let token = (self.token)().map_err(|e| local(format!("token: {e}")))?;
-        let mut bearer: AsciiMetadataValue = format!("Bearer {}", token.trim())
-            .parse()
-            .map_err(|_| local("the token has characters no token has".into()))?;
-        bearer.set_sensitive(true);
+        let token = token.trim();
+        let bearer = match token {
+            "" => None,
+            token => {
+                let bearer = format!("Bearer {token}").parse::<AsciiMetadataValue>();
+                let mut bearer =
+                    bearer.map_err(|_| local("the token has characters no token has".into()))?;
+                bearer.set_sensitive(true);
+                Some(bearer)
+            }
+        };
         let impersonated = Value {
             kind: Some(Kind::StringValue(identity.to_string())),
         };
@@ -80,10 +102,15 @@ impl CaClient {
             validity_duration: i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX),
             metadata,
         });
-        request.metadata_mut().insert("authorization", bearer);
+        if let Some(bearer) = bearer {
+            request.metadata_mut().insert("authorization", bearer);
+        }
         request
             .metadata_mut()
             .insert("clusterid", self.cluster.clone());
+        if let Some(workload) = &self.workload {
+            request.metadata_mut().insert(WORKLOAD, workload.clone());
+        }
         Ok(request)
     }
 }

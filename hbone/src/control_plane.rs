@@ -7,9 +7,16 @@
 //! when the roots are others, certificates are fetched anew ([`follow_roots`]). `http://` addresses are spoken to
 //! in the clear: for tests on loopback.
 //!
+//! A machine that is no pod shows a certificate instead of a token ([`Membership`], [`Dialler`]).
+//!
 //! Beside the roots may lie a list of those who are believed no more ([`RevocationFile`]).
+//!
+//! How certificates and lists stand, an operator sees in metrics ([`TrustFigures`]).
 
+mod address;
 mod channel;
+mod figures;
+mod membership;
 mod revoked;
 mod roots;
 
@@ -22,9 +29,15 @@ use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use crate::ca::TokenSource;
-pub use channel::channel;
+pub use address::{DEFAULT_ADDRESS, address};
+pub use channel::{Dialler, channel};
+pub use figures::TrustFigures;
+pub use membership::{Membership, MembershipError};
 pub use revoked::RevocationFile;
 pub use roots::follow_roots;
+
+/// The header by which a machine says which workload it is (`namespace/name`), beside its certificate, which says as whom.
+pub const WORKLOAD: &str = "x-ambit-workload";
 
 /// The bearer token, read from its file at each call. Empty without a file name.
 pub fn token_source(path: &Path) -> TokenSource {

@@ -47,13 +47,13 @@ use self::{
     proof::Roots,
     sessions::{Attempt, Keeper},
     tickets::Tickets,
-    verify::{ExpectedServer, identity_of},
+    verify::ExpectedServer,
 };
 use crate::identity::Identity;
 
-pub(crate) use self::chain::check;
+pub(crate) use self::{chain::check, verify::identity_of};
 pub use self::chain::{CertificateText, ChainError};
-pub use self::revocation::{Revocations, Unreadable};
+pub use self::revocation::{RevocationFigures, Revocations, Unreadable};
 
 /// Plaintext and ciphertext that rustls may hold for a connection in each direction while the socket
 /// does not take it, in bytes: two of the engine's frames. What waits here can no longer take turns with other streams.
@@ -102,7 +102,7 @@ pub enum TlsError {
     #[error("the peer presented no certificate")]
     NoCertificate,
     /// The peer's certificate is expired or not valid yet.
-    #[error("the peer's certificate is expired or not valid yet: {0}")]
+    #[error("the peer's certificate is expired or not valid yet: {0}; compare the clocks of both ends")]
     Expired(String),
     /// The peer's certificate does not lead to a root we trust.
     #[error("the peer's certificate is not signed by a trusted root: {0}")]
@@ -175,7 +175,14 @@ impl TlsError {
     }
 }
 
+/// The alert `certificate_expired` says more than its name (RFC 8446, 6.2).
+pub(crate) const UNTIMELY: &str =
+    "certificate expired or not valid yet by its clock; compare the clocks of both ends";
+
 fn alert_name(alert: AlertDescription) -> String {
+    if alert == AlertDescription::CertificateExpired {
+        return UNTIMELY.into();
+    }
     alert
         .as_str()
         .map_or_else(|| format!("{alert:?}"), |name| name.replace('_', " "))

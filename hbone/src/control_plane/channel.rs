@@ -14,10 +14,13 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::Membership;
 
 /// A channel that connects when it is used, and again when it has to.
 pub fn channel(
@@ -25,33 +28,57 @@ pub fn channel(
     roots: &Path,
     server_name: Option<&str>,
 ) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(url.to_owned())?
-        .connect_timeout(CONNECT)
-        .tcp_nodelay(true)
-        // A control plane that vanished without a word is noticed within 40 s, also when nothing changes.
-        .http2_keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_ANSWER)
-        .keep_alive_while_idle(true);
-    let (roots, server_name) = (
-        Arc::new(roots.to_owned()),
-        server_name.map(Arc::<str>::from),
-    );
-    Ok(
-        endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
-            let (roots, server_name) = (roots.clone(), server_name.clone());
-            async move {
-                connect(&uri, &roots, server_name.as_deref())
-                    .await
-                    .map(TokioIo::new)
-            }
-        })),
-    )
+    Dialler::default().channel(url, roots, server_name)
+}
+
+/// As whom connections are opened, and how they are told from those of others.
+#[derive(Debug, Clone, Default)]
+pub struct Dialler {
+    /// Its certificate is shown.
+    pub membership: Option<Arc<Membership>>,
+    /// Mark of the sockets, by which packet rules leave them alone.
+    pub mark: Option<u32>,
+}
+
+impl Dialler {
+    /// As [`channel`].
+    pub fn channel(
+        &self,
+        url: &str,
+        roots: &Path,
+        server_name: Option<&str>,
+    ) -> Result<Channel, tonic::transport::Error> {
+        let endpoint = Endpoint::from_shared(url.to_owned())?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            // A control plane that vanished without a word is noticed within 40 s, also when nothing changes.
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_ANSWER)
+            .keep_alive_while_idle(true);
+        let (roots, server_name) = (
+            Arc::new(roots.to_owned()),
+            server_name.map(Arc::<str>::from),
+        );
+        let dialler = self.clone();
+        Ok(
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
+                let (roots, server_name) = (roots.clone(), server_name.clone());
+                let dialler = dialler.clone();
+                async move {
+                    connect(&dialler, &uri, &roots, server_name.as_deref())
+                        .await
+                        .map(TokioIo::new)
+                }
+            })),
+        )
+    }
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 async fn connect(
+    dialler: &Dialler,
     uri: &Uri,
     roots: &PathBuf,
     server_name: Option<&str>,
@@ -64,7 +91,7 @@ async fn connect(
         .trim_matches(['[', ']']);
     let port = uri.port_u16().ok_or_else(|| invalid("no port"))?;
     let addresses = tokio::net::lookup_host((host, port)).await?;
-    let tcp = first_that_answers(addresses).await?;
+    let tcp = first_that_answers(addresses, dialler.mark).await?;
     tcp.set_nodelay(true)?;
     if uri.scheme_str() == Some("http") {
         return Ok(Box::pin(tcp));
@@ -72,18 +99,20 @@ async fn connect(
     let name = server_name.unwrap_or(host);
     let name = ServerName::try_from(name.to_owned())
         .map_err(|_| invalid("not a name a certificate can carry"))?;
-    let tls = TlsConnector::from(Arc::new(tls_config(roots)?))
-        .connect(name, tcp)
-        .await?;
+    let tls = tls_config(roots, dialler.membership.as_ref())?;
+    let tls = TlsConnector::from(Arc::new(tls)).connect(name, tcp).await?;
     Ok(Box::pin(tls))
 }
 
 /// A name may have addresses that lead nowhere (a family that is broken here, a replica that is gone): each has a
 /// share of the time, so that the last one is tried too.
-async fn first_that_answers(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+async fn first_that_answers(
+    addresses: impl Iterator<Item = SocketAddr>,
+    mark: Option<u32>,
+) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
-        match tokio::time::timeout(ANSWER, TcpStream::connect(address)).await {
+        match tokio::time::timeout(ANSWER, dial(address, mark)).await {
             Ok(Ok(tcp)) => return Ok(tcp),
             Ok(Err(error)) => last = error,
             Err(_) => last = io::ErrorKind::TimedOut.into(),
@@ -93,7 +122,19 @@ async fn first_that_answers(addresses: impl Iterator<Item = SocketAddr>) -> io::
     Err(last)
 }
 
-fn tls_config(roots: &PathBuf) -> io::Result<ClientConfig> {
+async fn dial(address: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let Some(mark) = mark else {
+        return TcpStream::connect(address).await;
+    };
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    SockRef::from(&socket).set_mark(mark)?;
+    socket.connect(address).await
+}
+
+fn tls_config(roots: &PathBuf, membership: Option<&Arc<Membership>>) -> io::Result<ClientConfig> {
     let failed = |what: &dyn std::fmt::Display| {
         io::Error::other(format!("root certificates {}: {what}", roots.display()))
     };
@@ -105,11 +146,14 @@ fn tls_config(roots: &PathBuf) -> io::Result<ClientConfig> {
     if store.is_empty() {
         return Err(failed(&"no certificate in it"));
     }
-    let mut config = ClientConfig::builder_with_provider(crate::tls::crypto_provider())
+    let config = ClientConfig::builder_with_provider(crate::tls::crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(io::Error::other)?
-        .with_root_certificates(store)
-        .with_no_client_auth();
+        .with_root_certificates(store);
+    let mut config = match membership {
+        None => config.with_no_client_auth(),
+        Some(membership) => config.with_client_cert_resolver(membership.resolver()),
+    };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
@@ -138,7 +182,7 @@ mod tests {
             if let Some(content) = content {
                 std::fs::write(&path, content).unwrap();
             }
-            let error = tls_config(&path).unwrap_err().to_string();
+            let error = tls_config(&path, None).unwrap_err().to_string();
             assert!(error.contains("root-cert.pem"), "{error}");
         }
     }
@@ -157,7 +201,7 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let good = listener.local_addr().unwrap();
             let silent = SocketAddr::new("127.0.0.2".parse().unwrap(), good.port());
-            let connected = runtime.block_on(first_that_answers([silent, good].into_iter()));
+            let connected = runtime.block_on(first_that_answers([silent, good].into_iter(), None));
             (good, connected.unwrap().peer_addr().unwrap())
         });
         let (good, reached) = reached.unwrap();
@@ -207,7 +251,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("root-cert.pem");
         let error = async |name| {
-            connect(&uri, &path, Some(name))
+            connect(&Dialler::default(), &uri, &path, Some(name))
                 .await
                 .err()
                 .map(|error| error.to_string())
