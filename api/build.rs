@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use prost::Message;
 
-const PROTOS: [&str; 21] = [
+const PROTOS: [&str; 22] = [
     "proto/discovery.proto",
     "proto/workload.proto",
     "proto/egress.proto",
     "proto/authorization.proto",
     "proto/ca.proto",
     "proto/zds.proto",
+    "proto/machine.proto",
     "proto/waypoint.proto",
     "proto/envoy_core.proto",
     "proto/envoy_type.proto",

@@ -12,6 +12,7 @@
 //! | [`security`] | resources: layer 4 policies |
 //! | [`ca`] | certificate signing |
 //! | [`zds`] | node agent to ztunnel |
+//! | [`machine`] | machines that are no pods: that they are there, and how they do |
 //! | [`waypoint`] | resources: what a waypoint does at layer 7 |
 //! | [`ext_authz`] | what an external authorizer is asked |
 //! | [`rate_limit`] | what a rate limit service is asked |
@@ -55,6 +56,19 @@ pub mod workload {
 )] // generated
 pub mod egress {
     tonic::include_proto!("ambit.workload.v1");
+}
+
+/// `ambit.machine.v1`: machines that are no pods.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    unused_qualifications
+)] // generated
+pub mod machine {
+    tonic::include_proto!("ambit.machine.v1");
 }
 
 /// `istio.security`: layer 4 policies.
@@ -272,6 +286,10 @@ pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Name of the extension of a workload that holds an [`egress::Egress`].
 pub const EGRESS_EXTENSION: &str = "ambit.io/egress";
+/// Name of the extension of a workload whose proxy carries UDP; what it holds is empty.
+pub const UDP_EXTENSION: &str = "ambit.io/udp";
+/// Type URL of nothing.
+pub const EMPTY_TYPE: &str = "type.googleapis.com/google.protobuf.Empty";
 /// Type URL of [`egress::Egress`].
 pub const EGRESS_TYPE: &str = "type.googleapis.com/ambit.workload.v1.Egress";
 

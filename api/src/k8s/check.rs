@@ -81,6 +81,7 @@ pub fn check(object: &Object) -> Vec<Problem> {
     match object {
         Object::ServiceEntry(entry) => service_entry::check(entry, &mut problems),
         Object::WorkloadEntry(entry) => service_entry::check_workload_entry(entry, &mut problems),
+        Object::WorkloadGroup(group) => service_entry::check_workload_group(group, &mut problems),
         Object::AuthorizationPolicy(policy) => policy::check(policy, &mut problems),
         Object::PeerAuthentication(policy) => {
             policy::check_peer_authentication(policy, &mut problems)

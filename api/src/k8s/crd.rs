@@ -23,6 +23,7 @@ use super::istio::destination_rule::DestinationRuleSpec;
 use super::istio::request_authentication::RequestAuthenticationSpec;
 use super::istio::telemetry::TelemetrySpec;
 use super::istio::virtual_service::VirtualServiceSpec;
+use super::istio::workload_group::WorkloadGroupSpec;
 use super::istio::{
     AuthorizationPolicySpec, PeerAuthenticationSpec, ServiceEntrySpec, WorkloadEntrySpec,
 };
@@ -31,11 +32,12 @@ use super::objects::Kind;
 use super::processors::ExternalProcessorSpec;
 
 /// The kinds that have a definition here, in the order in which they are printed.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 12] = [
     Kind::AuthorizationPolicy,
     Kind::PeerAuthentication,
     Kind::ServiceEntry,
     Kind::WorkloadEntry,
+    Kind::WorkloadGroup,
     Kind::RequestAuthentication,
     Kind::DestinationRule,
     Kind::VirtualService,
@@ -74,7 +76,10 @@ pub enum DefinitionError {
 pub fn definition(kind: Kind) -> Result<CustomResourceDefinition, DefinitionError> {
     let names = names(kind).ok_or(DefinitionError::NotOurs(kind))?;
     let spec = closed(kind)?;
-    let spec_is_needed = matches!(kind, Kind::ServiceEntry | Kind::WorkloadEntry);
+    let spec_is_needed = matches!(
+        kind,
+        Kind::ServiceEntry | Kind::WorkloadEntry | Kind::WorkloadGroup
+    );
     let schema = schema::object(schema::open(spec), spec_is_needed);
     let schema: Props =
         serde_json::from_value(schema).map_err(|why| DefinitionError::Shape(kind, why))?;
@@ -152,6 +157,7 @@ pub(super) fn closed(kind: Kind) -> Result<Value, DefinitionError> {
         Kind::PeerAuthentication => schema::of::<PeerAuthenticationSpec>(),
         Kind::ServiceEntry => schema::of::<ServiceEntrySpec>(),
         Kind::WorkloadEntry => schema::of::<WorkloadEntrySpec>(),
+        Kind::WorkloadGroup => schema::of::<WorkloadGroupSpec>(),
         Kind::RequestAuthentication => schema::of::<RequestAuthenticationSpec>(),
         Kind::DestinationRule => schema::of::<DestinationRuleSpec>(),
         Kind::VirtualService => schema::of::<VirtualServiceSpec>(),
@@ -196,6 +202,7 @@ fn names(kind: Kind) -> Option<Names> {
         Kind::PeerAuthentication => security("peerauthentications", &["pa"]),
         Kind::ServiceEntry => networking("serviceentries", &["se"]),
         Kind::WorkloadEntry => networking("workloadentries", &["we"]),
+        Kind::WorkloadGroup => networking("workloadgroups", &["wg"]),
         Kind::RequestAuthentication => security("requestauthentications", &["ra"]),
         Kind::DestinationRule => networking("destinationrules", &["dr"]),
         Kind::VirtualService => networking("virtualservices", &["vs"]),

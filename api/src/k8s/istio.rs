@@ -8,6 +8,7 @@ pub mod destination_rule;
 pub mod request_authentication;
 pub mod telemetry;
 pub mod virtual_service;
+pub mod workload_group;
 
 use std::collections::BTreeMap;
 

@@ -62,6 +62,22 @@ pub const WAYPOINT_ONLY: &str = "ambit.io/waypoint-only";
 /// (L) on Namespace, Pod, WorkloadEntry: `allow`, `log` or `refuse`, what becomes of connections to destinations that the mesh
 /// does not know. Ours.
 pub const EGRESS: &str = "ambit.io/egress";
+/// (A) on WorkloadEntry: why its machine is not well; it gets no new connections. Ours.
+pub const UNHEALTHY: &str = "ambit.io/unhealthy";
+/// (A) on WorkloadEntry: the WorkloadGroup that it was made from by itself. Istio's.
+pub const AUTO_REGISTRATION_GROUP: &str = "istio.io/autoRegistrationGroup";
+/// (A) on WorkloadEntry: who made it and looks after it. Istio's.
+pub const WORKLOAD_CONTROLLER: &str = "istio.io/workloadController";
+/// (A) on WorkloadEntry: since when its machine is connected. Istio's.
+pub const CONNECTED_AT: &str = "istio.io/connectedAt";
+/// (A) on WorkloadEntry: since when it is not. Istio's.
+pub const DISCONNECTED_AT: &str = "istio.io/disconnectedAt";
+/// (L) on Namespace, Pod: [`UDP_ENABLED`] or [`UDP_DISABLED`], whether the mesh carries their UDP. Ours.
+pub const UDP: &str = "ambit.io/udp";
+/// A value of [`UDP`].
+pub const UDP_ENABLED: &str = "enabled";
+/// A value of [`UDP`].
+pub const UDP_DISABLED: &str = "disabled";
 /// (A) on Gateway: `true` tells apps behind it who their client is, in `x-forwarded-client-cert`.
 pub const XFCC_CLIENT_IDENTITY: &str = "ambient.istio.io/xfcc-include-client-identity";
 /// (A) on Gateway: name of its Service and Deployment, if it is not that of the Gateway.

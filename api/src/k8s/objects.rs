@@ -21,6 +21,7 @@ pub use super::istio::destination_rule::DestinationRule;
 pub use super::istio::request_authentication::RequestAuthentication;
 pub use super::istio::telemetry::Telemetry;
 pub use super::istio::virtual_service::VirtualService;
+pub use super::istio::workload_group::WorkloadGroup;
 pub use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
 pub use super::limits::{QuotaPolicy, RateLimitPolicy};
 pub use super::processors::ExternalProcessor;
@@ -124,6 +125,7 @@ kinds! {
     ServiceAccount "ServiceAccount" Namespaced &["v1"];
     ServiceEntry "ServiceEntry" Namespaced NETWORKING;
     WorkloadEntry "WorkloadEntry" Namespaced NETWORKING;
+    WorkloadGroup "WorkloadGroup" Namespaced NETWORKING;
     AuthorizationPolicy "AuthorizationPolicy" Namespaced SECURITY;
     PeerAuthentication "PeerAuthentication" Namespaced SECURITY;
     Gateway "Gateway" Namespaced GATEWAY;

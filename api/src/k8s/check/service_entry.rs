@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Path, Problems, spec, words};
+use crate::k8s::istio::workload_group::WorkloadGroup;
 use crate::k8s::istio::{Resolution, ServiceEntry, ServicePort, WorkloadEntry, WorkloadEntrySpec};
 
 const PROTOCOLS: [&str; 12] = [
@@ -170,6 +171,47 @@ fn check_resolution(entry: &ServiceEntry, problems: &mut Problems) {
 
 pub(super) fn check_workload_entry(entry: &WorkloadEntry, problems: &mut Problems) {
     check_endpoint(&entry.spec, &spec(), problems);
+}
+
+/// The template needs no address: it is the machine's.
+pub(super) fn check_workload_group(group: &WorkloadGroup, problems: &mut Problems) {
+    let template = WorkloadEntrySpec {
+        address: match &*group.spec.template.address {
+            "" => "192.0.2.1".to_owned(),
+            address => address.to_owned(),
+        },
+        ..group.spec.template.clone()
+    };
+    check_endpoint(&template, &spec().key("template"), problems);
+    let Some(probe) = &group.spec.probe else {
+        return;
+    };
+    let path = spec().key("probe");
+    let kinds = [
+        probe.http_get.is_some(),
+        probe.tcp_socket.is_some(),
+        probe.exec.is_some(),
+    ];
+    if kinds.iter().filter(|named| **named).count() != 1 {
+        problems.add(path.clone(), "name one of httpGet, tcpSocket and exec");
+    }
+    let http = probe.http_get.as_ref();
+    let ports = [
+        http.map(|it| it.port),
+        probe.tcp_socket.as_ref().map(|it| it.port),
+    ];
+    for port in ports.into_iter().flatten().filter(|port| !is_port(*port)) {
+        problems.add(path.clone(), format!("{port} is no port; write 1 to 65535"));
+    }
+    if http.is_some_and(|it| !matches!(&*it.scheme, "" | "HTTP")) {
+        problems.add(
+            path.key("httpGet").key("scheme"),
+            "only HTTP: the application is asked in the clear, on its own machine",
+        );
+    }
+    if probe.exec.as_ref().is_some_and(|it| it.command.is_empty()) {
+        problems.add(path.key("exec").key("command"), "name a program");
+    }
 }
 
 fn check_endpoint(endpoint: &WorkloadEntrySpec, path: &Path, problems: &mut Problems) {
