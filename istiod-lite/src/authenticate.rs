@@ -5,6 +5,8 @@
 //!    by our own key without a cluster, else by the API server        ([`Judge`])
 //! 2. a node's proxy may ask for the identity of a pod that its own node runs, and of no other:
 //!    a stolen node yields that node's identities only                ([`Authenticator::speak_for`])
+//! 3. who is no pod joins by a token of its own kind, and shows a certificate from then on
+//!                                             ([`Authenticator::joining`], [`Authenticator::caller_on`])
 //!
 //! Callers learn only that they were refused. Why is in our log and in the counters: an answer
 //! that tells "no such pod" from "wrong node" would let a stranger map the cluster.
@@ -13,9 +15,11 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use hbone::Identity;
+use hbone::control_plane::WORKLOAD;
 use http::HeaderMap;
 
 use crate::cluster::{self, Pods, Proven, Reviewer, account_of};
+use crate::machine::{self, Connection, Machine, Machines};
 use crate::roster::{Pod, Roster};
 use crate::token::{Named, Tokens};
 
@@ -39,6 +43,8 @@ pub struct Authenticator {
     pub cluster: String,
     /// Accounts (`namespace/name`) of node proxies, `CA_TRUSTED_NODE_ACCOUNTS`.
     pub trusted_nodes: Vec<String>,
+    /// The book of those that are no pods, where there is one.
+    pub machines: Option<Arc<Machines>>,
 }
 
 /// A caller whose token was good.
@@ -50,6 +56,8 @@ pub struct Caller {
     pub pod: Option<Arc<Pod>>,
     /// Whether it named our cluster.
     pub named_cluster: bool,
+    /// The machine that it is, if it showed a certificate instead of a token.
+    pub machine: Option<Arc<Machine>>,
 }
 
 /// The caller stays unknown.
@@ -81,6 +89,18 @@ pub enum Unknown {
     /// We know nothing about that cluster's pods.
     #[error("cluster {0:?} is not ours")]
     Cluster(String),
+    /// A machine that is not believed.
+    #[error(transparent)]
+    Machine(#[from] machine::Refused),
+}
+
+/// A machine does not join.
+#[derive(Debug)]
+pub enum Joining<E> {
+    /// Its request has no key that could be signed.
+    Key(E),
+    /// It is not believed.
+    Unknown(Unknown),
 }
 
 /// The caller is known but may not speak for that identity.
@@ -104,6 +124,9 @@ pub enum NotEntitled {
     /// The proxy's own pod is not scheduled.
     #[error("pod {0} of the caller has no node")]
     NoNode(String),
+    /// A machine speaks for itself only.
+    #[error(transparent)]
+    Machine(#[from] machine::Refused),
     /// The usual refusal: no pod of that account there.
     #[error("node {node} runs no pod of {identity}")]
     NotOnNode {
@@ -134,7 +157,65 @@ impl Authenticator {
             identity,
             pod,
             named_cluster,
+            machine: None,
         })
+    }
+
+    /// The caller behind a request on a connection: who has no token may have shown a certificate.
+    ///
+    /// # Errors
+    /// Why it stays unknown.
+    pub async fn caller_on(
+        &self,
+        connection: &Connection,
+        metadata: &HeaderMap,
+    ) -> Result<Caller, Unknown> {
+        let shown = connection.shown.as_deref();
+        let (Some(shown), Some(machines), None) = (shown, &self.machines, bearer(metadata)) else {
+            return self.caller(metadata).await;
+        };
+        let named_cluster = self.names_our_cluster(metadata)?;
+        let machine = machines
+            .known(workload(metadata), shown, connection)
+            .await?;
+        Ok(Caller {
+            identity: shown.identity.clone(),
+            pod: None,
+            named_cluster,
+            machine: Some(machine),
+        })
+    }
+
+    /// The identity of the machine that joins now, if the token is for that. `key` is asked for only then: the
+    /// fingerprint of the key that it joins with.
+    ///
+    /// # Errors
+    /// Why it does not join.
+    pub async fn joining<E>(
+        &self,
+        connection: &Connection,
+        metadata: &HeaderMap,
+        key: impl FnOnce() -> Result<String, E>,
+    ) -> Result<Option<Caller>, Joining<E>> {
+        let token = bearer(metadata).filter(|token| Machines::is_for_joining(token));
+        let (Some(token), Some(machines)) = (token, &self.machines) else {
+            return Ok(None);
+        };
+        let named_cluster = self.names_our_cluster(metadata).map_err(Joining::Unknown)?;
+        let key = key().map_err(Joining::Key)?;
+        let joined = machines
+            .join(token, &key, workload(metadata), connection)
+            .await;
+        let machine = joined.map_err(|error| Joining::Unknown(error.into()))?;
+        let join = &machine.join;
+        let identity = Identity::new(&self.trust_domain, &join.namespace, &join.service_account);
+        let odd = |_| Joining::Unknown(Unknown::Subject(machine.reference()));
+        Ok(Some(Caller {
+            identity: identity.map_err(odd)?,
+            pod: None,
+            named_cluster,
+            machine: Some(machine.clone()),
+        }))
     }
 
     /// The pod a token is bound to, if it is (still) that one.
@@ -165,6 +246,11 @@ impl Authenticator {
         let malformed = |_| NotEntitled::Malformed(wanted.into());
         let identity: Identity = wanted.parse().map_err(malformed)?;
         let own = &caller.identity;
+        if let Some(machine) = &caller.machine {
+            // It asks for what it is given anyway, or for what it is not.
+            machine.says("identity", wanted, &own.to_string())?;
+            return Ok(identity);
+        }
         let account = format!("{}/{}", own.namespace(), own.service_account());
         if !self.trusted_nodes.contains(&account) {
             return Err(NotEntitled::NotTrusted(own.clone()));
@@ -207,6 +293,14 @@ impl Authenticator {
     }
 }
 
+/// Which workload a machine says that it is.
+fn workload(metadata: &HeaderMap) -> &str {
+    let value = metadata.get(WORKLOAD);
+    value
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
+}
+
 fn bearer(metadata: &HeaderMap) -> Option<&str> {
     let value = metadata.get(http::header::AUTHORIZATION)?;
     let token = value.to_str().ok()?.strip_prefix("Bearer ")?;
@@ -236,6 +330,13 @@ impl Unknown {
     /// told apart, or an operator would look at tokens while the API server is down.
     pub fn status(&self, text: &'static str) -> tonic::Status {
         match self {
+            Self::Machine(machine::Refused::Store(_)) => {
+                tonic::Status::unavailable("the book of machines cannot be read")
+            }
+            // Who holds the token or the key is told what an operator has to do.
+            Self::Machine(error) => {
+                tonic::Status::unauthenticated(format!("{text}: {}", error.advice()))
+            }
             Self::Unanswered(_) => {
                 tonic::Status::unavailable("the API server cannot be asked about the token")
             }

@@ -1,6 +1,6 @@
 //! Flags, each with its environment variable; names and defaults are Istio's where it has one.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,8 +25,66 @@ pub enum Command {
     Run(Box<Run>),
     /// Print a service account token signed by this control plane's own key.
     Token(Token),
+    /// Machines that are no pods: tokens by which they join, and the book of those who have.
+    #[command(subcommand)]
+    Vm(Vm),
     /// Read the configuration once, print every refused object with file, line and reason.
     Check(Check),
+}
+
+/// `istiod-lite vm`
+#[derive(Debug, Clone, Subcommand)]
+pub enum Vm {
+    /// Print a token by which one machine joins, once.
+    Token(Box<JoinToken>),
+    /// List the machines that have joined.
+    List(Book),
+    /// Take a machine out: it gets no more certificates, and no token made before brings it back.
+    Remove {
+        #[command(flatten)]
+        #[allow(missing_docs)] // flattened
+        book: Book,
+        /// Its workload, namespace/name.
+        machine: String,
+    },
+}
+
+/// Where the book of machines is.
+#[derive(Debug, Clone, Args)]
+pub struct Book {
+    #[command(flatten)]
+    #[allow(missing_docs)] // flattened
+    pub places: Places,
+}
+
+/// `istiod-lite vm token`
+#[derive(Debug, Clone, Args)]
+pub struct JoinToken {
+    #[command(flatten)]
+    #[allow(missing_docs)] // flattened
+    pub book: Book,
+    /// Namespace of its workload and of its account.
+    #[arg(long)]
+    pub namespace: String,
+    /// The account.
+    #[arg(long)]
+    pub service_account: String,
+    /// Name of its workload. By default that of the group, or of the account, and eight letters.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The WorkloadGroup that its WorkloadEntry is made from. Without one the entry of its name is there already.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Its addresses: it joins, and comes back, from there alone; the first is that of its workload. By default the one that it
+    /// joins from.
+    #[arg(long, value_delimiter = ',')]
+    pub address: Vec<IpAddr>,
+    /// Something between the machine and us translates its address: where it comes from is not compared with --address.
+    #[arg(long, requires = "address")]
+    pub translated: bool,
+    /// How long the token is good, at most a day.
+    #[arg(long, default_value = "1h", value_parser = duration)]
+    pub ttl: Duration,
 }
 
 /// Where the configuration and our own files are, without a cluster.
@@ -142,6 +200,14 @@ pub struct Run {
     /// Longest life of a certificate; who asks for more is refused.
     #[arg(long, default_value = "2160h", env = "MAX_WORKLOAD_CERT_TTL", value_parser = duration)]
     pub max_cert_ttl: Duration,
+    /// How long a machine that joined by a token may be away after its certificate has ended, and come back by it. Later it needs
+    /// another token.
+    #[arg(long, default_value = "720h", env = "AMBIT_MACHINE_ABSENCE", value_parser = duration)]
+    pub machine_absence: Duration,
+    /// How long the WorkloadEntry of a machine stays after it went, without getting connections: it may only come to another
+    /// replica, or start anew.
+    #[arg(long, default_value = "1m", env = "AMBIT_MACHINE_GRACE", value_parser = duration)]
+    pub machine_grace: Duration,
     /// A storm of changes is over when nothing changed for this long.
     #[arg(long, default_value = "100ms", env = "PILOT_DEBOUNCE_AFTER", value_parser = duration)]
     pub debounce_after: Duration,

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::k8s::dir::{Change, Directory, Fault};
-use api::k8s::objects::{Kind, ObjectKey};
+use api::k8s::objects::{Kind, Object, ObjectKey, WorkloadEntry, WorkloadGroup};
 use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -132,7 +132,16 @@ pub struct Views {
     pub statuses: watch::Receiver<status::Book>,
     /// What proxies refuse, which the streams say.
     pub refusals: Arc<Refusals>,
+    /// WorkloadGroups, by namespace and name.
+    pub groups: watch::Sender<Groups>,
+    /// The WorkloadEntries there are, as they are written.
+    pub entries: Arc<ArcSwap<Entries>>,
 }
+
+/// WorkloadGroups.
+pub type Groups = imbl::HashMap<ObjectKey, Arc<WorkloadGroup>>;
+/// WorkloadEntries.
+pub type Entries = imbl::HashMap<ObjectKey, Arc<WorkloadEntry>>;
 
 /// What it takes to fill the views.
 pub struct Fill {
@@ -160,6 +169,8 @@ pub fn views() -> (Fill, Views) {
         names: Arc::default(),
         statuses: said,
         refusals: Arc::default(),
+        groups: watch::Sender::default(),
+        entries: Arc::default(),
     };
     let fill = Fill {
         views: views.clone(),
@@ -310,6 +321,7 @@ impl Feed {
         }
         self.say_faults();
         self.note_names(&changes);
+        self.note_machines(&changes);
         let pods: Vec<ObjectKey> = changes.iter().filter_map(pod).collect();
         if self.is_running {
             self.pass_time();
@@ -415,6 +427,33 @@ impl Feed {
         }
         if !names.ptr_eq(&before) {
             self.views.names.store(Arc::new(names));
+        }
+    }
+
+    fn note_machines(&self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Set(object @ Object::WorkloadGroup(group)) => {
+                    let (key, group) = (object.key(), group.clone());
+                    self.views
+                        .groups
+                        .send_modify(|groups| drop(groups.insert(key, group)));
+                }
+                Change::Gone(key) if key.kind == Kind::WorkloadGroup => {
+                    self.views
+                        .groups
+                        .send_modify(|groups| drop(groups.remove(key)));
+                }
+                Change::Set(object @ Object::WorkloadEntry(entry)) => {
+                    let entries = self.views.entries.load().update(object.key(), entry.clone());
+                    self.views.entries.store(Arc::new(entries));
+                }
+                Change::Gone(key) if key.kind == Kind::WorkloadEntry => {
+                    let entries = self.views.entries.load().without(key);
+                    self.views.entries.store(Arc::new(entries));
+                }
+                _ => {}
+            }
         }
     }
 

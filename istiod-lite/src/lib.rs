@@ -11,6 +11,7 @@
 //! | [`catalog`], [`push`] | resources encoded once, and who is told of them when |
 //! | [`status`] | what the statuses of objects should say |
 //! | [`roster`], [`token`], [`authenticate`] | who calls, and as whom it may speak |
+//! | [`machine`] | who joins that is no pod, and who has |
 //! | [`ca`] | certificates |
 //! | [`serve`], [`metrics`] | ports |
 //! | [`webhook`] | admission: bad policies are refused when they are written |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod deploy;
 mod disk;
 pub mod feed;
+pub mod machine;
 pub mod metrics;
 pub mod push;
 pub mod roster;

@@ -1,4 +1,4 @@
-//! `istiod-lite run | token | check`
+//! `istiod-lite run | token | vm | check`
 
 use std::pin::pin;
 use std::process::ExitCode;
@@ -8,8 +8,9 @@ use anyhow::{Context as _, bail};
 use api::k8s::dir;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 use clap::Parser as _;
-use istiod_lite::config::{Check, Cli, Command, Run, Token};
-use istiod_lite::token::{Named, Request, Tokens};
+use istiod_lite::config::{Book, Check, Cli, Command, JoinToken, Run, Token, Vm};
+use istiod_lite::machine::{self, store::Store};
+use istiod_lite::token::{Join, Named, Request, Tokens};
 use istiod_lite::{feed, start};
 use ops::drain::{Drain, Drained};
 use ops::signals::Signals;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(run) => run_until_told(&run).map(|()| ExitCode::SUCCESS),
         Command::Token(token) => print_token(&token).map(|()| ExitCode::SUCCESS),
+        Command::Vm(vm) => of_machines(vm).map(|()| ExitCode::SUCCESS),
         Command::Check(check) => print_faults(&check),
     };
     // One line, whatever the environment says about backtraces.
@@ -94,6 +96,66 @@ fn print_token(token: &Token) -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::main(flavor = "current_thread")]
+#[allow(clippy::print_stdout)] // the token, or the list, is the output
+async fn of_machines(vm: Vm) -> anyhow::Result<()> {
+    let open = |book: &Book| Store::directory(&book.places.state());
+    match vm {
+        Vm::Token(token) => {
+            let join = join(&token)?;
+            let tokens = Tokens::open(&token.book.places.state())?;
+            eprintln!(
+                "for {}/{}, as {}",
+                join.namespace, join.name, join.service_account
+            );
+            println!("{}", tokens.issue_join(&join, token.ttl)?);
+        }
+        Vm::List(book) => {
+            for machine in open(&book).list().await? {
+                println!("{}", serde_json::to_string(&machine)?);
+            }
+        }
+        Vm::Remove { book, machine } => {
+            let (namespace, name) = machine
+                .split_once('/')
+                .context("namespace/name is needed")?;
+            if !machine::remove(&open(&book), namespace, name).await? {
+                bail!("no machine {machine} has joined");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a token is to say, if it makes sense.
+fn join(token: &JoinToken) -> anyhow::Result<Join> {
+    if token.ttl > LONGEST_JOIN {
+        bail!("a join token is good for a day at most");
+    }
+    let name = match &token.name {
+        Some(name) => name.clone(),
+        None => {
+            let mut random = [0_u8; 4];
+            aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("no randomness"))?;
+            let base = token.group.as_ref().unwrap_or(&token.service_account);
+            format!("{base}-{:08x}", u32::from_be_bytes(random))
+        }
+    };
+    for part in [&token.namespace, &name, &token.service_account] {
+        if !machine::is_name(part) {
+            bail!("{part:?} cannot be a name");
+        }
+    }
+    Ok(Join {
+        namespace: token.namespace.clone(),
+        name,
+        service_account: token.service_account.clone(),
+        group: token.group.clone(),
+        addresses: token.address.clone(),
+        translated: token.translated,
+    })
+}
+
 /// A token for a pod that is not there, or that runs as another account, would be refused later
 /// and elsewhere: better here.
 fn find_pod(token: &Token, name: &str) -> anyhow::Result<std::sync::Arc<api::k8s::objects::Pod>> {
@@ -137,5 +199,7 @@ fn print_faults(check: &Check) -> anyhow::Result<ExitCode> {
     })
 }
 
+/// A token that lies about for longer is found by somebody.
+const LONGEST_JOIN: Duration = Duration::from_secs(24 * 3600);
 /// For streams to be told and certificates to be signed to the end.
 const GRACE: Duration = Duration::from_secs(10);

@@ -18,7 +18,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use value::{BYTES, Expiry, Histograms, SECONDS, SecondsLeft};
 
 pub use labels::{
-    Admitted, Failure, LeaseName, NotAdmitted, ObjectEvent, Of, Resource, Trigger, Version, Write,
+    Admitted, Failure, LeaseName, NotAdmitted, NotJoined, ObjectEvent, Of, Resource, Trigger,
+    Version, Write,
 };
 pub use value::{Buckets, Count};
 
@@ -74,6 +75,10 @@ pub struct Metrics {
     pub admitted: Family<Admitted, Count>,
     /// Objects it refused.
     pub not_admitted: Family<NotAdmitted, Count>,
+    /// Machines that joined by a token.
+    pub machines_joined: Count,
+    /// Machines that were refused.
+    pub machines_refused: Family<NotJoined, Count>,
     root_expiry: Expiry,
     signer_expiry: Expiry,
 }
@@ -152,6 +157,8 @@ impl Metrics {
             signer_refused: Gauge::default(),
             admitted: Family::default(),
             not_admitted: Family::default(),
+            machines_joined: Count::default(),
+            machines_refused: Family::default(),
             root_expiry: Expiry::default(),
             signer_expiry: Expiry::default(),
         }
@@ -267,6 +274,16 @@ impl Metrics {
             "ambit_leader",
             "1 for each Lease this replica leads by",
             self.leading.clone(),
+        );
+        to.register(
+            "ambit_machines_joined",
+            "Machines that joined by a token",
+            self.machines_joined.clone(),
+        );
+        to.register(
+            "ambit_machines_refused",
+            "Machines that were refused, by the reason",
+            self.machines_refused.clone(),
         );
         to.register(
             "ambit_ca_signer_refused",

@@ -34,6 +34,7 @@ use tonic_prost::ProstCodec;
 
 use crate::authenticate::Authenticator;
 use crate::catalog::Reader;
+use crate::machine::Connection;
 use crate::metrics::Metrics;
 use crate::serve::{Leaving, Peer, Stranger};
 
@@ -71,7 +72,9 @@ impl Discovery {
 async fn begin(State(discovery): State<Arc<Discovery>>, request: Request) -> Response {
     // A request's body may not be shared between threads, which a wait would do.
     let metadata = request.headers().clone();
-    let caller = match discovery.authenticator.caller(&metadata).await {
+    let connection = Connection::of(request.extensions());
+    let caller = discovery.authenticator.caller_on(&connection, &metadata);
+    let caller = match caller.await {
         Ok(caller) => caller,
         Err(error) => {
             tracing::info!(%error, "stream refused: caller unknown");
@@ -96,6 +99,7 @@ async fn begin(State(discovery): State<Arc<Discovery>>, request: Request) -> Res
     let stream = stream::Stream {
         discovery,
         caller,
+        connection,
         peer: peer.map(|peer| peer.0),
         leaving: leaving.map(|leaving| leaving.0).unwrap_or_default(),
         requests,

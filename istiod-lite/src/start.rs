@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use api::machine::presence_server::PresenceServer;
 use ops::drain::Drain;
 use ops::metrics::Registry;
 use ops::ready::{Gate, Readiness};
@@ -27,6 +28,7 @@ use crate::cluster::{
 use crate::config::{Input, Run};
 use crate::deploy::{Chart, Mesh, Pattern};
 use crate::feed::{self, Feed, Fill, Origin, Views};
+use crate::machine::{Machines, presence::PresenceService, register::Registrar, store::Store};
 use crate::metrics::Metrics;
 use crate::push::{Connected, Debounce, Discovery};
 use crate::serve::{self, Age, Debug, ServerCertificate, ServerError};
@@ -101,6 +103,7 @@ struct Base {
     judge: Judge,
     settings: Settings,
     cluster: Option<(Connection, watch::Receiver<Kinds>)>,
+    machines: Option<Arc<Machines>>,
 }
 
 /// What is there before anything is known: the monitoring port, and what it speaks of.
@@ -140,6 +143,7 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         judge,
         settings,
         cluster,
+        machines,
     } = base;
     front.metrics.expiries(authority.expiries());
     front.configured.open();
@@ -150,9 +154,11 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         trust_domain: settings.trust_domain.as_str().into(),
         cluster: run.cluster_id.clone(),
         trusted_nodes: run.trusted_nodes(),
+        machines,
     });
     let certificate = ServerCertificate::new(authority.clone(), &run.names())?;
-    let routes = routes(&authority, &authenticator, &front);
+    let registrar = registrar(run, &front);
+    let routes = routes(&authority, &authenticator, &front, registrar);
     let (grpc, plaintext) = serve_grpc(run, &front, routes, &certificate, drain).await?;
     front.serving.open();
     let mut webhook = None;
@@ -232,7 +238,7 @@ async fn serve_grpc(
     let (tls, grpc) = listen(run.listen_grpc).await?;
     drain.spawn(serve::grpc_tls(
         tls,
-        certificate.config()?,
+        certificate.config_for_proxies()?,
         routes.clone(),
         age.clone(),
         drain.clone(),
@@ -317,7 +323,14 @@ async fn standalone(
         Some(directory) => Source::PluggedIn(directory.clone()),
         None => Source::Own(state.clone()),
     };
-    let trust_domain = settings.trust_domain.as_str().into();
+    let trust_domain: Arc<str> = settings.trust_domain.as_str().into();
+    let machines = Machines::new(
+        Tokens::open(&state)?,
+        Store::directory(&state),
+        Arc::clone(&trust_domain),
+        run.machine_absence,
+        parts.metrics.clone(),
+    );
     let authority = Arc::new(Authority::open(source, trust_domain, lifetimes(run))?);
     let origin = Origin::Directory {
         config: config.clone(),
@@ -333,6 +346,7 @@ async fn standalone(
         judge: tokens.into(),
         settings,
         cluster: None,
+        machines: Some(machines),
     })
 }
 
@@ -385,6 +399,7 @@ async fn in_cluster(
         judge: Judge::Cluster(Box::new(reviewer), Pods::new(client())),
         settings,
         cluster: Some((connection, kinds)),
+        machines: None,
     })
 }
 
@@ -413,7 +428,28 @@ fn exists(views: &Views) -> webhook::Exists {
     })
 }
 
-fn routes(authority: &Arc<Authority>, authenticator: &Arc<Authenticator>, front: &Front) -> Routes {
+/// Keeps the entries of machines, where machines join.
+fn registrar(run: &Run, front: &Front) -> Option<Arc<Registrar>> {
+    let Input::Directory { config, .. } = run.input() else {
+        return None;
+    };
+    let views = &front.views;
+    Some(Registrar::new(
+        &config,
+        run.machine_grace,
+        &run.cluster_id,
+        views.groups.subscribe(),
+        views.entries.clone(),
+        views.catalog.clone(),
+    ))
+}
+
+fn routes(
+    authority: &Arc<Authority>,
+    authenticator: &Arc<Authenticator>,
+    front: &Front,
+    registrar: Option<Arc<Registrar>>,
+) -> Routes {
     let certificates = CertificateService::new(
         authority.clone(),
         authenticator.clone(),
@@ -429,6 +465,13 @@ fn routes(authority: &Arc<Authority>, authenticator: &Arc<Authenticator>, front:
         metrics: front.metrics.clone(),
     });
     let mut routes = Routes::new(certificates);
+    if let Some(registrar) = registrar {
+        let presence = PresenceService {
+            authenticator: authenticator.clone(),
+            registrar,
+        };
+        routes = routes.add_service(PresenceServer::new(presence));
+    }
     let router = std::mem::take(routes.axum_router_mut());
     *routes.axum_router_mut() = router.merge(discovery.routes());
     routes.prepare()

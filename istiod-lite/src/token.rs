@@ -4,9 +4,13 @@
 //! server about it. Without a cluster this file is both: [`Tokens`] signs and verifies JWTs with a
 //! P-256 key kept on disk, whose claims have Kubernetes' shape, so that a proxy cannot tell the
 //! difference and the code that reads claims is the same.
+//!
+//! The same key signs the tokens by which machines join ([`Join`]), with and without a cluster. They are for another
+//! audience: one is never taken for the other.
 
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +21,8 @@ use crate::disk;
 
 /// The audience every proxy's token carries; Istio's default of `TOKEN_AUDIENCES`.
 pub const AUDIENCE: &str = "istio-ca";
+/// The audience of tokens by which machines join, who are good for nothing else.
+pub const JOIN_AUDIENCE: &str = "ambit-join";
 const ISSUER: &str = "istiod-lite";
 const KEY_FILE: &str = "token-key.pem";
 
@@ -25,6 +31,7 @@ pub struct Tokens {
     signing: EncodingKey,
     verifying: DecodingKey,
     rules: Validation,
+    join_rules: Validation,
 }
 
 /// The claims of a service account token that anything here reads.
@@ -87,6 +94,49 @@ pub struct Request {
     pub audience: String,
 }
 
+/// Which machine may join, and as whom: all of it is said when the token is made, nothing of it by the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Join {
+    /// Namespace of its workload and of its account.
+    pub namespace: String,
+    /// Name of its workload.
+    pub name: String,
+    /// The account.
+    pub service_account: String,
+    /// The WorkloadGroup that its WorkloadEntry is made from; without one the entry is there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Its addresses, first that of its workload; that which it joins from, where none is said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// It may join, and come back, from other addresses than its own: something between us translates them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub translated: bool,
+}
+
+/// The claims of such a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinClaims {
+    /// Who signed.
+    pub iss: String,
+    /// `system:serviceaccount:<namespace>:<name>`
+    pub sub: String,
+    /// Who may accept it.
+    pub aud: Vec<String>,
+    /// Its own name, by which it is told that it was used.
+    pub jti: String,
+    /// Seconds since 1970.
+    pub iat: u64,
+    /// Seconds since 1970.
+    pub exp: u64,
+    /// When it was made, in milliseconds since 1970: what has happened since is newer than it.
+    pub made: u64,
+    /// Who may join.
+    #[serde(rename = "ambit.io")]
+    pub join: Join,
+}
+
 /// The key on disk could not be made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -113,27 +163,23 @@ impl Tokens {
                 std::fs::read_to_string(&path)?
             }
         };
-        let key = rcgen::KeyPair::from_pem_and_sign_algo(&pem, &rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let mut rules = Validation::new(Algorithm::ES256);
-        rules.set_audience(&[AUDIENCE]);
-        rules.set_issuer(&[ISSUER]);
-        rules.required_spec_claims = HashSet::from(["exp", "aud", "iss", "sub"].map(String::from));
-        // One clock made these tokens and reads them; at their last second they are over.
-        rules.leeway = 0;
-        rules.reject_tokens_expiring_in_less_than = 1;
+        Self::of_key(&pem)
+    }
+
+    /// With this key, a P-256 key in PKCS #8.
+    pub fn of_key(pem: &str) -> Result<Self, KeyError> {
+        let key = rcgen::KeyPair::from_pem_and_sign_algo(pem, &rcgen::PKCS_ECDSA_P256_SHA256)?;
         Ok(Self {
             signing: EncodingKey::from_ec_pem(pem.as_bytes())?,
             verifying: DecodingKey::from_ec_der(rcgen::PublicKeyData::der_bytes(&key)),
-            rules,
+            rules: rules(AUDIENCE),
+            join_rules: rules(JOIN_AUDIENCE),
         })
     }
 
     /// A signed token.
     pub fn issue(&self, request: &Request) -> Result<String, jsonwebtoken::errors::Error> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let now = now();
         let claims = Claims {
             iss: ISSUER.into(),
             sub: format!(
@@ -159,15 +205,95 @@ impl Tokens {
         jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.signing)
     }
 
+    /// A token by which a machine joins, once.
+    pub fn issue_join(
+        &self,
+        join: &Join,
+        lifetime: Duration,
+    ) -> Result<String, jsonwebtoken::errors::Error> {
+        let now = now();
+        let mut jti = [0_u8; 16];
+        // A name that could be guessed would still need our signature.
+        let _ = aws_lc_rs::rand::fill(&mut jti);
+        let claims = JoinClaims {
+            iss: ISSUER.into(),
+            sub: format!(
+                "system:serviceaccount:{}:{}",
+                join.namespace, join.service_account
+            ),
+            aud: vec![JOIN_AUDIENCE.into()],
+            jti: jti.iter().map(|byte| format!("{byte:02x}")).collect(),
+            iat: now,
+            exp: now.saturating_add(lifetime.as_secs()),
+            made: now_in_millis(),
+            join: join.clone(),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::ES256), &claims, &self.signing)
+    }
+
+    /// The claims, if it is such a token, ours and not expired.
+    pub fn verify_join(&self, token: &str) -> Result<JoinClaims, jsonwebtoken::errors::Error> {
+        jsonwebtoken::decode(token, &self.verifying, &self.join_rules).map(|token| token.claims)
+    }
+
     /// The claims, if the token is ours, meant for us and not expired.
     pub fn verify(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         jsonwebtoken::decode(token, &self.verifying, &self.rules).map(|token| token.claims)
     }
 }
 
+/// What is asked of a token beside its signature.
+fn rules(audience: &str) -> Validation {
+    let mut rules = Validation::new(Algorithm::ES256);
+    rules.set_audience(&[audience]);
+    rules.set_issuer(&[ISSUER]);
+    rules.required_spec_claims = HashSet::from(["exp", "aud", "iss", "sub"].map(String::from));
+    // One clock made these tokens and reads them; at their last second they are over.
+    rules.leeway = 0;
+    rules.reject_tokens_expiring_in_less_than = 1;
+    rules
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_in_millis() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_join_token_is_no_account_s_and_an_account_s_joins_nobody() {
+        let state = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(state.path()).unwrap();
+        let join = Join {
+            namespace: "shop".into(),
+            name: "vm-1".into(),
+            service_account: "db".into(),
+            group: None,
+            addresses: vec![[10, 0, 0, 9].into()],
+            translated: false,
+        };
+        let minute = Duration::from_secs(60);
+        let token = tokens.issue_join(&join, minute).unwrap();
+        assert_eq!(tokens.verify_join(&token).unwrap().join, join);
+        assert!(tokens.verify(&token).is_err());
+        let account = tokens.issue(&request()).unwrap();
+        assert!(tokens.verify_join(&account).is_err());
+        let over = tokens.issue_join(&join, Duration::ZERO).unwrap();
+        assert!(tokens.verify_join(&over).is_err(), "expired");
+        let other = tokens.issue_join(&join, minute).unwrap();
+        let jti = |token: &str| tokens.verify_join(token).unwrap().jti;
+        assert_ne!(jti(&token), jti(&other), "each is one of its own");
+    }
 
     fn request() -> Request {
         Request {

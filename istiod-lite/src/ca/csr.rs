@@ -10,6 +10,8 @@ use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 
+use crate::machine::shown;
+
 /// The request cannot be signed; texts are those of Istio's CA where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CsrError {
@@ -57,4 +59,18 @@ pub(super) fn public_key(pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
             _ => CsrError::BadSignature,
         })?;
     SubjectPublicKeyInfo::from_der(key.raw).map_err(|_| CsrError::Algorithm)
+}
+
+/// By which the book of machines knows the key of a request, whose holder has proved in it that it has it.
+///
+/// # Errors
+/// As where it is signed.
+pub(crate) fn fingerprint(pem: &str) -> Result<String, CsrError> {
+    public_key(pem)?;
+    let (_, pem) = parse_x509_pem(pem.as_bytes()).map_err(|_| CsrError::NotPem)?;
+    let (_, csr) =
+        X509CertificationRequest::from_der(&pem.contents).map_err(|_| CsrError::NotCsr)?;
+    Ok(shown::fingerprint(
+        csr.certification_request_info.subject_pki.raw,
+    ))
 }

@@ -1,6 +1,7 @@
 //! `istio.v1.auth.IstioCertificateService`: a CSR comes, a chain goes.
 //!
-//! 1. who calls                                  [`Authenticator::caller`]
+//! 1. who calls: by a token, by a certificate, or by a token that is good once
+//!                                               [`Authenticator::caller_on`], [`Authenticator::joining`]
 //! 2. for whom: itself, or a pod of its node     [`Authenticator::speak_for`]
 //! 3. sign, on a thread of its own               [`Authority::sign`]
 //!
@@ -15,8 +16,9 @@ use prost_types::value::Kind;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
-use super::{Authority, CsrError, SignError};
-use crate::authenticate::{Authenticator, NotEntitled};
+use super::{Authority, CsrError, SignError, csr};
+use crate::authenticate::{Authenticator, Joining, NotEntitled, Unknown};
+use crate::machine::Connection;
 use crate::metrics::{Failure, Metrics};
 use crate::serve::Stranger;
 
@@ -49,15 +51,29 @@ impl CertificateService {
     /// The identity to certify, or the refusal that the caller sees.
     async fn authorise(
         &self,
+        connection: &Connection,
         metadata: &http::HeaderMap,
+        csr: &str,
         wanted: Wanted,
     ) -> Result<Identity, Status> {
-        let caller = self.authenticator.caller(metadata).await;
-        let caller = caller.map_err(|error| {
+        let unknown = |error: Unknown| {
             self.metrics.authentication_failures.increment();
             tracing::info!(%error, "certificate refused: caller unknown");
             error.status("request authenticate failure")
+        };
+        let key = || csr::fingerprint(csr);
+        let joining = self.authenticator.joining(connection, metadata, key).await;
+        let joining = joining.map_err(|error| match error {
+            Joining::Key(error) => self.refuse(None, &error.into()),
+            Joining::Unknown(error) => unknown(error),
         })?;
+        let caller = match joining {
+            Some(caller) => caller,
+            None => {
+                let caller = self.authenticator.caller_on(connection, metadata).await;
+                caller.map_err(unknown)?
+            }
+        };
         let granted = match wanted {
             Wanted::Own => Ok(caller.identity.clone()),
             Wanted::Other(wanted) => self.authenticator.speak_for(&caller, &wanted).await,
@@ -68,12 +84,18 @@ impl CertificateService {
             if matches!(error, NotEntitled::Malformed(_)) {
                 self.metrics.identity_errors.increment();
             }
+            if let (NotEntitled::Machine(lie), Some(machines)) =
+                (&error, &self.authenticator.machines)
+            {
+                machines.lied(lie, connection);
+            }
             tracing::info!(caller = %caller.identity, %error, "certificate refused: not entitled");
             Status::unauthenticated("request impersonation authentication failure")
         })
     }
 
-    fn refuse(&self, identity: &Identity, error: &SignError) -> Status {
+    fn refuse(&self, identity: Option<&Identity>, error: &SignError) -> Status {
+        let identity = identity.map(tracing::field::display);
         let name = match error {
             SignError::Csr(csr) => {
                 if matches!(csr, CsrError::NotPem | CsrError::NotCsr) {
@@ -92,15 +114,15 @@ impl CertificateService {
         let text = error.to_string();
         match error {
             SignError::Csr(_) | SignError::TooLong { .. } => {
-                tracing::info!(%identity, error = text, "certificate refused");
+                tracing::info!(identity, error = text, "certificate refused");
                 Status::invalid_argument(text)
             }
             SignError::SignerExpired => {
-                tracing::error!(%identity, error = text, "certificate refused");
+                tracing::error!(identity, error = text, "certificate refused");
                 Status::unavailable(text)
             }
             SignError::Signer(cause) => {
-                tracing::error!(%identity, error = text, %cause, "certificate refused");
+                tracing::error!(identity, error = text, %cause, "certificate refused");
                 Status::internal(text)
             }
         }
@@ -115,8 +137,10 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csrs.increment();
         let (metadata, extensions, request) = request.into_parts();
+        let connection = Connection::with(extensions.get(), extensions.get());
+        let wanted = Wanted::of(&request);
         let identity = self
-            .authorise(metadata.as_ref(), Wanted::of(&request))
+            .authorise(&connection, metadata.as_ref(), &request.csr, wanted)
             .await?;
         if let Some(stranger) = extensions.get::<Arc<Stranger>>() {
             stranger.prove();
@@ -131,7 +155,7 @@ impl IstioCertificateService for CertificateService {
         });
         let signed = signed.await;
         let signed = signed.map_err(|_| Status::internal("CSR signing error (signer failure)"))?;
-        let cert_chain = signed.map_err(|error| self.refuse(&identity, &error))?;
+        let cert_chain = signed.map_err(|error| self.refuse(Some(&identity), &error))?;
         self.metrics.issued.increment();
         tracing::debug!(%identity, "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain }))

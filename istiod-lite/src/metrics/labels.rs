@@ -52,6 +52,13 @@ pub struct Failure {
     pub error: &'static str,
 }
 
+/// Why a machine was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NotJoined {
+    /// `token_used`, `token_expired`, `address` …: [`crate::machine::Refused::reason`].
+    pub reason: &'static str,
+}
+
 /// A write into the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Write {

@@ -13,6 +13,7 @@ use mesh::node::{GATEWAY_NAME, metadata};
 use tonic::Status;
 
 use crate::authenticate::Caller;
+use crate::machine::{Machine, Refused};
 use crate::roster::Roster;
 
 /// A client that may subscribe.
@@ -71,6 +72,29 @@ pub(super) fn check(node: Option<&Node>, caller: &Identity) -> Result<Proxy, Sta
         version: metadata(node, "ISTIO_VERSION").into(),
         gateway: Some(metadata(node, GATEWAY_NAME).into()).filter(|name: &String| !name.is_empty()),
     })
+}
+
+/// Compares what a machine says of itself with the book: it may leave out what it likes.
+pub(super) fn machine(node: Option<&Node>, machine: &Machine) -> Result<(), Refused> {
+    let Some(node) = node else { return Ok(()) };
+    let parts: Vec<&str> = node.id.split('~').collect();
+    let name = format!("{}.{}", machine.join.name, machine.join.namespace);
+    machine.says("name", parts.get(2).copied().unwrap_or_default(), &name)?;
+    let says = |key, is: &str| machine.says(key, metadata(node, key), is);
+    says("NAME", &machine.join.name)?;
+    says("NAMESPACE", &machine.join.namespace)?;
+    says("SERVICE_ACCOUNT", &machine.join.service_account)?;
+    says(
+        "AUTO_REGISTER_GROUP",
+        machine.join.group.as_deref().unwrap_or_default(),
+    )?;
+    // It may have others that are nobody's business; those it names must include its own.
+    let addresses = metadata(node, "INSTANCE_IPS");
+    let mut said = addresses.split(',').map(|said| said.trim().parse());
+    if said.any(|said| said.is_ok_and(|said| machine.is_at(said))) {
+        return Ok(());
+    }
+    machine.says("INSTANCE_IPS", addresses, &machine.address.to_string())
 }
 
 /// The gateway (`namespace/name`) whose resources a client is sent: the one that it names, if its pod is labelled as

@@ -17,12 +17,14 @@ use super::refused::Stand;
 use super::{Discovery, FIRST_REQUEST, body, is_internal, node};
 use crate::authenticate::Caller;
 use crate::catalog::{Catalog, Type, Watch};
+use crate::machine::Connection;
 use crate::metrics::{Of, Version};
 
 /// A stream whose caller is known.
 pub(super) struct Stream {
     pub(super) discovery: Arc<Discovery>,
     pub(super) caller: Caller,
+    pub(super) connection: Connection,
     pub(super) peer: Option<SocketAddr>,
     pub(super) leaving: CancellationToken,
     pub(super) requests: Streaming<DeltaDiscoveryRequest>,
@@ -75,6 +77,14 @@ impl Stream {
         &self,
         first: &DeltaDiscoveryRequest,
     ) -> Result<(node::Proxy, Option<String>), Status> {
+        if let (Some(machine), Some(machines)) =
+            (&self.caller.machine, &self.discovery.authenticator.machines)
+        {
+            node::machine(first.node.as_ref(), machine).map_err(|lie| {
+                machines.lied(&lie, &self.connection);
+                Status::permission_denied(lie.advice())
+            })?;
+        }
         let proxy = node::check(first.node.as_ref(), &self.caller.identity)?;
         let roster = self.discovery.authenticator.roster.load();
         let gateway = node::gateway(&proxy, &self.caller, &roster)?;

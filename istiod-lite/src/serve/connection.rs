@@ -25,6 +25,7 @@ use tower::ServiceExt as _;
 
 use super::stranger::{Stranger, Strangers};
 use crate::cluster::Health;
+use crate::machine::shown::Shown;
 
 /// How old a connection gets.
 #[derive(Debug, Clone)]
@@ -135,24 +136,29 @@ async fn serve_one(
     drain: &Drain,
 ) -> Result<(), Failed> {
     let Some(tls) = tls else {
-        return carry(tcp, peer, stranger, routes, age, drain).await;
+        return carry(tcp, peer, None, stranger, routes, age, drain).await;
     };
     let stream = tokio::select! {
         stream = tls.accept(tcp) => stream?,
         () = tokio::time::sleep(HANDSHAKE) => return Err(Box::from("TLS handshake took too long")),
         () = drain.accepting().cancelled() => return Ok(()),
     };
-    carry(stream, peer, stranger, routes, age, drain).await
+    // TLS has found that it leads to our roots.
+    let shown = stream.get_ref().1.peer_certificates();
+    let shown = shown.and_then(|chain| Shown::of(chain.first()?));
+    carry(stream, peer, shown, stranger, routes, age, drain).await
 }
 
 async fn carry(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
+    shown: Option<Shown>,
     stranger: &Arc<Stranger>,
     routes: Routes,
     age: Age,
     drain: &Drain,
 ) -> Result<(), Failed> {
+    let shown = shown.map(Arc::new);
     let leaving = CancellationToken::new();
     let extension = Leaving(leaving.clone());
     let stranger = stranger.clone();
@@ -160,6 +166,9 @@ async fn carry(
         request.extensions_mut().insert(extension.clone());
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(stranger.clone());
+        if let Some(shown) = &shown {
+            request.extensions_mut().insert(shown.clone());
+        }
         let routes = routes.clone();
         async move {
             Ok::<_, Infallible>(

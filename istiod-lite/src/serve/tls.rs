@@ -18,6 +18,7 @@ use rustls::sign::CertifiedKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::{Authority, SignError};
+use crate::machine::shown::Clients;
 
 /// The certificate in use.
 pub struct ServerCertificate {
@@ -73,6 +74,20 @@ impl ServerCertificate {
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(Resolver(self.clone())));
         config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// The same where clients may show certificates of the mesh.
+    pub fn config_for_proxies(self: &Arc<Self>) -> Result<Arc<ServerConfig>, ServerError> {
+        let clients = Clients::new(self.authority.clone(), self.provider.clone());
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(Arc::new(clients))
+            .with_cert_resolver(Arc::new(Resolver(self.clone())));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        // Who goes on with a session shows nothing anew.
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::k8s::istio::{self, WorkloadEntrySpec};
-use api::workload::{Locality, Workload, WorkloadType};
+use api::workload::{Locality, Workload, WorkloadStatus, WorkloadType};
 
 use super::egress::Egress;
 use super::only::Only;
@@ -110,6 +110,8 @@ pub struct WorkloadEntry {
     /// Whom it may call that nobody knows.
     pub egress: Egress,
     tunnel: Tunnel,
+    /// Its machine says that it is not well.
+    unhealthy: bool,
 }
 
 impl WorkloadEntry {
@@ -126,6 +128,7 @@ impl WorkloadEntry {
             name: metadata.name.as_deref().unwrap_or_default().into(),
             endpoint: Endpoint::read(&entry.spec),
             tunnel: Tunnel::read(&labels, annotations),
+            unhealthy: annotations.contains_key(labels::UNHEALTHY),
             waypoint: Choice::read(&labels, annotations, namespace),
             only: Only::read(&labels),
             egress: Egress::read(&labels),
@@ -160,6 +163,9 @@ impl WorkloadEntry {
             ..self.endpoint.workload(cluster, memberships)
         };
         self.tunnel.fill(&mut workload);
+        if self.unhealthy {
+            workload.status = WorkloadStatus::Unhealthy.into();
+        }
         workload
     }
 }

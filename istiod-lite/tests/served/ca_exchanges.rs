@@ -84,6 +84,7 @@ impl Ca {
             trust_domain: "cluster.local".into(),
             cluster: "Kubernetes".into(),
             trusted_nodes: vec!["istio-system/ztunnel".into()],
+            machines: None,
         };
         let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
         Self {

@@ -1,0 +1,483 @@
+//! Machines that are no pods: who may join the mesh, and who has.
+//!
+//! 1. an operator has a token made, which says all there is to say of a machine      ([`crate::token::Join`])
+//! 2. the machine comes with it and with a key of its own. The first key that comes has the token for good; whoever
+//!    comes with another is refused, and that is said loudly                         ([`Machines::join`])
+//! 3. from then on it shows the certificate over that key, and no token. It is believed as long as the machine is in
+//!    the book with this key, comes from its own address, and was not away for too long   ([`Machines::known`])
+//! 4. an operator takes it out of the book: that ends 3, and the token of 2 with it  ([`Machines::remove`])
+//!
+//! Nothing that a machine says of itself decides anything: names, account and address are those of the token, or seen by us. What
+//! it says is compared, and a difference is refused.
+//!
+//! The book outlives us ([`store`]): a token that was used stays used. While a machine is there it says so ([`presence`]), and has
+//! the WorkloadEntry of its group ([`register`]).
+
+pub mod presence;
+pub mod register;
+pub mod shown;
+pub mod store;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hbone::Identity;
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::{Metrics, NotJoined};
+use crate::serve::Peer;
+use crate::token::{JOIN_AUDIENCE, Join, Tokens, now, now_in_millis};
+use shown::Shown;
+use store::{Store, Use};
+
+/// The book of machines, and the rules by which it is written.
+pub struct Machines {
+    tokens: Tokens,
+    store: Store,
+    trust_domain: Arc<str>,
+    absence: Duration,
+    metrics: Arc<Metrics>,
+    /// One join at a time: they are rare, and each looks before it writes.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A machine that has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// What its token said; the address is filled in.
+    pub join: Join,
+    /// Where its workload is.
+    pub address: IpAddr,
+    /// SHA-256 of its public key, in hex.
+    pub key: String,
+    /// The token it joined by.
+    pub token: String,
+    /// When, in milliseconds since 1970.
+    pub joined: u64,
+    /// When it was taken out, in the same. What is left keeps older tokens from bringing it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
+}
+
+/// What is known of a connection beside its requests.
+#[derive(Debug, Clone, Default)]
+pub struct Connection {
+    /// Who is at the other end.
+    pub peer: Option<IpAddr>,
+    /// The certificate it showed, which leads to our roots.
+    pub shown: Option<Arc<Shown>>,
+}
+
+impl Connection {
+    /// That of a request, by what the port has put beside it.
+    pub fn of(extensions: &http::Extensions) -> Self {
+        Self::with(extensions.get(), extensions.get())
+    }
+
+    /// Of its parts.
+    pub fn with(peer: Option<&Peer>, shown: Option<&Arc<Shown>>) -> Self {
+        Self {
+            peer: peer.map(|peer| peer.0.ip().to_canonical()),
+            shown: shown.cloned(),
+        }
+    }
+}
+
+/// A machine is not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Wrong signature, another audience, or expired.
+    #[error("join token refused: {0}")]
+    Token(#[from] jsonwebtoken::errors::Error),
+    /// Whoever has the key it was used with has the identity.
+    #[error(
+        "the join token for {machine} was used before: {by} at {at} (seconds since 1970) with another key. Whoever came first has joined; if \
+         that was not your machine, take it out (istiod-lite vm remove {machine}) and make another token"
+    )]
+    Used {
+        /// `namespace/name`
+        machine: String,
+        /// From where.
+        by: IpAddr,
+        /// Seconds since 1970.
+        at: u64,
+    },
+    /// It was taken out, or another has joined under its name since the token was made.
+    #[error(
+        "the join token for {0} is from before the machine of that name joined or was taken out; make another one"
+    )]
+    Outdated(String),
+    /// The token, or the book, says where it must be.
+    #[error("{machine} is at {address}, and this came from {from}")]
+    Elsewhere {
+        /// `namespace/name`
+        machine: String,
+        /// Its own.
+        address: IpAddr,
+        /// The peer's.
+        from: IpAddr,
+    },
+    /// The connection's other end is not known, and something hangs on it.
+    #[error("it is not known where the connection comes from")]
+    NoPeer,
+    /// A certificate, but no name beside it that could be one.
+    #[error("no workload (namespace/name) is named beside the certificate of {0}")]
+    Nameless(Identity),
+    /// Never was, or was taken out.
+    #[error("{0} is in no book: it never joined, or was taken out")]
+    Unknown(String),
+    /// A certificate of the mesh, but none over the machine's own key.
+    #[error("the certificate of {identity} is not over the key that {machine} joined with")]
+    OtherKey {
+        /// `namespace/name`
+        machine: String,
+        /// The certificate's.
+        identity: Identity,
+    },
+    /// Somebody else's certificate.
+    #[error("{machine} is {own}, and the certificate is of {identity}")]
+    OtherIdentity {
+        /// `namespace/name`
+        machine: String,
+        /// Of the book.
+        own: String,
+        /// The certificate's.
+        identity: Identity,
+    },
+    /// Its certificate ended long ago.
+    #[error("the certificate of {machine} ended {} s ago, which is too long; it needs another token", .ago.as_secs())]
+    Away {
+        /// `namespace/name`
+        machine: String,
+        /// Since then.
+        ago: Duration,
+    },
+    /// It says something else of itself than is so.
+    #[error("{machine} says that its {what} is {said:?}, and it is {is:?}")]
+    Lies {
+        /// `namespace/name`
+        machine: String,
+        /// Of what.
+        what: &'static str,
+        /// By it.
+        said: String,
+        /// By the book.
+        is: String,
+    },
+    /// The book cannot be read or written.
+    #[error("the book of machines: {0}")]
+    Store(#[from] io::Error),
+}
+
+impl Refused {
+    /// What the machine is told: what its operator must know, and nothing of others.
+    pub fn advice(&self) -> &'static str {
+        match self.reason() {
+            "token_used" => "the join token was used before with another key",
+            "token_expired" => "the join token has expired",
+            "token_outdated" => "the join token is outdated",
+            "address" => "this is not the machine's address",
+            "unknown" => "no such machine has joined, or it was taken out; it needs a join token",
+            "key" => "this is not the key that the machine joined with; it needs a join token",
+            "away" => "the machine was away for too long; it needs a join token",
+            "lies" => "the machine says of itself what is not so",
+            _ => "the machine is refused",
+        }
+    }
+
+    /// For the counter.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Token(error) => match error.kind() {
+                jsonwebtoken::errors::ErrorKind::ExpiredSignature => "token_expired",
+                _ => "token_invalid",
+            },
+            Self::Used { .. } => "token_used",
+            Self::Outdated(_) => "token_outdated",
+            Self::Elsewhere { .. } | Self::NoPeer => "address",
+            Self::Nameless(_) | Self::Unknown(_) => "unknown",
+            Self::OtherKey { .. } => "key",
+            Self::OtherIdentity { .. } => "identity",
+            Self::Away { .. } => "away",
+            Self::Lies { .. } => "lies",
+            Self::Store(_) => "store",
+        }
+    }
+}
+
+impl Machine {
+    /// `namespace/name`
+    pub fn reference(&self) -> String {
+        reference(&self.join)
+    }
+
+    /// Whether an address is one of its own.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        address == self.address || self.join.addresses.contains(&address)
+    }
+
+    fn identity(&self, trust_domain: &str) -> String {
+        let Join {
+            namespace,
+            service_account,
+            ..
+        } = &self.join;
+        format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
+    }
+
+    /// Compares what the machine says of itself.
+    ///
+    /// # Errors
+    /// What is not so.
+    pub fn says(&self, what: &'static str, said: &str, is: &str) -> Result<(), Refused> {
+        if said.is_empty() || said == is {
+            return Ok(());
+        }
+        Err(Refused::Lies {
+            machine: self.reference(),
+            what,
+            said: said.into(),
+            is: is.into(),
+        })
+    }
+}
+
+impl Machines {
+    /// Over a book; a machine may be away for `absence` after its certificate has ended.
+    pub fn new(
+        tokens: Tokens,
+        store: Store,
+        trust_domain: Arc<str>,
+        absence: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            tokens,
+            store,
+            trust_domain,
+            absence,
+            metrics,
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Whether a bearer token is meant for [`Machines::join`]. What it says is believed only there.
+    pub fn is_for_joining(token: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Audience {
+            #[serde(default)]
+            aud: serde_json::Value,
+        }
+        let claims = token.split('.').nth(1);
+        let claims = claims.and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+        let claims = claims.and_then(|json| serde_json::from_slice::<Audience>(&json).ok());
+        claims.is_some_and(|claims| match claims.aud {
+            serde_json::Value::Array(all) => all.iter().any(|one| one == JOIN_AUDIENCE),
+            one => one == JOIN_AUDIENCE,
+        })
+    }
+
+    /// The machine that a token makes of whoever holds `key` (the fingerprint of a key whose holder has proved that
+    /// it is) and says that it is `workload`, if it says so.
+    ///
+    /// # Errors
+    /// Why not. It has been said in the log and counted.
+    pub async fn join(
+        &self,
+        token: &str,
+        key: &str,
+        workload: &str,
+        connection: &Connection,
+    ) -> Result<Arc<Machine>, Refused> {
+        let joined = self.enter(token, key, workload, connection).await;
+        joined.inspect_err(|error| self.say(error, connection))
+    }
+
+    async fn enter(
+        &self,
+        token: &str,
+        key: &str,
+        workload: &str,
+        connection: &Connection,
+    ) -> Result<Arc<Machine>, Refused> {
+        let claims = self.tokens.verify_join(token)?;
+        let from = connection.peer.ok_or(Refused::NoPeer)?;
+        let join = claims.join;
+        let name = reference(&join);
+        if !workload.is_empty() && workload != name {
+            return Err(Refused::Lies {
+                machine: name.clone(),
+                what: "name",
+                said: workload.into(),
+                is: name,
+            });
+        }
+        let address = join.addresses.first().copied().unwrap_or(from);
+        if address != from && !join.addresses.contains(&from) && !join.translated {
+            return Err(Refused::Elsewhere {
+                machine: name,
+                address,
+                from,
+            });
+        }
+        let _turn = self.turn.lock().await;
+        let standing = self.store.machine(&join.namespace, &join.name).await?;
+        let first = Use {
+            key: key.into(),
+            machine: name.clone(),
+            from,
+            at: now(),
+            until: claims.exp,
+        };
+        if let Some(earlier) = self.store.claim(&claims.jti, &first).await? {
+            if earlier.key != key {
+                return Err(Refused::Used {
+                    machine: name,
+                    by: earlier.from,
+                    at: earlier.at,
+                });
+            }
+            // Its answer was lost on the way: it gets another, while it is the one that has joined.
+            let same =
+                standing.filter(|it| it.token == claims.jti && it.key == key && it.ended.is_none());
+            return same.map(Arc::new).ok_or(Refused::Outdated(name));
+        }
+        // A token that lay about somewhere does not put another in the place of a machine that has joined, or was taken
+        // out, since.
+        if standing.is_some_and(|it| it.ended.unwrap_or(it.joined) >= claims.made) {
+            return Err(Refused::Outdated(name));
+        }
+        let machine = Machine {
+            join,
+            address,
+            key: key.into(),
+            token: claims.jti,
+            joined: now_in_millis(),
+            ended: None,
+        };
+        self.store.put(&machine).await?;
+        self.metrics.machines_joined.increment();
+        tracing::info!(machine = name, %address, %from, identity = machine.identity(&self.trust_domain), "a machine has joined");
+        Ok(Arc::new(machine))
+    }
+
+    /// The machine that shows a certificate and says that it is `workload`.
+    ///
+    /// # Errors
+    /// Why it is not believed. It has been said in the log and counted.
+    pub async fn known(
+        &self,
+        workload: &str,
+        shown: &Shown,
+        connection: &Connection,
+    ) -> Result<Arc<Machine>, Refused> {
+        let known = self.recognise(workload, shown, connection).await;
+        known.inspect_err(|error| self.say(error, connection))
+    }
+
+    async fn recognise(
+        &self,
+        workload: &str,
+        shown: &Shown,
+        connection: &Connection,
+    ) -> Result<Arc<Machine>, Refused> {
+        let identity = || shown.identity.clone();
+        let named = workload
+            .split_once('/')
+            .filter(|(namespace, name)| is_name(namespace) && is_name(name));
+        let (namespace, name) = named.ok_or_else(|| Refused::Nameless(identity()))?;
+        let machine = self.store.machine(namespace, name).await?;
+        let machine = machine.filter(|machine| machine.ended.is_none());
+        let machine = machine.ok_or_else(|| Refused::Unknown(workload.into()))?;
+        if machine.key != shown.key {
+            return Err(Refused::OtherKey {
+                machine: workload.into(),
+                identity: identity(),
+            });
+        }
+        let own = machine.identity(&self.trust_domain);
+        if own != shown.identity.to_string() {
+            return Err(Refused::OtherIdentity {
+                machine: workload.into(),
+                own,
+                identity: identity(),
+            });
+        }
+        let ago = SystemTime::now().duration_since(shown.not_after);
+        if let Ok(ago) = ago
+            && ago > self.absence
+        {
+            return Err(Refused::Away {
+                machine: workload.into(),
+                ago,
+            });
+        }
+        let from = connection.peer.ok_or(Refused::NoPeer)?;
+        if !machine.is_at(from) && !machine.join.translated {
+            return Err(Refused::Elsewhere {
+                machine: workload.into(),
+                address: machine.address,
+                from,
+            });
+        }
+        Ok(Arc::new(machine))
+    }
+
+    /// A machine that is known says something of itself that is not so: told as loudly as all else.
+    pub fn lied(&self, lie: &Refused, connection: &Connection) {
+        self.say(lie, connection);
+    }
+
+    fn say(&self, error: &Refused, connection: &Connection) {
+        let reason = error.reason();
+        self.metrics
+            .machines_refused
+            .get_or_create(&NotJoined { reason })
+            .increment();
+        let from = connection.peer.map(tracing::field::display);
+        tracing::warn!(%error, reason, from, "a machine is refused");
+    }
+}
+
+/// Takes a machine out of a book: it gets no more certificates, and by no token that was made before does anybody join under
+/// its name. Whoever serves reads the book each time. `false` when there was none.
+///
+/// # Errors
+/// When the book cannot be read or written.
+pub async fn remove(store: &Store, namespace: &str, name: &str) -> io::Result<bool> {
+    let standing = store.machine(namespace, name).await?;
+    let Some(machine) = standing.filter(|machine| machine.ended.is_none()) else {
+        return Ok(false);
+    };
+    let ended = Some(now_in_millis());
+    store.put(&Machine { ended, ..machine }).await?;
+    Ok(true)
+}
+
+fn reference(join: &Join) -> String {
+    format!("{}/{}", join.namespace, join.name)
+}
+
+/// Whether it can be the name of an object; that of a file, then, too.
+pub fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    let ends = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= 253
+        && text.chars().all(good)
+        && text.starts_with(ends)
+        && text.ends_with(ends)
+        && !text.contains("..")
+}
+
+/// Seconds since 1970 as a time.
+pub fn time(seconds: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

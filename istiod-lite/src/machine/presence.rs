@@ -1,0 +1,231 @@
+//! `ambit.machine.v1.Presence`: a machine keeps a stream open, says on it how it does, and is told how to find out.
+//!
+//! 1. who it is: as on every connection, by its certificate and the book
+//! 2. its entry is made                                        ([`super::register`])
+//! 3. reports go into the entry, not more than one a second    ; what its group asks it is told, whenever that changes
+//! 4. every now and then it is looked for in the book: who was taken out goes
+//! 5. the stream ends, and with it its presence
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::k8s::istio::workload_group;
+use api::machine::presence_server::Presence as Service;
+use api::machine::{Exec, Header, Http, Probe, Report, Tcp, Told, probe};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::codec::Streaming;
+use tonic::{Request, Response, Status};
+
+use super::register::{NotRegistered, Presence, Registrar};
+use super::shown::Shown;
+use super::{Connection, Machine, Machines};
+use crate::authenticate::Authenticator;
+use crate::serve::{Leaving, Stranger};
+
+/// The gRPC service.
+pub struct PresenceService {
+    /// Who calls.
+    pub authenticator: Arc<Authenticator>,
+    /// Keeps the entries.
+    pub registrar: Arc<Registrar>,
+}
+
+/// What a machine is told, as a stream.
+type Telling = Pin<Box<dyn futures_util::Stream<Item = Result<Told, Status>> + Send>>;
+
+/// One stream, once it is known whose.
+struct Talk {
+    machines: Arc<Machines>,
+    registrar: Arc<Registrar>,
+    machine: Arc<Machine>,
+    shown: Arc<Shown>,
+    connection: Connection,
+    presence: Presence,
+    telling: mpsc::Sender<Result<Told, Status>>,
+    leaving: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl Service for PresenceService {
+    type KeepStream = Telling;
+
+    async fn keep(
+        &self,
+        request: Request<Streaming<Report>>,
+    ) -> Result<Response<Self::KeepStream>, Status> {
+        let (metadata, extensions, reports) = request.into_parts();
+        let connection = Connection::with(extensions.get(), extensions.get());
+        let caller = self
+            .authenticator
+            .caller_on(&connection, metadata.as_ref())
+            .await
+            .map_err(|error| error.status("authentication failure"))?;
+        let (Some(machine), Some(machines), Some(shown)) = (
+            caller.machine,
+            self.authenticator.machines.clone(),
+            connection.shown.clone(),
+        ) else {
+            return Err(Status::permission_denied(
+                "only machines that joined are present",
+            ));
+        };
+        if let Some(stranger) = extensions.get::<Arc<Stranger>>() {
+            stranger.prove();
+        }
+        let presence = self.registrar.arrive(machine.clone()).await;
+        let presence = presence.map_err(|error| {
+            tracing::warn!(machine = machine.reference(), %error, "a machine gets no WorkloadEntry");
+            Status::failed_precondition(error.to_string())
+        })?;
+        tracing::info!(machine = machine.reference(), "a machine is connected");
+        let (telling, told) = mpsc::channel(1);
+        let leaving = extensions.get::<Leaving>().cloned();
+        let talk = Talk {
+            machines,
+            registrar: self.registrar.clone(),
+            machine,
+            shown,
+            connection,
+            presence,
+            telling,
+            leaving: leaving.map(|leaving| leaving.0).unwrap_or_default(),
+        };
+        tokio::spawn(talk.run(reports));
+        let told = futures_util::stream::unfold(told, |mut told| async move {
+            told.recv().await.map(|next| (next, told))
+        });
+        Ok(Response::new(Box::pin(told)))
+    }
+}
+
+impl Talk {
+    async fn run(self, mut reports: Streaming<Report>) {
+        let ended = self.go_on(&mut reports).await;
+        let error = ended.as_ref().err().map(Status::message);
+        tracing::info!(
+            machine = self.machine.reference(),
+            error,
+            "a machine is no longer connected"
+        );
+        if let Err(status) = ended {
+            let _ = self.telling.try_send(Err(status));
+        }
+    }
+
+    async fn go_on(&self, reports: &mut Streaming<Report>) -> Result<(), Status> {
+        let mut groups = self.registrar.changes();
+        let mut asked = None;
+        let mut last: Option<String> = None;
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let probe = self.probe()?;
+            if asked.as_ref() != Some(&probe) {
+                asked = Some(probe.clone());
+                let told = Told { probe };
+                if self.telling.send(Ok(told)).await.is_err() {
+                    return Ok(());
+                }
+                // Labels or ports may be others, too.
+                self.write(last.as_deref()).await?;
+            }
+            tokio::select! {
+                () = self.leaving.cancelled() => return Ok(()),
+                () = self.telling.closed() => return Ok(()),
+                changed = groups.changed() => if changed.is_err() { return Ok(()) },
+                _ = look.tick() => self.still_known().await?,
+                report = reports.message() => {
+                    let Some(report) = report? else { return Ok(()) };
+                    let unhealthy = Some(report.unhealthy).filter(|why| !why.is_empty());
+                    if unhealthy != last {
+                        tracing::info!(machine = self.machine.reference(), unhealthy, "a machine says how it does");
+                        last = unhealthy;
+                        self.write(last.as_deref()).await?;
+                        // Reports that come faster wait in the connection.
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write(&self, unhealthy: Option<&str>) -> Result<(), Status> {
+        let written = self.presence.report(unhealthy).await;
+        written.map_err(|error| self.lost(&error))
+    }
+
+    fn lost(&self, error: &NotRegistered) -> Status {
+        tracing::warn!(machine = self.machine.reference(), %error, "a machine loses its WorkloadEntry");
+        Status::failed_precondition(error.to_string())
+    }
+
+    fn probe(&self) -> Result<Option<Probe>, Status> {
+        let group = self.registrar.group(&self.machine);
+        let group = group.map_err(|error| self.lost(&error))?;
+        Ok(group.and_then(|group| group.spec.probe.as_ref().and_then(said)))
+    }
+
+    async fn still_known(&self) -> Result<(), Status> {
+        let reference = self.machine.reference();
+        let known = self
+            .machines
+            .known(&reference, &self.shown, &self.connection);
+        let known = known
+            .await
+            .map_err(|gone| Status::unauthenticated(gone.advice()))?;
+        if *known != *self.machine {
+            // Joined anew, as something else: it comes again as that.
+            return Err(Status::unavailable("the machine has joined anew"));
+        }
+        Ok(())
+    }
+}
+
+/// A probe with its defaults filled in.
+fn said(probe: &workload_group::Probe) -> Option<Probe> {
+    let or = |given: u32, default: u32| if given == 0 { default } else { given };
+    let http = probe.http_get.as_ref().map(|it| {
+        let path = match &*it.path {
+            "" => "/",
+            path => path,
+        };
+        probe::Check::Http(Http {
+            port: it.port,
+            path: path.into(),
+            host: it.host.clone(),
+            headers: it
+                .http_headers
+                .iter()
+                .map(|header| Header {
+                    name: header.name.clone(),
+                    value: header.value.clone(),
+                })
+                .collect(),
+        })
+    });
+    let tcp = probe.tcp_socket.as_ref().map(|it| {
+        probe::Check::Tcp(Tcp {
+            port: it.port,
+            host: it.host.clone(),
+        })
+    });
+    let exec = probe.exec.as_ref().map(|it| {
+        probe::Check::Exec(Exec {
+            command: it.command.clone(),
+        })
+    });
+    Some(Probe {
+        initial_delay_seconds: probe.initial_delay_seconds,
+        timeout_seconds: or(probe.timeout_seconds, 1),
+        period_seconds: or(probe.period_seconds, 10),
+        success_threshold: or(probe.success_threshold, 1),
+        failure_threshold: or(probe.failure_threshold, 3),
+        check: Some(http.or(tcp).or(exec)?),
+    })
+}
+
+/// How often it is looked whether a machine was taken out.
+const LOOK: Duration = Duration::from_secs(10);
+/// Between two reports that are heeded.
+const PAUSE: Duration = Duration::from_secs(1);
