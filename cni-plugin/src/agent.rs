@@ -53,6 +53,7 @@ mod metrics;
 mod netlink;
 mod netns;
 mod nft;
+mod own;
 mod owner;
 mod plan;
 mod pod;
@@ -75,6 +76,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::Config;
 pub use eligible::Selector;
 pub use metrics::Metrics;
+pub use own::{Own, OwnError};
 pub use retire::{Retire, Retired};
 
 use crate::install;

@@ -38,8 +38,21 @@ enum Verb {
     Install(Put),
     /// Takes the plugin off the host.
     Uninstall(Install),
+    /// The packet rules of the network namespace this runs in, for a machine that is no pod, or a pod that brings its own proxy.
+    #[command(subcommand)]
+    Capture(Capture),
     /// Ends the agents of all nodes, so that each releases its pods: the first step of removing the mesh.
     Retire(agent::Retire),
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Capture {
+    /// Put them in place, over earlier ones. They stay when the proxy ends: what it would carry is refused meanwhile.
+    Up(agent::Own),
+    /// Take them away: connections pass in the clear from now on.
+    Down(agent::Own),
+    /// Print what `up` would load.
+    Print(agent::Own),
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +81,7 @@ fn main() -> ExitCode {
         Verb::Install(put) => put.run(),
         Verb::Uninstall(install) => install.remove().map_err(Into::into),
         Verb::Retire(retire) => end_all(&retire),
+        Verb::Capture(capture) => capture.run(),
     };
     if let Err(error) = &outcome {
         tracing::error!("{error:#}");
@@ -92,8 +106,9 @@ fn with_verb(mut line: Vec<OsString>) -> Vec<OsString> {
 /// Their failures are told in our words, once, with what to look at.
 const QUIET: &str = "kube_client=off,kube_runtime=off";
 /// With one of these nothing is to be added.
-const WORDS: [&str; 9] = [
+const WORDS: [&str; 10] = [
     "run",
+    "capture",
     "install",
     "uninstall",
     "retire",
@@ -103,6 +118,18 @@ const WORDS: [&str; 9] = [
     "-V",
     "--version",
 ];
+
+impl Capture {
+    #[allow(clippy::print_stdout)] // the script is the output
+    fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Up(own) => runtime(1)?.block_on(own.up())?,
+            Self::Down(own) => runtime(1)?.block_on(own.down())?,
+            Self::Print(own) => print!("{}", own.script()?),
+        }
+        Ok(())
+    }
+}
 
 impl Put {
     fn run(self) -> anyhow::Result<()> {
