@@ -72,6 +72,15 @@ impl Site {
         ]);
         run::run(&mut command).context("issuing a token")
     }
+
+    /// `istiod-lite vm …` over the lab's state.
+    pub(crate) fn vm(&self, words: &[&str]) -> Result<String> {
+        let mut command = bare(&self.bin.join("istiod-lite"));
+        command.arg("vm").args(words);
+        command.arg("--config-dir").arg(&self.config);
+        command.arg("--state-dir").arg(self.state());
+        run::run(&mut command).context("istiod-lite vm")
+    }
 }
 
 pub(crate) fn istiod(site: &Site) -> Component {

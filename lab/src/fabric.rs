@@ -42,6 +42,15 @@ impl Fabric {
         (self.switch.netns(), host.role())
     }
 
+    /// A machine more. What it has no route for goes to the first node, as to a router of its network.
+    pub(crate) fn add_machine(&self, plan: &Plan, number: usize) -> Result<Netns> {
+        let netns = plug(plan, &self.switch, Host::Machine(number))?;
+        for via in plan.on_fabric(Host::Node(0)) {
+            netns.ip(&format!("route add default via {via}\n"))?;
+        }
+        Ok(netns)
+    }
+
     /// A cable to another lab's switch.
     pub(crate) fn join(&self, ours: &str, other: &Self, theirs: &str) -> Result<()> {
         self.switch.join(ours, &other.switch, theirs)

@@ -16,12 +16,12 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicUsize, Ordering},
     },
     thread,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     access::AccessLog,
@@ -31,12 +31,13 @@ use crate::{
     control_plane,
     fabric::Fabric,
     inventory::Claim,
+    machine::{self, Machine},
     metrics::Metrics,
     namespace::{Namespace, Service},
     netns::Netns,
     node::Node,
     objects::{self, Objects},
-    plan::{Host, Plan},
+    plan::{Host, MOST_MACHINES, Plan},
     pod::{Pod, PodBuilder, split},
     process::Process,
     waypoint::{self, Role, Waypoint, WaypointPod},
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pod_count: AtomicU32,
     service_count: AtomicU16,
     capture_count: AtomicU32,
+    machine_count: AtomicUsize,
     stopped: AtomicBool,
 }
 
@@ -280,6 +282,30 @@ impl Lab {
         self.shared.plan.on_fabric(Host::Outside)
     }
 
+    /// A machine that is no pod and on no node, `namespace/name`, with the rules of the mesh and a proxy that is not started.
+    pub fn machine(&self, reference: &str, account: &str) -> Result<Machine> {
+        let (namespace, name) = split(reference)?;
+        let number = self.shared.machine_count.fetch_add(1, Ordering::Relaxed);
+        ensure!(
+            number < MOST_MACHINES,
+            "a lab has at most {MOST_MACHINES} machines"
+        );
+        let (plan, site) = (&self.shared.plan, &self.shared.control_site);
+        let netns = self.shared.fabric.add_machine(plan, number)?;
+        let place = machine::Place {
+            netns,
+            addresses: plan.on_fabric(Host::Machine(number)),
+            dir: self.shared.dir().join(format!("machine-{number}")),
+            name_server: self.shared.name_server(),
+        };
+        Machine::new(site, place, namespace, name, account)
+    }
+
+    /// What `istiod-lite vm …` says, on the control plane's host.
+    pub fn vm(&self, words: &[&str]) -> Result<String> {
+        self.shared.control_site.vm(words)
+    }
+
     /// ztunnel's metrics on a node.
     pub fn metrics(&self, node: usize) -> Result<Metrics> {
         self.node(node).metrics()
@@ -414,6 +440,7 @@ impl Shared {
             pod_count: AtomicU32::new(0),
             service_count: AtomicU16::new(0),
             capture_count: AtomicU32::new(0),
+            machine_count: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
         }
     }

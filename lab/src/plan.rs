@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!            fabric 10.90.0.0/24  fd90::/64
-//!   cp .2 ──────┬───────┬────────┬─────────── outside .3
+//!   cp .2 ──────┬───────┬────────┬─────────── outside .3, machines .4 to .9
 //!         node-0 .10  node-1 .11 …
 //!  pods 10.244.0.0/24  10.244.1.0/24
 //!       fd10:244:0::/64  fd10:244:1::/64      service addresses 10.96.0.0/16, fd96::/112
@@ -18,6 +18,9 @@ use anyhow::{Result, ensure};
 
 /// The most nodes a lab may have: the fabric's last IPv4 byte bounds it.
 pub const MOST_NODES: usize = 200;
+
+/// The most machines beside the nodes: their addresses end before those of the nodes begin.
+pub(crate) const MOST_MACHINES: usize = 6;
 
 /// How many networks can be told apart by their addresses.
 const NETWORKS: u8 = 5;
@@ -133,6 +136,8 @@ pub(crate) enum Host {
     ControlPlane,
     /// A machine that belongs to no mesh.
     Outside,
+    /// A machine that is no node, from 0.
+    Machine(usize),
     /// A node, from 0.
     Node(usize),
 }
@@ -142,6 +147,7 @@ impl Host {
         match self {
             Host::ControlPlane => 2,
             Host::Outside => 3,
+            Host::Machine(n) => u8::try_from(4 + n).map_or(9, |byte| byte.min(9)),
             // Bounded by MOST_NODES, so the sum stays below 255.
             Host::Node(n) => u8::try_from(10 + n).unwrap_or(u8::MAX),
         }
@@ -152,6 +158,7 @@ impl Host {
         match self {
             Host::ControlPlane => "cp".into(),
             Host::Outside => "outside".into(),
+            Host::Machine(n) => format!("machine-{n}"),
             Host::Node(n) => format!("node-{n}"),
         }
     }
@@ -169,6 +176,7 @@ mod tests {
             all.extend(plan.on_fabric(Host::ControlPlane));
             all.extend(plan.on_fabric(Host::Outside));
             all.extend((0..MOST_NODES).flat_map(|n| plan.on_fabric(Host::Node(n))));
+            all.extend((0..MOST_MACHINES).flat_map(|n| plan.on_fabric(Host::Machine(n))));
             all.extend((0..300).flat_map(|n| plan.service_addresses(n)));
         }
         let unique: std::collections::BTreeSet<_> = all.iter().collect();

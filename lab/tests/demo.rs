@@ -31,6 +31,7 @@ fn the_tour_ends_well_and_proves_every_claim() {
         "explicitly denied by: shop/kiosk-keep-out",
         "✓  no payload byte can be read on the wire",
         "✓  under STRICT plain text is refused",
+        "✓  a machine joins, and its token is good once",
         "egress refused by label ambit.io/egress of namespace shop: the mesh knows nobody at",
         "rule HTTPRoute/tea/canary/",
         "40 requests, after: 40 × 200",

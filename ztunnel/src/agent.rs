@@ -7,13 +7,16 @@
 //! ```
 //! Each request is answered before the next is read, with an empty text or with what went wrong. A
 //! pod whose proxy cannot start is answered at once and tried again every 5 s by ourselves: it
-//! never holds up another pod. While the agent is away we report not ready, as the contract has it: a
+//! never holds up another pod. A request of a kind that this version does not know is answered with that, and the conversation
+//! goes on; but then the agent may have named pods in words that we do not understand, so no pod is taken out of service for
+//! not having been named. While the agent is away we report not ready, as the contract has it: a
 //! pod that comes meanwhile would not be served.
 
 pub(crate) mod packet;
 mod roster;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -26,6 +29,7 @@ use ops::ready::Gate;
 use prost::Message;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
+use crate::config::Mode;
 use crate::dns::Dns;
 use crate::keeper::Keeper;
 use crate::metrics::PodMetrics;
@@ -76,7 +80,7 @@ enum Violation {
     Truncated,
     #[error("a message cannot be decoded")]
     Undecodable,
-    #[error("a message without content, or of a kind this version does not know")]
+    #[error("a message without content")]
     Empty,
     #[error("an added pod without workload_info")]
     NoInfo,
@@ -88,11 +92,22 @@ enum Violation {
     SecondSnapshot,
 }
 
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+enum NotDone {
+    #[error("failure to start proxy : {0}")]
+    Add(#[from] AddError),
+    #[error("a message of a kind this version does not know")]
+    Unknown,
+}
+
 /// Why a pod is not served.
 #[derive(Debug, thiserror::Error)]
-enum AddError {
+pub enum AddError {
+    /// Its namespace cannot be entered.
     #[error("network namespace: {0}")]
     Netns(io::Error),
+    /// Its listeners cannot be opened.
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -130,8 +145,32 @@ impl Agent {
         self.roster.clone()
     }
 
-    /// Talks to the agent until this proxy stops.
+    /// Serves one workload, that of the configuration, in the network namespace of this process. Nobody hands over others.
+    ///
+    /// # Errors
+    /// When a listener cannot be opened: the workload's connections are refused then, for the rules lead nowhere.
+    pub fn serve_own(&mut self) -> Result<(), AddError> {
+        let config = &self.node.config;
+        let workload = Description {
+            name: config.pod_name.clone(),
+            namespace: config.pod_namespace.clone(),
+            service_account: config.service_account.clone(),
+        };
+        let uid: Arc<str> = format!("{}/{}", workload.namespace, workload.name).into();
+        let netns = File::open("/proc/self/ns/net").map_err(AddError::Netns)?;
+        self.start(&uid, &workload, &netns.into())?;
+        self.show(&Snapshot {
+            complete: true,
+            ..Snapshot::default()
+        });
+        Ok(())
+    }
+
+    /// Talks to the agent until this proxy stops; a dedicated one has none, and waits for that.
     pub async fn run(mut self) {
+        if self.node.config.mode == Mode::Dedicated {
+            return self.drain.accepting().cancelled().await;
+        }
         let mut pause = FIRST_PAUSE;
         loop {
             let mut snapshot = Snapshot::default();
@@ -198,7 +237,7 @@ impl Agent {
             self.show(snapshot);
             let (error, violation) = match outcome {
                 Ok(None) => (String::new(), None),
-                Ok(Some(error)) => (format!("failure to start proxy : {error}"), None),
+                Ok(Some(error)) => (error.to_string(), None),
                 Err(violation) => (violation.to_string(), Some(violation)),
             };
             if let Err(error) = agent.send(&ack(error)).await {
@@ -210,13 +249,16 @@ impl Agent {
         }
     }
 
-    /// One request. `Ok(Some)`: a pod that is not served (yet); `Err`: the conversation is over.
+    /// One request. `Ok(Some)`: it was not done, e.g. a pod is not served (yet); `Err`: the conversation is over.
     fn take(
         &mut self,
         packet: Packet,
         snapshot: &mut Snapshot,
-    ) -> Result<Option<AddError>, Violation> {
-        let (payload, netns) = understand(packet)?;
+    ) -> Result<Option<NotDone>, Violation> {
+        let Some((payload, netns)) = understand(packet)? else {
+            snapshot.misunderstood();
+            return Ok(Some(NotDone::Unknown));
+        };
         match (payload, netns) {
             (Payload::Add(add), Some(netns)) => {
                 let info = add.workload_info.ok_or(Violation::NoInfo)?;
@@ -227,7 +269,8 @@ impl Agent {
                 };
                 let uid: Arc<str> = add.uid.into();
                 snapshot.named(&uid);
-                return Ok(self.add(uid, pod, Arc::new(netns), 0).err());
+                let added = self.add(uid, pod, Arc::new(netns), 0);
+                return Ok(added.err().map(NotDone::Add));
             }
             (Payload::Add(_), None) => {
                 return Err(Violation::Descriptors {
@@ -251,18 +294,29 @@ impl Agent {
                 }
             }
             (Payload::SnapshotSent(_), _) => {
-                let kept = snapshot.finish()?;
-                self.pending
-                    .retain(|uid, _| kept.contains(uid) || forget(&self.roster, uid));
-                for uid in self.roster.not_in(&kept) {
-                    self.remove(&uid);
+                match snapshot.finish()? {
+                    Some(kept) => self.only(&kept),
+                    None => {
+                        tracing::warn!(
+                            "zds: the node agent speaks of things that this version does not know; pods that it did not name stay"
+                        );
+                    }
                 }
-                self.keeper.only(&kept);
                 let (up, pending) = self.roster.counts();
                 tracing::info!(pods = up, pending, "zds: the node's pods are known");
             }
         }
         Ok(None)
+    }
+
+    /// The agent has named all pods that there are.
+    fn only(&mut self, named: &BTreeSet<Arc<str>>) {
+        self.pending
+            .retain(|uid, _| named.contains(uid) || forget(&self.roster, uid));
+        for uid in self.roster.not_in(named) {
+            self.remove(&uid);
+        }
+        self.keeper.only(named);
     }
 
     /// Serves a pod; on failure it waits for [`Agent::retry`].
@@ -373,6 +427,8 @@ impl Agent {
 #[derive(Debug, Default)]
 struct Snapshot {
     named: BTreeSet<Arc<str>>,
+    /// Something in it was of a kind that we do not know.
+    in_part: bool,
     complete: bool,
 }
 
@@ -387,23 +443,35 @@ impl Snapshot {
         self.named.remove(uid);
     }
 
-    fn finish(&mut self) -> Result<BTreeSet<Arc<str>>, Violation> {
+    fn misunderstood(&mut self) {
+        self.in_part |= !self.complete;
+    }
+
+    /// All pods that there are; none if it cannot be told which those are.
+    fn finish(&mut self) -> Result<Option<BTreeSet<Arc<str>>>, Violation> {
         if self.complete {
             return Err(Violation::SecondSnapshot);
         }
         self.complete = true;
-        Ok(std::mem::take(&mut self.named))
+        let named = std::mem::take(&mut self.named);
+        Ok((!self.in_part).then_some(named))
     }
 }
 
-/// The request in a packet, with the descriptor that belongs to it.
-fn understand(packet: Packet) -> Result<(Payload, Option<OwnedFd>), Violation> {
+/// The request in a packet, with the descriptor that belongs to it. None where it is of a kind that we do not know; whatever
+/// descriptors came with it are closed.
+fn understand(packet: Packet) -> Result<Option<(Payload, Option<OwnedFd>)>, Violation> {
     if packet.truncated {
         return Err(Violation::Truncated);
     }
+    if packet.bytes.is_empty() {
+        return Err(Violation::Empty);
+    }
     let request =
         zds::WorkloadRequest::decode(&*packet.bytes).map_err(|_| Violation::Undecodable)?;
-    let payload = request.payload.ok_or(Violation::Empty)?;
+    let Some(payload) = request.payload else {
+        return Ok(None);
+    };
     let expected = usize::from(matches!(payload, Payload::Add(_)));
     if packet.fds.len() != expected {
         return Err(Violation::Descriptors {
@@ -411,7 +479,7 @@ fn understand(packet: Packet) -> Result<(Payload, Option<OwnedFd>), Violation> {
             got: packet.fds.len(),
         });
     }
-    Ok((payload, packet.fds.into_iter().next()))
+    Ok(Some((payload, packet.fds.into_iter().next())))
 }
 
 fn ack(mut error: String) -> Vec<u8> {

@@ -7,23 +7,25 @@ mod values;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
+use hbone::ca::TokenSource;
+use hbone::control_plane::{DEFAULT_ADDRESS, Dialler, Membership, address, token_source};
 use hbone::{Engine, Limits, PoolConfig};
+use ops::series::{Bounds, Without};
 
-use values::{
-    DEFAULT_CONTROL_PLANE, DEFAULT_ROOT, address, duration, engine, filled, number, path, root,
-};
-pub use values::{Workers, engine_name};
+use values::{DEFAULT_ROOT, count, duration, engine, filled, number, path, root, workload};
+pub use values::{Mode, Workers, WorkloadInfo, engine_name};
 
 /// The node proxy of the mesh.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "ztunnel", version)]
 pub struct Config {
     /// Control plane for discovery. https unless the address says `http://` (for tests only).
-    #[arg(long, env = "XDS_ADDRESS", default_value = DEFAULT_CONTROL_PLANE, value_parser = address)]
+    #[arg(long, env = "XDS_ADDRESS", default_value = DEFAULT_ADDRESS, value_parser = address)]
     pub xds_address: String,
     /// Root certificates for discovery: a PEM file, read again when it changes, or SYSTEM.
     #[arg(long, env = "XDS_ROOT_CA", default_value = DEFAULT_ROOT, value_parser = root)]
@@ -31,6 +33,21 @@ pub struct Config {
     /// Name to expect in the certificate of the discovery server instead of the one dialled.
     #[arg(long, env = "ALT_XDS_HOSTNAME", value_parser = filled)]
     pub alt_xds_hostname: Option<String>,
+    /// Follow nothing but policies and this node's own workloads, and ask for whoever else a connection needs when it needs
+    /// him. Off: everything is known beforehand, so that no connection waits, at some 300 bytes a workload.
+    #[arg(long, env = "XDS_ON_DEMAND", default_value_t = false, action = ArgAction::Set)]
+    pub xds_on_demand: bool,
+    /// How long a connection waits for the control plane to say whom it goes to; then it is refused. As long as most
+    /// apps are patient.
+    #[arg(long, env = "AMBIT_ON_DEMAND_WAIT", default_value = "5s", value_parser = duration)]
+    pub on_demand_wait: Duration,
+    /// How long what was asked for is followed without anybody needing it. Longer than what runs every ten minutes pauses.
+    #[arg(long, env = "AMBIT_ON_DEMAND_UNUSED", default_value = "15m", value_parser = duration)]
+    pub on_demand_unused: Duration,
+    /// Names and addresses that are followed at a time; whoever was not needed for longest makes room. More than a
+    /// node's pods usually talk to, and a tenth of a large mesh.
+    #[arg(long, env = "AMBIT_ON_DEMAND_MOST", default_value_t = 16384)]
+    pub on_demand_most: usize,
     /// Certificate authority; by default the control plane itself.
     #[arg(long, env = "CA_ADDRESS", value_parser = address)]
     pub ca_address: Option<String>,
@@ -74,6 +91,32 @@ pub struct Config {
     /// See `POD_NAME`.
     #[arg(long, env = "SERVICE_ACCOUNT", default_value = "ztunnel")]
     pub service_account: String,
+
+    /// `shared`: for the pods of this node, as its agent hands them over. `dedicated`: for one workload, in the network namespace this
+    /// runs in: that of a machine, or of a pod on a node that has no ztunnel.
+    #[arg(long, env = "PROXY_MODE", default_value = "shared", value_parser = Mode::parse)]
+    pub mode: Mode,
+    /// With `dedicated`: for whom, `namespace/name/service account`.
+    #[arg(long, env = "PROXY_WORKLOAD_INFO", value_parser = workload)]
+    pub workload: Option<WorkloadInfo>,
+    /// A file with the token by which this machine joins, once; read again when another is needed. Unset: the workload
+    /// has a service account token (`AUTH_TOKEN`), as pods have.
+    #[arg(long, env = "AMBIT_JOIN_TOKEN", value_parser = path)]
+    pub join_token: Option<PathBuf>,
+    /// Where a machine that joined keeps its key and certificate: root's alone, and on a disk that outlives the process.
+    #[arg(
+        long,
+        env = "AMBIT_MEMBERSHIP_DIR",
+        default_value = "/var/lib/ambit/membership"
+    )]
+    pub membership_dir: PathBuf,
+    /// Run the commands that probes of WorkloadGroups name, as whom this runs. Off: who may write a WorkloadGroup would be who may run
+    /// anything on this machine.
+    #[arg(long, env = "AMBIT_EXEC_PROBES", default_value_t = false, action = ArgAction::Set)]
+    pub exec_probes: bool,
+    /// The machine's key and certificate.
+    #[arg(skip)]
+    pub membership: Option<Arc<Membership>>,
 
     /// Socket of the node agent, which hands over pods. The path both of Istio's charts mount.
     #[arg(
@@ -133,6 +176,30 @@ pub struct Config {
     #[arg(long, env = "POOL_UNUSED_RELEASE_TIMEOUT", default_value = "300s", value_parser = duration)]
     pub pool_unused_release: Duration,
 
+    /// Connections of all pods together; new ones beyond them are refused. Unset: half of the descriptors that we may have,
+    /// and no more than fit into the container's memory.
+    #[arg(long, env = "AMBIT_MAX_CONNECTIONS", value_parser = count)]
+    pub max_connections: Option<usize>,
+    /// Connections of one pod. Unset: half of those of all, so that no pod takes the others their room.
+    #[arg(long, env = "AMBIT_MAX_CONNECTIONS_PER_WORKLOAD", value_parser = count)]
+    pub max_connections_per_workload: Option<usize>,
+    /// Handshakes at the tunnel ports that are under way at a time, half of them with one pod. Unset: a quarter of the
+    /// connections, and 4,096 at most: more than that two threads do not bring to an end within their ten seconds.
+    #[arg(long, env = "AMBIT_MAX_HANDSHAKES", value_parser = count)]
+    pub max_handshakes: Option<usize>,
+    /// Bytes of memory beyond which new connections are refused. Unset: nine tenths of the container's limit, if it has one:
+    /// to be ended by the kernel would cost everybody's.
+    #[arg(long, env = "AMBIT_MAX_MEMORY")]
+    pub max_memory: Option<u64>,
+
+    /// Flows of UDP of one pod in each direction; of more, datagrams are dropped. Enough for a resolver's clients, and what
+    /// they cost (a socket, some kilobytes) is no more than that of connections.
+    #[arg(long, env = "AMBIT_UDP_MAX_FLOWS", default_value_t = 4096)]
+    pub udp_flows: usize,
+    /// A flow of UDP in which nothing has moved for so long is over. What kernels give one that has been answered.
+    #[arg(long, env = "AMBIT_UDP_IDLE_TIMEOUT", default_value = "120s", value_parser = duration)]
+    pub udp_idle: Duration,
+
     /// TCP keepalive on all sockets: finds dead peers that applications with idle connections would not.
     #[arg(long, env = "KEEPALIVE_ENABLED", default_value_t = true, action = ArgAction::Set)]
     pub keepalive: bool,
@@ -172,6 +239,17 @@ pub struct Config {
     /// Port of the admin door, on localhost only: it can change and stop things.
     #[arg(long, env = "AMBIT_ADMIN_PORT", default_value_t = 15000)]
     pub admin_port: u16,
+    /// Series of metrics that are counted apart, for TCP and for names each; what is more falls together in a few whose labels
+    /// are `overflow`. One is some 300 bytes here, and kilobytes where it is scraped.
+    #[arg(long, env = "AMBIT_METRICS_MOST", default_value_t = ops::series::Bounds::default().most)]
+    pub metrics_most: usize,
+    /// How long a series stays that nobody uses, after a workload or service that it names is gone. When it comes again it
+    /// starts from zero. As long as rules that look back over some minutes need it.
+    #[arg(long, env = "AMBIT_METRICS_EXPIRY", default_value = "15m", value_parser = duration)]
+    pub metrics_expiry: Duration,
+    /// Labels of metrics that are left out, with commas between them; series that nothing else tells apart are one.
+    #[arg(long, env = "AMBIT_METRICS_WITHOUT", default_value = "", value_parser = Without::parse)]
+    pub metrics_without: Without,
     /// Where metrics are scraped.
     #[arg(long, env = "AMBIT_STATS_ADDRESS", default_value = "[::]:15020")]
     pub stats_address: SocketAddr,
@@ -229,6 +307,30 @@ impl Config {
         self.ca_root_ca.as_ref().unwrap_or(&self.xds_root_ca)
     }
 
+    /// How connections to the control plane are opened. The rules of our own namespace, if it has any, leave them alone.
+    pub fn dialler(&self) -> Dialler {
+        Dialler {
+            membership: self.membership.clone(),
+            mark: (self.mode == Mode::Dedicated).then_some(self.packet_mark),
+        }
+    }
+
+    /// The tokens that go with calls to the control plane: none from a machine that shows a certificate.
+    pub fn tokens(&self) -> TokenSource {
+        match &self.membership {
+            Some(_) => token_source(Path::new("")),
+            None => token_source(&self.auth_token),
+        }
+    }
+
+    /// How much is counted apart.
+    pub fn metrics(&self) -> Bounds {
+        Bounds {
+            most: self.metrics_most,
+            expiry: self.metrics_expiry,
+        }
+    }
+
     /// Tunnels that are opened, as the operator wants them.
     pub fn pool(&self) -> PoolConfig {
         PoolConfig {
@@ -249,6 +351,9 @@ impl Config {
 
     /// Where the socket for hand-overs is; nowhere when there are none.
     pub fn handover_dir(&self) -> Option<PathBuf> {
+        if self.mode == Mode::Dedicated {
+            return None;
+        }
         let beside = || {
             self.inpod_uds
                 .parent()
@@ -331,6 +436,20 @@ mod tests {
             assert_eq!(config.pool().engine, engine, "{arguments:?}");
             assert_eq!(config.limits().engine, engine, "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn one_workload_is_named_by_three_parts() {
+        let given = config(&["--mode", "dedicated", "--workload", "shop/vm-1/db"]);
+        assert_eq!(given.mode, Mode::Dedicated);
+        let workload = given.workload.unwrap();
+        let parts = [workload.namespace, workload.name, workload.service_account];
+        assert_eq!(parts, ["shop", "vm-1", "db"]);
+        for bad in ["", "shop/vm-1", "shop//db", "a/b/c/d"] {
+            let arguments = ["ztunnel", "--workload", bad];
+            assert!(Config::try_parse_from(arguments).is_err(), "{bad:?}");
+        }
+        assert!(Config::try_parse_from(["ztunnel", "--mode", "sidecar"]).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod agent;
 pub mod config;
+pub mod dedicated;
 pub mod dns;
 pub mod keeper;
 pub mod metrics;
@@ -18,17 +19,21 @@ pub mod xds;
 
 // The path of a connection.
 mod admit;
+pub mod bounds;
 mod arrival;
 mod carry;
 pub mod connections;
+mod explain;
 #[cfg(test)]
 mod golden;
 pub mod handover;
 mod headers;
+mod hint;
 pub mod inbound;
 mod local;
 mod lookup;
 pub mod node;
+pub mod on_demand;
 pub mod outbound;
 mod preamble;
 mod rejudge;
@@ -38,3 +43,4 @@ pub mod route;
 #[cfg(test)]
 mod testing;
 pub mod traffic;
+pub mod udp;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use hbone::control_plane::{RevocationFile, channel, follow_roots, token_source};
-use hbone::{CaClient, Certificates, CertificatesConfig, Pool};
+use hbone::control_plane::{RevocationFile, TrustFigures, follow_roots};
+use hbone::{Certificates, CertificatesConfig, Pool};
 use mesh::Mesh;
 use ops::drain::Drain;
 use ops::log::LogHandle;
@@ -20,11 +20,12 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use ztunnel::admin::Doors;
 use ztunnel::agent::Agent;
-use ztunnel::config::{Config, engine_name};
+use ztunnel::config::{Config, Mode, engine_name};
+use ztunnel::dedicated;
 use ztunnel::dns::Dns;
 use ztunnel::handover::Part;
 use ztunnel::keeper::{self, Keeper};
-use ztunnel::metrics::{Metrics, register_pools};
+use ztunnel::metrics::{DnsMetrics, Metrics, register_pools, sweep};
 use ztunnel::node::Node;
 use ztunnel::workers::Workers;
 use ztunnel::xds;
@@ -38,8 +39,10 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(keeper::keep(arguments.collect())?);
     }
     let keeper = Keeper::of_this_process().context("the keeper's listeners")?;
-    let config = Arc::new(Config::from_process());
+    let mut config = Config::from_process();
     let log = ops::log::init(&config.log, config.log_format)?;
+    dedicated::prepare(&mut config)?;
+    let config = Arc::new(config);
     ops::process::allow_all_fds();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let data = Workers::start(config.workers(cores))?;
@@ -70,18 +73,8 @@ async fn run(
     );
     let (mesh, writer) = Mesh::new();
 
-    let channel = channel(
-        config.ca_address(),
-        config.ca_root_ca(),
-        config.alt_ca_hostname.as_deref(),
-    )?;
-    let signer = CaClient::new(
-        channel,
-        &config.cluster_id,
-        token_source(&config.auth_token),
-        config.secret_ttl,
-    )?;
-    let (node, agent, registry, metrics) = {
+    let (signer, joined) = dedicated::signer(&config, &end)?;
+    let (node, mut agent, registry, metrics) = {
         // What spawns while it is made belongs to the traffic.
         let _data = data[0].enter();
         let revoked = config.crl_path.clone().map(RevocationFile::open);
@@ -100,7 +93,10 @@ async fn run(
         let workers = Workers::on(data, || Pool::new(certificates.clone(), config.pool()));
         let (limits, settings) = (config.limits(), config.clone());
         let node = Node::new(mesh.clone(), certificates, workers, limits, settings);
-        let metrics = Metrics::default();
+        let metrics = Metrics {
+            dns: DnsMetrics::new(config.metrics(), config.metrics_without.clone()),
+            ..Metrics::default()
+        };
         let registry = registry(&metrics, &node, &log, &keeper);
         let dns = config
             .dns_proxy
@@ -115,10 +111,16 @@ async fn run(
         let agent = agent.kept_by(keeper);
         (node, agent, registry, metrics)
     };
+    if config.mode == Mode::Dedicated {
+        agent.serve_own().context("the workload's own proxy")?;
+    }
     let (succession, roster) = (readiness.gate("handover"), agent.roster());
-    let (for_xds, gate, stop) = (config.clone(), readiness.gate("xds"), end.clone());
+    let (for_xds, gate, stop) = (node.clone(), readiness.gate("xds"), end.clone());
     let (known, told) = oneshot::channel();
+    let (sweeping, swept) = (sweep(node.clone(), metrics.dns.clone()), end.clone());
+    tokio::spawn(async move { swept.run_until_cancelled(sweeping).await });
     tokio::spawn(async move {
+        dedicated::until_joined(joined).await;
         if let Err(error) = xds::run(&for_xds, writer, gate, known, metrics.xds, stop).await {
             tracing::error!(%error, "xds: the address is of no use");
         }
@@ -197,7 +199,19 @@ fn registry(metrics: &Metrics, node: &Node, log: &LogHandle, keeper: &Keeper) ->
     ops::process::register(&mut registry, node.workers.metrics(), Some(log.clone()));
     metrics.register(&mut registry);
     register_pools(&mut registry, &node.workers);
-    node.traffic.register(registry.families());
+    node.udp.register(registry.families());
+    let bounds = Box::new(node.bounds.clone());
+    registry.families().register_collector(bounds);
+    let trust = TrustFigures::of(&node.certificates);
+    registry.families().register_collector(Box::new(trust));
+    registry.large().register_collector(Box::new(node.traffic.clone()));
+    node.traffic.register_few(registry.families());
+    let dns = metrics.dns.clone();
+    let bounded = node.traffic.bounded().and("istio_dns", move || dns.figures());
+    registry.families().register_collector(Box::new(bounded));
+    if let Some(on_demand) = &node.on_demand {
+        on_demand.register(registry.families());
+    }
     keeper.register(registry.families());
     node.handover.register(registry.families());
     Arc::new(registry)

@@ -1,7 +1,10 @@
 //! Discovery: a mesh that is kept up to date from the control plane ([`run`]).
 
+use std::sync::Arc;
+
 use api::discovery::Node;
-use hbone::control_plane::{Credentials, channel, token_source};
+use hbone::control_plane::Credentials;
+use mesh::Wish;
 use mesh::node::{self, Name};
 use mesh::stream::{ClientConfig, ClientEvent, FirstAnswers, run_client};
 use ops::discovery::DiscoveryMetrics;
@@ -15,35 +18,43 @@ use crate::config::Config;
 /// Keeps `writer`'s mesh up to date until `cancel`. `gate` opens with the first answer of each
 /// type and stays open: a proxy that knows the mesh goes on without the control plane. `known` is told then.
 pub async fn run(
-    config: &Config,
+    proxy: &Arc<crate::node::Node>,
     mut writer: mesh::Writer,
     gate: Gate,
     known: oneshot::Sender<()>,
     metrics: DiscoveryMetrics,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let channel = channel(
+    let config = &*proxy.config;
+    let channel = config.dialler().channel(
         &config.xds_address,
         &config.xds_root_ca,
         config.alt_xds_hostname.as_deref(),
     )?;
-    let token = token_source(&config.auth_token);
-    let caller = Credentials::new(token, &config.cluster_id, &config.xds_headers);
+    let caller = Credentials::new(config.tokens(), &config.cluster_id, &config.xds_headers);
     let connect = || {
         let channel = InterceptedService::new(channel.clone(), caller.clone());
         std::future::ready(Ok::<_, std::convert::Infallible>(channel))
     };
-    let wish = ClientConfig::new(node(config));
+    let mut wish = ClientConfig::new(node(config));
+    let on_demand = proxy.on_demand.as_ref();
+    if on_demand.is_some() {
+        wish.addresses = Wish::OnDemand;
+    }
     let mut first = FirstAnswers::of(&wish.follows);
     let mut known = Some(known);
     let events = |event: ClientEvent<'_>| {
         event.log();
+        let connected = |yes| on_demand.into_iter().for_each(|it| it.connected(yes));
         match &event {
-            ClientEvent::Connected => {}
+            ClientEvent::Connected => connected(true),
             ClientEvent::Applied {
                 type_url, bytes, ..
             } => metrics.received(type_url, *bytes),
-            ClientEvent::Disconnected { reason, .. } => metrics.ended(reason.is_none()),
+            ClientEvent::Disconnected { reason, .. } => {
+                connected(false);
+                metrics.ended(reason.is_none());
+            }
         }
         if first.are_complete_with(&event) {
             gate.open();
@@ -51,15 +62,18 @@ pub async fn run(
             let _ = known.take().map(|known| known.send(()));
         }
     };
-    run_client(
-        connect,
-        wish,
-        None,
-        |update| writer.apply(update),
-        events,
-        cancel,
-    )
-    .await;
+    let Some(on_demand) = on_demand else {
+        let apply = |update| writer.apply(update);
+        run_client(connect, wish, None, apply, events, cancel).await;
+        return Ok(());
+    };
+    on_demand.writes(writer);
+    let apply = |update| on_demand.apply(update);
+    let client = run_client(connect, wish, on_demand.demands(), apply, events, cancel);
+    tokio::select! {
+        () = client => {}
+        () = on_demand.clone().tend(proxy.clone()) => {}
+    }
     Ok(())
 }
 

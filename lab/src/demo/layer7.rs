@@ -1,8 +1,8 @@
 //! The tour's second half: requests. An object is written into the configuration directory, real clients ask, and the
 //! waypoint says why they got what they got: before, by `/explain`; after, in its access log.
 //!
-//! 7. a waypoint      8. canary       9. retry        10. fault       11. mirror
-//! 12. JWT            13. rate limit  14. a policy    15. the counters
+//! 9. a waypoint     10. canary      11. retry        12. fault       13. mirror
+//! 14. JWT           15. rate limit  16. a policy     17. the counters
 //!
 //! `room` (who plays, how they are asked), `objects` (what is written), `issuer` (tokens), `answers` (what curl heard).
 
@@ -36,7 +36,7 @@ type Proof = (&'static str, String);
 
 /// Shows all of it; what was proven comes back.
 pub(super) fn show(lab: &Lab, cast: &Cast, screen: Screen) -> Result<Vec<Proof>> {
-    screen.chapter(8, "Layer 7: namespace tea is put behind a waypoint");
+    screen.chapter(9, "Layer 7: namespace tea is put behind a waypoint");
     screen.step("written: Gateway tea/way of class istio-waypoint; label istio.io/use-waypoint: way on namespace tea");
     screen.step("service menu is two nginx: pod menu-v1, and pod menu-v2, which answers every /order with 503");
     let room = Room::open(lab, cast, screen).context("the waypoint")?;
@@ -67,7 +67,7 @@ struct Requests<'a> {
 impl<'a> Requests<'a> {
     fn canary(&mut self) -> Result<()> {
         self.screen
-            .chapter(9, "Canary: one of ten requests goes to the new version");
+            .chapter(10, "Canary: one of ten requests goes to the new version");
         self.route(CANARY, "HTTPRoute/tea/canary")?;
         let asked = self.room.ask(&self.cast.mobile, 200, "/", &[])?;
         let seen = tally(asked.answers.iter().map(|answer| &answer.text));
@@ -99,7 +99,7 @@ impl<'a> Requests<'a> {
 
     fn retry(&mut self) -> Result<()> {
         self.screen.chapter(
-            10,
+            11,
             "Retry: what the broken version refuses is tried again at the other",
         );
         let mobile = &self.cast.mobile;
@@ -132,7 +132,7 @@ impl<'a> Requests<'a> {
 
     fn fault(&mut self) -> Result<()> {
         self.screen.chapter(
-            11,
+            12,
             "Fault: half are late by 50 ms, half are given up, on purpose",
         );
         self.route(FAULT, "VirtualService/tea/trouble")?;
@@ -177,7 +177,7 @@ impl<'a> Requests<'a> {
 
     fn mirror(&mut self) -> Result<()> {
         self.screen
-            .chapter(12, "Mirror: v1 answers, v2 gets a copy of each request");
+            .chapter(13, "Mirror: v1 answers, v2 gets a copy of each request");
         self.route(MIRROR, "HTTPRoute/tea/aside")?;
         let asked = self.room.ask(&self.cast.mobile, 20, "/copied", &[])?;
         let seen = tally(asked.answers.iter().map(|answer| &answer.text));
@@ -204,7 +204,7 @@ impl<'a> Requests<'a> {
 
     fn tokens(&mut self) -> Result<()> {
         self.screen
-            .chapter(13, "JWT: who has no token of the issuer gets no tea");
+            .chapter(14, "JWT: who has no token of the issuer gets no tea");
         let (issuer, stranger) = (Issuer::new()?, Issuer::new()?);
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let claims = json!({ "iss": ISSUER, "sub": "anna", "exp": now + 300 });
@@ -253,7 +253,7 @@ impl<'a> Requests<'a> {
 
     fn limit(&mut self) -> Result<()> {
         self.screen.chapter(
-            14,
+            15,
             "Rate limit: five requests an hour for each client, by its proven identity",
         );
         self.room
@@ -281,7 +281,7 @@ impl<'a> Requests<'a> {
 
     fn policy(&mut self) -> Result<()> {
         self.screen.chapter(
-            15,
+            16,
             "A policy for requests: kiosk may look at the menu, and do nothing else",
         );
         let (mobile, kiosk) = (&self.cast.mobile, &self.cast.kiosk);
@@ -331,7 +331,7 @@ impl<'a> Requests<'a> {
     /// Every request of these chapters, by client and status: none twice, none left out.
     fn counters(&mut self) -> Result<()> {
         self.screen.chapter(
-            16,
+            17,
             "Counted once more, by request (istio_requests_total of the waypoint, port 15020)",
         );
         let asked = self.room.asked();

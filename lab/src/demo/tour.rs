@@ -2,8 +2,9 @@
 //!
 //! 2. traffic: who talks to whom, as whom, how       3. the wire: what a listener reads
 //! 4. an AuthorizationPolicy                          5. STRICT
-//! 6. egress                                          7. the counters
-//! 8. to 16. layer 7 ([`super::layer7`])              17. the summary
+//! 6. egress                                          7. a machine that is no pod
+//! 8. the counters                                    9. to 17. layer 7 ([`super::layer7`])
+//! 18. the summary
 
 use std::{
     fs,
@@ -57,6 +58,19 @@ metadata:
     ambit.io/egress: refuse
 ";
 
+const TILLS: &str = "\
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata:
+  name: till
+  namespace: shop
+spec:
+  metadata:
+    labels: {app: till}
+  template:
+    serviceAccount: till
+";
+
 /// The demo in its order.
 pub(super) struct Tour<'a> {
     lab: &'a Lab,
@@ -89,6 +103,7 @@ impl<'a> Tour<'a> {
         self.policy().context("the AuthorizationPolicy")?;
         self.strict().context("STRICT")?;
         self.egress().context("egress")?;
+        self.machine().context("the machine")?;
         self.counters().context("the counters")?;
         let seen = layer7::show(self.lab, self.cast, *self.screen);
         self.proven.extend(seen.context("layer 7")?);
@@ -399,9 +414,84 @@ impl<'a> Tour<'a> {
         })
     }
 
-    fn counters(&mut self) -> Result<()> {
+    fn machine(&mut self) -> Result<()> {
         self.screen.chapter(
             7,
+            "A machine that is no pod joins by a token that is good once",
+        );
+        self.screen.quote(TILLS);
+        let lab = self.lab;
+        lab.apply_yaml("tills", TILLS)?;
+        let machine = lab.machine("shop/till-1", "till")?;
+        let addresses = machine.addresses();
+        let words = ["token", "--namespace", "shop", "--service-account", "till"];
+        let rest = [
+            "--group",
+            "till",
+            "--name",
+            "till-1",
+            "--address",
+            &addresses,
+        ];
+        let token = lab.vm(&[words.as_slice(), &rest].concat())?;
+        let begun = Instant::now();
+        machine.give_token(&token)?;
+        machine.proxy().start()?;
+        lab.until_all_dumps("the machine", |dump| {
+            let workloads = dump["workloads"].as_array().into_iter().flatten();
+            workloads.into_iter().any(|it| it["name"] == "till-1")
+        })?;
+        self.screen.step(&format!(
+            "till-1 at {} has joined as {} after {} ms",
+            machine.ip(),
+            machine.identity(),
+            begun.elapsed().as_millis()
+        ));
+        self.logs.push(machine.access_log());
+        self.seen("till-1 fetches the page from web", &|| {
+            let page = machine.exec(["curl", "-sS", "--max-time", "10", "http://web.shop/"])?;
+            ensure!(page.success()?.contains(MARKER), "another page came");
+            Ok(())
+        })?;
+        let thief = lab.machine("shop/till-1", "till")?;
+        thief.give_token(&token)?;
+        thief.proxy().launch()?;
+        let log = lab.control_plane()?.log_path().to_owned();
+        let mut refusal = None;
+        lab::wait::until_true("the refusal of a thief", Duration::from_secs(15), || {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let found = said
+                .lines()
+                .find(|line| line.contains("a machine is refused"));
+            refusal = found.map(str::to_owned);
+            refusal.is_some()
+        })?;
+        thief.proxy().kill()?;
+        let refusal = refusal.context("just found")?;
+        let why = refusal.split("error=").nth(1).unwrap_or(&refusal);
+        self.screen.row(&[
+            (0, Tone::Bad, "✗"),
+            (
+                0,
+                Tone::Plain,
+                &format!("the same token, from {}", thief.ip()),
+            ),
+            (0, Tone::Bad, why),
+        ]);
+        self.screen
+            .done("the machine is a member of the mesh, whoever found its token is not");
+        self.proven.push((
+            "a machine joins, and its token is good once",
+            format!("till-1 → web as {}", machine.identity()),
+        ));
+        machine.proxy().terminate(Duration::from_secs(30))?;
+        self.logs.pop();
+        lab.delete_yaml("tills")
+    }
+
+    fn counters(&mut self) -> Result<()> {
+        self.screen.chapter(
+            8,
             "Counted, with Istio's metric names (port 15020 of each ztunnel)",
         );
         let widths = [8, 26, 12, 12, 12, 10];
@@ -466,7 +556,7 @@ impl<'a> Tour<'a> {
     }
 
     fn summary(&self) {
-        self.screen.chapter(17, "Seen");
+        self.screen.chapter(18, "Seen");
         for (claim, how) in &self.proven {
             self.screen.row(&[
                 (0, Tone::Good, "✓"),

@@ -31,6 +31,51 @@ impl Workers {
     }
 }
 
+/// For whom this runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The pods of a node.
+    Shared,
+    /// One workload, in our own network namespace.
+    Dedicated,
+}
+
+impl Mode {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "" | "shared" => Ok(Self::Shared),
+            "dedicated" => Ok(Self::Dedicated),
+            _ => Err(format!("{text:?} is neither shared nor dedicated")),
+        }
+    }
+}
+
+/// The one workload of a dedicated proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadInfo {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its account.
+    pub service_account: String,
+}
+
+/// `namespace/name/service account`, as Istio's has it.
+pub(super) fn workload(text: &str) -> Result<WorkloadInfo, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    match parts[..] {
+        [namespace, name, account] if !parts.contains(&"") => Ok(WorkloadInfo {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            service_account: account.to_owned(),
+        }),
+        _ => Err(format!(
+            "{text:?} is not <namespace>/<name>/<service account>"
+        )),
+    }
+}
+
 /// What carries tunnels, by name. Empty means the default: charts leave variables empty.
 pub(super) fn engine(text: &str) -> Result<Engine, String> {
     if text.is_empty() {
@@ -52,27 +97,6 @@ pub fn engine_name(engine: Engine) -> &'static str {
 
 const ENGINES: [Engine; 2] = [Engine::H2, Engine::Own];
 
-/// `host:port`, `https://host:port` or `http://host:port` into a URL. Empty means the default:
-/// charts leave variables empty.
-pub(super) fn address(text: &str) -> Result<String, String> {
-    let text = if text.is_empty() {
-        DEFAULT_CONTROL_PLANE
-    } else {
-        text
-    };
-    let url = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("https://{text}")
-    };
-    let uri: http::Uri = url.parse().map_err(|error| format!("{text:?}: {error}"))?;
-    match (uri.scheme_str(), uri.port_u16()) {
-        (Some("http" | "https"), Some(_)) => Ok(url.trim_end_matches('/').to_owned()),
-        (Some("http" | "https"), None) => Err(format!("{text:?}: the port is missing")),
-        _ => Err(format!("{text:?}: use host:port or https://host:port")),
-    }
-}
-
 /// A file of root certificates, or the system's. Empty means the default.
 pub(super) fn root(text: &str) -> Result<PathBuf, String> {
     Ok(match text {
@@ -81,6 +105,12 @@ pub(super) fn root(text: &str) -> Result<PathBuf, String> {
         path => path,
     }
     .into())
+}
+
+/// How many there may be: one at least.
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count > 0);
+    count.ok_or_else(|| format!("{text:?} is not a number above 0"))
 }
 
 /// As it is, also empty.
@@ -115,30 +145,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is not a duration such as 90s, 1500ms, 5m or 1h30m"))
 }
 
-pub(super) const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
 pub(super) const DEFAULT_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_become_urls() {
-        for (given, url) in [
-            (
-                "istiod.istio-system.svc:15012",
-                Some("https://istiod.istio-system.svc:15012"),
-            ),
-            ("https://localhost:15012/", Some("https://localhost:15012")),
-            ("http://127.0.0.1:15010", Some("http://127.0.0.1:15010")),
-            ("https://[fd00::1]:15012", Some("https://[fd00::1]:15012")),
-            ("", Some("https://istiod.istio-system.svc:15012")),
-            ("https://localhost", None),
-            ("unix:///run/x:1", None),
-        ] {
-            assert_eq!(address(given).ok().as_deref(), url, "{given}");
-        }
-    }
 
     #[test]
     fn durations_read_as_go_and_people_write_them() {
