@@ -198,7 +198,7 @@ impl Place {
 }
 
 impl Scope {
-    fn value(self, workload: &Workload) -> &Arc<str> {
+    pub(crate) fn value(self, workload: &Workload) -> &Arc<str> {
         match self {
             Self::Region => &workload.locality.region,
             Self::Zone => &workload.locality.zone,

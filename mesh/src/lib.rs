@@ -42,18 +42,22 @@ pub mod session;
 pub mod snapshot;
 pub mod stream;
 pub mod subscription;
+mod udp;
 mod unknown;
 pub mod verdict;
 mod wire;
 pub mod workload;
 
-pub use change::{Changes, Payload, Step, Update};
+pub use change::{Alias, Changes, Payload, Step, Update};
 pub use egress::{Egress, EgressMode};
 pub use members::Members;
 pub use mesh::{Mesh, Writer};
 pub use names::{Interner, NamespacedHost, Network};
 pub use parse::{ParseError, Rejected};
-pub use pick::{Client, Endpoint, NoEndpoint, pick, pick_but, pick_waypoint, pick_waypoint_but};
+pub use pick::{
+    Candidate, Client, Endpoint, NoEndpoint, Standing, candidates, pick, pick_but, pick_waypoint,
+    pick_waypoint_but, waypoint_candidates,
+};
 pub use policy::{Action, Policy, PolicyScope};
 pub use resource::{Tie, gateway_of, key_of, service_of, ties};
 pub use service::{

@@ -5,6 +5,10 @@
 //! 3. those that have most in common with the caller        (`Asked::best`)
 //! 4. one is drawn, by capacity                             (`Asked::drawn`)
 //! 5. or another, if the caller would rather not have it    (`Asked::pick_but`)
+//!
+//! Who asks why is told of each endpoint (`candidates`).
+
+mod candidates;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +18,8 @@ use crate::names::Network;
 use crate::service::{HealthPolicy, Mode, Scope, Service};
 use crate::snapshot::Snapshot;
 use crate::workload::{Locality, Workload};
+
+pub use candidates::{Candidate, Standing, candidates, waypoint_candidates};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]

@@ -1,11 +1,14 @@
 //! The index by scope prefix must choose what a plain reading of the rules chooses, and as often.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use api::workload as wire;
 use api::workload::load_balancing::{HealthPolicy, Mode, Scope};
-use mesh::{Client, Locality, Mesh, Network, NoEndpoint, Update, pick, pick_but, pick_waypoint};
+use mesh::{
+    Client, Locality, Mesh, Network, NoEndpoint, Standing, Update, candidates, pick, pick_but,
+    pick_waypoint, waypoint_candidates,
+};
 use proptest::prelude::*;
 
 const PORT: u16 = 80;
@@ -337,7 +340,27 @@ proptest! {
             prop_assert_eq!(endpoint.address.map(|ip| ip.is_ipv6()), expected_family(&question, model));
             *drawn.entry(endpoint.workload.uid.to_string()).or_insert(0) += 1;
         }
-        prop_assert_eq!(drawn, shares);
+        prop_assert_eq!(&drawn, &shares);
+
+        // Who asks why hears of each endpoint, and that those which are drawn can be.
+        let told = match question.waypoint {
+            true => waypoint_candidates(&snapshot, service, PORT, &client),
+            false => candidates(&snapshot, service, PORT, &client).unwrap_or_default(),
+        };
+        let asked = question.has_port || question.waypoint;
+        prop_assert_eq!(told.len(), if asked { question.endpoints.len() } else { 0 });
+        let eligible = told.iter().filter(|it| it.standing == Standing::Eligible);
+        let eligible: BTreeSet<String> = eligible.map(|it| it.workload.uid.to_string()).collect();
+        prop_assert_eq!(eligible, drawn.into_keys().collect::<BTreeSet<_>>());
+        for it in told {
+            let model = &question.endpoints[it.workload.uid.parse::<usize>().unwrap()];
+            if it.standing == Standing::Unhealthy {
+                prop_assert!(!model.healthy);
+            }
+            if it.standing == Standing::NoCapacity {
+                prop_assert_eq!(model.capacity, Some(0));
+            }
+        }
     }
 }
 
@@ -432,7 +455,7 @@ fn chosen(mode: Mode, capacity: Option<u32>, avoided: &[&str]) -> Vec<String> {
     let snapshot = mesh.load();
     let web = snapshot.service("ns", "web").unwrap();
     let client = Client::of(snapshot.workload("0").unwrap(), false);
-    let chosen: std::collections::BTreeSet<String> = (0..4_000)
+    let chosen: BTreeSet<String> = (0..4_000)
         .map(|draw| {
             let avoid = |it: &mesh::Endpoint| avoided.contains(&&*it.workload.uid);
             let endpoint = pick_but(&snapshot, web, PORT, &client, draw, &avoid).unwrap();
