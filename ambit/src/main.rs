@@ -6,14 +6,19 @@
 
 mod check;
 mod cluster;
+mod connections;
 mod dump;
 mod enroll;
+mod explain;
 mod install;
+mod live;
 mod network_policy;
 mod output;
 mod parts;
 mod proxy;
 mod status;
+mod text;
+mod top;
 mod waypoint;
 
 use std::process::ExitCode;
@@ -42,6 +47,12 @@ enum Command {
     Uninstall(install::Uninstall),
     /// Each part on each node: ready, in sync, which version, what is wrong and what to do.
     Status(status::Status),
+    /// What is open now, at every node: who talks to whom, how, under which policy.
+    Connections(connections::Connections),
+    /// Which workloads talk, how much, and whose connections are refused.
+    Top(top::Top),
+    /// What becomes of a connection, and why: asked of the proxies at both ends.
+    Explain(explain::Explain),
     /// Put every pod of a namespace into the mesh, running ones too.
     Enroll(enroll::Enroll),
     /// Take the pods of a namespace out of the mesh.
@@ -87,6 +98,9 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Upgrade(install) => install.run(&access, install::Mode::Upgrade).await,
         Command::Uninstall(uninstall) => uninstall.run(&access).await,
         Command::Status(status) => status.run(&access).await,
+        Command::Connections(connections) => connections.run(&access).await,
+        Command::Top(top) => top.run(&access).await,
+        Command::Explain(explain) => explain.run(&access).await,
         Command::Enroll(enroll) => enroll.run(&access).await,
         Command::Unenroll(unenroll) => unenroll.run(&access).await,
         Command::Waypoint(command) => command.run(&access).await,

@@ -1,0 +1,222 @@
+//! `ambit connections`: what is open now, at every node.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::Outcome;
+use crate::cluster::Access;
+use crate::live::{Reach, encoded};
+use crate::output::{self, Format, columns, say};
+use crate::text::{amount, span};
+
+/// Flags of `connections`.
+#[derive(Debug, Args)]
+pub(crate) struct Connections {
+    /// Of pods of this namespace; of all if not said.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Of this pod, or of pods of this owner (a Deployment, say).
+    #[arg(long)]
+    workload: Option<String>,
+    /// With this pod, owner or address at the other end.
+    #[arg(long)]
+    peer: Option<String>,
+    /// To this service: its name or its host.
+    #[arg(long)]
+    service: Option<String>,
+    /// Only those that came to pods, or only those that pods opened.
+    #[arg(long, value_enum)]
+    direction: Option<Direction>,
+    /// No more than so many of each node.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// How to print them.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Direction {
+    Inbound,
+    Outbound,
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+struct Found {
+    connections: Vec<Value>,
+    /// Who did not answer, and why.
+    unreached: Vec<String>,
+}
+
+impl Connections {
+    pub(crate) async fn run(&self, access: &Access) -> anyhow::Result<Outcome> {
+        let proxies = self.reach.proxies(access).await?;
+        let mut found = Found::default();
+        for (proxy, answer) in proxies.all(&self.path()).await {
+            match answer {
+                Ok(text) => found.connections.extend(read(&text)),
+                Err(why) => found.unreached.push(format!("{}: {why}", proxy.name)),
+            }
+        }
+        for line in &found.unreached {
+            say(&format!("! {line}"));
+        }
+        if found.connections.is_empty() && self.output == Format::Table {
+            say("no open connections");
+        }
+        output::print(self.output, &found, table)?;
+        Ok(match found.unreached.is_empty() {
+            true => Outcome::Well,
+            false => Outcome::Wrong,
+        })
+    }
+
+    fn path(&self) -> String {
+        let direction = self.direction.map(|direction| match direction {
+            Direction::Inbound => "inbound".to_owned(),
+            Direction::Outbound => "outbound".to_owned(),
+        });
+        let said = [
+            ("namespace", self.namespace.clone()),
+            ("workload", self.workload.clone()),
+            ("peer", self.peer.clone()),
+            ("service", self.service.clone()),
+            ("direction", direction),
+            ("limit", self.limit.map(|limit| limit.to_string())),
+        ];
+        let said = said
+            .into_iter()
+            .filter_map(|(key, value)| Some((key, value?)));
+        let query: Vec<_> = said
+            .map(|(key, value)| format!("{key}={}", encoded(&value)))
+            .collect();
+        match query.is_empty() {
+            true => "/connections".to_owned(),
+            false => format!("/connections?{}", query.join("&")),
+        }
+    }
+}
+
+/// One document a line; what was cut off at the end is not one.
+fn read(text: &str) -> impl Iterator<Item = Value> {
+    text.lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+}
+
+fn table(found: &Found) -> String {
+    if found.connections.is_empty() {
+        return String::new();
+    }
+    let head = [
+        "DIRECTION",
+        "SOURCE",
+        "DESTINATION",
+        "SERVICE",
+        "WAYPOINT",
+        "CARRIED",
+        "POLICY",
+        "SENT",
+        "RECEIVED",
+        "AGE",
+    ];
+    columns(&head, found.connections.iter().map(row))
+}
+
+fn row(connection: &Value) -> Vec<String> {
+    let text = |key: &str| connection[key].as_str().unwrap_or("-").to_owned();
+    let end = |key: &str| {
+        let end = &connection[key];
+        let address = end["address"].as_str().unwrap_or("?");
+        match (end["namespace"].as_str(), end["pod"].as_str()) {
+            (Some(namespace), Some(pod)) => format!("{namespace}/{pod} ({address})"),
+            _ => address.to_owned(),
+        }
+    };
+    let number = |key: &str| connection[key].as_u64().unwrap_or_default();
+    vec![
+        text("direction"),
+        end("source"),
+        end("destination"),
+        text("service"),
+        text("waypoint"),
+        text("carried"),
+        text("policy"),
+        amount(number("bytesSent") as f64),
+        amount(number("bytesReceived") as f64),
+        span(number("ageMs")),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        connections: Connections,
+    }
+
+    #[test]
+    fn what_is_wanted_goes_to_the_proxies() {
+        let path = |line: &[&str]| Line::parse_from(line).connections.path();
+        assert_eq!(path(&["x"]), "/connections");
+        assert_eq!(
+            path(&[
+                "x",
+                "-n",
+                "shop",
+                "--peer",
+                "a&b",
+                "--direction",
+                "inbound",
+                "--limit",
+                "5"
+            ]),
+            "/connections?namespace=shop&peer=a%26b&direction=inbound&limit=5"
+        );
+    }
+
+    #[test]
+    fn a_connection_is_one_line_with_both_ends() {
+        let lines = r#"{"direction":"inbound","source":{"address":"10.0.0.1:4000","namespace":"shop","pod":"client"},"destination":{"address":"10.0.0.2:80","namespace":"shop","pod":"web"},"carried":"tunnel","policy":"shop/let","bytesSent":10,"bytesReceived":2048,"ageMs":61000}
+{"direction":"outbound","source":{"address":"10.0.0.1:4001"},"destination":{"address":"192.0.2.1:443"},"carried":"plain","bytesSent":0,"bytesReceived":0,"ageMs":5}
+{"cut"#;
+        let found = Found {
+            connections: read(lines).collect(),
+            unreached: vec![],
+        };
+        let shown = table(&found);
+        let rows: Vec<Vec<&str>> = shown
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .filter(|it| !it.is_empty())
+                    .map(str::trim)
+                    .collect()
+            })
+            .collect();
+        assert_eq!(rows.len(), 3, "{shown}");
+        assert_eq!(
+            rows[1],
+            [
+                "inbound",
+                "shop/client (10.0.0.1:4000)",
+                "shop/web (10.0.0.2:80)",
+                "-",
+                "-",
+                "tunnel",
+                "shop/let",
+                "10 B",
+                "2.0 KiB",
+                "1m1s"
+            ]
+        );
+        assert_eq!(rows[2][..3], ["outbound", "10.0.0.1:4001", "192.0.2.1:443"]);
+    }
+}
