@@ -13,6 +13,7 @@ use mesh::{Connection, DeniedBy, Snapshot, SourceIdentity, Verdict, Workload};
 use tokio::time::Instant;
 
 use crate::connections::Live;
+use crate::hint::Hint;
 use crate::node::Node;
 use crate::report::Failure;
 use crate::traffic::Flag;
@@ -50,6 +51,22 @@ impl Failure for Denied {
         match self {
             Self::By(_) | Self::UnknownWorkload(_) => Flag::Deny,
             Self::Egress { .. } => Flag::Egress,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::By(why) => Hint::of_denial(why),
+            Self::UnknownWorkload(_) => Hint::WorkloadGone,
+            Self::Egress { .. } => Hint::Egress,
+        })
+    }
+
+    fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::By(DeniedBy::Explicit(policy) | DeniedBy::UnknownPolicy(policy)) => Some(policy),
+            Self::By(DeniedBy::NoAllowMatched) | Self::UnknownWorkload(_) => None,
+            Self::Egress { by, .. } => Some(by),
         }
     }
 }
@@ -114,6 +131,7 @@ pub(crate) fn judge_by(snapshot: &Snapshot, workload: &Workload, live: &Live) ->
     match mesh::judge(&policies, &connection) {
         Verdict::Allowed { by } => {
             tracing::debug!(src.addr = %live.source, dst.addr = %live.actual, policy = by.as_deref(), "allowed");
+            live.allowed_by(by);
             Judged::Allowed
         }
         Verdict::Denied { by } => Judged::Denied(Denied::By(by)),

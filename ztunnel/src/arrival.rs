@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hbone::{Authority, Status};
 use mesh::{GatewayAddress, GatewayTarget, Service, Snapshot, Workload};
 
+use crate::hint::Hint;
 use crate::report::Failure;
 use crate::route::OWN_PORTS;
 use crate::traffic::Flag;
@@ -62,6 +63,10 @@ impl Misdirected {
 impl Failure for Misdirected {
     fn flag(&self) -> Flag {
         Flag::Connect
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(Hint::of_misdirection(self))
     }
 }
 
@@ -189,7 +194,11 @@ fn to_host(
 }
 
 /// Whether this waypoint address stands for this workload.
-fn leads_to(snapshot: &Snapshot, workload: &Workload, waypoint: &GatewayAddress) -> bool {
+pub(crate) fn leads_to(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    waypoint: &GatewayAddress,
+) -> bool {
     match &waypoint.target {
         GatewayTarget::Host(host) => workload.ports_in(host).is_some(),
         GatewayTarget::Address(network, ip) => {

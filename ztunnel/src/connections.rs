@@ -50,6 +50,8 @@ pub enum Protocol {
     Hbone,
     /// As they are: plaintext, or joined in process.
     Tcp,
+    /// As datagrams, in a tunnel or as they are.
+    Udp,
 }
 
 /// One connection as `/config_dump` shows it.
@@ -232,6 +234,13 @@ impl OfPod {
         lock(&self.live).values().cloned().collect()
     }
 
+    /// How many came to it, and how many it opened.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let live = lock(&self.live);
+        let inbound = live.values().filter(|live| live.is_inbound()).count();
+        (inbound, live.len() - inbound)
+    }
+
     /// The connections that came to this pod.
     pub(crate) fn inbound(&self) -> Vec<Arc<Live>> {
         let live = lock(&self.live);
@@ -297,6 +306,7 @@ mod tests {
             ends: Arc::default(),
             said: None,
             tunnelled: None,
+            waypoint: None,
             note: OnceLock::new(),
         };
         Live::new(reporter, Protocol::Tcp, (a, b, b), story, series, bytes)

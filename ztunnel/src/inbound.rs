@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use hbone::{
     AcceptError, Authority, BothWays, CertificateError, ConnectionError, Ended, Identity, Incoming,
-    Malformed, Request, ResponseHeaders, Status, TlsError,
+    Limits, Malformed, Request, ResponseHeaders, Status, TlsError,
 };
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
@@ -24,15 +24,19 @@ use tokio::net::TcpStream;
 
 use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
-use crate::carry::{Broken, Unknown, ended, known};
+use crate::bounds::Full;
+use crate::carry::{Broken, Unknown, ended, known, refuse};
 use crate::connections::{Carrier, Counting, Live, Protocol};
 use crate::headers;
+use crate::hint::Hint;
 use crate::node::Node;
+use crate::on_demand::NotTold;
 use crate::pod::Pod;
 use crate::preamble;
 use crate::report::{Failure, Report, Whereabouts};
 use crate::route;
 use crate::traffic::{Ends, Flag, Reporter};
+use crate::udp;
 
 pub(crate) mod app;
 mod plain;
@@ -54,11 +58,15 @@ pub(crate) enum Failed {
     #[error(transparent)]
     CutOff(#[from] ConnectionError),
     #[error(transparent)]
+    NotTold(#[from] NotTold),
+    #[error(transparent)]
     Misdirected(#[from] Misdirected),
     #[error(transparent)]
     Denied(#[from] Denied),
     #[error(transparent)]
     App(#[from] Unreachable),
+    #[error(transparent)]
+    Full(#[from] Full),
     #[error("the client gave up before it was answered")]
     Abandoned,
     #[error(transparent)]
@@ -95,8 +103,8 @@ pub(crate) async fn serve_connection(
     local: SocketAddr,
 ) {
     let freezer = connection.freezer().ok();
-    let _listed = freezer.map(|freezer| node.handover.arrived(freezer, pod, (peer, local)));
-    let may_stay = _listed.is_some();
+    let mut listed = freezer.map(|freezer| node.handover.arrived(freezer, pod, (peer, local)));
+    let may_stay = listed.is_some();
     let leaving = async {
         pod.drain.accepting().cancelled().await;
         // If a successor is about to go on with it, the peer need not hear of it.
@@ -118,6 +126,10 @@ pub(crate) async fn serve_connection(
         };
         match incoming {
             Some(Ok(Incoming::Request(request))) => {
+                if request.datagrams {
+                    // Its state is not written down: it drains, and flows begin anew with the successor.
+                    drop(listed.take());
+                }
                 spawn_request(node, pod, request, connection.peer(), peer, local);
             }
             Some(Ok(Incoming::Refused(why))) => {
@@ -157,6 +169,10 @@ fn told(
 }
 
 async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connection, Failed> {
+    let _under_way = match node.bounds.handshake(&pod.part) {
+        Ok(share) => share,
+        Err(full) => return refuse(tcp, full),
+    };
     let certificate = async {
         let identity = &known(pod).await?.identity;
         Ok::<_, Failed>(node.certificates.of(identity).await?)
@@ -166,6 +182,13 @@ async fn accept(node: &Node, pod: &Pod, tcp: TcpStream) -> Result<hbone::Connect
         certificate = certificate => certificate?,
         () = silent_end(&tcp) => return Err(Failed::Abandoned),
     };
+    if udp::is_carried(node, pod) {
+        let limits = Limits {
+            datagrams: true,
+            ..node.limits.clone()
+        };
+        return Ok(hbone::accept(tcp, certificate, &limits).await?);
+    }
     Ok(hbone::accept(tcp, certificate, &node.limits).await?)
 }
 
@@ -178,7 +201,7 @@ async fn silent_end(tcp: &TcpStream) {
 }
 
 /// What is certain before a peer has proven anything: whose door it knocked at.
-fn known_of(pod: &Pod) -> Ends {
+pub(crate) fn known_of(pod: &Pod) -> Ends {
     let Some(known) = pod.known() else {
         return Ends::default();
     };
@@ -199,7 +222,29 @@ fn spawn_request(
     peer: SocketAddr,
     local: SocketAddr,
 ) {
+    let share = match node.bounds.connection(&pod.part, None) {
+        Ok(share) => share,
+        Err(full) => {
+            request.refuse(Status::Unavailable);
+            return told(node, pod, peer, local, identity, &full.into());
+        }
+    };
     let (load, cut) = (node.workers.stay(), pod.drain.now().clone());
+    if request.datagrams {
+        let asked = udp::Asked {
+            request,
+            identity: identity.clone(),
+            peer,
+            local,
+            room: share,
+        };
+        let serving = Box::pin(udp::arrive(node.clone(), pod.clone(), asked));
+        pod.drain.spawn(Box::pin(async move {
+            let _load = load;
+            let _ = cut.run_until_cancelled(serving).await;
+        }));
+        return;
+    }
     // Boxed, and what it is given with it: to answer takes kilobytes, and is over before the tunnel's long life begins.
     let opening = Box::pin(begin_request(
         node.clone(),
@@ -210,7 +255,7 @@ fn spawn_request(
     ));
     // Boxed for the reason that `pod::take` gives.
     pod.drain.spawn(Box::pin(async move {
-        let _load = load;
+        let _held = (load, share);
         // Cut, the report says so when it is dropped.
         let _ = cut.run_until_cancelled(whole(opening)).await;
     }));
@@ -280,6 +325,10 @@ async fn open_request(
         peer,
         local,
     } = *arriving;
+    if let Err(why) = asked_for(arriving, Some(&request.authority)).await {
+        request.refuse(Status::Unavailable);
+        return Err(why.into());
+    }
     let snapshot = Arc::clone(&node.mesh.load());
     let Some(workload) = pod.workload(&snapshot) else {
         request.refuse(Status::Unavailable);
@@ -357,6 +406,30 @@ async fn open_request(
     Ok((Box::new(copying), live))
 }
 
+/// Where not everything is followed, whoever it takes to judge a connection, and to tell of it, has been asked for.
+async fn asked_for(
+    arriving: &Arriving<'_>,
+    authority: Option<&Authority>,
+) -> Result<(), NotTold> {
+    let Arriving { node, pod, .. } = arriving;
+    let Some(on_demand) = &node.on_demand else {
+        return Ok(());
+    };
+    let Some(workload) = pod.workload(&node.mesh.load()) else {
+        return Ok(()); // refused in a moment
+    };
+    // Boxed: hardly anybody has this, and everybody would have the room for it.
+    Box::pin(async {
+        if let Some(authority) = authority {
+            let local = arriving.local.ip();
+            on_demand.leads_here(node, &workload, local, authority).await?;
+        }
+        on_demand.arriving(node, &workload, arriving.peer.ip()).await;
+        Ok(())
+    })
+    .await
+}
+
 /// The policies agree, then the app is there.
 async fn admit_and_reach(
     arriving: &Arriving<'_>,
@@ -371,7 +444,7 @@ async fn admit_and_reach(
 
 /// The workload behind the peer's address, if it is who the certificate says: behind a gateway or a NAT the address
 /// is somebody else's.
-fn source_of(
+pub(crate) fn source_of(
     snapshot: &mesh::Snapshot,
     destination: &Workload,
     peer: SocketAddr,
@@ -392,8 +465,34 @@ impl Failure for Failed {
             Self::Accept(AcceptError::Slow(_) | AcceptError::Tls(_)) => Flag::TlsFailure,
             Self::Misdirected(why) => why.flag(),
             Self::Denied(why) => why.flag(),
+            Self::NotTold(why) => why.flag(),
+            Self::Full(why) => why.flag(),
             Self::App(_) => Flag::Connect,
             Self::Broken(_) | Self::Abandoned => Flag::None,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Unknown(_) => Hint::NotTold,
+            Self::NotTold(why) => return why.hint(),
+            Self::Certificate(why) => Hint::of_certificate(why),
+            Self::Accept(why) => Hint::of_accepting(why),
+            Self::Malformed(_) => Hint::BadRequest,
+            Self::CutOff(why) => Hint::of_end(why),
+            Self::Misdirected(why) => Hint::of_misdirection(why),
+            Self::Denied(why) => return why.hint(),
+            Self::App(why) => why.hint(),
+            Self::Full(why) => return why.hint(),
+            Self::Abandoned => Hint::GaveUp,
+            Self::Broken(_) => return None,
+        })
+    }
+
+    fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Denied(why) => why.policy(),
+            _ => None,
         }
     }
 }

@@ -21,14 +21,17 @@ use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
+use crate::bounds::Full;
 use crate::carry::{Broken, Unknown, ended, known, refuse};
 use crate::connections::{Counting, Live, Protocol};
 use crate::headers;
+use crate::hint::Hint;
 use crate::inbound::Unreachable;
 use crate::local;
 use crate::lookup::LookupError;
 use crate::netns::{From, unmapped};
 use crate::node::Node;
+use crate::on_demand::NotTold;
 use crate::pod::Pod;
 use crate::report::{Failure, Report, Whereabouts};
 use crate::retry::{Retried, Retries, SILENT, Tries};
@@ -95,6 +98,8 @@ pub(crate) enum Failed {
     #[error(transparent)]
     Unknown(#[from] Unknown),
     #[error(transparent)]
+    NotTold(#[from] NotTold),
+    #[error(transparent)]
     Open(#[from] OpenError),
     #[error("connection failed: {0}")]
     Connect(io::Error),
@@ -111,6 +116,9 @@ pub(crate) enum Failed {
     Misdirected(#[from] Misdirected),
     #[error(transparent)]
     App(#[from] Unreachable),
+    /// The pod that is called, if it is of this node.
+    #[error(transparent)]
+    Full(#[from] Full),
     #[error("pod {0} of this node is going away")]
     Gone(Arc<str>),
     #[error(transparent)]
@@ -122,9 +130,37 @@ impl Failure for Failed {
         match self {
             Self::Denied(why) => why.flag(),
             Self::Refused(why) => why.flag(),
+            Self::Full(why) => why.flag(),
+            Self::NotTold(why) => why.flag(),
             Self::Open(why) => flag_of(why),
             Self::Broken(_) => Flag::None,
             _ => Flag::Connect,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Refused(why) => return why.hint(),
+            Self::Unknown(_) => Hint::NotTold,
+            Self::NotTold(why) => return why.hint(),
+            Self::Open(why) => Hint::of_opening(why),
+            Self::Connect(_) | Self::NoAnswer(_) => Hint::CannotConnect,
+            Self::Silent => Hint::Unanswered,
+            Self::Lookup(_) => Hint::NameUnknown,
+            Self::Denied(why) => return why.hint(),
+            Self::Misdirected(why) => Hint::of_misdirection(why),
+            Self::App(why) => why.hint(),
+            Self::Full(why) => return why.hint(),
+            Self::Gone(_) => Hint::PodGoing,
+            Self::Broken(_) => return None,
+        })
+    }
+
+    fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Refused(why) => why.policy(),
+            Self::Denied(why) => why.policy(),
+            _ => None,
         }
     }
 }
@@ -140,8 +176,9 @@ impl Failed {
             Self::Misdirected(why) => matches!(why, Misdirected::Moved { .. }),
             Self::App(Unreachable::SourceLost(..)) => false,
             Self::Open(_) | Self::Connect(_) | Self::NoAnswer(_) | Self::Silent => true,
-            Self::Lookup(_) | Self::App(_) | Self::Gone(_) => true,
-            Self::Refused(_) | Self::Unknown(_) | Self::Denied(_) | Self::Broken(_) => false,
+            Self::Lookup(_) | Self::App(_) | Self::Gone(_) | Self::Full(_) => true,
+            Self::Refused(_) | Self::Unknown(_) | Self::NotTold(_) => false,
+            Self::Denied(_) | Self::Broken(_) => false,
         }
     }
 }
@@ -190,6 +227,7 @@ async fn open(
         source,
         peer,
         original,
+        joins: true,
     };
     let first = First::default();
     match reach(&leaving, &tcp, &first, report).await {
@@ -209,7 +247,7 @@ async fn reach(
     let Retries { troubled, budget } = &node.retries;
     budget.earn();
     let mut tries = Tries::new();
-    let mut decision = leaving.decide()?;
+    let mut decision = leaving.decide().await?;
     let mut before = None;
     loop {
         let (target, leads_on) = (decision.target(), decision.leads_on());
@@ -306,6 +344,7 @@ async fn tunnel(
         source,
         peer,
         original,
+        ..
     } = leaving;
     let forwarded = headers::forwarded(
         *peer,
@@ -413,7 +452,7 @@ pub(crate) async fn connect(pod: &Pod, from: From, to: SocketAddr) -> Result<Tcp
         .map_err(Failed::Connect)
 }
 
-fn flag_of(why: &OpenError) -> Flag {
+pub(crate) fn flag_of(why: &OpenError) -> Flag {
     match why {
         OpenError::DialTimeout { .. } => Flag::NetworkPolicy,
         OpenError::Tls(TlsError::Revoked) => Flag::CertRevoked,

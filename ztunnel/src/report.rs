@@ -4,7 +4,8 @@
 //! 2. `ends` when it is known who talks to whom: from here it counts in the metrics and is listed as open;
 //! 3. `completed` or `failed`; a report dropped without either says that the connection was abandoned (pod removed,
 //!    proxy stopping);
-//! 4. dropped: metrics, then one line in the log under target `access`, in Istio's format and field order.
+//! 4. dropped: metrics, then one line in the log under target `access`, in Istio's format and field order. Ours stand
+//!    between `duration` and `error`; what went wrong comes with a hint ([`Hint`]) of what to do about it.
 //!
 //! A report that another process began goes on at 3 ([`Report::resumed`]); one that another process goes on with says
 //! nothing here.
@@ -16,11 +17,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use hbone::Authority;
+use mesh::{GatewayAddress, GatewayTarget, Snapshot};
 use tracing::Level;
 
+use crate::arrival;
 use crate::connections::{Bytes, Entry, Live, Protocol, Story};
 use crate::handover::Told;
 use crate::headers::Baggage;
+use crate::hint::Hint;
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::traffic::{Ends, Flag, Reporter, Series};
@@ -29,6 +33,14 @@ use crate::traffic::{Ends, Flag, Reporter, Series};
 pub(crate) trait Failure: fmt::Display {
     /// Label `response_flags`.
     fn flag(&self) -> Flag;
+
+    /// What a person can do about it; none where it is the peers' own affair.
+    fn hint(&self) -> Option<Hint>;
+
+    /// The policy, or the setting, that decided.
+    fn policy(&self) -> Option<&Arc<str>> {
+        None
+    }
 }
 
 /// The record of one connection at one of its ends.
@@ -56,13 +68,23 @@ struct Early {
     source: SocketAddr,
     hop: SocketAddr,
     ends: Ends,
+    /// It is a flow of UDP.
+    datagrams: bool,
 }
 
 enum Outcome {
     /// Neither completed nor failed yet.
     Open,
     Completed,
-    Failed(Box<(Flag, String)>),
+    Failed(Box<Why>),
+}
+
+/// How a connection failed.
+struct Why {
+    flag: Flag,
+    error: Cow<'static, str>,
+    hint: Option<Hint>,
+    policy: Option<Arc<str>>,
 }
 
 /// Who and where the two ends are, once known.
@@ -103,6 +125,7 @@ impl Report {
             source,
             hop,
             ends: Ends::default(),
+            datagrams: false,
         };
         Self::begun(node, pod, early)
     }
@@ -116,6 +139,14 @@ impl Report {
             outcome: Outcome::Open,
             failed_before: (0, Flag::None),
         }
+    }
+
+    /// It is a flow of UDP that is reported. To be said first.
+    pub(crate) fn of_datagrams(mut self) -> Self {
+        if let Known::Early(early) = &mut self.known {
+            early.datagrams = true;
+        }
+        self
     }
 
     /// The endpoint of [`Report::ends`] was of no use; another one is tried.
@@ -147,17 +178,24 @@ impl Report {
     fn enter(&mut self, found: Whereabouts<'_>, joined: bool, bytes: Bytes) -> Arc<Live> {
         let said = found.said.filter(|_| found.ends.source.is_none());
         let reporter = self.known.reporter();
-        let shared = self
-            .node
-            .traffic
-            .between(reporter, found.ends, said.map(Baggage::parse));
+        let shared = self.node.traffic.between(
+            reporter,
+            found.ends,
+            said.map(Baggage::parse),
+            found.protocol == Protocol::Udp,
+        );
         let (ends, series) = shared;
+        let waypoint = match found.protocol {
+            Protocol::Hbone => waypoint(&self.node.mesh.load(), reporter, &ends, found.original),
+            Protocol::Tcp | Protocol::Udp => None,
+        };
         let story = Story {
             started: self.known.started(),
             hop: found.hop,
             ends,
             said: said.map(Box::from),
             tunnelled: found.tunnelled,
+            waypoint,
             note: OnceLock::new(),
         };
         let live = Live::new(
@@ -193,6 +231,7 @@ impl Report {
             source: told.source,
             hop: told.hop,
             ends: Ends::default(),
+            datagrams: false,
         };
         let mut report = Self::begun(node, pod, early);
         let ends = told.ends.found_in(&node.mesh.load());
@@ -229,7 +268,12 @@ impl Report {
     /// It was refused, could not be carried, or broke. The first reason stays.
     pub(crate) fn failed(&mut self, why: &dyn Failure) {
         if matches!(self.outcome, Outcome::Open) {
-            self.outcome = Outcome::Failed(Box::new((why.flag(), why.to_string())));
+            self.outcome = Outcome::Failed(Box::new(Why {
+                flag: why.flag(),
+                error: why.to_string().into(),
+                hint: why.hint(),
+                policy: why.policy().cloned(),
+            }));
         }
     }
 }
@@ -237,11 +281,17 @@ impl Report {
 impl Drop for Report {
     fn drop(&mut self) {
         self.node.traffic.socket_closed(self.known.reporter());
-        let (flag, error) = match std::mem::replace(&mut self.outcome, Outcome::Completed) {
-            Outcome::Completed => (Flag::None, None),
-            Outcome::Failed(failed) => (failed.0, Some(failed.1)),
-            Outcome::Open => (Flag::None, Some(ABANDONED.to_owned())),
+        let failed = match std::mem::replace(&mut self.outcome, Outcome::Completed) {
+            Outcome::Completed => None,
+            Outcome::Failed(failed) => Some(*failed),
+            Outcome::Open => Some(Why {
+                flag: Flag::None,
+                error: ABANDONED.into(),
+                hint: Some(Hint::PodGoing),
+                policy: None,
+            }),
         };
+        let flag = failed.as_ref().map_or(Flag::None, |why| why.flag);
         let series = match &self.known {
             Known::Both { entry, .. } => {
                 let live = entry.live();
@@ -252,12 +302,17 @@ impl Drop for Report {
                 live.series().closed(flag);
                 live.series().clone()
             }
-            Known::Early(early) => self.node.traffic.series(early.reporter, &early.ends, None),
+            Known::Early(early) => {
+                let (traffic, ends) = (&self.node.traffic, early.ends.clone());
+                traffic
+                    .between(early.reporter, ends, None, early.datagrams)
+                    .1
+            }
         };
         if flag != Flag::None {
             series.failed(flag);
         }
-        self.write(&series, error.as_deref());
+        self.write(&series, failed.as_ref());
     }
 }
 
@@ -265,8 +320,11 @@ const ABANDONED: &str = "connection cut: its pod was removed or this proxy is st
 
 /// One access log line. A macro because a level must be a constant where the line is written.
 macro_rules! line {
-    ($level:expr, $message:literal, $report:expr, $series:expr, $error:expr) => {{
-        let (report, series): (&Report, &Series) = ($report, $series);
+    ($level:expr, $message:literal, $report:expr, $series:expr, $failed:expr) => {{
+        let (report, series, failed): (&Report, &Series, Option<&Why>) = ($report, $series, $failed);
+        let flag = failed.map(|why| why.flag).filter(|flag| *flag != Flag::None);
+        let allowed_by = report.known.live().and_then(|live| live.policy());
+        let decided_by = failed.and_then(|why| why.policy.as_deref()).or(allowed_by.as_deref());
         let (hop, ends) = report.known.whereabouts();
         let live = report.known.live();
         let moved = live.map(|live| live.moved());
@@ -285,13 +343,18 @@ macro_rules! line {
                 dst.namespace = ends.destination.as_ref().map(|workload| &*workload.namespace),
                 dst.identity = series.destination_principal(),
                 direction = direction(report.known.reporter()),
+                protocol = report.known.is_datagrams().then_some("udp"),
                 bytes_sent = moved.map(|moved| moved.0),
                 bytes_recv = moved.map(|moved| moved.1),
                 duration = live.map(|_| format!("{}ms", report.known.started().elapsed().as_millis())).as_deref(),
                 tries = (report.failed_before.0 > 0).then_some(report.failed_before.0 + 1),
+                waypoint = live.and_then(|live| live.story.waypoint.as_deref()).map(|it| tracing::field::display(Name(it))),
+                policy = decided_by,
+                response_flags = flag.map(Flag::label),
                 path = matches!(report.known, Known::Both { joined: true, .. }).then_some("in-process"),
                 note = live.and_then(|live| live.story.note.get()).map(|note| &***note),
-                error = $error,
+                hint = failed.and_then(|why| why.hint).map(Hint::text),
+                error = failed.map(|why| &*why.error),
             },
             $message
         )
@@ -299,11 +362,11 @@ macro_rules! line {
 }
 
 impl Report {
-    fn write(&self, series: &Series, error: Option<&str>) {
-        match (self.known.live(), error) {
-            (None, _) => line!(Level::WARN, "connection failed", self, series, error),
-            (_, None) => line!(Level::INFO, "connection complete", self, series, error),
-            (_, Some(_)) => line!(Level::ERROR, "connection complete", self, series, error),
+    fn write(&self, series: &Series, failed: Option<&Why>) {
+        match (self.known.live(), failed) {
+            (None, _) => line!(Level::WARN, "connection failed", self, series, failed),
+            (_, None) => line!(Level::INFO, "connection complete", self, series, failed),
+            (_, Some(_)) => line!(Level::ERROR, "connection complete", self, series, failed),
         }
     }
 }
@@ -337,6 +400,13 @@ impl Known {
         }
     }
 
+    fn is_datagrams(&self) -> bool {
+        match self {
+            Self::Early(early) => early.datagrams,
+            Self::Both { entry, .. } => entry.live().protocol == Protocol::Udp,
+        }
+    }
+
     fn live(&self) -> Option<&Arc<Live>> {
         match self {
             Self::Early(_) => None,
@@ -349,5 +419,49 @@ fn direction(reporter: Reporter) -> &'static str {
     match reporter {
         Reporter::Source => "outbound",
         Reporter::Destination => "inbound",
+    }
+}
+
+/// The waypoint at the other end, seen from who calls it; at the end of who is called by it, the one that calls.
+fn waypoint(
+    snapshot: &Snapshot,
+    reporter: Reporter,
+    ends: &Ends,
+    original: SocketAddr,
+) -> Option<Arc<GatewayAddress>> {
+    let (other, own) = match reporter {
+        Reporter::Source => (ends.destination.as_ref()?, ends.source.as_ref()?),
+        Reporter::Destination => (ends.source.as_ref()?, ends.destination.as_ref()?),
+    };
+    let of_service = ends.service.as_ref().into_iter().flat_map(|service| {
+        let weighted = service.weighted_waypoints.iter();
+        service
+            .waypoint
+            .iter()
+            .chain(weighted.map(|(waypoint, _)| waypoint))
+    });
+    let of_workload = match reporter {
+        // Whoever was called by a workload's own address: another one answers for it.
+        Reporter::Source if ends.service.is_none() => snapshot
+            .workload_at(&own.network, original.ip())
+            .and_then(|called| called.waypoint.as_ref()),
+        Reporter::Source => None,
+        Reporter::Destination => own.waypoint.as_ref(),
+    };
+    of_service
+        .chain(of_workload)
+        .find(|waypoint| arrival::leads_to(snapshot, other, waypoint))
+        .cloned()
+}
+
+/// `namespace/host`, or the address by which it is known.
+pub(crate) struct Name<'a>(pub(crate) &'a GatewayAddress);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.target {
+            GatewayTarget::Host(host) => fmt::Display::fmt(host, f),
+            GatewayTarget::Address(_, ip) => fmt::Display::fmt(ip, f),
+        }
     }
 }

@@ -21,6 +21,7 @@ use mesh::{
     Snapshot, Workload,
 };
 
+use crate::hint::Hint;
 use crate::retry::Target;
 use crate::traffic::Flag;
 
@@ -185,7 +186,7 @@ pub enum Refused {
     )]
     GatewayNotFound {
         /// Service or address.
-        gateway: String,
+        gateway: Box<GatewayAddress>,
         /// Which it leads to.
         network: Network,
         /// Who is there.
@@ -228,6 +229,28 @@ impl crate::report::Failure for Refused {
         match self {
             Self::Egress { .. } => Flag::Egress,
             _ => Flag::Connect,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::SelfCall => Hint::OwnPort,
+            Self::NoUpstream { why, .. } => Hint::of_no_endpoint(*why),
+            Self::WaypointNotFound(_) => Hint::WaypointMissing,
+            Self::WaypointNotReady { .. } => Hint::WaypointNotReady,
+            Self::GatewayNotFound { .. } | Self::GatewayNotReady { .. } => Hint::GatewayMissing,
+            Self::OtherNetwork(..) => Hint::OtherNetwork,
+            Self::NobodyVouched(..) => Hint::NobodyVouched,
+            Self::NoAddress(_) => Hint::NoAddress,
+            Self::Egress { .. } => Hint::Egress,
+            Self::NoIdentity(..) => Hint::BadNames,
+        })
+    }
+
+    fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Egress { by, .. } => Some(by),
+            _ => None,
         }
     }
 }

@@ -5,11 +5,12 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use hbone::handover::Freezer;
 use hbone::{Authority, Counters, Identity};
+use mesh::GatewayAddress;
 use tokio::sync::Notify;
 
 use super::Protocol;
@@ -35,6 +36,8 @@ pub(crate) struct Live {
     /// Not yet judged by `rejudge`, only on arrival.
     pub(crate) fresh: AtomicBool,
     denied: OnceLock<Box<Denied>>,
+    /// The policy that let it in, the last time it was judged; none where no policy had to.
+    allowed_by: Mutex<Option<Arc<str>>>,
     cut: Notify,
     pub(crate) story: Story,
     carrier: OnceLock<Carrier>,
@@ -56,6 +59,8 @@ pub(crate) struct Story {
     pub(crate) said: Option<Box<str>>,
     /// `dst.hbone_addr`.
     pub(crate) tunnelled: Option<Authority>,
+    /// The waypoint that is at one of its ends.
+    pub(crate) waypoint: Option<Arc<GatewayAddress>>,
     pub(crate) note: OnceLock<Box<Cow<'static, str>>>,
 }
 
@@ -105,7 +110,7 @@ impl Live {
         series: Arc<Series>,
         bytes: Bytes,
     ) -> Self {
-        let (denied, cut, carrier, held, left) = Default::default();
+        let (denied, allowed_by, cut, carrier, held, left) = Default::default();
         let fresh = AtomicBool::new(true);
         Self {
             reporter,
@@ -118,6 +123,7 @@ impl Live {
             settled: <(AtomicU64, AtomicU64)>::default(),
             fresh,
             denied,
+            allowed_by,
             cut,
             story,
             carrier,
@@ -178,6 +184,22 @@ impl Live {
     /// See [`Live::leave`].
     pub(crate) fn has_left(&self) -> bool {
         self.left.load(SeqCst)
+    }
+
+    /// It was judged, and this policy lets it in; none if none had to.
+    pub(crate) fn allowed_by(&self, policy: Option<Arc<str>>) {
+        *self.allower() = policy;
+    }
+
+    /// The policy that let it in.
+    pub(crate) fn policy(&self) -> Option<Arc<str>> {
+        self.allower().clone()
+    }
+
+    fn allower(&self) -> MutexGuard<'_, Option<Arc<str>>> {
+        self.allowed_by
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the connection because a policy now denies it. The first reason stays.

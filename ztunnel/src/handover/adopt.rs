@@ -20,6 +20,7 @@ use crate::admit::{self, Denied};
 use crate::agent::Roster;
 use crate::carry::{Broken, ended};
 use crate::connections::{Bytes, Carrier, Live};
+use crate::hint::Hint;
 use crate::inbound;
 use crate::node::Node;
 use crate::pod::Pod;
@@ -179,7 +180,9 @@ impl Adoption {
             (Thawed::Accepted(connection, resumed), Way::Arrived { peer, local }) => {
                 to.streams(resumed, carried);
                 let (node, task_pod) = (node.clone(), pod.clone());
+                let share = node.bounds.adopted(&pod.part);
                 let serving = async move {
+                    let _share = share;
                     inbound::serve_connection(&node, &task_pod, connection, peer, local).await;
                 };
                 spawn(&pod, place, serving);
@@ -256,7 +259,7 @@ fn spawn(pod: &Pod, place: Place, work: impl Future<Output = ()> + Send + 'stati
 }
 
 async fn stream_goes_on(node: Arc<Node>, pod: Arc<Pod>, told: Told, resumed: Resumed) {
-    let _load = node.workers.stay();
+    let _held = (node.workers.stay(), node.bounds.adopted(&pod.part));
     let carrier = Carrier::Tunnel(resumed.freezer(), resumed.stream());
     let bytes = bytes(resumed.moved());
     let (mut report, live) = Report::resumed(&node, &pod, &told, false, bytes);
@@ -273,6 +276,7 @@ async fn pair_goes_on(
     pair: TcpPair,
     there: Option<(Arc<Pod>, Told)>,
 ) {
+    let _share = node.bounds.adopted(&pod.part);
     let freezer = pair.freezer();
     let bytes = bytes(pair.moved());
     let (mut report, live) = Report::resumed(&node, &pod, &told, there.is_some(), bytes);
@@ -300,6 +304,7 @@ async fn joined_goes_on(
         other.clone(),
         Arc::downgrade(&live),
     ));
+    let _share = node.bounds.adopted(&other.part);
     let (_hold, cut) = (other.drain.hold(), other.drain.now());
     let copying = Box::pin(pair.both_ways(here.counting()));
     let done = tokio::select! {
@@ -356,6 +361,20 @@ impl Failure for Stopped {
         match self {
             Self::Denied(why) => why.flag(),
             Self::Broken(_) => Flag::None,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Denied(why) => why.hint(),
+            Self::Broken(_) => None,
+        }
+    }
+
+    fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Denied(why) => why.policy(),
+            Self::Broken(_) => None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
+use crate::hint::Hint;
 use crate::netns::From;
 use crate::node::Node;
 use crate::pod::Pod;
@@ -20,6 +21,17 @@ pub(crate) enum Unreachable {
     Silent(SocketAddr),
     #[error("the client's address {0} could not be kept, as ENABLE_ORIG_SRC demands: {1}")]
     SourceLost(IpAddr, io::Error),
+}
+
+impl Unreachable {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> Hint {
+        match self {
+            Self::Refused(_) => Hint::AppRefuses,
+            Self::Silent(_) => Hint::AppSilent,
+            Self::SourceLost(..) => Hint::SourceAddress,
+        }
+    }
 }
 
 /// The app is in this very namespace: what does not answer in this time has a full backlog and a bigger problem.

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use api::workload as wire;
+use api::{security, workload as wire};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::log;
 use crate::world::{
-    At, CLIENT, PATIENCE, SERVER, World, WorldPod, echo, greeting, service, strict,
+    At, CLIENT, PATIENCE, SERVER, World, WorldPod, deny_port, echo, greeting, service, strict,
 };
 
 /// Listens and counts the connections that get through.
@@ -43,6 +43,13 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
             inbound.starts_with("error\taccess\tconnection complete") && inbound.contains(named),
             "{inbound}"
         );
+        for field in [
+            "policy=\"default/deny-9999\"",
+            "response_flags=\"DENY\"",
+            "hint=\"the AuthorizationPolicy that the error names",
+        ] {
+            assert!(inbound.contains(field), "{field}: {inbound}");
+        }
         let outbound =
             log::line(&[&client_name, "outbound", "dst.hbone_addr=10.77.0.2:9999"]).await;
         assert!(
@@ -50,6 +57,11 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
             "{outbound}"
         );
         assert!(outbound.contains("bytes_sent=0 bytes_recv=0"), "{outbound}");
+        assert!(outbound.contains("response_flags=\"DENY\""), "{outbound}");
+        assert!(
+            outbound.contains("ambit explain SRC DST:PORT"),
+            "{outbound}"
+        );
         world.quiet().await;
         assert_eq!(reached.load(Ordering::Relaxed), 0);
         let parts = ["reporter=\"destination\"", "response_flags=\"DENY\""];
@@ -99,6 +111,37 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
         client.is_reset(to).await;
         let line = log::line(&[&names[1], "the peer's certificate was revoked"]).await;
         assert!(line.contains("error="), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_lets_a_connection_in_is_named_at_its_destination() {
+    for (suffix, at) in [("pa", At::Node(1)), ("pb", At::Node(0))] {
+        let (client_name, server_name) = (format!("client-{suffix}"), format!("server-{suffix}"));
+        let mut world = World::new(&[]);
+        let client = world.pod(&client_name, At::Node(0), &CLIENT).await;
+        let server = world.pod(&server_name, at, &SERVER).await;
+        server.serve(9000);
+        world.tell(|update| {
+            let allow = security::Action::Allow.into();
+            update.set_policy(security::Authorization {
+                action: allow,
+                ..deny_port("let-9000", 9000)
+            });
+        });
+        let mut tcp = client.connect(server.at(0, 9000)).await;
+        greeting(&mut tcp).await.unwrap();
+        echo(tcp, b"hello").await;
+        let inbound = log::line(&[&client_name, "inbound"]).await;
+        assert!(inbound.contains("policy=\"default/let-9000\""), "{inbound}");
+        let outbound = log::line(&[&client_name, "outbound"]).await;
+        assert!(!outbound.contains("policy="), "{outbound}");
+        for line in [inbound, outbound] {
+            assert!(
+                !line.contains("hint=") && !line.contains("response_flags="),
+                "{line}"
+            );
+        }
     }
 }
 
@@ -308,9 +351,17 @@ async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
         });
         update.set_service(guarded);
     });
-    for (vip, reason) in [
-        ("10.78.0.1:80", "no healthy upstream"),
-        ("10.78.0.2:80", "waypoint default/lost-r.svc"),
+    for (vip, reason, hint) in [
+        (
+            "10.78.0.1:80",
+            "no healthy upstream",
+            "the Service's selector",
+        ),
+        (
+            "10.78.0.2:80",
+            "waypoint default/lost-r.svc",
+            "label istio.io/use-waypoint",
+        ),
     ] {
         client.is_reset(vip.parse().unwrap()).await;
         let line = log::line(&[&format!("dst.addr={vip}"), reason]).await;
@@ -318,6 +369,7 @@ async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
             line.starts_with("warn\taccess\tconnection failed"),
             "{line}"
         );
+        assert!(line.contains(&format!("hint=\"{hint}")), "{line}");
     }
 }
 
