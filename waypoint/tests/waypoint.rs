@@ -16,6 +16,8 @@ mod bytes;
 mod churn;
 #[path = "waypoint/drain.rs"]
 mod drain;
+#[path = "waypoint/explained.rs"]
+mod explained;
 #[path = "waypoint/hedged.rs"]
 mod hedged;
 #[path = "waypoint/hostile.rs"]

@@ -2,7 +2,7 @@
 //!
 //! | port | routes |
 //! |---|---|
-//! | 15000, localhost | `/config_dump`, `/logging`, `/quitquitquit` |
+//! | 15000, localhost | `/config_dump`, `/connections`, `/traffic`, `/explain`, `/logging`, `/quitquitquit` |
 //! | 15020 | `/metrics`, `/stats/prometheus` |
 //! | 15021 | `/healthz/ready` |
 //!
@@ -10,7 +10,9 @@
 //! few small chunks, never faster than the caller reads.
 
 mod certificates;
+mod connections;
 mod dump;
+mod explain;
 mod policies;
 mod settings;
 mod shapes;
@@ -76,11 +78,13 @@ impl Doors {
     }
 }
 
-/// `/config_dump`.
+/// What this process knows and does: to be read, never changed.
 fn admin(node: Arc<Node>, roster: Roster) -> Router {
     Router::new()
         .route("/config_dump", get(config_dump))
-        .with_state((node, roster))
+        .with_state((node.clone(), roster))
+        .merge(connections::door(node.clone()))
+        .merge(explain::door(node))
 }
 
 /// Open connections' bytes enter the metrics before they are printed.
@@ -90,14 +94,22 @@ async fn settle(State(node): State<Arc<Node>>, request: Request, next: Next) -> 
 }
 
 async fn config_dump(State((node, roster)): State<(Arc<Node>, Roster)>) -> Response {
+    streamed("application/json", move |out| {
+        Ok(Dump::new(node, roster).write(out)?)
+    })
+}
+
+/// What `write` writes, as it is written: on a thread of its own, never faster than the caller reads.
+fn streamed(
+    content: &'static str,
+    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
+) -> Response {
     let (chunks, received) = mpsc::channel(CHUNKS);
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || {
         let mut out = io::BufWriter::with_capacity(CHUNK, Chunks { chunks, runtime });
         // An error here means that the caller has gone.
-        let _ = Dump::new(node, roster)
-            .write(&mut out)
-            .map(|()| io::Write::flush(&mut out));
+        let _ = write(&mut out).and_then(|()| io::Write::flush(&mut out));
     });
     let body = futures_util::stream::unfold(received, |mut received| async {
         received
@@ -105,11 +117,7 @@ async fn config_dump(State((node, roster)): State<(Arc<Node>, Roster)>) -> Respo
             .await
             .map(|chunk| (Ok::<_, io::Error>(chunk), received))
     });
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        Body::from_stream(body),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, content)], Body::from_stream(body)).into_response()
 }
 
 /// Hands what is written to the connection, and waits for it.

@@ -4,15 +4,18 @@
 //! 2. it counts there with relaxed atomics, no lock, no hashing;
 //! 3. a scrape walks all series once per metric.
 //!
-//! One label set holds all its counters: half of what a registry family per metric would cost in memory.
+//! One label set holds all its counters: half of what a registry family per metric would cost in memory. How many there are
+//! is bounded, and those that name somebody who is gone expire (`ops::series`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use hbone::{Identity, Refusal};
-use mesh::{Service, Workload};
+use mesh::{Service, Snapshot, Workload};
+use ops::series::{self, Bounded, Bounds, Without};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -23,8 +26,8 @@ use prometheus_client::registry::Registry;
 mod labels;
 mod names;
 
-use labels::{Flagged, Labels, UNKNOWN};
-use names::{Asked, ToUnknown};
+use labels::{Flagged, Labels, Living};
+use names::{Asked, Shown, ToUnknown};
 
 use crate::headers::Baggage;
 use crate::retry::Retried;
@@ -59,10 +62,12 @@ pub enum Flag {
     CertRevoked,
     /// Nobody is known at the destination, and the caller may not call who is unknown.
     Egress,
+    /// There was no room for it.
+    Overload,
 }
 
 impl Flag {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::None,
         Self::Deny,
         Self::Connect,
@@ -72,9 +77,11 @@ impl Flag {
         Self::IdentityError,
         Self::CertRevoked,
         Self::Egress,
+        Self::Overload,
     ];
 
-    pub(super) const fn label(self) -> &'static str {
+    /// As logs and metrics have it.
+    pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::None => "-",
             Self::Deny => "DENY",
@@ -85,6 +92,7 @@ impl Flag {
             Self::IdentityError => "IDENTITY_ERROR",
             Self::CertRevoked => "CERT_REVOKED",
             Self::Egress => "EGRESS",
+            Self::Overload => "OVERLOAD",
         }
     }
 }
@@ -103,27 +111,30 @@ pub(crate) struct Ends {
 }
 
 /// All TCP series of this node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Traffic(Arc<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    series: RwLock<HashMap<Arc<Labels>, Arc<Series>>>,
+    series: series::Table<Labels, Counts>,
     cache: Mutex<HashMap<CacheKey, Cached>>,
+    /// Series up to which a peer that the mesh does not know is what it says of itself.
+    believed: usize,
+    without: Without,
     open: [AtomicI64; 2],
     /// What peers were refused at the tunnel port, by name.
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     /// Names that had to be resolved for a connection.
-    names: Family<Asked, Counter>,
+    names: series::Table<Asked, AtomicU64>,
     /// Connections to who is unknown that a setting wants to be told or refused.
-    to_unknown: Family<ToUnknown, Counter>,
+    to_unknown: series::Table<ToUnknown, AtomicU64>,
     /// Connections whose first endpoint failed.
     retried: Family<Retried, Counter>,
 }
 
-/// Beyond this many series, what a peer says of itself in `baggage` no longer makes new ones: a peer with a
-/// certificate but bad intentions must not be able to fill memory with invented names.
-const SERIES_FROM_BAGGAGE: usize = 10_000;
+/// Beyond this part of the series there may be, what a peer says of itself in `baggage` no longer makes new ones: a peer with a
+/// certificate but bad intentions must not be able to use up the room with invented names.
+const BELIEVED: usize = 5;
 
 /// The cache is cleared when it reaches this size; it refills in a moment. Each update of a workload makes a new
 /// key, so a limit is needed, and at this one a node with 100 busy pods rarely meets it.
@@ -139,29 +150,45 @@ struct CacheKey(
     Option<Identity>,
     Option<Identity>,
     bool,
+    bool,
 );
 
 /// What all connections between the same ends share.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Cached {
     ends: Arc<Ends>,
     series: Arc<Series>,
+    /// Since the last sweep.
+    used: AtomicBool,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        Self::new(Bounds::default(), Without::default())
+    }
 }
 
 impl Traffic {
+    /// Nothing is counted yet; labels that are left out never are.
+    pub fn new(bounds: Bounds, without: Without) -> Self {
+        Self(Arc::new(Table {
+            series: series::Table::new(bounds),
+            names: series::Table::new(bounds),
+            to_unknown: series::Table::new(bounds),
+            believed: bounds.most / BELIEVED,
+            without,
+            ..Table::default()
+        }))
+    }
+
     /// Enters the TCP metrics into `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register_collector(Box::new(self.clone()));
-        registry.register(
-            "istio_on_demand_dns",
-            "The total number of requests that used on-demand DNS (unstable)",
-            self.0.names.clone(),
-        );
-        registry.register(
-            "ambit_egress_connections",
-            "Connections to destinations unknown to the mesh that a setting wants logged or refused",
-            self.0.to_unknown.clone(),
-        );
+        self.register_few(registry);
+    }
+
+    /// Those that have few series, and are locked while they are printed.
+    pub fn register_few(&self, registry: &mut Registry) {
         registry.register(
             "ambit_connection_retries",
             "Connections whose first endpoint failed, by what became of them",
@@ -181,27 +208,29 @@ impl Traffic {
         ends: &Ends,
         said: Option<Baggage<'_>>,
     ) -> Arc<Series> {
-        self.between(reporter, ends.clone(), said).1
+        self.between(reporter, ends.clone(), said, false).1
     }
 
-    /// The ends of a connection, as all connections between them share them, and its series.
+    /// The ends of a connection, or of a flow of `datagrams`, as all between them share them, and its series.
     pub(crate) fn between(
         &self,
         reporter: Reporter,
         ends: Ends,
         said: Option<Baggage<'_>>,
+        datagrams: bool,
     ) -> (Arc<Ends>, Arc<Series>) {
         let said = said.filter(|_| ends.source.is_none());
         if said.is_some() {
-            let series = self.enter(Labels::new(reporter, &ends, said), true);
+            let labels = Labels::new(reporter, &ends, said, datagrams);
+            let series = self.enter(labels, &ends, true);
             return (Arc::new(ends), series);
         }
-        let key = CacheKey::new(reporter, &ends);
+        let key = CacheKey::new(reporter, &ends, datagrams);
         if let Some(cached) = lock(&self.0.cache).get(&key) {
-            let Cached { ends, series } = cached.clone();
-            return (ends, series);
+            cached.used.store(true, Relaxed);
+            return (cached.ends.clone(), cached.series.clone());
         }
-        let series = self.enter(Labels::new(reporter, &ends, None), false);
+        let series = self.enter(Labels::new(reporter, &ends, None, datagrams), &ends, false);
         let ends = Arc::new(ends);
         let mut cache = lock(&self.0.cache);
         if cache.len() >= CACHED {
@@ -210,32 +239,65 @@ impl Traffic {
         let cached = Cached {
             ends: ends.clone(),
             series: series.clone(),
+            used: AtomicBool::new(true),
         };
         cache.insert(key, cached);
         (ends, series)
     }
 
-    fn enter(&self, labels: Labels, from_baggage: bool) -> Arc<Series> {
-        let table = self.0.series.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(series) = table.get(&labels) {
-            return series.clone();
+    fn enter(&self, labels: Labels, ends: &Ends, from_baggage: bool) -> Arc<Series> {
+        let full = from_baggage && self.0.series.len() >= self.0.believed;
+        let labels = match full {
+            true => labels.without_baggage(),
+            false => labels,
+        };
+        let principal = |identity: &Option<Identity>| {
+            let identity = identity.as_ref();
+            identity.map(|identity| identity.to_string().into())
+        };
+        Arc::new(Series {
+            source_principal: principal(&ends.source_identity),
+            destination_principal: principal(&ends.destination_identity),
+            counts: self.0.series.of(labels.without(&self.0.without)),
+        })
+    }
+
+    /// Takes out the series that nobody has used for a while and that name somebody who is gone, by the mesh as of now.
+    pub fn sweep(&self, mesh: &Snapshot, now: Instant) {
+        // Whoever was not asked for since the last time has no hold on a series.
+        lock(&self.0.cache).retain(|_, cached| cached.used.swap(false, Relaxed));
+        let Table {
+            series,
+            names,
+            to_unknown,
+            ..
+        } = &*self.0;
+        let (idle, asked, unknown) = (series.idle(now), names.idle(now), to_unknown.idle(now));
+        if idle.is_empty() && asked.is_empty() && unknown.is_empty() {
+            return;
         }
-        let full = from_baggage && table.len() >= SERIES_FROM_BAGGAGE;
-        drop(table);
-        let labels = Arc::new(if full {
-            labels.without_baggage()
-        } else {
-            labels
-        });
-        let mut table = self
-            .0
-            .series
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let series = table
-            .entry(labels.clone())
-            .or_insert_with(|| Arc::new(Series::new(labels)));
-        series.clone()
+        let owners = mesh.workloads();
+        let owners: HashSet<(&str, &str)> =
+            owners.map(|workload| (&*workload.namespace, &*workload.workload_name)).collect();
+        let living = Living {
+            workload: &|namespace, name| owners.contains(&(namespace, name)),
+            service: &|namespace, host| mesh.service(namespace, host).is_some(),
+        };
+        let gone: Vec<_> = idle.into_iter().filter(|labels| labels.name_somebody_gone(&living)).collect();
+        series.expire(&gone, now);
+        let gone: Vec<_> = asked.into_iter().filter(|labels| labels.names_somebody_gone(&living)).collect();
+        names.expire(&gone, now);
+        let gone: Vec<_> = unknown.into_iter().filter(|labels| labels.names_somebody_gone(&living)).collect();
+        to_unknown.expire(&gone, now);
+    }
+
+    /// How it stands with the bounds, by family.
+    pub fn bounded(&self) -> Bounded {
+        let (tcp, names, egress) = (self.clone(), self.clone(), self.clone());
+        Bounded::none()
+            .and("istio_tcp", move || tcp.0.series.figures())
+            .and("istio_on_demand_dns", move || names.0.names.figures())
+            .and("ambit_egress_connections", move || egress.0.to_unknown.figures())
     }
 
     /// A peer was refused something at the tunnel port, before or instead of a connection between workloads.
@@ -245,14 +307,29 @@ impl Traffic {
 
     /// A connection goes to a destination that the mesh knows by name alone, and the name is to be resolved for it.
     pub(crate) fn asked(&self, source: &Workload, identity: &Identity, name: &Arc<str>) {
-        let asked = Asked::new(source, identity, name);
-        self.0.names.get_or_create(&asked).inc();
+        let asked = Asked::new(source, identity, name, &self.0.without);
+        self.0.names.of(asked).fetch_add(1, Relaxed);
     }
 
     /// A connection goes to who is unknown, or is refused for that, and its setting wants it to be told.
     pub(crate) fn to_unknown(&self, source: &Workload, identity: &Identity, refused: bool) {
-        let to_unknown = ToUnknown::new(source, identity, refused);
-        self.0.to_unknown.get_or_create(&to_unknown).inc();
+        let to_unknown = ToUnknown::new(source, identity, refused, &self.0.without);
+        self.0.to_unknown.of(to_unknown).fetch_add(1, Relaxed);
+    }
+
+    /// What connections of each workload of this node did, by namespace and name of its owner.
+    pub(crate) fn by_workload(&self) -> BTreeMap<(Arc<str>, Arc<str>), Sums> {
+        let mut found: BTreeMap<_, Sums> = BTreeMap::new();
+        for series in self.0.series.all() {
+            let sums = found.entry(series.labels().own()).or_default();
+            let all = |counters: &[AtomicU64]| counters.iter().map(|it| it.load(Relaxed)).sum::<u64>();
+            sums.opened += series.opened.load(Relaxed);
+            sums.closed += all(&series.closed);
+            sums.refused += all(&series.failed);
+            sums.sent += series.sent.load(Relaxed);
+            sums.received += series.received.load(Relaxed);
+        }
+        found
     }
 
     /// One more socket is open at this end, as `istio_tcp_sockets_open` counts it.
@@ -266,10 +343,20 @@ impl Traffic {
     }
 }
 
+/// What the connections of a workload did since this process began.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Sums {
+    pub(crate) opened: u64,
+    pub(crate) closed: u64,
+    /// Refused, or not established.
+    pub(crate) refused: u64,
+    pub(crate) sent: u64,
+    pub(crate) received: u64,
+}
+
 /// The counters of one label set.
-#[derive(Debug)]
-pub(crate) struct Series {
-    labels: Arc<Labels>,
+#[derive(Debug, Default)]
+struct Counts {
     opened: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
@@ -277,58 +364,56 @@ pub(crate) struct Series {
     failed: [AtomicU64; Flag::ALL.len()],
 }
 
-impl Series {
-    fn new(labels: Arc<Labels>) -> Self {
-        Self {
-            labels,
-            opened: AtomicU64::default(),
-            sent: AtomicU64::default(),
-            received: AtomicU64::default(),
-            closed: Default::default(),
-            failed: Default::default(),
-        }
-    }
+/// Where the connections between two ends are counted: with others', where labels are left out or there is no room.
+#[derive(Debug)]
+pub(crate) struct Series {
+    source_principal: Option<Arc<str>>,
+    destination_principal: Option<Arc<str>>,
+    counts: Arc<series::Series<Labels, Counts>>,
+}
 
+impl Series {
     pub(crate) fn opened(&self) {
-        self.opened.fetch_add(1, Relaxed);
+        self.counts.opened.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn moved(&self, sent: u64, received: u64) {
         if sent > 0 {
-            self.sent.fetch_add(sent, Relaxed);
+            self.counts.sent.fetch_add(sent, Relaxed);
         }
         if received > 0 {
-            self.received.fetch_add(received, Relaxed);
+            self.counts.received.fetch_add(received, Relaxed);
         }
     }
 
     pub(crate) fn closed(&self, flag: Flag) {
-        self.closed[flag as usize].fetch_add(1, Relaxed);
+        self.counts.closed[flag as usize].fetch_add(1, Relaxed);
     }
 
     pub(crate) fn failed(&self, flag: Flag) {
-        self.failed[flag as usize].fetch_add(1, Relaxed);
+        self.counts.failed[flag as usize].fetch_add(1, Relaxed);
     }
 
     /// (sent, received) so far.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> (u64, u64) {
-        (self.sent.load(Relaxed), self.received.load(Relaxed))
+        let Counts { sent, received, .. } = &**self.counts;
+        (sent.load(Relaxed), received.load(Relaxed))
     }
 
     /// `spiffe://…` of the source, formatted once for all connections of these ends.
     pub(crate) fn source_principal(&self) -> Option<&str> {
-        Some(&*self.labels.source_principal).filter(|principal| *principal != UNKNOWN)
+        self.source_principal.as_deref()
     }
 
     /// `spiffe://…` of the destination.
     pub(crate) fn destination_principal(&self) -> Option<&str> {
-        Some(&*self.labels.destination_principal).filter(|principal| *principal != UNKNOWN)
+        self.destination_principal.as_deref()
     }
 }
 
 impl CacheKey {
-    fn new(reporter: Reporter, ends: &Ends) -> Self {
+    fn new(reporter: Reporter, ends: &Ends, datagrams: bool) -> Self {
         fn at<T>(object: Option<&Arc<T>>) -> usize {
             object.map_or(0, |object| Arc::as_ptr(object).addr())
         }
@@ -340,27 +425,25 @@ impl CacheKey {
             ends.source_identity.clone(),
             ends.destination_identity.clone(),
             ends.secured,
+            datagrams,
         )
     }
 }
 
-type Value = fn(&Series, Flag) -> u64;
-type Wanted = fn(&Series, Flag) -> bool;
+type Value = fn(&Counts, Flag) -> u64;
+type Wanted = fn(&Counts, Flag) -> bool;
 
 impl Collector for Traffic {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         // Copied out so that a slow scrape does not hold up new series.
-        let mut all: Vec<Arc<Series>> = {
-            let table = self.0.series.read().unwrap_or_else(PoisonError::into_inner);
-            table.values().cloned().collect()
-        };
+        let mut all = self.0.series.all();
         all.sort_by_key(|series| Arc::as_ptr(series).addr());
-        let opened = |series: &Series, flag| flag == Flag::None && series.opened.load(Relaxed) > 0;
+        let opened = |series: &Counts, flag| flag == Flag::None && series.opened.load(Relaxed) > 0;
         let mut counter = |name: &str, help: &str, value: Value, wanted: Wanted| {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for series in &all {
                 for flag in Flag::ALL.into_iter().filter(|flag| wanted(series, *flag)) {
-                    let labels = Flagged(&series.labels, flag);
+                    let labels = Flagged(series.labels(), flag, &self.0.without);
                     let value = value(series, flag);
                     family
                         .encode_family(&labels)?
@@ -417,11 +500,32 @@ impl Collector for Traffic {
             None,
             MetricType::Counter,
         )?;
-        for (reason, count) in &*lock(&self.0.refusals) {
+        let refusals = lock(&self.0.refusals).clone();
+        for (reason, count) in &refusals {
             let labels = [("reason", *reason)];
             family
                 .encode_family(&labels)?
                 .encode_counter::<NoLabelSet, u64, u64>(count, None)?;
+        }
+        let (name, help) = (
+            "istio_on_demand_dns",
+            "The total number of requests that used on-demand DNS (unstable)",
+        );
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for series in self.0.names.all() {
+            family
+                .encode_family(&Shown(series.labels(), &self.0.without))?
+                .encode_counter::<NoLabelSet, u64, u64>(&series.load(Relaxed), None)?;
+        }
+        let (name, help) = (
+            "ambit_egress_connections",
+            "Connections to destinations unknown to the mesh that a setting wants logged or refused",
+        );
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for series in self.0.to_unknown.all() {
+            family
+                .encode_family(&Shown(series.labels(), &self.0.without))?
+                .encode_counter::<NoLabelSet, u64, u64>(&series.load(Relaxed), None)?;
         }
         Ok(())
     }

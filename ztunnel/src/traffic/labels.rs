@@ -5,25 +5,30 @@ use std::sync::Arc;
 
 use hbone::Identity;
 use mesh::{Service, Workload};
+use ops::series::Without;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
 use super::{Ends, Flag, Reporter};
 use crate::headers::Baggage;
 
 pub(super) const UNKNOWN: &str = "unknown";
+/// Of a series that stands for all for which there was no room.
+pub(super) const OVERFLOW: &str = "overflow";
 
 /// Label set T without `response_flags`, in the order of the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Labels {
     reporter: Reporter,
     source: Side,
-    pub(super) source_principal: Arc<str>,
+    source_principal: Arc<str>,
     destination_service: Arc<str>,
     destination_service_namespace: Arc<str>,
     destination_service_name: Arc<str>,
     destination: Side,
-    pub(super) destination_principal: Arc<str>,
+    destination_principal: Arc<str>,
     secured: bool,
+    /// Of UDP.
+    datagrams: bool,
 }
 
 /// The labels of one end. `app` and `version` of the wire are the canonical names again.
@@ -39,7 +44,12 @@ pub(super) struct Side {
 }
 
 impl Labels {
-    pub(super) fn new(reporter: Reporter, ends: &Ends, said: Option<Baggage<'_>>) -> Self {
+    pub(super) fn new(
+        reporter: Reporter,
+        ends: &Ends,
+        said: Option<Baggage<'_>>,
+        datagrams: bool,
+    ) -> Self {
         let unknown: Arc<str> = UNKNOWN.into();
         let principal = |identity: Option<&Identity>| {
             identity.map_or_else(|| unknown.clone(), |identity| identity.to_string().into())
@@ -63,18 +73,157 @@ impl Labels {
             destination: Side::new(ends.destination.as_deref(), &unknown),
             destination_principal: principal(ends.destination_identity.as_ref()),
             secured: ends.secured,
+            datagrams,
         }
+    }
+
+    /// Namespace and name of the workload at the end that reports.
+    pub(super) fn own(&self) -> (Arc<str>, Arc<str>) {
+        let side = match self.reporter {
+            Reporter::Source => &self.source,
+            Reporter::Destination => &self.destination,
+        };
+        (side.namespace.clone(), side.workload.clone())
     }
 
     pub(super) fn without_baggage(mut self) -> Self {
         self.source = Side::new(None, &UNKNOWN.into());
         self
     }
+
+    /// What is left out is the same for all.
+    pub(super) fn without(mut self, left_out: &Without) -> Self {
+        if left_out.is_empty() {
+            return self;
+        }
+        for (label, value) in [
+            ("source_principal", &mut self.source_principal),
+            ("destination_principal", &mut self.destination_principal),
+            ("destination_service", &mut self.destination_service),
+            (
+                "destination_service_namespace",
+                &mut self.destination_service_namespace,
+            ),
+            (
+                "destination_service_name",
+                &mut self.destination_service_name,
+            ),
+        ] {
+            blank(value, left_out.has(label));
+        }
+        self.secured &= !left_out.has("connection_security_policy");
+        self.source.without(left_out, &SOURCE);
+        self.destination.without(left_out, &DESTINATION);
+        self
+    }
+
+    /// Whether somebody is named who is gone.
+    pub(super) fn name_somebody_gone(&self, living: &Living<'_>) -> bool {
+        let (namespace, host) = (
+            &self.destination_service_namespace,
+            &self.destination_service,
+        );
+        self.source.is_gone(living)
+            || self.destination.is_gone(living)
+            || (is_name(host) && !(living.service)(namespace, host))
+    }
 }
 
+/// Who there is: whether there is a workload of that namespace and name of its owner, a service of that namespace and host.
+pub(super) struct Living<'a> {
+    pub(super) workload: &'a dyn Fn(&str, &str) -> bool,
+    pub(super) service: &'a dyn Fn(&str, &str) -> bool,
+}
+
+impl ops::series::Labels for Labels {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            reporter: self.reporter,
+            source: Side::overflow(&overflow),
+            source_principal: overflow.clone(),
+            destination_service: overflow.clone(),
+            destination_service_namespace: overflow.clone(),
+            destination_service_name: overflow.clone(),
+            destination: Side::overflow(&overflow),
+            destination_principal: overflow,
+            secured: self.secured,
+            datagrams: self.datagrams,
+        }
+    }
+}
+
+/// A value that names something: neither unknown, nor left out, nor one for all the rest.
+fn is_name(value: &str) -> bool {
+    !value.is_empty() && value != UNKNOWN && value != OVERFLOW
+}
+
+fn blank(value: &mut Arc<str>, is_left_out: bool) {
+    if is_left_out {
+        *value = "".into();
+    }
+}
+
+/// The labels of an end, in the order of [`Side`]'s fields.
+type SideLabels = [&'static [&'static str]; 7];
+
+const SOURCE: SideLabels = [
+    &["source_workload"],
+    &["source_canonical_service", "source_app"],
+    &["source_canonical_revision", "source_version"],
+    &["source_workload_namespace"],
+    &["source_cluster"],
+    &["source_region"],
+    &["source_zone"],
+];
+const DESTINATION: SideLabels = [
+    &["destination_workload"],
+    &["destination_canonical_service", "destination_app"],
+    &["destination_canonical_revision", "destination_version"],
+    &["destination_workload_namespace"],
+    &["destination_cluster"],
+    &["destination_region"],
+    &["destination_zone"],
+];
+
 impl Side {
-    pub(super) fn of(workload: &Workload) -> Self {
-        Self::new(Some(workload), &UNKNOWN.into())
+    /// Of an asker, for metrics that are about a source alone.
+    pub(super) fn of(workload: &Workload, left_out: &Without) -> Self {
+        let mut side = Self::new(Some(workload), &UNKNOWN.into());
+        side.without(left_out, &SOURCE);
+        side
+    }
+
+    pub(super) fn overflow(value: &Arc<str>) -> Self {
+        Self {
+            workload: value.clone(),
+            canonical_service: value.clone(),
+            canonical_revision: value.clone(),
+            namespace: value.clone(),
+            cluster: value.clone(),
+            region: value.clone(),
+            zone: value.clone(),
+        }
+    }
+
+    fn without(&mut self, left_out: &Without, labels: &SideLabels) {
+        let fields = [
+            &mut self.workload,
+            &mut self.canonical_service,
+            &mut self.canonical_revision,
+            &mut self.namespace,
+            &mut self.cluster,
+            &mut self.region,
+            &mut self.zone,
+        ];
+        for (field, labels) in fields.into_iter().zip(labels) {
+            blank(field, left_out.has_all(labels));
+        }
+    }
+
+    /// Whether it names a workload that is gone.
+    pub(super) fn is_gone(&self, living: &Living<'_>) -> bool {
+        is_name(&self.workload) && !(living.workload)(&self.namespace, &self.workload)
     }
 
     /// The labels of a connection's source, in the order of the wire; locality stands elsewhere.
@@ -129,12 +278,16 @@ impl Side {
     }
 }
 
-/// Labels as they go out: with the flag.
-pub(super) struct Flagged<'a>(pub(super) &'a Labels, pub(super) Flag);
+/// Labels as they go out: with the flag, and without what is left out.
+pub(super) struct Flagged<'a>(
+    pub(super) &'a Labels,
+    pub(super) Flag,
+    pub(super) &'a Without,
+);
 
 impl EncodeLabelSet for Flagged<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let Self(labels, flag) = self;
+        let Self(labels, flag, left_out) = self;
         let (source, destination) = (&labels.source, &labels.destination);
         let reporter = match labels.reporter {
             Reporter::Source => "source",
@@ -161,7 +314,10 @@ impl EncodeLabelSet for Flagged<'_> {
             ("destination_app", &destination.canonical_service),
             ("destination_version", &destination.canonical_revision),
             ("destination_cluster", &destination.cluster),
-            ("request_protocol", "tcp"),
+            (
+                "request_protocol",
+                if labels.datagrams { "udp" } else { "tcp" },
+            ),
             ("response_flags", flag.label()),
             (
                 "connection_security_policy",
@@ -180,6 +336,7 @@ impl EncodeLabelSet for Flagged<'_> {
             .into_iter()
             .chain(source.as_source(&labels.source_principal))
             .chain(pairs)
+            .filter(|(label, _)| !left_out.has(label))
             .try_for_each(|pair| pair.encode(encoder.encode_label()))
     }
 }

@@ -1,0 +1,152 @@
+//! Pure: what becomes of a connection that somebody describes, and why. `/explain` of the admin door.
+//!
+//! 1. who calls, and whom                                        (`meant`)
+//! 2. what the source's end does, by what connections get        (`leaving` → `route::decide`)
+//! 3. what the destination's end does, by what they get there    (`arriving` → `mesh::judge`)
+//! 4. each policy and each of its conditions                     (`conditions`)
+//!
+//! Every ztunnel of the mesh can answer, but only the one of a pod's own node decides about it: `here` says whose
+//! answer that is. Whoever asks both has what happens (`ambit explain`).
+
+mod arriving;
+mod conditions;
+mod leaving;
+mod meant;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use mesh::{Locality, Network, Snapshot, Tunnel, Workload};
+use serde::{Deserialize, Serialize};
+
+use crate::report::Name;
+use crate::route;
+use arriving::{Arriving, Destination};
+use leaving::{Source, leaving};
+use meant::{Caller, Meant};
+
+/// A connection that somebody describes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Question {
+    /// `namespace/pod`, an address, or the uid of a workload.
+    src: String,
+    /// The same, or a service's host; a port may follow.
+    dst: String,
+    port: Option<u16>,
+    /// Only one of the ends: `destination` means that it arrives at `dst` itself.
+    side: Option<Side>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Side {
+    Source,
+    Destination,
+}
+
+/// What is known where it is asked.
+pub(crate) struct View<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    /// This node's.
+    pub(crate) node: &'a str,
+    pub(crate) network: &'a Network,
+    pub(crate) cluster_domain: &'a str,
+    pub(crate) nowhere: &'a Locality,
+    pub(crate) resolvers: &'a [SocketAddr],
+    /// Nothing is joined in process.
+    pub(crate) force_tunnel: bool,
+    /// Its pod is served by this ztunnel.
+    pub(crate) is_here: &'a dyn Fn(&Workload) -> bool,
+    /// It failed just now, asked for this port by who calls this destination.
+    pub(crate) is_avoided: &'a dyn Fn(&Workload, u16, SocketAddr) -> bool,
+}
+
+/// What becomes of it, as far as it is known here.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Explained<'a> {
+    node: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
+    /// None where it does not come to a workload, or not straight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<Destination>,
+}
+
+/// A workload, as it is shown.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Person {
+    uid: Arc<str>,
+    namespace: Arc<str>,
+    name: String,
+    /// Who owns it: a Deployment, say.
+    workload: Arc<str>,
+    node: Arc<str>,
+    identity: Option<String>,
+    addresses: Vec<IpAddr>,
+    in_mesh: bool,
+    healthy: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waypoint: Option<String>,
+}
+
+impl Person {
+    fn of(workload: &Arc<Workload>) -> Self {
+        Self {
+            uid: workload.uid.clone(),
+            namespace: workload.namespace.clone(),
+            name: workload.name().to_owned(),
+            workload: workload.workload_name.clone(),
+            node: workload.node.clone(),
+            identity: route::identity(workload).ok().map(|it| it.to_string()),
+            addresses: workload.addresses.to_vec(),
+            in_mesh: workload.tunnel == Tunnel::Hbone,
+            healthy: workload.healthy,
+            waypoint: workload.waypoint.as_deref().map(|it| Name(it).to_string()),
+        }
+    }
+}
+
+/// What becomes of it.
+///
+/// # Errors
+/// What cannot be told, for the person who asked.
+pub(crate) fn explain<'a>(view: &View<'a>, question: &Question) -> Result<Explained<'a>, String> {
+    let caller = Caller::of(view, &question.src)?;
+    let meant = Meant::of(view, &caller, &question.dst, question.port)?;
+    let mut explained = Explained {
+        node: view.node,
+        source: None,
+        destination: None,
+    };
+    let arriving = if question.side == Some(Side::Destination) {
+        Some(straight(view, &caller, &meant)?)
+    } else {
+        let (source, arriving) = leaving(view, &caller, &meant);
+        explained.source = Some(source);
+        arriving.filter(|_| question.side.is_none())
+    };
+    explained.destination = arriving.map(|arriving| Destination::of(view, &arriving));
+    Ok(explained)
+}
+
+/// It has come to the workload at that address, whichever way.
+fn straight(view: &View<'_>, caller: &Caller, meant: &Meant) -> Result<Arriving, String> {
+    let at = meant.destination;
+    let workload = view.snapshot.workload_at(caller.network(view), at.ip());
+    let workload = workload.ok_or_else(|| format!("dst: no workload is known at {}", at.ip()))?;
+    let tunnels = caller
+        .workload
+        .as_ref()
+        .filter(|it| it.tunnel == Tunnel::Hbone && workload.tunnel == Tunnel::Hbone);
+    Ok(Arriving {
+        workload: workload.clone(),
+        at,
+        identity: tunnels.and_then(|it| route::identity(it).ok()),
+        from: caller.address(at),
+    })
+}
