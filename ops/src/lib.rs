@@ -9,7 +9,11 @@
 //! | `format` | one event as one line, in Istio's text or JSON form |
 //! | [`sink`] | the log's way to stdout: never blocks, drops and counts instead |
 //! | [`metrics`] | the registry behind `/metrics` |
+//! | [`series`] | series that stay bounded |
+//! | `streamed` | a long answer, written piece by piece |
+//! | [`memory`] | how much there is, and how much there may be |
 //! | [`process`] | file descriptors, memory, CPU, runtime |
+//! | [`random`] | numbers that need not be secret |
 //! | [`ready`] | named gates behind `/healthz/ready` |
 //! | [`discovery`] | figures of a proxy's discovery stream |
 //! | [`signals`] | somebody outside wants it to end |
@@ -23,11 +27,15 @@ pub mod discovery;
 pub mod drain;
 mod format;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod process;
+pub mod random;
 pub mod ready;
+pub mod series;
 mod server;
 pub mod signals;
 pub mod sink;
+mod streamed;
 pub mod threads;
 pub mod time;

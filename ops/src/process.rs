@@ -177,17 +177,7 @@ fn max_fds() -> i64 {
 }
 
 fn resident_bytes() -> i64 {
-    let pages = fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|statm| statm.split(' ').nth(1)?.parse::<i64>().ok());
-    pages.unwrap_or(0) * page_size()
-}
-
-fn page_size() -> i64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .unwrap_or(4096)
+    crate::memory::resident().map_or(0, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX))
 }
 
 fn cpu_seconds() -> f64 {

@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ops::memory;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -118,7 +119,8 @@ impl Overloaded {
 impl Load {
     /// Nothing yet, within what the operator allows.
     pub fn new(config: &Config) -> Self {
-        let memory = config.max_memory.or_else(nine_tenths);
+        let most = || memory::limit().map(memory::enough);
+        let memory = config.max_memory.or_else(most);
         Self::within(config.max_requests, config.max_tunnels, memory)
     }
 
@@ -269,20 +271,6 @@ impl Drop for Connected {
 /// What one client may have of it.
 fn half(most: usize) -> usize {
     most.div_ceil(2)
-}
-
-/// Of what the container may use; none if it may use all there is.
-fn nine_tenths() -> Option<u64> {
-    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
-    let limit: u64 = limit.trim().parse().ok()?;
-    Some(limit / 10 * 9)
-}
-
-/// Resident memory of this process in bytes.
-pub fn resident() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * 4096)
 }
 
 impl Collector for Load {

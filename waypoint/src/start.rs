@@ -5,10 +5,10 @@
 //! ended, or at the deadline, the process ends.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use hbone::control_plane::{RevocationFile, channel, follow_roots, token_source};
+use hbone::control_plane::{RevocationFile, TrustFigures, channel, follow_roots, token_source};
 use hbone::{CaClient, Certificates, CertificatesConfig, Identity, Pool, PoolConfig};
 use mesh::Mesh;
 use ops::discovery::DiscoveryMetrics;
@@ -27,7 +27,6 @@ use crate::authenticate::{Http, KeySets};
 use crate::compiled::{Compiler, Config as Compiled};
 use crate::config::Config;
 use crate::discovery::Clients;
-use crate::load;
 use crate::proxy::{self, Proxy};
 use crate::report::{self, Collectors, Openings, Reporter, Reports};
 use crate::state::{Keeper, State};
@@ -116,6 +115,7 @@ async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> any
     });
     traffic.spawn(async move { tending.upstreams.tend(ending).await });
     tokio::spawn(measure(proxy.clone(), end.clone()));
+    tokio::spawn(sweep(proxy.clone(), end.clone()));
     serving.open();
 
     tokio::select! {
@@ -189,6 +189,7 @@ fn wire(
     let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
     let state = State::new(Compiled::default());
     let reports = Reports::new(Reporter::Waypoint).into_log(log.clone());
+    let reports = reports.bounded(config.metrics(), config.metrics_without.clone());
     let (collectors, openings) = Collectors::new();
     let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
     let compiler = compiler.reporting(collectors.clone());
@@ -244,12 +245,26 @@ fn follow(
     tokio::spawn(follow_roots(roots, certificates, end.clone()));
 }
 
+/// Takes out series of metrics that name who is gone.
+async fn sweep(proxy: Arc<Proxy>, end: CancellationToken) {
+    let period = (proxy.config.metrics_expiry / 4).clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
+    let mut times = tokio::time::interval(period);
+    while end.run_until_cancelled(times.tick()).await.is_some() {
+        let proxy = proxy.clone();
+        // A look at many workloads takes milliseconds, which whoever else is on this thread should not wait for.
+        let swept = move || proxy.reports.sweep(&proxy.mesh.load_full(), Instant::now());
+        if let Err(error) = tokio::task::spawn_blocking(swept).await {
+            tracing::error!(%error, "metrics: a sweep ended early");
+        }
+    }
+}
+
 /// How much memory is in use, every second, and whether anybody was refused for want of room.
 async fn measure(proxy: Arc<Proxy>, end: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK);
     let mut before = 0;
     while end.run_until_cancelled(looks.tick()).await.is_some() {
-        let memory = load::resident().unwrap_or(0);
+        let memory = ops::memory::resident().unwrap_or(0);
         proxy.load.measured(memory);
         let refused = proxy.load.refused();
         if refused > before {
@@ -263,9 +278,11 @@ async fn measure(proxy: Arc<Proxy>, end: CancellationToken) {
 fn registry(proxy: &Proxy, discovery: &DiscoveryMetrics, log: &LogHandle) -> Arc<Registry> {
     let mut registry = Registry::new("waypoint", env!("CARGO_PKG_VERSION"));
     ops::process::register(&mut registry, proxy.workers.metrics(), Some(log.clone()));
-    proxy.reports.register(registry.families());
+    proxy.reports.register(registry.large());
     let load = Box::new(proxy.load.clone());
     registry.families().register_collector(load);
+    let trust = Box::new(TrustFigures::of(&proxy.certificates));
+    registry.families().register_collector(trust);
     discovery.register(&mut registry);
     Arc::new(registry)
 }
@@ -281,3 +298,6 @@ const TRAFFIC: Kind = Kind {
 /// Before a certificate is asked for once more.
 const AGAIN: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks for series that name who is gone.
+const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
+const LONGEST_PERIOD: Duration = Duration::from_secs(60);

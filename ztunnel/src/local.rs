@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 
 use crate::admit;
 use crate::arrival::Misdirected;
+use crate::bounds::Share;
 use crate::carry::{ended, refuse};
 use crate::connections::{Bytes, Carrier, Counting, Live, Protocol};
 use crate::inbound;
@@ -65,6 +66,13 @@ pub(crate) async fn reach(
     ));
     // The other pod's drain waits for this connection as for its own, and cuts it when its time is over.
     let (hold, drain) = (arriving.drain.hold(), &arriving.drain);
+    let room = match leaving.node.bounds.connection(&arriving.part, None) {
+        Ok(room) => room,
+        Err(why) => {
+            there.failed(&why);
+            return Err(why.into());
+        }
+    };
     let reached = tokio::select! {
         reached = app(leaving, &arriving, &found, from, &live, &mut there) => reached,
         // Our own pod's end is the frame's to watch; the other's is ours.
@@ -78,6 +86,7 @@ pub(crate) async fn reach(
             there,
             arriving,
             destination: found.workload,
+            room,
             hold,
         }))),
         Err(why) => {
@@ -96,6 +105,7 @@ pub(crate) struct Reached {
     there: Report,
     arriving: Arc<Pod>,
     destination: Arc<Workload>,
+    room: Share,
     hold: Hold,
 }
 
@@ -109,6 +119,7 @@ impl Reached {
             mut there,
             arriving,
             destination,
+            room,
             hold,
         } = self;
         if let Err(why) = outbound::pass_on(&mut app, said, &here).await {
@@ -124,6 +135,7 @@ impl Reached {
             there,
             arriving,
             destination,
+            _room: room,
             _hold: hold,
         })
     }
@@ -137,6 +149,7 @@ pub(crate) struct Joined {
     there: Report,
     arriving: Arc<Pod>,
     destination: Arc<Workload>,
+    _room: Share,
     _hold: Hold,
 }
 
@@ -149,6 +162,7 @@ impl Joined {
             mut there,
             arriving,
             destination,
+            _room,
             _hold,
         } = *self;
         let joined = tokio::select! {

@@ -10,13 +10,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 
+use crate::bounds::Bounds;
 use crate::config::Config;
 use crate::connections::Connections;
 use crate::dns::Resolv;
 use crate::handover::Handover;
+use crate::on_demand::OnDemand;
 use crate::pod::Pod;
 use crate::retry::Retries;
 use crate::traffic::Traffic;
+use crate::udp::UdpMetrics;
 use crate::workers::Workers;
 
 /// State and machinery that every pod's proxy on this node uses.
@@ -29,10 +32,16 @@ pub struct Node {
     pub workers: Arc<Workers>,
     /// What one peer may ask of one tunnel connection.
     pub limits: hbone::Limits,
+    /// How much is carried at a time, and may be.
+    pub bounds: Bounds,
+    /// What is asked of the control plane when a connection needs it, where not everything is followed.
+    pub on_demand: Option<Arc<OnDemand>>,
     /// The pods of this node that take connections now.
     pub pods: Pods,
     /// TCP metrics (label set T); the frame registers them: `Traffic::register(&mut Registry)`.
     pub traffic: Traffic,
+    /// What is counted of UDP; the frame registers it.
+    pub udp: UdpMetrics,
     /// Open connections, by pod: for `/config_dump`, for judging again, for counting at drain.
     pub connections: Arc<Connections>,
     /// Endpoints that failed just now, and what may be tried again.
@@ -54,7 +63,7 @@ impl Node {
         mut limits: hbone::Limits,
         config: Arc<Config>,
     ) -> Arc<Self> {
-        let traffic = Traffic::default();
+        let traffic = Traffic::new(config.metrics(), config.metrics_without.clone());
         let counting = traffic.clone();
         limits
             .on_refusal
@@ -66,8 +75,11 @@ impl Node {
             certificates,
             workers: Arc::new(workers),
             limits,
+            bounds: Bounds::new(&config),
+            on_demand: OnDemand::of(&config),
             pods,
             traffic,
+            udp: UdpMetrics::default(),
             connections,
             retries: Retries::default(),
             resolv,
@@ -76,9 +88,14 @@ impl Node {
         })
     }
 
-    /// Judges open connections again when policies change and settles byte counters, until cancelled. Spawn once.
+    /// Judges open connections again when policies change, settles byte counters and looks after memory, until cancelled.
+    /// Spawn once.
     pub async fn tend(self: Arc<Self>, cancel: CancellationToken) {
-        tokio::select! { () = cancel.cancelled() => {}, () = crate::rejudge::run(&self) => {} }
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = crate::rejudge::run(&self) => {}
+            () = self.bounds.watch() => {}
+        }
     }
 
     /// The pod's listeners are open and its workload is known: connections from this node are joined to it in process
@@ -111,6 +128,11 @@ impl Pods {
     /// The pod of this workload, if it runs here and takes connections.
     pub fn of_workload(&self, uid: &str) -> Option<Arc<Pod>> {
         self.by_workload.load().get(uid).cloned()
+    }
+
+    /// The uids of their workloads.
+    pub(crate) fn workloads(&self) -> Vec<Arc<str>> {
+        self.by_workload.load().keys().cloned().collect()
     }
 
     fn add(&self, workload_uid: &Arc<str>, pod: &Arc<Pod>) {

@@ -12,24 +12,29 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hbone::{Hold, Identity};
-use mesh::{Mesh, Snapshot, Workload};
+use mesh::{Snapshot, Workload};
 use ops::drain::{Drain, Drained};
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Notify;
 
+use crate::bounds::{Full, Part};
+use crate::carry::refuse;
 use crate::config::ports;
 use crate::dns::Dns;
 use crate::keeper::{Keeper, Kept, Sockets};
 use crate::netns::{Netns, is_no_ipv6, original_destination, unmapped};
 use crate::node::Node;
+use crate::report::Report;
+use crate::traffic::{Ends, Reporter};
 use crate::workers::Home;
-use crate::{inbound, outbound, turns};
+use crate::{inbound, outbound, turns, udp};
 
 /// A pod of this node that is enrolled in the mesh.
 #[derive(Debug)]
@@ -46,6 +51,8 @@ pub struct Pod {
     pub netns: Arc<Netns>,
     /// Its connections, and their end.
     pub drain: Drain,
+    /// What it has of what is bounded.
+    pub(crate) part: Arc<Part>,
     known: OnceLock<Known>,
     learned: Notify,
     /// Where its listeners are; set when they are opened.
@@ -97,6 +104,7 @@ impl Pod {
             service_account: service_account.into(),
             netns: Arc::new(netns),
             drain,
+            part: Arc::default(),
             known: OnceLock::new(),
             learned: Notify::new(),
             home: OnceLock::new(),
@@ -205,6 +213,7 @@ impl Pod {
         if kept.is_held() {
             self.drain.spawn(self.clone().let_go());
         }
+        self.drain.spawn(Box::pin(udp::serve(node.clone(), self.clone())));
         self.drain.spawn(self.clone().learn(node.clone()));
         Ok(())
     }
@@ -230,7 +239,7 @@ impl Pod {
         let accepting = self.drain.accepting().clone();
         let workload = tokio::select! {
             () = accepting.cancelled() => return,
-            workload = self.workload_told(&node.mesh, &node.config.node_name) => workload,
+            workload = self.workload_told(&node) => workload,
         };
         let (trust_domain, namespace, service_account) = workload.identity_parts();
         let identity = match Identity::new(trust_domain, namespace, service_account) {
@@ -256,14 +265,23 @@ impl Pod {
         }
     }
 
-    async fn workload_told(&self, mesh: &Arc<Mesh>, node_name: &str) -> Arc<Workload> {
-        mesh.wait_for_pod(
+    async fn workload_told(&self, node: &Node) -> Arc<Workload> {
+        let told = node.mesh.wait_for_pod(
             &self.namespace,
             &self.name,
             &self.service_account,
-            node_name,
-        )
-        .await
+            &node.config.node_name,
+        );
+        let Some(on_demand) = &node.on_demand else {
+            return told.await;
+        };
+        // It comes unasked to whoever has said on which node he is; and if not, it comes now.
+        let (cluster, namespace, name) = (&node.config.cluster_id, &self.namespace, &self.name);
+        let uid = format!("{cluster}//Pod/{namespace}/{name}");
+        tokio::select! {
+            workload = told => workload,
+            never = on_demand.keep_asking(&uid) => match never {},
+        }
     }
 }
 
@@ -352,6 +370,10 @@ fn take(
     if let Some(kept) = pod.kept.get() {
         kept.taken();
     }
+    let share = match node.bounds.connection(&pod.part, Some(tcp.as_raw_fd())) {
+        Ok(share) => share,
+        Err(full) => return turn_away(node, pod, door, tcp, unmapped(peer), full),
+    };
     let place = node.workers.place(home);
     let tcp = match place.adopt(tcp) {
         Ok(tcp) => tcp,
@@ -367,10 +389,53 @@ fn take(
     // Boxed: a future that is handed on by value has room for it twice, as long as it lives, and who spawns it hands it on
     // again.
     let task = Box::pin(async move {
-        let _load = load;
+        let _held = (load, share);
         cut.run_until_cancelled(serving).await
     });
     pod.drain.spawn_on(&runtime, task);
+}
+
+/// Where a connection was going that came in by this door.
+fn destination(door: Door, tcp: &TcpStream) -> io::Result<SocketAddr> {
+    match door {
+        Door::Tunnel => tcp.local_addr().map(unmapped),
+        Door::Outbound | Door::Plain => original_destination(tcp),
+    }
+}
+
+/// There is no room for it: it is reset before anything was spent on it, and told of.
+fn turn_away(
+    node: &Arc<Node>,
+    pod: &Arc<Pod>,
+    door: Door,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    why: Full,
+) {
+    let Ok(to) = destination(door, &tcp) else {
+        return; // gone already
+    };
+    let known = pod.known();
+    let (workload, identity) = (
+        known.map(|known| known.workload.clone()),
+        known.map(|known| known.identity.clone()),
+    );
+    let (reporter, between) = match door {
+        Door::Outbound => {
+            let (source, source_identity) = (workload, identity);
+            let between = Ends {
+                source,
+                source_identity,
+                ..Ends::default()
+            };
+            (Reporter::Source, between)
+        }
+        Door::Plain | Door::Tunnel => (Reporter::Destination, inbound::known_of(pod)),
+    };
+    let mut report = Report::new(node, pod, reporter, peer, to);
+    report.between(between);
+    report.failed(&why);
+    let _: Result<(), Full> = refuse(tcp, why);
 }
 
 type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -383,11 +448,7 @@ fn serving(
     tcp: TcpStream,
     peer: SocketAddr,
 ) -> Option<Serving> {
-    let arrived = match door {
-        Door::Tunnel => tcp.local_addr().map(unmapped),
-        Door::Outbound | Door::Plain => original_destination(&tcp),
-    };
-    let to = match arrived {
+    let to = match destination(door, &tcp) {
         Ok(to) => to,
         Err(error) => {
             tracing::debug!(pod = %pod.name, %peer, %error, "the connection was gone before it could be looked at");

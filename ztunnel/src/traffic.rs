@@ -202,6 +202,7 @@ impl Traffic {
     }
 
     /// The series of a connection between these ends.
+    #[cfg(test)]
     pub(crate) fn series(
         &self,
         reporter: Reporter,

@@ -8,8 +8,12 @@
 
 #[path = "path/again.rs"]
 mod again;
+#[path = "path/bounds.rs"]
+mod bounds;
 #[path = "path/ca.rs"]
 mod ca;
+#[path = "path/control.rs"]
+mod control;
 #[path = "path/egress.rs"]
 mod egress;
 #[path = "path/fabric.rs"]
@@ -22,6 +26,8 @@ mod lasting;
 mod log;
 #[path = "path/networks.rs"]
 mod networks;
+#[path = "path/on_demand.rs"]
+mod on_demand;
 #[path = "path/peers.rs"]
 mod peers;
 #[path = "path/refusals.rs"]

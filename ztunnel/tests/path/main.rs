@@ -8,13 +8,16 @@
 )]
 
 mod again;
+mod bounds;
 mod ca;
+mod control;
 mod egress;
 mod fabric;
 mod golden;
 mod lasting;
 mod log;
 mod networks;
+mod on_demand;
 mod peers;
 mod refusals;
 mod resources;
