@@ -291,15 +291,22 @@ impl Link {
         self.asking.takes_first()
     }
 
-    /// Asks for a tunnel and waits for the answer. What its app has said `first` goes along if the peer's
+    /// Whether the peer carries datagrams too, as it says with the first that it says.
+    pub(crate) async fn takes_datagrams(&self) -> bool {
+        let asked = tokio::time::timeout(self.answer, self.asking.takes_datagrams());
+        asked.await.unwrap_or(false)
+    }
+
+    /// Asks for a tunnel, with a `path` for datagrams, and waits for the answer. What its app has said `first` goes along if the peer's
     /// windows allow it; the tunnel knows how much did.
     pub(crate) async fn connect(
         &self,
         connect: &Connect,
+        path: Option<&str>,
         first: &[u8],
         lease: Lease,
     ) -> Result<Tunnel, ConnectError> {
-        let asking = self.asking.ask(connect, first);
+        let asking = self.asking.ask(connect, path, first);
         let answered = match tokio::time::timeout(self.answer, asking).await {
             Ok(answered) => answered.map_err(|why| self.failed(why))?,
             Err(_) => {
@@ -506,7 +513,7 @@ pub async fn inside(
     let Some(lease) = link.lease(1) else {
         return Err(OpenError::Http2("the server allows no streams".into()));
     };
-    match link.connect(connect, &[], lease).await {
+    match link.connect(connect, None, &[], lease).await {
         Ok(tunnel) => Ok(tunnel),
         Err(ConnectError::Retry(error) | ConnectError::Final(error)) => Err(error),
     }

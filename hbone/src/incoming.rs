@@ -9,6 +9,7 @@ use std::{fmt, future::poll_fn, sync::Arc};
 use http::{HeaderMap, Method, StatusCode};
 
 use crate::{
+    datagrams,
     engine::{
         Lease,
         half::{Receiving, Sending},
@@ -60,6 +61,7 @@ pub(crate) fn read(asked: Asked, gauge: Arc<Gauge>, lease: Lease) -> Incoming {
     match asked.target {
         Ok(authority) => Incoming::Request(Request {
             authority,
+            datagrams: asked.datagrams,
             headers: asked.headers,
             answer,
             body: asked.body,
@@ -78,6 +80,16 @@ pub(crate) fn destination(parts: &http::request::Parts) -> Result<Authority, Mal
     }
     let said = parts.uri.authority().map_or("", |said| said.as_str());
     authority(said)
+}
+
+/// Where datagrams are to go, by what an extended CONNECT says.
+pub(crate) fn datagrams_to(protocol: &str, path: &str) -> Result<Authority, Malformed> {
+    if protocol != datagrams::PROTOCOL {
+        return Err(Malformed::Method(excerpt(&format!("CONNECT for {protocol}"))));
+    }
+    let to = datagrams::target(path);
+    let to = to.ok_or_else(|| Malformed::Authority(excerpt(path)))?;
+    Ok(Authority::Ip(to))
 }
 
 pub(crate) fn authority(said: &str) -> Result<Authority, Malformed> {
@@ -122,6 +134,9 @@ fn joined(map: &HeaderMap, name: &str) -> Option<Box<str>> {
 pub struct Request {
     /// Where to.
     pub authority: Authority,
+    /// It asks for a way for datagrams to there, and the tunnel carries capsules ([`crate::datagrams`]); only where that was
+    /// offered.
+    pub datagrams: bool,
     /// What came along.
     pub headers: RequestHeaders,
     answer: Answer,

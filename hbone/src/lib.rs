@@ -37,6 +37,7 @@ pub mod certs;
 pub mod client;
 pub mod control_plane;
 pub mod copy;
+pub mod datagrams;
 pub mod frames;
 pub mod handover;
 pub mod identity;
@@ -61,8 +62,8 @@ mod turn;
 
 pub use ca::CaClient;
 pub use certs::{
-    Certificate, CertificateError, CertificateState, Certificates, CertificatesConfig, Hold,
-    SignError, Signer,
+    Certificate, CertificateError, CertificateFigures, CertificateState, Certificates,
+    CertificatesConfig, Hold, SignError, Signer,
 };
 pub use client::{Connect, OpenError};
 pub use copy::{BothWays, Counters, Ended, HalfEnd, Splicing, TcpPair, both_ways, tcp_both_ways};

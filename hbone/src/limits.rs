@@ -70,6 +70,8 @@ pub struct Limits {
     pub reserve: Reserve,
     /// What carries the connection.
     pub engine: Engine,
+    /// Offer ways for datagrams too ([`crate::datagrams`]).
+    pub datagrams: bool,
     /// Called once for every refusal, from the task that refuses: count it and return.
     pub on_refusal: Option<Arc<dyn Fn(Refusal) + Send + Sync>>,
 }
@@ -82,6 +84,7 @@ impl Default for Limits {
             ping_answer: Duration::from_secs(20),
             reserve: Reserve::default(),
             engine: Engine::default(),
+            datagrams: false,
             on_refusal: None,
         }
     }

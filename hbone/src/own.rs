@@ -49,7 +49,7 @@ pub(crate) use self::{
     app::{App, Shared as SharedApp},
     flow::Parked,
     freeze::Frozen,
-    half::{Receiving, Sending, ask, halves},
+    half::{Receiving, Sending, ask, halves, takes_datagrams},
     scratch::{LEFT, PAYLOAD, RECORDS},
     state::{Arrival, End, Pumped, Role, State, Stuck, Thawing, ThawingCopy, ThawingFlow},
 };
@@ -102,6 +102,16 @@ impl Shared {
     /// The server's end of a connection.
     pub(crate) fn server(io: impl Io + 'static, keys: Established, gauge: Arc<Gauge>) -> Arc<Self> {
         let mux = Mux::server(&Settings::server());
+        Self::begun(Role::Server, Box::new(io), keys, mux, gauge)
+    }
+
+    /// The server's end of a connection that carries datagrams too.
+    pub(crate) fn server_of_datagrams(
+        io: impl Io + 'static,
+        keys: Established,
+        gauge: Arc<Gauge>,
+    ) -> Arc<Self> {
+        let mux = Mux::server_of_datagrams(&Settings::server());
         Self::begun(Role::Server, Box::new(io), keys, mux, gauge)
     }
 

@@ -32,6 +32,7 @@ use tokio::{net::TcpStream, sync::watch};
 use crate::{
     certs::{Certificate, Certificates},
     client::{Connect, ConnectError, Driver, Link, OpenError, Times},
+    datagrams::{self, NoWay},
     engine::{Lease, Thawed},
     first::First,
     handover::berth::Berth,
@@ -252,7 +253,7 @@ impl Pool {
                 Some(app) => first.along(app)?,
                 None => &[],
             };
-            match link.connect(&connect, along, lease).await {
+            match link.connect(&connect, None, along, lease).await {
                 Ok(tunnel) if tunnel.ahead() == first.said().len() => return Ok(tunnel),
                 Ok(tunnel) => return self.send_first(tunnel, first.behind()).await,
                 Err(ConnectError::Final(error)) => {
@@ -273,6 +274,46 @@ impl Pool {
             self.sweep(destination);
         }
         Err(last.unwrap_or_else(|| OpenError::ConnectionLost("no attempt was made".into())))
+    }
+
+    /// Opens a way for datagrams to `to` ([`crate::datagrams`]). A pool of its own is best for them: what comes in the
+    /// order in which it was sent must not wait for streams of others.
+    ///
+    /// # Errors
+    /// As for [`Pool::open`], and when the peer does not offer it.
+    pub async fn open_datagrams(
+        &self,
+        destination: &Destination,
+        dial: impl Dial,
+        connect: Connect,
+        to: SocketAddr,
+    ) -> Result<Tunnel, NoWay> {
+        let (path, mut last) = (datagrams::path(to), None);
+        for attempt in 0..ATTEMPTS {
+            let (link, lease) = self.link(destination, &dial).await?;
+            if !link.takes_datagrams().await {
+                if attempt > 0 && !link.closed() {
+                    return Err(NoWay::Unsupported);
+                }
+                // It may offer it since this one was made; what is open on it goes on.
+                link.close();
+                self.sweep(destination);
+                continue;
+            }
+            match link.connect(&connect, Some(&path), &[], lease).await {
+                Ok(tunnel) => return Ok(tunnel),
+                Err(ConnectError::Final(error)) => {
+                    if link.closed() {
+                        self.sweep(destination);
+                    }
+                    return Err(error.into());
+                }
+                Err(ConnectError::Retry(error)) => last = Some(error),
+            }
+            self.sweep(destination);
+        }
+        let lost = || OpenError::ConnectionLost("the peer took no request".into());
+        Err(last.unwrap_or_else(lost).into())
     }
 
     /// What could not go along with the request goes before anything else.

@@ -155,7 +155,7 @@ where
     let revocations = certificate.revocations().clone();
     // Before anything is proven: what comes meanwhile counts as after.
     let number = revocations.number();
-    let begun = Serving::begin(socket, certificate, limits.engine).await?;
+    let begun = Serving::begin(socket, certificate, limits).await?;
     Ok(Connection {
         engine: begun.serving,
         occupancy: Occupancy::new(begun.session.peer.clone(), limits.reserve.clone()),

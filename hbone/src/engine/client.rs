@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use crate::{
     ahead::ReadAhead,
     certs::Certificate,
     client::{Connect, OpenError},
+    datagrams,
     gauge::{Gauge, Gauged},
     limits::{CLIENT_HEADER_LIST, CONNECTION_WINDOW, Engine, FRAME, SEND_BUFFER, STREAM_WINDOW},
     own, room,
@@ -219,16 +221,34 @@ impl Asking {
         }
     }
 
-    /// Makes a request and waits for the answer; what the app has said `first` may go along. Dropped before, the
+    /// Whether the peer carries datagrams too.
+    pub(crate) async fn takes_datagrams(&self) -> bool {
+        match self {
+            Self::H2(send) => {
+                // Nobody says when the peer's SETTINGS have come; they are the first that it says.
+                for _ in 0..LOOKS {
+                    if send.is_extended_connect_protocol_enabled() {
+                        return true;
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+                false
+            }
+            Self::Own(own::Opener(shared)) => own::takes_datagrams(shared).await,
+        }
+    }
+
+    /// Makes a request, with a `path` for a way for datagrams, and waits for the answer; what the app has said `first` may go along. Dropped before, the
     /// stream is reset.
     pub(crate) async fn ask(
         &self,
         connect: &Connect,
+        path: Option<&str>,
         first: &[u8],
     ) -> Result<Answered, Unanswered> {
         match self {
             Self::H2(send) => {
-                let request = request(connect).map_err(Unanswered::Malformed)?;
+                let request = request(connect, path).map_err(Unanswered::Malformed)?;
                 let mut send = send.clone().ready().await?;
                 let (response, sending) = send.send_request(request, false)?;
                 let response = response.await?;
@@ -240,7 +260,7 @@ impl Asking {
                 })
             }
             Self::Own(own::Opener(shared)) => {
-                let (status, receiving, sending, sent) = own::ask(shared, connect, first).await?;
+                let (status, receiving, sending, sent) = own::ask(shared, connect, path, first).await?;
                 Ok(Answered {
                     status,
                     receiving: Receiving::Own(receiving),
@@ -267,12 +287,24 @@ impl From<h2::Error> for Unanswered {
     }
 }
 
-fn request(connect: &Connect) -> Result<http::Request<()>, &'static str> {
+/// How often, and after how long, it is looked whether a peer carries datagrams: a second in all, which is a round trip.
+const LOOKS: u32 = 100;
+const LOOK: Duration = Duration::from_millis(10);
+
+fn request(connect: &Connect, path: Option<&str>) -> Result<http::Request<()>, &'static str> {
     let authority =
         uri::Authority::try_from(connect.authority.to_string()).map_err(|_| "authority")?;
     let mut target = uri::Parts::default();
     target.authority = Some(authority);
     let mut request = http::Request::new(());
+    if let Some(path) = path {
+        target.scheme = Some(uri::Scheme::HTTPS);
+        target.path_and_query = Some(path.try_into().map_err(|_| "path")?);
+        let protocol = h2::ext::Protocol::from_static(datagrams::PROTOCOL);
+        request.extensions_mut().insert(protocol);
+        let capsules = HeaderValue::from_static("?1");
+        request.headers_mut().insert("capsule-protocol", capsules);
+    }
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = http::Uri::from_parts(target).map_err(|_| "authority")?;
     for (name, value) in connect.headers() {

@@ -26,7 +26,7 @@ use crate::{
     gauge::{Gauge, Gauged},
     incoming::{self, Malformed, ResponseHeaders},
     limits::{
-        CONNECTION_WINDOW, Engine, FRAME, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
+        CONNECTION_WINDOW, Engine, FRAME, Limits, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
         STREAMS,
     },
     own,
@@ -56,6 +56,8 @@ pub(crate) struct Begun<T> {
 /// A request as it came.
 pub(crate) struct Asked {
     pub(crate) target: Result<Authority, Malformed>,
+    /// It asks for a way for datagrams.
+    pub(crate) datagrams: bool,
     pub(crate) headers: RequestHeaders,
     pub(crate) answering: Answering,
     pub(crate) body: Receiving,
@@ -84,25 +86,32 @@ where
     pub(crate) async fn begin(
         socket: T,
         certificate: &Certificate,
-        engine: Engine,
+        limits: &Limits,
     ) -> Result<Begun<T>, AcceptError>
     where
         T: Send + 'static,
     {
-        match engine {
-            Engine::H2 => Self::begin_h2(socket, certificate).await,
-            Engine::Own => Self::begin_own(socket, certificate).await,
+        match limits.engine {
+            Engine::H2 => Self::begin_h2(socket, certificate, limits.datagrams).await,
+            Engine::Own => Self::begin_own(socket, certificate, limits.datagrams).await,
         }
     }
 
-    async fn begin_own(mut socket: T, certificate: &Certificate) -> Result<Begun<T>, AcceptError>
+    async fn begin_own(
+        mut socket: T,
+        certificate: &Certificate,
+        datagrams: bool,
+    ) -> Result<Begun<T>, AcceptError>
     where
         T: Send + 'static,
     {
         let established = certificate.credentials.accept_own(&mut socket).await?;
         let gauge = Gauge::new();
         let session = established.session.clone();
-        let shared = own::Shared::server(socket, established, gauge.clone());
+        let shared = match datagrams {
+            true => own::Shared::server_of_datagrams(socket, established, gauge.clone()),
+            false => own::Shared::server(socket, established, gauge.clone()),
+        };
         let driver = own::Driver(shared.clone());
         poll_fn(|cx| shared.poll_greeted(cx))
             .await
@@ -115,11 +124,19 @@ where
         })
     }
 
-    async fn begin_h2(socket: T, certificate: &Certificate) -> Result<Begun<T>, AcceptError> {
+    async fn begin_h2(
+        socket: T,
+        certificate: &Certificate,
+        datagrams: bool,
+    ) -> Result<Begun<T>, AcceptError> {
         let socket = ReadAhead::new(socket);
         let (stream, session) = certificate.credentials.accept(socket).await?;
         let gauge = Gauge::new();
-        let mut connection = h2::server::Builder::new()
+        let mut builder = h2::server::Builder::new();
+        if datagrams {
+            builder.enable_connect_protocol();
+        }
+        let mut connection = builder
             .max_concurrent_streams(STREAMS)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -222,8 +239,13 @@ fn asked(
 ) -> Asked {
     let (request, respond) = accepted;
     let (parts, body) = request.into_parts();
+    let protocol = parts.extensions.get::<h2::ext::Protocol>();
     Asked {
-        target: incoming::destination(&parts),
+        target: match protocol {
+            Some(protocol) => incoming::datagrams_to(protocol.as_str(), parts.uri.path()),
+            None => incoming::destination(&parts),
+        },
+        datagrams: protocol.is_some(),
         headers: incoming::read_headers(&parts.headers),
         answering: Answering::H2(respond),
         body: Receiving::H2(body),
@@ -234,8 +256,10 @@ fn asked_own(shared: &Arc<own::Shared>, arrival: own::Arrival) -> Asked {
     let (receiving, sending) = own::halves(shared, arrival.stream);
     let head = arrival.head;
     Asked {
+        datagrams: matches!(head.method, Method::Extended { .. }),
         target: match head.method {
             Method::Connect => incoming::authority(&head.authority),
+            Method::Extended { protocol, path } => incoming::datagrams_to(&protocol, &path),
             Method::Other(method) => Err(Malformed::Method(method.into())),
         },
         headers: head.headers,

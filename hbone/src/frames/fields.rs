@@ -15,8 +15,15 @@ const OVERHEAD: usize = 32;
 /// A request's method.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
-    /// The only one that is served.
+    /// The one that is served.
     Connect,
+    /// CONNECT, and what it is for (RFC 8441); only where that was offered.
+    Extended {
+        /// `:protocol`.
+        protocol: Box<str>,
+        /// `:path`.
+        path: Box<str>,
+    },
     /// Any other; its first 80 characters.
     Other(Box<str>),
 }
@@ -158,6 +165,11 @@ pub(super) struct Request {
     /// `:scheme` and `:path`, of which we only want to know whether they are there.
     scheme: bool,
     path: bool,
+    /// A CONNECT may say what it is for.
+    extended: bool,
+    protocol: Option<Box<str>>,
+    /// `:path` itself, where that may matter.
+    place: Option<Box<str>>,
     host: Option<Box<[u8]>>,
     /// `content-length`.
     declared: Option<u64>,
@@ -167,9 +179,13 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(limit: u32) -> Self {
+    /// `extended`: a CONNECT may say what it is for.
+    pub(super) fn new(limit: u32, extended: bool) -> Self {
         Self {
             list: List::new(limit),
+            extended,
+            protocol: None,
+            place: None,
             method: None,
             authority: None,
             scheme: false,
@@ -192,6 +208,13 @@ impl Request {
             b":path" => {
                 let sound = value.starts_with(b"/") || value == b"*";
                 once(&mut self.list, &mut self.path, sound);
+                self.place = text(value).filter(|_| self.extended).map(Box::from);
+            }
+            b":protocol" if self.extended => {
+                if self.protocol.is_some() || value.is_empty() {
+                    self.list.malformed("a protocol that is none, or two");
+                }
+                self.protocol = text(value).map(Box::from);
             }
             b"baggage" => join(&mut self.headers.baggage, value),
             b"forwarded" => first(&mut self.seen, 1, &mut self.headers.forwarded, value),
@@ -250,19 +273,25 @@ impl Request {
 
     /// What the request says, and how many bytes of content it declares.
     pub(super) fn finish(mut self) -> Result<(RequestHead, Option<u64>), Fault> {
-        let method = self.method.take();
+        let mut method = self.method.take();
         match method {
             None => self.list.malformed("a request without a method"),
             Some(Method::Connect) => {
-                if self.scheme || self.path {
-                    self.list.malformed("a CONNECT with scheme or path");
+                // RFC 8441, 4: one that says what it is for has both.
+                let extended = self.protocol.is_some();
+                if extended != self.scheme || extended != self.path {
+                    self.list
+                        .malformed("a CONNECT with scheme or path, or one with a protocol without");
                 }
                 // Bytes of a tunnel are no content.
                 if self.declared.take().is_some_and(|n| n > 0) {
                     self.list.malformed("a CONNECT with a content length");
                 }
             }
-            Some(Method::Other(_)) => {
+            Some(_) => {
+                if self.protocol.is_some() {
+                    self.list.malformed("a protocol, and no CONNECT");
+                }
                 if !self.scheme || !self.path {
                     self.list.malformed("a request without scheme or path");
                 }
@@ -274,6 +303,10 @@ impl Request {
             self.list.malformed("a host that is not the authority");
         }
         self.list.finish()?;
+        if let Some(protocol) = self.protocol.take() {
+            let path = self.place.take().unwrap_or_default();
+            method = Some(Method::Extended { protocol, path });
+        }
         let head = RequestHead {
             method: method.ok_or(Fault::Malformed("a request without a method"))?,
             authority: self.authority.unwrap_or_default(),

@@ -66,6 +66,8 @@ pub struct Mux {
     leaving: Leaving,
     /// The peer's GOAWAY: the last stream it will look at.
     told: Option<StreamId>,
+    /// A server: a CONNECT may say what it is for.
+    datagrams: bool,
     over: Option<Violation>,
 }
 
@@ -91,14 +93,22 @@ impl Mux {
     pub fn client(settings: &Settings) -> Self {
         let mut mux = Self::new(settings, true);
         mux.out.extend_from_slice(PREFACE);
-        settings.announce(&mut mux.out, true);
+        settings.announce(&mut mux.out, true, false);
         mux
     }
 
     /// A server's end. SETTINGS and WINDOW_UPDATE are in [`Mux::out`].
     pub fn server(settings: &Settings) -> Self {
         let mut mux = Self::new(settings, false);
-        settings.announce(&mut mux.out, false);
+        settings.announce(&mut mux.out, false, false);
+        mux
+    }
+
+    /// A server's end that carries datagrams too: it says so, and takes CONNECTs that name a protocol (RFC 8441).
+    pub fn server_of_datagrams(settings: &Settings) -> Self {
+        let mut mux = Self::new(settings, false);
+        mux.datagrams = true;
+        settings.announce(&mut mux.out, false, true);
         mux
     }
 
@@ -122,6 +132,7 @@ impl Mux {
             shrunk: false,
             leaving: Leaving::No,
             told: None,
+            datagrams: false,
             over: None,
         }
     }
@@ -213,6 +224,11 @@ impl Mux {
         } else {
             0
         }
+    }
+
+    /// Whether the peer carries datagrams too; none before its SETTINGS have come, which say so.
+    pub fn takes_datagrams(&self) -> Option<bool> {
+        self.greeted.then_some(self.remote.datagrams)
     }
 
     /// Streams that are open.

@@ -29,6 +29,8 @@ const MAX_CONCURRENT_STREAMS: u16 = 3;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const MAX_FRAME_SIZE: u16 = 5;
 const MAX_HEADER_LIST_SIZE: u16 = 6;
+/// Of RFC 8441: a CONNECT may say what it is for.
+const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 
 /// What we announce. That of each side is the wire contract of a mesh, but for the window with which a stream begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,21 +72,23 @@ impl Settings {
         }
     }
 
-    /// SETTINGS, and the WINDOW_UPDATE that widens the connection.
-    pub(super) fn announce(&self, out: &mut Vec<u8>, client: bool) {
+    /// SETTINGS, and the WINDOW_UPDATE that widens the connection. `datagrams`: a server's that carries them too.
+    pub(super) fn announce(&self, out: &mut Vec<u8>, client: bool, datagrams: bool) {
         let second = if client {
             (ENABLE_PUSH, 0)
         } else {
             (MAX_CONCURRENT_STREAMS, self.streams)
         };
-        let mut payload = Vec::with_capacity(30);
-        for (name, value) in [
+        let datagrams = datagrams.then_some((ENABLE_CONNECT_PROTOCOL, 1));
+        let mut payload = Vec::with_capacity(36);
+        let usual = [
             (HEADER_TABLE_SIZE, 0),
             second,
             (INITIAL_WINDOW_SIZE, self.stream_window),
             (MAX_FRAME_SIZE, self.frame),
             (MAX_HEADER_LIST_SIZE, self.header_list),
-        ] {
+        ];
+        for (name, value) in usual.into_iter().chain(datagrams) {
             payload.extend_from_slice(&name.to_be_bytes());
             payload.extend_from_slice(&u32::to_be_bytes(value));
         }
@@ -139,6 +143,8 @@ pub(super) struct Remote {
     pub(super) frame: u32,
     /// It wants a smaller header table than encoders have at first; they must say that they comply.
     pub(super) shrink: bool,
+    /// A CONNECT to it may say what it is for. Not written down: connections on which that matters are not handed over.
+    pub(super) datagrams: bool,
 }
 
 impl Remote {
@@ -148,6 +154,7 @@ impl Remote {
             window: FIRST_WINDOW,
             frame: FIRST_FRAME,
             shrink: false,
+            datagrams: false,
         }
     }
 
@@ -185,6 +192,14 @@ impl Remote {
                 return wrong(Code::PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range");
             }
             MAX_FRAME_SIZE => self.frame = value,
+            // It is not taken back once it was said (RFC 8441, 3).
+            ENABLE_CONNECT_PROTOCOL if value > 1 => {
+                return wrong(
+                    Code::PROTOCOL_ERROR,
+                    "ENABLE_CONNECT_PROTOCOL has no such value",
+                );
+            }
+            ENABLE_CONNECT_PROTOCOL => self.datagrams |= value == 1,
             // What we send is far below any limit for header lists; what is unknown is ignored.
             _ => {}
         }
@@ -204,6 +219,7 @@ impl Remote {
             window: from.u32()?,
             frame: from.u32()?,
             shrink,
+            datagrams: false,
         };
         ensure(
             remote.window <= LARGEST_WINDOW,
@@ -242,6 +258,8 @@ mod tests {
             (MAX_FRAME_SIZE, 1 << 24, false, Some(Code::PROTOCOL_ERROR)),
             (MAX_CONCURRENT_STREAMS, 0, true, None),
             (HEADER_TABLE_SIZE, u32::MAX, true, None),
+            (ENABLE_CONNECT_PROTOCOL, 1, true, None),
+            (ENABLE_CONNECT_PROTOCOL, 2, true, Some(Code::PROTOCOL_ERROR)),
             (0xbabe, u32::MAX, true, None),
         ] {
             let mut out = Vec::new();

@@ -40,13 +40,14 @@ pub(crate) fn halves(shared: &Arc<Shared>, stream: StreamId) -> (Receiving, Send
     (receiving, sending)
 }
 
-/// Asks for a tunnel and waits for the answer. Of what its app has said `first`, so much has been sent then.
+/// Asks for a tunnel (with a `path`, for datagrams) and waits for the answer. Of what its app has said `first`, so much has been sent then.
 pub(crate) async fn ask(
     shared: &Arc<Shared>,
     connect: &Connect,
+    path: Option<&str>,
     first: &[u8],
 ) -> Result<(u16, Receiving, Sending, usize), Unanswered> {
-    let opening = |cx: &mut Context<'_>| shared.with(|state| state.open(connect, first, cx));
+    let opening = |cx: &mut Context<'_>| shared.with(|state| state.open(connect, path, first, cx));
     // A connection that is frozen takes no more streams, whatever becomes of it.
     let away = || Poll::Ready(Err(Unanswered::Lost("it is being handed over".into())));
     let (stream, sent) = poll_fn(|cx| opening(cx).unwrap_or_else(away)).await?;
@@ -56,6 +57,12 @@ pub(crate) async fn ask(
         |cx: &mut Context<'_>| shared.with(|state| state.poll_answer(stream, cx, sent > 0));
     let status = poll_fn(|cx| answered(cx).unwrap_or(Poll::Pending)).await?;
     Ok((status, receiving, sending, sent))
+}
+
+/// Whether the peer carries datagrams too; not, of one that is frozen.
+pub(crate) async fn takes_datagrams(shared: &Arc<Shared>) -> bool {
+    let asked = |cx: &mut Context<'_>| shared.with(|state| state.poll_datagrams(cx));
+    poll_fn(|cx| asked(cx).unwrap_or(Poll::Ready(false))).await
 }
 
 impl Receiving {

@@ -3,7 +3,7 @@ use super::*;
 type Fields<'a> = [(&'a str, &'a str)];
 
 fn request(fields: &Fields<'_>) -> Result<RequestHead, Fault> {
-    let mut request = Request::new(1000);
+    let mut request = Request::new(1000, false);
     for (name, value) in fields {
         request.field(name.as_bytes(), value.as_bytes());
     }
@@ -50,7 +50,7 @@ fn a_connect_says_where_to_and_what_a_mesh_wants_to_know() {
 
 #[test]
 fn a_header_that_is_no_text_counts_as_absent() {
-    let mut collector = Request::new(1000);
+    let mut collector = Request::new(1000, false);
     for (name, value) in CONNECT {
         collector.field(name.as_bytes(), value.as_bytes());
     }
@@ -179,7 +179,7 @@ fn trailers_have_no_pseudo_headers() {
 #[test]
 fn a_list_is_too_large_by_bytes_and_by_number() {
     let with = |n: usize, limit| {
-        let mut collector = Request::new(limit);
+        let mut collector = Request::new(limit, false);
         for (name, value) in CONNECT {
             collector.field(name.as_bytes(), value.as_bytes());
         }

@@ -175,7 +175,7 @@ impl Mux {
         block: &[u8],
         now: Instant,
     ) -> Outcome {
-        let mut fields = fields::Request::new(self.settings.header_list);
+        let mut fields = fields::Request::new(self.settings.header_list, self.datagrams);
         self.decoder
             .decode(block, |name, value| fields.field(name, value))
             .map_err(undecodable)?;
@@ -198,7 +198,7 @@ impl Mux {
                 self.turn_away(stream, Code::PROTOCOL_ERROR, malformed, now)
             }
             Ok((head, declared)) => {
-                let tunnel = head.method == fields::Method::Connect;
+                let tunnel = !matches!(head.method, fields::Method::Other(_));
                 let mut state = if tunnel { is::TUNNEL } else { 0 };
                 if end {
                     state |= is::THEIRS_ENDED;

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     client::Connect,
+    datagrams,
     frames::{fields, settings::FIRST_FRAME},
     incoming::ResponseHeaders,
 };
@@ -20,13 +21,25 @@ impl Mux {
     /// # Errors
     /// When there is no place, or the request cannot be written down. Nothing was sent then.
     pub fn open(&mut self, connect: &Connect) -> Result<StreamId, NotOpened> {
+        self.open_as(connect, None)
+    }
+
+    /// The same; with a `path` it asks for a way for datagrams (RFC 9298).
+    ///
+    /// # Errors
+    /// As for [`Mux::open`].
+    pub fn open_as(
+        &mut self,
+        connect: &Connect,
+        path: Option<&str>,
+    ) -> Result<StreamId, NotOpened> {
         if !self.client || self.newest == StreamId::LAST || self.ending() {
             return Err(NotOpened::GoingAway);
         }
         if self.streams.len() >= self.remote.streams as usize {
             return Err(NotOpened::Full);
         }
-        let block = self.request_block(connect)?;
+        let block = self.request_block(connect, path)?;
         // 1, 3, 5, … up to 2^31 - 1.
         let stream = StreamId(match self.newest.0 {
             0 => 1,
@@ -169,7 +182,11 @@ impl Mux {
         block
     }
 
-    fn request_block(&mut self, connect: &Connect) -> Result<Vec<u8>, NotOpened> {
+    fn request_block(
+        &mut self,
+        connect: &Connect,
+        path: Option<&str>,
+    ) -> Result<Vec<u8>, NotOpened> {
         if let Some((name, _)) = connect
             .headers()
             .find(|(_, value)| !fields::is_sendable(value))
@@ -182,7 +199,15 @@ impl Mux {
         }
         let mut block = self.block();
         block.extend_from_slice(hpack::CONNECT);
+        if let Some(path) = path {
+            hpack::put(&mut block, ":protocol", datagrams::PROTOCOL.as_bytes());
+            hpack::put(&mut block, ":scheme", b"https");
+            hpack::put(&mut block, ":path", path.as_bytes());
+        }
         hpack::put_indexed(&mut block, hpack::AUTHORITY, authority.as_bytes());
+        if path.is_some() {
+            hpack::put(&mut block, "capsule-protocol", b"?1");
+        }
         for (name, value) in connect.headers() {
             hpack::put(&mut block, name, value.as_bytes());
         }

@@ -276,7 +276,7 @@ mod tests {
             let mut state = client(io, records);
             let mut cx = Context::from_waker(Waker::noop());
             let to = Connect::to("10.0.0.1:80".parse::<Authority>().unwrap());
-            let Poll::Ready(Ok((stream, _))) = state.open(&to, &[], &mut cx) else {
+            let Poll::Ready(Ok((stream, _))) = state.open(&to, None, &[], &mut cx) else {
                 panic!("no stream");
             };
             let (_app, ours) = app().await;

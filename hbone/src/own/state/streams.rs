@@ -26,11 +26,12 @@ use crate::{
 const SILENT: Duration = Duration::from_millis(300);
 
 impl State {
-    /// Asks for a tunnel. What its app has said `first` goes along, all of it or nothing; says how much. Whether
-    /// the peer has acted upon it is not known then before there is an answer.
+    /// Asks for a tunnel, with a `path` for datagrams. What its app has said `first` goes along, all of it or nothing;
+    /// says how much. Whether the peer has acted upon it is not known then before there is an answer.
     pub(crate) fn open(
         &mut self,
         connect: &Connect,
+        path: Option<&str>,
         first: &[u8],
         cx: &mut Context<'_>,
     ) -> Poll<Result<(StreamId, usize), Unanswered>> {
@@ -41,7 +42,7 @@ impl State {
             let words = "it is being handed over".to_owned();
             return Poll::Ready(Err(Unanswered::Lost(words)));
         }
-        match self.mux.open(connect) {
+        match self.mux.open_as(connect, path) {
             Ok(stream) => {
                 self.flows.insert(stream, Flow::new());
                 let sent = self.send_along(stream, first);
@@ -59,6 +60,21 @@ impl State {
                 Poll::Ready(Err(Unanswered::Lost(words)))
             }
             Err(NotOpened::Malformed(what)) => Poll::Ready(Err(Unanswered::Malformed(what))),
+        }
+    }
+
+    /// Whether the peer carries datagrams too, which it says with the first that it says.
+    pub(crate) fn poll_datagrams(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match (&self.phase, self.mux.takes_datagrams()) {
+            (_, Some(takes)) => Poll::Ready(takes),
+            (Phase::Open, None) => {
+                // Woken with all that comes.
+                if !self.openers.iter().any(|w| w.will_wake(cx.waker())) {
+                    self.openers.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+            _ => Poll::Ready(false),
         }
     }
 

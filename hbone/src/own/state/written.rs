@@ -421,6 +421,7 @@ fn size_of_head(arrival: &Arrival) -> usize {
     let texts = headers(&head.headers).into_iter().flatten();
     let method = match &head.method {
         Method::Connect => 0,
+        Method::Extended { protocol, .. } => protocol.len(),
         Method::Other(other) => other.len(),
     };
     method + head.authority.len() + texts.map(|text| text.len()).sum::<usize>()
@@ -429,6 +430,11 @@ fn size_of_head(arrival: &Arrival) -> usize {
 fn write_head(out: &mut Writer, head: &RequestHead) {
     match &head.method {
         Method::Connect => out.u8(1),
+        // Ways for datagrams are not handed over: whoever reads this turns it away, and it is asked for again.
+        Method::Extended { protocol, .. } => {
+            out.u8(2);
+            out.text(protocol);
+        }
         Method::Other(other) => {
             out.u8(2);
             out.text(other);

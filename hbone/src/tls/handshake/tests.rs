@@ -302,7 +302,7 @@ async fn what_each_side_says_last_leaves_with_its_first_frames() {
         // The request is there before the connection is driven, as it is for whoever had it made.
         tokio::select! {
             biased;
-            asked = own::ask(&shared, &connect, &[]) => asked.map_err(|_| "no answer").unwrap().0,
+            asked = own::ask(&shared, &connect, None, &[]) => asked.map_err(|_| "no answer").unwrap().0,
             _ = poll_fn(|cx| shared.poll_drive(cx)) => panic!("over"),
         }
     };
