@@ -18,6 +18,10 @@
 //! be redirected must either open an entry of its own or belong to a redirected one; any
 //! other is answered with a reset.
 //!
+//! **UDP, where the pod wants it** (label `ambit.io/udp`): what it sends is turned around to lo by the mark that brings
+//! replies back, and given to ztunnel's sockets there without its addresses being changed (TPROXY: a socket of UDP cannot
+//! be asked where a datagram was going before address translation). What comes to it in the clear is given to ztunnel too.
+//!
 //! **Only the pod's own address families.**
 //!
 //! **What annotations exempt** is neither redirected nor guarded: Istio's sidecars have that, its ambient mode not.
@@ -37,6 +41,8 @@ pub struct Capture {
     pub v6: bool,
     /// DNS queries go to ztunnel.
     pub dns: bool,
+    /// UDP goes to ztunnel, both ways.
+    pub udp: bool,
     /// Inbound connections go to ztunnel; `false` for pods that are an ingress themselves.
     pub inbound: bool,
     /// Interfaces inside the pod behind which something else lives (virtual machines, nested
@@ -125,7 +131,7 @@ impl Capture {
                 base("prerouting", "type filter hook prerouting priority mangle"),
                 base("output", "type route hook output priority mangle"),
                 Chain::new("istio-prerouting", self.mangle_prerouting()),
-                Chain::new("istio-output", vec![RETURN_TO_ZTUNNEL.to_owned()]),
+                Chain::new("istio-output", self.mangle_output()),
                 Chain::new("ambit-guard", guard()),
             ],
         );
@@ -246,8 +252,60 @@ impl Capture {
         ranges.map(|range| ip.to(range) + " ").collect()
     }
 
+    fn mangle_output(&self) -> Vec<String> {
+        let mut rules = vec![RETURN_TO_ZTUNNEL.to_owned()];
+        if self.udp {
+            // What is answered, and what is not for one host, is not the beginning of anything that could be carried. DNS
+            // has rules of its own.
+            let ports = self.exempt.outbound_ports.iter();
+            rules.extend(ports.map(|port| format!("udp dport {port} counter return")));
+            for ip in self.families() {
+                let to =
+                    |range: &IpNet| format!("meta l4proto udp {} counter return", ip.to(range));
+                let ranges = self.exempt.outbound_ranges.iter();
+                rules.extend(ranges.filter(|range| ip.has(range)).map(to));
+                rules.extend(self.captured(&ip).into_iter().map(|to| {
+                    format!(
+                        "oifname != \"lo\" meta nfproto {} meta l4proto udp {to}udp dport != 53 fib daddr type unicast ct direction original {NOT_ZTUNNEL} counter meta mark set meta mark & 0xfffff000 | 0x111",
+                        ip.name
+                    )
+                }));
+            }
+        }
+        rules
+    }
+
+    /// Datagrams to the sockets of ztunnel: what is on its way out and was turned around, and what comes from elsewhere. A
+    /// socket that is connected, which each flow has, goes before them.
+    fn udp_prerouting(&self) -> Vec<String> {
+        let mut rules = Vec::new();
+        for ip in self.families() {
+            let (name, keyword, at) = (ip.name, ip.keyword, ip.listener);
+            rules.push(format!(
+                "iifname \"lo\" meta nfproto {name} meta l4proto udp meta mark & 0xfff == 0x111 counter tproxy {keyword} to {at}:15001"
+            ));
+            if self.inbound {
+                let ports = self.exempt.inbound_ports.iter();
+                rules
+                    .extend(ports.map(|port| {
+                        format!("meta nfproto {name} udp dport {port} counter return")
+                    }));
+                rules.push(format!(
+                    "iifname != \"lo\" meta nfproto {name} meta l4proto udp fib daddr type local ct direction original {NOT_ZTUNNEL} counter tproxy {keyword} to {at}:15006"
+                ));
+            }
+        }
+        rules
+    }
+
     fn mangle_prerouting(&self) -> Vec<String> {
-        let mut rules = vec![MARK_REPLIES.to_owned()];
+        let mut rules = Vec::new();
+        if self.udp {
+            // The app's answers need not be brought back by their connection's mark: they are caught like all that it
+            // sends, or, where a datagram was let through as it came, are not for ztunnel.
+            rules.push("meta l4proto udp meta mark & 0x1fff == 0x1539 counter return".to_owned());
+        }
+        rules.push(MARK_REPLIES.to_owned());
         if self.inbound {
             // What nothing redirects needs no guard, which would take a first packet sent twice for an attack.
             let exempt = self.exempt.inbound_ports.iter();
@@ -261,6 +319,9 @@ impl Capture {
                 )
             }));
         }
+        if self.udp {
+            rules.extend(self.udp_prerouting());
+        }
         rules
     }
 
@@ -269,12 +330,14 @@ impl Capture {
             keyword: "ip",
             name: "ipv4",
             loopback: "127.0.0.1",
+            listener: "127.0.0.1",
             probe: self.probes.v4.to_string(),
         });
         let v6 = self.v6.then(|| Family {
             keyword: "ip6",
             name: "ipv6",
             loopback: "::1",
+            listener: "[::1]",
             probe: self.probes.v6.to_string(),
         });
         v4.into_iter().chain(v6)
@@ -289,6 +352,7 @@ pub fn release() -> String {
         (NAT, "istio-prerouting"),
         (NAT, "istio-output"),
         (MANGLE, "istio-prerouting"),
+        (MANGLE, "istio-output"),
     ] {
         let _ = writeln!(
             script,
@@ -298,7 +362,7 @@ pub fn release() -> String {
     }
     let _ = writeln!(
         script,
-        "add rule inet {MANGLE} istio-prerouting {MARK_REPLIES}"
+        "add rule inet {MANGLE} istio-prerouting {MARK_REPLIES}\nadd rule inet {MANGLE} istio-output {RETURN_TO_ZTUNNEL}"
     );
     script
 }
@@ -316,6 +380,8 @@ struct Family {
     keyword: &'static str,
     name: &'static str,
     loopback: &'static str,
+    /// The same, before a port.
+    listener: &'static str,
     probe: String,
 }
 

@@ -15,6 +15,7 @@
 //! | [`waypoint`] | labels, Gateways | where traffic must pass |
 //! | [`only`] | labels, waypoints | Authorization: nobody passes them by |
 //! | [`egress`] | labels, the mesh's settings | in a Workload: whom it may call that nobody knows |
+//! | [`udp`] | labels | in a Workload: whether its UDP is carried |
 //! | [`route`] | HTTPRoute, GRPCRoute, TCPRoute, TLSRoute | Routes and TcpRoutes of a waypoint |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`layer7`] | policies that need HTTP to be read | what waypoints are told of them |
@@ -40,6 +41,7 @@ pub mod route;
 pub mod service;
 pub mod service_entry;
 pub mod trust;
+pub mod udp;
 pub mod waypoint;
 pub mod workload_entry;
 

@@ -30,6 +30,7 @@ mod proxies;
 mod references;
 mod routes;
 mod statuses;
+mod udp;
 mod waypoints;
 
 use std::collections::{BTreeSet, HashMap, HashSet};

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
 mod support;
+mod udp;
 
 use std::{
     io::{Read, Write},
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, wait};
-use support::{Pair, SOON, Server, between, in_lab, logs_from_now, talk};
+use support::{Pair, SOON, Server, between, in_lab, logs_from_now, refused, talk, talk_soon};
 
 #[test]
 fn bytes_between_nodes_are_encrypted() {
@@ -105,6 +106,103 @@ fn both_ends_report_a_tunnelled_connection_with_both_identities_and_equal_bytes(
         Ok(())
     });
 }
+
+/// `XDS_ON_DEMAND`: the node of the clients asks for whom they call, the other knows everybody.
+#[test]
+fn a_node_that_knows_only_whom_its_pods_talk_to_carries_them_all_the_same() {
+    in_lab(Lab::builder(), |lab| {
+        let pair = Pair::start(lab)?;
+        let web = lab.service("shop/web", &[(80, 8080)])?.at(80);
+        let other = lab.pod("shop/other").node(0).start()?;
+        let _echo = Server::echo(&other, 8080)?;
+        let caller = lab
+            .pod("shop/caller")
+            .node(0)
+            .service_account("caller")
+            .start()?;
+        let _back = Server::echo(&pair.client, 8080)?;
+        lab.service("shop/idle", &[(80, 8080)])?;
+        let waypoint = lab.waypoint("shop/way", 0)?;
+        lab.apply_yaml("guarded", GUARDED)?;
+        lab.until_all_dumps("the service behind the waypoint", |dump| {
+            let mut services = dump["services"].as_array().into_iter().flatten();
+            services.any(|it| it["name"] == "guarded" && !it["waypoint"].is_null())
+        })?;
+
+        let node = lab.node(1);
+        for (key, value) in [
+            ("XDS_ON_DEMAND", "true"),
+            ("AMBIT_ON_DEMAND_WAIT", "2s"),
+            ("AMBIT_ON_DEMAND_UNUSED", "2s"),
+        ] {
+            node.set_ztunnel_env(key, value)?;
+        }
+        node.ztunnel()?.restart()?;
+        lab.until_dump(1, "its own pod", |dump| knows(dump, "client"))?;
+        let dump = node.config_dump()?;
+        for unknown in ["web", "guarded", "idle", "other"] {
+            ensure!(!knows(&dump, unknown), "nobody asked for {unknown}: {dump}");
+        }
+
+        let logs = logs_from_now(lab)?;
+        let open = talk(&pair.client, web, "to a service")?;
+        drop(talk(
+            &pair.client,
+            SocketAddr::new("10.96.200.1".parse()?, 80),
+            "through a waypoint",
+        )?);
+        waypoint
+            .pod()
+            .access_log()
+            .find("the waypoint's record", |record| {
+                record.field("src.workload") == "client" && record.error().is_empty()
+            })?;
+        drop(talk(&caller, pair.client.at(8080), "to its own pod")?);
+        logs[1].find("who came", between("caller", "client"))?;
+        let dump = node.config_dump()?;
+        for known in ["web", "guarded", "way", "caller"] {
+            ensure!(knows(&dump, known), "{known} was needed: {dump}");
+        }
+        ensure!(!knows(&dump, "idle") && !knows(&dump, "other"), "{dump}");
+
+        // Given up, but for whom an open connection goes to.
+        lab.until_dump(1, "no more of the waypoint's service", |dump| {
+            !knows(dump, "guarded")
+        })?;
+        ensure!(knows(&node.config_dump()?, "web"));
+        drop(talk(
+            &pair.client,
+            SocketAddr::new("10.96.200.1".parse()?, 80),
+            "once more",
+        )?);
+
+        lab.control_plane()?.kill()?;
+        drop(talk(&pair.client, web, "known before")?);
+        let logs = logs_from_now(lab)?;
+        refused(&pair.client, other.at(8080))?;
+        let record = logs[1].find("the refusal", |record| !record.error().is_empty())?;
+        ensure!(
+            record.error().contains("the control plane has not said"),
+            "{record:?}"
+        );
+        lab.control_plane()?.start()?;
+        talk_soon(&pair.client, other.at(8080))?;
+        drop(open);
+        Ok(())
+    });
+}
+
+/// Whether a dump has a service or a workload of that name.
+fn knows(dump: &serde_json::Value, name: &str) -> bool {
+    let lists = [&dump["services"], &dump["workloads"]];
+    let mut all = lists
+        .into_iter()
+        .flat_map(|list| list.as_array().into_iter().flatten());
+    all.any(|it| it["name"] == name)
+}
+
+const GUARDED: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: guarded, namespace: shop, labels: {istio.io/use-waypoint: way}}\n\
+    spec: {clusterIP: 10.96.200.1, selector: {app: web}, ports: [{name: tcp, port: 80, targetPort: 8080}]}\n";
 
 #[test]
 fn pods_on_one_node_are_joined_in_process_and_reported_at_both_ends() {

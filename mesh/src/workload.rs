@@ -86,6 +86,8 @@ pub struct Template {
     pub authorization_policies: Box<[Arc<str>]>,
     /// What becomes of its connections to who is unknown.
     pub egress: Egress,
+    /// Its proxy carries UDP.
+    pub udp: bool,
 }
 
 impl Deref for Workload {
@@ -201,6 +203,7 @@ impl Template {
                 .map(|name| names.text(name))
                 .collect(),
             egress: brief.egress.keep(names),
+            udp: brief.udp,
         }
     }
 }

@@ -246,6 +246,75 @@ impl Netns {
         UdpSocket::from_std(socket.into())
     }
 
+    /// A UDP socket that takes what the pod's packet rules send to it, whomever it was for, and says for whom.
+    pub(crate) fn udp_captured(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = self.datagrams(address, self.options.mark)?;
+        match address {
+            SocketAddr::V4(_) => {
+                socket.set_ip_transparent_v4(true)?;
+                setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?;
+            }
+            SocketAddr::V6(_) => {
+                socket.set_ip_transparent_v6(true)?;
+                setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
+            }
+        }
+        socket.set_reuse_port(self.options.reuse_port)?;
+        socket.bind(&address.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    /// A UDP socket from an address that may be somebody else's.
+    pub(crate) fn udp_between(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        mark: u32,
+    ) -> io::Result<UdpSocket> {
+        let socket = self.datagrams(from, mark)?;
+        match from {
+            SocketAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            SocketAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+        }
+        // Others may speak from there to others.
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+        socket.connect(&to.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    /// A UDP socket from an address of the pod, and any port.
+    pub(crate) fn udp_to(
+        &self,
+        own: Option<IpAddr>,
+        to: SocketAddr,
+        mark: u32,
+    ) -> io::Result<UdpSocket> {
+        let socket = self.datagrams(to, mark)?;
+        if let Some(own) = own {
+            socket.bind(&SocketAddr::new(own, 0).into())?;
+        }
+        socket.connect(&to.into())?;
+        UdpSocket::from_std(socket.into())
+    }
+
+    fn datagrams(&self, family: SocketAddr, mark: u32) -> io::Result<Socket> {
+        let socket = self.enter(|| {
+            Socket::new(
+                Domain::for_address(family),
+                Type::DGRAM.nonblocking(),
+                Some(Protocol::UDP),
+            )
+        })??;
+        socket.set_mark(mark)?;
+        if family.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // A few of the largest; the system's bound for apps holds three of them. If not, more are lost.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &DATAGRAMS);
+        Ok(socket)
+    }
+
     /// [`Netns::tcp`] that waits a while for a descriptor: a connection that leaves was taken with the last there was, and
     /// has lost nothing yet.
     async fn tcp_soon(&self, domain: Domain) -> io::Result<Socket> {
@@ -412,6 +481,9 @@ const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(20);
 /// so more would not make them faster: left alone, the kernel lets it grow to megabytes, and the app's own buffer with it, and
 /// all of that is full when nobody reads at the other end.
 const FROM_APP: usize = 256 << 10;
+
+/// Bytes of datagrams that wait in the kernel until we read them.
+const DATAGRAMS: usize = 1 << 20;
 
 /// 500 connections at once must not wait for a retransmitted SYN: as much as the kernel's default
 /// `somaxconn` allows.

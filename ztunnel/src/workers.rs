@@ -26,6 +26,8 @@ pub struct Workers {
     places: Places,
     /// Of each thread.
     pools: Box<[Arc<Pool>]>,
+    /// The same for datagrams: they do not wait for what goes in other tunnels, nor are they handed over with them.
+    datagrams: Box<[Arc<Pool>]>,
     /// Homes given away, in turn.
     homes: AtomicUsize,
 }
@@ -48,6 +50,7 @@ impl Workers {
         Self {
             places: Places::on(runtimes),
             pools: runtimes.iter().map(|_| pool()).collect(),
+            datagrams: runtimes.iter().map(|_| pool()).collect(),
             homes: AtomicUsize::new(0),
         }
     }
@@ -82,9 +85,14 @@ impl Workers {
         &self.pools[self.places.mine()]
     }
 
+    /// The tunnels for datagrams of the worker that runs this.
+    pub(crate) fn datagrams(&self) -> &Arc<Pool> {
+        &self.datagrams[self.places.mine()]
+    }
+
     /// Every worker's tunnels.
     pub fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.pools.iter()
+        self.pools.iter().chain(&self.datagrams)
     }
 
     /// Figures of all pools together.

@@ -37,6 +37,8 @@ pub(crate) struct Entry {
     pub(crate) retry: Option<Key>,
     /// Its rules are from before the agent started and are not to be written again.
     pub(crate) rules_stand: bool,
+    /// Its UDP is captured.
+    udp: bool,
     marked: Marked,
     /// We wrote `marked` and the source has not told of it yet: what it tells meanwhile is older.
     unconfirmed: bool,
@@ -54,6 +56,7 @@ impl Entry {
     pub(crate) fn new(pod: Pod) -> Self {
         Self {
             rules_stand: false,
+            udp: false,
             marked: Some(pod.mark()),
             unconfirmed: false,
             pod: Arc::new(pod),
@@ -99,6 +102,7 @@ impl Entry {
             announced: self.announced && self.due != Due::Announce,
             asked: !self.waiting.is_empty(),
             rules_stand: self.rules_stand,
+            udp: self.udp,
             marked: self.marked.clone(),
             touched: false,
         }
@@ -120,6 +124,15 @@ impl Entry {
         }
         self.present = true;
         self.pod = Arc::new(pod);
+    }
+
+    /// Whether its UDP is to be captured.
+    pub(crate) fn capture_udp(&mut self, udp: bool) {
+        if self.udp != udp && self.stage == Stage::In {
+            self.due = self.due.max(Due::Refresh);
+            self.rules_stand = false;
+        }
+        self.udp = udp;
     }
 
     pub(crate) fn decide(&mut self, verdict: Result<(), Excluded>) {

@@ -61,6 +61,8 @@ pub(crate) struct Subject {
     pub(crate) asked: bool,
     /// Its rules are to stay as they are.
     pub(crate) rules_stand: bool,
+    /// Its UDP is captured.
+    pub(crate) udp: bool,
     /// Its annotation.
     pub(crate) marked: Marked,
     /// Whether this job has begun to change the pod.
@@ -132,7 +134,7 @@ impl Tools {
     async fn enrol_steps(&self, subject: &mut Subject) -> Result<(), JobError> {
         let netns = self.locate(subject).await?;
         let ips = self.addresses(subject, &netns).await?;
-        let capture = self.capture(&subject.pod, &ips)?;
+        let capture = self.capture(&subject.pod, &ips, subject.udp)?;
         if !subject.announced {
             // Before the answer: a ztunnel that refuses a pod keeps trying, until it is told not to.
             subject.announced = true;
@@ -330,7 +332,7 @@ impl Tools {
         Ok(netns.addresses().await?)
     }
 
-    fn capture(&self, pod: &Pod, ips: &[IpAddr]) -> Result<Capture, Unreadable> {
+    fn capture(&self, pod: &Pod, ips: &[IpAddr], udp: bool) -> Result<Capture, Unreadable> {
         let unknown = ips.is_empty();
         let exempt = match self.config.capture_exclusions {
             true => pod.exempt()?,
@@ -340,6 +342,7 @@ impl Tools {
             v4: unknown || ips.iter().any(IpAddr::is_ipv4),
             v6: self.config.ipv6 && (unknown || ips.iter().any(IpAddr::is_ipv6)),
             dns: pod.captures_dns(self.config.dns_capture),
+            udp,
             inbound: !pod.bypasses_inbound(),
             interfaces: pod.virtual_interfaces()?,
             exempt,

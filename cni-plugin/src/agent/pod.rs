@@ -197,6 +197,18 @@ impl Pod {
         }
     }
 
+    /// Whether its UDP is captured, in a namespace with these labels. What cannot be read says nothing.
+    pub(crate) fn captures_udp(&self, namespace: &Words) -> bool {
+        let said = |words: &Words| match words.get(labels::UDP).map(String::as_str) {
+            Some(labels::UDP_ENABLED) => Some(true),
+            Some(labels::UDP_DISABLED) => Some(false),
+            _ => None,
+        };
+        said(&self.labels)
+            .or_else(|| said(namespace))
+            .unwrap_or(false)
+    }
+
     pub(crate) fn virtual_interfaces(&self) -> Result<Vec<Interface>, Unreadable> {
         self.list(labels::REROUTE_VIRTUAL_INTERFACES, str::parse)
     }

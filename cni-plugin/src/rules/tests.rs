@@ -9,6 +9,7 @@ fn plain() -> Capture {
         v4: true,
         v6: false,
         dns: false,
+        udp: false,
         inbound: true,
         interfaces: Vec::new(),
         exempt: Exempt::default(),
@@ -295,6 +296,45 @@ fn where_only_some_addresses_are_captured_the_rest_is_left_alone() {
 }
 
 #[test]
+fn a_pod_whose_udp_is_carried() {
+    let capture = Capture {
+        v6: true,
+        udp: true,
+        exempt: Exempt {
+            outbound_ports: vec![443],
+            outbound_ranges: nets(&["10.0.0.0/8"]),
+            outbound_but: None,
+            inbound_ports: vec![9090],
+        },
+        ..plain()
+    };
+    let script = capture.install();
+    let udp = |rule: &&str| rule.contains("udp");
+    let rules: Vec<&str> = script.lines().map(str::trim).filter(udp).collect();
+    assert_eq!(
+        rules,
+        [
+            "meta l4proto udp meta mark & 0x1fff == 0x1539 counter return",
+            "iifname \"lo\" meta nfproto ipv4 meta l4proto udp meta mark & 0xfff == 0x111 counter tproxy ip to 127.0.0.1:15001",
+            "meta nfproto ipv4 udp dport 9090 counter return",
+            "iifname != \"lo\" meta nfproto ipv4 meta l4proto udp fib daddr type local ct direction original meta mark & 0xfff != 0x539 counter tproxy ip to 127.0.0.1:15006",
+            "iifname \"lo\" meta nfproto ipv6 meta l4proto udp meta mark & 0xfff == 0x111 counter tproxy ip6 to [::1]:15001",
+            "meta nfproto ipv6 udp dport 9090 counter return",
+            "iifname != \"lo\" meta nfproto ipv6 meta l4proto udp fib daddr type local ct direction original meta mark & 0xfff != 0x539 counter tproxy ip6 to [::1]:15006",
+            "udp dport 443 counter return",
+            "meta l4proto udp ip daddr 10.0.0.0/8 counter return",
+            "oifname != \"lo\" meta nfproto ipv4 meta l4proto udp udp dport != 53 fib daddr type unicast ct direction original meta mark & 0xfff != 0x539 counter meta mark set meta mark & 0xfffff000 | 0x111",
+            "oifname != \"lo\" meta nfproto ipv6 meta l4proto udp udp dport != 53 fib daddr type unicast ct direction original meta mark & 0xfff != 0x539 counter meta mark set meta mark & 0xfffff000 | 0x111",
+        ]
+    );
+    let ingress = Capture {
+        inbound: false,
+        ..capture
+    };
+    assert!(!ingress.install().contains("15006"));
+}
+
+#[test]
 fn letting_go_and_removing() {
     insta::assert_snapshot!(release() + "---\n" + &remove(), @r#"
 table inet istio-ambient-nat {
@@ -312,7 +352,13 @@ table inet istio-ambient-mangle {
 	}
 }
 flush chain inet istio-ambient-mangle istio-prerouting
+table inet istio-ambient-mangle {
+	chain istio-output {
+	}
+}
+flush chain inet istio-ambient-mangle istio-output
 add rule inet istio-ambient-mangle istio-prerouting meta mark & 0xfff == 0x539 counter ct mark set ct mark & 0xfffff000 | 0x111
+add rule inet istio-ambient-mangle istio-output ct mark & 0xfff == 0x111 counter meta mark set ct mark
 ---
 table inet istio-ambient-nat
 delete table inet istio-ambient-nat
@@ -333,6 +379,7 @@ fn a_pod_of_one_family_has_no_rule_of_the_other() {
             v4,
             v6,
             dns: true,
+            udp: true,
             ..plain()
         }
         .install();
@@ -390,12 +437,13 @@ proptest! {
         v4: bool,
         v6: bool,
         dns: bool,
+        udp: bool,
         inbound: bool,
         names in proptest::collection::vec("[a-z0-9]{1,15}", 0..3),
         exempt in exempt(),
     ) {
         let interfaces: Vec<Interface> = names.iter().map(|name| name.parse().unwrap()).collect();
-        let script = Capture { v4, v6, dns, inbound, interfaces, exempt, probes: Probes::default() }.install();
+        let script = Capture { v4, v6, dns, udp, inbound, interfaces, exempt, probes: Probes::default() }.install();
         for rule in script.lines().filter(|line| line.contains("redirect")) {
             prop_assert!(rule.contains(SYN) || rule.contains("udp dport 53"), "{rule}");
             prop_assert!(rule.contains(NOT_ZTUNNEL) || rule.contains("iifname"), "{rule}");

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::egress::Egress;
 use super::only::Only;
 use super::ports::{self, ContainerPort};
+use super::udp::Udp;
 use super::waypoint::Choice;
 use super::{Cluster, Labels, Membership, names, value};
 
@@ -43,6 +44,8 @@ pub struct Pod {
     pub only: Only,
     /// Whom it may call that nobody knows.
     pub egress: Egress,
+    /// Whether its UDP is carried.
+    pub udp: Udp,
     addresses: Vec<IpAddr>,
     healthy: bool,
     host_network: bool,
@@ -122,6 +125,7 @@ impl Pod {
                 None => Only::read(&labels),
             },
             egress: Egress::read(&labels),
+            udp: Udp::read(&labels),
             gateway: gateway.map(Arc::from),
             workload_name: workload_name(pod, &labels),
             labels,

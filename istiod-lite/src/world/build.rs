@@ -63,6 +63,7 @@ impl World {
             bound.fill_workload(&mut workload);
         }
         workload.extensions.extend(self.egress(key));
+        workload.extensions.extend(self.udp(key));
         if let Some(gateway) = &pod.gateway {
             let gateway = ObjectKey::new(Kind::Gateway, &key.namespace, gateway);
             workload.application_tunnel = self.objects.binding(&gateway);
@@ -74,6 +75,7 @@ impl World {
         };
         self.add_only(key, only.as_ref(), &mut output);
         output.remarks.extend(pod.egress.fault());
+        output.remarks.extend(pod.udp.fault());
         Some(output)
     }
 

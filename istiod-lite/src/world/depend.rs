@@ -250,6 +250,11 @@ impl World {
             let unsaid = all.filter(|it| *self.objects.own_egress(it) == Egress::Unsaid);
             members.extend(unsaid.cloned());
         }
+        if before.udp != now.udp {
+            let all = self.objects.workloads.all(&key.name);
+            let unsaid = all.filter(|it| self.objects.own_udp(it).is_none());
+            members.extend(unsaid.cloned());
+        }
         if (before.visibility, before.distribution, before.ingress)
             != (now.visibility, now.distribution, now.ingress)
         {

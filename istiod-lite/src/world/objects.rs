@@ -32,6 +32,7 @@ use crate::translate::policy::Policy;
 use crate::translate::route::Route;
 use crate::translate::service::{self, Service};
 use crate::translate::service_entry::{ServiceEntry, Visibility};
+use crate::translate::udp::Udp;
 use crate::translate::waypoint::{Choice, Standing, Unready};
 use crate::translate::workload_entry::WorkloadEntry;
 use crate::translate::{Labels, locality};
@@ -102,6 +103,7 @@ pub(super) struct Namespace {
     pub(super) waypoint: Choice,
     pub(super) only: Only,
     pub(super) egress: Egress,
+    pub(super) udp: Udp,
     pub(super) unready: Option<Unready>,
     pub(super) ingress: Option<bool>,
     /// What other namespaces' listeners may select it by.
@@ -136,6 +138,7 @@ impl Namespace {
             ),
             only: Only::read(labels),
             egress: Egress::read(labels),
+            udp: Udp::read(labels),
             unready: Unready::read(labels),
             ingress: service::ingress(labels),
             labels: labels.clone(),

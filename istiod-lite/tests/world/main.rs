@@ -12,4 +12,5 @@ mod promises;
 mod refused;
 mod routes;
 mod scenario;
+mod udp;
 mod waypoints;

@@ -142,6 +142,7 @@ impl Snapshot {
                     before.authorization_policies != workload.authorization_policies
                         || before.namespace != workload.namespace
                         || before.egress != workload.egress
+                        || before.udp != workload.udp
                 });
         if let Some(before) = before {
             self.make_way(&before, &workload);

@@ -16,6 +16,7 @@ use crate::egress::BriefEgress;
 use crate::names::NamespacedHost;
 use crate::parse::{self, BriefGateway, ParseError};
 use crate::service::Port;
+use crate::udp;
 use crate::wire::{Content, Cursor, Unusual};
 
 /// What one workload says of itself.
@@ -63,6 +64,7 @@ pub(crate) struct Common<'a> {
     /// Each once.
     pub(crate) authorization_policies: Vec<&'a str>,
     pub(crate) egress: BriefEgress<'a>,
+    pub(crate) udp: bool,
 }
 
 /// That it is an endpoint of a service.
@@ -154,9 +156,11 @@ impl<'a> Brief<'a> {
                 24 => once(&mut locality, BriefLocality::read(content.bytes()?)?)?,
                 25 => brief.host_network = wire::NetworkMode::HostNetwork == value(content)?,
                 26 => {
-                    if let Some(egress) = BriefEgress::read(content.bytes()?)? {
+                    let extension = content.bytes()?;
+                    if let Some(egress) = BriefEgress::read(extension)? {
                         common.egress = egress;
                     }
+                    common.udp |= udp::says(extension)?;
                 }
                 27 => once(&mut capacity, wrapped(content.bytes()?)?)?,
                 _ => {}
@@ -210,6 +214,7 @@ impl<'a> Common<'a> {
                 .collect::<Result<_, _>>()?,
             authorization_policies: Vec::new(),
             egress: BriefEgress::of(&message.extensions),
+            udp: udp::is_said(&message.extensions),
         };
         for name in &message.authorization_policies {
             add(&mut common.authorization_policies, name);
@@ -271,6 +276,7 @@ impl<'a> Common<'a> {
                 .zip(&template.authorization_policies)
                 .all(|(brief, held)| **brief == **held)
             && self.egress.is(&template.egress)
+            && self.udp == template.udp
     }
 }
 

@@ -55,6 +55,9 @@ pub(super) struct WorkloadShape<'a> {
     capacity: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     egress: Option<EgressShape<'a>>,
+    /// Ours, as the one before it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    udp: bool,
 }
 
 impl<'a> WorkloadShape<'a> {
@@ -108,6 +111,7 @@ impl<'a> WorkloadShape<'a> {
             native_tunnel: workload.native_tunnel,
             capacity: workload.capacity,
             egress: EgressShape::of(&workload.egress),
+            udp: workload.udp,
         }
     }
 }

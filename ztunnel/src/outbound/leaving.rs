@@ -4,11 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hbone::{First, Identity};
-use mesh::Workload;
+use mesh::{GatewayAddress, Workload};
 
+use super::Failed;
 use crate::headers;
 use crate::lookup::{LookupError, lookup};
 use crate::node::Node;
+use crate::on_demand::{OnDemand, Whom};
 use crate::pod::Pod;
 use crate::retry::{Target, Tries};
 use crate::route::{self, Decision, Place, Question, Refused};
@@ -21,6 +23,8 @@ pub(crate) struct Leaving<'a> {
     pub(crate) source: Arc<Workload>,
     pub(crate) peer: SocketAddr,
     pub(crate) original: SocketAddr,
+    /// It may be joined with a pod of this node in process; datagrams are not.
+    pub(crate) joins: bool,
 }
 
 impl Leaving<'_> {
@@ -38,11 +42,36 @@ impl Leaving<'_> {
     }
 
     /// Where it goes, by the mesh as of now; not to whom others have failed on just now, if anybody is left.
-    pub(super) fn decide(&self) -> Result<Decision, Refused> {
+    pub(crate) async fn decide(&self) -> Result<Decision, Failed> {
+        let draw = headers::random();
+        match &self.node.on_demand {
+            None => Ok(self.decide_by(draw)?),
+            Some(on_demand) => Box::pin(self.decide_asking(on_demand, draw)).await,
+        }
+    }
+
+    /// The same, where whoever is on the way may have to be asked for.
+    async fn decide_asking(&self, on_demand: &OnDemand, draw: u64) -> Result<Decision, Failed> {
+        let Self { node, source, .. } = self;
+        on_demand.towards(node, source, self.original).await?;
+        for _ in 0..GATEWAYS {
+            let decided = self.decide_by(draw);
+            let asked = match gateway(&decided) {
+                Some(gateway) => on_demand.whom(node, Whom::from(gateway)).await?,
+                None => false,
+            };
+            if !asked {
+                return Ok(decided?);
+            }
+        }
+        Ok(self.decide_by(draw)?)
+    }
+
+    fn decide_by(&self, draw: u64) -> Result<Decision, Refused> {
         let troubled = &self.node.retries.troubled;
         let decided = match troubled.is_empty() {
-            true => self.decide_but(&|_, _| false),
-            false => self.decide_but(&|workload, port| {
+            true => self.decide_but(draw, &|_, _| false),
+            false => self.decide_but(draw, &|workload, port| {
                 troubled.includes((workload.uid.clone(), port), self.original)
             }),
         };
@@ -74,13 +103,17 @@ impl Leaving<'_> {
                 let it = (workload.uid.clone(), port);
                 is_out(&it, target) || by_others && troubled.includes(it, self.original)
             };
-            let decision = self.decide_but(&avoid).ok()?;
+            let decision = self.decide_but(headers::random(), &avoid).ok()?;
             let chosen = decision.target()?;
             (!is_out(&chosen, target)).then_some(decision)
         })
     }
 
-    fn decide_but(&self, avoid: &dyn Fn(&Workload, u16) -> bool) -> Result<Decision, Refused> {
+    fn decide_but(
+        &self,
+        draw: u64,
+        avoid: &dyn Fn(&Workload, u16) -> bool,
+    ) -> Result<Decision, Refused> {
         let Self {
             node,
             source,
@@ -88,7 +121,9 @@ impl Leaving<'_> {
             ..
         } = self;
         let joinable = |workload: &Workload| {
-            !node.config.force_tunnel && node.pods.of_workload(&workload.uid).is_some()
+            self.joins
+                && !node.config.force_tunnel
+                && node.pods.of_workload(&workload.uid).is_some()
         };
         route::decide(&Question {
             snapshot: &node.mesh.load(),
@@ -97,11 +132,11 @@ impl Leaving<'_> {
             joinable: &joinable,
             avoid,
             resolvers: &node.resolv.servers,
-            draw: headers::random(),
+            draw,
         })
     }
 
-    pub(super) async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {
+    pub(crate) async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {
         match place {
             Place::Address(address) => Ok(*address),
             Place::Name(name, port) => {
@@ -111,3 +146,15 @@ impl Leaving<'_> {
         }
     }
 }
+
+/// The gateway through which it goes, or would go if it were known.
+fn gateway(decided: &Result<Decision, Refused>) -> Option<&GatewayAddress> {
+    match decided {
+        Ok(Decision::Tunnel(found)) => found.beyond.as_ref()?.workload.network_gateway.as_deref(),
+        Err(Refused::GatewayNotFound { gateway, .. }) => Some(gateway),
+        _ => None,
+    }
+}
+
+/// Gateways that are asked for on the way to one destination: those of its waypoints' networks and its own.
+const GATEWAYS: usize = 4;

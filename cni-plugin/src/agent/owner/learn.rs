@@ -107,9 +107,9 @@ impl Owner {
 
     fn learn_pod(&mut self, pod: Pod) {
         let none = Words::new();
-        let verdict = self
-            .eligibility
-            .of(&pod, self.namespaces.get(&pod.namespace).unwrap_or(&none));
+        let namespace = self.namespaces.get(&pod.namespace).unwrap_or(&none);
+        let verdict = self.eligibility.of(&pod, namespace);
+        let udp = pod.captures_udp(namespace);
         let previous = self.names.insert(pod.pod_name(), pod.uid.clone());
         if let Some(previous) = previous.filter(|previous| *previous != pod.uid) {
             self.deleted(&previous);
@@ -122,6 +122,7 @@ impl Owner {
             entry.hurry(&mut self.retries);
         }
         entry.learn(pod);
+        entry.capture_udp(udp);
         entry.decide(verdict);
     }
 
@@ -153,6 +154,7 @@ impl Owner {
             .filter(|entry| &*entry.pod.namespace == namespace)
         {
             let verdict = self.eligibility.of(&entry.pod, labels);
+            entry.capture_udp(entry.pod.captures_udp(labels));
             entry.decide(verdict);
         }
     }

@@ -51,9 +51,13 @@ fn number(known: i32) -> impl Strategy<Value = i32> {
     prop_oneof![9 => 0..known, 1 => any::<i32>()]
 }
 
-/// That about egress, and others; what it says is a message, or any bytes.
+/// Those about egress and UDP, and others; what it says is a message, or any bytes.
 fn extension() -> impl Strategy<Value = wire::Extension> {
-    let name = prop_oneof![Just(api::EGRESS_EXTENSION.to_owned()), text()];
+    let name = prop_oneof![
+        Just(api::EGRESS_EXTENSION.to_owned()),
+        Just(api::UDP_EXTENSION.to_owned()),
+        text()
+    ];
     let said = (number(3), text()).prop_map(|(mode, set_by)| {
         let said = api::egress::Egress { mode, set_by };
         said.encode_to_vec()
