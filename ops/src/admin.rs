@@ -20,6 +20,7 @@ use crate::log::LogHandle;
 use crate::metrics::{CONTENT_TYPE, Registry};
 use crate::ready::Readiness;
 pub use crate::server::{bind, bind_localhost, serve};
+pub use crate::streamed::streamed;
 
 /// `GET /healthz/ready` (and `/readyz`): 200 `ready`, or 503 with the names of the closed gates.
 pub fn readiness(readiness: Readiness) -> Router {
@@ -43,14 +44,7 @@ pub fn readiness(readiness: Readiness) -> Router {
 /// `GET /metrics` and, as Istio's scrape annotations say, `/stats/prometheus`.
 pub fn metrics(registry: Arc<Registry>) -> Router {
     let scrape = |State(registry): State<Arc<Registry>>| async move {
-        // Many series take a while to print; the runtime of the doors has other things to do.
-        match tokio::task::spawn_blocking(move || registry.text()).await {
-            Ok(Ok(text)) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-            _ => plain(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "metrics could not be printed\n",
-            ),
-        }
+        streamed(CONTENT_TYPE, move |out| registry.write(out))
     };
     Router::new()
         .route("/metrics", get(scrape))
