@@ -91,7 +91,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ("windowSize", json!(limits::STREAM_WINDOW)),
         ("xdsAddress", json!(config.xds_address)),
         ("xdsHeaders", json!(config.xds_headers)),
-        ("xdsOnDemand", json!(false)),
+        ("xdsOnDemand", json!(config.xds_on_demand)),
         ("xdsRootCert", json!({ "File": config.xds_root_ca })),
         ("ztunnelIdentity", json!(null)),
         ("ztunnelWorkload", json!(null)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hbone::{Splicing, TcpPair};
 use tokio::net::TcpStream;
 
-use super::{Arriving, Failed, admit_and_reach, source_of, whole};
+use super::{Arriving, Failed, admit_and_reach, asked_for, source_of, whole};
 use crate::arrival::{self, Misdirected};
 use crate::carry::{Unknown, known, refuse};
 use crate::connections::{Carrier, Counting, Live, Protocol};
@@ -68,6 +68,9 @@ async fn open_plain(
         return refuse(tcp, Misdirected::SelfCall);
     }
     if let Err(why) = known(pod).await {
+        return refuse(tcp, why);
+    }
+    if let Err(why) = asked_for(arriving, None).await {
         return refuse(tcp, why);
     }
     let snapshot = Arc::clone(&node.mesh.load());

@@ -60,7 +60,7 @@ pub(super) fn through_gateway(
     vouched: &[Identity],
 ) -> Result<Decision, Refused> {
     let not_found = || Refused::GatewayNotFound {
-        gateway: gateway.to_string(),
+        gateway: Box::new(gateway.clone()),
         network: workload.network.clone(),
         workload: workload.uid.clone(),
     };

@@ -9,7 +9,9 @@ use clap::Parser;
 use hbone::control_plane::RevocationFile;
 use hbone::{Certificates, CertificatesConfig, Limits, Pool};
 use mesh::{Mesh, Update, Writer};
+use ops::discovery::DiscoveryMetrics;
 use ops::drain::Drain;
+use ops::ready::Readiness;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -22,6 +24,7 @@ use ztunnel::pod::Pod;
 use ztunnel::workers::Workers;
 
 use crate::ca::Ca;
+use crate::control::Control;
 use crate::fabric::Fabric;
 use crate::log;
 
@@ -31,6 +34,8 @@ pub(crate) struct World {
     pub(crate) ca: Ca,
     fabric: Fabric,
     workloads: Vec<wire::Workload>,
+    /// Where the nodes are told from, if not by a function call.
+    control: Option<Arc<Control>>,
     stop: CancellationToken,
 }
 
@@ -38,7 +43,8 @@ pub(crate) struct World {
 pub(crate) struct WorldNode {
     pub(crate) node: Arc<Node>,
     pub(crate) pool: Arc<Pool>,
-    writer: Writer,
+    /// Until discovery takes it.
+    writer: Option<Writer>,
     name: &'static str,
     drain: Drain,
 }
@@ -82,16 +88,40 @@ impl World {
             ca,
             fabric: Fabric::new(),
             workloads: Vec::new(),
+            control: None,
             stop,
         }
     }
 
+    /// The nodes ask a control plane for whom they need.
+    pub(crate) async fn asking(flags: &[&str]) -> (Self, Arc<Control>) {
+        let control = Control::start().await;
+        let address = format!("http://{}", control.address);
+        let usual = [
+            "--xds-on-demand",
+            "true",
+            "--auth-token",
+            "",
+            "--xds-address",
+            &address,
+        ];
+        let mut world = Self::new(&[&usual, flags].concat());
+        for node in &mut world.nodes {
+            node.discovers(&world.stop);
+        }
+        world.control = Some(control.clone());
+        (world, control)
+    }
+
     /// Tells both nodes.
     pub(crate) fn tell(&mut self, fill: impl Fn(&mut Update)) {
-        for node in &mut self.nodes {
+        if let Some(control) = &self.control {
             let mut update = Update::default();
             fill(&mut update);
-            assert_eq!(node.writer.apply(update), []);
+            return control.take(update);
+        }
+        for node in 0..self.nodes.len() {
+            self.tell_node(node, &fill);
         }
     }
 
@@ -188,7 +218,8 @@ impl World {
     pub(crate) fn tell_node(&mut self, node: usize, fill: impl Fn(&mut Update)) {
         let mut update = Update::default();
         fill(&mut update);
-        assert_eq!(self.nodes[node].writer.apply(update), []);
+        let writer = self.nodes[node].writer.as_mut().unwrap();
+        assert_eq!(writer.apply(update), []);
     }
 
     /// Changes the workload of a pod and tells both nodes.
@@ -292,10 +323,24 @@ impl WorldNode {
         Self {
             node,
             pool,
-            writer,
+            writer: Some(writer),
             name,
             drain: Drain::new(),
         }
+    }
+
+    /// Discovery as in the program, until `stop`.
+    fn discovers(&mut self, stop: &CancellationToken) {
+        let (node, stop) = (self.node.clone(), stop.clone());
+        let writer = self.writer.take().unwrap();
+        let gate = Readiness::new().gate("xds");
+        let (known, _) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let metrics = DiscoveryMetrics::default();
+            ztunnel::xds::run(&node, writer, gate, known, metrics, stop)
+                .await
+                .unwrap();
+        });
     }
 
     /// The text of the TCP metrics.
