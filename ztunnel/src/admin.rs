@@ -19,20 +19,16 @@ mod shapes;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::header;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::get;
+use ops::admin::streamed;
 use ops::log::LogHandle;
 use ops::metrics::Registry;
 use ops::ready::Readiness;
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Roster;
@@ -98,54 +94,6 @@ async fn config_dump(State((node, roster)): State<(Arc<Node>, Roster)>) -> Respo
         Ok(Dump::new(node, roster).write(out)?)
     })
 }
-
-/// What `write` writes, as it is written: on a thread of its own, never faster than the caller reads.
-fn streamed(
-    content: &'static str,
-    write: impl FnOnce(&mut dyn io::Write) -> io::Result<()> + Send + 'static,
-) -> Response {
-    let (chunks, received) = mpsc::channel(CHUNKS);
-    let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || {
-        let mut out = io::BufWriter::with_capacity(CHUNK, Chunks { chunks, runtime });
-        // An error here means that the caller has gone.
-        let _ = write(&mut out).and_then(|()| io::Write::flush(&mut out));
-    });
-    let body = futures_util::stream::unfold(received, |mut received| async {
-        received
-            .recv()
-            .await
-            .map(|chunk| (Ok::<_, io::Error>(chunk), received))
-    });
-    ([(header::CONTENT_TYPE, content)], Body::from_stream(body)).into_response()
-}
-
-/// Hands what is written to the connection, and waits for it.
-struct Chunks {
-    chunks: mpsc::Sender<Bytes>,
-    runtime: Handle,
-}
-
-impl io::Write for Chunks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self
-            .chunks
-            .send_timeout(Bytes::copy_from_slice(bytes), PATIENCE);
-        self.runtime
-            .block_on(sent)
-            .map_err(|_| io::ErrorKind::BrokenPipe)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-const CHUNK: usize = 32 << 10;
-const CHUNKS: usize = 4;
-/// A caller that takes nothing for this long loses its dump, so that it does not keep a thread.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

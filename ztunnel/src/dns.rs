@@ -14,6 +14,7 @@ mod upstream;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
@@ -27,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
-use crate::metrics::{DnsLabels, DnsMetrics, Protocol};
+use crate::metrics::{DnsLabels, DnsMetrics, DnsSeries, Protocol};
 use crate::pod::Pod;
 use names::{Found, Names};
 pub use resolv::Resolv;
@@ -186,7 +187,8 @@ impl Dns {
             message.as_ref().and_then(|message| message.queries.first()),
             protocol,
         );
-        self.metrics.requests.get_or_create(&labels).inc();
+        let counted = self.metrics.of(labels);
+        counted.requests.fetch_add(1, Relaxed);
         if let Some(answer) = message
             .as_ref()
             .and_then(|message| self.answer(message, client, protocol))
@@ -203,11 +205,11 @@ impl Dns {
         match permits {
             Some((node, pod)) => Step::Relay(Relay {
                 size,
-                labels,
+                counted,
                 _permits: (node, pod),
             }),
             None => {
-                self.metrics.upstream_failures.get_or_create(&labels).inc();
+                counted.upstream_failures.fetch_add(1, Relaxed);
                 Step::Answer(refused(query, message.as_ref(), ResponseCode::ServFail))
             }
         }
@@ -248,25 +250,16 @@ impl Dns {
         relay: Relay,
         protocol: Protocol,
     ) -> Vec<u8> {
-        self.metrics
-            .upstream_requests
-            .get_or_create(&relay.labels)
-            .inc();
+        relay.counted.upstream_requests.fetch_add(1, Relaxed);
         let started = Instant::now();
         let netns = &client.pod.netns;
         let answered = match protocol {
             Protocol::Udp => self.upstream.udp(netns, query, relay.size).await,
             Protocol::Tcp => self.upstream.tcp(netns, query).await,
         };
-        self.metrics
-            .upstream_seconds
-            .get_or_create(&relay.labels)
-            .observe(started.elapsed().as_secs_f64());
+        relay.counted.took(started.elapsed());
         answered.unwrap_or_else(|error| {
-            self.metrics
-                .upstream_failures
-                .get_or_create(&relay.labels)
-                .inc();
+            relay.counted.upstream_failures.fetch_add(1, Relaxed);
             tracing::debug!(pod = %client.pod.name, %error, "dns: not answered");
             refused(
                 query,
@@ -308,7 +301,7 @@ enum Step {
 
 struct Relay {
     size: u16,
-    labels: DnsLabels,
+    counted: DnsSeries,
     _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
 

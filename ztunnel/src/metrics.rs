@@ -1,21 +1,27 @@
 //! What the frame counts: pods, DNS, discovery, the tunnels that are open. The TCP metrics are the path's (`traffic`).
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use hbone::PoolStats;
 use hickory_proto::rr::RecordType;
+use mesh::Snapshot;
 use ops::discovery::DiscoveryMetrics;
 use ops::metrics::Registry;
+use ops::series::{Bounds, Figures, Labels, Series, Table, Without};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    DescriptorEncoder, EncodeLabel, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+    LabelSetEncoder, LabelValueEncoder, NoLabelSet,
 };
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 
+use crate::node::Node;
 use crate::workers::Workers;
 
 /// Everything the frame counts. Clones share the counters.
@@ -46,21 +52,34 @@ pub struct PodMetrics {
 #[derive(Debug)]
 struct Tunnels(Arc<Workers>);
 
-/// The DNS proxy.
-#[derive(Debug, Clone)]
+/// The DNS proxy. Clones share the counters; how many series there are is bounded.
+#[derive(Debug, Clone, Default)]
 pub struct DnsMetrics {
-    /// Queries received.
-    pub requests: Family<DnsLabels, Counter>,
-    /// Queries relayed.
-    pub upstream_requests: Family<DnsLabels, Counter>,
-    /// Relayed queries that nobody answered, or that were too many.
-    pub upstream_failures: Family<DnsLabels, Counter>,
-    /// How long the upstream took, in seconds.
-    pub upstream_seconds: Family<DnsLabels, Histogram, fn() -> Histogram>,
+    series: Arc<Table<DnsLabels, DnsCounts>>,
+    without: Without,
 }
 
+/// What is counted of the queries of one label set.
+#[derive(Debug, Default)]
+pub struct DnsCounts {
+    /// Queries received.
+    pub requests: AtomicU64,
+    /// Queries relayed.
+    pub upstream_requests: AtomicU64,
+    /// Relayed queries that nobody answered, or that were too many.
+    pub upstream_failures: AtomicU64,
+    /// How long the upstream took: how many took no longer than each of [`SECONDS`], and all together in microseconds.
+    took: ([AtomicU64; SECONDS.len()], AtomicU64),
+}
+
+/// What is counted of queries like one that is under way.
+pub type DnsSeries = Arc<Series<DnsLabels, DnsCounts>>;
+
+/// Upper ends of the buckets.
+const SECONDS: [f64; 8] = [0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0, f64::INFINITY];
+
 /// Label set of the DNS metrics.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DnsLabels {
     request_query_type: QueryType,
     request_protocol: Protocol,
@@ -88,6 +107,7 @@ impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let Self { pods, dns, xds } = self.clone();
         xds.register(registry);
+        registry.large().register_collector(Box::new(dns));
         let families = registry.families();
         let unstable = |help: &str| format!("{help} (unstable)");
         families.register(
@@ -110,26 +130,159 @@ impl Metrics {
             unstable("The total number of proxies that were stopped"),
             pods.stopped,
         );
-        families.register(
+    }
+}
+
+/// Takes out series that name who is gone, until dropped.
+pub async fn sweep(node: Arc<Node>, dns: DnsMetrics) {
+    let period = (node.config.metrics_expiry / 4).clamp(SHORTEST_PERIOD, LONGEST_PERIOD);
+    loop {
+        tokio::time::sleep(period).await;
+        let (node, dns) = (node.clone(), dns.clone());
+        // A look at a large mesh takes milliseconds, which whoever else is on this thread should not wait for.
+        let swept = tokio::task::spawn_blocking(move || {
+            let (mesh, now) = (node.mesh.load_full(), Instant::now());
+            node.traffic.sweep(&mesh, now);
+            dns.sweep(&mesh, now);
+        });
+        if let Err(error) = swept.await {
+            tracing::error!(%error, "metrics: a sweep ended early");
+        }
+    }
+}
+
+const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
+const LONGEST_PERIOD: Duration = Duration::from_secs(60);
+
+impl DnsMetrics {
+    /// Bounded so, and without these labels.
+    pub fn new(bounds: Bounds, without: Without) -> Self {
+        Self {
+            series: Arc::new(Table::new(bounds)),
+            without,
+        }
+    }
+
+    /// What queries of these labels are counted by.
+    pub fn of(&self, labels: DnsLabels) -> DnsSeries {
+        self.series.of(labels.without(&self.without))
+    }
+
+    /// Those of all label sets together.
+    pub fn sum(&self, of: impl Fn(&DnsCounts) -> &AtomicU64) -> u64 {
+        let all = self.series.all();
+        all.iter().map(|series| of(series).load(Relaxed)).sum()
+    }
+
+    /// How it stands with the bounds.
+    pub fn figures(&self) -> Figures {
+        self.series.figures()
+    }
+
+    /// Takes out what names a workload that is gone.
+    pub fn sweep(&self, mesh: &Snapshot, now: Instant) {
+        let idle = self.series.idle(now);
+        if idle.is_empty() {
+            return;
+        }
+        let owners = mesh.workloads();
+        let owners: HashSet<(&str, &str)> = owners
+            .map(|workload| (&*workload.namespace, &*workload.workload_name))
+            .collect();
+        let is_gone = |labels: &Arc<DnsLabels>| {
+            let owner = (
+                &*labels.source_workload_namespace.0,
+                &*labels.source_workload.0,
+            );
+            // Where that label is left out nobody is named.
+            !owner.1.is_empty() && !owners.contains(&owner)
+        };
+        let gone: Vec<_> = idle.into_iter().filter(is_gone).collect();
+        self.series.expire(&gone, now);
+    }
+}
+
+impl DnsCounts {
+    /// Upstream answered, or did not, after so long.
+    pub fn took(&self, took: Duration) {
+        let at = SECONDS.partition_point(|end| *end < took.as_secs_f64());
+        self.took.0[at.min(SECONDS.len() - 1)].fetch_add(1, Relaxed);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.took.1.fetch_add(micros, Relaxed);
+    }
+}
+
+impl Collector for DnsMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let all = self.series.all();
+        let mut counter = |name, help, of: fn(&DnsCounts) -> &AtomicU64| {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for series in &all {
+                let value = of(series).load(Relaxed);
+                if value > 0 {
+                    family
+                        .encode_family(&Shown(series.labels(), &self.without))?
+                        .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+                }
+            }
+            fmt::Result::Ok(())
+        };
+        counter(
             "istio_dns_requests",
-            unstable("The total number of DNS requests"),
-            dns.requests,
-        );
-        families.register(
+            "The total number of DNS requests (unstable)",
+            |counts| &counts.requests,
+        )?;
+        counter(
             "istio_dns_upstream_requests",
-            unstable("The total number of DNS requests relayed upstream"),
-            dns.upstream_requests,
-        );
-        families.register(
+            "The total number of DNS requests relayed upstream (unstable)",
+            |counts| &counts.upstream_requests,
+        )?;
+        counter(
             "istio_dns_upstream_failures",
-            unstable("The total number of DNS requests nobody answered upstream"),
-            dns.upstream_failures,
-        );
-        families.register(
+            "The total number of DNS requests nobody answered upstream (unstable)",
+            |counts| &counts.upstream_failures,
+        )?;
+        let (name, help) = (
             "istio_dns_upstream_request_duration_seconds",
-            unstable("How long upstream took to answer a DNS request"),
-            dns.upstream_seconds,
+            "How long upstream took to answer a DNS request (unstable)",
         );
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for series in &all {
+            let (counts, micros) = &series.took;
+            let mut buckets = [(0.0, 0); SECONDS.len()];
+            for ((bucket, end), count) in buckets.iter_mut().zip(SECONDS).zip(counts) {
+                *bucket = (end, count.load(Relaxed));
+            }
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            if count > 0 {
+                let seconds = micros.load(Relaxed) as f64 / 1e6;
+                family
+                    .encode_family(&Shown(series.labels(), &self.without))?
+                    .encode_histogram::<NoLabelSet>(seconds, count, &buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Labels as they go out: without what is left out.
+struct Shown<'a>(&'a DnsLabels, &'a Without);
+
+impl EncodeLabelSet for Shown<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        let Self(labels, left_out) = self;
+        ("request_query_type", labels.request_query_type).encode(encoder.encode_label())?;
+        ("request_protocol", labels.request_protocol).encode(encoder.encode_label())?;
+        [
+            ("source_workload", &*labels.source_workload.0),
+            (
+                "source_workload_namespace",
+                &*labels.source_workload_namespace.0,
+            ),
+        ]
+        .into_iter()
+        .filter(|(label, _)| !left_out.has(label))
+        .try_for_each(|pair| pair.encode(encoder.encode_label()))
     }
 }
 
@@ -162,19 +315,6 @@ fn show(stats: PoolStats, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
     )
 }
 
-impl Default for DnsMetrics {
-    fn default() -> Self {
-        Self {
-            requests: Family::default(),
-            upstream_requests: Family::default(),
-            upstream_failures: Family::default(),
-            upstream_seconds: Family::new_with_constructor(|| {
-                Histogram::new([0.0005, 0.002, 0.01, 0.05, 0.2, 1.0, 5.0])
-            }),
-        }
-    }
-}
-
 impl DnsLabels {
     /// Labels of a query; `kind` is absent when it could not be read.
     pub fn new(
@@ -188,6 +328,33 @@ impl DnsLabels {
             request_protocol: protocol,
             source_workload: Text(workload.unwrap_or_else(|| "unknown".into())),
             source_workload_namespace: Text(namespace),
+        }
+    }
+}
+
+impl DnsLabels {
+    fn without(mut self, left_out: &Without) -> Self {
+        for (label, value) in [
+            ("source_workload", &mut self.source_workload),
+            (
+                "source_workload_namespace",
+                &mut self.source_workload_namespace,
+            ),
+        ] {
+            if left_out.has(label) {
+                value.0 = "".into();
+            }
+        }
+        self
+    }
+}
+
+impl Labels for DnsLabels {
+    fn overflow(&self) -> Self {
+        Self {
+            source_workload: Text("overflow".into()),
+            source_workload_namespace: Text("overflow".into()),
+            ..self.clone()
         }
     }
 }
@@ -216,12 +383,6 @@ impl EncodeLabelValue for Protocol {
             Self::Udp => "udp".encode(out),
             Self::Tcp => "tcp".encode(out),
         }
-    }
-}
-
-impl EncodeLabelValue for Text {
-    fn encode(&self, out: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        (&*self.0).encode(out)
     }
 }
 
@@ -290,12 +451,10 @@ mod tests {
             Some(RecordType::NULL),
         ] {
             let labels = DnsLabels::new(kind, Protocol::Udp, None, "alpha".into());
-            dns.requests.get_or_create(&labels).inc();
+            dns.of(labels).requests.fetch_add(1, Relaxed);
         }
         let mut registry = Registry::new("ztunnel", "unknown");
-        registry
-            .families()
-            .register("istio_dns_requests", "x", dns.requests);
+        registry.large().register_collector(Box::new(dns));
         let text = registry.text().unwrap();
         let line = "istio_dns_requests_total{request_query_type=\"other\",request_protocol=\"udp\",source_workload=\"unknown\",source_workload_namespace=\"alpha\"} 3";
         assert!(text.lines().any(|printed| printed == line), "{text}");

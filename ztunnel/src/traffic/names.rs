@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use hbone::Identity;
 use mesh::Workload;
+use ops::series::Without;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use super::labels::Side;
+use super::labels::{Living, OVERFLOW, Side};
 
 /// One asker and one name. The control plane gives the names, so there are as many as it has hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,20 +20,49 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn new(source: &Workload, identity: &Identity, hostname: &Arc<str>) -> Self {
+    pub(super) fn new(
+        source: &Workload,
+        identity: &Identity,
+        hostname: &Arc<str>,
+        left_out: &Without,
+    ) -> Self {
+        let hostname = match left_out.has("hostname") {
+            true => "".into(),
+            false => hostname.clone(),
+        };
         Self {
-            source: Side::of(source),
-            source_principal: identity.to_string().into(),
-            hostname: hostname.clone(),
+            source: Side::of(source, left_out),
+            source_principal: principal(identity, left_out),
+            hostname,
+        }
+    }
+
+    pub(super) fn names_somebody_gone(&self, living: &Living<'_>) -> bool {
+        self.source.is_gone(living)
+    }
+}
+
+impl ops::series::Labels for Asked {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            source: Side::overflow(&overflow),
+            source_principal: overflow.clone(),
+            hostname: overflow,
         }
     }
 }
 
-impl EncodeLabelSet for Asked {
+/// Labels as they go out: without what is left out.
+pub(super) struct Shown<'a, L>(pub(super) &'a L, pub(super) &'a Without);
+
+impl EncodeLabelSet for Shown<'_, Asked> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let own = self.source.as_source(&self.source_principal);
+        let Self(labels, left_out) = self;
+        let own = labels.source.as_source(&labels.source_principal);
         own.into_iter()
-            .chain([("hostname", &*self.hostname)])
+            .chain([("hostname", &*labels.hostname)])
+            .filter(|(label, _)| !left_out.has(label))
             .try_for_each(|pair| pair.encode(encoder.encode_label()))
     }
 }
@@ -46,20 +76,49 @@ pub(super) struct ToUnknown {
 }
 
 impl ToUnknown {
-    pub(super) fn new(source: &Workload, identity: &Identity, refused: bool) -> Self {
+    pub(super) fn new(
+        source: &Workload,
+        identity: &Identity,
+        refused: bool,
+        left_out: &Without,
+    ) -> Self {
         Self {
-            source: Side::of(source),
-            source_principal: identity.to_string().into(),
+            source: Side::of(source, left_out),
+            source_principal: principal(identity, left_out),
             refused,
+        }
+    }
+
+    pub(super) fn names_somebody_gone(&self, living: &Living<'_>) -> bool {
+        self.source.is_gone(living)
+    }
+}
+
+impl ops::series::Labels for ToUnknown {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
+        Self {
+            source: Side::overflow(&overflow),
+            source_principal: overflow,
+            refused: self.refused,
         }
     }
 }
 
-impl EncodeLabelSet for ToUnknown {
+fn principal(identity: &Identity, left_out: &Without) -> Arc<str> {
+    match left_out.has("source_principal") {
+        true => "".into(),
+        false => identity.to_string().into(),
+    }
+}
+
+impl EncodeLabelSet for Shown<'_, ToUnknown> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let own = self.source.as_source(&self.source_principal);
-        let decision = if self.refused { "refused" } else { "logged" };
+        let Self(labels, left_out) = self;
+        let own = labels.source.as_source(&labels.source_principal);
+        let decision = if labels.refused { "refused" } else { "logged" };
         own.into_iter()
+            .filter(|(label, _)| !left_out.has(label))
             .chain([("decision", decision)])
             .try_for_each(|pair| pair.encode(encoder.encode_label()))
     }

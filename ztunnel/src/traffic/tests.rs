@@ -150,7 +150,8 @@ fn invented_names_do_not_fill_memory() {
         source_identity: identity("client"),
         ..Ends::default()
     };
-    for name in 0..SERIES_FROM_BAGGAGE + 500 {
+    let believed = Bounds::default().most / BELIEVED;
+    for name in 0..believed + 500 {
         let name = name.to_string();
         let said = Baggage {
             workload: Some(&name),
@@ -158,10 +159,7 @@ fn invented_names_do_not_fill_memory() {
         };
         traffic.series(Reporter::Destination, &ends, Some(said));
     }
-    assert_eq!(
-        traffic.0.series.read().unwrap().len(),
-        SERIES_FROM_BAGGAGE + 1
-    );
+    assert_eq!(traffic.0.series.len(), believed + 1);
 }
 
 /// Label names as Istio's `OnDemandDnsLabels` has them.
@@ -207,4 +205,140 @@ fn resolved_names_are_counted_by_who_asked_and_for_what() {
         counted,
         expected.map(|(name, count)| format!("{} {count}", series(name)))
     );
+}
+
+fn owned(name: &str) -> wire::Workload {
+    wire::Workload {
+        workload_name: name.into(),
+        ..pod(name, &[])
+    }
+}
+
+/// Connections opened, by the values of a label.
+fn opened(traffic: &Traffic, label: &str) -> Vec<String> {
+    let text = text(traffic);
+    let lines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("istio_tcp_connections_opened_total{"));
+    let value = |line: &str| {
+        let (labels, count) = line.rsplit_once("} ").unwrap();
+        let found = labels
+            .split("\",")
+            .find_map(|pair| pair.strip_prefix(&format!("{label}=\"")));
+        format!("{} {count}", found.unwrap_or("-").trim_end_matches('"'))
+    };
+    let mut all: Vec<_> = lines.map(value).collect();
+    all.sort();
+    all
+}
+
+fn to(mesh: &Snapshot, name: &str) -> Ends {
+    Ends {
+        destination: mesh.workload(name).cloned(),
+        destination_identity: identity(name),
+        ..Ends::default()
+    }
+}
+
+fn bounded(most: usize, without: &str) -> Traffic {
+    let expiry = std::time::Duration::from_secs(60);
+    Traffic::new(Bounds { most, expiry }, Without::parse(without).unwrap())
+}
+
+#[test]
+fn a_series_of_who_is_gone_expires_and_starts_from_zero_when_he_comes_again() {
+    let both = snapshot(|mesh| {
+        mesh.set_workload(owned("stays"));
+        mesh.set_workload(owned("goes"));
+    });
+    let left = snapshot(|mesh| mesh.set_workload(owned("stays")));
+    let traffic = bounded(100, "");
+    for name in ["stays", "goes", "goes"] {
+        traffic
+            .series(Reporter::Destination, &to(&both, name), None)
+            .opened();
+    }
+    let open = traffic.series(Reporter::Destination, &to(&both, "goes"), None);
+    let label = "destination_workload";
+    let begun = Instant::now();
+    let after = |minutes: u64| begun + std::time::Duration::from_secs(minutes * 60);
+    for minutes in 0..10 {
+        traffic.sweep(&left, after(minutes));
+    }
+    assert_eq!(
+        opened(&traffic, label),
+        ["goes 2", "stays 1"],
+        "a connection is still open"
+    );
+    drop(open);
+    traffic.sweep(&both, after(20));
+    traffic.sweep(&both, after(22));
+    assert_eq!(
+        opened(&traffic, label),
+        ["goes 2", "stays 1"],
+        "nobody is gone"
+    );
+    traffic.sweep(&left, after(24));
+    assert_eq!(opened(&traffic, label), ["stays 1"]);
+    traffic
+        .series(Reporter::Destination, &to(&both, "goes"), None)
+        .opened();
+    assert_eq!(opened(&traffic, label), ["goes 1", "stays 1"]);
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(traffic.bounded()));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    for line in [
+        "ambit_metrics_series{family=\"istio_tcp\"} 2",
+        "ambit_metrics_series_expired_total{family=\"istio_tcp\"} 1",
+        "ambit_metrics_series_merged_total{family=\"istio_tcp\"} 0",
+    ] {
+        assert!(
+            text.lines().any(|shown| shown == line),
+            "{line} is missing in\n{text}"
+        );
+    }
+}
+
+#[test]
+fn beyond_the_bound_connections_are_counted_together() {
+    let names: Vec<_> = (0..10).map(|number| format!("pod-{number}")).collect();
+    let mesh = snapshot(|mesh| names.iter().for_each(|name| mesh.set_workload(owned(name))));
+    let traffic = bounded(3, "");
+    for name in &names {
+        traffic
+            .series(Reporter::Destination, &to(&mesh, name), None)
+            .opened();
+    }
+    let counted = opened(&traffic, "destination_workload");
+    assert_eq!(counted, ["overflow 7", "pod-0 1", "pod-1 1", "pod-2 1"]);
+}
+
+#[test]
+fn what_labels_that_are_left_out_told_apart_is_one_series_and_logs_still_know_who_it_was() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(owned("a"));
+        mesh.set_workload(owned("b"));
+    });
+    let left_out = "destination_workload,destination_principal,destination_canonical_service";
+    let traffic = bounded(100, left_out);
+    for name in ["a", "b", "b"] {
+        let series = traffic.series(Reporter::Destination, &to(&mesh, name), None);
+        series.opened();
+        let principal = format!("spiffe://cluster.local/ns/default/sa/{name}");
+        assert_eq!(series.destination_principal(), Some(&*principal));
+    }
+    assert_eq!(opened(&traffic, "destination_workload"), ["- 3"]);
+    assert_eq!(
+        opened(&traffic, "destination_workload_namespace"),
+        ["default 3"]
+    );
+    assert_eq!(opened(&traffic, "reporter"), ["destination 3"]);
+    // It names nobody, so nobody whom it names is gone.
+    let nobody = snapshot(|_| {});
+    let later = Instant::now() + std::time::Duration::from_secs(3600);
+    traffic.sweep(&nobody, Instant::now());
+    traffic.sweep(&nobody, later);
+    traffic.sweep(&nobody, later + std::time::Duration::from_secs(3600));
+    assert_eq!(opened(&traffic, "reporter"), ["destination 3"]);
 }
