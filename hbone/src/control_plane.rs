@@ -32,7 +32,7 @@ use crate::ca::TokenSource;
 pub use address::{DEFAULT_ADDRESS, address};
 pub use channel::{Dialler, channel};
 pub use figures::TrustFigures;
-pub use membership::{Membership, MembershipError};
+pub use membership::{MachineName, Membership, MembershipError};
 pub use revoked::RevocationFile;
 pub use roots::follow_roots;
 

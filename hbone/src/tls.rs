@@ -47,11 +47,11 @@ use self::{
     proof::Roots,
     sessions::{Attempt, Keeper},
     tickets::Tickets,
-    verify::ExpectedServer,
+    verify::{ExpectedServer, identity_of},
 };
 use crate::identity::Identity;
 
-pub(crate) use self::{chain::check, verify::identity_of};
+pub(crate) use self::chain::check;
 pub use self::chain::{CertificateText, ChainError};
 pub use self::revocation::{RevocationFigures, Revocations, Unreadable};
 

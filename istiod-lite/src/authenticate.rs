@@ -178,8 +178,15 @@ impl Authenticator {
         let machine = machines
             .known(workload(metadata), shown, connection)
             .await?;
+        self.caller_of(machine, named_cluster)
+    }
+
+    fn caller_of(&self, machine: Arc<Machine>, named_cluster: bool) -> Result<Caller, Unknown> {
+        let join = &machine.join;
+        let identity = Identity::new(&self.trust_domain, &join.namespace, &join.service_account);
+        let identity = identity.map_err(|_| Unknown::Subject(machine.reference()))?;
         Ok(Caller {
-            identity: shown.identity.clone(),
+            identity,
             pod: None,
             named_cluster,
             machine: Some(machine),
@@ -207,15 +214,8 @@ impl Authenticator {
             .join(token, &key, workload(metadata), connection)
             .await;
         let machine = joined.map_err(|error| Joining::Unknown(error.into()))?;
-        let join = &machine.join;
-        let identity = Identity::new(&self.trust_domain, &join.namespace, &join.service_account);
-        let odd = |_| Joining::Unknown(Unknown::Subject(machine.reference()));
-        Ok(Some(Caller {
-            identity: identity.map_err(odd)?,
-            pod: None,
-            named_cluster,
-            machine: Some(machine.clone()),
-        }))
+        let caller = self.caller_of(machine, named_cluster);
+        Ok(Some(caller.map_err(Joining::Unknown)?))
     }
 
     /// The pod a token is bound to, if it is (still) that one.

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hbone::Identity;
+use hbone::control_plane::MachineName;
 use rcgen::{
     CertificateParams, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
@@ -170,6 +171,36 @@ impl Authority {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         self.issue(&key, vec![SanType::URI(uri)], asked, &usages)
+    }
+
+    /// The chain by which a machine is known to us, and to nobody else: it has no identity that a peer would believe. Longer than
+    /// the default it never counts, whatever is asked.
+    ///
+    /// # Errors
+    /// As of [`Authority::sign`].
+    pub fn sign_machine(
+        &self,
+        machine: &MachineName,
+        csr: &str,
+        seconds: i64,
+    ) -> Result<Vec<String>, SignError> {
+        let key = csr::public_key(csr)?;
+        let uri = machine.to_string().try_into()?;
+        let lifetime = self.no_longer(seconds);
+        self.issue(
+            &key,
+            vec![SanType::URI(uri)],
+            lifetime,
+            &[ExtendedKeyUsagePurpose::ClientAuth],
+        )
+    }
+
+    /// What was asked for, or the default where that is shorter.
+    pub fn no_longer(&self, seconds: i64) -> Duration {
+        match u64::try_from(seconds) {
+            Ok(seconds @ 1..) => Duration::from_secs(seconds).min(self.lifetimes.default),
+            _ => self.lifetimes.default,
+        }
     }
 
     /// Our own server's chain for a fresh key, with the life of a workload's certificate.

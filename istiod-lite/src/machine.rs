@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hbone::Identity;
+use hbone::control_plane::MachineName;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Metrics, NotJoined};
@@ -125,30 +125,15 @@ pub enum Refused {
     /// The connection's other end is not known, and something hangs on it.
     #[error("it is not known where the connection comes from")]
     NoPeer,
-    /// A certificate, but no name beside it that could be one.
-    #[error("no workload (namespace/name) is named beside the certificate of {0}")]
-    Nameless(Identity),
+    /// Of another mesh under the same root.
+    #[error("{0} is of another trust domain than ours")]
+    TrustDomain(MachineName),
     /// Never was, or was taken out.
     #[error("{0} is in no book: it never joined, or was taken out")]
     Unknown(String),
     /// A certificate of the mesh, but none over the machine's own key.
-    #[error("the certificate of {identity} is not over the key that {machine} joined with")]
-    OtherKey {
-        /// `namespace/name`
-        machine: String,
-        /// The certificate's.
-        identity: Identity,
-    },
-    /// Somebody else's certificate.
-    #[error("{machine} is {own}, and the certificate is of {identity}")]
-    OtherIdentity {
-        /// `namespace/name`
-        machine: String,
-        /// Of the book.
-        own: String,
-        /// The certificate's.
-        identity: Identity,
-    },
+    #[error("the certificate is not over the key that {0} joined with last")]
+    OtherKey(String),
     /// Its certificate ended long ago.
     #[error("the certificate of {machine} ended {} s ago, which is too long; it needs another token", .ago.as_secs())]
     Away {
@@ -200,9 +185,9 @@ impl Refused {
             Self::Used { .. } => "token_used",
             Self::Outdated(_) => "token_outdated",
             Self::Elsewhere { .. } | Self::NoPeer => "address",
-            Self::Nameless(_) | Self::Unknown(_) => "unknown",
-            Self::OtherKey { .. } => "key",
-            Self::OtherIdentity { .. } => "identity",
+            Self::Unknown(_) => "unknown",
+            Self::OtherKey(_) => "key",
+            Self::TrustDomain(_) => "trust_domain",
             Self::Away { .. } => "away",
             Self::Lies { .. } => "lies",
             Self::Store(_) => "store",
@@ -216,18 +201,18 @@ impl Machine {
         reference(&self.join)
     }
 
+    /// What its own certificate says.
+    pub fn certified(&self, trust_domain: &str) -> MachineName {
+        MachineName {
+            trust_domain: trust_domain.into(),
+            namespace: self.join.namespace.clone(),
+            name: self.join.name.clone(),
+        }
+    }
+
     /// Whether an address is one of its own.
     pub fn is_at(&self, address: IpAddr) -> bool {
         address == self.address || self.join.addresses.contains(&address)
-    }
-
-    fn identity(&self, trust_domain: &str) -> String {
-        let Join {
-            namespace,
-            service_account,
-            ..
-        } = &self.join;
-        format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
     }
 
     /// Compares what the machine says of itself.
@@ -362,11 +347,11 @@ impl Machines {
         };
         self.store.put(&machine).await?;
         self.metrics.machines_joined.increment();
-        tracing::info!(machine = name, %address, %from, identity = machine.identity(&self.trust_domain), "a machine has joined");
+        tracing::info!(machine = name, %address, %from, service_account = machine.join.service_account, "a machine has joined");
         Ok(Arc::new(machine))
     }
 
-    /// The machine that shows a certificate and says that it is `workload`.
+    /// The machine that shows a certificate and says that it is `workload`, if it says so.
     ///
     /// # Errors
     /// Why it is not believed. It has been said in the log and counted.
@@ -386,41 +371,35 @@ impl Machines {
         shown: &Shown,
         connection: &Connection,
     ) -> Result<Arc<Machine>, Refused> {
-        let identity = || shown.identity.clone();
-        let named = workload
-            .split_once('/')
-            .filter(|(namespace, name)| is_name(namespace) && is_name(name));
-        let (namespace, name) = named.ok_or_else(|| Refused::Nameless(identity()))?;
+        let MachineName {
+            trust_domain,
+            namespace,
+            name,
+        } = &shown.machine;
+        if **trust_domain != *self.trust_domain {
+            return Err(Refused::TrustDomain(shown.machine.clone()));
+        }
+        let reference = format!("{namespace}/{name}");
         let machine = self.store.machine(namespace, name).await?;
         let machine = machine.filter(|machine| machine.ended.is_none());
-        let machine = machine.ok_or_else(|| Refused::Unknown(workload.into()))?;
+        let machine = machine.ok_or_else(|| Refused::Unknown(reference.clone()))?;
         if machine.key != shown.key {
-            return Err(Refused::OtherKey {
-                machine: workload.into(),
-                identity: identity(),
-            });
+            return Err(Refused::OtherKey(reference));
         }
-        let own = machine.identity(&self.trust_domain);
-        if own != shown.identity.to_string() {
-            return Err(Refused::OtherIdentity {
-                machine: workload.into(),
-                own,
-                identity: identity(),
-            });
-        }
+        machine.says("name", workload, &reference)?;
         let ago = SystemTime::now().duration_since(shown.not_after);
         if let Ok(ago) = ago
             && ago > self.absence
         {
             return Err(Refused::Away {
-                machine: workload.into(),
+                machine: reference,
                 ago,
             });
         }
         let from = connection.peer.ok_or(Refused::NoPeer)?;
         if !machine.is_at(from) && !machine.join.translated {
             return Err(Refused::Elsewhere {
-                machine: workload.into(),
+                machine: reference,
                 address: machine.address,
                 from,
             });

@@ -3,8 +3,8 @@
 //! Both lie in a folder that only root may read, so that the machine comes back after a restart as who it was; tokens are
 //! good once. The key is made before it is needed and never replaced by itself: an answer of the authority that was lost
 //! on its way is asked for again with the same key, to which the token is bound by then. The certificate opens
-//! connections to the control plane ([`super::Dialler`]) and nothing else: tunnels have certificates over keys that never
-//! touch a disk.
+//! connections to the control plane ([`super::Dialler`]) and nothing else: it names a machine ([`MachineName`]) and no identity, so no
+//! peer of the mesh believes it. Tunnels have certificates over keys that never touch a disk.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -20,11 +20,10 @@ use rustls::client::ResolvesClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::certs::{Certificate, SignError};
-use crate::identity::Identity;
-use crate::tls;
+use crate::certs::SignError;
+use crate::tls::{self, ChainError};
 
 /// A machine's key and certificate, on disk.
 pub struct Membership {
@@ -33,9 +32,53 @@ pub struct Membership {
     shown: Mutex<Option<Arc<Shown>>>,
 }
 
+/// What a machine's own certificate says: `spiffe://<trust domain>/machine/<namespace>/<name of its workload>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineName {
+    /// Of the mesh.
+    pub trust_domain: String,
+    /// Of its workload.
+    pub namespace: String,
+    /// Of its workload.
+    pub name: String,
+}
+
+impl MachineName {
+    /// Of a certificate that names one, and nobody else.
+    pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let names = parsed.subject_alternative_name().ok()??;
+        let [GeneralName::URI(uri)] = names.value.general_names[..] else {
+            return None;
+        };
+        let (trust_domain, path) = uri.strip_prefix("spiffe://")?.split_once('/')?;
+        let (namespace, name) = path.strip_prefix("machine/")?.split_once('/')?;
+        let is_plain = |part: &str| !part.is_empty() && !part.contains('/');
+        [trust_domain, namespace, name]
+            .iter()
+            .all(|part| is_plain(part))
+            .then(|| Self {
+                trust_domain: trust_domain.to_owned(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            })
+    }
+}
+
+impl fmt::Display for MachineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            trust_domain,
+            namespace,
+            name,
+        } = self;
+        write!(f, "spiffe://{trust_domain}/machine/{namespace}/{name}")
+    }
+}
+
 /// A certificate that was obtained.
 struct Shown {
-    identity: Identity,
+    machine: MachineName,
     certified: Arc<CertifiedKey>,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -111,45 +154,40 @@ impl Membership {
         pem.map_err(|error| SignError::Local(error.to_string()))
     }
 
-    /// Takes the authority's answer, if it is for this key and for that account, and keeps it. When the disk refuses it, it is
-    /// used all the same, until the end of this process.
+    /// Takes the authority's answer, if it is for this key and that workload, and keeps it. (It came over a connection that was
+    /// verified, and nobody but the authority is shown it.) When the disk refuses it, it is used all the same, until the end of
+    /// this process.
     ///
     /// # Errors
     /// When the answer is not usable.
     pub fn keep(
         &self,
         namespace: &str,
-        service_account: &str,
+        name: &str,
         elements: &[String],
-    ) -> Result<Identity, SignError> {
-        let unreadable = |what: String| SignError::Answer(tls::ChainError::Unreadable(what));
+    ) -> Result<MachineName, SignError> {
+        let unreadable = |what: String| SignError::Answer(ChainError::Unreadable(what));
         let (_, chain) = elements
             .split_last()
             .ok_or_else(|| unreadable("an empty answer".into()))?;
         let chain = chain.concat();
         let shown = self.read(&chain).map_err(unreadable)?;
-        let identity = &shown.identity;
-        if identity.namespace() != namespace || identity.service_account() != service_account {
-            return Err(SignError::Answer(tls::ChainError::WrongIdentity {
-                requested: Identity::new(identity.trust_domain(), namespace, service_account)
-                    .map_err(|error| SignError::Local(error.to_string()))?,
-                returned: identity.to_string(),
-            }));
+        let machine = shown.machine.clone();
+        if machine.namespace != namespace || machine.name != name {
+            let what = format!("it is for {machine}, not for {namespace}/{name}");
+            return Err(unreadable(what));
         }
-        // Verified against the roots it came with, before anything is built on it.
-        Certificate::new(identity, &self.key.serialize_der(), elements, &[])?;
         let path = self.folder.join(CHAIN);
         if let Err(error) = replace(&path, chain.as_bytes(), 0o644) {
             tracing::error!(file = %path.display(), %error, "the certificate cannot be kept; after a restart this machine needs a token");
         }
-        let identity = identity.clone();
         *self.shown() = Some(Arc::new(shown));
-        Ok(identity)
+        Ok(machine)
     }
 
-    /// Who this machine is, if it has been told.
-    pub fn identity(&self) -> Option<Identity> {
-        self.shown().as_ref().map(|shown| shown.identity.clone())
+    /// Which machine this is, if it has been told.
+    pub fn machine(&self) -> Option<MachineName> {
+        self.shown().as_ref().map(|shown| shown.machine.clone())
     }
 
     /// From when to when the certificate counts.
@@ -169,7 +207,7 @@ impl Membership {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
         let chain = chain.map_err(|error| error.to_string())?;
         let leaf = chain.first().ok_or("no certificate in it")?;
-        let identity = tls::identity_of(leaf).map_err(|error| error.to_string())?;
+        let machine = MachineName::of(leaf).ok_or("it names no machine")?;
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
         let validity = parsed.validity();
         let time = |seconds: i64| {
@@ -186,7 +224,7 @@ impl Membership {
         let matches = certified.keys_match();
         matches.map_err(|_| "it is for another key".to_owned())?;
         Ok(Shown {
-            identity,
+            machine,
             certified: Arc::new(certified),
             not_before,
             not_after,
@@ -203,7 +241,7 @@ impl fmt::Debug for Membership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Membership")
             .field("folder", &self.folder)
-            .field("identity", &self.identity())
+            .field("machine", &self.machine())
             .finish_non_exhaustive()
     }
 }
@@ -265,18 +303,18 @@ mod tests {
         vec![leaf.pem(), root.pem()]
     }
 
-    const VM: &str = "spiffe://cluster.local/ns/shop/sa/db";
+    const VM: &str = "spiffe://cluster.local/machine/shop/db";
 
     #[test]
     fn a_machine_comes_back_as_who_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().join("vm");
         let membership = Membership::open(&folder).unwrap();
-        assert_eq!(membership.identity(), None);
+        assert_eq!(membership.machine(), None);
         let answer = signed(&membership, VM);
         membership.keep("shop", "db", &answer).unwrap();
         let again = Membership::open(&folder).unwrap();
-        assert_eq!(again.identity().unwrap().to_string(), VM);
+        assert_eq!(again.machine().unwrap().to_string(), VM);
         assert_eq!(again.key.serialize_der(), membership.key.serialize_der());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(
@@ -287,16 +325,27 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_for_another_account_or_another_key_is_not_kept() {
+    fn an_answer_for_another_machine_or_another_key_is_not_kept() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let [ours, theirs] = folders
             .each_ref()
             .map(|folder| Membership::open(folder.path()).unwrap());
-        let other_account = ours.keep("shop", "web", &signed(&ours, VM));
-        assert!(matches!(other_account, Err(SignError::Answer(_))));
+        for other in [
+            "spiffe://cluster.local/machine/shop/web",
+            "spiffe://cluster.local/machine/shop/db/x",
+            "spiffe://cluster.local/ns/shop/sa/db",
+        ] {
+            let refused = ours.keep("shop", "db", &signed(&ours, other));
+            assert!(matches!(refused, Err(SignError::Answer(_))), "{other}");
+        }
         let other_key = ours.keep("shop", "db", &signed(&theirs, VM));
         assert!(matches!(other_key, Err(SignError::Answer(_))));
-        assert_eq!(ours.identity(), None);
+        assert_eq!(ours.machine(), None);
+    }
+
+    #[test]
+    fn what_names_a_machine_is_no_identity_to_anybody() {
+        assert!(VM.parse::<crate::Identity>().is_err());
     }
 
     #[test]

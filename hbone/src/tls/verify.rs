@@ -186,7 +186,7 @@ pub(super) fn refuse(why: TlsError) -> rustls::Error {
 }
 
 /// The one identity a certificate names. X.509-SVID: exactly one URI name, and it is the SPIFFE ID.
-pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, TlsError> {
+pub(super) fn identity_of(certificate: &CertificateDer<'_>) -> Result<Identity, TlsError> {
     let (_, parsed) =
         X509Certificate::from_der(certificate).map_err(|e| TlsError::NotSpiffe(e.to_string()))?;
     let names = parsed

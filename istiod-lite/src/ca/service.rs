@@ -12,6 +12,7 @@ use std::sync::Arc;
 use api::ca::istio_certificate_service_server::IstioCertificateService;
 use api::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use hbone::Identity;
+use hbone::control_plane::MachineName;
 use prost_types::value::Kind;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
@@ -55,7 +56,7 @@ impl CertificateService {
         metadata: &http::HeaderMap,
         csr: &str,
         wanted: Wanted,
-    ) -> Result<Identity, Status> {
+    ) -> Result<Granted, Status> {
         let unknown = |error: Unknown| {
             self.metrics.authentication_failures.increment();
             tracing::info!(%error, "certificate refused: caller unknown");
@@ -79,7 +80,7 @@ impl CertificateService {
             Wanted::Other(wanted) => self.authenticator.speak_for(&caller, &wanted).await,
             Wanted::Odd => Err(NotEntitled::Malformed("not a text".into())),
         };
-        granted.map_err(|error| {
+        let identity = granted.map_err(|error| {
             self.metrics.authentication_failures.increment();
             if matches!(error, NotEntitled::Malformed(_)) {
                 self.metrics.identity_errors.increment();
@@ -91,6 +92,16 @@ impl CertificateService {
             }
             tracing::info!(caller = %caller.identity, %error, "certificate refused: not entitled");
             Status::unauthenticated("request impersonation authentication failure")
+        })?;
+        let Some(machine) = caller.machine else {
+            return Ok(Granted::Identity(identity));
+        };
+        let own =
+            csr::fingerprint(csr).map_err(|error| self.refuse(Some(&identity), &error.into()))?;
+        // The key on its disk makes it known to us; its tunnels have others.
+        Ok(match own == machine.key {
+            true => Granted::Machine(identity, machine.certified(self.authority.trust_domain())),
+            false => Granted::OfMachine(identity),
         })
     }
 
@@ -139,7 +150,7 @@ impl IstioCertificateService for CertificateService {
         let (metadata, extensions, request) = request.into_parts();
         let connection = Connection::with(extensions.get(), extensions.get());
         let wanted = Wanted::of(&request);
-        let identity = self
+        let granted = self
             .authorise(&connection, metadata.as_ref(), &request.csr, wanted)
             .await?;
         if let Some(stranger) = extensions.get::<Arc<Stranger>>() {
@@ -147,11 +158,12 @@ impl IstioCertificateService for CertificateService {
         }
         let turn = self.turns.clone().acquire_owned().await;
         let authority = self.authority.clone();
-        let (signing, seconds) = (identity.clone(), request.validity_duration);
+        let seconds = request.validity_duration;
+        let identity = granted.identity().clone();
         let signed = tokio::task::spawn_blocking(move || {
             // Also when the caller has gone: the thread is busy until here.
             let _turn = turn;
-            authority.sign(&signing, &request.csr, seconds)
+            granted.sign(&authority, &request.csr, seconds)
         });
         let signed = signed.await;
         let signed = signed.map_err(|_| Status::internal("CSR signing error (signer failure)"))?;
@@ -159,6 +171,37 @@ impl IstioCertificateService for CertificateService {
         self.metrics.issued.increment();
         tracing::debug!(%identity, "certificate issued");
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
+    }
+}
+
+/// What is certified.
+enum Granted {
+    /// An identity, for as long as was asked for.
+    Identity(Identity),
+    /// A machine's, no longer than the default: who takes it out of the book must not wait for months.
+    OfMachine(Identity),
+    /// The machine itself, which has that identity.
+    Machine(Identity, MachineName),
+}
+
+impl Granted {
+    fn identity(&self) -> &Identity {
+        match self {
+            Self::Identity(identity) | Self::OfMachine(identity) | Self::Machine(identity, _) => {
+                identity
+            }
+        }
+    }
+
+    fn sign(&self, by: &Authority, csr: &str, seconds: i64) -> Result<Vec<String>, SignError> {
+        match self {
+            Self::Identity(identity) => by.sign(identity, csr, seconds),
+            Self::OfMachine(identity) => {
+                let most = by.no_longer(seconds).as_secs();
+                by.sign(identity, csr, i64::try_from(most).unwrap_or_default())
+            }
+            Self::Machine(_, machine) => by.sign_machine(machine, csr, seconds),
+        }
     }
 }
 

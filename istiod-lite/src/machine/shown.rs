@@ -1,14 +1,14 @@
 //! The certificate that a client shows when it connects: taken only if it leads to our roots.
 //!
 //! Nobody has to show one, and who does is not believed for it alone: that the key is that of a machine in the book is asked
-//! later, of each request ([`super::Machines::known`]). One that has ended is taken here as of its last second: how long a
-//! machine may be away is not for TLS to say.
+//! later, of each request ([`super::Machines::known`]). That of a machine ([`MachineName`]) that has ended is taken here as of its last
+//! second: how long a machine may be away is not for TLS to say. Those of others say nothing here, and must count now.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use hbone::Identity;
+use hbone::control_plane::MachineName;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
@@ -19,15 +19,15 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
     SignatureScheme,
 };
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::ca::Authority;
 
 /// What it says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shown {
-    /// Whose it is.
-    pub identity: Identity,
+    /// Of which machine it is.
+    pub machine: MachineName,
     /// SHA-256 of its public key, in hex.
     pub key: String,
     /// Its end.
@@ -35,15 +35,12 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Reads a certificate of one identity.
+    /// Reads a machine's certificate; others are none.
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let machine = MachineName::of(certificate)?;
         let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-        let names = parsed.subject_alternative_name().ok()??;
-        let [GeneralName::URI(identity)] = names.value.general_names[..] else {
-            return None;
-        };
         Some(Self {
-            identity: identity.parse().ok()?,
+            machine,
             key: fingerprint(parsed.public_key().raw),
             not_after: super::time(parsed.validity().not_after.timestamp()),
         })
@@ -100,11 +97,12 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let bad = || Error::InvalidCertificate(CertificateError::BadEncoding);
-        let shown = Shown::of(leaf).ok_or_else(bad)?;
-        let end = shown.not_after.duration_since(SystemTime::UNIX_EPOCH);
-        let end = end.map_err(|_| bad())?;
-        let at = Duration::from_secs(now.as_secs()).min(end);
+        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+        let mut at = Duration::from_secs(now.as_secs());
+        if let Some(shown) = Shown::of(leaf) {
+            let end = shown.not_after.duration_since(SystemTime::UNIX_EPOCH);
+            at = at.min(end.map_err(bad)?);
+        }
         self.verifier()?
             .verify_client_cert(leaf, intermediates, UnixTime::since_unix_epoch(at))
     }

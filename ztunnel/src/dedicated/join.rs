@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hbone::ca::TokenSource;
-use hbone::control_plane::{Dialler, Membership, token_source};
+use hbone::control_plane::{Dialler, MachineName, Membership, token_source};
 use hbone::{CaClient, Identity, SignError, Signer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,9 +50,9 @@ pub async fn run(
         let asked = stop.run_until_cancelled(ask(&config, &membership)).await;
         match asked {
             None => return,
-            Some(Ok(identity)) => {
+            Some(Ok(machine)) => {
                 pause = FIRST_PAUSE;
-                tracing::info!(%identity, "this machine is a member of the mesh");
+                tracing::info!(%machine, "this machine is a member of the mesh");
                 standing.send_replace(Standing::Joined);
             }
             Some(Err(error)) => {
@@ -61,7 +61,7 @@ pub async fn run(
                 if !repeated {
                     tracing::error!(%error, "this machine cannot join, or not renew what it joined with");
                 }
-                if membership.identity().is_none() {
+                if membership.machine().is_none() {
                     standing.send_replace(Standing::Not(error));
                 }
                 if stop.run_until_cancelled(wait(pause)).await.is_none() {
@@ -105,10 +105,8 @@ pub fn not_yet() -> Standing {
 
 /// How long the membership may be left as it is; `None` where there is none for this workload.
 fn left(membership: &Membership, config: &Config) -> Option<Duration> {
-    let identity = membership.identity()?;
-    if identity.namespace() != config.pod_namespace
-        || identity.service_account() != config.service_account
-    {
+    let machine = membership.machine()?;
+    if machine.namespace != config.pod_namespace || machine.name != config.pod_name {
         return None;
     }
     let (from, to) = membership.validity()?;
@@ -120,7 +118,7 @@ fn left(membership: &Membership, config: &Config) -> Option<Duration> {
 }
 
 /// By the certificate if there is one; by the token if there is none, or if it is not believed any more.
-async fn ask(config: &Config, membership: &Arc<Membership>) -> Result<Identity, SignError> {
+async fn ask(config: &Config, membership: &Arc<Membership>) -> Result<MachineName, SignError> {
     let by_certificate = match left(membership, config) {
         Some(_) => Some(renew(config, membership).await),
         None => None,
@@ -133,7 +131,7 @@ async fn ask(config: &Config, membership: &Arc<Membership>) -> Result<Identity, 
         Some(Err(error)) => return Err(error),
         None => join(config, membership).await?,
     };
-    membership.keep(&config.pod_namespace, &config.service_account, &elements)
+    membership.keep(&config.pod_namespace, &config.pod_name, &elements)
 }
 
 async fn renew(config: &Config, membership: &Membership) -> Result<Vec<String>, SignError> {
