@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -28,8 +28,11 @@ pub use question::Question;
 
 /// What the process knows, as an operator may see it: no key material.
 pub trait Shown: Send + Sync + 'static {
-    /// Everything.
-    fn dump(&self) -> serde_json::Value;
+    /// Everything, as indented JSON, written piece by piece. No lock is held meanwhile: whoever reads may be slow.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn dump(&self, out: &mut dyn io::Write) -> io::Result<()>;
 
     /// Which rule and which policies decide about a request.
     fn explain(&self, question: &Question) -> serde_json::Value;
@@ -86,15 +89,10 @@ pub fn routes(shown: Arc<dyn Shown>) -> Router {
 }
 
 async fn config_dump(State(shown): State<Arc<dyn Shown>>) -> Response {
-    // Much to print for a large gateway; the runtime has requests to carry.
-    match tokio::task::spawn_blocking(move || printed(&shown.dump())).await {
-        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-    }
-}
-
-fn printed(value: &serde_json::Value) -> String {
-    format!("{value:#}\n")
+    ops::admin::streamed("application/json", move |out| {
+        shown.dump(out)?;
+        out.write_all(b"\n")
+    })
 }
 
 async fn explain(State(shown): State<Arc<dyn Shown>>, RawQuery(query): RawQuery) -> Response {

@@ -8,13 +8,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use hbone::control_plane::{DEFAULT_ADDRESS, address};
+use ops::series::{Bounds, Without};
 
 /// The layer 7 proxy of the mesh.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "waypoint", version)]
 pub struct Config {
     /// Control plane for discovery. https unless the address says `http://` (for tests only).
-    #[arg(long, env = "XDS_ADDRESS", default_value = DEFAULT_CONTROL_PLANE, value_parser = address)]
+    #[arg(long, env = "XDS_ADDRESS", default_value = DEFAULT_ADDRESS, value_parser = address)]
     pub xds_address: String,
     /// Root certificates for discovery: a PEM file, read again for each connection.
     #[arg(long, env = "XDS_ROOT_CA", default_value = DEFAULT_ROOT, value_parser = root)]
@@ -109,6 +111,17 @@ pub struct Config {
     /// Port of the admin door, on localhost only.
     #[arg(long, env = "AMBIT_ADMIN_PORT", default_value_t = 15000)]
     pub admin_port: u16,
+    /// Series of metrics that are counted apart; what is more falls together in a few whose labels are `overflow`. One takes
+    /// about a kilobyte here, and sixty where it is scraped.
+    #[arg(long, env = "AMBIT_METRICS_MOST", default_value_t = Bounds::default().most)]
+    pub metrics_most: usize,
+    /// How long a series stays that nobody uses, after a workload or service that it names is gone. When it comes again it
+    /// starts from zero. As long as rules that look back over some minutes need it.
+    #[arg(long, env = "AMBIT_METRICS_EXPIRY", default_value = "15m", value_parser = duration)]
+    pub metrics_expiry: Duration,
+    /// Labels of metrics that are left out, with commas between them; series that nothing else tells apart are one.
+    #[arg(long, env = "AMBIT_METRICS_WITHOUT", default_value = "", value_parser = Without::parse)]
+    pub metrics_without: Without,
     /// Where metrics are scraped.
     #[arg(long, env = "AMBIT_STATS_ADDRESS", default_value = "[::]:15020")]
     pub stats_address: SocketAddr,
@@ -126,6 +139,14 @@ impl Config {
     /// The command line and environment of this process.
     pub fn from_process() -> Self {
         Self::parse()
+    }
+
+    /// How much is counted apart.
+    pub fn metrics(&self) -> Bounds {
+        Bounds {
+            most: self.metrics_most,
+            expiry: self.metrics_expiry,
+        }
     }
 
     /// Whether it is the gateway of a network, and no waypoint.
@@ -163,26 +184,6 @@ impl Config {
     }
 }
 
-/// `host:port`, `https://host:port` or `http://host:port` into a URL. Empty means the default: charts leave variables
-/// empty.
-fn address(text: &str) -> Result<String, String> {
-    let text = if text.is_empty() {
-        DEFAULT_CONTROL_PLANE
-    } else {
-        text
-    };
-    let url = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("https://{text}")
-    };
-    let uri: http::Uri = url.parse().map_err(|error| format!("{text:?}: {error}"))?;
-    match (uri.scheme_str(), uri.port_u16()) {
-        (Some("http" | "https"), Some(_)) => Ok(url.trim_end_matches('/').to_owned()),
-        _ => Err(format!("{text:?}: use host:port or https://host:port")),
-    }
-}
-
 fn root(text: &str) -> Result<PathBuf, String> {
     Ok(if text.is_empty() { DEFAULT_ROOT } else { text }.into())
 }
@@ -195,7 +196,6 @@ fn duration(text: &str) -> Result<Duration, String> {
     ops::time::duration(text).ok_or_else(|| format!("{text:?} is not a duration such as 90s"))
 }
 
-const DEFAULT_CONTROL_PLANE: &str = "https://istiod.istio-system.svc:15012";
 const DEFAULT_ROOT: &str = "/var/run/secrets/istio/root-cert.pem";
 
 #[cfg(test)]
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn what_a_deployment_says_is_understood() {
         let config = Config::try_parse_from(["waypoint", "proxy", "waypoint"]).unwrap();
-        assert_eq!(config.xds_address, DEFAULT_CONTROL_PLANE);
+        assert_eq!(config.xds_address, DEFAULT_ADDRESS);
         assert_eq!(config.drain_deadline(), Duration::from_secs(25));
         assert!(!config.is_east_west());
         let gateway = Config::try_parse_from(["waypoint", "proxy", "east-west"]).unwrap();

@@ -32,8 +32,9 @@ use std::time::{Duration, Instant};
 
 use hbone::Identity;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request, response};
-use mesh::{Service, Workload};
+use mesh::{Service, Snapshot, Workload};
 use ops::log::LogHandle;
+use ops::series::{Bounded, Bounds, Without};
 use prometheus_client::registry::Registry;
 
 use crate::authenticate::Claims;
@@ -147,7 +148,7 @@ impl Reports {
     pub fn new(reporter: Reporter) -> Self {
         Self {
             reporter,
-            table: Arc::default(),
+            table: Arc::new(Table::new(Bounds::default(), Without::default())),
             collectors: Collectors::default(),
             asked: Asked::default(),
             mirrored: Mirrored::default(),
@@ -161,14 +162,23 @@ impl Reports {
         self
     }
 
+    /// With so many series, and without these labels. Nothing may have been reported yet.
+    pub fn bounded(mut self, bounds: Bounds, without: Without) -> Self {
+        self.table = Arc::new(Table::new(bounds, without));
+        self
+    }
+
     /// With those whose numbers are shown.
     pub fn to(mut self, collectors: Collectors) -> Self {
         self.collectors = collectors;
         self
     }
 
-    /// Enters the metrics into `registry`.
+    /// Enters the metrics into `registry`. They hold no lock while they are printed.
     pub fn register(&self, registry: &mut Registry) {
+        let table = self.table.clone();
+        let bounded = Bounded::none().and("istio", move || table.figures());
+        registry.register_collector(Box::new(bounded));
         registry.register_collector(Box::new(Scraped(self.table.clone())));
         registry.register_collector(Box::new(scrape::Delivered(self.collectors.clone())));
         registry.register_collector(Box::new(scrape::Consulted(self.asked.clone())));
@@ -183,6 +193,11 @@ impl Reports {
     /// What became of a copy of a request; `service`: the host name of the one that was to get it.
     pub fn mirrored(&self, service: &str, copied: Copied) {
         self.mirrored.count(service, copied);
+    }
+
+    /// Takes out the series that nobody has used for a while and that name somebody who is gone, by the mesh as of now.
+    pub fn sweep(&self, mesh: &Snapshot, now: Instant) {
+        self.table.sweep(mesh, now);
     }
 
     /// How many label sets there are; bounded.

@@ -1,9 +1,12 @@
 //! What `/config_dump` and `/explain` say of a proxy.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mesh::{NamespacedHost, Service, Workload};
+use mesh::{NamespacedHost, Service, Snapshot, Workload};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{Question, Shown, words};
@@ -15,37 +18,11 @@ use crate::compiled::{self, Backend, Config};
 use crate::limit::Gate;
 use crate::proxy::Proxy;
 use crate::route::{Found, Rule};
-use crate::state::Held;
+use crate::state::{Held, Resources};
 
 impl Shown for Proxy {
-    fn dump(&self) -> Value {
-        let (said, config, mesh) = (self.state.said(), self.state.load(), self.mesh.load());
-        let services = config.services().map(|(name, service)| {
-            let known = mesh.service(&name.namespace, &name.host);
-            shown_service(name, service, known)
-        });
-        let calls = config.calls.shown();
-        let calls = calls.into_iter().map(|(service, backends)| {
-            let backends = backends
-                .iter()
-                .map(|(port, subset, backend)| shown_backend(*port, subset, backend));
-            json!({ "service": service.to_string(), "backends": backends.collect::<Vec<_>>() })
-        });
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "identity": self.identity.to_string(),
-            "gateway": {
-                "namespace": self.config.pod_namespace,
-                "name": self.config.gateway_name,
-                "trust_domain": config.gateway.trust_domain,
-                "trust_domain_aliases": config.gateway.trust_domain_aliases,
-            },
-            "requests": self.load.requests(),
-            "metric_series": self.reports.series(),
-            "resources": said.iter().map(shown_resource).collect::<Vec<_>>(),
-            "services": services.collect::<Vec<_>>(),
-            "calls": calls.collect::<Vec<_>>(),
-        })
+    fn dump(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        Ok(serde_json::to_writer_pretty(out, &Dump::of(self))?)
     }
 
     fn explain(&self, question: &Question) -> Value {
@@ -89,6 +66,68 @@ impl Shown for Proxy {
             "workload": client.workload.as_ref().map(|workload| workload.name()),
         });
         shown
+    }
+}
+
+/// Everything there is to show, fixed at its beginning; written an item at a time.
+struct Dump<'a> {
+    proxy: &'a Proxy,
+    said: Arc<Resources>,
+    config: Arc<Config>,
+    mesh: Arc<Snapshot>,
+}
+
+impl<'a> Dump<'a> {
+    fn of(proxy: &'a Proxy) -> Self {
+        Self {
+            proxy,
+            said: proxy.state.said(),
+            config: proxy.state.load_full(),
+            mesh: proxy.mesh.load_full(),
+        }
+    }
+}
+
+impl Serialize for Dump<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let Self {
+            proxy,
+            said,
+            config,
+            mesh,
+        } = self;
+        let mut map = out.serialize_map(None)?;
+        let calls = || config.calls.shown().into_iter().map(shown_calls);
+        map.serialize_entry("calls", &Each(calls))?;
+        let gateway = json!({
+            "namespace": proxy.config.pod_namespace,
+            "name": proxy.config.gateway_name,
+            "trust_domain": config.gateway.trust_domain,
+            "trust_domain_aliases": config.gateway.trust_domain_aliases,
+        });
+        map.serialize_entry("gateway", &gateway)?;
+        map.serialize_entry("identity", &proxy.identity.to_string())?;
+        map.serialize_entry("metric_series", &proxy.reports.series())?;
+        map.serialize_entry("requests", &proxy.load.requests())?;
+        map.serialize_entry("resources", &Each(|| said.iter().map(shown_resource)))?;
+        let services = || {
+            config.services().map(|(name, service)| {
+                let known = mesh.service(&name.namespace, &name.host);
+                shown_service(name, service, known)
+            })
+        };
+        map.serialize_entry("services", &Each(services))?;
+        map.serialize_entry("version", env!("CARGO_PKG_VERSION"))?;
+        map.end()
+    }
+}
+
+/// A list of which one item exists at a time.
+struct Each<F>(F);
+
+impl<F: Fn() -> I, I: Iterator<Item = Value>> Serialize for Each<F> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_seq((self.0)())
     }
 }
 
@@ -147,12 +186,7 @@ fn claims(found: &Value) -> Claims {
 }
 
 /// What would be done with it, in the order of a request's phases.
-fn judged(
-    config: &Config,
-    said: &crate::state::Resources,
-    service: &Arc<Service>,
-    asked: &Asked<'_>,
-) -> Value {
+fn judged(config: &Config, said: &Resources, service: &Arc<Service>, asked: &Asked<'_>) -> Value {
     let compiled = config.service(&service.key());
     let authorization = compiled.policies.explain(asked);
     let denied = authorization.verdict == "deny";
@@ -232,7 +266,7 @@ fn endpoints(
         .collect()
 }
 
-fn shown_rule(rule: &Rule, said: &crate::state::Resources) -> Value {
+fn shown_rule(rule: &Rule, said: &Resources) -> Value {
     let name = &rule.name;
     let is_it = |held: &&Arc<Held>| {
         held.resource.origin.as_ref().is_some_and(|origin| {
@@ -308,6 +342,13 @@ fn shown_backend(port: u16, subset: &str, backend: &Backend) -> Value {
         "gates": gates.into_iter().collect::<serde_json::Map<_, _>>(),
         "endpoints": shown_endpoints(&backend.group),
     })
+}
+
+fn shown_calls((service, backends): (NamespacedHost, Vec<compiled::Called>)) -> Value {
+    let backends = backends
+        .iter()
+        .map(|(port, subset, backend)| shown_backend(*port, subset, backend));
+    json!({ "service": service.to_string(), "backends": backends.collect::<Vec<_>>() })
 }
 
 /// None before the first request.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use hbone::Identity;
 use mesh::{Service, Workload};
+use ops::series::Without;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
 use super::flag::Flags;
@@ -14,6 +15,8 @@ use super::{Protocol, Reporter};
 use crate::client::{Baggage, Client};
 
 pub(super) const UNKNOWN: &str = "unknown";
+/// Of a series that stands for all for which there was no room.
+pub(super) const OVERFLOW: &str = "overflow";
 
 /// One end of a request. `app` and `version` of the wire are the canonical names again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,6 +63,40 @@ impl Side {
         known.told(&client.said)
     }
 
+    pub(super) fn overflow(value: &Arc<str>) -> Self {
+        Self {
+            workload: value.clone(),
+            canonical_service: value.clone(),
+            canonical_revision: value.clone(),
+            namespace: value.clone(),
+            cluster: value.clone(),
+            region: value.clone(),
+            zone: value.clone(),
+            principal: value.clone(),
+        }
+    }
+
+    fn without(&mut self, left_out: &Without, labels: &SideLabels) {
+        let fields = [
+            &mut self.workload,
+            &mut self.canonical_service,
+            &mut self.canonical_revision,
+            &mut self.namespace,
+            &mut self.cluster,
+            &mut self.region,
+            &mut self.zone,
+            &mut self.principal,
+        ];
+        for (field, labels) in fields.into_iter().zip(labels) {
+            blank(field, left_out.has_all(labels));
+        }
+    }
+
+    /// Whether it names a workload that is gone.
+    fn is_gone(&self, living: &Living<'_>) -> bool {
+        is_name(&self.workload) && !(living.workload)(&self.namespace, &self.workload)
+    }
+
     fn told(mut self, said: &Baggage) -> Self {
         // 253: longest legal Kubernetes name. What is longer is an attempt to fill memory.
         let take = |into: &mut Arc<str>, value: &Option<Box<str>>| match value.as_deref() {
@@ -96,7 +133,56 @@ impl Towards {
             name: part(|service| &service.name),
         }
     }
+
+    pub(super) fn overflow(value: &Arc<str>) -> Self {
+        Self {
+            host: value.clone(),
+            namespace: value.clone(),
+            name: value.clone(),
+        }
+    }
 }
+
+/// Who there is: whether there is a workload of that namespace and name of its owner, a service of that namespace and host.
+pub(super) struct Living<'a> {
+    pub(super) workload: &'a dyn Fn(&str, &str) -> bool,
+    pub(super) service: &'a dyn Fn(&str, &str) -> bool,
+}
+
+/// A value that names something: neither unknown, nor left out, nor one for all the rest.
+fn is_name(value: &str) -> bool {
+    !value.is_empty() && value != UNKNOWN && value != OVERFLOW
+}
+
+fn blank(value: &mut Arc<str>, is_left_out: bool) {
+    if is_left_out {
+        *value = "".into();
+    }
+}
+
+/// The labels of an end, in the order of [`Side`]'s fields.
+type SideLabels = [&'static [&'static str]; 8];
+
+const SOURCE: SideLabels = [
+    &["source_workload"],
+    &["source_canonical_service", "source_app"],
+    &["source_canonical_revision", "source_version"],
+    &["source_workload_namespace"],
+    &["source_cluster"],
+    &["source_region"],
+    &["source_zone"],
+    &["source_principal"],
+];
+const DESTINATION: SideLabels = [
+    &["destination_workload"],
+    &["destination_canonical_service", "destination_app"],
+    &["destination_canonical_revision", "destination_version"],
+    &["destination_workload_namespace"],
+    &["destination_cluster"],
+    &["destination_region"],
+    &["destination_zone"],
+    &["destination_principal"],
+];
 
 /// Everything that tells one series from another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -129,8 +215,44 @@ pub(super) struct How {
 }
 
 impl Labels {
-    /// All of them in their order, before anything is made other.
-    fn each(&self, mut say: impl FnMut(&'static str, &str) -> fmt::Result) -> fmt::Result {
+    /// What is left out is the same for all.
+    pub(super) fn without(mut self, left_out: &Without) -> Self {
+        if left_out.is_empty() {
+            return self;
+        }
+        for (label, value) in [
+            ("destination_service", &mut self.service.host),
+            ("destination_service_namespace", &mut self.service.namespace),
+            ("destination_service_name", &mut self.service.name),
+        ] {
+            blank(value, left_out.has(label));
+        }
+        self.secured &= !left_out.has("connection_security_policy");
+        Arc::make_mut(&mut self.source).without(left_out, &SOURCE);
+        self.destination.without(left_out, &DESTINATION);
+        self
+    }
+
+    /// Whether somebody is named who is gone.
+    pub(super) fn name_somebody_gone(&self, living: &Living<'_>) -> bool {
+        let Towards {
+            host, namespace, ..
+        } = &self.service;
+        self.source.is_gone(living)
+            || self.destination.is_gone(living)
+            || (is_name(host) && !(living.service)(namespace, host))
+    }
+
+    /// All of them in their order but for those left out, before anything is made other.
+    fn each(
+        &self,
+        left_out: &Without,
+        mut say: impl FnMut(&'static str, &str) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut say = |name: &'static str, value: &str| match left_out.has(name) {
+            true => Ok(()),
+            false => say(name, value),
+        };
         let (source, destination) = (&*self.source, &self.destination);
         let flags = self.how.flags.to_string();
         let secured = if self.secured { "mutual_tls" } else { UNKNOWN };
@@ -176,7 +298,7 @@ impl Labels {
     }
 
     /// As one metric has them; none if it is not shown.
-    pub(super) fn of_metric(&self, metric: usize) -> Option<Named> {
+    pub(super) fn of_metric(&self, metric: usize, left_out: &Without) -> Option<Named> {
         let also = self.also.as_ref();
         let change = also.and_then(|it| it.shape.change(metric));
         if change.is_some_and(|it| it.disabled) {
@@ -184,7 +306,7 @@ impl Labels {
         }
         let mut all: Vec<(Cow<'static, str>, Box<str>)> = Vec::with_capacity(32);
         // It cannot fail.
-        let _ = self.each(|name, value| {
+        let _ = self.each(left_out, |name, value| {
             let gone = change.is_some_and(|it| it.removed.iter().any(|gone| **gone == *name));
             if !gone {
                 all.push((name.into(), value.into()));
@@ -214,8 +336,14 @@ impl EncodeLabelSet for Named {
     }
 }
 
-impl EncodeLabelSet for Labels {
+/// Labels as they go out: without what is left out.
+pub(super) struct Printed<'a>(pub(super) &'a Labels, pub(super) &'a Without);
+
+impl EncodeLabelSet for Printed<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        self.each(|name, value| (name, value).encode(encoder.encode_label()))
+        let Self(labels, left_out) = self;
+        labels.each(left_out, |name, value| {
+            (name, value).encode(encoder.encode_label())
+        })
     }
 }

@@ -5,16 +5,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ops::series::Without;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
 use super::Protocol;
 use super::asked::Asked;
-use super::labels::Named;
+use super::labels::{Named, Printed};
 use super::mirrored::{Mirrored, OUTCOMES};
 use super::queue::Collectors;
-use super::series::{BUCKETS, Histogram, Series, Table};
+use super::series::{BUCKETS, Counts, Histogram, Series, Table};
 use super::shape::METRICS;
 
 /// The table, for a registry.
@@ -117,9 +118,9 @@ impl Collector for Mirrors {
 }
 
 /// Name, help, value.
-type Counter = (&'static str, &'static str, fn(&Series) -> u64);
+type Counter = (&'static str, &'static str, fn(&Counts) -> u64);
 /// Name, help, how many of what was observed are one of what is shown, value.
-type Shown = (&'static str, &'static str, u64, fn(&Series) -> &Histogram);
+type Shown = (&'static str, &'static str, u64, fn(&Counts) -> &Histogram);
 
 const HTTP: [Counter; 3] = [
     ("istio_requests", "Requests", |series| {
@@ -186,16 +187,16 @@ const TCP: [Counter; 5] = [
 
 impl Collector for Scraped {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let all = self.0.all();
-        let is_tcp = |series: &&Arc<Series>| series.labels.how.protocol == Protocol::Tcp;
+        let (all, without) = (self.0.all(), &self.0.without);
+        let is_tcp = |series: &&Arc<Series>| series.labels().how.protocol == Protocol::Tcp;
         let (tcp, http): (Vec<_>, Vec<_>) = all.iter().partition(is_tcp);
         for shown in HISTOGRAMS {
-            histogram(&mut encoder, shown, &http)?;
+            histogram(&mut encoder, shown, &http, without)?;
         }
         let http = HTTP.into_iter().map(|shown| (shown, &http));
         let tcp = TCP.into_iter().map(|shown| (shown, &tcp));
         for (shown, series) in http.chain(tcp) {
-            counter(&mut encoder, shown, series)?;
+            counter(&mut encoder, shown, series, without)?;
         }
         Ok(())
     }
@@ -203,19 +204,23 @@ impl Collector for Scraped {
 
 /// Whether something is other about one of them: labels that are removed make one series of several.
 fn are_other(series: &[&Arc<Series>]) -> bool {
-    series.iter().any(|it| it.labels.also.is_some())
+    series.iter().any(|it| it.labels().also.is_some())
 }
 
 /// Several series by the labels that are left.
 fn merged<T: Default>(
     metric: &str,
     series: &[&Arc<Series>],
-    add: impl Fn(&mut T, &Series),
+    without: &Without,
+    add: impl Fn(&mut T, &Counts),
 ) -> HashMap<Named, T> {
     let metric = METRICS.iter().position(|name| *name == metric);
     let mut all: HashMap<Named, T> = HashMap::new();
     for one in series {
-        if let Some(labels) = one.labels.of_metric(metric.unwrap_or(METRICS.len())) {
+        if let Some(labels) = one
+            .labels()
+            .of_metric(metric.unwrap_or(METRICS.len()), without)
+        {
             add(all.entry(labels).or_default(), one);
         }
     }
@@ -227,11 +232,12 @@ fn counter(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help, of): Counter,
     series: &[&Arc<Series>],
+    without: &Without,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     if are_other(series) {
-        let add = |sum: &mut u64, one: &Series| *sum += of(one);
-        for (labels, value) in merged(&format!("{name}_total"), series, add) {
+        let add = |sum: &mut u64, one: &Counts| *sum += of(one);
+        for (labels, value) in merged(&format!("{name}_total"), series, without, add) {
             if value > 0 {
                 family
                     .encode_family(&labels)?
@@ -244,7 +250,7 @@ fn counter(
         let value = of(series);
         if value > 0 {
             family
-                .encode_family(&*series.labels)?
+                .encode_family(&Printed(series.labels(), without))?
                 .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
         }
     }
@@ -255,11 +261,12 @@ fn histogram(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help, scale, of): Shown,
     series: &[&Arc<Series>],
+    without: &Without,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     if are_other(series) {
-        let add = |sum: &mut Sum, one: &Series| sum.add(of(one));
-        for (labels, sum) in merged(name, series, add) {
+        let add = |sum: &mut Sum, one: &Counts| sum.add(of(one));
+        for (labels, sum) in merged(name, series, without, add) {
             sum.encode(scale, family.encode_family(&labels)?)?;
         }
         return Ok(());
@@ -267,7 +274,10 @@ fn histogram(
     for series in series {
         let mut sum = Sum::default();
         sum.add(of(series));
-        sum.encode(scale, family.encode_family(&*series.labels)?)?;
+        sum.encode(
+            scale,
+            family.encode_family(&Printed(series.labels(), without))?,
+        )?;
     }
     Ok(())
 }

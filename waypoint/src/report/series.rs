@@ -5,26 +5,25 @@
 //! 2. it counts there with relaxed atomics;
 //! 3. a scrape walks all series once per metric (`scrape`).
 //!
-//! Bounded: beyond [`MOST`] series new ones fall together in one per reporter and protocol, whose labels are
-//! `unknown`; what a client's proxy says of it is believed up to a fifth of that.
+//! Bounded ([`ops::series`]): beyond so many series new ones fall together in one per reporter and protocol, whose labels are
+//! `overflow`; what a client's proxy says of it is believed up to a fifth of that. Those that name who is gone expire.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hbone::Identity;
-use mesh::{Service, Workload};
+use mesh::{Service, Snapshot, Workload};
+use ops::series::{self, Bounds, Figures, Without};
 
-use super::labels::{Also, How, Labels, Side, Towards};
+use super::labels::{Also, How, Labels, Living, OVERFLOW, Side, Towards};
 use super::{Caller, Reporter};
 use crate::client::Client;
 
-/// Series in all. One takes about a kilobyte here, and sixty where it is scraped.
-const MOST: usize = 10_000;
-/// Series up to which a client that the mesh does not know is what its proxy says it is.
-const BELIEVED: usize = 2_000;
+/// The part of the series up to which a client that the mesh does not know is what its proxy says it is.
+const BELIEVED: usize = 5;
 /// Where the cache of handles starts anew. Each update of a workload makes new keys.
 const CACHED: usize = 2_048;
 const SHARDS: usize = 16;
@@ -54,9 +53,11 @@ pub(super) const BUCKETS: [f64; 20] = [
 ];
 
 /// All series of the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
-    all: RwLock<HashMap<Arc<Labels>, Arc<Series>>>,
+    all: series::Table<Labels, Counts>,
+    believed: usize,
+    pub(super) without: Without,
     cache: [Mutex<HashMap<Key, Cached>>; SHARDS],
     /// Clients that the mesh knows: each of their connections has the same labels.
     sides: Mutex<HashMap<Known, Named>>,
@@ -81,6 +82,8 @@ struct Key {
 #[derive(Debug)]
 struct Cached {
     series: Arc<Series>,
+    /// Since the last sweep.
+    used: AtomicBool,
     _alive: (Arc<Side>, Option<Arc<Service>>, Option<Arc<Workload>>),
 }
 
@@ -93,6 +96,17 @@ pub(super) struct Destination {
 }
 
 impl Table {
+    pub(super) fn new(bounds: Bounds, without: Without) -> Self {
+        Self {
+            all: series::Table::new(bounds),
+            believed: bounds.most / BELIEVED,
+            without,
+            cache: Default::default(),
+            sides: Mutex::default(),
+            spread: RandomState::new(),
+        }
+    }
+
     pub(super) fn find(
         &self,
         reporter: Reporter,
@@ -111,9 +125,10 @@ impl Table {
         };
         let shard = &self.cache[(self.spread.hash_one(&key) as usize) % SHARDS];
         if let Some(cached) = lock(shard).get(&key) {
+            cached.used.store(true, Relaxed);
             return cached.series.clone();
         }
-        let series = self.enter(Labels {
+        let labels = Labels {
             reporter,
             source: caller.side.clone(),
             service: Towards::new(to.service.as_deref()),
@@ -121,7 +136,8 @@ impl Table {
             secured: caller.client.identity.is_some(),
             how,
             also: key.also.clone(),
-        });
+        };
+        let series = self.all.of(labels.without(&self.without));
         let mut cache = lock(shard);
         if cache.len() >= CACHED {
             cache.clear();
@@ -131,6 +147,7 @@ impl Table {
             key,
             Cached {
                 series: series.clone(),
+                used: AtomicBool::new(true),
                 _alive: alive,
             },
         );
@@ -157,58 +174,72 @@ impl Table {
 
     /// Whether what a client's proxy says of it may still make series.
     fn believes(&self) -> bool {
-        self.len() < BELIEVED
+        self.len() < self.believed
     }
 
     pub(super) fn len(&self) -> usize {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        all.len()
+        self.all.len()
+    }
+
+    pub(super) fn figures(&self) -> Figures {
+        self.all.figures()
     }
 
     /// All of them, copied out so that a slow scrape does not hold up new ones.
     pub(super) fn all(&self) -> Vec<Arc<Series>> {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        all.values().cloned().collect()
+        self.all.all()
     }
 
-    fn enter(&self, labels: Labels) -> Arc<Series> {
-        let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(series) = all.get(&labels) {
-            return series.clone();
+    /// Takes out those that nobody has used for a while and that name somebody who is gone, by the mesh as of now.
+    pub(super) fn sweep(&self, mesh: &Snapshot, now: Instant) {
+        // Whoever was not asked for since the last time has no hold on a series.
+        for shard in &self.cache {
+            lock(shard).retain(|_, cached| cached.used.swap(false, Relaxed));
         }
-        let full = all.len() >= MOST;
-        drop(all);
-        let labels = Arc::new(if full { labels.blurred() } else { labels });
-        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
-        let series = all
-            .entry(labels.clone())
-            .or_insert_with(|| Arc::new(Series::new(labels)));
-        series.clone()
+        let idle = self.all.idle(now);
+        if idle.is_empty() {
+            return;
+        }
+        let owners = mesh.workloads();
+        let owners = owners.map(|workload| (&*workload.namespace, &*workload.workload_name));
+        let owners: HashSet<(&str, &str)> = owners.collect();
+        let living = Living {
+            workload: &|namespace, name| owners.contains(&(namespace, name)),
+            service: &|namespace, host| mesh.service(namespace, host).is_some(),
+        };
+        let gone = idle.into_iter();
+        let gone: Vec<_> = gone
+            .filter(|labels| labels.name_somebody_gone(&living))
+            .collect();
+        self.all.expire(&gone, now);
     }
 }
 
-impl Labels {
-    /// One of few: what is left of the labels when there are too many series.
-    fn blurred(self) -> Self {
+impl series::Labels for Labels {
+    fn overflow(&self) -> Self {
+        let overflow: Arc<str> = OVERFLOW.into();
         Self {
-            source: Arc::new(Side::new(None, None)),
-            service: Towards::new(None),
-            destination: Side::new(None, None),
+            reporter: self.reporter,
+            source: Arc::new(Side::overflow(&overflow)),
+            service: Towards::overflow(&overflow),
+            destination: Side::overflow(&overflow),
+            secured: self.secured,
             how: How {
                 code: self.how.code / 100 * 100,
                 grpc: None,
                 ..self.how
             },
             also: None,
-            ..self
         }
     }
 }
 
+/// One label set and its numbers.
+pub(super) type Series = series::Series<Labels, Counts>;
+
 /// The numbers of one label set. TCP uses only some of them.
-#[derive(Debug)]
-pub(super) struct Series {
-    pub(super) labels: Arc<Labels>,
+#[derive(Debug, Default)]
+pub(super) struct Counts {
     pub(super) requests: AtomicU64,
     pub(super) millis: Histogram,
     pub(super) received: Histogram,
@@ -219,21 +250,7 @@ pub(super) struct Series {
     pub(super) failed: AtomicU64,
 }
 
-impl Series {
-    fn new(labels: Arc<Labels>) -> Self {
-        Self {
-            labels,
-            requests: AtomicU64::default(),
-            millis: Histogram::default(),
-            received: Histogram::default(),
-            sent: Histogram::default(),
-            messages_received: AtomicU64::default(),
-            messages_sent: AtomicU64::default(),
-            closed: AtomicU64::default(),
-            failed: AtomicU64::default(),
-        }
-    }
-
+impl Counts {
     /// A request ended.
     pub(super) fn request(&self, took: Duration, moved: Moved) {
         self.requests.fetch_add(1, Relaxed);

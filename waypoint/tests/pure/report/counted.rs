@@ -1,10 +1,13 @@
 //! The metrics.
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
-use waypoint::report::{Copied, Flag, Flags};
+use ops::series::{Bounds, Without};
+use waypoint::report::{Copied, Flag, Flags, Reporter, Reports};
 
 use super::scene::{Scene, body, data, get, grpc, logged, read, trailers, workload};
 
@@ -287,6 +290,61 @@ fn codes_that_an_app_invents_make_only_so_many_series() {
     assert!(
         (1..=9).contains(&beyond),
         "one for each class of codes: {beyond}"
+    );
+}
+
+#[test]
+fn a_series_that_names_who_is_gone_expires_and_beyond_the_bound_they_fall_together() {
+    let bounds = Bounds {
+        most: 2,
+        expiry: Duration::from_secs(60),
+    };
+    let reports = Reports::new(Reporter::Waypoint);
+    let mut scene = Scene::of(reports.bounded(bounds, Without::default()));
+    for pod in ["goes", "other", "third", "fourth"] {
+        scene.endpoint = workload(pod, "shop");
+        read(scene.sent(&get("/")).answer(ok(Full::<Bytes>::default())));
+    }
+    let told = |scene: &Scene| {
+        let all = scene.series("istio_requests_total").into_iter();
+        let mut all: Vec<_> = all
+            .map(|(labels, count)| format!("{} {count}", labels["destination_workload"]))
+            .collect();
+        all.sort();
+        all
+    };
+    let before = told(&scene);
+    assert_eq!(before.len(), 3, "{before:?}");
+    assert!(before.contains(&"overflow 2".to_owned()), "{before:?}");
+    // The mesh knows none of them.
+    let (mesh, _writer) = mesh::Mesh::new();
+    let begun = Instant::now();
+    scene.reports.sweep(&mesh.load(), begun);
+    scene.reports.sweep(&mesh.load(), begun);
+    assert_eq!(told(&scene), before, "not yet for so long");
+    scene
+        .reports
+        .sweep(&mesh.load(), begun + Duration::from_secs(61));
+    assert_eq!(told(&scene), ["overflow 2"]);
+}
+
+#[test]
+fn labels_that_are_left_out_tell_nothing_apart() {
+    let without =
+        Without::parse("destination_workload,destination_canonical_service,destination_app");
+    let reports = Reports::new(Reporter::Waypoint);
+    let mut scene = Scene::of(reports.bounded(Bounds::default(), without.unwrap()));
+    for pod in ["one", "two"] {
+        scene.endpoint = workload(pod, "shop");
+        read(scene.sent(&get("/")).answer(ok(Full::<Bytes>::default())));
+    }
+    let all = scene.series("istio_requests_total");
+    let [(labels, count)] = &all[..] else {
+        panic!("{all:?}");
+    };
+    assert_eq!(*count, 2.0);
+    assert!(
+        !labels.contains_key("destination_workload") && labels.contains_key("destination_version")
     );
 }
 

@@ -40,7 +40,10 @@ pub(crate) fn workload(name: &str, namespace: &str) -> Arc<Workload> {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        let reports = Reports::new(Reporter::Waypoint);
+        Self::of(Reports::new(Reporter::Waypoint))
+    }
+
+    pub(crate) fn of(reports: Reports) -> Self {
         let mut registry = Registry::default();
         reports.register(&mut registry);
         let service = api::workload::Service {
