@@ -12,7 +12,7 @@
 
 mod care;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,6 +22,7 @@ use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use mesh::session::{self, Entry};
 use prost::Message as _;
+use serde::{Serialize, Serializer};
 use tokio::sync::watch;
 
 use crate::world::{Changed, Resource, World};
@@ -387,20 +388,30 @@ impl Reader {
     pub fn watch(&self, gateway: &Arc<str>) -> Watch {
         Watch::new(self.0.clone(), gateway.clone())
     }
+}
 
-    /// Names and versions, by type URL: what `/debug/catalogz` shows.
-    pub fn versions(&self) -> BTreeMap<&'static str, BTreeMap<String, String>> {
-        let catalog = self.load();
-        let of = |r#type: Type| {
-            let entries = catalog.of(r#type).iter();
-            entries
-                .map(|(name, entry)| (name.to_string(), entry.version.to_string()))
-                .collect()
-        };
-        Type::ALL
-            .into_iter()
-            .map(|r#type| (r#type.url(), of(r#type)))
-            .collect()
+/// Names and versions, by type URL: what `/debug/catalogz` shows.
+impl Serialize for Catalog {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let mut all = Type::ALL;
+        all.sort_unstable_by_key(|r#type| r#type.url());
+        out.collect_map(
+            all.into_iter()
+                .map(|r#type| (r#type.url(), Versions(self.of(r#type)))),
+        )
+    }
+}
+
+/// Of one type.
+struct Versions<'a>(&'a OrdMap<Arc<str>, Arc<Entry>>);
+
+impl Serialize for Versions<'_> {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_map(
+            self.0
+                .iter()
+                .map(|(name, entry)| (&**name, &*entry.version)),
+        )
     }
 }
 

@@ -1,5 +1,7 @@
 //! Of the catalog: who is told of what, and when.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use mesh::session::Catalog as _;
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hbone::Identity;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::node::Proxy;
 
@@ -80,6 +80,14 @@ pub(super) enum Answered {
     Current,
     /// To one before it.
     Stale,
+}
+
+/// As [`Connected::list`], one at a time.
+impl Serialize for Connected {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        let proxies: Vec<_> = lock(&self.0).proxies.values().cloned().collect();
+        out.collect_seq(proxies.iter().map(|proxy| lock(proxy).clone()))
+    }
 }
 
 impl Connected {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here changes anything, and nothing of a token or a key is shown.
 
+use std::io;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -87,13 +88,20 @@ fn not_ready(why: &str) -> Response {
 }
 
 async fn syncz(State(debug): State<Debug>) -> Response {
-    Json(debug.connected.list()).into_response()
+    json(move |out| serde_json::to_writer(out, &*debug.connected))
 }
 
 async fn catalogz(State(debug): State<Debug>) -> Response {
-    Json(debug.catalog.versions()).into_response()
+    json(move |out| serde_json::to_writer(out, &*debug.catalog.load()))
 }
 
 async fn faultz(State(debug): State<Debug>) -> Response {
-    Json(debug.faults.load().as_slice().to_vec()).into_response()
+    json(move |out| serde_json::to_writer(out, debug.faults.load_full().as_slice()))
+}
+
+/// Written an item at a time: a large mesh has much to show.
+fn json(
+    write: impl FnOnce(&mut dyn io::Write) -> serde_json::Result<()> + Send + 'static,
+) -> Response {
+    ops::admin::streamed("application/json", move |out| Ok(write(out)?))
 }
