@@ -13,9 +13,7 @@ mod mirror;
 mod race;
 mod switch;
 
-use std::cell::Cell;
 use std::future::Future;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +22,8 @@ use http::{HeaderMap, Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use mesh::service::AppProtocol;
 use tokio::time::Instant;
+
+pub(crate) use ops::random::random;
 
 pub(crate) use self::aim::{Aim, Held, Shot};
 pub(crate) use self::ask::ask;
@@ -256,18 +256,6 @@ fn speaks_http2<B>(declared: AppProtocol, request: &Request<B>) -> bool {
         AppProtocol::Http11 => two && is_grpc(request.headers()),
         _ => two,
     }
-}
-
-/// Numbers that need not be secret: draws, ids. One generator a thread (SplitMix64).
-pub(crate) fn random() -> u64 {
-    thread_local!(static STATE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish()));
-    STATE.with(|state| {
-        let next = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(next);
-        let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    })
 }
 
 /// Both ends of a switched connection, until both have ended; the bytes (to the client, from it).

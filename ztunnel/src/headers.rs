@@ -2,13 +2,12 @@
 //! and `traceparent`. Written by the source's end, read by the destination's end; labels only, never proof: the
 //! proof is the certificate.
 
-use std::cell::Cell;
 use std::fmt::Write as _;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 
 use mesh::Workload;
 use mesh::workload::WorkloadType;
+pub(crate) use ops::random::random;
 
 /// The `baggage` header of a workload. Empty values are left out, and so are values that would need encoding: no
 /// Kubernetes name or label value does, and what cannot be written must not break the header.
@@ -101,19 +100,6 @@ pub(crate) fn traceparent() -> String {
     // The specification forbids ids that are all zero.
     let (high, low, parent) = (random(), random() | 1, random() | 1);
     format!("00-{high:016x}{low:016x}-{parent:016x}-00")
-}
-
-/// Numbers that need not be secret: balancing draws and trace ids. One generator per thread (SplitMix64), so that a
-/// connection neither takes a lock nor makes a system call for them.
-pub(crate) fn random() -> u64 {
-    thread_local!(static STATE: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish()));
-    STATE.with(|state| {
-        let next = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
-        state.set(next);
-        let mixed = (next ^ (next >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    })
 }
 
 fn plain(byte: u8) -> bool {

@@ -10,9 +10,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
 };
 use rustls::{
     RootCertStore,
@@ -21,10 +20,12 @@ use rustls::{
     sign::CertifiedKey,
     time_provider::TimeProvider,
 };
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Credentials, crypto_provider, proof::Roots, verify::client_verifier};
 use crate::identity::Identity;
+
+#[path = "../../tests/common/revoked.rs"]
+mod revoked;
 
 pub(super) const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 pub(super) const SERVER: &str = "spiffe://cluster.local/ns/default/sa/server";
@@ -80,26 +81,8 @@ impl Ca {
 
     /// The list of those it takes back, in PEM.
     pub(super) fn revoking(&self, revoked: &[&CertificateDer<'_>]) -> String {
-        let (then, later) = (date_time_ymd(2020, 1, 1), date_time_ymd(2020, 2, 1));
-        let revoked = revoked.iter().map(|it| {
-            let (_, parsed) = X509Certificate::from_der(it).unwrap();
-            RevokedCertParams {
-                serial_number: SerialNumber::from(parsed.serial.to_bytes_be()),
-                revocation_time: then,
-                reason_code: None,
-                invalidity_date: None,
-            }
-        });
-        let list = CertificateRevocationListParams {
-            this_update: then,
-            // Long ago: it counts on.
-            next_update: later,
-            crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
-            revoked_certs: revoked.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.0).unwrap().pem().unwrap()
+        // Long ago: it counts on.
+        revoked::list(&self.0, revoked.iter().copied(), 2020)
     }
 
     /// Accepts clients of `cluster.local`.

@@ -5,6 +5,7 @@
 
 pub mod raw;
 pub mod recorded;
+pub mod revoked;
 
 use std::{
     net::SocketAddr,
@@ -23,17 +24,15 @@ use hbone::{
     tls::crypto_provider,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams,
-    CertificateSigningRequestParams, CertifiedIssuer, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams,
-    SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 
@@ -127,25 +126,7 @@ impl Ca {
 
     /// Its list of those that it takes back, in PEM.
     pub fn revoking(&self, revoked: &[CertificateDer<'_>]) -> String {
-        let then = date_time_ymd(2020, 1, 1);
-        let revoked = revoked.iter().map(|it| {
-            let (_, parsed) = X509Certificate::from_der(it).unwrap();
-            RevokedCertParams {
-                serial_number: SerialNumber::from(parsed.serial.to_bytes_be()),
-                revocation_time: then,
-                reason_code: None,
-                invalidity_date: None,
-            }
-        });
-        let list = CertificateRevocationListParams {
-            this_update: then,
-            next_update: date_time_ymd(2120, 1, 1),
-            crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
-            revoked_certs: revoked.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.issuer).unwrap().pem().unwrap()
+        revoked::list(&self.issuer, revoked, 2120)
     }
 
     /// A usable certificate.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use api::otlp;
 use api::waypoint as wire;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderName, HeaderValue, Method, Request, Version};
 use prost::Message;
@@ -19,6 +19,7 @@ use prost::Message;
 use super::queue::Record;
 use super::{attribute, zipkin};
 use crate::route::ServiceName;
+use crate::service::framed;
 
 /// Who gets records, and how.
 #[derive(Debug, Clone, PartialEq)]
@@ -106,16 +107,16 @@ impl Collector {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn request(&self, records: &[Record], own: &Own) -> Result<Request<Bytes>, http::Error> {
+    pub fn request(&self, records: &[Record], own: &Own) -> Result<Request<Bytes>, String> {
         let (path, kind, body) = match &self.protocol {
             Protocol::Grpc if self.log_name.is_some() => {
-                (LOGS, "application/grpc", framed(&self.lines(records, own)))
+                let body = framed(&self.lines(records, own))?;
+                (LOGS, "application/grpc", body)
             }
-            Protocol::Grpc => (
-                TRACES,
-                "application/grpc",
-                framed(&self.spans(records, own)),
-            ),
+            Protocol::Grpc => {
+                let body = framed(&self.spans(records, own))?;
+                (TRACES, "application/grpc", body)
+            }
             Protocol::Http(path) => {
                 let body = self.spans(records, own).encode_to_vec().into();
                 (&**path, "application/x-protobuf", body)
@@ -141,7 +142,8 @@ impl Collector {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        request.body(body)
+        let request = request.body(body);
+        request.map_err(|why| why.to_string())
     }
 
     fn resource(&self, own: &Own) -> otlp::Resource {
@@ -229,17 +231,6 @@ fn scope() -> otlp::InstrumentationScope {
         name: "ambit.waypoint".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
-}
-
-/// As gRPC has messages.
-fn framed(message: &impl Message) -> Bytes {
-    let length = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(length + 5);
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // It has room.
-    let _ = message.encode(&mut frame);
-    frame.freeze()
 }
 
 fn service(wire: Option<&wire::ServiceRef>) -> Result<ServiceName, String> {

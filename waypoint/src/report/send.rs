@@ -146,7 +146,7 @@ impl Sender {
         let collector = &self.opened.to;
         let arrived = self.towards(collector)?;
         let request = collector.request(batch, &self.own);
-        let request = request.map_err(|why| Undelivered::never(why.to_string()))?;
+        let request = request.map_err(Undelivered::never)?;
         let request = request.map(|body| Outgoing::Whole(Some(body)));
         let config = self.proxy.state.load_full();
         let answer = call::ask(&arrived, &config, &arrived.to, request).await;

@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use hbone::{Identity, SignError, Signer};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams,
-    CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
-    RevokedCertParams, SanType, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, SanType,
 };
 use rustls::pki_types::CertificateDer;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+#[path = "../../../hbone/tests/common/revoked.rs"]
+mod revoked;
 
 /// Signs whatever is asked, unless it is down.
 #[derive(Clone)]
@@ -58,22 +59,7 @@ impl Ca {
 
     /// Its list of those that it takes back, in PEM.
     pub(crate) fn revoking(&self, revoked: &CertificateDer<'_>) -> String {
-        let (_, parsed) = X509Certificate::from_der(revoked).unwrap();
-        let then = date_time_ymd(2020, 1, 1);
-        let list = CertificateRevocationListParams {
-            this_update: then,
-            next_update: date_time_ymd(2120, 1, 1),
-            crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
-            revoked_certs: vec![RevokedCertParams {
-                serial_number: SerialNumber::from(parsed.serial.to_bytes_be()),
-                revocation_time: then,
-                reason_code: None,
-                invalidity_date: None,
-            }],
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        list.signed_by(&self.0.issuer).unwrap().pem().unwrap()
+        revoked::list(&self.0.issuer, [revoked], 2120)
     }
 
     pub(crate) fn set_down(&self, down: bool) {
