@@ -19,6 +19,7 @@
 //! the reason the last renewal failed.
 
 mod certificate;
+mod end;
 mod keep;
 mod sign;
 
@@ -28,19 +29,20 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{sync::watch, task::AbortHandle};
 
 use self::{
-    keep::{State, Wakes, keep, request},
+    keep::{Standing, State, Wakes, keep, request},
     sign::AnySigner,
 };
 use crate::identity::Identity;
 
+pub(crate) use self::end::End;
 pub use self::{
     certificate::Certificate,
     sign::{SignError, Signer},
@@ -125,11 +127,32 @@ pub struct CertificateState {
     pub last_error: Option<SignError>,
 }
 
+/// All identities of a process, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CertificateFigures {
+    /// Those whose certificate is in force.
+    pub available: usize,
+    /// Those that wait for the answer to their first request.
+    pub initializing: usize,
+    /// Those that have none to be used: no request has brought one, or it has ended.
+    pub unavailable: usize,
+    /// Those whose last request failed, also where an earlier certificate is in force still.
+    pub failing: usize,
+    /// When the first of those in force ends.
+    pub first_end: Option<SystemTime>,
+    /// Requests that brought a certificate, since the start.
+    pub obtained: u64,
+    /// Requests that brought none, since the start.
+    pub failed: u64,
+}
+
 /// The certificates of this process.
 pub struct Certificates {
     signer: Box<dyn AnySigner>,
     config: CertificatesConfig,
     entries: Mutex<HashMap<Identity, Arc<Entry>>>,
+    obtained: AtomicU64,
+    failed: AtomicU64,
     itself: Weak<Self>,
 }
 
@@ -198,6 +221,8 @@ impl Certificates {
             signer: Box::new(signer),
             config,
             entries: Mutex::default(),
+            obtained: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             itself: itself.clone(),
         })
     }
@@ -277,6 +302,34 @@ impl Certificates {
         states
     }
 
+    /// How they stand at this moment.
+    pub fn figures(&self) -> CertificateFigures {
+        let mut figures = CertificateFigures {
+            obtained: self.obtained.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            ..CertificateFigures::default()
+        };
+        for entry in self.lock().values() {
+            let state = entry.state.borrow();
+            match state.standing() {
+                Standing::Available(current) => {
+                    let end = current.certificate.not_after();
+                    figures.first_end = Some(figures.first_end.map_or(end, |first| first.min(end)));
+                    figures.available += 1;
+                }
+                Standing::Initializing => figures.initializing += 1,
+                Standing::Unavailable => figures.unavailable += 1,
+            }
+            figures.failing += usize::from(state.last_error.is_some());
+        }
+        figures
+    }
+
+    /// Who is believed no more, whatever certificate is shown.
+    pub fn revoked(&self) -> &Arc<Revocations> {
+        &self.config.revocations
+    }
+
     fn release(&self, identity: &Identity) {
         let mut entries = self.lock();
         if entries
@@ -328,8 +381,19 @@ impl Certificates {
         entry
     }
 
-    /// One attempt: a new key, a request, an answer that passes its checks.
+    /// One attempt, counted.
     async fn fetch(&self, identity: &Identity) -> Result<Certificate, SignError> {
+        let fetched = self.ask(identity).await;
+        let count = match fetched {
+            Ok(_) => &self.obtained,
+            Err(_) => &self.failed,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        fetched
+    }
+
+    /// A new key, a request, an answer that passes its checks.
+    async fn ask(&self, identity: &Identity) -> Result<Certificate, SignError> {
         let (key, csr) = request(identity)?;
         let signing = tokio::time::timeout(self.config.attempt, self.signer.sign(identity, csr));
         let elements = signing.await.map_err(|_| {
@@ -358,10 +422,10 @@ impl fmt::Debug for Certificates {
 }
 
 fn describe(identity: &Identity, state: &State) -> CertificateState {
-    let text = match (&state.current, &state.last_error) {
-        (Some(current), _) if !current.expired() => "Available".to_owned(),
-        (None, None) => "Initializing".to_owned(),
-        (_, last) => format!("Unavailable: {}", reason(last)),
+    let text = match state.standing() {
+        Standing::Available(_) => "Available".to_owned(),
+        Standing::Initializing => "Initializing".to_owned(),
+        Standing::Unavailable => format!("Unavailable: {}", reason(&state.last_error)),
     };
     CertificateState {
         identity: identity.clone(),

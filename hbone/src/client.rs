@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    certs::{Certificate, CertificateError},
+    certs::{Certificate, CertificateError, End},
     engine::{
         Lease, Occupancy, Pinger, Thawed,
         client::{Asking, Driving, Unanswered, begin},
@@ -199,7 +199,7 @@ pub(crate) struct Link {
     gauge: Arc<Gauge>,
     answer: Duration,
     /// The end of the certificate that this link was made with.
-    expires: Instant,
+    end: End,
 }
 
 /// How opening a stream on a link failed.
@@ -241,7 +241,7 @@ impl Link {
             occupancy: thawed.occupancy.clone(),
             gauge: thawed.gauge.clone(),
             answer,
-            expires: at(until),
+            end: End::at(until),
         }
     }
 
@@ -277,7 +277,7 @@ impl Link {
 
     /// Who we were when this link was made, we no longer are.
     pub(crate) fn expired(&self) -> bool {
-        self.expires <= Instant::now()
+        self.end.is_over()
     }
 
     /// A place for one more stream, if this link should get one.
@@ -371,15 +371,9 @@ where
         occupancy,
         gauge: begun.gauge,
         answer: times.answer,
-        expires: at(certificate.not_after()),
+        end: End::at(certificate.not_after()),
     };
     Ok((link, driver))
-}
-
-/// A time of the wall clock, as it is expected now.
-fn at(time: SystemTime) -> Instant {
-    let left = time.duration_since(SystemTime::now());
-    Instant::now() + left.unwrap_or_default()
 }
 
 /// Why a driver ended, for logs.

@@ -168,6 +168,51 @@ async fn a_valid_certificate_outlives_failed_renewals_and_an_expired_one_is_refu
 }
 
 #[tokio::test(start_paused = true)]
+async fn figures_say_who_can_be_proven_whose_renewal_fails_and_when_the_first_ends() {
+    let signer = Signing::new(&Arc::new(Ca::new()));
+    let certificates = store(&signer);
+    let _held = [
+        certificates.hold(&identity("a")),
+        certificates.hold(&identity("b")),
+    ];
+    assert_eq!(certificates.figures().initializing, 2);
+    for name in ["a", "b"] {
+        certificates.of(&identity(name)).await.unwrap();
+    }
+    let figures = certificates.figures();
+    let ends = certificates.states().into_iter();
+    let ends = ends.map(|state| state.certificate.unwrap().not_after());
+    assert_eq!(
+        (figures.available, figures.first_end, figures.failing),
+        (2, ends.min(), 0)
+    );
+    assert_eq!((figures.obtained, figures.failed), (2, 0));
+
+    break_down(&signer, true);
+    sleep(HOUR - Duration::from_secs(60)).await;
+    let figures = certificates.figures();
+    assert_eq!(
+        (figures.available, figures.failing),
+        (2, 2),
+        "in force, and none will follow: {figures:?}"
+    );
+    assert!(figures.failed > 10, "{figures:?}");
+    sleep(Duration::from_secs(61)).await;
+    let figures = certificates.figures();
+    assert_eq!(
+        (figures.available, figures.unavailable, figures.first_end),
+        (0, 2, None)
+    );
+
+    break_down(&signer, false);
+    for name in ["a", "b"] {
+        certificates.of(&identity(name)).await.unwrap();
+    }
+    let figures = certificates.figures();
+    assert_eq!((figures.available, figures.failing), (2, 0), "{figures:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_identity_waits_for_an_authority_that_is_down_and_then_gets_a_clear_error() {
     let signer = Signing::new(&Arc::new(Ca::new()));
     break_down(&signer, true);
@@ -397,9 +442,11 @@ async fn an_answer_that_is_wrong_in_any_way_is_not_used() {
     let error =
         answer_is_refused(move |csr| authority.sign(&name, csr, SystemTime::now() - HOUR)).await;
     assert!(
-        matches!(error, ChainError::Unverified(_)),
+        matches!(&error, ChainError::Untimely(how) if how.starts_with("ended on ")),
         "already expired: {error}"
     );
+    let says = error.to_string();
+    assert!(says.contains("compare this node's clock"), "{says}");
 
     let (authority, name) = (ca.clone(), me.clone());
     let error = answer_is_refused(move |csr| authority.sign(&name, csr, later)[..1].to_vec()).await;

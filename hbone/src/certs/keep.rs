@@ -9,12 +9,9 @@ use std::{
 };
 
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SanType};
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::sync::{Notify, watch};
 
-use super::{Certificate, Certificates, CertificatesConfig, SignError};
+use super::{Certificate, Certificates, CertificatesConfig, End, SignError};
 use crate::identity::Identity;
 
 #[derive(Clone, Default)]
@@ -26,13 +23,42 @@ pub(super) struct State {
 #[derive(Clone)]
 pub(super) struct Current {
     pub(super) certificate: Arc<Certificate>,
-    /// `not_after` on the monotonic clock, so that setting the wall clock back gives nobody more time.
-    expires: Instant,
+    end: End,
+}
+
+/// What an identity can be proven by at this moment.
+pub(super) enum Standing<'a> {
+    Available(&'a Current),
+    /// The first request has not been answered yet.
+    Initializing,
+    Unavailable,
+}
+
+impl State {
+    pub(super) fn standing(&self) -> Standing<'_> {
+        match (&self.current, &self.last_error) {
+            (Some(current), _) if !current.expired() => Standing::Available(current),
+            (None, None) => Standing::Initializing,
+            _ => Standing::Unavailable,
+        }
+    }
+
+    /// For how long what is in force still counts.
+    fn left(&self) -> Option<Duration> {
+        let Standing::Available(current) = self.standing() else {
+            return None;
+        };
+        let left = current
+            .certificate
+            .not_after()
+            .duration_since(SystemTime::now());
+        left.ok()
+    }
 }
 
 impl Current {
     pub(super) fn expired(&self) -> bool {
-        Instant::now() >= self.expires || SystemTime::now() >= self.certificate.not_after()
+        self.end.is_over()
     }
 }
 
@@ -70,8 +96,8 @@ pub(super) async fn keep(
                     .unwrap_or_default();
                 tracing::debug!(%identity, ?left, "certificate obtained");
                 let current = Current {
+                    end: End::at(certificate.not_after()),
                     certificate: Arc::new(certificate),
-                    expires: Instant::now() + left,
                 };
                 state.send_replace(State {
                     current: Some(current),
@@ -87,7 +113,8 @@ pub(super) async fn keep(
             Err(error) => {
                 // Hurried attempts would fill the log with what it says already.
                 if !asked_for || state.borrow().last_error.as_ref() != Some(&error) {
-                    tracing::warn!(%identity, %error, "certificate not obtained");
+                    let left = state.borrow().left().map(tracing::field::debug);
+                    tracing::warn!(%identity, %error, left, "certificate not obtained");
                 }
                 state.send_modify(|s| s.last_error = Some(error));
                 let jitter = 0.75 + 0.5 * random();

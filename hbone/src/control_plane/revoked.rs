@@ -4,12 +4,13 @@
 //! the first ([`RevocationFile::open`]), so that there is no moment in which nobody is revoked yet.
 //!
 //! A file that is not there says nothing: where there is no ConfigMap, nobody was revoked. One that goes away, or
-//! cannot be read any more, leaves the lists before it in force ([`Revocations`]).
+//! cannot be read any more, leaves the lists before it in force ([`Revocations`]). So does the day by which a list was to be
+//! followed by another; that is said once.
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,8 @@ use crate::tls::Revocations;
 pub struct RevocationFile {
     path: PathBuf,
     last: Option<Vec<u8>>,
+    /// How many lists were overdue when that was last said.
+    overdue: usize,
     revocations: Arc<Revocations>,
 }
 
@@ -28,6 +31,7 @@ impl RevocationFile {
     pub fn open(path: PathBuf) -> Self {
         let mut file = Self {
             last: None,
+            overdue: 0,
             revocations: Arc::default(),
             path,
         };
@@ -69,6 +73,12 @@ impl RevocationFile {
                 }
             }
         }
+        let overdue = self.revocations.figures().overdue(SystemTime::now());
+        if overdue > self.overdue {
+            let path = self.path.display();
+            tracing::warn!(%path, overdue, "revoked certificates: the next update of a list is overdue; it counts on, and who was revoked since is not on it");
+        }
+        self.overdue = overdue;
     }
 }
 

@@ -98,7 +98,7 @@ fn name(alert: u8) -> &'static str {
         42 => "bad certificate",
         43 => "unsupported certificate",
         44 => "certificate revoked",
-        45 => "certificate expired",
+        45 => crate::tls::UNTIMELY,
         46 => "certificate unknown",
         ILLEGAL_PARAMETER => "illegal parameter",
         48 => "unknown ca",

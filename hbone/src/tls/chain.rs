@@ -8,14 +8,14 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore,
+    CertificateError, RootCertStore,
     client::verify_server_cert_signed_by_trust_anchor,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime, pem::PemObject},
     server::{ParsedCertificate, danger::ClientCertVerifier},
     sign::CertifiedKey,
     time_provider::DefaultTimeProvider,
 };
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
 use super::{
     Credentials, crypto_provider,
@@ -45,6 +45,9 @@ pub enum ChainError {
     /// The chain does not verify against the roots it came with.
     #[error("the chain does not verify: {0}")]
     Unverified(String),
+    /// The chain has ended or has not begun. The words stay the same for as long as it is so.
+    #[error("the chain {0}; compare this node's clock with that of the certificate authority")]
+    Untimely(String),
 }
 
 /// What the leaf and the rest of a chain say, for decisions about renewal and for dumps.
@@ -160,7 +163,12 @@ fn verify_own(
     as_client: &Arc<dyn ClientCertVerifier>,
     now: UnixTime,
 ) -> Result<(), ChainError> {
-    let unverified = |e: rustls::Error| ChainError::Unverified(e.to_string());
+    let unverified = |e: rustls::Error| {
+        untimely(&e).map_or_else(
+            || ChainError::Unverified(e.to_string()),
+            ChainError::Untimely,
+        )
+    };
     let (leaf, intermediates) = certified
         .cert
         .split_first()
@@ -173,6 +181,30 @@ fn verify_own(
         .verify_client_cert(leaf, intermediates, now)
         .map_err(unverified)?;
     Ok(())
+}
+
+/// Where the time is all that is wrong: how.
+fn untimely(error: &rustls::Error) -> Option<String> {
+    let rustls::Error::InvalidCertificate(error) = error else {
+        return None;
+    };
+    match error {
+        CertificateError::Expired => Some("has ended".into()),
+        CertificateError::ExpiredContext { not_after, .. } => {
+            Some(format!("ended on {}", date(*not_after)))
+        }
+        CertificateError::NotValidYet => Some("is not valid yet".into()),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            Some(format!("is not valid before {}", date(*not_before)))
+        }
+        _ => None,
+    }
+}
+
+fn date(at: UnixTime) -> String {
+    let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
+    let date = ASN1Time::from_timestamp(seconds);
+    date.map_or_else(|_| seconds.to_string(), |date| date.to_string())
 }
 
 fn describe(chain: &[CertificateDer<'_>]) -> Result<Vec<CertificateText>, ChainError> {

@@ -12,9 +12,12 @@
 //! * A text that cannot be read changes nothing: the lists before it stay. Where there were none, because this process
 //!   has read nothing else yet, nobody is believed until it can be read: whom it means to keep out is not known.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -26,6 +29,7 @@ use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder,
     UnknownStatusPolicy,
 };
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::{
     TlsError, crypto_provider,
@@ -39,6 +43,29 @@ pub struct Revocations {
     current: RwLock<Arc<Lists>>,
     /// How often they were replaced.
     number: AtomicU64,
+    /// Texts that could not be read.
+    unreadable: AtomicU64,
+}
+
+/// The lists in force, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RevocationFigures {
+    /// How many there are.
+    pub lists: usize,
+    /// How many certificates they name.
+    pub revoked: usize,
+    /// Until when each list was to be followed by another, for those that say so.
+    pub next_updates: Vec<SystemTime>,
+    /// Texts that could not be read, since the start.
+    pub unreadable: u64,
+}
+
+impl RevocationFigures {
+    /// How many lists should have been followed by another before `now`.
+    pub fn overdue(&self, now: SystemTime) -> usize {
+        let overdue = self.next_updates.iter().filter(|&&next| next < now);
+        overdue.count()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -49,10 +76,14 @@ enum Lists {
     /// The first that was said cannot be read.
     Unreadable(String),
     /// Perhaps none.
-    Said {
-        all: Vec<CertRevocationList<'static>>,
-        digest: Digest,
-    },
+    Said { all: Vec<List>, digest: Digest },
+}
+
+#[derive(Debug)]
+struct List {
+    judges: CertRevocationList<'static>,
+    revoked: usize,
+    next_update: Option<SystemTime>,
 }
 
 /// Why a text was not taken for lists.
@@ -76,6 +107,7 @@ impl Revocations {
                 Ok(count)
             }
             Err(why) => {
+                self.unreadable.fetch_add(1, Ordering::Relaxed);
                 if !matches!(*self.current(), Lists::Said { .. }) {
                     self.put(Lists::Unreadable(why.0.clone()));
                 }
@@ -87,6 +119,22 @@ impl Revocations {
     /// Another one for each time that there were other lists: what was proven under one is to be asked again under the next.
     pub(crate) fn number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
+    }
+
+    /// How many there are, of whom, and until when.
+    pub fn figures(&self) -> RevocationFigures {
+        let unreadable = self.unreadable.load(Ordering::Relaxed);
+        let current = self.current();
+        let all: &[List] = match &*current {
+            Lists::Unsaid | Lists::Unreadable(_) => &[],
+            Lists::Said { all, .. } => all.as_slice(),
+        };
+        RevocationFigures {
+            lists: all.len(),
+            revoked: all.iter().map(|list| list.revoked).sum(),
+            next_updates: all.iter().filter_map(|list| list.next_update).collect(),
+            unreadable,
+        }
     }
 
     /// What tells these lists from all others.
@@ -105,7 +153,9 @@ impl Revocations {
             Lists::Unsaid => Ok(()),
             Lists::Unreadable(why) => Err(refuse(TlsError::RevocationUnknown(why.clone()))),
             // One by one: webpki asks only the first of a signer's name.
-            Lists::Said { all, .. } => all.iter().try_for_each(|list| judge(claim, now, list)),
+            Lists::Said { all, .. } => all
+                .iter()
+                .try_for_each(|list| judge(claim, now, &list.judges)),
         }
     }
 
@@ -168,18 +218,35 @@ fn verified_but(
     verified.map(|_| ())
 }
 
-fn read(pem: &[u8]) -> Result<Vec<CertRevocationList<'static>>, Unreadable> {
+fn read(pem: &[u8]) -> Result<Vec<List>, Unreadable> {
     let mut all = Vec::new();
     for list in CertificateRevocationListDer::pem_slice_iter(pem) {
         let list = list.map_err(|error| Unreadable(error.to_string()))?;
-        let list = OwnedCertRevocationList::from_der(&list);
-        let list = list.map_err(|error| Unreadable(error.to_string()))?;
-        all.push(CertRevocationList::Owned(list));
+        all.push(List::read(&list).map_err(Unreadable)?);
     }
     if all.is_empty() && !pem.trim_ascii().is_empty() {
         return Err(Unreadable("it holds none in PEM".into()));
     }
     Ok(all)
+}
+
+impl List {
+    fn read(der: &CertificateRevocationListDer<'_>) -> Result<Self, String> {
+        let judges = OwnedCertRevocationList::from_der(der).map_err(|error| error.to_string())?;
+        // For figures alone: what judges is read already.
+        let parsed = CertificateRevocationList::from_der(der).ok();
+        let parsed = parsed.as_ref().map(|(_, list)| list);
+        let next_update = parsed.and_then(CertificateRevocationList::next_update);
+        let next_update = next_update.map(|at| {
+            let seconds = u64::try_from(at.timestamp()).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+        });
+        Ok(Self {
+            judges: CertRevocationList::Owned(judges),
+            revoked: parsed.map_or(0, |list| list.iter_revoked_certificates().count()),
+            next_update,
+        })
+    }
 }
 
 #[cfg(test)]

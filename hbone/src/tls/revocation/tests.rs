@@ -92,3 +92,35 @@ fn what_cannot_be_read_changes_nothing_and_before_there_was_anything_lets_nobody
         assert!(matches!(judge(&bad), Err(TlsError::Revoked)));
     }
 }
+
+#[test]
+fn figures_count_lists_and_whom_they_name_and_what_could_not_be_read() {
+    let (ca, other, clock) = (Ca::new(), Ca::new(), Clock::new());
+    let soon = clock.system() + Duration::from_secs(HOUR);
+    let [one, two] = [CLIENT, SERVER].map(|name| ca.badge(&[name], soon).cert[0].clone());
+    let revocations = Revocations::default();
+    assert_eq!(revocations.figures(), RevocationFigures::default());
+    let text = ca.revoking(&[&one, &two]) + &other.revoking(&[&one]);
+    revocations.replace(text.as_bytes()).unwrap();
+    let figures = revocations.figures();
+    assert_eq!(
+        (figures.lists, figures.revoked, figures.unreadable),
+        (2, 3, 0)
+    );
+    // Both of February 2020.
+    let [next, same] = figures.next_updates[..] else {
+        panic!("{figures:?}")
+    };
+    assert_eq!(next, same);
+    let second = Duration::from_secs(1);
+    assert_eq!(figures.overdue(next - second), 0);
+    assert_eq!(figures.overdue(next + second), 2);
+
+    revocations.replace(b"nonsense").unwrap_err();
+    let after = revocations.figures();
+    assert_eq!(
+        (after.lists, after.unreadable),
+        (2, 1),
+        "the old ones count"
+    );
+}
