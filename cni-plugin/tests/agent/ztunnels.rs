@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::agent::{Agent, uid};
 use crate::support::eventually;
 use crate::support::net::{Asked, place};
-use crate::support::ztunnel::{Answer, Ztunnel};
+use crate::support::ztunnel::{Answer, LATER, Ztunnel};
 
 #[test]
 fn a_pod_that_waited_for_a_ztunnel_is_enrolled_when_one_connects() {
@@ -133,6 +133,20 @@ fn who_breaks_the_protocol_is_disconnected_and_nobody_else() {
     let said = [good.next().say(), good.next().say()];
     let uid = uid("pod");
     assert_eq!(said, [format!("del {uid}"), format!("add {uid}")]);
+}
+
+#[test]
+fn what_a_later_ztunnel_says_beside_what_is_known_is_passed_over() {
+    let agent = Agent::start(&[]);
+    let hello = [&[0x08, 0x01][..], LATER].concat();
+    let ztunnel = Ztunnel::saying(&agent.ztunnel_socket(), &hello);
+    ztunnel.snapshot();
+    ztunnel.answering(|_| Answer::LaterAck);
+    let netns = place("later");
+    agent.plain_pod("later");
+    assert_eq!(agent.cmdadd("later", &netns.path(), &["10.30.0.1"]).0, 200);
+    agent.await_redirection("later", Some("enabled"));
+    assert_eq!(ztunnel.next().say(), format!("add {}", uid("later")));
 }
 
 #[test]

@@ -12,3 +12,4 @@ mod namespaces;
 mod place;
 mod process;
 mod succession;
+mod versions;

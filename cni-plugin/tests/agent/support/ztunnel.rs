@@ -41,10 +41,15 @@ impl Heard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Ack,
+    /// With fields that this version does not know, in the message and around it.
+    LaterAck,
     Refuse(&'static str),
     Silence,
     Garbage,
 }
+
+/// A field that nobody knows yet, of five bytes: number 14, "new".
+pub const LATER: &[u8] = &[(14 << 3) | 2, 3, b'n', b'e', b'w'];
 
 /// Decides how each message is answered.
 type Judge = Box<dyn FnMut(&Heard) -> Answer + Send>;
@@ -154,6 +159,7 @@ impl Answer {
     fn bytes(self) -> Option<Vec<u8>> {
         let error = match self {
             Answer::Ack => String::new(),
+            Answer::LaterAck => return Some([&[0x0a, 5][..], LATER, LATER].concat()),
             Answer::Refuse(why) => why.to_owned(),
             Answer::Silence => return None,
             Answer::Garbage => return Some(vec![0xff; 8]),
