@@ -1,7 +1,22 @@
-//! What breaks, and what must not break with it.
+//! What breaks, and what must not break with it. The page is docs/faults.md.
+//!
+//! | module | what goes wrong |
+//! |---|---|
+//! | here | parts that die, links that are cut |
+//! | `clock` | nodes whose clocks disagree |
+//! | `signer` | nobody signs certificates for longer than they last |
+//! | `flapping` | the way to a control plane that tells of much is cut every second |
+//! | `flood` | ten thousand policies, a hundred of which change every second |
+//! | `names` | the name server of the outside world is dead or silent |
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
+mod clock;
+mod flapping;
+mod flood;
+mod names;
+mod signer;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::{
