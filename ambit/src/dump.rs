@@ -140,7 +140,11 @@ fn doors(part: Part) -> &'static [Door] {
             (15014, "/debug/faultz", false),
         ],
         Part::Agent => &[(15014, "/metrics", false), (8000, "/readyz", false)],
-        Part::Ztunnel => &[(15000, "/config_dump", true), (15020, "/metrics", false)],
+        Part::Ztunnel => &[
+            (15000, "/config_dump", true),
+            (15000, "/connections", true),
+            (15020, "/metrics", false),
+        ],
     }
 }
 

@@ -18,7 +18,7 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh::{Locality, Network, Snapshot, Tunnel, Workload};
+use mesh::{Locality, NamespacedHost, Network, Snapshot, Tunnel, Workload};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Name;
@@ -45,6 +45,29 @@ pub(crate) struct Question {
 enum Side {
     Source,
     Destination,
+}
+
+impl Question {
+    /// The addresses that are spoken of.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let destination = meant::split(&self.dst).0;
+        let named = [&*self.src, destination].into_iter();
+        named.filter_map(|text| text.parse().ok())
+    }
+
+    /// The services that may be meant by the destination.
+    pub(crate) fn hosts(&self, cluster_domain: &str) -> Vec<NamespacedHost> {
+        let (name, caller) = (meant::split(&self.dst).0, self.src.split_once('/'));
+        let namespace = caller.map_or("", |(namespace, _)| namespace);
+        meant::hosts(name, namespace, cluster_domain)
+    }
+
+    /// Whose connection it is, if that is known, and where it goes.
+    pub(crate) fn leads(&self, view: &View<'_>) -> Option<(Arc<Workload>, SocketAddr)> {
+        let caller = Caller::of(view, &self.src).ok()?;
+        let meant = Meant::of(view, &caller, &self.dst, self.port).ok()?;
+        Some((caller.workload?, meant.destination))
+    }
 }
 
 /// What is known where it is asked.

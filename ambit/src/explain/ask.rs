@@ -188,8 +188,9 @@ impl Next {
             Some("tunnel") => &decision["asksFor"],
             _ => &decision["to"],
         };
-        let source = match &caller["uid"] {
-            Value::String(uid) => uid.clone(),
+        // By its address: a ztunnel that does not follow everybody can ask for whoever has that.
+        let source = match &caller["addresses"][0] {
+            Value::String(address) => address.clone(),
             _ => source.to_owned(),
         };
         Some(Self::Pod {

@@ -344,7 +344,7 @@ mod tests {
         };
         assert_eq!(
             Next::of(&left.answer, "shop/client"),
-            Some(pod("c//Pod/shop/client"))
+            Some(pod("10.0.0.1"))
         );
         let mut way = left.answer.clone();
         way["decision"]["waypoint"] = json!("shop/way");

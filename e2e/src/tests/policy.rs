@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::{place::Place, pod::Pod, run::Test};
+use crate::{place::Place, pod::Pod, program::ambit, run::Test};
 
 /// Nothing but the mesh's own tunnels.
 pub(super) const STRICT: &str = "
@@ -102,7 +102,27 @@ pub(super) async fn a_policy_denies_by_principal_and_names_itself(test: &Test) -
             |record| record.inbound() && record.error().contains(&name),
         )
         .await?;
-    Ok(())
+    explained(&cast, &name).await
+}
+
+/// The live proxies say the same to who asks before trying.
+async fn explained(cast: &Cast, policy: &str) -> Result<()> {
+    let ask = |who: &Pod| format!("{}/{}", who.namespace, who.name);
+    let stranger = ambit(&["explain", &ask(&cast.stranger), "web:80"]).await?;
+    stranger
+        .with(1)?
+        .says("REFUSED (decided at the destination)")?
+        .says(&format!("explicitly denied by: {policy}"))?
+        .says("must not match any more")?;
+    let friend = ambit(&["explain", &ask(&cast.friend), "web:80"]).await?;
+    friend
+        .with(0)?
+        .says("ALLOWED (decided at the destination)")?;
+    ambit(&["connections", "-n", &cast.shop.name])
+        .await?
+        .with(0)?;
+    let busy = ambit(&["top", "--once", "-n", &cast.shop.name]).await?;
+    busy.with(0)?.says("stranger").map(drop)
 }
 
 /// ALLOW by service account.

@@ -526,6 +526,20 @@ fn listed(shop: &Shop<'_>, asking: &Asking) -> Result<()> {
     );
     ensure!(all(&["--workload", "nobody"])?.is_empty());
     drop((kept, through));
+    // In the log, when it has ended; at the app's end the waypoint keeps what it has opened.
+    let way = "shop/way.shop.svc.cluster.local";
+    let of_client = shop.lab.access_log(1)?;
+    of_client.find("the connection to the waypoint", |line| {
+        line.outbound()
+            && line.field("waypoint") == way
+            && line.field("dst.service") == shop.web.host
+    })?;
+    let peer = shop.waypoint.pod().pod().name();
+    shop.until("the waypoint to be named where it calls", |shop| {
+        let answered = shop.runtime.block_on(shop.get("/"));
+        let found = all(&["--direction", "inbound", "--peer", peer]);
+        answered.is_ok() && found.is_ok_and(|found| found.iter().any(|it| it["waypoint"] == way))
+    })?;
     shop.until("what has ended to be listed no more", |_| {
         all(&["--workload", "client"]).is_ok_and(|found| found.is_empty())
     })

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh::{Network, Service, Snapshot, VipAddress, Workload};
+use mesh::{NamespacedHost, Network, Service, Snapshot, VipAddress, Workload};
 
 use super::View;
 
@@ -221,8 +221,26 @@ fn service<'a>(view: &View<'a>, caller: &Caller, name: &str) -> Option<&'a Arc<S
         .find_map(|host| view.snapshot.service_for_host(host, namespace))
 }
 
+/// The services of Kubernetes that may be called so from a namespace; a host of another kind cannot be told to be of any.
+pub(super) fn hosts(name: &str, namespace: &str, domain: &str) -> Vec<NamespacedHost> {
+    let name = name.to_ascii_lowercase();
+    let of = |namespace: &str, service: &str| {
+        let host = format!("{service}.{namespace}.svc.{domain}");
+        NamespacedHost::new(namespace, host)
+    };
+    if name.parse::<IpAddr>().is_ok() {
+        return Vec::new();
+    }
+    if let Some((namespace, service)) = name.split_once('/') {
+        return vec![of(namespace, service)];
+    }
+    let mut parts = name.split('.');
+    let service = parts.next().unwrap_or_default();
+    vec![of(parts.next().unwrap_or(namespace), service)]
+}
+
 /// `name:port`, `1.2.3.4:80`, `[fd00::1]:80`; an IPv6 address alone has no port.
-fn split(text: &str) -> (&str, Option<u16>) {
+pub(super) fn split(text: &str) -> (&str, Option<u16>) {
     if text.parse::<IpAddr>().is_ok() {
         return (text, None);
     }
@@ -240,7 +258,25 @@ fn split(text: &str) -> (&str, Option<u16>) {
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use super::{hosts, split};
+
+    #[test]
+    fn the_service_that_may_be_meant_by_a_short_name_is_asked_for() {
+        for (name, expected) in [
+            ("web", Some("shop/web.shop.svc.cluster.local")),
+            ("web.depot", Some("depot/web.depot.svc.cluster.local")),
+            (
+                "web.depot.svc.cluster.local",
+                Some("depot/web.depot.svc.cluster.local"),
+            ),
+            ("depot/web", Some("depot/web.depot.svc.cluster.local")),
+            ("10.0.0.1", None),
+        ] {
+            let found = hosts(name, "shop", "cluster.local");
+            let found = found.first().map(ToString::to_string);
+            assert_eq!(found.as_deref(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_port_is_what_stands_behind_a_name_and_not_the_end_of_an_address() {

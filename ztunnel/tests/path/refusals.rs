@@ -116,7 +116,7 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_lets_a_connection_in_is_named_at_its_destination() {
-    for (suffix, at) in [("pa", At::Node(1)), ("pb", At::Node(0))] {
+    for (suffix, at) in [("let-a", At::Node(1)), ("let-b", At::Node(0))] {
         let (client_name, server_name) = (format!("client-{suffix}"), format!("server-{suffix}"));
         let mut world = World::new(&[]);
         let client = world.pod(&client_name, At::Node(0), &CLIENT).await;
