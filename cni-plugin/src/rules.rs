@@ -266,7 +266,7 @@ impl Capture {
                 rules.extend(ranges.filter(|range| ip.has(range)).map(to));
                 rules.extend(self.captured(&ip).into_iter().map(|to| {
                     format!(
-                        "oifname != \"lo\" meta nfproto {} meta l4proto udp {to}udp dport != 53 fib daddr type unicast ct direction original {NOT_ZTUNNEL} counter meta mark set meta mark & 0xfffff000 | 0x111",
+                        "oifname != \"lo\" meta nfproto {} meta l4proto udp {to}udp dport != 53 fib daddr type unicast ct direction original {NOT_ZTUNNEL} counter meta mark set meta mark & 0xffffe000 | 0x1111",
                         ip.name
                     )
                 }));
@@ -276,13 +276,14 @@ impl Capture {
     }
 
     /// Datagrams to the sockets of ztunnel: what is on its way out and was turned around, and what comes from elsewhere. A
-    /// socket that is connected, which each flow has, goes before them.
+    /// socket that is connected, which each flow has, goes before them. What was turned around has a mark of its own: what a
+    /// connection's mark brings back, or took along on its way to the app, has nothing to do with these.
     fn udp_prerouting(&self) -> Vec<String> {
         let mut rules = Vec::new();
         for ip in self.families() {
             let (name, keyword, at) = (ip.name, ip.keyword, ip.listener);
             rules.push(format!(
-                "iifname \"lo\" meta nfproto {name} meta l4proto udp meta mark & 0xfff == 0x111 counter tproxy {keyword} to {at}:15001"
+                "iifname \"lo\" meta nfproto {name} meta l4proto udp meta mark & 0x1fff == 0x1111 counter tproxy {keyword} to {at}:15001"
             ));
             if self.inbound {
                 let ports = self.exempt.inbound_ports.iter();

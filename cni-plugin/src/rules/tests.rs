@@ -315,16 +315,16 @@ fn a_pod_whose_udp_is_carried() {
         rules,
         [
             "meta l4proto udp meta mark & 0x1fff == 0x1539 counter return",
-            "iifname \"lo\" meta nfproto ipv4 meta l4proto udp meta mark & 0xfff == 0x111 counter tproxy ip to 127.0.0.1:15001",
+            "iifname \"lo\" meta nfproto ipv4 meta l4proto udp meta mark & 0x1fff == 0x1111 counter tproxy ip to 127.0.0.1:15001",
             "meta nfproto ipv4 udp dport 9090 counter return",
             "iifname != \"lo\" meta nfproto ipv4 meta l4proto udp fib daddr type local ct direction original meta mark & 0xfff != 0x539 counter tproxy ip to 127.0.0.1:15006",
-            "iifname \"lo\" meta nfproto ipv6 meta l4proto udp meta mark & 0xfff == 0x111 counter tproxy ip6 to [::1]:15001",
+            "iifname \"lo\" meta nfproto ipv6 meta l4proto udp meta mark & 0x1fff == 0x1111 counter tproxy ip6 to [::1]:15001",
             "meta nfproto ipv6 udp dport 9090 counter return",
             "iifname != \"lo\" meta nfproto ipv6 meta l4proto udp fib daddr type local ct direction original meta mark & 0xfff != 0x539 counter tproxy ip6 to [::1]:15006",
             "udp dport 443 counter return",
             "meta l4proto udp ip daddr 10.0.0.0/8 counter return",
-            "oifname != \"lo\" meta nfproto ipv4 meta l4proto udp udp dport != 53 fib daddr type unicast ct direction original meta mark & 0xfff != 0x539 counter meta mark set meta mark & 0xfffff000 | 0x111",
-            "oifname != \"lo\" meta nfproto ipv6 meta l4proto udp udp dport != 53 fib daddr type unicast ct direction original meta mark & 0xfff != 0x539 counter meta mark set meta mark & 0xfffff000 | 0x111",
+            "oifname != \"lo\" meta nfproto ipv4 meta l4proto udp udp dport != 53 fib daddr type unicast ct direction original meta mark & 0xfff != 0x539 counter meta mark set meta mark & 0xffffe000 | 0x1111",
+            "oifname != \"lo\" meta nfproto ipv6 meta l4proto udp udp dport != 53 fib daddr type unicast ct direction original meta mark & 0xfff != 0x539 counter meta mark set meta mark & 0xffffe000 | 0x1111",
         ]
     );
     let ingress = Capture {
