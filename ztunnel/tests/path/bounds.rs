@@ -96,7 +96,9 @@ async fn handshakes_that_nobody_ends_keep_no_other_pod_from_its_own() {
     }
     // One that was taken has not always begun yet.
     loop {
-        let mut newest = outside.connect(flooded.at(0, 15008)).await;
+        let Ok(mut newest) = outside.try_connect(flooded.at(0, 15008)).await else {
+            break; // it was as fast as that
+        };
         let heard = tokio::time::timeout(Duration::from_millis(300), cut(&mut newest)).await;
         if heard.is_ok() {
             break;
