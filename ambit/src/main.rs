@@ -17,6 +17,7 @@ mod output;
 mod parts;
 mod proxy;
 mod status;
+mod vm;
 mod text;
 mod top;
 mod waypoint;
@@ -60,6 +61,8 @@ enum Command {
     /// Layer 7 proxies of a namespace.
     #[command(subcommand)]
     Waypoint(waypoint::Command),
+    /// Machines that are no pods: tokens by which they join, and who has. Runs `istiod-lite vm` inside the control plane.
+    Vm(vm::Vm),
     /// Collect what a person who helps you needs: states, logs, configuration; never a key.
     Dump(dump::Dump),
     /// Print the completion script of a shell.
@@ -104,6 +107,7 @@ async fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Enroll(enroll) => enroll.run(&access).await,
         Command::Unenroll(unenroll) => unenroll.run(&access).await,
         Command::Waypoint(command) => command.run(&access).await,
+        Command::Vm(vm) => vm.run(&access).await,
         Command::Dump(dump) => dump.run(&access).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -49,12 +49,32 @@ pub enum Vm {
     },
 }
 
-/// Where the book of machines is.
+/// Where the book of machines is: in a state directory, or, without --config-dir, in a cluster.
 #[derive(Debug, Clone, Args)]
 pub struct Book {
-    #[command(flatten)]
-    #[allow(missing_docs)] // flattened
-    pub places: Places,
+    /// Directory of Kubernetes YAML that stands in for an API server.
+    #[arg(long, value_name = "DIR", env = "CONFIG_DIR")]
+    pub config_dir: Option<PathBuf>,
+    /// With --config-dir: the directory that istiod-lite keeps its own files in, as it was told.
+    #[arg(long, value_name = "DIR", env = "STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// How to reach the API server, if not as a pod does.
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the control plane.
+    #[arg(long, default_value = "istio-system", env = "POD_NAMESPACE")]
+    pub system_namespace: String,
+}
+
+impl Book {
+    /// The state directory, if it is one.
+    pub fn state(&self) -> Option<PathBuf> {
+        let places = Places {
+            config_dir: self.config_dir.clone()?,
+            state_dir: self.state_dir.clone(),
+        };
+        Some(places.state())
+    }
 }
 
 /// `istiod-lite vm token`

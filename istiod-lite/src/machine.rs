@@ -33,10 +33,12 @@ use crate::serve::Peer;
 use crate::token::{JOIN_AUDIENCE, Join, Tokens, now, now_in_millis};
 use shown::Shown;
 use store::{Store, Use};
+use tokio::sync::OnceCell;
 
 /// The book of machines, and the rules by which it is written.
 pub struct Machines {
-    tokens: Tokens,
+    /// Read when they are needed first: a cluster may not be reached yet.
+    tokens: OnceCell<Tokens>,
     store: Store,
     trust_domain: Arc<str>,
     absence: Duration,
@@ -235,14 +237,13 @@ impl Machine {
 impl Machines {
     /// Over a book; a machine may be away for `absence` after its certificate has ended.
     pub fn new(
-        tokens: Tokens,
         store: Store,
         trust_domain: Arc<str>,
         absence: Duration,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            tokens,
+            tokens: OnceCell::new(),
             store,
             trust_domain,
             absence,
@@ -290,7 +291,8 @@ impl Machines {
         workload: &str,
         connection: &Connection,
     ) -> Result<Arc<Machine>, Refused> {
-        let claims = self.tokens.verify_join(token)?;
+        let tokens = self.tokens.get_or_try_init(|| self.store.tokens()).await?;
+        let claims = tokens.verify_join(token)?;
         let from = connection.peer.ok_or(Refused::NoPeer)?;
         let join = claims.join;
         let name = reference(&join);
@@ -311,6 +313,7 @@ impl Machines {
             });
         }
         let _turn = self.turn.lock().await;
+        self.store.look_anew();
         let standing = self.store.machine(&join.namespace, &join.name).await?;
         let first = Use {
             key: key.into(),

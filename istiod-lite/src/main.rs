@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use api::k8s::dir;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 use clap::Parser as _;
+use istiod_lite::cluster;
 use istiod_lite::config::{Book, Check, Cli, Command, JoinToken, Run, Token, Vm};
 use istiod_lite::machine::{self, store::Store};
 use istiod_lite::token::{Join, Named, Request, Tokens};
@@ -99,11 +100,10 @@ fn print_token(token: &Token) -> anyhow::Result<()> {
 #[tokio::main(flavor = "current_thread")]
 #[allow(clippy::print_stdout)] // the token, or the list, is the output
 async fn of_machines(vm: Vm) -> anyhow::Result<()> {
-    let open = |book: &Book| Store::directory(&book.places.state());
     match vm {
         Vm::Token(token) => {
             let join = join(&token)?;
-            let tokens = Tokens::open(&token.book.places.state())?;
+            let tokens = open(&token.book).await?.tokens().await?;
             eprintln!(
                 "for {}/{}, as {}",
                 join.namespace, join.name, join.service_account
@@ -111,7 +111,7 @@ async fn of_machines(vm: Vm) -> anyhow::Result<()> {
             println!("{}", tokens.issue_join(&join, token.ttl)?);
         }
         Vm::List(book) => {
-            for machine in open(&book).list().await? {
+            for machine in open(&book).await?.list().await? {
                 println!("{}", serde_json::to_string(&machine)?);
             }
         }
@@ -119,7 +119,7 @@ async fn of_machines(vm: Vm) -> anyhow::Result<()> {
             let (namespace, name) = machine
                 .split_once('/')
                 .context("namespace/name is needed")?;
-            if !machine::remove(&open(&book), namespace, name).await? {
+            if !machine::remove(&open(&book).await?, namespace, name).await? {
                 bail!("no machine {machine} has joined");
             }
         }
@@ -127,8 +127,21 @@ async fn of_machines(vm: Vm) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn open(book: &Book) -> anyhow::Result<Store> {
+    if let Some(state) = book.state() {
+        return Ok(Store::directory(&state));
+    }
+    let connection = cluster::connect(book.kubeconfig.as_deref()).await?;
+    Ok(Store::cluster(connection.client, &book.system_namespace))
+}
+
 /// What a token is to say, if it makes sense.
 fn join(token: &JoinToken) -> anyhow::Result<Join> {
+    if token.group.is_some() && token.book.config_dir.is_none() {
+        bail!(
+            "with Kubernetes WorkloadEntries are not made by themselves: write the machine's, and leave out --group"
+        );
+    }
     if token.ttl > LONGEST_JOIN {
         bail!("a join token is good for a day at most");
     }

@@ -325,7 +325,6 @@ async fn standalone(
     };
     let trust_domain: Arc<str> = settings.trust_domain.as_str().into();
     let machines = Machines::new(
-        Tokens::open(&state)?,
         Store::directory(&state),
         Arc::clone(&trust_domain),
         run.machine_absence,
@@ -387,19 +386,26 @@ async fn in_cluster(
         parts.metrics.clone(),
         drain,
     );
+    let metrics = parts.metrics.clone();
     let source = Cluster::open(&connection, health.clone(), parts.metrics.clone());
     let kinds = source.kinds();
     let origin = Origin::Cluster(Box::new(source));
     let feed = start_feed(run, parts, origin, settings.clone());
     let (authority, fed) = tokio::join!(authority, feed);
     fed.map_err(|_| StartError::Ended)?;
+    let machines = Machines::new(
+        Store::cluster(client(), &run.namespace),
+        settings.trust_domain.as_str().into(),
+        run.machine_absence,
+        metrics,
+    );
     let reviewer = Reviewer::new(client(), run.token_audiences.clone(), health.clone());
     Ok(Base {
         authority: authority.ok_or(StartError::Ended)?,
         judge: Judge::Cluster(Box::new(reviewer), Pods::new(client())),
         settings,
         cluster: Some((connection, kinds)),
-        machines: None,
+        machines: Some(machines),
     })
 }
 
@@ -429,26 +435,23 @@ fn exists(views: &Views) -> webhook::Exists {
 }
 
 /// Keeps the entries of machines, where machines join.
-fn registrar(run: &Run, front: &Front) -> Option<Arc<Registrar>> {
-    let Input::Directory { config, .. } = run.input() else {
-        return None;
-    };
+fn registrar(run: &Run, front: &Front) -> Arc<Registrar> {
     let views = &front.views;
-    Some(Registrar::new(
-        &config,
+    Registrar::new(
+        run.config_dir.as_deref(),
         run.machine_grace,
         &run.cluster_id,
         views.groups.subscribe(),
         views.entries.clone(),
         views.catalog.clone(),
-    ))
+    )
 }
 
 fn routes(
     authority: &Arc<Authority>,
     authenticator: &Arc<Authenticator>,
     front: &Front,
-    registrar: Option<Arc<Registrar>>,
+    registrar: Arc<Registrar>,
 ) -> Routes {
     let certificates = CertificateService::new(
         authority.clone(),
@@ -465,13 +468,11 @@ fn routes(
         metrics: front.metrics.clone(),
     });
     let mut routes = Routes::new(certificates);
-    if let Some(registrar) = registrar {
-        let presence = PresenceService {
-            authenticator: authenticator.clone(),
-            registrar,
-        };
-        routes = routes.add_service(PresenceServer::new(presence));
-    }
+    let presence = PresenceService {
+        authenticator: authenticator.clone(),
+        registrar,
+    };
+    routes = routes.add_service(PresenceServer::new(presence));
     let router = std::mem::take(routes.axum_router_mut());
     *routes.axum_router_mut() = router.merge(discovery.routes());
     routes.prepare()

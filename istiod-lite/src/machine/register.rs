@@ -37,7 +37,8 @@ pub struct Registrar {
     catalog: Reader,
     /// The name of our cluster, in the names of resources.
     cluster: String,
-    folder: PathBuf,
+    /// Nowhere with Kubernetes.
+    folder: Option<PathBuf>,
     grace: Duration,
     present: Mutex<HashMap<String, u32>>,
     /// One entry is written at a time.
@@ -73,6 +74,11 @@ pub enum NotRegistered {
     /// Somebody wrote one by hand.
     #[error("WorkloadEntry {0} is there already, and was not made for a machine")]
     Foreign(String),
+    /// With Kubernetes.
+    #[error(
+        "entries are made by themselves only where the configuration is a directory; write WorkloadEntry {0}, and make a token without a group"
+    )]
+    Nowhere(String),
     /// The disk.
     #[error("the entry cannot be written: {0}")]
     Write(#[from] io::Error),
@@ -85,10 +91,10 @@ pub struct Presence {
 }
 
 impl Registrar {
-    /// One that writes into a configuration directory. Entries that are there already belong to machines that come back within
+    /// One that writes into a configuration directory, if there is one. Entries that are there already belong to machines that come back within
     /// the grace, or go.
     pub fn new(
-        config: &Path,
+        config: Option<&Path>,
         grace: Duration,
         cluster: &str,
         groups: watch::Receiver<Groups>,
@@ -100,11 +106,14 @@ impl Registrar {
             entries,
             catalog,
             cluster: cluster.into(),
-            folder: config.join("registered"),
+            folder: config.map(|config| config.join("registered")),
             grace,
             present: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         });
+        if registrar.folder.is_none() {
+            return registrar;
+        }
         let left: Vec<ObjectKey> = registrar
             .entries
             .load()
@@ -147,6 +156,9 @@ impl Registrar {
         let Some(name) = &join.group else {
             return Ok(None);
         };
+        if self.folder.is_none() {
+            return Err(NotRegistered::Nowhere(machine.reference()));
+        }
         let reference = format!("{}/{name}", join.namespace);
         let key = ObjectKey::new(Kind::WorkloadGroup, &join.namespace, name);
         let group = self.groups.borrow().get(&key).cloned();
@@ -264,7 +276,8 @@ impl Registrar {
     }
 
     fn path(&self, namespace: &str, name: &str) -> PathBuf {
-        self.folder.join(format!("{namespace}.{name}.yaml"))
+        let folder = self.folder.as_deref().unwrap_or(Path::new(""));
+        folder.join(format!("{namespace}.{name}.yaml"))
     }
 
     fn present(&self) -> MutexGuard<'_, HashMap<String, u32>> {

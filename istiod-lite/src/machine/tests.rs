@@ -1,5 +1,6 @@
 use super::*;
 use crate::token::{AUDIENCE, Request};
+use crate::write::fake::Fake;
 
 /// A book that can be closed and opened again.
 struct Book(tempfile::TempDir);
@@ -19,13 +20,7 @@ impl Book {
     fn open(&self) -> Arc<Machines> {
         let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
         let absence = Duration::from_secs(3600);
-        Machines::new(
-            self.tokens(),
-            self.store(),
-            "cluster.local".into(),
-            absence,
-            metrics,
-        )
+        Machines::new(self.store(), "cluster.local".into(), absence, metrics)
     }
 
     fn tokens(&self) -> Tokens {
@@ -248,6 +243,54 @@ async fn who_joins_under_another_name_than_that_of_its_token_does_not_and_the_to
     assert_eq!(reason(other), "lies");
     let own = machines.join(&token, "k1", "shop/vm-1", &home).await;
     assert_eq!(reason(own), "none");
+}
+
+#[tokio::test]
+async fn in_a_cluster_all_replicas_keep_one_book_and_one_key() {
+    let fake = Fake::new();
+    let store = || Store::cluster(fake.client(), "istio-system");
+    let replica = || {
+        let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
+        let absence = Duration::from_secs(3600);
+        Machines::new(store(), "cluster.local".into(), absence, metrics)
+    };
+    let token = async |join: &Join| {
+        let tokens = store().tokens().await.unwrap();
+        tokens.issue_join(join, Duration::from_secs(60)).unwrap()
+    };
+    let (one, other) = (replica(), replica());
+    let (first, home) = (token(&join()).await, from(HOME));
+    let outcomes = tokio::join!(
+        one.join(&first, "k1", "", &home),
+        other.join(&first, "k2", "", &home)
+    );
+    let won = match &outcomes {
+        (Ok(_), Err(_)) => "k1",
+        (Err(_), Ok(_)) => "k2",
+        both => panic!("{both:?}"),
+    };
+    for replica in [&one, &other, &replica()] {
+        let known = replica.known("shop/vm-1", &shown(won), &home).await;
+        assert_eq!(reason(known), "none");
+        let again = replica.join(&first, "k3", "", &home).await;
+        assert_eq!(reason(again), "token_used");
+    }
+    assert_eq!(store().list().await.unwrap().len(), 1);
+    assert!(remove(&store(), "shop", "vm-1").await.unwrap());
+    let gone = replica().known("shop/vm-1", &shown(won), &home).await;
+    assert_eq!(reason(gone), "unknown");
+    // Who cannot be asked has not said yes.
+    let second = token(&Join {
+        name: "vm-2".into(),
+        ..join()
+    })
+    .await;
+    fake.refuse(|method, _| (*method == http::Method::PUT).then_some(500));
+    let refused = one.join(&second, "k4", "", &home).await;
+    assert_eq!(reason(refused), "store");
+    fake.refuse_nothing();
+    let joined = one.join(&second, "k4", "", &home).await;
+    assert_eq!(reason(joined), "none");
 }
 
 #[test]
