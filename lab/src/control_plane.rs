@@ -73,6 +73,15 @@ impl Site {
         run::run(&mut command).context("issuing a token")
     }
 
+    /// A service-account token that is bound to no pod, as `kubectl create token` would issue.
+    pub(crate) fn account_token(&self, namespace: &str, account: &str) -> Result<String> {
+        let mut command = bare(&self.bin.join("istiod-lite"));
+        command.arg("token").arg("--config-dir").arg(&self.config);
+        command.arg("--state-dir").arg(self.state());
+        command.args(["--namespace", namespace, "--service-account", account]);
+        run::run(&mut command).context("issuing a token")
+    }
+
     /// `istiod-lite vm …` over the lab's state.
     pub(crate) fn vm(&self, words: &[&str]) -> Result<String> {
         let mut command = bare(&self.bin.join("istiod-lite"));

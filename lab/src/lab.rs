@@ -301,6 +301,11 @@ impl Lab {
         Machine::new(site, place, namespace, name, account)
     }
 
+    /// A token of istiod-lite's for an account, of no pod.
+    pub fn account_token(&self, namespace: &str, account: &str) -> Result<String> {
+        self.shared.control_site.account_token(namespace, account)
+    }
+
     /// What `istiod-lite vm …` says, on the control plane's host.
     pub fn vm(&self, words: &[&str]) -> Result<String> {
         self.shared.control_site.vm(words)

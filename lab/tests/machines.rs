@@ -370,7 +370,43 @@ fn a_machine_gets_no_entry_at_the_address_of_another_nor_of_a_group_for_others()
         let rest = ["--group", "db", "--name", "db-2", "--address", &addresses];
         other.give_token(&lab.vm(&[words.as_slice(), &rest].concat())?)?;
         other.proxy().launch()?;
-        control_plane_says(lab, "is for service account \"db\", and the machine's is \"web\"")?;
+        control_plane_says(
+            lab,
+            "is for service account \"db\", and the machine's is \"web\"",
+        )?;
+        Ok(())
+    });
+}
+
+#[test]
+fn with_a_service_account_token_a_machine_has_its_own_identity_and_no_other() {
+    in_lab(Lab::builder().nodes(1), |lab| {
+        let pair = Pair::between(lab, ("client", 0), ("web", 0))?;
+        let machine = lab.machine("shop/db", "db")?;
+        lab.apply_yaml("db", &entry(&machine))?;
+        let file = machine.dir().join("token");
+        fs::write(&file, lab.account_token("shop", "db")?.trim())?;
+        let file = file.display().to_string();
+        let env = [("AMBIT_JOIN_TOKEN", ""), ("AUTH_TOKEN", &*file)];
+        let machine = machine.with_env(&env);
+        machine.proxy().start()?;
+        let _server = Server::over(machine.listen(8080)?, echo);
+        talk_soon(&pair.client, machine.at(8080))?;
+        let there = lab.access_log(0)?.from_now();
+        says_soon(&machine, pair.at())?;
+        let record = there.find("what the machine said", |it| {
+            it.inbound() && it.field("src.workload") == "db" && it.error().is_empty()
+        })?;
+        ensure!(
+            record.field("src.identity") == machine.identity(),
+            "{record:?}"
+        );
+        machine.proxy().terminate(SOON)?;
+        // The token of one account, and the workload of another.
+        let liar = machine.calling_itself("shop/web/web", &env);
+        liar.proxy().launch()?;
+        its_log_says(&liar, "authorization failed: no identities")?;
+        ensure!(!liar.proxy().is_ready(), "it is not served");
         Ok(())
     });
 }
