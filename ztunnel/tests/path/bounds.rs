@@ -20,21 +20,21 @@ async fn served(client: &WorldPod, server: &WorldPod) -> TcpStream {
 async fn a_client_at_its_bound_hurts_no_other_and_is_served_again_when_one_of_its_connections_ends()
 {
     let mut world = World::new(&["--max-connections-per-workload", "3"]);
-    let client = world.pod("client-b1", At::Node(0), &CLIENT).await;
-    let other = world.pod("other-b1", At::Node(0), &["10.77.0.3"]).await;
-    let outside = world.pod("outside-b1", At::Nowhere, &SERVER).await;
+    let client = world.pod("client-full1", At::Node(0), &CLIENT).await;
+    let other = world.pod("other-full1", At::Node(0), &["10.77.0.3"]).await;
+    let outside = world.pod("outside-full1", At::Nowhere, &SERVER).await;
     outside.serve(9000);
     let mut open = Vec::new();
     for _ in 0..3 {
         open.push(served(&client, &outside).await);
     }
     client.is_reset(outside.at(0, 9000)).await;
-    let line = log::line(&["client-b1", "outbound", "connection failed"]).await;
+    let line = log::line(&["client-full1", "outbound", "connection failed"]).await;
     assert!(
         line.contains("3 connections of this pod are open, as many as one may have"),
         "{line}"
     );
-    let failed = ["source_workload=\"client-b1\"", OVERLOAD];
+    let failed = ["source_workload=\"client-full1\"", OVERLOAD];
     let count = world.nodes[0].metric("istio_tcp_connections_failed_total", &failed);
     assert_eq!(count, 1);
 
@@ -52,7 +52,7 @@ async fn a_client_at_its_bound_hurts_no_other_and_is_served_again_when_one_of_it
 /// Through a tunnel (its connection counts too), and on the server's own node.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_at_its_bound_says_so_and_its_neighbour_is_served() {
-    for (node, name, room) in [(1, "b2", 3), (0, "b3", 4)] {
+    for (node, name, room) in [(1, "full2", 3), (0, "full3", 4)] {
         let mut world = World::new(&["--max-connections-per-workload", "4"]);
         let client = format!("client-{name}");
         let client = world.pod(&client, At::Node(0), &CLIENT).await;
@@ -85,10 +85,12 @@ async fn a_server_at_its_bound_says_so_and_its_neighbour_is_served() {
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_that_nobody_ends_keep_no_other_pod_from_its_own() {
     let mut world = World::new(&["--max-handshakes", "4"]);
-    let client = world.pod("client-b4", At::Node(0), &CLIENT).await;
-    let flooded = world.pod("flooded-b4", At::Node(1), &SERVER).await;
-    let server = world.pod("server-b4", At::Node(1), &["10.77.0.4"]).await;
-    let outside = world.pod("outside-b4", At::Nowhere, &["10.77.0.6"]).await;
+    let client = world.pod("client-full4", At::Node(0), &CLIENT).await;
+    let flooded = world.pod("flooded-full4", At::Node(1), &SERVER).await;
+    let server = world.pod("server-full4", At::Node(1), &["10.77.0.4"]).await;
+    let outside = world
+        .pod("outside-full4", At::Nowhere, &["10.77.0.6"])
+        .await;
     server.serve(9000);
     let mut silent = Vec::new();
     for _ in 0..2 {
@@ -105,7 +107,7 @@ async fn handshakes_that_nobody_ends_keep_no_other_pod_from_its_own() {
         }
         silent.push(newest);
     }
-    let line = log::line(&["flooded-b4", "inbound", "handshakes with this pod"]).await;
+    let line = log::line(&["flooded-full4", "inbound", "handshakes with this pod"]).await;
     assert!(line.contains("2 handshakes"), "{line}");
     echo(served(&client, &server).await, b"as if nothing were").await;
 }
@@ -113,8 +115,8 @@ async fn handshakes_that_nobody_ends_keep_no_other_pod_from_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_when_memory_is_short_is_refused_and_what_is_open_goes_on() {
     let mut world = World::new(&["--max-memory", "1"]);
-    let client = world.pod("client-b5", At::Node(0), &CLIENT).await;
-    let outside = world.pod("outside-b5", At::Nowhere, &SERVER).await;
+    let client = world.pod("client-full5", At::Node(0), &CLIENT).await;
+    let outside = world.pod("outside-full5", At::Nowhere, &SERVER).await;
     outside.serve(9000);
     // It is measured as soon as the node stands.
     while let Ok(mut tcp) = client.try_connect(outside.at(0, 9000)).await {
@@ -122,7 +124,7 @@ async fn who_comes_when_memory_is_short_is_refused_and_what_is_open_goes_on() {
             break;
         }
     }
-    let line = log::line(&["client-b5", "outbound", "connection failed"]).await;
+    let line = log::line(&["client-full5", "outbound", "connection failed"]).await;
     assert!(
         line.contains("bytes of memory, more than it takes on"),
         "{line}"
