@@ -10,6 +10,7 @@ mod certificates;
 mod command;
 mod control;
 mod disturb;
+mod egress;
 mod enrol;
 mod identity;
 mod installer;
@@ -117,6 +118,9 @@ pub fn all() -> Vec<Case> {
             an_address_that_changes_hands_brings_no_rights_along
             an_address_that_changes_hands_is_reached_under_the_right_identity_only
         }
+        egress {
+            a_label_closes_a_namespace_to_the_unknown_and_a_service_entry_opens_one
+        }
         plugin {
             cnitool_adds_checks_and_deletes_in_every_version
         }
@@ -167,6 +171,7 @@ pub fn all() -> Vec<Case> {
             while_no_pod_of_a_waypoint_runs_its_traffic_is_refused
             tokens_faults_and_limits_hold_at_a_waypoint
             our_classes_are_accepted_and_a_gateway_of_an_unknown_class_is_left_alone
+            an_east_west_gateway_runs_and_leads_who_comes_from_elsewhere_to_a_service
         }
         installer {
             the_agents_own_configuration_outlives_what_the_network_writes

@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use authority::Ca;
-use lab::{Lab, Pod, WaypointPod};
-use support::{SOON, Server, ends, refused, talk, talk_soon, turn};
+use lab::{Lab, Pod, WaypointPod, wait};
+use support::{SOON, Server, ends, in_lab, refused, talk, talk_soon, turn};
 
 /// What a test has to do with.
 struct Networks {
@@ -266,5 +266,35 @@ fn a_gateway_that_is_gone_is_named_and_one_that_is_back_is_used_again() {
         );
         door.component().start()?;
         talk_soon(client, *at)
+    });
+}
+
+/// The gateway of the other network is our own, which leads to the pods of ours: one lab is enough to see who goes by it.
+#[test]
+fn a_service_with_endpoints_here_and_on_another_network_is_reached_at_both() {
+    in_lab(Lab::builder(), |lab| {
+        lab.namespace("shop").ambient()?;
+        let server = lab.pod("shop/web").node(0).service_account("web").start()?;
+        let echo = Server::echo(&server, 8080)?;
+        let door = lab.east_west("istio-system/door", 0)?;
+        let client = lab.pod("shop/client").node(1).service_account("client");
+        let client = client.start()?;
+        let at = lab.service("shop/web", &[(80, 8080)])?.at(80);
+        talk(&client, at, "here")?;
+        lab.apply_yaml("two", &elsewhere(door.pod()))?;
+        let ways = [client.ip(), door.pod().ip()];
+        wait::until("connections by both ways", SOON, || {
+            let before = echo.peers().len();
+            for _ in 0..10 {
+                talk(&client, at, "by either way")?;
+            }
+            let peers = echo.peers();
+            let by = |ip| peers[before..].iter().any(|peer| peer.ip() == ip);
+            Ok(if ways.into_iter().all(by) {
+                wait::Probe::Ready(())
+            } else {
+                wait::Probe::NotYet(format!("{:?}", &peers[before..]))
+            })
+        })
     });
 }

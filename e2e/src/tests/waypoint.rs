@@ -1,6 +1,8 @@
 //! Waypoints on a real cluster: how they come to run and go, with and without the Gateway API. What they do with requests:
 //! [`requests`], [`rules`], and all of it [`features`]; whose: [`reach`], [`turns`]; more than there is room for: [`pressure`].
+//! The same program between networks: [`doors`].
 
+mod doors;
 mod features;
 mod pressure;
 mod reach;
@@ -13,6 +15,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
+pub(super) use doors::an_east_west_gateway_runs_and_leads_who_comes_from_elsewhere_to_a_service;
 pub(super) use features::every_feature_does_what_its_file_says;
 pub(super) use pressure::a_waypoint_that_is_full_says_so_and_serves_the_others;
 pub(super) use reach::{
