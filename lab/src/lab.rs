@@ -13,7 +13,7 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     ops::Deref,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicUsize, Ordering},
@@ -299,6 +299,16 @@ impl Lab {
             name_server: self.shared.name_server(),
         };
         Machine::new(site, place, namespace, name, account)
+    }
+
+    /// Where the programs are that it runs.
+    pub fn bin_dir(&self) -> &Path {
+        &self.shared.control_site.bin
+    }
+
+    /// The roots of trust, for those who must verify istiod-lite.
+    pub fn root_cert(&self) -> PathBuf {
+        self.shared.control_site.root_cert()
     }
 
     /// A token of istiod-lite's for an account, of no pod.

@@ -410,3 +410,48 @@ fn with_a_service_account_token_a_machine_has_its_own_identity_and_no_other() {
         Ok(())
     });
 }
+
+#[test]
+fn a_pod_without_a_node_agent_brings_its_own_proxy() {
+    in_lab(Lab::builder().nodes(1), |lab| {
+        let pair = Pair::between(lab, ("client", 0), ("web", 0))?;
+        lab.namespace("side").plain()?;
+        let pod = lab
+            .pod("side/own")
+            .service_account("own")
+            .label("istio.io/dataplane-mode", "none")
+            .annotation("ambient.istio.io/redirection", "enabled")
+            .without_waiting()
+            .start()?;
+        let program = |name: &str| lab.bin_dir().join(name).display().to_string();
+        pod.exec([&*program("ambit-cni-agent"), "capture", "up"])?
+            .success()?;
+        let token = pod.dir().join("token");
+        fs::write(&token, lab.token(&pod, "own")?.trim())?;
+        let ztunnel = program("ztunnel");
+        let proxy = pod
+            .command([&*ztunnel, "keep", "proxy", "ztunnel"])?
+            .env("PROXY_MODE", "dedicated")
+            .env("PROXY_WORKLOAD_INFO", "side/own/own")
+            .env("AUTH_TOKEN", &token.display().to_string())
+            .env("XDS_ROOT_CA", &lab.root_cert().display().to_string())
+            .spawn("ztunnel")?;
+        let echo = Server::echo(&pod, 8080)?;
+        let there = lab.access_log(0)?.from_now();
+        talk_soon(&pod, pair.at())?;
+        talk_soon(&pair.client, pod.at(8080))?;
+        let record = there.find("what the pod said", |it| {
+            it.inbound() && it.field("src.workload") == "own" && it.error().is_empty()
+        })?;
+        ensure!(record.field("src.identity") == pod.identity(), "{record:?}");
+        ensure!(
+            echo.peers()
+                .iter()
+                .any(|peer| peer.ip() == pair.client.ip()),
+            "its application sees its client"
+        );
+        proxy.kill();
+        refused(&pair.client, pod.at(8080))?;
+        refused(&pod, pair.at())
+    });
+}
