@@ -26,6 +26,7 @@ pub(crate) enum Hint {
     Egress,
     BadNames,
     NotTold,
+    NotAnswered,
     NoCertificate,
     NoTunnelPort,
     Unanswered,
@@ -80,6 +81,7 @@ impl Hint {
         Self::Egress,
         Self::BadNames,
         Self::NotTold,
+        Self::NotAnswered,
         Self::NoCertificate,
         Self::NoTunnelPort,
         Self::Unanswered,
@@ -137,6 +139,9 @@ impl Hint {
             Self::Egress => "nobody is known there, and a setting refuses that",
             Self::BadNames => "the names of a workload make no identity",
             Self::NotTold => "ztunnel has not been told of its own pod",
+            Self::NotAnswered => {
+                "ztunnel asked who is there (XDS_ON_DEMAND) and was not told in time, or not so that it understood"
+            }
             Self::NoCertificate => "no certificate for this end",
             Self::NoTunnelPort => {
                 "port 15008 of the other end refused the connection or cannot be reached"
@@ -219,6 +224,9 @@ impl Hint {
             }
             Self::NotTold => {
                 "ztunnel's connection to istiod (:15014/debug/syncz), and whether the pod has the annotation ambient.istio.io/redirection"
+            }
+            Self::NotAnswered => {
+                "ztunnel's connection to istiod (:15014/debug/syncz); ambit_on_demand_requests_total says what came of other questions"
             }
             Self::NoCertificate => {
                 "ztunnel's way to istiod:15012 and its token; istiod's log says whom it refuses to sign for"

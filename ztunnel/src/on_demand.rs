@@ -118,7 +118,7 @@ impl Failure for NotTold {
     }
 
     fn hint(&self) -> Option<Hint> {
-        Some(Hint::NotTold)
+        Some(Hint::NotAnswered)
     }
 }
 

@@ -386,42 +386,24 @@ async fn a_large_mesh_is_dumped_whole_and_in_order() {
 /// However large the mesh, what is on its way is a few chunks; a caller that goes ends the dump, and holds nothing of the mesh
 /// from then on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_dump_of_a_hundred_thousand_workloads_is_many_small_chunks() {
+async fn a_dump_of_a_hundred_thousand_workloads_is_small_chunks_for_as_long_as_somebody_reads() {
     let (mesh, mut writer) = mesh(|update| {
-        let template = golden()["workloads"][0].clone();
-        let template = workload(&template);
         for n in 0..100_000 {
-            let uid = format!("uid-{n:06}");
             update.set_workload(wire::Workload {
-                uid,
-                ..template.clone()
+                uid: format!("uid-{n:06}"),
+                ..Default::default()
             });
         }
     });
     let routes = admin(node(mesh.clone()), Roster::default());
-    let ask = || Request::get("/config_dump").body(Body::empty()).unwrap();
-    let mut body = routes
-        .clone()
-        .oneshot(ask())
-        .await
-        .unwrap()
-        .into_body()
-        .into_data_stream();
-    let (mut chunks, mut bytes, mut longest) = (0, 0, 0);
-    while let Some(chunk) = body.next().await {
-        let length = chunk.unwrap().len();
-        (chunks, bytes, longest) = (chunks + 1, bytes + length, longest.max(length));
-    }
-    assert!(longest <= 32 << 10, "{longest}");
-    assert!(
-        bytes > 50_000_000 && chunks > 1_500,
-        "{bytes} bytes in {chunks} chunks"
-    );
-
-    // One that reads a little, and stops: the mesh changes meanwhile, and nobody waits for him.
-    let response = routes.oneshot(ask()).await.unwrap();
+    let ask = Request::get("/config_dump").body(Body::empty()).unwrap();
+    let response = routes.oneshot(ask).await.unwrap();
     let mut body = response.into_body().into_data_stream();
-    body.next().await.unwrap().unwrap();
+    for _ in 0..100 {
+        let chunk = body.next().await.unwrap().unwrap();
+        assert!(chunk.len() <= 32 << 10, "{}", chunk.len());
+    }
+    // He stops reading: the mesh changes meanwhile, and nobody waits for him.
     let shown = Arc::downgrade(&mesh.load_full());
     let mut update = Update::default();
     update.addresses.removed.push("uid-000000".into());

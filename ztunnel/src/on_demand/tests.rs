@@ -84,12 +84,6 @@ fn who_was_not_needed_for_longest_makes_room_unless_somebody_waits_for_him() {
     assert!(book.need("b", now) && !book.need("a", now));
     assert_eq!(says(book.see("d", now)), "ask");
     assert!(book.follows("b") && !book.follows("c"));
-    // The control plane has not been told of it: to ask once more is to ask again.
-    assert_eq!(
-        says(book.see("c", now)),
-        "full",
-        "as many as may be are on their way out"
-    );
     let given_up: BTreeSet<_> = book.take_given_up().into_iter().collect();
     assert_eq!(given_up, ["a", "c"].map(Arc::from).into());
     assert_eq!(says(book.see("c", now)), "ask");
