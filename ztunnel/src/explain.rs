@@ -38,6 +38,8 @@ pub(crate) struct Question {
     port: Option<u16>,
     /// Only one of the ends: `destination` means that it arrives at `dst` itself.
     side: Option<Side>,
+    /// How it arrives at `dst`, where who calls does not tell: waypoints call by tunnels, though nothing tunnels to them.
+    by: Option<By>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -45,6 +47,13 @@ pub(crate) struct Question {
 enum Side {
     Source,
     Destination,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    Tunnel,
+    Plain,
 }
 
 impl Question {
@@ -147,7 +156,7 @@ pub(crate) fn explain<'a>(view: &View<'a>, question: &Question) -> Result<Explai
         destination: None,
     };
     let arriving = if question.side == Some(Side::Destination) {
-        Some(straight(view, &caller, &meant)?)
+        Some(straight(view, &caller, &meant, question.by)?)
     } else {
         let (source, arriving) = leaving(view, &caller, &meant);
         explained.source = Some(source);
@@ -158,18 +167,24 @@ pub(crate) fn explain<'a>(view: &View<'a>, question: &Question) -> Result<Explai
 }
 
 /// It has come to the workload at that address, whichever way.
-fn straight(view: &View<'_>, caller: &Caller, meant: &Meant) -> Result<Arriving, String> {
+fn straight(
+    view: &View<'_>,
+    caller: &Caller,
+    meant: &Meant,
+    by: Option<By>,
+) -> Result<Arriving, String> {
     let at = meant.destination;
     let workload = view.snapshot.workload_at(caller.network(view), at.ip());
     let workload = workload.ok_or_else(|| format!("dst: no workload is known at {}", at.ip()))?;
-    let tunnels = caller
-        .workload
-        .as_ref()
-        .filter(|it| it.tunnel == Tunnel::Hbone && workload.tunnel == Tunnel::Hbone);
+    let tunnels = |it: &&Arc<Workload>| match by {
+        Some(by) => by == By::Tunnel,
+        None => it.tunnel == Tunnel::Hbone && workload.tunnel == Tunnel::Hbone,
+    };
+    let proven = caller.workload.as_ref().filter(tunnels);
     Ok(Arriving {
         workload: workload.clone(),
         at,
-        identity: tunnels.and_then(|it| route::identity(it).ok()),
+        identity: proven.and_then(|it| route::identity(it).ok()),
         from: caller.address(at),
     })
 }

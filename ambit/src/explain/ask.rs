@@ -60,8 +60,8 @@ pub(super) async fn ask(what: &Explain, proxies: &Proxies) -> anyhow::Result<Ask
         waypoint(&mut asked, proxies, what, &through).await;
         next = through.behind(asked.waypoint.as_ref(), asked.leaving.as_ref());
     }
-    if let Some(Next::Pod { source, at, node }) = next {
-        arriving(&mut asked, proxies, &source, &at, &node).await;
+    if let Some(Next::Pod(pod)) = next {
+        arriving(&mut asked, proxies, &pod).await;
     }
     Ok(asked)
 }
@@ -134,14 +134,20 @@ async fn leaving(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Next {
     /// The ztunnel that stands before this pod.
-    Pod {
-        /// Who calls it.
-        source: String,
-        at: String,
-        node: String,
-    },
+    Pod(Called),
     /// The waypoint that answers.
     Waypoint(Through),
+}
+
+/// A pod at the end of the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Called {
+    /// Who calls it.
+    pub(super) source: String,
+    /// It is a waypoint that calls: by a tunnel, though nothing tunnels to it.
+    pub(super) by_waypoint: bool,
+    pub(super) at: String,
+    pub(super) node: String,
 }
 
 /// A waypoint on the way.
@@ -193,11 +199,12 @@ impl Next {
             Value::String(address) => address.clone(),
             _ => source.to_owned(),
         };
-        Some(Self::Pod {
+        Some(Self::Pod(Called {
             source,
+            by_waypoint: false,
             at: at.as_str()?.to_owned(),
             node: text(&workload["node"]),
-        })
+        }))
     }
 }
 
@@ -225,11 +232,12 @@ impl Through {
             true => format!("[{address}]:{port}"),
             false => format!("{address}:{port}"),
         };
-        Some(Next::Pod {
+        Some(Next::Pod(Called {
             source: self.address.clone(),
+            by_waypoint: true,
             at,
             node: text(&endpoint["node"]),
-        })
+        }))
     }
 }
 
@@ -297,13 +305,14 @@ async fn waypoint(asked: &mut Asked, proxies: &Proxies, what: &Explain, through:
 
 /// Asks the ztunnel that stands before the pod, and if that is not to be had, any, which knows the same policies but
 /// does not decide.
-async fn arriving(asked: &mut Asked, proxies: &Proxies, source: &str, at: &str, node: &str) {
+async fn arriving(asked: &mut Asked, proxies: &Proxies, called: &Called) {
     let query = format!(
-        "/explain?src={}&dst={}&side=destination",
-        encoded(source),
-        encoded(at)
+        "/explain?src={}&dst={}&side=destination{}",
+        encoded(&called.source),
+        encoded(&called.at),
+        if called.by_waypoint { "&by=tunnel" } else { "" }
     );
-    let of_node = proxies.of_node(node);
+    let of_node = proxies.of_node(&called.node);
     let others = proxies.ztunnels.iter();
     let others = others.filter(|it| !of_node.iter().any(|own| own.name == it.name));
     for proxy in of_node.iter().copied().chain(others) {

@@ -61,7 +61,10 @@ fn identities(told: &Told<'_>) -> Vec<String> {
         all.push(format!("source       {}", person(&left.answer["workload"])));
         let decision = &left.answer["decision"];
         if !decision["waypoint"].is_null() {
-            all.push(format!("waypoint     {}", person(&decision["workload"])));
+            let waypoint = &decision["workload"];
+            let identity = waypoint["identity"].as_str().unwrap_or("no identity");
+            let uid = waypoint["uid"].as_str().unwrap_or_default();
+            all.push(format!("waypoint     {uid}, {identity}"));
         }
     }
     if let Some(there) = &told.answers.arriving {

@@ -126,8 +126,10 @@ impl Told<'_> {
             Value::String(words) => words.clone(),
             other => other.to_string(),
         };
-        self.path
-            .push(format!("{}: answers {status}: {because}", heard.proxy));
+        self.path.push(format!(
+            "{}: the answer is {status}: {because}",
+            heard.proxy
+        ));
         if !refuses(answer) {
             return;
         }
@@ -228,7 +230,7 @@ fn list(value: &Value) -> Vec<String> {
 mod tests {
     use serde_json::json;
 
-    use super::super::ask::Next;
+    use super::super::ask::{Called, Next};
     use super::*;
 
     fn heard(proxy: &str, answer: Value) -> Option<Heard> {
@@ -337,14 +339,17 @@ mod tests {
     #[test]
     fn the_next_question_goes_to_the_pod_that_the_last_answer_names() {
         let left = left(tunnel()).unwrap();
-        let pod = |source: &str| Next::Pod {
-            source: source.into(),
-            at: "10.0.0.2:8080".into(),
-            node: "m".into(),
+        let pod = |source: &str, by_waypoint| {
+            Next::Pod(Called {
+                source: source.into(),
+                by_waypoint,
+                at: "10.0.0.2:8080".into(),
+                node: "m".into(),
+            })
         };
         assert_eq!(
             Next::of(&left.answer, "shop/client"),
-            Some(pod("10.0.0.1"))
+            Some(pod("10.0.0.1", false))
         );
         let mut way = left.answer.clone();
         way["decision"]["waypoint"] = json!("shop/way");
@@ -354,7 +359,10 @@ mod tests {
             panic!("through the waypoint")
         };
         // The waypoint calls, and an endpoint that can be chosen is called.
-        assert_eq!(through.behind(None, Some(&left)), Some(pod("10.0.0.7")));
+        assert_eq!(
+            through.behind(None, Some(&left)),
+            Some(pod("10.0.0.7", true))
+        );
         let refused = heard("w", json!({ "answer": 403 })).unwrap();
         assert_eq!(through.behind(Some(&refused), Some(&left)), None);
     }

@@ -264,6 +264,22 @@ impl<'a> World<'a> {
                 ..direct.copy()
             },
             Case {
+                name: "STRICT, through a waypoint",
+                yaml: Some(strict.into()),
+                asked: "web.shop:80".into(),
+                at: self.shop.at(80),
+                ..direct.copy()
+            },
+            Case {
+                name: "through a waypoint that the pods let in",
+                yaml: of_pods("ALLOW", "way"),
+                asked: "shop/web:80".into(),
+                at: self.shop.at(80),
+                because: "allowed by shop/guard",
+                change: "AuthorizationPolicy shop/guard must not match any more",
+                ..direct.copy()
+            },
+            Case {
                 name: "refused by the waypoint",
                 yaml: Some(at_waypoint.into()),
                 asked: "web.shop:80".into(),

@@ -10,6 +10,17 @@ use crate::testing::{egress, endpoint, pod, service, snapshot, waypoint_host};
 
 /// What is said of a connection of pods of this very node, which are `here`.
 fn ask(snapshot: &Snapshot, src: &str, dst: &str, here: &[&str]) -> Result<Value, String> {
+    let question = Question {
+        src: src.to_owned(),
+        dst: dst.to_owned(),
+        port: None,
+        side: None,
+        by: None,
+    };
+    answer(snapshot, &question, here)
+}
+
+fn answer(snapshot: &Snapshot, question: &Question, here: &[&str]) -> Result<Value, String> {
     let view = View {
         snapshot,
         node: "node-1",
@@ -21,13 +32,7 @@ fn ask(snapshot: &Snapshot, src: &str, dst: &str, here: &[&str]) -> Result<Value
         is_here: &|workload| here.contains(&&*workload.uid),
         is_avoided: &|_, _, _| false,
     };
-    let question = Question {
-        src: src.to_owned(),
-        dst: dst.to_owned(),
-        port: None,
-        side: None,
-    };
-    Ok(serde_json::to_value(explain(&view, &question)?).unwrap())
+    Ok(serde_json::to_value(explain(&view, question)?).unwrap())
 }
 
 fn exact(text: &str) -> policy::StringMatch {
@@ -188,6 +193,29 @@ fn a_waypoint_is_named_and_what_is_behind_it_is_not_told_from_here() {
     assert_eq!(decision["workload"]["name"], "way-0");
     assert_eq!(said["source"]["waypoint"]["endpoints"]["eligible"], 1);
     assert_eq!(said["destination"], Value::Null);
+}
+
+#[test]
+fn who_calls_by_a_tunnel_is_judged_by_its_identity_though_nothing_tunnels_to_it() {
+    let mesh = with(|mesh| {
+        let strict = vec![without_identity()];
+        mesh.set_policy(rules("strict", policy::Action::Deny, strict));
+    });
+    for (by, verdict) in [
+        (None, "denied"),
+        (Some(By::Plain), "denied"),
+        (Some(By::Tunnel), "allowed"),
+    ] {
+        let question = Question {
+            src: "10.0.0.9".into(),
+            dst: "10.0.0.2:8080".into(),
+            port: None,
+            side: Some(Side::Destination),
+            by,
+        };
+        let said = answer(&mesh, &question, &[]).unwrap();
+        assert_eq!(said["destination"]["verdict"], verdict, "{said:#}");
+    }
 }
 
 #[test]
