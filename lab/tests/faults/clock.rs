@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{AccessLog, AccessRecord, Builder, Lab, Pod, wait};
 
-use crate::support::{Pair, SOON, Server, in_lab, refused, round_trip, talk, talk_soon};
+use crate::{
+    support::{Pair, SOON, Server, in_lab, refused, round_trip, talk, talk_soon},
+    until_metric,
+};
 
 const MINUTE: i64 = 60;
 const HOUR: i64 = 60 * MINUTE;
@@ -112,23 +115,6 @@ fn says(text: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn until_metric(
-    lab: &Lab,
-    node: usize,
-    name: &str,
-    labels: &[(&str, &str)],
-    fits: impl Fn(f64) -> bool,
-) -> Result<()> {
-    wait::until(name, SOON, || {
-        let value = lab.metrics(node)?.sum(name, labels);
-        Ok(if fits(value) {
-            wait::Probe::Ready(())
-        } else {
-            wait::Probe::NotYet(format!("it is {value}"))
-        })
-    })
-}
-
 #[test]
 fn clocks_that_differ_by_less_than_certificates_allow_are_not_noticed() {
     let clock = Clock::new().unwrap_or_else(|error| panic!("{error:#}"));
@@ -196,7 +182,7 @@ fn a_node_whose_clock_is_wrong_by_more_says_why_and_so_does_the_other_end_until_
         })?;
         until_metric(
             lab,
-            1,
+            &[1],
             "ambit_tunnel_refusals_total",
             &[("reason", "tls")],
             |it| it > 0.0,
@@ -213,7 +199,7 @@ fn a_node_whose_clock_is_wrong_by_more_says_why_and_so_does_the_other_end_until_
                 "compare this node's clock with that of the certificate authority",
             ],
         )?;
-        until_metric(lab, 1, "ambit_certificates_failing", &[], |it| it > 0.0)?;
+        until_metric(lab, &[1], "ambit_certificates_failing", &[], |it| it > 0.0)?;
 
         // 2. A day ahead: what the node has is over, and so is what it is given.
         clock.set(25 * HOUR)?;
@@ -224,7 +210,7 @@ fn a_node_whose_clock_is_wrong_by_more_says_why_and_so_does_the_other_end_until_
         )?;
         until_metric(
             lab,
-            1,
+            &[1],
             "ambit_certificates",
             &[("state", "unavailable")],
             |it| it > 0.0,
@@ -243,7 +229,7 @@ fn a_node_whose_clock_is_wrong_by_more_says_why_and_so_does_the_other_end_until_
         }
         until_metric(
             lab,
-            1,
+            &[1],
             "ambit_certificates",
             &[("state", "unavailable")],
             |it| it == 0.0,

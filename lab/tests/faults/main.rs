@@ -29,6 +29,29 @@ use lab::{Lab, Pod, wait};
 use support::{Pair, SOON, Server, ends, in_lab, refused, round_trip, talk, talk_soon};
 
 const MODE: &str = "istio.io/dataplane-mode";
+/// Longer than the short certificates of a test last.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Waits until the sum of a metric over some nodes is as it should be.
+fn until_metric(
+    lab: &Lab,
+    nodes: &[usize],
+    name: &str,
+    labels: &[(&str, &str)],
+    fits: impl Fn(f64) -> bool,
+) -> Result<()> {
+    wait::until(name, LONG, || {
+        let values = nodes
+            .iter()
+            .map(|&node| Ok(lab.metrics(node)?.sum(name, labels)));
+        let value = values.sum::<Result<f64>>()?;
+        Ok(if fits(value) {
+            wait::Probe::Ready(())
+        } else {
+            wait::Probe::NotYet(format!("it is {value}"))
+        })
+    })
+}
 
 #[test]
 fn without_the_control_plane_traffic_goes_on_and_known_identities_connect() {

@@ -5,28 +5,18 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::{AccessLog, Lab, wait};
 
-use crate::support::{Pair, SOON, in_lab, logs_from_now, round_trip, talk, talk_soon};
+use crate::{
+    support::{Pair, SOON, in_lab, logs_from_now, round_trip, talk, talk_soon},
+    until_metric,
+};
 
 /// Life of a certificate. It is renewed at half of that, and what fails then goes on as it is for the other half.
 const LIFE: &str = "30s";
 const OVER: Duration = Duration::from_secs(60);
 
-fn sum(lab: &Lab, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
-    let nodes = lab.nodes().iter();
-    nodes
-        .map(|node| Ok(node.metrics()?.sum(name, labels)))
-        .sum()
-}
-
+/// What is true of all nodes together.
 fn until(lab: &Lab, name: &str, labels: &[(&str, &str)], fits: fn(f64) -> bool) -> Result<()> {
-    wait::until(name, OVER, || {
-        let value = sum(lab, name, labels)?;
-        Ok(if fits(value) {
-            wait::Probe::Ready(())
-        } else {
-            wait::Probe::NotYet(format!("it is {value}"))
-        })
-    })
+    until_metric(lab, &[0, 1], name, labels, fits)
 }
 
 /// Why connections have failed, at either end.
@@ -54,8 +44,8 @@ fn without_a_signer_certificates_serve_to_their_end_then_refuse_by_name_and_are_
             &[("result", "failed")],
             |it| it > 3.0,
         )?;
-        let ends = sum(lab, "ambit_certificate_expiry_timestamp_seconds", &[])?;
-        ensure!(ends > 0.0, "when the first of them ends");
+        let ends = "ambit_certificate_expiry_timestamp_seconds";
+        until(lab, ends, &[], |it| it > 0.0)?;
         let warned = lab.nodes().iter().any(|node| {
             let log = node.ztunnel().and_then(|it| it.process());
             log.is_ok_and(|it| it.log().contains("certificate not obtained"))
