@@ -383,8 +383,17 @@ impl Machines {
             return Err(Refused::TrustDomain(shown.machine.clone()));
         }
         let reference = format!("{namespace}/{name}");
-        let machine = self.store.machine(namespace, name).await?;
-        let machine = machine.filter(|machine| machine.ended.is_none());
+        let stands = |it: &Machine| it.ended.is_none();
+        let mut machine = self.store.machine(namespace, name).await?;
+        if !machine
+            .as_ref()
+            .is_some_and(|it| stands(it) && it.key == shown.key)
+        {
+            // It may have joined a moment ago, by another replica.
+            self.store.look_anew();
+            machine = self.store.machine(namespace, name).await?;
+        }
+        let machine = machine.filter(stands);
         let machine = machine.ok_or_else(|| Refused::Unknown(reference.clone()))?;
         if machine.key != shown.key {
             return Err(Refused::OtherKey(reference));
@@ -408,6 +417,18 @@ impl Machines {
             });
         }
         Ok(Arc::new(machine))
+    }
+
+    /// Returns when a machine is known no more: it was taken out, or has joined anew with another key. That the book cannot be read
+    /// for a while is no reason.
+    pub async fn until_gone(&self, workload: &str, shown: &Shown, connection: &Connection) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match self.recognise(workload, shown, connection).await {
+                Ok(_) | Err(Refused::Store(_)) => {}
+                Err(error) => return self.say(&error, connection),
+            }
+        }
     }
 
     /// A machine that is known says something of itself that is not so: told as loudly as all else.
@@ -455,6 +476,9 @@ pub fn is_name(text: &str) -> bool {
         && text.ends_with(ends)
         && !text.contains("..")
 }
+
+/// How often it is looked whether a machine that is connected was taken out.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Seconds since 1970 as a time.
 pub fn time(seconds: i64) -> SystemTime {

@@ -271,6 +271,8 @@ fn a_machine_cannot_be_another_and_what_is_stolen_from_its_disk_is_of_no_use_els
         liar.proxy().kill()?;
         // Who was taken out is out.
         lab.vm(&["remove", "shop/db"])?;
+        // Also who is connected, before it comes again.
+        control_plane_says(lab, "reason=\"unknown\"")?;
         machine.proxy().terminate(SOON)?;
         machine.proxy().launch()?;
         its_log_says(&machine, "no such machine has joined, or it was taken out")?;

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::register::{NotRegistered, Presence, Registrar};
 use super::shown::Shown;
-use super::{Connection, Machine, Machines};
+use super::{Connection, Machine, Machines, Refused};
 use crate::authenticate::Authenticator;
 use crate::serve::{Leaving, Stranger};
 
@@ -171,9 +171,11 @@ impl Talk {
         let known = self
             .machines
             .known(&reference, &self.shown, &self.connection);
-        let known = known
-            .await
-            .map_err(|gone| Status::unauthenticated(gone.advice()))?;
+        let known = match known.await {
+            // For a while nobody can say.
+            Err(Refused::Store(_)) => return Ok(()),
+            known => known.map_err(|gone| Status::unauthenticated(gone.advice()))?,
+        };
         if *known != *self.machine {
             // Joined anew, as something else: it comes again as that.
             return Err(Status::unavailable("the machine has joined anew"));

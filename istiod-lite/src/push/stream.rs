@@ -9,6 +9,7 @@ use api::discovery::DeltaDiscoveryRequest;
 use mesh::session::{Changed, Reply, Session};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 use tonic::codec::Streaming;
 
@@ -91,7 +92,22 @@ impl Stream {
         Ok((proxy, gateway))
     }
 
+    /// A machine that is taken out of the book is told no more; it comes again, and is refused.
+    fn watch_the_book(&mut self) -> Option<AbortOnDropHandle<()>> {
+        let machines = self.discovery.authenticator.machines.clone()?;
+        let reference = self.caller.machine.as_ref()?.reference();
+        let (connection, shown) = (self.connection.clone(), self.connection.shown.clone()?);
+        self.leaving = self.leaving.child_token();
+        let leaving = self.leaving.clone();
+        let watching = async move {
+            machines.until_gone(&reference, &shown, &connection).await;
+            leaving.cancel();
+        };
+        Some(AbortOnDropHandle::new(tokio::spawn(watching)))
+    }
+
     async fn talk(mut self) -> Option<Status> {
+        let _watching = self.watch_the_book();
         let first = tokio::select! {
             first = tokio::time::timeout(FIRST_REQUEST, self.requests.message()) => first,
             () = self.leaving.cancelled() => return None,
