@@ -17,9 +17,9 @@ mod output;
 mod parts;
 mod proxy;
 mod status;
-mod vm;
 mod text;
 mod top;
+mod vm;
 mod waypoint;
 
 use std::process::ExitCode;

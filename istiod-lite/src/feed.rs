@@ -445,7 +445,11 @@ impl Feed {
                         .send_modify(|groups| drop(groups.remove(key)));
                 }
                 Change::Set(object @ Object::WorkloadEntry(entry)) => {
-                    let entries = self.views.entries.load().update(object.key(), entry.clone());
+                    let entries = self
+                        .views
+                        .entries
+                        .load()
+                        .update(object.key(), entry.clone());
                     self.views.entries.store(Arc::new(entries));
                 }
                 Change::Gone(key) if key.kind == Kind::WorkloadEntry => {

@@ -204,10 +204,15 @@ fn registry(metrics: &Metrics, node: &Node, log: &LogHandle, keeper: &Keeper) ->
     registry.families().register_collector(bounds);
     let trust = TrustFigures::of(&node.certificates);
     registry.families().register_collector(Box::new(trust));
-    registry.large().register_collector(Box::new(node.traffic.clone()));
+    registry
+        .large()
+        .register_collector(Box::new(node.traffic.clone()));
     node.traffic.register_few(registry.families());
     let dns = metrics.dns.clone();
-    let bounded = node.traffic.bounded().and("istio_dns", move || dns.figures());
+    let bounded = node
+        .traffic
+        .bounded()
+        .and("istio_dns", move || dns.figures());
     registry.families().register_collector(Box::new(bounded));
     if let Some(on_demand) = &node.on_demand {
         on_demand.register(registry.families());
