@@ -7,7 +7,7 @@ mod common;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -15,7 +15,10 @@ use std::{
 
 use bytes::Bytes;
 use common::{Ca, Client, Refusals, Served, Server, Signing, identity};
-use hbone::{Destination, OpenError, PoolConfig, PoolStats, Request, ResponseHeaders, Tunnel};
+use hbone::datagrams::{NoWay, capsule};
+use hbone::{
+    Destination, Limits, OpenError, PoolConfig, PoolStats, Request, ResponseHeaders, Tunnel,
+};
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet};
 
 async fn pair(config: PoolConfig) -> (Server, Client) {
@@ -456,4 +459,56 @@ async fn a_tunnel_inside_a_tunnel_proves_both_servers() {
         client.pool.stats().streams == 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn datagrams_have_a_way_where_it_is_offered_and_the_request_says_where_to() {
+    let ca = Arc::new(Ca::new());
+    let limits = Limits {
+        datagrams: true,
+        ..Refusals::default().limits()
+    };
+    let asked = Arc::<Mutex<Vec<_>>>::default();
+    let seen = asked.clone();
+    let server = common::serve(
+        ca.certificate(&identity("server")),
+        limits,
+        move |request| {
+            let to = request.authority.to_string();
+            seen.lock().unwrap().push((request.datagrams, to));
+            common::echo(request)
+        },
+    )
+    .await;
+    let client = common::client(&ca, server.address, PoolConfig::default());
+    let connect = common::to("10.0.0.1:15008");
+    let to = "[2001:db8::1]:53".parse().unwrap();
+    let open = client
+        .pool
+        .open_datagrams(&client.destination, TcpStream::connect, connect, to);
+    let mut tunnel = open.await.unwrap();
+    tunnel.send(capsule(b"hi")).await.unwrap();
+    let back = common::read_exactly(&mut tunnel, 5).await;
+    assert_eq!(back, b"\x00\x03\x00hi");
+    // On the same connection.
+    drop(client.open().await.unwrap());
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+    let expected = [(true, "[2001:db8::1]:53"), (false, "10.0.0.1:80")];
+    let expected = expected.map(|(datagrams, to)| (datagrams, to.to_owned()));
+    assert_eq!(*asked.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_offer_it_is_asked_for_no_way() {
+    let (server, client) = pair(PoolConfig::default()).await;
+    let before = client.open().await.unwrap();
+    let connect = common::to("10.0.0.1:15008");
+    let to = "10.0.0.1:53".parse().unwrap();
+    let open = client
+        .pool
+        .open_datagrams(&client.destination, TcpStream::connect, connect, to);
+    assert!(matches!(open.await, Err(NoWay::Unsupported)));
+    // Of the connection that was there it was asked, and of a new one: it may offer it by now.
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
+    drop((before, client.open().await.unwrap()));
 }

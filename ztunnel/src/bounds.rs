@@ -70,6 +70,8 @@ struct Most {
 pub(crate) struct Part {
     connections: Level,
     handshakes: Level,
+    /// Bytes of datagrams that wait ([`crate::udp`]).
+    pub(crate) datagrams: Arc<AtomicUsize>,
 }
 
 /// How many there are of something, and whether it was said that there are nearly too many.

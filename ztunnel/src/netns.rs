@@ -259,6 +259,8 @@ impl Netns {
                 setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)?;
             }
         }
+        // The beginnings of all flows of the pod come here; if it cannot be had, more of a burst is lost.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &DATAGRAMS);
         socket.set_reuse_port(self.options.reuse_port)?;
         socket.bind(&address.into())?;
         UdpSocket::from_std(socket.into())
@@ -310,8 +312,6 @@ impl Netns {
         if family.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        // A few of the largest; the system's bound for apps holds three of them. If not, more are lost.
-        let _ = setsockopt(&socket, sockopt::RcvBufForce, &DATAGRAMS);
         Ok(socket)
     }
 

@@ -274,7 +274,7 @@ impl Flows {
     /// None when there are as many as there may be.
     fn begin(self: &Arc<Self>, door: Door, between: Between) -> Option<Arc<Queue>> {
         let room = self.node.bounds.connection(&self.pod.part, None).ok()?;
-        let (queue, waiting) = Queue::new();
+        let (queue, waiting) = Queue::new(self.pod.part.datagrams.clone());
         let mut open = self.lock();
         if open.len() >= self.node.config.udp_flows {
             return None;

@@ -362,6 +362,12 @@ fn a_server_that_dies_and_comes_back_is_found_again_and_outside_of_the_mesh_is_r
         while begun.elapsed() < Duration::from_secs(1) {
             talk(&socket, to, b"and on")?;
         }
+        // And when one follows another, at the client's.
+        let old = lab.surge_ztunnel(1)?;
+        old.signal(nix::sys::signal::Signal::SIGTERM)?;
+        old.wait(SOON)?;
+        talk(&socket, to, b"by the successor")?;
+        talk(&client(&client_pod)?, to, b"and a new flow")?;
         let outside = lab.outside_addresses();
         let ip = *outside
             .iter()

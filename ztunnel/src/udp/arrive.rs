@@ -68,7 +68,7 @@ pub(crate) async fn arrive(node: Arc<Node>, pod: Arc<Pod>, asked: Asked) {
     let metrics = &node.udp;
     metrics.flow(Way::Arrived);
     let _open = metrics.opened();
-    let (queue, mut waiting) = Queue::new();
+    let (queue, mut waiting) = Queue::new(pod.part.datagrams.clone());
     let carrying = Carrying {
         queue: &queue,
         waiting: &mut waiting,

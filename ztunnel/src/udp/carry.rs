@@ -24,9 +24,11 @@ use super::metrics::{Lost, Moved, UdpMetrics};
 use super::socket::hear;
 use crate::connections::Live;
 
-/// Datagrams that wait to be sent, and bytes of them: some milliseconds of a fast stream, and memory that many flows may have.
+/// Datagrams that wait to be sent, and bytes of them: some milliseconds of a fast stream.
 const WAITING: usize = 256;
 const BYTES: usize = 512 << 10;
+/// Bytes that wait in all flows of a pod: those whose other ends all stand still are nobody else's loss.
+const BYTES_OF_POD: usize = 16 << 20;
 /// The other end has said that it ends, or is to say so.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -34,25 +36,35 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 pub(super) struct Queue {
     sender: mpsc::Sender<Bytes>,
     bytes: AtomicUsize,
+    /// The same of all flows of its pod.
+    of_pod: Arc<AtomicUsize>,
 }
 
 impl Queue {
-    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+    /// `of_pod`: bytes that wait in all of the pod.
+    pub(super) fn new(of_pod: Arc<AtomicUsize>) -> (Arc<Self>, mpsc::Receiver<Bytes>) {
         let (sender, waiting) = mpsc::channel(WAITING);
-        let bytes = AtomicUsize::new(0);
-        (Arc::new(Self { sender, bytes }), waiting)
+        let queue = Self {
+            sender,
+            bytes: AtomicUsize::new(0),
+            of_pod,
+        };
+        (Arc::new(queue), waiting)
     }
 
     /// False when it is full.
     pub(super) fn push(&self, payload: Bytes) -> bool {
         let n = payload.len();
-        if self.bytes.load(Relaxed) + n > BYTES {
+        let full =
+            self.bytes.load(Relaxed) + n > BYTES || self.of_pod.load(Relaxed) + n > BYTES_OF_POD;
+        if full {
             return false;
         }
         self.bytes.fetch_add(n, Relaxed);
+        self.of_pod.fetch_add(n, Relaxed);
         let pushed = self.sender.try_send(payload).is_ok();
         if !pushed {
-            self.bytes.fetch_sub(n, Relaxed);
+            self.left(n);
         }
         pushed
     }
@@ -61,12 +73,24 @@ impl Queue {
     pub(super) async fn pop(&self, waiting: &mut mpsc::Receiver<Bytes>) -> Bytes {
         match waiting.recv().await {
             Some(payload) => {
-                self.bytes.fetch_sub(payload.len(), Relaxed);
+                self.left(payload.len());
                 payload
             }
             // It holds a sender itself.
             None => std::future::pending().await,
         }
+    }
+
+    fn left(&self, n: usize) {
+        self.bytes.fetch_sub(n, Relaxed);
+        self.of_pod.fetch_sub(n, Relaxed);
+    }
+}
+
+impl Drop for Queue {
+    /// What waited is gone with it.
+    fn drop(&mut self) {
+        self.left(self.bytes.load(Relaxed));
     }
 }
 
@@ -299,7 +323,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_drops_the_newest_by_number_or_by_bytes_and_takes_more_when_there_is_room()
     {
-        let (queue, mut waiting) = Queue::new();
+        let (queue, mut waiting) = Queue::new(Arc::default());
         for n in 0..WAITING {
             assert!(queue.push(Bytes::from(vec![n as u8])));
         }
@@ -307,15 +331,30 @@ mod tests {
         assert_eq!(queue.pop(&mut waiting).await, [0][..]);
         assert!(queue.push(Bytes::from_static(b"next")));
 
-        let (queue, mut waiting) = Queue::new();
+        let (queue, mut waiting) = Queue::new(Arc::default());
         let large = Bytes::from(vec![0; 65_000]);
-        let taken = (0..WAITING)
-            .take_while(|_| queue.push(large.clone()))
-            .count();
-        assert_eq!(taken, BYTES / 65_000);
+        let taken = |queue: &Queue| {
+            let pushed = (0..WAITING).take_while(|_| queue.push(large.clone()));
+            pushed.count()
+        };
+        assert_eq!(taken(&queue), BYTES / 65_000);
         assert!(queue.push(Bytes::from_static(b"small")));
         queue.pop(&mut waiting).await;
-        assert!(queue.push(large));
+        assert!(queue.push(large.clone()));
+
+        let of_pod = Arc::<AtomicUsize>::default();
+        let mut all: Vec<_> = (0..40).map(|_| Queue::new(of_pod.clone())).collect();
+        let of_all: usize = all.iter().map(|(queue, _)| taken(queue)).sum();
+        assert_eq!(of_all, BYTES_OF_POD / 65_000);
+        all.pop();
+        all.remove(0);
+        assert!(all[0].0.push(Bytes::from_static(b"small")));
+        assert!(
+            all.iter().map(|(queue, _)| taken(queue)).sum::<usize>() >= 8,
+            "room came back"
+        );
+        drop(all);
+        assert_eq!(of_pod.load(Relaxed), 0);
     }
 
     #[tokio::test]
