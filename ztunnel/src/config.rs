@@ -34,7 +34,7 @@ pub struct Config {
     #[arg(long, env = "ALT_XDS_HOSTNAME", value_parser = filled)]
     pub alt_xds_hostname: Option<String>,
     /// Follow nothing but policies and this node's own workloads, and ask for whoever else a connection needs when it needs
-    /// him. Off: everything is known beforehand, so that no connection waits, at some 300 bytes a workload.
+    /// him. Off: everything is known beforehand, so that no connection waits, at up to 400 bytes a workload.
     #[arg(long, env = "XDS_ON_DEMAND", default_value_t = false, action = ArgAction::Set)]
     pub xds_on_demand: bool,
     /// How long a connection waits for the control plane to say whom it goes to; then it is refused. As long as most
