@@ -472,7 +472,8 @@ fn routes(
         authenticator: authenticator.clone(),
         registrar,
     };
-    routes = routes.add_service(PresenceServer::new(presence));
+    let presence = PresenceServer::new(presence).max_decoding_message_size(LARGEST_REPORT);
+    routes = routes.add_service(presence);
     let router = std::mem::take(routes.axum_router_mut());
     *routes.axum_router_mut() = router.merge(discovery.routes());
     routes.prepare()
@@ -485,5 +486,7 @@ async fn listen(address: SocketAddr) -> Result<(tokio::net::TcpListener, SocketA
     Ok((listener, address))
 }
 
+/// One reason, for people.
+const LARGEST_REPORT: usize = 16 * 1024;
 /// An RSA-8192 request is 4 KiB; nothing honest is longer than this.
 const LARGEST_CSR: usize = 64 * 1024;

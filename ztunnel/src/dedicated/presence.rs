@@ -64,7 +64,8 @@ async fn talk(
     let (reports, mut queue) = mpsc::channel(1);
     let saying = async {
         loop {
-            let unhealthy = finds.borrow_and_update().clone().unwrap_or_default();
+            let mut unhealthy = finds.borrow_and_update().clone().unwrap_or_default();
+            unhealthy.truncate(unhealthy.floor_char_boundary(LONGEST));
             if reports.send(Report { unhealthy }).await.is_err() || finds.changed().await.is_err() {
                 return;
             }
@@ -89,5 +90,7 @@ async fn talk(
     }
 }
 
+/// Of a reason, in bytes.
+const LONGEST: usize = 1024;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
