@@ -85,7 +85,9 @@ pub(crate) fn destination(parts: &http::request::Parts) -> Result<Authority, Mal
 /// Where datagrams are to go, by what an extended CONNECT says.
 pub(crate) fn datagrams_to(protocol: &str, path: &str) -> Result<Authority, Malformed> {
     if protocol != datagrams::PROTOCOL {
-        return Err(Malformed::Method(excerpt(&format!("CONNECT for {protocol}"))));
+        return Err(Malformed::Method(excerpt(&format!(
+            "CONNECT for {protocol}"
+        ))));
     }
     let to = datagrams::target(path);
     let to = to.ok_or_else(|| Malformed::Authority(excerpt(path)))?;

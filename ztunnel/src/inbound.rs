@@ -407,10 +407,7 @@ async fn open_request(
 }
 
 /// Where not everything is followed, whoever it takes to judge a connection, and to tell of it, has been asked for.
-async fn asked_for(
-    arriving: &Arriving<'_>,
-    authority: Option<&Authority>,
-) -> Result<(), NotTold> {
+async fn asked_for(arriving: &Arriving<'_>, authority: Option<&Authority>) -> Result<(), NotTold> {
     let Arriving { node, pod, .. } = arriving;
     let Some(on_demand) = &node.on_demand else {
         return Ok(());
@@ -422,9 +419,13 @@ async fn asked_for(
     Box::pin(async {
         if let Some(authority) = authority {
             let local = arriving.local.ip();
-            on_demand.leads_here(node, &workload, local, authority).await?;
+            on_demand
+                .leads_here(node, &workload, local, authority)
+                .await?;
         }
-        on_demand.arriving(node, &workload, arriving.peer.ip()).await;
+        on_demand
+            .arriving(node, &workload, arriving.peer.ip())
+            .await;
         Ok(())
     })
     .await

@@ -213,7 +213,8 @@ impl Pod {
         if kept.is_held() {
             self.drain.spawn(self.clone().let_go());
         }
-        self.drain.spawn(Box::pin(udp::serve(node.clone(), self.clone())));
+        self.drain
+            .spawn(Box::pin(udp::serve(node.clone(), self.clone())));
         self.drain.spawn(self.clone().learn(node.clone()));
         Ok(())
     }

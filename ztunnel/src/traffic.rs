@@ -278,17 +278,27 @@ impl Traffic {
             return;
         }
         let owners = mesh.workloads();
-        let owners: HashSet<(&str, &str)> =
-            owners.map(|workload| (&*workload.namespace, &*workload.workload_name)).collect();
+        let owners: HashSet<(&str, &str)> = owners
+            .map(|workload| (&*workload.namespace, &*workload.workload_name))
+            .collect();
         let living = Living {
             workload: &|namespace, name| owners.contains(&(namespace, name)),
             service: &|namespace, host| mesh.service(namespace, host).is_some(),
         };
-        let gone: Vec<_> = idle.into_iter().filter(|labels| labels.name_somebody_gone(&living)).collect();
+        let gone: Vec<_> = idle
+            .into_iter()
+            .filter(|labels| labels.name_somebody_gone(&living))
+            .collect();
         series.expire(&gone, now);
-        let gone: Vec<_> = asked.into_iter().filter(|labels| labels.names_somebody_gone(&living)).collect();
+        let gone: Vec<_> = asked
+            .into_iter()
+            .filter(|labels| labels.names_somebody_gone(&living))
+            .collect();
         names.expire(&gone, now);
-        let gone: Vec<_> = unknown.into_iter().filter(|labels| labels.names_somebody_gone(&living)).collect();
+        let gone: Vec<_> = unknown
+            .into_iter()
+            .filter(|labels| labels.names_somebody_gone(&living))
+            .collect();
         to_unknown.expire(&gone, now);
     }
 
@@ -298,7 +308,9 @@ impl Traffic {
         Bounded::none()
             .and("istio_tcp", move || tcp.0.series.figures())
             .and("istio_on_demand_dns", move || names.0.names.figures())
-            .and("ambit_egress_connections", move || egress.0.to_unknown.figures())
+            .and("ambit_egress_connections", move || {
+                egress.0.to_unknown.figures()
+            })
     }
 
     /// A peer was refused something at the tunnel port, before or instead of a connection between workloads.
@@ -323,7 +335,8 @@ impl Traffic {
         let mut found: BTreeMap<_, Sums> = BTreeMap::new();
         for series in self.0.series.all() {
             let sums = found.entry(series.labels().own()).or_default();
-            let all = |counters: &[AtomicU64]| counters.iter().map(|it| it.load(Relaxed)).sum::<u64>();
+            let all =
+                |counters: &[AtomicU64]| counters.iter().map(|it| it.load(Relaxed)).sum::<u64>();
             sums.opened += series.opened.load(Relaxed);
             sums.closed += all(&series.closed);
             sums.refused += all(&series.failed);

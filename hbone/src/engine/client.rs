@@ -260,7 +260,8 @@ impl Asking {
                 })
             }
             Self::Own(own::Opener(shared)) => {
-                let (status, receiving, sending, sent) = own::ask(shared, connect, path, first).await?;
+                let (status, receiving, sending, sent) =
+                    own::ask(shared, connect, path, first).await?;
                 Ok(Answered {
                     status,
                     receiving: Receiving::Own(receiving),

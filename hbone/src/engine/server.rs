@@ -26,8 +26,8 @@ use crate::{
     gauge::{Gauge, Gauged},
     incoming::{self, Malformed, ResponseHeaders},
     limits::{
-        CONNECTION_WINDOW, Engine, FRAME, Limits, Refusal, SEND_BUFFER, SERVER_HEADER_LIST, STREAM_WINDOW,
-        STREAMS,
+        CONNECTION_WINDOW, Engine, FRAME, Limits, Refusal, SEND_BUFFER, SERVER_HEADER_LIST,
+        STREAM_WINDOW, STREAMS,
     },
     own,
     request::{Authority, RequestHeaders},
