@@ -61,6 +61,11 @@ async fn live(config: Arc<Config>, log: LogHandle, runtimes: Vec<Handle>) -> any
     let (proxy, writing) = wire(&config, &runtimes, &log)?;
     // What is for nobody's connection.
     let traffic = runtimes.first().context("a thread that carries traffic")?;
+    // Else each connection would ask for a certificate of its own, and find none while nobody signs.
+    let _held = {
+        let _traffic = traffic.enter();
+        proxy.certificates.hold(&proxy.identity)
+    };
 
     let serving = readiness.gate("serving");
     let registry = registry(&proxy, &writing.known.metrics, &log);

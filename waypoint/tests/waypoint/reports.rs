@@ -66,6 +66,16 @@ fn metrics(shop: &Shop<'_>) -> Result<()> {
     ensure!(metrics.sum(took, &labels) == before + 5.0);
     ensure!(metrics.sum("istio_response_bytes_sum", &labels) > 0.0);
     ensure!(metrics.sum("istio_build", &[]) == 1.0);
+    let available = [("state", "available")];
+    ensure!(metrics.sum("ambit_certificates", &available) == 1.0);
+    let asked = metrics.sum("ambit_certificate_requests_total", &[]);
+    ensure!(asked == 1.0, "one for all connections: {asked}");
+    ensure!(metrics.sum("ambit_certificate_expiry_timestamp_seconds", &[]) > 0.0);
+    let lists = metrics.select("ambit_crl_lists", &[]).count();
+    ensure!(
+        lists == 1,
+        "whether there are lists of revoked ones is said"
+    );
     Ok(())
 }
 
