@@ -102,7 +102,9 @@ pub enum TlsError {
     #[error("the peer presented no certificate")]
     NoCertificate,
     /// The peer's certificate is expired or not valid yet.
-    #[error("the peer's certificate is expired or not valid yet: {0}; compare the clocks of both ends")]
+    #[error(
+        "the peer's certificate is expired or not valid yet: {0}; compare the clocks of both ends"
+    )]
     Expired(String),
     /// The peer's certificate does not lead to a root we trust.
     #[error("the peer's certificate is not signed by a trusted root: {0}")]

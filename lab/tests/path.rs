@@ -286,7 +286,7 @@ fn a_service_address_leads_to_its_pods_on_either_node() {
                 && echoes.iter().all(|echo| !echo.peers().is_empty())
         })?;
         // A port the service does not have is no way to a pod.
-        support::refused(&client, service.at(8080))
+        refused(&client, service.at(8080))
     });
 }
 
@@ -379,7 +379,7 @@ fn a_refused_port_is_told_to_the_client_and_in_the_log() {
     in_lab(Lab::builder(), |lab| {
         let pair = Pair::start(lab)?;
         let log = lab.access_log(0)?.from_now();
-        support::refused(&pair.client, pair.server.at(8081))?;
+        refused(&pair.client, pair.server.at(8081))?;
         let record = log.find("the server side's report", |r| {
             r.inbound() && !r.error().is_empty()
         })?;

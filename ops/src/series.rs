@@ -115,10 +115,13 @@ impl Default for Bounds {
     }
 }
 
+/// By their labels.
+type All<L, M> = HashMap<Arc<L>, Arc<Series<L, M>>>;
+
 /// All series of a family, or of several that have the same labels.
 #[derive(Debug)]
 pub struct Table<L, M> {
-    all: RwLock<HashMap<Arc<L>, Arc<Series<L, M>>>>,
+    all: RwLock<All<L, M>>,
     bounds: Bounds,
     begun: Instant,
     merged: AtomicU64,

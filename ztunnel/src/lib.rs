@@ -19,8 +19,8 @@ pub mod xds;
 
 // The path of a connection.
 mod admit;
-pub mod bounds;
 mod arrival;
+pub mod bounds;
 mod carry;
 pub mod connections;
 mod explain;
