@@ -5,8 +5,8 @@
 //!    by our own key without a cluster, else by the API server        ([`Judge`])
 //! 2. a node's proxy may ask for the identity of a pod that its own node runs, and of no other:
 //!    a stolen node yields that node's identities only                ([`Authenticator::speak_for`])
-//! 3. who is no pod joins by a token of its own kind, and shows a certificate from then on
-//!                                             ([`Authenticator::joining`], [`Authenticator::caller_on`])
+//! 3. who is no pod joins by a token of its own kind       ([`Authenticator::joining`]), and shows a
+//!    certificate from then on                             ([`Authenticator::caller_on`])
 //!
 //! Callers learn only that they were refused. Why is in our log and in the counters: an answer
 //! that tells "no such pod" from "wrong node" would let a stranger map the cluster.
@@ -26,9 +26,9 @@ use crate::token::{Named, Tokens};
 /// Who knows whether a token is good.
 pub enum Judge {
     /// We: they are signed by our own key.
-    Own(Tokens),
+    Own(Box<Tokens>),
     /// The API server, which also knows of pods before we do.
-    Cluster(Box<Reviewer>, Pods),
+    Cluster(Box<Reviewer>, Box<Pods>),
 }
 
 /// What it takes to tell.
@@ -347,6 +347,6 @@ impl Unknown {
 
 impl From<Tokens> for Judge {
     fn from(tokens: Tokens) -> Self {
-        Self::Own(tokens)
+        Self::Own(Box::new(tokens))
     }
 }

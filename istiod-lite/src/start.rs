@@ -402,7 +402,7 @@ async fn in_cluster(
     let reviewer = Reviewer::new(client(), run.token_audiences.clone(), health.clone());
     Ok(Base {
         authority: authority.ok_or(StartError::Ended)?,
-        judge: Judge::Cluster(Box::new(reviewer), Pods::new(client())),
+        judge: Judge::Cluster(Box::new(reviewer), Box::new(Pods::new(client()))),
         settings,
         cluster: Some((connection, kinds)),
         machines: Some(machines),

@@ -1,7 +1,7 @@
 //! `istio.v1.auth.IstioCertificateService`: a CSR comes, a chain goes.
 //!
-//! 1. who calls: by a token, by a certificate, or by a token that is good once
-//!                                               [`Authenticator::caller_on`], [`Authenticator::joining`]
+//! 1. who calls, by a token or a certificate     [`Authenticator::caller_on`]; by a token that is good once
+//!    it joins ([`Authenticator::joining`])
 //! 2. for whom: itself, or a pod of its node     [`Authenticator::speak_for`]
 //! 3. sign, on a thread of its own               [`Authority::sign`]
 //!

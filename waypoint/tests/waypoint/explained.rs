@@ -350,7 +350,7 @@ impl<'a> Case<'a> {
             anyhow::Ok(one.get("/").await?.status)
         });
         match answered {
-            Ok(status) if status == 200 => "allowed",
+            Ok(200) => "allowed",
             _ => "refused",
         }
     }

@@ -380,9 +380,7 @@ fn counting_at_once_loses_nothing() {
             scope.spawn(|| {
                 for _ in 0..2_000 {
                     let (head, ()) = get("/").into_parts();
-                    let report = scene
-                        .reports
-                        .request(&caller, &head, std::time::Instant::now());
+                    let report = scene.reports.request(&caller, &head, Instant::now());
                     read(report.answer(ok(Full::from("x"))));
                 }
             });
