@@ -12,5 +12,6 @@ mod promises;
 mod refused;
 mod routes;
 mod scenario;
+mod strict;
 mod udp;
 mod waypoints;
