@@ -28,6 +28,8 @@ pub struct Snapshot {
     pub(crate) pods: Crowd<ByPod>,
     pub(crate) planes: HashMap<Network, Plane>,
     pub(crate) hosts: OrdMap<u64, Claims<Slot>>, // by `host_key`
+    /// Those that are known by a host name instead of addresses, by its `host_key`.
+    pub(crate) named: OrdMap<u64, Claims<Workload>>,
     pub(crate) policies: HashMap<Arc<str>, Arc<Policy>>,
     pub(crate) global_policies: Policies,
     pub(crate) namespace_policies: HashMap<Arc<str>, Policies>,
@@ -131,6 +133,15 @@ impl Snapshot {
         })
     }
 
+    /// The workload of that namespace that is known by a host name; of several, the one with the lowest uid.
+    pub fn workload_named(&self, namespace: &str, host: &str) -> Option<&Arc<Workload>> {
+        let claims = self.named.get(&host_key(host))?.as_slice();
+        claims.iter().find(|found| {
+            let own = found.hostname();
+            *found.namespace == *namespace && own.is_some_and(|own| own.eq_ignore_ascii_case(host))
+        })
+    }
+
     /// The service of that namespace and host.
     pub fn service(&self, namespace: &str, host: &str) -> Option<&Arc<Service>> {
         self.slot(namespace, host)?.service.as_ref()
@@ -190,6 +201,7 @@ impl Snapshot {
             && self.pods.is_empty()
             && self.planes.is_empty()
             && self.hosts.is_empty()
+            && self.named.is_empty()
             && self.policies.is_empty()
             && self.global_policies.is_empty()
             && self.namespace_policies.is_empty()

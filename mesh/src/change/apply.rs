@@ -169,6 +169,7 @@ impl Snapshot {
                 holders.claim(*ip, workload.clone(), better_holder);
             }
         }
+        self.claim_name(&workload);
         for member in &workload.services {
             self.with_endpoints(member, |endpoints| {
                 endpoints.insert(&workload, &member.ports)
@@ -184,8 +185,18 @@ impl Snapshot {
         self.workloads.remove(workload);
     }
 
+    pub(super) fn claim_name(&mut self, workload: &Arc<Workload>) {
+        if let Some(host) = workload.hostname() {
+            let first = |a: &Workload, b: &Workload| a.uid < b.uid;
+            claim(&mut self.named, host_key(host), workload.clone(), first);
+        }
+    }
+
     fn unlink_addresses(&mut self, workload: &Workload) {
         let gone = |held: &Workload| held.uid == workload.uid;
+        if let Some(host) = workload.hostname() {
+            disclaim(&mut self.named, &host_key(host), gone);
+        }
         if let Some(plane) = self.planes.get_mut(&workload.network) {
             let holders = plane.holders(workload.host_network);
             for ip in workload.addresses.iter() {

@@ -43,6 +43,9 @@ impl Snapshot {
         self.workloads = workloads;
         self.pods = Crowd::of_each(&each);
         self.settle_addresses(&each);
+        for workload in &each {
+            self.claim_name(workload);
+        }
         // What replicas share says whose endpoints they are. Neighbours are neighbours still, where they came so.
         each.sort_by_key(|workload| workload.template_at());
         for replicas in each.chunk_by(|a, b| a.template_at() == b.template_at()) {

@@ -41,7 +41,8 @@ fn ip() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn workload() -> impl Strategy<Value = Resource> {
-    let who = (0..6u8, of(&NAMESPACES), of(&NETWORKS));
+    let called = prop::option::weighted(0.3, of(&HOSTS));
+    let who = (0..6u8, of(&NAMESPACES), of(&NETWORKS), called);
     let flags = (any::<bool>(), 0..3i32, prop::bool::weighted(0.2));
     let services = prop::collection::btree_map((of(&NAMESPACES), of(&HOSTS)), 0..2u32, 0..3);
     let policies = prop::collection::vec((of(&NAMESPACES), 0..3u8), 0..3);
@@ -55,7 +56,7 @@ fn workload() -> impl Strategy<Value = Resource> {
     )
         .prop_map(
             |(
-                (uid, namespace, network),
+                (uid, namespace, network, called),
                 (healthy, tunnel, host_network),
                 ips,
                 services,
@@ -71,6 +72,7 @@ fn workload() -> impl Strategy<Value = Resource> {
                     },
                     namespace: namespace.to_owned(),
                     network: network.to_owned(),
+                    hostname: called.unwrap_or_default().to_owned(),
                     node: format!("node-{}", uid % 2),
                     addresses: ips.into_iter().map(Into::into).collect(),
                     status: i32::from(!healthy),
@@ -354,6 +356,15 @@ fn check(snapshot: &Snapshot, plain: &Plain) -> Result<(), TestCaseError> {
         }
     }
     for host in HOSTS {
+        for namespace in NAMESPACES {
+            let named = |workload: &&wire::Workload| {
+                workload.namespace == namespace && workload.hostname.eq_ignore_ascii_case(host)
+            };
+            let expected = plain.workloads.values().filter(named);
+            let expected = expected.map(|workload| &*workload.uid).min();
+            let found = snapshot.workload_named(namespace, host);
+            prop_assert_eq!(found.map(|workload| &*workload.uid), expected);
+        }
         for caller in NAMESPACES {
             let found = snapshot
                 .service_for_host(host, caller)
