@@ -18,6 +18,8 @@ mod churn;
 mod drain;
 #[path = "waypoint/explained.rs"]
 mod explained;
+#[path = "waypoint/flood.rs"]
+mod flood;
 #[path = "waypoint/hedged.rs"]
 mod hedged;
 #[path = "waypoint/hostile.rs"]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::Pod;
 use tokio::task::JoinHandle;
 
 use super::app::{App, One};
@@ -89,8 +90,8 @@ fn edit_is_seen(shop: &Shop<'_>, edit: usize) -> Result<()> {
     })
 }
 
-/// Callers that stop at the first request that is not answered 200.
-struct Calls {
+/// Callers that stop at the first request that is not answered as it should be.
+pub(super) struct Calls {
     stop: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
     callers: Vec<JoinHandle<Result<()>>>,
@@ -99,10 +100,15 @@ struct Calls {
 impl Calls {
     /// Four callers, of which two keep their connections.
     fn begin(shop: &Shop<'_>) -> Self {
+        Self::of(shop, &[(&shop.client, 200)])
+    }
+
+    /// As many in each of these pods, with the status that they are to be answered.
+    pub(super) fn of(shop: &Shop<'_>, clients: &[(&Pod, u16)]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let made = Arc::new(AtomicUsize::new(0));
-        let call = |number: usize| {
-            let (client, to) = (shop.client.clone(), shop.at(80));
+        let call = |client: &Pod, status: u16, number: usize| {
+            let (client, to) = (client.clone(), shop.at(80));
             let (stop, made) = (stop.clone(), made.clone());
             shop.runtime.spawn(async move {
                 let mut kept: Option<One> = None;
@@ -116,14 +122,19 @@ impl Calls {
                         .get("/")
                         .await
                         .with_context(|| format!("request {count}"))?;
-                    heard.is(200).with_context(|| format!("request {count}"))?;
+                    heard
+                        .is(status)
+                        .with_context(|| format!("request {count} of {}", client.name()))?;
                     kept = number.is_multiple_of(2).then_some(one);
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 Ok(())
             })
         };
-        let callers = (0..4).map(call).collect();
+        let callers = clients
+            .iter()
+            .flat_map(|(client, status)| (0..4).map(|number| call(client, *status, number)))
+            .collect();
         Self {
             stop,
             made,
@@ -132,7 +143,7 @@ impl Calls {
     }
 
     /// Waits until some more were made.
-    fn more(&self, shop: &Shop<'_>, when: &str) -> Result<()> {
+    pub(super) fn more(&self, shop: &Shop<'_>, when: &str) -> Result<()> {
         let before = self.made.load(SeqCst);
         shop.until(&format!("requests {when}"), |_| {
             self.made.load(SeqCst) > before + 50
@@ -140,7 +151,7 @@ impl Calls {
     }
 
     /// How many were made; none failed.
-    fn end(self, shop: &Shop<'_>) -> Result<usize> {
+    pub(super) fn end(self, shop: &Shop<'_>) -> Result<usize> {
         self.stop.store(true, SeqCst);
         for caller in self.callers {
             shop.runtime.block_on(caller)??;
