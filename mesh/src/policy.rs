@@ -151,7 +151,7 @@ impl Policy {
                 wire::Action::Deny => Action::Deny,
             },
             dry_run: message.dry_run,
-            unreadable: false,
+            unreadable: !message.extensions.is_empty(),
             namespace: names.text(&message.namespace),
             name: names.text(&message.name),
             key,

@@ -177,6 +177,24 @@ fn what_cannot_be_read_allows_nothing_and_denies_more() {
         verdict(set([policy("deny", DENY, elsewhere)]), &[]),
         Verdict::Allowed { by: None }
     );
+    // What a policy says beside its groups may be a condition of all of them.
+    let beside = |action, found| wire::Authorization {
+        extensions: vec![Default::default()],
+        ..policy("beside", action, found)
+    };
+    assert_eq!(
+        verdict(set([beside(ALLOW, port(80))]), &[]),
+        Verdict::Denied {
+            by: DeniedBy::NoAllowMatched
+        }
+    );
+    let denied = Verdict::Denied {
+        by: DeniedBy::Explicit("ns/beside".into()),
+    };
+    for (number, expected) in [(80, denied), (81, Verdict::Allowed { by: None })] {
+        let found = verdict(set([beside(DENY, port(number))]), &[]);
+        assert_eq!(found, expected, "{number}");
+    }
 }
 
 #[test]

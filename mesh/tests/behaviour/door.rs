@@ -219,6 +219,13 @@ fn services_that_mean_nothing_are_refused() {
         assert_eq!(Service::try_from(message).unwrap_err().to_string(), reason);
     }
     assert!(Service::try_from(vip(&[10, 1, 2, 3], Some(8))).is_ok());
+    // What a service says to others only.
+    let extended = wire::Service {
+        extensions: vec![Default::default()],
+        ingress_use_waypoint: true,
+        ..service()
+    };
+    assert!(Service::try_from(extended).is_ok());
 }
 
 #[test]
