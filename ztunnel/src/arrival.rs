@@ -247,6 +247,34 @@ mod tests {
                 port: 15008,
             });
             mesh.set_workload(looped);
+            let mut kept = pod("kept", &["10.0.0.6"]);
+            kept.application_tunnel = Some(wire::ApplicationTunnel::default());
+            mesh.set_workload(kept);
+            // The waypoint by the address of its service, by weight, for a range; and one of that address elsewhere.
+            let mut behind = pod("behind-vip", &["10.0.0.5"]);
+            behind.waypoint = waypoint_ip("10.1.0.9");
+            mesh.set_workload(behind);
+            let mut canary = service("canary.svc", &["10.1.0.3"], &[(80, 80)]);
+            canary.waypoint = waypoint_host("nowhere.svc");
+            canary.weighted_waypoints = vec![wire::WeightedWaypoint {
+                destination: waypoint_host("way.svc"),
+                weight: 1,
+            }];
+            mesh.set_service(canary);
+            let mut range = service("range.svc", &["10.9.0.0/16"], &[(80, 80)]);
+            range.waypoint = waypoint_host("way.svc");
+            mesh.set_service(range);
+            let mut theirs = service("theirs.svc", &["10.1.0.4"], &[(80, 80)]);
+            let elsewhere = crate::testing::address("elsewhere", "10.0.0.9");
+            theirs.waypoint = Some(wire::GatewayAddress {
+                destination: Some(wire::gateway_address::Destination::Address(elsewhere)),
+                hbone_mtls_port: 15008,
+            });
+            mesh.set_service(theirs);
+            // A service of another namespace with a name that is ours as well, and which would be found first.
+            let mut namesake = service("web.svc", &[], &[(80, 9999)]);
+            namesake.namespace = "another".into();
+            mesh.set_service(namesake);
         })
     }
 
@@ -314,6 +342,25 @@ mod tests {
                 "way",
                 "10.1.0.2:80",
                 "400 ip mismatch: 10.0.0.9 != 10.1.0.2",
+            ),
+            ("way", "10.0.0.5:80", "80"),
+            ("way", "10.1.0.3:80", "80 canary.svc"),
+            ("way", "10.9.200.1:80", "80 range.svc"),
+            (
+                "way",
+                "10.1.0.4:80",
+                "400 ip mismatch: 10.0.0.9 != 10.1.0.4",
+            ),
+            (
+                "web",
+                "[fd00::2]:9000",
+                "400 ip mismatch: 10.0.0.2 != fd00::2",
+            ),
+            ("kept", "192.0.2.1:443", "443"),
+            (
+                "kept",
+                "nowhere.svc:80",
+                "503 no service or workload for hostname: nowhere.svc",
             ),
             ("sandwich", "192.0.2.1:443", "15088"),
             ("sandwich", "web.svc:80", "15088 web.svc"),

@@ -108,7 +108,51 @@ fn plain(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use api::workload as wire;
+
     use super::*;
+    use crate::testing::{pod, snapshot};
+
+    /// What a workload of this kind says of itself.
+    fn said_by(fill: impl FnOnce(&mut wire::Workload)) -> String {
+        let mut web = pod("web", &["10.0.0.1"]);
+        fill(&mut web);
+        let mesh = snapshot(|mesh| mesh.set_workload(web));
+        baggage(mesh.workload("web").unwrap())
+    }
+
+    #[test]
+    fn baggage_names_its_sender_by_its_kind_and_leaves_out_what_is_not_known() {
+        use wire::WorkloadType::{Cronjob, Deployment, Job, Pod};
+        for (kind, key) in [
+            (Deployment, "deployment"),
+            (Cronjob, "cronjob"),
+            (Pod, "pod"),
+            (Job, "job"),
+        ] {
+            let said = said_by(|web| {
+                web.cluster_id = "c1".into();
+                web.workload_type = kind.into();
+                web.workload_name = "web-owner".into();
+                web.canonical_name = "web-app".into();
+                web.canonical_revision = "v2".into();
+                web.locality = Some(wire::Locality {
+                    region: "r1".into(),
+                    zone: "z1".into(),
+                    subzone: "s1".into(),
+                });
+            });
+            assert_eq!(
+                said,
+                format!(
+                    "k8s.cluster.name=c1,k8s.namespace.name=default,k8s.{key}.name=web-owner,service.name=web-app,service.version=v2,cloud.region=r1,cloud.availability_zone=z1"
+                )
+            );
+        }
+        assert_eq!(said_by(|_| {}), "k8s.namespace.name=default");
+        let odd = said_by(|web| web.canonical_name = "a,k8s.namespace.name=b".into());
+        assert_eq!(odd, "k8s.namespace.name=default");
+    }
 
     #[test]
     fn baggage_is_read_back_and_unknown_members_are_skipped() {

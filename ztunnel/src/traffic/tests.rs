@@ -342,3 +342,65 @@ fn what_labels_that_are_left_out_told_apart_is_one_series_and_logs_still_know_wh
     traffic.sweep(&nobody, later + std::time::Duration::from_secs(3600));
     assert_eq!(opened(&traffic, "reporter"), ["destination 3"]);
 }
+
+/// The names that dashboards and `istioctl` know, and two of ours.
+#[test]
+fn every_way_to_fail_has_the_flag_that_istio_has_for_it() {
+    use crate::outbound::Failed;
+    use crate::report::Failure as _;
+    use hbone::{OpenError, TlsError};
+
+    let labels = Flag::ALL.map(Flag::label);
+    assert_eq!(
+        labels,
+        [
+            "-",
+            "DENY",
+            "CONNECT",
+            "TLS_FAILURE",
+            "H2_HANDSHAKE_FAILURE",
+            "NETWORK_POLICY",
+            "IDENTITY_ERROR",
+            "CERT_REVOKED",
+            "EGRESS",
+            "OVERLOAD",
+        ]
+    );
+    let address = "10.0.0.2:15008".parse().unwrap();
+    let within = std::time::Duration::from_secs(10);
+    let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    for (why, flag) in [
+        (OpenError::DialTimeout { address, within }, "NETWORK_POLICY"),
+        (
+            OpenError::Dial {
+                address,
+                error: Arc::new(refused),
+            },
+            "CONNECT",
+        ),
+        (OpenError::HandshakeTimeout(within), "TLS_FAILURE"),
+        (OpenError::Tls(TlsError::NoCertificate), "TLS_FAILURE"),
+        (OpenError::Tls(TlsError::Revoked), "CERT_REVOKED"),
+        (
+            OpenError::IdentityMismatch(TlsError::IdentityMismatch {
+                presented: identity("somebody").unwrap(),
+                expected: vec![identity("server").unwrap()],
+            }),
+            "IDENTITY_ERROR",
+        ),
+        (
+            OpenError::Http2("no preface".into()),
+            "H2_HANDSHAKE_FAILURE",
+        ),
+        (OpenError::Refused(400), "CONNECT"),
+        (OpenError::Refused(401), "DENY"),
+        (OpenError::Refused(503), "CONNECT"),
+        (OpenError::Reset("by the peer".into()), "CONNECT"),
+        (OpenError::ConnectionLost("closed".into()), "CONNECT"),
+        (OpenError::AnswerTimeout(within), "CONNECT"),
+        (OpenError::Malformed("no authority".into()), "CONNECT"),
+    ] {
+        let failed = Failed::from(why);
+        assert_eq!(failed.flag().label(), flag, "{failed}");
+    }
+}

@@ -11,5 +11,6 @@ mod keeper;
 mod namespaces;
 mod place;
 mod process;
+mod settings;
 mod succession;
 mod versions;

@@ -4,14 +4,15 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use clap::Parser;
 use nix::sys::socket::sockopt::TcpCongestion;
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use ztunnel::config::ports;
-use ztunnel::netns::{From, Netns, NetnsId, original_destination, unmapped};
+use ztunnel::config::{Config, ports};
+use ztunnel::netns::{From, Netns, NetnsId, Options, original_destination, unmapped};
 
 use crate::place::{HandedOver, REDIRECT, options, place};
 
@@ -99,6 +100,47 @@ fn what_a_visit_costs() {
     );
 }
 
+/// What Istio's ask by default, and by the variables that are Istio's.
+#[tokio::test]
+async fn sockets_of_either_end_ask_whether_the_other_lives_as_the_operator_says() {
+    let place = place();
+    let seldom = ["--keepalive-time", "20s", "--keepalive-interval", "5s"];
+    let seldom = [&seldom[..], &["--keepalive-retries", "3"]].concat();
+    let told = [&seldom[..], &["--user-timeout", "true"]].concat();
+    for (flags, asks, gives_up) in [
+        (&[][..], Some((180, 180, 9)), None),
+        (&seldom[..], Some((20, 5, 3)), None),
+        (&told[..], Some((20, 5, 3)), Some(20 + 5 * 3)),
+        (
+            &["--keepalive", "false", "--user-timeout", "true"],
+            None,
+            None,
+        ),
+    ] {
+        let config = Config::try_parse_from([&["ztunnel"], flags].concat()).unwrap();
+        let netns = Netns::new(place.fd(), Options::of(&config)).unwrap();
+        let listener = netns.listen(15001).unwrap();
+        let to = address("127.0.0.1:15001");
+        let client = netns.connect(From::Any, to).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        for socket in [&client, &server] {
+            let socket = SockRef::from(socket);
+            let seconds = |duration: std::io::Result<Duration>| duration.unwrap().as_secs();
+            let set = socket.keepalive().unwrap().then(|| {
+                (
+                    seconds(socket.tcp_keepalive_time()),
+                    seconds(socket.tcp_keepalive_interval()),
+                    socket.tcp_keepalive_retries().unwrap(),
+                )
+            });
+            assert_eq!(set, asks, "{flags:?}");
+            let patience = socket.tcp_user_timeout().unwrap();
+            let patience = patience.filter(|it| !it.is_zero());
+            assert_eq!(patience.map(|it| it.as_secs()), gives_up, "{flags:?}");
+        }
+    }
+}
+
 #[test]
 fn something_that_is_no_namespace_is_refused() {
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -139,7 +181,7 @@ async fn a_namespace_without_ipv6_is_served_on_ipv4() {
     let place = place();
     place.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
     for ipv6 in [true, false] {
-        let netns = Netns::new(place.fd(), ztunnel::netns::Options { ipv6, ..options() }).unwrap();
+        let netns = Netns::new(place.fd(), Options { ipv6, ..options() }).unwrap();
         let listener = netns.listen(15008).unwrap();
         netns
             .connect(From::Any, address("127.0.0.1:15008"))
@@ -158,7 +200,7 @@ async fn two_processes_may_listen_on_one_port() {
     new.listen(15006).unwrap();
     let alone = Netns::new(
         place.fd(),
-        ztunnel::netns::Options {
+        Options {
             reuse_port: false,
             ..options()
         },
@@ -182,7 +224,7 @@ async fn redirected_connections_know_where_they_were_going() {
         // An application's socket: no mark.
         let plain = Netns::new(
             place.fd(),
-            ztunnel::netns::Options {
+            Options {
                 mark: 0,
                 ..options()
             },
@@ -248,7 +290,7 @@ async fn an_application_can_be_shown_a_foreign_client() {
     let netns = place.netns();
     let plain = Netns::new(
         place.fd(),
-        ztunnel::netns::Options {
+        Options {
             mark: 0,
             ..options()
         },
