@@ -10,6 +10,7 @@
 //! | [`sink`] | the log's way to stdout: never blocks, drops and counts instead |
 //! | [`metrics`] | the registry behind `/metrics` |
 //! | [`series`] | series that stay bounded |
+//! | [`ends`] | the labels of a connection's or request's ends |
 //! | `streamed` | a long answer, written piece by piece |
 //! | [`memory`] | how much there is, and how much there may be |
 //! | [`process`] | file descriptors, memory, CPU, runtime |
@@ -25,6 +26,7 @@
 pub mod admin;
 pub mod discovery;
 pub mod drain;
+pub mod ends;
 mod format;
 pub mod log;
 pub mod memory;

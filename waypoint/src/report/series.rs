@@ -18,7 +18,7 @@ use hbone::Identity;
 use mesh::{Service, Snapshot, Workload};
 use ops::series::{self, Bounds, Figures, Without};
 
-use super::labels::{Also, How, Labels, Living, OVERFLOW, Side, Towards};
+use super::labels::{self, Also, How, Labels, Living, OVERFLOW, Side, Towards};
 use super::{Caller, Reporter};
 use crate::client::Client;
 
@@ -131,8 +131,8 @@ impl Table {
         let labels = Labels {
             reporter,
             source: caller.side.clone(),
-            service: Towards::new(to.service.as_deref()),
-            destination: Side::new(to.workload.as_deref(), to.identity.as_ref()),
+            service: labels::towards(to.service.as_deref()),
+            destination: labels::side(to.workload.as_deref(), to.identity.as_ref()),
             secured: caller.client.identity.is_some(),
             how,
             also: key.also.clone(),
@@ -157,13 +157,13 @@ impl Table {
     /// The labels of a client.
     pub(super) fn side(&self, client: &Client) -> Arc<Side> {
         let Some(workload) = &client.workload else {
-            return Arc::new(Side::of_client(client, self.believes()));
+            return Arc::new(labels::side_of_client(client, self.believes()));
         };
         let key = (Arc::as_ptr(workload).addr(), client.identity.clone());
         if let Some((_, side)) = lock(&self.sides).get(&key) {
             return side.clone();
         }
-        let side = Arc::new(Side::of_client(client, false));
+        let side = Arc::new(labels::side_of_client(client, false));
         let mut sides = lock(&self.sides);
         if sides.len() >= CACHED {
             sides.clear();

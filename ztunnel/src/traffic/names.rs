@@ -9,13 +9,12 @@ use mesh::Workload;
 use ops::series::Without;
 use prometheus_client::encoding::{EncodeLabel, EncodeLabelSet, LabelSetEncoder};
 
-use super::labels::{Living, OVERFLOW, Side};
+use super::labels::{Living, OVERFLOW, Side, asker};
 
 /// One asker and one name. The control plane gives the names, so there are as many as it has hosts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Asked {
     source: Side,
-    source_principal: Arc<str>,
     hostname: Arc<str>,
 }
 
@@ -31,8 +30,7 @@ impl Asked {
             false => hostname.clone(),
         };
         Self {
-            source: Side::of(source, left_out),
-            source_principal: principal(identity, left_out),
+            source: asker(source, identity, left_out),
             hostname,
         }
     }
@@ -47,7 +45,6 @@ impl ops::series::Labels for Asked {
         let overflow: Arc<str> = OVERFLOW.into();
         Self {
             source: Side::overflow(&overflow),
-            source_principal: overflow.clone(),
             hostname: overflow,
         }
     }
@@ -59,7 +56,7 @@ pub(super) struct Shown<'a, L>(pub(super) &'a L, pub(super) &'a Without);
 impl EncodeLabelSet for Shown<'_, Asked> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let Self(labels, left_out) = self;
-        let own = labels.source.as_source(&labels.source_principal);
+        let own = labels.source.as_source();
         own.into_iter()
             .chain([("hostname", &*labels.hostname)])
             .filter(|(label, _)| !left_out.has(label))
@@ -71,7 +68,6 @@ impl EncodeLabelSet for Shown<'_, Asked> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct ToUnknown {
     source: Side,
-    source_principal: Arc<str>,
     refused: bool,
 }
 
@@ -83,8 +79,7 @@ impl ToUnknown {
         left_out: &Without,
     ) -> Self {
         Self {
-            source: Side::of(source, left_out),
-            source_principal: principal(identity, left_out),
+            source: asker(source, identity, left_out),
             refused,
         }
     }
@@ -99,23 +94,15 @@ impl ops::series::Labels for ToUnknown {
         let overflow: Arc<str> = OVERFLOW.into();
         Self {
             source: Side::overflow(&overflow),
-            source_principal: overflow,
             refused: self.refused,
         }
-    }
-}
-
-fn principal(identity: &Identity, left_out: &Without) -> Arc<str> {
-    match left_out.has("source_principal") {
-        true => "".into(),
-        false => identity.to_string().into(),
     }
 }
 
 impl EncodeLabelSet for Shown<'_, ToUnknown> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
         let Self(labels, left_out) = self;
-        let own = labels.source.as_source(&labels.source_principal);
+        let own = labels.source.as_source();
         let decision = if labels.refused { "refused" } else { "logged" };
         own.into_iter()
             .filter(|(label, _)| !left_out.has(label))
