@@ -6,7 +6,7 @@
 //! | connections of one pod | `AMBIT_MAX_CONNECTIONS_PER_WORKLOAD` | half of those |
 //! | handshakes under way | `AMBIT_MAX_HANDSHAKES`, half of them one pod's | a quarter of the connections, 4,096 at most |
 //! | descriptors | `RLIMIT_NOFILE`, less a reserve | |
-//! | memory | `AMBIT_MAX_MEMORY` | nine tenths of the container's |
+//! | memory, this process's or all of its container's | `AMBIT_MAX_MEMORY` | nine tenths of the container's |
 //!
 //! Whoever is one too many is refused before anything was spent on it: reset at once, or answered 503 where it came in a
 //! tunnel that stands. It is told in the log and counted. What is open goes on, and others of the node are served: no
@@ -19,6 +19,12 @@
 //! for those who need them most (the control plane, certificates, the second half of a connection that was let in), and
 //! nobody has to count.
 
+mod figures;
+mod full;
+mod most;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -27,14 +33,11 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
 use ops::memory;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
 
 use crate::config::Config;
-use crate::hint::Hint;
-use crate::report::Failure;
-use crate::traffic::Flag;
+pub(crate) use full::Full;
+use full::Kind;
+use most::{BYTES_PER_CONNECTION, Most, half};
 
 /// How much there is at this node, how much there may be, and how often it was too much. Clones share the numbers.
 #[derive(Debug, Clone)]
@@ -45,24 +48,14 @@ struct Node {
     most: Most,
     connections: Level,
     handshakes: Level,
-    /// Bytes, as it was last measured.
+    /// Bytes, as it was last measured, and how many connections there were then.
     memory: AtomicU64,
+    measured_with: AtomicUsize,
     memory_is_near: AtomicBool,
     /// The newest connection's.
     descriptor: AtomicU64,
     descriptors_are_near: AtomicBool,
     refused: [AtomicU64; Kind::ALL.len()],
-}
-
-/// How much there may be.
-#[derive(Debug, Clone, Copy)]
-struct Most {
-    connections: usize,
-    connections_of_one: usize,
-    handshakes: usize,
-    /// Descriptors that connections may have; those beyond are for other things.
-    descriptors: u64,
-    memory: u64,
 }
 
 /// What one pod has of it.
@@ -96,130 +89,6 @@ enum Of {
     Handshakes,
 }
 
-/// Why somebody new is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Full {
-    #[error(
-        "refused: {0} connections of this pod are open, as many as one may have (AMBIT_MAX_CONNECTIONS_PER_WORKLOAD of ztunnel)"
-    )]
-    OfOne(usize),
-    #[error(
-        "refused: {0} connections of this node's pods are open, as many as there may be (AMBIT_MAX_CONNECTIONS of ztunnel)"
-    )]
-    Connections(usize),
-    #[error(
-        "refused: {0} handshakes with this pod are under way, as many as with one there may be (half of AMBIT_MAX_HANDSHAKES of ztunnel)"
-    )]
-    HandshakesOfOne(usize),
-    #[error(
-        "refused: {0} handshakes are under way at this node, as many as there may be (AMBIT_MAX_HANDSHAKES of ztunnel)"
-    )]
-    Handshakes(usize),
-    #[error(
-        "refused: {0} file descriptors of ztunnel are taken, and the rest is reserved (RLIMIT_NOFILE of its container)"
-    )]
-    Descriptors(u64),
-    #[error(
-        "refused: ztunnel has {0} bytes of memory, more than it takes on new connections with (AMBIT_MAX_MEMORY, or the container's limit)"
-    )]
-    Memory(u64),
-}
-
-/// The same as a label.
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    OfOne,
-    Connections,
-    HandshakesOfOne,
-    Handshakes,
-    Descriptors,
-    Memory,
-}
-
-impl Kind {
-    const ALL: [Self; 6] = [
-        Self::OfOne,
-        Self::Connections,
-        Self::HandshakesOfOne,
-        Self::Handshakes,
-        Self::Descriptors,
-        Self::Memory,
-    ];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::OfOne => "connections_of_workload",
-            Self::Connections => "connections",
-            Self::HandshakesOfOne => "handshakes_of_workload",
-            Self::Handshakes => "handshakes",
-            Self::Descriptors => "descriptors",
-            Self::Memory => "memory",
-        }
-    }
-}
-
-impl Full {
-    fn kind(self) -> Kind {
-        match self {
-            Self::OfOne(_) => Kind::OfOne,
-            Self::Connections(_) => Kind::Connections,
-            Self::HandshakesOfOne(_) => Kind::HandshakesOfOne,
-            Self::Handshakes(_) => Kind::Handshakes,
-            Self::Descriptors(_) => Kind::Descriptors,
-            Self::Memory(_) => Kind::Memory,
-        }
-    }
-}
-
-impl Failure for Full {
-    fn flag(&self) -> Flag {
-        Flag::Overload
-    }
-
-    fn hint(&self) -> Option<Hint> {
-        Some(Hint::Full)
-    }
-}
-
-/// What a node's memory is enough for, as far as it can be said beforehand: a connection that is idle takes a third of it.
-const BYTES_PER_CONNECTION: u64 = 32 << 10;
-/// As many as two threads bring to an end within their time.
-const HANDSHAKES: usize = 4096;
-/// Descriptors for other things than connections of pods.
-const RESERVE: std::ops::RangeInclusive<u64> = 16..=4096;
-/// Memory is looked at so often.
-const LOOK: Duration = Duration::from_secs(1);
-
-impl Most {
-    /// As the operator said, and otherwise as `descriptors` and `memory` of the container allow.
-    fn of(config: &Config, descriptors: u64, container: Option<u64>) -> Self {
-        let reserve = (descriptors / 16).clamp(*RESERVE.start(), *RESERVE.end());
-        let descriptors = descriptors.saturating_sub(reserve).max(1);
-        let memory = config.max_memory.or(container.map(memory::enough));
-        let memory = memory.unwrap_or(u64::MAX);
-        let fit = (descriptors / 2).min(memory / BYTES_PER_CONNECTION).max(2);
-        let connections = config
-            .max_connections
-            .unwrap_or_else(|| usize::try_from(fit).unwrap_or(usize::MAX));
-        Self {
-            connections,
-            connections_of_one: config
-                .max_connections_per_workload
-                .unwrap_or_else(|| half(connections)),
-            handshakes: config
-                .max_handshakes
-                .unwrap_or_else(|| connections.div_ceil(4).min(HANDSHAKES)),
-            descriptors,
-            memory,
-        }
-    }
-}
-
-/// What one pod may have of it.
-fn half(most: usize) -> usize {
-    most.div_ceil(2)
-}
-
 /// It is said when there is so much.
 fn near(most: u64) -> u64 {
     most - most / 10
@@ -243,6 +112,7 @@ impl Bounds {
             connections: Level::default(),
             handshakes: Level::default(),
             memory: AtomicU64::new(0),
+            measured_with: AtomicUsize::new(0),
             memory_is_near: AtomicBool::new(false),
             descriptor: AtomicU64::new(0),
             descriptors_are_near: AtomicBool::new(false),
@@ -257,7 +127,7 @@ impl Bounds {
         socket: Option<RawFd>,
     ) -> Result<Share, Full> {
         let node = &*self.0;
-        let memory = node.memory.load(Relaxed);
+        let memory = node.memory();
         if memory > node.most.memory {
             return Err(self.no(Full::Memory(memory)));
         }
@@ -304,13 +174,15 @@ impl Bounds {
         let mut looks = tokio::time::interval(LOOK);
         loop {
             looks.tick().await;
-            self.measured(memory::resident().unwrap_or(0));
+            let used = tokio::task::spawn_blocking(memory::used).await;
+            self.measured(used.ok().flatten().unwrap_or(0));
         }
     }
 
     fn measured(&self, memory: u64) {
         let node = &*self.0;
         node.memory.store(memory, Relaxed);
+        node.measured_with.store(node.connections.now(), Relaxed);
         let most = node.most.memory;
         if is_news(&node.memory_is_near, memory, most) {
             tracing::warn!(
@@ -360,6 +232,16 @@ impl Bounds {
     fn no(&self, why: Full) -> Full {
         self.0.refused[why.kind() as usize].fetch_add(1, Relaxed);
         why
+    }
+}
+
+impl Node {
+    /// Bytes: as last measured, and what the connections may take that have come since. Many come within a second.
+    fn memory(&self) -> u64 {
+        let measured_with = self.measured_with.load(Relaxed);
+        let since = self.connections.now().saturating_sub(measured_with) as u64;
+        let memory = self.memory.load(Relaxed);
+        memory.saturating_add(since.saturating_mul(BYTES_PER_CONNECTION))
     }
 }
 
@@ -417,73 +299,5 @@ impl Drop for Share {
     }
 }
 
-impl Collector for Bounds {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let node = &*self.0;
-        let most = node.most;
-        let levels: [(&str, u64, u64); 4] = [
-            (
-                "connections",
-                node.connections.now() as u64,
-                most.connections as u64,
-            ),
-            (
-                "handshakes",
-                node.handshakes.now() as u64,
-                most.handshakes as u64,
-            ),
-            (
-                "descriptors",
-                node.descriptor.load(Relaxed),
-                most.descriptors,
-            ),
-            ("memory", node.memory.load(Relaxed), most.memory),
-        ];
-        let mut family = encoder.encode_descriptor(
-            "ambit_limit_used",
-            "How much there is of what is bounded; descriptors and memory when last looked at, memory in bytes",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (what, now, _) in levels {
-            let now = i64::try_from(now).unwrap_or(i64::MAX);
-            family
-                .encode_family(&[("what", what)])?
-                .encode_gauge(&now)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "ambit_limit",
-            "How much there may be before new connections are refused",
-            None,
-            MetricType::Gauge,
-        )?;
-        let of_one = most.connections_of_one as u64;
-        let bounds = levels.map(|(what, _, most)| (what, most));
-        for (what, most) in bounds
-            .into_iter()
-            .chain([("connections_of_workload", of_one)])
-        {
-            // None, where memory has no bound.
-            if let Ok(most) = i64::try_from(most) {
-                family
-                    .encode_family(&[("what", what)])?
-                    .encode_gauge(&most)?;
-            }
-        }
-        let mut family = encoder.encode_descriptor(
-            "ambit_overload_refused",
-            "Connections, tunnels and handshakes that there was no room for",
-            None,
-            MetricType::Counter,
-        )?;
-        for (kind, count) in Kind::ALL.iter().zip(&node.refused) {
-            family
-                .encode_family(&[("what", kind.label())])?
-                .encode_counter::<NoLabelSet, u64, u64>(&count.load(Relaxed), None)?;
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests;
+/// Memory is looked at so often.
+const LOOK: Duration = Duration::from_secs(1);

@@ -7,13 +7,16 @@ fn most(flags: &[&str], descriptors: u64, memory: Option<u64>) -> Most {
     Most::of(&config, descriptors, memory)
 }
 
+/// Of a small node in bytes: enough for the connections that it may have.
+const MEMORY: u64 = 1 << 20;
+
 fn small() -> Bounds {
     Bounds::within(Most {
         connections: 10,
         connections_of_one: 5,
         handshakes: 4,
         descriptors: 100,
-        memory: 1000,
+        memory: MEMORY,
     })
 }
 
@@ -99,15 +102,33 @@ fn handshakes_descriptors_and_memory_have_bounds_of_their_own() {
         bounds.connection(&one, Some(100)).unwrap_err(),
         Full::Descriptors(100)
     );
-    bounds.measured(1001);
+    bounds.measured(MEMORY + 1);
     assert_eq!(
         bounds.connection(&one, None).unwrap_err(),
-        Full::Memory(1001)
+        Full::Memory(MEMORY + 1)
     );
-    bounds.measured(1000);
+    bounds.measured(MEMORY);
     assert!(bounds.connection(&one, None).is_ok());
     let refused = bounds.0.refused.each_ref().map(|count| count.load(Relaxed));
     assert_eq!(refused, [0, 0, 1, 1, 1, 1]);
+}
+
+#[test]
+fn what_came_since_memory_was_measured_counts_before_it_is_measured_again() {
+    let (bounds, one) = (small(), Arc::default());
+    bounds.measured(MEMORY - 2 * BYTES_PER_CONNECTION);
+    let kept = [(); 3].map(|()| bounds.connection(&one, None).unwrap());
+    let beyond = MEMORY + BYTES_PER_CONNECTION;
+    assert_eq!(
+        bounds.connection(&one, None).unwrap_err(),
+        Full::Memory(beyond)
+    );
+    // They turned out to need less.
+    bounds.measured(MEMORY / 2);
+    assert!(bounds.connection(&one, None).is_ok());
+    drop(kept);
+    bounds.measured(MEMORY);
+    assert!(bounds.connection(&one, None).is_ok());
 }
 
 #[test]
