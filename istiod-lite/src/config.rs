@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -89,7 +90,8 @@ pub struct JoinToken {
     /// The account.
     #[arg(long)]
     pub service_account: String,
-    /// Name of its workload. By default that of the group, or of the account, and eight letters.
+    /// Name of its workload. By default that of the group and its address; without an address that of the group, or of the account,
+    /// and eight letters.
     #[arg(long)]
     pub name: Option<String>,
     /// The WorkloadGroup that its WorkloadEntry is made from. Without one the entry of its name is there already.
@@ -182,6 +184,15 @@ pub struct Run {
     /// Admission of the mesh's objects. Only with Kubernetes.
     #[arg(long, value_name = "ADDR", default_value = "[::]:15017")]
     pub listen_webhook: SocketAddr,
+    /// Image of the proxy that pods of mode `dedicated` are given. Without it and the next, none is given.
+    #[arg(long, value_name = "IMAGE", env = "AMBIT_ZTUNNEL_IMAGE")]
+    pub ztunnel_image: Option<String>,
+    /// Image of the node agent, which lays the packet rules in those pods.
+    #[arg(long, value_name = "IMAGE", env = "AMBIT_CNI_IMAGE")]
+    pub cni_image: Option<String>,
+    /// How they are given it, JSON: what the chart has under `sidecarInjector`.
+    #[arg(long, value_name = "JSON", env = "AMBIT_SIDECAR_INJECTOR", value_parser = crate::inject::Chart::from_str)]
+    pub sidecar_injector: Option<crate::inject::Chart>,
     #[command(flatten)]
     #[allow(missing_docs)] // flattened
     pub write: crate::write::Flags,

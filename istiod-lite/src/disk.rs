@@ -46,6 +46,15 @@ pub(crate) fn read_if_any(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
+/// Does what waits for a disk where waiting holds up nobody.
+pub(crate) async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}
+
 fn write_beside(path: &Path, bytes: &[u8], mode: u32) -> io::Result<PathBuf> {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     let directory = parent(path);

@@ -11,16 +11,22 @@
 //! it says is compared, and a difference is refused.
 //!
 //! The book outlives us ([`store`]): a token that was used stays used. While a machine is there it says so ([`presence`]), and has
-//! the WorkloadEntry of its group ([`register`]).
+//! the WorkloadEntry of its group ([`register`]; what it looks like and when it goes: [`entry`], pure), in a [`folder`] or as one of the
+//! [`objects`] of a cluster, where several [`replicas`] do so. Who is refused is told of in [`events`].
 
+pub mod entry;
+pub mod events;
+pub mod folder;
+pub mod objects;
 pub mod presence;
 pub mod register;
+pub mod replicas;
 pub mod shown;
 pub mod store;
 
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -30,9 +36,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::{Metrics, NotJoined};
 use crate::serve::Peer;
-use crate::token::{JOIN_AUDIENCE, Join, Tokens, now, now_in_millis};
+use crate::token::{JOIN_AUDIENCE, Join, JoinClaims, Tokens, now, now_in_millis};
+use events::Events;
 use shown::Shown;
-use store::{Store, Use};
+use store::{Admission, Store, Use};
 use tokio::sync::OnceCell;
 
 /// The book of machines, and the rules by which it is written.
@@ -45,6 +52,8 @@ pub struct Machines {
     metrics: Arc<Metrics>,
     /// One join at a time: they are rare, and each looks before it writes.
     turn: tokio::sync::Mutex<()>,
+    /// Who is told of refusals, with Kubernetes.
+    events: OnceLock<Events>,
 }
 
 /// A machine that has joined.
@@ -249,6 +258,7 @@ impl Machines {
             absence,
             metrics,
             turn: tokio::sync::Mutex::default(),
+            events: OnceLock::new(),
         })
     }
 
@@ -280,22 +290,33 @@ impl Machines {
         workload: &str,
         connection: &Connection,
     ) -> Result<Arc<Machine>, Refused> {
-        let joined = self.enter(token, key, workload, connection).await;
-        joined.inspect_err(|error| self.say(error, connection))
+        let tokens = self.tokens.get_or_try_init(|| self.store.tokens()).await;
+        let outcome = match tokens {
+            Err(error) => Err((error.into(), None)),
+            Ok(tokens) => match tokens.verify_join(token) {
+                Err(error) => Err((error.into(), tokens.whose_join(token))),
+                Ok(claims) => {
+                    let entered = self.enter(&claims, key, workload, connection).await;
+                    entered.map_err(|error| (error, Some(claims.join)))
+                }
+            },
+        };
+        outcome.map_err(|(error, whose)| {
+            self.say(&error, connection, whose.as_ref());
+            error
+        })
     }
 
     async fn enter(
         &self,
-        token: &str,
+        claims: &JoinClaims,
         key: &str,
         workload: &str,
         connection: &Connection,
     ) -> Result<Arc<Machine>, Refused> {
-        let tokens = self.tokens.get_or_try_init(|| self.store.tokens()).await?;
-        let claims = tokens.verify_join(token)?;
         let from = connection.peer.ok_or(Refused::NoPeer)?;
-        let join = claims.join;
-        let name = reference(&join);
+        let join = &claims.join;
+        let name = reference(join);
         if !workload.is_empty() && workload != name {
             return Err(Refused::Lies {
                 machine: name.clone(),
@@ -313,8 +334,6 @@ impl Machines {
             });
         }
         let _turn = self.turn.lock().await;
-        self.store.look_anew();
-        let standing = self.store.machine(&join.namespace, &join.name).await?;
         let first = Use {
             key: key.into(),
             machine: name.clone(),
@@ -322,36 +341,31 @@ impl Machines {
             at: now(),
             until: claims.exp,
         };
-        if let Some(earlier) = self.store.claim(&claims.jti, &first).await? {
-            if earlier.key != key {
-                return Err(Refused::Used {
-                    machine: name,
-                    by: earlier.from,
-                    at: earlier.at,
-                });
-            }
-            // Its answer was lost on the way: it gets another, while it is the one that has joined.
-            let same =
-                standing.filter(|it| it.token == claims.jti && it.key == key && it.ended.is_none());
-            return same.map(Arc::new).ok_or(Refused::Outdated(name));
-        }
-        // A token that lay about somewhere does not put another in the place of a machine that has joined, or was taken
-        // out, since.
-        if standing.is_some_and(|it| it.ended.unwrap_or(it.joined) >= claims.made) {
-            return Err(Refused::Outdated(name));
-        }
-        let machine = Machine {
-            join,
+        let fresh = Machine {
+            join: join.clone(),
             address,
             key: key.into(),
-            token: claims.jti,
+            token: claims.jti.clone(),
             joined: now_in_millis(),
             ended: None,
         };
-        self.store.put(&machine).await?;
-        self.metrics.machines_joined.increment();
-        tracing::info!(machine = name, %address, %from, service_account = machine.join.service_account, "a machine has joined");
-        Ok(Arc::new(machine))
+        let admission = self.store.admit(&first, &fresh, claims.made).await?;
+        self.store.look_anew();
+        match admission {
+            Admission::Before(machine) => Ok(Arc::new(machine)),
+            Admission::Outdated => Err(Refused::Outdated(name)),
+            Admission::Used(earlier) => Err(Refused::Used {
+                machine: name,
+                by: earlier.from,
+                at: earlier.at,
+            }),
+            Admission::Fresh(machine) => {
+                self.metrics.machines_joined.increment();
+                let account = &machine.join.service_account;
+                tracing::info!(machine = name, %address, %from, service_account = account, "a machine has joined");
+                Ok(Arc::new(machine))
+            }
+        }
     }
 
     /// The machine that shows a certificate and says that it is `workload`, if it says so.
@@ -365,7 +379,19 @@ impl Machines {
         connection: &Connection,
     ) -> Result<Arc<Machine>, Refused> {
         let known = self.recognise(workload, shown, connection).await;
-        known.inspect_err(|error| self.say(error, connection))
+        if let Err(error) = &known {
+            self.say_of(error, connection, &shown.machine).await;
+        }
+        known
+    }
+
+    /// The same as [`Self::say`], of whom the book knows more than the machine's name.
+    async fn say_of(&self, error: &Refused, connection: &Connection, name: &MachineName) {
+        let MachineName {
+            namespace, name, ..
+        } = name;
+        let machine = self.store.machine(namespace, name).await.ok().flatten();
+        self.say(error, connection, machine.as_ref().map(|it| &it.join));
     }
 
     async fn recognise(
@@ -426,18 +452,28 @@ impl Machines {
             tokio::time::sleep(LOOK).await;
             match self.recognise(workload, shown, connection).await {
                 Ok(_) | Err(Refused::Store(_)) => {}
-                Err(error) => return self.say(&error, connection),
+                Err(error) => return self.say_of(&error, connection, &shown.machine).await,
             }
         }
     }
 
     /// A machine that is known says something of itself that is not so: told as loudly as all else.
-    pub fn lied(&self, lie: &Refused, connection: &Connection) {
-        self.say(lie, connection);
+    pub fn lied(&self, lie: &Refused, machine: &Machine, connection: &Connection) {
+        self.say(lie, connection, Some(&machine.join));
     }
 
-    fn say(&self, error: &Refused, connection: &Connection) {
+    /// From now on whoever looks after a machine's group, or its account, hears of refusals there.
+    pub fn tell(&self, events: Events) {
+        // Told twice it would be told by the first.
+        let _ = self.events.set(events);
+    }
+
+    /// In the log, in the counter, and in an event; `whose`: what is proven of who came.
+    fn say(&self, error: &Refused, connection: &Connection, whose: Option<&Join>) {
         let reason = error.reason();
+        if let (Some(events), Some(join)) = (self.events.get(), whose) {
+            events.say(join, error, connection.peer);
+        }
         self.metrics
             .machines_refused
             .get_or_create(&NotJoined { reason })

@@ -137,17 +137,16 @@ async fn open(book: &Book) -> anyhow::Result<Store> {
 
 /// What a token is to say, if it makes sense.
 fn join(token: &JoinToken) -> anyhow::Result<Join> {
-    if token.group.is_some() && token.book.config_dir.is_none() {
-        bail!(
-            "with Kubernetes WorkloadEntries are not made by themselves: write the machine's, and leave out --group"
-        );
-    }
     if token.ttl > LONGEST_JOIN {
         bail!("a join token is good for a day at most");
     }
-    let name = match &token.name {
-        Some(name) => name.clone(),
-        None => {
+    let name = match (&token.name, &token.group, token.address.first()) {
+        (Some(name), _, _) => name.clone(),
+        // As Istio calls the entries that it makes of a group.
+        (None, Some(group), Some(address)) => {
+            format!("{group}-{}", address.to_string().replace(':', "-"))
+        }
+        _ => {
             let mut random = [0_u8; 4];
             aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("no randomness"))?;
             let base = token.group.as_ref().unwrap_or(&token.service_account);

@@ -28,7 +28,13 @@ use crate::cluster::{
 use crate::config::{Input, Run};
 use crate::deploy::{Chart, Mesh, Pattern};
 use crate::feed::{self, Feed, Fill, Origin, Views};
-use crate::machine::{Machines, presence::PresenceService, register::Registrar, store::Store};
+use crate::inject::{Images, Injector};
+use crate::machine::events::Events;
+use crate::machine::objects::Objects;
+use crate::machine::presence::PresenceService;
+use crate::machine::register::{self, Place, Registrar};
+use crate::machine::replicas::Replicas;
+use crate::machine::{Machines, store::Store};
 use crate::metrics::Metrics;
 use crate::push::{Connected, Debounce, Discovery};
 use crate::serve::{self, Age, Debug, ServerCertificate, ServerError};
@@ -147,6 +153,11 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
     } = base;
     front.metrics.expiries(authority.expiries());
     front.configured.open();
+    if let (Some(machines), Some((connection, _))) = (&machines, &cluster) {
+        let (client, groups) = (connection.client.clone(), front.views.groups.subscribe());
+        let stop = drain.accepting().clone();
+        machines.tell(Events::start(client, groups, front.metrics.clone(), stop));
+    }
 
     let authenticator = Arc::new(Authenticator {
         tokens: judge,
@@ -157,7 +168,8 @@ pub async fn start(run: &Run, drain: &Drain) -> Result<Running, StartError> {
         machines,
     });
     let certificate = ServerCertificate::new(authority.clone(), &run.names())?;
-    let registrar = registrar(run, &front);
+    let registrar = registrar(run, &front, cluster.as_ref());
+    drain.spawn(registrar.clone().tend(drain.accepting().clone()));
     let routes = routes(&authority, &authenticator, &front, registrar);
     let (grpc, plaintext) = serve_grpc(run, &front, routes, &certificate, drain).await?;
     front.serving.open();
@@ -266,7 +278,8 @@ async fn admit(
         exists: exists(&front.views),
         metrics: front.metrics.clone(),
     };
-    Ok(webhook::start(run.listen_webhook, certificate, judge, drain).await?)
+    let injector = injector(run, settings);
+    Ok(webhook::start(run.listen_webhook, certificate, judge, injector, drain).await?)
 }
 
 /// What the writers stand on.
@@ -298,14 +311,31 @@ fn waypoints(run: &Run, settings: &Settings) -> Option<Arc<Pattern>> {
     let chart = run.write.waypoint.clone().unwrap_or_default();
     Some(Arc::new(Pattern {
         chart: Chart { image, ..chart },
-        mesh: Mesh {
-            namespace: run.namespace.clone(),
-            trust_domain: settings.trust_domain.clone(),
-            cluster: run.cluster_id.clone(),
-            domain: run.cluster_domain.clone(),
-            revision: run.revision.clone(),
-        },
+        mesh: mesh(run, settings),
     }))
+}
+
+/// How pods are given proxies of their own, if we were told.
+fn injector(run: &Run, settings: &Settings) -> Option<Injector> {
+    let named = |image: &Option<String>| image.clone().filter(|image| !image.is_empty());
+    Some(Injector {
+        chart: run.sidecar_injector.clone().unwrap_or_default(),
+        images: Images {
+            proxy: named(&run.ztunnel_image)?,
+            capture: named(&run.cni_image)?,
+        },
+        mesh: mesh(run, settings),
+    })
+}
+
+fn mesh(run: &Run, settings: &Settings) -> Mesh {
+    Mesh {
+        namespace: run.namespace.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        cluster: run.cluster_id.clone(),
+        domain: run.cluster_domain.clone(),
+        revision: run.revision.clone(),
+    }
 }
 
 /// Without a cluster: everything is a file.
@@ -434,17 +464,29 @@ fn exists(views: &Views) -> webhook::Exists {
     })
 }
 
-/// Keeps the entries of machines, where machines join.
-fn registrar(run: &Run, front: &Front) -> Arc<Registrar> {
+/// Keeps the entries of machines: as files beside the others, or as objects of the cluster.
+fn registrar(
+    run: &Run,
+    front: &Front,
+    cluster: Option<&(Connection, watch::Receiver<Kinds>)>,
+) -> Arc<Registrar> {
     let views = &front.views;
-    Registrar::new(
-        run.config_dir.as_deref(),
-        run.machine_grace,
-        &run.cluster_id,
-        views.groups.subscribe(),
-        views.entries.clone(),
-        views.catalog.clone(),
-    )
+    let seen = register::Views {
+        groups: views.groups.subscribe(),
+        entries: views.entries.clone(),
+        catalog: views.catalog.clone(),
+    };
+    let (grace, id) = (run.machine_grace, &run.cluster_id);
+    let Some((connection, kinds)) = cluster else {
+        // Without a cluster there is a directory.
+        let config = run.config_dir.clone().unwrap_or_default();
+        return Registrar::in_directory(&config, grace, id, seen);
+    };
+    let (client, metrics) = (connection.client.clone(), front.metrics.clone());
+    let place = Place::Cluster(Objects::new(client, kinds.clone(), metrics));
+    let (connection, health) = (connection.clone(), front.health.clone());
+    let replicas = Replicas::several(connection, health, &run.namespace, &run.write.pod_name);
+    Registrar::new(place, replicas, grace, id, seen)
 }
 
 fn routes(
@@ -465,6 +507,7 @@ fn routes(
         catalog: front.views.catalog.clone(),
         connected: front.connected.clone(),
         refusals: front.views.refusals.clone(),
+        registrar: registrar.clone(),
         metrics: front.metrics.clone(),
     });
     let mut routes = Routes::new(certificates);

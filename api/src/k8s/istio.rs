@@ -125,7 +125,25 @@ pub struct WorkloadEntry {
     pub metadata: ObjectMeta,
     pub spec: WorkloadEntrySpec,
     #[serde(skip_serializing)]
-    pub status: Unread,
+    pub status: Option<WorkloadEntryStatus>,
+}
+
+/// `status` of a [`WorkloadEntry`], as far as anybody reads it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEntryStatus {
+    /// What is said of it.
+    pub conditions: Vec<WorkloadEntryCondition>,
+}
+
+/// One condition of a [`WorkloadEntry`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WorkloadEntryCondition {
+    /// `Healthy`: whether its machine says that it is well.
+    pub r#type: String,
+    /// True or False.
+    pub status: String,
 }
 
 /// `spec` of a [`WorkloadEntry`], also an inline endpoint of a [`ServiceEntry`].

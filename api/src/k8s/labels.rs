@@ -3,10 +3,12 @@
 //! They are Istio's, so that existing YAML works unchanged (`docs/wire.md`, "Labels and
 //! annotations"). `(L)` marks a label, `(A)` an annotation.
 
-/// (L) on Namespace and Pod: [`AMBIENT`] enrols, [`NONE`] keeps out.
+/// (L) on Namespace and Pod: [`AMBIENT`] enrols, [`DEDICATED`] has new pods given a proxy of their own, [`NONE`] keeps out.
 pub const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// Value of [`DATAPLANE_MODE`] that enrols.
 pub const AMBIENT: &str = "ambient";
+/// Value of [`DATAPLANE_MODE`] by which pods bring their own proxy, where no node proxy may run. Ours.
+pub const DEDICATED: &str = "dedicated";
 /// Value that opts out, of [`DATAPLANE_MODE`] as of [`USE_WAYPOINT`].
 pub const NONE: &str = "none";
 
@@ -64,6 +66,12 @@ pub const WAYPOINT_ONLY: &str = "ambit.io/waypoint-only";
 pub const EGRESS: &str = "ambit.io/egress";
 /// (A) on WorkloadEntry: why its machine is not well; it gets no new connections. Ours.
 pub const UNHEALTHY: &str = "ambit.io/unhealthy";
+/// (A) on WorkloadEntry: `true`: it gets new connections only while its condition [`HEALTHY`] is True. Istio's.
+pub const HEALTH_CHECKS: &str = "proxy.istio.io/health-checks-enabled";
+/// Condition of a WorkloadEntry: its machine says that it is well. Istio's.
+pub const HEALTHY: &str = "Healthy";
+/// (A) on WorkloadEntry: the machine (`namespace/name`) that it was made for. Ours.
+pub const MACHINE: &str = "ambit.io/machine";
 /// (A) on WorkloadEntry: the WorkloadGroup that it was made from by itself. Istio's.
 pub const AUTO_REGISTRATION_GROUP: &str = "istio.io/autoRegistrationGroup";
 /// (A) on WorkloadEntry: who made it and looks after it. Istio's.
@@ -72,7 +80,7 @@ pub const WORKLOAD_CONTROLLER: &str = "istio.io/workloadController";
 pub const CONNECTED_AT: &str = "istio.io/connectedAt";
 /// (A) on WorkloadEntry: since when it is not. Istio's.
 pub const DISCONNECTED_AT: &str = "istio.io/disconnectedAt";
-/// (L) on Namespace, Pod: [`UDP_ENABLED`] or [`UDP_DISABLED`], whether the mesh carries their UDP. Ours.
+/// (L) on Namespace, Pod, WorkloadEntry: [`UDP_ENABLED`] or [`UDP_DISABLED`], whether the mesh carries their UDP. Ours.
 pub const UDP: &str = "ambit.io/udp";
 /// A value of [`UDP`].
 pub const UDP_ENABLED: &str = "enabled";

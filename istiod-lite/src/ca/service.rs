@@ -85,10 +85,10 @@ impl CertificateService {
             if matches!(error, NotEntitled::Malformed(_)) {
                 self.metrics.identity_errors.increment();
             }
-            if let (NotEntitled::Machine(lie), Some(machines)) =
-                (&error, &self.authenticator.machines)
+            if let (NotEntitled::Machine(lie), Some(machines), Some(machine)) =
+                (&error, &self.authenticator.machines, &caller.machine)
             {
-                machines.lied(lie, connection);
+                machines.lied(lie, machine, connection);
             }
             tracing::info!(caller = %caller.identity, %error, "certificate refused: not entitled");
             Status::unauthenticated("request impersonation authentication failure")

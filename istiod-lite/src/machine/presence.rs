@@ -1,9 +1,10 @@
 //! `ambit.machine.v1.Presence`: a machine keeps a stream open, says on it how it does, and is told how to find out.
 //!
-//! 1. who it is: as on every connection, by its certificate and the book
-//! 2. its entry is made                                        ([`super::register`])
-//! 3. reports go into the entry, not more than one a second    ; what its group asks it is told, whenever that changes
-//! 4. every now and then it is looked for in the book: who was taken out goes
+//! 1. who it is: as on every connection, by its certificate and the book; whether it may have an entry   ([`super::register`])
+//! 2. what its group asks it is told, whenever that changes
+//! 3. its reports go into its entry, not more than one a second; the first makes it
+//! 4. every now and then it is looked for in the book, and its entry is looked at: who was taken out goes, an entry that was
+//!    removed or could not be written is written again
 //! 5. the stream ends, and with it its presence
 
 use std::pin::Pin;
@@ -13,8 +14,9 @@ use std::time::Duration;
 use api::k8s::istio::workload_group;
 use api::machine::presence_server::Presence as Service;
 use api::machine::{Exec, Header, Http, Probe, Report, Tcp, Told, probe};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::Streaming;
 use tonic::{Request, Response, Status};
 
@@ -74,8 +76,7 @@ impl Service for PresenceService {
         if let Some(stranger) = extensions.get::<Arc<Stranger>>() {
             stranger.prove();
         }
-        let presence = self.registrar.arrive(machine.clone()).await;
-        let presence = presence.map_err(|error| {
+        let presence = self.registrar.arrive(machine.clone()).map_err(|error| {
             tracing::warn!(machine = machine.reference(), %error, "a machine gets no WorkloadEntry");
             Status::failed_precondition(error.to_string())
         })?;
@@ -117,7 +118,8 @@ impl Talk {
     async fn go_on(&self, reports: &mut Streaming<Report>) -> Result<(), Status> {
         let mut groups = self.registrar.changes();
         let mut asked = None;
-        let mut last: Option<String> = None;
+        // What it said last, once it has said anything; and whether its entry may say something else.
+        let (mut said, mut is_due) = (None::<Option<String>>, false);
         let mut look = tokio::time::interval(LOOK);
         loop {
             let probe = self.probe()?;
@@ -128,20 +130,26 @@ impl Talk {
                     return Ok(());
                 }
                 // Labels or ports may be others, too.
-                self.write(last.as_deref()).await?;
+                is_due = self.write(said.as_ref()).await?;
             }
             tokio::select! {
                 () = self.leaving.cancelled() => return Ok(()),
                 () = self.telling.closed() => return Ok(()),
                 changed = groups.changed() => if changed.is_err() { return Ok(()) },
-                _ = look.tick() => self.still_known().await?,
+                _ = look.tick() => {
+                    self.still_known().await?;
+                    if is_due || !self.presence.stands() {
+                        is_due = self.write(said.as_ref()).await?;
+                    }
+                }
                 report = reports.message() => {
                     let Some(report) = report? else { return Ok(()) };
                     let unhealthy = Some(report.unhealthy).filter(|why| !why.is_empty());
-                    if unhealthy != last {
-                        tracing::info!(machine = self.machine.reference(), unhealthy, "a machine says how it does");
-                        last = unhealthy;
-                        self.write(last.as_deref()).await?;
+                    if said.as_ref() != Some(&unhealthy) {
+                        let why = unhealthy.as_deref();
+                        tracing::info!(machine = self.machine.reference(), unhealthy = why, "a machine says how it does");
+                        said = Some(unhealthy);
+                        is_due = self.write(said.as_ref()).await?;
                         // Reports that come faster wait in the connection.
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -150,14 +158,27 @@ impl Talk {
         }
     }
 
-    async fn write(&self, unhealthy: Option<&str>) -> Result<(), Status> {
-        let written = self.presence.report(unhealthy).await;
-        written.map_err(|error| self.lost(&error))
+    /// Writes what it said; whether that is still due, for now it cannot be written.
+    async fn write(&self, said: Option<&Option<String>>) -> Result<bool, Status> {
+        // Who has not said how it does gets no connections.
+        let Some(said) = said else { return Ok(false) };
+        match self.presence.report(said.as_deref()).await {
+            Ok(()) => Ok(false),
+            Err(error) if error.passes() => {
+                tracing::warn!(machine = self.machine.reference(), %error, "a machine's WorkloadEntry is tried again");
+                Ok(true)
+            }
+            Err(error) => Err(self.lost(&error)),
+        }
     }
 
     fn lost(&self, error: &NotRegistered) -> Status {
         tracing::warn!(machine = self.machine.reference(), %error, "a machine loses its WorkloadEntry");
-        Status::failed_precondition(error.to_string())
+        match error {
+            // If it is still there it comes again.
+            NotRegistered::Moved(_) => Status::unavailable(error.to_string()),
+            _ => Status::failed_precondition(error.to_string()),
+        }
     }
 
     fn probe(&self) -> Result<Option<Probe>, Status> {
@@ -174,13 +195,70 @@ impl Talk {
         let known = match known.await {
             // For a while nobody can say.
             Err(Refused::Store(_)) => return Ok(()),
-            known => known.map_err(|gone| Status::unauthenticated(gone.advice()))?,
+            known => known.map_err(|gone| {
+                self.presence.taken_out();
+                Status::unauthenticated(gone.advice())
+            })?,
         };
         if *known != *self.machine {
             // Joined anew, as something else: it comes again as that.
             return Err(Status::unavailable("the machine has joined anew"));
         }
         Ok(())
+    }
+}
+
+/// How a machine does by what it says on its discovery stream (`istio.v1.HealthInformation`), noted on its entry: the last word,
+/// however fast they come.
+pub(crate) struct Health {
+    said: watch::Sender<Option<Option<String>>>,
+    _noting: AbortOnDropHandle<()>,
+}
+
+impl Health {
+    /// Of a machine that is known.
+    pub(crate) fn of(machine: Arc<Machine>, registrar: Arc<Registrar>) -> Self {
+        let (said, mut words) = watch::channel(None::<Option<String>>);
+        let noting = async move {
+            loop {
+                let word = words.borrow_and_update().clone();
+                let noted = match &word {
+                    None => true,
+                    Some(unhealthy) => {
+                        let noted = registrar.note(&machine, unhealthy.as_deref()).await;
+                        noted.unwrap_or_else(|error| {
+                            tracing::debug!(machine = machine.reference(), %error, "how a machine does is not noted yet");
+                            false
+                        })
+                    }
+                };
+                tokio::time::sleep(PAUSE).await;
+                // Its entry is not there, or cannot be written.
+                let again = async {
+                    match noted {
+                        true => std::future::pending().await,
+                        false => tokio::time::sleep(LOOK).await,
+                    }
+                };
+                tokio::select! {
+                    changed = words.changed() => if changed.is_err() { return },
+                    () = again => {}
+                }
+            }
+        };
+        Self {
+            said,
+            _noting: AbortOnDropHandle::new(tokio::spawn(noting)),
+        }
+    }
+
+    /// It is well, or why not.
+    pub(crate) fn say(&self, unhealthy: Option<String>) {
+        self.said.send_if_modified(|last| {
+            let differs = last.as_ref() != Some(&unhealthy);
+            *last = Some(unhealthy);
+            differs
+        });
     }
 }
 

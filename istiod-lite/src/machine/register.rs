@@ -1,33 +1,35 @@
 //! WorkloadEntries of machines that come and go: made from their WorkloadGroup when they come, removed a while after they
 //! went, and saying in between how they do.
 //!
-//! ```text
-//!  a machine comes ──▶ entry ── not well ──▶ annotation (no new connections) ── well ──▶ without it
-//!        ▲               │ goes
-//!        └── comes back ◀┴── annotation (since when) ── the grace is over ──▶ removed
-//! ```
-//! Nothing of an entry is the machine's to say: labels, account and network are the group's, name and address those of the book.
+//! 1. a machine comes: whether it may have an entry                                    ([`Registrar::arrive`])
+//! 2. it says how it does: its entry is written, into a folder or a cluster            ([`Presence::report`], [`Place`])
+//! 3. it goes; whoever looks after its entry says so on it, and removes it later       ([`Registrar::tend`], [`entry::judge`], pure)
+//!
+//! In a cluster the replica that a machine is connected to looks after its entry; of one that has died all others do, and the API
+//! server lets one of them be first. Until the machine says how it does it has no entry: nobody calls what may not answer.
+//!
 //! An entry that somebody else wrote is left alone, whatever machine comes; so is an address that somebody else has.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::k8s::istio::WorkloadEntry;
-use api::k8s::labels::{
-    AUTO_REGISTRATION_GROUP, CONNECTED_AT, DISCONNECTED_AT, REDIRECTION, REDIRECTION_ENABLED,
-    UNHEALTHY, WORKLOAD_CONTROLLER,
-};
-use api::k8s::objects::{Kind, ObjectKey, ObjectMeta, WorkloadGroup};
+use api::k8s::objects::{Kind, ObjectKey, WorkloadGroup};
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
-use x509_parser::time::ASN1Time;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Machine;
+use super::entry::{self, Here, LINGER, Standing, Step, judge};
+use super::folder::Folder;
+use super::objects::{Objects, Wanted};
+use super::replicas::Replicas;
 use crate::catalog::{Reader, Type};
-use crate::disk;
 use crate::feed::{Entries, Groups};
 
 /// Keeps the entries.
@@ -37,12 +39,31 @@ pub struct Registrar {
     catalog: Reader,
     /// The name of our cluster, in the names of resources.
     cluster: String,
-    /// Nowhere with Kubernetes.
-    folder: Option<PathBuf>,
+    place: Place,
+    replicas: Replicas,
     grace: Duration,
-    present: Mutex<HashMap<String, u32>>,
-    /// One entry is written at a time.
-    turn: tokio::sync::Mutex<()>,
+    /// By `namespace/name`.
+    here: Mutex<HashMap<String, Stay>>,
+    /// Somebody came or went.
+    stirred: Notify,
+}
+
+/// Where entries are written.
+pub enum Place {
+    /// A configuration directory.
+    Directory(Folder),
+    /// A cluster.
+    Cluster(Objects),
+}
+
+/// What is seen of the mesh.
+pub struct Views {
+    /// The WorkloadGroups there are.
+    pub groups: watch::Receiver<Groups>,
+    /// The WorkloadEntries there are.
+    pub entries: Arc<ArcSwap<Entries>>,
+    /// What is served.
+    pub catalog: Reader,
 }
 
 /// A machine has no entry.
@@ -74,76 +95,98 @@ pub enum NotRegistered {
     /// Somebody wrote one by hand.
     #[error("WorkloadEntry {0} is there already, and was not made for a machine")]
     Foreign(String),
-    /// With Kubernetes.
+    /// The machine is connected to another replica by now.
     #[error(
-        "entries are made by themselves only where the configuration is a directory; write WorkloadEntry {0}, and make a token without a group"
+        "WorkloadEntry {0} says that its machine has come to another replica of the control plane"
     )]
-    Nowhere(String),
+    Moved(String),
+    /// The cluster has no such kind.
+    #[error("WorkloadEntries are not defined in this cluster; install the chart's definitions")]
+    NotDefined,
     /// The disk.
     #[error("the entry cannot be written: {0}")]
     Write(#[from] io::Error),
+    /// The API server.
+    #[error("the entry cannot be written: {0}")]
+    Api(String),
+}
+
+impl NotRegistered {
+    /// Whether it may be otherwise in a while without anybody doing anything.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Api(_) | Self::NotDefined)
+    }
 }
 
 /// A machine that is connected. When dropped it has gone.
 pub struct Presence {
     registrar: Arc<Registrar>,
     machine: Arc<Machine>,
+    standing: Standing,
+    /// Its entry was written, for this presence.
+    written: AtomicBool,
+    taken_out: AtomicBool,
+}
+
+/// A machine that is or was connected here.
+#[derive(Debug)]
+struct Stay {
+    /// Its streams.
+    count: u32,
+    /// Since when there are none.
+    left: Instant,
+    taken_out: bool,
 }
 
 impl Registrar {
-    /// One that writes into a configuration directory, if there is one. Entries that are there already belong to machines that come back within
-    /// the grace, or go.
+    /// One that writes into a place; a machine that went may be away for `grace` before its entry is removed. Whoever makes one
+    /// lets it [`tend`](Self::tend) the entries.
     pub fn new(
-        config: Option<&Path>,
+        place: Place,
+        replicas: Replicas,
         grace: Duration,
         cluster: &str,
-        groups: watch::Receiver<Groups>,
-        entries: Arc<ArcSwap<Entries>>,
-        catalog: Reader,
+        views: Views,
     ) -> Arc<Self> {
-        let registrar = Arc::new(Self {
-            groups,
-            entries,
-            catalog,
+        Arc::new(Self {
+            groups: views.groups,
+            entries: views.entries,
+            catalog: views.catalog,
             cluster: cluster.into(),
-            folder: config.map(|config| config.join("registered")),
+            place,
+            replicas,
             grace,
-            present: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-        });
-        if registrar.folder.is_none() {
-            return registrar;
-        }
-        let left: Vec<ObjectKey> = registrar
-            .entries
-            .load()
-            .iter()
-            .filter(|(_, entry)| is_ours(entry))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in left {
-            registrar.clone().later(key.namespace, key.name);
-        }
-        registrar
+            here: Mutex::default(),
+            stirred: Notify::new(),
+        })
+    }
+
+    /// In a configuration directory.
+    pub fn in_directory(config: &Path, grace: Duration, cluster: &str, views: Views) -> Arc<Self> {
+        let place = Place::Directory(Folder::of(config));
+        Self::new(place, Replicas::alone(), grace, cluster, views)
     }
 
     /// A machine is there; without a group its entry is its operator's business.
     ///
     /// # Errors
     /// Why it gets no entry.
-    pub async fn arrive(
-        self: &Arc<Self>,
-        machine: Arc<Machine>,
-    ) -> Result<Presence, NotRegistered> {
-        let group = self.group(&machine)?;
-        if let Some(group) = group {
+    pub fn arrive(self: &Arc<Self>, machine: Arc<Machine>) -> Result<Presence, NotRegistered> {
+        if let Some(group) = self.group(&machine)? {
             self.may_have(&machine, &group)?;
-            self.write(&machine, &group, None).await?;
         }
-        *self.present().entry(machine.reference()).or_insert(0) += 1;
+        let mut here = self.here();
+        let stay = here.entry(machine.reference()).or_insert_with(Stay::new);
+        stay.count = stay.count.saturating_add(1);
+        stay.taken_out = false;
+        drop(here);
+        self.stirred.notify_one();
         Ok(Presence {
             registrar: self.clone(),
             machine,
+            standing: Standing::connected(self.replicas.me()),
+            written: AtomicBool::new(false),
+            taken_out: AtomicBool::new(false),
         })
     }
 
@@ -156,9 +199,6 @@ impl Registrar {
         let Some(name) = &join.group else {
             return Ok(None);
         };
-        if self.folder.is_none() {
-            return Err(NotRegistered::Nowhere(machine.reference()));
-        }
         let reference = format!("{}/{name}", join.namespace);
         let key = ObjectKey::new(Kind::WorkloadGroup, &join.namespace, name);
         let group = self.groups.borrow().get(&key).cloned();
@@ -184,8 +224,7 @@ impl Registrar {
 
     fn may_have(&self, machine: &Machine, group: &WorkloadGroup) -> Result<(), NotRegistered> {
         let join = &machine.join;
-        let key = ObjectKey::new(Kind::WorkloadEntry, &join.namespace, &join.name);
-        if let Some(entry) = self.entries.load().get(&key)
+        if let Some(entry) = self.entries.load().get(&key(machine))
             && !is_ours(entry)
         {
             return Err(NotRegistered::Foreign(machine.reference()));
@@ -210,184 +249,258 @@ impl Registrar {
         }
     }
 
-    async fn write(
+    /// Notes how a machine does that may be connected to another replica: on the entry that it has; `false` when it has none.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub async fn note(
         &self,
         machine: &Machine,
-        group: &WorkloadGroup,
         unhealthy: Option<&str>,
-    ) -> Result<(), NotRegistered> {
-        let text = text(&entry(machine, group, unhealthy))?;
-        let path = self.path(&machine.join.namespace, &machine.join.name);
-        let _turn = self.turn.lock().await;
-        Ok(aside(move || disk::replace(&path, &text, disk::PUBLIC)).await?)
+    ) -> Result<bool, NotRegistered> {
+        let (Some(group), Place::Cluster(objects)) = (self.group(machine)?, &self.place) else {
+            // Over a directory there is one replica, and it is told by the machine's presence.
+            return Ok(true);
+        };
+        let entry = entry::shape(machine, &group, group.spec.probe.is_some());
+        let standing = Standing::gone();
+        let wanted = Wanted {
+            entry: &entry,
+            standing: &standing,
+            unhealthy: unhealthy.map(short),
+            me: self.replicas.me(),
+            takes_over: false,
+        };
+        objects.note(&wanted).await
     }
 
-    /// The entry of a machine that went is marked at once, and removed if nobody comes within the grace.
-    fn later(self: Arc<Self>, namespace: Arc<str>, name: Arc<str>) {
-        tokio::spawn(async move {
-            let reference = format!("{namespace}/{name}");
-            if let Err(error) = self.mark_gone(&namespace, &name, &reference).await {
-                tracing::warn!(machine = reference, %error, "its entry cannot be marked");
-            }
-            tokio::time::sleep(self.grace).await;
-            let turn = self.turn.lock().await;
-            if self.is_present(&reference) {
-                return;
-            }
-            let path = self.path(&namespace, &name);
-            let removed = aside(move || std::fs::remove_file(path)).await;
-            drop(turn);
-            match removed {
-                Ok(()) => tracing::info!(machine = reference, "went, and its entry with it"),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    tracing::warn!(machine = reference, %error, "its entry cannot be removed");
+    /// Looks after entries, until `stop`: those of machines that went are marked, and removed in the end.
+    pub async fn tend(self: Arc<Self>, stop: CancellationToken) {
+        let needed = || self.replicas_matter();
+        let signs = self.replicas.run(needed, stop.clone());
+        let work = async {
+            let mut watch = Watch::default();
+            let mut pause = LOOK;
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = self.stirred.notified() => tokio::time::sleep(LOOK / 10).await,
+                }
+                pause = LOOK;
+                for (key, standing, step) in self.look(&mut watch) {
+                    if let Err(error) = self.act(&key, &standing, step).await {
+                        tracing::warn!(entry = %key, %error, "what is left of a machine that went stays for now");
+                        // Whatever is wrong there, it is wrong with the others too.
+                        pause = AFTER_A_FAILURE;
+                        break;
+                    }
                 }
             }
-        });
+        };
+        let work = stop.run_until_cancelled(work);
+        tokio::join!(signs, work);
     }
 
-    async fn mark_gone(&self, namespace: &str, name: &str, reference: &str) -> io::Result<()> {
-        let key = ObjectKey::new(Kind::WorkloadEntry, namespace, name);
-        let entry = self.entries.load().get(&key).cloned();
-        let Some(entry) = entry.filter(|entry| is_ours(entry)) else {
-            return Ok(());
-        };
-        let mut entry = WorkloadEntry::clone(&entry);
-        let annotations = entry.metadata.annotations.get_or_insert_default();
-        annotations.remove(CONNECTED_AT);
-        annotations
-            .entry(DISCONNECTED_AT.into())
-            .or_insert_with(date);
-        // Nobody can say how it does.
-        annotations.insert(UNHEALTHY.into(), "its machine is not connected".into());
-        let (path, text) = (self.path(namespace, name), text(&entry)?);
-        let _turn = self.turn.lock().await;
-        if self.is_present(reference) || !path.exists() {
+    /// What is to be done about which entries.
+    fn look(&self, watch: &mut Watch) -> Vec<(ObjectKey, Standing, Step)> {
+        let now = Instant::now();
+        let entries = self.entries.load_full();
+        let ours = entries.iter().filter(|(_, entry)| is_ours(entry));
+        let mut due = Vec::new();
+        let mut fresh = HashMap::new();
+        for (key, entry) in ours {
+            let standing = standing(entry);
+            let since = watch.since(key, &standing, now);
+            let (here, me) = (self.stay(key, now), self.replicas.me());
+            let ours = standing.is_at(me);
+            let silent = match &standing {
+                Standing::Connected { by, .. } => self.replicas.is_silent(by),
+                Standing::Gone { .. } => false,
+            };
+            let step = judge(&standing, now - since, here, (ours, silent), self.grace);
+            if step != Step::Leave {
+                due.push((key.clone(), standing.clone(), step));
+            }
+            fresh.insert(key.clone(), (standing, since));
+        }
+        watch.0 = fresh;
+        // Of who left nothing need be known once its entry says so itself, or there is none.
+        let forget = |stay: &Stay| stay.count == 0 && now - stay.left > FORGET;
+        self.here().retain(|_, stay| !forget(stay));
+        due
+    }
+
+    async fn act(
+        &self,
+        key: &ObjectKey,
+        expected: &Standing,
+        step: Step,
+    ) -> Result<(), NotRegistered> {
+        // It may have come back since.
+        if self.stay(key, Instant::now()) == Here::Present {
             return Ok(());
         }
-        aside(move || disk::replace(&path, &text, disk::PUBLIC)).await
+        let done = match (&self.place, step) {
+            (_, Step::Leave) => false,
+            (Place::Cluster(objects), Step::Mark) => objects.mark(key, expected).await?,
+            (Place::Cluster(objects), Step::Remove) => objects.remove(key, expected).await?,
+            (Place::Directory(folder), Step::Mark) => {
+                let entry = self.entries.load().get(key).cloned();
+                if let Some(entry) = entry {
+                    folder.mark(WorkloadEntry::clone(&entry)).await?;
+                }
+                true
+            }
+            (Place::Directory(folder), Step::Remove) => {
+                folder.remove(key).await?;
+                true
+            }
+        };
+        let machine = format!("{}/{}", key.namespace, key.name);
+        match step {
+            Step::Mark if done => tracing::info!(machine, "is not connected to anybody"),
+            Step::Remove if done => tracing::info!(machine, "went, and its entry with it"),
+            _ => {}
+        }
+        Ok(())
     }
 
-    fn is_present(&self, reference: &str) -> bool {
-        self.present()
-            .get(reference)
-            .is_some_and(|count| *count > 0)
+    /// Whether it matters to anybody's machine which replicas are alive.
+    fn replicas_matter(&self) -> bool {
+        let any_here = self.here().values().any(|stay| stay.count > 0);
+        let entries = self.entries.load();
+        any_here
+            || entries.values().any(|entry| {
+                is_ours(entry) && matches!(standing(entry), Standing::Connected { .. })
+            })
     }
 
-    fn path(&self, namespace: &str, name: &str) -> PathBuf {
-        let folder = self.folder.as_deref().unwrap_or(Path::new(""));
-        folder.join(format!("{namespace}.{name}.yaml"))
+    fn stay(&self, key: &ObjectKey, now: Instant) -> Here {
+        let reference = format!("{}/{}", key.namespace, key.name);
+        match self.here().get(&reference) {
+            None => Here::Never,
+            Some(stay) if stay.count > 0 => Here::Present,
+            Some(stay) if stay.taken_out => Here::TakenOut,
+            Some(stay) => Here::Left(now.saturating_duration_since(stay.left)),
+        }
     }
 
-    fn present(&self) -> MutexGuard<'_, HashMap<String, u32>> {
-        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    fn here(&self) -> MutexGuard<'_, HashMap<String, Stay>> {
+        self.here.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What entries say of their machines, and since when they have said so, as we saw it.
+#[derive(Default)]
+struct Watch(HashMap<ObjectKey, (Standing, Instant)>);
+
+impl Watch {
+    fn since(&self, key: &ObjectKey, standing: &Standing, now: Instant) -> Instant {
+        let known = self.0.get(key).filter(|(before, _)| before == standing);
+        known.map_or(now, |(_, since)| *since)
+    }
+}
+
+impl Stay {
+    fn new() -> Self {
+        Self {
+            count: 0,
+            left: Instant::now(),
+            taken_out: false,
+        }
     }
 }
 
 impl Presence {
-    /// How it does: well, or why not.
+    /// How it does: well, or why not. Its entry says so then.
     ///
     /// # Errors
     /// When it has no entry any more, or that cannot be written.
     pub async fn report(&self, unhealthy: Option<&str>) -> Result<(), NotRegistered> {
-        let Some(group) = self.registrar.group(&self.machine)? else {
+        let (registrar, machine) = (&*self.registrar, &*self.machine);
+        let Some(group) = registrar.group(machine)? else {
             return Ok(());
         };
-        let unhealthy = unhealthy.map(|why| {
-            let end = why.floor_char_boundary(LONGEST_REASON);
-            &why[..end]
-        });
-        self.registrar.write(&self.machine, &group, unhealthy).await
+        // Where nobody asks, it is well.
+        let unhealthy = unhealthy.map(short).filter(|_| group.spec.probe.is_some());
+        let takes_over = !self.written.load(Ordering::Acquire);
+        match &registrar.place {
+            Place::Directory(folder) => {
+                let entry = entry::shape(machine, &group, false);
+                folder.write(entry, &self.standing, unhealthy).await?;
+            }
+            Place::Cluster(objects) => {
+                let entry = entry::shape(machine, &group, group.spec.probe.is_some());
+                let wanted = Wanted {
+                    entry: &entry,
+                    standing: &self.standing,
+                    unhealthy,
+                    me: registrar.replicas.me(),
+                    takes_over,
+                };
+                objects.write(&wanted).await?;
+            }
+        }
+        self.written.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether its entry is there and says that it is here, as far as we have heard.
+    pub fn stands(&self) -> bool {
+        if self.machine.join.group.is_none() {
+            return true;
+        }
+        let entries = self.registrar.entries.load();
+        let entry = entries.get(&key(&self.machine));
+        entry.is_some_and(|entry| standing(entry).is_at(self.registrar.replicas.me()))
+    }
+
+    /// The machine is known no more: it does not come back.
+    pub fn taken_out(&self) {
+        self.taken_out.store(true, Ordering::Release);
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        let reference = self.machine.reference();
-        let is_last = {
-            let mut present = self.registrar.present();
-            let count = present.get(&reference).copied().unwrap_or(1);
-            if count > 1 {
-                present.insert(reference, count - 1);
-            } else {
-                present.remove(&reference);
-            }
-            count <= 1
-        };
-        if is_last && self.machine.join.group.is_some() {
-            let join = &self.machine.join;
-            let (namespace, name) = (join.namespace.as_str(), join.name.as_str());
-            self.registrar.clone().later(namespace.into(), name.into());
+        let mut here = self.registrar.here();
+        if let Some(stay) = here.get_mut(&self.machine.reference()) {
+            stay.count = stay.count.saturating_sub(1);
+            stay.left = Instant::now();
+            // Who has come on another stream meanwhile was believed then.
+            stay.taken_out = stay.count == 0 && self.taken_out.load(Ordering::Acquire);
         }
+        drop(here);
+        self.registrar.stirred.notify_one();
     }
 }
 
-/// What is written of a machine. Pure, but for the time.
-fn entry(machine: &Machine, group: &WorkloadGroup, unhealthy: Option<&str>) -> WorkloadEntry {
-    let spec = &group.spec;
-    let mut labels = spec.metadata.labels.clone();
-    labels.extend(spec.template.labels.clone());
-    let mut annotations: BTreeMap<String, String> = spec.metadata.annotations.clone();
-    // Its own proxy captures its connections and unwraps tunnels, as a node's does for a pod.
-    annotations.insert(REDIRECTION.into(), REDIRECTION_ENABLED.into());
-    annotations.insert(
-        AUTO_REGISTRATION_GROUP.into(),
-        machine.join.group.clone().unwrap_or_default(),
-    );
-    annotations.insert(WORKLOAD_CONTROLLER.into(), CONTROLLER.into());
-    annotations.insert(CONNECTED_AT.into(), date());
-    if let Some(why) = unhealthy {
-        annotations.insert(UNHEALTHY.into(), why.into());
-    }
-    let mut template = spec.template.clone();
-    template.address = machine.address.to_string();
-    template
-        .service_account
-        .clone_from(&machine.join.service_account);
-    template.labels = labels.clone();
-    WorkloadEntry {
-        api_version: "networking.istio.io/v1".into(),
-        kind: "WorkloadEntry".into(),
-        metadata: ObjectMeta {
-            name: Some(machine.join.name.clone()),
-            namespace: Some(machine.join.namespace.clone()),
-            labels: Some(labels),
-            annotations: Some(annotations),
-            ..ObjectMeta::default()
-        },
-        spec: template,
-        ..WorkloadEntry::default()
-    }
+fn key(machine: &Machine) -> ObjectKey {
+    let join = &machine.join;
+    ObjectKey::new(Kind::WorkloadEntry, &join.namespace, &join.name)
 }
 
-/// Whether it was made here.
 fn is_ours(entry: &WorkloadEntry) -> bool {
     let annotations = entry.metadata.annotations.as_ref();
-    annotations.is_some_and(|all| {
-        all.get(WORKLOAD_CONTROLLER)
-            .is_some_and(|it| it == CONTROLLER)
-    })
+    annotations.is_some_and(entry::is_ours)
 }
 
-fn text(entry: &WorkloadEntry) -> io::Result<Vec<u8>> {
-    // JSON is YAML.
-    serde_json::to_vec_pretty(entry).map_err(io::Error::other)
+fn standing(entry: &WorkloadEntry) -> Standing {
+    let none = std::collections::BTreeMap::new();
+    Standing::of(entry.metadata.annotations.as_ref().unwrap_or(&none))
 }
 
-fn date() -> String {
-    let now = ASN1Time::now();
-    now.to_rfc2822().unwrap_or_else(|text| text)
+/// A reason is for people; annotations and conditions have little room.
+fn short(why: &str) -> &str {
+    &why[..why.floor_char_boundary(LONGEST_REASON)]
 }
 
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
-}
-
-const CONTROLLER: &str = "istiod-lite";
-/// A reason is for people; annotations have little room.
 const LONGEST_REASON: usize = 300;
+/// How often entries are looked at.
+const LOOK: Duration = Duration::from_secs(1);
+const AFTER_A_FAILURE: Duration = Duration::from_secs(10);
+/// Longer than it takes until an entry says that its machine left.
+const FORGET: Duration = Duration::from_secs(120 + LINGER.as_secs());
+
+#[cfg(test)]
+mod tests;

@@ -2,9 +2,11 @@
 //!
 //! * Files: one a machine and one a token that was used. Each is read when it is asked for, so whoever changes them
 //!   (`istiod-lite vm remove`, another process on the same state) is heeded at once. A token is claimed by making its
-//!   file: of two that come at once, one makes it.
+//!   file: of two that come at once, one makes it. Should the machine's own file then not be written, the claim stands for
+//!   whoever made it: the same key comes again, and goes on from there.
 //! * Secret `istio-machines`: a key of its own for each. Every change names the version that it is a change of, so of two
-//!   replicas that write at once one begins anew, with what the other wrote before its eyes. What is only looked up may be some
+//!   replicas that write at once one begins anew, with what the other wrote before its eyes; the use of a token and the machine that
+//!   joined by it are one change. What is only looked up may be some
 //!   seconds old ([`OLDEST`]); whether a token was used never is. It is a Secret because who could write it could make anybody
 //!   a machine, and it holds the key that signs tokens.
 
@@ -26,6 +28,7 @@ use tokio::time::Instant;
 
 use super::Machine;
 use crate::disk;
+use crate::disk::aside;
 use crate::token::{KeyError, Tokens, now};
 
 /// The book.
@@ -54,6 +57,19 @@ pub struct Use {
     pub at: u64,
     /// The token's own end, in seconds since 1970.
     pub until: u64,
+}
+
+/// Whether a machine was let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admission {
+    /// It was.
+    Fresh(Machine),
+    /// It had been, by the same token and with the same key: the answer was lost.
+    Before(Machine),
+    /// The token was used with another key.
+    Used(Use),
+    /// A machine of its name has joined, or was taken out, since the token was made.
+    Outdated,
 }
 
 /// The book in a cluster.
@@ -95,29 +111,39 @@ impl Store {
         }
     }
 
-    /// Notes that a token is used; who used it before, if anybody has.
+    /// Lets a machine in by a token that was made at `made` (milliseconds since 1970): the token is used then, and the machine in the
+    /// book, both or neither.
     ///
     /// # Errors
-    /// When that cannot be read or written: then nobody has joined.
-    pub async fn claim(&self, jti: &str, first: &Use) -> io::Result<Option<Use>> {
-        let first = first.clone();
+    /// When that cannot be read or written: then it has not joined, and may try again.
+    pub async fn admit(&self, first: &Use, fresh: &Machine, made: u64) -> io::Result<Admission> {
+        let (first, fresh) = (first.clone(), fresh.clone());
+        let name = of_machine(&fresh.join.namespace, &fresh.join.name)?;
         match self {
             Self::Directory { state } => {
-                let folder = state.join(TOKENS);
-                let path = file(&folder, jti)?;
+                let tokens = state.join(TOKENS);
+                let claim = file(&tokens, &fresh.token)?;
+                let place = file(&state.join(MACHINES), &name)?;
                 aside(move || {
-                    sweep(&folder);
-                    if disk::create(&path, &json(&first)?, disk::SECRET)? {
-                        return Ok(None);
+                    sweep(&tokens);
+                    let mut earlier = None;
+                    if !disk::create(&claim, &json(&first)?, disk::SECRET)? {
+                        let forgotten = || io::Error::other("a used token was forgotten meanwhile");
+                        earlier = Some(read::<Use>(&claim)?.ok_or_else(forgotten)?);
                     }
-                    let earlier = read(&path)?;
-                    earlier
-                        .map(Some)
-                        .ok_or_else(|| io::Error::other("a used token was forgotten meanwhile"))
+                    let admission = judge(earlier, read(&place)?, &fresh, made);
+                    if let Admission::Fresh(machine) = &admission {
+                        disk::replace(&place, &json(machine)?, disk::SECRET)?;
+                    }
+                    Ok(admission)
                 })
                 .await
             }
-            Self::Cluster(secret) => secret.claim(&key(TOKENS, jti)?, &first).await,
+            Self::Cluster(secret) => {
+                let claim = key(TOKENS, &fresh.token)?;
+                let place = key(MACHINES, &name)?;
+                secret.admit(&claim, &place, &first, &fresh, made).await
+            }
         }
     }
 
@@ -218,18 +244,29 @@ impl InSecret {
         Tokens::of_key(&pem).map_err(|error: KeyError| io::Error::other(error))
     }
 
-    async fn claim(&self, key: &str, first: &Use) -> io::Result<Option<Use>> {
-        let text = ByteString(json(first)?);
+    async fn admit(
+        &self,
+        claim: &str,
+        place: &str,
+        first: &Use,
+        fresh: &Machine,
+        made: u64,
+    ) -> io::Result<Admission> {
+        let (claimed, placed) = (ByteString(json(first)?), ByteString(json(fresh)?));
         self.change(|data| {
-            if let Some(earlier) = data.get(key) {
-                return Ok((Some(parse(earlier)?), false));
+            let earlier = data.get(claim).map(parse::<Use>).transpose()?;
+            let standing = data.get(place).map(parse::<Machine>).transpose()?;
+            let admission = judge(earlier, standing, fresh, made);
+            let is_new = matches!(admission, Admission::Fresh(_));
+            if is_new {
+                let end = now().saturating_sub(MARGIN);
+                data.retain(|key, text| {
+                    !is_of(key, TOKENS) || parse::<Use>(text).is_ok_and(|it| it.until >= end)
+                });
+                data.insert(claim.to_owned(), claimed.clone());
+                data.insert(place.to_owned(), placed.clone());
             }
-            let end = now().saturating_sub(MARGIN);
-            data.retain(|key, text| {
-                !is_of(key, TOKENS) || parse::<Use>(text).is_ok_and(|it| it.until >= end)
-            });
-            data.insert(key.to_owned(), text.clone());
-            Ok((None, true))
+            Ok((admission, is_new))
         })
         .await
     }
@@ -319,6 +356,25 @@ impl InSecret {
     }
 }
 
+/// Whether `fresh` may join, by what the book says of its token and of its name. Pure.
+fn judge(earlier: Option<Use>, standing: Option<Machine>, fresh: &Machine, made: u64) -> Admission {
+    if let Some(earlier) = earlier
+        && earlier.key != fresh.key
+    {
+        return Admission::Used(earlier);
+    }
+    match standing {
+        Some(it) if it.token == fresh.token && it.key == fresh.key && it.ended.is_none() => {
+            Admission::Before(it)
+        }
+        // A token that lay about somewhere does not put another in the place of a machine that has joined, or was taken
+        // out, since.
+        Some(it) if it.ended.unwrap_or(it.joined) >= made => Admission::Outdated,
+        // The token was used by this key before, and the book could not be written: so it is now.
+        _ => Admission::Fresh(fresh.clone()),
+    }
+}
+
 /// The file of that name; only of a name that leads nowhere else.
 fn file(folder: &Path, name: &str) -> io::Result<PathBuf> {
     Ok(folder.join(format!("{}.json", named(name)?)))
@@ -387,14 +443,6 @@ fn json(value: &impl Serialize) -> io::Result<Vec<u8>> {
 
 fn failed(error: &kube::Error) -> io::Error {
     io::Error::other(format!("Secret {NAME}: {error}"))
-}
-
-async fn aside<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
 }
 
 /// Of the Secret.

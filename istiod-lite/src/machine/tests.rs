@@ -316,3 +316,50 @@ fn join_tokens_are_told_from_others_before_they_are_judged() {
         assert!(!Machines::is_for_joining(other), "{other:?}");
     }
 }
+
+#[tokio::test]
+async fn a_book_that_could_not_be_written_costs_no_token() {
+    let book = Book::new();
+    let token = book.token(&join());
+    // Something is in the way of the folder of machines: the token is claimed by then.
+    let way = book.0.path().join("machines");
+    std::fs::write(&way, "in the way").unwrap();
+    let failed = book.open().join(&token, "k1", "", &from(HOME)).await;
+    assert_eq!(reason(failed), "store");
+    std::fs::remove_file(&way).unwrap();
+    let thief = book.open().join(&token, "k2", "", &from(HOME)).await;
+    assert_eq!(
+        reason(thief),
+        "token_used",
+        "it is the first key's all the same"
+    );
+    let again = book.open().join(&token, "k1", "", &from(HOME)).await;
+    assert_eq!(reason(again), "none");
+    let known = book.open().known("", &shown("k1"), &from(HOME)).await;
+    assert_eq!(reason(known), "none");
+}
+
+#[tokio::test]
+async fn in_a_cluster_a_token_and_who_joined_by_it_are_one_change() {
+    let fake = Fake::new();
+    let store = || Store::cluster(fake.client(), "istio-system");
+    let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
+    let machines = Machines::new(store(), "cluster.local".into(), Duration::ZERO, metrics);
+    let tokens = store().tokens().await.unwrap();
+    let token = || tokens.issue_join(&join(), Duration::from_secs(60)).unwrap();
+    let (first, second) = (token(), token());
+    let joined = machines.join(&first, "k1", "", &from(HOME)).await;
+    assert_eq!(reason(joined), "none");
+    let secret = fake
+        .object("secrets", "istio-system", "istio-machines")
+        .unwrap();
+    let count = |of: &str| {
+        let keys = secret["data"].as_object().unwrap().keys();
+        keys.filter(|key| key.starts_with(of)).count()
+    };
+    assert_eq!((count("join-tokens."), count("machines.")), (1, 1));
+    fake.writes();
+    let outdated = machines.join(&second, "k2", "", &from(HOME)).await;
+    assert_eq!(reason(outdated), "token_outdated");
+    assert_eq!(fake.writes().len(), 0, "who is refused writes nothing");
+}

@@ -10,6 +10,7 @@ use api::workload::{Locality, Workload, WorkloadStatus, WorkloadType};
 use super::egress::Egress;
 use super::only::Only;
 use super::pod::{Tunnel, octets};
+use super::udp::Udp;
 use super::waypoint::Choice;
 use super::{Cluster, Labels, Membership, locality, names, value};
 use api::k8s::labels;
@@ -109,9 +110,11 @@ pub struct WorkloadEntry {
     pub only: Only,
     /// Whom it may call that nobody knows.
     pub egress: Egress,
+    /// Whether its UDP is carried.
+    pub udp: Udp,
     tunnel: Tunnel,
-    /// Its machine says that it is not well.
-    unhealthy: bool,
+    /// Its machine says that it is not well, or nothing.
+    pub(crate) unhealthy: bool,
 }
 
 impl WorkloadEntry {
@@ -128,10 +131,11 @@ impl WorkloadEntry {
             name: metadata.name.as_deref().unwrap_or_default().into(),
             endpoint: Endpoint::read(&entry.spec),
             tunnel: Tunnel::read(&labels, annotations),
-            unhealthy: annotations.contains_key(labels::UNHEALTHY),
+            unhealthy: is_unhealthy(entry, annotations),
             waypoint: Choice::read(&labels, annotations, namespace),
             only: Only::read(&labels),
             egress: Egress::read(&labels),
+            udp: Udp::read(&labels),
             labels,
         }
     }
@@ -167,5 +171,85 @@ impl WorkloadEntry {
             workload.status = WorkloadStatus::Unhealthy.into();
         }
         workload
+    }
+}
+
+/// Whether it gets no new connections: its machine says that it is not well, has not said yet that it is, or is away.
+fn is_unhealthy(entry: &istio::WorkloadEntry, annotations: &Labels) -> bool {
+    let has = |key| annotations.contains_key(key);
+    let away = has(labels::AUTO_REGISTRATION_GROUP) && has(labels::DISCONNECTED_AT);
+    let asked = value(annotations, labels::HEALTH_CHECKS) == Some("true");
+    let conditions = entry.status.iter().flat_map(|status| &status.conditions);
+    let mut conditions = conditions.filter(|it| it.r#type == labels::HEALTHY);
+    let well = conditions.any(|it| it.status == "True");
+    has(labels::UNHEALTHY) || away || (asked && !well)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn who_must_say_that_it_is_well_gets_connections_only_while_it_says_so_and_is_there() {
+        let asked = ("proxy.istio.io/health-checks-enabled", "true");
+        let made = ("istio.io/autoRegistrationGroup", "db");
+        let gone = ("istio.io/disconnectedAt", "2026-01-01T00:00:00Z");
+        type Case = (
+            &'static str,
+            Vec<(&'static str, &'static str)>,
+            Option<&'static str>,
+            bool,
+        );
+        let cases: [Case; 9] = [
+            ("nobody asks", vec![], None, true),
+            (
+                "nobody asks, whatever was said before",
+                vec![],
+                Some("False"),
+                true,
+            ),
+            ("asked, and has not answered", vec![asked], None, false),
+            ("asked, and is well", vec![asked], Some("True"), true),
+            ("asked, and is not", vec![asked], Some("False"), false),
+            (
+                "asked, and nobody knows",
+                vec![asked],
+                Some("Unknown"),
+                false,
+            ),
+            (
+                "well, and went",
+                vec![asked, made, gone],
+                Some("True"),
+                false,
+            ),
+            ("went", vec![made, gone], None, false),
+            (
+                "says why not",
+                vec![("ambit.io/unhealthy", "no")],
+                None,
+                false,
+            ),
+        ];
+        for (what, annotations, healthy, well) in cases {
+            let annotations: Labels = annotations
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+            let conditions: Vec<_> = [("istio.io/WaypointBound", "True")]
+                .into_iter()
+                .chain(healthy.map(|status| ("Healthy", status)))
+                .map(|(r#type, status)| json!({"type": r#type, "status": status, "message": "m"}))
+                .collect();
+            let entry = json!({
+                "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+                "metadata": {"name": "db-1", "namespace": "shop", "annotations": annotations},
+                "spec": {"address": "192.0.2.1"}, "status": {"conditions": conditions, "more": 1},
+            });
+            let entry = serde_json::from_value(entry).unwrap();
+            assert_eq!(!WorkloadEntry::read(&entry).unhealthy, well, "{what}");
+        }
     }
 }

@@ -41,6 +41,8 @@ struct State {
     rule: Option<Rule>,
     /// A field of statuses that the schema does not have.
     pruned: &'static str,
+    /// What each field manager applied last, to an object or its status: what it leaves out the next time goes.
+    applied: BTreeMap<(Name, bool, String), Value>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,6 +99,16 @@ impl Fake {
     pub(crate) fn object(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
         let name = Name::new(plural, namespace, name);
         self.state.lock().unwrap().objects.get(&name).cloned()
+    }
+
+    /// All objects of a kind.
+    pub(crate) fn all(&self, plural: &str) -> Vec<Value> {
+        let state = self.state.lock().unwrap();
+        let these = state
+            .objects
+            .iter()
+            .filter(|(name, _)| name.plural == plural);
+        these.map(|(_, object)| object.clone()).collect()
     }
 
     /// Waits until an object (`Null` if there is none) is as wanted; a day is too long.
@@ -243,14 +255,29 @@ impl State {
             return Ok(self.list(&name, query));
         }
         let before = self.objects.get(&name).cloned();
-        if applies && before.is_none() {
-            return Ok(self.store(name, body));
+        if before.is_none() && body["metadata"]["resourceVersion"].is_string() {
+            return Err(if applies { 409 } else { 404 });
         }
-        let before = before.ok_or(404_u16)?;
         let version = body["metadata"]["resourceVersion"].as_str();
-        if version.is_some_and(|version| version != before["metadata"]["resourceVersion"]) {
+        let known = before.as_ref().map(|it| &it["metadata"]["resourceVersion"]);
+        if known.is_some_and(|known| version.is_some_and(|version| version != known)) {
             return Err(409);
         }
+        if applies {
+            let manager = parameter(query, "fieldManager").unwrap_or_default();
+            let mut fresh = body.clone();
+            let metadata = fresh.get_mut("metadata").and_then(Value::as_object_mut);
+            metadata.and_then(|it| it.remove("resourceVersion"));
+            let of = (name.clone(), status, manager);
+            let last = self.applied.insert(of, fresh);
+            if before.is_none() {
+                return Ok(self.store(name, body));
+            }
+            if let Some(last) = last {
+                leave_out(&last, &mut body);
+            }
+        }
+        let before = before.ok_or(404_u16)?;
         match *method {
             Method::GET => Ok(before),
             Method::DELETE => Ok(self.remove(&name).unwrap_or_default()),
@@ -389,6 +416,19 @@ fn parameter(query: &str, name: &str) -> Option<String> {
     ];
     let plain = |text: String, (code, meant): (&str, &str)| text.replace(code, meant);
     Some(encoded.into_iter().fold(found.to_owned(), plain))
+}
+
+/// What was applied before and is not any more is to go.
+fn leave_out(last: &Value, fresh: &mut Value) {
+    let (Some(last), Some(fresh)) = (last.as_object(), fresh.as_object_mut()) else {
+        return;
+    };
+    for (field, value) in last {
+        match fresh.get_mut(field) {
+            Some(fresh) => leave_out(value, fresh),
+            None => drop(fresh.insert(field.clone(), Value::Null)),
+        }
+    }
 }
 
 /// RFC 7386.

@@ -28,7 +28,24 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- define "ambit.waypoints" -}}
 {{- $own := dict "imagePullPolicy" .Values.imagePullPolicy "imagePullSecrets" .Values.imagePullSecrets "network" .Values.network
       "logLevel" .Values.logLevel "logFormat" .Values.logFormat "prometheusAnnotations" .Values.prometheusAnnotations -}}
+{{- with .Values.meshConfig.trustDomainAliases -}}
+{{- $names := dict "AMBIT_TRUST_DOMAINS" (prepend . $.Values.trustDomain | uniq | join ",") -}}
+{{- $own = set $own "env" (merge (deepCopy $.Values.global.waypoint.env) $names) -}}
+{{- end -}}
 {{- mergeOverwrite (omit .Values.global.waypoint "image") $own | toJson -}}
+{{- end -}}
+
+{{/* How pods are given proxies of their own, as the control plane is told it. */}}
+{{- define "ambit.injector" -}}
+{{- $env := dict "AMBIT_ENGINE" .Values.ztunnel.engine -}}
+{{- with .Values.meshConfig.trustDomainAliases -}}
+{{- $env = set $env "AMBIT_TRUST_DOMAINS" (prepend . $.Values.trustDomain | uniq | join ",") -}}
+{{- end -}}
+{{- $own := dict "imagePullPolicy" .Values.imagePullPolicy "imagePullSecrets" .Values.imagePullSecrets "network" .Values.network
+      "logLevel" .Values.logLevel "logFormat" .Values.logFormat "prometheusAnnotations" .Values.prometheusAnnotations
+      "dnsCapture" .Values.cni.dnsCapture "captureExclusions" .Values.cni.captureExclusions
+      "env" (merge (deepCopy .Values.sidecarInjector.env) $env) -}}
+{{- mergeOverwrite (deepCopy (omit .Values.sidecarInjector "enabled")) $own | toJson -}}
 {{- end -}}
 
 {{/* Further environment, a map. */}}
@@ -64,5 +81,5 @@ helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 
 {{/* The Leases by which replicas of the control plane take turns in writing. */}}
 {{- define "ambit.leases" -}}
-istio-namespace-controller-election, istio-status-leader, istio-gateway-status-leader, istio-ip-autoallocate, istio-leader, istio-node-untaint
+istio-namespace-controller-election, istio-status-leader, istio-gateway-status-leader, istio-ip-autoallocate, istio-leader, istio-node-untaint, istio-machines
 {{- end -}}
