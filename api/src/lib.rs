@@ -284,6 +284,8 @@ pub mod k8s;
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// Type URL of [`security::Authorization`].
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// Type URL by which a machine says how it does, in a request: well, or by its `error_detail` why not. Istio's.
+pub const HEALTH_TYPE: &str = "type.googleapis.com/istio.v1.HealthInformation";
 /// Name of the extension of a workload that holds an [`egress::Egress`].
 pub const EGRESS_EXTENSION: &str = "ambit.io/egress";
 /// Name of the extension of a workload whose proxy carries UDP; what it holds is empty.

@@ -35,6 +35,7 @@ use tonic_prost::ProstCodec;
 use crate::authenticate::Authenticator;
 use crate::catalog::Reader;
 use crate::machine::Connection;
+use crate::machine::register::Registrar;
 use crate::metrics::Metrics;
 use crate::serve::{Leaving, Peer, Stranger};
 
@@ -57,6 +58,8 @@ pub struct Discovery {
     pub connected: Arc<Connected>,
     /// What proxies refused.
     pub refusals: Arc<Refusals>,
+    /// What machines say of how they do goes there.
+    pub registrar: Arc<Registrar>,
     /// Counts it.
     pub metrics: Arc<Metrics>,
 }

@@ -22,9 +22,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::discovery::{DeltaDiscoveryRequest, Node};
+use api::discovery::{DeltaDiscoveryRequest, ErrorDetail, Node};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,9 @@ pub struct ClientConfig {
     /// How long after a response that named some of it, what was left out counts as gone.
     /// Default 2 s.
     pub quiet: Duration,
+    /// How the application behind this proxy does, if anybody asks it: well, or why not. Told on each stream, and whenever it
+    /// changes, as Istio's agents do.
+    pub health: Option<watch::Receiver<Option<String>>>,
 }
 
 impl ClientConfig {
@@ -76,6 +79,7 @@ impl ClientConfig {
             longest_wait: Duration::from_secs(15),
             largest_request: LARGEST_REQUEST,
             quiet: QUIET,
+            health: None,
         }
     }
 }
@@ -173,6 +177,8 @@ where
         .map_err(said)?
         .into_inner();
     events(ClientEvent::Connected);
+    let mut health = config.health.clone();
+    health.iter_mut().for_each(watch::Receiver::mark_changed);
     loop {
         let asked = tokio::select! {
             biased; // what has arrived counts before the time is up
@@ -193,6 +199,7 @@ where
                 Vec::new()
             }
             Some(asked) = some(demands, &requests) => types.demand(asked),
+            Some(report) = how_it_does(&mut health, &requests) => vec![report],
         };
         for request in asked {
             requests.send(request).await.map_err(gone)?;
@@ -215,6 +222,26 @@ async fn some(
         some.push(more);
     }
     Some(some)
+}
+
+/// How the application does now, once that is another than it was; with room, as above. Cancel safe.
+async fn how_it_does(
+    health: &mut Option<watch::Receiver<Option<String>>>,
+    requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+) -> Option<DeltaDiscoveryRequest> {
+    let health = health.as_mut()?;
+    drop(requests.reserve().await.ok()?);
+    health.changed().await.ok()?;
+    let unhealthy = health.borrow_and_update().clone();
+    Some(DeltaDiscoveryRequest {
+        type_url: api::HEALTH_TYPE.to_owned(),
+        error_detail: unhealthy.map(|message| ErrorDetail {
+            code: UNWELL,
+            message,
+            details: Vec::new(),
+        }),
+        ..DeltaDiscoveryRequest::default()
+    })
 }
 
 async fn sleep_until(at: Option<Instant>) {
@@ -268,5 +295,7 @@ const QUIET: Duration = Duration::from_secs(2);
 const REQUESTS_IN_FLIGHT: usize = 16;
 /// What is left, what is forgotten, what is wanted.
 const REQUESTS_OF_DEMANDS: usize = 3;
+/// Istio's agents' code for an application that is not well.
+const UNWELL: i32 = 500;
 /// Demands that one request answers for: some 30 KB.
 const DEMANDS_AT_ONCE: usize = 512;

@@ -14,11 +14,14 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 use hbone::ca::TokenSource;
 use hbone::control_plane::{DEFAULT_ADDRESS, Dialler, Membership, address, token_source};
-use hbone::{Engine, Limits, PoolConfig};
+use hbone::{CertificatesConfig, Engine, Limits, PoolConfig};
 use ops::series::{Bounds, Without};
+use tokio::sync::watch;
 
 use values::{DEFAULT_ROOT, count, duration, engine, filled, number, path, root, workload};
 pub use values::{Mode, Workers, WorkloadInfo, engine_name};
+
+use crate::dedicated::apps::Probers;
 
 /// The node proxy of the mesh.
 #[derive(Debug, Clone, Parser)]
@@ -114,9 +117,16 @@ pub struct Config {
     /// anything on this machine.
     #[arg(long, env = "AMBIT_EXEC_PROBES", default_value_t = false, action = ArgAction::Set)]
     pub exec_probes: bool,
+    /// With `dedicated`, in a pod: what kubelet would ask its applications, by the path at which it asks us; JSON, as Istio's injector
+    /// writes it.
+    #[arg(long, env = "ISTIO_KUBE_APP_PROBERS", default_value = "", value_parser = Probers::parse)]
+    pub app_probers: Probers,
     /// The machine's key and certificate.
     #[arg(skip)]
     pub membership: Option<Arc<Membership>>,
+    /// How the machine's application does, as it is found out: well, or why not.
+    #[arg(skip)]
+    pub health: Option<Arc<watch::Sender<Option<String>>>>,
 
     /// Socket of the node agent, which hands over pods. The path both of Istio's charts mount.
     #[arg(
@@ -160,6 +170,11 @@ pub struct Config {
     /// authority of 12 hours passes unnoticed.
     #[arg(long, env = "SECRET_TTL", default_value = "86400s", value_parser = duration)]
     pub secret_ttl: Duration,
+
+    /// The names of a mesh that has several, with commas between them: trust domains whose members are each other's. One that
+    /// changes its name has two until the last certificate of the old one has ended. Empty: each has its own only.
+    #[arg(long, env = "AMBIT_TRUST_DOMAINS", value_delimiter = ',')]
+    pub trust_domains: Vec<String>,
 
     /// What carries tunnels, in both roles: `own`, our records and frames, which cost less and whose
     /// connections a successor goes on with, or `h2`, the `h2` crate over rustls. Peers see no difference.
@@ -328,6 +343,15 @@ impl Config {
         Bounds {
             most: self.metrics_most,
             expiry: self.metrics_expiry,
+        }
+    }
+
+    /// Certificates, as the operator wants them kept and believed.
+    pub fn certificates(&self) -> CertificatesConfig {
+        CertificatesConfig {
+            trust_domain_aliases: self.trust_domains.clone(),
+            resume_sessions: self.resume_sessions,
+            ..CertificatesConfig::default()
         }
     }
 

@@ -6,11 +6,14 @@
 //!    wait rather than pass by                                                      ([`crate::agent::Agent::serve_own`])
 //! 3. a pod has a token of its service account, as any; a machine joins by a token that is good once, and shows the
 //!    certificate it was given from then on                                         ([`join`])
-//! 4. a machine says that it is there, and how its application does                  ([`presence`], [`probe`])
+//! 4. a machine says that it is there, and how its application does                  ([`presence`], [`probe`]),
+//!    the latter on its discovery stream too, as Istio's agents do                   ([`crate::xds`]);
+//!    a pod's applications are asked what kubelet would ask                          ([`apps`])
 //!
 //! Nothing of the path differs: the workload is a pod whose namespace is ours. There is no node agent, and no
 //! successor that connections are handed to.
 
+pub mod apps;
 pub mod join;
 pub mod presence;
 pub mod probe;
@@ -61,6 +64,7 @@ pub fn prepare(config: &mut Config) -> Result<(), Error> {
     }
     if given(config) {
         config.membership = Some(Membership::open(&config.membership_dir)?);
+        config.health = Some(Arc::new(watch::Sender::new(probe::unknown())));
         let reference = reference(config);
         config.xds_headers.push((WORKLOAD.to_owned(), reference));
     }

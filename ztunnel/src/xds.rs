@@ -37,6 +37,7 @@ pub async fn run(
         std::future::ready(Ok::<_, std::convert::Infallible>(channel))
     };
     let mut wish = ClientConfig::new(node(config));
+    wish.health = config.health.as_ref().map(|health| health.subscribe());
     let on_demand = proxy.on_demand.as_ref();
     if on_demand.is_some() {
         wish.addresses = Wish::OnDemand;

@@ -19,6 +19,7 @@ use super::{Discovery, FIRST_REQUEST, body, is_internal, node};
 use crate::authenticate::Caller;
 use crate::catalog::{Catalog, Type, Watch};
 use crate::machine::Connection;
+use crate::machine::presence::Health;
 use crate::metrics::{Of, Version};
 
 /// A stream whose caller is known.
@@ -44,6 +45,8 @@ struct Talk {
     rounds: Rounds,
     /// Of a gateway's proxy: what it refused.
     stand: Option<Stand>,
+    /// Of a machine: how it does.
+    health: Option<Health>,
 }
 
 /// What wakes a stream.
@@ -82,7 +85,7 @@ impl Stream {
             (&self.caller.machine, &self.discovery.authenticator.machines)
         {
             node::machine(first.node.as_ref(), machine).map_err(|lie| {
-                machines.lied(&lie, &self.connection);
+                machines.lied(&lie, machine, &self.connection);
                 Status::permission_denied(lie.advice())
             })?;
         }
@@ -151,6 +154,9 @@ impl Stream {
             session: gateway
                 .as_deref()
                 .map_or_else(Session::new, Session::of_gateway),
+            health: self.caller.machine.map(|machine| {
+                Health::of(machine, self.discovery.registrar.clone())
+            }),
             told: catalog.load(),
             discovery: self.discovery,
             leaving: self.leaving,
@@ -187,6 +193,12 @@ impl Talk {
     }
 
     async fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Ends {
+        if request.type_url == api::HEALTH_TYPE {
+            if let Some(health) = &self.health {
+                health.say(request.error_detail.map(|error| error.message));
+            }
+            return Ends::Continue(());
+        }
         self.note_answer(&request);
         let begun = Instant::now();
         let is_new = self.rounds.ask(&request);

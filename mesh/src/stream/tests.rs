@@ -176,3 +176,33 @@ async fn what_is_no_response_is_refused_as_ever() {
         assert_eq!(names(&mut parts).await.unwrap_err().code(), code);
     }
 }
+
+#[tokio::test]
+async fn how_an_application_does_is_told_first_and_whenever_it_changes_and_waits_for_room() {
+    let (says, health) = watch::channel(Some("not asked yet".to_owned()));
+    let mut health = Some(health);
+    health.iter_mut().for_each(watch::Receiver::mark_changed);
+    let (requests, mut outgoing) = mpsc::channel(1);
+    let first = how_it_does(&mut health, &requests).await.unwrap();
+    assert_eq!(
+        first.type_url,
+        "type.googleapis.com/istio.v1.HealthInformation"
+    );
+    let error = first.error_detail.as_ref().unwrap();
+    assert_eq!((error.code, &*error.message), (500, "not asked yet"));
+    requests.send(first).await.unwrap();
+    says.send_replace(Some("status 503".to_owned()));
+    says.send_replace(None);
+    // The server takes nothing: we go on taking what it says.
+    let waits = tokio::time::timeout(
+        Duration::from_millis(20),
+        how_it_does(&mut health, &requests),
+    );
+    assert!(waits.await.is_err());
+    outgoing.recv().await.unwrap();
+    let well = how_it_does(&mut health, &requests).await.unwrap();
+    assert_eq!(well.error_detail, None, "the last word alone");
+    drop(says);
+    assert_eq!(how_it_does(&mut health, &requests).await, None);
+    assert_eq!(how_it_does(&mut None, &requests).await, None);
+}

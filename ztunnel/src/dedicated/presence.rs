@@ -26,7 +26,9 @@ use crate::config::Config;
 /// Keeps the stream until `stop`.
 pub async fn run(config: Arc<Config>, joined: Joined, stop: CancellationToken) {
     let (asked, asks) = watch::channel(None::<Told>);
-    let (found, finds) = watch::channel(probe::unknown());
+    let fresh = || Arc::new(watch::Sender::new(probe::unknown()));
+    let found = config.health.clone().unwrap_or_else(fresh);
+    let finds = found.subscribe();
     let rules = Rules::of(&config);
     tokio::spawn(probe::run(rules, asks, found, stop.clone()));
     let work = async {

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::machine::{Exec, Http, Probe, Tcp, Told, probe::Check};
@@ -47,7 +48,7 @@ pub fn unknown() -> Option<String> {
 pub async fn run(
     rules: Rules,
     mut asked: watch::Receiver<Option<Told>>,
-    found: watch::Sender<Option<String>>,
+    found: Arc<watch::Sender<Option<String>>>,
     stop: CancellationToken,
 ) {
     loop {
@@ -123,7 +124,8 @@ impl Tally {
     }
 }
 
-async fn once(rules: &Rules, probe: &Probe) -> Result<(), String> {
+/// One question, one answer.
+pub(super) async fn once(rules: &Rules, probe: &Probe) -> Result<(), String> {
     match &probe.check {
         Some(Check::Http(http)) => http_get(rules, http).await,
         Some(Check::Tcp(Tcp { port, host })) => connect(rules, host, *port).await.map(drop),
@@ -157,7 +159,7 @@ async fn http_get(rules: &Rules, http: &Http) -> Result<(), String> {
 /// The request. Pure; nothing in it can end a line.
 fn request(http: &Http) -> Result<String, String> {
     let texts = http.headers.iter().flat_map(|it| [&it.name, &it.value]);
-    let mut texts = texts.chain([&http.path]);
+    let mut texts = texts.chain([&http.path, &http.host]);
     if texts.any(|text| text.chars().any(|c| c.is_control())) || http.path.contains(' ') {
         return Err("the probe's path or headers cannot be sent".into());
     }
@@ -172,7 +174,12 @@ fn request(http: &Http) -> Result<String, String> {
     let mut text =
         format!("GET {path} HTTP/1.1\r\nconnection: close\r\nuser-agent: ambit-probe\r\n");
     if !named {
-        text += &format!("host: localhost:{}\r\n", http.port);
+        let host = match &*http.host {
+            "" => "localhost".to_owned(),
+            v6 if v6.contains(':') => format!("[{v6}]"),
+            host => host.to_owned(),
+        };
+        text += &format!("host: {host}:{}\r\n", http.port);
     }
     for header in &http.headers {
         text += &format!("{}: {}\r\n", header.name, header.value);
