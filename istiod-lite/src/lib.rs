@@ -14,7 +14,8 @@
 //! | [`machine`] | who joins that is no pod, and who has |
 //! | [`ca`] | certificates |
 //! | [`serve`], [`metrics`] | ports |
-//! | [`webhook`] | admission: bad policies are refused when they are written |
+//! | [`webhook`] | admission: bad policies are refused when they are written, pods that ask for it are given a proxy |
+//! | [`inject`] | pure: from a pod to the same with a proxy of its own |
 //! | [`deploy`] | pure: from a Gateway to the objects that make its waypoint run |
 //! | [`write`] | what the leading replica writes into the cluster |
 //! | [`cluster`] | Kubernetes: where objects come from, and who vouches for callers |
@@ -29,6 +30,7 @@ pub mod config;
 pub mod deploy;
 mod disk;
 pub mod feed;
+pub mod inject;
 pub mod machine;
 pub mod metrics;
 pub mod push;

@@ -1,6 +1,6 @@
 //! What the control plane counts, under the names that Istio's dashboards and alerts ask for.
 //!
-//! One struct, made once, shared by everything that counts. Istio's counters have no `_total` at
+//! One struct, made once, shared by everything that counts. Most of Istio's counters have no `_total` at
 //! the end, which OpenMetrics demands of a counter, so ours are typed `unknown`: the name is what
 //! a dashboard asks for, and `rate()` does not look at the type.
 
@@ -75,6 +75,14 @@ pub struct Metrics {
     pub admitted: Family<Admitted, Count>,
     /// Objects it refused.
     pub not_admitted: Family<NotAdmitted, Count>,
+    /// Pods that the injecting webhook was asked about.
+    pub injections_asked: Count,
+    /// Those that were given a proxy.
+    pub injected: Count,
+    /// Those that stayed as they were.
+    pub injections_left: Count,
+    /// Those that must not be made.
+    pub injections_refused: Count,
     /// Machines that joined by a token.
     pub machines_joined: Count,
     /// Machines that were refused.
@@ -157,6 +165,10 @@ impl Metrics {
             signer_refused: Gauge::default(),
             admitted: Family::default(),
             not_admitted: Family::default(),
+            injections_asked: Count::default(),
+            injected: Count::default(),
+            injections_left: Count::default(),
+            injections_refused: Count::default(),
             machines_joined: Count::default(),
             machines_refused: Family::default(),
             root_expiry: Expiry::default(),
@@ -235,6 +247,26 @@ impl Metrics {
             "galley_validation_failed",
             "Objects refused",
             self.not_admitted.clone(),
+        );
+        to.register(
+            "sidecar_injection_requests_total",
+            "Pods that ask for a proxy of their own",
+            self.injections_asked.clone(),
+        );
+        to.register(
+            "sidecar_injection_success_total",
+            "Pods that were given one",
+            self.injected.clone(),
+        );
+        to.register(
+            "sidecar_injection_skip_total",
+            "Pods that stayed as they were",
+            self.injections_left.clone(),
+        );
+        to.register(
+            "sidecar_injection_failure_total",
+            "Pods that were refused, for they could not have one",
+            self.injections_refused.clone(),
         );
     }
 

@@ -1,6 +1,7 @@
-//! Bad policies are refused when they are written, not found out later: a validating webhook.
+//! Bad policies are refused when they are written, not found out later: a validating webhook. And pods that ask for a proxy of
+//! their own are given one: a mutating webhook.
 //!
-//! Enters: `POST /validate` of an API server, an AdmissionReview. Leaves: its answer.
+//! Enters: `POST /validate` or `POST /inject` of an API server, an AdmissionReview. Leaves: its answer.
 //!
 //! | step | where |
 //! |---|---|
@@ -9,6 +10,7 @@
 //! | the review is read, whatever it holds, and answered                   | `review` |
 //! | what is admitted is what the world understands: one check, one wording | `judge` |
 //! | what is right but will not do what it looks like                       | `caution` |
+//! | what becomes of a pod                                                 | [`crate::inject`] |
 //!
 //! An API server does not say who it is, so anybody may ask: an answer tells nothing that was not
 //! in the question, except whether a Gateway or Service of that name is there.
@@ -26,6 +28,7 @@ use std::sync::Arc;
 use api::k8s::objects::ObjectKey;
 use ops::drain::Drain;
 
+use crate::inject::Injector;
 use crate::metrics::Metrics;
 use crate::serve::{ServerCertificate, ServerError};
 
@@ -56,7 +59,7 @@ pub enum WebhookError {
     Certificate(#[from] ServerError),
 }
 
-/// Serves `/validate` on `listen` until the drain; returns where.
+/// Serves `/validate` and, with an injector, `/inject` on `listen` until the drain; returns where.
 ///
 /// `certificate` is that of port 15012: its names hold `istiod.<namespace>.svc`, under which an API
 /// server dials, and whoever made it keeps it current.
@@ -64,6 +67,7 @@ pub async fn start(
     listen: SocketAddr,
     certificate: &Arc<ServerCertificate>,
     judge: Judge,
+    injector: Option<Injector>,
     drain: &Drain,
 ) -> Result<SocketAddr, WebhookError> {
     let failed = |error| WebhookError::Listen(listen, error);
@@ -72,7 +76,7 @@ pub async fn start(
     let mut tls = rustls::ServerConfig::clone(&*certificate.config()?);
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
-    let desk = Arc::new(door::Desk::new(judge));
+    let desk = Arc::new(door::Desk::new(judge, injector));
     drain.spawn(guests::receive(listener, tls, desk, drain.clone()));
     Ok(address)
 }

@@ -68,6 +68,13 @@ pub struct Flags {
         env = "VALIDATION_WEBHOOK_CONFIG_NAME"
     )]
     pub validation_webhook: String,
+    /// MutatingWebhookConfiguration to keep it in too; none where this is empty.
+    #[arg(
+        long,
+        default_value = "istio-sidecar-injector-istio-system",
+        env = "INJECTION_WEBHOOK_CONFIG_NAME"
+    )]
+    pub injection_webhook: String,
     /// Image of waypoints. Without it none is deployed.
     #[arg(long, value_name = "IMAGE", env = "AMBIT_WAYPOINT_IMAGE")]
     pub waypoint_image: Option<String>,
@@ -104,7 +111,8 @@ pub struct Ground {
 /// Spawns every writer into `drain`; they end with it and hand their Leases back.
 pub fn start(ground: Ground, drain: &Drain) {
     let untaint = ground.flags.untaint_nodes;
-    let webhook = !ground.flags.validation_webhook.is_empty();
+    let flags = &ground.flags;
+    let webhook = !(flags.validation_webhook.is_empty() && flags.injection_webhook.is_empty());
     let me = identity(&ground.flags.pod_name);
     let by = |name, write: fn(Ground) -> Writer| {
         let ballot = elect::Ballot {

@@ -1,6 +1,6 @@
 //! A request, from its first byte to its answer.
 //!
-//! 1. only `POST /validate`
+//! 1. only `POST /validate` and `POST /inject`, and only JSON
 //! 2. its body, bounded in bytes, in time, and together with all others in memory
 //! 3. read and judged on a thread of its own, few at a time
 //! 4. the answer; whatever happens there is one, with what to look at
@@ -15,10 +15,13 @@ use http_body::Body;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Judge, review};
+use crate::inject::Injector;
 
 /// Where requests are worked on.
 pub(super) struct Desk {
     judge: Arc<Judge>,
+    /// None where nobody said what to put into pods.
+    injector: Option<Arc<Injector>>,
     /// KiB of bodies that may be there at once.
     memory: Arc<Semaphore>,
     /// Reviews that are worked on at once.
@@ -28,8 +31,14 @@ pub(super) struct Desk {
 /// No judgement; the API server is told why and does as its `failurePolicy` says.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Refused {
-    #[error("only POST /validate is answered here")]
+    #[error("only POST /validate and POST /inject are answered here")]
     Elsewhere(StatusCode),
+    #[error(
+        "this control plane gives pods no proxies: it was not told of which images (AMBIT_ZTUNNEL_IMAGE, AMBIT_CNI_IMAGE)"
+    )]
+    NoInjector,
+    #[error("a review is application/json, and this is {0:?}")]
+    Kind(String),
     #[error("a review of more than {LARGEST} bytes")]
     TooLarge,
     #[error("the review did not arrive within {} seconds", PATIENCE.as_secs())]
@@ -48,6 +57,8 @@ impl Refused {
     fn status(&self) -> StatusCode {
         match self {
             Refused::Elsewhere(status) => *status,
+            Refused::NoInjector => StatusCode::NOT_FOUND,
+            Refused::Kind(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Refused::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Refused::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Refused::Busy => StatusCode::TOO_MANY_REQUESTS,
@@ -58,9 +69,10 @@ impl Refused {
 }
 
 impl Desk {
-    pub(super) fn new(judge: Judge) -> Self {
+    pub(super) fn new(judge: Judge, injector: Option<Injector>) -> Self {
         Self {
             judge: Arc::new(judge),
+            injector: injector.map(Arc::new),
             memory: Arc::new(Semaphore::new(MEMORY)),
             places: Arc::new(Semaphore::new(PLACES)),
         }
@@ -85,12 +97,18 @@ impl Desk {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        if request.uri().path() != "/validate" {
-            return Err(Refused::Elsewhere(StatusCode::NOT_FOUND));
-        }
+        let injector = match request.uri().path() {
+            "/validate" => None,
+            "/inject" => Some(self.injector.clone()),
+            _ => return Err(Refused::Elsewhere(StatusCode::NOT_FOUND)),
+        };
         if request.method() != Method::POST {
             return Err(Refused::Elsewhere(StatusCode::METHOD_NOT_ALLOWED));
         }
+        let injector = injector
+            .map(|it| it.ok_or(Refused::NoInjector))
+            .transpose()?;
+        is_json(request.headers())?;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let arrived = tokio::time::timeout_at(deadline, self.read(request.into_body()));
         let (body, memory) = arrived.await.map_err(|_| Refused::TooSlow)??;
@@ -103,7 +121,10 @@ impl Desk {
             .map_err(|_| Refused::Busy)?;
         let judge = self.judge.clone();
         let judged = tokio::task::spawn_blocking(move || {
-            let answer = review::answer(&judge, &body);
+            let answer = match injector {
+                None => review::answer(&judge, &body),
+                Some(injector) => review::inject(&injector, &judge.metrics, &body),
+            };
             drop((place, memory));
             answer
         });
@@ -144,6 +165,19 @@ impl Desk {
     }
 }
 
+/// Who does not say what it sends is believed to send what is asked for here.
+fn is_json(headers: &http::HeaderMap) -> Result<(), Refused> {
+    let Some(said) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let said = String::from_utf8_lossy(said.as_bytes());
+    let kind = said.split(';').next().unwrap_or_default().trim();
+    match kind.eq_ignore_ascii_case("application/json") {
+        true => Ok(()),
+        false => Err(Refused::Kind(said.chars().take(LONGEST_KIND).collect())),
+    }
+}
+
 /// A body that is there as a whole.
 pub(super) type Full = axum::body::Body;
 
@@ -157,6 +191,8 @@ fn respond(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full
 
 /// An API server takes at most 3 MiB, etcd keeps at most 1.5; a review of a change holds the old one too.
 const LARGEST: usize = 5 * 1024 * 1024;
+/// Of what a caller says its body is, in an answer.
+const LONGEST_KIND: usize = 100;
 /// Longer than any policy that somebody wrote by hand.
 const LONG: usize = 256 * 1024;
 /// KiB of all bodies together.

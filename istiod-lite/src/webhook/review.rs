@@ -5,11 +5,15 @@
 //!    for nothing
 //! 3. the judgement is counted and written down, unless it is a rehearsal
 //! 4. the answer
+//!
+//! A pod that is to be made goes the same way ([`inject`]): what becomes of it instead of a judgement, a patch in the answer.
 
 use std::fmt::Write as _;
 
 use api::k8s::crd;
 use api::k8s::objects::Kind;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
@@ -17,10 +21,68 @@ use serde_json::Value;
 
 use super::Judge;
 use super::judge::{Judgement, is_advised};
-use crate::metrics::{Admitted, NotAdmitted};
+use crate::inject::{self, Injected, Injector};
+use crate::metrics::{Admitted, Metrics, NotAdmitted};
 
 /// The answer to a review; an error if it is none.
 pub(super) fn answer(judge: &Judge, body: &[u8]) -> serde_json::Result<Bytes> {
+    let request = head(body)?;
+    let mut judgement = Judgement::default();
+    if let Some(kind) = request.judged() {
+        let Review::<New> { request: new, .. } = serde_json::from_slice(body)?;
+        let old = || {
+            let review: Option<Review<Old>> = serde_json::from_slice(body).ok();
+            review.map(|review| review.request.old_object)
+        };
+        judgement = judge.judge(kind, request.named(new.object), old);
+        if !request.dry_run {
+            request.count(judge, kind, &judgement);
+        }
+    }
+    written(Response::new(&request, judgement))
+}
+
+/// The answer to a review of a pod; an error if it is none. What is no new pod is let through.
+pub(super) fn inject(
+    injector: &Injector,
+    metrics: &Metrics,
+    body: &[u8],
+) -> serde_json::Result<Bytes> {
+    let request = head(body)?;
+    let mut response = Response::new(&request, Judgement::default());
+    if request.is_new_pod() {
+        let Review::<New> { request: new, .. } = serde_json::from_slice(body)?;
+        let pod = new.object;
+        let injected = injector.inject(&pod);
+        if !request.dry_run {
+            request.count_pod(metrics, &injected);
+        }
+        match injected {
+            Ok(Injected::Changed {
+                pod: changed,
+                warnings,
+            }) => {
+                let patch = serde_json::to_vec(&inject::patch(&pod, &changed))?;
+                response.patch = Some(STANDARD.encode(patch));
+                response.patch_type = Some("JSONPatch");
+                response.warnings = told(&warnings);
+            }
+            Ok(Injected::Left(why)) if why.surprises() => {
+                response.warnings = told(&[why.to_string()])
+            }
+            Ok(Injected::Left(_)) => {}
+            Err(refused) => {
+                let mistakes = vec![refused.to_string()];
+                let warnings = Vec::new();
+                response = Response::new(&request, Judgement { mistakes, warnings });
+            }
+        }
+    }
+    written(response)
+}
+
+/// All of a review but what it is about, if that is bearable.
+fn head(body: &[u8]) -> serde_json::Result<Request> {
     let nested = body
         .iter()
         .filter(|byte| matches!(byte, b'{' | b'['))
@@ -34,23 +96,14 @@ pub(super) fn answer(judge: &Judge, body: &[u8]) -> serde_json::Result<Bytes> {
         let why = format!("apiVersion {:?} is not {VERSION}", review.api_version);
         return Err(serde_json::Error::custom(why));
     }
-    let request = review.request;
-    let mut judgement = Judgement::default();
-    if let Some(kind) = request.judged() {
-        let Review::<New> { request: new, .. } = serde_json::from_slice(body)?;
-        let old = || {
-            let review: Option<Review<Old>> = serde_json::from_slice(body).ok();
-            review.map(|review| review.request.old_object)
-        };
-        judgement = judge.judge(kind, request.named(new.object), old);
-        if !request.dry_run {
-            request.count(judge, kind, &judgement);
-        }
-    }
+    Ok(review.request)
+}
+
+fn written(response: Response<'_>) -> serde_json::Result<Bytes> {
     let answer = Answer {
         api_version: VERSION,
         kind: "AdmissionReview",
-        response: Response::new(&request, judgement),
+        response,
     };
     serde_json::to_vec(&answer).map(Bytes::from)
 }
@@ -116,6 +169,30 @@ impl Request {
         let ours = known && kind.api_versions().contains(&version.as_str());
         let whole = self.sub_resource.as_deref().is_none_or(str::is_empty);
         (changes && ours && whole).then_some(kind)
+    }
+
+    /// Whether this is about a pod that is to be made.
+    fn is_new_pod(&self) -> bool {
+        let kind = &self.kind;
+        let pod = kind.group.is_empty() && kind.version == "v1" && kind.kind == "Pod";
+        let whole = self.sub_resource.as_deref().is_none_or(str::is_empty);
+        self.operation == "CREATE" && pod && whole
+    }
+
+    fn count_pod(&self, metrics: &Metrics, injected: &Result<Injected, inject::Refused>) {
+        metrics.injections_asked.increment();
+        match injected {
+            Ok(Injected::Changed { .. }) => metrics.injected.increment(),
+            Ok(Injected::Left(why)) => {
+                metrics.injections_left.increment();
+                tracing::debug!(namespace = ?self.namespace, name = ?self.name, reason = %why, "pod left as it is");
+            }
+            Err(refused) => {
+                metrics.injections_refused.increment();
+                let reason = clipped(&refused.to_string(), MISTAKE);
+                tracing::info!(kind = "Pod", namespace = ?self.namespace, name = ?self.name, user = ?self.user_info.username, ?reason, "refused");
+            }
+        }
     }
 
     /// With the name that an API server may not have given yet.
@@ -194,11 +271,17 @@ struct Answer<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Response<'a> {
     uid: &'a str,
     allowed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Status>,
+    /// Base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
@@ -217,14 +300,20 @@ impl<'a> Response<'a> {
             reason: "Invalid",
             message: message(&request.about(), &judgement.mistakes),
         });
-        let warnings = judgement.warnings.iter().take(MOST_WARNINGS);
         Self {
             uid: &request.uid,
             allowed: refused.is_none(),
             status: refused,
-            warnings: warnings.map(|text| clipped(text, WARNING)).collect(),
+            patch: None,
+            patch_type: None,
+            warnings: told(&judgement.warnings),
         }
     }
+}
+
+fn told(warnings: &[String]) -> Vec<String> {
+    let few = warnings.iter().take(MOST_WARNINGS);
+    few.map(|text| clipped(text, WARNING)).collect()
 }
 
 /// One mistake is a line; several are a list, for kubectl prints it as it is, and does not say of

@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::ca::{Authority, Lifetimes, Source};
+use crate::inject::tests::injector;
 
 const NAME: &str = "istiod.istio-system.svc";
 const BAD: &str = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
@@ -46,7 +47,9 @@ async fn serve() -> Served {
     let drain = Drain::new();
     let loopback = "127.0.0.1:0".parse().unwrap();
     Served {
-        address: start(loopback, &certificate, judge, &drain).await.unwrap(),
+        address: start(loopback, &certificate, judge, Some(injector()), &drain)
+            .await
+            .unwrap(),
         roots: authority.roots(),
         drain,
         _state: state,
@@ -138,4 +141,108 @@ async fn the_end_waits_for_nobody_who_asks_nothing() {
     let drained = served.drain.drain(Duration::from_secs(30)).await;
     assert_eq!(drained, ops::drain::Drained::Quiet);
     assert!(TcpStream::connect(served.address).await.is_err());
+}
+
+/// A review of a pod, as an API server asks after it took in what kubectl sent.
+fn of_a_pod(body: impl Into<Bytes>, kind: &str) -> Request<Full<Bytes>> {
+    Request::post(format!("https://{NAME}/inject?timeout=10s"))
+        .header("content-type", kind)
+        .body(Full::new(body.into()))
+        .unwrap()
+}
+
+const POD: &str = r#"{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+    "uid": "u", "operation": "CREATE", "namespace": "alpha", "kind": {"group": "", "version": "v1", "kind": "Pod"},
+    "object": {"metadata": {"generateName": "web-", "namespace": "alpha"},
+        "spec": {"containers": [{"name": "web", "image": "i"}]}}}}"#;
+
+async fn told(
+    sender: &mut http2::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> (StatusCode, String) {
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test]
+async fn a_pod_is_given_a_proxy_and_whatever_else_is_sent_there_gets_a_clear_answer() {
+    let served = serve().await;
+    let mut sender = served.http2().await;
+    let json = "application/json";
+    let (status, answer) = told(&mut sender, of_a_pod(POD, json)).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let response = &answer["response"];
+    assert_eq!(response["allowed"], true);
+    assert_eq!(response["patchType"], "JSONPatch");
+    let patch = response["patch"].as_str().unwrap();
+    let engine = base64::engine::general_purpose::STANDARD;
+    let patch = base64::Engine::decode(&engine, patch).unwrap();
+    let patch: serde_json::Value = serde_json::from_slice(&patch).unwrap();
+    let operations = patch.as_array().unwrap();
+    let found = operations
+        .iter()
+        .find(|it| it["path"] == "/spec/initContainers");
+    assert_eq!(found.unwrap()["value"][1]["name"], "istio-proxy", "{patch}");
+
+    let long = vec![b' '; 6 << 20];
+    let shapeless = POD.replace(r#"{"containers": [{"name": "web", "image": "i"}]}"#, "7");
+    let deep = "[".repeat(100_000);
+    let cases: [(Request<Full<Bytes>>, StatusCode, &str); 7] = [
+        (
+            of_a_pod("", json),
+            StatusCode::BAD_REQUEST,
+            "not an AdmissionReview",
+        ),
+        (
+            of_a_pod("no JSON", json),
+            StatusCode::BAD_REQUEST,
+            "not an AdmissionReview",
+        ),
+        (
+            of_a_pod(deep, json),
+            StatusCode::BAD_REQUEST,
+            "not an AdmissionReview",
+        ),
+        (
+            of_a_pod(vec![0xff; 64], json),
+            StatusCode::BAD_REQUEST,
+            "not an AdmissionReview",
+        ),
+        (
+            of_a_pod(POD, "text/plain"),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "application/json",
+        ),
+        (
+            of_a_pod(long, json),
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "a review of more than",
+        ),
+        (
+            of_a_pod(shapeless, json),
+            StatusCode::OK,
+            "no pod that could be given a proxy",
+        ),
+    ];
+    for (request, expected, text) in cases {
+        let (status, answer) = told(&mut sender, request).await;
+        assert_eq!(status, expected, "{answer}");
+        assert!(answer.contains(text), "{answer}");
+    }
+    // What is no new pod is nobody's business here.
+    for (old, new) in [("CREATE", "UPDATE"), (r#""Pod""#, r#""Service""#)] {
+        let (status, answer) = told(&mut sender, of_a_pod(POD.replace(old, new), json)).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        assert!(
+            answer.contains(r#""allowed":true"#) && !answer.contains("patch"),
+            "{answer}"
+        );
+    }
+    assert!(
+        refused(sender.send_request(review()).await.unwrap()).await,
+        "it serves on"
+    );
 }

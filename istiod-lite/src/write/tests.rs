@@ -188,6 +188,7 @@ fn bench() -> Bench {
             ca_secret: None,
             untaint_nodes: true,
             validation_webhook: "validator".into(),
+            injection_webhook: "injector".into(),
             waypoint_image: None,
             waypoint: None,
         },

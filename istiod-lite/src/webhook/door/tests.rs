@@ -11,12 +11,17 @@ use super::*;
 use crate::metrics::Metrics;
 
 fn desk() -> Desk {
-    Desk::new(Judge {
+    desk_with(None)
+}
+
+fn desk_with(injector: Option<Injector>) -> Desk {
+    let judge = Judge {
         root_namespace: "istio-system".into(),
         dry_run: false,
         exists: Arc::new(|_| None),
         metrics: Metrics::register(&mut Registry::new("pilot", "test")),
-    })
+    };
+    Desk::new(judge, injector)
 }
 
 fn post(body: impl Into<Bytes>) -> Request<Whole<Bytes>> {
@@ -58,6 +63,35 @@ async fn a_review_is_answered_and_nothing_else_is() {
     let (status, text) = answered(&desk, post("no JSON")).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(text.contains("AdmissionReview"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_no_json_is_sent_away_with_what_it_should_be() {
+    let desk = desk();
+    for (kind, status) in [
+        ("application/json", StatusCode::OK),
+        ("Application/JSON; charset=utf-8", StatusCode::OK),
+        ("application/yaml", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        ("", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    ] {
+        let mut request = post(REVIEW);
+        let kind = http::HeaderValue::from_static(kind);
+        request.headers_mut().insert(header::CONTENT_TYPE, kind);
+        let (answered, text) = answered(&desk, request).await;
+        assert_eq!(answered, status, "{text}");
+        assert!(
+            status == StatusCode::OK || text.contains("application/json"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_an_injector_a_pod_is_not_let_through_as_if_it_had_been_given_a_proxy() {
+    let request = Request::post("https://istiod/inject").body(Whole::new(Bytes::from(REVIEW)));
+    let (status, text) = answered(&desk(), request.unwrap()).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(text.contains("AMBIT_ZTUNNEL_IMAGE"), "{text}");
 }
 
 #[tokio::test]

@@ -437,3 +437,46 @@ proptest! {
         told(&judge, &review);
     }
 }
+
+#[test]
+fn pods_are_counted_by_what_became_of_them_and_a_refusal_says_why() {
+    let injector = inject::tests::injector();
+    let metrics = Metrics::register(&mut Registry::new("pilot", "test"));
+    let asked = |pod: Value, rehearsed: bool| {
+        let mut review = created("Pod", &json!({}));
+        review["request"]["kind"] = json!({"group": "", "version": "v1", "kind": "Pod"});
+        review["request"]["dryRun"] = rehearsed.into();
+        review["request"]["object"] = pod;
+        let answer = inject(&injector, &metrics, review.to_string().as_bytes()).unwrap();
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        answer["response"].clone()
+    };
+    let pod = |annotations: Value, host: bool| {
+        json!({
+            "metadata": {"name": "p", "annotations": annotations},
+            "spec": {"hostNetwork": host, "containers": [{"name": "c", "image": "i"}]},
+        })
+    };
+    let given = asked(pod(json!({}), false), false);
+    assert_eq!(given["allowed"], true);
+    assert_eq!(given["patchType"], "JSONPatch");
+    asked(pod(json!({}), false), true);
+    let left = asked(pod(json!({}), true), false);
+    assert!(left["allowed"] == true && left["patch"].is_null());
+    let warning = left["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("the node's network"), "{warning}");
+    let wrong = json!({"traffic.sidecar.istio.io/excludeInboundPorts": "http"});
+    let refused = asked(pod(wrong, false), false);
+    assert_eq!(refused["allowed"], false);
+    assert_eq!(
+        refused["status"]["message"],
+        "Pod alpha/p: annotation traffic.sidecar.istio.io/excludeInboundPorts: \"http\" is no port"
+    );
+    let counts = [
+        &metrics.injections_asked,
+        &metrics.injected,
+        &metrics.injections_left,
+        &metrics.injections_refused,
+    ];
+    assert_eq!(counts.map(|count| count.value()), [3, 1, 1, 1]);
+}
