@@ -413,31 +413,43 @@ fn with_a_service_account_token_a_machine_has_its_own_identity_and_no_other() {
     });
 }
 
+/// What kubelet would ask of the pod that brings its own proxy: one of its ports listens, the other does not.
+const PROBES: &str = r#"{"/app-health/app/readyz": {"tcpSocket": {"port": 8080}}, "/app-health/app/livez": {"tcpSocket": {"port": 7}}}"#;
+
 #[test]
-fn a_pod_without_a_node_agent_brings_its_own_proxy() {
+fn a_pod_without_a_node_agent_brings_its_own_proxy_and_is_closed_until_that_is_back() {
     in_lab(Lab::builder().nodes(1), |lab| {
         let pair = Pair::between(lab, ("client", 0), ("web", 0))?;
         lab.namespace("side").plain()?;
+        let stranger = lab.pod("side/stranger").start()?;
         let pod = lab
             .pod("side/own")
             .service_account("own")
             .label("istio.io/dataplane-mode", "none")
             .annotation("ambient.istio.io/redirection", "enabled")
+            .annotation("sidecar.istio.io/status", "{}")
             .without_waiting()
             .start()?;
         let program = |name: &str| lab.bin_dir().join(name).display().to_string();
-        pod.exec([&*program("ambit-cni-agent"), "capture", "up"])?
-            .success()?;
+        let agent = program("ambit-cni-agent");
+        let doors = "--exempt-inbound-ports=15020,15021";
+        pod.exec([&*agent, "capture", "up", doors])?.success()?;
         let token = pod.dir().join("token");
         fs::write(&token, lab.token(&pod, "own")?.trim())?;
         let ztunnel = program("ztunnel");
-        let proxy = pod
-            .command([&*ztunnel, "keep", "proxy", "ztunnel"])?
-            .env("PROXY_MODE", "dedicated")
-            .env("PROXY_WORKLOAD_INFO", "side/own/own")
-            .env("AUTH_TOKEN", &token.display().to_string())
-            .env("XDS_ROOT_CA", &lab.root_cert().display().to_string())
-            .spawn("ztunnel")?;
+        // As it is put into pods: root's rights are these, and no more.
+        let rights = ["setpriv", "--bounding-set=-all,+net_raw", "--inh-caps=-all"];
+        let proxy = |log: &str| {
+            pod.command([&rights[..], &[&*ztunnel, "keep", "proxy", "ztunnel"]].concat())?
+                .env("PROXY_MODE", "dedicated")
+                .env("PROXY_WORKLOAD_INFO", "side/own/own")
+                .env("INSTANCE_IP", &pod.ip().to_string())
+                .env("AUTH_TOKEN", &token.display().to_string())
+                .env("XDS_ROOT_CA", &lab.root_cert().display().to_string())
+                .env("ISTIO_KUBE_APP_PROBERS", PROBES)
+                .spawn(log)
+        };
+        let first = proxy("ztunnel")?;
         let echo = Server::echo(&pod, 8080)?;
         let there = lab.access_log(0)?.from_now();
         talk_soon(&pod, pair.at())?;
@@ -452,8 +464,40 @@ fn a_pod_without_a_node_agent_brings_its_own_proxy() {
                 .any(|peer| peer.ip() == pair.client.ip()),
             "its application sees its client"
         );
-        proxy.kill();
+
+        // As kubelet asks: in the clear, where nothing else in the clear is let in.
+        lab.apply_yaml("strict", STRICT)?;
+        wait::until_true("plain text is refused", SOON, || {
+            refused(&stranger, pod.at(8080)).is_ok()
+        })?;
+        let asked = |path: &str| {
+            let mut stream = stranger.connect(pod.at(15021))?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok::<_, anyhow::Error>(answer)
+        };
+        for (path, status) in [
+            ("/healthz/ready", " 200 "),
+            ("/app-health/app/readyz", " 200 "),
+            ("/app-health/app/livez", " 503 "),
+            ("/app-health/app/startupz", " 404 "),
+        ] {
+            let answer = asked(path)?;
+            ensure!(
+                answer.lines().next().is_some_and(|it| it.contains(status)),
+                "{path}: {answer}"
+            );
+        }
+
+        first.kill();
         refused(&pair.client, pod.at(8080))?;
-        refused(&pod, pair.at())
+        refused(&pod, pair.at())?;
+        refused(&stranger, pod.at(8080))?;
+        let _second = proxy("ztunnel-again")?;
+        talk_soon(&pair.client, pod.at(8080))?;
+        talk_soon(&pod, pair.at())
     });
 }
+
+const STRICT: &str = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: side}\nspec: {mtls: {mode: STRICT}}\n";

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 15000, localhost | `/config_dump`, `/connections`, `/traffic`, `/explain`, `/logging`, `/quitquitquit` |
 //! | 15020 | `/metrics`, `/stats/prometheus` |
-//! | 15021 | `/healthz/ready` |
+//! | 15021 | `/healthz/ready`; of a dedicated proxy also `/app-health/…` |
 //!
 //! A dump of a large mesh is hundreds of megabytes: it is written on a thread of its own into a
 //! few small chunks, never faster than the caller reads.
@@ -32,6 +32,7 @@ use ops::ready::Readiness;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Roster;
+use crate::dedicated;
 use crate::node::Node;
 use dump::Dump;
 
@@ -65,11 +66,11 @@ impl Doors {
         let metrics_listener = ops::admin::bind(config.stats_address).await?;
         tokio::spawn(ops::admin::serve(metrics_listener, metrics, stop.clone()));
         let readiness_listener = ops::admin::bind(config.readiness_address).await?;
-        tokio::spawn(ops::admin::serve(
-            readiness_listener,
-            ops::admin::readiness(self.readiness),
-            stop,
-        ));
+        let mut readiness = ops::admin::readiness(self.readiness);
+        if let Some(apps) = dedicated::apps::door(&config) {
+            readiness = readiness.merge(apps);
+        }
+        tokio::spawn(ops::admin::serve(readiness_listener, readiness, stop));
         Ok(())
     }
 }

@@ -32,6 +32,8 @@ use crate::headers::random;
 pub struct Netns {
     fd: OwnedFd,
     id: NetnsId,
+    /// It is that of this process: nobody has to go anywhere.
+    is_home: bool,
     options: Options,
     /// Its sockets pace what they send unless they are told otherwise; known after the first.
     paces: OnceLock<bool>,
@@ -94,9 +96,11 @@ impl Netns {
     /// Takes over a namespace's descriptor.
     pub fn new(fd: OwnedFd, options: Options) -> io::Result<Self> {
         // Opened before the first visit anywhere: afterwards every thread can be brought home.
-        home()?;
+        let home = NetnsId::of(home()?)?;
+        let id = NetnsId::of(fd.as_fd())?;
         Ok(Self {
-            id: NetnsId::of(fd.as_fd())?,
+            id,
+            is_home: id == home,
             fd,
             options,
             paces: OnceLock::new(),
@@ -118,7 +122,12 @@ impl Netns {
     ///
     /// If the way back fails the process is aborted: a thread lost in a pod would open the next
     /// pod's sockets there, and no error handling could tell whose traffic it carries.
+    ///
+    /// To stay where one is takes no right; to enter takes `CAP_SYS_ADMIN`, which a dedicated proxy so does without.
     pub fn enter<T>(&self, inside: impl FnOnce() -> T) -> io::Result<T> {
+        if self.is_home {
+            return Ok(inside());
+        }
         let home = home()?;
         setns(self.fd.as_fd(), CloneFlags::CLONE_NEWNET)?;
         let way_back = WayBack(home);
@@ -298,6 +307,16 @@ impl Netns {
         }
         socket.connect(&to.into())?;
         UdpSocket::from_std(socket.into())
+    }
+
+    /// A socket for messages of ICMP to an address of the pod. It has no mark: rules that know a packet of ours would count it
+    /// as one of the connection that it is about.
+    pub(crate) fn icmp(&self, to: IpAddr) -> io::Result<Socket> {
+        let (domain, protocol) = match to {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+        };
+        self.enter(|| Socket::new(domain, Type::RAW.nonblocking(), Some(protocol)))?
     }
 
     fn datagrams(&self, family: SocketAddr, mark: u32) -> io::Result<Socket> {
