@@ -205,13 +205,18 @@ fn write(to: &Path, name: &str, text: &str) -> anyhow::Result<()> {
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Objects that the mesh reads, and those it consists of. Secrets are none of them.
-const KINDS: [(&str, &str, &str); 19] = [
+const KINDS: [(&str, &str, &str); 20] = [
     ("apps", "v1", "Deployment"),
     ("coordination.k8s.io", "v1", "Lease"),
     (
         "admissionregistration.k8s.io",
         "v1",
         "ValidatingWebhookConfiguration",
+    ),
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingWebhookConfiguration",
     ),
     ("", "v1", "Node"),
     ("", "v1", "Namespace"),

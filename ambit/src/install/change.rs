@@ -79,15 +79,29 @@ impl Wishes {
             });
         }
         let istiod = part_of(objects, Part::Istiod)?;
-        if let Some(old) = variable_of(istiod, WAYPOINT_IMAGE) {
-            let image = renamed(&old, self.hub.as_deref(), self.tag.as_deref());
-            set_variable(istiod, WAYPOINT_IMAGE, &image);
+        for variable in [WAYPOINT_IMAGE, ZTUNNEL_IMAGE, CNI_IMAGE] {
+            if let Some(old) = variable_of(istiod, variable) {
+                let image = renamed(&old, self.hub.as_deref(), self.tag.as_deref());
+                set_variable(istiod, variable, &image);
+            }
         }
         for (part, image) in &self.images {
             match part {
-                Some(part) => each_container(part_of(objects, *part)?, |container| {
-                    container["image"] = image.as_str().into()
-                }),
+                Some(part) => {
+                    each_container(part_of(objects, *part)?, |container| {
+                        container["image"] = image.as_str().into()
+                    });
+                    // The control plane puts the same into pods that ask for a proxy of their own.
+                    let told = match part {
+                        Part::Ztunnel => ZTUNNEL_IMAGE,
+                        Part::Agent => CNI_IMAGE,
+                        Part::Istiod => continue,
+                    };
+                    let istiod = part_of(objects, Part::Istiod)?;
+                    if variable_of(istiod, told).is_some() {
+                        set_variable(istiod, told, image);
+                    }
+                }
                 None => set_variable(part_of(objects, Part::Istiod)?, WAYPOINT_IMAGE, image),
             }
         }
@@ -252,6 +266,9 @@ fn renamed(image: &str, hub: Option<&str>, tag: Option<&str>) -> String {
 const WAYPOINT: &str = "waypoint";
 /// By which it is told of what image.
 const WAYPOINT_IMAGE: &str = "AMBIT_WAYPOINT_IMAGE";
+/// The same of what it puts into pods that ask for a proxy of their own.
+const ZTUNNEL_IMAGE: &str = "AMBIT_ZTUNNEL_IMAGE";
+const CNI_IMAGE: &str = "AMBIT_CNI_IMAGE";
 
 #[cfg(test)]
 mod tests {
@@ -319,6 +336,9 @@ mod tests {
             "{istiod}"
         );
         assert!(istiod.contains("other/waypoint@sha256:2"), "{istiod}");
+        // Pods that bring their own proxy bring the same one.
+        assert!(istiod.contains("other/ztunnel@sha256:1"), "{istiod}");
+        assert!(istiod.contains("registry.test/mesh/cni:"), "{istiod}");
         let settings = objects
             .iter()
             .find(|o| o.kind() == "ConfigMap" && o.name() == "istio")

@@ -12,7 +12,13 @@ use crate::parts::{MANAGED_BY, OURS};
 
 /// Kinds that any version of the manifest may hold, in the order in which they may be removed. CRDs
 /// are not among them: with a CRD go all objects of users.
-pub(super) const KINDS: [(&str, &str, &str); 17] = [
+pub(super) const KINDS: [(&str, &str, &str); 18] = [
+    // First: who is to ask a control plane that is gone gets no answer, and makes no pod.
+    (
+        "admissionregistration.k8s.io",
+        "v1",
+        "MutatingWebhookConfiguration",
+    ),
     (
         "admissionregistration.k8s.io",
         "v1",

@@ -57,6 +57,7 @@ fn secrets_and_leases_are_read_and_changed_by_name_only() {
             "leases",
             "configmaps",
             "validatingwebhookconfigurations",
+            "mutatingwebhookconfigurations",
             "daemonsets",
         ];
         if !held.iter().any(|kind| resources.contains(kind)) {

@@ -62,10 +62,7 @@ impl Uninstall {
         if self.purge && !self.yes {
             self.refuse_to_lose(&client, system).await?;
         }
-        prune::ours(&client, |kind, _, _| {
-            kind == "ValidatingWebhookConfiguration"
-        })
-        .await?;
+        prune::ours(&client, |kind, _, _| kind.ends_with("WebhookConfiguration")).await?;
         release_nodes(&client, system, timeout).await?;
         for name in prune::ours(&client, |_, _, _| true).await? {
             say(&format!("- {name}"));

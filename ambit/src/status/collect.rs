@@ -301,8 +301,10 @@ pub(crate) fn namespace_facts(namespace: &Namespace, pods: &[Pod]) -> NamespaceF
     };
     for pod in pods.iter().filter(|pod| !is_over(pod)) {
         let belongs = belongs(enrolled, pod);
+        let brings_its_own = pod.annotations().contains_key(labels::SIDECAR_STATUS);
         match (belongs, is_captured(pod.annotations())) {
             (true, true) => facts.captured += 1,
+            (false, true) if brings_its_own => facts.captured += 1,
             (true, false) => facts.waiting.push(pod.name_any()),
             (false, true) => facts.lingering.push(pod.name_any()),
             (false, false) => facts.outside += 1,
@@ -425,6 +427,24 @@ const NOT_READY_TAINT: &str = "cni.istio.io/not-ready";
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pod_that_brings_its_own_proxy_is_in_the_mesh_whatever_its_namespace_says() {
+        let pod = |annotations: serde_json::Value| -> Pod {
+            let metadata = json!({ "name": "p", "annotations": annotations });
+            serde_json::from_value(json!({ "metadata": metadata })).unwrap()
+        };
+        let own =
+            json!({ "sidecar.istio.io/status": "{}", "ambient.istio.io/redirection": "enabled" });
+        let theirs = json!({ "sidecar.istio.io/status": "{}" });
+        let pods = [pod(own), pod(theirs), pod(json!({}))];
+        for mode in ["dedicated", "ambient"] {
+            let metadata = json!({ "name": "shop", "labels": { "istio.io/dataplane-mode": mode } });
+            let namespace = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
+            let facts = namespace_facts(&namespace, &pods);
+            assert_eq!((facts.captured, facts.lingering.len()), (1, 0), "{mode}");
+        }
+    }
 
     #[test]
     fn a_gateway_is_a_stray_where_nobody_defined_its_class() {
