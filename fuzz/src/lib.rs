@@ -1,6 +1,7 @@
 //! What is done with bytes that a fuzzer chose: each function takes any bytes and panics only when
 //! something is wrong with us. `hbone/tests/fuzz.rs` includes these files too.
 
+mod capsules;
 mod connect;
 mod frames;
 mod handover;
@@ -9,6 +10,6 @@ mod records;
 mod state;
 
 pub use self::{
-    connect::connect, frames::frames, handover::handover, hpack::hpack, records::records,
-    state::state,
+    capsules::capsules, connect::connect, frames::frames, handover::handover, hpack::hpack,
+    records::records, state::state,
 };

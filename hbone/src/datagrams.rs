@@ -20,6 +20,9 @@ pub(crate) const PROTOCOL: &str = "connect-udp";
 const PREFIX: &str = "/.well-known/masque/udp/";
 /// Type of a capsule that is a datagram.
 const DATAGRAM: u64 = 0;
+/// Type of a capsule that says that nobody listens where a datagram went. It is ours, and far from those that are given out;
+/// whoever does not know it passes it over.
+const CLOSED: u64 = 0x2b6c_83d1_52e9_0a47;
 /// The context of a payload of UDP, which is the only one.
 const PAYLOAD: u64 = 0;
 /// Bytes of payload that a datagram of UDP may have (RFC 9298, 5).
@@ -79,6 +82,14 @@ pub fn capsule(payload: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// What says that nobody listens where a datagram went.
+pub fn closed() -> Bytes {
+    let mut out = BytesMut::with_capacity(9);
+    put_number(&mut out, CLOSED);
+    put_number(&mut out, 0);
+    out.freeze()
+}
+
 /// Finds datagrams in what comes, in whatever pieces it does.
 #[derive(Debug, Default)]
 pub struct Capsules {
@@ -86,6 +97,7 @@ pub struct Capsules {
     head: [u8; 16],
     have: usize,
     body: Body,
+    closed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +112,11 @@ enum Body {
 }
 
 impl Capsules {
+    /// Whether it was said, since this was asked last, that nobody listens.
+    pub fn heard_closed(&mut self) -> bool {
+        std::mem::take(&mut self.closed)
+    }
+
     /// The next datagram of UDP in `chunk`, of which nothing is left when there is none.
     ///
     /// # Errors
@@ -116,6 +133,7 @@ impl Capsules {
                     self.have += 1;
                     if let Some((kind, length)) = head(&self.head[..self.have]) {
                         self.have = 0;
+                        self.closed |= kind == CLOSED;
                         self.body = Body::of(kind, length)?;
                     }
                 }
@@ -205,8 +223,8 @@ fn put_number(out: &mut BytesMut, value: u64) {
     match value {
         0..0x40 => out.put_u8(value as u8),
         0x40..0x4000 => out.put_u16(0x4000 | value as u16),
-        // Of datagrams: no length of theirs needs more.
-        _ => out.put_u32(0x8000_0000 | value as u32),
+        0x4000..0x4000_0000 => out.put_u32(0x8000_0000 | value as u32),
+        _ => out.put_u64(0xc000_0000_0000_0000 | value),
     }
 }
 
@@ -296,7 +314,108 @@ mod tests {
         );
     }
 
+    /// A number in 1 << `class` bytes, or in more if it needs them: nobody has to choose the shortest.
+    fn number_in(value: u64, class: u32) -> Vec<u8> {
+        let least = match value {
+            0..0x40 => 0,
+            0x40..0x4000 => 1,
+            0x4000..0x4000_0000 => 2,
+            _ => 3,
+        };
+        let class = class.max(least);
+        let bytes = (value | u64::from(class) << ((8 << class) - 2)).to_be_bytes();
+        bytes[8 - (1 << class)..].to_vec()
+    }
+
+    /// Type, context if it is a datagram, and what is in it; numbers as long as they are wanted.
+    type Sent = (u64, u64, Vec<u8>, [u32; 3]);
+
+    fn encoded((kind, context, body, classes): &Sent) -> Vec<u8> {
+        let [of_kind, of_length, of_context] = *classes;
+        let context = match *kind {
+            DATAGRAM => number_in(*context, of_context),
+            _ => Vec::new(),
+        };
+        let length = (context.len() + body.len()) as u64;
+        let head = [number_in(*kind, of_kind), number_in(length, of_length)].concat();
+        [head, context, body.clone()].concat()
+    }
+
+    /// Half of them datagrams of UDP, and the rest what a peer may send beside.
+    fn sent() -> impl Strategy<Value = Sent> {
+        const LARGEST: u64 = (1 << 62) - 1;
+        let kind = prop_oneof![3 => Just(DATAGRAM), 1 => 1..100u64, 1 => 1..=LARGEST];
+        let context = prop_oneof![4 => Just(PAYLOAD), 1 => 1..=LARGEST];
+        let body = prop::collection::vec(any::<u8>(), 0..300);
+        let class = || 0..4u32;
+        (kind, context, body, [class(), class(), class()])
+    }
+
+    fn for_udp(all: &[Sent]) -> Vec<Vec<u8>> {
+        let is_for_udp = |(kind, context, ..): &&Sent| *kind == DATAGRAM && *context == PAYLOAD;
+        let found = all.iter().filter(is_for_udp);
+        found.map(|(_, _, body, _)| body.clone()).collect()
+    }
+
+    #[test]
+    fn what_is_passed_over_is_not_kept_however_long_it_says_it_is() {
+        let mut capsules = Capsules::default();
+        let head = [number_in(41, 0), number_in((1 << 62) - 1, 3)].concat();
+        assert_eq!(capsules.next(&mut Bytes::from(head)), Ok(None));
+        for _ in 0..100 {
+            let mut chunk = Bytes::from(vec![0; 16_384]);
+            assert_eq!(capsules.next(&mut chunk), Ok(None));
+            assert!(chunk.is_empty());
+        }
+        let left = (1 << 62) - 1 - 100 * 16_384;
+        assert!(matches!(capsules.body, Body::Skip(n) if n == left));
+    }
+
+    #[test]
+    fn that_nobody_listens_is_heard_once_and_changes_nothing_else() {
+        let mut capsules = Capsules::default();
+        let mut said = Bytes::from([&capsule(b"a")[..], &closed(), &capsule(b"b")].concat());
+        assert_eq!(capsules.next(&mut said).unwrap().unwrap(), &b"a"[..]);
+        assert!(!capsules.heard_closed());
+        assert_eq!(capsules.next(&mut said).unwrap().unwrap(), &b"b"[..]);
+        assert!(capsules.heard_closed() && !capsules.heard_closed());
+        assert_eq!(capsules.next(&mut said), Ok(None));
+        let reserved = (CLOSED - 0x17).is_multiple_of(0x29);
+        assert!(CLOSED < 1 << 62 && !reserved, "RFC 9297, 5.4");
+    }
+
     proptest! {
+        #[test]
+        fn among_capsules_of_any_kind_those_for_udp_are_found_and_a_stream_that_breaks_off_yields_those_that_were_whole(
+            all in prop::collection::vec(sent(), 0..12),
+            lengths in prop::collection::vec(1usize..400, 1..5),
+            broken in any::<prop::sample::Index>(),
+        ) {
+            let bytes: Vec<u8> = all.iter().flat_map(encoded).collect();
+            prop_assert_eq!(read(&bytes, &lengths), Ok(for_udp(&all)));
+            let end = broken.index(bytes.len() + 1);
+            let (mut whole, mut at) = (0, 0);
+            for one in &all {
+                at += encoded(one).len();
+                whole += usize::from(at <= end);
+            }
+            prop_assert_eq!(read(&bytes[..end], &lengths), Ok(for_udp(&all[..whole])));
+        }
+
+        #[test]
+        fn more_than_udp_has_is_refused_by_its_head_alone_however_that_is_cut(
+            length in 65_536u64..1 << 62, class in 0..4u32, lengths in prop::collection::vec(1usize..9, 1..5),
+        ) {
+            let head = [number_in(DATAGRAM, class), number_in(length, class)].concat();
+            prop_assert_eq!(read(&head, &lengths), Err(TooLarge(length)));
+        }
+
+        #[test]
+        fn a_path_says_the_address_that_it_was_made_of(ip in any::<IpAddr>(), port in 1u16..) {
+            let to = SocketAddr::new(ip, port);
+            prop_assert_eq!(target(&path(to)), Some(to));
+        }
+
         #[test]
         fn datagrams_come_out_as_they_went_in_however_they_are_cut(
             payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..10),

@@ -34,6 +34,7 @@ type Target = fn(&[u8]);
 
 /// Each target by the name of its file.
 const TARGETS: &[(&str, Target)] = &[
+    ("capsules", targets::capsules),
     ("connect", targets::connect),
     ("frames", targets::frames),
     ("handover", targets::handover),
