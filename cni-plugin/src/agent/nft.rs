@@ -30,7 +30,7 @@ pub(crate) enum NftError {
     Netns(#[from] NetnsError),
     #[error("cannot run {program}: {error}; is package nftables installed?")]
     Run { program: PathBuf, error: io::Error },
-    #[error("nft refused the rules: {0}")]
+    #[error("nft refused the rules: {0}{missing}", missing = missing(.0))]
     Refused(String),
     #[error("nft did not end within 5 s")]
     Hung,
@@ -105,6 +105,25 @@ impl Nft {
     }
 }
 
+/// What a kernel lacks that does not know what a rule is made of. Only the rules of UDP need what not every kernel has that
+/// Kubernetes runs on.
+fn missing(said: &str) -> String {
+    let unknown = ["No such file or directory", "Operation not supported"];
+    if !unknown.iter().any(|why| said.contains(why)) {
+        return String::new();
+    }
+    let modules = [(" tproxy ", "nft_tproxy"), (" fib ", "nft_fib_inet")];
+    let of_it = modules.into_iter().filter(|(word, _)| said.contains(word));
+    let names: Vec<_> = of_it.map(|(_, module)| module).collect();
+    match names[..] {
+        [] => String::new(),
+        _ => format!(
+            "; this kernel has no {}, which UDP needs that is captured: load it on the node, or take label ambit.io/udp away",
+            names.join(" or no ")
+        ),
+    }
+}
+
 /// Changes what the calling thread, which must end soon, and its children see.
 fn see_cgroups_of(namespace: &Path) -> io::Result<()> {
     let what = |errno: Errno, doing: &str| io::Error::other(format!("{doing}: {errno}"));
@@ -136,3 +155,47 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Keeps a node with hundreds of pods from starting hundreds of processes.
 const AT_ONCE: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_what_udp_needs_is_told_of_by_the_names_of_the_modules() {
+        let said = |what: &str, why: &str| {
+            let rule =
+                format!("/dev/stdin:12:17-90: Error: Could not process rule: {why} {what} ^^^^");
+            NftError::Refused(rule).to_string()
+        };
+        for (what, modules) in [
+            (
+                "meta l4proto udp counter tproxy ip to 127.0.0.1:15001",
+                "no nft_tproxy, which",
+            ),
+            (
+                "meta l4proto udp fib daddr type local counter",
+                "no nft_fib_inet, which",
+            ),
+            (
+                "udp fib daddr type local counter tproxy ip to 127.0.0.1:15006",
+                "no nft_tproxy or no nft_fib_inet, which",
+            ),
+        ] {
+            let told = said(what, "No such file or directory");
+            assert!(told.contains(modules), "{told}");
+        }
+        for (what, why) in [
+            (
+                "tcp dport 53 counter redirect to :15053",
+                "No such file or directory",
+            ),
+            (
+                "counter tproxy ip to 127.0.0.1:15001",
+                "Operation not permitted",
+            ),
+        ] {
+            let told = said(what, why);
+            assert!(!told.contains("this kernel"), "{told}");
+        }
+    }
+}
