@@ -92,6 +92,7 @@ impl World {
         );
         workload.network_gateway = self.way_to(&workload.network);
         workload.extensions.extend(self.egress(key));
+        workload.extensions.extend(self.udp(key));
         let bound = self.bound(key);
         let conditions = bound
             .iter()
@@ -109,6 +110,7 @@ impl World {
         };
         self.add_only(key, only.as_ref(), &mut output);
         output.remarks.extend(entry.egress.fault());
+        output.remarks.extend(entry.udp.fault());
         Some(output)
     }
 

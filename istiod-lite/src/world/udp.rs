@@ -1,17 +1,28 @@
-//! Whose UDP the mesh carries: what pods say themselves, what their namespace says.
+//! Whose UDP the mesh carries: what pods and machines say themselves, what the namespace of pods says.
+//!
+//! A node agent reads the same labels, and captures what they say. Who brings a proxy of his own has rules that somebody wrote
+//! by hand, and those follow no label of a namespace: it is announced only where he himself says so.
 
+use api::k8s::labels;
 use api::k8s::objects::{Kind, ObjectKey};
 use api::workload::Extension;
 
 use super::World;
 use super::objects::Objects;
 use crate::translate::udp::{Udp, extension};
+use crate::translate::value;
 
 impl Objects {
-    /// What a pod says itself; one of a Gateway speaks for nobody, and what is said around it is not about it.
+    /// What a workload says itself. What is said around it is not about a pod of a Gateway, which speaks for nobody, nor about
+    /// who brings his own proxy.
     pub(super) fn own_udp(&self, workload: &ObjectKey) -> Option<bool> {
+        if let Some(entry) = self.workload_entries.get(workload) {
+            return Some(entry.udp.said().unwrap_or(false));
+        }
         let pod = self.pods.get(workload)?;
-        pod.udp.said().or(pod.gateway.as_ref().map(|_| false))
+        let by_hand = value(&pod.labels, labels::DATAPLANE_MODE) == Some(labels::NONE);
+        let apart = pod.gateway.is_some() || by_hand;
+        pod.udp.said().or(apart.then_some(false))
     }
 
     fn udp_in(&self, namespace: &str) -> Option<bool> {
@@ -24,7 +35,7 @@ impl Objects {
 }
 
 impl World {
-    /// What ztunnels are told of a pod whose UDP is carried.
+    /// What ztunnels are told of a workload whose UDP is carried.
     pub(super) fn udp(&self, workload: &ObjectKey) -> Option<Extension> {
         let objects = &self.objects;
         let own = objects.own_udp(workload);

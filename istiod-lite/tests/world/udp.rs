@@ -1,4 +1,5 @@
-//! Whose UDP is carried, as ztunnels are told: what a pod says goes before what its namespace says.
+//! Whose UDP is carried, as ztunnels are told: what a pod says goes before what its namespace says, and who brings his own
+//! proxy says it himself.
 
 use api::k8s::dir::Change;
 use api::k8s::yaml::{Parsed, parse};
@@ -24,12 +25,18 @@ fn pod(said: &str) -> String {
     )
 }
 
+fn machine(said: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: db, namespace: a, labels: {{{said}}}}}\nspec: {{address: 10.9.0.5}}\n---\n"
+    )
+}
+
 fn is_carried(world: &World) -> bool {
-    let encoded = world
-        .address("Kubernetes//Pod/a/web")
-        .unwrap()
-        .encoded
-        .clone();
+    announces(world, "Kubernetes//Pod/a/web")
+}
+
+fn announces(world: &World, uid: &str) -> bool {
+    let encoded = world.address(uid).unwrap().encoded.clone();
     let Some(address::Type::Workload(workload)) = Address::decode(encoded).unwrap().r#type else {
         panic!("a service");
     };
@@ -47,6 +54,8 @@ fn what_a_pod_says_goes_before_its_namespace_and_what_nobody_understands_says_no
     const OFF: &str = "ambit.io/udp: disabled";
     const ODD: &str = "ambit.io/udp: 'true'";
     const GATEWAY: &str = "gateway.networking.k8s.io/gateway-name: x";
+    const APART: &str = "istio.io/dataplane-mode: none";
+    const APART_ON: &str = "istio.io/dataplane-mode: none, ambit.io/udp: enabled";
     for (around, own, carried) in [
         ("", "", false),
         (ON, "", true),
@@ -56,6 +65,8 @@ fn what_a_pod_says_goes_before_its_namespace_and_what_nobody_understands_says_no
         (ON, ODD, true),
         (ODD, "", false),
         (ON, GATEWAY, false),
+        (ON, APART, false),
+        ("", APART_ON, true),
     ] {
         let mut world = World::new(Settings::default());
         set(&mut world, &(namespace(around) + &pod(own)));
@@ -72,4 +83,18 @@ fn a_change_of_the_namespace_is_told_of_the_pods_that_say_nothing() {
     assert!(is_carried(&world));
     set(&mut world, &namespace("ambit.io/udp: disabled"));
     assert!(!is_carried(&world));
+}
+
+#[test]
+fn a_machine_is_announced_only_where_it_says_so_itself() {
+    for (around, own, carried) in [
+        ("ambit.io/udp: enabled", "", false),
+        ("ambit.io/udp: disabled", "ambit.io/udp: enabled", true),
+        ("ambit.io/udp: enabled", "ambit.io/udp: disabled", false),
+    ] {
+        let mut world = World::new(Settings::default());
+        set(&mut world, &(namespace(around) + &machine(own)));
+        let uid = "Kubernetes/networking.istio.io/WorkloadEntry/a/db";
+        assert_eq!(announces(&world, uid), carried, "{around}, {own}");
+    }
 }
