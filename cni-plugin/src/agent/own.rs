@@ -39,9 +39,37 @@ pub struct Own {
     /// connections are never captured.
     #[arg(long, env = "AMBIT_EXEMPT_OUTBOUND_RANGES", value_delimiter = ',')]
     exempt_outbound_ranges: Vec<IpNet>,
+    /// The only addresses (CIDR) that this machine reaches through the mesh; the others it reaches past it. Empty: none. Not said:
+    /// all are reached through it.
+    #[arg(
+        long,
+        env = "AMBIT_ONLY_OUTBOUND_RANGES",
+        value_delimiter = ',',
+        value_parser = range
+    )]
+    only_outbound_ranges: Option<Vec<Range>>,
+    /// Whether what others open to this machine is captured; off for what is an entrance to the mesh itself.
+    #[arg(long, env = "AMBIT_CAPTURE_INBOUND", default_value_t = true, action = clap::ArgAction::Set)]
+    inbound: bool,
+    /// Whether UDP goes through the proxy too. The mesh must be told the same: label ambit.io/udp=enabled of the machine's
+    /// WorkloadEntry or of the pod itself. DHCP is left alone; what the kernel sends for an overlay (VXLAN, WireGuard) is
+    /// not, unless its port is exempt.
+    #[arg(long, env = "AMBIT_UDP_CAPTURE", default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1,
+        default_missing_value = "true")]
+    udp: bool,
     /// Whether names are asked of the proxy.
     #[arg(long, env = "AMBIT_DNS_CAPTURE", default_value_t = true, action = clap::ArgAction::Set)]
     dns: bool,
+}
+
+/// What is between two commas: an empty list is written as an empty text.
+type Range = Option<IpNet>;
+
+fn range(text: &str) -> Result<Range, ipnet::AddrParseError> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some),
+    }
 }
 
 /// The rules are not as they should be.
@@ -98,19 +126,26 @@ impl Own {
             port.parse::<u16>()
                 .map_err(|_| OwnError::Port(port.clone()))
         });
+        let only = self.only_outbound_ranges.as_ref();
+        let only = only.map(|ranges| ranges.iter());
+        let mut exempt = Exempt {
+            outbound_ports: self.exempt_outbound_ports.clone(),
+            outbound_ranges: self.exempt_outbound_ranges.clone(),
+            outbound_but: only.map(|ranges| ranges.flatten().copied().collect()),
+            inbound_ports: inbound.collect::<Result<_, _>>()?,
+        };
+        if self.udp {
+            exempt.outbound_ports.extend(DHCP_SERVERS);
+            exempt.inbound_ports.extend(DHCP_CLIENTS);
+        }
         Ok(Capture {
             v4: true,
             v6: has_ipv6(),
             dns: self.dns,
-            udp: false,
-            inbound: true,
+            udp: self.udp,
+            inbound: self.inbound,
             interfaces: Vec::new(),
-            exempt: Exempt {
-                outbound_ports: self.exempt_outbound_ports.clone(),
-                outbound_ranges: self.exempt_outbound_ranges.clone(),
-                outbound_but: None,
-                inbound_ports: inbound.collect::<Result<_, _>>()?,
-            },
+            exempt,
             probes: NOBODY,
         })
     }
@@ -120,6 +155,10 @@ impl Own {
 fn has_ipv6() -> bool {
     fs::read_to_string("/proc/thread-self/net/if_inet6").is_ok_and(|all| !all.is_empty())
 }
+
+/// A machine whose lease cannot be renewed loses its address, and everybody with it.
+const DHCP_SERVERS: [u16; 2] = [67, 547];
+const DHCP_CLIENTS: [u16; 2] = [68, 546];
 
 /// A loopback address never arrives from outside (the kernel takes it for a Martian), and is not captured anyway.
 const NOBODY: Probes = Probes {
@@ -159,6 +198,46 @@ mod tests {
             script(&["--exempt-inbound-ports", "ssh"]),
             Err(OwnError::Port(_))
         ));
+    }
+
+    #[test]
+    fn what_a_pods_annotations_may_say_can_be_said_here() {
+        let leaves = |script: &str| script.contains("redirect to :15001");
+        let enters = |script: &str| script.contains("redirect to :15006");
+        let plain = script(&[]).unwrap();
+        assert!(leaves(&plain) && enters(&plain), "{plain}");
+        let only = script(&["--only-outbound-ranges=10.96.0.0/12,fd00::/8"]).unwrap();
+        assert!(only.contains("ip daddr 10.96.0.0/12"), "{only}");
+        assert!(enters(&only), "{only}");
+        let nothing = script(&["--only-outbound-ranges="]).unwrap();
+        assert!(!leaves(&nothing) && enters(&nothing), "{nothing}");
+        let entrance = script(&["--inbound=false"]).unwrap();
+        assert!(leaves(&entrance) && !enters(&entrance), "{entrance}");
+        let wrong = ["own", "--only-outbound-ranges=10.0.0.0/8;drop"];
+        assert!(Line::try_parse_from(wrong).is_err());
+    }
+
+    #[test]
+    fn datagrams_are_captured_where_that_is_said_and_a_lease_is_renewed_all_the_same() {
+        let plain = script(&[]).unwrap();
+        assert!(!plain.contains("tproxy"), "{plain}");
+        for said in [&["--udp"][..], &["--udp=true"]] {
+            let udp = script(said).unwrap();
+            for to in ["127.0.0.1:15001", "127.0.0.1:15006"] {
+                assert!(udp.contains(&format!("tproxy ip to {to}")), "{udp}");
+            }
+            let turned = udp.find("udp dport != 53 fib daddr type unicast");
+            for port in DHCP_SERVERS {
+                let exempt = udp.find(&format!("\t\tudp dport {port} counter return"));
+                assert!(exempt.is_some() && exempt < turned, "{udp}");
+            }
+            let taken = udp.find("fib daddr type local");
+            for port in DHCP_CLIENTS {
+                let exempt = udp.find(&format!("nfproto ipv4 udp dport {port} counter return"));
+                assert!(exempt.is_some() && exempt < taken, "{udp}");
+            }
+        }
+        assert!(!script(&["--udp=false"]).unwrap().contains("tproxy"));
     }
 
     #[test]
