@@ -8,11 +8,14 @@
 mod authority;
 mod support;
 
-use std::net::SocketAddr;
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use authority::Ca;
-use lab::{Lab, Pod, WaypointPod, wait};
+use lab::{Lab, Pod, Waypoint, WaypointPod, wait};
 use support::{SOON, Server, ends, in_lab, refused, talk, talk_soon, turn};
 
 /// What a test has to do with.
@@ -94,6 +97,53 @@ const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
 fn identity(pod: &Pod) -> String {
     format!("spiffe://cluster.local/ns/shop/sa/{}", pod.name())
+}
+
+/// Puts `shop` of a network behind a waypoint of its own.
+fn behind_a_waypoint(lab: &Lab) -> Result<Waypoint> {
+    let waypoint = lab.waypoint("shop/way", 0)?;
+    lab.namespace("shop").behind("way")?;
+    lab.until_all_dumps("the service behind its waypoint", |dump| {
+        let services = dump["services"].as_array().into_iter().flatten();
+        services.into_iter().any(|service| {
+            service["hostname"] == "web.shop.svc.cluster.local" && !service["waypoint"].is_null()
+        })
+    })?;
+    Ok(waypoint)
+}
+
+/// The waypoint's, in either network.
+const WAY: &str = "spiffe://cluster.local/ns/shop/sa/way";
+
+/// An app that answers requests.
+fn page(mut stream: &TcpStream) {
+    let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
+    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+        head.extend_from_slice(&buffer[..n]);
+        if head.ends_with(b"\r\n\r\n") {
+            head.clear();
+            if stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\npage")
+                .is_err()
+            {
+                return;
+            }
+        }
+    }
+}
+
+/// The answer to a request, head and body.
+fn get(client: &Pod, to: SocketAddr) -> Result<String> {
+    let mut stream = client.connect(to)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: page\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("the answer")?;
+    Ok(answer)
+}
+
+fn is_the_page(answer: &str) -> bool {
+    answer.starts_with("HTTP/1.1 200") && answer.ends_with("page")
 }
 
 /// What network one is told of network two: its gateway, and that somebody there serves `shop/web`.
@@ -212,15 +262,7 @@ fn a_service_that_is_behind_a_waypoint_there_is_led_to_it() {
             at,
             ..
         } = networks;
-        let waypoint = two.waypoint("shop/way", 0)?;
-        two.namespace("shop").behind("way")?;
-        two.until_all_dumps("the service behind its waypoint", |dump| {
-            let services = dump["services"].as_array().into_iter().flatten();
-            services.into_iter().any(|service| {
-                service["hostname"] == "web.shop.svc.cluster.local"
-                    && !service["waypoint"].is_null()
-            })
-        })?;
+        let waypoint = behind_a_waypoint(two)?;
         // Who answers there is another one now, and nobody vouches for it yet.
         let log = one.access_log(0)?.from_now();
         refused(client, *at)?;
@@ -266,6 +308,136 @@ fn a_gateway_that_is_gone_is_named_and_one_that_is_back_is_used_again() {
         );
         door.component().start()?;
         talk_soon(client, *at)
+    });
+}
+
+#[test]
+fn a_waypoint_calls_through_the_gateway_of_another_network_as_itself() {
+    in_two_networks(|networks| {
+        let Networks {
+            one,
+            two,
+            client,
+            server,
+            door,
+            at,
+            ..
+        } = networks;
+        let _pages = Server::start(server, 8081, page)?;
+        two.service_for("shop/page", ("app", "web"), &[("http", 80, 8081)])?;
+        let pages = one.service_for("shop/page", ("app", "web"), &[("http", 80, 8081)])?;
+        let waypoint = behind_a_waypoint(one)?;
+        let (there, between) = (two.access_log(1)?.from_now(), door.access_log().from_now());
+        talk(client, *at, "from one network to the other")?;
+        let record = waypoint.pod().access_log().find("the client", |it| {
+            it.field("dst.service") == "web.shop.svc.cluster.local"
+        })?;
+        let gateway = door.pod().at(15008).to_string();
+        for (field, value) in [
+            ("src.identity", identity(client).as_str()),
+            ("dst.workload", "web-two"),
+            ("dst.addr", &gateway),
+            ("flags", "-"),
+        ] {
+            ensure!(record.field(field) == value, "{field}: {record:?}");
+        }
+        for log in [there, between] {
+            let record = log.find("who calls", |it| it.field("dst.workload") == "web")?;
+            ensure!(record.field("src.identity") == WAY, "{record:?}");
+        }
+        // Two services behind one gateway, with the same workload for both: each is asked for by its own name.
+        for _ in 0..3 {
+            let answer = get(client, pages.at(80))?;
+            ensure!(is_the_page(&answer), "{answer}");
+            talk(client, *at, "and bytes, still")?;
+        }
+        // Policies there judge who calls, which is the waypoint.
+        let deny = policy("no-ways", "DENY", "cluster.local/ns/shop/sa/way");
+        two.apply_yaml("policy", &deny)?;
+        two.until_policy("shop/no-ways", true)?;
+        refused(client, *at)?;
+        let answer = get(client, pages.at(80))?;
+        ensure!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        let log = waypoint.pod().access_log();
+        log.find("why", |it| it.field("detail").contains("401"))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn where_a_gateway_is_gone_a_waypoint_says_so_or_finds_somebody_who_is_near() {
+    in_two_networks(|networks| {
+        let Networks {
+            one,
+            client,
+            door,
+            at,
+            ..
+        } = networks;
+        let waypoint = behind_a_waypoint(one)?;
+        talk(client, *at, "before")?;
+        door.component().kill()?;
+        let log = waypoint.pod().access_log().from_now();
+        refused(client, *at)?;
+        let gateway = door.pod().at(15008).to_string();
+        log.find("that the gateway could not be reached", |it| {
+            it.field("flags") == "UF" && it.field("detail").contains(&gateway)
+        })?;
+        // From now on there is somebody in this network too.
+        let near = one.pod("shop/near").label("app", "web").start()?;
+        let echo = Server::echo(&near, 8080)?;
+        talk_soon(client, *at)?;
+        for _ in 0..10 {
+            talk(client, *at, "by whichever way is open")?;
+        }
+        door.component().start()?;
+        let before = networks.echo.peers().len();
+        wait::until_true("the other network to be called again", SOON, || {
+            talk(client, *at, "by either way").is_ok() && networks.echo.peers().len() > before
+        })?;
+        ensure!(echo.peers().len() > 10, "{:?}", echo.peers());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_waypoint_is_led_to_a_waypoint_and_that_one_to_no_third_network() {
+    in_two_networks(|networks| {
+        let Networks {
+            one,
+            two,
+            client,
+            door,
+            at,
+            ..
+        } = networks;
+        let (near, far) = (behind_a_waypoint(one)?, behind_a_waypoint(two)?);
+        one.apply_yaml("two", &elsewhere_as(door.pod(), "way"))?;
+        // To network two the service is in network one as well: were both to believe it of the other, a connection could go to
+        // and fro for ever.
+        let back = elsewhere_as(door.pod(), "way");
+        let back = back.replace("network: two", "network: one");
+        two.apply_yaml("one", &back.replace("web-two", "web-one"))?;
+        wait::until_true("the other waypoint to be told of it", SOON, || {
+            let talked = talk(client, *at, "are you there?").is_ok();
+            let dump = far.pod().config_dump();
+            talked && dump.is_ok_and(|dump| dump.to_string().contains("web-one"))
+        })?;
+        for _ in 0..10 {
+            talk(client, *at, "by two waypoints")?;
+        }
+        let log = far.pod().access_log();
+        let record = log.find("the first waypoint at the second", |it| {
+            it.field("src.identity") == WAY && it.field("dst.workload") == "web"
+        })?;
+        ensure!(record.field("flags") == "-", "{record:?}");
+        let sent_on = |it: &lab::AccessRecord| it.field("dst.workload") == "web-one";
+        ensure!(!log.records().iter().any(sent_on), "{:#?}", log.records());
+        let log = near.pod().access_log();
+        log.find("the client at the first", |it| {
+            it.field("src.identity") == identity(client)
+        })?;
+        Ok(())
     });
 }
 

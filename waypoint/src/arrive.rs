@@ -63,6 +63,8 @@ pub struct Arrived {
     pub to: To,
     /// The same as one of those we stand in front of.
     pub front: Front,
+    /// It came through the gateway of this network: it is led to nobody behind that of another one.
+    pub from_abroad: bool,
     /// Its place among the others.
     pub share: Share,
 }
@@ -197,6 +199,9 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
             return request.refuse(Status::BadRequest);
         }
     };
+    // A service by its name is what gateways are asked for, and who is behind them.
+    let from_abroad = matches!(request.authority, Authority::Host(..))
+        || request.headers.x_forwarded_network.is_some();
     let workload = proxy.clients.find(peer.ip()).await;
     // Behind an east-west gateway the address is the gateway's, who only leads others on.
     let workload = workload.filter(|it| runs_as(it, &identity));
@@ -207,6 +212,7 @@ async fn tunnel(proxy: Arc<Proxy>, request: Request, identity: Identity, peer: S
         client,
         to,
         front,
+        from_abroad,
         share,
     });
     tokio::select! {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use api::waypoint as wire;
 use arc_swap::ArcSwapOption;
-use mesh::{Members, Workload};
+use mesh::{GatewayAddress, Members, Workload};
 
 use crate::outlier::{self, Outcome, Watch};
 use crate::session;
@@ -56,6 +56,8 @@ pub struct Hints<'a> {
     pub prefer: Option<session::Endpoint>,
     /// Uids of endpoints that were tried already: others are better.
     pub avoid: &'a [Arc<str>],
+    /// It came from another network and must not go to one: of two that knew of each other's endpoints none would answer.
+    pub only_here: bool,
 }
 
 /// One endpoint.
@@ -105,6 +107,11 @@ pub enum NoEndpoint {
     /// It has usable endpoints, none of them close enough.
     #[error("no endpoint is close enough for the service's routing preference")]
     TooFar,
+    /// All of its endpoints are on other networks, and so is who asks.
+    #[error(
+        "the request came from another network, and the service has endpoints on other networks only"
+    )]
+    Abroad,
     /// The original destination is wanted.
     #[error("the service passes through to the original destination")]
     Passthrough,
@@ -165,12 +172,13 @@ impl Group {
         let view = self.view(members, own, now);
         if let Some(wanted) = hints.prefer
             && let Some(found) = view.of_session(&wanted)
+            && !(hints.only_here && found.gateway().is_some())
         {
             return Ok(self.chosen(found));
         }
         self.drawn(&view, hints, draw, now)
             .map(|endpoint| self.chosen(endpoint))
-            .ok_or_else(|| view.none(self.port))
+            .ok_or_else(|| view.none(self.port, hints.only_here))
     }
 
     fn chosen(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Choice {
@@ -189,21 +197,21 @@ impl Group {
         draw: u64,
         now: Instant,
     ) -> Option<&'v Arc<Endpoint>> {
-        let mut last = None;
+        let (levels, mut last) = (view.levels(hints.only_here), None);
         for attempt in 0..ATTEMPTS {
             let luck = hash::mixed(draw.wrapping_add(attempt));
             let key = hints.hash.map_or(luck, |key| match attempt {
                 0 => key,
                 _ => hash::mixed(key.wrapping_add(attempt)),
             });
-            let level = view.level(key)?;
+            let level = levels.level(key)?;
             let found = level.one(&self.policy.choice, &self.turn, key, luck)?;
             if !avoided(found, hints) && self.is_warm(found, hash::mixed(luck), now) {
                 return Some(found);
             }
             last = Some(found);
         }
-        let untried = || view.all().find(|found| !avoided(found, hints));
+        let untried = || levels.all().find(|found| !avoided(found, hints));
         match last {
             Some(found) if avoided(found, hints) => untried().or(last),
             _ => last,
@@ -282,6 +290,13 @@ impl Live {
 }
 
 impl Endpoint {
+    /// The gateway of another network through which alone it is reached.
+    pub fn gateway(&self) -> Option<&GatewayAddress> {
+        let direct = self.address.is_some() || self.workload.hostname().is_some();
+        let gateway = self.workload.network_gateway.as_deref();
+        gateway.filter(|_| !direct)
+    }
+
     /// Requests on their way to it.
     pub fn busy(&self) -> u32 {
         self.live.busy.load(Relaxed)

@@ -1,10 +1,10 @@
 //! Bytes of services that do not speak HTTP.
 //!
 //! 1. whether we stand in front of what it is for                      ([`Fronts`](crate::compiled::Fronts))
-//!    and whether the client may                                      ([`crate::authorize`])
+//!    and whether the client may                                      ([`crate::authorize`]), also by whoever must be asked
 //!    and whether somebody must be shown what passes here, who is shown requests only ([`Service::must_see`])
 //! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
-//! 3. an endpoint, once a connection                                  ([`Aim`])
+//! 3. an endpoint, once a connection; another where one cannot be had  ([`Aim`], [`reach`])
 //! 4. copy both ways until both have ended, or until policies change and one of them denies it
 //!
 //! Where the protocol is declared, the client is told when there is nobody ([`refusable`]); where it had to be listened
@@ -13,33 +13,34 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hbone::{Counters, Request, ResponseHeaders, Status, Tunnel};
+use hbone::{Counters, OpenError, Request, ResponseHeaders, Status, Tunnel};
 use mesh::service::AppProtocol;
 
 use crate::arrive::{Arrived, To};
 use crate::authorize::{Connection, Denied, Verdict};
-use crate::call::{Aim, Held, random};
+use crate::call::{Aim, Held, Shot, random};
 use crate::compiled::{Config, Service};
 use crate::report::{Flag, TcpReport};
-use crate::request::{Refused, lead};
+use crate::request::{Refused, about_connection, lead};
 use crate::route::Picked;
-use crate::upstream::{Inside, Stream};
+use crate::upstream::{Failed, Inside, Stream};
 
 /// A connection whose CONNECT has not been answered.
-pub async fn refusable(arrived: &Arrived, request: Request) {
+pub async fn refusable(arrived: &Arc<Arrived>, request: Request) {
     let mut report = begun(arrived);
-    match open(arrived, None, &mut report).await {
+    let mut agreed = Agreed::new();
+    match open(arrived, None, &mut agreed, &mut report).await {
         Ok((endpoint, _held)) => {
             let Ok(client) = request.accept(ResponseHeaders::default()) else {
                 return report.flag(Flag::DownstreamClosed);
             };
             let client = client.into_io().into();
-            carried(arrived, None, client, endpoint, &mut report).await;
+            carried(arrived, (None, &agreed), client, endpoint, &mut report).await;
         }
         Err(why) => {
             refused(&why, &mut report);
             request.refuse(match why {
-                Refused::Denied { .. } => Status::Denied,
+                Refused::Denied { .. } | Refused::Unpermitted { .. } => Status::Denied,
                 _ => Status::Unavailable,
             });
         }
@@ -47,10 +48,13 @@ pub async fn refusable(arrived: &Arrived, request: Request) {
 }
 
 /// A connection that has its tunnel; `sni`: whom it asks for, if it is TLS. Dropped, it is reset.
-pub async fn accepted(arrived: &Arrived, client: Stream, sni: Option<&str>) {
+pub async fn accepted(arrived: &Arc<Arrived>, client: Stream, sni: Option<&str>) {
     let mut report = begun(arrived);
-    match open(arrived, sni, &mut report).await {
-        Ok((endpoint, _held)) => carried(arrived, sni, client, endpoint, &mut report).await,
+    let mut agreed = Agreed::new();
+    match open(arrived, sni, &mut agreed, &mut report).await {
+        Ok((endpoint, _held)) => {
+            carried(arrived, (sni, &agreed), client, endpoint, &mut report).await;
+        }
         Err(why) => refused(&why, &mut report),
     }
 }
@@ -76,7 +80,7 @@ fn begun(arrived: &Arrived) -> TcpReport {
 fn refused(why: &Refused, report: &mut TcpReport) {
     report.flag(match why {
         Refused::Failed(_) => Flag::UpstreamConnectFailure,
-        Refused::Denied { .. } => Flag::Unauthorized,
+        Refused::Denied { .. } | Refused::Unpermitted { .. } => Flag::Unauthorized,
         Refused::Unshown(_) => Flag::DownstreamProtocolError,
         Refused::NoRoute | Refused::NotOurs | Refused::Broken(_) => Flag::NoRoute,
         _ => Flag::NoHealthyUpstream,
@@ -90,33 +94,74 @@ enum Endpoint {
     Stream(Stream),
 }
 
+/// Keys of providers who were asked about a connection, and agreed to it.
+type Agreed = Vec<Arc<str>>;
+
 async fn open(
-    arrived: &Arrived,
+    arrived: &Arc<Arrived>,
     sni: Option<&str>,
+    agreed: &mut Agreed,
     report: &mut TcpReport,
 ) -> Result<(Endpoint, Held), Refused> {
     let config = arrived.proxy.state.load_full();
     let service = service(&config, arrived);
     report.told(&service.telemetry);
-    judge(&config, service, arrived, sni).map_err(|unfit| unfit.noted(report))?;
+    let judged = judge(&config, service, arrived, sni, agreed);
+    let unasked = judged.map_err(|unfit| unfit.noted(report))?;
+    if !unasked.is_empty() {
+        Box::pin(ask(arrived, &config, unasked, agreed, report)).await?;
+        let judged = judge(&config, service, arrived, sni, agreed);
+        judged.map_err(|unfit| unfit.noted(report))?;
+    }
     let (to, subset) = route(service, arrived, sni, report)?;
     let mut aim = Aim::at(arrived, &config, to, &subset)?;
     if let Some(name) = sni {
         aim.named(name);
     }
-    let shot = aim.choose()?;
-    let way = &shot.way;
-    if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
-        report.tried(workload, address, way.identity()?.as_ref());
-    }
-    let upstreams = &arrived.proxy.upstreams;
-    let endpoint = if way.is_tunnel() && way.is_bare() {
-        Endpoint::Tunnel(upstreams.tunnel(way).await?)
-    } else {
-        Endpoint::Stream(upstreams.open(way, Inside::Bytes).await?)
-    };
+    let reached = reach(arrived, &mut aim, report).await?;
     report.opened();
-    Ok((endpoint, shot.held(None, None)))
+    Ok(reached)
+}
+
+/// Connects to an endpoint, or to another one: nothing has been said yet that anybody could miss.
+async fn reach(
+    arrived: &Arrived,
+    aim: &mut Aim<'_>,
+    report: &mut TcpReport,
+) -> Result<(Endpoint, Held), Refused> {
+    let upstreams = &arrived.proxy.upstreams;
+    let who = |shot: &Shot| Some(shot.way.workload.as_ref()?.uid.clone());
+    let mut tried: Vec<Option<Arc<str>>> = Vec::new();
+    let mut failed: Option<Failed> = None;
+    loop {
+        let shot = match (aim.choose(), failed.take()) {
+            (Ok(shot), Some(before)) if tried.contains(&who(&shot)) => return Err(before.into()),
+            (Ok(shot), _) => shot,
+            (Err(_), Some(before)) => return Err(before.into()),
+            (Err(why), None) => return Err(why),
+        };
+        let way = &shot.way;
+        if let (Some(workload), Some(address)) = (&way.workload, way.known_address()) {
+            report.tried(workload, address, way.identity()?.as_ref());
+        }
+        let opened = if way.is_tunnel() && way.is_bare() {
+            upstreams.tunnel(way).await.map(Endpoint::Tunnel)
+        } else {
+            let opened = upstreams.open(way, Inside::Bytes).await;
+            opened.map(Endpoint::Stream)
+        };
+        let why = match opened {
+            Ok(endpoint) => return Ok((endpoint, shot.held(None, None))),
+            Err(why) => why,
+        };
+        tried.push(who(&shot));
+        // Who says that it may not be means it for all of them.
+        let stands = matches!(why, Failed::Tunnel(OpenError::Refused(400..500)));
+        if stands || !why.is_connect() || tried.len() == TRIES {
+            return Err(why.into());
+        }
+        failed = Some(why);
+    }
 }
 
 fn service<'c>(config: &'c Config, arrived: &Arrived) -> &'c Arc<Service> {
@@ -124,6 +169,28 @@ fn service<'c>(config: &'c Config, arrived: &Arrived) -> &'c Arc<Service> {
         Some(service) => config.service(&service.key()),
         None => config.other(),
     }
+}
+
+/// Asks who must be asked.
+async fn ask(
+    arrived: &Arc<Arrived>,
+    config: &Config,
+    unasked: Agreed,
+    agreed: &mut Agreed,
+    report: &mut TcpReport,
+) -> Result<(), Refused> {
+    for provider in unasked {
+        match about_connection(arrived, config, &provider).await {
+            Ok(None) => {}
+            Ok(Some(why)) => report.detail(why),
+            Err(refused) => {
+                report.denied(provider);
+                return Err(refused);
+            }
+        }
+        agreed.push(provider);
+    }
+    Ok(())
 }
 
 /// A connection that may not be.
@@ -142,13 +209,14 @@ impl Unfit {
     }
 }
 
-/// Whether the connection may be.
+/// Whether the connection may be; who must be asked about it yet, beside those who have agreed.
 fn judge(
     config: &Config,
     service: &Service,
     arrived: &Arrived,
     sni: Option<&str>,
-) -> Result<(), Unfit> {
+    agreed: &[Arc<str>],
+) -> Result<Agreed, Unfit> {
     let denied = |policy, why| {
         Err(Unfit {
             policy,
@@ -167,12 +235,10 @@ fn judge(
         port: arrived.to.port(),
         sni,
     };
-    match service.policies.judge_connection(&connection) {
-        Verdict::Allow { .. } => shown(service, arrived),
+    match service.policies.judge_connection(&connection, agreed) {
+        Verdict::Allow { .. } => shown(service, arrived).map(|()| Agreed::new()),
         Verdict::Deny(by) => denied(Some(policy(&by)), by.to_string()),
-        Verdict::Ask(providers) => {
-            denied(None, format!("{} cannot be asked", providers.join(", ")))
-        }
+        Verdict::Ask(providers) => Ok(providers.into_iter().map(Arc::from).collect()),
     }
 }
 
@@ -191,8 +257,9 @@ fn shown(service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
     })
 }
 
-/// Ends when what was published meanwhile lets the connection through no more.
-async fn denied(arrived: &Arrived, sni: Option<&str>) -> Unfit {
+/// Ends when what was published meanwhile lets the connection through no more, or not without somebody being asked: an open
+/// connection is asked about no more.
+async fn denied(arrived: &Arrived, (sni, agreed): (Option<&str>, &[Arc<str>])) -> Unfit {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
     while changed.changed().await.is_ok() {
@@ -200,8 +267,16 @@ async fn denied(arrived: &Arrived, sni: Option<&str>) -> Unfit {
         tokio::time::sleep(MOMENT).await;
         changed.mark_unchanged();
         let config = state.load_full();
-        if let Err(unfit) = judge(&config, service(&config, arrived), arrived, sni) {
-            return unfit;
+        match judge(&config, service(&config, arrived), arrived, sni, agreed) {
+            Ok(unasked) if unasked.is_empty() => {}
+            Ok(unasked) => {
+                let why = format!("{} would have to be asked about it now", unasked.join(", "));
+                return Unfit {
+                    policy: unasked.into_iter().next(),
+                    why: Refused::Denied(why),
+                };
+            }
+            Err(unfit) => return unfit,
         }
     }
     std::future::pending().await
@@ -246,7 +321,7 @@ fn route(
 /// Until both ends have ended, or a policy ends it.
 async fn carried(
     arrived: &Arrived,
-    sni: Option<&str>,
+    by: (Option<&str>, &[Arc<str>]),
     client: Stream,
     endpoint: Endpoint,
     report: &mut TcpReport,
@@ -254,7 +329,7 @@ async fn carried(
     let counters = Arc::new(Counters::default());
     let unfit = tokio::select! {
         () = joined(client, endpoint, counters.clone(), report) => return,
-        unfit = denied(arrived, sni) => unfit,
+        unfit = denied(arrived, by) => unfit,
     };
     let (received, sent) = counters.moved();
     report.moved(sent, received);
@@ -287,5 +362,7 @@ async fn joined(
     }
 }
 
+/// Endpoints that are asked for one connection.
+const TRIES: usize = 3;
 /// Between what is published and what open connections hear of it.
 pub(crate) const MOMENT: Duration = Duration::from_millis(500);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use hbone::CertificatesConfig;
 use hbone::control_plane::{DEFAULT_ADDRESS, address};
 use ops::series::{Bounds, Without};
 
@@ -49,6 +50,10 @@ pub struct Config {
     /// Trust domain of our own identity.
     #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
+    /// The names of a mesh that has several, with commas between them: trust domains whose members are each other's. Empty: only
+    /// those of our own are believed.
+    #[arg(long, env = "AMBIT_TRUST_DOMAINS", value_delimiter = ',')]
+    pub trust_domains: Vec<String>,
     /// Network this pod is in. Empty is the network of meshes that have only one.
     #[arg(long, env = "NETWORK", default_value = "")]
     pub network: String,
@@ -149,6 +154,15 @@ impl Config {
         }
     }
 
+    /// Certificates, as the operator wants them believed.
+    pub fn certificates(&self) -> CertificatesConfig {
+        let named = |name: &&String| !name.is_empty();
+        CertificatesConfig {
+            trust_domain_aliases: self.trust_domains.iter().filter(named).cloned().collect(),
+            ..CertificatesConfig::default()
+        }
+    }
+
     /// Whether it is the gateway of a network, and no waypoint.
     pub fn is_east_west(&self) -> bool {
         self.role.iter().any(|word| word == "east-west")
@@ -210,5 +224,18 @@ mod tests {
         assert!(!config.is_east_west());
         let gateway = Config::try_parse_from(["waypoint", "proxy", "east-west"]).unwrap();
         assert!(gateway.is_east_west());
+    }
+
+    #[test]
+    fn peers_of_every_name_of_the_mesh_are_believed() {
+        let believed = |arguments: &str| {
+            let arguments = arguments.split_whitespace();
+            let config = Config::try_parse_from(arguments).unwrap();
+            config.certificates().trust_domain_aliases
+        };
+        assert!(believed("waypoint").is_empty());
+        assert!(believed("waypoint --trust-domains=").is_empty());
+        let two = believed("waypoint proxy east-west --trust-domains new.org,old.org");
+        assert_eq!(two, ["new.org", "old.org"]);
     }
 }

@@ -22,6 +22,7 @@ use tonic::service::interceptor::InterceptedService;
 use crate::config::Config;
 use crate::state::{Compile, Keeper};
 pub use clients::Clients;
+pub(crate) use clients::alias;
 
 /// What asks for clients' addresses, and the end of it that [`run`] takes.
 pub fn clients(mesh: Arc<mesh::Mesh>, config: &Config) -> (Clients, mpsc::Receiver<Demand>) {

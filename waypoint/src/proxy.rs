@@ -39,7 +39,7 @@ pub struct Parts {
     /// Workloads and services, as far as we are told of them.
     pub mesh: Arc<Mesh>,
     /// Asks for clients that we have not been told of.
-    pub clients: Clients,
+    pub clients: Arc<Clients>,
     /// What we are to do.
     pub state: Arc<State<Compiled>>,
     /// Connections to endpoints.

@@ -23,14 +23,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Doors, Places};
-use crate::authenticate::{Http, KeySets};
+use crate::authenticate::{KeySets, Through};
 use crate::compiled::{Compiler, Config as Compiled};
 use crate::config::Config;
-use crate::discovery::Clients;
 use crate::proxy::{self, Proxy};
 use crate::report::{self, Collectors, Openings, Reporter, Reports};
 use crate::state::{Keeper, State};
-use crate::upstream::Upstreams;
+use crate::upstream::{Gateways, Upstreams};
 use crate::{arrive, discovery};
 
 /// Runs the process to its end.
@@ -184,19 +183,28 @@ fn wire(
             .as_ref()
             .map(RevocationFile::revocations)
             .unwrap_or_default(),
-        ..CertificatesConfig::default()
+        ..config.certificates()
     };
     let certificates = Certificates::new(signer.for_itself(), keeping);
     let workers = threads::Places::on(runtimes);
     let pool = || Pool::new(certificates.clone(), PoolConfig::default());
     let tunnels = std::iter::repeat_with(pool).take(workers.count());
-    let upstreams = Upstreams::new(tunnels, identity.clone(), config.own_addresses());
-    let (clients, demands): (Clients, _) = discovery::clients(mesh.clone(), config);
+    let (clients, demands) = discovery::clients(mesh.clone(), config);
+    let clients = Arc::new(clients);
+    let gateways = Gateways::new(
+        clients.clone(),
+        certificates.clone(),
+        (config.network.as_str(), config.pod_namespace.as_str()),
+    );
+    let own = config.own_addresses();
+    let upstreams = Upstreams::new(tunnels, identity.clone(), own, gateways)
+        .named(config.certificates().trust_domain_aliases);
     let state = State::new(Compiled::default());
     let reports = Reports::new(Reporter::Waypoint).into_log(log.clone());
     let reports = reports.bounded(config.metrics(), config.metrics_without.clone());
     let (collectors, openings) = Collectors::new();
-    let compiler = Compiler::new(KeySets::new(Arc::new(Http::new(None))));
+    let fetch = Arc::new(Through::default());
+    let compiler = Compiler::new(KeySets::new(fetch.clone()));
     let compiler = compiler.reporting(collectors.clone());
     let gateway = format!("{}/{}", config.pod_namespace, config.gateway_name);
     let keeper = Keeper::new(&gateway, state.clone(), writer, compiler);
@@ -212,6 +220,7 @@ fn wire(
         reports: reports.to(collectors),
         drain: Drain::new(),
     }));
+    fetch.carried_by(&proxy);
     let known = Known {
         keeper,
         demands,

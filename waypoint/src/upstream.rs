@@ -1,11 +1,13 @@
 //! Connections to endpoints, and how requests get onto them.
 //!
-//! 1. an endpoint and how it is reached: through the mesh, or as it is    ([`Way`])
+//! 1. an endpoint and how it is reached: through the mesh, or as it is    ([`Way`]); from other networks by their
+//!    gateways                                                            (`abroad`)
 //! 2. a free connection to it, or a new one                               (`host`, `link`)
 //! 3. the request; the head of the answer; the body as the client takes it (`body`)
 //!
 //! All connections are made with our own identity, so all clients may share them: who a client is has been judged before.
 
+mod abroad;
 mod ahead;
 mod body;
 mod host;
@@ -33,6 +35,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::abroad::Gateways;
 pub use self::ahead::ReadAhead;
 pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
@@ -138,6 +141,9 @@ pub struct Upstreams {
     /// Ours.
     identity: Identity,
     addresses: Vec<IpAddr>,
+    gateways: Gateways,
+    /// Of the mesh, if it has several.
+    names: Vec<String>,
     /// Each thread that carries traffic has its own: none waits for another one's turn.
     shards: Box<[Shard]>,
 }
@@ -156,6 +162,7 @@ impl Upstreams {
         tunnels: impl IntoIterator<Item = Arc<Pool>>,
         identity: Identity,
         addresses: Vec<IpAddr>,
+        gateways: Gateways,
     ) -> Self {
         let shard = |tunnels| Shard {
             tunnels,
@@ -165,8 +172,16 @@ impl Upstreams {
         Self {
             identity,
             addresses,
+            gateways,
+            names: Vec::new(),
             shards: tunnels.into_iter().map(shard).collect(),
         }
+    }
+
+    /// In a mesh of these names, each of which its members may have.
+    pub fn named(mut self, names: Vec<String>) -> Self {
+        self.names = names;
+        self
     }
 
     /// That of the thread that runs this.
@@ -235,13 +250,17 @@ impl Upstreams {
 
     /// A tunnel to an endpoint that is in the mesh.
     pub(crate) async fn tunnel(&self, way: &Way) -> Result<hbone::Tunnel, Failed> {
+        if let Some(abroad) = way.abroad() {
+            // Boxed: few go that far, and it is much larger.
+            return Box::pin(self.through(abroad)).await;
+        }
         let address = way.address().await.map_err(Failed::Connect)?;
         let (hop, expected) = (Way::hop(address), way.expected()?);
         let destination = Destination {
             address: hop,
             source_ip: self.own_address(hop.ip()),
             source: self.identity.clone(),
-            expected,
+            expected: way::by_all_names(expected, &self.names),
         };
         let connect = Connect {
             source: Some("waypoint"),

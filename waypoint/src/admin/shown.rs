@@ -360,6 +360,7 @@ fn shown_endpoints(group: &Group) -> Vec<Value> {
         json!({
             "workload": &*workload.uid,
             "address": endpoint.address,
+            "gateway": endpoint.gateway().map(|gateway| gateway.to_string()),
             "port": endpoint.target_port,
             "busy": endpoint.busy(),
             "ejected_for_seconds": out.map(|out| out.saturating_duration_since(now).as_secs()),

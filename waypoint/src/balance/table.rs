@@ -27,6 +27,17 @@ impl Weights {
         Self::Sums(sums.collect())
     }
 
+    /// That of one of them, relative to the others.
+    pub(super) fn of(&self, at: usize) -> u64 {
+        match self {
+            Self::Equal(_) => 1,
+            Self::Sums(sums) => {
+                let sum = |at: usize| sums.get(at).copied().unwrap_or_default();
+                sum(at) - at.checked_sub(1).map_or(0, sum)
+            }
+        }
+    }
+
     /// The one that a random number takes.
     pub(super) fn at(&self, draw: u64) -> Option<usize> {
         match self {

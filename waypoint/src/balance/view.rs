@@ -21,14 +21,23 @@ pub(super) struct View {
     pub(super) members: Members,
     /// When somebody's time out is over.
     pub(super) due: Option<Instant>,
-    levels: Vec<Level>,
-    /// Which level: ends of their shares, in parts of all of u64.
-    shares: Vec<u64>,
+    levels: Levels,
+    /// Those that are reached without a gateway of another network. Made when the first comes that may not go through one.
+    here: OnceLock<Levels>,
+    choice: Algorithm,
     usable: Vec<Arc<Endpoint>>,
     /// Made when the first request with a session comes.
     sessions: OnceLock<HashMap<session::Endpoint, Arc<Endpoint>>>,
     offers_port: bool,
     too_far: bool,
+}
+
+/// Levels of nearness, the nearest first.
+#[derive(Debug)]
+pub(super) struct Levels {
+    all: Vec<Level>,
+    /// Which level: ends of their shares, in parts of all of u64.
+    shares: Vec<u64>,
 }
 
 /// Endpoints that are equally near.
@@ -134,12 +143,12 @@ impl View {
             }
         }
         let too_far = ranked.is_empty() && !usable.is_empty();
-        let levels = levels(ranked, policy.choice);
         Self {
             members: members.clone(),
             due: out.into_iter().flatten().min(),
-            shares: shares(&levels),
-            levels,
+            levels: Levels::new(levels(ranked, policy.choice)),
+            here: OnceLock::new(),
+            choice: policy.choice,
             too_far,
             sessions: OnceLock::new(),
             offers_port: service.is_some(),
@@ -147,16 +156,11 @@ impl View {
         }
     }
 
-    /// The level that a random number takes.
-    pub(super) fn level(&self, draw: u64) -> Option<&Level> {
-        match &*self.levels {
-            [only] => Some(only),
-            levels => {
-                // Not the bits by which the endpoint is chosen.
-                let draw = super::hash::mixed(draw ^ LEVELS).min(u64::MAX - 1);
-                let at = self.shares.partition_point(|end| *end <= draw);
-                levels.get(at)
-            }
+    /// All levels, or what is left of them without the gateways of other networks.
+    pub(super) fn levels(&self, only_here: bool) -> &Levels {
+        match only_here {
+            false => &self.levels,
+            true => self.here.get_or_init(|| self.levels.here(self.choice)),
         }
     }
 
@@ -169,21 +173,20 @@ impl View {
                 let name = session::Endpoint::of(&service.namespace, &service.hostname, uid);
                 (name, found.clone())
             };
-            self.all().map(name).collect()
+            self.levels.all().map(name).collect()
         });
         names.get(wanted)
-    }
-
-    /// All that are not left out, the nearest first.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.levels.iter().flat_map(|level| &level.endpoints)
     }
 
     pub(super) fn usable(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.usable.iter()
     }
 
-    pub(super) fn none(&self, port: u16) -> NoEndpoint {
+    /// Why there is none.
+    pub(super) fn none(&self, port: u16, only_here: bool) -> NoEndpoint {
+        if only_here && self.levels.all().next().is_some() {
+            return NoEndpoint::Abroad;
+        }
         let service = self.members.service();
         let passes = |service: &Arc<Service>| service.load_balancing.mode == Mode::Passthrough;
         if service.is_some_and(passes) {
@@ -263,6 +266,48 @@ fn shares(levels: &[Level]) -> Vec<u64> {
             (sum / all * u64::MAX as f64) as u64
         })
         .collect()
+}
+
+impl Levels {
+    fn new(all: Vec<Level>) -> Self {
+        Self {
+            shares: shares(&all),
+            all,
+        }
+    }
+
+    /// The level that a random number takes.
+    pub(super) fn level(&self, draw: u64) -> Option<&Level> {
+        match &*self.all {
+            [only] => Some(only),
+            levels => {
+                // Not the bits by which the endpoint is chosen.
+                let draw = super::hash::mixed(draw ^ LEVELS).min(u64::MAX - 1);
+                let at = self.shares.partition_point(|end| *end <= draw);
+                levels.get(at)
+            }
+        }
+    }
+
+    /// All that are not left out, the nearest first.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.all.iter().flat_map(|level| &level.endpoints)
+    }
+
+    /// Without those behind the gateway of another network. How many of a level's others are left out is not counted: it
+    /// gives nothing to the next as long as it has one.
+    fn here(&self, choice: Algorithm) -> Self {
+        let left = self.all.iter().map(|level| {
+            let weighed = level.endpoints.iter().enumerate();
+            let weighed = weighed.map(|(at, found)| (level.weights.of(at), found.clone()));
+            let here: Vec<_> = weighed
+                .filter(|(_, found)| found.gateway().is_none())
+                .collect();
+            let total = here.len();
+            Level::new(here, total, choice)
+        });
+        Self::new(left.collect())
+    }
 }
 
 impl Level {

@@ -202,6 +202,7 @@ impl<'a> Aim<'a> {
             hash: self.hash,
             prefer: prefer.filter(|_| self.tried.is_empty()),
             avoid: &self.tried,
+            only_here: self.arrived.from_abroad,
         };
         let now = Instant::now();
         let chosen = backend.group.choose(&members, &own, &hints, random(), now);
@@ -219,7 +220,7 @@ impl<'a> Aim<'a> {
             workload,
             endpoint.address,
             endpoint.target_port,
-            Some(service),
+            Some((service, self.to.port())),
         )?
         .over(self.over(backend));
         self.newest = Some(workload.uid.clone());

@@ -1,4 +1,5 @@
-//! Who the clients are: asked of the control plane by address, when they first arrive.
+//! Who the clients are: asked of the control plane by address, when they first arrive. So are the gateways of other
+//! networks, when an endpoint that is behind one is first called.
 //!
 //! An address leaves as a demand; its workload arrives in the mesh. Strangers decide how many addresses there are, so
 //! only so many are followed: the one that was not seen for longest is given up for a new one.
@@ -8,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh::{Demand, Mesh, Network, Workload};
+use mesh::{Demand, Mesh, Network, Snapshot, Workload};
 use tokio::sync::mpsc;
 
 /// The clients that are followed.
@@ -62,34 +63,47 @@ impl Clients {
     /// The workload at an address of our network. A new address is asked for, and waited for a moment: a client whose
     /// workload comes later is one of unknown workload until its next connection.
     pub async fn find(&self, address: IpAddr) -> Option<Arc<Workload>> {
-        let is_new = self.ask(address);
-        let mut changed = self.mesh.changed();
-        let look = || {
-            self.mesh
-                .load()
-                .workload_at(&self.network, address)
-                .cloned()
-        };
-        if let Some(found) = look() {
-            return Some(found);
+        let is_new = self.follow(alias(&self.network, address));
+        let look = |snapshot: &Snapshot| snapshot.workload_at(&self.network, address).cloned();
+        self.arrival(look, is_new.then_some(PATIENCE)).await
+    }
+
+    /// What `look` finds in the mesh once that has been told of one of these names, which are followed from now on and waited
+    /// for as long as that.
+    pub async fn told_of<T>(
+        &self,
+        names: impl IntoIterator<Item = Arc<str>>,
+        within: Duration,
+        look: impl Fn(&Snapshot) -> Option<T>,
+    ) -> Option<T> {
+        for name in names {
+            self.follow(name);
         }
-        if !is_new {
-            return None;
+        self.arrival(look, Some(within)).await
+    }
+
+    async fn arrival<T>(
+        &self,
+        look: impl Fn(&Snapshot) -> Option<T>,
+        within: Option<Duration>,
+    ) -> Option<T> {
+        let mut changed = self.mesh.changed();
+        if let Some(found) = look(&self.mesh.load()) {
+            return Some(found);
         }
         let arrives = async {
             while changed.changed().await.is_ok() {
-                if let Some(found) = look() {
+                if let Some(found) = look(&self.mesh.load()) {
                     return Some(found);
                 }
             }
             None
         };
-        tokio::time::timeout(PATIENCE, arrives).await.ok().flatten()
+        tokio::time::timeout(within?, arrives).await.ok().flatten()
     }
 
-    /// Sees to it that an address is followed. Whether it was not yet.
-    pub fn ask(&self, address: IpAddr) -> bool {
-        let name = alias(&self.network, address);
+    /// Sees to it that a name is followed. Whether it was not yet.
+    fn follow(&self, name: Arc<str>) -> bool {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let Seen::New { given_up } = asked.see(&name) else {
             return false;
@@ -145,7 +159,7 @@ impl Asked {
 }
 
 /// How the control plane is asked for an address.
-fn alias(network: &Network, address: IpAddr) -> Arc<str> {
+pub(crate) fn alias(network: &Network, address: IpAddr) -> Arc<str> {
     format!("{network}/{}", address.to_canonical()).into()
 }
 

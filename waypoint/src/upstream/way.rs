@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hbone::{Identity, IdentityError};
-use mesh::{Service, Workload};
+use mesh::{GatewayAddress, GatewayTarget, NamespacedHost, NoEndpoint, Service, Workload};
 
 use super::tls::Tls;
 
@@ -34,11 +34,38 @@ pub struct Over {
     pub tls: Option<(Arc<Tls>, Option<Box<str>>)>,
 }
 
+/// Where something is.
 #[derive(Debug, Clone)]
-enum Place {
+pub(super) enum Place {
     Address(SocketAddr),
     /// To be looked up.
     Name(Arc<str>, u16),
+    /// With whomever the gateway of another network leads to, who serves this port of the service there.
+    Abroad(Arc<Abroad>),
+}
+
+impl Place {
+    pub(super) async fn address(&self) -> io::Result<SocketAddr> {
+        let none = |words| io::Error::new(io::ErrorKind::NotFound, words);
+        match self {
+            Self::Address(address) => Ok(*address),
+            Self::Name(name, port) => {
+                let mut found = tokio::net::lookup_host((&**name, *port)).await?;
+                found.next().ok_or_else(|| none("the name has no address"))
+            }
+            Self::Abroad(_) => Err(none("it has an address in its own network only")),
+        }
+    }
+}
+
+/// A service as the gateway of another network is asked for it.
+#[derive(Debug)]
+pub(super) struct Abroad {
+    pub(super) gateway: Arc<GatewayAddress>,
+    pub(super) service: Arc<Service>,
+    pub(super) port: u16,
+    /// What stands in discovery for all who serve it there.
+    workload: Arc<Workload>,
 }
 
 /// By what connections are shared.
@@ -47,6 +74,8 @@ pub(super) struct Key {
     uid: Option<Arc<str>>,
     ip: Option<IpAddr>,
     port: u16,
+    /// What a gateway is asked for.
+    asked: Option<NamespacedHost>,
     /// Of the client, if the endpoint is told.
     client: Option<SocketAddr>,
     tls: Option<(u64, Option<Box<str>>)>,
@@ -58,16 +87,37 @@ pub enum NoWay {
     /// It has none.
     #[error("workload {0} has no address")]
     NoAddress(Arc<str>),
-    /// Only a gateway to another network leads there.
-    #[error("workload {0} is on another network, and waypoints do not call through gateways")]
+    /// A gateway is asked for services.
+    #[error("workload {0} is on another network, where gateways lead to services only")]
     OtherNetwork(Arc<str>),
+    /// The gateway of another network is named but not known.
+    #[error("gateway {gateway} not found; {workload} can be reached in no other way")]
+    GatewayNotFound {
+        /// Service or address.
+        gateway: Arc<GatewayAddress>,
+        /// Who is behind it.
+        workload: Arc<str>,
+    },
+    /// The gateway of another network has nobody to answer.
+    #[error("gateway {gateway} has no healthy pod: {why}")]
+    GatewayNotReady {
+        /// Service or address.
+        gateway: Arc<GatewayAddress>,
+        /// What each of its pods lacked.
+        why: NoEndpoint,
+    },
+    /// Whoever is behind a gateway is believed only if the service vouches for it.
+    #[error(
+        "service {0} names nobody (subject_alt_names) who could answer for it on another network"
+    )]
+    NobodyVouched(NamespacedHost),
     /// Its names do not make an identity, so it could not prove who it is.
     #[error("workload {0} has no valid identity: {1}")]
     NoIdentity(Arc<str>, IdentityError),
 }
 
 impl Way {
-    /// To an endpoint of `service`, at an address and port of its own.
+    /// To an endpoint of `service`, which was asked for that port of its, at an address and port of the endpoint's own.
     ///
     /// # Errors
     /// When it cannot be reached from here.
@@ -75,20 +125,33 @@ impl Way {
         workload: &Arc<Workload>,
         address: Option<IpAddr>,
         port: u16,
-        service: Option<&Arc<Service>>,
+        service: Option<(&Arc<Service>, u16)>,
     ) -> Result<Self, NoWay> {
+        let uid = || workload.uid.clone();
         let to = match (address, workload.hostname()) {
             (Some(ip), _) => Place::Address(SocketAddr::new(ip, port)),
             (None, Some(name)) => Place::Name(name.clone(), port),
-            (None, None) if workload.network_gateway.is_some() => {
-                return Err(NoWay::OtherNetwork(workload.uid.clone()));
+            (None, None) => {
+                let gateway = workload.network_gateway.as_ref();
+                let gateway = gateway.ok_or_else(|| NoWay::NoAddress(uid()))?;
+                let (service, asked) = service.ok_or_else(|| NoWay::OtherNetwork(uid()))?;
+                Place::Abroad(Arc::new(Abroad {
+                    gateway: gateway.clone(),
+                    service: service.clone(),
+                    port: asked,
+                    workload: workload.clone(),
+                }))
             }
-            (None, None) => return Err(NoWay::NoAddress(workload.uid.clone())),
+        };
+        let tunnel = match to {
+            Place::Address(_) => workload.tunnel == mesh::Tunnel::Hbone,
+            Place::Name(..) => false,
+            Place::Abroad(_) => true,
         };
         Ok(Self {
             workload: Some(workload.clone()),
-            service: service.cloned(),
-            tunnel: matches!(to, Place::Address(_)) && workload.tunnel == mesh::Tunnel::Hbone,
+            service: service.map(|(service, _)| service.clone()),
+            tunnel,
             to,
             over: Over::default(),
         })
@@ -126,11 +189,25 @@ impl Way {
         self.tunnel
     }
 
-    /// Its address, if it need not be looked up.
+    /// Its address, or that of the gateway before it, if it need not be looked up.
     pub fn known_address(&self) -> Option<SocketAddr> {
-        match self.to {
-            Place::Address(address) => Some(address),
+        match &self.to {
+            Place::Address(address) => Some(*address),
             Place::Name(..) => None,
+            Place::Abroad(abroad) => match &abroad.gateway.target {
+                GatewayTarget::Address(_, ip) => {
+                    Some(SocketAddr::new(*ip, abroad.gateway.hbone_port))
+                }
+                GatewayTarget::Host(_) => None,
+            },
+        }
+    }
+
+    /// What the gateway of another network is asked for, if one leads there.
+    pub(super) fn abroad(&self) -> Option<&Arc<Abroad>> {
+        match &self.to {
+            Place::Abroad(abroad) => Some(abroad),
+            Place::Address(_) | Place::Name(..) => None,
         }
     }
 
@@ -139,46 +216,41 @@ impl Way {
         SocketAddr::new(address.ip(), HBONE_PORT)
     }
 
-    /// Who it must prove to be; none if it is not reached through the mesh.
+    /// Who it must prove to be; none if it is not reached through the mesh, or if it may be one of several behind a gateway.
     ///
     /// # Errors
     /// When its names do not make an identity.
     pub fn identity(&self) -> Result<Option<Identity>, NoWay> {
-        let workload = self.workload.as_ref().filter(|_| self.tunnel);
+        let single = self.tunnel && self.abroad().is_none();
+        let workload = self.workload.as_ref().filter(|_| single);
         workload.map(|workload| identity(workload)).transpose()
     }
 
     /// Who may answer, sorted: the endpoint itself, and whom its service vouches for.
     pub(super) fn expected(&self) -> Result<Vec<Identity>, NoWay> {
-        let mut expected: Vec<_> = self.identity()?.into_iter().collect();
-        let vouched = self.service.as_ref();
-        let vouched = vouched.map_or(&[][..], |service| &service.subject_alt_names);
-        expected.extend(vouched.iter().filter_map(|name| name.parse().ok()));
-        expected.sort_unstable();
-        expected.dedup();
-        Ok(expected)
+        let own = self.identity()?;
+        Ok(sorted(
+            own.into_iter()
+                .chain(self.service.iter().flat_map(vouched_for)),
+        ))
     }
 
     pub(super) async fn address(&self) -> io::Result<SocketAddr> {
-        match &self.to {
-            Place::Address(address) => Ok(*address),
-            Place::Name(name, port) => {
-                let mut found = tokio::net::lookup_host((&**name, *port)).await?;
-                let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                found.next().ok_or_else(none)
-            }
-        }
+        self.to.address().await
     }
 
     pub(super) fn key(&self) -> Key {
         let (ip, port) = match &self.to {
             Place::Address(address) => (Some(address.ip()), address.port()),
             Place::Name(_, port) => (None, *port),
+            Place::Abroad(abroad) => (None, abroad.port),
         };
         Key {
             uid: self.workload.as_ref().map(|workload| workload.uid.clone()),
             ip,
             port,
+            // One workload may stand for several services there.
+            asked: self.abroad().map(|abroad| abroad.service.key()),
             client: self.over.proxy.map(|(_, client, _)| client),
             tls: self
                 .over
@@ -189,7 +261,61 @@ impl Way {
     }
 }
 
-fn identity(workload: &Workload) -> Result<Identity, NoWay> {
+impl Abroad {
+    /// Who may answer there, sorted: whom the service vouches for. The gateway may lead to any of them.
+    ///
+    /// # Errors
+    /// When that is nobody.
+    pub(super) fn expected(&self) -> Result<Vec<Identity>, NoWay> {
+        let expected = sorted(vouched_for(&self.service));
+        match expected.is_empty() {
+            true => Err(NoWay::NobodyVouched(self.service.key())),
+            false => Ok(expected),
+        }
+    }
+
+    /// The uid under which discovery has a gateway that is no service, but a place with a name.
+    pub(super) fn door(&self) -> Arc<str> {
+        let host = match &self.gateway.target {
+            GatewayTarget::Host(named) => named.host.to_string(),
+            GatewayTarget::Address(_, ip) => ip.to_string(),
+        };
+        let (network, port) = (&self.workload.network, self.gateway.hbone_port);
+        format!("NetworkGateway/{network}/{host}/{port}").into()
+    }
+
+    /// There is nobody of that name.
+    pub(super) fn not_found(&self) -> NoWay {
+        NoWay::GatewayNotFound {
+            gateway: self.gateway.clone(),
+            workload: self.workload.uid.clone(),
+        }
+    }
+
+    /// There is nobody to answer.
+    pub(super) fn not_ready(&self, why: NoEndpoint) -> NoWay {
+        NoWay::GatewayNotReady {
+            gateway: self.gateway.clone(),
+            why,
+        }
+    }
+}
+
+/// Whom a service vouches for.
+pub(super) fn vouched_for(service: &Arc<Service>) -> impl Iterator<Item = Identity> {
+    let names = service.subject_alt_names.iter();
+    names.filter_map(|name| name.parse().ok())
+}
+
+/// As pools share connections by it.
+pub(super) fn sorted(identities: impl Iterator<Item = Identity>) -> Vec<Identity> {
+    let mut identities: Vec<_> = identities.collect();
+    identities.sort_unstable();
+    identities.dedup();
+    identities
+}
+
+pub(super) fn identity(workload: &Workload) -> Result<Identity, NoWay> {
     let share = |own: &Arc<str>, meant: &str| match **own == *meant {
         true => own.clone(),
         false => meant.into(),
@@ -201,4 +327,43 @@ fn identity(workload: &Workload) -> Result<Identity, NoWay> {
         share(&workload.service_account, account),
     );
     own.map_err(|error| NoWay::NoIdentity(workload.uid.clone(), error))
+}
+
+/// The same and, of whoever is of a mesh with several names, those whom its other names make of it. Sorted.
+pub(super) fn by_all_names(expected: Vec<Identity>, names: &[String]) -> Vec<Identity> {
+    if names.is_empty() {
+        return expected;
+    }
+    let of_the_mesh = |one: &&Identity| names.iter().any(|name| **name == *one.trust_domain());
+    let under = |one: &Identity, name: &str| {
+        let (namespace, account) = (one.namespace(), one.service_account());
+        Identity::new(name, namespace, account).ok()
+    };
+    let members = expected.iter().filter(of_the_mesh);
+    let others = members.flat_map(|one| names.iter().filter_map(move |name| under(one, name)));
+    let others: Vec<_> = others.collect();
+    sorted(expected.into_iter().chain(others))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_of_the_mesh_may_have_any_of_its_names_and_nobody_else_has() {
+        let named = |names: &[&str]| -> Vec<Identity> {
+            let one = |name: &&str| format!("spiffe://{name}/ns/shop/sa/web").parse().unwrap();
+            names.iter().map(one).collect()
+        };
+        let names = ["new.org".to_owned(), "old.org".to_owned()];
+        for (expected, believed) in [
+            (&["new.org"][..], &["new.org", "old.org"][..]),
+            (&["old.org"], &["new.org", "old.org"]),
+            (&["far.org"], &["far.org"]),
+            (&["far.org", "new.org"], &["far.org", "new.org", "old.org"]),
+        ] {
+            assert_eq!(by_all_names(named(expected), &names), named(believed));
+        }
+        assert_eq!(by_all_names(named(&["old.org"]), &[]), named(&["old.org"]));
+    }
 }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use waypoint::balance::{Group, Hints, NoEndpoint};
 use waypoint::outlier::Outcome;
 
-use super::shop::{Shop, at, balanced, by, group, pod, service};
+use super::shop::{Shop, at, balanced, by, group, pod, service, weighing};
 
 fn local(locality: wire::Locality) -> wire::BackendPolicy {
     balanced(wire::LoadBalancer {
@@ -302,8 +302,8 @@ proptest! {
     }
 }
 
-#[test]
-fn an_endpoint_of_another_network_is_reached_through_its_gateway() {
+/// One of another network, which only its gateway leads to.
+fn abroad(name: &str) -> workload::Workload {
     let gateway = workload::GatewayAddress {
         hbone_mtls_port: 15008,
         destination: Some(workload::gateway_address::Destination::Address(
@@ -314,12 +314,17 @@ fn an_endpoint_of_another_network_is_reached_through_its_gateway() {
             },
         )),
     };
-    let mut shop = Shop::new([workload::Workload {
+    workload::Workload {
         network: "far".to_owned(),
         network_gateway: Some(gateway),
         addresses: Vec::new(),
-        ..pod("behind")
-    }]);
+        ..pod(name)
+    }
+}
+
+#[test]
+fn an_endpoint_of_another_network_is_reached_through_its_gateway() {
+    let mut shop = Shop::new([abroad("behind")]);
     let choice = shop
         .ask(&group(&wire::BackendPolicy::default()), &Hints::default())
         .unwrap();
@@ -327,4 +332,47 @@ fn an_endpoint_of_another_network_is_reached_through_its_gateway() {
         (choice.endpoint.address, choice.endpoint.target_port),
         (None, 8080)
     );
+}
+
+#[test]
+fn what_came_from_another_network_goes_to_none_whatever_balances_it() {
+    let only_here = Hints {
+        only_here: true,
+        ..Hints::default()
+    };
+    for simple in [Simple::RoundRobin, Simple::LeastRequest, Simple::Random] {
+        let group = group(&by(simple));
+        let mut shop = Shop::new([pod("a"), weighing("b", 3), abroad("behind")]);
+        let all = shop.counts(&group, 300);
+        assert_eq!(all.len(), 3, "{simple:?}: {all:?}");
+        let mut here = BTreeMap::new();
+        for _ in 0..400 {
+            let choice = shop.ask(&group, &only_here).unwrap();
+            *here
+                .entry(choice.endpoint.workload.uid.to_string())
+                .or_insert(0) += 1;
+        }
+        assert!(!here.contains_key("behind"), "{simple:?}: {here:?}");
+        let (a, b) = (here["a"], here["b"]);
+        assert!(
+            b > 2 * a && b < 4 * a,
+            "{simple:?}: by weight, as ever: {here:?}"
+        );
+        // Also one that was tried before is better than none that may not be.
+        let tried = ["a".into(), "b".into()];
+        let again = Hints {
+            avoid: &tried,
+            ..only_here
+        };
+        let choice = shop.ask(&group, &again).unwrap();
+        assert_ne!(&*choice.endpoint.workload.uid, "behind");
+        drop(choice);
+        shop.go("a");
+        shop.go("b");
+        assert_eq!(
+            shop.ask(&group, &only_here).unwrap_err(),
+            NoEndpoint::Abroad
+        );
+        assert_eq!(shop.one(&group), "behind");
+    }
 }
