@@ -16,7 +16,7 @@ use crate::authenticate::Claims;
 use crate::client::Client;
 
 pub use host::{Host, authority, host};
-pub use path::{Form, normalise, put_path, target};
+pub use path::{Form, normalise, put_path, put_query, target};
 pub(crate) use path::{liberal, liberal_pattern, normal_pattern};
 pub use remote::{Claim, Remote, remote};
 

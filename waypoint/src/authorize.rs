@@ -29,6 +29,7 @@ use serde::Serialize;
 
 use crate::asked::Asked;
 use crate::client::Client;
+use crate::process::Metadata;
 use condition::Condition;
 use facts::Facts;
 
@@ -176,23 +177,38 @@ impl Policies {
         self.decide(&Facts::of(asked), true)
     }
 
-    /// The same when all providers were asked and agreed.
-    pub fn judge_after_asking(&self, asked: &Asked<'_>) -> Verdict<'_> {
-        self.decide(&Facts::of(asked), false)
+    /// The same when all providers were asked and agreed; `said`: what they have said of it beside that.
+    pub fn judge_after_asking(&self, asked: &Asked<'_>, said: &Metadata) -> Verdict<'_> {
+        self.decide(&Facts::told(asked, said), false)
     }
 
-    /// Whether a TCP connection may pass. Conditions about requests cannot be decided, and nobody can be asked about
-    /// a connection: a CUSTOM policy that is not plainly out of the question denies.
-    pub fn judge_connection(&self, connection: &Connection<'_>) -> Verdict<'_> {
+    /// Whether a TCP connection may pass, or who must be asked about it beside those who have `agreed`. Conditions about
+    /// requests cannot be decided, and whoever is asked about a connection is not told of requests: where a CUSTOM policy
+    /// may match because of what is in them, it denies.
+    pub fn judge_connection(
+        &self,
+        connection: &Connection<'_>,
+        agreed: &[Arc<str>],
+    ) -> Verdict<'_> {
         let facts = Facts::of_connection(connection);
-        let asks = |policy: &&Policy| policy.action == Action::Custom;
-        let mut custom = self.deciding(&facts).filter(asks);
-        if let Some((policy, found)) =
-            custom.find_map(|policy| Some((policy, policy.first(&facts)?)))
-        {
-            return Verdict::Deny(Denied::Undecidable(policy.matched(found.0)));
+        let asks = |policy: &&Policy| policy.action == Action::Custom && policy.invalid.is_none();
+        let mut providers: Vec<&str> = Vec::new();
+        for policy in self.deciding(&facts).filter(asks) {
+            let provider = &*policy.provider;
+            match policy.surest(&facts) {
+                Some((_, Truth::Yes)) if agreed.iter().any(|it| **it == *provider) => {}
+                Some((_, Truth::Yes)) if providers.contains(&provider) => {}
+                Some((_, Truth::Yes)) => providers.push(provider),
+                Some((rule, _)) => {
+                    return Verdict::Deny(Denied::Undecidable(policy.matched(rule)));
+                }
+                None => {}
+            }
         }
-        self.decide(&facts, false)
+        match providers.is_empty() {
+            true => self.decide(&facts, false),
+            false => Verdict::Ask(providers),
+        }
     }
 
     /// Whether any policy is for the log.
@@ -305,6 +321,19 @@ impl Policy {
         };
         let truths = self.rules.iter().map(|rule| rule.holds(facts)).enumerate();
         truths.into_iter().find(|(_, truth)| *truth >= enough)
+    }
+
+    /// The first rule that matches for certain, else the first that may.
+    fn surest(&self, facts: &Facts<'_>) -> Option<(usize, Truth)> {
+        let mut found = None;
+        for (number, rule) in self.rules.iter().enumerate() {
+            match rule.holds(facts) {
+                Truth::Yes => return Some((number, Truth::Yes)),
+                Truth::Undecidable if found.is_none() => found = Some((number, Truth::Undecidable)),
+                _ => {}
+            }
+        }
+        found
     }
 
     /// The same for the log; a policy that cannot be read matches as its action makes it.

@@ -2,6 +2,7 @@
 //!
 //! 1. what the control plane says of it                                    ([`Authorizer::compile`])
 //! 2. a request enters ([`Question`]), a request to the authorizer leaves  ([`Authorizer::asks`])
+//!    and so for a connection that is not HTTP                             ([`Authorizer::asks_about`])
 //! 3. its answer enters ([`Heard`]), a permission or a denial leaves       ([`Authorizer::hears`])
 //! 4. what a permission changes: the request, and what is answered to it   ([`Allowed`])
 //!
@@ -12,6 +13,7 @@ mod change;
 mod grpc;
 mod names;
 mod plain;
+mod query;
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -20,10 +22,12 @@ use api::waypoint as wire;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
+use prost_types::Struct;
 
 pub(crate) use change::is_framing;
 pub use change::{Action, Change};
 pub use names::Names;
+pub use query::Parameters;
 
 use crate::asked::remove_doubles;
 use crate::client::Client;
@@ -92,7 +96,7 @@ pub struct Sample {
 }
 
 /// What an answer means.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Answered {
     /// The request may pass.
     Allowed(Allowed),
@@ -101,18 +105,22 @@ pub enum Answered {
 }
 
 /// What changes with a permission.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Allowed {
     /// Of the request.
     pub request: Vec<Change>,
     /// Taken out of the request, before what is changed.
     pub removed: Vec<HeaderName>,
+    /// Of its query.
+    pub parameters: Parameters,
     /// Of what is answered to it.
     pub answer: Vec<Change>,
+    /// What is said of it, for whoever comes later.
+    pub metadata: Struct,
 }
 
 /// What the client is answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Denial {
     /// Its status.
     pub status: StatusCode,
@@ -120,6 +128,8 @@ pub struct Denial {
     pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
+    /// What is said of the request, for whoever tells of it.
+    pub metadata: Struct,
 }
 
 impl Authorizer {
@@ -159,6 +169,25 @@ impl Authorizer {
         }
     }
 
+    /// What is sent to it about a connection that is not HTTP: who wants to connect to what.
+    ///
+    /// # Errors
+    /// It can be asked about requests only.
+    pub fn asks_about(
+        &self,
+        client: &Client,
+        destination: SocketAddr,
+        own: &str,
+    ) -> Result<Request<Bytes>, String> {
+        match &self.spoken {
+            Spoken::Grpc(_) => {
+                let attributes = grpc::connection(client, destination, own);
+                grpc::check(attributes, &HeaderMap::new(), &self.service, self.timeout)
+            }
+            Spoken::Plain(_) => Err("over HTTP it can be asked about requests only".to_owned()),
+        }
+    }
+
     /// What its answer means.
     ///
     /// # Errors
@@ -172,7 +201,7 @@ impl Authorizer {
 }
 
 impl Allowed {
-    /// Changes the request.
+    /// Changes the request's headers.
     pub fn apply(&self, headers: &mut HeaderMap) {
         for name in &self.removed {
             headers.remove(name);

@@ -31,6 +31,7 @@ use http_body::Frame;
 
 pub use attributes::{Attributes, attributes, both};
 pub use hear::{BodyChange, Common, Heard, Immediate, Mutation, Said, heard};
+pub(crate) use metadata::AUTHORIZERS;
 pub use metadata::Metadata;
 pub use modes::{Body, Modes, Parts};
 pub use rules::Rules;

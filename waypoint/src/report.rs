@@ -306,6 +306,11 @@ impl Report {
         self.0.metadata.verified(claims);
     }
 
+    /// What is said of it so far.
+    pub fn said(&self) -> &Metadata {
+        &self.0.metadata
+    }
+
     /// What is said of it, for somebody who says more or is told it.
     pub fn metadata(&mut self) -> Metadata {
         self.0.metadata.shared()

@@ -40,6 +40,7 @@ use hyper::body::Incoming;
 
 use self::consult::Consulting;
 pub use self::consult::Unpermitted;
+pub(crate) use self::consult::about_connection;
 pub use self::count::Exceeded;
 use self::decide::{decided, view};
 pub use self::process::Stopped;
@@ -139,6 +140,7 @@ async fn respond(
         token,
         said: Vec::new(),
         permitted: None,
+        query: None,
     };
     let by = verified.as_ref();
     let kept = again::kept(&head);
@@ -205,7 +207,7 @@ async fn respond(
     let shown = shown.filter(|_| !matches!(answered, Err(Refused::Processed { .. })));
     let mut answer = answered.unwrap_or_else(|refused| refused.answer(grpc, report));
     going.changes.apply(&mut answer);
-    again::look_after(arrived, kept, verified, &mut answer);
+    again::look_after(arrived, kept, verified, report.said(), &mut answer);
     let answer = seen(shown, answer, bare, report).await?;
     Ok(telling(left.as_ref(), &said, answer))
 }

@@ -85,6 +85,7 @@ fn check(name: &str, asked: &CheckRequest) -> CheckResponse {
             ..Default::default()
         }),
         http_response: Some(said),
+        ..Default::default()
     }
 }
 

@@ -69,11 +69,27 @@ pub fn normalise(path: &str, form: Form) -> Result<Cow<'_, str>, Unclear> {
 /// # Errors
 /// Never for a path that [`normalise`] made.
 pub fn put_path(uri: &mut Uri, path: &str) -> Result<(), http::Error> {
-    let query = uri.query();
-    let whole = match query {
+    let whole = together(path, uri.query())?;
+    put(uri, whole)
+}
+
+/// Gives a request another query, or none.
+///
+/// # Errors
+/// When there is a character in it that none can have.
+pub fn put_query(uri: &mut Uri, query: Option<&str>) -> Result<(), http::Error> {
+    let whole = together(uri.path(), query)?;
+    put(uri, whole)
+}
+
+fn together(path: &str, query: Option<&str>) -> Result<PathAndQuery, http::Error> {
+    Ok(match query {
         Some(query) => PathAndQuery::try_from([path, "?", query].concat())?,
         None => PathAndQuery::try_from(path)?,
-    };
+    })
+}
+
+fn put(uri: &mut Uri, whole: PathAndQuery) -> Result<(), http::Error> {
     let mut parts: Parts = std::mem::take(uri).into_parts();
     parts.path_and_query = Some(whole);
     *uri = Uri::from_parts(parts)?;

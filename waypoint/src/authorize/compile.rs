@@ -10,12 +10,13 @@ use api::waypoint as wire;
 use ipnet::IpNet;
 use wire::target::To;
 
-use super::condition::{Condition, Test};
+use super::condition::{Condition, Test, Wanted};
 use super::header::Field;
 use super::path::PathPattern;
 use super::pattern::{Glob, Pattern};
 use super::principal::{Account, RequestPrincipal, principals};
 use super::{Action, Clause, Policies, Policy, Rule};
+use crate::process::AUTHORIZERS;
 
 /// What policies mean something different in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -226,6 +227,12 @@ fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
             if let Some(names) = key.strip_prefix("request.auth.claims") {
                 return bracketed(names).map_or(Test::Unknown, |way| claim(&way));
             }
+            if let Some(key) = said(key) {
+                return Test::Said(
+                    key.into(),
+                    values.iter().map(|it| Wanted::new(it)).collect(),
+                );
+            }
             let header = key.strip_prefix("request.headers").and_then(bracketed);
             match header.as_deref() {
                 Some([name]) => Field::new(name)
@@ -234,6 +241,16 @@ fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
             }
         }
     }
+}
+
+/// The key of `experimental.` with the namespace of authorizers and a key in brackets. In other namespaces nobody has said
+/// anything when policies judge.
+fn said(key: &str) -> Option<&str> {
+    let key = key
+        .strip_prefix("experimental.")?
+        .strip_prefix(AUTHORIZERS)?;
+    let key = key.strip_prefix('[')?.strip_suffix(']')?;
+    (!key.is_empty()).then_some(key)
 }
 
 /// `[a][b]` is `a`, `b`. A name may have brackets of its own only if they do not look like the end of it.

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use prost_types::Value as Told;
+use prost_types::value::Kind;
 use serde_json::Value;
 
 use super::facts::{Facts, Http};
@@ -45,8 +47,18 @@ pub(super) enum Test {
     Header(Field, Box<[Pattern]>),
     /// Of a token: the way to it through nested objects.
     Claim(Box<[Box<str>]>, Box<[Pattern]>),
+    /// What an authorizer has said under that key.
+    Said(Box<str>, Box<[Wanted]>),
     /// Of something that is not known here.
     Unknown,
+}
+
+/// A value that an authorizer may have said.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    text: Pattern,
+    /// `[text]`: as one of a list.
+    listed: bool,
 }
 
 impl Condition {
@@ -127,7 +139,48 @@ impl Test {
                 }
                 found.map_or(Truth::No, |value| is_claim(patterns, value))
             }
+            Self::Said(key, wanted) => {
+                let judged = http.said.and_then(|said| {
+                    said.of_authorizers(key, |value| {
+                        Truth::any(wanted.iter().map(|it| it.is(value)))
+                    })
+                });
+                judged.unwrap_or(Truth::No)
+            }
             _ => Truth::Undecidable,
+        }
+    }
+}
+
+impl Wanted {
+    pub(super) fn new(text: &str) -> Self {
+        let inner = text.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+        Self {
+            text: Pattern::new(inner.unwrap_or(text)),
+            listed: inner.is_some(),
+        }
+    }
+
+    /// A text where a list was meant, or the other way round, might be it; so might a number or a truth value that reads
+    /// the same. What an object is worth against a text nobody knows.
+    fn is(&self, value: &Told) -> Truth {
+        let text = |it: &str| self.text.matches(&[it.as_bytes()], Case::Counts);
+        let unsure = |it: Truth| it.min(Truth::Undecidable);
+        match &value.kind {
+            None | Some(Kind::NullValue(_)) => Truth::No,
+            Some(Kind::StringValue(it)) if self.listed => unsure(text(it)),
+            Some(Kind::StringValue(it)) => text(it),
+            Some(Kind::BoolValue(it)) => unsure(text(&it.to_string())),
+            Some(Kind::NumberValue(it)) => unsure(text(&it.to_string())),
+            Some(Kind::StructValue(_)) => Truth::Undecidable,
+            Some(Kind::ListValue(all)) => {
+                let any = Truth::any(all.values.iter().map(|it| match &it.kind {
+                    Some(Kind::StringValue(it)) => text(it),
+                    Some(Kind::ListValue(_)) => Truth::Undecidable,
+                    _ => self.is(it),
+                }));
+                if self.listed { any } else { unsure(any) }
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ use super::Connection;
 use super::path::Readings;
 use crate::asked::{Asked, Claim, Host, Remote, host};
 use crate::client::Client;
+use crate::process::Metadata;
 
 /// A request or a connection, and what was worked out about it so far.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Facts<'a> {
 pub(super) struct Http<'a> {
     pub(super) asked: &'a Asked<'a>,
     pub(super) path: Readings<'a>,
+    /// What was said of it by those who were asked.
+    pub(super) said: Option<&'a Metadata>,
     port: OnceCell<Option<Option<u16>>>,
     underscores: OnceCell<bool>,
 }
@@ -42,10 +45,20 @@ impl<'a> Facts<'a> {
             http: Some(Http {
                 asked,
                 path: Readings::of(asked.path),
+                said: None,
                 port: OnceCell::new(),
                 underscores: OnceCell::new(),
             }),
         }
+    }
+
+    /// The same once somebody was asked, and has said something of it.
+    pub(super) fn told(asked: &'a Asked<'a>, said: &'a Metadata) -> Self {
+        let mut facts = Self::of(asked);
+        if let Some(http) = &mut facts.http {
+            http.said = Some(said);
+        }
+        facts
     }
 
     pub(super) fn of_connection(connection: &Connection<'a>) -> Self {

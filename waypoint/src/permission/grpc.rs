@@ -14,8 +14,12 @@ use api::waypoint as wire;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, HOST};
 use http::{HeaderMap, HeaderName, Request, StatusCode, Version};
+use prost_types::Struct;
 
-use super::{Action, Allowed, Answered, Change, Denial, Heard, Names, Question, change, status};
+use super::{
+    Action, Allowed, Answered, Change, Denial, Heard, Names, Parameters, Question, change, status,
+};
+use crate::client::Client;
 use crate::report::REQUEST_ID;
 use crate::route::ServiceName;
 use crate::service::{self, text};
@@ -40,29 +44,14 @@ impl Grpc {
         to: &ServiceName,
         timeout: Duration,
     ) -> Result<Request<Bytes>, String> {
-        let check = CheckRequest {
-            attributes: Some(self.attributes(question)),
-        };
-        let message = service::framed(&check)?;
         let about = &question.head.headers;
-        let request = service::call(to, METHOD, about, Some(timeout));
-        request
-            .body(message)
-            .map_err(|why| format!("it cannot be asked: {why}"))
+        check(self.attributes(question), about, to, timeout)
     }
 
     fn attributes(&self, question: &Question<'_>) -> AttributeContext {
-        let client = question.client;
         let time = question.time.duration_since(SystemTime::UNIX_EPOCH);
         let time = time.unwrap_or_default();
-        let peer = |address: SocketAddr, principal: Option<String>| Peer {
-            address: Some(place(address)),
-            principal: principal.unwrap_or_default(),
-        };
-        let identity = client.identity.as_ref().map(ToString::to_string);
         AttributeContext {
-            source: Some(peer(client.address, identity)),
-            destination: Some(peer(question.destination, Some(question.own.to_owned()))),
             request: Some(Asked {
                 time: Some(prost_types::Timestamp {
                     seconds: i64::try_from(time.as_secs()).unwrap_or_default(),
@@ -70,6 +59,7 @@ impl Grpc {
                 }),
                 http: Some(self.http(question)),
             }),
+            ..connection(question.client, question.destination, question.own)
         }
     }
 
@@ -141,6 +131,36 @@ impl Grpc {
     }
 }
 
+/// The question, as it is sent; `about`: the headers of the request that it is about.
+pub(super) fn check(
+    attributes: AttributeContext,
+    about: &HeaderMap,
+    to: &ServiceName,
+    timeout: Duration,
+) -> Result<Request<Bytes>, String> {
+    let message = service::framed(&CheckRequest {
+        attributes: Some(attributes),
+    })?;
+    let request = service::call(to, METHOD, about, Some(timeout));
+    request
+        .body(message)
+        .map_err(|why| format!("it cannot be asked: {why}"))
+}
+
+/// Who wants to connect to what, and who it is that asks.
+pub(super) fn connection(client: &Client, destination: SocketAddr, own: &str) -> AttributeContext {
+    let peer = |address: SocketAddr, principal: String| Peer {
+        address: Some(place(address)),
+        principal,
+    };
+    let identity = client.identity.as_ref().map(ToString::to_string);
+    AttributeContext {
+        source: Some(peer(client.address, identity.unwrap_or_default())),
+        destination: Some(peer(destination, own.to_owned())),
+        request: None,
+    }
+}
+
 fn place(address: SocketAddr) -> Address {
     Address {
         address: Some(address::Address::SocketAddress(SocketAddress {
@@ -160,31 +180,38 @@ pub(super) fn hears(heard: &Heard<'_>) -> Result<Answered, String> {
 /// Where the code and the rest of it say different things, it is denied.
 fn meant(response: CheckResponse) -> Result<Answered, String> {
     let code = response.status.map(|status| status.code);
+    let metadata = response.dynamic_metadata.unwrap_or_default();
     Ok(match (code, response.http_response) {
         (None, None) => return Err("its answer says nothing".to_owned()),
-        (_, Some(Said::DeniedResponse(denied))) => Answered::Denied(denial(&denied)?),
-        (None | Some(0), Some(Said::OkResponse(ok))) => Answered::Allowed(allowed(&ok)?),
-        (Some(0), None) => Answered::Allowed(Allowed::default()),
+        (_, Some(Said::DeniedResponse(denied))) => Answered::Denied(denial(&denied, metadata)?),
+        (None | Some(0), Some(Said::OkResponse(ok))) => Answered::Allowed(allowed(&ok, metadata)?),
+        (Some(0), None) => Answered::Allowed(Allowed {
+            metadata,
+            ..Allowed::default()
+        }),
         (Some(_), _) => Answered::Denied(Denial {
             status: StatusCode::FORBIDDEN,
             headers: HeaderMap::new(),
             body: Bytes::new(),
+            metadata,
         }),
     })
 }
 
-fn allowed(ok: &OkHttpResponse) -> Result<Allowed, String> {
+fn allowed(ok: &OkHttpResponse, metadata: Struct) -> Result<Allowed, String> {
     let removed = ok.headers_to_remove.iter();
     let removed = removed.filter_map(|name| name.parse::<HeaderName>().ok());
     Ok(Allowed {
         // One that the client sent beside it would be believed.
         request: changes(&ok.headers, Action::Set)?,
         removed: removed.filter(|name| !change::is_framing(name)).collect(),
+        parameters: Parameters::read(ok)?,
         answer: changes(&ok.response_headers_to_add, Action::Append)?,
+        metadata: ok.dynamic_metadata.clone().unwrap_or(metadata),
     })
 }
 
-fn denial(denied: &DeniedHttpResponse) -> Result<Denial, String> {
+fn denial(denied: &DeniedHttpResponse, metadata: Struct) -> Result<Denial, String> {
     let mut headers = HeaderMap::new();
     for change in changes(&denied.headers, Action::Append)? {
         change.apply(&mut headers);
@@ -195,6 +222,7 @@ fn denial(denied: &DeniedHttpResponse) -> Result<Denial, String> {
         status: code.unwrap_or(StatusCode::FORBIDDEN),
         headers,
         body: denied.body.clone().into(),
+        metadata,
     })
 }
 

@@ -4,6 +4,7 @@ use api::waypoint as wire;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use prost_types::Struct;
 
 use super::change::is_framing;
 use super::{Action, Allowed, Answered, Change, Denial, Heard, Names, Question};
@@ -95,6 +96,7 @@ impl Plain {
                 request: taken(heard.headers, &self.to_upstream, Action::Set),
                 removed: removed(heard.headers)?,
                 answer: taken(heard.headers, &self.on_allow, Action::Append),
+                ..Allowed::default()
             }));
         }
         if heard.status.is_server_error() || heard.status.is_informational() {
@@ -112,6 +114,7 @@ impl Plain {
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
             body: heard.body.clone(),
+            metadata: Struct::default(),
         }))
     }
 }

@@ -3,10 +3,11 @@
 //! | namespace | who says it |
 //! |---|---|
 //! | `envoy.filters.http.jwt_authn` | a good token: its claims, as `payload` |
+//! | `envoy.filters.http.ext_authz` | authorizers (`dynamic_metadata`), and how long the last took |
 //! | those that an object lets it write | a processor |
 //!
-//! Processors that come later are told it, and logs, metrics and spans may ask for it when the request has ended. How
-//! much of it there is for one request is bounded.
+//! Processors that come later are told it, and logs, metrics and spans may ask for it when the request has ended; what
+//! authorizers say, policies may as well. How much of it there is for one request is bounded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,18 +60,33 @@ impl Metadata {
         });
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
         for (namespace, value) in heard {
-            if value.encoded_len() > MOST {
-                return Err(too_much());
-            }
-            let fields = &mut said.entry(namespace).or_default().fields;
-            fields.extend(value.fields);
+            add(&mut said, namespace, value)?;
         }
-        let all = said.iter();
-        let bytes: usize = all.map(|(name, it)| name.len() + it.encoded_len()).sum();
-        match bytes > MOST {
-            true => Err(too_much()),
-            false => Ok(()),
-        }
+        within(&said)
+    }
+
+    /// Takes what an authorizer says, in the namespace of authorizers. A key that was there before has a new value.
+    ///
+    /// # Errors
+    /// It is too much.
+    pub fn authorized(&self, words: Struct) -> Result<(), String> {
+        let Some(said) = self.said.as_ref().filter(|_| !words.fields.is_empty()) else {
+            return Ok(());
+        };
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        add(&mut said, AUTHORIZERS.to_owned(), words)?;
+        within(&said)
+    }
+
+    /// What an authorizer has said under a key, as `judge` sees it; none if none has.
+    pub(crate) fn of_authorizers<T>(
+        &self,
+        key: &str,
+        judge: impl FnOnce(&prost_types::Value) -> T,
+    ) -> Option<T> {
+        let said = self.said.as_ref()?;
+        let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.get(AUTHORIZERS)?.fields.get(key).map(judge)
     }
 
     /// What was said in some namespaces.
@@ -105,6 +121,24 @@ impl Metadata {
             true => Value::Null,
             false => Value::Map(all.into()),
         }
+    }
+}
+
+fn add(said: &mut Said, namespace: String, words: Struct) -> Result<(), String> {
+    if words.encoded_len() > MOST {
+        return Err(too_much());
+    }
+    let fields = &mut said.entry(namespace).or_default().fields;
+    fields.extend(words.fields);
+    Ok(())
+}
+
+fn within(said: &Said) -> Result<(), String> {
+    let all = said.iter();
+    let bytes: usize = all.map(|(name, it)| name.len() + it.encoded_len()).sum();
+    match bytes > MOST {
+        true => Err(too_much()),
+        false => Ok(()),
     }
 }
 
@@ -174,6 +208,8 @@ fn value(of: &prost_types::Value, depth: usize) -> Value<'static> {
 
 /// Of Envoy's filter for tokens. What a good token says nobody else may.
 const TOKEN: &str = "envoy.filters.http.jwt_authn";
+/// Of Envoy's filter for authorizers.
+pub(crate) const AUTHORIZERS: &str = "envoy.filters.http.ext_authz";
 /// Bytes that are said of one request.
 const MOST: usize = 64 << 10;
 /// Structs within structs.

@@ -18,6 +18,7 @@ use crate::authorize::Verdict;
 use crate::call::Switched;
 use crate::carry::{MOMENT, policy};
 use crate::compiled::Service;
+use crate::process::Metadata;
 
 /// What policies look at, of a request that may switch; none of any other.
 pub(super) fn kept(head: &Parts) -> Option<Parts> {
@@ -48,6 +49,7 @@ pub(super) fn look_after<B>(
     arrived: &Arc<Arrived>,
     kept: Option<Parts>,
     verified: Option<Verified>,
+    said: &Metadata,
     answer: &mut Response<B>,
 ) {
     let Some(Switched(over)) = answer.extensions_mut().remove::<Switched>() else {
@@ -56,11 +58,11 @@ pub(super) fn look_after<B>(
     let Some(head) = kept else {
         return;
     };
-    let arrived = arrived.clone();
+    let (arrived, said) = (arrived.clone(), said.clone());
     tokio::spawn(async move {
         let ended = async {
             tokio::select! {
-                policy = denied(&arrived, &head, verified.as_ref()) => policy,
+                policy = denied(&arrived, &head, verified.as_ref(), &said) => policy,
                 () = arrived.over() => None,
             }
         };
@@ -79,7 +81,12 @@ pub(super) fn look_after<B>(
 }
 
 /// Ends when what was published meanwhile would refuse it: the policy that says so, if one does.
-async fn denied(arrived: &Arrived, head: &Parts, verified: Option<&Verified>) -> Option<Arc<str>> {
+async fn denied(
+    arrived: &Arrived,
+    head: &Parts,
+    verified: Option<&Verified>,
+    said: &Metadata,
+) -> Option<Arc<str>> {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
     while changed.changed().await.is_ok() {
@@ -91,7 +98,7 @@ async fn denied(arrived: &Arrived, head: &Parts, verified: Option<&Verified>) ->
             Some(service) => config.service(&service.key()),
             None => config.other(),
         };
-        if let Some(policy) = denies(service, arrived, head, verified) {
+        if let Some(policy) = denies(service, arrived, head, verified, said) {
             return policy;
         }
     }
@@ -104,11 +111,12 @@ fn denies(
     arrived: &Arrived,
     head: &Parts,
     verified: Option<&Verified>,
+    said: &Metadata,
 ) -> Option<Option<Arc<str>>> {
     let authority = asked::authority(&head.uri, &head.headers).ok()?;
     let host = asked::host(authority).ok()?;
     let asked = view(arrived, head, authority, &host.name, verified);
-    match service.policies.judge_after_asking(&asked) {
+    match service.policies.judge_after_asking(&asked, said) {
         Verdict::Deny(denied) => Some(Some(policy(&denied))),
         Verdict::Allow { .. } | Verdict::Ask(_) => None,
     }

@@ -3,6 +3,10 @@
 //! 1. the part of the body that is shown is read ahead               ([`ReadAhead`])
 //! 2. the question goes to the provider's service, as any request    ([`call::ask`])
 //! 3. what the answer changes is changed                             ([`crate::permission`])
+//!    and what it says of the request is kept for whoever asks         ([`crate::process::Metadata`])
+//!
+//! A changed query leads to no other rule: which one a request is for is told by the query that the client sent, as it is
+//! by Envoy as Istio sets it up (`clear_route_cache`). The app gets the changed one.
 //!
 //! A client that goes away takes all of this with it: what waits here is dropped, and with it the question.
 
@@ -11,8 +15,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use tokio::time::timeout;
 
 use super::process::Source;
@@ -39,6 +45,16 @@ pub(super) struct Consulting<'a> {
     pub(super) said: Vec<Change>,
     /// The rule whose own authorizers have agreed.
     pub(super) permitted: Option<Arc<str>>,
+    /// The query, if an authorizer has changed it.
+    pub(super) query: Option<Changed>,
+}
+
+/// A query that an authorizer has changed.
+pub(super) struct Changed {
+    /// As it was.
+    sent: Option<Box<str>>,
+    /// As it is.
+    now: Option<Box<str>>,
 }
 
 /// Why a request does not pass.
@@ -107,19 +123,20 @@ impl Consulting<'_> {
         let sample = self.sample(authorizer).await?;
         let begun = Instant::now();
         let answered = self.ask(authorizer, head, sample.as_ref()).await;
-        let outcome = match &answered {
-            Ok(Answered::Allowed(_)) => Outcome::Passes,
-            Ok(Answered::Denied(_)) => Outcome::Refuses,
+        let took = begun.elapsed();
+        let denied = match answered {
+            Ok(answered) => self.follow(answered, took, head, report),
+            Err(why) => Err(why),
+        };
+        let outcome = match &denied {
+            Ok(None) => Outcome::Passes,
+            Ok(Some(_)) => Outcome::Refuses,
             Err(why) => why.outcome(),
         };
-        answers.count(outcome, begun.elapsed());
-        match answered {
-            Ok(Answered::Allowed(allowed)) => {
-                allowed.apply(&mut head.headers);
-                self.said.extend(allowed.answer);
-                Ok(())
-            }
-            Ok(Answered::Denied(denial)) => Err(Unpermitted::Denied(denial.into())),
+        answers.count(outcome, took);
+        match denied {
+            Ok(None) => Ok(()),
+            Ok(Some(denial)) => Err(Unpermitted::Denied(denial)),
             Err(why) if authorizer.fail_open => {
                 report.detail(format!(
                     "passes unasked, as provider {provider} says: {why}"
@@ -130,6 +147,56 @@ impl Consulting<'_> {
                 authorizer.on_error,
                 why.to_string(),
             )),
+        }
+    }
+
+    /// Does what an answer says, all of it or nothing; the denial, if it is one.
+    fn follow(
+        &mut self,
+        answered: Answered,
+        took: Duration,
+        head: &mut Parts,
+        report: &mut Report,
+    ) -> Result<Option<Box<Denial>>, Unheard> {
+        let mut allowed = match answered {
+            Answered::Allowed(allowed) => allowed,
+            Answered::Denied(mut denial) => {
+                // Too much to be told of is no reason to let it pass.
+                let _ = note(std::mem::take(&mut denial.metadata), report);
+                return Ok(Some(Box::new(denial)));
+            }
+        };
+        let uri = allowed.parameters.of(&head.uri)?;
+        let mut metadata = std::mem::take(&mut allowed.metadata);
+        if !metadata.fields.is_empty() {
+            metadata
+                .fields
+                .insert(DURATION.to_owned(), milliseconds(took));
+        }
+        note(metadata, report)?;
+        if let Some(uri) = uri {
+            self.lead(uri, head);
+        }
+        allowed.apply(&mut head.headers);
+        self.said.extend(allowed.answer);
+        Ok(None)
+    }
+
+    /// The request has another query.
+    fn lead(&mut self, uri: Uri, head: &mut Parts) {
+        let sent = self.query(head).map(Box::from);
+        let now = uri.query().map(Box::from);
+        self.query = Some(Changed { sent, now });
+        head.uri = uri;
+    }
+
+    /// The query by which the request's rule is found: the one that authorizers were asked about, unless somebody else has
+    /// changed it since.
+    pub(super) fn query<'h>(&'h self, head: &'h Parts) -> Option<&'h str> {
+        let now = head.uri.query();
+        match &self.query {
+            Some(changed) if changed.now.as_deref() == now => changed.sent.as_deref(),
+            _ => now,
         }
     }
 
@@ -170,6 +237,71 @@ impl Consulting<'_> {
             authorizer.hears(heard)
         })
         .await
+    }
+}
+
+/// Keeps what is said of a request.
+fn note(metadata: Struct, report: &mut Report) -> Result<(), String> {
+    match metadata.fields.is_empty() {
+        true => Ok(()),
+        false => report.metadata().authorized(metadata),
+    }
+}
+
+fn milliseconds(took: Duration) -> Value {
+    // Whole ones, as Envoy has it; no authorizer takes years.
+    let whole = u32::try_from(took.as_millis()).unwrap_or(u32::MAX);
+    Value {
+        kind: Some(Kind::NumberValue(whole.into())),
+    }
+}
+
+/// Asks whether a connection that is not HTTP may be. Why nobody was asked, where it passes all the same.
+pub(crate) async fn about_connection(
+    arrived: &Arc<Arrived>,
+    config: &Config,
+    provider: &str,
+) -> Result<Option<String>, Refused> {
+    let name = provider.strip_prefix("provider/").unwrap_or(provider);
+    let answers = arrived.proxy.reports.asked(Who::Authorizer, name);
+    let refused = |why| Refused::Unpermitted {
+        provider: provider.to_owned(),
+        why,
+    };
+    let authorizer = config.authorizers.of(provider).map_err(|why| {
+        answers.count(Outcome::Fails, Duration::ZERO);
+        refused(Unpermitted::Unanswered(
+            StatusCode::FORBIDDEN,
+            why.to_owned(),
+        ))
+    })?;
+    let begun = Instant::now();
+    let own = arrived.proxy.identity.to_string();
+    let answered = match authorizer.asks_about(&arrived.client, arrived.to.address(), &own) {
+        Ok(request) => {
+            let (service, within) = (&authorizer.service, authorizer.timeout);
+            let read = |said: &Heard<'_>| authorizer.hears(said);
+            heard(arrived, config, service, within, request, read).await
+        }
+        Err(why) => Err(why.into()),
+    };
+    let outcome = match &answered {
+        Ok(Answered::Allowed(_)) => Outcome::Passes,
+        Ok(Answered::Denied(_)) => Outcome::Refuses,
+        Err(why) => why.outcome(),
+    };
+    answers.count(outcome, begun.elapsed());
+    match answered {
+        // Of a connection there is nothing that it could change.
+        Ok(Answered::Allowed(_)) => Ok(None),
+        Ok(Answered::Denied(denial)) => Err(refused(Unpermitted::Denied(denial.into()))),
+        Err(why) if authorizer.fail_open => Ok(Some(format!(
+            "passes unasked, as provider {provider} says: {why}"
+        ))),
+        Err(why) => {
+            let why = Unpermitted::Unanswered(authorizer.on_error, why.to_string());
+            Err(refused(why))
+        }
     }
 }
 
@@ -232,6 +364,8 @@ pub(super) async fn heard<T>(
     }
 }
 
+/// How long the authorizer took, beside what it says.
+const DURATION: &str = "ext_authz_duration";
 /// For the part of a body that is shown.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of an answer's body.

@@ -53,11 +53,20 @@ pub(super) async fn decided<'s>(
     report: &mut Report,
 ) -> Result<(Option<Found<'s>>, Option<Told>), Refused> {
     let arrived = consulting.arrived;
-    let (found, within) = match decide(service, arrived, head, verified, Before::Nothing, report)? {
+    let judged = decide(service, consulting, head, verified, Before::Nothing, report)?;
+    let (found, within) = match judged {
         Decided::On(found, within) => (found, within),
         Decided::Ask(providers) => {
             Box::pin(consulting.all(providers, head, report)).await?;
-            match decide(service, arrived, head, verified, Before::Permitted, report)? {
+            let judged = decide(
+                service,
+                consulting,
+                head,
+                verified,
+                Before::Permitted,
+                report,
+            )?;
+            match judged {
                 Decided::On(found, within) => (found, within),
                 Decided::Ask(_) => {
                     let why = "who was asked must be asked again".to_owned();
@@ -103,8 +112,7 @@ pub(super) fn decided_again<'s>(
     verified: Option<&Verified>,
     report: &mut Report,
 ) -> Result<Option<Found<'s>>, Refused> {
-    let arrived = consulting.arrived;
-    match decide(service, arrived, head, verified, Before::Counted, report)? {
+    match decide(service, consulting, head, verified, Before::Counted, report)? {
         Decided::On(found, _) => Ok(found),
         Decided::Ask(_) => Err(Refused::Denied(
             "who was asked must be asked again".to_owned(),
@@ -114,7 +122,7 @@ pub(super) fn decided_again<'s>(
 
 fn decide<'s>(
     service: &'s Service,
-    arrived: &Arrived,
+    consulting: &Consulting<'_>,
     head: &Parts,
     verified: Option<&Verified>,
     before: Before,
@@ -122,7 +130,10 @@ fn decide<'s>(
 ) -> Result<Decided<'s>, Refused> {
     let authority = asked::authority(&head.uri, &head.headers)?;
     let host = asked::host(authority)?;
-    let asked = view(arrived, head, authority, &host.name, verified);
+    let asked = Asked {
+        query: consulting.query(head),
+        ..view(consulting.arrived, head, authority, &host.name, verified)
+    };
     let providers = authorise(service, &asked, before != Before::Nothing, report)?;
     if !providers.is_empty() {
         return Ok(Decided::Ask(providers));
@@ -180,7 +191,7 @@ fn authorise<'s>(
         }
     }
     let verdict = match permitted {
-        true => policies.judge_after_asking(asked),
+        true => policies.judge_after_asking(asked, report.said()),
         false => policies.judge(asked),
     };
     match verdict {

@@ -344,6 +344,41 @@ fn of_one_request_no_more_is_said_than_can_be_held() {
 }
 
 #[test]
+fn authorizers_say_what_they_say_in_a_namespace_of_their_own() {
+    let namespace = "envoy.filters.http.ext_authz";
+    let words = |all: &[(&str, Kind)]| match structs(&[("a", all)]).fields.remove("a") {
+        Some(Value {
+            kind: Some(Kind::StructValue(words)),
+        }) => words,
+        other => panic!("{other:?}"),
+    };
+    let number = |it: f64| Kind::NumberValue(it);
+    // Nobody who was asked has anything to say: nothing is held.
+    assert!(
+        Metadata::default()
+            .authorized(words(&[("x", number(1.0))]))
+            .is_ok()
+    );
+    let metadata = Metadata::default().shared();
+    metadata.authorized(words(&[])).unwrap();
+    assert!(metadata.of(&names(&[namespace])).is_empty());
+    metadata
+        .authorized(words(&[("x", number(1.0)), ("y", number(1.0))]))
+        .unwrap();
+    metadata.authorized(words(&[("x", number(2.0))])).unwrap();
+    let told = metadata.of(&names(&[namespace]));
+    let expected = words(&[("x", number(2.0)), ("y", number(1.0))]);
+    assert_eq!(told[namespace], expected);
+    let long = |bytes: usize| words(&[("z", Kind::StringValue("x".repeat(bytes)))]);
+    assert!(metadata.authorized(long(80_000)).is_err());
+    // It is the same room as everybody's.
+    let all = names(&["b"]);
+    let others = || structs(&[("b", &[("x", Kind::StringValue("x".repeat(40_000)))])]);
+    metadata.take(others(), &all).unwrap();
+    assert!(metadata.authorized(long(40_000)).is_err());
+}
+
+#[test]
 fn with_each_message_goes_what_is_said_of_the_request_and_that_nobody_waits() {
     let words = structs(&[("a", &[("x", Kind::BoolValue(true))])]);
     let metadata = Metadata::default().shared();

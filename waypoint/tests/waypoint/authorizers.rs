@@ -3,11 +3,14 @@
 #[path = "authorizers/judge.rs"]
 mod judge;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
 use ::http::Request;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use http_body_util::Full;
-use lab::Lab;
+use lab::{Lab, Pod};
 
 use self::judge::Judge;
 use super::app::{Heard, One, SOON, Two, text};
@@ -15,6 +18,8 @@ use super::shop::{Shop, in_shop_of};
 
 /// Port 9000 speaks gRPC, 8000 HTTP, and at 9100 there is nobody.
 const PROVIDERS: &str = "
+accessLogFile: /dev/stdout
+accessLogFormat: \"said %REQ(:PATH)% %RESPONSE_CODE% %DYNAMIC_METADATA(envoy.filters.http.ext_authz:verdict)% %CEL(metadata.filter_metadata['envoy.filters.http.ext_authz'].score)%\\n\"
 extensionProviders:
 - name: by-grpc
   envoyExtAuthzGrpc:
@@ -78,6 +83,8 @@ fn authorizers_are_asked_and_obeyed() {
         shop.runtime.block_on(async {
             by_grpc(shop).await.context("over gRPC")?;
             by_http(shop).await.context("over HTTP")?;
+            query(shop).await.context("a query that is changed")?;
+            said(shop).await.context("what is said of requests")?;
             nobody(shop).await.context("nobody there")?;
             gone(shop, &judge).await.context("a client that goes away")
         })?;
@@ -93,11 +100,14 @@ fn authorizers_are_asked_and_obeyed() {
                 ("unheard-of", "error"),
             ],
         )?;
-        by_route(shop).context("a route's filter")
+        lines(shop)?;
+        by_route(shop).context("a route's filter")?;
+        by_query(shop).context("a query that routes look at")?;
+        connections(shop).context("connections")
     });
 }
 
-/// A CUSTOM policy for each provider, and one that denies by what the judge has added.
+/// A CUSTOM policy for each provider, and two that deny by what the judge has added or said.
 fn policies() -> String {
     let mut all = "
 apiVersion: security.istio.io/v1
@@ -109,6 +119,15 @@ spec:
   rules:
   - to: [{ operation: { paths: [/grpc/never] } }]
     when: [{ key: 'request.headers[x-judged]', values: [grpc] }]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: dirty }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: DENY
+  rules:
+  - when: [{ key: 'experimental.envoy.filters.http.ext_authz[verdict]', values: [dirty] }]
 "
     .to_owned();
     for (provider, paths) in [
@@ -227,6 +246,160 @@ async fn nobody(shop: &Shop<'_>) -> Result<()> {
     ask(shop, "/unknown/x", "anna", "").await?.is(403)?;
     ask(shop, "/", "bert", "").await?.is(200)?;
     Ok(())
+}
+
+/// The app gets another query.
+async fn query(shop: &Shop<'_>) -> Result<()> {
+    for (asked, got) in [
+        (
+            "/grpc/query?z=1&tenant=root&a=2&key=k",
+            "/grpc/query?a=2&tenant=anna&z=1",
+        ),
+        ("/grpc/query", "/grpc/query?tenant=anna"),
+    ] {
+        let heard = ask(shop, asked, "anna", "").await?.is(200)?;
+        ensure!(heard.saw("uri").as_deref() == Some(got), "{heard:?}");
+    }
+    // One that cannot be done is no permission.
+    ask(shop, "/grpc/query/broken", "anna", "").await?.is(403)?;
+    Ok(())
+}
+
+/// What the judge says of a request, a policy denies by.
+async fn said(shop: &Shop<'_>) -> Result<()> {
+    ask(shop, "/grpc/said?clean", "anna", "").await?.is(200)?;
+    ask(shop, "/grpc/said?dirty", "anna", "").await?.is(403)?;
+    ask(shop, "/grpc/said?clean", "bert", "").await?.is(418)?;
+    Ok(())
+}
+
+/// And the log tells it, also of those who were denied.
+fn lines(shop: &Shop<'_>) -> Result<()> {
+    for line in [
+        "said /grpc/said?clean 200 clean 3",
+        "said /grpc/said?dirty 403 dirty 3",
+        "said /grpc/said?clean 418 clean 3",
+    ] {
+        shop.until(line, |shop| {
+            let log = std::fs::read_to_string(shop.waypoint.pod().component().log_path());
+            log.unwrap_or_default().lines().any(|it| it.contains(line))
+        })?;
+    }
+    Ok(())
+}
+
+/// Which rule a request is for is told by the query that the client sent.
+fn by_query(shop: &Shop<'_>) -> Result<()> {
+    let route = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { namespace: shop, name: asked }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
+  rules:
+  - matches: [{ queryParams: [{ name: tenant, value: anna }] }]
+    filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: { set: [{ name: x-rule, value: anna }] }
+    backendRefs: [{ name: web, port: 80 }]
+  - backendRefs: [{ name: web, port: 80 }]
+";
+    shop.lab.apply_yaml("route", route)?;
+    shop.until("the rule", |shop| {
+        let asking = ask(shop, "/?tenant=anna", "bert", "");
+        let heard = shop.runtime.block_on(asking);
+        heard.is_ok_and(|heard| heard.saw("x-rule").as_deref() == Some("anna"))
+    })?;
+    shop.runtime.block_on(async {
+        for (asked, rule) in [("tenant=root", None), ("tenant=anna", Some("anna"))] {
+            let path = format!("/grpc/query?{asked}");
+            let heard = ask(shop, &path, "anna", "").await?.is(200)?;
+            let uri = heard.saw("uri");
+            ensure!(
+                uri.as_deref() == Some("/grpc/query?tenant=anna"),
+                "{heard:?}"
+            );
+            ensure!(heard.saw("x-rule").as_deref() == rule, "{heard:?}");
+        }
+        anyhow::Ok(())
+    })
+}
+
+/// Of a service without policies about requests, port 70 is asked about over gRPC, 99 by somebody who knows requests only.
+fn connections(shop: &Shop<'_>) -> Result<()> {
+    for app in &shop.apps {
+        let listener = app.listen(7070)?;
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 64];
+                    while let Ok(n @ 1..) = stream.read(&mut bytes) {
+                        let _ = stream.write_all(&bytes[..n]);
+                    }
+                });
+            }
+        });
+    }
+    let (app, ports) = (("app", "web"), [("tcp", 70, 7070), ("raw", 99, 8080)]);
+    let bytes = shop.lab.service_for("shop/bytes", app, &ports)?;
+    let guest = shop.lab.pod("shop/guest").node(1);
+    let guest = guest.service_account("guest").start()?;
+    let asked = |name: &str, port: u16, provider: &str| {
+        let yaml = format!(
+            "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{ namespace: shop, name: {name} }}
+spec:
+  targetRefs: [{{ group: '', kind: Service, name: bytes }}]
+  action: CUSTOM
+  provider: {{ name: {provider} }}
+  rules: [{{ to: [{{ operation: {{ ports: ['{port}'] }} }}] }}]
+"
+        );
+        shop.lab.apply_yaml(name, &yaml)
+    };
+    shop.until("bytes to come back", |shop| {
+        echoed(&guest, bytes.at(70)).is_ok() && echoed(&shop.client, bytes.at(70)).is_ok()
+    })?;
+    asked("bytes", 70, "by-grpc")?;
+    shop.until("a guest to be refused", |shop| {
+        echoed(&guest, bytes.at(70)).is_err()
+    })?;
+    let mut open = echoed(&shop.client, bytes.at(70))?;
+    let unlike = || -> Result<Vec<u8>> {
+        let mut stream = shop.client.connect(bytes.at(99))?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(b"\0\x01\x02\x03 no request\r\n\r\n")?;
+        let mut back = Vec::new();
+        let _ = stream.read_to_end(&mut back);
+        Ok(back)
+    };
+    ensure!(!unlike()?.is_empty(), "the app says what it thinks of it");
+    asked("raw", 99, "by-http")?;
+    shop.until("who knows requests only to be of no use", |_| {
+        unlike().is_ok_and(|back| back.is_empty())
+    })?;
+    // What is open is asked about no more, and stays while nobody else must be asked.
+    ensure!(open.write_all(b"still").is_ok() && open.read(&mut [0; 5])? > 0);
+    asked("bytes-too", 70, "nobody")?;
+    shop.until("it to end when somebody else must be", |_| {
+        // A reference to a stream reads and writes as well as it does.
+        let mut open = &open;
+        let _ = open.write_all(b"?");
+        matches!(open.read(&mut [0; 64]), Ok(0) | Err(_))
+    })
+}
+
+/// A connection on which bytes came back.
+fn echoed(pod: &Pod, to: SocketAddr) -> Result<TcpStream> {
+    let mut stream = pod.connect(to)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(b"bytes")?;
+    let mut back = [0; 5];
+    stream.read_exact(&mut back)?;
+    ensure!(&back == b"bytes");
+    Ok(stream)
 }
 
 /// The question goes with it.

@@ -83,7 +83,7 @@ fn judged(policies: &Policies, case: &Case) -> String {
             port: case.port,
             sni: case.sni.as_deref(),
         };
-        return words(&policies.judge_connection(&connection));
+        return words(&policies.judge_connection(&connection, &[]));
     }
     asking(case, |asked| words(&policies.judge(asked))).unwrap_or_else(|_| "400".to_owned())
 }

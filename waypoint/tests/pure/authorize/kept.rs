@@ -1,12 +1,15 @@
 //! Policies that cannot be read, are for some ports, or are for the log.
 
 use api::waypoint as wire;
+use prost_types::value::Kind;
+use prost_types::{ListValue, Struct, Value};
 use wire::authorization::Action;
 use wire::target::To;
 
 use super::judged::asking;
 use super::table::{Case, groups};
 use waypoint::authorize::{Context, Denied, Policies, Truth, Verdict};
+use waypoint::process::Metadata;
 
 fn any_case() -> Case {
     let mut groups = groups();
@@ -184,10 +187,100 @@ fn providers_are_asked_once_each_and_then_the_others_decide() {
     );
     let asked = asking(&any_case(), |asked| {
         assert_eq!(policies.judge(asked), Verdict::Ask(vec!["one", "two"]));
-        let after = policies.judge_after_asking(asked);
+        let after = policies.judge_after_asking(asked, &Metadata::default());
         assert!(matches!(after, Verdict::Deny(Denied::Rule(by)) if by.policy == "app/d"));
     });
     asked.unwrap();
+}
+
+fn value(kind: Kind) -> Value {
+    Value { kind: Some(kind) }
+}
+
+fn text(it: &str) -> Kind {
+    Kind::StringValue(it.to_owned())
+}
+
+#[test]
+fn what_authorizers_say_of_a_request_is_judged_once_they_were_asked() {
+    let list = |all: &[&str]| {
+        let values = all.iter().map(|it| value(text(it))).collect();
+        Kind::ListValue(ListValue { values })
+    };
+    let key = "experimental.envoy.filters.http.ext_authz[verdict]";
+    let judged = |action: Action, key: &str, values: &[&str], said: Option<Kind>| {
+        let rule = wire::AuthorizationRule {
+            when: vec![wire::Condition {
+                key: key.to_owned(),
+                values: values.iter().map(|it| (*it).to_owned()).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let policy = wire::Authorization {
+            rules: vec![rule],
+            ..matches_all(action)
+        };
+        let policies = compile(&[("a", policy)], None);
+        let metadata = Metadata::default().shared();
+        let fields = said.map(|it| ("verdict".to_owned(), value(it)));
+        let fields = fields.into_iter().collect();
+        metadata.authorized(Struct { fields }).unwrap();
+        let verdict = asking(&any_case(), |asked| {
+            match policies.judge_after_asking(asked, &metadata) {
+                Verdict::Allow { .. } => "allow",
+                Verdict::Deny(Denied::Undecidable(_)) => "unclear",
+                Verdict::Deny(_) => "deny",
+                Verdict::Ask(_) => "ask",
+            }
+        });
+        verdict.unwrap()
+    };
+    let of = |action, values: &[&str], said| judged(action, key, values, said);
+    for (values, said, denies, allows) in [
+        (&["dirty"][..], Some(text("dirty")), "deny", "allow"),
+        (&["dirty"], Some(text("clean")), "allow", "deny"),
+        (&["dirty"], Some(text("Dirty")), "allow", "deny"),
+        (&["a", "di*"], Some(text("dirty")), "deny", "allow"),
+        (&["*"], Some(text("x")), "deny", "allow"),
+        // Nothing was said.
+        (&["dirty"], None, "allow", "deny"),
+        (&["*"], None, "allow", "deny"),
+        (&["*"], Some(Kind::NullValue(0)), "allow", "deny"),
+        // As one of a list, if that is what was meant.
+        (&["[bot]"], Some(list(&["old", "bot"])), "deny", "allow"),
+        (&["[b*]"], Some(list(&["old", "bot"])), "deny", "allow"),
+        (&["[bot]"], Some(list(&["old"])), "allow", "deny"),
+        (&["bot"], Some(list(&["old", "bot"])), "unclear", "deny"),
+        (&["[bot]"], Some(text("bot")), "unclear", "deny"),
+        (&["[bot]"], Some(text("old")), "allow", "deny"),
+        // What reads the same may be the same.
+        (&["5"], Some(Kind::NumberValue(5.0)), "unclear", "deny"),
+        (&["5"], Some(Kind::NumberValue(6.0)), "allow", "deny"),
+        (&["true"], Some(Kind::BoolValue(true)), "unclear", "deny"),
+        (
+            &["x"],
+            Some(Kind::StructValue(Struct::default())),
+            "unclear",
+            "deny",
+        ),
+    ] {
+        let found = (
+            of(Action::Deny, values, said.clone()),
+            of(Action::Allow, values, said.clone()),
+        );
+        assert_eq!(found, (denies, allows), "{values:?} {said:?}");
+    }
+    // Elsewhere nobody has said anything that a policy could judge by.
+    for key in [
+        "experimental.envoy.filters.http.ext_authz",
+        "experimental.envoy.filters.http.ext_authz[]",
+        "experimental.envoy.filters.http.ext_authz2[verdict]",
+        "experimental.envoy.filters.http.ext_proc[verdict]",
+    ] {
+        let found = judged(Action::Deny, key, &["dirty"], Some(text("clean")));
+        assert_eq!(found, "unclear", "{key}");
+    }
 }
 
 #[test]

@@ -4,10 +4,13 @@ use api::ext_authz::check_response::HttpResponse as Said;
 use api::ext_authz::header_value_option::HeaderAppendAction as Append;
 use api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
-    OkHttpResponse, Status, address, attribute_context::HttpRequest,
+    OkHttpResponse, QueryParameter, Status, address, attribute_context::HttpRequest,
 };
-use http::Version;
+use http::{Uri, Version};
 use prost::Message;
+use prost_types::Struct;
+use prost_types::value::Kind;
+use waypoint::permission::Denial;
 
 use super::*;
 
@@ -49,6 +52,7 @@ fn says(code: i32, said: Option<Said>) -> CheckResponse {
             ..Default::default()
         }),
         http_response: said,
+        ..Default::default()
     }
 }
 
@@ -176,6 +180,7 @@ fn a_permission_changes_the_request_and_the_answer() {
         ],
         headers_to_remove: vec!["x-secret".to_owned(), "host".to_owned(), ":path".to_owned()],
         response_headers_to_add: vec![plainly("set-cookie", "a=1"), plainly("set-cookie", "b=2")],
+        ..Default::default()
     }))
     .unwrap();
     let Answered::Allowed(allowed) = &answered else {
@@ -211,6 +216,179 @@ fn a_permission_changes_the_request_and_the_answer() {
             "x-there: 2",
             "x-user: anna",
         ]
+    );
+}
+
+#[test]
+fn of_a_connection_is_asked_who_wants_it_and_to_what() {
+    let case = Case::of(Request::get("/"));
+    let (to, own) = (
+        ([10, 96, 0, 1], 5432).into(),
+        "spiffe://cluster.local/ns/shop/sa/way",
+    );
+    let sent = grpc().asks_about(&case.client, to, own).unwrap();
+    let check = CheckRequest::decode(&sent.body()[5..]).unwrap();
+    let attributes = check.attributes.unwrap();
+    assert!(attributes.request.is_none());
+    let source = attributes.source.unwrap();
+    assert_eq!(source.principal, "spiffe://cluster.local/ns/shop/sa/client");
+    let destination = attributes.destination.unwrap();
+    assert_eq!(destination.principal, own);
+    let Some(address::Address::SocketAddress(at)) = destination.address.unwrap().address else {
+        panic!("no address")
+    };
+    assert_eq!(at.address, "10.96.0.1");
+    // Who is asked with requests cannot be asked about what is none.
+    let plain = authorizer(|it| it.http = true).unwrap();
+    assert!(plain.asks_about(&case.client, to, own).is_err());
+}
+
+fn sets(set: &[(&str, &str)], removed: &[&str]) -> OkHttpResponse {
+    let parameter = |(key, value): &(&str, &str)| QueryParameter {
+        key: (*key).to_owned(),
+        value: (*value).to_owned(),
+    };
+    OkHttpResponse {
+        query_parameters_to_set: set.iter().map(parameter).collect(),
+        query_parameters_to_remove: removed.iter().map(|it| (*it).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// Where a request goes after a permission; none: where it went.
+fn leads(ok: OkHttpResponse, uri: &str) -> Result<Option<String>, String> {
+    let uri: Uri = uri.parse().unwrap();
+    match heard(&allows(ok))? {
+        Answered::Allowed(allowed) => Ok(allowed.parameters.of(&uri)?.map(|it| it.to_string())),
+        denied => panic!("{denied:?}"),
+    }
+}
+
+/// As Envoy 1.40 wrote them, asked the same.
+#[test]
+fn a_query_that_is_changed_is_written_anew_by_name() {
+    type Pairs = &'static [(&'static str, &'static str)];
+    let cases: &[(&str, Pairs, &[&str], &str)] = &[
+        ("/a", &[("x", "1")], &[], "/a?x=1"),
+        ("/a?", &[("x", "1")], &[], "/a?x=1"),
+        // In the place of all of that name.
+        ("/a?x=1&x=2&y=3", &[("x", "4")], &[], "/a?x=4&y=3"),
+        ("/a?x=1", &[("x", "2"), ("x", "3")], &[], "/a?x=3"),
+        // The others as they came, by name; those of one name in their order.
+        (
+            "/a?z=1&b=2&a=3&b=1",
+            &[("m", "")],
+            &[],
+            "/a?a=3&b=2&b=1&m=&z=1",
+        ),
+        ("/a?B=1&a=2&_=3", &[], &["x"], "/a?B=1&_=3&a=2"),
+        ("/a?flag&x=1", &[("y", "2")], &[], "/a?flag=&x=1&y=2"),
+        ("/a?x=a=b&y=1", &[], &["y"], "/a?x=a=b"),
+        ("/a?x=1&&y=2&", &[], &["y"], "/a?=&x=1"),
+        // Nothing is escaped or taken for what it would be unescaped.
+        ("/a?x=%41+b&%78=1", &[("x", "%20")], &[], "/a?%78=1&x=%20"),
+        ("/a?x=1", &[], &["%78", "X"], "/a?x=1"),
+        (
+            "/a?x[]=1&x[]=2",
+            &[("y[]", "?/:@")],
+            &[],
+            "/a?x[]=1&x[]=2&y[]=?/:@",
+        ),
+        // Removed goes last; where nothing is left, there is no query.
+        (
+            "/a?x=1&y=2",
+            &[("y", "3"), ("z", "4")],
+            &["y", "z"],
+            "/a?x=1",
+        ),
+        ("/a?x=1&x=2", &[], &["x"], "/a"),
+        ("/a", &[], &["x"], "/a"),
+        // Of a path nothing changes.
+        ("/a%2Fb/;p=1?x=1", &[("x", "2")], &[], "/a%2Fb/;p=1?x=2"),
+        (
+            "http://web.shop:80/a?x=1",
+            &[],
+            &["x"],
+            "http://web.shop:80/a",
+        ),
+    ];
+    for (uri, set, removed, written) in cases {
+        let found = leads(sets(set, removed), uri);
+        assert_eq!(
+            found,
+            Ok(Some((*written).to_owned())),
+            "{uri} {set:?} {removed:?}"
+        );
+    }
+    assert_eq!(leads(sets(&[], &[]), "/a?z&a"), Ok(None));
+}
+
+#[test]
+fn what_would_be_another_parameter_or_end_the_query_is_no_permission() {
+    for (key, value) in [
+        ("x", "1&admin=1"),
+        ("x&admin", "1"),
+        ("x=1", "2"),
+        ("x", "1#f"),
+        ("x", "a b"),
+        ("x", "a\nb"),
+        ("x", "é"),
+        ("x", "\u{0}"),
+        ("x", "<\">"),
+    ] {
+        let found = leads(sets(&[(key, value)], &[]), "/a");
+        assert!(found.is_err(), "{key}={value}: {found:?}");
+    }
+    let long = "x".repeat(70_000);
+    let found = leads(sets(&[("x", &long)], &[]), "/a");
+    assert!(found.is_err_and(|why| why.contains("too long")));
+    // A CONNECT as it always was has no path.
+    assert!(leads(sets(&[("x", "1")], &[]), "web.shop:80").is_err());
+}
+
+fn words(fields: &[(&str, &str)]) -> Struct {
+    let field = |(name, text): &(&str, &str)| {
+        let kind = Some(Kind::StringValue((*text).to_owned()));
+        ((*name).to_owned(), prost_types::Value { kind })
+    };
+    Struct {
+        fields: fields.iter().map(field).collect(),
+    }
+}
+
+#[test]
+fn what_is_said_of_the_request_comes_with_any_answer() {
+    let (outer, inner) = (words(&[("by", "outer")]), words(&[("by", "inner")]));
+    let metadata = |said: Option<Said>, code: i32| {
+        let response = CheckResponse {
+            dynamic_metadata: Some(outer.clone()),
+            ..says(code, said)
+        };
+        match heard(&response).unwrap() {
+            Answered::Allowed(allowed) => allowed.metadata,
+            Answered::Denied(Denial { metadata, .. }) => metadata,
+        }
+    };
+    let denied = Said::DeniedResponse(DeniedHttpResponse::default());
+    let ok = |dynamic_metadata| {
+        Said::OkResponse(OkHttpResponse {
+            dynamic_metadata,
+            ..Default::default()
+        })
+    };
+    for (said, code, expected) in [
+        (None, 0, &outer),
+        (None, 7, &outer),
+        (Some(denied), 7, &outer),
+        (Some(ok(None)), 0, &outer),
+        // The older field goes before the other.
+        (Some(ok(Some(inner.clone()))), 0, &inner),
+    ] {
+        assert_eq!(metadata(said.clone(), code), *expected, "{said:?}");
+    }
+    assert_eq!(
+        heard(&says(0, None)),
+        Ok(Answered::Allowed(Allowed::default()))
     );
 }
 
@@ -257,8 +435,8 @@ fn nothing_else_is_a_permission() {
     let plain = Answered::Allowed(Allowed::default());
     assert_eq!(heard(&says(0, None)), Ok(plain.clone()));
     let no_code = CheckResponse {
-        status: None,
         http_response: Some(Said::OkResponse(OkHttpResponse::default())),
+        ..Default::default()
     };
     assert_eq!(heard(&no_code), Ok(plain));
 

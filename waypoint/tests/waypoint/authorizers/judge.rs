@@ -1,4 +1,5 @@
-//! A judge in a pod, who knows one user: `anna`. He waits for ever about `slow` and `waits`, and breaks about `broken`.
+//! A judge in a pod, who knows one user: `anna`. He waits for ever about `slow` and `waits`, and breaks about `broken`. Over
+//! gRPC he lets connections of `sa/client` be, changes the query of whatever is asked below `/grpc/query`, and says something of what is asked at `/grpc/said`.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -10,7 +11,7 @@ use api::ext_authz::authorization_server::{Authorization, AuthorizationServer};
 use api::ext_authz::check_response::HttpResponse as Said;
 use api::ext_authz::{
     CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
-    OkHttpResponse, Status,
+    OkHttpResponse, QueryParameter, Status,
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -20,6 +21,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use lab::Pod;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -96,7 +99,17 @@ impl Authorization for Judge {
     ) -> Result<tonic::Response<CheckResponse>, tonic::Status> {
         let attributes = request.into_inner().attributes.unwrap();
         let client = attributes.source.unwrap().principal;
-        let http = attributes.request.unwrap().http.unwrap();
+        let Some(http) = attributes.request.and_then(|it| it.http) else {
+            // Of a connection he knows who wants it.
+            let code = if client.ends_with("/sa/client") { 0 } else { 7 };
+            return Ok(tonic::Response::new(CheckResponse {
+                status: Some(Status {
+                    code,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }));
+        };
         let user = http.headers.get("x-user").cloned().unwrap_or_default();
         let (code, said) = match &*user {
             "slow" => pending().await,
@@ -109,12 +122,18 @@ impl Authorization for Judge {
             "anna" => (
                 0,
                 Said::OkResponse(OkHttpResponse {
+                    query_parameters_to_set: parameters(&http.path),
+                    query_parameters_to_remove: match http.path.starts_with("/grpc/query") {
+                        true => vec!["key".to_owned()],
+                        false => Vec::new(),
+                    },
                     headers: vec![header("x-judged", "grpc")],
                     headers_to_remove: vec!["x-secret".to_owned()],
                     response_headers_to_add: vec![
                         header("x-client", &client),
                         header("x-shown", &http.body),
                     ],
+                    ..Default::default()
                 }),
             ),
             user => (
@@ -132,7 +151,33 @@ impl Authorization for Judge {
                 ..Default::default()
             }),
             http_response: Some(said),
+            dynamic_metadata: http.path.strip_prefix("/grpc/said?").map(verdict),
         }))
+    }
+}
+
+/// What he sets of a query: below `broken` something that would be two parameters.
+fn parameters(path: &str) -> Vec<QueryParameter> {
+    let Some(rest) = path.strip_prefix("/grpc/query") else {
+        return Vec::new();
+    };
+    let value = match rest.starts_with("/broken") {
+        true => "anna&admin=1",
+        false => "anna",
+    };
+    vec![QueryParameter {
+        key: "tenant".to_owned(),
+        value: value.to_owned(),
+    }]
+}
+
+/// What he says of a request.
+fn verdict(word: &str) -> Struct {
+    let value = |kind| Value { kind: Some(kind) };
+    let verdict = value(Kind::StringValue(word.to_owned()));
+    let score = value(Kind::NumberValue(3.0));
+    Struct {
+        fields: [("verdict".to_owned(), verdict), ("score".to_owned(), score)].into(),
     }
 }
 
