@@ -10,7 +10,7 @@
 //! when they are asked, so that whoever may write one cannot stop the proxy with it.
 //!
 //! Of the Common Expression Language there is what conditions about one request need; what is left out is refused when
-//! it is read: messages, `dyn`, time zones.
+//! it is read: messages, `dyn`, time zones by name.
 
 pub mod cel;
 pub mod format;

@@ -1,4 +1,4 @@
-//! Moments as text, in UTC.
+//! Moments as text, in UTC; and what a clock shows then, here or so many hours from here.
 
 use std::fmt;
 
@@ -78,6 +78,69 @@ impl Moment {
         let seconds = days * 86_400 + hour * 3_600 + minute * 60 + second - east;
         let nanos = seconds.checked_mul(SECOND)?.checked_add(nanos)?;
         fits.then_some(Self(nanos))
+    }
+}
+
+/// What clocks and calendars show of a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hand {
+    Year,
+    /// From 0.
+    Month,
+    /// Of the month, from 1.
+    Date,
+    /// Of the month, from 0.
+    DayOfMonth,
+    /// From 0, a Sunday.
+    DayOfWeek,
+    /// From 0.
+    DayOfYear,
+    Hours,
+    Minutes,
+    Seconds,
+    Milliseconds,
+}
+
+/// How far east of UTC a clock is: its nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Zone(i64);
+
+impl Zone {
+    pub(crate) const UTC: Self = Self(0);
+
+    /// Reads `UTC`, `+02:00`, `-08:30`, `02:00`. Names of places are for whoever has the table of their laws.
+    pub(crate) fn read(text: &str) -> Option<Self> {
+        if matches!(text, "UTC" | "GMT") {
+            return Some(Self::UTC);
+        }
+        let (west, plain) = match text.strip_prefix('-') {
+            Some(plain) => (true, plain),
+            None => (false, text.strip_prefix('+').unwrap_or(text)),
+        };
+        let (hours, minutes) = plain.split_once(':')?;
+        let two = |text: &str| digits(text).filter(|_| text.len() == 2);
+        let (hours, minutes) = (two(hours)?, two(minutes)?);
+        let east = (hours < 24 && minutes < 60).then_some((hours * 60 + minutes) * 60 * SECOND)?;
+        Some(Self(if west { -east } else { east }))
+    }
+}
+
+impl Moment {
+    /// What a clock in a zone shows; none beyond the end of time.
+    pub(crate) fn shows(self, hand: Hand, zone: Zone) -> Option<i64> {
+        let it = Self(self.0.checked_add(zone.0)?).parts();
+        Some(match hand {
+            Hand::Year => it.year,
+            Hand::Month => it.month - 1,
+            Hand::Date => it.day,
+            Hand::DayOfMonth => it.day - 1,
+            Hand::DayOfWeek => it.weekday,
+            Hand::DayOfYear => days(it.year, it.month, it.day) - days(it.year, 1, 1),
+            Hand::Hours => it.hour,
+            Hand::Minutes => it.minute,
+            Hand::Seconds => it.second,
+            Hand::Milliseconds => it.nanos / 1_000_000,
+        })
     }
 }
 

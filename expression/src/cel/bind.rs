@@ -4,6 +4,7 @@ use regex::{Regex, RegexBuilder};
 
 use super::parse::{Constant, Of, Operator, Tree};
 use super::{Headers, Unreadable};
+use crate::time::{Hand, Zone};
 use crate::{Attribute, Fields, Moment};
 
 /// A node that can be asked.
@@ -62,14 +63,12 @@ pub(super) enum Function {
     Substring,
     IndexOf,
     Join,
-    Hours,
-    Minutes,
-    Seconds,
-    Milliseconds,
+    /// Of a moment, where a clock is set so; of a duration, how many in all.
+    Clock(Hand),
 }
 
 /// Name, how many arguments at least and at most, with the one that it is a method of.
-const FUNCTIONS: [(&str, usize, usize, Function); 23] = [
+const FUNCTIONS: [(&str, usize, usize, Function); 29] = [
     ("size", 1, 1, Function::Size),
     ("startsWith", 2, 2, Function::StartsWith),
     ("endsWith", 2, 2, Function::EndsWith),
@@ -89,10 +88,16 @@ const FUNCTIONS: [(&str, usize, usize, Function); 23] = [
     ("substring", 2, 3, Function::Substring),
     ("indexOf", 2, 2, Function::IndexOf),
     ("join", 1, 2, Function::Join),
-    ("getHours", 1, 1, Function::Hours),
-    ("getMinutes", 1, 1, Function::Minutes),
-    ("getSeconds", 1, 1, Function::Seconds),
-    ("getMilliseconds", 1, 1, Function::Milliseconds),
+    ("getFullYear", 1, 2, Function::Clock(Hand::Year)),
+    ("getMonth", 1, 2, Function::Clock(Hand::Month)),
+    ("getDate", 1, 2, Function::Clock(Hand::Date)),
+    ("getDayOfMonth", 1, 2, Function::Clock(Hand::DayOfMonth)),
+    ("getDayOfWeek", 1, 2, Function::Clock(Hand::DayOfWeek)),
+    ("getDayOfYear", 1, 2, Function::Clock(Hand::DayOfYear)),
+    ("getHours", 1, 2, Function::Clock(Hand::Hours)),
+    ("getMinutes", 1, 2, Function::Clock(Hand::Minutes)),
+    ("getSeconds", 1, 2, Function::Clock(Hand::Seconds)),
+    ("getMilliseconds", 1, 2, Function::Clock(Hand::Milliseconds)),
 ];
 
 pub(super) fn bind(tree: Tree) -> Result<Node, Unreadable> {
@@ -265,6 +270,13 @@ impl Binder {
                 _ => Moment::read(text).map(|it| Node::Time(it.0)),
             };
             return read.map_or_else(|| wrong(at, format!("{text:?} is no {name}")), Ok);
+        }
+        if let (Function::Clock(_), [_, Node::Constant(Constant::Text(zone))]) =
+            (function, arguments.as_slice())
+            && Zone::read(zone).is_none()
+        {
+            let why = "is no time zone that is known here: UTC, or hours and minutes from it as in +02:00";
+            return wrong(at, format!("{zone:?} {why}"));
         }
         Ok(Node::Call(*function, arguments))
     }

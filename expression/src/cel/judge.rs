@@ -6,7 +6,8 @@ use std::rc::Rc;
 use super::NoValue;
 use super::bind::{Each, Function, Node};
 use super::parse::{Constant, Operator};
-use super::reckon::{arithmetic, one};
+use super::reckon::{arithmetic, one, shown};
+use crate::time::Zone;
 use crate::{Subject, Value};
 
 pub(super) type Yields<'s> = Result<Value<'s>, NoValue>;
@@ -281,6 +282,10 @@ impl<'s> Judge<'s> {
                 self.part(&text, from, to)
             }
             (Function::Join, rest) => self.join(first, rest.first()),
+            (Function::Clock(hand), [zone]) => {
+                let (of, zone) = (self.value(first)?, self.text(zone)?);
+                shown(hand, &of, Zone::read(&zone).ok_or(NoValue::Range)?)
+            }
             (function, _) => {
                 let of = self.value(first)?;
                 self.made(size_of(&of))?;

@@ -4,6 +4,7 @@ use super::NoValue;
 use super::bind::{Function, duration};
 use super::judge::{LARGEST, Yields};
 use super::parse::Operator;
+use crate::time::{Hand, Zone};
 use crate::{Moment, Value};
 
 /// Functions of one value.
@@ -37,13 +38,33 @@ pub(super) fn one<'s>(function: Function, of: Value<'s>) -> Yields<'s> {
             let moment = Moment::read(&text).ok_or(NoValue::Range)?;
             Ok(Value::Time(moment.0))
         }
-        (F::Hours, Value::Duration(nanos)) => Ok(Value::Int(nanos / 3_600_000_000_000)),
-        (F::Minutes, Value::Duration(nanos)) => Ok(Value::Int(nanos / 60_000_000_000)),
-        (F::Seconds, Value::Duration(nanos)) => Ok(Value::Int(nanos / 1_000_000_000)),
-        (F::Milliseconds, Value::Duration(nanos)) => Ok(Value::Int(nanos / 1_000_000)),
+        (F::Clock(hand), of) => clock(hand, &of),
         (F::Int | F::Uint | F::Double, of) => number(function, &of),
         _ => Err(NoValue::Kind),
     }
+}
+
+fn clock<'s>(hand: Hand, of: &Value<'s>) -> Yields<'s> {
+    let Value::Duration(nanos) = of else {
+        return shown(hand, of, Zone::UTC);
+    };
+    let unit = match hand {
+        Hand::Hours => 3_600_000_000_000,
+        Hand::Minutes => 60_000_000_000,
+        Hand::Seconds => 1_000_000_000,
+        Hand::Milliseconds => 1_000_000,
+        _ => return Err(NoValue::Kind),
+    };
+    Ok(Value::Int(nanos / unit))
+}
+
+/// Of a moment, what a clock in a zone shows.
+pub(super) fn shown<'s>(hand: Hand, of: &Value<'s>, zone: Zone) -> Yields<'s> {
+    let Value::Time(nanos) = of else {
+        return Err(NoValue::Kind);
+    };
+    let shown = Moment(*nanos).shows(hand, zone);
+    shown.map(Value::Int).ok_or(NoValue::Range)
 }
 
 fn number<'s>(to: Function, of: &Value<'s>) -> Yields<'s> {

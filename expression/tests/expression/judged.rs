@@ -93,6 +93,41 @@ fn expressions_yield_what_the_language_says() {
         ("filter_state.downstream_peer.namespace", "shop"),
         ("filter_state['downstream_peer']['namespace']", "shop"),
         ("request.duration.getMilliseconds()", "12"),
+        // 2026-11-21, a Saturday, 21:00:00.25.
+        ("request.time.getFullYear()", "2026"),
+        ("request.time.getMonth()", "10"),
+        ("request.time.getDate()", "21"),
+        ("request.time.getDayOfMonth()", "20"),
+        ("request.time.getDayOfWeek()", "6"),
+        ("request.time.getDayOfYear()", "324"),
+        ("request.time.getHours()", "21"),
+        ("request.time.getMilliseconds()", "250"),
+        ("request.time.getHours('UTC')", "21"),
+        ("request.time.getHours('+02:00')", "23"),
+        ("request.time.getHours('02:00')", "23"),
+        ("request.time.getHours('-08:00')", "13"),
+        ("request.time.getMinutes('+05:45')", "45"),
+        ("request.time.getMinutes('-00:30')", "30"),
+        (
+            "request.time.getDate('+03:00') * 100 + request.time.getHours('+03:00')",
+            "2200",
+        ),
+        ("request.time.getDayOfWeek('+03:00')", "0"),
+        ("request.time.getHours(['+01:00', '+02:00'][1])", "23"),
+        ("timestamp('2024-12-31T23:30:00Z').getDayOfYear()", "365"),
+        (
+            "timestamp('2024-12-31T23:30:00Z').getFullYear('+01:00')",
+            "2025",
+        ),
+        (
+            "timestamp('1969-12-31T23:59:59.5Z').getMilliseconds()",
+            "500",
+        ),
+        ("timestamp('1969-12-31T23:59:59.5Z').getDayOfWeek()", "3"),
+        (
+            "duration('90m').getHours() + duration('90m').getMinutes()",
+            "91",
+        ),
         ("/* no */ 1", ""),
     ] {
         if expected.is_empty() {
@@ -124,6 +159,16 @@ fn what_is_not_there_yields_nothing_but_where_the_other_side_decides() {
     assert_eq!(yields("1 / 0"), Err(NoValue::Range));
     assert_eq!(yields("9223372036854775807 + 1"), Err(NoValue::Range));
     assert_eq!(yields("[1][1]"), Err(NoValue::Range));
+    assert_eq!(
+        yields("request.time.getHours(request.method)"),
+        Err(NoValue::Range)
+    );
+    assert_eq!(
+        yields("duration('1h').getHours('+01:00')"),
+        Err(NoValue::Kind)
+    );
+    assert_eq!(yields("duration('1h').getFullYear()"), Err(NoValue::Kind));
+    assert_eq!(yields("(1).getHours()"), Err(NoValue::Kind));
     assert!(!Expression::read("response.code").unwrap().holds(&Asked));
 }
 

@@ -29,6 +29,18 @@ fn what_nobody_knows_is_refused_where_it_is_read() {
         ("has(1)", "has()"),
         ("duration('x')", "is no duration"),
         ("timestamp('2026')", "is no timestamp"),
+        (
+            "request.time.getHours('America/New_York')",
+            "is no time zone that is known here",
+        ),
+        ("request.time.getHours('+2:00')", "is no time zone"),
+        ("request.time.getHours('+24:00')", "is no time zone"),
+        ("request.time.getHours('+02:60')", "is no time zone"),
+        ("request.time.getHours('')", "is no time zone"),
+        (
+            "request.time.getHours('+02:00', 1)",
+            "another number of arguments",
+        ),
         ("99999999999999999999", "number"),
         ("1 = 1", "operator is expected"),
         ("#", "means nothing here"),
