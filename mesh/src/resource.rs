@@ -75,7 +75,12 @@ pub fn ties<'a>(resource: &'a Resource, mut each: impl FnMut(Tie<'a>)) {
         }
         Some(Kind::Subset(subset)) => subset.service.iter().map(Tie::Towards).for_each(each),
         Some(Kind::Authorization(policy)) => targets(&policy.targets, each),
-        Some(Kind::Authentication(policy)) => targets(&policy.targets, each),
+        Some(Kind::Authentication(policy)) => {
+            targets(&policy.targets, each);
+            let issuers = policy.rules.iter();
+            let issuers = issuers.filter_map(|it| it.service.as_ref());
+            issuers.map(Tie::Leads).for_each(each);
+        }
         Some(Kind::RateLimit(policy)) => targets(&policy.targets, each),
         Some(Kind::Telemetry(telemetry)) => targets(&telemetry.targets, each),
         Some(Kind::Processing(processing)) => {

@@ -4,7 +4,7 @@
 //!
 //! 1. its tokens are looked for where the rules say                       (`find`)
 //! 2. each must be good by one of the rules that look there                (`token`, pure)
-//! 3. keys that are not here yet, or a key nobody knows, are waited for    (`sets`, `fetch`, `guard`)
+//! 3. keys that are not here yet, or a key nobody knows, are waited for    (`sets`, `fetch`, `guard`, `mesh`)
 //! 4. the first good one, in the order of the rules, is who asks           ([`Verified`])
 //!
 //! A request without a token passes: that it must have one is for an AuthorizationPolicy to say. Stricter than Envoy:
@@ -15,6 +15,7 @@ mod fetch;
 mod find;
 mod guard;
 mod keys;
+mod mesh;
 mod rule;
 mod seen;
 mod sets;
@@ -36,6 +37,7 @@ use seen::Seen;
 pub use fetch::{Fetch, Fetched, Http};
 pub use guard::{is_allowed, may_be_asked};
 pub use keys::{KeyError, Keys};
+pub use mesh::Through;
 pub use sets::KeySets;
 pub use token::Fault;
 pub use verified::Verified;

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 pub(crate) use ops::random::random;
 
 pub(crate) use self::aim::{Aim, Held, Shot};
-pub(crate) use self::ask::ask;
+pub(crate) use self::ask::{ask, ourselves};
 pub use self::head::is_grpc;
 pub(crate) use self::head::without_named;
 pub(crate) use self::mirror::{Aside, send as send_aside};

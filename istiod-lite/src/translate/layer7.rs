@@ -60,7 +60,7 @@ pub struct Layer7 {
     pub targets: Vec<Target>,
     /// Hosts it is for, complete; may begin with `*`.
     pub hosts: Vec<String>,
-    /// Hosts that it sends to, complete.
+    /// Hosts that it sends to, or fetches keys from, complete.
     pub destinations: Vec<String>,
     /// Secrets and ConfigMaps that it names, and what it needs of them.
     pub credentials: credential::Named,
@@ -122,6 +122,7 @@ impl Layer7 {
             hosts: hosts.iter().map(complete).collect(),
             destinations: match &spec {
                 Spec::Virtual(it) => virtual_service::destinations(it).map(complete).collect(),
+                Spec::Authentication(it) => authentication::issuers(it, domain),
                 _ => Vec::new(),
             },
             credentials: match &spec {

@@ -36,7 +36,10 @@ impl World {
         let policy = self.objects.layer7.get(key)?;
         match &*policy.spec {
             Spec::Authentication(spec) => {
-                Some(self.authentication(policy, authentication::authentication(spec)))
+                let (namespace, domain) = (&policy.key.namespace, &self.cluster.domain);
+                let find = |host: &str| self.found_host(host, namespace);
+                let made = authentication::authentication(spec, &find, domain);
+                Some(self.authentication(policy, made))
             }
             Spec::Closed(_) if matches!(key.kind, Kind::RateLimitPolicy | Kind::QuotaPolicy) => {
                 Some(self.closed_limit(policy))

@@ -365,6 +365,40 @@ fn whoever_names_a_provider_hears_when_its_service_comes_and_goes() {
 }
 
 #[test]
+fn the_service_that_an_issuers_keys_are_at_is_named_while_it_is_there() {
+    let mut world = world();
+    let spec = format!(
+        "{{targetRefs: [{WEB}], jwtRules: [{{issuer: me, jwksUri: 'http://api.b/keys'}}]}}"
+    );
+    set(
+        &mut world,
+        &policy("RequestAuthentication", SECURITY, "a", "p", &spec),
+    );
+    let named = |world: &World| match told(world).remove("a/wp/requestauthentication/a/p") {
+        Some(Told::Authentication(made)) => {
+            let service = made.rules[0].service.clone();
+            service.map(|it| format!("{}/{}:{}", it.namespace, it.hostname, it.port))
+        }
+        other => panic!("{other:?}"),
+    };
+    let there = Some("b/api.b.svc.cluster.local:80".to_owned());
+    assert_eq!(named(&world), there);
+    let changed = gone(&mut world, Kind::Service, "b", "api");
+    assert_eq!(named(&world), None);
+    let name = "a/wp/requestauthentication/a/p";
+    assert!(changed.resources.iter().any(|it| **it == *name));
+    set(&mut world, &service("b", "api", ""));
+    assert_eq!(named(&world), there);
+    // Somebody else's port.
+    let spec = spec.replace("api.b", "api.b:81");
+    set(
+        &mut world,
+        &policy("RequestAuthentication", SECURITY, "a", "p", &spec),
+    );
+    assert_eq!(named(&world), None);
+}
+
+#[test]
 fn tokens_limits_and_reports_are_told_where_they_are_attached() {
     let mut world = world();
     let jwt = format!("{{targetRefs: [{WEB}], jwtRules: [{{issuer: me, jwks: '{{}}'}}]}}");

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::guard::{self, Place, is_allowed};
+use crate::route::ServiceName;
 
 /// Longest answer, in bytes.
 const LONGEST: usize = 1 << 20;
@@ -31,7 +32,7 @@ const MOST_ADDRESSES: usize = 4;
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// What bytes come over.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
 
@@ -42,6 +43,16 @@ pub type Fetched = Result<Bytes, String>;
 pub trait Fetch: Send + Sync + 'static {
     /// Brings one, within a time.
     fn fetch(&self, uri: Uri, within: Duration) -> BoxFuture<'_, Fetched>;
+
+    /// The same of a service of the mesh; as from anywhere, by who does not know the mesh.
+    fn fetch_from(
+        &self,
+        _service: &ServiceName,
+        uri: Uri,
+        within: Duration,
+    ) -> BoxFuture<'_, Fetched> {
+        self.fetch(uri, within)
+    }
 }
 
 /// Brings documents over HTTP, from where nothing but documents can be had.
@@ -58,13 +69,14 @@ impl Http {
         }
     }
 
-    async fn get(&self, uri: Uri) -> Fetched {
+    pub(super) async fn get(&self, uri: Uri) -> Fetched {
         let place = guard::may_be_asked(&uri)?;
         let stream = connect(&place.host, place.port).await?;
         self.over(stream, place, &uri).await
     }
 
-    async fn over(&self, stream: impl Stream, place: Place, uri: &Uri) -> Fetched {
+    /// Over a connection that is there.
+    pub(super) async fn over(&self, stream: impl Stream, place: Place, uri: &Uri) -> Fetched {
         if !place.secure {
             return ask(stream, uri).await;
         }
@@ -103,6 +115,13 @@ impl Fetch for Http {
                 .await
                 .unwrap_or_else(late)
         })
+    }
+}
+
+impl Default for Http {
+    /// With the system's roots.
+    fn default() -> Self {
+        Self::new(None)
     }
 }
 

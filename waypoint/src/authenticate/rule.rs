@@ -9,6 +9,7 @@ use http::{HeaderName, header};
 use super::keys::Keys;
 use super::sets::{KeySet, KeySets, Where};
 use super::token::Fault;
+use crate::route::ServiceName;
 
 /// When none is given.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -173,10 +174,11 @@ fn source(rule: &wire::JwtRule, sets: &KeySets) -> Result<Source, String> {
             .map(Source::Inline)
             .map_err(|error| format!("jwks: {error}"));
     }
-    let place = if rule.jwks_uri.is_empty() {
-        Where::Discovered(rule.issuer.as_str().into())
-    } else {
-        Where::At(rule.jwks_uri.as_str().into())
+    let uri: Box<str> = rule.jwks_uri.as_str().into();
+    let place = match &rule.service {
+        _ if uri.is_empty() => Where::Discovered(rule.issuer.as_str().into()),
+        Some(service) => Where::Of(ServiceName::compile(service)?, uri),
+        None => Where::At(uri),
     };
     sets.of(place).map(Source::Fetched)
 }

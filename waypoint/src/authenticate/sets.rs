@@ -27,6 +27,7 @@ use super::guard::may_be_asked;
 use super::keys::{KeyError, Keys};
 use super::seen::Seen;
 use super::token::Fault;
+use crate::route::ServiceName;
 
 /// Between fetches that succeed, as Istio has it.
 const REFRESH: Duration = Duration::from_secs(20 * 60);
@@ -62,6 +63,8 @@ struct Shared {
 pub(super) enum Where {
     /// A key set.
     At(Box<str>),
+    /// The same, of a service of the mesh.
+    Of(ServiceName, Box<str>),
     /// Where the issuer's `.well-known/openid-configuration` says.
     Discovered(Box<str>),
 }
@@ -239,7 +242,10 @@ impl Keeper {
             let document = self.fetch.fetch(uri, WITHIN).await?;
             uri = discovered(&document, issuer)?;
         }
-        let document = self.fetch.fetch(uri, WITHIN).await?;
+        let document = match &self.place {
+            Where::Of(service, _) => self.fetch.fetch_from(service, uri, WITHIN).await?,
+            _ => self.fetch.fetch(uri, WITHIN).await?,
+        };
         Keys::parse(&document).map_err(|error| error.to_string())
     }
 }
@@ -271,7 +277,7 @@ fn allowed(text: &str) -> Result<Uri, String> {
 impl Where {
     fn uri(&self) -> Result<Uri, String> {
         match self {
-            Self::At(uri) => allowed(uri),
+            Self::At(uri) | Self::Of(_, uri) => allowed(uri),
             Self::Discovered(issuer) => allowed(&format!(
                 "{}/.well-known/openid-configuration",
                 issuer.trim_end_matches('/')
@@ -284,6 +290,11 @@ impl std::fmt::Display for Where {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::At(uri) => f.write_str(uri),
+            Self::Of(service, uri) => write!(
+                f,
+                "{uri} (through the mesh, of {}/{})",
+                service.namespace, service.hostname
+            ),
             Self::Discovered(issuer) => write!(f, "{issuer} (discovered)"),
         }
     }

@@ -7,9 +7,45 @@ use http::{Request, Response};
 use super::{TRIES, again, head, outcome, speaks_http2};
 use crate::arrive::{Arrived, To};
 use crate::call::Aim;
-use crate::compiled::Config;
+use crate::client::{Baggage, Client};
+use crate::compiled::{Config, Front};
+use crate::proxy::Proxy;
 use crate::request::Refused;
+use crate::route::ServiceName;
 use crate::upstream::{Answer, Outgoing, Unanswered};
+
+/// Towards a service, with ourselves as the client: for what we ask on nobody's behalf.
+///
+/// # Errors
+/// It is not known, or has no such port.
+pub(crate) fn ourselves(proxy: &Arc<Proxy>, name: &ServiceName) -> Result<Arc<Arrived>, String> {
+    let snapshot = proxy.mesh.load();
+    let unknown = |what: &str| {
+        let place = format!("{}/{}:{}", name.namespace, name.hostname, name.port);
+        format!("{place} {what}")
+    };
+    let service = snapshot.service(&name.namespace, &name.hostname);
+    let service = service.ok_or_else(|| unknown("is not known"))?;
+    let port = service.port(name.port);
+    let port = *port.ok_or_else(|| unknown("has no such port"))?;
+    let own = proxy.config.own_ip();
+    let client = Arc::new(Client {
+        identity: Some(proxy.identity.clone()),
+        address: (own, 0).into(),
+        peer: own,
+        workload: snapshot.workload_at(&proxy.network, own).cloned(),
+        said: Baggage::default(),
+    });
+    Ok(Arc::new(Arrived {
+        share: proxy.load.ours(),
+        caller: proxy.reports.caller(client.clone()),
+        proxy: proxy.clone(),
+        client,
+        to: To::of(service, port, None),
+        front: Front::default(),
+        from_abroad: false,
+    }))
+}
 
 /// An answer of that service's. Asked once; again where nobody has seen the question.
 ///

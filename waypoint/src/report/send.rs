@@ -18,12 +18,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::collector::{Collector, Own};
+use super::collector::Own;
 use super::queue::{Opened, Openings, Record};
-use crate::arrive::{Arrived, To};
 use crate::call;
-use crate::client::{Baggage, Client};
-use crate::compiled::Front;
 use crate::proxy::Proxy;
 use crate::upstream::Outgoing;
 
@@ -144,7 +141,8 @@ impl Sender {
 
     async fn send(&self, batch: &[Record]) -> Result<u64, Undelivered> {
         let collector = &self.opened.to;
-        let arrived = self.towards(collector)?;
+        let arrived = call::ourselves(&self.proxy, &collector.service);
+        let arrived = arrived.map_err(Undelivered::again)?;
         let request = collector.request(batch, &self.own);
         let request = request.map_err(Undelivered::never)?;
         let request = request.map(|body| Outgoing::Whole(Some(body)));
@@ -177,36 +175,6 @@ impl Sender {
                 again: matches!(status, Some("1" | "4" | "8" | "10" | "11" | "14" | "15")),
             }),
         }
-    }
-
-    /// We are the client.
-    fn towards(&self, collector: &Collector) -> Result<Arc<Arrived>, Undelivered> {
-        let (proxy, name) = (&self.proxy, &collector.service);
-        let snapshot = proxy.mesh.load();
-        let unknown = |what: &str| {
-            let place = format!("{}/{}:{}", name.namespace, name.hostname, name.port);
-            Undelivered::again(format!("{place} {what}"))
-        };
-        let service = snapshot.service(&name.namespace, &name.hostname);
-        let service = service.ok_or_else(|| unknown("is not known"))?;
-        let port = service.port(name.port);
-        let port = *port.ok_or_else(|| unknown("has no such port"))?;
-        let own = proxy.config.own_ip();
-        let client = Arc::new(Client {
-            identity: Some(proxy.identity.clone()),
-            address: (own, 0).into(),
-            peer: own,
-            workload: snapshot.workload_at(&proxy.network, own).cloned(),
-            said: Baggage::default(),
-        });
-        Ok(Arc::new(Arrived {
-            share: proxy.load.ours(),
-            caller: proxy.reports.caller(client.clone()),
-            proxy: proxy.clone(),
-            client,
-            to: To::of(service, port, None),
-            front: Front::default(),
-        }))
     }
 }
 

@@ -49,6 +49,98 @@ spec:
     });
 }
 
+#[test]
+fn keys_of_an_issuer_that_takes_nothing_but_mesh_tls_are_fetched_through_the_mesh() {
+    in_shop(|shop| {
+        shop.lab.namespace("out").plain()?;
+        shop.lab.namespace("auth").ambient()?;
+        let stranger = shop.lab.pod("out/stranger").node(1).start()?;
+        let issuer = shop.lab.pod("auth/issuer").node(1).label("app", "issuer");
+        let issuer = issuer.start()?;
+        publish(&issuer, &json!({"keys": [EC.public]}))?;
+        let app = ("app", "issuer");
+        shop.lab
+            .service_for("auth/issuer", app, &[("http", 80, 8080)])?;
+        // Nobody but the waypoint may ask it, and that by mesh TLS only.
+        let own = shop.waypoint.pod().pod().identity();
+        let own = own.trim_start_matches("spiffe://");
+        let closed = format!(
+            "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{ namespace: auth, name: default }}
+spec: {{ mtls: {{ mode: STRICT }} }}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{ namespace: auth, name: waypoint }}
+spec:
+  selector: {{ matchLabels: {{ app: issuer }} }}
+  rules: [{{ from: [{{ source: {{ principals: ['{own}'] }} }}] }}]
+"
+        );
+        shop.lab.apply_yaml("closed", &closed)?;
+        shop.until("plain text to be refused", |_| {
+            plainly(&stranger, issuer.at(8080)).is_none()
+        })?;
+        let good = json!({"iss": "https://issuer.example", "sub": "me", "exp": now() + 600});
+        let asked = |status: u16, text: &str| {
+            let asking = ask(shop, "/", Some(EC.sign(&good)));
+            let heard = shop.runtime.block_on(asking);
+            heard.is_ok_and(|it| it.status == status && it.text().contains(text))
+        };
+        // By its address it is nobody that the mesh could be asked for.
+        for (uri, status, text) in [
+            (
+                format!("http://{}/keys", issuer.at(8080)),
+                401,
+                "Jwks remote fetch is failed",
+            ),
+            (
+                "http://issuer.auth.svc.cluster.local/keys".to_owned(),
+                200,
+                "x-subject: me",
+            ),
+            (
+                format!("http://{}/again", issuer.at(8080)),
+                401,
+                "Jwks remote fetch is failed",
+            ),
+            (
+                "http://issuer.auth:80/again".to_owned(),
+                200,
+                "x-subject: me",
+            ),
+        ] {
+            let yaml = format!(
+                "
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{ namespace: shop, name: tokens }}
+spec:
+  targetRefs: [{{ group: '', kind: Service, name: web }}]
+  jwtRules:
+  - issuer: https://issuer.example
+    jwksUri: {uri}
+    outputClaimToHeaders: [{{ header: x-subject, claim: sub }}]
+"
+            );
+            shop.lab.apply_yaml("tokens", &yaml)?;
+            shop.until(&uri, |_| asked(status, text))?;
+        }
+        Ok(())
+    });
+}
+
+/// What is answered in plain text, if anything is.
+fn plainly(pod: &Pod, to: std::net::SocketAddr) -> Option<String> {
+    let mut stream = pod.connect(to).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer).filter(|it| !it.is_empty())
+}
+
 async fn judged(shop: &Shop<'_>) -> Result<()> {
     let claims = |change: Value| {
         let mut claims = json!({"iss": "https://issuer.example", "sub": "me", "aud": "shop", "exp": now() + 300});

@@ -117,7 +117,8 @@ impl World {
         uids
     }
 
-    fn found_host(&self, host: &str, namespace: &str) -> Option<Found> {
+    /// The service that has a host, as those of a namespace see it.
+    pub(super) fn found_host(&self, host: &str, namespace: &str) -> Option<Found> {
         let key = self.objects.hosts.holder(host, namespace)?;
         let service = self.objects.services.get(key).map(|it| &it.ports);
         let entry = || self.objects.service_entries.get(key).map(|it| &it.ports);

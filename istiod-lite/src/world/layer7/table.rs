@@ -131,6 +131,11 @@ impl Objects {
                 references.extend(hosts.map(|it| Reference::Host(it.as_str().into())));
                 false
             }
+            Spec::Authentication(_) => {
+                let hosts = policy.destinations.iter();
+                references.extend(hosts.map(|it| Reference::Host(it.as_str().into())));
+                false
+            }
             Spec::Telemetry(_) => policy.targets.is_empty(),
             _ => false,
         };
