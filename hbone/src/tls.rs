@@ -14,6 +14,7 @@
 
 pub mod handshake;
 
+mod anchors;
 mod chain;
 mod lifetime;
 mod proof;
@@ -51,6 +52,7 @@ use self::{
 };
 use crate::identity::Identity;
 
+pub use self::anchors::Anchors;
 pub(crate) use self::chain::check;
 pub use self::chain::{CertificateText, ChainError};
 pub use self::revocation::{RevocationFigures, Revocations, Unreadable};

@@ -13,6 +13,7 @@ use api::k8s::backends::{BackendTlsPolicySpec, CaRef};
 use api::k8s::istio::destination_rule::{ClientTls, DestinationRuleSpec, TlsMode, TrafficPolicy};
 use api::k8s::objects::{ConfigMap, Kind, ObjectKey, Secret};
 use api::waypoint as wire;
+use hbone::Revocations;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -32,7 +33,7 @@ pub struct Credential {
     key: Vec<u8>,
     ca: Vec<u8>,
     /// Whom it says not to believe any more.
-    revokes: bool,
+    crl: Vec<u8>,
     /// It is not one that is read.
     odd: Option<String>,
 }
@@ -69,7 +70,7 @@ impl Credential {
             chain: field(["tls.crt", "cert"]),
             key: field(["tls.key", "key"]),
             ca: field(["ca.crt", "cacert"]),
-            revokes: !field(["ca.crl", "crl"]).is_empty(),
+            crl: field(["ca.crl", "crl"]),
             odd: None,
         }
     }
@@ -77,10 +78,10 @@ impl Credential {
     /// Of a ConfigMap: roots.
     pub fn of_config_map(map: &ConfigMap) -> Self {
         let field = |name: &str| map.data.as_ref().and_then(|it| it.get(name));
-        let ca = field("ca.crt").map(|it| it.clone().into_bytes());
+        let field = |name: &str| field(name).map(|it| it.clone().into_bytes());
         Self {
-            ca: ca.unwrap_or_default(),
-            revokes: field("ca.crl").is_some_and(|it| !it.is_empty()),
+            ca: field("ca.crt").unwrap_or_default(),
+            crl: field("ca.crl").unwrap_or_default(),
             ..Self::default()
         }
     }
@@ -90,26 +91,29 @@ impl Credential {
         !self.ca.is_empty()
     }
 
-    /// With the roots of its companion, where it has none.
+    /// With the roots of its companion, where it has none; whom either of them revokes is revoked.
     pub fn with_authority_of(&self, companion: &Self) -> Self {
         Self {
             ca: companion.ca.clone(),
-            revokes: self.revokes || companion.revokes,
+            crl: [&*self.crl, b"\n", &companion.crl].concat(),
             odd: self.odd.clone().or(companion.odd.clone()),
             ..self.clone()
         }
     }
 
-    /// The roots of several: whoever one of them vouches for is believed.
+    /// The roots of several: whoever one of them vouches for is believed, unless a list of one of them says otherwise.
     pub fn authorities<'a>(all: impl Iterator<Item = &'a Self>) -> wire::Secret {
-        let mut ca = Vec::new();
+        let (mut ca, mut crl) = (Vec::new(), Vec::new());
         for one in all {
-            ca.extend_from_slice(&one.ca);
             // A file need not end its last line.
-            ca.push(b'\n');
+            for (text, of) in [(&mut ca, &one.ca), (&mut crl, &one.crl)] {
+                text.extend_from_slice(of);
+                text.push(b'\n');
+            }
         }
         wire::Secret {
             ca,
+            crl: told(&crl),
             ..wire::Secret::default()
         }
     }
@@ -122,9 +126,9 @@ impl Credential {
         if let Some(why) = certificates(&self.ca) {
             return Some(format!("ca.crt {why}"));
         }
-        if self.revokes {
-            let why = "has a list of who is revoked (ca.crl), which waypoints do not read: they would believe who is on it";
-            return Some(why.to_owned());
+        // As who is told it reads it.
+        if let Err(why) = Revocations::default().replace(&self.crl) {
+            return Some(format!("ca.crl: {why}"));
         }
         if r#use == Use::Authority {
             return None;
@@ -144,7 +148,16 @@ impl Credential {
             ca: self.ca.clone(),
             certificate: if own { self.chain.clone() } else { Vec::new() },
             key: if own { self.key.clone() } else { Vec::new() },
+            crl: told(&self.crl),
         }
+    }
+}
+
+/// Lists, if there are any.
+fn told(crl: &[u8]) -> Vec<u8> {
+    match crl.trim_ascii().is_empty() {
+        true => Vec::new(),
+        false => crl.to_vec(),
     }
 }
 
@@ -296,7 +309,7 @@ mod tests {
                 "Opaque",
                 &[("ca.crt", &*certificate), ("ca.crl", "x")],
                 Use::Authority,
-                "has a list of who is revoked (ca.crl), which waypoints do not read: they would believe who is on it",
+                "ca.crl: the list of revoked certificates cannot be read: it holds none in PEM",
             ),
             (
                 "kubernetes.io/service-account-token",
@@ -308,6 +321,27 @@ mod tests {
             let lacks = secret(kind, fields).lacks(r#use);
             assert_eq!(lacks.as_deref(), Some(said), "{kind}");
         }
+    }
+
+    #[test]
+    fn who_is_revoked_is_told_with_the_roots() {
+        let (certificate, _) = pair();
+        let list = |name: &str| format!("-----{name}-----\n");
+        let with = |crl: &str| secret("Opaque", &[("ca.crt", &certificate), ("ca.crl", crl)]);
+        let told = |it: &Credential| String::from_utf8(it.told(Use::Authority).crl).unwrap();
+        assert_eq!(told(&with(" \n")), "");
+        assert_eq!(with(" \n").lacks(Use::Authority), None);
+        let (one, other) = (with(&list("one")), with(&list("other")));
+        assert_eq!(told(&one), list("one"));
+        let generic = secret("Opaque", &[("cacert", &certificate), ("crl", &list("one"))]);
+        assert_eq!(told(&generic), list("one"));
+        let both = told(&one.with_authority_of(&other));
+        assert!(both.contains(&list("one")) && both.contains(&list("other")));
+        let all = Credential::authorities([&one, &other].into_iter());
+        let all = String::from_utf8(all.crl).unwrap();
+        assert!(all.contains(&list("one")) && all.contains(&list("other")));
+        let none = Credential::authorities([&with("")].into_iter());
+        assert!(none.crl.is_empty());
     }
 
     #[test]

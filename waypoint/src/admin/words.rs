@@ -276,6 +276,7 @@ mod tests {
                 certificate: pem("CERTIFICATE").into_bytes(),
                 key: pem("EC PRIVATE KEY").into_bytes(),
                 ca: pem("PRIVATE KEY").into_bytes(), // in the wrong place
+                ..Default::default()
             })),
             ..Default::default()
         };

@@ -1,13 +1,15 @@
 //! TLS that begins here, towards endpoints that policies ask it for (DestinationRule, BackendTLSPolicy).
 //!
 //! Compiled when a policy arrives. Whoever answers must prove one of the names that the policy gives, or the one that
-//! the client asked for; a key or a root that is missing refuses, and never means "anybody".
+//! the client asked for, and not be on a list of who is revoked; a key, a root or a list that is missing or cannot be read
+//! refuses, and never means "anybody".
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
 
 use api::waypoint as wire;
+use hbone::tls::Anchors;
 use prost::Message;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
@@ -67,11 +69,12 @@ impl Tls {
         let mut number = DefaultHasher::new();
         said.encode_to_vec().hash(&mut number);
         let roots = match said.ca.as_str() {
-            "" => system_roots()?,
+            "" => anchors(system_roots()?, &[])?,
             key => {
-                let ca = &find(key)?.ca;
-                ca.hash(&mut number);
-                roots(ca).map_err(|why| format!("{key}: {why}"))?
+                let wire::Secret { ca, crl, .. } = find(key)?;
+                (ca, crl).hash(&mut number);
+                let roots = roots(ca).and_then(|roots| anchors(roots, crl));
+                roots.map_err(|why| format!("{key}: {why}"))?
             }
         };
         let own = match said.certificate.as_str() {
@@ -186,6 +189,10 @@ fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
     }
 }
 
+fn anchors(roots: RootCertStore, lists: &[u8]) -> Result<Anchors, String> {
+    Anchors::new(roots, lists).map_err(|error| error.to_string())
+}
+
 fn system_roots() -> Result<RootCertStore, String> {
     let pem = std::fs::read(SYSTEM_ROOTS);
     let pem = pem.map_err(|error| format!("the system's roots, {SYSTEM_ROOTS}: {error}"))?;
@@ -209,7 +216,7 @@ fn server_name(name: &str) -> Result<ServerName<'static>, String> {
 /// Whoever proves one of the names, under one of the roots.
 #[derive(Debug)]
 struct Verifier {
-    roots: RootCertStore,
+    roots: Anchors,
     /// None: the one that was asked for.
     names: Vec<ServerName<'static>>,
     insecure: bool,
@@ -231,11 +238,12 @@ impl ServerCertVerifier for Verifier {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         verify_server_cert_signed_by_trust_anchor(
             &certificate,
-            &self.roots,
+            self.roots.roots(),
             intermediates,
             now,
             self.algorithms.all,
         )?;
+        self.roots.check_server(end_entity, intermediates, now)?;
         let mut failed = Error::InvalidCertificate(CertificateError::NotValidForName);
         let asked = self.names.is_empty().then_some(asked);
         for name in self.names.iter().chain(asked) {
@@ -276,21 +284,53 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 mod tests {
     use super::*;
 
-    /// A root and a certificate of it for `name`.
-    fn signed(name: &str) -> (String, Vec<u8>) {
+    type Issuer = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
+
+    fn issuer() -> Issuer {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut root = rcgen::CertificateParams::default();
         root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let root = rcgen::CertifiedIssuer::self_signed(root, key).unwrap();
+        rcgen::CertifiedIssuer::self_signed(root, key).unwrap()
+    }
+
+    /// A certificate for `name`, with that number.
+    fn leaf(issuer: &Issuer, name: &str, number: u64) -> Vec<u8> {
         let key = rcgen::KeyPair::generate().unwrap();
-        let leaf = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
-        let leaf = leaf.signed_by(&key, &root).unwrap();
-        (root.pem(), leaf.der().to_vec())
+        let mut leaf = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        leaf.serial_number = Some(number.into());
+        leaf.signed_by(&key, issuer).unwrap().der().to_vec()
+    }
+
+    /// A root and a certificate of it for `name`.
+    fn signed(name: &str) -> (String, Vec<u8>) {
+        let root = issuer();
+        let leaf = leaf(&root, name, 1);
+        (root.pem(), leaf)
+    }
+
+    /// A list of who is revoked, by their numbers; another one was due long ago.
+    fn list(issuer: &Issuer, numbers: &[u64]) -> String {
+        let then = rcgen::date_time_ymd(2020, 1, 1);
+        let revoked = numbers.iter().map(|number| rcgen::RevokedCertParams {
+            serial_number: (*number).into(),
+            revocation_time: then,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: then,
+            next_update: rcgen::date_time_ymd(2020, 2, 1),
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        list.signed_by(issuer).unwrap().pem().unwrap()
     }
 
     fn verifier(pem: &str, names: &[&str]) -> Verifier {
         Verifier {
-            roots: roots(pem.as_bytes()).unwrap(),
+            roots: anchors(roots(pem.as_bytes()).unwrap(), &[]).unwrap(),
             names: names
                 .iter()
                 .map(|name| server_name(name).unwrap())
@@ -322,6 +362,56 @@ mod tests {
             );
             assert_eq!(verified.is_ok(), good, "{names:?}, asked {asked}");
         }
+    }
+
+    #[test]
+    fn whoever_is_on_a_list_of_the_roots_is_refused() {
+        let (root, other) = (issuer(), issuer());
+        let [good, bad] = [leaf(&root, "a.example", 2), leaf(&root, "a.example", 3)];
+        let judged = |lists: &str, leaf: &[u8]| {
+            let mut verifier = verifier(&root.pem(), &[]);
+            let store = roots(root.pem().as_bytes()).unwrap();
+            verifier.roots = anchors(store, lists.as_bytes()).unwrap();
+            let leaf = CertificateDer::from(leaf.to_vec());
+            let name = server_name("a.example").unwrap();
+            let verified = verifier.verify_server_cert(&leaf, &[], &name, &[], UnixTime::now());
+            verified.map(drop)
+        };
+        let revoked = Err(Error::InvalidCertificate(CertificateError::Revoked));
+        let ours = list(&root, &[1, 3]);
+        assert_eq!(judged("", &bad), Ok(()));
+        assert_eq!(judged(&ours, &bad), revoked);
+        assert_eq!(judged(&ours, &good), Ok(()));
+        // It speaks for who signed it, beside whatever other list.
+        let theirs = list(&other, &[2, 3]);
+        assert_eq!(judged(&theirs, &bad), Ok(()));
+        assert_eq!(judged(&(theirs + &ours), &bad), revoked);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_refuses_and_another_one_makes_other_connections() {
+        let root = issuer();
+        let compiled = |crl: &str| {
+            let secret = wire::Secret {
+                ca: root.pem().into_bytes(),
+                crl: crl.as_bytes().to_vec(),
+                ..Default::default()
+            };
+            let said = wire::ClientTls {
+                mode: Mode::Simple.into(),
+                ca: "secret/shop/ca".to_owned(),
+                ..Default::default()
+            };
+            Tls::compile(&said, |_| Some(&secret)).map(|tls| tls.unwrap().number())
+        };
+        assert!(compiled("nobody").is_err_and(|why| why.contains("cannot be read")));
+        let numbers = [
+            compiled(""),
+            compiled(&list(&root, &[1])),
+            compiled(&list(&root, &[2])),
+        ];
+        let [none, one, two] = numbers.map(Result::unwrap);
+        assert!(none != one && one != two && none == compiled("").unwrap());
     }
 
     #[test]

@@ -6,7 +6,10 @@ use anyhow::{Context, Result, ensure};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use lab::Service;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, IsCa,
+    KeyIdMethod, KeyPair, RevokedCertParams, date_time_ymd,
+};
 use rustls::RootCertStore;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::WebPkiClientVerifier;
@@ -26,6 +29,9 @@ fn endpoints_are_believed_and_shown_what_secrets_hold() {
 
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
+/// Number of the apps' certificate.
+const APP: u64 = 7;
+
 /// Who signs the apps' certificates and the waypoint's.
 struct Authority(Issuer);
 
@@ -39,17 +45,37 @@ impl Authority {
         )?))
     }
 
-    /// Certificate and key, in PEM.
-    fn pair(&self, name: &str) -> Result<(rcgen::Certificate, KeyPair)> {
+    /// A certificate with that number, and its key.
+    fn pair(&self, name: &str, number: u64) -> Result<(rcgen::Certificate, KeyPair)> {
         let key = KeyPair::generate()?;
-        let parameters = CertificateParams::new([name.to_owned()])?;
+        let mut parameters = CertificateParams::new([name.to_owned()])?;
+        parameters.serial_number = Some(number.into());
         Ok((parameters.signed_by(&key, &self.0)?, key))
+    }
+
+    /// A list of one whom it believes no more, in PEM.
+    fn revoking(&self, number: u64) -> Result<String> {
+        let then = date_time_ymd(2020, 1, 1);
+        let list = CertificateRevocationListParams {
+            this_update: then,
+            next_update: date_time_ymd(2120, 1, 1),
+            crl_number: 1_u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: number.into(),
+                revocation_time: then,
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.0)?.pem()?)
     }
 }
 
 /// Each app serves TLS on 8445 and answers with the name it was asked for, and whether the client showed a certificate.
 fn serve(shop: &Shop<'_>, authority: &Authority) -> Result<()> {
-    let (certificate, key) = authority.pair("keys.example")?;
+    let (certificate, key) = authority.pair("keys.example", APP)?;
     let mut roots = RootCertStore::empty();
     roots.add(authority.0.der().clone())?;
     let provider = hbone::tls::crypto_provider();
@@ -109,7 +135,7 @@ fn indented(pem: &str) -> String {
     lines.collect()
 }
 
-fn secret(ca: &str, pair: Option<(&str, &str)>) -> String {
+fn secret(ca: &str, pair: Option<(&str, &str)>, crl: &str) -> String {
     let mut text = format!(
         "apiVersion: v1\nkind: Secret\nmetadata: {{ namespace: shop, name: keys }}\ntype: Opaque\nstringData:\n  ca.crt: |\n{}",
         indented(ca)
@@ -117,6 +143,9 @@ fn secret(ca: &str, pair: Option<(&str, &str)>) -> String {
     if let Some((certificate, key)) = pair {
         let (certificate, key) = (indented(certificate), indented(key));
         text += &format!("  tls.crt: |\n{certificate}  tls.key: |\n{key}");
+    }
+    if !crl.is_empty() {
+        text += &format!("  ca.crl: |\n{}", indented(crl));
     }
     text
 }
@@ -141,13 +170,13 @@ fn rule(shop: &Shop<'_>, authority: &Authority) -> Result<()> {
     shop.lab.apply_yaml("keys", &destination("SIMPLE"))?;
     until("a Secret that is not there to refuse", (503, ""))?;
     let ca = authority.0.pem();
-    shop.lab.apply_yaml("keys-secret", &secret(&ca, None))?;
+    shop.lab.apply_yaml("keys-secret", &secret(&ca, None, ""))?;
     until("the roots of the Secret", (200, "keys.example nobody"))?;
     shop.lab.apply_yaml("keys", &destination("MUTUAL"))?;
     until("a Secret without a key to refuse", (503, ""))?;
-    let (certificate, key) = authority.pair("waypoint.example")?;
+    let (certificate, key) = authority.pair("waypoint.example", 1)?;
     let (certificate, key) = (certificate.pem(), key.serialize_pem());
-    let whole = secret(&ca, Some((&certificate, &key)));
+    let whole = secret(&ca, Some((&certificate, &key)), "");
     shop.lab.apply_yaml("keys-secret", &whole)?;
     until("the key of the Secret", (200, "keys.example shown"))?;
     let dump = shop.waypoint.pod().ask("/config_dump")?;
@@ -157,8 +186,20 @@ fn rule(shop: &Shop<'_>, authority: &Authority) -> Result<()> {
         "it is shown that it is there"
     );
     ensure!(!dump.contains(secret_line), "and the key is not");
+    let revoking = |list: &str| {
+        let secret = secret(&ca, Some((&certificate, &key)), list);
+        shop.lab.apply_yaml("keys-secret", &secret)
+    };
+    revoking(&authority.revoking(APP)?)?;
+    until("an app that is revoked to be refused", (503, ""))?;
+    revoking(&authority.revoking(APP + 1)?)?;
+    until("another one to be revoked", (200, "keys.example shown"))?;
+    revoking("nobody")?;
+    until("a list that nobody can read to refuse", (503, ""))?;
+    revoking("")?;
+    until("nobody to be revoked", (200, "keys.example shown"))?;
     let other = Authority::new()?;
-    let rotated = secret(&other.0.pem(), Some((&certificate, &key)));
+    let rotated = secret(&other.0.pem(), Some((&certificate, &key)), "");
     shop.lab.apply_yaml("keys-secret", &rotated)?;
     until("other roots to refuse", (503, ""))
 }

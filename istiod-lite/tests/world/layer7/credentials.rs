@@ -243,7 +243,7 @@ fn a_secret_without_roots_has_those_of_its_companion() {
 }
 
 #[test]
-fn who_is_revoked_is_not_believed_because_nobody_reads_the_list() {
+fn a_list_of_who_is_revoked_that_cannot_be_read_keeps_the_roots_back() {
     let mut world = world();
     let (certificate, _) = &*PAIR;
     let fields = [("ca.crt", certificate.as_str()), ("ca.crl", "a list")];
