@@ -1,9 +1,11 @@
 //! `ambit check`: can this cluster carry the mesh? Reads, judges, changes nothing.
 //!
 //! 1. facts: version, nodes, rights, meshes and CNIs that are there, NetworkPolicies  [`facts`]
+//!    and objects that would have no effect                                           [`idle`]
 //! 2. findings                                                                       [`judge`]
 
 mod facts;
+mod idle;
 mod judge;
 
 use clap::Args;

@@ -8,6 +8,7 @@
 //! | [`routes`], [`backends`] | the same for routes and policies of Gateway API |
 //! | [`crd`] | the definitions of Istio's kinds and ours, for an API server |
 //! | [`check`] | what an API server with Istio's definitions would refuse |
+//! | [`idle`] | Istio's kinds that have no effect here, and what does instead |
 //! | [`aim`] | whom a policy that is refused is certainly about |
 //! | [`yaml`] | text → documents → objects, with the line of every fault |
 //! | [`json`] | the same for what an API server answers |
@@ -20,6 +21,7 @@ pub mod backends;
 pub mod check;
 pub mod crd;
 pub mod dir;
+pub mod idle;
 pub mod istio;
 pub mod json;
 pub mod labels;

@@ -12,6 +12,7 @@ use kube::core::GroupVersionKind;
 use kube::discovery::oneshot;
 use kube::{Api, Client, ResourceExt as _};
 
+use super::idle;
 use crate::parts::is_ours;
 
 /// All that [`super::judge`] knows.
@@ -35,6 +36,8 @@ pub(super) struct Facts {
     pub(super) policies: Vec<NetworkPolicy>,
     /// Whether the Gateway API is there.
     pub(super) gateway_api: bool,
+    /// Objects of Istio's that would have no effect.
+    pub(super) idle: Vec<idle::Found>,
 }
 
 /// A node.
@@ -88,6 +91,7 @@ pub(super) async fn collect(client: &Client, system: &str) -> anyhow::Result<Fac
         cilium: cilium.and_then(|map| map.data),
         policies: policies.items,
         gateway_api: oneshot::pinned_kind(client, &gateways).await.is_ok(),
+        idle: idle::collect(client).await?,
         ..Facts::default()
     };
     workloads(client, &mut facts).await?;
@@ -182,7 +186,7 @@ async fn forbidden(client: &Client, system: &str) -> anyhow::Result<Vec<String>>
     Ok(forbidden)
 }
 
-const NEEDED: [(&str, &str, &str, bool); 13] = [
+const NEEDED: [(&str, &str, &str, bool); 14] = [
     ("create", "rbac.authorization.k8s.io", "roles", true),
     ("create", "rbac.authorization.k8s.io", "rolebindings", true),
     ("create", "", "serviceaccounts", true),
@@ -207,6 +211,12 @@ const NEEDED: [(&str, &str, &str, bool); 13] = [
         "create",
         "admissionregistration.k8s.io",
         "validatingwebhookconfigurations",
+        false,
+    ),
+    (
+        "create",
+        "admissionregistration.k8s.io",
+        "mutatingwebhookconfigurations",
         false,
     ),
     ("create", "apps", "daemonsets", true),

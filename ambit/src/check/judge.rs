@@ -1,6 +1,7 @@
 //! What the facts mean for a mesh. Pure.
 
 use super::facts::{Facts, NodeFacts};
+use super::idle::Found;
 use super::{Item, State};
 use crate::network_policy::in_the_way;
 
@@ -21,6 +22,7 @@ pub(super) fn items(facts: &Facts) -> Vec<Item> {
     items.extend(plugins(facts));
     items.extend(policies(facts));
     items.push(gateway_api(facts));
+    items.extend(facts.idle.iter().map(without_effect));
     items
 }
 
@@ -198,8 +200,27 @@ fn gateway_api(facts: &Facts) -> Item {
     )
 }
 
+/// Names of objects that are told.
+const TOLD: usize = 3;
+
+fn without_effect(found: &Found) -> Item {
+    let names = found.objects.iter().take(TOLD).map(String::as_str);
+    let mut names: Vec<&str> = names.collect();
+    if found.objects.len() > TOLD {
+        names.push("…");
+    }
+    let (count, kind) = (found.objects.len(), found.kind.kind);
+    let (group, names) = (found.kind.group, names.join(", "));
+    doubt(
+        format!("{count} of {kind} ({group}) without effect: {names}"),
+        found.kind.instead,
+    )
+}
+
 #[cfg(test)]
 mod tests {
+    use api::k8s::idle;
+
     use super::*;
 
     fn node() -> NodeFacts {
@@ -231,6 +252,27 @@ mod tests {
             "{items:?}"
         );
         assert!(items.len() >= 6);
+    }
+
+    #[test]
+    fn what_would_have_no_effect_is_told_with_what_would() {
+        let objects = ["a/one", "a/two", "b/one", "b/two"].map(String::from);
+        let kind = *idle::of("networking.istio.io/v1", "Sidecar").unwrap();
+        let spoilt = Facts {
+            idle: vec![Found {
+                kind,
+                objects: objects.into(),
+            }],
+            ..fit()
+        };
+        let items = items(&spoilt);
+        let item = items.last().unwrap();
+        assert_eq!(item.state, State::Doubt);
+        assert_eq!(
+            item.found,
+            "4 of Sidecar (networking.istio.io) without effect: a/one, a/two, b/one, …"
+        );
+        assert!(item.remedy.contains("ambit.io/egress"), "{item:?}");
     }
 
     #[test]

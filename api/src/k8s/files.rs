@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::dir::{Change, Fault};
 use super::objects::{Object, ObjectKey, Time};
 use super::yaml::{self, Parsed, Source};
-use super::{merge, status};
+use super::{idle, merge, status};
 
 /// Everything read so far.
 #[derive(Debug, Default)]
@@ -393,8 +393,13 @@ impl Files {
     }
 
     fn ignore(&mut self, path: &Path, kind: String) {
-        if !self.ignored.contains(&kind) {
-            tracing::info!(file = %self.root.join(path).display(), "ignored: kind {kind}");
+        let file = self.root.join(path);
+        let idle = kind.rsplit_once('/');
+        if let Some(idle) = idle.and_then(|(version, kind)| idle::of(version, kind)) {
+            // Each time: somebody wrote it, and believes that it holds.
+            tracing::warn!(file = %file.display(), kind = idle.kind, "without effect: {}", idle.instead);
+        } else if !self.ignored.contains(&kind) {
+            tracing::info!(file = %file.display(), "ignored: kind {kind}");
             self.ignored.insert(kind);
         }
     }
