@@ -101,8 +101,7 @@ pub struct Connection<T = TcpStream> {
     /// Milliseconds within which to end, or [`STAY`].
     drain_within: AtomicU64,
     phase: Phase,
-    /// The lists of revoked certificates under which the peer has proven who it is; none if it was another process to
-    /// which it did.
+    /// The lists of revoked certificates under which the peer has proven who it is; none if that is asked no more.
     proven_under: Option<(Arc<Revocations>, u64)>,
 }
 
@@ -183,6 +182,18 @@ impl Connection {
             phase: Phase::Serving,
             proven_under: None,
         }
+    }
+
+    /// The peer of a connection that was taken over has proven itself to another process, and nobody here knows under
+    /// which lists of revoked certificates. Where there is any in `lists` it is asked to come again, and else when there
+    /// is: what is open goes on, as on any connection.
+    pub fn mind(&mut self, lists: &Arc<Revocations>) {
+        let number = lists.number();
+        let known = match lists.are_any() {
+            true => number.wrapping_sub(1),
+            false => number,
+        };
+        self.proven_under = Some((lists.clone(), known));
     }
 }
 

@@ -77,6 +77,17 @@ pub struct Listed {
     pub outbound: Vec<Shown>,
 }
 
+/// How many connections of somebody are open.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Open {
+    /// That came to it.
+    pub(crate) inbound: usize,
+    /// That it opened.
+    pub(crate) outbound: usize,
+    /// Those of both that are flows of UDP.
+    pub(crate) flows: usize,
+}
+
 impl Connections {
     /// How many are open now, both ends of a joined connection counted.
     pub fn open(&self) -> usize {
@@ -234,11 +245,16 @@ impl OfPod {
         lock(&self.live).values().cloned().collect()
     }
 
-    /// How many came to it, and how many it opened.
-    pub(crate) fn counts(&self) -> (usize, usize) {
+    /// How many there are.
+    pub(crate) fn counts(&self) -> Open {
         let live = lock(&self.live);
         let inbound = live.values().filter(|live| live.is_inbound()).count();
-        (inbound, live.len() - inbound)
+        let is_flow = |live: &&Arc<Live>| live.protocol == Protocol::Udp;
+        Open {
+            inbound,
+            outbound: live.len() - inbound,
+            flows: live.values().filter(is_flow).count(),
+        }
     }
 
     /// The connections that came to this pod.
@@ -304,6 +320,7 @@ mod tests {
             started: Instant::now(),
             hop: b,
             ends: Arc::default(),
+            outside: false,
             said: None,
             tunnelled: None,
             waypoint: None,

@@ -5,17 +5,21 @@
 //! alone for as long as new ones are held (`admit::HOLD`), then cuts them too.
 //!
 //! Open connections out of the mesh are cut as well where their workload may not call who is unknown any more.
+//!
+//! A connection that was taken over from another process is one of these like any other, from the moment it is here; before it
+//! goes on it is judged once ([`admit::admit`] if it came in, [`taken`] if it goes out).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use mesh::{DeniedBy, EgressMode, Policy, Snapshot};
+use mesh::{DeniedBy, EgressMode, Policy, Snapshot, Workload};
 use tokio::time::{Instant, timeout_at};
 
 use crate::admit::{self, Denied, Judged};
 use crate::connections::{Live, OfPod};
 use crate::node::Node;
+use crate::pod::Pod;
 use crate::route;
 
 /// Byte counters of open connections are brought into the metrics this often; a scrape does it too.
@@ -99,14 +103,30 @@ fn shut(node: &Node) {
         if workload.egress.mode != EgressMode::Refuse {
             continue;
         }
-        for live in pod.all().iter().filter(|live| live.goes_out()) {
-            let to = live.original;
-            if let Some(by) = route::shut_by(&snapshot, workload, to, &node.resolv.servers) {
-                let (destination, by) = (to, by.clone());
-                cut(live, Denied::Egress { destination, by });
+        for live in pod.all() {
+            if let Some(why) = shut_by(node, &snapshot, workload, &live) {
+                cut(&live, why);
             }
         }
     }
+}
+
+/// Cuts one that was opened by another process if it may not be by what is known here.
+pub(crate) fn taken(node: &Node, pod: &Pod, live: &Live) {
+    let snapshot = node.mesh.load();
+    let uid = pod.workload_uid();
+    let workload = snapshot.workload(&uid);
+    let why = workload.and_then(|workload| shut_by(node, &snapshot, workload, live));
+    if let Some(why) = why {
+        cut(live, why);
+    }
+}
+
+fn shut_by(node: &Node, snapshot: &Snapshot, workload: &Workload, live: &Live) -> Option<Denied> {
+    let to = Some(live.original).filter(|_| live.goes_out())?;
+    let by = route::shut_by(snapshot, workload, to, &node.resolv.servers)?;
+    let (destination, by) = (to, by.clone());
+    Some(Denied::Egress { destination, by })
 }
 
 fn cut(live: &Live, why: Denied) {

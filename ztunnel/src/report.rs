@@ -170,12 +170,18 @@ impl Report {
             // Each endpoint that was tried is counted as opened and as closed; the connection fails at most once.
             entry.live().series().closed(self.failed_before.1);
         }
-        let live = self.enter(found, joined, bytes);
+        let outside = found.ends.destination.is_none() && found.ends.service.is_none();
+        let live = self.enter(found, outside, (joined, bytes));
         live.series().opened();
         live
     }
 
-    fn enter(&mut self, found: Whereabouts<'_>, joined: bool, bytes: Bytes) -> Arc<Live> {
+    fn enter(
+        &mut self,
+        found: Whereabouts<'_>,
+        outside: bool,
+        (joined, bytes): (bool, Bytes),
+    ) -> Arc<Live> {
         let said = found.said.filter(|_| found.ends.source.is_none());
         let reporter = self.known.reporter();
         let shared = self.node.traffic.between(
@@ -193,6 +199,7 @@ impl Report {
             started: self.known.started(),
             hop: found.hop,
             ends,
+            outside,
             said: said.map(Box::from),
             tunnelled: found.tunnelled,
             waypoint,
@@ -245,7 +252,9 @@ impl Report {
             actual: told.actual,
             joined: None,
         };
-        let live = report.enter(found, joined, bytes);
+        // As it was when it was opened: who is not known here (yet) is not outside for that.
+        let outside = told.ends.destination.is_none() && told.ends.service.is_none();
+        let live = report.enter(found, outside, (joined, bytes));
         if let Some(note) = &told.note {
             report.note(note.clone());
         }

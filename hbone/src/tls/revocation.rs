@@ -121,6 +121,15 @@ impl Revocations {
         self.number.load(Ordering::Acquire)
     }
 
+    /// Whether there is any list, or one that cannot be read.
+    pub(crate) fn are_any(&self) -> bool {
+        match &*self.current() {
+            Lists::Unsaid => false,
+            Lists::Unreadable(_) => true,
+            Lists::Said { all, .. } => !all.is_empty(),
+        }
+    }
+
     /// How many there are, of whom, and until when.
     pub fn figures(&self) -> RevocationFigures {
         let unreadable = self.unreadable.load(Ordering::Relaxed);

@@ -7,11 +7,13 @@
 //! | `faults` | one thing goes wrong, at each of the steps |
 //! | `kills` | either side is killed, at any moment, under traffic |
 //! | `crowd` | a thousand connections |
+//! | `judged` | policies change after it |
 
 #![allow(clippy::unwrap_used, clippy::panic)] // in a test, that is a failed assertion
 
 mod crowd;
 mod faults;
+mod judged;
 mod kills;
 #[path = "../support/mod.rs"]
 mod support;

@@ -55,6 +55,8 @@ pub(crate) struct Story {
     pub(crate) hop: SocketAddr,
     /// Shared by all connections between them.
     pub(crate) ends: Arc<Ends>,
+    /// Nobody was known at the other end when it was opened.
+    pub(crate) outside: bool,
     /// What the source said of itself, where nothing else is known of it.
     pub(crate) said: Option<Box<str>>,
     /// `dst.hbone_addr`.
@@ -161,8 +163,7 @@ impl Live {
 
     /// It leaves for where nobody was known.
     pub(crate) fn goes_out(&self) -> bool {
-        let ends = &self.story.ends;
-        !self.is_inbound() && ends.destination.is_none() && ends.service.is_none()
+        !self.is_inbound() && self.story.outside
     }
 
     /// It has stopped, and it is not decided which process goes on with it: whether it is denied is that one's affair.

@@ -24,6 +24,7 @@ use crate::hint::Hint;
 use crate::inbound;
 use crate::node::Node;
 use crate::pod::Pod;
+use crate::rejudge;
 use crate::report::{Failure, Report};
 use crate::traffic::{Flag, Reporter};
 
@@ -177,7 +178,9 @@ impl Adoption {
             way, mut carried, ..
         } = account;
         match (thawed, way) {
-            (Thawed::Accepted(connection, resumed), Way::Arrived { peer, local }) => {
+            (Thawed::Accepted(mut connection, resumed), Way::Arrived { peer, local }) => {
+                // Its streams are judged by policies, the peer of those that come by the lists of now.
+                connection.mind(node.certificates.revoked());
                 to.streams(resumed, carried);
                 let (node, task_pod) = (node.clone(), pod.clone());
                 let share = node.bounds.adopted(&pod.part);
@@ -323,9 +326,11 @@ async fn carried(
     copying: impl Future<Output = Ended>,
 ) -> Result<(), Stopped> {
     if live.reporter == Reporter::Source {
+        rejudge::taken(node, pod, live);
         return tokio::select! {
-            done = copying => ended(done),
+            biased;
             denied = live.denied() => Err(denied.into()),
+            done = copying => ended(done),
         };
     }
     tokio::select! {
