@@ -43,6 +43,7 @@ fn lead_one(container: &mut Value, asked: &mut Asked, warnings: &mut Vec<String>
         match question(probed, &ports) {
             Question::Proxy(question) => {
                 probed.remove("tcpSocket");
+                probed.remove("grpc");
                 let led = json!({"path": path, "port": parts::READINESS, "scheme": "HTTP"});
                 probed.insert("httpGet".to_owned(), led);
                 asked.insert(path, question);
@@ -97,9 +98,19 @@ fn question(probe: &Map<String, Value>, ports: &Value) -> Question {
             None => Question::Kubelet("of a port without a number"),
         };
     }
-    match probe.contains_key("grpc") {
-        true => Question::Kubelet("over gRPC"),
-        false => Question::Nobody,
+    let Some(grpc) = probe.get("grpc") else {
+        return Question::Nobody;
+    };
+    // A name is not for it to have.
+    match grpc["port"]
+        .as_u64()
+        .and_then(|port| u16::try_from(port).ok())
+    {
+        Some(port) => {
+            let health = json!({"port": port, "service": grpc["service"].as_str()});
+            Question::Proxy(json!({"grpc": health, "timeoutSeconds": seconds}))
+        }
+        None => Question::Kubelet("of a port without a number"),
     }
 }
 

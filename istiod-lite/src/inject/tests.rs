@@ -306,7 +306,8 @@ fn what_kubelet_asks_goes_by_way_of_the_proxy_with_its_own_rhythm() {
              "periodSeconds": 3, "timeoutSeconds": 2},
          "readinessProbe": {"tcpSocket": {"port": 9000}},
          "startupProbe": {"exec": {"command": ["true"]}}},
-        {"name": "other", "livenessProbe": {"grpc": {"port": 9001}},
+        {"name": "health", "livenessProbe": {"grpc": {"port": 9001, "service": "s"}, "periodSeconds": 7}},
+        {"name": "other", "livenessProbe": {"httpGet": {"port": 80, "host": "192.0.2.1"}},
          "readinessProbe": {"httpGet": {"port": 8443, "scheme": "HTTPS"}},
          "startupProbe": {"httpGet": {"port": "nowhere"}},
          "lifecycle": {"preStop": {"httpGet": {"port": 80}}, "postStart": {"exec": {"command": ["true"]}}}},
@@ -330,8 +331,12 @@ fn what_kubelet_asks_goes_by_way_of_the_proxy_with_its_own_rhythm() {
         before["spec"]["containers"][0]["startupProbe"]
     );
     assert_eq!(
-        after["spec"]["containers"][1],
-        before["spec"]["containers"][1]
+        after["spec"]["containers"][1]["livenessProbe"],
+        json!({"httpGet": {"path": "/app-health/health/livez", "port": 15021, "scheme": "HTTP"}, "periodSeconds": 7})
+    );
+    assert_eq!(
+        after["spec"]["containers"][2],
+        before["spec"]["containers"][2]
     );
     let asked: Value = serde_json::from_str(&told(&after, "ISTIO_KUBE_APP_PROBERS")).unwrap();
     assert_eq!(
@@ -340,12 +345,13 @@ fn what_kubelet_asks_goes_by_way_of_the_proxy_with_its_own_rhythm() {
             "/app-health/web/livez": {"httpGet": {"path": "/live", "port": 8080,
                 "httpHeaders": [{"name": "A", "value": "b"}]}, "timeoutSeconds": 2},
             "/app-health/web/readyz": {"tcpSocket": {"port": 9000}, "timeoutSeconds": 1},
+            "/app-health/health/livez": {"grpc": {"port": 9001, "service": "s"}, "timeoutSeconds": 1},
             "/app-health/log/readyz": {"httpGet": {"path": "/r", "port": 24224}, "timeoutSeconds": 1},
         })
     );
     let warned = |text: &str| warnings.iter().any(|it| it.contains(text));
     for text in [
-        "over gRPC",
+        "of another host",
         "over TLS",
         "without a number",
         "lifecycle.preStop",

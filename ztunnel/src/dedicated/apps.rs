@@ -6,6 +6,7 @@
 //! it): anybody may have the question put, and nobody chooses it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +16,32 @@ use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hbone::control_plane::Dialler;
+use http::uri::PathAndQuery;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
+use tonic_prost::ProstCodec;
 
 use super::probe::{Rules, once};
 use crate::config::{Config, Mode};
 
 /// What to ask, by the path at which it is asked for.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Probers(Arc<BTreeMap<String, Probe>>);
+pub struct Probers(Arc<BTreeMap<String, Question>>);
+
+#[derive(Debug, Clone, PartialEq)]
+struct Question {
+    way: Way,
+    patience: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Way {
+    /// As of a machine's application.
+    Check(Check),
+    /// gRPC's health check.
+    Health { port: u16, service: String },
+}
 
 /// As Istio writes it: the handler of a probe, its port by number.
 #[derive(Deserialize)]
@@ -31,6 +49,7 @@ pub struct Probers(Arc<BTreeMap<String, Probe>>);
 struct Asked {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
+    grpc: Option<Grpc>,
     #[serde(default)]
     timeout_seconds: u32,
 }
@@ -59,6 +78,13 @@ struct TcpSocket {
     port: u16,
 }
 
+#[derive(Deserialize)]
+struct Grpc {
+    port: u16,
+    /// Null where it is the server as a whole.
+    service: Option<String>,
+}
+
 impl Probers {
     /// From the variable; empty text is none.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
@@ -67,40 +93,43 @@ impl Probers {
         }
         let asked: BTreeMap<String, Asked> =
             serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let probes = asked.into_iter().map(|(path, asked)| {
-            let probe = asked.probe().map_err(|why| format!("{path}: {why}"))?;
-            Ok((path, probe))
+        let questions = asked.into_iter().map(|(path, asked)| {
+            let question = asked.question().map_err(|why| format!("{path}: {why}"))?;
+            Ok((path, question))
         });
-        Ok(Self(Arc::new(probes.collect::<Result<_, String>>()?)))
+        Ok(Self(Arc::new(questions.collect::<Result<_, String>>()?)))
     }
 }
 
 impl Asked {
-    fn probe(self) -> Result<Probe, String> {
-        let check = match (self.http_get, self.tcp_socket) {
-            (Some(http), None) => {
+    fn question(self) -> Result<Question, String> {
+        let way = match (self.http_get, self.tcp_socket, self.grpc) {
+            (Some(http), None, None) => {
                 if !matches!(&*http.scheme, "" | "HTTP") {
                     return Err(format!("scheme {:?} is not asked", http.scheme));
                 }
                 let headers = http.http_headers.into_iter();
                 let headers = headers.map(|Named { name, value }| Header { name, value });
-                Check::Http(Http {
+                Way::Check(Check::Http(Http {
                     port: http.port.into(),
                     path: http.path,
                     host: String::new(),
                     headers: headers.collect(),
-                })
+                }))
             }
-            (None, Some(tcp)) => Check::Tcp(Tcp {
+            (None, Some(tcp), None) => Way::Check(Check::Tcp(Tcp {
                 port: tcp.port.into(),
                 host: String::new(),
-            }),
-            _ => return Err("neither httpGet nor tcpSocket, or both".to_owned()),
+            })),
+            (None, None, Some(grpc)) => Way::Health {
+                port: grpc.port,
+                service: grpc.service.unwrap_or_default(),
+            },
+            _ => return Err("not one of httpGet, tcpSocket and grpc".to_owned()),
         };
-        Ok(Probe {
-            timeout_seconds: self.timeout_seconds.max(1),
-            check: Some(check),
-            ..Probe::default()
+        Ok(Question {
+            way,
+            patience: Duration::from_secs(self.timeout_seconds.max(1).into()),
         })
     }
 }
@@ -109,6 +138,7 @@ impl Asked {
 struct Asker {
     probers: Probers,
     rules: Rules,
+    dialler: Dialler,
     /// The pod's address, which is where kubelet would ask.
     host: String,
     places: Semaphore,
@@ -127,6 +157,7 @@ pub(crate) fn door(config: &Config) -> Option<Router> {
     let asker = Asker {
         probers: config.app_probers.clone(),
         rules: Rules::of(config),
+        dialler: config.dialler(),
         host,
         places: Semaphore::new(AT_ONCE),
     };
@@ -135,32 +166,89 @@ pub(crate) fn door(config: &Config) -> Option<Router> {
 }
 
 async fn answer(State(asker): State<Arc<Asker>>, uri: Uri) -> Response {
-    let Some(probe) = asker.probers.0.get(uri.path()) else {
+    let Some(question) = asker.probers.0.get(uri.path()) else {
         return plain(StatusCode::NOT_FOUND, "no such probe\n".to_owned());
     };
     let Ok(_place) = asker.places.try_acquire() else {
         let busy = "too many probes at once\n".to_owned();
         return plain(StatusCode::SERVICE_UNAVAILABLE, busy);
     };
-    match asker.ask(probe).await {
+    match asker.ask(question).await {
         Ok(()) => plain(StatusCode::OK, "ok\n".to_owned()),
         Err(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }
 
 impl Asker {
-    async fn ask(&self, probe: &Probe) -> Result<(), String> {
-        let mut probe = probe.clone();
-        match &mut probe.check {
-            Some(Check::Http(http)) => http.host.clone_from(&self.host),
-            Some(Check::Tcp(tcp)) => tcp.host.clone_from(&self.host),
-            _ => {}
-        }
-        let patience = Duration::from_secs(probe.timeout_seconds.into());
-        let answered = tokio::time::timeout(patience, once(&self.rules, &probe)).await;
+    async fn ask(&self, question: &Question) -> Result<(), String> {
+        let patience = question.patience;
+        let asking = async {
+            match &question.way {
+                Way::Check(check) => once(&self.rules, &self.probe(check)).await,
+                Way::Health { port, service } => self.health(*port, service).await,
+            }
+        };
+        let answered = tokio::time::timeout(patience, asking).await;
         answered.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")))
     }
+
+    fn probe(&self, check: &Check) -> Probe {
+        let mut check = check.clone();
+        match &mut check {
+            Check::Http(http) => http.host.clone_from(&self.host),
+            Check::Tcp(tcp) => tcp.host.clone_from(&self.host),
+            Check::Exec(_) => {}
+        }
+        Probe {
+            check: Some(check),
+            ..Probe::default()
+        }
+    }
+
+    /// On a connection of its own, as kubelet does.
+    async fn health(&self, port: u16, service: &str) -> Result<(), String> {
+        let host = match &*self.host {
+            "" => "127.0.0.1".to_owned(),
+            v6 if v6.contains(':') => format!("[{v6}]"),
+            host => host.to_owned(),
+        };
+        let url = format!("http://{host}:{port}");
+        let failed = |error: &dyn std::fmt::Display| format!("port {port}: {error}");
+        let channel = self.dialler.channel(&url, Path::new(""), None);
+        let mut grpc = tonic::client::Grpc::new(channel.map_err(|error| failed(&error))?);
+        grpc.ready().await.map_err(|error| failed(&error))?;
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+        let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+        let answer = grpc.unary(tonic::Request::new(request), path, codec).await;
+        match answer
+            .map_err(|status| failed(&status.message()))?
+            .get_ref()
+            .status
+        {
+            SERVING => Ok(()),
+            other => Err(format!("port {port}: health status {other}")),
+        }
+    }
 }
+
+/// `grpc.health.v1.HealthCheckRequest`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+const SERVING: i32 = 1;
 
 fn plain(status: StatusCode, text: String) -> Response {
     (status, [(header::CONTENT_TYPE, "text/plain")], text).into_response()
@@ -250,6 +338,74 @@ mod tests {
         drop(listener);
         let (told, _) = asked(&door, "/app-health/web/livez").await;
         assert_eq!(told, StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    /// gRPC's health service: the status of service `web` is `status`, of others none.
+    #[derive(Clone)]
+    struct Health(i32);
+
+    impl tonic::server::NamedService for Health {
+        const NAME: &'static str = "grpc.health.v1.Health";
+    }
+
+    impl tower::Service<Request<tonic::body::Body>> for Health {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = futures_util::future::BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+        fn poll_ready(
+            &mut self,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Result<(), Self::Error>> {
+            std::task::Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+            let health = self.clone();
+            let codec = ProstCodec::<HealthCheckResponse, HealthCheckRequest>::default();
+            Box::pin(
+                async move { Ok(tonic::server::Grpc::new(codec).unary(health, request).await) },
+            )
+        }
+    }
+
+    impl tonic::server::UnaryService<HealthCheckRequest> for Health {
+        type Response = HealthCheckResponse;
+        type Future = std::future::Ready<Result<tonic::Response<Self::Response>, tonic::Status>>;
+
+        fn call(&mut self, request: tonic::Request<HealthCheckRequest>) -> Self::Future {
+            let known = request.get_ref().service == "web";
+            let answer = HealthCheckResponse { status: self.0 };
+            std::future::ready(match known {
+                true => Ok(tonic::Response::new(answer)),
+                false => Err(tonic::Status::not_found("no such service")),
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn health_is_asked_over_grpc_and_only_serving_is_well() {
+        for (status, service, expected) in [
+            (1, "web", StatusCode::OK),
+            (2, "web", StatusCode::SERVICE_UNAVAILABLE),
+            (1, "other", StatusCode::SERVICE_UNAVAILABLE),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            let server = tonic::transport::Server::builder().add_service(Health(status));
+            let served = tokio::spawn(server.serve_with_incoming(incoming));
+            let text = format!(
+                r#"{{"/app-health/web/livez": {{"grpc": {{"port": {port}, "service": "{service}"}}, "timeoutSeconds": 5}}}}"#
+            );
+            let door = door(&config(&text)).unwrap();
+            let (told, text) = asked(&door, "/app-health/web/livez").await;
+            assert_eq!(told, expected, "{text}");
+            served.abort();
+            let _ = served.await;
+            let (told, text) = asked(&door, "/app-health/web/livez").await;
+            assert_eq!(told, StatusCode::SERVICE_UNAVAILABLE, "{text}");
+        }
     }
 
     #[test]
