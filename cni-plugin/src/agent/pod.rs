@@ -179,9 +179,11 @@ impl Pod {
         self.annotation(labels::REDIRECTION).map(str::to_owned)
     }
 
-    /// Whether an earlier life of the agent said that the pod is enrolled.
+    /// Whether an earlier life of the agent said that the pod is enrolled. A pod that brings its own proxy has said so itself:
+    /// the rules in it are its own, and to release it would open it.
     pub(crate) fn is_marked(&self) -> bool {
         self.annotation(labels::REDIRECTION) == Some(labels::REDIRECTION_ENABLED)
+            && self.annotation(labels::SIDECAR_STATUS).is_none()
     }
 
     pub(crate) fn bypasses_inbound(&self) -> bool {
@@ -452,6 +454,10 @@ pub(crate) mod tests {
         let pod = pod(json!({ "annotations": annotations }), json!({}));
         assert_eq!(pod.annotations.len(), 2);
         assert!(pod.is_marked());
+        let mut with_its_own = pod.clone();
+        let status = (labels::SIDECAR_STATUS.to_owned(), "{}".to_owned());
+        with_its_own.annotations.extend([status]);
+        assert!(!with_its_own.is_marked());
         for (uid, its_own) in [("u-1", true), ("hash", true), ("other", false), ("", false)] {
             assert_eq!(pod.answers_to(uid), its_own, "{uid:?}");
         }

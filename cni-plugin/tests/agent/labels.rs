@@ -215,6 +215,67 @@ fn a_pod_the_runtime_never_named_is_found_by_its_processes() {
 }
 
 #[test]
+fn a_pod_that_brings_its_own_proxy_is_left_alone_also_by_an_agent_that_starts_beside_it() {
+    let (netns, root) = (place("pod"), tempfile::tempdir().unwrap());
+    netns.says([
+        env!("CARGO_BIN_EXE_ambit-cni-agent"),
+        "capture",
+        "up",
+        "--exempt-inbound-ports=15021",
+    ]);
+    let own = netns.ruleset();
+    process(root.path(), "7", 900, &netns, &uid("pod"));
+    let mut agent = Agent::start(&["--host-root", root.path().to_str().unwrap()]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    symlink(netns.path(), root.path().join("pod")).unwrap();
+    let annotations =
+        json!({ "sidecar.istio.io/status": "{}", "ambient.istio.io/redirection": "enabled" });
+    agent.pod("pod", json!({ "annotations": annotations }), json!({}));
+    assert_eq!(
+        agent.cmdadd("pod", Path::new("/pod"), &["10.30.0.1"]).0,
+        200
+    );
+    // Once with and once without a memory of it; the pod beside it shows that the agent has looked around.
+    for (neighbour, forgetful) in [("one", false), ("two", true)] {
+        agent.kill();
+        if forgetful {
+            fs::remove_dir_all(agent.run_dir().join("state")).unwrap();
+        }
+        agent.launch();
+        let next = agent.ztunnel();
+        let known: Vec<String> = next.snapshot().iter().map(|heard| heard.say()).collect();
+        assert!(
+            known.iter().all(|it| !it.contains(&uid("pod"))),
+            "{known:?}"
+        );
+        let beside = place(neighbour);
+        symlink(beside.path(), root.path().join(neighbour)).unwrap();
+        agent.plain_pod(neighbour);
+        assert_eq!(
+            agent
+                .cmdadd(neighbour, &Path::new("/").join(neighbour), &["10.30.0.2"])
+                .0,
+            200
+        );
+        assert_eq!(next.next().say(), format!("add {}", uid(neighbour)));
+        assert_eq!(
+            counted_out(&netns.ruleset()),
+            counted_out(&own),
+            "its rules are its own"
+        );
+        assert_eq!(agent.redirection("pod").as_deref(), Some("enabled"));
+        agent.delete_pod(neighbour);
+    }
+}
+
+/// Rules without what their counters say.
+fn counted_out(ruleset: &str) -> Vec<&str> {
+    let words = ruleset.split_whitespace();
+    words.filter(|word| word.parse::<u64>().is_err()).collect()
+}
+
+#[test]
 fn a_living_pod_that_cannot_be_found_keeps_its_listeners_as_long_as_its_rules() {
     let (netns, root) = (place("pod"), tempfile::tempdir().unwrap());
     let path = root.path().join("ns");
