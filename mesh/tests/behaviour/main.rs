@@ -10,6 +10,7 @@ mod golden;
 mod harness;
 mod large_mesh;
 mod on_demand;
+mod page;
 mod pick_property;
 mod policy_table;
 mod shelf;
