@@ -144,3 +144,35 @@ fn the_gateway_of_our_network_is_programmed_and_nobodys_waypoint() {
         "there is nothing to tell it"
     );
 }
+
+/// Load balancers of clouds have names: whoever calls looks them up.
+#[test]
+fn a_gateway_of_another_network_may_have_a_name_in_the_place_of_an_address() {
+    let mut world = World::new(Settings::default());
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+        metadata: {name: two, namespace: istio-system, labels: {topology.istio.io/network: two}}\n\
+        spec:\n  gatewayClassName: istio-remote\n  addresses: [{type: Hostname, value: door.example.com}]\n  \
+        listeners: [{name: mesh, port: 15008, protocol: HBONE}]\n";
+    set(
+        &mut world,
+        &(system("one") + SERVICE + &entry("far", "two") + gateway),
+    );
+    let resources = resources(&world);
+    let of = |name: &str| &resources[&("addresses", name.to_owned())]["workload"];
+    let door = of("NetworkGateway/two/door.example.com/15008");
+    assert_eq!(door["hostname"], "door.example.com");
+    assert_eq!(
+        (&door["network"], &door["addresses"]),
+        (&json!("two"), &Value::Null)
+    );
+    assert_eq!(
+        door["namespace"], "istio-system",
+        "by it and the name it is found"
+    );
+    let far = &of("Kubernetes/networking.istio.io/WorkloadEntry/a/far")["networkGateway"];
+    let named = json!({"namespace": "istio-system", "hostname": "door.example.com"});
+    assert_eq!(
+        (&far["hostname"], &far["hboneMtlsPort"]),
+        (&named, &json!(15008))
+    );
+}
