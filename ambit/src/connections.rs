@@ -25,6 +25,9 @@ pub(crate) struct Connections {
     /// To this service: its name or its host.
     #[arg(long)]
     service: Option<String>,
+    /// Only connections, or only flows of datagrams.
+    #[arg(long, value_enum)]
+    protocol: Option<Spoken>,
     /// Only those that came to pods, or only those that pods opened.
     #[arg(long, value_enum)]
     direction: Option<Direction>,
@@ -42,6 +45,12 @@ pub(crate) struct Connections {
 enum Direction {
     Inbound,
     Outbound,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Spoken {
+    Tcp,
+    Udp,
 }
 
 /// What was found.
@@ -80,12 +89,17 @@ impl Connections {
             Direction::Inbound => "inbound".to_owned(),
             Direction::Outbound => "outbound".to_owned(),
         });
+        let protocol = self.protocol.map(|protocol| match protocol {
+            Spoken::Tcp => "tcp".to_owned(),
+            Spoken::Udp => "udp".to_owned(),
+        });
         let said = [
             ("namespace", self.namespace.clone()),
             ("workload", self.workload.clone()),
             ("peer", self.peer.clone()),
             ("service", self.service.clone()),
             ("direction", direction),
+            ("protocol", protocol),
             ("limit", self.limit.map(|limit| limit.to_string())),
         ];
         let said = said
@@ -113,6 +127,7 @@ fn table(found: &Found) -> String {
     }
     let head = [
         "DIRECTION",
+        "PROTOCOL",
         "SOURCE",
         "DESTINATION",
         "SERVICE",
@@ -139,6 +154,7 @@ fn row(connection: &Value) -> Vec<String> {
     let number = |key: &str| connection[key].as_u64().unwrap_or_default();
     vec![
         text("direction"),
+        text("protocol"),
         end("source"),
         end("destination"),
         text("service"),
@@ -175,16 +191,18 @@ mod tests {
                 "a&b",
                 "--direction",
                 "inbound",
+                "--protocol",
+                "udp",
                 "--limit",
                 "5"
             ]),
-            "/connections?namespace=shop&peer=a%26b&direction=inbound&limit=5"
+            "/connections?namespace=shop&peer=a%26b&direction=inbound&protocol=udp&limit=5"
         );
     }
 
     #[test]
     fn a_connection_is_one_line_with_both_ends() {
-        let lines = r#"{"direction":"inbound","source":{"address":"10.0.0.1:4000","namespace":"shop","pod":"client"},"destination":{"address":"10.0.0.2:80","namespace":"shop","pod":"web"},"carried":"tunnel","policy":"shop/let","bytesSent":10,"bytesReceived":2048,"ageMs":61000}
+        let lines = r#"{"direction":"inbound","protocol":"udp","source":{"address":"10.0.0.1:4000","namespace":"shop","pod":"client"},"destination":{"address":"10.0.0.2:80","namespace":"shop","pod":"web"},"carried":"tunnel","policy":"shop/let","bytesSent":10,"bytesReceived":2048,"ageMs":61000}
 {"direction":"outbound","source":{"address":"10.0.0.1:4001"},"destination":{"address":"192.0.2.1:443"},"carried":"plain","bytesSent":0,"bytesReceived":0,"ageMs":5}
 {"cut"#;
         let found = Found {
@@ -206,6 +224,7 @@ mod tests {
             rows[1],
             [
                 "inbound",
+                "udp",
                 "shop/client (10.0.0.1:4000)",
                 "shop/web (10.0.0.2:80)",
                 "-",
@@ -217,6 +236,8 @@ mod tests {
                 "1m1s"
             ]
         );
-        assert_eq!(rows[2][..3], ["outbound", "10.0.0.1:4001", "192.0.2.1:443"]);
+        // One of an older ztunnel, which does not say it.
+        let other = ["outbound", "-", "10.0.0.1:4001", "192.0.2.1:443"];
+        assert_eq!(rows[2][..4], other);
     }
 }

@@ -46,6 +46,9 @@ struct Counted {
     workload: String,
     inbound: u64,
     outbound: u64,
+    /// An older ztunnel does not tell them apart.
+    #[serde(default)]
+    flows: u64,
     opened: u64,
     refused: u64,
     sent: u64,
@@ -65,6 +68,8 @@ struct Row {
     inbound: u64,
     /// Connections that it opened and are open.
     outbound: u64,
+    /// Those of both that are flows of UDP.
+    flows: u64,
     new_per_second: f64,
     refused_per_second: f64,
     sent_per_second: f64,
@@ -157,6 +162,7 @@ fn rows(before: &Look, now: &Look, seconds: f64) -> Vec<Row> {
         let row = sums.entry((&now.namespace, &now.workload)).or_default();
         row.inbound += now.inbound;
         row.outbound += now.outbound;
+        row.flows += now.flows;
         row.new_per_second += per_second(|it| it.opened);
         row.refused_per_second += per_second(|it| it.refused);
         row.sent_per_second += per_second(|it| it.sent);
@@ -191,6 +197,7 @@ fn table(rows: &[Row]) -> String {
         "WORKLOAD",
         "OPEN IN",
         "OPEN OUT",
+        "OF UDP",
         "NEW/S",
         "REFUSED/S",
         "SENT/S",
@@ -202,6 +209,7 @@ fn table(rows: &[Row]) -> String {
             row.workload.clone(),
             row.inbound.to_string(),
             row.outbound.to_string(),
+            row.flows.to_string(),
             format!("{:.1}", row.new_per_second),
             format!("{:.1}", row.refused_per_second),
             amount(row.sent_per_second),

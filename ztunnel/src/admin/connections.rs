@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::streamed;
-use crate::connections::{Live, Protocol};
+use crate::connections::{Live, Open, Protocol};
 use crate::node::Node;
 use crate::report::Name;
 use crate::traffic::{Reporter, Sums};
@@ -36,6 +36,7 @@ struct Wanted {
     peer: Option<String>,
     /// Host name of the service that was called.
     service: Option<String>,
+    protocol: Option<Spoken>,
     /// No more than so many.
     limit: Option<usize>,
 }
@@ -45,6 +46,23 @@ struct Wanted {
 enum Direction {
     Inbound,
     Outbound,
+}
+
+/// What apps speak over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Spoken {
+    Tcp,
+    Udp,
+}
+
+impl Spoken {
+    fn over(live: &Live) -> Self {
+        match live.protocol {
+            Protocol::Hbone | Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+        }
+    }
 }
 
 pub(super) fn door(node: Arc<Node>) -> Router {
@@ -97,6 +115,7 @@ impl Wanted {
             Direction::Inbound => live.reporter == Reporter::Destination,
         };
         self.direction.is_none_or(is_direction)
+            && self.protocol.is_none_or(|it| it == Spoken::over(live))
             && is(self.namespace.as_ref(), &|text| {
                 own.as_ref().is_some_and(|own| *own.namespace == *text)
             })
@@ -116,6 +135,7 @@ impl Wanted {
 #[serde(rename_all = "camelCase")]
 struct Shape<'a> {
     direction: &'static str,
+    protocol: Spoken,
     source: End<'a>,
     destination: End<'a>,
     /// What the client called.
@@ -161,6 +181,7 @@ impl<'a> Shape<'a> {
                 Reporter::Source => "outbound",
                 Reporter::Destination => "inbound",
             },
+            protocol: Spoken::over(live),
             source: End::of(live.source, ends.source.as_ref(), series.source_principal()),
             destination: End::of(
                 live.actual,
@@ -205,7 +226,7 @@ impl<'a> End<'a> {
 async fn traffic(State(node): State<Arc<Node>>) -> Json<Value> {
     // What has moved on open connections counts too.
     node.connections.settle();
-    let mut open: BTreeMap<(Arc<str>, Arc<str>), (usize, usize)> = BTreeMap::new();
+    let mut open: BTreeMap<(Arc<str>, Arc<str>), Open> = BTreeMap::new();
     {
         let snapshot = node.mesh.load();
         for (_, pod) in node.connections.pods() {
@@ -213,9 +234,11 @@ async fn traffic(State(node): State<Arc<Node>>) -> Json<Value> {
                 continue;
             };
             let key = (workload.namespace.clone(), workload.workload_name.clone());
-            let (inbound, outbound) = pod.counts();
+            let of_pod = pod.counts();
             let sum = open.entry(key).or_default();
-            *sum = (sum.0 + inbound, sum.1 + outbound);
+            sum.inbound += of_pod.inbound;
+            sum.outbound += of_pod.outbound;
+            sum.flows += of_pod.flows;
         }
     }
     let mut moved = node.traffic.by_workload();
@@ -229,12 +252,13 @@ async fn traffic(State(node): State<Arc<Node>>) -> Json<Value> {
     Json(json!({ "node": node.config.node_name, "workloads": workloads }))
 }
 
-fn row(key: &(Arc<str>, Arc<str>), (inbound, outbound): (usize, usize), sums: Sums) -> Value {
+fn row(key: &(Arc<str>, Arc<str>), open: Open, sums: Sums) -> Value {
     json!({
         "namespace": key.0,
         "workload": key.1,
-        "inbound": inbound,
-        "outbound": outbound,
+        "inbound": open.inbound,
+        "outbound": open.outbound,
+        "flows": open.flows,
         "opened": sums.opened,
         "closed": sums.closed,
         "refused": sums.refused,
