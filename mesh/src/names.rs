@@ -108,6 +108,14 @@ pub fn address_name(network: &Network, ip: IpAddr) -> String {
     format!("{network}/{}", ip.to_canonical())
 }
 
+/// The name by which a host is asked for on demand where nobody knows its namespace: the services of that host in any of them.
+pub fn host_name(host: &str) -> String {
+    format!("{ANY_NAMESPACE}/{}", host.to_ascii_lowercase())
+}
+
+/// In place of a namespace: any. None is called so.
+pub const ANY_NAMESPACE: &str = "*";
+
 /// `network/ip`, taken apart.
 pub fn split_address(name: &str) -> Option<(&str, IpAddr)> {
     let (network, ip) = name.rsplit_once('/')?;

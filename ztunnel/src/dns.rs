@@ -2,10 +2,11 @@
 //!
 //! 1. a query arrives on the pod's loopback, redirected by its packet rules   ([`Dns::serve`])
 //! 2. A and AAAA of mesh names are answered from the snapshot                 (`names`, pure)
-//! 3. anything else goes to the upstream resolvers as it is                   (`upstream`)
+//! 3. where not everybody is followed, who may have the name is asked for    (`Dns::ask`, `names`)
+//! 4. anything else goes to the upstream resolvers as it is                   (`upstream`)
 //!
-//! The mesh is answered inside the receiving loop, relayed queries are tasks with a bound and a
-//! deadline: a dead upstream never delays a mesh name.
+//! What is known is answered inside the receiving loop, relayed queries and those that ask are tasks with a bound and a
+//! deadline: neither a dead upstream nor a dead control plane ever delays a name that is known, and no name waits for another.
 
 mod names;
 mod resolv;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use mesh::{Mesh, Network};
+use mesh::{Mesh, NamespacedHost, Network, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -29,6 +30,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::metrics::{DnsLabels, DnsMetrics, DnsSeries, Protocol};
+use crate::on_demand::OnDemand;
 use crate::pod::Pod;
 use names::{Found, Names};
 pub use resolv::Resolv;
@@ -44,13 +46,21 @@ pub struct Dns {
     search: Vec<String>,
     upstream: Upstream,
     metrics: DnsMetrics,
-    /// Relayed queries under way on the whole node.
+    /// Where not everybody is followed.
+    on_demand: Option<Arc<OnDemand>>,
+    /// Queries under way on the whole node: relayed ones, and those that ask.
     in_flight: Arc<Semaphore>,
 }
 
 impl Dns {
-    /// A proxy that relays to the servers of `resolv`.
-    pub fn new(mesh: Arc<Mesh>, config: &Config, resolv: Resolv, metrics: DnsMetrics) -> Arc<Self> {
+    /// A proxy that relays to the servers of `resolv`, and asks `on_demand` for names that may be the mesh's.
+    pub fn new(
+        mesh: Arc<Mesh>,
+        config: &Config,
+        resolv: Resolv,
+        metrics: DnsMetrics,
+        on_demand: Option<Arc<OnDemand>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             mesh,
             network: Network::new(&*config.network),
@@ -58,6 +68,7 @@ impl Dns {
             search: resolv.search,
             upstream: Upstream::new(resolv.servers),
             metrics,
+            on_demand,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_NODE)),
         })
     }
@@ -189,10 +200,11 @@ impl Dns {
         );
         let counted = self.metrics.of(labels);
         counted.requests.fetch_add(1, Relaxed);
-        if let Some(answer) = message
+        let known = || self.answer(message.as_ref()?, client, protocol);
+        let asks = message
             .as_ref()
-            .and_then(|message| self.answer(message, client, protocol))
-        {
+            .is_some_and(|message| !self.unsettled(message, client).is_empty());
+        if !asks && let Some(answer) = known() {
             return Step::Answer(answer);
         }
         let size = message.as_ref().map_or(PLAIN_UDP, largest_answer);
@@ -206,34 +218,20 @@ impl Dns {
             Some((node, pod)) => Step::Relay(Relay {
                 size,
                 counted,
+                asks,
                 _permits: (node, pod),
             }),
-            None => {
+            None => Step::Answer(known().unwrap_or_else(|| {
                 counted.upstream_failures.fetch_add(1, Relaxed);
-                Step::Answer(refused(query, message.as_ref(), ResponseCode::ServFail))
-            }
+                refused(query, message.as_ref(), ResponseCode::ServFail)
+            })),
         }
     }
 
     fn answer(&self, query: &Message, client: &Client, protocol: Protocol) -> Option<Vec<u8>> {
-        let [question] = &query.queries[..] else {
-            return None;
-        };
-        let ours = query.metadata.message_type == MessageType::Query
-            && query.metadata.op_code == OpCode::Query
-            && question.query_class() == DNSClass::IN
-            && matches!(question.query_type(), RecordType::A | RecordType::AAAA);
-        if !ours {
-            return None;
-        }
+        let question = ours(query)?;
         let snapshot = self.mesh.load();
-        let names = Names {
-            snapshot: &snapshot,
-            network: &self.network,
-            cluster_domain: &self.cluster_domain,
-            search: &self.search,
-            namespace: &client.pod.namespace,
-        };
+        let names = self.names(&snapshot, client);
         let response = respond(query, question, &names)?;
         let limit = if protocol == Protocol::Udp {
             largest_answer(query)
@@ -243,6 +241,48 @@ impl Dns {
         fitting(response, usize::from(limit))
     }
 
+    fn names<'a>(&'a self, snapshot: &'a Snapshot, client: &'a Client) -> Names<'a> {
+        Names {
+            snapshot,
+            network: &self.network,
+            cluster_domain: &self.cluster_domain,
+            search: &self.search,
+            namespace: &client.pod.namespace,
+        }
+    }
+
+    /// Whom the control plane must be asked for before it is known what is asked.
+    fn unsettled(&self, query: &Message, client: &Client) -> Vec<NamespacedHost> {
+        let (Some(on_demand), Some(question)) = (&self.on_demand, ours(query)) else {
+            return Vec::new();
+        };
+        let text = spelled(question);
+        if is_localhost(&text) {
+            return Vec::new();
+        }
+        let snapshot = self.mesh.load();
+        let [first, others] = self.names(&snapshot, client).wanted(&text);
+        let found = |host: &NamespacedHost| snapshot.service(&host.namespace, &host.host).is_some();
+        let is_found = first.iter().any(found);
+        let unsettled = on_demand.unsettled(&snapshot, first);
+        match unsettled.is_empty() && !is_found {
+            true => on_demand.unsettled(&snapshot, others),
+            false => unsettled,
+        }
+    }
+
+    /// The answer, as soon as the control plane has said who is asked for; as far as it is known if it does not.
+    async fn ask(&self, client: &Client, query: &[u8], protocol: Protocol) -> Option<Vec<u8>> {
+        let (query, on_demand) = (Message::from_vec(query).ok()?, self.on_demand.as_ref()?);
+        for _ in 0..ROUNDS {
+            let unsettled = self.unsettled(&query, client);
+            if unsettled.is_empty() || !on_demand.settle(&unsettled).await {
+                break;
+            }
+        }
+        self.answer(&query, client, protocol)
+    }
+
     async fn relay(
         &self,
         client: &Client,
@@ -250,6 +290,11 @@ impl Dns {
         relay: Relay,
         protocol: Protocol,
     ) -> Vec<u8> {
+        if relay.asks
+            && let Some(answer) = self.ask(client, query, protocol).await
+        {
+            return answer;
+        }
         relay.counted.upstream_requests.fetch_add(1, Relaxed);
         let started = Instant::now();
         let netns = &client.pod.netns;
@@ -302,19 +347,44 @@ enum Step {
 struct Relay {
     size: u16,
     counted: DnsSeries,
+    /// The control plane is asked first.
+    asks: bool,
     _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+/// The question, if it is one that we have answers to.
+fn ours(query: &Message) -> Option<&Query> {
+    let [question] = &query.queries[..] else {
+        return None;
+    };
+    let ours = query.metadata.message_type == MessageType::Query
+        && query.metadata.op_code == OpCode::Query
+        && question.query_class() == DNSClass::IN
+        && matches!(question.query_type(), RecordType::A | RecordType::AAAA);
+    ours.then_some(question)
+}
+
+/// The name that is asked for, in lower case, without the last dot.
+fn spelled(question: &Query) -> String {
+    let mut text = question.name().to_ascii().to_ascii_lowercase();
+    text.truncate(text.trim_end_matches('.').len());
+    text
+}
+
+/// It never leaves the pod (RFC 6761, 6.3).
+fn is_localhost(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 /// The answer to a question about the mesh; `None` if it is not about the mesh.
 fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Message> {
     let asked = question.name();
-    let text = asked.to_ascii().to_ascii_lowercase();
-    let text = text.trim_end_matches('.');
-    let localhost = text == "localhost" || text.ends_with(".localhost");
+    let text = spelled(question);
+    let localhost = is_localhost(&text);
     let (found, ttl) = if localhost {
         (loopback(), LOCALHOST_TTL)
     } else {
-        (names.find(text)?, TTL)
+        (names.find(&text)?, TTL)
     };
 
     let mut metadata = Metadata::response_from_request(&query.metadata);
@@ -354,7 +424,6 @@ fn respond(query: &Message, question: &Query, names: &Names<'_>) -> Option<Messa
     Some(response)
 }
 
-/// `localhost` never leaves the pod (RFC 6761, 6.3).
 fn loopback() -> Found {
     Found {
         alias: None,
@@ -431,6 +500,9 @@ const PLAIN_UDP: u16 = 512;
 const LARGEST_UDP_ANSWER: u16 = 1232;
 /// Longer queries over UDP do not exist in practice.
 const LARGEST_QUERY: usize = 4096;
+/// How often it is asked for one question: for whoever has the name as it stands, for everybody else, and once more for one
+/// who went meanwhile.
+const ROUNDS: usize = 3;
 /// Relayed queries under way: at 4.5 s for a dead upstream, 400 and 50 queries a second.
 const IN_FLIGHT_NODE: usize = 2048;
 const IN_FLIGHT_POD: usize = 256;

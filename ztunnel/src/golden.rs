@@ -9,7 +9,7 @@ use mesh::{Mesh, Snapshot, Update};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::Value;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// A snapshot of recorded addresses (`name` → `Address`); all of them must be acceptable.
 pub(crate) fn snapshot(resources: &Value) -> Arc<Snapshot> {
@@ -28,12 +28,15 @@ pub(crate) fn snapshot(resources: &Value) -> Arc<Snapshot> {
 
 fn message<M: Message + Default>(full_name: &str, mut json: Value) -> M {
     to_bytes(&mut json);
-    let pool = DescriptorPool::decode(api::DESCRIPTORS).unwrap();
-    let descriptor = pool.get_message_by_name(full_name).unwrap();
+    let descriptor = POOL.get_message_by_name(full_name).unwrap();
     let message = DynamicMessage::deserialize(descriptor, &json)
         .unwrap_or_else(|error| panic!("{error}: {json}"));
     M::decode(&*message.encode_to_vec()).unwrap()
 }
+
+/// Read once: that takes a second.
+static POOL: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(api::DESCRIPTORS).unwrap());
 
 /// Every text that is an IP address becomes its bytes, as protobuf's JSON writes them.
 fn to_bytes(json: &mut Value) {

@@ -79,12 +79,11 @@ async fn run(
         let _data = data[0].enter();
         let revoked = config.crl_path.clone().map(RevocationFile::open);
         let keeping = CertificatesConfig {
-            resume_sessions: config.resume_sessions,
             revocations: revoked
                 .as_ref()
                 .map(RevocationFile::revocations)
                 .unwrap_or_default(),
-            ..CertificatesConfig::default()
+            ..config.certificates()
         };
         if let Some(revoked) = revoked {
             tokio::spawn(revoked.follow(end.clone()));
@@ -98,9 +97,10 @@ async fn run(
             ..Metrics::default()
         };
         let registry = registry(&metrics, &node, &log, &keeper);
-        let dns = config
-            .dns_proxy
-            .then(|| Dns::new(mesh, &config, node.resolv.clone(), metrics.dns.clone()));
+        let dns = config.dns_proxy.then(|| {
+            let (resolv, dns) = (node.resolv.clone(), metrics.dns.clone());
+            Dns::new(mesh, &config, resolv, dns, node.on_demand.clone())
+        });
         let agent = Agent::new(
             node.clone(),
             dns,

@@ -7,23 +7,24 @@
 //! 5. what nobody has needed for a while is given up, and taken out of the mesh       ([`OnDemand::tend`])
 //!
 //! Who is not told of in time is not gone around: the connection is refused. That there is nobody is an answer, and then the
-//! rules for who is unknown apply (`route`). While there is no control plane what is known stays, and nothing is given up.
+//! rules for who is unknown apply (`route`). Questions about names ask as well, wait for a moment, and then go on without (`names`). While there is no control plane what is known stays, and nothing is given up.
 //!
 //! Policies are followed whole, and this node's own workloads come unasked.
 
 mod book;
+mod names;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hbone::Authority;
-use mesh::names::address_name;
+use mesh::names::{ANY_NAMESPACE, address_name, host_name};
 use mesh::{
     Demand, GatewayAddress, GatewayTarget, NamespacedHost, Network, Rejected, Service, Snapshot,
     Step, Update, VipAddress, Workload, Writer,
@@ -43,7 +44,7 @@ use crate::hint::Hint;
 use crate::node::Node;
 use crate::report::Failure;
 use crate::traffic::{Flag, Reporter};
-use book::{Book, Heard, Seen, Told};
+use book::{Book, For, Heard, Seen, Told};
 
 /// What is followed because somebody needed it.
 #[derive(Debug)]
@@ -56,6 +57,9 @@ pub struct OnDemand {
     scribe: Mutex<Scribe>,
     /// Whether there is a stream to the control plane.
     connected: AtomicBool,
+    /// How often it has told something, and how often it had when it last left a question about a name unanswered.
+    words: AtomicU64,
+    mute_since: AtomicU64,
     /// Much was given up at once.
     crowded: Notify,
     asked: Family<Asked, Counter>,
@@ -85,7 +89,7 @@ struct Scribe {
 pub(crate) enum Whom<'a> {
     /// Whoever is at an address.
     At(&'a Network, IpAddr),
-    /// A service.
+    /// A service, or those of a host in [any namespace](ANY_NAMESPACE).
     Named(&'a NamespacedHost),
 }
 
@@ -139,6 +143,9 @@ impl Whom<'_> {
     fn is_known(&self, snapshot: &Snapshot) -> bool {
         match self {
             Self::At(network, ip) => snapshot.is_anybody_at(network, ip.to_canonical()),
+            Self::Named(host) if *host.namespace == *ANY_NAMESPACE => {
+                snapshot.services_named(&host.host).next().is_some()
+            }
             Self::Named(host) => snapshot.service(&host.namespace, &host.host).is_some(),
         }
     }
@@ -174,6 +181,8 @@ impl OnDemand {
             demanded: Mutex::new(Some(demanded)),
             scribe: Mutex::default(),
             connected: AtomicBool::new(false),
+            words: AtomicU64::new(0),
+            mute_since: AtomicU64::new(u64::MAX),
             crowded: Notify::new(),
             asked: Family::default(),
         })
@@ -255,15 +264,24 @@ impl OnDemand {
 
     /// What is told of that name, and whether it had to be asked.
     async fn ask(&self, name: &str) -> Result<(Told, bool), NotTold> {
-        let mut answer = match self.look(name)? {
+        self.ask_for(name, For::Connection, self.terms.wait).await
+    }
+
+    async fn ask_for(
+        &self,
+        name: &str,
+        needed_for: For,
+        wait: Duration,
+    ) -> Result<(Told, bool), NotTold> {
+        let mut answer = match self.look(name, needed_for)? {
             Ok(told) => return readable(name, told).map(|told| (told, false)),
             Err(answer) => answer,
         };
         let told = answer.wait_for(|told| *told != Told::Waiting);
-        let told = match tokio::time::timeout(self.terms.wait, told).await {
+        let told = match tokio::time::timeout(wait, told).await {
             Ok(Ok(told)) => readable(name, *told),
             // No answer in time, or given up for others before there was one.
-            Ok(Err(_)) | Err(_) => Err(NotTold::Silent(name.into(), self.terms.wait)),
+            Ok(Err(_)) | Err(_) => Err(NotTold::Silent(name.into(), wait)),
         };
         let result = match &told {
             Ok(Told::There) => "there",
@@ -275,13 +293,17 @@ impl OnDemand {
     }
 
     /// The answer, or how to wait for it.
-    fn look(&self, name: &str) -> Result<Result<Told, watch::Receiver<Told>>, NotTold> {
+    fn look(
+        &self,
+        name: &str,
+        needed_for: For,
+    ) -> Result<Result<Told, watch::Receiver<Told>>, NotTold> {
         let mut book = lock(&self.book);
         let too_much = || {
             self.count("too_much");
             NotTold::TooMuch(name.into())
         };
-        match book.see(name, Instant::now()) {
+        match book.see(name, needed_for, Instant::now()) {
             Seen::Known(told) => Ok(Ok(told)),
             Seen::Wait(answer) => Ok(Err(answer)),
             Seen::Full => Err(too_much()),
@@ -327,6 +349,7 @@ impl OnDemand {
 
     /// Applies what the control plane tells, and lets those know who wait for it.
     pub(crate) fn apply(&self, update: Update) -> Vec<Rejected> {
+        self.words.fetch_add(1, Relaxed);
         let mut scribe = lock(&self.scribe);
         let Scribe {
             writer: Some(writer),
@@ -486,7 +509,8 @@ fn unneeded(snapshot: &Snapshot, book: &Book, node: &str, own: &[Arc<str>]) -> V
     for service in snapshot.services() {
         let key = service.key();
         let name: Arc<str> = key.to_string().into();
-        match book.follows(&name) || is_followed(service, book) {
+        let by_host = || book.follows(&host_name(&service.hostname));
+        match book.follows(&name) || by_host() || is_followed(service, book) {
             true => _ = kept.insert(key),
             false => unneeded.push(name),
         }

@@ -24,6 +24,8 @@ mod golden;
 mod lasting;
 #[path = "path/log.rs"]
 mod log;
+#[path = "path/names.rs"]
+mod names;
 #[path = "path/networks.rs"]
 mod networks;
 #[path = "path/on_demand.rs"]
@@ -34,6 +36,8 @@ mod peers;
 mod refusals;
 #[path = "path/resources.rs"]
 mod resources;
+#[path = "path/said.rs"]
+mod said;
 #[path = "path/source.rs"]
 mod source;
 #[path = "path/ways.rs"]

@@ -8,6 +8,7 @@ use api::k8s::objects::ObjectKey;
 use api::security::Authorization;
 use api::workload::{NetworkAddress, PortList, Service, Workload};
 use bytes::{Buf, BufMut, Bytes};
+use mesh::names::host_name;
 use prost::Message;
 use prost::encoding::{self, WireType};
 
@@ -20,7 +21,7 @@ pub struct Resource {
     /// `ambit.waypoint.v1.Resource`. Map entries are in
     /// the order of their keys, so equal content is equal bytes.
     pub encoded: Bytes,
-    /// Other names by which proxies ask for it: `network/ip`, or `network/ip/length`.
+    /// Other names by which proxies ask for it: `network/ip`, or `network/ip/length`; a service by its host alone as well.
     pub aliases: Arc<[String]>,
 }
 
@@ -63,7 +64,7 @@ impl Resource {
         );
         Self {
             name: format!("{}/{}", service.namespace, service.hostname).into(),
-            aliases: aliases.collect(),
+            aliases: aliases.chain([host_name(&service.hostname)]).collect(),
             encoded: within(ADDRESS_SERVICE, &service.encode_to_vec()),
         }
     }

@@ -295,7 +295,7 @@ fn remarks_say_what_has_no_effect_once() {
 }
 
 #[test]
-fn a_resource_is_also_found_by_its_addresses() {
+fn a_resource_is_also_found_by_its_addresses_and_a_service_by_its_host() {
     let mut world = World::new(Settings::default());
     let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: istio-system, labels: {topology.istio.io/network: net1}}\n---\n\
                 apiVersion: v1\nkind: Pod\nmetadata: {name: own, namespace: a}\nspec: {containers: []}\nstatus: {phase: Running, podIPs: [{ip: 10.0.0.1}, {ip: '2001:db8::1'}]}\n---\n\
@@ -308,7 +308,10 @@ fn a_resource_is_also_found_by_its_addresses() {
         ["net1/10.0.0.1", "net1/2001:db8::1"]
     );
     assert_eq!(aliases("Kubernetes//Pod/a/host"), ["net1/10.9.9.9"]);
-    assert_eq!(aliases("a/h.x"), ["net1/192.0.2.0/24", "net1/192.0.2.1"]);
+    assert_eq!(
+        aliases("a/h.x"),
+        ["net1/192.0.2.0/24", "net1/192.0.2.1", "*/h.x"]
+    );
 }
 
 #[test]

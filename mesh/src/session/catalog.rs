@@ -16,7 +16,7 @@ pub struct Entry {
     pub version: Arc<str>,
     /// The encoded message.
     pub encoded: Bytes,
-    /// `network/ip` for every address it has.
+    /// `network/ip` for every address it has; for a service its host, in whichever namespace.
     pub aliases: Box<[Arc<str>]>,
     /// For a workload: its node.
     pub node: Option<Arc<str>>,

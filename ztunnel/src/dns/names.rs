@@ -8,7 +8,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use mesh::{Network, Service, Snapshot, VipAddress, Workload};
+use mesh::names::ANY_NAMESPACE;
+use mesh::{NamespacedHost, Network, Service, Snapshot, VipAddress, Workload};
 
 /// What names are looked up in, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +53,75 @@ impl Names<'_> {
         })
     }
 
+    /// Whom the control plane must have told of before it is known what `name` means, where not everybody is followed: first
+    /// the service that has it as it stands in cluster DNS, then, if there is none, everybody else. A host of a ServiceEntry
+    /// below the cluster's own domain is among them if it has the form of a service's.
+    pub(crate) fn wanted(&self, name: &str) -> [Vec<NamespacedHost>; 2] {
+        let is_usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.*".contains(&byte);
+        if name.is_empty() || !name.bytes().all(is_usual) {
+            return Default::default();
+        }
+        let first = Vec::from_iter(self.of_cluster(name));
+        // Of what is searched, what is found first: the rest of them the resolver asks for by itself.
+        let searched = self
+            .search_domains()
+            .find_map(|domain| name.strip_suffix(&*domain)?.strip_suffix('.'));
+        let mut others = Vec::new();
+        for bare in [name].into_iter().chain(searched) {
+            for host in self.wanted_for(bare) {
+                if others.len() < MOST_WANTED && !first.contains(&host) && !others.contains(&host) {
+                    others.push(host);
+                }
+            }
+        }
+        [first, others]
+    }
+
+    fn wanted_for(&self, bare: &str) -> Vec<NamespacedHost> {
+        let below = bare.strip_suffix(self.cluster_domain);
+        if below.is_some_and(|below| below.is_empty() || below.ends_with('.')) {
+            return self.of_cluster(bare).into_iter().collect();
+        }
+        let anywhere = |host: &str| NamespacedHost::new(ANY_NAMESPACE, host);
+        let parent = bare.split_once('.').map(|(_, parent)| parent);
+        let parents = bare.match_indices('.').map(|(at, _)| &bare[at..]);
+        [anywhere(bare)]
+            .into_iter()
+            .chain(self.short(bare))
+            .chain(parent.and_then(|service| self.short(service)))
+            .chain(parents.map(|parent| anywhere(&format!("*{parent}"))))
+            .take(MOST_WANTED)
+            .collect()
+    }
+
+    /// The service that has this name in cluster DNS, itself or as that of a pod below it.
+    fn of_cluster(&self, name: &str) -> Option<NamespacedHost> {
+        let name = name
+            .strip_suffix(self.cluster_domain)?
+            .strip_suffix(".svc.")?;
+        let mut labels = name.rsplit('.');
+        let (namespace, service) = (labels.next()?, labels.next()?);
+        (labels.count() <= 1).then(|| self.kubernetes(service, namespace))
+    }
+
+    fn kubernetes(&self, service: &str, namespace: &str) -> NamespacedHost {
+        let host = format!("{service}.{namespace}.svc.{}", self.cluster_domain);
+        NamespacedHost::new(namespace, host)
+    }
+
+    /// The service of Kubernetes that `name` is the short form of.
+    fn short(&self, name: &str) -> Option<NamespacedHost> {
+        let mut labels = name.splitn(4, '.');
+        let service = labels.next()?;
+        match (labels.next(), labels.next(), labels.next()) {
+            (None, ..) => Some(self.kubernetes(service, self.namespace)),
+            (Some(namespace), None | Some("svc"), None) => {
+                Some(self.kubernetes(service, namespace))
+            }
+            _ => None,
+        }
+    }
+
     /// The caller's search domains: ours are those of another pod, so the one with the namespace
     /// in it is the caller's instead.
     fn search_domains(&self) -> impl Iterator<Item = String> + '_ {
@@ -86,16 +156,8 @@ impl Names<'_> {
 
     /// The service of that host, or of that short form of one.
     fn service(&self, name: &str) -> Option<&Service> {
-        let short = || match name.split('.').collect::<Vec<_>>()[..] {
-            [one] => self.host(&format!(
-                "{one}.{}.svc.{}",
-                self.namespace, self.cluster_domain
-            )),
-            [one, two] => self.host(&format!("{one}.{two}.svc.{}", self.cluster_domain)),
-            [_, _, "svc"] => self.host(&format!("{name}.{}", self.cluster_domain)),
-            _ => None,
-        };
-        self.host(name).or_else(short)
+        self.host(name)
+            .or_else(|| self.host(&self.short(name)?.host))
     }
 
     /// The addresses of a pod by its name below a headless service that it serves. A pod that calls itself otherwise
@@ -164,3 +226,6 @@ impl Names<'_> {
         all.filter(move |workload| workload.network == *self.network)
     }
 }
+
+/// For one question: names have fewer labels than that, and who asks for one that has more does not look for anybody.
+pub(crate) const MOST_WANTED: usize = 12;

@@ -290,6 +290,124 @@ fn the_searched_namespace_is_the_callers_not_ours() {
 }
 
 #[test]
+fn whom_the_control_plane_is_asked_for_is_who_may_have_the_name() {
+    let recorded = Recorded {
+        queries: Vec::new(),
+        search: vec!["corp.example".into()],
+        snapshot: Arc::default(),
+        network: Network::new(""),
+    };
+    let long = vec!["a"; 100].join(".");
+    let cases: [(&str, &[&str], &[&str]); 10] = [
+        (
+            "web.beta.svc.cluster.local",
+            &["beta/web.beta.svc.cluster.local"],
+            &["*/web.beta", "shop/beta.shop.svc.cluster.local", "*/*.beta"],
+        ),
+        (
+            "db-0.db.shop.svc.cluster.local",
+            &["shop/db.shop.svc.cluster.local"],
+            &["*/db-0.db", "db/db-0.db.svc.cluster.local", "*/*.db"],
+        ),
+        ("web", &[], &["*/web", "shop/web.shop.svc.cluster.local"]),
+        (
+            "www.example.com",
+            &[],
+            &[
+                "*/www.example.com",
+                "com/example.com.svc.cluster.local",
+                "*/*.example.com",
+                "*/*.com",
+            ],
+        ),
+        (
+            "www.example.com.shop.svc.cluster.local",
+            &[],
+            &[
+                "*/www.example.com",
+                "com/example.com.svc.cluster.local",
+                "*/*.example.com",
+                "*/*.com",
+            ],
+        ),
+        (
+            "api.corp.example",
+            &[],
+            &[
+                "*/api.corp.example",
+                "example/corp.example.svc.cluster.local",
+                "*/*.corp.example",
+                "*/*.example",
+                "*/api",
+                "shop/api.shop.svc.cluster.local",
+            ],
+        ),
+        ("cluster.local", &[], &[]),
+        (
+            "a.b.c.cluster.local",
+            &[],
+            &["*/a.b.c", "c/b.c.svc.cluster.local", "*/*.b.c", "*/*.c"],
+        ),
+        // No host is written so, and `namespace/host` has one slash.
+        ("alpha/web.example", &[], &[]),
+        ("", &[], &[]),
+    ];
+    for (name, first, others) in cases {
+        let wanted = recorded.names("shop").wanted(name);
+        let [before, after] =
+            wanted.map(|hosts| Vec::from_iter(hosts.iter().map(ToString::to_string)));
+        assert_eq!(
+            (&*before, &*after),
+            (&owned(first)[..], &owned(others)[..]),
+            "{name}"
+        );
+    }
+    let [first, others] = recorded.names("shop").wanted(&long);
+    assert!(first.is_empty() && others.len() == names::MOST_WANTED);
+}
+
+fn owned(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+/// Who knows nothing but what he asked for, and who knows everything, say the same.
+#[test]
+fn whoever_was_asked_for_is_enough_for_every_recorded_answer() {
+    let all: Value = serde_json::from_str(include_str!("../../testdata/dns/queries.json")).unwrap();
+    let whole = Recorded::read();
+    for case in &whole.queries {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let (name, namespace) = (text("query"), text("client_namespace"));
+        let question = query(name, RecordType::A);
+        let spelled = spelled(&question.queries[0]);
+        let wanted = whole.names(namespace).wanted(&spelled).concat();
+        let is_wanted = |resource: &Value| {
+            let service = &resource["service"];
+            let (own, host) = (&service["namespace"], &service["hostname"]);
+            let same = |wanted: &NamespacedHost| {
+                let is_host = |host: &str| host.eq_ignore_ascii_case(&wanted.host);
+                let is_there = *wanted.namespace == *"*" || *own == *wanted.namespace;
+                host.as_str().is_some_and(is_host) && is_there
+            };
+            service.is_null() || wanted.iter().any(same)
+        };
+        let mut resources = all["resources"].as_object().unwrap().clone();
+        resources.retain(|_, resource| is_wanted(resource));
+        let told = Recorded {
+            snapshot: golden::snapshot(&Value::Object(resources)),
+            ..Recorded::read()
+        };
+        let answer = |by: &Recorded| by.ask(namespace, name, RecordType::A);
+        let (whole, told) = (answer(&whole), answer(&told));
+        assert_eq!(
+            told.as_ref().map(records),
+            whole.as_ref().map(records),
+            "{name} in {namespace}, {wanted:?}"
+        );
+    }
+}
+
+#[test]
 fn long_answers_are_cut_for_udp_and_say_so() {
     let mut response = Message::response(1, OpCode::Query);
     let owner = Name::from_ascii("headless.alpha.svc.cluster.local.").unwrap();

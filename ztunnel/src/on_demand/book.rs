@@ -48,13 +48,22 @@ pub(super) enum Seen {
     Full,
 }
 
+/// What needs a name. Each has room of its own: questions about names, of which a pod can think up any number, push out
+/// nobody whom a connection goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    Connection,
+    Question,
+}
+
 /// The names that are followed.
 #[derive(Debug)]
 pub(super) struct Book {
     followed: HashMap<Arc<str>, Entry>,
-    /// In the order in which they were needed last.
-    by_need: BTreeMap<u64, Arc<str>>,
+    /// By what needs them, in the order in which they were needed last.
+    by_need: [BTreeMap<u64, Arc<str>>; 2],
     needs: u64,
+    /// How many connections may need; questions a [`QUESTIONS`]th of it.
     most: usize,
     /// Followed no more, and the control plane has not been told.
     given_up: HashSet<Arc<str>>,
@@ -63,16 +72,17 @@ pub(super) struct Book {
 #[derive(Debug)]
 struct Entry {
     told: watch::Sender<Told>,
+    needed_for: For,
     need: u64,
     needed: Instant,
 }
 
 impl Book {
-    /// Of at most so many names.
+    /// Of at most so many names that connections need.
     pub(super) fn new(most: usize) -> Self {
         Self {
             followed: HashMap::new(),
-            by_need: BTreeMap::new(),
+            by_need: Default::default(),
             needs: 0,
             most,
             given_up: HashSet::new(),
@@ -84,9 +94,12 @@ impl Book {
     }
 
     /// Somebody needs to know who has that name.
-    pub(super) fn see(&mut self, name: &str, now: Instant) -> Seen {
+    pub(super) fn see(&mut self, name: &str, needed_for: For, now: Instant) -> Seen {
         if !self.need(name, now) {
-            return self.enter(name, now);
+            return self.enter(name, needed_for, now);
+        }
+        if needed_for == For::Connection {
+            self.keep_for_connections(name);
         }
         let Some((name, entry)) = self.followed.get_key_value(name) else {
             return Seen::Full;
@@ -127,36 +140,54 @@ impl Book {
         };
         let (name, before) = (name.clone(), entry.need);
         self.needs += 1;
-        self.by_need.remove(&before);
-        self.by_need.insert(self.needs, name.clone());
+        let by_need = &mut self.by_need[entry.needed_for as usize];
+        by_need.remove(&before);
+        by_need.insert(self.needs, name.clone());
         if let Some(entry) = self.followed.get_mut(&name) {
             (entry.need, entry.needed) = (self.needs, now);
         }
         true
     }
 
-    fn enter(&mut self, name: &str, now: Instant) -> Seen {
-        // As many more may be on their way out, and some where that is few.
-        if self.given_up.len() >= self.most + SPARE {
-            return Seen::Full;
+    /// What is known of that name, if it is followed and that holds; then it is needed now as well.
+    pub(super) fn known(&mut self, name: &str, now: Instant) -> Option<Told> {
+        if !self.need(name, now) {
+            return None;
         }
-        if self.followed.len() >= self.most {
-            let oldest = self.by_need.first_key_value().map(|(_, name)| name.clone());
-            let waited_for = |name: &Arc<str>| {
-                let entry = self.followed.get(name);
-                entry.is_some_and(|entry| entry.told.receiver_count() > 0)
-            };
-            match oldest.filter(|oldest| !waited_for(oldest)) {
-                Some(oldest) => self.give_up(&oldest),
-                None => return Seen::Full,
-            }
+        let told = *self.followed.get(name)?.told.borrow();
+        match told {
+            Told::There => Some(told),
+            Told::Absent(until) | Told::Unreadable(until) => (now < until).then_some(told),
+            Told::Waiting => None,
+        }
+    }
+
+    /// What a question was about before counts among what connections need from now on, if there is room.
+    fn keep_for_connections(&mut self, name: &str) {
+        let asked_about = |entry: &&Entry| entry.needed_for == For::Question;
+        if self.followed.get(name).filter(asked_about).is_none() || !self.make_room(For::Connection)
+        {
+            return;
+        }
+        if let Some(entry) = self.followed.get_mut(name) {
+            entry.needed_for = For::Connection;
+            let [connections, questions] = &mut self.by_need;
+            connections.extend(questions.remove_entry(&entry.need));
+        }
+    }
+
+    fn enter(&mut self, name: &str, needed_for: For, now: Instant) -> Seen {
+        // As many more may be on their way out, and some where that is few.
+        if self.given_up.len() >= self.most + SPARE || !self.make_room(needed_for) {
+            return Seen::Full;
         }
         let name: Arc<str> = name.into();
         let (told, answer) = watch::channel(Told::Waiting);
         self.needs += 1;
-        self.by_need.insert(self.needs, name.clone());
+        self.by_need[needed_for as usize].insert(self.needs, name.clone());
         let entry = Entry {
             told,
+            needed_for,
             need: self.needs,
             needed: now,
         };
@@ -170,12 +201,36 @@ impl Book {
         }
     }
 
+    /// Whether there is room for one more: who was not needed for longest makes it, unless somebody waits for him.
+    fn make_room(&mut self, needed_for: For) -> bool {
+        let most = match needed_for {
+            For::Connection => self.most,
+            For::Question => (self.most / QUESTIONS).max(1),
+        };
+        let by_need = &self.by_need[needed_for as usize];
+        if by_need.len() < most {
+            return true;
+        }
+        let waited_for = |name: &Arc<str>| {
+            let entry = self.followed.get(name);
+            entry.is_some_and(|entry| entry.told.receiver_count() > 0)
+        };
+        let oldest = by_need.first_key_value().map(|(_, name)| name.clone());
+        match oldest.filter(|oldest| !waited_for(oldest)) {
+            Some(oldest) => {
+                self.give_up(&oldest);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// It could not be asked for after all.
     pub(super) fn unasked(&mut self, name: &str, again: bool) {
         let Some(entry) = self.followed.remove(name) else {
             return;
         };
-        self.by_need.remove(&entry.need);
+        self.by_need[entry.needed_for as usize].remove(&entry.need);
         if again {
             self.given_up.insert(name.into());
         }
@@ -183,20 +238,22 @@ impl Book {
 
     fn give_up(&mut self, name: &Arc<str>) {
         if let Some(entry) = self.followed.remove(name) {
-            self.by_need.remove(&entry.need);
+            self.by_need[entry.needed_for as usize].remove(&entry.need);
             self.given_up.insert(name.clone());
         }
     }
 
     /// Gives up what was not needed since.
     pub(super) fn expire(&mut self, since: Instant) {
-        while let Some((_, name)) = self.by_need.first_key_value() {
-            let needed = self.followed.get(name).map(|entry| entry.needed);
-            if needed.is_some_and(|needed| needed >= since) {
-                return;
+        for needed_for in [For::Connection, For::Question] {
+            while let Some((_, name)) = self.by_need[needed_for as usize].first_key_value() {
+                let needed = self.followed.get(name).map(|entry| entry.needed);
+                if needed.is_some_and(|needed| needed >= since) {
+                    break;
+                }
+                let name = name.clone();
+                self.give_up(&name);
             }
-            let name = name.clone();
-            self.give_up(&name);
         }
     }
 
@@ -299,6 +356,8 @@ impl Heard {
 
 /// Of names that the control plane has not been told that they were given up.
 const SPARE: usize = 1024;
+/// Questions have this part of the room that connections have.
+const QUESTIONS: usize = 4;
 
 fn is_within(name: &str, network: &str, range: &dyn Fn(IpAddr) -> bool) -> bool {
     split_address(name).is_some_and(|(of, ip)| of == network && range(ip))

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::book::{Book, Heard, Seen, Told};
+use super::book::{Book, For, Heard, Seen, Told};
 use super::*;
 
 fn heard(set: &[&str], absent: &[&str]) -> Heard {
@@ -39,14 +39,14 @@ const LATER: Duration = Duration::from_secs(10);
 #[test]
 fn a_name_is_asked_for_once_and_an_answer_holds_for_all_who_wait() {
     let (mut book, now) = (Book::new(4), Instant::now());
-    assert_eq!(says(book.see("a", now)), "ask");
-    let Seen::Wait(waiting) = book.see("a", now) else {
+    assert_eq!(says(book.see("a", For::Connection, now)), "ask");
+    let Seen::Wait(waiting) = book.see("a", For::Connection, now) else {
         panic!("it was asked");
     };
     assert!(book.is_waiting());
     book.hear(heard(&["a"], &["b"]), LATER, now);
     assert_eq!(*waiting.borrow(), Told::There);
-    assert_eq!(says(book.see("a", now)), "there");
+    assert_eq!(says(book.see("a", For::Connection, now)), "there");
     assert!(
         !book.is_waiting() && !book.follows("b"),
         "nobody asked for b"
@@ -57,47 +57,110 @@ fn a_name_is_asked_for_once_and_an_answer_holds_for_all_who_wait() {
 fn that_there_is_nobody_holds_for_a_while_and_until_somebody_comes() {
     let (mut book, now) = (Book::new(4), Instant::now());
     for name in ["a", "b"] {
-        assert_eq!(says(book.see(name, now)), "ask");
+        assert_eq!(says(book.see(name, For::Connection, now)), "ask");
     }
     book.hear(heard(&[], &["a", "b"]), LATER, now);
-    assert_eq!(says(book.see("a", now + LATER / 2)), "absent");
-    assert_eq!(says(book.see("a", now + LATER)), "ask again");
-    assert_eq!(says(book.see("a", now + LATER)), "wait");
+    assert_eq!(
+        says(book.see("a", For::Connection, now + LATER / 2)),
+        "absent"
+    );
+    assert_eq!(
+        says(book.see("a", For::Connection, now + LATER)),
+        "ask again"
+    );
+    assert_eq!(says(book.see("a", For::Connection, now + LATER)), "wait");
     book.hear(heard(&["b"], &[]), LATER, now);
-    assert_eq!(says(book.see("b", now + LATER * 2)), "there");
+    assert_eq!(
+        says(book.see("b", For::Connection, now + LATER * 2)),
+        "there"
+    );
     book.doubt("b", now);
-    assert_eq!(says(book.see("b", now)), "ask again");
+    assert_eq!(says(book.see("b", For::Connection, now)), "ask again");
 }
 
 #[test]
 fn who_was_not_needed_for_longest_makes_room_unless_somebody_waits_for_him() {
     let (mut book, now) = (Book::new(2), Instant::now());
-    let Seen::Ask { answer, .. } = book.see("a", now) else {
+    let Seen::Ask { answer, .. } = book.see("a", For::Connection, now) else {
         panic!("it is new");
     };
-    assert_eq!(says(book.see("b", now)), "ask");
-    assert_eq!(says(book.see("c", now)), "full", "somebody waits for a");
+    assert_eq!(says(book.see("b", For::Connection, now)), "ask");
+    assert_eq!(
+        says(book.see("c", For::Connection, now)),
+        "full",
+        "somebody waits for a"
+    );
     drop(answer);
-    assert_eq!(says(book.see("c", now)), "ask");
+    assert_eq!(says(book.see("c", For::Connection, now)), "ask");
     assert!(!book.follows("a") && book.len() == 2);
     // Needed again, b is not the next to go.
     assert!(book.need("b", now) && !book.need("a", now));
-    assert_eq!(says(book.see("d", now)), "ask");
+    assert_eq!(says(book.see("d", For::Connection, now)), "ask");
     assert!(book.follows("b") && !book.follows("c"));
     let given_up: BTreeSet<_> = book.take_given_up().into_iter().collect();
     assert_eq!(given_up, ["a", "c"].map(Arc::from).into());
-    assert_eq!(says(book.see("c", now)), "ask");
+    assert_eq!(says(book.see("c", For::Connection, now)), "ask");
     // The control plane has not been told of it: to ask once more is to ask again.
-    assert_eq!(says(book.see("b", now)), "ask again");
+    assert_eq!(says(book.see("b", For::Connection, now)), "ask again");
+}
+
+#[test]
+fn questions_have_room_of_their_own_and_push_out_nobody_whom_a_connection_needs() {
+    let (mut book, now) = (Book::new(4), Instant::now());
+    let needed = ["a", "b", "c", "d"];
+    for name in needed {
+        assert_eq!(says(book.see(name, For::Connection, now)), "ask");
+    }
+    for name in ["x", "y"] {
+        assert_eq!(says(book.see(name, For::Question, now)), "ask");
+    }
+    assert!(needed.into_iter().all(|name| book.follows(name)));
+    assert!(!book.follows("x") && book.follows("y"));
+    // A connection goes to what a question was about: from then on it counts among the others.
+    assert_eq!(says(book.see("y", For::Connection, now)), "wait");
+    assert!(!book.follows("a") && book.follows("y"));
+    assert_eq!(says(book.see("z", For::Question, now)), "ask");
+    assert!(book.follows("y") && book.follows("z"));
+    book.expire(now + LATER);
+    assert_eq!(book.len(), 0);
+}
+
+#[tokio::test]
+async fn questions_wait_no_more_for_a_control_plane_that_left_one_unanswered_until_it_says_something()
+ {
+    let terms = Terms {
+        wait: Duration::from_millis(1),
+        unused: LATER,
+        most: 16,
+    };
+    let on_demand = OnDemand::new(terms);
+    let snapshot = Snapshot::default();
+    let hosts = |host: &str| vec![NamespacedHost::new(ANY_NAMESPACE, host)];
+    let nobody = on_demand.unsettled(&snapshot, hosts("a.example"));
+    assert!(nobody.is_empty(), "there is nobody to be asked");
+    on_demand.connected(true);
+    let asked = on_demand.unsettled(&snapshot, hosts("a.example"));
+    assert_eq!(asked, hosts("a.example"));
+    assert_eq!(on_demand.patience(), terms.wait);
+    assert!(!on_demand.settle(&asked).await);
+    assert_eq!(on_demand.patience(), Duration::ZERO);
+    // It is asked all the same.
+    assert!(!on_demand.settle(&hosts("b.example")).await);
+    let mut demanded = on_demand.demands().unwrap();
+    for name in ["*/a.example", "*/b.example"] {
+        assert_eq!(demanded.recv().await, Some(Demand::Want(name.into())));
+    }
+    on_demand.apply(Update::default());
+    assert_eq!(on_demand.patience(), terms.wait);
 }
 
 #[test]
 fn what_was_needed_since_is_kept() {
     let (mut book, now) = (Book::new(4), Instant::now());
     let _ = (
-        book.see("old", now),
-        book.see("kept", now),
-        book.see("new", now + LATER),
+        book.see("old", For::Connection, now),
+        book.see("kept", For::Connection, now),
+        book.see("new", For::Connection, now + LATER),
     );
     book.need("kept", now + LATER);
     book.expire(now + LATER / 2);
@@ -108,15 +171,18 @@ fn what_was_needed_since_is_kept() {
 #[test]
 fn who_is_refused_at_the_door_is_not_nobody() {
     let (mut book, now) = (Book::new(4), Instant::now());
-    assert_eq!(says(book.see("a", now)), "ask");
+    assert_eq!(says(book.see("a", For::Connection, now)), "ask");
     let mut heard = heard(&["a"], &[]);
     heard.refused(&[Rejected {
         name: "a".into(),
         reason: mesh::ParseError::Missing("uid"),
     }]);
     book.hear(heard, LATER, now);
-    assert_eq!(says(book.see("a", now)), "unreadable");
-    assert_eq!(says(book.see("a", now + LATER)), "ask again");
+    assert_eq!(says(book.see("a", For::Connection, now)), "unreadable");
+    assert_eq!(
+        says(book.see("a", For::Connection, now + LATER)),
+        "ask again"
+    );
 }
 
 #[tokio::test]

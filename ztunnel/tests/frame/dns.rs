@@ -45,6 +45,7 @@ async fn asking(place: &Place, servers: &[&str]) -> Asking {
                 search: Vec::new(),
             },
             for_dns,
+            None,
         ))
     });
     let mut update = Update::default();
@@ -468,7 +469,8 @@ async fn a_start_that_fails_half_way_leaves_no_socket_open() {
             servers: Vec::new(),
             search: Vec::new(),
         };
-        Some(Dns::new(mesh.clone(), config, none, DnsMetrics::default()))
+        let metrics = DnsMetrics::default();
+        Some(Dns::new(mesh.clone(), config, none, metrics, None))
     });
     let agent = fixture.agent.accept().await;
     let error = agent.add("uid", "client", place.fd()).await;

@@ -12,6 +12,7 @@ use api::discovery::aggregated_discovery_service_server::{
 use api::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload as wire};
 use futures_util::{Stream, StreamExt};
+use mesh::names::host_name;
 use mesh::{Catalog, Changed, Entry, Payload, Reply, Session, Update};
 use prost::Message;
 use tokio::net::TcpListener;
@@ -173,6 +174,7 @@ fn entry(name: Arc<str>, address: &wire::Address) -> Entry {
             let addresses = service.addresses.iter();
             entry.aliases = addresses
                 .map(|at| alias(&at.network, &at.address, at.length))
+                .chain([host_name(&service.hostname).into()])
                 .collect();
         }
     }

@@ -42,7 +42,7 @@ fn at(ip: &str, port: u16) -> std::net::SocketAddr {
 }
 
 /// What a node knows.
-fn known(world: &World, node: usize) -> Vec<String> {
+pub(crate) fn known(world: &World, node: usize) -> Vec<String> {
     let snapshot = world.nodes[node].node.mesh.load();
     let services = snapshot
         .services()
@@ -55,7 +55,7 @@ fn known(world: &World, node: usize) -> Vec<String> {
     known
 }
 
-async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..2000 {
         if is_so() {
             return;
@@ -69,7 +69,7 @@ fn names(of: &[&str]) -> Vec<String> {
     of.iter().map(|name| (*name).to_owned()).collect()
 }
 
-fn times(control: &Control, node: &str, name: &str) -> usize {
+pub(crate) fn times(control: &Control, node: &str, name: &str) -> usize {
     let asked = control.names_asked_by(node).into_iter();
     asked.filter(|asked| asked == name).count()
 }

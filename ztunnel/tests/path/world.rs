@@ -13,11 +13,13 @@ use ops::discovery::DiscoveryMetrics;
 use ops::drain::Drain;
 use ops::ready::Readiness;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use ztunnel::config::Config;
+use ztunnel::dns::{Dns, Resolv};
 use ztunnel::keeper::Keeper;
+use ztunnel::metrics::DnsMetrics;
 use ztunnel::netns::{From, Netns};
 use ztunnel::node::Node;
 use ztunnel::pod::Pod;
@@ -45,6 +47,8 @@ pub(crate) struct WorldNode {
     pub(crate) pool: Arc<Pool>,
     /// Until discovery takes it.
     writer: Option<Writer>,
+    /// Where names are asked for.
+    dns: Option<Arc<Dns>>,
     name: &'static str,
     drain: Drain,
 }
@@ -93,7 +97,10 @@ impl World {
         }
     }
 
-    /// The nodes ask a control plane for whom they need.
+    /// Whom the pods of nodes that ask are told to ask for names that are not the mesh's.
+    pub(crate) const RESOLVER: &str = "127.0.0.53:5300";
+
+    /// The nodes ask a control plane for whom they need, and answer names.
     pub(crate) async fn asking(flags: &[&str]) -> (Self, Arc<Control>) {
         let control = Control::start().await;
         let address = format!("http://{}", control.address);
@@ -108,6 +115,7 @@ impl World {
         let mut world = Self::new(&[&usual, flags].concat());
         for node in &mut world.nodes {
             node.discovers(&world.stop);
+            node.answers_names();
         }
         world.control = Some(control.clone());
         (world, control)
@@ -197,7 +205,8 @@ impl World {
             netns,
             node.drain.child(),
         );
-        pod.start(&node.node, None, &Keeper::default()).unwrap();
+        pod.start(&node.node, node.dns.as_ref(), &Keeper::default())
+            .unwrap();
         WorldPod {
             app,
             ips,
@@ -300,7 +309,7 @@ impl WorldNode {
                 .as_ref()
                 .map(RevocationFile::revocations)
                 .unwrap_or_default(),
-            ..Default::default()
+            ..config.certificates()
         };
         if let Some(revoked) = revoked {
             tokio::spawn(revoked.follow(stop.clone()));
@@ -324,9 +333,21 @@ impl WorldNode {
             node,
             pool,
             writer: Some(writer),
+            dns: None,
             name,
             drain: Drain::new(),
         }
+    }
+
+    fn answers_names(&mut self) {
+        let resolv = Resolv {
+            servers: vec![World::RESOLVER.parse().unwrap()],
+            search: Vec::new(),
+        };
+        let (node, metrics) = (&self.node, DnsMetrics::default());
+        let on_demand = node.on_demand.clone();
+        let dns = Dns::new(node.mesh.clone(), &node.config, resolv, metrics, on_demand);
+        self.dns = Some(dns);
     }
 
     /// Discovery as in the program, until `stop`.
@@ -393,6 +414,10 @@ impl WorldPod {
         tokio::time::timeout(PATIENCE, self.app.connect(From::Any, to))
             .await
             .unwrap()
+    }
+
+    pub(crate) fn udp(&self, at: SocketAddr) -> UdpSocket {
+        self.app.udp(at).unwrap()
     }
 
     pub(crate) fn listen(&self, port: u16) -> TcpListener {

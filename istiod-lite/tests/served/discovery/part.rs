@@ -133,4 +133,20 @@ async fn on_demand_a_proxy_gets_its_node_and_what_it_asks_for() {
     proxy.send(ask("/10.99.99.99")).await;
     assert_eq!(proxy.next().await.removed_resources, ["/10.99.99.99"]);
     assert!(!proxy.has(ADDRESS, &uid("alpha", "far")));
+
+    // Who knows a host only is told of it in whichever namespace it is, also of one that comes later.
+    let anywhere = "*/api.example.com";
+    proxy.send(ask(anywhere)).await;
+    assert_eq!(proxy.next().await.removed_resources, [anywhere]);
+    for namespace in ["beta", "alpha"] {
+        let entry = format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: api, namespace: {namespace}}}\n\
+             spec: {{hosts: [API.example.com], ports: [{{number: 443, name: tls, protocol: TLS}}], resolution: NONE}}\n"
+        );
+        server.write(&format!("{namespace}.yaml"), &entry);
+        let told = proxy.next().await;
+        let aliases = &told.resources[0].aliases;
+        assert!(aliases.iter().any(|alias| alias == anywhere), "{told:?}");
+        assert!(told.resources[0].name.starts_with(namespace), "{told:?}");
+    }
 }
