@@ -169,7 +169,7 @@ impl Failed {
     /// It failed for a reason that is the endpoint's own: another may do better. What is ours (no certificate, a request
     /// that cannot be said) would fail anywhere; what a policy decided, and what is said of the destination as such,
     /// stands.
-    fn is_of_the_endpoint(&self) -> bool {
+    pub(crate) fn is_of_the_endpoint(&self) -> bool {
         match self {
             Self::Open(OpenError::Refused(status)) => *status >= 500,
             Self::Open(OpenError::Certificate(_) | OpenError::Malformed(_)) => false,
@@ -346,6 +346,7 @@ async fn tunnel(
         original,
         ..
     } = leaving;
+    let found = leaving.located(found).await?;
     let forwarded = headers::forwarded(
         *peer,
         found.service.as_deref().map(|service| &*service.hostname),
@@ -372,12 +373,15 @@ async fn tunnel(
         actual: found.address,
         joined: None,
     });
-    let own = leaving.own_address(found.address);
+    let (own, names) = (
+        leaving.own_address(found.address),
+        &node.config.trust_domains,
+    );
     let destination = Destination {
         address: found.address,
         source_ip: own.unwrap_or(peer.ip()),
         source: (*identity).clone(),
-        expected: found.expected,
+        expected: route::by_all_names(found.expected, names),
     };
     let connect = Connect {
         authority: found.authority,
@@ -401,7 +405,8 @@ async fn tunnel(
         x_forwarded_network: Some(source.network.to_string()).filter(|network| !network.is_empty()),
         ..connect
     };
-    let inner = hbone::client::inside(outer, &certificate, &beyond.expected, &connect).await?;
+    let expected = route::by_all_names(beyond.expected, names);
+    let inner = hbone::client::inside(outer, &certificate, &expected, &connect).await?;
     Ok(Reached::Inside(inner, live))
 }
 

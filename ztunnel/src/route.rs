@@ -12,7 +12,7 @@
 //! What is named but cannot be resolved (a waypoint, a gateway, an endpoint) is refused here, before a byte moves: traffic that
 //! should meet a waypoint must never find a way around it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use hbone::{Authority, Identity};
@@ -86,7 +86,7 @@ impl Decision {
 /// A tunnel to open.
 #[derive(Debug, Clone)]
 pub struct Tunnel {
-    /// The next hop's tunnel port.
+    /// The next hop's tunnel port; without an address (0.0.0.0) where only its name is known.
     pub address: SocketAddr,
     /// What the CONNECT asks for.
     pub authority: Authority,
@@ -100,6 +100,33 @@ pub struct Tunnel {
     pub asked: u16,
     /// The service that was called, if one was.
     pub service: Option<Arc<Service>>,
+}
+
+impl Tunnel {
+    /// The name to look up for the next hop's address, where discovery told none.
+    pub(crate) fn name(&self) -> Option<&Arc<str>> {
+        let unknown = self.address.ip().is_unspecified();
+        self.next.hostname().filter(|_| unknown)
+    }
+
+    /// The next hop in words.
+    pub(crate) fn hop(&self) -> String {
+        match self.name() {
+            Some(name) => format!("{name}:{}", self.address.port()),
+            None => self.address.to_string(),
+        }
+    }
+
+    /// The same to the address that was found under that name.
+    pub(crate) fn found_at(mut self, ip: IpAddr) -> Self {
+        self.address.set_ip(ip);
+        if let Authority::Ip(asked) = &mut self.authority
+            && asked.ip().is_unspecified()
+        {
+            asked.set_ip(ip);
+        }
+        self
+    }
 }
 
 /// What is at the end of a tunnel inside a tunnel.
@@ -386,13 +413,19 @@ fn to_endpoint(
         target_port,
         address,
     } = endpoint;
-    match (address, workload.hostname()) {
+    let between = workload.network != question.source.network;
+    let between = workload.network_gateway.as_ref().filter(|_| between);
+    match (address, workload.hostname().filter(|_| between.is_none())) {
         (Some(ip), _) => reach(
             question,
             &workload,
             SocketAddr::new(ip, target_port),
             Some(service),
         ),
+        (None, Some(_)) if workload.tunnel == mesh::Tunnel::Hbone => {
+            let address = SocketAddr::new(NOT_YET, target_port);
+            tunnel_to(&workload, address, Some(service.clone()))
+        }
         (None, Some(name)) => Ok(Decision::Plain(Plain {
             to: Place::Name(name.clone(), target_port),
             workload: Some(workload.clone()),
@@ -443,6 +476,18 @@ fn reach(
             service,
         }));
     }
+    tunnel_to(workload, address, service)
+}
+
+/// The address of whom a name must be looked up for first.
+const NOT_YET: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// Through a tunnel to the proxy of a workload.
+fn tunnel_to(
+    workload: &Arc<Workload>,
+    address: SocketAddr,
+    service: Option<Arc<Service>>,
+) -> Result<Decision, Refused> {
     Ok(Decision::Tunnel(Tunnel {
         address: SocketAddr::new(address.ip(), HBONE_PORT),
         authority: Authority::Ip(address),
@@ -476,6 +521,27 @@ fn expected(next: &Workload, service: Option<&Service>) -> Result<Vec<Identity>,
     expected.push(identity(next)?);
     expected.extend(service.into_iter().flat_map(vouched_for));
     Ok(sorted(expected))
+}
+
+/// The same and, of whoever is of a mesh with several names, those whom the other names make of it. Sorted.
+pub(crate) fn by_all_names(expected: Vec<Identity>, names: &[String]) -> Vec<Identity> {
+    if names.is_empty() {
+        return expected;
+    }
+    let mut all = expected;
+    for at in 0..all.len() {
+        let one = all[at].clone();
+        if !names.iter().any(|name| **name == *one.trust_domain()) {
+            continue;
+        }
+        let others = names.iter().filter(|name| ***name != *one.trust_domain());
+        all.extend(
+            others.filter_map(|name| {
+                Identity::new(name, one.namespace(), one.service_account()).ok()
+            }),
+        );
+    }
+    sorted(all)
 }
 
 fn sorted(mut identities: Vec<Identity>) -> Vec<Identity> {

@@ -13,7 +13,7 @@ use crate::node::Node;
 use crate::on_demand::{OnDemand, Whom};
 use crate::pod::Pod;
 use crate::retry::{Target, Tries};
-use crate::route::{self, Decision, Place, Question, Refused};
+use crate::route::{self, Decision, Place, Question, Refused, Tunnel};
 
 /// A connection on its way out: whose it is, and what its sockets say.
 pub(crate) struct Leaving<'a> {
@@ -84,7 +84,7 @@ impl Leaving<'_> {
     }
 
     /// Somebody else than `target`, which has failed or says nothing, and than all who have failed before.
-    pub(super) fn other(
+    pub(crate) fn other(
         &self,
         tries: &Tries,
         target: Option<&Target>,
@@ -134,6 +134,16 @@ impl Leaving<'_> {
             resolvers: &node.resolv.servers,
             draw,
         })
+    }
+
+    /// The same tunnel, to an address that was looked up if it had none.
+    pub(crate) async fn located(&self, found: Tunnel) -> Result<Tunnel, LookupError> {
+        let Some(name) = found.name().cloned() else {
+            return Ok(found);
+        };
+        let place = Place::Name(name, found.address.port());
+        let at = self.resolve(&place).await?;
+        Ok(found.found_at(at.ip()))
     }
 
     pub(crate) async fn resolve(&self, place: &Place) -> Result<SocketAddr, LookupError> {

@@ -11,7 +11,8 @@ use hbone::{Authority, Identity};
 use mesh::{GatewayAddress, GatewayTarget, NoEndpoint, Service, Workload};
 
 use super::{
-    Beyond, Decision, Question, Refused, Tunnel, client, expected, name, sorted, vouched_for,
+    Beyond, Decision, NOT_YET, Question, Refused, Tunnel, client, expected, name, sorted,
+    vouched_for,
 };
 
 /// Through a waypoint, which is asked for what the app asked for.
@@ -27,7 +28,7 @@ pub(super) fn through_waypoint(
     if let Some(gateway) = next
         .network_gateway
         .as_ref()
-        .filter(|_| elsewhere || ip.is_none())
+        .filter(|_| elsewhere || ip.is_none() && next.hostname().is_none())
     {
         let Some(called) = called else {
             return Err(Refused::OtherNetwork(
@@ -39,7 +40,7 @@ pub(super) fn through_waypoint(
         let vouched: Vec<_> = of.as_deref().into_iter().flat_map(vouched_for).collect();
         return through_gateway(question, gateway, &next, called, &vouched);
     }
-    let ip = ip.ok_or_else(|| Refused::NoAddress(next.uid.clone()))?;
+    let ip = whereabouts(ip, &next)?;
     Ok(Decision::Tunnel(Tunnel {
         address: SocketAddr::new(ip, waypoint.hbone_port),
         authority: Authority::Ip(question.destination),
@@ -66,7 +67,7 @@ pub(super) fn through_gateway(
     };
     let not_ready = |gateway, why| Refused::GatewayNotReady { gateway, why };
     let Front { next, ip, of } = front(question, gateway, &not_found, &not_ready)?;
-    let ip = ip.ok_or_else(|| Refused::NoAddress(next.uid.clone()))?;
+    let ip = whereabouts(ip, &next)?;
     let beyond = Beyond {
         expected: sorted(
             vouched_for(service)
@@ -93,6 +94,13 @@ pub(super) fn through_gateway(
     }))
 }
 
+/// Its address; one that is to be looked up has none yet.
+fn whereabouts(ip: Option<IpAddr>, next: &Workload) -> Result<IpAddr, Refused> {
+    let looked_up = || next.hostname().map(|_| NOT_YET);
+    ip.or_else(looked_up)
+        .ok_or_else(|| Refused::NoAddress(next.uid.clone()))
+}
+
 /// One pod of a waypoint or gateway.
 struct Front {
     next: Arc<Workload>,
@@ -109,7 +117,18 @@ fn front(
 ) -> Result<Front, Refused> {
     let snapshot = question.snapshot;
     let service = match &named.target {
-        GatewayTarget::Host(host) => snapshot.service(&host.namespace, &host.host),
+        GatewayTarget::Host(host) => match snapshot.service(&host.namespace, &host.host) {
+            Some(service) => Some(service),
+            // Its load balancer has a name of its own.
+            None => {
+                let named = snapshot.workload_named(&host.namespace, &host.host);
+                return Ok(Front {
+                    next: named.ok_or_else(not_found)?.clone(),
+                    ip: None,
+                    of: None,
+                });
+            }
+        },
         GatewayTarget::Address(network, ip) => {
             match snapshot.service_at(network, *ip, &question.source.namespace) {
                 Some(service) => Some(service),

@@ -104,6 +104,9 @@ fn small_mesh() -> Arc<Snapshot> {
         let mut native = pod("native", &["10.0.0.4"]);
         native.native_tunnel = true;
         mesh.set_workload(native);
+        let mut legacy = pod("legacy", &["10.0.0.6"]);
+        legacy.tunnel_protocol = wire::TunnelProtocol::LegacyIstioMtls.into();
+        mesh.set_workload(legacy);
         mesh.set_service(service(
             "web.svc",
             &["10.1.0.1", "fd01::1"],
@@ -156,6 +159,7 @@ fn destinations_are_reached_as_the_wire_says() {
         ),
         ("10.1.0.2:80", "plain Address(10.0.0.3:80) of plain.svc"),
         ("10.0.0.3:22", "plain Address(10.0.0.3:22)"),
+        ("10.0.0.6:80", "plain Address(10.0.0.6:80)"),
         (
             "10.9.200.3:80",
             "tunnel 10.0.0.5:15008 to 10.0.0.5:80 by ranged of range.svc",
@@ -323,4 +327,63 @@ fn an_identity_proves_the_workload_whose_names_it_has_with_defaults_for_what_is_
         identity(mesh.workload("odd").unwrap()),
         Err(Refused::NoIdentity(..))
     ));
+}
+
+#[test]
+fn a_mesh_of_several_names_expects_its_members_under_each_and_nobody_elses() {
+    let identities = |texts: &[&str]| -> Vec<Identity> {
+        let ids = texts.iter().map(|text| format!("spiffe://{text}"));
+        ids.map(|id| id.parse().unwrap()).collect()
+    };
+    let names = ["new.org".to_owned(), "old.org".to_owned()];
+    for (expected, names, all) in [
+        (
+            &["old.org/ns/a/sa/b"][..],
+            &[][..],
+            &["old.org/ns/a/sa/b"][..],
+        ),
+        (
+            &["old.org/ns/a/sa/b"],
+            &names,
+            &["new.org/ns/a/sa/b", "old.org/ns/a/sa/b"],
+        ),
+        (
+            &["new.org/ns/a/sa/b", "old.org/ns/a/sa/b"],
+            &names,
+            &["new.org/ns/a/sa/b", "old.org/ns/a/sa/b"],
+        ),
+        (&["else.org/ns/a/sa/b"], &names, &["else.org/ns/a/sa/b"]),
+    ] {
+        assert_eq!(by_all_names(identities(expected), names), identities(all));
+    }
+}
+
+/// What is to be encrypted is so wherever its name leads.
+#[test]
+fn whoever_is_known_by_name_and_speaks_tunnels_gets_one_at_the_address_that_is_found() {
+    let mesh = snapshot(|mesh| {
+        mesh.set_workload(pod("client", &["10.0.0.1"]));
+        let mut machine = endpoint("machine", &[], "machine.svc", &[]);
+        machine.hostname = "vm.example.com".into();
+        mesh.set_workload(machine);
+        mesh.set_service(service("machine.svc", &["10.1.0.1"], &[(80, 8080)]));
+    });
+    let Ok(Decision::Tunnel(found)) = ask(&mesh, "10.1.0.1:80", &["machine"]) else {
+        panic!("no tunnel")
+    };
+    assert_eq!(found.hop(), "vm.example.com:15008");
+    for (ip, expected) in [
+        (
+            "192.0.2.7",
+            "tunnel 192.0.2.7:15008 to 192.0.2.7:8080 by machine of machine.svc",
+        ),
+        (
+            "2001:db8::7",
+            "tunnel [2001:db8::7]:15008 to [2001:db8::7]:8080 by machine of machine.svc",
+        ),
+    ] {
+        let found = found.clone().found_at(ip.parse().unwrap());
+        assert_eq!(found.hop(), found.address.to_string());
+        assert_eq!(say(Ok(Decision::Tunnel(found))), expected);
+    }
 }

@@ -297,3 +297,36 @@ async fn a_dry_run_denies_nobody_and_strict_may_be_for_one_port() {
         reaches(&client, &format!("10.77.0.2:{port}")).await;
     }
 }
+
+/// A mesh that changes its name: some have proven the old one, and the control plane tells the new one of all.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_of_a_mesh_with_two_names_know_each_other_by_either_and_of_one_name_by_that_alone()
+{
+    let names: &[&str] = &["--trust-domains", "cluster.local,old.org"];
+    for (suffix, flags) in [("one", &[][..]), ("two", names)] {
+        let mut world = World::new(flags);
+        let (caller, called) = (format!("rc-td-{suffix}"), format!("rs-td-{suffix}"));
+        let old = |pod: &mut wire::Workload| pod.trust_domain = "old.org".into();
+        let client = world.pod_with(&caller, At::Node(0), &CLIENT, old).await;
+        let server = world.pod(&called, At::Node(1), &SERVER).await;
+        for pod in [&client, &server] {
+            pod.serve(8080);
+        }
+        if suffix == "one" {
+            is_reset(&client, "10.77.0.2:8080").await;
+            log::line(&[&called, "is of a trust domain that is not accepted"]).await;
+            continue;
+        }
+        reaches(&client, "10.77.0.2:8080").await;
+        let inbound = log::line(&[&called, "inbound", "bytes_recv=1 "]).await;
+        let by = format!("src.identity=\"spiffe://old.org/ns/default/sa/{caller}\"");
+        assert!(inbound.contains(&by), "{inbound}");
+        // The server's node has heard the new name of a client that still proves the old one.
+        let mut renamed = world.workload(&caller);
+        renamed.trust_domain = String::new();
+        world.tell_node(1, |update| update.set_workload(renamed.clone()));
+        let mut tcp = server.connect("10.77.0.1:8080".parse().unwrap()).await;
+        assert_eq!(greeting(&mut tcp).await.unwrap(), SERVER[0]);
+        echo(tcp, b"x").await;
+    }
+}

@@ -172,6 +172,36 @@ async fn a_destination_known_by_name_alone_is_resolved_for_each_connection_and_c
     );
 }
 
+/// Its name is looked up where ztunnel runs; the tunnel goes where that leads, to whom it must be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_known_by_name_that_speaks_tunnels_is_not_called_in_plain_text() {
+    let mut world = World::new(&[]);
+    let own = world.pod("own-name", At::Node(0), &CLIENT).await;
+    own.serve(8080);
+    world.tell(|update| {
+        update.set_service(service("vm.example.com", &["10.78.0.5"], &[(80, 8080)]));
+        update.set_workload(wire::Workload {
+            uid: "vm-name".into(),
+            name: "vm-name".into(),
+            namespace: "default".into(),
+            service_account: "vm-name".into(),
+            hostname: "localhost".into(),
+            tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
+            services: [("default/vm.example.com".to_owned(), Default::default())].into(),
+            ..Default::default()
+        });
+    });
+    // There the pod's own proxy answers, which is somebody else.
+    own.is_reset("10.78.0.5:80".parse().unwrap()).await;
+    let line = log::line(&["src.workload=\"own-name\"", "outbound"]).await;
+    assert!(line.contains("dst.hbone_addr=127.0.0.1:8080"), "{line}");
+    assert!(
+        line.contains("sa/vm-name") && line.contains("sa/own-name"),
+        "{line}"
+    );
+    assert!(line.contains("bytes_sent=0 bytes_recv=0"), "{line}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_of_one_node_are_joined_in_process_with_both_reports() {
     let mut world = World::new(&[]);
