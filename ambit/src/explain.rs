@@ -32,6 +32,9 @@ pub(crate) struct Explain {
     /// Namespace of a SRC that says none.
     #[arg(short, long, default_value = "default")]
     namespace: String,
+    /// Datagrams (UDP), not a connection.
+    #[arg(long)]
+    udp: bool,
     /// Of a request at a waypoint: its method.
     #[arg(long, default_value = "GET")]
     method: String,

@@ -140,11 +140,16 @@ impl Machine {
 
     /// Its rules: `up` or `down`.
     pub fn capture(&self, verb: &str) -> Result<()> {
+        self.capture_with(&[verb])
+    }
+
+    /// The same with flags behind the verb.
+    pub fn capture_with(&self, words: &[&str]) -> Result<()> {
         let mut command = bare(&self.bin.join("ambit-cni-agent"));
-        command.args(["capture", verb]);
+        command.arg("capture").args(words);
         let done = self.netns.run(command, b"", COMMAND)?;
         done.success()
-            .with_context(|| format!("packet rules {verb}"))?;
+            .with_context(|| format!("packet rules {}", words.join(" ")))?;
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Pure: what becomes of a connection that somebody describes, and why. `/explain` of the admin door.
+//! Pure: what becomes of a connection, or of datagrams, that somebody describes, and why. `/explain` of the admin door.
 //!
 //! 1. who calls, and whom                                        (`meant`)
 //! 2. what the source's end does, by what connections get        (`leaving` → `route::decide`)
@@ -40,6 +40,25 @@ pub(crate) struct Question {
     side: Option<Side>,
     /// How it arrives at `dst`, where who calls does not tell: waypoints call by tunnels, though nothing tunnels to them.
     by: Option<By>,
+    /// What is spoken.
+    #[serde(default)]
+    protocol: Spoken,
+}
+
+/// A connection, or a flow of datagrams.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Spoken {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+impl Spoken {
+    /// Its owner has opted in to have it carried; connections need no such word.
+    fn is_carried(self, of: &Workload) -> bool {
+        self == Self::Tcp || of.udp
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -101,6 +120,7 @@ pub(crate) struct View<'a> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Explained<'a> {
     node: &'a str,
+    protocol: Spoken,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<Source>,
     /// None where it does not come to a workload, or not straight.
@@ -152,13 +172,14 @@ pub(crate) fn explain<'a>(view: &View<'a>, question: &Question) -> Result<Explai
     let meant = Meant::of(view, &caller, &question.dst, question.port)?;
     let mut explained = Explained {
         node: view.node,
+        protocol: question.protocol,
         source: None,
         destination: None,
     };
     let arriving = if question.side == Some(Side::Destination) {
-        Some(straight(view, &caller, &meant, question.by)?)
+        Some(straight(view, &caller, &meant, question)?)
     } else {
-        let (source, arriving) = leaving(view, &caller, &meant);
+        let (source, arriving) = leaving(view, &caller, &meant, question.protocol);
         explained.source = Some(source);
         arriving.filter(|_| question.side.is_none())
     };
@@ -171,14 +192,16 @@ fn straight(
     view: &View<'_>,
     caller: &Caller,
     meant: &Meant,
-    by: Option<By>,
+    question: &Question,
 ) -> Result<Arriving, String> {
     let at = meant.destination;
     let workload = view.snapshot.workload_at(caller.network(view), at.ip());
     let workload = workload.ok_or_else(|| format!("dst: no workload is known at {}", at.ip()))?;
-    let tunnels = |it: &&Arc<Workload>| match by {
+    let spoken = question.protocol;
+    let speaks = |it: &Workload| it.tunnel == Tunnel::Hbone && spoken.is_carried(it);
+    let tunnels = |it: &&Arc<Workload>| match question.by {
         Some(by) => by == By::Tunnel,
-        None => it.tunnel == Tunnel::Hbone && workload.tunnel == Tunnel::Hbone,
+        None => speaks(it) && speaks(workload),
     };
     let proven = caller.workload.as_ref().filter(tunnels);
     Ok(Arriving {
@@ -186,5 +209,6 @@ fn straight(
         at,
         identity: proven.and_then(|it| route::identity(it).ok()),
         from: caller.address(at),
+        spoken,
     })
 }

@@ -306,11 +306,11 @@ async fn begin_request(
 type Carrying = (Box<BothWays<TcpStream, Counting>>, Arc<Live>);
 
 /// A connection on its way in, as its sockets see it.
-struct Arriving<'a> {
-    node: &'a Arc<Node>,
-    pod: &'a Arc<Pod>,
-    peer: SocketAddr,
-    local: SocketAddr,
+pub(crate) struct Arriving<'a> {
+    pub(crate) node: &'a Arc<Node>,
+    pub(crate) pod: &'a Arc<Pod>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
 }
 
 async fn open_request(
@@ -407,7 +407,10 @@ async fn open_request(
 }
 
 /// Where not everything is followed, whoever it takes to judge a connection, and to tell of it, has been asked for.
-async fn asked_for(arriving: &Arriving<'_>, authority: Option<&Authority>) -> Result<(), NotTold> {
+pub(crate) async fn asked_for(
+    arriving: &Arriving<'_>,
+    authority: Option<&Authority>,
+) -> Result<(), NotTold> {
     let Arriving { node, pod, .. } = arriving;
     let Some(on_demand) = &node.on_demand else {
         return Ok(());

@@ -16,14 +16,18 @@
 //! | the doors of a pod, its flows, and who takes the next datagram | here |
 //! | sockets: who a datagram was for, one from somebody else's address | [`socket`] |
 //! | a flow leaves | [`leave`] |
+//! | how it goes where a connection would go in a tunnel | [`passage`] |
 //! | one arrives, in a tunnel or as it is | [`arrive`] |
 //! | both ways between a socket and a tunnel | [`carry`] |
+//! | an app is told that nobody listens | [`unreachable`] |
 
 mod arrive;
 mod carry;
 mod leave;
 mod metrics;
+mod passage;
 mod socket;
+mod unreachable;
 
 use std::collections::HashMap;
 use std::io;
@@ -33,8 +37,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use hbone::TunnelError;
 use hbone::datagrams::{NoWay, TooLarge};
-use hbone::{OpenError, TunnelError};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
@@ -43,6 +47,7 @@ pub(crate) use self::arrive::{Asked, arrive};
 use self::carry::Queue;
 pub use self::metrics::UdpMetrics;
 use self::metrics::{Lost, Way};
+pub(crate) use self::passage::Passage;
 use self::socket::{Datagram, receive};
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
@@ -53,7 +58,8 @@ use crate::hint::Hint;
 use crate::lookup::LookupError;
 use crate::netns::is_no_ipv6;
 use crate::node::Node;
-use crate::outbound::{self, flag_of};
+use crate::on_demand::NotTold;
+use crate::outbound;
 use crate::pod::Pod;
 use crate::report::Failure;
 use crate::traffic::Flag;
@@ -63,11 +69,9 @@ use crate::traffic::Flag;
 pub(crate) enum Failed {
     /// As it is said of connections.
     #[error(transparent)]
-    Decided(Box<outbound::Failed>),
+    Connecting(Box<outbound::Failed>),
     #[error(transparent)]
     Unknown(#[from] Unknown),
-    #[error(transparent)]
-    Open(#[from] OpenError),
     #[error("UDP to {0} would have to pass a waypoint or gateway, which carries none")]
     Front(SocketAddr),
     #[error("workload {0} carries no UDP")]
@@ -93,8 +97,7 @@ pub(crate) enum Failed {
 impl Failure for Failed {
     fn flag(&self) -> Flag {
         match self {
-            Self::Decided(why) => why.flag(),
-            Self::Open(why) => flag_of(why),
+            Self::Connecting(why) => why.flag(),
             Self::Denied(why) => why.flag(),
             Self::Misdirected(why) => why.flag(),
             Self::Full(why) => why.flag(),
@@ -106,8 +109,7 @@ impl Failure for Failed {
 
     fn hint(&self) -> Option<Hint> {
         Some(match self {
-            Self::Decided(why) => return why.hint(),
-            Self::Open(why) => Hint::of_opening(why),
+            Self::Connecting(why) => return why.hint(),
             Self::Denied(why) => return why.hint(),
             Self::Misdirected(why) => return why.hint(),
             Self::Full(why) => return why.hint(),
@@ -122,10 +124,17 @@ impl Failure for Failed {
 
     fn policy(&self) -> Option<&Arc<str>> {
         match self {
-            Self::Decided(why) => why.policy(),
+            Self::Connecting(why) => why.policy(),
             Self::Denied(why) => why.policy(),
             _ => None,
         }
+    }
+}
+
+impl Failed {
+    /// Another endpoint may do better.
+    fn is_of_the_endpoint(&self) -> bool {
+        matches!(self, Self::Connecting(why) if why.is_of_the_endpoint())
     }
 }
 
@@ -326,9 +335,15 @@ impl Drop for Flow {
     }
 }
 
+impl From<NotTold> for Failed {
+    fn from(why: NotTold) -> Self {
+        outbound::Failed::from(why).into()
+    }
+}
+
 impl From<outbound::Failed> for Failed {
     fn from(why: outbound::Failed) -> Self {
-        Self::Decided(Box::new(why))
+        Self::Connecting(Box::new(why))
     }
 }
 
@@ -336,7 +351,7 @@ impl From<NoWay> for Failed {
     fn from(why: NoWay) -> Self {
         match why {
             NoWay::Unsupported => Self::NotCarried("at the other end".into()),
-            NoWay::Open(why) => Self::Open(why),
+            NoWay::Open(why) => outbound::Failed::from(why).into(),
         }
     }
 }

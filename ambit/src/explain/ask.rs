@@ -15,6 +15,8 @@ pub(super) struct Asked {
     /// As it was put.
     pub(super) source: String,
     pub(super) destination: String,
+    /// It is about datagrams.
+    pub(super) udp: bool,
     /// What the source's ztunnel says, or, where that cannot be asked, what another one would do in its place.
     pub(super) leaving: Option<Heard>,
     pub(super) waypoint: Option<Heard>,
@@ -25,6 +27,13 @@ pub(super) struct Asked {
     /// Who could not be asked, and what is not known because of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) unreached: Vec<String>,
+}
+
+impl Asked {
+    /// What is added to a question for a ztunnel. A connection is what it takes for granted, also one of an older version.
+    fn spoken(&self) -> &'static str {
+        if self.udp { "&protocol=udp" } else { "" }
+    }
 }
 
 /// One proxy's part of an answer.
@@ -41,6 +50,7 @@ pub(super) async fn ask(what: &Explain, proxies: &Proxies) -> anyhow::Result<Ask
     let mut asked = Asked {
         source: what.source.clone(),
         destination: what.destination.clone(),
+        udp: what.udp,
         ..Asked::default()
     };
     let is_bare = !what.source.contains('/') && what.source.parse::<std::net::IpAddr>().is_err();
@@ -77,9 +87,10 @@ async fn leaving(
         .as_ref()
         .map_or(&*asked.source, |caller| &*caller.name);
     let query = format!(
-        "/explain?src={}&dst={}&side=source",
+        "/explain?src={}&dst={}&side=source{}",
         encoded(source),
-        encoded(&asked.destination)
+        encoded(&asked.destination),
+        asked.spoken()
     );
     let of_node = proxies.of_node(node);
     let others = proxies.ztunnels.iter();
@@ -307,10 +318,11 @@ async fn waypoint(asked: &mut Asked, proxies: &Proxies, what: &Explain, through:
 /// does not decide.
 async fn arriving(asked: &mut Asked, proxies: &Proxies, called: &Called) {
     let query = format!(
-        "/explain?src={}&dst={}&side=destination{}",
+        "/explain?src={}&dst={}&side=destination{}{}",
         encoded(&called.source),
         encoded(&called.at),
-        if called.by_waypoint { "&by=tunnel" } else { "" }
+        if called.by_waypoint { "&by=tunnel" } else { "" },
+        asked.spoken()
     );
     let of_node = proxies.of_node(&called.node);
     let others = proxies.ztunnels.iter();

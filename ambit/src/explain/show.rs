@@ -18,8 +18,11 @@ pub(super) fn text(told: &Told<'_>) -> String {
     line(
         &mut out,
         &format!(
-            "{} -> {}: {verdict} (decided at the {})",
-            asked.source, asked.destination, told.decided_at
+            "{} -> {}{}: {verdict} (decided at the {})",
+            asked.source,
+            asked.destination,
+            if asked.udp { " by UDP" } else { "" },
+            told.decided_at
         ),
     );
     line(&mut out, &format!("  {}", told.because));

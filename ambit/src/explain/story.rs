@@ -78,6 +78,7 @@ impl Told<'_> {
                     text(&decision["asksFor"])
                 ),
                 "local" => format!("{who}: joined in process to {next} ({to}): {because}"),
+                "plain" if self.answers.udp => format!("{who}: plain UDP to {to}: {because}"),
                 "plain" => format!("{who}: plain TCP to {to}: {because}"),
                 "untouched" => format!(
                     "{because}; it goes to {}",
@@ -91,8 +92,13 @@ impl Told<'_> {
             });
         let eligible = left["endpoints"]["eligible"].as_u64().unwrap_or_default();
         if eligible > 1 && decision["waypoint"].is_null() {
+            let what = if self.answers.udp {
+                "flow"
+            } else {
+                "connection"
+            };
             self.path.push(format!(
-                "  one of {eligible} endpoints; each connection draws anew"
+                "  one of {eligible} endpoints; each {what} draws anew"
             ));
         }
         if left["captured"] == true && !heard.decides {

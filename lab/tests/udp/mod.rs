@@ -1,16 +1,21 @@
 //! UDP of namespaces that opted in: carried between nodes as connections are, under the same policies, and told of.
 
+mod asked;
+mod endpoints;
+mod machines;
+mod on_demand;
+
 use std::{
     collections::BTreeSet,
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Builder, Lab, Pod, wait};
+use lab::{Builder, Lab, Netns, Pod, wait};
 
 use crate::support::{SOON, between, in_lab, logs_from_now, with_engines};
 
@@ -18,16 +23,16 @@ const ENABLED: (&str, &str) = ("ambit.io/udp", "enabled");
 /// A datagram may be lost while something settles; it is sent again after so long.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-fn socket(pod: &Pod, ip: IpAddr, port: u16) -> Result<UdpSocket> {
-    let socket = pod.netns().within(|| UdpSocket::bind((ip, port)))?;
-    let socket = socket.with_context(|| format!("{} at {ip}:{port}", pod.name()))?;
+fn socket_in(netns: &Netns, ip: IpAddr, port: u16) -> Result<UdpSocket> {
+    let socket = netns.within(|| UdpSocket::bind((ip, port)))?;
+    let socket = socket.with_context(|| format!("{} at {ip}:{port}", netns.name()))?;
     socket.set_read_timeout(Some(PATIENCE))?;
     Ok(socket)
 }
 
 /// A socket of a client.
 fn client(pod: &Pod) -> Result<UdpSocket> {
-    socket(pod, Ipv4Addr::UNSPECIFIED.into(), 0)
+    socket_in(pod.netns(), Ipv4Addr::UNSPECIFIED.into(), 0)
 }
 
 /// Sends back what it gets, and remembers from whom.
@@ -38,11 +43,11 @@ struct Echo {
 impl Echo {
     /// At one address, so that its answers come from there.
     fn start(pod: &Pod, port: u16) -> Result<Self> {
-        Self::at(pod, pod.ip(), port)
+        Self::within(pod.netns(), pod.ip(), port)
     }
 
-    fn at(pod: &Pod, ip: IpAddr, port: u16) -> Result<Self> {
-        let socket = socket(pod, ip, port)?;
+    fn within(netns: &Netns, ip: IpAddr, port: u16) -> Result<Self> {
+        let socket = socket_in(netns, ip, port)?;
         socket.set_read_timeout(None)?;
         let seen = Arc::<Mutex<Vec<SocketAddr>>>::default();
         let peers = seen.clone();
@@ -342,6 +347,43 @@ fn a_namespace_that_did_not_opt_in_sees_no_difference_and_one_that_does_is_carri
                 .all(|rules| rules.is_ok_and(|rules| !rules.stdout.contains("tproxy")))
         })?;
         talk(&client(&client_pod)?, to, b"in the clear again")
+    });
+}
+
+/// What the kernel says to an app whose socket is connected.
+#[test]
+fn an_app_hears_that_nobody_listens_as_if_nothing_stood_between() {
+    in_lab(builder(), |lab| {
+        let (client_pod, server) = pods(lab, &[ENABLED])?;
+        lab.namespace("old").plain()?;
+        let old = lab.pod("old/server").node(0).start()?;
+        until_carried(lab, &[&client_pod, &server])?;
+        let six = SocketAddr::new(server.ip6()?, 5353);
+        for (pod, to) in [
+            (&server, server.at(5353)),
+            (&server, six),
+            (&old, old.at(5353)),
+        ] {
+            let any = match to.is_ipv4() {
+                true => Ipv4Addr::UNSPECIFIED.into(),
+                false => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = socket_in(client_pod.netns(), any, 0)?;
+            socket.connect(to)?;
+            let is_refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+            wait::until_true(&format!("the refusal of {to}"), SOON, || {
+                socket.send(b"anyone?").is_err_and(is_refused)
+                    || socket.recv(&mut [0; 16]).is_err_and(is_refused)
+            })?;
+            // And goes on when somebody does.
+            let echo = Echo::within(pod.netns(), to.ip(), 5353)?;
+            wait::until_true(&format!("an answer of {to}"), SOON, || {
+                let _ = socket.send(b"and now?");
+                socket.recv(&mut [0; 16]).is_ok()
+            })?;
+            ensure!(!echo.seen().is_empty());
+        }
+        Ok(())
     });
 }
 

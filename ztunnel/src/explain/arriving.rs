@@ -8,7 +8,7 @@ use mesh::{Connection, DeniedBy, SourceIdentity, Tunnel, Verdict, Workload};
 use serde::Serialize;
 
 use super::conditions::{self, ALLOW, DENY, Said};
-use super::{Person, View};
+use super::{Person, Spoken, View};
 use crate::arrival::{self, Misdirected};
 use crate::hint::{Hint, Origin};
 use crate::report::Failure as _;
@@ -23,6 +23,7 @@ pub(super) struct Arriving {
     /// Proven, if it comes by a tunnel or from a pod of the same node.
     pub(super) identity: Option<Identity>,
     pub(super) from: IpAddr,
+    pub(super) spoken: Spoken,
 }
 
 /// What becomes of it there.
@@ -72,6 +73,7 @@ impl Destination {
             workload,
             identity,
             from,
+            spoken,
             ..
         } = arriving;
         let (at, misdirected) = arrived(view, arriving);
@@ -109,10 +111,13 @@ impl Destination {
             hint: None,
             to_change: Vec::new(),
         };
-        match it.unguarded(workload) {
+        match it.unguarded(workload, *spoken) {
             Some(why) => {
                 (it.verdict, it.because) = (Judgement::Unguarded, why);
                 it.policies.clear();
+                if workload.tunnel == Tunnel::Hbone && !spoken.is_carried(workload) {
+                    it.to_change.push(OPT_IN.to_owned());
+                }
             }
             None => match misdirected {
                 Some(why) => {
@@ -125,11 +130,13 @@ impl Destination {
         it
     }
 
-    fn unguarded(&self, workload: &Workload) -> Option<String> {
+    fn unguarded(&self, workload: &Workload, spoken: Spoken) -> Option<String> {
         if workload.tunnel != Tunnel::Hbone {
             Some("the destination is not in the mesh: no ztunnel stands before it".to_owned())
         } else if workload.native_tunnel {
             Some("the destination takes tunnels itself, and judges them itself".to_owned())
+        } else if !spoken.is_carried(workload) {
+            Some("the destination has not opted in (label ambit.io/udp): no ztunnel stands before its datagrams".to_owned())
         } else {
             None
         }
@@ -266,10 +273,12 @@ fn arrived(view: &View<'_>, arriving: &Arriving) -> (SocketAddr, Option<Misdirec
         workload,
         at,
         identity,
+        spoken,
         ..
     } = arriving;
     if identity.is_none() {
-        let own = OWN_PORTS.contains(&at.port());
+        // Of TCP.
+        let own = *spoken == Spoken::Tcp && OWN_PORTS.contains(&at.port());
         return (*at, own.then_some(Misdirected::SelfCall));
     }
     match arrival::arrival(view.snapshot, workload, *at, &Authority::Ip(*at)) {
@@ -277,3 +286,5 @@ fn arrived(view: &View<'_>, arriving: &Arriving) -> (SocketAddr, Option<Misdirec
         Err(why) => (*at, Some(why)),
     }
 }
+
+const OPT_IN: &str = "label ambit.io/udp=enabled of the destination's pod or namespace: then its policies count for datagrams too";

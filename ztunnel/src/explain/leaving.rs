@@ -12,11 +12,12 @@ use serde::Serialize;
 
 use super::arriving::Arriving;
 use super::meant::{Caller, Meant};
-use super::{Person, View};
+use super::{Person, Spoken, View};
 use crate::arrival::leads_to;
 use crate::hint::Hint;
-use crate::report::{Failure as _, Name};
-use crate::route::{self, Decision, Place, Question, Refused};
+use crate::report::{Failure, Name};
+use crate::route::{self, Decision, Place, Question};
+use crate::udp::{self, Passage};
 
 /// What becomes of a connection where it begins.
 #[derive(Debug, Serialize)]
@@ -120,12 +121,14 @@ pub(super) fn leaving(
     view: &View<'_>,
     caller: &Caller,
     meant: &Meant,
+    spoken: Spoken,
 ) -> (Source, Option<Arriving>) {
     let workload = caller.workload.as_ref();
-    let captured = workload.is_some_and(|it| it.tunnel == Tunnel::Hbone && !it.native_tunnel);
-    let (decision, arriving) = match workload.filter(|_| captured) {
-        Some(source) => decided(view, source, meant),
-        None => untouched(view, caller, meant),
+    let passed_by = passed_by(workload, meant, spoken);
+    let captured = passed_by.is_none();
+    let (decision, arriving) = match (workload, passed_by) {
+        (Some(source), None) => decided(view, source, meant, spoken),
+        (_, because) => untouched(view, caller, meant, spoken, because.unwrap_or_default()),
     };
     let called = called(view, caller, meant.destination);
     let whole = |service: &Arc<Service>| endpoints(view, caller, service, meant.destination);
@@ -146,6 +149,30 @@ pub(super) fn leaving(
     (source, arriving)
 }
 
+/// Why no ztunnel sees it leave, if none does.
+fn passed_by(
+    workload: Option<&Arc<Workload>>,
+    meant: &Meant,
+    spoken: Spoken,
+) -> Option<&'static str> {
+    let Some(workload) = workload else {
+        return Some("nobody is known as the caller: no ztunnel sees it leave");
+    };
+    if workload.tunnel != Tunnel::Hbone || workload.native_tunnel {
+        return Some("the caller is not in the mesh: no ztunnel sees it leave");
+    }
+    if !spoken.is_carried(workload) {
+        return Some(
+            "the caller has not opted in (label ambit.io/udp): no ztunnel sees its datagrams leave",
+        );
+    }
+    let asks_names = spoken == Spoken::Udp && meant.destination.port() == DNS;
+    asks_names.then_some("what is sent to port 53 is for resolvers, which have rules of their own")
+}
+
+/// It is never carried as datagrams are.
+const DNS: u16 = 53;
+
 fn called<'a>(view: &View<'a>, caller: &Caller, to: SocketAddr) -> Option<&'a Arc<Service>> {
     let network = caller.network(view);
     view.snapshot
@@ -153,10 +180,15 @@ fn called<'a>(view: &View<'a>, caller: &Caller, to: SocketAddr) -> Option<&'a Ar
 }
 
 /// As `outbound` decides it.
-fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, Option<Arriving>) {
+fn decided(
+    view: &View<'_>,
+    source: &Arc<Workload>,
+    meant: &Meant,
+    spoken: Spoken,
+) -> (Decided, Option<Arriving>) {
     let destination = meant.destination;
-    let joinable =
-        |it: &Workload| (view.is_here)(it) && (view.is_here)(source) && !view.force_tunnel;
+    let joins = spoken == Spoken::Tcp && !view.force_tunnel;
+    let joinable = |it: &Workload| joins && (view.is_here)(it) && (view.is_here)(source);
     let avoid = |it: &Workload, port| (view.is_avoided)(it, port, destination);
     let decision = route::decide(&Question {
         snapshot: view.snapshot,
@@ -168,6 +200,14 @@ fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, 
         // Of equal ones the first: the same answer to the same question.
         draw: 0,
     });
+    let decision = match decision {
+        Ok(Decision::Tunnel(found)) if spoken == Spoken::Udp => match Passage::of(&found) {
+            Passage::Tunnel(_) => Ok(Decision::Tunnel(found)),
+            Passage::Plain(found) => Ok(Decision::Plain(found)),
+            Passage::Front => return (refused(&udp::Failed::Front(destination)), None),
+        },
+        decision => decision,
+    };
     let arrives = |workload: &Arc<Workload>, at: SocketAddr, identity: Option<Identity>| {
         let family = |ip: &&IpAddr| ip.is_ipv4() == at.is_ipv4();
         let from = source
@@ -180,6 +220,7 @@ fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, 
             at,
             identity,
             from: from.copied().unwrap_or(at.ip()),
+            spoken,
         })
     };
     let proven = || route::identity(source).ok();
@@ -187,7 +228,10 @@ fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, 
         Ok(Decision::Tunnel(found)) => {
             let waypoint = through(view, source, &found, destination);
             let arriving = match (&found.authority, &waypoint, &found.beyond) {
-                (Authority::Ip(at), None, None) => arrives(&found.next, *at, proven()),
+                // One whose address is still to be looked up is not asked from here.
+                (Authority::Ip(at), None, None) if found.name().is_none() => {
+                    arrives(&found.next, *at, proven())
+                }
                 _ => None,
             };
             let because = match (&waypoint, &found.beyond) {
@@ -199,7 +243,7 @@ fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, 
             };
             let decided = Decided {
                 goes: "tunnel",
-                to: Some(found.address.to_string()),
+                to: Some(found.hop()),
                 asks_for: Some(found.authority.to_string()),
                 workload: Some(Person::of(&found.next)),
                 expected: found.expected.iter().map(ToString::to_string).collect(),
@@ -224,6 +268,9 @@ fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, 
         Ok(Decision::Plain(found)) => {
             let because = match (&found.logged_by, &found.workload) {
                 (Some(by), _) => format!("the mesh knows nobody there; told of, as {by} wants"),
+                (None, Some(it)) if it.tunnel == Tunnel::Hbone && !spoken.is_carried(it) => {
+                    "the destination has not opted in (label ambit.io/udp)".to_owned()
+                }
                 (None, Some(_)) => "the destination is not in the mesh".to_owned(),
                 (None, None) => "the mesh knows nobody there, and lets it pass".to_owned(),
             };
@@ -246,7 +293,7 @@ fn decided(view: &View<'_>, source: &Arc<Workload>, meant: &Meant) -> (Decided, 
     }
 }
 
-fn refused(why: &Refused) -> Decided {
+fn refused(why: &impl Failure) -> Decided {
     let hint = why.hint().map(Hint::text);
     Decided {
         goes: "refused",
@@ -260,7 +307,13 @@ fn refused(why: &Refused) -> Decided {
 
 /// Nothing of the mesh sees it leave: it arrives as it is, at the address itself or at an endpoint that the node's own
 /// balancing chooses.
-fn untouched(view: &View<'_>, caller: &Caller, meant: &Meant) -> (Decided, Option<Arriving>) {
+fn untouched(
+    view: &View<'_>,
+    caller: &Caller,
+    meant: &Meant,
+    spoken: Spoken,
+    because: &str,
+) -> (Decided, Option<Arriving>) {
     let to = meant.destination;
     let network = caller.network(view);
     let found = match called(view, caller, to) {
@@ -276,10 +329,6 @@ fn untouched(view: &View<'_>, caller: &Caller, meant: &Meant) -> (Decided, Optio
             workload.map(|workload| (to, workload.clone()))
         }
     };
-    let because = match &caller.workload {
-        Some(_) => "the caller is not in the mesh: no ztunnel sees it leave",
-        None => "nobody is known as the caller: no ztunnel sees it leave",
-    };
     let decided = Decided {
         goes: "untouched",
         to: found.as_ref().map(|(at, _)| at.to_string()),
@@ -292,6 +341,7 @@ fn untouched(view: &View<'_>, caller: &Caller, meant: &Meant) -> (Decided, Optio
         at,
         identity: None,
         from: caller.address(at),
+        spoken,
     });
     (decided, arriving)
 }

@@ -10,14 +10,18 @@ use crate::testing::{egress, endpoint, pod, service, snapshot, waypoint_host};
 
 /// What is said of a connection of pods of this very node, which are `here`.
 fn ask(snapshot: &Snapshot, src: &str, dst: &str, here: &[&str]) -> Result<Value, String> {
-    let question = Question {
+    answer(snapshot, &question(src, dst), here)
+}
+
+fn question(src: &str, dst: &str) -> Question {
+    Question {
         src: src.to_owned(),
         dst: dst.to_owned(),
         port: None,
         side: None,
         by: None,
-    };
-    answer(snapshot, &question, here)
+        protocol: Spoken::Tcp,
+    }
 }
 
 fn answer(snapshot: &Snapshot, question: &Question, here: &[&str]) -> Result<Value, String> {
@@ -207,15 +211,157 @@ fn who_calls_by_a_tunnel_is_judged_by_its_identity_though_nothing_tunnels_to_it(
         (Some(By::Tunnel), "allowed"),
     ] {
         let question = Question {
-            src: "10.0.0.9".into(),
-            dst: "10.0.0.2:8080".into(),
-            port: None,
             side: Some(Side::Destination),
             by,
+            ..question("10.0.0.9", "10.0.0.2:8080")
         };
         let said = answer(&mesh, &question, &[]).unwrap();
         assert_eq!(said["destination"]["verdict"], verdict, "{said:#}");
     }
+}
+
+/// The mesh of [`with`], where these have opted in to have their UDP carried.
+fn opted_in(names: &[&str], fill: impl FnOnce(&mut Update)) -> Arc<Snapshot> {
+    with(|mesh| {
+        let host = "web.default.svc.cluster.local";
+        for mut one in [
+            pod("client", &["10.0.0.1"]),
+            endpoint("web-1", &["10.0.0.2"], host, &[]),
+        ] {
+            if names.contains(&&*one.uid) {
+                one.extensions.push(api::workload::Extension {
+                    name: api::UDP_EXTENSION.to_owned(),
+                    config: None,
+                });
+            }
+            mesh.set_workload(one);
+        }
+        fill(mesh);
+    })
+}
+
+fn datagrams(mesh: &Snapshot, src: &str, dst: &str) -> Value {
+    let question = Question {
+        protocol: Spoken::Udp,
+        ..question(src, dst)
+    };
+    answer(mesh, &question, &["client", "web-1"]).unwrap()
+}
+
+#[test]
+fn of_datagrams_it_is_told_who_has_opted_in_and_what_becomes_of_them_where_somebody_has_not() {
+    const BOTH: &[&str] = &["client", "web-1"];
+    const SERVER_NOT: &str = "the destination has not opted in (label ambit.io/udp)";
+    for (who, dst, goes, why, verdict) in [
+        (
+            BOTH,
+            "web",
+            "tunnel",
+            "the destination is in the mesh",
+            "allowed",
+        ),
+        (&["client"], "web", "plain", SERVER_NOT, "unguarded"),
+        (
+            &["web-1"],
+            "web",
+            "untouched",
+            "the caller has not opted in",
+            "allowed",
+        ),
+        (
+            &[],
+            "web",
+            "untouched",
+            "the caller has not opted in",
+            "unguarded",
+        ),
+        (
+            BOTH,
+            "10.0.0.2:53",
+            "untouched",
+            "port 53 is for resolvers",
+            "allowed",
+        ),
+        (
+            BOTH,
+            "10.0.0.9:5000",
+            "plain",
+            "the destination is not in the mesh",
+            "unguarded",
+        ),
+        (
+            BOTH,
+            "192.0.2.1:5000",
+            "plain",
+            "the mesh knows nobody there",
+            "",
+        ),
+    ] {
+        let said = datagrams(&opted_in(who, |_| {}), "client", dst);
+        let decision = &said["source"]["decision"];
+        assert_eq!(said["protocol"], "udp");
+        assert_eq!(decision["goes"], goes, "{who:?} {dst}: {said:#}");
+        let because = decision["because"].as_str().unwrap();
+        assert!(because.contains(why), "{who:?} {dst}: {because}");
+        let there = &said["destination"];
+        assert_eq!(
+            there["verdict"].as_str().unwrap_or_default(),
+            verdict,
+            "{said:#}"
+        );
+        let change = there["toChange"][0].as_str().unwrap_or_default();
+        let may_opt_in = verdict == "unguarded" && dst == "web";
+        assert_eq!(
+            change.contains("ambit.io/udp=enabled"),
+            may_opt_in,
+            "{said:#}"
+        );
+    }
+    // Connections ask nobody.
+    let said = ask(&opted_in(&[], |_| {}), "client", "web", &[]).unwrap();
+    assert_eq!(said["source"]["decision"]["goes"], "tunnel");
+    assert_eq!(said["destination"]["verdict"], "allowed");
+}
+
+#[test]
+fn datagrams_are_judged_by_the_policies_of_connections_and_stop_before_a_waypoint() {
+    use policy::Action::Deny;
+    let shut = rules("shut", Deny, vec![of_namespace("default"), on_port(8080)]);
+    let mesh = opted_in(&["client", "web-1"], |mesh| mesh.set_policy(shut));
+    let said = datagrams(&mesh, "client", "web");
+    assert_eq!(said["destination"]["verdict"], "denied", "{said:#}");
+    assert_eq!(said["destination"]["by"], "default/shut");
+    // Without an identity, as they come from who has not opted in: it is not of that namespace.
+    let mesh = opted_in(&["web-1"], |mesh| {
+        mesh.set_policy(rules("strict", Deny, vec![without_identity()]));
+    });
+    let question = Question {
+        protocol: Spoken::Udp,
+        side: Some(Side::Destination),
+        ..question("client", "10.0.0.2:8080")
+    };
+    let said = answer(&mesh, &question, &[]).unwrap();
+    assert_eq!(said["destination"]["by"], "default/strict", "{said:#}");
+
+    let mesh = opted_in(&["client", "web-1"], |mesh| {
+        let host = "web.default.svc.cluster.local";
+        let mut fronted = service(host, &["10.1.0.1"], &[(80, 8080)]);
+        let way = "way.default.svc.cluster.local";
+        fronted.waypoint = waypoint_host(way);
+        mesh.set_service(fronted);
+        mesh.set_service(service(way, &["10.1.0.2"], &[(15008, 15008)]));
+        mesh.set_workload(endpoint("way-0", &["10.0.0.7"], way, &[(15008, 15008)]));
+    });
+    let said = datagrams(&mesh, "client", "web");
+    let decision = &said["source"]["decision"];
+    assert_eq!(
+        (&decision["goes"], &decision["flag"]),
+        (&"refused".into(), &"CONNECT".into()),
+        "{said:#}"
+    );
+    let hint = decision["hint"].as_str().unwrap();
+    assert!(hint.contains("no waypoint stands between"), "{hint}");
+    assert_eq!(said["destination"], Value::Null);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A flow arrives: in a tunnel, from a proven peer, or as it is.
 //!
-//! 1. does it lead into this pod?                              (`arrival`, pure)
+//! 1. does it lead into this pod?                              (`arrival`, pure; `inbound::asked_for`)
 //! 2. admit: the policies, on the proven identity or none      (`admit`)
 //! 3. a socket with the client's address, to the app           ([`reach`])
 //! 4. carry until it is idle, the other end ends it, or a policy is against it
@@ -24,7 +24,7 @@ use crate::bounds::Share;
 use crate::carry::{Unknown, known};
 use crate::connections::{Live, Protocol};
 use crate::headers;
-use crate::inbound::source_of;
+use crate::inbound::{Arriving, asked_for, source_of};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::report::{Report, Whereabouts};
@@ -50,14 +50,13 @@ pub(crate) async fn arrive(node: Arc<Node>, pod: Arc<Pod>, asked: Asked) {
     } = asked;
     let report = Report::new(&node, &pod, Reporter::Destination, peer, local);
     let mut report = report.of_datagrams();
-    let opening = Opening {
+    let arriving = Arriving {
         node: &node,
         pod: &pod,
-        identity,
         peer,
         local,
     };
-    let opened = Box::pin(opening.open(request, &mut report)).await;
+    let opened = Box::pin(open(&arriving, request, identity, &mut report)).await;
     let (tunnel, app, live) = match opened {
         Ok(opened) => opened,
         Err(why) => {
@@ -74,6 +73,7 @@ pub(crate) async fn arrive(node: Arc<Node>, pod: Arc<Pod>, asked: Asked) {
         waiting: &mut waiting,
         live: &live,
         metrics,
+        netns: &pod.netns,
         idle: node.config.udp_idle,
     };
     match carrying.in_tunnel(&app, tunnel).await {
@@ -82,91 +82,85 @@ pub(crate) async fn arrive(node: Arc<Node>, pod: Arc<Pod>, asked: Asked) {
     }
 }
 
-struct Opening<'a> {
-    node: &'a Arc<Node>,
-    pod: &'a Arc<Pod>,
+async fn open(
+    arriving: &Arriving<'_>,
+    mut request: Request,
     identity: Identity,
-    peer: SocketAddr,
-    local: SocketAddr,
-}
-
-impl Opening<'_> {
-    async fn open(
-        self,
-        mut request: Request,
-        report: &mut Report,
-    ) -> Result<(Tunnel, UdpSocket, Arc<Live>), Failed> {
-        let Self {
-            node,
-            pod,
-            identity,
-            peer,
-            local,
-        } = self;
-        let snapshot = Arc::clone(&node.mesh.load());
-        let Some(workload) = pod.workload(&snapshot) else {
-            request.refuse(Status::Unavailable);
-            return Err(Unknown.into());
-        };
-        let ends = Ends {
-            source: source_of(&snapshot, &workload, peer, Some(&identity)),
-            source_identity: Some(identity),
-            destination_identity: pod.known().map(|known| known.identity.clone()),
-            destination: Some(workload.clone()),
-            service: None,
-            secured: true,
-        };
-        if !is_carried(node, pod) {
+    report: &mut Report,
+) -> Result<(Tunnel, UdpSocket, Arc<Live>), Failed> {
+    let Arriving {
+        node,
+        pod,
+        peer,
+        local,
+    } = *arriving;
+    if let Err(why) = asked_for(arriving, Some(&request.authority)).await {
+        request.refuse(Status::Unavailable);
+        return Err(why.into());
+    }
+    let snapshot = Arc::clone(&node.mesh.load());
+    let Some(workload) = pod.workload(&snapshot) else {
+        request.refuse(Status::Unavailable);
+        return Err(Unknown.into());
+    };
+    let ends = Ends {
+        source: source_of(&snapshot, &workload, peer, Some(&identity)),
+        source_identity: Some(identity),
+        destination_identity: pod.known().map(|known| known.identity.clone()),
+        destination: Some(workload.clone()),
+        service: None,
+        secured: true,
+    };
+    if !is_carried(node, pod) {
+        report.between(ends);
+        request.refuse(Status::BadRequest);
+        return Err(Failed::NotCarried(workload.uid.clone()));
+    }
+    let arrival = match arrival::arrival(&snapshot, &workload, local, &request.authority) {
+        Ok(arrival) => arrival,
+        Err(why) => {
             report.between(ends);
-            request.refuse(Status::BadRequest);
-            return Err(Failed::NotCarried(workload.uid.clone()));
-        }
-        let arrival = match arrival::arrival(&snapshot, &workload, local, &request.authority) {
-            Ok(arrival) => arrival,
-            Err(why) => {
-                report.between(ends);
-                request.refuse(why.status());
-                return Err(why.into());
-            }
-        };
-        let app = SocketAddr::new(local.ip(), arrival.port);
-        let meant = request.headers.forwarded_host();
-        let service = arrival
-            .service
-            .or_else(|| arrival::service_of(&snapshot, &workload, arrival.port, meant));
-        drop(snapshot);
-        let live = report.ends(Whereabouts {
-            ends: Ends { service, ..ends },
-            said: request.headers.baggage.as_deref(),
-            protocol: Protocol::Udp,
-            hop: local,
-            tunnelled: Some(request.authority.clone()),
-            original: app,
-            actual: app,
-            joined: None,
-        });
-        let admitted = tokio::select! {
-            admitted = admit(node, &workload.uid, &live) => admitted,
-            () = request.abandoned() => return Err(Failed::Abandoned),
-        };
-        if let Err(why) = admitted {
-            request.refuse(Status::Denied);
+            request.refuse(why.status());
             return Err(why.into());
         }
-        let client = client(&request, peer);
-        let socket = match reach(node, pod, client, app, node.config.packet_mark, report) {
-            Ok(socket) => socket,
-            Err(why) => {
-                request.refuse(Status::Unavailable);
-                return Err(Failed::Socket(why));
-            }
-        };
-        let baggage = Some(headers::baggage(&workload)).filter(|baggage| !baggage.is_empty());
-        let tunnel = request
-            .accept(ResponseHeaders { baggage })
-            .map_err(|_| Failed::Abandoned)?;
-        Ok((tunnel, socket, live))
+    };
+    let app = SocketAddr::new(local.ip(), arrival.port);
+    let meant = request.headers.forwarded_host();
+    let service = arrival
+        .service
+        .or_else(|| arrival::service_of(&snapshot, &workload, arrival.port, meant));
+    drop(snapshot);
+    let live = report.ends(Whereabouts {
+        ends: Ends { service, ..ends },
+        said: request.headers.baggage.as_deref(),
+        protocol: Protocol::Udp,
+        hop: local,
+        tunnelled: Some(request.authority.clone()),
+        original: app,
+        actual: app,
+        joined: None,
+    });
+    let admitted = tokio::select! {
+        admitted = admit(node, &workload.uid, &live) => admitted,
+        () = request.abandoned() => return Err(Failed::Abandoned),
+    };
+    if let Err(why) = admitted {
+        request.refuse(Status::Denied);
+        return Err(why.into());
     }
+    let client = client(&request, peer);
+    let socket = match reach(node, pod, client, app, node.config.packet_mark, report) {
+        Ok(socket) => socket,
+        Err(why) => {
+            request.refuse(Status::Unavailable);
+            return Err(Failed::Socket(why));
+        }
+    };
+    let baggage = Some(headers::baggage(&workload)).filter(|baggage| !baggage.is_empty());
+    let tunnel = request
+        .accept(ResponseHeaders { baggage })
+        .map_err(|_| Failed::Abandoned)?;
+    Ok((tunnel, socket, live))
 }
 
 /// The client's address, with the port that its own proxy tells: answers go to it through that proxy, so that it can lie to
@@ -221,6 +215,7 @@ pub(super) async fn serve_plain(mut flow: Flow) {
         waiting: &mut flow.waiting,
         live: &live,
         metrics,
+        netns: &pod.netns,
         idle: node.config.udp_idle,
     };
     match carrying.to(&app).await {
@@ -233,6 +228,13 @@ async fn open_plain(flow: &Flow, report: &mut Report) -> Result<(UdpSocket, Arc<
     let (node, pod) = (&flow.flows.node, &flow.flows.pod);
     let (from, to) = flow.between;
     known(pod).await?;
+    let arriving = Arriving {
+        node,
+        pod,
+        peer: from,
+        local: to,
+    };
+    asked_for(&arriving, None).await?;
     let snapshot = Arc::clone(&node.mesh.load());
     let workload = pod.workload(&snapshot).ok_or(Unknown)?;
     let live = report.ends(Whereabouts {

@@ -13,16 +13,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hbone::datagrams::{Capsules, capsule};
+use hbone::datagrams::{Capsules, capsule, closed};
 use hbone::{Reader, Tunnel, Writer};
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Failed;
 use super::metrics::{Lost, Moved, UdpMetrics};
 use super::socket::hear;
+use super::unreachable::Teller;
 use crate::connections::Live;
+use crate::netns::Netns;
 
 /// Datagrams that wait to be sent, and bytes of them: some milliseconds of a fast stream.
 const WAITING: usize = 256;
@@ -100,6 +102,8 @@ pub(super) struct Carrying<'a> {
     pub(super) waiting: &'a mut mpsc::Receiver<Bytes>,
     pub(super) live: &'a Live,
     pub(super) metrics: &'a UdpMetrics,
+    /// Where the app is.
+    pub(super) netns: &'a Netns,
     /// Ends when nothing has moved for so long.
     pub(super) idle: Duration,
 }
@@ -141,14 +145,25 @@ impl Carrying<'_> {
             waiting,
             live,
             metrics,
+            netns,
             idle,
         } = self;
-        let last = Last::new();
+        let (last, nobody) = (Last::new(), Notify::new());
         let (mut reader, mut writer) = tunnel.split();
         let ended = {
-            let mut there = pin!(send(&mut writer, queue, waiting, live, metrics, &last));
-            let mut back = pin!(receive(&mut reader, app, live, metrics, &last));
-            let mut heard = pin!(listen(app, queue, metrics));
+            let sending = Sending {
+                queue,
+                waiting,
+                nobody: &nobody,
+            };
+            let mut there = pin!(sending.run(&mut writer, live, metrics, &last));
+            let receiving = Receiving {
+                app,
+                teller: Teller::new(netns, app),
+                nobody: &nobody,
+            };
+            let mut back = pin!(receiving.run(&mut reader, live, metrics, &last));
+            let mut heard = pin!(listen(app, queue, metrics, Some(&nobody)));
             tokio::select! {
                 done = &mut there => done,
                 done = &mut back => done,
@@ -172,15 +187,18 @@ impl Carrying<'_> {
             waiting,
             live,
             metrics,
+            netns,
             idle,
         } = self;
-        let last = Last::new();
+        let (last, nobody) = (Last::new(), Notify::new());
         let there = async {
             loop {
                 let payload = queue.pop(waiting).await;
                 last.moved();
-                if delivered(other.send(&payload).await, metrics) {
-                    count(live, metrics, Moved::Sent, payload.len());
+                match delivered(other.send(&payload).await, metrics) {
+                    Delivered::Taken => count(live, metrics, Moved::Sent, payload.len()),
+                    Delivered::Closed => nobody.notify_one(),
+                    Delivered::Lost => {}
                 }
             }
         };
@@ -189,18 +207,26 @@ impl Carrying<'_> {
                 match hear(other).await {
                     Ok(payload) => {
                         last.moved();
-                        if delivered(app.send(&payload).await, metrics) {
+                        if let Delivered::Taken = delivered(app.send(&payload).await, metrics) {
                             count(live, metrics, Moved::Received, payload.len());
                         }
                     }
-                    Err(error) => heard_wrong(error, metrics)?,
+                    Err(error) => heard_wrong(error, metrics, Some(&nobody))?,
                 }
+            }
+        };
+        let tell = async {
+            let mut teller = Teller::new(netns, app);
+            loop {
+                nobody.notified().await;
+                teller.tell();
             }
         };
         tokio::select! {
             () = there => Ok(()),
             done = back => done,
-            done = listen(app, queue, metrics) => done,
+            () = tell => Ok(()),
+            done = listen(app, queue, metrics, None) => done,
             () = last.idle(idle) => Ok(()),
             denied = live.denied() => Err(denied.into()),
         }
@@ -214,13 +240,14 @@ impl Carrying<'_> {
             live,
             metrics,
             idle,
+            netns: _, // who sent hears from the app's kernel itself
         } = self;
         let last = Last::new();
         let there = async {
             loop {
                 let payload = queue.pop(waiting).await;
                 last.moved();
-                if delivered(app.send(&payload).await, metrics) {
+                if let Delivered::Taken = delivered(app.send(&payload).await, metrics) {
                     count(live, metrics, Moved::Received, payload.len());
                 }
             }
@@ -233,8 +260,13 @@ impl Carrying<'_> {
     }
 }
 
-/// What the app says goes into the queue. Ends only with an error.
-async fn listen(app: &UdpSocket, queue: &Queue, metrics: &UdpMetrics) -> Result<(), Failed> {
+/// What the app says goes into the queue; that it does not listen any more, to whoever waits for that. Ends only with an error.
+async fn listen(
+    app: &UdpSocket,
+    queue: &Queue,
+    metrics: &UdpMetrics,
+    nobody: Option<&Notify>,
+) -> Result<(), Failed> {
     loop {
         match hear(app).await {
             Ok(payload) => {
@@ -242,46 +274,77 @@ async fn listen(app: &UdpSocket, queue: &Queue, metrics: &UdpMetrics) -> Result<
                     metrics.lost(Lost::Queue);
                 }
             }
-            Err(error) => heard_wrong(error, metrics)?,
+            Err(error) => heard_wrong(error, metrics, nobody)?,
         }
     }
 }
 
-async fn send(
-    writer: &mut Writer,
-    queue: &Queue,
-    waiting: &mut mpsc::Receiver<Bytes>,
-    live: &Live,
-    metrics: &UdpMetrics,
-    last: &Last,
-) -> Result<(), Failed> {
-    loop {
-        let payload = queue.pop(waiting).await;
-        last.moved();
-        writer.send(capsule(&payload)).await?;
-        count(live, metrics, Moved::Sent, payload.len());
-    }
+/// Into a tunnel.
+struct Sending<'a> {
+    queue: &'a Queue,
+    waiting: &'a mut mpsc::Receiver<Bytes>,
+    /// Nobody listens at this end.
+    nobody: &'a Notify,
 }
 
-/// Ends when the other end does.
-async fn receive(
-    reader: &mut Reader,
-    app: &UdpSocket,
-    live: &Live,
-    metrics: &UdpMetrics,
-    last: &Last,
-) -> Result<(), Failed> {
-    let mut capsules = Capsules::default();
-    while let Some(chunk) = reader.recv().await {
-        let mut chunk = chunk?;
-        while let Some(payload) = capsules.next(&mut chunk)? {
-            last.moved();
-            if delivered(app.send(&payload).await, metrics) {
-                count(live, metrics, Moved::Received, payload.len());
+impl Sending<'_> {
+    async fn run(
+        self,
+        writer: &mut Writer,
+        live: &Live,
+        metrics: &UdpMetrics,
+        last: &Last,
+    ) -> Result<(), Failed> {
+        loop {
+            tokio::select! {
+                payload = self.queue.pop(self.waiting) => {
+                    last.moved();
+                    writer.send(capsule(&payload)).await?;
+                    count(live, metrics, Moved::Sent, payload.len());
+                }
+                () = self.nobody.notified() => {
+                    writer.send(closed()).await?;
+                }
             }
         }
     }
-    Ok(())
+}
+
+/// Out of a tunnel.
+struct Receiving<'a> {
+    app: &'a UdpSocket,
+    /// Of nobody at the other end.
+    teller: Teller<'a>,
+    /// Nobody listens at this end.
+    nobody: &'a Notify,
+}
+
+impl Receiving<'_> {
+    /// Ends when the other end does.
+    async fn run(
+        mut self,
+        reader: &mut Reader,
+        live: &Live,
+        metrics: &UdpMetrics,
+        last: &Last,
+    ) -> Result<(), Failed> {
+        let mut capsules = Capsules::default();
+        while let Some(chunk) = reader.recv().await {
+            let mut chunk = chunk?;
+            while let Some(payload) = capsules.next(&mut chunk)? {
+                last.moved();
+                match delivered(self.app.send(&payload).await, metrics) {
+                    Delivered::Taken => count(live, metrics, Moved::Received, payload.len()),
+                    Delivered::Closed => self.nobody.notify_one(),
+                    Delivered::Lost => {}
+                }
+            }
+            if capsules.heard_closed() {
+                self.teller.tell();
+            }
+        }
+        Ok(())
+    }
 }
 
 fn count(live: &Live, metrics: &UdpMetrics, moved: Moved, n: usize) {
@@ -293,27 +356,46 @@ fn count(live: &Live, metrics: &UdpMetrics, moved: Moved, n: usize) {
     metrics.moved(moved);
 }
 
-/// Whether the kernel took it. What it does not take is lost, as it would be on the wire.
-fn delivered(sent: io::Result<usize>, metrics: &UdpMetrics) -> bool {
-    let Err(error) = sent else { return true };
-    metrics.lost(match error.raw_os_error() {
-        Some(libc::EMSGSIZE) => Lost::TooLarge,
-        // Said of a datagram before this one.
-        Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => Lost::Closed,
-        _ => Lost::Kernel,
-    });
-    false
+/// What the kernel did with a datagram. What it does not take is lost, as it would be on the wire.
+enum Delivered {
+    Taken,
+    /// Nobody listens there; it was said of one before.
+    Closed,
+    Lost,
+}
+
+fn delivered(sent: io::Result<usize>, metrics: &UdpMetrics) -> Delivered {
+    let Err(error) = sent else {
+        return Delivered::Taken;
+    };
+    let (why, delivered) = match error.raw_os_error() {
+        Some(libc::EMSGSIZE) => (Lost::TooLarge, Delivered::Lost),
+        Some(libc::ECONNREFUSED) => (Lost::Closed, Delivered::Closed),
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => (Lost::Closed, Delivered::Lost),
+        _ => (Lost::Kernel, Delivered::Lost),
+    };
+    metrics.lost(why);
+    delivered
 }
 
 /// What a socket says of datagrams that went before does not end a flow: the app may listen again.
-fn heard_wrong(error: io::Error, metrics: &UdpMetrics) -> Result<(), Failed> {
+fn heard_wrong(
+    error: io::Error,
+    metrics: &UdpMetrics,
+    nobody: Option<&Notify>,
+) -> Result<(), Failed> {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EMSGSIZE) => {
             metrics.lost(Lost::Closed);
-            Ok(())
         }
-        _ => Err(Failed::Socket(error)),
+        _ => return Err(Failed::Socket(error)),
     }
+    if error.raw_os_error() == Some(libc::ECONNREFUSED)
+        && let Some(nobody) = nobody
+    {
+        nobody.notify_one();
+    }
+    Ok(())
 }
 
 #[cfg(test)]

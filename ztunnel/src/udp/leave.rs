@@ -2,35 +2,48 @@
 //!
 //! 1. its first datagram came by the pod's door                        (`udp`)
 //! 2. decide, as for a connection                                      (`route::decide`, pure)
-//! 3. open: a way through a tunnel, or as it is where nobody takes that ([`open`])
-//! 4. carry until it is idle                                           (`carry`)
-//! 5. report, whatever happened                                        (`Report` writes itself on drop)
+//! 3. open: a way through a tunnel, or as it is where nobody takes that (`passage`, pure; [`attempt`])
+//! 4. or, where that fails, another endpoint of the same service       (`retry`)
+//! 5. carry until it is idle, or its endpoint has gone: what comes then is another flow, with another endpoint (`carry`)
+//! 6. report, whatever happened                                        (`Report` writes itself on drop)
 //!
 //! Who is known to carry UDP and cannot be reached through a tunnel is not called around it: whoever could cut the tunnel
 //! could otherwise have everything in the clear. As it is goes what leaves the mesh, and what is for a pod that has not opted
 //! in, or whose own proxy says, proven who it is, that it cannot.
 
-use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hbone::datagrams::NoWay;
-use hbone::{Authority, Connect, Destination, Tunnel as Stream};
+use hbone::{Authority, Connect, Destination, First, Tunnel as Stream};
 use tokio::net::UdpSocket;
+use tokio::time::{sleep, timeout};
 
 use super::carry::Carrying;
 use super::metrics::Way;
+use super::passage::{Endpoint, Passage, as_it_is};
 use super::{Failed, Flow, PASSING};
 use crate::carry::{Unknown, known};
 use crate::connections::{Live, Protocol};
 use crate::headers;
 use crate::netns::From;
-use crate::outbound::Leaving;
-use crate::report::{Report, Whereabouts};
-use crate::route::{self, Decision, Place, Plain, Tunnel};
+use crate::node::Node;
+use crate::outbound::{self, Leaving};
+use crate::report::{Failure as _, Report, Whereabouts};
+use crate::retry::{Retried, Retries, SILENT, Tries};
+use crate::route::{self, Decision, Plain, Tunnel};
 use crate::traffic::{Ends, Reporter};
 
 /// A way that is open.
-enum Opened {
+struct Opened {
+    by: By,
+    live: Arc<Live>,
+    /// None of whom the mesh knows nothing.
+    endpoint: Option<Endpoint>,
+}
+
+enum By {
     Tunnel(Stream),
     Plain(UdpSocket),
 }
@@ -41,7 +54,7 @@ pub(super) async fn serve(mut flow: Flow) {
     let (from, to) = flow.between;
     let mut report = Report::new(&node, &pod, Reporter::Source, from, to).of_datagrams();
     let opened = Box::pin(open(&flow, &mut report)).await;
-    let (opened, live, app) = match opened {
+    let (Opened { by, live, endpoint }, app) = match opened {
         Ok(opened) => opened,
         Err(why) => {
             report.failed(&why);
@@ -56,16 +69,26 @@ pub(super) async fn serve(mut flow: Flow) {
         waiting: &mut flow.waiting,
         live: &live,
         metrics,
+        netns: &pod.netns,
         idle: node.config.udp_idle,
     };
-    let carried = match opened {
-        Opened::Tunnel(tunnel) => {
-            metrics.flow(Way::Tunnel);
-            carrying.in_tunnel(&app, tunnel).await
+    let carry = async {
+        match by {
+            By::Tunnel(tunnel) => {
+                metrics.flow(Way::Tunnel);
+                carrying.in_tunnel(&app, tunnel).await
+            }
+            By::Plain(other) => {
+                metrics.flow(Way::Plain);
+                carrying.between(&app, &other).await
+            }
         }
-        Opened::Plain(other) => {
-            metrics.flow(Way::Plain);
-            carrying.between(&app, &other).await
+    };
+    let carried = tokio::select! {
+        carried = carry => carried,
+        () = until_gone(&node, endpoint) => {
+            report.note(GONE);
+            Ok(())
         }
     };
     match carried {
@@ -74,9 +97,21 @@ pub(super) async fn serve(mut flow: Flow) {
     }
 }
 
-type Ready = (Opened, Arc<Live>, UdpSocket);
+/// Returns when what was decided would not be decided so again, as far as the endpoint goes: an app that keeps sending would
+/// otherwise send to nobody, for ever.
+async fn until_gone(node: &Node, endpoint: Option<Endpoint>) {
+    let Some(endpoint) = endpoint else {
+        return std::future::pending().await;
+    };
+    loop {
+        sleep(LOOK).await;
+        if !endpoint.stands(&node.mesh.load()) {
+            return;
+        }
+    }
+}
 
-async fn open(flow: &Flow, report: &mut Report) -> Result<Ready, Failed> {
+async fn open(flow: &Flow, report: &mut Report) -> Result<(Opened, UdpSocket), Failed> {
     let (node, pod) = (&flow.flows.node, &flow.flows.pod);
     let (from, to) = flow.between;
     let identity = &known(pod).await?.identity;
@@ -97,23 +132,92 @@ async fn open(flow: &Flow, report: &mut Report) -> Result<Ready, Failed> {
         original: to,
         joins: false,
     };
-    let (opened, live) = match leaving.decide().await? {
-        Decision::Tunnel(found) => tunnel(&leaving, found, report).await?,
-        Decision::Plain(found) => plain(&leaving, found, None, report).await?,
-        // It is never asked for one.
-        Decision::Local(found) => return Err(Failed::Front(found.address)),
-    };
+    let opened = reach(&leaving, report).await?;
     // From whom the app called, to the app: answers come as from there.
     let mark = node.config.packet_mark | PASSING;
     let app = pod.netns.udp_between(to, from, mark);
-    Ok((opened, live, app.map_err(Failed::Socket)?))
+    Ok((opened, app.map_err(Failed::Socket)?))
+}
+
+/// Opens a way to where the flow leads: if not to one endpoint then to another. What the app sends waits meanwhile, as far as
+/// there is room.
+async fn reach(leaving: &Leaving<'_>, report: &mut Report) -> Result<Opened, Failed> {
+    let Retries { troubled, budget } = &leaving.node.retries;
+    budget.earn();
+    // No datagram has left before there is a way: each may go to another.
+    let (mut tries, unsaid, mut before) = (Tries::new(), First::default(), None);
+    let mut decision = leaving.decide().await?;
+    loop {
+        let target = decision.target();
+        let other = |tries: &Tries| match leaving.other(tries, target.as_ref(), &unsaid) {
+            Some(_) if !budget.spend() => {
+                leaving.node.traffic.retried(Retried::OVER_BUDGET);
+                None
+            }
+            other => other,
+        };
+        let (outcome, next) = {
+            let mut trying = pin!(attempt(leaving, decision, report));
+            match timeout(SILENT, &mut trying).await {
+                Ok(outcome) => (outcome, None),
+                Err(_) => match other(&tries) {
+                    Some(next) => (Err(outbound::Failed::Silent.into()), Some(next)),
+                    None => (trying.await, None),
+                },
+            }
+        };
+        let failed = match outcome {
+            Ok(opened) => {
+                if let Some(target) = &target {
+                    troubled.recovered(target, leaving.original);
+                }
+                if let Some(before) = before {
+                    leaving.node.traffic.retried(Retried::REACHED);
+                    report.note(before);
+                }
+                return Ok(opened);
+            }
+            Err(why) => why,
+        };
+        if failed.is_of_the_endpoint()
+            && let Some(target) = &target
+        {
+            let next = next.or_else(|| other(&tries));
+            troubled.failed(target.clone(), None);
+            tries.fails(target.clone());
+            if let Some(next) = next {
+                report.another(failed.flag());
+                before = Some(format!("tried before: {}: {failed}", target.0));
+                decision = next;
+                continue;
+            }
+        }
+        if let Some(before) = before {
+            leaving.node.traffic.retried(Retried::FAILED);
+            report.note(before);
+        }
+        return Err(failed);
+    }
+}
+
+async fn attempt(
+    leaving: &Leaving<'_>,
+    decision: Decision,
+    report: &mut Report,
+) -> Result<Opened, Failed> {
+    match decision {
+        Decision::Tunnel(found) => tunnel(leaving, found, report).await,
+        Decision::Plain(found) => plain(leaving, found, None, report).await,
+        // It is never asked for one.
+        Decision::Local(found) => Err(Failed::Front(found.address)),
+    }
 }
 
 async fn tunnel(
     leaving: &Leaving<'_>,
     found: Tunnel,
     report: &mut Report,
-) -> Result<(Opened, Arc<Live>), Failed> {
+) -> Result<Opened, Failed> {
     let Leaving {
         node,
         pod,
@@ -123,16 +227,13 @@ async fn tunnel(
         original,
         ..
     } = leaving;
-    // Neither a waypoint nor a gateway carries it, and around them it must not go.
-    let asked = match &found.authority {
-        Authority::Ip(asked) if asked.ip() == found.address.ip() && found.beyond.is_none() => {
-            *asked
-        }
-        _ => return Err(Failed::Front(*original)),
+    let found = leaving.located(found).await?;
+    let asked = match Passage::of(&found) {
+        Passage::Tunnel(asked) => asked,
+        Passage::Plain(as_it_is) => return plain(leaving, as_it_is, None, report).await,
+        Passage::Front => return Err(Failed::Front(*original)),
     };
-    if !found.next.udp {
-        return plain(leaving, as_it_is(&found, asked), None, report).await;
-    }
+    let endpoint = Endpoint::new(&found.next, found.service.as_ref());
     let live = report.ends(Whereabouts {
         ends: Ends {
             source: Some(source.clone()),
@@ -155,7 +256,7 @@ async fn tunnel(
         address: found.address,
         source_ip: own.unwrap_or(peer.ip()),
         source: (*identity).clone(),
-        expected: found.expected.clone(),
+        expected: route::by_all_names(found.expected.clone(), &node.config.trust_domains),
     };
     let host = found.service.as_deref().map(|service| &*service.hostname);
     let connect = Connect {
@@ -174,22 +275,16 @@ async fn tunnel(
         .open_datagrams(&destination, dial, connect, asked)
         .await;
     match opened {
-        Ok(tunnel) => Ok((Opened::Tunnel(tunnel), live)),
+        Ok(tunnel) => Ok(Opened {
+            by: By::Tunnel(tunnel),
+            live,
+            endpoint: Some(endpoint),
+        }),
         Err(NoWay::Unsupported) => {
             let note = "its proxy carries no UDP: passed as it is";
             plain(leaving, as_it_is(&found, asked), Some(note), report).await
         }
-        Err(NoWay::Open(why)) => Err(why.into()),
-    }
-}
-
-/// To a pod whose proxy does not take it.
-fn as_it_is(found: &Tunnel, asked: SocketAddr) -> Plain {
-    Plain {
-        to: Place::Address(asked),
-        workload: Some(found.next.clone()),
-        service: found.service.clone(),
-        logged_by: None,
+        Err(why) => Err(why.into()),
     }
 }
 
@@ -198,7 +293,7 @@ async fn plain(
     found: Plain,
     note: Option<&'static str>,
     report: &mut Report,
-) -> Result<(Opened, Arc<Live>), Failed> {
+) -> Result<Opened, Failed> {
     let Leaving {
         node,
         pod,
@@ -208,6 +303,8 @@ async fn plain(
         ..
     } = leaving;
     let to = leaving.resolve(&found.to).await?;
+    let workload = found.workload.as_ref();
+    let endpoint = workload.map(|workload| Endpoint::new(workload, found.service.as_ref()));
     let live = report.ends(Whereabouts {
         ends: Ends {
             source: Some(source.clone()),
@@ -235,5 +332,14 @@ async fn plain(
     }
     let own = leaving.own_address(to);
     let other = pod.netns.udp_to(own, to, node.config.packet_mark);
-    Ok((Opened::Plain(other.map_err(Failed::Socket)?), live))
+    Ok(Opened {
+        by: By::Plain(other.map_err(Failed::Socket)?),
+        live,
+        endpoint,
+    })
 }
+
+/// How often it is looked whether an endpoint is still there.
+const LOOK: Duration = Duration::from_secs(1);
+const GONE: &str =
+    "its endpoint went away, or is reached in another way now: what follows is another flow";
