@@ -10,6 +10,7 @@
 //! * [`alone`]    the same with nobody connected to it, while the API server is away
 //! * [`capture`]  what a link carries, packet by packet
 //! * [`node`]     a node as root sees it: processes, packets, files
+//! * [`vm`]       a machine that is no pod
 //! * [`mesh`]     the parts of the mesh: logs, metrics, restarts
 //! * [`inside`]   what a ztunnel serves on its loopback alone
 //! * [`program`]  `ambit`, `kubectl` and the like on this machine
@@ -34,5 +35,6 @@ pub mod program;
 pub mod report;
 pub mod run;
 pub mod tests;
+pub mod vm;
 pub mod wait;
 pub mod whole;
