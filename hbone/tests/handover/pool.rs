@@ -9,8 +9,9 @@ use std::{
 };
 
 use hbone::{
-    Destination, Engine, Limits, OpenError, Pool, PoolConfig, PoolStats, Tunnel,
-    handover::{Kind, Taken, ThawError},
+    Certificates, CertificatesConfig, Destination, Engine, Limits, OpenError, Pool, PoolConfig,
+    PoolStats, Revocations, Tunnel,
+    handover::{Kind, Taken, ThawError, Thawed},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,7 +20,7 @@ use tokio::{
 
 use crate::{
     common::{self, Ca, Signing, client_of, identity},
-    world::{Decision, LONG, World, sent},
+    world::{Decision, LONG, World, decide, sent},
 };
 
 /// A pool of another process: nothing is in it.
@@ -186,6 +187,61 @@ async fn it_takes_no_tunnels_after_the_end_of_the_certificate_it_was_made_with()
     assert!(is_dialling(open(&next, &destination).await));
     near.write_all(b"x").await.unwrap();
     assert_eq!(far.read_u8().await.unwrap(), b'x');
+}
+
+/// Whoever is on a list now may have been let in under another one, by a process that is no more.
+#[tokio::test]
+async fn where_certificates_are_revoked_nobody_opens_a_tunnel_on_what_was_proven_to_another() {
+    let lists = Arc::<Revocations>::default();
+    let list = Ca::new().revoking(&[]);
+    lists.replace(list.as_bytes()).unwrap();
+
+    let mut world = World::new(Engine::Own, Engine::Own).await;
+    let (mut near, mut far) = world.tunnel().await;
+    let keeping = CertificatesConfig {
+        revocations: lists.clone(),
+        ..CertificatesConfig::default()
+    };
+    let certificates = Certificates::new(Signing::new(&Arc::new(Ca::new())), keeping);
+    let next = Pool::new(certificates, PoolConfig::default());
+    world.near.join(&next);
+    assert!(world.near.becomes(Decision::Hand).await);
+    let destination = world.client.destination.clone();
+    assert!(is_dialling(open(&next, &destination).await));
+    near.write_all(b"x").await.unwrap();
+    assert_eq!(far.read_u8().await.unwrap(), b'x', "what is open goes on");
+
+    // The other end asks the peer to come again, also when the first list comes after it was taken over.
+    for after in [false, true] {
+        let later = match after {
+            true => Arc::<Revocations>::default(),
+            false => lists.clone(),
+        };
+        let mut world = World::new(Engine::Own, Engine::Own).await;
+        let (mut near, mut far) = world.tunnel().await;
+        let frozen = world.far.freezer().freeze(LONG).await.unwrap();
+        decide(frozen, Decision::Hand, |taken| {
+            let Ok(Thawed::Accepted(mut connection, tunnels)) = taken.thaw(&Limits::default())
+            else {
+                panic!("a connection that was accepted");
+            };
+            connection.mind(&later);
+            world.far.run(Thawed::Accepted(connection, tunnels));
+        });
+        if after {
+            drop(world.tunnel().await);
+            later.replace(list.as_bytes()).unwrap();
+        }
+        let mut refused = false;
+        // One or another may be under way.
+        for _ in 0..10 {
+            near.write_all(b"x").await.unwrap();
+            assert_eq!(far.read_u8().await.unwrap(), b'x', "what is open goes on");
+            // It has been told to go, and there is nobody else to ask.
+            refused |= is_dialling(world.client.open().await);
+        }
+        assert!(refused, "after: {after}");
+    }
 }
 
 #[tokio::test]
