@@ -167,7 +167,7 @@ pub fn gateway_of(name: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use api::waypoint::{Mirror, Route};
+    use api::waypoint::{Authentication, JwtRule, Mirror, Route};
 
     use super::*;
 
@@ -180,6 +180,30 @@ mod tests {
             assert_eq!(key_of(name, other), None, "{other}");
         }
         assert_eq!(gateway_of("shop/waypoint"), None);
+    }
+
+    #[test]
+    fn tokens_lead_to_the_service_that_their_issuer_is() {
+        let service = ServiceRef {
+            namespace: "auth".to_owned(),
+            hostname: "keys".to_owned(),
+            port: 80,
+        };
+        let rule = |service: Option<ServiceRef>| JwtRule {
+            service,
+            ..JwtRule::default()
+        };
+        let resource = Resource {
+            kind: Some(Kind::Authentication(Authentication {
+                rules: vec![rule(None), rule(Some(service.clone()))],
+                ..Authentication::default()
+            })),
+            ..Resource::default()
+        };
+        let mut found = Vec::new();
+        ties(&resource, |tie| found.push(tie));
+        assert_eq!(found, [Tie::Leads(&service)]);
+        assert_eq!(found[0].address().as_deref(), Some("auth/keys"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | call | what comes of it |
 //! |---|---|
-//! | `Authorization/Check` | no, where the request's `x-do` has `status=…`: with this status |
+//! | `Authorization/Check` | no, where the request's `x-do` has `status=…`: with this status; yes, where it has `query=name`, with this parameter as `name` in the query, and no `key` |
 //! | `RateLimitService/ShouldRateLimit` | each descriptor is counted, and refused beyond the limit that came with it |
 //! | `ExternalProcessor/Process` | requests and answers are changed ([`clerk`]) |
 //! | `TraceService/Export`, `LogsService/Export` | what was told is counted, to be asked for with `kept=…` ([`collector`]) |
@@ -13,7 +13,7 @@ mod collector;
 use api::{
     ext_authz::{
         CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption,
-        HttpStatus, OkHttpResponse, Status, check_response::HttpResponse,
+        HttpStatus, OkHttpResponse, QueryParameter, Status, check_response::HttpResponse,
     },
     rate_limit::{
         RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
@@ -62,6 +62,11 @@ fn check(name: &str, asked: &CheckRequest) -> CheckResponse {
     let http = request.and_then(|it| it.http.as_ref());
     let deeds = http.and_then(|it| it.headers.get("x-do"));
     let status = deeds.and_then(|it| it.strip_prefix("status=")?.parse().ok());
+    let set = deeds.and_then(|it| it.strip_prefix("query="));
+    let set = set.map(|key| QueryParameter {
+        key: key.to_owned(),
+        value: name.to_owned(),
+    });
     let (code, said) = match status {
         Some(code) => (
             7, // PERMISSION_DENIED
@@ -75,6 +80,8 @@ fn check(name: &str, asked: &CheckRequest) -> CheckResponse {
             0,
             HttpResponse::OkResponse(OkHttpResponse {
                 headers: vec![header("x-judged", name)],
+                query_parameters_to_remove: set.iter().map(|_| "key".to_owned()).collect(),
+                query_parameters_to_set: set.into_iter().collect(),
                 ..Default::default()
             }),
         ),

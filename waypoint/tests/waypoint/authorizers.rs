@@ -363,7 +363,7 @@ spec:
         echoed(&guest, bytes.at(70)).is_ok() && echoed(&shop.client, bytes.at(70)).is_ok()
     })?;
     asked("bytes", 70, "by-grpc")?;
-    shop.until("a guest to be refused", |shop| {
+    shop.until("a guest to be refused", |_| {
         echoed(&guest, bytes.at(70)).is_err()
     })?;
     let mut open = echoed(&shop.client, bytes.at(70))?;
