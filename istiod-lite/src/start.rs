@@ -332,6 +332,7 @@ fn mesh(run: &Run, settings: &Settings) -> Mesh {
     Mesh {
         namespace: run.namespace.clone(),
         trust_domain: settings.trust_domain.clone(),
+        trust_domain_aliases: settings.trust_domain_aliases.clone(),
         cluster: run.cluster_id.clone(),
         domain: run.cluster_domain.clone(),
         revision: run.revision.clone(),

@@ -249,7 +249,7 @@ impl Hint {
                 "the roots of both ends: ConfigMap istio-ca-root-cert; two clusters need one root"
             }
             Self::TrustDomain => {
-                "trustDomainAliases of the mesh must name the other end's trust domain; ztunnel hears of them by AMBIT_TRUST_DOMAINS"
+                "trustDomainAliases of the mesh must name the other end's trust domain; proxies hear of them by AMBIT_TRUST_DOMAINS"
             }
             Self::NoTls => "what listens on 15008 there; versions and TLS settings of both ends",
             Self::NoTunnel => "what listens on 15008 there: it must be a ztunnel or a waypoint",

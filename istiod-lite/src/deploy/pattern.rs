@@ -21,12 +21,23 @@ pub struct Mesh {
     pub namespace: String,
     /// Trust domain of identities.
     pub trust_domain: String,
+    /// Its other names, while it has several.
+    pub trust_domain_aliases: Vec<String>,
     /// Name of the cluster.
     pub cluster: String,
     /// DNS domain of its services.
     pub domain: String,
     /// Name of this control plane among others.
     pub revision: String,
+}
+
+impl Mesh {
+    /// All its names, with commas between them, as proxies are told of them (`AMBIT_TRUST_DOMAINS`); none where there is one.
+    pub fn trust_domains(&self) -> Option<String> {
+        let aliases = &self.trust_domain_aliases;
+        let all = [std::slice::from_ref(&self.trust_domain), aliases].concat();
+        (!aliases.is_empty()).then(|| all.join(","))
+    }
 }
 
 /// `global.waypoint` of the chart and what it inherits from the chart's other values. One JSON document;

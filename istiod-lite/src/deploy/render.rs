@@ -256,6 +256,11 @@ fn environment(order: &Order, pattern: &Pattern) -> Vec<Value> {
         ("INSTANCE_IP", "status.podIPs"),
         ("SERVICE_ACCOUNT", "spec.serviceAccountName"),
     ];
+    let names = mesh.trust_domains();
+    let names = names
+        .iter()
+        .map(|all| ("AMBIT_TRUST_DOMAINS", all.as_str()));
+    let said = said.into_iter().chain(names);
     let said = said.map(|(name, value)| json!({"name": name, "value": value}));
     let known = known
         .map(|(name, path)| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}));
@@ -263,7 +268,7 @@ fn environment(order: &Order, pattern: &Pattern) -> Vec<Value> {
         .env
         .iter()
         .map(|(name, value)| json!({"name": name, "value": text(value)}));
-    let mut environment = Vec::from(said);
+    let mut environment: Vec<Value> = said.collect();
     environment.extend(known);
     // What the chart's owner says wins; twice the same name is refused by the API server.
     for one in further {

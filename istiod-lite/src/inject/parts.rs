@@ -149,6 +149,9 @@ impl Injector {
         );
         say("CLUSTER_ID", mesh.cluster.clone());
         say("CLUSTER_DOMAIN", mesh.domain.clone());
+        if let Some(names) = mesh.trust_domains() {
+            say("AMBIT_TRUST_DOMAINS", names);
+        }
         say("NETWORK", chart.network.clone());
         say(
             "CRL_PATH",

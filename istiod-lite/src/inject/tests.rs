@@ -13,6 +13,7 @@ pub(crate) fn injector() -> Injector {
         mesh: Mesh {
             namespace: "istio-system".to_owned(),
             trust_domain: "cluster.local".to_owned(),
+            trust_domain_aliases: Vec::new(),
             cluster: "Kubernetes".to_owned(),
             domain: "cluster.local".to_owned(),
             revision: "default".to_owned(),
@@ -149,6 +150,15 @@ fn rules_come_first_then_the_proxy_then_what_the_pod_has() {
         status["initContainers"],
         json!(["istio-init", "istio-proxy"])
     );
+}
+
+#[test]
+fn the_proxy_is_told_all_names_of_its_mesh_while_there_are_several() {
+    let mut injector = injector();
+    let told = |injector: &Injector| told(&injected_by(injector, &pod()).0, "AMBIT_TRUST_DOMAINS");
+    assert_eq!(told(&injector), "");
+    injector.mesh.trust_domain_aliases = vec!["old.org".to_owned()];
+    assert_eq!(told(&injector), "cluster.local,old.org");
 }
 
 #[test]

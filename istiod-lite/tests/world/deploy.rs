@@ -34,6 +34,7 @@ fn pattern(chart: Value) -> Pattern {
         mesh: Mesh {
             namespace: "istio-system".into(),
             trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
             cluster: "Kubernetes".into(),
             domain: "cluster.local".into(),
             revision: "default".into(),
@@ -188,6 +189,21 @@ spec:
         &pattern(json!({})),
         &[class, own],
     );
+}
+
+#[test]
+fn a_waypoint_is_told_all_names_of_its_mesh_while_there_are_several() {
+    let mut pattern = pattern(json!({}));
+    let told = |pattern: &Pattern| {
+        let deployment = piece(&order(gateway()), pattern, &[], "Deployment").unwrap();
+        let variables = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
+        let variables = variables.as_array().unwrap().iter();
+        let mut names = variables.filter(|it| it["name"] == "AMBIT_TRUST_DOMAINS");
+        names.next().map(|it| it["value"].clone())
+    };
+    assert_eq!(told(&pattern), None);
+    pattern.mesh.trust_domain_aliases = vec!["old.org".into()];
+    assert_eq!(told(&pattern), Some(json!("cluster.local,old.org")));
 }
 
 #[test]

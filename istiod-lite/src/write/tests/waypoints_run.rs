@@ -30,6 +30,7 @@ fn pattern() -> Arc<Pattern> {
         mesh: Mesh {
             namespace: "istio-system".into(),
             trust_domain: "cluster.local".into(),
+            trust_domain_aliases: Vec::new(),
             cluster: "Kubernetes".into(),
             domain: "cluster.local".into(),
             revision: "default".into(),
