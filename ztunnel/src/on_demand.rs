@@ -91,6 +91,8 @@ pub(crate) enum Whom<'a> {
     At(&'a Network, IpAddr),
     /// A service, or those of a host in [any namespace](ANY_NAMESPACE).
     Named(&'a NamespacedHost),
+    /// The gateway of a network that is no service, but a place with a name: its host and port.
+    Door(&'a Network, &'a str, u16),
 }
 
 /// Why somebody is not known.
@@ -137,6 +139,8 @@ impl Whom<'_> {
         match self {
             Self::At(network, ip) => address_name(network, *ip),
             Self::Named(host) => host.to_string(),
+            // The uid under which discovery has it.
+            Self::Door(network, host, port) => format!("NetworkGateway/{network}/{host}/{port}"),
         }
     }
 
@@ -147,6 +151,7 @@ impl Whom<'_> {
                 snapshot.services_named(&host.host).next().is_some()
             }
             Self::Named(host) => snapshot.service(&host.namespace, &host.host).is_some(),
+            Self::Door(..) => snapshot.workload(&self.name()).is_some(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hbone::{First, Identity};
-use mesh::{GatewayAddress, Workload};
+use mesh::{GatewayAddress, GatewayTarget, Workload};
 
 use super::Failed;
 use crate::headers;
@@ -56,10 +56,12 @@ impl Leaving<'_> {
         on_demand.towards(node, source, self.original).await?;
         for _ in 0..GATEWAYS {
             let decided = self.decide_by(draw);
-            let asked = match gateway(&decided) {
-                Some(gateway) => on_demand.whom(node, Whom::from(gateway)).await?,
-                None => false,
-            };
+            let mut asked = false;
+            for whom in [gateway(&decided).map(Whom::from), door(&decided)] {
+                if let Some(whom) = whom.filter(|_| !asked) {
+                    asked = on_demand.whom(node, whom).await?;
+                }
+            }
             if !asked {
                 return Ok(decided?);
             }
@@ -84,7 +86,7 @@ impl Leaving<'_> {
     }
 
     /// Somebody else than `target`, which has failed or says nothing, and than all who have failed before.
-    pub(crate) fn other(
+    pub(super) fn other(
         &self,
         tries: &Tries,
         target: Option<&Target>,
@@ -163,6 +165,20 @@ fn gateway(decided: &Result<Decision, Refused>) -> Option<&GatewayAddress> {
         Ok(Decision::Tunnel(found)) => found.beyond.as_ref()?.workload.network_gateway.as_deref(),
         Err(Refused::GatewayNotFound { gateway, .. }) => Some(gateway),
         _ => None,
+    }
+}
+
+/// The gateway that is no service, if it would go through one that is not known.
+fn door(decided: &Result<Decision, Refused>) -> Option<Whom<'_>> {
+    let Err(Refused::GatewayNotFound {
+        gateway, network, ..
+    }) = decided
+    else {
+        return None;
+    };
+    match &gateway.target {
+        GatewayTarget::Host(named) => Some(Whom::Door(network, &named.host, gateway.hbone_port)),
+        GatewayTarget::Address(..) => None,
     }
 }
 

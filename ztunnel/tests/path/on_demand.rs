@@ -360,3 +360,56 @@ async fn beyond_its_bound_whoever_was_not_needed_for_longest_makes_room() {
         "it had to be asked for again"
     );
 }
+
+/// A load balancer's: discovery has no service of that name, but the place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_a_place_with_a_name_is_asked_for_as_such() {
+    let (mut world, control) = World::asking(&[]).await;
+    let client = world.pod("caller-door", At::Node(0), &CLIENT).await;
+    let named = wire::NamespacedHostname {
+        namespace: "default".into(),
+        hostname: "localhost".into(),
+    };
+    let gateway = wire::GatewayAddress {
+        destination: Some(wire::gateway_address::Destination::Hostname(named)),
+        hbone_mtls_port: 15008,
+    };
+    let place = wire::Workload {
+        uid: "NetworkGateway/there/localhost/15008".into(),
+        namespace: "default".into(),
+        service_account: "door-named".into(),
+        hostname: "localhost".into(),
+        network: "there".into(),
+        ..Default::default()
+    };
+    let far = wire::Workload {
+        uid: "far-named".into(),
+        name: "far-named".into(),
+        namespace: "default".into(),
+        network: "there".into(),
+        network_gateway: Some(gateway),
+        tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
+        services: [(format!("default/{HOST}"), Default::default())].into(),
+        ..Default::default()
+    };
+    world.tell(|update| {
+        update.set_workload(place.clone());
+        update.set_workload(far.clone());
+        let mut service = service(HOST, &[VIP], &[(80, 8080)]);
+        service.subject_alt_names = vec!["spiffe://cluster.local/ns/default/sa/far".into()];
+        update.set_service(service);
+    });
+    // Where that name leads, another than the gateway answers: the pod's own proxy.
+    client.is_reset(at(VIP, 80)).await;
+    let line = log::line(&["src.workload=\"caller-door\"", "outbound"]).await;
+    let asked_of = format!("dst.addr=127.0.0.1:15008 dst.hbone_addr={HOST}:80");
+    assert!(line.contains(&asked_of), "{line}");
+    assert!(
+        line.contains("sa/door-named") && line.contains("sa/caller-door"),
+        "{line}"
+    );
+    let names = control.names_asked_by("node-1");
+    for name in ["default/localhost", "NetworkGateway/there/localhost/15008"] {
+        assert!(names.iter().any(|asked| asked == name), "{names:?}");
+    }
+}
