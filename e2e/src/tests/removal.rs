@@ -285,7 +285,7 @@ async fn purged(test: &Test) -> Result<()> {
         let roots = ListParams::default().fields("metadata.name=istio-ca-root-cert");
         let left = maps.list(&roots).await?.items.len();
         ensure!(left == 0, "{left} ConfigMaps with roots");
-        let kinds = "customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations,\
+        let kinds = "customresourcedefinitions,clusterroles,clusterrolebindings,validatingwebhookconfigurations,mutatingwebhookconfigurations,\
             validatingadmissionpolicies,validatingadmissionpolicybindings,namespaces";
         let names = kubectl(&["get", kinds, "-o", "name"], "").await?.with(0)?.out;
         let left: Vec<&str> =
