@@ -6,18 +6,18 @@ mod support;
 
 use std::{
     fs,
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     thread,
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Process, wait};
+use lab::{Lab, Pod, Process, wait};
 use support::{
     Pair, SOON, crossing,
     crowd::{Holder, fill},
-    refused, round_trip, talk,
+    in_lab, refused, round_trip, talk,
 };
 
 /// Connections that want to leave while there is room for a third of them.
@@ -82,6 +82,100 @@ fn allow_descriptors(process: &Process, most: usize) -> Result<()> {
     Ok(())
 }
 
+/// Memory that a ztunnel may take on beyond what it has at rest, in bytes.
+const ROOM: u64 = 16 << 20;
+
+/// As a container's limit does it: the kernel ends whoever has more.
+#[test]
+fn a_ztunnel_whose_container_is_too_small_refuses_the_newest_serves_the_rest_and_is_not_ended() {
+    let unbounded = [
+        "AMBIT_MAX_CONNECTIONS",
+        "AMBIT_MAX_CONNECTIONS_PER_WORKLOAD",
+    ];
+    let builder = unbounded.into_iter().fold(Lab::builder(), |lab, bound| {
+        lab.ztunnel_env(bound, "1000000")
+    });
+    in_lab(builder, |lab| {
+        let pair = Pair::start(lab)?;
+        let holder = Holder::start(&pair.server, 9000)?;
+        drop(holder.crowd(&pair.client, 50)?);
+        holder.let_go()?;
+        let ztunnel = lab.node(1).ztunnel()?;
+        // In whole pages, as the kernel counts.
+        let most = ((resident(&ztunnel.process()?)? + ROOM) / 9 * 10) >> 20 << 20;
+        let Some(group) = Group::if_possible(&format!("ambit-t-{}", lab.id()), most)? else {
+            return Ok(());
+        };
+        ztunnel.terminate(SOON)?;
+        group.within(|| ztunnel.launch())?;
+        ztunnel.until_ready()?;
+        let process = ztunnel.process()?;
+        let bound = lab.metrics(1)?.sum("ambit_limit", &[("what", "memory")]);
+        ensure!(bound as u64 == most / 10 * 9, "{bound} of {most}");
+
+        let mut open = talk_until(&pair.client, pair.at())?;
+        let log = lab.access_log(1)?.from_now();
+        let mut crowd = Vec::new();
+        let refusal = loop {
+            match holder.crowd(&pair.client, 20) {
+                Ok(more) => crowd.extend(more),
+                Err(refusal) => break refusal,
+            }
+            ensure!(crowd.len() < 50_000, "nobody is refused");
+        };
+        let record = log.find("the refusal", |record| {
+            record.outbound() && record.error().contains("refused: ztunnel has")
+        })?;
+        ensure!(
+            record
+                .error()
+                .contains("bytes of memory, more than it takes on"),
+            "{refusal:#}: {record:?}"
+        );
+        ensure!(crowd.len() > 50, "only {} were served", crowd.len());
+        // Whoever comes does no harm, and whoever is there is served.
+        for _ in 0..200 {
+            let _ = talk(&pair.client, pair.at(), "anyone?");
+        }
+        round_trip(&mut open, "meanwhile")?;
+        let refused = [("what", "memory")];
+        ensure!(
+            lab.metrics(1)?
+                .sum("ambit_overload_refused_total", &refused)
+                > 1.0
+        );
+
+        drop(crowd);
+        holder.let_go()?;
+        talk_until(&pair.client, pair.at())?;
+        round_trip(&mut open, "after")?;
+        group.no_kill()?;
+        ensure!(
+            lab.node(1).ztunnel()?.process()?.pid() == process.pid() && ztunnel.running(),
+            "it was ended"
+        );
+        Ok(())
+    });
+}
+
+/// [`talk`] as soon as that is possible.
+fn talk_until(client: &Pod, to: SocketAddr) -> Result<TcpStream> {
+    wait::until("a connection", SOON, || {
+        Ok(match talk(client, to, "let me in") {
+            Ok(stream) => wait::Probe::Ready(stream),
+            Err(error) => wait::Probe::NotYet(format!("{error:#}")),
+        })
+    })
+}
+
+/// In bytes.
+fn resident(process: &Process) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    Ok(kilobytes.context("its memory")?.parse::<u64>()? << 10)
+}
+
 /// Memory that two ztunnels (debug builds) with some pods are allowed, in bytes.
 const ALLOWED: u64 = 512 << 20;
 
@@ -105,9 +199,7 @@ fn hundreds_of_streams_that_nobody_reads_do_not_cost_a_ztunnel_its_memory() {
                 }
             }
             ensure!(lab.node(node).ztunnel()?.running(), "it was killed");
-            group.no_kill()?;
-            // A group with nobody in it can be removed.
-            lab.node(node).ztunnel()?.kill()
+            group.no_kill()
         });
     }
 }
@@ -134,6 +226,17 @@ struct Group {
 }
 
 impl Group {
+    /// [`Group::limited`]; none, and a word about it, where this machine's kernel or the container we are in has no such groups.
+    fn if_possible(name: &str, bytes: u64) -> Result<Option<Self>> {
+        match Self::limited(name, bytes) {
+            Ok(group) => Ok(Some(group)),
+            Err(error) => {
+                eprintln!("skipped, no memory control group can be made here: {error:#}");
+                Ok(None)
+            }
+        }
+    }
+
     fn limited(name: &str, bytes: u64) -> Result<Self> {
         let all = Path::new("/sys/fs/cgroup");
         let unified = !all.join("memory").exists();
@@ -145,6 +248,7 @@ impl Group {
             None => all.join(name),
         };
         fs::create_dir(&dir).with_context(|| format!("{}", dir.display()))?;
+        // From here on it is removed again, also where it cannot be limited.
         let group = Self { dir, unified };
         let file = if unified {
             "memory.max"
@@ -153,6 +257,18 @@ impl Group {
         };
         group.write(file, &bytes.to_string())?;
         Ok(group)
+    }
+
+    /// What `work` starts is in the group from its first moment, as a container's program is.
+    fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (home, ourselves) = (
+            self.dir.with_file_name("cgroup.procs"),
+            std::process::id().to_string(),
+        );
+        self.write("cgroup.procs", &ourselves)?;
+        let done = work();
+        fs::write(home, ourselves).context("back to where we were")?;
+        done
     }
 
     /// What it has already allocated stays with where it was.
@@ -179,6 +295,12 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        // Only a group with nobody in it can be removed.
+        let inside = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        let above = self.dir.with_file_name("cgroup.procs");
+        for pid in inside.lines() {
+            let _ = fs::write(&above, pid);
+        }
         let _ = fs::remove_dir(&self.dir);
     }
 }
