@@ -278,7 +278,8 @@ async fn measure(proxy: Arc<Proxy>, end: CancellationToken) {
     let mut looks = tokio::time::interval(LOOK);
     let mut before = 0;
     while end.run_until_cancelled(looks.tick()).await.is_some() {
-        let memory = ops::memory::resident().unwrap_or(0);
+        let used = tokio::task::spawn_blocking(ops::memory::used).await;
+        let memory = used.ok().flatten().unwrap_or(0);
         proxy.load.measured(memory);
         let refused = proxy.load.refused();
         if refused > before {
