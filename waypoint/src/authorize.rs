@@ -217,9 +217,10 @@ impl Policies {
         self.all.iter().any(noted)
     }
 
-    /// What the policies for the log say: all that are dry-run, and each AUDIT that matches.
-    pub fn notes(&self, asked: &Asked<'_>) -> Vec<Note<'_>> {
-        let facts = Facts::of(asked);
+    /// What the policies for the log say: all that are dry-run, and each AUDIT that matches. `said`: what those who were
+    /// asked have said of it.
+    pub fn notes(&self, asked: &Asked<'_>, said: &Metadata) -> Vec<Note<'_>> {
+        let facts = Facts::told(asked, said);
         let of_port = self.all.iter().filter(|policy| policy.is_for(&facts));
         let noted = of_port.filter(|policy| policy.dry_run || policy.action == Action::Audit);
         let note = |policy: &'_ Policy| (policy.matching(&facts), policy.dry_run);

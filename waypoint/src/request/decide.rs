@@ -134,7 +134,7 @@ fn decide<'s>(
         query: consulting.query(head),
         ..view(consulting.arrived, head, authority, &host.name, verified)
     };
-    let providers = authorise(service, &asked, before != Before::Nothing, report)?;
+    let providers = authorise(service, &asked, before, report)?;
     if !providers.is_empty() {
         return Ok(Decided::Ask(providers));
     }
@@ -175,25 +175,27 @@ pub(super) fn view<'a>(
 fn authorise<'s>(
     service: &'s Service,
     asked: &Asked<'_>,
-    permitted: bool,
+    before: Before,
     report: &mut Report,
 ) -> Result<Vec<&'s str>, Refused> {
     let policies = &service.policies;
     if policies.is_empty() {
         return Ok(Vec::new());
     }
-    if service.notes && !permitted {
-        for note in policies.notes(asked) {
+    let verdict = match before {
+        Before::Nothing => policies.judge(asked),
+        Before::Permitted | Before::Counted => policies.judge_after_asking(asked, report.said()),
+    };
+    // Once, and of what whoever was asked has made of it.
+    let is_asked = matches!(verdict, Verdict::Ask(_));
+    if service.notes && before != Before::Counted && !is_asked {
+        for note in policies.notes(asked, report.said()) {
             tracing::info!(
                 policy = note.policy, action = ?note.action, dry_run = note.dry_run, rule = note.rule,
                 client = %asked.client.address, method = %asked.method, path = asked.path, "policy: noted"
             );
         }
     }
-    let verdict = match permitted {
-        true => policies.judge_after_asking(asked, report.said()),
-        false => policies.judge(asked),
-    };
     match verdict {
         Verdict::Allow { .. } => Ok(Vec::new()),
         Verdict::Deny(denied) => {

@@ -128,6 +128,16 @@ spec:
   action: DENY
   rules:
   - when: [{ key: 'experimental.envoy.filters.http.ext_authz[verdict]', values: [dirty] }]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: watched }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: AUDIT
+  rules:
+  - to: [{ operation: { paths: [/grpc/said] } }]
+    when: [{ key: 'experimental.envoy.filters.http.ext_authz[verdict]', values: [clean] }]
 "
     .to_owned();
     for (provider, paths) in [
@@ -275,16 +285,22 @@ async fn said(shop: &Shop<'_>) -> Result<()> {
 
 /// And the log tells it, also of those who were denied.
 fn lines(shop: &Shop<'_>) -> Result<()> {
+    let log = |shop: &Shop<'_>| {
+        let log = std::fs::read_to_string(shop.waypoint.pod().component().log_path());
+        log.unwrap_or_default()
+    };
     for line in [
         "said /grpc/said?clean 200 clean 3",
         "said /grpc/said?dirty 403 dirty 3",
         "said /grpc/said?clean 418 clean 3",
     ] {
-        shop.until(line, |shop| {
-            let log = std::fs::read_to_string(shop.waypoint.pod().component().log_path());
-            log.unwrap_or_default().lines().any(|it| it.contains(line))
-        })?;
+        shop.until(line, |shop| log(shop).lines().any(|it| it.contains(line)))?;
     }
+    // Who passed is noted once, by a policy that asks what was said; who was denied by the judge himself is not.
+    let noted = |line: &&str| line.contains("policy: noted") && line.contains("shop/watched");
+    shop.until("a note", |shop| log(shop).lines().any(|it| noted(&it)))?;
+    let times = log(shop).lines().filter(noted).count();
+    ensure!(times == 1, "{times} notes");
     Ok(())
 }
 

@@ -101,8 +101,9 @@ fn a_policy_for_the_log_denies_nothing_even_if_it_cannot_be_read() {
     };
     let policies = compile(&[("broken", broken)], None);
     assert_eq!(verdict(&policies), "allow");
-    let notes = asking(&any_case(), |asked| policies.notes(asked).len()).unwrap();
-    assert_eq!(notes, 1);
+    let nothing = Metadata::default();
+    let notes = asking(&any_case(), |asked| policies.notes(asked, &nothing).len());
+    assert_eq!(notes.unwrap(), 1);
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn policies_for_the_log_say_what_they_would_have_said() {
     );
     assert!(policies.has_notes());
     let notes = asking(&any_case(), |asked| {
-        let notes = policies.notes(asked).into_iter();
+        let notes = policies.notes(asked, &Metadata::default()).into_iter();
         notes
             .map(|note| (note.policy.to_owned(), note.dry_run, note.rule))
             .collect::<Vec<_>>()
