@@ -58,7 +58,7 @@ impl Place {
         self.cluster.delete(&self.name, yaml).await
     }
 
-    /// A server of ours: HTTP and gRPC on 8080, TCP echo on 9000; account and Service of the same name (80 and 9000).
+    /// A server of ours: HTTP and gRPC on 8080, TCP echo and datagrams on 9000; account and Service of the same name (80 and 9000).
     pub fn server(&self, name: &str) -> PodBuilder {
         let mut builder = self.pod(name, &["/opt/e2e/app", "serve"]);
         builder.container["readinessProbe"] =

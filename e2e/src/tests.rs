@@ -9,12 +9,14 @@ mod authority;
 mod certificates;
 mod command;
 mod control;
+mod dedicated;
 mod disturb;
 mod egress;
 mod enrol;
 mod identity;
 mod installer;
 mod kinds;
+mod machines;
 mod outage;
 mod plain;
 mod plugin;
@@ -27,6 +29,7 @@ mod scrape;
 mod services;
 mod status;
 mod taint;
+mod udp;
 mod upgrade;
 mod waypoint;
 mod wire;
@@ -118,6 +121,18 @@ pub fn all() -> Vec<Case> {
             an_address_that_changes_hands_brings_no_rights_along
             an_address_that_changes_hands_is_reached_under_the_right_identity_only
         }
+        udp {
+            datagrams_cross_nodes_in_a_tunnel_and_a_policy_refuses_them_by_name
+            a_plain_datagram_is_refused_in_strict_where_the_server_opted_in
+        }
+        dedicated {
+            they_talk_both_ways_with_ambient_pods_under_policies
+            a_job_completes
+            labels_decide_and_what_cannot_be_meant_is_refused_by_name
+        }
+        machines {
+            a_machine_joins_serves_and_calls_under_policy_and_is_taken_out_for_good <= 600
+        }
         egress {
             a_label_closes_a_namespace_to_the_unknown_and_a_service_entry_opens_one
         }
@@ -151,6 +166,9 @@ pub fn all() -> Vec<Case> {
             a_new_pod_waits_while_the_agent_is_away_and_then_starts
             the_agent_mends_what_it_installed
             a_pod_that_started_without_the_plugin_is_brought_in
+        }
+        dedicated {
+            they_go_on_beside_whatever_is_replaced_and_none_is_made_without_a_proxy
         }
         upgrade {
             open_connections_outlive_two_roll_outs_of_ztunnel

@@ -1,12 +1,14 @@
 //! What the tests run inside pods where no ordinary program counts exactly enough.
 //!
-//! `serve`   HTTP/1, HTTP/2 and gRPC health on one port, a TCP echo on another; says who answers, who asked and what
+//! `serve`   HTTP/1, HTTP/2 and gRPC health on one port, a TCP echo on another, datagrams; says who answers, who asked and what
 //! `ask`     what a file of `features/` asks, and what was heard
 //! `load`    a steady stream of requests on new and on kept connections, every failure counted
+//! `datagram` one there and one back
 //! `hold`    one TCP connection that sends and expects a number ten times a second until it is told to end
 //! `pour`    one TCP connection with a bulk both ways, every byte compared, until it is told to end
 
 mod ask;
+mod datagram;
 mod hold;
 mod load;
 mod pour;
@@ -21,6 +23,7 @@ use clap::Parser;
 enum Verb {
     Serve(serve::Serve),
     Ask(ask::Ask),
+    Datagram(datagram::Datagram),
     Load(load::Load),
     Hold(hold::Hold),
     Pour(pour::Pour),
@@ -31,6 +34,7 @@ async fn main() -> Result<()> {
     match Verb::parse() {
         Verb::Serve(serve) => serve.run().await,
         Verb::Ask(ask) => ask.run().await,
+        Verb::Datagram(datagram) => datagram.run().await,
         Verb::Load(load) => load.run().await,
         Verb::Hold(hold) => hold.run().await,
         Verb::Pour(pour) => pour.run().await,

@@ -1,7 +1,7 @@
 //! A server that says who answers, who asked, and what arrived.
 //!
 //! 1. one port for HTTP/1.1, HTTP/2 and gRPC's health check; one that is the same under TLS; a TCP echo; one that says its name
-//!    before it echoes
+//!    before it echoes; one for datagrams
 //! 2. the header `x-do` tells it to do otherwise                       ([`Deeds`])
 //! 3. told to end, it asks kept connections to go elsewhere with their next answer, and goes on for `--linger` seconds: long
 //!    enough for everyone to learn that it leaves, as a well-behaved server in Kubernetes does
@@ -33,7 +33,7 @@ use hyper_util::{
 use serde_json::{Map, Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     signal::unix::{SignalKind, signal},
 };
 use tokio_rustls::TlsAcceptor;
@@ -57,6 +57,9 @@ pub(crate) struct Serve {
     /// The same, behind a line with the name.
     #[arg(long, default_value_t = 9001)]
     greet: u16,
+    /// Datagrams.
+    #[arg(long, default_value_t = 9000)]
+    datagrams: u16,
     /// Seconds to go on after SIGTERM.
     #[arg(long, default_value_t = 3)]
     linger: u64,
@@ -125,6 +128,8 @@ impl Serve {
             }
         }));
         tokio::spawn(accept(listen(self.echo).await?, |stream, _| echo(stream)));
+        let socket = UdpSocket::bind(("::", self.datagrams)).await?;
+        tokio::spawn(datagrams(socket, name.clone()));
         tokio::spawn(accept(listen(self.greet).await?, move |mut stream, _| {
             let line = format!("{name}\n");
             async move {
@@ -159,6 +164,18 @@ where
 async fn echo(stream: TcpStream) {
     let (mut read, mut write) = stream.into_split();
     let _ = tokio::io::copy(&mut read, &mut write).await;
+}
+
+/// Says to each who answers it, and whom.
+async fn datagrams(socket: UdpSocket, name: Arc<str>) {
+    let mut heard = vec![0; 65_536];
+    loop {
+        if let Ok((bytes, from)) = socket.recv_from(&mut heard).await {
+            let address = from.ip().to_canonical().to_string();
+            let said = json!({ "pod": &*name, "from": address, "bytes": bytes });
+            let _ = socket.send_to(said.to_string().as_bytes(), from).await;
+        }
+    }
 }
 
 /// Who asks.
