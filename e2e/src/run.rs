@@ -211,7 +211,9 @@ enum Attempt {
 fn number() -> u32 {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     static STARTED: LazyLock<u32> = LazyLock::new(|| {
-        u32::try_from(Timestamp::now().as_second() % 100_000).unwrap_or_default() * 100
+        // Two runs that have waited for the same moment begin in the same second.
+        let second = u32::try_from(Timestamp::now().as_second() % 100_000).unwrap_or_default();
+        (second * 100 + std::process::id() % 100) * 100
     });
     *STARTED + NUMBER.fetch_add(1, Relaxed)
 }
