@@ -11,6 +11,7 @@ mod support;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -34,8 +35,12 @@ struct Networks {
 impl Networks {
     /// A client and a friend in network one, a server on node 1 of network two, its gateway on node 0.
     fn start(ca: &Ca) -> Result<Self> {
-        let one = Lab::builder().nodes(1).network(0, "one").signer(ca.dir());
-        let two = Lab::builder().nodes(2).network(1, "two").signer(ca.dir());
+        let lab = |nodes| {
+            let lab = Lab::builder().nodes(nodes).signer(ca.dir());
+            // It is not there at first: nobody is revoked.
+            lab.waypoint_env("CRL_PATH", &revoked(ca).to_string_lossy())
+        };
+        let (one, two) = (lab(1).network(0, "one"), lab(2).network(1, "two"));
         let (one, two) = (one.start()?, two.start()?);
         two.namespace("shop").ambient()?;
         let server = two.pod("shop/web").node(1).service_account("web").start()?;
@@ -91,6 +96,20 @@ impl Networks {
         ensure!(record.error().contains("401"), "{record:?}");
         Ok(())
     }
+}
+
+/// Where waypoints and gateways read who is revoked.
+fn revoked(ca: &Ca) -> PathBuf {
+    ca.dir().join("revoked.pem")
+}
+
+/// Serial number of the certificate that a pod of node 0 has now.
+fn serial(lab: &Lab, pod: &Pod) -> Result<u128> {
+    let dump = lab.node(0).config_dump()?;
+    let mut all = dump["certificates"].as_array().into_iter().flatten();
+    let own = all.find(|it| it["identity"] == identity(pod));
+    let number = own.context("no certificate")?["certChain"][0]["serialNumber"].clone();
+    Ok(number.as_str().context("a serial number")?.parse()?)
 }
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
@@ -172,9 +191,12 @@ fn policy(name: &str, action: &str, principal: &str) -> String {
 }
 
 fn in_two_networks(test: impl FnOnce(&Networks) -> Result<()>) {
+    in_two_networks_of(&Ca::new().unwrap(), test);
+}
+
+fn in_two_networks_of(ca: &Ca, test: impl FnOnce(&Networks) -> Result<()>) {
     let _turn = turn();
-    let ca = Ca::new().unwrap();
-    let networks = Networks::start(&ca).unwrap_or_else(|error| panic!("{error:#}"));
+    let networks = Networks::start(ca).unwrap_or_else(|error| panic!("{error:#}"));
     if let Err(error) = test(&networks) {
         let dirs = [networks.one.dir(), networks.two.dir()];
         // The panic keeps the logs.
@@ -438,6 +460,41 @@ fn a_waypoint_is_led_to_a_waypoint_and_that_one_to_no_third_network() {
             it.field("src.identity") == identity(client)
         })?;
         Ok(())
+    });
+}
+
+#[test]
+fn who_was_revoked_gets_through_no_gateway_and_no_waypoint() {
+    let ca = Ca::new().unwrap();
+    in_two_networks_of(&ca, |networks| {
+        let Networks {
+            one,
+            client,
+            friend,
+            at,
+            ..
+        } = networks;
+        for pod in [client, friend] {
+            talk(pod, *at, "not yet")?;
+        }
+        let list = ca.revoking(serial(one, client)?)?;
+        std::fs::write(revoked(&ca), list)?;
+        let is_refused = || -> Result<()> {
+            let log = one.access_log(0)?.from_now();
+            wait::until_true("the revoked one to be refused", SOON, || {
+                refused(client, *at).is_ok()
+            })?;
+            log.find("why", |it| {
+                it.outbound()
+                    && it.field("src.workload") == "client"
+                    && it.error().contains("certificate revoked")
+            })?;
+            talk(friend, *at, "nobody has anything against me").map(drop)
+        };
+        is_refused().context("at the gateway")?;
+        behind_a_waypoint(one)?;
+        talk_soon(friend, *at)?;
+        is_refused().context("at the waypoint")
     });
 }
 

@@ -8,8 +8,9 @@ use std::{
 
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, PublicKeyData, RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 
 /// Self-signed, in a directory of its own under Istio's names (see `Builder::signer`).
@@ -65,6 +66,26 @@ impl Ca {
         params.not_before = (not_after.min(SystemTime::now()) - Duration::from_secs(120)).into();
         params.not_after = not_after.into();
         params.signed_by(key, &self.issuer).unwrap().pem()
+    }
+
+    /// Its list of one that it takes back.
+    pub(crate) fn revoking(&self, serial: u128) -> Result<String> {
+        let then = date_time_ymd(2020, 1, 1);
+        let revoked = RevokedCertParams {
+            serial_number: SerialNumber::from(serial.to_be_bytes().to_vec()),
+            revocation_time: then,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: then,
+            next_update: date_time_ymd(2120, 1, 1),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![revoked],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     /// `cert.pem`, `key.pem` and `root.pem` in `dir`, for a program that reads files.
