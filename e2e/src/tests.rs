@@ -167,6 +167,9 @@ pub fn all() -> Vec<Case> {
             the_agent_mends_what_it_installed
             a_pod_that_started_without_the_plugin_is_brought_in
         }
+        machines {
+            the_control_plane_is_replaced_and_no_machine_is_lost
+        }
         dedicated {
             they_go_on_beside_whatever_is_replaced_and_none_is_made_without_a_proxy
         }

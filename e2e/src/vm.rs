@@ -54,7 +54,7 @@ impl Vm {
             range,
             ..
         } = self;
-        let (roots, names) = (self.roots().await?, self.control_plane().await?);
+        let roots = self.roots().await?;
         let make = format!(
             "set -e; ip netns add {id}; ip link add {id} type veth peer name eth0 netns {id}\n\
              ip address add {gateway}/30 dev {id}; ip link set {id} up\n\
@@ -62,7 +62,7 @@ impl Vm {
              ip -n {id} route add default via {gateway}\n\
              mkdir -p -m 700 /etc/netns/{id} /run/{id}\n\
              echo 'nameserver 10.96.0.10' >/etc/netns/{id}/resolv.conf\n\
-             printf '{names}127.0.0.1 localhost\\n' >/etc/netns/{id}/hosts\n\
+             touch /etc/netns/{id}/hosts\n\
              cat >/run/{id}/root-cert.pem <<END\n{roots}\nEND\n\
              cp /proc/$({ztunnel})/root/usr/local/bin/ztunnel /run/{id}/ztunnel\n\
              ip netns exec {id} chroot /proc/$({agent})/root /usr/local/bin/ambit-cni-agent capture up",
@@ -79,7 +79,14 @@ impl Vm {
             let route = format!("ip route replace {range} via {via}");
             other.sh(&route).await?.success()?;
         }
-        Ok(())
+        self.knows_the_control_plane().await
+    }
+
+    /// Learns where istiod is, as of a name server.
+    pub async fn knows_the_control_plane(&self) -> Result<()> {
+        let (id, names) = (&self.id, self.control_plane().await?);
+        let line = format!("printf '{names}127.0.0.1 localhost\\n' >/etc/netns/{id}/hosts");
+        self.node.sh(&line).await?.success().map(drop)
     }
 
     /// Everything of it goes, also what was half made.

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::{place::Place, pod::Pod, program::ambit, run::Test, vm::Vm, wait::eventually};
+use crate::{
+    mesh::Part, place::Place, pod::Pod, program::ambit, run::Test, vm::Vm, wait::eventually,
+};
 
 const VERSION: &str = "networking.istio.io/v1";
 const ENTRY: (&str, &str) = (VERSION, "WorkloadEntry");
@@ -40,6 +42,73 @@ pub(super) async fn a_machine_joins_serves_and_calls_under_policy_and_is_taken_o
     result
 }
 
+/// Every replica of the control plane is replaced: the machine goes to another, and no call to it fails meanwhile.
+pub(super) async fn the_control_plane_is_replaced_and_no_machine_is_lost(
+    test: &Test,
+) -> Result<()> {
+    let shop = test.ambient("hall").await?;
+    let vm = Vm::new(&test.cluster, test.node(1), 251);
+    let result = replaced(test, &shop, &vm).await;
+    vm.remove().await?;
+    result
+}
+
+async fn replaced(test: &Test, shop: &Place, vm: &Vm) -> Result<()> {
+    vm.remove().await?;
+    vm.set_up().await?;
+    let phone = shop.client("phone").on(test.node(0)).start().await?;
+    shop.apply(&group(vm)).await?;
+    joins(shop, vm).await?;
+    vm.is_well(true).await?;
+    phone.reaches("http://db/").await?;
+    let before = entry(test, shop).await?;
+    let load = phone
+        .load("http://db/", &["--fresh", "10", "--kept", "2"])
+        .await?;
+    test.mesh().restart(Part::Istiod).await?;
+    vm.knows_the_control_plane().await?;
+    let controller = |entry: &Value| {
+        let annotations = &entry["metadata"]["annotations"];
+        annotations["istio.io/workloadController"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    eventually("another replica has the machine", || async {
+        let now = entry(test, shop).await?;
+        ensure!(
+            controller(&now).is_some() && controller(&now) != controller(&before),
+            "{now}"
+        );
+        Ok(())
+    })
+    .await?;
+    says(test, shop, true, "").await?;
+    let tally = load.tally().await?;
+    ensure!(tally.failures() == 0 && tally.answers() > 0, "{tally}");
+    // And it is the one that looks after it.
+    vm.is_well(false).await?;
+    says(test, shop, false, "test").await?;
+    phone.is_refused("http://db/").await
+}
+
+/// With a token, as `db-1`.
+async fn joins(shop: &Place, vm: &Vm) -> Result<()> {
+    let words = [
+        "vm",
+        "token",
+        "--namespace",
+        &shop.name,
+        "--service-account",
+        "db",
+    ];
+    let rest = ["--group", "db", "--name", "db-1", "--address", &vm.address];
+    let token = ambit(&[&words[..], &rest].concat()).await?.with(0)?.out;
+    vm.give_token(&token).await?;
+    vm.serve("db-1").await?;
+    vm.proxy(&format!("{}/db-1/db", shop.name), "membership")
+        .await
+}
+
 async fn life(test: &Test, shop: &Place, vm: &Vm) -> Result<()> {
     vm.remove().await?;
     vm.set_up().await?;
@@ -53,20 +122,8 @@ async fn life(test: &Test, shop: &Place, vm: &Vm) -> Result<()> {
     shop.apply(&group(vm)).await?;
 
     // It joins, has an entry, and is spared until it says that it is well.
-    let words = [
-        "vm",
-        "token",
-        "--namespace",
-        &shop.name,
-        "--service-account",
-        "db",
-    ];
-    let rest = ["--group", "db", "--name", "db-1", "--address", &vm.address];
-    let token = ambit(&[&words[..], &rest].concat()).await?.with(0)?.out;
-    vm.give_token(&token).await?;
+    joins(shop, vm).await?;
     let whom = format!("{}/db-1/db", shop.name);
-    vm.serve("db-1").await?;
-    vm.proxy(&whom, "membership").await?;
     says(test, shop, false, "").await?;
     let entry = entry(test, shop).await?;
     registered(&entry, vm)?;
@@ -138,7 +195,8 @@ async fn life(test: &Test, shop: &Place, vm: &Vm) -> Result<()> {
     vm.proxy(&whom, "membership").await?;
     vm.says("no such machine has joined, or it was taken out")
         .await?;
-    vm.is_refused(&web).await?;
+    let said = vm.get(&web).await?;
+    ensure!(!said.success, "it still calls: {}", said.out);
     event(test, shop, "db MachineUnknown: ").await?;
     let list = ambit(&["vm", "list"]).await?.with(0)?.out;
     ensure!(
