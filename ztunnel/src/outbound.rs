@@ -3,7 +3,7 @@
 //! 1. accepted by the pod's listener, original destination known   (`pod`)
 //! 2. decide                                                        (`route::decide`, pure)
 //! 3. reach: a tunnel, a joined pod, or plain TCP                    (`tunnel`, `local::reach`, `plain`)
-//! 4. or, where that fails, another endpoint of the same service     (`retry`)
+//! 4. or, where that fails, another endpoint of the same service     (`again`, `retry`)
 //! 5. copy until both directions have ended                         (`hbone`)
 //! 6. report, whatever happened                                     (`Report` writes itself on drop)
 //!
@@ -34,13 +34,15 @@ use crate::node::Node;
 use crate::on_demand::NotTold;
 use crate::pod::Pod;
 use crate::report::{Failure, Report, Whereabouts};
-use crate::retry::{Retried, Retries, SILENT, Tries};
+use crate::retry::SILENT;
 use crate::route::{self, Decision, OWN_PORTS, Plain, Refused, Tunnel};
 use crate::traffic::{Ends, Flag, Reporter};
 
+mod again;
 mod leaving;
 mod reached;
 
+pub(crate) use again::{Again, Try};
 pub(crate) use leaving::Leaving;
 pub(crate) use reached::{Reached, pass_on};
 
@@ -169,7 +171,7 @@ impl Failed {
     /// It failed for a reason that is the endpoint's own: another may do better. What is ours (no certificate, a request
     /// that cannot be said) would fail anywhere; what a policy decided, and what is said of the destination as such,
     /// stands.
-    pub(crate) fn is_of_the_endpoint(&self) -> bool {
+    fn is_of_the_endpoint(&self) -> bool {
         match self {
             Self::Open(OpenError::Refused(status)) => *status >= 500,
             Self::Open(OpenError::Certificate(_) | OpenError::Malformed(_)) => false,
@@ -243,66 +245,26 @@ async fn reach(
     first: &First,
     report: &mut Report,
 ) -> Result<Reached, Failed> {
-    let Leaving { node, .. } = leaving;
-    let Retries { troubled, budget } = &node.retries;
-    budget.earn();
-    let mut tries = Tries::new();
+    let mut again = Again::new(leaving, first);
     let mut decision = leaving.decide().await?;
-    let mut before = None;
     loop {
-        let (target, leads_on) = (decision.target(), decision.leads_on());
-        // A pod of this node says itself what is wrong with it, and writes its own line: it is heard out.
-        let may_be_left = !matches!(decision, Decision::Local(_));
-        let other = || match leaving.other(&tries, target.as_ref(), first) {
-            Some(_) if !budget.spend() => {
-                node.traffic.retried(Retried::OVER_BUDGET);
-                None
-            }
-            other => other,
+        let at = Try::of(&decision);
+        let outcome = {
+            let trying = pin!(attempt(leaving, tcp, first, decision, report));
+            again.outcome(&at, trying).await
         };
-        let (outcome, next) = {
-            let mut trying = pin!(attempt(leaving, tcp, first, decision, report));
-            match tokio::time::timeout(SILENT, &mut trying).await {
-                Ok(outcome) => (outcome, None),
-                Err(_) => match may_be_left.then(other).flatten() {
-                    Some(next) => (Err(Failed::Silent), Some(next)),
-                    None => (trying.await, None),
-                },
-            }
-        };
-        let failed = match outcome {
-            Ok(reached) => {
-                if let Some(target) = &target {
-                    troubled.recovered(target, leaving.original);
-                }
-                if let Some(before) = before {
-                    node.traffic.retried(Retried::REACHED);
-                    report.note(before);
-                }
+        let (failed, instead) = match outcome {
+            Ok(Ok(reached)) => {
+                again.reached(&at, report);
                 return Ok(reached);
             }
-            Err(why) => why,
+            Ok(Err(why)) => (why, None),
+            Err(next) => (Failed::Silent, Some(next)),
         };
-        let next = match next {
-            None if failed.is_of_the_endpoint() => other(),
-            next => next,
-        };
-        let its_own = failed.is_of_the_endpoint() && first.may_be_repeated();
-        if let Some(target) = target.as_ref().filter(|_| its_own) {
-            let led_nowhere = leads_on && matches!(failed, Failed::Open(OpenError::Refused(_)));
-            troubled.failed(target.clone(), led_nowhere.then_some(leaving.original));
-            tries.fails(target.clone());
-        }
-        let Some(next) = next else {
-            if let Some(before) = before {
-                node.traffic.retried(Retried::FAILED);
-                report.note(before);
-            }
+        let Some(next) = again.next(at, &failed, instead, report) else {
+            again.failed(report);
             return Err(failed);
         };
-        report.another(failed.flag());
-        let who = target.map(|(uid, _)| uid).unwrap_or_default();
-        before = Some(format!("tried before: {who}: {failed}"));
         decision = next;
     }
 }

@@ -131,13 +131,6 @@ impl Failure for Failed {
     }
 }
 
-impl Failed {
-    /// Another endpoint may do better.
-    fn is_of_the_endpoint(&self) -> bool {
-        matches!(self, Self::Connecting(why) if why.is_of_the_endpoint())
-    }
-}
-
 /// Whether the mesh carries the UDP of this pod, as it was last told.
 pub(crate) fn is_carried(node: &Node, pod: &Pod) -> bool {
     let workload = pod.workload(&node.mesh.load());

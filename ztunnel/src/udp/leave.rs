@@ -3,7 +3,7 @@
 //! 1. its first datagram came by the pod's door                        (`udp`)
 //! 2. decide, as for a connection                                      (`route::decide`, pure)
 //! 3. open: a way through a tunnel, or as it is where nobody takes that (`passage`, pure; [`attempt`])
-//! 4. or, where that fails, another endpoint of the same service       (`retry`)
+//! 4. or, where that fails, another endpoint of the same service       (`outbound::Again`)
 //! 5. carry until it is idle, or its endpoint has gone: what comes then is another flow, with another endpoint (`carry`)
 //! 6. report, whatever happened                                        (`Report` writes itself on drop)
 //!
@@ -18,7 +18,7 @@ use std::time::Duration;
 use hbone::datagrams::NoWay;
 use hbone::{Authority, Connect, Destination, First, Tunnel as Stream};
 use tokio::net::UdpSocket;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::carry::Carrying;
 use super::metrics::Way;
@@ -29,9 +29,8 @@ use crate::connections::{Live, Protocol};
 use crate::headers;
 use crate::netns::From;
 use crate::node::Node;
-use crate::outbound::{self, Leaving};
-use crate::report::{Failure as _, Report, Whereabouts};
-use crate::retry::{Retried, Retries, SILENT, Tries};
+use crate::outbound::{self, Again, Leaving, Try};
+use crate::report::{Report, Whereabouts};
 use crate::route::{self, Decision, Plain, Tunnel};
 use crate::traffic::{Ends, Reporter};
 
@@ -142,61 +141,33 @@ async fn open(flow: &Flow, report: &mut Report) -> Result<(Opened, UdpSocket), F
 /// Opens a way to where the flow leads: if not to one endpoint then to another. What the app sends waits meanwhile, as far as
 /// there is room.
 async fn reach(leaving: &Leaving<'_>, report: &mut Report) -> Result<Opened, Failed> {
-    let Retries { troubled, budget } = &leaving.node.retries;
-    budget.earn();
     // No datagram has left before there is a way: each may go to another.
-    let (mut tries, unsaid, mut before) = (Tries::new(), First::default(), None);
+    let unsaid = First::default();
+    let mut again = Again::new(leaving, &unsaid);
     let mut decision = leaving.decide().await?;
     loop {
-        let target = decision.target();
-        let other = |tries: &Tries| match leaving.other(tries, target.as_ref(), &unsaid) {
-            Some(_) if !budget.spend() => {
-                leaving.node.traffic.retried(Retried::OVER_BUDGET);
-                None
-            }
-            other => other,
+        let at = Try::of(&decision);
+        let outcome = {
+            let trying = pin!(attempt(leaving, decision, report));
+            again.outcome(&at, trying).await
         };
-        let (outcome, next) = {
-            let mut trying = pin!(attempt(leaving, decision, report));
-            match timeout(SILENT, &mut trying).await {
-                Ok(outcome) => (outcome, None),
-                Err(_) => match other(&tries) {
-                    Some(next) => (Err(outbound::Failed::Silent.into()), Some(next)),
-                    None => (trying.await, None),
-                },
-            }
-        };
-        let failed = match outcome {
-            Ok(opened) => {
-                if let Some(target) = &target {
-                    troubled.recovered(target, leaving.original);
-                }
-                if let Some(before) = before {
-                    leaving.node.traffic.retried(Retried::REACHED);
-                    report.note(before);
-                }
+        let (failed, instead) = match outcome {
+            Ok(Ok(opened)) => {
+                again.reached(&at, report);
                 return Ok(opened);
             }
-            Err(why) => why,
+            Ok(Err(why)) => (why, None),
+            Err(next) => (outbound::Failed::Silent.into(), Some(next)),
         };
-        if failed.is_of_the_endpoint()
-            && let Some(target) = &target
-        {
-            let next = next.or_else(|| other(&tries));
-            troubled.failed(target.clone(), None);
-            tries.fails(target.clone());
-            if let Some(next) = next {
-                report.another(failed.flag());
-                before = Some(format!("tried before: {}: {failed}", target.0));
-                decision = next;
-                continue;
-            }
-        }
-        if let Some(before) = before {
-            leaving.node.traffic.retried(Retried::FAILED);
-            report.note(before);
-        }
-        return Err(failed);
+        let next = match &failed {
+            Failed::Connecting(why) => again.next(at, why, instead, report),
+            _ => None,
+        };
+        let Some(next) = next else {
+            again.failed(report);
+            return Err(failed);
+        };
+        decision = next;
     }
 }
 
