@@ -9,13 +9,14 @@
 //! deadline: neither a dead upstream nor a dead control plane ever delays a name that is known, and no name waits for another.
 
 mod names;
+mod pace;
 mod resolv;
 mod upstream;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
@@ -33,6 +34,7 @@ use crate::metrics::{DnsLabels, DnsMetrics, DnsSeries, Protocol};
 use crate::on_demand::OnDemand;
 use crate::pod::Pod;
 use names::{Found, Names};
+use pace::Pace;
 pub use resolv::Resolv;
 use upstream::{HEADER, framed};
 pub use upstream::{RelayError, Upstream};
@@ -78,6 +80,7 @@ impl Dns {
     pub fn serve(self: Arc<Self>, pod: Arc<Pod>, udp: Arc<UdpSocket>, tcp: Arc<TcpListener>) {
         let client = Arc::new(Client {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_POD)),
+            pace: Mutex::new(Pace::new(Instant::now())),
             pod,
         });
         until_drained(&client, self.clone().serve_udp(client.clone(), udp));
@@ -276,7 +279,14 @@ impl Dns {
         let (query, on_demand) = (Message::from_vec(query).ok()?, self.on_demand.as_ref()?);
         for _ in 0..ROUNDS {
             let unsettled = self.unsettled(&query, client);
-            if unsettled.is_empty() || !on_demand.settle(&unsettled).await {
+            if unsettled.is_empty() {
+                break;
+            }
+            if !client.may_ask_for(unsettled.len()) {
+                on_demand.passed_over();
+                break;
+            }
+            if !on_demand.settle(&unsettled).await {
                 break;
             }
         }
@@ -321,9 +331,16 @@ struct Client {
     pod: Arc<Pod>,
     /// Relayed queries of this pod: one that asks without end must not use up the node's share.
     in_flight: Arc<Semaphore>,
+    /// Nor keep the control plane busy.
+    pace: Mutex<Pace>,
 }
 
 impl Client {
+    fn may_ask_for(&self, names: usize) -> bool {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.allows(names, Instant::now())
+    }
+
     fn labels(&self, question: Option<&Query>, protocol: Protocol) -> DnsLabels {
         let workload = self
             .pod

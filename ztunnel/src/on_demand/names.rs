@@ -57,6 +57,11 @@ impl OnDemand {
         told.iter().all(Result::is_ok)
     }
 
+    /// Somebody asks for more names than the control plane should hear of.
+    pub(crate) fn passed_over(&self) {
+        self.count("too_much");
+    }
+
     /// How long a question waits now.
     pub(super) fn patience(&self) -> Duration {
         match self.mute_since.load(Relaxed) == self.words.load(Relaxed) {
