@@ -297,6 +297,7 @@ fn known_everywhere(lab: &Lab, name: &str, known: bool) -> Result<()> {
 fn a_machine_of_a_group_comes_and_goes_and_is_spared_while_it_is_not_well() {
     let builder = Lab::builder()
         .nodes(1)
+        .istiod_env("RUST_LOG", "info,istiod_lite::machine=debug")
         .istiod_env("AMBIT_MACHINE_GRACE", "3s");
     in_lab(builder, |lab| {
         lab.namespace("shop").ambient()?;
@@ -333,6 +334,16 @@ fn a_machine_of_a_group_comes_and_goes_and_is_spared_while_it_is_not_well() {
         let mut open = open;
         round_trip(&mut open, "what is open goes on")?;
         drop(open);
+        // As Istio's agents say it, too.
+        let words = "a machine says on its discovery stream how it does";
+        control_plane_says(lab, words)?;
+        let path = lab.control_plane()?.log_path().to_owned();
+        wait::until_true("that it is not well is said there", SOON, || {
+            let log = fs::read_to_string(&path).unwrap_or_default();
+            let said = log.lines().filter(|line| line.contains(words));
+            said.last()
+                .is_some_and(|line| line.contains("unhealthy=\"port 8081/well: status 503\""))
+        })?;
         well.store(true, Relaxed);
         talk_soon(&client, db.at(81))?;
 

@@ -4,7 +4,13 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{
-    mesh::Part, place::Place, pod::Pod, program::ambit, run::Test, vm::Vm, wait::eventually,
+    mesh::{Part, SYSTEM},
+    place::Place,
+    pod::Pod,
+    program::{ambit, kubectl},
+    run::Test,
+    vm::Vm,
+    wait::eventually,
 };
 
 const VERSION: &str = "networking.istio.io/v1";
@@ -120,6 +126,7 @@ async fn life(test: &Test, shop: &Place, vm: &Vm) -> Result<()> {
         format!("http://web.{}.svc.cluster.local/", shop.name),
     );
     shop.apply(&group(vm)).await?;
+    not_made_for_a_machine_not_touched(shop).await?;
 
     // It joins, has an entry, and is spared until it says that it is well.
     joins(shop, vm).await?;
@@ -204,6 +211,28 @@ async fn life(test: &Test, shop: &Place, vm: &Vm) -> Result<()> {
         "{list}"
     );
     unregistered_stays_out(test, shop, &phone).await
+}
+
+/// Whatever the role of the control plane allows: an entry of somebody's hand is nothing to it.
+async fn not_made_for_a_machine_not_touched(shop: &Place) -> Result<()> {
+    shop.apply(&format!(
+        "apiVersion: {VERSION}\nkind: WorkloadEntry\nmetadata: {{name: mine}}\nspec: {{address: 192.0.2.77}}\n"
+    ))
+    .await?;
+    let istiod = format!("system:serviceaccount:{SYSTEM}:istiod");
+    let delete = [
+        "delete",
+        "workloadentry",
+        "mine",
+        "-n",
+        &shop.name,
+        "--as",
+        &istiod,
+    ];
+    let refused = kubectl(&delete, "").await?.with(1)?;
+    refused
+        .says("only those that it made for machines")
+        .map(drop)
 }
 
 /// As Istio's own auto-registration says it.

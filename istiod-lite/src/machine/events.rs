@@ -402,7 +402,7 @@ mod tests {
     fn the_first_is_said_at_once_and_those_that_follow_once_a_minute_by_their_number() {
         let (mut desk, start) = (Desk::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut take = |desk: &mut Desk, second| {
+        let take = |desk: &mut Desk, second| {
             let note = note(&join(Some("db")), &elsewhere(), None).unwrap();
             desk.take(note, || "e".into(), at(second), Timestamp::now());
         };

@@ -138,10 +138,11 @@ impl Talk {
                 changed = groups.changed() => if changed.is_err() { return Ok(()) },
                 _ = look.tick() => {
                     self.still_known().await?;
-                    if is_due || !self.presence.stands() {
+                    if !self.presence.stands() {
                         is_due = self.write(said.as_ref()).await?;
                     }
                 }
+                () = tokio::time::sleep(RETRY), if is_due => is_due = self.write(said.as_ref()).await?,
                 report = reports.message() => {
                     let Some(report) = report? else { return Ok(()) };
                     let unhealthy = Some(report.unhealthy).filter(|why| !why.is_empty());
@@ -225,7 +226,13 @@ impl Health {
                 let noted = match &word {
                     None => true,
                     Some(unhealthy) => {
-                        let noted = registrar.note(&machine, unhealthy.as_deref()).await;
+                        let why = unhealthy.as_deref();
+                        tracing::debug!(
+                            machine = machine.reference(),
+                            unhealthy = why,
+                            "a machine says on its discovery stream how it does"
+                        );
+                        let noted = registrar.note(&machine, why).await;
                         noted.unwrap_or_else(|error| {
                             tracing::debug!(machine = machine.reference(), %error, "how a machine does is not noted yet");
                             false
@@ -307,5 +314,7 @@ fn said(probe: &workload_group::Probe) -> Option<Probe> {
 
 /// How often it is looked whether a machine was taken out.
 const LOOK: Duration = Duration::from_secs(10);
+/// After an entry could not be written.
+const RETRY: Duration = Duration::from_secs(2);
 /// Between two reports that are heeded.
 const PAUSE: Duration = Duration::from_secs(1);
