@@ -46,6 +46,8 @@ pub struct Pod {
     pub egress: Egress,
     /// Whether its UDP is carried.
     pub udp: Udp,
+    /// No node agent writes its rules: it was given a proxy when it was made, or has one of its author's.
+    pub own_proxy: bool,
     addresses: Vec<IpAddr>,
     healthy: bool,
     host_network: bool,
@@ -126,6 +128,8 @@ impl Pod {
             },
             egress: Egress::read(&labels),
             udp: Udp::read(&labels),
+            own_proxy: value(annotations, labels::SIDECAR_STATUS).is_some()
+                || value(&labels, labels::DATAPLANE_MODE) == Some(labels::NONE),
             gateway: gateway.map(Arc::from),
             workload_name: workload_name(pod, &labels),
             labels,

@@ -1,16 +1,14 @@
 //! Whose UDP the mesh carries: what pods and machines say themselves, what the namespace of pods says.
 //!
-//! A node agent reads the same labels, and captures what they say. Who brings a proxy of his own has rules that somebody wrote
-//! by hand, and those follow no label of a namespace: it is announced only where he himself says so.
+//! A node agent reads the same labels, and captures what they say. Who brings a proxy of his own has rules that were written when he
+//! was, and those follow no label of a namespace: it is announced only where he himself says so.
 
-use api::k8s::labels;
 use api::k8s::objects::{Kind, ObjectKey};
 use api::workload::Extension;
 
 use super::World;
 use super::objects::Objects;
 use crate::translate::udp::{Udp, extension};
-use crate::translate::value;
 
 impl Objects {
     /// What a workload says itself. What is said around it is not about a pod of a Gateway, which speaks for nobody, nor about
@@ -20,8 +18,7 @@ impl Objects {
             return Some(entry.udp.said().unwrap_or(false));
         }
         let pod = self.pods.get(workload)?;
-        let by_hand = value(&pod.labels, labels::DATAPLANE_MODE) == Some(labels::NONE);
-        let apart = pod.gateway.is_some() || by_hand;
+        let apart = pod.gateway.is_some() || pod.own_proxy;
         pod.udp.said().or(apart.then_some(false))
     }
 

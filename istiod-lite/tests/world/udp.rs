@@ -75,6 +75,17 @@ fn what_a_pod_says_goes_before_its_namespace_and_what_nobody_understands_says_no
 }
 
 #[test]
+fn a_pod_that_was_given_a_proxy_is_announced_only_where_it_says_so_itself() {
+    for (own, carried) in [("", false), ("ambit.io/udp: enabled", true)] {
+        let mut world = World::new(Settings::default());
+        let given = "annotations: {sidecar.istio.io/status: '{}'}, labels:";
+        let pod = pod(own).replacen("labels:", given, 1);
+        set(&mut world, &(namespace("ambit.io/udp: enabled") + &pod));
+        assert_eq!(is_carried(&world), carried, "{own}");
+    }
+}
+
+#[test]
 fn a_change_of_the_namespace_is_told_of_the_pods_that_say_nothing() {
     let mut world = World::new(Settings::default());
     set(&mut world, &(namespace("") + &pod("")));
