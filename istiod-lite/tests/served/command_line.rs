@@ -152,3 +152,26 @@ fn it_serves_until_it_is_told_to_end() {
     assert!(child.wait().unwrap().success(), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains("ended")), "{rest:?}");
 }
+
+#[test]
+fn a_machine_of_a_group_is_called_by_group_and_address_where_nobody_names_it() {
+    let directory = directory(&[]);
+    let token = |more: &[&str]| {
+        let words = ["vm", "token", "--config-dir", text(directory.path())];
+        let who = ["--namespace", "shop", "--service-account", "db"];
+        let made = output(&[&words[..], &who, more].concat());
+        // For whom it is, beside the token.
+        String::from_utf8(made.stderr).unwrap()
+    };
+    let group = ["--group", "db", "--address"];
+    let of = |address| token(&[&group[..], &[address]].concat());
+    assert_eq!(of("10.9.0.5"), "for shop/db-10.9.0.5, as db\n");
+    assert_eq!(of("fd00::5,10.9.0.5"), "for shop/db-fd00--5, as db\n");
+    let named = ["--group", "db", "--address", "10.9.0.5", "--name", "db-1"];
+    assert_eq!(token(&named), "for shop/db-1, as db\n");
+    assert!(
+        token(&["--group", "db"]).starts_with("for shop/db-"),
+        "and something of its own"
+    );
+    assert!(token(&["--ttl", "25h"]).contains("a day at most"));
+}
