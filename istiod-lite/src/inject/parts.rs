@@ -140,7 +140,7 @@ impl Injector {
         let mut say = |name: &str, value: String| {
             environment.push(json!({"name": name, "value": value}));
         };
-        say("PROXY_MODE", "dedicated".to_owned());
+        say(MODE, labels::DEDICATED.to_owned());
         let workload = "$(POD_NAMESPACE)/$(POD_NAME)/$(SERVICE_ACCOUNT)";
         say("PROXY_WORKLOAD_INFO", workload.to_owned());
         say(
@@ -176,13 +176,18 @@ impl Injector {
     }
 }
 
-/// Whether what is put in is there.
+/// Whether what is put in is there. Istio's sidecars have the same annotation and the same name, and are left alone.
 pub(super) fn are_in(pod: &Value) -> bool {
     annotation(pod, labels::SIDECAR_STATUS).is_some() && proxy_in(pod).is_some()
 }
 
 fn proxy_in(pod: &Value) -> Option<&Value> {
-    items(pod, "initContainers").find(|it| is_ours(it) && it["name"] == PROXY)
+    let dedicated = json!({"name": MODE, "value": labels::DEDICATED});
+    let ours = |it: &&Value| {
+        let variables = it["env"].as_array();
+        it["name"] == PROXY && variables.is_some_and(|them| them.contains(&dedicated))
+    };
+    items(pod, "initContainers").find(ours)
 }
 
 /// Whether a container is one of those that are put in.
@@ -305,6 +310,8 @@ const RULES: &str = "istio-init";
 const PROXY: &str = "istio-proxy";
 /// Roots, who was revoked, the pod's own token.
 const VOLUMES: [&str; 3] = ["istiod-ca-cert", "istio-ca-crl", "istio-token"];
+/// For whom a proxy is.
+const MODE: &str = "PROXY_MODE";
 /// What the proxy is to ask in kubelet's stead.
 const ASKED: &str = "ISTIO_KUBE_APP_PROBERS";
 const METRICS: u16 = 15020;

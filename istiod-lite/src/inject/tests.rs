@@ -1,5 +1,7 @@
 //! What becomes of pods: each is injected, the patch is applied to it as an API server would, and the result looked at.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// With the chart's defaults.
@@ -219,6 +221,18 @@ fn who_is_not_meant_stays_as_they_are() {
     ] {
         injected(&meant);
     }
+}
+
+#[test]
+fn a_pod_that_istio_has_given_a_sidecar_is_left_alone_probes_and_all() {
+    let mut theirs = with(
+        "/metadata/annotations/sidecar.istio.io~1status",
+        "{}".into(),
+    );
+    theirs["spec"]["initContainers"] = json!([{"name": "istio-init"}, {"name": "istio-proxy", "restartPolicy": "Always", "env": [{"name": "ISTIO_META_NODE"}]}]);
+    theirs["spec"]["containers"][0]["livenessProbe"] =
+        json!({"httpGet": {"path": "/app-health/web/livez", "port": 15020}});
+    assert_eq!(left_alone(&theirs), Left::Sidecar);
 }
 
 #[test]
@@ -508,5 +522,97 @@ fn whatever_shape_it_has_there_is_an_answer() {
             let _ = secrets.inject(&with("/spec/containers", container));
         }
         let _ = secrets.inject(shape);
+    }
+}
+
+/// JSON of the words that pods are written in, put together by chance.
+fn chance() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec![
+        "web",
+        "istio-proxy",
+        "istio-init",
+        "istio-token",
+        "",
+        "Always",
+        "HTTPS",
+        "dedicated",
+        "ambient",
+        "false",
+        "8080,*",
+        "10.0.0.0/8",
+        r#"{"/app-health/web/livez": {}}"#,
+        "ISTIO_KUBE_APP_PROBERS",
+        "/app-health/web/livez",
+        "linux",
+    ]);
+    let key = prop::sample::select(vec![
+        "metadata",
+        "labels",
+        "annotations",
+        "spec",
+        "containers",
+        "initContainers",
+        "volumes",
+        "imagePullSecrets",
+        "name",
+        "ports",
+        "containerPort",
+        "livenessProbe",
+        "readinessProbe",
+        "httpGet",
+        "tcpSocket",
+        "grpc",
+        "exec",
+        "port",
+        "path",
+        "host",
+        "scheme",
+        "service",
+        "env",
+        "value",
+        "lifecycle",
+        "preStop",
+        "os",
+        "hostNetwork",
+        "restartPolicy",
+        "timeoutSeconds",
+        "istio.io/dataplane-mode",
+        "sidecar.istio.io/status",
+        "sidecar.istio.io/inject",
+        "traffic.sidecar.istio.io/excludeInboundPorts",
+        "traffic.sidecar.istio.io/includeOutboundIPRanges",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        prop_oneof![Just(0_i64), Just(8080), Just(15021), Just(70_000), Just(-1)]
+            .prop_map(Value::from),
+        word.prop_map(Value::from),
+    ];
+    leaf.prop_recursive(5, 48, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map(key.clone(), inner, 0..6).prop_map(|map| map
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_patch_says_it_all_and_a_second_time_nothing_is_left_to_do(
+        metadata in chance(), spec in chance(), containers in prop::collection::vec(chance(), 0..3),
+    ) {
+        let mut before = json!({"metadata": metadata, "spec": spec});
+        if let Some(spec) = before["spec"].as_object_mut() {
+            spec.insert("containers".to_owned(), containers.into());
+        }
+        if let Ok(Injected::Changed { pod: after, .. }) = injector().inject(&before) {
+            prop_assert_eq!(&applied(&before, &patch(&before, &after)), &after);
+            let again = injector().inject(&after);
+            prop_assert_eq!(again, Ok(Injected::Left(Left::Sidecar)), "{}", after);
+        }
     }
 }
