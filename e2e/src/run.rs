@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -59,7 +59,7 @@ pub struct Test {
     pub cluster: Cluster,
     /// When it began.
     pub began: Timestamp,
-    number: u32,
+    number: u64,
     places: Mutex<Vec<Place>>,
     notes: Mutex<Vec<String>>,
 }
@@ -208,15 +208,18 @@ enum Attempt {
 }
 
 /// A number that no test of this cluster has had: namespaces take long to go.
-fn number() -> u32 {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    static STARTED: LazyLock<u32> = LazyLock::new(|| {
+fn number() -> u64 {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    static STARTED: LazyLock<u64> = LazyLock::new(|| {
         // Two runs that have waited for the same moment begin in the same second.
-        let second = u32::try_from(Timestamp::now().as_second() % 100_000).unwrap_or_default();
-        (second * 100 + std::process::id() % 100) * 100
+        let second = u64::try_from(Timestamp::now().as_second() % 100_000).unwrap_or_default();
+        (second * PIDS + u64::from(std::process::id())) * 100
     });
     *STARTED + NUMBER.fetch_add(1, Relaxed)
 }
+
+/// More than a kernel gives at a time.
+const PIDS: u64 = 1 << 22;
 
 async fn run(cluster: Cluster, case: Case, attempt: Attempt) -> Outcome {
     let test = Arc::new(Test {
