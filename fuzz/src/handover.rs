@@ -74,8 +74,11 @@ fn sound(client: bool) -> Vec<u8> {
     for text in [PEER, "X25519", "?"] {
         string(&mut state, text.as_bytes());
     }
-    // Neither resumed nor accused of anything.
-    state.extend([0, 0]);
+    // Not resumed.
+    state.push(0);
+    shown(&mut state);
+    // Not accused of anything.
+    state.push(0);
     if client {
         berth(&mut state);
     }
@@ -96,6 +99,19 @@ fn sound(client: bool) -> Vec<u8> {
         string(&mut state, b"");
     }
     state
+}
+
+/// What the peer has shown: when, a certificate, and a root, which has constraints. Nobody reads them before a list comes.
+fn shown(state: &mut Vec<u8>) {
+    state.push(1);
+    state.extend(1_700_000_000u64.to_be_bytes());
+    state.extend(1u32.to_be_bytes());
+    string(state, b"a certificate");
+    state.extend(1u32.to_be_bytes());
+    string(state, b"a name");
+    string(state, b"a key");
+    state.push(1);
+    string(state, b"constraints");
 }
 
 /// A place in a pool: the peer's address, ours, who we are, who the peer may be, and until when.

@@ -36,7 +36,7 @@ use crate::{
     own,
     request::Authority,
     room::Reserve,
-    tls::{Expected, TlsError},
+    tls::{Expected, TlsError, Trust},
     tunnel::{Tunnel, TunnelIo},
 };
 
@@ -340,6 +340,9 @@ impl Link {
     fn lost(&self, words: String) -> OpenError {
         self.close();
         // Where we have hung up, that is the reason, and not what it looks like from here.
+        if let Some(why) = self.occupancy.disbelieved() {
+            return OpenError::Tls(why.clone());
+        }
         let cut_off = |flood: Refusal| format!("cut off: {}", flood.name());
         OpenError::ConnectionLost(self.gauge.flood().map_or(words, cut_off))
     }
@@ -355,7 +358,11 @@ async fn shake_hands<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let lists = certificate.revocations().clone();
+    // Before anything is proven: what comes meanwhile counts as after.
+    let number = lists.number();
     let begun = begin(socket, certificate, expected, times.engine).await?;
+    let evidence = begun.session.evidence.clone();
     let occupancy = Occupancy::new(begun.session.peer, reserve);
     let driver = Driver {
         pinger: Pinger::new(begun.ping, times.ping_every, times.ping_answer),
@@ -365,6 +372,7 @@ where
         idle: times.idle,
         leaving: false,
         occupancy: occupancy.clone(),
+        trust: Some(Trust::new(evidence, lists, number)),
     };
     let link = Link {
         asking: begun.asking,
@@ -387,6 +395,8 @@ pub(crate) enum Ended {
     Unresponsive,
     #[error("cut off: {0}")]
     Flood(&'static str),
+    #[error("cut: {0}")]
+    Disbelieved(TlsError),
     #[error("broke: {0}")]
     Lost(String),
 }
@@ -401,11 +411,18 @@ pub(crate) struct Driver<T> {
     idle: Duration,
     /// It has closed itself and is only saying goodbye.
     leaving: bool,
+    /// None where nobody says who was revoked.
+    trust: Option<Trust>,
 }
 
 impl Driver<TcpStream> {
     /// Of a connection that was frozen.
-    pub(crate) fn thawed(thawed: Thawed, pinger: Pinger, idle: Duration) -> Self {
+    pub(crate) fn thawed(
+        thawed: Thawed,
+        pinger: Pinger,
+        idle: Duration,
+        trust: Option<Trust>,
+    ) -> Self {
         Self {
             engine: Driving::Own(thawed.driver),
             gauge: thawed.gauge,
@@ -414,6 +431,7 @@ impl Driver<TcpStream> {
             idle_timer: Box::pin(tokio::time::sleep(idle)),
             idle,
             leaving: false,
+            trust,
         }
     }
 }
@@ -434,6 +452,12 @@ where
         loop {
             // Nothing is decided about a connection that may be somebody else's.
             ready!(self.engine.poll_here(cx));
+            // Other certificates may be revoked than when the peer has shown its own.
+            if let Some(Err(why)) = self.trust.as_mut().and_then(Trust::look) {
+                // Before its tunnels hear of it, which they do when the engine goes.
+                self.occupancy.disbelieve(why.clone());
+                return Poll::Ready(Ended::Disbelieved(why));
+            }
             let wanted = self.engine.wanted(self.occupancy.streams());
             if let Some(target) = self.occupancy.grow(wanted) {
                 self.engine.widen(target);

@@ -444,7 +444,9 @@ impl Up {
                 Ok(Pumped::End) => return Poll::Ready(self.finish()),
                 Ok(Pumped::Dry) => {}
                 Err(Stuck::Socket(kind)) => return Poll::Ready(HalfEnd::Socket(kind)),
-                Err(Stuck::Tunnel(why)) => return Poll::Ready(HalfEnd::Tunnel(why)),
+                Err(Stuck::Tunnel(why)) => {
+                    return Poll::Ready(HalfEnd::Tunnel(self.writer.why(why)));
+                }
             }
         }
         turn::over(cx)

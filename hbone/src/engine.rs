@@ -10,7 +10,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -24,6 +24,8 @@ use crate::{
     identity::Identity,
     own,
     room::{Reserve, Room},
+    tls::TlsError,
+    tunnel::TunnelError,
 };
 
 /// What an error of the engine means to whoever reads the log.
@@ -151,6 +153,8 @@ pub(crate) struct Occupancy {
     born: Instant,
     /// Here because it may go back only when connection and tunnels have all ended.
     room: Room,
+    /// Why the peer is not believed any more.
+    disbelieved: OnceLock<Box<TlsError>>,
 }
 
 const CLOSED: usize = 1 << (usize::BITS - 1);
@@ -172,6 +176,7 @@ impl Occupancy {
             last_used: AtomicU64::new(0),
             born: Instant::now(),
             room,
+            disbelieved: OnceLock::new(),
         })
     }
 
@@ -202,6 +207,16 @@ impl Occupancy {
         self.streams.fetch_or(CLOSED, Ordering::AcqRel);
     }
 
+    /// The connection is about to be ended, because its peer is not believed any more: so its tunnels will say.
+    pub(crate) fn disbelieve(&self, why: TlsError) {
+        let _ = self.disbelieved.set(Box::new(why));
+        self.close();
+    }
+
+    pub(crate) fn disbelieved(&self) -> Option<&TlsError> {
+        self.disbelieved.get().map(|why| &**why)
+    }
+
     /// Closes if no stream is open, in one step with [`Occupancy::lease`].
     pub(crate) fn close_if_unused(&self) -> bool {
         self.streams
@@ -222,6 +237,12 @@ pub(crate) struct Lease(Arc<Occupancy>);
 impl Lease {
     pub(crate) fn peer(&self) -> &Identity {
         &self.0.peer
+    }
+
+    /// Why a tunnel failed: where we have ended its connection, that is the reason, and not what it looks like to the engine.
+    pub(crate) fn why(&self, seen: TunnelError) -> TunnelError {
+        let disbelieved = self.0.disbelieved.get();
+        disbelieved.map_or(seen, |why| TunnelError::Disbelieved(why.clone()))
     }
 }
 

@@ -61,7 +61,7 @@ pub use self::{
 use crate::{frames, own, records};
 
 /// Of the layout; a process that finds another takes nothing over.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Why something was not frozen. Everything goes on as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

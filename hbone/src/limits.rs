@@ -141,6 +141,9 @@ pub enum Refusal {
     Excess,
     /// The peer did not answer a PING.
     Unresponsive,
+    /// A list came that names the peer's certificate or that of who signed it, or by which nobody can tell; its connection
+    /// was open.
+    Revoked,
 }
 
 impl Refusal {
@@ -162,6 +165,7 @@ impl Refusal {
             Self::Protocol => "protocol",
             Self::Excess => "excess",
             Self::Unresponsive => "unresponsive",
+            Self::Revoked => "revoked",
         }
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! A connection leaves the pool the moment it breaks, is told to go away, has been unused for the release time, or
 //! when the certificate it was made with ends: who was trusted once is not trusted for ever. All of them do when other
-//! certificates are revoked: whoever is on the list now must show itself. Half of the peer's connection window unread counts as stalled: new streams go to
+//! certificates are revoked: whoever has shown what is on a list now is cut off with its tunnels, and all others must show
+//! themselves again to be given more. Half of the peer's connection window unread counts as stalled: new streams go to
 //! another connection, so that readers that stopped do not hold up those that come later.
 
 mod slots;
@@ -40,7 +41,7 @@ use crate::{
     own,
     room::Reserve,
     socket::Socket,
-    tls::Expected,
+    tls::{Expected, Trust},
     tunnel::Tunnel,
 };
 use slots::{Slot, key_of};
@@ -392,10 +393,12 @@ impl Pool {
         let config = &self.config;
         let link = Link::thawed(opener, &thawed, config.answer, berth.until);
         let pinger = thawed.pinger(config.ping_every, config.ping_answer);
-        let driver = Driver::thawed(thawed, pinger, config.release);
+        let trust = self.trust(&thawed);
+        let driver = Driver::thawed(thawed, pinger, config.release, Some(trust));
         let mut slots = self.lock();
         let key = key_of(&slots, &berth.destination);
-        // Under which lists its peer has proven itself is not known here. Its tunnels go on, and it ends with the last of them.
+        // Its peer is judged by the lists of now; if there is nothing against it, its tunnels go on, and it ends with the last
+        // of them. For more it must show itself here.
         match self.certificates.revoked().are_any() {
             true => link.close(),
             false => {
@@ -405,6 +408,12 @@ impl Pool {
         }
         drop(slots);
         self.drive(driver, key)
+    }
+
+    /// Of the peer of a connection that another process has opened.
+    pub(crate) fn trust(&self, thawed: &Thawed) -> Trust {
+        let evidence = thawed.driver.0.session().evidence.clone();
+        Trust::taken(evidence, self.certificates.revoked())
     }
 
     /// Runs a connection of `key` to its end.

@@ -6,8 +6,9 @@
 //! 4. the caller decides: a tunnel, or a refusal                           ([`Incoming::Request`])
 //! 5. drain: GOAWAY, streams go on, deadline, end                          ([`Connection::drain`])
 //!
-//! When other certificates are revoked, all connections are drained without a deadline: whoever is on the list now would
-//! be let in no more, and opens no more tunnels; all others come again and show that they are not.
+//! When other certificates are revoked, each peer is judged again by what it has shown: whoever is on the list now, or of
+//! whom that cannot be told any more, is cut off, and its tunnels with it. The connections of all others are drained
+//! without a deadline: what is open goes on, and they come again for more.
 //!
 //! [`Connection::next`] also drives every tunnel of the connection: call it until it returns `None`,
 //! and do the work of each request in a task of its own.
@@ -42,7 +43,7 @@ use crate::{
     incoming::{self, Incoming},
     limits::{Limits, Refusal},
     socket::Socket,
-    tls::{Revocations, Session, TlsError},
+    tls::{Revocations, Session, TlsError, Trust},
 };
 
 /// How long a connection that was told to go may take to read it.
@@ -50,6 +51,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Error codes of GOAWAY (RFC 9113, 7).
 const NO_ERROR: u32 = 0;
 const ENHANCE_YOUR_CALM: u32 = 11;
+const INADEQUATE_SECURITY: u32 = 12;
 /// Value of `Connection::drain_within` when nobody asked to drain.
 const STAY: u64 = u64::MAX;
 
@@ -76,6 +78,9 @@ pub enum ConnectionError {
     /// The peer did not answer a PING.
     #[error("the peer did not answer a PING")]
     Unresponsive,
+    /// The peer is not believed any more, by lists of revoked certificates that came while the connection was open.
+    #[error("the peer was cut off: {0}")]
+    Disbelieved(TlsError),
     /// The peer violated HTTP/2 or passed one of the engine's limits.
     #[error("the peer violated HTTP/2: {0}")]
     Protocol(String),
@@ -101,8 +106,8 @@ pub struct Connection<T = TcpStream> {
     /// Milliseconds within which to end, or [`STAY`].
     drain_within: AtomicU64,
     phase: Phase,
-    /// The lists of revoked certificates under which the peer has proven who it is; none if that is asked no more.
-    proven_under: Option<(Arc<Revocations>, u64)>,
+    /// None until somebody says by which lists a connection that was taken over is judged.
+    trust: Option<Trust>,
 }
 
 /// `Serving → Draining → Leaving → Over`, any of which may be skipped.
@@ -155,6 +160,7 @@ where
     // Before anything is proven: what comes meanwhile counts as after.
     let number = revocations.number();
     let begun = Serving::begin(socket, certificate, limits).await?;
+    let evidence = begun.session.evidence.clone();
     Ok(Connection {
         engine: begun.serving,
         occupancy: Occupancy::new(begun.session.peer.clone(), limits.reserve.clone()),
@@ -164,7 +170,7 @@ where
         pinger: Pinger::new(begun.ping, limits.ping_every, limits.ping_answer),
         drain_within: AtomicU64::new(STAY),
         phase: Phase::Serving,
-        proven_under: Some((revocations, number)),
+        trust: Some(Trust::new(evidence, revocations, number)),
     })
 }
 
@@ -180,20 +186,20 @@ impl Connection {
             gauge: thawed.gauge,
             drain_within: AtomicU64::new(STAY),
             phase: Phase::Serving,
-            proven_under: None,
+            trust: None,
         }
     }
 
     /// The peer of a connection that was taken over has proven itself to another process, and nobody here knows under
-    /// which lists of revoked certificates. Where there is any in `lists` it is asked to come again, and else when there
-    /// is: what is open goes on, as on any connection.
+    /// which lists of revoked certificates. Where there is any in `lists` it is judged by them, and asked to come again if
+    /// there is nothing against it; so it is whenever they change. One whose certificate was not handed over with it is asked
+    /// to come again now, and cut off when they change.
     pub fn mind(&mut self, lists: &Arc<Revocations>) {
-        let number = lists.number();
-        let known = match lists.are_any() {
-            true => number.wrapping_sub(1),
-            false => number,
-        };
-        self.proven_under = Some((lists.clone(), known));
+        let evidence = self.session.evidence.clone();
+        if evidence.is_none() && lists.are_any() {
+            self.drain(Duration::MAX);
+        }
+        self.trust = Some(Trust::taken(evidence, lists));
     }
 }
 
@@ -248,10 +254,11 @@ where
         loop {
             // Nothing is decided about a connection that may be somebody else's.
             ready!(self.engine.poll_here(cx));
-            self.begin_drain();
             if matches!(self.phase, Phase::Over) {
                 return Poll::Ready(None);
             }
+            self.judge();
+            self.begin_drain();
             self.widen();
             let accepted = self.engine.poll_asked(cx);
             self.gauge.refused_streams(|kind| self.limits.refused(kind));
@@ -277,12 +284,24 @@ where
         }
     }
 
-    fn begin_drain(&mut self) {
-        let outdated = |(lists, number): &(Arc<Revocations>, u64)| lists.number() != *number;
-        if self.proven_under.as_ref().is_some_and(outdated) {
-            self.drain(Duration::MAX);
-            self.proven_under = None;
+    /// Looks whether other certificates are revoked, and what that means for the peer.
+    fn judge(&mut self) {
+        if matches!(self.phase, Phase::Leaving(..)) {
+            return;
         }
+        match self.trust.as_mut().and_then(Trust::look) {
+            None => {}
+            Some(Ok(())) => self.drain(Duration::MAX),
+            Some(Err(why)) => {
+                self.limits.refused(Refusal::Revoked);
+                // Before its tunnels hear of it.
+                self.occupancy.disbelieve(why.clone());
+                self.cut_off(INADEQUATE_SECURITY, ConnectionError::Disbelieved(why));
+            }
+        }
+    }
+
+    fn begin_drain(&mut self) {
         let within = self.drain_within.load(Ordering::Relaxed);
         let timer = || tokio::time::sleep(Duration::from_millis(within));
         match &mut self.phase {

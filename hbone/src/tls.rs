@@ -16,6 +16,7 @@ pub mod handshake;
 
 mod anchors;
 mod chain;
+mod evidence;
 mod lifetime;
 mod proof;
 mod revocation;
@@ -45,7 +46,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::{
     handshake::Established,
-    proof::Roots,
+    proof::{Purpose, Roots},
     sessions::{Attempt, Keeper},
     tickets::Tickets,
     verify::{ExpectedServer, identity_of},
@@ -55,6 +56,7 @@ use crate::identity::Identity;
 pub use self::anchors::Anchors;
 pub(crate) use self::chain::check;
 pub use self::chain::{CertificateText, ChainError};
+pub(crate) use self::evidence::{Evidence, Trust};
 pub use self::revocation::{RevocationFigures, Revocations, Unreadable};
 
 /// Plaintext and ciphertext that rustls may hold for a connection in each direction while the socket
@@ -84,7 +86,7 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
 }
 
 /// Why a handshake failed.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// The peer's certificate does not name one SPIFFE identity.
     #[error("the peer's certificate is not a SPIFFE identity: {0}")]
@@ -203,6 +205,8 @@ pub struct Session {
     pub cipher: &'static str,
     /// It went on with an earlier session, in which the peer showed its certificate.
     pub resumed: bool,
+    /// What the peer has shown; none if another process saw it, which did not hand it on.
+    pub(crate) evidence: Option<Arc<Evidence>>,
 }
 
 /// Who must answer, and where.
@@ -347,13 +351,21 @@ impl Credentials {
 
     /// Who the client is. rustls resumes without a look at the client's certificate; this is the look.
     fn confirm_client(&self, common: &CommonState) -> Result<Session, TlsError> {
-        let session = session(common)?;
+        let mut session = session(common)?;
         if session.resumed {
             let tickets = self.tickets.as_ref().ok_or(TlsError::NoCertificate)?;
             let judged = tickets.judge(chain(common));
             judged.map_err(|e| TlsError::from_rustls(&e))?;
         }
+        session.evidence = self.evidence(Purpose::Client, common);
         Ok(session)
+    }
+
+    /// What the peer has shown, for when other certificates are revoked.
+    fn evidence(&self, purpose: Purpose, common: &CommonState) -> Option<Arc<Evidence>> {
+        let at = self.clock.current_time()?;
+        let evidence = Evidence::new(purpose, &self.roots, chain(common), at);
+        Some(Arc::new(evidence))
     }
 
     fn client(&self, expected: &[Identity]) -> Result<Arc<Client>, TlsError> {
@@ -392,7 +404,7 @@ impl Client {
         attempt: Option<&Attempt>,
         ours: &Credentials,
     ) -> Result<Session, TlsError> {
-        let session = session(common)?;
+        let mut session = session(common)?;
         let chain = chain(common);
         if session.resumed {
             let now = ours
@@ -411,6 +423,7 @@ impl Client {
         if let (Some(attempt), Some(ends)) = (attempt, proof::ends(chain.iter())) {
             attempt.established(session.resumed, ends.min(ours.ends));
         }
+        session.evidence = ours.evidence(Purpose::Server, common);
         Ok(session)
     }
 }
@@ -434,6 +447,7 @@ fn session(common: &CommonState) -> Result<Session, TlsError> {
         group,
         cipher,
         resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
+        evidence: None,
     })
 }
 

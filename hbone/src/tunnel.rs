@@ -28,6 +28,7 @@ use crate::{
     identity::Identity,
     limits::Engine,
     own::{self, App},
+    tls::TlsError,
 };
 
 /// Why a tunnel ended early.
@@ -39,6 +40,10 @@ pub enum TunnelError {
     /// The connection that carried the tunnel ended.
     #[error("the connection that carried the tunnel ended: {0}")]
     ConnectionLost(String),
+    /// We have ended the connection that carried the tunnel: its peer is not believed any more, by lists of revoked certificates
+    /// that came while it was open.
+    #[error("the connection that carried the tunnel was cut: {0}")]
+    Disbelieved(Box<TlsError>),
     /// The tunnel was used after its end.
     #[error("the tunnel has ended")]
     Ended,
@@ -48,7 +53,9 @@ impl From<TunnelError> for io::Error {
     fn from(error: TunnelError) -> Self {
         let kind = match error {
             TunnelError::Reset(_) => io::ErrorKind::ConnectionReset,
-            TunnelError::ConnectionLost(_) => io::ErrorKind::ConnectionAborted,
+            TunnelError::ConnectionLost(_) | TunnelError::Disbelieved(_) => {
+                io::ErrorKind::ConnectionAborted
+            }
             TunnelError::Ended => io::ErrorKind::BrokenPipe,
         };
         Self::new(kind, error)
@@ -68,7 +75,7 @@ pub struct Reader {
     half: Receiving,
     /// Bytes of the last chunk, whose credit goes back with the next call of `recv`.
     owed: usize,
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
 }
 
 /// The sending half of a [`Tunnel`].
@@ -85,7 +92,7 @@ impl Tunnel {
             reader: Reader {
                 half: receiving,
                 owed: 0,
-                _lease: lease.clone(),
+                lease: lease.clone(),
             },
             writer: Writer {
                 half: sending,
@@ -216,7 +223,8 @@ impl Reader {
         cx: &mut Context<'_>,
         clear: bool,
     ) -> Poll<Option<Result<Bytes, TunnelError>>> {
-        self.half.poll_chunk(cx, clear)
+        let chunk = self.half.poll_chunk(cx, clear);
+        chunk.map(|chunk| chunk.map(|chunk| chunk.map_err(|why| self.lease.why(why))))
     }
 
     /// Says where the bytes go in the end: the engine may write them there by itself, and returns their
@@ -252,7 +260,7 @@ impl Writer {
             if self.ended {
                 return Poll::Ready(Err(TunnelError::Ended));
             }
-            ready!(self.half.poll_send(cx, bytes))?;
+            ready!(self.half.poll_send(cx, bytes)).map_err(|why| self.lease.why(why))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -268,6 +276,11 @@ impl Writer {
         self.half.own()
     }
 
+    /// Why what its engine says of it has failed.
+    pub(crate) fn why(&self, seen: TunnelError) -> TunnelError {
+        self.lease.why(seen)
+    }
+
     /// Our own engine's half has ended our direction with the last bytes that it read.
     pub(crate) fn has_ended(&mut self) {
         self.ended = true;
@@ -279,7 +292,7 @@ impl Writer {
         if self.ended {
             return Poll::Pending;
         }
-        self.half.poll_closed(cx)
+        self.half.poll_closed(cx).map(|why| self.lease.why(why))
     }
 
     /// See [`Tunnel::shutdown`].
@@ -289,7 +302,7 @@ impl Writer {
     pub fn shutdown(&mut self) -> Result<(), TunnelError> {
         if !self.ended {
             self.ended = true;
-            self.half.end()?;
+            self.half.end().map_err(|why| self.lease.why(why))?;
         }
         Ok(())
     }
@@ -339,7 +352,8 @@ impl AsyncWrite for TunnelIo {
         if writer.ended {
             return Poll::Ready(Err(TunnelError::Ended.into()));
         }
-        writer.half.poll_write(cx, bytes).map_err(Into::into)
+        let written = writer.half.poll_write(cx, bytes);
+        written.map_err(|why| writer.lease.why(why).into())
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

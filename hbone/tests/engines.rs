@@ -150,6 +150,7 @@ async fn check_stream(near: Tunnel, far: Tunnel, there: Says, back: Says) {
             Err(TunnelError::Reset(_)) => assert!(!says.ends || !other.ends),
             // The end at which it was reset.
             Err(TunnelError::Ended | TunnelError::ConnectionLost(_)) => assert!(!other.ends),
+            Err(why @ TunnelError::Disbelieved(_)) => panic!("nobody is revoked: {why}"),
         }
         if says.ends && other.ends {
             assert_eq!(heard, said, "two that end in order hear each other out");

@@ -10,7 +10,7 @@ use common::{Ca, Signing, identity};
 use hbone::control_plane::RevocationFile;
 use hbone::{
     Certificate, Certificates, CertificatesConfig, Destination, Engine, Limits, OpenError, Pool,
-    PoolConfig, Revocations, TlsError,
+    PoolConfig, Revocations, TlsError, Tunnel, TunnelError,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
@@ -18,6 +18,9 @@ use tokio::{
     sync::mpsc,
 };
 use tokio_util::sync::CancellationToken;
+
+/// A connection that is quiet looks around as often.
+const PING: Duration = Duration::from_millis(100);
 
 /// A server that echoes and tells of each connection whether it was resumed, as whoever `of` says.
 async fn server<F>(engine: Engine, of: F) -> (std::net::SocketAddr, mpsc::UnboundedReceiver<bool>)
@@ -33,6 +36,7 @@ where
             tokio::spawn(async move {
                 let limits = Limits {
                     engine,
+                    ping_every: PING,
                     ..Limits::default()
                 };
                 // Whoever refuses us says why at the other end.
@@ -52,6 +56,7 @@ fn pool(certificates: &Arc<Certificates>, engine: Engine) -> Arc<Pool> {
     let config = PoolConfig {
         engine,
         release: Duration::from_millis(40),
+        ping_every: PING,
         ..PoolConfig::default()
     };
     Pool::new(certificates.clone(), config)
@@ -157,7 +162,7 @@ async fn who_was_revoked_meanwhile_is_refused_though_there_is_a_session() {
 }
 
 #[tokio::test]
-async fn who_was_revoked_opens_no_more_tunnels_on_a_connection_from_before() {
+async fn who_was_revoked_has_no_more_tunnels_on_a_connection_from_before() {
     for engine in [Engine::H2, Engine::Own] {
         let (ca, revocations) = (Arc::new(Ca::new()), Arc::<Revocations>::default());
         let judging = CertificatesConfig {
@@ -190,9 +195,82 @@ async fn who_was_revoked_opens_no_more_tunnels_on_a_connection_from_before() {
             resumed.try_recv().is_err(),
             "no other connection came to be"
         );
-        before.send("hello".into()).await.unwrap();
-        let echo = common::read_exactly(&mut before, 5).await;
-        assert_eq!(echo, b"hello", "what was open goes on");
+        assert!(common::read_to_end(&mut before).await.is_err());
+    }
+}
+
+/// Tunnels are open when the file changes: of two peers one is on the new list, then both are.
+#[tokio::test]
+async fn the_tunnels_of_who_is_revoked_end_at_either_end_and_those_of_others_go_on() {
+    for (engine, client_judges) in [
+        (Engine::Own, true),
+        (Engine::Own, false),
+        (Engine::H2, true),
+        (Engine::H2, false),
+    ] {
+        let (ca, end) = (Arc::new(Ca::new()), CancellationToken::new());
+        let dir = tempfile::tempdir().unwrap();
+        let list = dir.path().join("ca-crl.pem");
+        let say = |text: &str| {
+            let fresh = dir.path().join("fresh");
+            std::fs::write(&fresh, text).unwrap();
+            std::fs::rename(&fresh, &list).unwrap();
+        };
+        let file = RevocationFile::open(list.clone());
+        let lists = file.revocations();
+        tokio::spawn(file.follow(end.clone()));
+        let certificates = |judging: bool| {
+            let config = CertificatesConfig {
+                revocations: match judging {
+                    true => lists.clone(),
+                    false => Arc::default(),
+                },
+                ..CertificatesConfig::default()
+            };
+            Certificates::new(Signing::new(&ca), config)
+        };
+        let (mut tunnels, mut leaves, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let (servers, clients) = (certificates(!client_judges), certificates(client_judges));
+            // It is the one that is shown, as long as it is held.
+            let held = clients.hold(&identity("client"));
+            let theirs = servers.of(&identity("server")).await.unwrap();
+            let ours = clients.of(&identity("client")).await.unwrap();
+            let judged = if client_judges { &theirs } else { &ours };
+            let leaf = judged.chain()[0].pem.clone();
+            leaves.push(CertificateDer::from_pem_slice(leaf.as_bytes()).unwrap());
+            let (address, resumed) = server(engine, move || theirs.clone()).await;
+            let (pool, connect) = (pool(&clients, engine), common::to("10.0.0.1:80"));
+            let tunnel = pool.open(&to(address), TcpStream::connect, connect).await;
+            tunnels.push(tunnel.unwrap());
+            kept.push((pool, held, resumed));
+        }
+        let [mut first, mut second] = <[_; 2]>::try_from(tunnels).unwrap();
+        let talks = async |tunnel: &mut Tunnel| {
+            tunnel.send("hello".into()).await.unwrap();
+            assert_eq!(common::read_exactly(tunnel, 5).await, b"hello");
+        };
+        talks(&mut first).await;
+        talks(&mut second).await;
+        let is_cut = async |tunnel: &mut Tunnel| {
+            let why = common::read_to_end(tunnel).await.unwrap_err();
+            let ours = TunnelError::Disbelieved(Box::new(TlsError::Revoked));
+            assert_eq!(why == ours, client_judges, "{engine:?}: {why}");
+        };
+        say(&ca.revoking(&leaves[..1]));
+        is_cut(&mut first).await;
+        // It is judged as well: at the latest at its next PING.
+        for _ in 0..5 {
+            talks(&mut second).await;
+            tokio::time::sleep(PING).await;
+        }
+        say("nothing that anybody could read");
+        say(&Ca::new().revoking(&leaves));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        talks(&mut second).await;
+        say(&ca.revoking(&leaves));
+        is_cut(&mut second).await;
+        end.cancel();
     }
 }
 

@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
-use hbone::Ended;
+use hbone::{Ended, HalfEnd, TlsError, TunnelError};
 use tokio::net::TcpStream;
 
+use crate::hint::Hint;
 use crate::pod::{Known, Pod};
+use crate::traffic::Flag;
 
 /// The control plane has not told of this pod.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +52,47 @@ pub(crate) fn ended<E: From<Broken>>(done: Ended) -> Result<(), E> {
             } else {
                 "sending"
             };
-            Err(Broken(format!("connection broke while {direction}: {end}")).into())
+            let words = format!("connection broke while {direction}: {end}");
+            let disbelieved = match end {
+                HalfEnd::Tunnel(TunnelError::Disbelieved(why)) => Some(why.clone()),
+                _ => None,
+            };
+            Err(Broken { words, disbelieved }.into())
         }
     }
 }
 
 /// A connection that was carried and did not end as its ends meant it.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Broken(String);
+#[error("{words}")]
+pub(crate) struct Broken {
+    words: String,
+    /// We have cut it: the peer of its tunnel was revoked while it was open, or nobody can tell.
+    disbelieved: Option<Box<TlsError>>,
+}
+
+impl Broken {
+    pub(crate) fn flag(&self) -> Flag {
+        self.disbelieved.as_deref().map_or(Flag::None, flag_of_tls)
+    }
+
+    /// None where it is the peers' own affair.
+    pub(crate) fn hint(&self) -> Option<Hint> {
+        self.disbelieved.as_deref().map(Hint::of_tls)
+    }
+}
+
+/// What the end of a tunnel means, likewise.
+pub(crate) fn flag_of_tunnel(why: &TunnelError) -> Flag {
+    match why {
+        TunnelError::Disbelieved(why) => flag_of_tls(why),
+        _ => Flag::None,
+    }
+}
+
+fn flag_of_tls(why: &TlsError) -> Flag {
+    match why {
+        TlsError::Revoked => Flag::CertRevoked,
+        _ => Flag::TlsFailure,
+    }
+}

@@ -376,6 +376,7 @@ impl Hint {
         match why {
             ConnectionError::Flood(_) | ConnectionError::Protocol(_) => Self::Flood,
             ConnectionError::Unresponsive | ConnectionError::Lost(_) => Self::TunnelLost,
+            ConnectionError::Disbelieved(why) => Self::of_tls(why),
             ConnectionError::HandedOver | ConnectionError::DrainDeadline(_) => Self::PodGoing,
         }
     }
@@ -388,7 +389,7 @@ impl Hint {
         }
     }
 
-    fn of_tls(why: &TlsError) -> Self {
+    pub(crate) fn of_tls(why: &TlsError) -> Self {
         match why {
             TlsError::Revoked => Self::Revoked,
             TlsError::RevocationUnknown(_) => Self::Revocations,

@@ -138,7 +138,11 @@ pub(crate) async fn serve_connection(
             // Another process goes on with it.
             Some(Err(ConnectionError::HandedOver)) => return,
             // Its tunnels, if it had any, say for themselves how they ended.
-            Some(Err(why @ (ConnectionError::Lost(_) | ConnectionError::DrainDeadline(_)))) => {
+            Some(Err(
+                why @ (ConnectionError::Lost(_)
+                | ConnectionError::DrainDeadline(_)
+                | ConnectionError::Disbelieved(_)),
+            )) => {
                 tracing::debug!(src.addr = %peer, dst.addr = %local, %why, "tunnel connection ended");
             }
             Some(Err(why)) => told(node, pod, peer, local, connection.peer(), &why.into()),
@@ -472,7 +476,8 @@ impl Failure for Failed {
             Self::NotTold(why) => why.flag(),
             Self::Full(why) => why.flag(),
             Self::App(_) => Flag::Connect,
-            Self::Broken(_) | Self::Abandoned => Flag::None,
+            Self::Broken(why) => why.flag(),
+            Self::Abandoned => Flag::None,
         }
     }
 
@@ -489,7 +494,7 @@ impl Failure for Failed {
             Self::App(why) => why.hint(),
             Self::Full(why) => return why.hint(),
             Self::Abandoned => Hint::GaveUp,
-            Self::Broken(_) => return None,
+            Self::Broken(why) => return why.hint(),
         })
     }
 

@@ -135,7 +135,7 @@ impl Failure for Failed {
             Self::Full(why) => why.flag(),
             Self::NotTold(why) => why.flag(),
             Self::Open(why) => flag_of(why),
-            Self::Broken(_) => Flag::None,
+            Self::Broken(why) => why.flag(),
             _ => Flag::Connect,
         }
     }
@@ -154,7 +154,7 @@ impl Failure for Failed {
             Self::App(why) => why.hint(),
             Self::Full(why) => return why.hint(),
             Self::Gone(_) => Hint::PodGoing,
-            Self::Broken(_) => return None,
+            Self::Broken(why) => return why.hint(),
         })
     }
 

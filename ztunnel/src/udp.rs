@@ -52,7 +52,7 @@ use self::socket::{Datagram, receive};
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::bounds::{Full, Share};
-use crate::carry::Unknown;
+use crate::carry::{Unknown, flag_of_tunnel};
 use crate::config::ports;
 use crate::hint::Hint;
 use crate::lookup::LookupError;
@@ -103,7 +103,8 @@ impl Failure for Failed {
             Self::Full(why) => why.flag(),
             Self::Unknown(_) | Self::Front(_) | Self::NotCarried(_) => Flag::Connect,
             Self::Lookup(_) | Self::Socket(_) => Flag::Connect,
-            Self::Abandoned | Self::Tunnel(_) | Self::Malformed(_) => Flag::None,
+            Self::Tunnel(why) => flag_of_tunnel(why),
+            Self::Abandoned | Self::Malformed(_) => Flag::None,
         }
     }
 
@@ -118,6 +119,7 @@ impl Failure for Failed {
             Self::Lookup(_) => Hint::NameUnknown,
             Self::Socket(_) => Hint::SourceAddress,
             Self::Abandoned => Hint::GaveUp,
+            Self::Tunnel(TunnelError::Disbelieved(why)) => Hint::of_tls(why),
             Self::Tunnel(_) | Self::Malformed(_) => return None,
         })
     }

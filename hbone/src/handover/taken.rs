@@ -25,6 +25,7 @@ use crate::{
     server::Connection,
     socket::Socket,
     splice,
+    tls::Trust,
     tunnel::Tunnel,
 };
 
@@ -194,11 +195,15 @@ pub struct Dialled {
 }
 
 impl Dialled {
-    /// Runs it to its end: it takes no new tunnels and ends with its last.
+    /// Runs it to its end: it takes no new tunnels and ends with its last. Nobody says who was revoked.
     pub async fn run(self) {
+        self.run_trusting(None).await;
+    }
+
+    async fn run_trusting(self, trust: Option<Trust>) {
         drop(self.opener);
         let pinger = self.thawed.pinger(self.pings.0, self.pings.1);
-        let driver = Driver::thawed(self.thawed, pinger, NEVER_IDLE);
+        let driver = Driver::thawed(self.thawed, pinger, NEVER_IDLE, trust);
         let ended = driver.run(|| {}).await;
         tracing::debug!(%ended, "connection ended");
     }
@@ -210,12 +215,12 @@ impl Dialled {
         let berth: Option<Berth> = self.opener.0.berth().cloned();
         let joined = match berth {
             Some(berth) => Ok(pool.adopt(&berth, self.opener, self.thawed)),
-            None => Err(self),
+            None => Err((pool.trust(&self.thawed), self)),
         };
         async move {
             match joined {
                 Ok(driving) => driving.await,
-                Err(alone) => alone.run().await,
+                Err((trust, alone)) => alone.run_trusting(Some(trust)).await,
             }
         }
     }

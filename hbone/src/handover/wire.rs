@@ -139,7 +139,8 @@ impl Writer {
                 self.u8(1);
                 self.text(&words[..words.floor_char_boundary(WORDS)]);
             }
-            TunnelError::Ended => self.u8(2),
+            // Whoever was not believed has no connection that could be frozen.
+            TunnelError::Disbelieved(_) | TunnelError::Ended => self.u8(2),
         }
     }
 

@@ -4,15 +4,18 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::Range,
+    slice,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use hbone::{
-    Certificates, CertificatesConfig, Destination, Engine, Limits, OpenError, Pool, PoolConfig,
-    PoolStats, Revocations, Tunnel,
+    Certificates, CertificatesConfig, Destination, Engine, HalfEnd, Limits, OpenError, Pool,
+    PoolConfig, PoolStats, Revocations, TlsError, Tunnel, TunnelError,
     handover::{Kind, Taken, ThawError, Thawed},
 };
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -244,6 +247,113 @@ async fn where_certificates_are_revoked_nobody_opens_a_tunnel_on_what_was_proven
     }
 }
 
+/// Where in the state of a connection it is said what its peer has shown, and the peer's certificate.
+fn shown(bytes: &[u8]) -> (Range<usize>, CertificateDer<'static>) {
+    let string = |at: &mut usize| {
+        let head = bytes[*at..*at + 4].try_into().unwrap();
+        let from = *at + 4;
+        *at = from + u32::from_be_bytes(head) as usize;
+        from..*at
+    };
+    let count = |at: &mut usize| {
+        *at += 4;
+        u32::from_be_bytes(bytes[*at - 4..*at].try_into().unwrap())
+    };
+    let mut at = 2;
+    (0..3).for_each(|_| drop(string(&mut at)));
+    at += 1;
+    let from = at;
+    at += 1 + 8;
+    let chain: Vec<_> = (0..count(&mut at)).map(|_| string(&mut at)).collect();
+    for _ in 0..count(&mut at) {
+        (0..2).for_each(|_| drop(string(&mut at)));
+        at += 1;
+        if bytes[at - 1] == 1 {
+            string(&mut at);
+        }
+    }
+    let leaf = CertificateDer::from(bytes[chain[0].clone()].to_vec());
+    (from..at, leaf)
+}
+
+/// At the end that opened the tunnel and at the one that accepted it; `known`: handed over by a process that hands over what
+/// the peer has shown.
+#[tokio::test]
+async fn a_tunnel_that_was_handed_over_ends_when_its_peer_is_revoked() {
+    for (opened, known) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (ca, lists) = (Arc::new(Ca::new()), Arc::<Revocations>::default());
+        let limits = Limits {
+            ping_every: Duration::from_millis(100),
+            ..Limits::default()
+        };
+        let client = |address, config| common::client(&ca, address, config);
+        let mut world = World::between(&ca, limits.clone(), Engine::Own, client).await;
+        let (mut near, mut far) = world.tunnel().await;
+        let judging = CertificatesConfig {
+            revocations: lists.clone(),
+            ..CertificatesConfig::default()
+        };
+        let config = PoolConfig {
+            ping_every: Duration::from_millis(100),
+            ..PoolConfig::default()
+        };
+        let next = Pool::new(Certificates::new(Signing::new(&ca), judging), config);
+        let side = match opened {
+            true => world.near.clone(),
+            false => world.far.clone(),
+        };
+        side.join(&next);
+        let frozen = side.freezer().freeze(LONG).await.unwrap();
+        let (mut bytes, descriptors) = sent(&frozen);
+        let (range, leaf) = shown(&bytes);
+        if !known {
+            bytes.splice(range, [0]);
+        }
+        let taken = Taken::read(bytes, descriptors).unwrap();
+        frozen.forget();
+        side.run(match taken.thaw(&limits).unwrap() {
+            Thawed::Accepted(mut connection, tunnels) => {
+                connection.mind(&lists);
+                Thawed::Accepted(connection, tunnels)
+            }
+            other => other,
+        });
+        let mut talks = async |times: usize| {
+            for _ in 0..times {
+                near.write_all(b"x").await.unwrap();
+                assert_eq!(far.read_u8().await.unwrap(), b'x');
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        talks(1).await;
+        if known {
+            // Of another authority.
+            lists
+                .replace(Ca::new().revoking(slice::from_ref(&leaf)).as_bytes())
+                .unwrap();
+            talks(5).await;
+            // Also when it was frozen meanwhile.
+            assert!(side.becomes(Decision::TakeBack).await);
+            lists.replace(ca.revoking(&[leaf]).as_bytes()).unwrap();
+        } else {
+            lists.replace(ca.revoking(&[]).as_bytes()).unwrap();
+        }
+        let endings = match opened {
+            true => &mut world.near_finished,
+            false => &mut world.far_finished,
+        };
+        let ended = endings.recv().await.unwrap().ended;
+        let Some(HalfEnd::Tunnel(TunnelError::Disbelieved(why))) = ended.error() else {
+            panic!("opened: {opened}, known: {known}: {ended:?}");
+        };
+        assert_eq!(**why == TlsError::Revoked, known, "{why}");
+        let mut byte = [0];
+        for app in [&mut near, &mut far] {
+            assert!(matches!(app.read(&mut byte).await, Ok(0) | Err(_)));
+        }
+    }
+}
+
 #[tokio::test]
 async fn where_it_belongs_is_told_before_it_is_gone_on_with_and_must_fit_the_peer() {
     let mut world = World::new(Engine::Own, Engine::Own).await;
@@ -252,12 +362,12 @@ async fn where_it_belongs_is_told_before_it_is_gone_on_with_and_must_fit_the_pee
     let (bytes, descriptors) = sent(&frozen);
     let taken = Taken::read(bytes.clone(), descriptors).unwrap();
     assert_eq!(taken.destination(), Some(&world.client.destination));
-    // The peer's name stands there twice: who it was, and who it may be.
+    // The peer's name stands there three times: who it was, what its certificate says, and who it may be.
     let peer = identity("server").to_string();
     let places: Vec<usize> = (0..bytes.len())
         .filter(|at| bytes[*at..].starts_with(peer.as_bytes()))
         .collect();
-    let [proven, expected] = places[..] else {
+    let [proven, _shown, expected] = places[..] else {
         panic!("{places:?}")
     };
     for at in [proven, expected] {

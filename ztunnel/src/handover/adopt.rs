@@ -365,14 +365,14 @@ impl Failure for Stopped {
     fn flag(&self) -> Flag {
         match self {
             Self::Denied(why) => why.flag(),
-            Self::Broken(_) => Flag::None,
+            Self::Broken(why) => why.flag(),
         }
     }
 
     fn hint(&self) -> Option<Hint> {
         match self {
             Self::Denied(why) => why.hint(),
-            Self::Broken(_) => None,
+            Self::Broken(why) => why.hint(),
         }
     }
 

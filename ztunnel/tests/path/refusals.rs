@@ -89,6 +89,8 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
         server.serve(8080);
         let to = server.at(0, 8080);
         greeting(&mut client.connect(to).await).await.unwrap();
+        let mut open = client.connect(to).await;
+        greeting(&mut open).await.unwrap();
 
         let held = &world.nodes[1 - judge].node.certificates;
         let mut held = held.states().into_iter();
@@ -111,6 +113,15 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
         client.is_reset(to).await;
         let line = log::line(&[&names[1], "the peer's certificate was revoked"]).await;
         assert!(line.contains("error="), "{line}");
+        // So was what was open, by whoever has the list.
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, open.read_to_end(&mut rest));
+        assert!(ended.await.is_ok(), "it goes on");
+        let line = log::line(&[&names[1], "that carried the tunnel was cut"]).await;
+        let direction = ["outbound", "inbound"][judge];
+        for part in [direction, "CERT_REVOKED", "hint="] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
     }
 }
 

@@ -229,6 +229,7 @@ mod tests {
                 group: "",
                 cipher: "",
                 resumed: false,
+                evidence: None,
             },
         };
         let mux = Mux::client(&Settings::client());

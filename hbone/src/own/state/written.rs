@@ -1,7 +1,8 @@
 //! A connection as bytes: written when it is frozen, read when another process goes on with it.
 //!
 //! ```text
-//!  peer, key exchange group, cipher suite: texts | resumed 1 | accused 1 or 5
+//!  peer, key exchange group, cipher suite: texts | resumed 1
+//!  | 0, or 1 and what the peer has shown (`tls/evidence`) | accused 1 or 5
 //!  | of a client's connection: 0, or 1 and its place in a pool (`handover/berth`)
 //!  | direction out, direction in (`records`), HTTP/2 (`frames`): each behind its length
 //!  | read and not opened, sealed and not sent: each behind its length
@@ -39,7 +40,7 @@ use crate::{
     },
     records::{Opener, Sealer, Side},
     request::RequestHeaders,
-    tls::Session,
+    tls::{Evidence, Session},
 };
 
 /// A connection that somebody has written down.
@@ -114,6 +115,8 @@ impl State {
         let texts = peer.len() + session.group.len() + session.cipher.len() + TEXTS * flows.len();
         let berth = berth.map(|berth| (berth, berth.texts()));
         let texts = texts + berth.as_ref().map_or(0, |(_, texts)| Berth::size(texts));
+        let evidence = session.evidence.as_deref();
+        let texts = texts + evidence.map_or(0, Evidence::size);
         let states = sealer.as_ref().len() + opener.as_ref().len() + mux.len();
         let room = 128 + texts + states + self.input.len() + unsent.len() + heads + waiting;
         let kind = match self.role {
@@ -125,6 +128,8 @@ impl State {
         out.text(session.group);
         out.text(session.cipher);
         out.u8(session.resumed.into());
+        out.u8(evidence.is_some().into());
+        evidence.into_iter().for_each(|it| it.write(&mut out));
         match self.accused {
             None => out.u8(0),
             Some(Code(code)) => {
@@ -232,7 +237,7 @@ impl State {
 impl Thawing {
     /// What [`State::write`] has written.
     pub(crate) fn read(role: Role, from: &mut Reader<'_>) -> Result<Self, ThawError> {
-        let session = read_session(from)?;
+        let session = read_session(role, from)?;
         let accused = match from.bool()? {
             true => Some(Code(from.u32()?)),
             false => None,
@@ -377,7 +382,7 @@ fn write_direction(out: &mut Writer, direction: &Direction) {
 }
 
 /// What a handshake agreed on is one of few things, and only shown.
-fn read_session(from: &mut Reader<'_>) -> Result<Session, ThawError> {
+fn read_session(role: Role, from: &mut Reader<'_>) -> Result<Session, ThawError> {
     const KNOWN: [&str; 5] = [
         "X25519MLKEM768",
         "X25519",
@@ -392,6 +397,10 @@ fn read_session(from: &mut Reader<'_>) -> Result<Session, ThawError> {
         group: known(from.text()?).unwrap_or("unknown"),
         cipher: known(from.text()?).unwrap_or("unknown"),
         resumed: from.bool()?,
+        evidence: match from.bool()? {
+            true => Some(Arc::new(Evidence::read(from, role == Role::Server)?)),
+            false => None,
+        },
     })
 }
 
