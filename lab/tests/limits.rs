@@ -126,6 +126,8 @@ fn a_ztunnel_whose_container_is_too_small_refuses_the_newest_serves_the_rest_and
                 Err(refusal) => {
                     refusals.push(refusal);
                     // Until memory has been measured again, and shows that there is room or not.
+                    #[allow(clippy::disallowed_methods)]
+                    // a test's own thread, and no event tells of a measurement
                     thread::sleep(Duration::from_millis(500));
                 }
             }

@@ -340,8 +340,8 @@ fn a_machine_of_a_group_comes_and_goes_and_is_spared_while_it_is_not_well() {
         let path = lab.control_plane()?.log_path().to_owned();
         wait::until_true("that it is not well is said there", SOON, || {
             let log = fs::read_to_string(&path).unwrap_or_default();
-            let said = log.lines().filter(|line| line.contains(words));
-            said.last()
+            let mut said = log.lines().filter(|line| line.contains(words));
+            said.next_back()
                 .is_some_and(|line| line.contains("unhealthy=\"port 8081/well: status 503\""))
         })?;
         well.store(true, Relaxed);

@@ -260,13 +260,17 @@ fn shown(bytes: &[u8]) -> (Range<usize>, CertificateDer<'static>) {
         u32::from_be_bytes(bytes[*at - 4..*at].try_into().unwrap())
     };
     let mut at = 2;
-    (0..3).for_each(|_| drop(string(&mut at)));
+    for _ in 0..3 {
+        string(&mut at);
+    }
     at += 1;
     let from = at;
     at += 1 + 8;
     let chain: Vec<_> = (0..count(&mut at)).map(|_| string(&mut at)).collect();
     for _ in 0..count(&mut at) {
-        (0..2).for_each(|_| drop(string(&mut at)));
+        for _ in 0..2 {
+            string(&mut at);
+        }
         at += 1;
         if bytes[at - 1] == 1 {
             string(&mut at);

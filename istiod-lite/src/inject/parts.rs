@@ -227,7 +227,7 @@ pub(super) fn free(pod: &Value) -> Result<(), Refused> {
     for (list, names) in ours {
         let taken = |name: &&&'static str| items(pod, list).any(|it| it["name"] == **name);
         if let Some(name) = names.iter().find(taken) {
-            return Err(Refused::Taken { list, name: *name });
+            return Err(Refused::Taken { list, name });
         }
     }
     Ok(())

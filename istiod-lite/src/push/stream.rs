@@ -154,9 +154,10 @@ impl Stream {
             session: gateway
                 .as_deref()
                 .map_or_else(Session::new, Session::of_gateway),
-            health: self.caller.machine.map(|machine| {
-                Health::of(machine, self.discovery.registrar.clone())
-            }),
+            health: self
+                .caller
+                .machine
+                .map(|machine| Health::of(machine, self.discovery.registrar.clone())),
             told: catalog.load(),
             discovery: self.discovery,
             leaving: self.leaving,
