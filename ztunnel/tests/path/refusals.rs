@@ -226,7 +226,7 @@ async fn an_impostor_is_refused_before_any_byte() {
     world.tell_node(0, |update| update.set_workload(elsewhere.clone()));
     let reached = count(&server, 9000);
     client.is_reset(server.at(0, 9000)).await;
-    let line = log::line(&["client-n", "outbound"]).await;
+    let line = log::line(&["\"client-n\"", "outbound"]).await;
     assert!(
         line.contains("sa/somebody-else") && line.contains("sa/server-n"),
         "names both: {line}"
