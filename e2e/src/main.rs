@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use e2e::{cluster::Cluster, report, run, tests};
+use k8s_openapi::jiff::Timestamp;
 
 #[derive(Parser)]
 struct Options {
@@ -23,6 +24,13 @@ struct Options {
     /// Image of clients and servers (`e2e/run` knows it).
     #[arg(long, env = "E2E_APPS_IMAGE", default_value = "")]
     apps: String,
+    /// When the last of the tests that run alone is begun, in seconds since 1970: what is left then is named, and not run.
+    #[arg(long, env = "E2E_UNTIL", value_parser = moment)]
+    until: Option<Timestamp>,
+}
+
+fn moment(seconds: &str) -> Result<Timestamp> {
+    Ok(Timestamp::from_second(seconds.parse()?)?)
 }
 
 #[tokio::main]
@@ -46,12 +54,12 @@ async fn main() -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let cluster = Cluster::connect(options.apps).await?;
-    let outcomes = run::all(&cluster, &cases, options.together).await?;
+    let ended = run::all(&cluster, &cases, options.together, options.until).await?;
     match report::weights(&cluster).await {
         Ok(lines) => lines.iter().for_each(|line| println!("{line}")),
         Err(error) => println!("no weights: {error:#}"),
     }
-    let (lines, passed) = report::verdict(&outcomes);
+    let (lines, passed) = report::verdict(&ended);
     lines.iter().for_each(|line| println!("{line}"));
     Ok(if passed {
         ExitCode::SUCCESS

@@ -8,12 +8,13 @@ use serde_json::Value;
 use crate::{
     cluster::Cluster,
     mesh::{Part, SYSTEM},
-    run::Outcome,
+    run::{Ended, Outcome},
 };
 
 /// The last lines, the totals in the form of cargo's, and whether the run passed. What needed a second attempt is named with its
-/// first error: it is a finding to be mended.
-pub fn verdict(outcomes: &[Outcome]) -> (Vec<String>, bool) {
+/// first error: it is a finding to be mended. So is what was left out.
+pub fn verdict(ended: &Ended) -> (Vec<String>, bool) {
+    let Ended { outcomes, left_out } = ended;
     let count = outcomes.len();
     let failed = outcomes.iter().filter(|it| it.failed()).count();
     let again = |it: &&Outcome| !it.failed() && it.first.is_some();
@@ -26,9 +27,15 @@ pub fn verdict(outcomes: &[Outcome]) -> (Vec<String>, bool) {
         })
         .collect();
     let (word, second) = (if failed == 0 { "ok" } else { "FAILED" }, lines.len());
+    lines.extend(
+        left_out
+            .iter()
+            .map(|name| format!("not run, for no time was left: {name}")),
+    );
     lines.push(format!(
-        "test result: {word}. {} passed; {failed} failed; 0 ignored; {second} of those that passed at the second attempt",
-        count - failed
+        "test result: {word}. {} passed; {failed} failed; {} ignored; {second} of those that passed at the second attempt",
+        count - failed,
+        left_out.len()
     ));
     (lines, failed == 0)
 }
@@ -148,9 +155,29 @@ mod tests {
         }
     }
 
+    fn run(outcomes: [Outcome; 2], left_out: &[&'static str]) -> (Vec<String>, bool) {
+        verdict(&Ended {
+            outcomes: outcomes.into(),
+            left_out: left_out.to_vec(),
+        })
+    }
+
+    #[test]
+    fn what_no_time_was_left_for_is_named_and_counted() {
+        let (lines, passed) = run([ended(None, None), ended(None, None)], &["c::d"]);
+        assert!(passed);
+        assert_eq!(
+            lines,
+            [
+                "not run, for no time was left: c::d",
+                "test result: ok. 2 passed; 0 failed; 1 ignored; 0 of those that passed at the second attempt"
+            ]
+        );
+    }
+
     #[test]
     fn a_second_attempt_passes_the_run_and_is_named_with_its_first_error() {
-        let (lines, passed) = verdict(&[ended(None, None), ended(Some("cut"), None)]);
+        let (lines, passed) = run([ended(None, None), ended(Some("cut"), None)], &[]);
         assert!(passed);
         assert_eq!(
             lines,
@@ -163,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_fails_twice_fails_the_run() {
-        let (lines, passed) = verdict(&[ended(None, None), ended(Some("cut"), Some("cut"))]);
+        let (lines, passed) = run([ended(None, None), ended(Some("cut"), Some("cut"))], &[]);
         assert!(!passed);
         assert_eq!(
             lines,

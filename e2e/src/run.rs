@@ -130,8 +130,21 @@ impl Outcome {
     }
 }
 
-/// Runs all, `together` quiet ones at a time, and once more what failed.
-pub async fn all(cluster: &Cluster, cases: &[Case], together: usize) -> Result<Vec<Outcome>> {
+/// What a run gave.
+pub struct Ended {
+    /// Of each test that ran.
+    pub outcomes: Vec<Outcome>,
+    /// Loud tests for which no time was left.
+    pub left_out: Vec<&'static str>,
+}
+
+/// Runs all, `together` quiet ones at a time, and once more what failed. After `until` no loud one is begun for the first time.
+pub async fn all(
+    cluster: &Cluster,
+    cases: &[Case],
+    together: usize,
+    until: Option<Timestamp>,
+) -> Result<Ended> {
     let turn = Turn::open()?;
     turn.shared().await?;
     let (loud, quiet): (Vec<Case>, Vec<Case>) = cases.iter().partition(|case| case.loud);
@@ -148,7 +161,12 @@ pub async fn all(cluster: &Cluster, cases: &[Case], together: usize) -> Result<V
     if !loud.is_empty() {
         turn.alone().await?;
     }
+    let mut left_out = Vec::new();
     for case in loud {
+        if until.is_some_and(|until| Timestamp::now() > until) {
+            left_out.push(case.name);
+            continue;
+        }
         let (case, outcome) = one(case).await;
         leave_whole(cluster, &case, &outcome).await;
         ended.push((case, outcome));
@@ -163,7 +181,10 @@ pub async fn all(cluster: &Cluster, cases: &[Case], together: usize) -> Result<V
         turn.alone().await?;
         try_again(cluster, &mut ended).await;
     }
-    Ok(ended.into_iter().map(|(_, outcome)| outcome).collect())
+    Ok(Ended {
+        outcomes: ended.into_iter().map(|(_, outcome)| outcome).collect(),
+        left_out,
+    })
 }
 
 /// A second attempt, alone, for each that failed. It does not make the first one right: the report names both.

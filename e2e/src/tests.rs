@@ -162,7 +162,6 @@ pub fn all() -> Vec<Case> {
             the_control_plane_is_replaced_and_nothing_is_lost
             ztunnel_is_killed_and_its_pods_recover
             a_ztunnels_worker_is_killed_and_no_new_connection_is_refused
-            without_a_control_plane_what_is_known_goes_on
             a_new_pod_waits_while_the_agent_is_away_and_then_starts
             the_agent_mends_what_it_installed
             a_pod_that_started_without_the_plugin_is_brought_in
@@ -200,9 +199,6 @@ pub fn all() -> Vec<Case> {
         taint {
             a_node_keeps_its_taint_until_its_agent_is_ready
         }
-        certificates {
-            certificates_are_renewed_and_the_root_is_replaced_under_load <= 600
-        }
         authority {
             an_intermediate_is_plugged_in_replaced_and_taken_away_under_load
             a_signer_that_the_chart_names_is_waited_for_replaced_and_left_under_load
@@ -210,14 +206,21 @@ pub fn all() -> Vec<Case> {
         control {
             the_leader_is_killed_under_writes_and_another_goes_on
         }
+        admission {
+            a_policy_that_got_past_the_webhook_denies_and_says_why
+        }
+        // The long ones: where a run has no time for all, they are what it leaves out.
+        disturb {
+            without_a_control_plane_what_is_known_goes_on
+        }
+        certificates {
+            certificates_are_renewed_and_the_root_is_replaced_under_load <= 600
+        }
         outage {
             without_an_api_server_traffic_goes_on_and_changes_arrive_when_it_is_back
         }
         scale {
             with_5000_pods_a_change_is_soon_at_every_ztunnel
-        }
-        admission {
-            a_policy_that_got_past_the_webhook_denies_and_says_why
         }
         removal {
             the_mesh_is_removed_by_either_hand_and_pods_go_on_talking <= 600
