@@ -412,9 +412,18 @@ fn service_by_name(a: &Service, b: &Service) -> bool {
     (&a.namespace, &a.hostname) < (&b.namespace, &b.hostname)
 }
 
-/// An address that two claim for a moment (a pod's IP used again) belongs to the one that works;
-/// the uid makes the answer the same on every node, whatever the order of arrival.
+/// An address that a pod has is the pod's, whatever anybody wrote who may write entries; of several (a pod's IP used again) it belongs to
+/// the one that works. The uid makes the answer the same on every node, whatever the order of arrival.
 pub(super) fn better_holder(a: &Workload, b: &Workload) -> bool {
-    let rank = |of: &Workload| (!of.healthy, of.tunnel != Tunnel::Hbone);
+    let rank = |of: &Workload| {
+        let works = (!of.healthy, of.tunnel != Tunnel::Hbone);
+        (!is_pod(&of.uid), works)
+    };
     (rank(a), &a.uid) < (rank(b), &b.uid)
+}
+
+/// `cluster//Pod/namespace/name`: nobody writes a pod's uid but who runs pods. Those of entries name their group between the first two slashes.
+fn is_pod(uid: &str) -> bool {
+    let mut parts = uid.split('/').skip(1);
+    (parts.next(), parts.next()) == (Some(""), Some("Pod"))
 }

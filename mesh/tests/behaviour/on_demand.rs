@@ -310,6 +310,19 @@ fn what_is_given_up_is_told_no_more_and_what_is_due_all_the_same_is() {
 }
 
 #[test]
+fn one_request_is_answered_for_so_many_names_also_of_who_is_told_everything() {
+    let shelf = Shelf::default();
+    let mut session = Session::new();
+    session.on_request(&shelf, request(&[]));
+    let many: Vec<_> = (0..=mesh::session::MOST_ASKED)
+        .map(|number| number.to_string())
+        .collect();
+    let many: Vec<_> = many.iter().map(|name| &**name).collect();
+    let reply = session.on_request(&shelf, request(&many)).reply.unwrap();
+    assert_eq!(reply.removed.len(), mesh::session::MOST_ASKED);
+}
+
+#[test]
 fn who_asks_for_too_much_is_not_told_that_there_is_nobody() {
     let mut shelf = Shelf::default();
     shelf.set(ADDRESS_TYPE, pod("lone", "there", None));

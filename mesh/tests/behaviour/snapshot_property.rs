@@ -64,7 +64,10 @@ fn workload() -> impl Strategy<Value = Resource> {
                 same_pod,
             )| {
                 Resource::Workload(Box::new(wire::Workload {
-                    uid: format!("uid-{uid}"),
+                    uid: match uid {
+                        0..3 => format!("uid-{uid}"),
+                        _ => format!("c//Pod/{namespace}/{uid}"),
+                    },
                     name: if same_pod {
                         "pod".to_owned()
                     } else {
@@ -232,6 +235,7 @@ impl Plain {
         });
         let best = claims.min_by_key(|workload| {
             (
+                !workload.uid.contains("//Pod/"),
                 workload.status != 0,
                 workload.tunnel_protocol != 1,
                 &workload.uid,
@@ -464,4 +468,37 @@ proptest! {
         prop_assert_eq!(writer.apply(update), vec![]);
         prop_assert!(mesh.load().is_empty());
     }
+}
+
+#[test]
+fn an_address_that_a_pod_has_is_the_pods_whatever_an_entry_says() {
+    let (mesh, mut writer) = Mesh::new();
+    let (pod, entry) = (
+        "Kubernetes//Pod/shop/db-0",
+        "Kubernetes/networking.istio.io/WorkloadEntry/aaa/db",
+    );
+    let at_home = |uid: &str, works: bool| wire::Workload {
+        uid: uid.to_owned(),
+        name: "db".to_owned(),
+        namespace: "ns".to_owned(),
+        addresses: vec![vec![10, 0, 0, 1].into()],
+        status: i32::from(!works),
+        tunnel_protocol: i32::from(works),
+        ..Default::default()
+    };
+    let mut update = Update::default();
+    update.set_workload(at_home(entry, true));
+    update.set_workload(at_home(pod, false));
+    assert_eq!(writer.apply(update), vec![]);
+    let holder = || {
+        let (network, ip) = (Network::new(""), address(&[10, 0, 0, 1]));
+        let snapshot = mesh.load();
+        let found = snapshot.workload_at(&network, ip);
+        found.map(|workload| workload.uid.to_string())
+    };
+    assert_eq!(holder().as_deref(), Some(pod));
+    let mut update = Update::default();
+    update.addresses.removed.push(pod.into());
+    assert_eq!(writer.apply(update), vec![]);
+    assert_eq!(holder().as_deref(), Some(entry), "nobody else has it now");
 }
