@@ -100,6 +100,8 @@ impl ServiceEntry {
         let annotated = value(annotations, labels::TRAFFIC_DISTRIBUTION);
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
         let given = entry.status.iter().flat_map(|status| &status.addresses);
+        let given = given
+            .filter_map(|given| Some((given.host.clone(), given.value.parse::<IpAddr>().ok()?)));
         Self {
             namespace: namespace.into(),
             name: metadata.name.as_deref().unwrap_or_default().into(),
@@ -115,9 +117,7 @@ impl ServiceEntry {
             only: Only::read(&labels),
             ingress: service::ingress(&labels),
             is_for_some: spec.export_to.iter().any(|it| it != "*"),
-            given: given
-                .filter_map(|given| Some((given.host.clone(), given.value.parse().ok()?)))
-                .collect(),
+            given: given.filter(|(_, it)| is_of_ours(it)).collect(),
             vips: spec
                 .addresses
                 .iter()
@@ -160,6 +160,16 @@ impl ServiceEntry {
     /// Its inline endpoints.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// The addresses that it claims one by one.
+    pub fn single_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let whole = |vip: &Vip| match vip.address {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        let single = move |vip: &&Vip| vip.length.is_none_or(|length| length == whole(vip));
+        self.vips.iter().filter(single).map(|vip| vip.address)
     }
 
     /// The networks its endpoints say they are on.
@@ -305,6 +315,15 @@ impl ServiceEntry {
             workload_name: self.name.to_string(),
             ..endpoint.workload(cluster, memberships)
         }
+    }
+}
+
+/// Whether it is of the ranges that automatic addresses are from. Others than the control plane may write a status, too: what it lists
+/// says nothing of addresses that somebody else has.
+fn is_of_ours(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => matches!(v4.octets(), [240, 240, ..]),
+        IpAddr::V6(v6) => matches!(v6.segments(), [0x2001, 2, 0, ..]),
     }
 }
 

@@ -252,13 +252,18 @@ impl World {
             conditions.push(status::waypoint::wildcard());
         }
         let mut remarks: Vec<String> = entry.only.fault().into_iter().collect();
+        // Who may write entries of one namespace does not say for all others where the addresses of Services lead.
+        let robbed = self.objects.robbed_by(entry);
+        remarks.extend(robbed.map(|(address, service)| {
+            format!("address {address} is that of {service}, whom callers of other namespaces mean")
+        }));
         let mut hosts = Vec::new();
         for name in &entry.hosts {
             if let Some(rival) = self.objects.hosts.rival(name, key) {
                 remarks.push(format!("host {name} is left to {rival}"));
                 continue;
             }
-            let canonical = self.objects.hosts.is_canonical(name, key);
+            let canonical = robbed.is_none() && self.objects.hosts.is_canonical(name, key);
             let automatic = match self.settings.automatic_addresses {
                 Automatic::Allocated => automatic(&mut self.automatic, key, entry, name),
                 Automatic::FromStatus => Some(entry.given_to(name)),

@@ -376,6 +376,10 @@ impl World {
         self.touch_host(&service.hostname, dirty);
         self.touch_selected(&key.namespace, service.selector.as_ref(), dirty);
         self.touch_claimants(&service.hostname, &key.namespace, dirty);
+        // Who claims an address of its stands for its own hosts no more, or does again.
+        let claimants = service.vips.iter();
+        let claimants = claimants.filter_map(|vip| self.objects.claimed.get(vip));
+        mark(dirty, claimants.flatten().cloned());
     }
 
     fn touch_service_entry(&self, key: &ObjectKey, dirty: &mut BTreeSet<Builder>) {

@@ -6,6 +6,7 @@
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::k8s::labels;
@@ -70,6 +71,10 @@ pub(super) struct Objects {
     /// Services and ServiceEntries.
     pub(super) served: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
     pub(super) hosts: Hosts,
+    /// Services by the addresses that the cluster gave them.
+    pub(super) given: HashMap<IpAddr, BTreeSet<ObjectKey>>,
+    /// ServiceEntries by the addresses that they claim, ranges apart.
+    pub(super) claimed: HashMap<IpAddr, BTreeSet<ObjectKey>>,
 
     /// Gateways as those see them who name them, kept by `gateways`.
     pub(super) standings: HashMap<ObjectKey, Standing>,
@@ -219,6 +224,9 @@ impl Objects {
                     .or_default()
                     .insert(key.clone());
                 self.hosts.insert_service(&service.hostname, key);
+                for vip in &service.vips {
+                    enter(&mut self.given, vip, key);
+                }
                 if let Some(selector) = &service.selector {
                     self.service_selectors.insert(key, selector);
                 }
@@ -338,6 +346,9 @@ impl Objects {
         if visibility == Visibility::None {
             return;
         }
+        for vip in entry.single_addresses() {
+            enter(&mut self.claimed, &vip, key);
+        }
         for host in &entry.hosts {
             self.hosts
                 .insert_entry(host, entry.created, key, visibility);
@@ -371,6 +382,9 @@ impl Objects {
                 leave(&mut self.served, &key.namespace, key);
                 if let Some(service) = self.services.get(key) {
                     self.hosts.remove_service(&service.hostname, key);
+                    for vip in &service.vips {
+                        leave(&mut self.given, vip, key);
+                    }
                 }
             }
             Kind::EndpointSlice => {
@@ -390,6 +404,9 @@ impl Objects {
                 self.unlink_abroad(key);
                 leave(&mut self.served, &key.namespace, key);
                 if let Some(entry) = self.service_entries.get(key) {
+                    for vip in entry.single_addresses() {
+                        leave(&mut self.claimed, &vip, key);
+                    }
                     for host in &entry.hosts {
                         self.hosts.remove_entry(host, entry.created, key);
                     }
@@ -425,6 +442,12 @@ impl Objects {
             Kind::ReferenceGrant => leave(&mut self.grants_of, &key.namespace, key),
             _ => self.unlink_layer7(key),
         }
+    }
+
+    /// The Service, of whichever namespace, to which the cluster gave an address that this entry claims.
+    pub(super) fn robbed_by(&self, entry: &ServiceEntry) -> Option<(IpAddr, &ObjectKey)> {
+        let given = |vip: IpAddr| Some((vip, self.given.get(&vip)?.first()?));
+        entry.single_addresses().find_map(given)
     }
 
     /// The Service that a slice belongs to, there or not.

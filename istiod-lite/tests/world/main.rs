@@ -10,6 +10,7 @@ mod layer7;
 mod networks;
 mod promises;
 mod refused;
+mod robbed;
 mod routes;
 mod scenario;
 mod strict;

@@ -5,7 +5,7 @@ use api::k8s::objects::Object;
 use super::objects;
 
 /// How many of the pool are tangled.
-pub(crate) const TANGLED: usize = 67 + 12 + 3 + 6;
+pub(crate) const TANGLED: usize = 67 + 12 + 3 + 6 + 4;
 
 /// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
 pub(crate) fn tangled() -> Vec<Object> {
@@ -106,6 +106,17 @@ pub(crate) fn tangled() -> Vec<Object> {
         );
         text += &format!(
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: {namespace}, labels: {{app: web, ambit.io/waypoint-only: '{only}'}}}}\nspec: {{containers: []}}\nstatus: {{phase: Running, podIP: 10.10.0.2}}\n---\n"
+        );
+    }
+    // Services have the first two, or had them.
+    for (namespace, addresses) in [
+        ("alpha", "10.96.1.1, 192.0.2.0/24"),
+        ("alpha", "10.96.9.2/32"),
+        ("beta", "192.0.2.7, 10.96.1.2"),
+        ("beta", "10.96.1.0/24"),
+    ] {
+        text += &format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: thief, namespace: {namespace}}}\nspec: {{hosts: [own.example.com], addresses: [{addresses}], resolution: STATIC, ports: [{{number: 80, name: http}}]}}\n---\n"
         );
     }
     for kind in ["Service", "Gateway"] {
