@@ -7,7 +7,8 @@
 mod labels;
 mod value;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api::k8s::objects::Kind;
 use ops::metrics::Registry;
@@ -25,8 +26,10 @@ pub use value::{Buckets, Count};
 
 /// Every family.
 pub struct Metrics {
-    /// Proxies connected, by the version they say they are.
-    pub connected: Family<Version, Gauge>,
+    /// Proxies connected, by the version they say they are ([`Self::connected_as`]).
+    connected: Family<Version, Gauge>,
+    /// Versions that have a series of their own.
+    versions: Mutex<BTreeSet<String>>,
     /// Responses sent.
     pub pushes: Family<Of, Count>,
     /// Seconds to build one round of responses of a stream.
@@ -124,6 +127,29 @@ impl Metrics {
             .increment();
     }
 
+    /// How many proxies of a version are connected. It is in the proxy's own words, which have no end: what cannot be a version, and
+    /// what comes when there are many already, counts as `other`.
+    pub fn connected_as(&self, version: &str) -> Gauge {
+        let version = match version {
+            "" => "unknown",
+            version if self.is_one_of_few(version) => version,
+            _ => "other",
+        };
+        let version = Version {
+            version: version.into(),
+        };
+        self.connected.get_or_create_owned(&version)
+    }
+
+    fn is_one_of_few(&self, version: &str) -> bool {
+        if version.len() > LONGEST_VERSION || !version.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return false;
+        }
+        let mut known = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = known.len() < MOST_VERSIONS;
+        known.contains(version) || (room && known.insert(version.to_owned()))
+    }
+
     /// When the first root and when the signer end, in seconds since 1970.
     pub fn expiries(&self, (root, signer): (i64, i64)) {
         self.root_expiry.set(root);
@@ -141,6 +167,7 @@ impl Metrics {
     fn unregistered() -> Self {
         Self {
             connected: Family::default(),
+            versions: Mutex::default(),
             pushes: Family::default(),
             push_seconds: Family::new_with_constructor(Buckets(SECONDS)),
             response_bytes: Family::new_with_constructor(Buckets(BYTES)),
@@ -345,6 +372,10 @@ impl Metrics {
         );
     }
 }
+
+const LONGEST_VERSION: usize = 64;
+/// More than a mesh has at a time, also while it is upgraded.
+const MOST_VERSIONS: usize = 64;
 
 #[cfg(test)]
 mod tests;

@@ -145,7 +145,9 @@ impl Talk {
                 () = tokio::time::sleep(RETRY), if is_due => is_due = self.write(said.as_ref()).await?,
                 report = reports.message() => {
                     let Some(report) = report? else { return Ok(()) };
-                    let unhealthy = Some(report.unhealthy).filter(|why| !why.is_empty());
+                    let mut unhealthy = report.unhealthy;
+                    unhealthy.truncate(unhealthy.floor_char_boundary(LONGEST_REPORT));
+                    let unhealthy = Some(unhealthy).filter(|why| !why.is_empty());
                     if said.as_ref() != Some(&unhealthy) {
                         let why = unhealthy.as_deref();
                         tracing::info!(machine = self.machine.reference(), unhealthy = why, "a machine says how it does");
@@ -316,5 +318,7 @@ fn said(probe: &workload_group::Probe) -> Option<Probe> {
 const LOOK: Duration = Duration::from_secs(10);
 /// After an entry could not be written.
 const RETRY: Duration = Duration::from_secs(2);
+/// Of what a machine says, in bytes: it is logged, and kept.
+const LONGEST_REPORT: usize = 4 << 10;
 /// Between two reports that are heeded.
 const PAUSE: Duration = Duration::from_secs(1);

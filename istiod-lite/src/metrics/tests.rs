@@ -36,3 +36,33 @@ fn names_are_istios_and_a_count_is_written_without_a_suffix() {
     };
     assert!(suffixed.all(theirs), "{text}");
 }
+
+#[test]
+fn however_many_versions_proxies_say_they_are_the_series_are_few() {
+    let mut registry = Registry::new("pilot", "test");
+    let metrics = Metrics::register(&mut registry);
+    metrics.connected_as("").inc();
+    let longest = "9".repeat(LONGEST_VERSION);
+    for odd in ["a b", "\"} 1\n", "\u{fc}", &format!("{longest}9")] {
+        metrics.connected_as(odd).inc();
+    }
+    metrics.connected_as(&longest).inc();
+    for number in 0..1000 {
+        metrics.connected_as(&format!("1.{number}")).inc();
+    }
+    // One that has a series keeps it.
+    metrics.connected_as("1.0").inc();
+    let text = registry.text().unwrap();
+    let series = text.lines().filter(|line| line.starts_with("pilot_xds{"));
+    assert_eq!(series.count(), MOST_VERSIONS + 2, "{text}");
+    let others = 4 + 1000 - (MOST_VERSIONS - 1);
+    for (version, count) in [
+        ("unknown", 1),
+        (longest.as_str(), 1),
+        ("1.0", 2),
+        ("other", others),
+    ] {
+        let line = format!("pilot_xds{{version=\"{version}\"}} {count}");
+        assert!(text.lines().any(|found| found == line), "{line} in {text}");
+    }
+}

@@ -147,7 +147,7 @@ impl Place {
         sync.sent_at = Some(Instant::now());
     }
 
-    /// An ACK, or with `refusal` a NACK.
+    /// An ACK, or with `refusal` a NACK, of a type that is served.
     pub(super) fn answered(&self, type_url: &str, nonce: &str, refusal: Option<&str>) -> Answered {
         let mut state = lock(&self.state);
         let sync = state.types.entry(type_url.into()).or_default();

@@ -10,6 +10,7 @@ use api::discovery::Node;
 use api::k8s::labels::GATEWAY_NAME as GATEWAY_LABEL;
 use hbone::Identity;
 use mesh::node::{GATEWAY_NAME, metadata};
+use prost::Message as _;
 use tonic::Status;
 
 use crate::authenticate::Caller;
@@ -33,12 +34,19 @@ pub(super) struct Proxy {
     pub(super) gateway: Option<String>,
 }
 
+/// What a client says of itself is kept as long as it is connected, and shown to operators. Pods have no more annotations than that.
+const LARGEST: usize = 256 << 10;
 const KINDS: [&str; 4] = ["sidecar", "router", "waypoint", "ztunnel"];
 
 /// The client behind the first request, or why it is sent away.
 pub(super) fn check(node: Option<&Node>, caller: &Identity) -> Result<Proxy, Status> {
     let node = node.filter(|node| !node.id.is_empty());
     let node = node.ok_or_else(|| Status::invalid_argument("missing node information"))?;
+    let length = node.encoded_len();
+    if length > LARGEST {
+        let text = format!("node information of {length} bytes is more than {LARGEST}");
+        return Err(Status::invalid_argument(text));
+    }
     let parts: Vec<&str> = node.id.split('~').collect();
     let [kind, _address, name, _domain] = parts[..] else {
         let text = format!("missing parts in the service node {:?}", node.id);

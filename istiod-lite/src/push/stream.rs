@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use api::discovery::DeltaDiscoveryRequest;
+use api::discovery::{DeltaDiscoveryRequest, ErrorDetail};
 use mesh::session::{Changed, Reply, Session};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use crate::authenticate::Caller;
 use crate::catalog::{Catalog, Type, Watch};
 use crate::machine::Connection;
 use crate::machine::presence::Health;
-use crate::metrics::{Of, Version};
+use crate::metrics::Of;
 
 /// A stream whose caller is known.
 pub(super) struct Stream {
@@ -128,17 +128,7 @@ impl Stream {
         };
         tracing::info!(proxy = proxy.id, identity = %self.caller.identity, "proxy connected");
         let connected = &self.discovery.connected;
-        let version = Version {
-            version: match &*proxy.version {
-                "" => "unknown".into(),
-                version => version.into(),
-            },
-        };
-        let gauge = self
-            .discovery
-            .metrics
-            .connected
-            .get_or_create_owned(&version);
+        let gauge = self.discovery.metrics.connected_as(&proxy.version);
         gauge.inc();
         let catalog = &self.discovery.catalog;
         // Listen first, then look: what is published in between is heard of.
@@ -196,7 +186,9 @@ impl Talk {
     async fn on_request(&mut self, request: DeltaDiscoveryRequest) -> Ends {
         if request.type_url == api::HEALTH_TYPE {
             if let Some(health) = &self.health {
-                health.say(request.error_detail.map(|error| error.message));
+                let words =
+                    |error: ErrorDetail| clipped(&error.message, LONGEST_REFUSAL).to_owned();
+                health.say(request.error_detail.map(words));
             }
             return Ends::Continue(());
         }
@@ -269,7 +261,8 @@ impl Talk {
     }
 
     fn note_answer(&mut self, request: &DeltaDiscoveryRequest) {
-        let refusal = request.error_detail.as_ref().map(|error| &*error.message);
+        let said = request.error_detail.as_ref();
+        let refusal = said.map(|error| clipped(&error.message, LONGEST_REFUSAL));
         if request.response_nonce.is_empty() && refusal.is_none() {
             return;
         }
@@ -284,12 +277,14 @@ impl Talk {
             let error = request.error_detail.as_ref();
             stand.answered(&request.response_nonce, error, exists);
         }
-        let of = of(&request.type_url);
+        // Of what we never sent there is nothing to take or to refuse, and nothing to remember.
+        let Some(of) = of(&request.type_url) else {
+            return;
+        };
         let type_url = &*request.type_url;
         let answered = self
             .place
             .answered(type_url, &request.response_nonce, refusal);
-        let Some(of) = of else { return };
         if answered == Answered::Stale {
             self.discovery
                 .metrics
@@ -305,7 +300,7 @@ impl Talk {
                 .increment();
             tracing::warn!(
                 r#type = type_url,
-                nonce = request.response_nonce,
+                nonce = clipped(&request.response_nonce, LONGEST_NONCE),
                 error = refusal,
                 "proxy refused resources"
             );
@@ -341,6 +336,16 @@ impl Rounds {
         watch.ask(names, no_longer.map(|name| &**name))
     }
 }
+
+/// At most so many bytes of it.
+fn clipped(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+/// Of a client's words: they are logged, and kept as long as it is connected. Our own proxies say less.
+const LONGEST_REFUSAL: usize = 16 << 10;
+/// Of a nonce in the log; ours are numbers.
+const LONGEST_NONCE: usize = 64;
 
 fn of(type_url: &str) -> Option<Of> {
     use crate::metrics::Resource::{wads, waypoint, wds};

@@ -219,6 +219,39 @@ async fn a_request_that_is_too_long_ends_its_own_stream_only() {
 }
 
 #[tokio::test]
+async fn what_a_client_says_is_remembered_only_as_far_as_it_is_of_use() {
+    let server = Server::start().await;
+    let mut proxy = server.proxy().await;
+    proxy.subscribe(ADDRESS).await;
+    let answer = proxy.receive().await.unwrap().unwrap();
+    for number in 0..100 {
+        proxy
+            .send(DeltaDiscoveryRequest {
+                type_url: format!("type.googleapis.com/nobody.knows.{number}"),
+                response_nonce: "1".into(),
+                ..Default::default()
+            })
+            .await;
+    }
+    proxy.nack(&answer, &"x".repeat(1 << 20)).await;
+    server
+        .until("/debug/syncz", |text| text.contains("REJECTED"))
+        .await;
+    let shown = server.json("/debug/syncz").await;
+    let types = shown[0]["types"].as_object().unwrap();
+    assert_eq!(types.keys().collect::<Vec<_>>(), [ADDRESS]);
+    let refusal = types[ADDRESS]["rejected"].as_str().unwrap();
+    assert_eq!(refusal.len(), 16 << 10);
+    // Who is too long already is sent away at once.
+    let token = server.token("istio-system", "ztunnel", Some("ztunnel-node1"));
+    let id = "ztunnel~10.20.0.9~ztunnel-node1.istio-system~istio-system.svc.cluster.local";
+    let much = "x".repeat(300 << 10);
+    let node = node(id, &[("NAMESPACE", "istio-system"), ("LABELS", &much)]);
+    let refused = talk(&server, Some(&format!("Bearer {token}")), node).await;
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
 async fn a_proxy_that_holds_a_large_mesh_can_come_back() {
     let server = Server::start().await;
     let mut proxy = server.proxy().await;
