@@ -103,7 +103,7 @@ async fn accept(
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let stranger = strangers.admit();
+                let stranger = strangers.admit(peer.ip().to_canonical());
                 let (tls, routes, ours) = (tls.clone(), routes.clone(), drain.clone());
                 let age = age.clone();
                 drain.spawn(async move {

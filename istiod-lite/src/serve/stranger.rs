@@ -2,10 +2,11 @@
 //!
 //! TLS asks nothing of a client, so anybody who reaches the port can hold a connection. A stranger
 //! becomes a caller with its first good token; until then it may stay [`PATIENCE`] long, and when
-//! there are too many the oldest is sent away: a proxy proves itself in milliseconds, so those that
-//! are old are not proxies, and a flood of them keeps nobody out.
+//! there are too many, of those from the address with the most the oldest is sent away: a proxy proves itself in
+//! milliseconds, so those that are old are not proxies, and who floods the port makes room for the others itself.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -38,28 +39,38 @@ impl Stranger {
     }
 }
 
-/// The strangers of a port, oldest first; also some that are none any more.
+/// The strangers of a port and whence they came, oldest first; also some that are none any more.
 #[derive(Default)]
-pub(super) struct Strangers(VecDeque<Weak<Stranger>>);
+pub(super) struct Strangers(VecDeque<(IpAddr, Weak<Stranger>)>);
 
 impl Strangers {
-    pub(super) fn admit(&mut self) -> Arc<Stranger> {
+    pub(super) fn admit(&mut self, from: IpAddr) -> Arc<Stranger> {
         if self.0.len() >= MOST {
             let unproven =
                 |stranger: &Weak<Stranger>| stranger.upgrade().is_some_and(|it| !it.is_proven());
-            self.0.retain(unproven);
+            self.0.retain(|(_, stranger)| unproven(stranger));
         }
-        let oldest = if self.0.len() >= MOST {
-            self.0.pop_front()
-        } else {
-            None
-        };
-        if let Some(oldest) = oldest.and_then(|oldest| oldest.upgrade()) {
-            oldest.away.cancel();
+        if self.0.len() >= MOST {
+            let at = self.in_the_way();
+            let goes = self.0.remove(at).and_then(|(_, goes)| goes.upgrade());
+            if let Some(goes) = goes {
+                goes.away.cancel();
+            }
         }
         let stranger = Arc::new(Stranger::default());
-        self.0.push_back(Arc::downgrade(&stranger));
+        self.0.push_back((from, Arc::downgrade(&stranger)));
         stranger
+    }
+
+    /// The oldest from where the most have come.
+    fn in_the_way(&self) -> usize {
+        let mut counts = HashMap::new();
+        for (from, _) in &self.0 {
+            *counts.entry(*from).or_insert(0_usize) += 1;
+        }
+        let most = counts.values().max();
+        let is_theirs = |(from, _): &(IpAddr, _)| counts.get(from) == most;
+        self.0.iter().position(is_theirs).unwrap_or_default()
     }
 }
 
@@ -74,12 +85,28 @@ mod tests {
 
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[tokio::test]
+    async fn who_floods_the_port_makes_room_for_others_itself() {
+        let mut strangers = Strangers::default();
+        let there = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let proxies: Vec<_> = (0..20).map(|last| strangers.admit(there(last))).collect();
+        let flood: Vec<_> = (0..10 * MOST).map(|_| strangers.admit(HERE)).collect();
+        let late = strangers.admit(there(99));
+        let is_gone = |it: &Arc<Stranger>| it.must_go().now_or_never().is_some();
+        assert!(!proxies.iter().any(is_gone) && !is_gone(&late));
+        let left = flood.iter().filter(|it| !is_gone(it)).count();
+        assert_eq!(left, MOST - proxies.len() - 1);
+        assert!(!is_gone(&flood[10 * MOST - 1]), "the oldest of them went");
+    }
+
     #[tokio::test]
     async fn the_oldest_goes_when_there_are_too_many_and_callers_do_not_count() {
         let mut strangers = Strangers::default();
-        let admitted: Vec<_> = (0..MOST).map(|_| strangers.admit()).collect();
+        let admitted: Vec<_> = (0..MOST).map(|_| strangers.admit(HERE)).collect();
         admitted[0].prove();
-        let mut more: Vec<_> = vec![strangers.admit()];
+        let mut more: Vec<_> = vec![strangers.admit(HERE)];
         let gone = |strangers: &[Arc<Stranger>]| {
             strangers
                 .iter()
@@ -87,7 +114,7 @@ mod tests {
                 .count()
         };
         assert_eq!(gone(&admitted), 0, "the caller made room");
-        more.push(strangers.admit());
+        more.push(strangers.admit(HERE));
         assert_eq!(gone(&admitted), 1);
         assert!(
             admitted[1].must_go().now_or_never().is_some(),
@@ -100,12 +127,12 @@ mod tests {
     async fn connections_that_ended_do_not_count() {
         let mut strangers = Strangers::default();
         for _ in 0..10 * MOST {
-            drop(strangers.admit());
+            drop(strangers.admit(HERE));
         }
         assert!(strangers.0.len() <= MOST);
-        let stays = strangers.admit();
+        let stays = strangers.admit(HERE);
         for _ in 0..MOST {
-            drop(strangers.admit());
+            drop(strangers.admit(HERE));
         }
         assert!(stays.must_go().now_or_never().is_none());
     }
