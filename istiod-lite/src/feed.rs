@@ -136,6 +136,8 @@ pub struct Views {
     pub groups: watch::Sender<Groups>,
     /// The WorkloadEntries there are, as they are written.
     pub entries: Arc<ArcSwap<Entries>>,
+    /// The cluster's own network.
+    pub network: Arc<ArcSwap<String>>,
 }
 
 /// WorkloadGroups.
@@ -171,6 +173,7 @@ pub fn views() -> (Fill, Views) {
         refusals: Arc::default(),
         groups: watch::Sender::default(),
         entries: Arc::default(),
+        network: Arc::default(),
     };
     let fill = Fill {
         views: views.clone(),
@@ -331,6 +334,7 @@ impl Feed {
         let seconds = begun.elapsed().as_secs_f64();
         self.metrics.recompute_seconds.observe(seconds);
         self.note_pods(&pods);
+        self.note_network();
         self.take_over(changed);
         self.want_credentials();
     }
@@ -409,6 +413,13 @@ impl Feed {
             }
         }
         self.views.roster.store(Arc::new(roster));
+    }
+
+    fn note_network(&self) {
+        let network = self.world.network();
+        if self.views.network.load().as_str() != network {
+            self.views.network.store(Arc::new(network.to_owned()));
+        }
     }
 
     fn note_names(&self, changes: &[Change]) {

@@ -11,7 +11,7 @@ use clap::Parser as _;
 use istiod_lite::cluster;
 use istiod_lite::config::{Book, Check, Cli, Command, JoinToken, Run, Token, Vm};
 use istiod_lite::machine::{self, store::Store};
-use istiod_lite::token::{Join, Named, Request, Tokens};
+use istiod_lite::token::{Join, LONGEST_JOIN, Named, Request, Tokens};
 use istiod_lite::{feed, start};
 use ops::drain::{Drain, Drained};
 use ops::signals::Signals;
@@ -211,7 +211,5 @@ fn print_faults(check: &Check) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// A token that lies about for longer is found by somebody.
-const LONGEST_JOIN: Duration = Duration::from_secs(24 * 3600);
 /// For streams to be told and certificates to be signed to the end.
 const GRACE: Duration = Duration::from_secs(10);

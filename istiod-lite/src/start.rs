@@ -476,6 +476,7 @@ fn registrar(
         groups: views.groups.subscribe(),
         entries: views.entries.clone(),
         catalog: views.catalog.clone(),
+        network: views.network.clone(),
     };
     let (grace, id) = (run.machine_grace, &run.cluster_id);
     let Some((connection, kinds)) = cluster else {

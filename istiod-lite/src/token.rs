@@ -23,6 +23,8 @@ use crate::disk;
 pub const AUDIENCE: &str = "istio-ca";
 /// The audience of tokens by which machines join, who are good for nothing else.
 pub const JOIN_AUDIENCE: &str = "ambit-join";
+/// How long a machine may take to come with its token at most: one that lies about for longer is found by somebody.
+pub const LONGEST_JOIN: Duration = Duration::from_secs(24 * 3600);
 const ISSUER: &str = "istiod-lite";
 const KEY_FILE: &str = "token-key.pem";
 

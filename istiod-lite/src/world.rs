@@ -363,6 +363,11 @@ impl World {
         order
     }
 
+    /// The network that everything is on which names no other.
+    pub fn network(&self) -> &str {
+        &self.cluster.network
+    }
+
     /// One `istio.workload.Address` by name.
     pub fn address(&self, name: &str) -> Option<&Resource> {
         self.addresses.get(name)

@@ -37,6 +37,7 @@ pub struct Registrar {
     groups: watch::Receiver<Groups>,
     entries: Arc<ArcSwap<Entries>>,
     catalog: Reader,
+    network: Arc<ArcSwap<String>>,
     /// The name of our cluster, in the names of resources.
     cluster: String,
     place: Place,
@@ -64,6 +65,8 @@ pub struct Views {
     pub entries: Arc<ArcSwap<Entries>>,
     /// What is served.
     pub catalog: Reader,
+    /// The cluster's own network, that of groups which name none.
+    pub network: Arc<ArcSwap<String>>,
 }
 
 /// A machine has no entry.
@@ -152,6 +155,7 @@ impl Registrar {
             groups: views.groups,
             entries: views.entries,
             catalog: views.catalog,
+            network: views.network,
             cluster: cluster.into(),
             place,
             replicas,
@@ -234,7 +238,12 @@ impl Registrar {
             self.cluster, join.namespace, join.name
         );
         let address = machine.address.to_string();
-        let place = format!("{}/{address}", group.spec.template.network);
+        let own_network = self.network.load();
+        let network = match &*group.spec.template.network {
+            "" => own_network.as_str(),
+            named => named,
+        };
+        let place = format!("{network}/{address}");
         let catalog = self.catalog.load();
         let other = catalog
             .of(Type::Address)

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 use super::Machine;
 use crate::disk;
 use crate::disk::aside;
-use crate::token::{KeyError, Tokens, now};
+use crate::token::{KeyError, LONGEST_JOIN, Tokens, now};
 
 /// The book.
 #[derive(Clone)]
@@ -260,11 +260,15 @@ impl InSecret {
             let is_new = matches!(admission, Admission::Fresh(_));
             if is_new {
                 let end = now().saturating_sub(MARGIN);
-                data.retain(|key, text| {
-                    !is_of(key, TOKENS) || parse::<Use>(text).is_ok_and(|it| it.until >= end)
-                });
+                data.retain(|key, text| matters(key, text, end));
                 data.insert(claim.to_owned(), claimed.clone());
                 data.insert(place.to_owned(), placed.clone());
+                // Only who comes is refused: whoever is to be taken out always can be.
+                if size(data) > LARGEST {
+                    return Err(io::Error::other(format!(
+                        "Secret {NAME} is full; take machines out"
+                    )));
+                }
             }
             Ok((admission, is_new))
         })
@@ -282,16 +286,6 @@ impl InSecret {
             let (outcome, is_new) = change(data)?;
             if !is_new {
                 return Ok(outcome);
-            }
-            if data
-                .iter()
-                .map(|(key, text)| key.len() + text.0.len())
-                .sum::<usize>()
-                > LARGEST
-            {
-                return Err(io::Error::other(format!(
-                    "Secret {NAME} is full; take machines out"
-                )));
             }
             let how = PostParams::default();
             let written = self.secrets.replace(NAME, &how, &secret).await;
@@ -375,6 +369,23 @@ fn judge(earlier: Option<Use>, standing: Option<Machine>, fresh: &Machine, made:
     }
 }
 
+/// Whether what was written down under a key is still of use at `end`, in seconds since 1970: a token as long as it lasts, a machine that
+/// was taken out as long as a token lasts that was made before. Pure.
+fn matters(key: &str, text: &ByteString, end: u64) -> bool {
+    if is_of(key, TOKENS) {
+        return parse::<Use>(text).is_ok_and(|it| it.until >= end);
+    }
+    let ended = is_of(key, MACHINES).then(|| parse::<Machine>(text).ok()?.ended);
+    let outlasts = |ended: u64| ended / 1000 + LONGEST_JOIN.as_secs() >= end;
+    ended.flatten().is_none_or(outlasts)
+}
+
+fn size(data: &Data) -> usize {
+    data.iter()
+        .map(|(key, text)| key.len() + text.0.len())
+        .sum()
+}
+
 /// The file of that name; only of a name that leads nowhere else.
 fn file(folder: &Path, name: &str) -> io::Result<PathBuf> {
     Ok(folder.join(format!("{}.json", named(name)?)))
@@ -455,7 +466,7 @@ const TOKENS: &str = "join-tokens";
 const MARGIN: u64 = 7 * 24 * 3600;
 /// How long a machine that was taken out by another replica is believed here.
 const OLDEST: Duration = Duration::from_secs(5);
-/// An object may have a MiB; this is some two thousand machines.
+/// An object may have a MiB; this is some two thousand machines. What is left is for taking them out, which adds a few bytes to each.
 const LARGEST: usize = 900 << 10;
 const TRIES: usize = 8;
 const CONFLICT: u16 = 409;

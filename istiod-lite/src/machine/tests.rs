@@ -363,3 +363,54 @@ async fn in_a_cluster_a_token_and_who_joined_by_it_are_one_change() {
     assert_eq!(reason(outdated), "token_outdated");
     assert_eq!(fake.writes().len(), 0, "who is refused writes nothing");
 }
+
+#[tokio::test]
+async fn a_full_book_lets_nobody_in_until_who_was_taken_out_of_it_is_forgotten() {
+    let fake = Fake::new();
+    let store = || Store::cluster(fake.client(), "istio-system");
+    let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
+    let machines = Machines::new(store(), "cluster.local".into(), Duration::ZERO, metrics);
+    let tokens = store().tokens().await.unwrap();
+    let token = |name: &str| {
+        let name = name.to_owned();
+        let join = Join { name, ..join() };
+        tokens.issue_join(&join, Duration::from_secs(60)).unwrap()
+    };
+    let home = from(HOME);
+    let first = machines.join(&token("vm-1"), "k1", "", &home).await;
+    // What two thousand others would take.
+    let others = Machine {
+        join: Join {
+            name: "others".into(),
+            ..join()
+        },
+        address: HOME.into(),
+        key: "k".repeat(900 << 10),
+        token: "t".into(),
+        joined: 0,
+        ended: None,
+    };
+    store().put(&others).await.unwrap();
+    assert_eq!(reason(first), "none");
+    let second = token("vm-2");
+    let refused = machines.join(&second, "k2", "", &home).await;
+    assert_eq!(reason(refused), "store");
+    for name in ["vm-1", "others"] {
+        assert!(remove(&store(), "shop", name).await.unwrap(), "{name}");
+    }
+    let known = machines.known("shop/vm-1", &shown("k1"), &home).await;
+    assert_eq!(reason(known), "unknown");
+    // Tokens from before are good yet, and must not bring anybody back.
+    let refused = machines.join(&second, "k2", "", &home).await;
+    assert_eq!(reason(refused), "store");
+    let long_ago = now_in_millis() - 9 * 24 * 3600 * 1000;
+    let ended = Some(long_ago);
+    store().put(&Machine { ended, ..others }).await.unwrap();
+    let joined = machines.join(&second, "k2", "", &home).await;
+    assert_eq!(reason(joined), "none");
+    let secret = fake.object("secrets", "istio-system", "istio-machines");
+    let secret = secret.unwrap();
+    let kept = secret["data"].as_object().unwrap().keys();
+    let kept: Vec<_> = kept.filter(|key| key.starts_with("machines.")).collect();
+    assert_eq!(kept, ["machines.shop.vm-1", "machines.shop.vm-2"]);
+}

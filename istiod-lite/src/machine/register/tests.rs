@@ -76,6 +76,7 @@ impl Replica {
             groups,
             entries: entries.clone(),
             catalog,
+            network: Arc::default(),
         };
         let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
         let place = Place::Cluster(Objects::new(fake.client(), kinds, metrics));
@@ -388,4 +389,48 @@ async fn a_report_that_reaches_another_replica_is_noted_on_the_entry_that_is_the
     assert!(at_other.note(&it, Some("status 503")).await.unwrap());
     let entry = fake.object(ENTRY.0, ENTRY.1, ENTRY.2).unwrap();
     assert!(!is_well(&entry) && connected_to(&entry, &one), "{entry}");
+}
+
+#[tokio::test]
+async fn a_machine_at_the_address_of_a_pod_gets_no_entry_whatever_the_clusters_network_is_called() {
+    use api::k8s::dir::Change;
+    use api::k8s::yaml::{Parsed, parse};
+
+    use crate::world::{Settings, World};
+
+    let folder = tempfile::tempdir().unwrap();
+    for (of_the_cluster, of_the_group, is_taken) in [
+        ("", "", true),
+        ("net-1", "", true),
+        ("net-1", "net-1", true),
+        ("net-1", "hall-2", false),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: istio-system, labels: {{topology.istio.io/network: '{of_the_cluster}'}}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: shop}}\nspec: {{containers: []}}\nstatus: {{phase: Running, podIP: 10.9.0.5}}\n"
+        );
+        let objects = parse(&text).into_iter().map(|parsed| match parsed {
+            Parsed::Object { object, .. } => Change::Set(object),
+            other => panic!("{other:?} in {text}"),
+        });
+        let mut world = World::new(Settings::default());
+        let changed = world.apply(objects.collect());
+        let (mut publisher, catalog) = Publisher::new();
+        publisher.take(&world, &changed);
+        publisher.publish();
+        let mut group = WorkloadGroup::clone(&group(false));
+        group.spec.template.network = of_the_group.to_owned();
+        let key = ObjectKey::new(Kind::WorkloadGroup, "shop", "db");
+        let (_, groups) = watch::channel(Groups::unit(key, Arc::new(group)));
+        let views = Views {
+            groups,
+            entries: Arc::default(),
+            catalog,
+            network: Arc::new(ArcSwap::from_pointee(world.network().to_owned())),
+        };
+        let registrar = Registrar::in_directory(folder.path(), GRACE, "Kubernetes", views);
+        let refused = registrar.arrive(machine("db-1", Some("db"))).err();
+        let taken = matches!(&refused, Some(NotRegistered::Taken { other, .. }) if other == "Kubernetes//Pod/shop/web");
+        assert_eq!((taken, refused.is_some()), (is_taken, is_taken), "{text}");
+    }
 }
