@@ -29,6 +29,8 @@ pub(super) struct Credentials {
     outbox: mpsc::Sender<Heard>,
     tasks: BTreeMap<ObjectKey, AbortOnDropHandle<()>>,
     unanswered: BTreeSet<ObjectKey>,
+    /// Too many are named: these are not asked for.
+    unread: BTreeSet<ObjectKey>,
 }
 
 /// What was found.
@@ -47,6 +49,7 @@ impl Credentials {
             outbox,
             tasks: BTreeMap::new(),
             unanswered: BTreeSet::new(),
+            unread: BTreeSet::new(),
         }
     }
 
@@ -63,14 +66,27 @@ impl Credentials {
             self.tasks.remove(key);
             self.unanswered.remove(key);
         }
+        // Whoever may write policies of one namespace keeps no other's from being read.
+        let mut of_namespaces = BTreeMap::new();
+        for key in self.tasks.keys() {
+            *of_namespaces
+                .entry(key.namespace.clone())
+                .or_insert(0_usize) += 1;
+        }
+        self.unread.retain(|key| wanted.contains(key));
         for key in wanted {
             if self.tasks.contains_key(key) {
                 continue;
             }
-            if self.tasks.len() >= MOST {
-                tracing::warn!(%key, most = MOST, "not read: policies name too many Secrets and ConfigMaps");
+            let of_its_own = of_namespaces.entry(key.namespace.clone()).or_insert(0);
+            if self.tasks.len() >= MOST || *of_its_own >= MOST_OF_ONE {
+                if self.unread.insert(key.clone()) {
+                    tracing::warn!(%key, most = MOST, of_a_namespace = MOST_OF_ONE, "not read: policies name too many Secrets and ConfigMaps");
+                }
                 continue;
             }
+            *of_its_own += 1;
+            self.unread.remove(key);
             let following = follow(self.client.clone(), key.clone(), self.outbox.clone());
             let task = AbortOnDropHandle::new(self.runtime.spawn(following));
             self.tasks.insert(key.clone(), task);
@@ -187,6 +203,8 @@ const EVERY: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(10);
 /// Each costs a request in [`EVERY`].
 const MOST: usize = 1_000;
+/// Of one namespace.
+const MOST_OF_ONE: usize = 250;
 
 #[cfg(test)]
 mod tests {
@@ -197,6 +215,29 @@ mod tests {
 
     fn key(name: &str) -> ObjectKey {
         ObjectKey::new(Kind::Secret, "a", name)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_that_names_too_many_keeps_no_others_from_being_read() {
+        let (client, _) = fake::client(|_, _| fake::refusal(404, "not found"));
+        let (outbox, _inbox) = mpsc::channel(8);
+        let mut credentials = Credentials::new(client, outbox);
+        let many =
+            (0..2 * MOST).map(|number| ObjectKey::new(Kind::Secret, "aaa", &number.to_string()));
+        let other = ObjectKey::new(Kind::Secret, "shop", "bank");
+        let mut wanted: BTreeSet<ObjectKey> = many.chain([other.clone()]).collect();
+        for _ in 0..2 {
+            credentials.want(&wanted);
+            assert_eq!(credentials.tasks.len(), MOST_OF_ONE + 1);
+            assert!(credentials.tasks.contains_key(&other));
+            assert_eq!(credentials.unread.len(), 2 * MOST - MOST_OF_ONE);
+        }
+        // Who is left makes room for others of the same namespace.
+        let first = credentials.tasks.keys().next().cloned().unwrap();
+        wanted.remove(&first);
+        credentials.want(&wanted);
+        assert_eq!(credentials.tasks.len(), MOST_OF_ONE + 1);
+        assert_eq!(credentials.unread.len(), 2 * MOST - MOST_OF_ONE - 1);
     }
 
     #[tokio::test(start_paused = true)]
