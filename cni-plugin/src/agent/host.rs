@@ -94,10 +94,14 @@ impl Host {
         });
     }
 
-    /// Adds a pod and waits until the kernel knows.
+    /// Adds a pod and waits until the kernel knows. Addresses that it had in an earlier sandbox are its no longer: by now they may be
+    /// those of a pod that is not in the mesh.
     pub(crate) async fn add(&self, uid: &Uid, ips: &[IpAddr]) {
-        self.change(|pods| pods.extend(ips.iter().map(|ip| (*ip, uid.clone()))))
-            .await;
+        self.change(|pods| {
+            pods.retain(|ip, owner| owner != uid || ips.contains(ip));
+            pods.extend(ips.iter().map(|ip| (*ip, uid.clone())));
+        })
+        .await;
     }
 
     /// Removes a pod and waits until the kernel knows.
@@ -202,3 +206,36 @@ impl Kernel {
 }
 
 const PATIENCE: Duration = Duration::from_secs(6);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pod_in_a_new_sandbox_keeps_no_address_of_the_old_one() {
+        let (_sign, sign) = watch::channel(Sign::None);
+        let kernel = Kernel {
+            nft: Nft::new("nft".into()),
+            netns: None,
+            proc: "/proc".into(),
+            probes: Probes::default(),
+            v6: true,
+        };
+        let host = Host::start(kernel, sign, CancellationToken::new());
+        let ips = |texts: &[&str]| -> Vec<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let (web, db) = (Uid::new("web"), Uid::new("db"));
+        host.add(&web, &ips(&["10.0.0.1", "fd00::1"])).await;
+        host.add(&db, &ips(&["10.0.0.2"])).await;
+        host.add(&web, &ips(&["10.0.0.3", "fd00::1"])).await;
+        // The other's address of before: it is the last one's that came with it.
+        host.add(&db, &ips(&["10.0.0.1"])).await;
+        let known: Vec<String> = {
+            let wanted = host.wanted.borrow();
+            let pods = wanted.pods.iter();
+            pods.map(|(ip, uid)| format!("{ip} {uid}")).collect()
+        };
+        assert_eq!(known, ["10.0.0.1 db", "10.0.0.3 web", "fd00::1 web"]);
+    }
+}
