@@ -28,7 +28,7 @@ pub(crate) use ops::random::random;
 pub(crate) use self::aim::{Aim, Held, Shot};
 pub(crate) use self::ask::{ask, ourselves};
 pub use self::head::is_grpc;
-pub(crate) use self::head::without_named;
+pub(crate) use self::head::{of_trailers, without_named};
 pub(crate) use self::mirror::{Aside, send as send_aside};
 pub(crate) use self::switch::Switched;
 use crate::arrive::{Arrived, To};
@@ -150,8 +150,12 @@ impl Call<'_> {
                 _ => Next::Done(Ok(answer)),
             },
             Err(Unanswered { why, request }) => {
-                let free = why.costs_nothing() && made < TRIES;
                 let next = request.or_else(|| spare.map(Box::new));
+                // Where its rule says that it may be made again, it says when; of what may have been seen that is all.
+                let changes_nothing = |it: &Request<Outgoing>| it.method().is_idempotent();
+                let harmless = next.as_deref().is_some_and(changes_nothing);
+                let free = why.is_unseen() || harmless && why.costs_nothing();
+                let free = free && made < TRIES;
                 match (wait, next) {
                     (Some(wait), Some(next)) => match place() {
                         Ok(place) => Next::Again(next, wait, place),

@@ -27,20 +27,28 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Takes out the fields that `connection` names, which a client chooses: before anything is judged, so that none of them
-/// is judged and then not there.
+/// is judged and then not there. `connection` names them no more then: what is written under such a name later is ours, and
+/// nothing that a client could have taken out.
 pub(crate) fn without_named(headers: &mut HeaderMap) {
     if !headers.contains_key(CONNECTION) {
         return;
     }
-    let named: Vec<HeaderName> = {
+    let (stay, named): (Vec<HeaderName>, Vec<HeaderName>) = {
         let values = headers.get_all(CONNECTION).iter();
         let texts = values.filter_map(|value| value.to_str().ok());
         let names = texts.flat_map(|text| text.split(','));
         let parsed = names.filter_map(|name| name.trim().parse().ok());
-        parsed.filter(|name| !STAY.contains(name)).collect()
+        parsed.partition(|name| STAY.contains(name))
     };
     for name in named {
         headers.remove(name);
+    }
+    let stay: Vec<&str> = stay.iter().map(HeaderName::as_str).collect();
+    headers.remove(CONNECTION);
+    if let Ok(stay) = HeaderValue::try_from(stay.join(", "))
+        && !stay.is_empty()
+    {
+        headers.insert(CONNECTION, stay);
     }
 }
 
@@ -68,6 +76,35 @@ pub(super) fn without_hops(headers: &mut HeaderMap) {
         headers.remove(name);
     }
 }
+
+/// Of a request's trailers, without what only its head may say: for whom it is, who asks, what proxies add. Nobody has judged
+/// it there, and an app that takes trailers for headers would believe it.
+pub(crate) fn of_trailers(trailers: &mut HeaderMap) {
+    let never = |name: &&HeaderName| {
+        let name = name.as_str().replace('_', "-");
+        let prefixes = ["x-forwarded-", "x-envoy-", "proxy-"];
+        ONLY_IN_HEADS.contains(&&*name) || prefixes.iter().any(|it| name.starts_with(it))
+    };
+    let never: Vec<HeaderName> = trailers.keys().filter(never).cloned().collect();
+    for name in never {
+        trailers.remove(name);
+    }
+}
+
+const ONLY_IN_HEADS: [&str; 12] = [
+    "authorization",
+    "connection",
+    "content-length",
+    "cookie",
+    "expect",
+    "forwarded",
+    "host",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "x-istio-source",
+    "x-real-ip",
+];
 
 /// Without what a client could use to be taken for a proxy.
 pub(super) fn without_proxy_words(headers: &mut HeaderMap) {
@@ -201,6 +238,63 @@ mod tests {
             shown(&two),
             ["http://web/a?b", "accept: */*", "te: trailers"]
         );
+    }
+
+    #[test]
+    fn who_has_named_a_field_takes_out_his_own_and_none_that_is_written_later() {
+        let said = [
+            ("host", "web"),
+            ("connection", "upgrade, x-user, X-Forwarded-Client-Cert"),
+            ("connection", "close, Host"),
+            ("connection", "x-late"),
+            ("upgrade", "websocket"),
+            ("x-user", "admin"),
+        ];
+        let mut one = head(Version::HTTP_11, "/", &said);
+        without_named(&mut one.headers);
+        assert_eq!(
+            shown(&one),
+            [
+                "/",
+                "connection: upgrade, host",
+                "host: web",
+                "upgrade: websocket"
+            ]
+        );
+        for name in ["x-user", "x-forwarded-client-cert", "x-late"] {
+            let ours = HeaderValue::from_static("ours");
+            one.headers.insert(HeaderName::from_static(name), ours);
+        }
+        let mut two = head(Version::HTTP_11, "/", &[]);
+        two.headers = one.headers.clone();
+        for_http1(&mut one).unwrap();
+        let written = [
+            "x-forwarded-client-cert: ours",
+            "x-late: ours",
+            "x-user: ours",
+        ];
+        assert_eq!(
+            shown(&one)[1..],
+            [&["host: web"][..], &written[..]].concat()
+        );
+        for_http2(&mut two).unwrap();
+        assert_eq!(shown(&two)[1..], written);
+    }
+
+    #[test]
+    fn trailers_do_not_say_what_only_a_head_may() {
+        let said = [
+            ("x-sum", "1"),
+            ("grpc-status", "0"),
+            ("x-forwarded-client-cert", "URI=spiffe://evil"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("authorization", "Bearer x"),
+            ("host", "admin"),
+            ("x-envoy-retry-on", "5xx"),
+        ];
+        let mut trailers = head(Version::HTTP_2, "/", &said);
+        of_trailers(&mut trailers.headers);
+        assert_eq!(shown(&trailers), ["/", "grpc-status: 0", "x-sum: 1"]);
     }
 
     #[test]

@@ -6,8 +6,10 @@ use http::request;
 use http::uri::Authority;
 
 use super::address::set_host;
+use crate::asked::is_double;
 
-/// What is changed: removed first, then set, then added, so that what is added stays.
+/// What is changed: removed first, then set, then added, so that what is added stays. Of a request, what a client has sent
+/// under a name that apps may take for one that is removed or set goes as well: it would be believed in its place.
 #[derive(Debug, Clone, Default)]
 pub struct HeaderChange {
     remove: Box<[HeaderName]>,
@@ -42,10 +44,25 @@ impl HeaderChange {
     }
 
     pub(super) fn request(&self, parts: &mut request::Parts) {
+        let doubles = parts.headers.keys().filter(|name| self.is_double(name));
+        let doubles: Vec<HeaderName> = doubles.cloned().collect();
+        for name in doubles {
+            parts.headers.remove(name);
+        }
         self.response(&mut parts.headers);
         if let Some(host) = &self.host {
             set_host(parts, host);
         }
+    }
+
+    /// Whether a header is another one than those that are removed or set, and the same to some apps.
+    fn is_double(&self, name: &HeaderName) -> bool {
+        let ours = || {
+            self.remove
+                .iter()
+                .chain(self.set.iter().map(|(name, _)| name))
+        };
+        ours().any(|ours| is_double(name, ours)) && ours().all(|ours| ours != name)
     }
 
     pub(super) fn response(&self, headers: &mut HeaderMap) {

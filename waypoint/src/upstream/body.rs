@@ -17,7 +17,7 @@ use super::kept::Reading;
 use super::link::Link;
 use super::piped::Piped;
 use super::tee::{Copied, Teed, tee};
-use crate::call::Held;
+use crate::call::{Held, of_trailers};
 use crate::report::{Counted, Report};
 
 /// A body that ended before its end.
@@ -131,14 +131,20 @@ impl Body for Outgoing {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match self.get_mut() {
+        let mut polled = match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Streamed(body) => Pin::new(body).poll_frame(cx).map_err(Cut::Http),
             Self::Kept(reading) => reading.poll_frame(cx),
             Self::Copied(copy) => Pin::new(copy).poll_frame(cx),
             Self::Piped(body) => Pin::new(body).poll_frame(cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            of_trailers(trailers);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

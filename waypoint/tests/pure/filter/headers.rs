@@ -64,6 +64,28 @@ fn what_is_added_stays_whatever_else_is_said_of_it() {
     check(set, &[("x", "old")], "x", &["a", "b"]);
 }
 
+/// To apps that know headers as variables a dash is an underscore.
+#[test]
+fn what_a_client_sends_beside_what_is_set_or_removed_is_not_taken_for_it() {
+    let both = || change(&[("x-user-role", "guest")], &[], &["x-internal"]);
+    let sent = &[
+        ("x_user-role", "admin"),
+        ("x-user_role", "admin"),
+        ("x_internal", "1"),
+        ("x_other", "1"),
+    ];
+    check(both(), sent, "x-user-role", &["guest"]);
+    for gone in ["x_user-role", "x-user_role", "x_internal"] {
+        check(both(), sent, gone, &[]);
+    }
+    check(both(), sent, "x_other", &["1"]);
+    let twice = || change(&[("x_a", "1"), ("x-a", "2")], &[], &[]);
+    check(twice(), &[("x-a", "0")], "x-a", &["2"]);
+    check(twice(), &[("x-a", "0")], "x_a", &["1"]);
+    let add = || change(&[], &[("x-b", "2")], &[]);
+    check(add(), &[("x_b", "1")], "x_b", &["1"]);
+}
+
 #[test]
 fn headers_of_an_answer_are_changed_by_their_own_filter_alone() {
     let filters = filters([
