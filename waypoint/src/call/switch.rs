@@ -31,12 +31,14 @@ pub(crate) struct Wish {
 #[derive(Debug, Clone)]
 pub(crate) struct Switched(pub(crate) CancellationToken);
 
-/// None for a request like any other. HTTP/2 without TLS (`h2c`) is asked for between two neighbours only.
+/// None for a request like any other. Of several protocols those are asked for that may be.
 pub(crate) fn wish<B>(request: &Request<B>) -> Option<Wish> {
     if let Some(protocol) = request.extensions().get::<Protocol>() {
-        let protocol = HeaderValue::try_from(protocol.as_str()).ok()?;
-        return (*request.method() == Method::CONNECT).then_some(Wish {
-            protocol,
+        if *request.method() != Method::CONNECT || !may_be(protocol.as_str()) {
+            return None;
+        }
+        return Some(Wish {
+            protocol: HeaderValue::try_from(protocol.as_str()).ok()?,
             connect: true,
         });
     }
@@ -45,12 +47,25 @@ pub(crate) fn wish<B>(request: &Request<B>) -> Option<Wish> {
     {
         return None;
     }
-    let protocol = request.headers().get(UPGRADE)?;
-    let known = protocol.as_bytes().eq_ignore_ascii_case(b"h2c");
-    (!known).then(|| Wish {
-        protocol: protocol.clone(),
+    let lines = request.headers().get_all(UPGRADE).iter();
+    let texts = lines.filter_map(|line| line.to_str().ok());
+    let all = texts.flat_map(|text| text.split(',')).map(str::trim);
+    let fit: Vec<&str> = all.filter(|protocol| may_be(protocol)).collect();
+    let protocol = HeaderValue::try_from(fit.join(", ")).ok()?;
+    (!fit.is_empty()).then_some(Wish {
+        protocol,
         connect: false,
     })
+}
+
+/// Whether a protocol may be asked for. HTTP in another form would bring requests that nobody has judged; so would TLS, and
+/// `h2c` is asked for between two neighbours only.
+fn may_be(protocol: &str) -> bool {
+    let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&byte);
+    let name = protocol.split('/').next().unwrap_or_default();
+    let never = ["h2c", "h2", "h3", "http", "tls"];
+    let known = never.iter().any(|never| name.eq_ignore_ascii_case(never));
+    !known && !name.is_empty() && protocol.bytes().all(token)
 }
 
 /// Sends it; when the endpoint agrees, both connections are joined.
@@ -86,6 +101,14 @@ pub(super) async fn answered(
         answer.body_mut().hold(held);
         return Ok(answer);
     }
+    let agreed = answer.headers().get(UPGRADE).cloned();
+    let fits = |it: &HeaderValue| {
+        let text = it.to_str();
+        text.is_ok_and(|text| text.split(',').map(str::trim).all(may_be))
+    };
+    if !agreed.as_ref().is_none_or(fits) {
+        return Err(Refused::Switched);
+    }
     let endpoint = on(&mut answer);
     // Carried until both have ended, beyond the answer.
     let (now, over) = (proxy.drain.now().clone(), CancellationToken::new());
@@ -104,7 +127,7 @@ pub(super) async fn answered(
         *answer.status_mut() = StatusCode::OK;
     } else {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, wish.protocol);
+        headers.insert(UPGRADE, agreed.unwrap_or(wish.protocol));
     }
     Ok(answer)
 }
@@ -118,5 +141,50 @@ async fn joined(client: OnUpgrade, endpoint: OnUpgrade, _held: Held) {
             }
         }
         Err(error) => tracing::debug!(error = %Failed::Http(error), "not switched"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wished(fields: &[(&str, &str)]) -> Option<String> {
+        let mut request = Request::get("/");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let wish = wish(&request.body(()).unwrap())?;
+        Some(wish.protocol.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn no_other_form_of_http_is_asked_for_however_it_is_written() {
+        for (upgrade, asked) in [
+            (&["websocket"][..], Some("websocket")),
+            (&["WebSocket"], Some("WebSocket")),
+            (&["SPDY/3.1"], Some("SPDY/3.1")),
+            (&["h2c"], None),
+            (&["H2C"], None),
+            (&["HTTP/2.0"], None),
+            (&["http/1.1, TLS/1.2"], None),
+            (&["h2c, websocket"], Some("websocket")),
+            (&["websocket,\th2c "], Some("websocket")),
+            (&["h2c", "websocket"], Some("websocket")),
+            (&["websocket", "h2c"], Some("websocket")),
+            (&["a, ,b"], Some("a, b")),
+            (&["a b"], None),
+            (&[""], None),
+        ] {
+            let mut fields = vec![("connection", "Upgrade")];
+            fields.extend(upgrade.iter().map(|value| ("upgrade", *value)));
+            assert_eq!(wished(&fields).as_deref(), asked, "{upgrade:?}");
+        }
+        assert_eq!(wished(&[("upgrade", "websocket")]), None, "not asked");
+        for (protocol, asked) in [("websocket", true), ("h2c", false), ("a, h2c", false)] {
+            let mut request = Request::connect("http://web/").body(()).unwrap();
+            let protocol = Protocol::from(protocol);
+            request.extensions_mut().insert(protocol.clone());
+            assert_eq!(wish(&request).is_some(), asked, "{protocol:?}");
+        }
     }
 }
