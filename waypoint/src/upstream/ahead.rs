@@ -68,9 +68,13 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
     /// # Errors
     /// It broke off.
     pub async fn look(&mut self, most: usize) -> Result<Sample, B::Error> {
-        while !self.ended && self.length() <= most {
+        let mut length = self.length();
+        while !self.ended && length <= most {
             let next = poll_fn(|cx| self.poll_next(cx)).await.transpose()?;
-            self.seen.extend(next);
+            if let Some(frame) = next {
+                length += frame.data_ref().map_or(0, Bytes::len);
+                self.keep(frame);
+            }
         }
         let mut bytes = BytesMut::with_capacity(self.length().min(most));
         for data in self.seen.iter().filter_map(Frame::data_ref) {
@@ -81,6 +85,25 @@ impl<B: Body<Data = Bytes> + Unpin> ReadAhead<B> {
             whole: self.length() <= most,
             bytes: bytes.freeze(),
         })
+    }
+
+    /// Who sends a body byte by byte would have each of them kept with what it costs to keep a piece, a hundred times as much:
+    /// small ones become one.
+    fn keep(&mut self, frame: Frame<Bytes>) {
+        let small = |data: &Bytes| data.len() < SMALL;
+        let before = self.seen.back().and_then(Frame::data_ref);
+        if !before.is_some_and(small) || !frame.data_ref().is_some_and(small) {
+            return self.seen.push_back(frame);
+        }
+        let before = self.seen.pop_back().and_then(|it| it.into_data().ok());
+        let grown = before.unwrap_or_default().try_into_mut();
+        let mut grown = grown.unwrap_or_else(|shared| {
+            let mut own = BytesMut::with_capacity(2 * SMALL);
+            own.extend_from_slice(&shared);
+            own
+        });
+        grown.extend_from_slice(&frame.into_data().unwrap_or_default());
+        self.seen.push_back(Frame::data(grown.freeze()));
     }
 
     /// Its first `most` bytes, as far as they were looked at, become others.
@@ -166,6 +189,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for ReadAhead<B> {
     }
 }
 
+/// Bytes of a piece that is not kept as it came.
+const SMALL: usize = 1 << 10;
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -200,6 +226,26 @@ mod tests {
             let all = body.collect().await.unwrap().to_bytes();
             assert_eq!(all.len(), lengths.iter().sum::<usize>());
         }
+    }
+
+    #[tokio::test]
+    async fn what_comes_byte_by_byte_is_kept_in_pieces_of_some_size() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|number| number as u8).collect();
+        let frame = |byte: &u8| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(&[*byte])));
+        let mut frames: Vec<_> = bytes.iter().map(frame).collect();
+        // One that stands alone stays as it is, and nothing is put behind it that is not small.
+        frames.insert(50_000, Ok(Frame::data(Bytes::from(vec![7; 2 * SMALL]))));
+        let mut all = bytes;
+        all.splice(50_000..50_000, vec![7; 2 * SMALL]);
+        let mut body = ReadAhead::of(StreamBody::new(futures_util::stream::iter(frames)));
+        let sample = body.look(200_000).await.unwrap();
+        assert!(sample.whole && sample.bytes == all);
+        assert!(
+            body.seen.len() <= all.len() / SMALL + 4,
+            "{}",
+            body.seen.len()
+        );
+        assert_eq!(body.collect().await.unwrap().to_bytes(), all);
     }
 
     #[tokio::test]
@@ -268,8 +314,11 @@ mod tests {
             body.replace(3, Bytes::from_static(b"x"));
             assert!(!body.collect().await.unwrap().to_bytes().is_empty());
             let seen = eye.0.lock().unwrap().join(",");
-            let last = if looked == Some(100) { " last" } else { "" };
-            assert_eq!(seen, format!("3,4,5{last},end"), "{looked:?}");
+            let all = match looked {
+                Some(100) => "12 last,end",
+                _ => "3,4,5,end",
+            };
+            assert_eq!(seen, all, "{looked:?}");
         }
         let mut body = ReadAhead::of(Full::new(Bytes::from_static(b"12345")));
         let eye = Eye::default();

@@ -29,6 +29,7 @@ pub struct Reading {
 struct Kept {
     body: Teed<Counted<ReadAhead>>,
     frames: Vec<Piece>,
+    /// Of all of them, with what it costs to keep each.
     bytes: usize,
     /// More passed than is kept.
     gone: bool,
@@ -116,9 +117,7 @@ impl Kept {
             (Some(data), _) => Piece::Data(data.clone()),
             (None, trailers) => Piece::Trailers(trailers.cloned().unwrap_or_default()),
         };
-        if let Piece::Data(data) = &piece {
-            self.bytes += data.len();
-        }
+        self.bytes += piece.weight();
         if self.bytes > MOST {
             self.gone = true;
             self.frames = Vec::new();
@@ -126,6 +125,16 @@ impl Kept {
         }
         self.frames.push(piece);
         true
+    }
+}
+
+impl Piece {
+    /// In bytes, with what it costs to keep it.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Data(data) => COST + data.len(),
+            Self::Trailers(_) => COST,
+        }
     }
 }
 
@@ -142,6 +151,25 @@ fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Bytes that are kept of one request.
-const MOST: usize = 64 << 10;
+/// What it costs to keep a piece, however small: else a body that comes byte by byte would take a hundred times as much.
+const COST: usize = 128;
+/// What is kept of one request: 64 KiB, if they come in pieces of a KiB or more.
+const MOST: usize = (64 << 10) + 64 * COST;
 const BEYOND: usize = usize::MAX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_byte_by_byte_has_room_for_less_than_what_comes_in_pieces() {
+        let weigh = |pieces: usize, length: usize| {
+            let piece = Piece::Data(Bytes::from(vec![0; length]));
+            pieces * piece.weight()
+        };
+        assert!(weigh(4, 16 << 10) <= MOST && weigh(64, 1 << 10) <= MOST);
+        assert!(weigh(1_000, 1) > MOST && weigh(1, 80 << 10) > MOST);
+        // Each is kept as one of these.
+        assert!(size_of::<Piece>() <= COST);
+    }
+}
