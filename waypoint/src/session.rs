@@ -149,7 +149,9 @@ impl Session {
     fn cookie(&self, name: &str, token: &Wanted, now: u32) -> String {
         let mut text = format!("{name}={}; Path={}; HttpOnly", token.write(), self.path);
         if let Some(limit) = self.absolute.filter(|_| self.permanent) {
-            let left = limit.as_secs().saturating_sub((now - token.began).into());
+            // What a client says began is later than now where clocks differ, or where it has made it up.
+            let age = now.saturating_sub(token.began);
+            let left = limit.as_secs().saturating_sub(age.into());
             text.push_str(&format!("; Max-Age={left}"));
         }
         text

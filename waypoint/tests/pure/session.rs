@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use api::waypoint as wire;
 use api::waypoint::session::By;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proptest::prelude::*;
 use waypoint::session::{Endpoint, Session};
@@ -125,6 +127,27 @@ fn a_cookie_says_how_long_and_where() {
         moved.1.to_str().unwrap().ends_with("Max-Age=3600"),
         "another session"
     );
+}
+
+#[test]
+fn a_session_that_began_later_than_now_is_as_long_as_a_new_one() {
+    let session = cookie(|wire| {
+        wire.permanent = true;
+        wire.idle_timeout = 100_000;
+        wire.absolute_timeout = 3_600_000;
+    });
+    let given = session.keep(pod("a"), None, at(0)).unwrap();
+    let text = given.1.to_str().unwrap();
+    let token = text["stay=".len()..].split(';').next().unwrap();
+    let mut bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
+    bytes[13..17].copy_from_slice(&u32::MAX.to_be_bytes());
+    let mut headers = HeaderMap::new();
+    let made_up = format!("stay={}", URL_SAFE_NO_PAD.encode(bytes));
+    headers.insert("cookie", made_up.parse().unwrap());
+    let wanted = session.wanted(&headers, at(50)).unwrap();
+    let again = session.keep(pod("a"), Some(&wanted), at(50)).unwrap();
+    let text = again.1.to_str().unwrap();
+    assert!(text.ends_with("Max-Age=3600"), "{text}");
 }
 
 #[test]
