@@ -86,7 +86,14 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
         };
         match accepted {
             Ok((tcp, peer)) => {
-                let connected = proxy.load.connected();
+                let peer = unmapped(peer);
+                let connected = match proxy.load.connected(peer.ip()) {
+                    Ok(connected) => connected,
+                    Err(why) => {
+                        tracing::debug!(%peer, %why, "arrive: refused");
+                        continue;
+                    }
+                };
                 let (there, proxy) = (proxy.workers.anywhere(), proxy.clone());
                 let tcp = match there.adopt(tcp) {
                     Ok(tcp) => tcp,
@@ -98,7 +105,7 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener) {
                 let (runtime, load) = there.held();
                 proxy.drain.clone().spawn_on(&runtime, async move {
                     let _places = (place, connected, load);
-                    serve(proxy, tcp, unmapped(peer)).await;
+                    serve(proxy, tcp, peer).await;
                 });
             }
             Err(error) => {

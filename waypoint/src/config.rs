@@ -81,7 +81,8 @@ pub struct Config {
     #[arg(long, env = "AMBIT_DETECT_TIMEOUT", default_value = "5s", value_parser = duration)]
     pub detect_timeout: Duration,
 
-    /// HBONE connections at a time. More are not accepted until one ends.
+    /// HBONE connections at a time. More are not accepted until one ends. One client has half of them at most: it is cut off
+    /// beyond.
     #[arg(long, env = "AMBIT_MAX_CONNECTIONS", default_value_t = 10_000)]
     pub max_connections: usize,
     /// Connections of clients' apps at a time, within those; half of them for one client at most. More are refused with

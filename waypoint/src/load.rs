@@ -2,7 +2,7 @@
 //!
 //! | what | bound | whoever is one too many |
 //! |---|---|---|
-//! | tunnel connections | `AMBIT_MAX_CONNECTIONS` | waits in the kernel until one ends |
+//! | tunnel connections | `AMBIT_MAX_CONNECTIONS`, half of them for one client | waits in the kernel until one ends; is closed |
 //! | tunnels (connections of clients' apps) | `AMBIT_MAX_TUNNELS`, half of them for one client | CONNECT is answered 503 |
 //! | requests that wait for their answer | `AMBIT_MAX_REQUESTS`, half of them for one client | 503, flag OM |
 //! | memory | `AMBIT_MAX_MEMORY`, else nine tenths of the container's | both of these |
@@ -45,6 +45,7 @@ struct Numbers {
 struct Most {
     requests: usize,
     tunnels: usize,
+    connections: usize,
     memory: u64,
 }
 
@@ -52,7 +53,9 @@ struct Most {
 #[derive(Debug, Default)]
 struct Part {
     requests: AtomicUsize,
+    /// These two change only while the clients are locked.
     tunnels: AtomicUsize,
+    connections: AtomicUsize,
 }
 
 /// A client's place among the others, until its tunnel ends.
@@ -73,7 +76,11 @@ pub struct Carried {
 
 /// One tunnel connection more, until it is dropped.
 #[derive(Debug)]
-pub struct Connected(Load);
+pub struct Connected {
+    load: Load,
+    client: IpAddr,
+    part: Arc<Part>,
+}
 
 /// Why a request or a tunnel is not taken on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,15 +100,19 @@ pub enum Overloaded {
     /// Memory is short.
     #[error("overloaded: memory is short")]
     Memory,
+    /// This client has as many as one may have.
+    #[error("overloaded: too many tunnel connections of one client at a time")]
+    ConnectionsOfOne,
 }
 
 impl Overloaded {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Requests,
         Self::RequestsOfOne,
         Self::Tunnels,
         Self::TunnelsOfOne,
         Self::Memory,
+        Self::ConnectionsOfOne,
     ];
 
     /// As a label.
@@ -112,6 +123,7 @@ impl Overloaded {
             Self::Tunnels => "tunnels",
             Self::TunnelsOfOne => "tunnels_of_one_client",
             Self::Memory => "memory",
+            Self::ConnectionsOfOne => "connections_of_one_client",
         }
     }
 }
@@ -121,20 +133,22 @@ impl Load {
     pub fn new(config: &Config) -> Self {
         let most = || memory::limit().map(memory::enough);
         let memory = config.max_memory.or_else(most);
-        Self::within(config.max_requests, config.max_tunnels, memory)
+        let memory = memory.unwrap_or(u64::MAX);
+        Self::within(Most {
+            requests: config.max_requests,
+            tunnels: config.max_tunnels,
+            connections: config.max_connections,
+            memory,
+        })
     }
 
-    fn within(requests: usize, tunnels: usize, memory: Option<u64>) -> Self {
+    fn within(most: Most) -> Self {
         Self(Arc::new(Numbers {
             requests: AtomicUsize::new(0),
             tunnels: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             memory: AtomicU64::new(0),
-            most: Most {
-                requests,
-                tunnels,
-                memory: memory.unwrap_or(u64::MAX),
-            },
+            most,
             refused: Default::default(),
             clients: Mutex::default(),
             refusals: Mutex::default(),
@@ -156,10 +170,24 @@ impl Load {
         self.0.refused.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    /// A tunnel connection was accepted.
-    pub fn connected(&self) -> Connected {
-        self.0.connections.fetch_add(1, Relaxed);
-        Connected(self.clone())
+    /// A tunnel connection of a client at that address was accepted.
+    ///
+    /// # Errors
+    /// When one client may have no more: others are to find room, too.
+    pub fn connected(&self, client: IpAddr) -> Result<Connected, Overloaded> {
+        let all = &*self.0;
+        let mut clients = all.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let part = clients.entry(client).or_default();
+        if part.connections.load(Relaxed) >= half(all.most.connections) {
+            return Err(self.no(Overloaded::ConnectionsOfOne));
+        }
+        part.connections.fetch_add(1, Relaxed);
+        all.connections.fetch_add(1, Relaxed);
+        Ok(Connected {
+            load: self.clone(),
+            client,
+            part: part.clone(),
+        })
     }
 
     /// A peer was refused something at the tunnel port, or within a tunnel: why, as a label.
@@ -189,7 +217,6 @@ impl Load {
         if part.tunnels.load(Relaxed) >= half(all.most.tunnels) {
             return Err(self.no(Overloaded::TunnelsOfOne));
         }
-        // Both only change under this lock.
         all.tunnels.fetch_add(1, Relaxed);
         part.tunnels.fetch_add(1, Relaxed);
         Ok(Share {
@@ -256,7 +283,8 @@ impl Drop for Share {
         let all = &*self.load.0;
         let mut clients = all.clients.lock().unwrap_or_else(PoisonError::into_inner);
         all.tunnels.fetch_sub(1, Relaxed);
-        if self.part.tunnels.fetch_sub(1, Relaxed) == 1 {
+        self.part.tunnels.fetch_sub(1, Relaxed);
+        if self.part.is_unused() {
             clients.remove(&client);
         }
     }
@@ -264,7 +292,20 @@ impl Drop for Share {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.0.connections.fetch_sub(1, Relaxed);
+        let all = &*self.load.0;
+        let mut clients = all.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        all.connections.fetch_sub(1, Relaxed);
+        self.part.connections.fetch_sub(1, Relaxed);
+        if self.part.is_unused() {
+            clients.remove(&self.client);
+        }
+    }
+}
+
+impl Part {
+    /// Whether nothing is left of the client.
+    fn is_unused(&self) -> bool {
+        self.tunnels.load(Relaxed) == 0 && self.connections.load(Relaxed) == 0
     }
 }
 
@@ -331,9 +372,38 @@ mod tests {
     const ONE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
+    fn within(requests: usize, tunnels: usize, connections: usize, memory: u64) -> Load {
+        Load::within(Most {
+            requests,
+            tunnels,
+            connections,
+            memory,
+        })
+    }
+
+    #[test]
+    fn one_client_has_half_of_the_connections_whatever_goes_through_them() {
+        let load = within(100, 100, 4, u64::MAX);
+        let [first, second] = [ONE, ONE].map(|client| load.connected(client).unwrap());
+        let refused = load.connected(ONE).unwrap_err();
+        assert_eq!(refused, Overloaded::ConnectionsOfOne);
+        let others = [OTHER, OTHER].map(|client| load.connected(client).unwrap());
+        // A tunnel may outlive the count of its connection, and the other way round.
+        let tunnel = load.tunnel(ONE).unwrap();
+        drop((first, second));
+        assert_eq!(load.0.connections.load(Relaxed), 2);
+        let again = load.connected(ONE).unwrap();
+        drop(tunnel);
+        let more = load.connected(ONE).unwrap();
+        assert!(load.connected(ONE).is_err());
+        drop((again, more, others));
+        assert!(load.0.clients.lock().unwrap().is_empty());
+        assert_eq!(load.refused(), 2);
+    }
+
     #[test]
     fn what_is_too_much_is_refused_and_counted_no_further() {
-        let load = Load::within(3, 100, Some(1000));
+        let load = within(3, 100, 100, 1000);
         let (one, other) = (load.tunnel(ONE).unwrap(), load.tunnel(OTHER).unwrap());
         let kept = [one.enter().unwrap(), one.enter().unwrap()];
         assert_eq!(one.enter().unwrap_err(), Overloaded::RequestsOfOne);
@@ -352,7 +422,7 @@ mod tests {
 
     #[test]
     fn one_client_leaves_room_for_others_and_is_forgotten_with_its_last_tunnel() {
-        let load = Load::within(100, 4, None);
+        let load = within(100, 4, 100, u64::MAX);
         let mut kept = vec![load.tunnel(ONE).unwrap(), load.tunnel(ONE).unwrap()];
         assert_eq!(load.tunnel(ONE).unwrap_err(), Overloaded::TunnelsOfOne);
         kept.push(load.tunnel(OTHER).unwrap());

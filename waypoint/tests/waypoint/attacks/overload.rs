@@ -20,7 +20,7 @@ fn too_much_is_refused_with_a_reason_and_others_are_served() {
     let lab = Lab::builder()
         .waypoint_env("AMBIT_MAX_REQUESTS", &REQUESTS.to_string())
         .waypoint_env("AMBIT_MAX_TUNNELS", &TUNNELS.to_string())
-        .waypoint_env("AMBIT_MAX_CONNECTIONS", "8");
+        .waypoint_env("AMBIT_MAX_CONNECTIONS", "12");
     in_shop_of(lab, |shop| {
         let other = shop.lab.pod("shop/other").node(1).start()?;
         shop.until("the other client", |shop| serves(shop, &other))?;
@@ -125,12 +125,15 @@ fn tunnels(shop: &Shop<'_>, other: &Pod) -> Result<()> {
     })
 }
 
-/// Who has connected to the tunnel port and says nothing keeps nobody out for long.
+/// Who has connected to the tunnel port and says nothing keeps nobody out, and is not kept for long.
 fn connections(shop: &Shop<'_>, other: &Pod) -> Result<()> {
     let at = shop.waypoint.pod().pod().at(15008);
-    let idle = (0..8).map(|_| shop.client.connect(at));
+    let idle = (0..12).map(|_| shop.client.connect(at));
     let idle: Vec<_> = idle.collect::<Result<_, _>>()?;
-    // Whoever is connected goes on, and the others come in when the time of those who say nothing is up.
+    shop.until("one client to have its share", |shop| {
+        refused(shop, "connections_of_one_client").is_ok_and(|count| count >= 1.0)
+    })?;
+    // Whoever is connected goes on, and others come in beside those who say nothing, whose time will be up.
     ensure!(
         serves(shop, other),
         "a client that is connected is not served"
