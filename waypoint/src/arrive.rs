@@ -10,6 +10,7 @@
 
 mod frames;
 mod hello;
+mod late;
 mod leave;
 mod linger;
 mod speak;
@@ -316,7 +317,13 @@ impl Arrived {
                     hello::Hello::Tls(name) => name,
                     _ => None,
                 };
-                carry::accepted(&self, stream(bytes), sni.as_deref()).await;
+                let open = declared == Spoken::Unknown && speak::told(&bytes).is_none();
+                let late = CancellationToken::new();
+                let client = match open && carry::hides(&self) {
+                    true => stream(bytes.clone()).doubted(late::doubt(&bytes, late.clone())),
+                    false => stream(bytes),
+                };
+                carry::accepted(&self, client, sni.as_deref(), late).await;
             }
             Guess::Broken => carry::broken(&self),
             Guess::Gone => {}

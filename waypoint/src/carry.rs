@@ -5,7 +5,8 @@
 //!    and whether somebody must be shown what passes here, who is shown requests only ([`Service::must_see`])
 //! 2. which rule is for it, by the server's name if it is TLS         ([`crate::route`])
 //! 3. an endpoint, once a connection; another where one cannot be had  ([`Aim`], [`reach`])
-//! 4. copy both ways until both have ended, or until policies change and one of them denies it
+//! 4. copy both ways until both have ended, or until policies change and one of them denies it, or until it turns out to be
+//!    HTTP, which was not seen in time                              ([`hides`])
 //!
 //! Where the protocol is declared, the client is told when there is nobody ([`refusable`]); where it had to be listened
 //! to, it has been told already that there is a tunnel ([`accepted`]).
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use hbone::{Counters, OpenError, Request, ResponseHeaders, Status, Tunnel};
 use mesh::service::AppProtocol;
+use tokio_util::sync::CancellationToken;
 
 use crate::arrive::{Arrived, To};
 use crate::authorize::{Connection, Denied, Verdict};
@@ -35,7 +37,8 @@ pub async fn refusable(arrived: &Arc<Arrived>, request: Request) {
                 return report.flag(Flag::DownstreamClosed);
             };
             let client = client.into_io().into();
-            carried(arrived, (None, &agreed), client, endpoint, &mut report).await;
+            let (by, never) = ((None, &*agreed), CancellationToken::new());
+            carried(arrived, by, client, endpoint, never, &mut report).await;
         }
         Err(why) => {
             refused(&why, &mut report);
@@ -47,13 +50,20 @@ pub async fn refusable(arrived: &Arc<Arrived>, request: Request) {
     }
 }
 
-/// A connection that has its tunnel; `sni`: whom it asks for, if it is TLS. Dropped, it is reset.
-pub async fn accepted(arrived: &Arc<Arrived>, client: Stream, sni: Option<&str>) {
+/// A connection that has its tunnel; `sni`: whom it asks for, if it is TLS; `late`: it turns out to carry requests. Dropped,
+/// it is reset.
+pub async fn accepted(
+    arrived: &Arc<Arrived>,
+    client: Stream,
+    sni: Option<&str>,
+    late: CancellationToken,
+) {
     let mut report = begun(arrived);
     let mut agreed = Agreed::new();
     match open(arrived, sni, &mut agreed, &mut report).await {
         Ok((endpoint, _held)) => {
-            carried(arrived, (sni, &agreed), client, endpoint, &mut report).await;
+            let by = (sni, &*agreed);
+            carried(arrived, by, client, endpoint, late, &mut report).await;
         }
         Err(why) => refused(&why, &mut report),
     }
@@ -66,6 +76,14 @@ pub fn broken(arrived: &Arrived) {
     report.told(&service(&config, arrived).telemetry);
     report.flag(Flag::DownstreamProtocolError);
     report.detail("half a preface of HTTP/2, and no more");
+}
+
+/// Whether something is said of requests there that would not be done where they are carried as bytes. Policies are none of
+/// it: they decide about bytes themselves.
+pub fn hides(arrived: &Arrived) -> bool {
+    let config = arrived.proxy.state.load_full();
+    let service = service(&config, arrived);
+    service.is_about_requests(arrived.to.port(), arrived.client.namespace())
 }
 
 fn begun(arrived: &Arrived) -> TcpReport {
@@ -324,12 +342,21 @@ async fn carried(
     by: (Option<&str>, &[Arc<str>]),
     client: Stream,
     endpoint: Endpoint,
+    late: CancellationToken,
     report: &mut TcpReport,
 ) {
     let counters = Arc::new(Counters::default());
     let unfit = tokio::select! {
         () = joined(client, endpoint, counters.clone(), report) => return,
         unfit = denied(arrived, by) => unfit,
+        () = late.cancelled() => {
+            let (received, sent) = counters.moved();
+            report.moved(sent, received);
+            report.flag(Flag::DownstreamProtocolError);
+            report.detail("a request, when it was too late to read it as one");
+            arrived.proxy.load.refusal("late_request");
+            return;
+        }
     };
     let (received, sent) = counters.moved();
     report.moved(sent, received);

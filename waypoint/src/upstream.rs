@@ -40,7 +40,7 @@ pub use self::ahead::ReadAhead;
 pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
 pub use self::piped::{Gone, Pipe, Piped, open_pipe, pipe};
-pub use self::stream::{Carrier, Stream};
+pub use self::stream::{Carrier, Doubt, Known, Stream};
 pub use self::tls::{Inside, Tls};
 use self::way::Key;
 pub use self::way::{NoWay, Over, Way};
@@ -343,6 +343,10 @@ impl Shard {
 }
 
 async fn dial(own: IpAddr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
+    if is_inward(to.ip()) && !own.is_loopback() {
+        let why = "the endpoint's address is the proxy itself";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
     let socket = match to {
         std::net::SocketAddr::V4(_) => TcpSocket::new_v4()?,
         std::net::SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -352,6 +356,13 @@ async fn dial(own: IpAddr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
         socket.bind((own, 0).into())?;
     }
     socket.connect(to).await
+}
+
+/// Whoever may write down an endpoint's address must not reach through us what listens for us alone: the admin door. A proxy
+/// that is on the loopback itself, as on somebody's desk, has its endpoints there.
+fn is_inward(to: IpAddr) -> bool {
+    let to = to.to_canonical();
+    to.is_loopback() || to.is_unspecified()
 }
 
 /// For a plain connection.

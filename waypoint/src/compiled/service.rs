@@ -103,6 +103,12 @@ impl Service {
         self.connections.at(port)
     }
 
+    /// Whether anything but policies says what becomes of requests of a client of that namespace at that port.
+    pub fn is_about_requests(&self, port: u16, namespace: Option<&str>) -> bool {
+        let rules = self.routes(port).concerns(namespace);
+        rules || !self.limits.is_empty() || !self.tokens.is_empty()
+    }
+
     /// Somebody who is shown all requests of a port, or of one of its rules, and without whom none passes: what is not
     /// HTTP cannot be shown to him.
     pub fn must_see(&self, port: u16) -> Option<&Arc<str>> {

@@ -15,6 +15,21 @@ pub struct Stream {
     /// Read before anything else.
     first: Bytes,
     carrier: Carrier,
+    doubt: Option<Box<Doubt>>,
+}
+
+/// Is shown what comes, before anybody else, until it knows what that is.
+pub type Doubt = dyn FnMut(&[u8]) -> Known + Send + Sync;
+
+/// What is known of what has come so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing; it passes.
+    NotYet,
+    /// It passes, and so does whatever follows.
+    Passes,
+    /// This goes no further, nor does what follows.
+    Stops,
 }
 
 /// What carries it.
@@ -30,7 +45,19 @@ pub enum Carrier {
 impl Stream {
     /// Over `carrier`, of which `first` has been read.
     pub fn new(carrier: Carrier, first: Bytes) -> Self {
-        Self { first, carrier }
+        Self {
+            first,
+            carrier,
+            doubt: None,
+        }
+    }
+
+    /// The same, of which nobody knows yet what is spoken over it. Whoever stops it ends it, too: it says nothing more.
+    pub fn doubted(self, by: Box<Doubt>) -> Self {
+        Self {
+            doubt: Some(by),
+            ..self
+        }
     }
 }
 
@@ -58,11 +85,23 @@ impl AsyncRead for Stream {
             out.put_slice(&this.first.split_to(n));
             return Poll::Ready(Ok(()));
         }
-        match &mut this.carrier {
+        let before = out.filled().len();
+        let read = match &mut this.carrier {
             Carrier::Tunnel(io) => Pin::new(io).poll_read(cx, out),
             Carrier::Tcp(io) => Pin::new(io).poll_read(cx, out),
             Carrier::Tls(io) => Pin::new(&mut **io).poll_read(cx, out),
+        };
+        if let (Some(doubt), Poll::Ready(Ok(()))) = (&mut this.doubt, &read) {
+            match doubt(&out.filled()[before..]) {
+                Known::NotYet => {}
+                Known::Passes => this.doubt = None,
+                Known::Stops => {
+                    out.set_filled(before);
+                    return Poll::Pending;
+                }
+            }
         }
+        read
     }
 }
 

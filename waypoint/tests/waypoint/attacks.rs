@@ -8,6 +8,7 @@
 //! | H2-1 to H2-11 | clients that do not | `floods` |
 //! | AZ-6, AZ-7 | who is at the door, and what for | `doors` |
 //! | | what was let through, and would be no more | `changes` |
+//! | AZ-6, H1-2 | past what is said of requests | `past` |
 //! | F-8, H1-7 | too much of everything | `overload` |
 //! | H2, H1-7 | the same by programs that attackers use | `programs` |
 
@@ -21,6 +22,8 @@ mod doors;
 mod floods;
 #[path = "attacks/overload.rs"]
 mod overload;
+#[path = "attacks/past.rs"]
+mod past;
 #[path = "attacks/peer.rs"]
 mod peer;
 #[path = "attacks/programs.rs"]
