@@ -136,6 +136,7 @@ impl Injector {
         let asked = probes::lead(&mut injected, probes::Asked::default(), &mut warnings);
         warnings.extend(probes::hooks(pod));
         warnings.extend(parts::crowded(pod));
+        warnings.extend(capture::idle(pod));
         self.put(&mut injected, &capture, &asked)?;
         Ok(Injected::Changed {
             pod: injected,

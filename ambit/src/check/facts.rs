@@ -38,6 +38,8 @@ pub(super) struct Facts {
     pub(super) gateway_api: bool,
     /// Objects of Istio's that would have no effect.
     pub(super) idle: Vec<idle::Found>,
+    /// Pods with annotations that would have none.
+    pub(super) annotated: Vec<idle::Annotated>,
 }
 
 /// A node.
@@ -92,6 +94,7 @@ pub(super) async fn collect(client: &Client, system: &str) -> anyhow::Result<Fac
         policies: policies.items,
         gateway_api: oneshot::pinned_kind(client, &gateways).await.is_ok(),
         idle: idle::collect(client).await?,
+        annotated: idle::annotated(client).await?,
         ..Facts::default()
     };
     workloads(client, &mut facts).await?;

@@ -1,7 +1,7 @@
 //! What the facts mean for a mesh. Pure.
 
 use super::facts::{Facts, NodeFacts};
-use super::idle::Found;
+use super::idle::{Annotated, Found};
 use super::{Item, State};
 use crate::network_policy::in_the_way;
 
@@ -23,6 +23,7 @@ pub(super) fn items(facts: &Facts) -> Vec<Item> {
     items.extend(policies(facts));
     items.push(gateway_api(facts));
     items.extend(facts.idle.iter().map(without_effect));
+    items.extend(facts.annotated.iter().map(annotated));
     items
 }
 
@@ -204,17 +205,28 @@ fn gateway_api(facts: &Facts) -> Item {
 const TOLD: usize = 3;
 
 fn without_effect(found: &Found) -> Item {
-    let names = found.objects.iter().take(TOLD).map(String::as_str);
-    let mut names: Vec<&str> = names.collect();
-    if found.objects.len() > TOLD {
-        names.push("…");
-    }
     let (count, kind) = (found.objects.len(), found.kind.kind);
-    let (group, names) = (found.kind.group, names.join(", "));
+    let (group, names) = (found.kind.group, told(&found.objects));
     doubt(
         format!("{count} of {kind} ({group}) without effect: {names}"),
         found.kind.instead,
     )
+}
+
+fn annotated(found: &Annotated) -> Item {
+    let (count, name) = (found.pods.len(), found.annotation.name);
+    let pods = told(&found.pods);
+    doubt(
+        format!("annotation {name} of {count} pods without effect: {pods}"),
+        found.annotation.instead,
+    )
+}
+
+/// The first names.
+fn told(names: &[String]) -> String {
+    let first = names.iter().take(TOLD).map(String::as_str);
+    let more = (names.len() > TOLD).then_some("…");
+    first.chain(more).collect::<Vec<&str>>().join(", ")
 }
 
 #[cfg(test)]
@@ -273,6 +285,30 @@ mod tests {
             "4 of Sidecar (networking.istio.io) without effect: a/one, a/two, b/one, …"
         );
         assert!(item.remedy.contains("ambit.io/egress"), "{item:?}");
+    }
+
+    #[test]
+    fn annotations_of_sidecars_that_would_have_no_effect_are_told_with_what_is_so_instead() {
+        let annotation = idle::IDLE_ANNOTATIONS[0];
+        let annotated = |pods: &[&str]| Annotated {
+            annotation,
+            pods: pods.iter().map(|it| (*it).to_owned()).collect(),
+        };
+        let spoilt = Facts {
+            annotated: vec![annotated(&["a/one", "b/two"])],
+            ..fit()
+        };
+        let items = items(&spoilt);
+        let item = items.last().unwrap();
+        assert_eq!(item.state, State::Doubt);
+        assert_eq!(
+            item.found,
+            "annotation traffic.sidecar.istio.io/includeInboundPorts of 2 pods without effect: a/one, b/two"
+        );
+        assert!(
+            item.remedy
+                .contains("all that comes to the pod is captured")
+        );
     }
 
     #[test]

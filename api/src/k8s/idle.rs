@@ -1,6 +1,6 @@
-//! Istio's kinds that have no effect in this mesh, and what does instead.
+//! Istio's kinds, and annotations of its sidecars, that have no effect in this mesh, and what does instead.
 //!
-//! Nobody reads objects of these kinds. Whoever comes upon one says so: its author would believe that it holds.
+//! Nobody reads these. Whoever comes upon one says so: its author would believe that it holds.
 
 /// A kind without effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +57,49 @@ pub const IDLE: [Idle; 5] = [
     },
 ];
 
+/// An annotation of pods without effect, in Istio's ambient mode as here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleAnnotation {
+    /// Its name.
+    pub name: &'static str,
+    /// What is so whatever it says, and what to write instead.
+    pub instead: &'static str,
+    /// The value that says no more than what is so.
+    pub harmless: &'static str,
+}
+
+impl IdleAnnotation {
+    /// Whether who writes this would believe in what is not so.
+    pub fn misleads(&self, value: &str) -> bool {
+        value.trim() != self.harmless
+    }
+}
+
+/// All of those that are about capture.
+pub const IDLE_ANNOTATIONS: [IdleAnnotation; 4] = [
+    IdleAnnotation {
+        name: "traffic.sidecar.istio.io/includeInboundPorts",
+        instead: "all that comes to the pod is captured; traffic.sidecar.istio.io/excludeInboundPorts names the ports that are not",
+        harmless: "*",
+    },
+    IdleAnnotation {
+        name: "traffic.sidecar.istio.io/includeOutboundPorts",
+        instead: "where includeOutboundIPRanges is said too, these ports are captured within its ranges alone: add ranges, or take it away; \
+                  otherwise all that the pod calls is captured",
+        harmless: "",
+    },
+    IdleAnnotation {
+        name: "traffic.sidecar.istio.io/excludeInterfaces",
+        instead: "interfaces are not told apart; traffic.sidecar.istio.io/excludeOutboundIPRanges and excludeInboundPorts say what is not captured",
+        harmless: "",
+    },
+    IdleAnnotation {
+        name: "traffic.sidecar.istio.io/kubevirtInterfaces",
+        instead: "what lives behind interfaces of the pod is named by istio.io/reroute-virtual-interfaces, in ambient mode",
+        harmless: "",
+    },
+];
+
 /// A kind of any version, as documents name it (`group/version` and kind), if it has no effect.
 pub fn of(api_version: &str, kind: &str) -> Option<&'static Idle> {
     let (group, _) = api_version.split_once('/')?;
@@ -85,6 +128,32 @@ mod tests {
                 assert_eq!(parse(&text), [ignored]);
             }
         }
+    }
+
+    #[test]
+    fn no_annotation_without_effect_is_one_that_is_read() {
+        use crate::k8s::labels;
+        for idle in IDLE_ANNOTATIONS {
+            for read in [
+                labels::EXCLUDE_INBOUND_PORTS,
+                labels::EXCLUDE_OUTBOUND_PORTS,
+                labels::EXCLUDE_OUTBOUND_RANGES,
+                labels::INCLUDE_OUTBOUND_RANGES,
+                labels::REROUTE_VIRTUAL_INTERFACES,
+            ] {
+                assert_ne!(idle.name, read);
+            }
+            assert!(idle.misleads("8080") && !idle.misleads(idle.harmless));
+        }
+        let [inbound, outbound, ..] = IDLE_ANNOTATIONS;
+        assert!(
+            !inbound.misleads(" * ") && inbound.misleads(""),
+            "no port is captured"
+        );
+        assert!(
+            !outbound.misleads(" ") && outbound.misleads("*"),
+            "all are, regardless of ranges"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! What cannot be read is no exemption, and no pod either: one that is captured otherwise than was meant is worse.
 
+use api::k8s::idle::{IDLE_ANNOTATIONS, IdleAnnotation};
 use api::k8s::labels;
 use ipnet::IpNet;
 use serde_json::Value;
@@ -50,6 +51,15 @@ pub(super) fn read(pod: &Value, exclusions: bool) -> Result<Capture, Refused> {
         }
     }
     Ok(capture)
+}
+
+/// What the author of `pod` may believe in, and is not so.
+pub(super) fn idle(pod: &Value) -> impl Iterator<Item = String> {
+    let misleads = move |it: &&IdleAnnotation| {
+        annotation(pod, it.name).is_some_and(|value| it.misleads(value))
+    };
+    let idle = IDLE_ANNOTATIONS.iter().filter(misleads);
+    idle.map(|it| format!("annotation {} has no effect: {}", it.name, it.instead))
 }
 
 impl Capture {

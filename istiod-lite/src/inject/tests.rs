@@ -322,6 +322,24 @@ fn annotations_about_capture_are_read_as_in_ambient_mode() {
 }
 
 #[test]
+fn what_of_sidecars_has_no_effect_is_warned_of_and_all_is_captured_all_the_same() {
+    let wished = with(
+        "/metadata/annotations",
+        json!({"traffic.sidecar.istio.io/includeInboundPorts": "8080", "traffic.sidecar.istio.io/includeOutboundPorts": ""}),
+    );
+    let (pod, warnings) = injected_by(&injector(), &wished);
+    assert_eq!(arguments(&pod)[2..], ["--exempt-inbound-ports=15020,15021"]);
+    let [warning] = &warnings[..] else {
+        panic!("{warnings:?}")
+    };
+    assert!(
+        warning.contains("includeInboundPorts has no effect")
+            && warning.contains("excludeInboundPorts"),
+        "{warning}"
+    );
+}
+
+#[test]
 fn what_kubelet_asks_goes_by_way_of_the_proxy_with_its_own_rhythm() {
     let mut before = pod();
     before["spec"]["containers"] = json!([
