@@ -1,4 +1,4 @@
-//! `ambit connections`: what is open now, at every node.
+//! `ambit connections`: what is open now, at every node, and in pods that bring their own proxy.
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::Outcome;
 use crate::cluster::Access;
-use crate::live::{Reach, encoded};
+use crate::live::{Proxy, Reach, encoded};
 use crate::output::{self, Format, columns, say};
 use crate::text::{amount, span};
 
@@ -31,7 +31,7 @@ pub(crate) struct Connections {
     /// Only those that came to pods, or only those that pods opened.
     #[arg(long, value_enum)]
     direction: Option<Direction>,
-    /// No more than so many of each node.
+    /// No more than so many of each proxy.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// How to print them.
@@ -59,20 +59,33 @@ struct Found {
     connections: Vec<Value>,
     /// Who did not answer, and why.
     unreached: Vec<String>,
+    /// Whom nobody but itself can ask: machines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_asked: Vec<String>,
 }
 
 impl Connections {
     pub(crate) async fn run(&self, access: &Access) -> anyhow::Result<Outcome> {
-        let proxies = self.reach.proxies(access).await?;
-        let mut found = Found::default();
+        let mut proxies = self.reach.proxies(access).await?;
+        let left = proxies.look_further(self.namespace.as_deref()).await?;
+        let mut found = Found {
+            unreached: left.missed,
+            not_asked: left.machines,
+            ..Found::default()
+        };
         for (proxy, answer) in proxies.all(&self.path()).await {
             match answer {
-                Ok(text) => found.connections.extend(read(&text)),
+                Ok(text) => found
+                    .connections
+                    .extend(read(&text).filter(|it| is_its_own(proxy, it))),
                 Err(why) => found.unreached.push(format!("{}: {why}", proxy.name)),
             }
         }
         for line in &found.unreached {
             say(&format!("! {line}"));
+        }
+        if let Some(line) = not_asked(&found.not_asked, "connections") {
+            say(&line);
         }
         if found.connections.is_empty() && self.output == Format::Table {
             say("no open connections");
@@ -113,6 +126,28 @@ impl Connections {
             false => format!("/connections?{}", query.join("&")),
         }
     }
+}
+
+/// What to do about machines, whose proxies listen where no API server leads.
+pub(crate) fn not_asked(machines: &[String], command: &str) -> Option<String> {
+    let first = machines.first()?;
+    let others = match machines.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "not asked: machine {first}{others}; on a machine: ambit {command} --proxy 127.0.0.1:15000"
+    ))
+}
+
+/// Whether the connection is of a pod that this proxy may speak of.
+fn is_its_own(proxy: &Proxy, connection: &Value) -> bool {
+    let end = match connection["direction"].as_str() {
+        Some("inbound") => &connection["destination"],
+        _ => &connection["source"],
+    };
+    let text = |key: &str| end[key].as_str().unwrap_or_default();
+    proxy.may_speak_of(text("namespace"), Some(text("pod")))
 }
 
 /// One document a line; what was cut off at the end is not one.
@@ -201,13 +236,26 @@ mod tests {
     }
 
     #[test]
+    fn machines_are_told_of_with_what_to_run_there() {
+        let names = |all: &[&str]| all.iter().map(|it| (*it).to_owned()).collect::<Vec<_>>();
+        assert_eq!(not_asked(&[], "top"), None);
+        let one = not_asked(&names(&["shop/db-1"]), "top").unwrap();
+        assert_eq!(
+            one,
+            "not asked: machine shop/db-1; on a machine: ambit top --proxy 127.0.0.1:15000"
+        );
+        let many = not_asked(&names(&["shop/db-1", "shop/db-2", "shop/db-3"]), "top").unwrap();
+        assert!(many.contains("shop/db-1 and 2 more;"), "{many}");
+    }
+
+    #[test]
     fn a_connection_is_one_line_with_both_ends() {
         let lines = r#"{"direction":"inbound","protocol":"udp","source":{"address":"10.0.0.1:4000","namespace":"shop","pod":"client"},"destination":{"address":"10.0.0.2:80","namespace":"shop","pod":"web"},"carried":"tunnel","policy":"shop/let","bytesSent":10,"bytesReceived":2048,"ageMs":61000}
 {"direction":"outbound","source":{"address":"10.0.0.1:4001"},"destination":{"address":"192.0.2.1:443"},"carried":"plain","bytesSent":0,"bytesReceived":0,"ageMs":5}
 {"cut"#;
         let found = Found {
             connections: read(lines).collect(),
-            unreached: vec![],
+            ..Found::default()
         };
         let shown = table(&found);
         let rows: Vec<Vec<&str>> = shown

@@ -106,7 +106,7 @@ impl Dump {
         }
         for (port, path, inside) in doors {
             let answer = if *inside {
-                proxy::ask_inside(client, system, name, *port, path)
+                proxy::ask_inside(client, system, name, *port, path, proxy::LARGEST)
                     .await
                     .map_err(|error| format!("{error:#}"))
             } else {

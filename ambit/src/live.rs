@@ -1,21 +1,30 @@
 //! The proxies that are running, and the way to each: on a cluster a port-forward by the API server to the admin port
 //! of its pod, which listens on the pod's loopback alone; without one, addresses that somebody has made reachable.
+//!
+//! A pod may bring a proxy of its own ([`own`]). That one is asked in its pod, where others can listen too: what it says
+//! counts for that pod and for no other, and is not taken without end. Machines have one of their own as well, which no
+//! API server leads to; they are named.
+
+pub(crate) mod own;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context as _, bail};
+use api::k8s::labels;
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
+use kube::api::{DynamicObject, ListParams};
+use kube::core::ApiResource;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::cluster::Access;
+use crate::cluster::{Access, is_missing};
 use crate::parts::Part;
 use crate::proxy::{self, Trouble};
+use own::Own;
 
 /// Which proxies are asked.
 #[derive(Debug, Clone, Default, Args)]
@@ -76,11 +85,14 @@ impl Reach {
             name: it.name.clone().unwrap_or_else(|| it.address.clone()),
             node: it.name,
             way: Way::Address(it.address),
+            stands_for: None,
         };
         Ok(Proxies {
             ztunnels: ztunnels.into_iter().map(proxy).collect(),
+            own: Vec::new(),
             waypoints: waypoints.into_iter().map(proxy).collect(),
             cluster: None,
+            system: access.system.clone(),
         })
     }
 }
@@ -103,10 +115,24 @@ fn listed(text: &str) -> anyhow::Result<Vec<Told>> {
 
 /// The proxies that are running.
 pub(crate) struct Proxies {
+    /// Those of nodes.
     pub(crate) ztunnels: Vec<Proxy>,
+    /// Those of pods that bring their own, once they were looked for ([`Proxies::look_further`]).
+    own: Vec<Proxy>,
     /// Those that were told of; a cluster's are found when they are needed.
     waypoints: Vec<Proxy>,
     pub(crate) cluster: Option<Client>,
+    /// Namespace of the control plane.
+    system: String,
+}
+
+/// Who is not asked.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Who should be, and why not.
+    pub(crate) missed: Vec<String>,
+    /// Machines, whose proxies only they themselves can ask.
+    pub(crate) machines: Vec<String>,
 }
 
 /// One proxy.
@@ -117,6 +143,8 @@ pub(crate) struct Proxy {
     /// Where it runs, if that is known before it is asked.
     node: Option<String>,
     way: Way,
+    /// The pod that brings it, namespace and name; none of one that stands for many.
+    stands_for: Option<(String, String)>,
 }
 
 #[derive(Clone)]
@@ -150,12 +178,6 @@ impl Proxies {
                 *known = (stays, pod.name_any());
             }
         }
-        if by_node.is_empty() {
-            bail!(
-                "no ztunnel runs in namespace {} (--istio-namespace): is the mesh installed? (ambit status)",
-                access.system
-            );
-        }
         let ztunnels = by_node.into_iter().map(|(node, (_, pod))| Proxy {
             name: format!("ztunnel of node {node}"),
             node: Some(node),
@@ -164,16 +186,92 @@ impl Proxies {
                 namespace: access.system.clone(),
                 pod,
             },
+            stands_for: None,
         });
         Ok(Self {
             ztunnels: ztunnels.collect(),
+            own: Vec::new(),
             waypoints: Vec::new(),
             cluster: Some(client),
+            system: access.system.clone(),
         })
     }
 
+    /// Looks for pods that bring their own proxy, and for machines; in one namespace, or in all of them.
+    ///
+    /// # Errors
+    /// When there is nobody to ask.
+    pub(crate) async fn look_further(&mut self, namespace: Option<&str>) -> anyhow::Result<Left> {
+        let mut left = Left::default();
+        if let Some(client) = self.cluster.clone() {
+            if let Err(why) = self.find_own(&client, namespace).await {
+                left.missed.push(format!(
+                    "which pods bring their own proxy is not known: {why:#}"
+                ));
+            }
+            match machines(&client, namespace).await {
+                Ok(machines) => left.machines = machines,
+                Err(why) => left
+                    .missed
+                    .push(format!("which machines there are is not known: {why:#}")),
+            }
+        }
+        match self.ztunnels.is_empty() && self.own.is_empty() {
+            true => bail!(self.nobody()),
+            false => Ok(left),
+        }
+    }
+
+    /// Page by page: they may be many, and few of them matter.
+    async fn find_own(&mut self, client: &Client, namespace: Option<&str>) -> anyhow::Result<()> {
+        let pods: Api<Pod> = match namespace {
+            Some(namespace) => Api::namespaced(client.clone(), namespace),
+            None => Api::all(client.clone()),
+        };
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let found = pods.list(&page).await.context("cannot list Pods")?;
+            let run = found
+                .items
+                .iter()
+                .filter(|pod| own::of(pod) == Some(Own::Runs));
+            self.own.extend(run.map(|pod| {
+                let namespace = pod.namespace().unwrap_or_default();
+                inside(client, namespace, pod.name_any())
+            }));
+            match found.metadata.continue_ {
+                Some(next) if !next.is_empty() => page = page.continue_token(&next),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// What to say where there is no proxy at all.
+    pub(crate) fn nobody(&self) -> String {
+        format!(
+            "no ztunnel runs in namespace {} (--istio-namespace): is the mesh installed? (ambit status)",
+            self.system
+        )
+    }
+
+    /// The proxy that this pod brings itself.
+    pub(crate) fn own_of(&self, namespace: &str, pod: &str) -> Option<Proxy> {
+        let client = self.cluster.as_ref()?;
+        Some(inside(client, namespace.to_owned(), pod.to_owned()))
+    }
+
+    /// All that can be asked about one workload, in the order in which they are: the proxy that it brings itself, those of its
+    /// node, any.
+    pub(crate) fn nearest<'a>(&'a self, own: Option<&'a Proxy>, node: &str) -> Vec<&'a Proxy> {
+        let of_node = self.of_node(node);
+        let others = self.ztunnels.iter();
+        let others = others.filter(|it| !of_node.iter().any(|near| near.name == it.name));
+        let near = own.into_iter().chain(of_node.iter().copied());
+        near.chain(others).collect()
+    }
+
     /// The ztunnels that may serve pods of this node: that one if it is known which it is, else all.
-    pub(crate) fn of_node(&self, node: &str) -> Vec<&Proxy> {
+    fn of_node(&self, node: &str) -> Vec<&Proxy> {
         let named: Vec<_> = self
             .ztunnels
             .iter()
@@ -198,36 +296,85 @@ impl Proxies {
                     namespace: namespace.to_owned(),
                     pod: pod.to_owned(),
                 },
+                stands_for: None,
             });
         }
         self.waypoints.iter().find(|it| it.name == name).cloned()
     }
 
-    /// Asks all ztunnels the same, some at a time; in their order.
+    /// Asks all ztunnels the same, those of nodes first, some at a time; in their order. A pod that has gone meanwhile took
+    /// its connections along, and is left out.
     pub(crate) async fn all(&self, path: &str) -> Vec<(&Proxy, Result<String, Trouble>)> {
-        let mut answers: Vec<Option<Result<String, Trouble>>> =
-            self.ztunnels.iter().map(|_| None).collect();
+        let asked: Vec<&Proxy> = self.ztunnels.iter().chain(&self.own).collect();
+        let unanswered = || Err(Trouble::Unreached("it could not be asked".to_owned()));
+        let mut answers: Vec<Result<Option<String>, Trouble>> =
+            asked.iter().map(|_| unanswered()).collect();
         let mut asking = JoinSet::new();
-        let mut waiting = self.ztunnels.iter().enumerate();
+        let mut waiting = asked.iter().enumerate();
         loop {
             while asking.len() < AT_ONCE
-                && let Some((at, proxy)) = waiting.next()
+                && let Some((at, &proxy)) = waiting.next()
             {
                 let (proxy, path) = (proxy.clone(), path.to_owned());
-                asking.spawn(async move { (at, proxy.ask(&path).await) });
+                asking.spawn(async move { (at, proxy.ask_while_there(&path).await) });
             }
             match asking.join_next().await {
-                Some(Ok((at, answer))) => answers[at] = Some(answer),
+                Some(Ok((at, answer))) => answers[at] = answer,
                 Some(Err(_)) => {}
                 None => break,
             }
         }
-        let unanswered = || Err(Trouble::Unreached("it could not be asked".to_owned()));
-        let answers = answers
-            .into_iter()
-            .map(|answer| answer.unwrap_or_else(unanswered));
-        self.ztunnels.iter().zip(answers).collect()
+        let answered = asked.into_iter().zip(answers);
+        answered
+            .filter_map(|(proxy, answer)| Some((proxy, answer.transpose()?)))
+            .collect()
     }
+}
+
+/// The proxy in a pod that brings it.
+fn inside(client: &Client, namespace: String, pod: String) -> Proxy {
+    Proxy {
+        name: format!("ztunnel in pod {namespace}/{pod}"),
+        node: None,
+        stands_for: Some((namespace.clone(), pod.clone())),
+        way: Way::Pod {
+            client: client.clone(),
+            namespace,
+            pod,
+        },
+    }
+}
+
+/// Machines that are there: entries made for one that joined, and has not gone.
+async fn machines(client: &Client, namespace: Option<&str>) -> anyhow::Result<Vec<String>> {
+    let resource = ApiResource {
+        group: "networking.istio.io".into(),
+        version: "v1".into(),
+        api_version: "networking.istio.io/v1".into(),
+        kind: "WorkloadEntry".into(),
+        plural: "workloadentries".into(),
+    };
+    let entries: Api<DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let found = match entries.list_metadata(&ListParams::default()).await {
+        Ok(found) => found,
+        // A mesh without the kind has none.
+        Err(error) if is_missing(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(error).context("cannot list WorkloadEntries"),
+    };
+    let machine = |annotations: &BTreeMap<String, String>| {
+        let is_there = !annotations.contains_key(labels::DISCONNECTED_AT);
+        annotations
+            .get(labels::MACHINE)
+            .filter(|_| is_there)
+            .cloned()
+    };
+    Ok(found
+        .iter()
+        .filter_map(|entry| machine(entry.annotations()))
+        .collect())
 }
 
 impl Proxy {
@@ -239,8 +386,54 @@ impl Proxy {
                 client,
                 namespace,
                 pod,
-            } => proxy::ask_inside(client, namespace, pod, ADMIN, path).await,
+            } => {
+                let most = match self.stands_for {
+                    Some(_) => LARGEST_OF_ONE,
+                    None => proxy::LARGEST,
+                };
+                proxy::ask_inside(client, namespace, pod, ADMIN, path, most).await
+            }
         }
+    }
+
+    /// The same; none of a pod that brings its own and has gone meanwhile.
+    async fn ask_while_there(&self, path: &str) -> Result<Option<String>, Trouble> {
+        match self.ask(path).await {
+            Ok(text) => Ok(Some(text)),
+            Err(_) if self.is_gone().await => Ok(None),
+            Err(why) => Err(why),
+        }
+    }
+
+    async fn is_gone(&self) -> bool {
+        let (
+            Some(_),
+            Way::Pod {
+                client,
+                namespace,
+                pod,
+            },
+        ) = (&self.stands_for, &self.way)
+        else {
+            return false;
+        };
+        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+        match pods.get_opt(pod).await {
+            Ok(Some(pod)) => {
+                pod.metadata.deletion_timestamp.is_some() || own::of(&pod) != Some(Own::Runs)
+            }
+            Ok(None) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Whether it may speak of this pod's connections; `pod` where it is told apart from others of its namespace. One that
+    /// stands for many may speak of all.
+    pub(crate) fn may_speak_of(&self, namespace: &str, pod: Option<&str>) -> bool {
+        let Some((of, name)) = &self.stands_for else {
+            return true;
+        };
+        of == namespace && pod.is_none_or(|pod| pod == name)
     }
 
     /// The same, which is JSON.
@@ -273,6 +466,11 @@ pub(crate) fn encoded(text: &str) -> String {
 const ADMIN: u16 = 15000;
 /// Port-forwards at a time.
 const AT_ONCE: usize = 16;
+/// Pods of one answer of the API server.
+const PAGE: u32 = 500;
+/// What the proxy of one pod has to say, with tens of thousands of connections: whoever answers in its stead shall not fill
+/// our memory.
+const LARGEST_OF_ONE: usize = 32 * 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -308,6 +506,21 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!(found[1].address, "127.0.0.1:2");
         assert!(listed("nonsense").is_err());
+    }
+
+    #[test]
+    fn the_proxy_that_a_pod_brings_speaks_for_that_pod_alone() {
+        let proxy = |stands_for| Proxy {
+            name: String::new(),
+            node: None,
+            way: Way::Address(String::new()),
+            stands_for,
+        };
+        let own = proxy(Some(("shop".to_owned(), "own".to_owned())));
+        assert!(own.may_speak_of("shop", Some("own")) && own.may_speak_of("shop", None));
+        assert!(!own.may_speak_of("shop", Some("web")) && !own.may_speak_of("bank", Some("own")));
+        assert!(!own.may_speak_of("bank", None));
+        assert!(proxy(None).may_speak_of("bank", Some("web")));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) fn print<T: Serialize>(
     table: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     match format {
-        Format::Table => text(&table(found)),
+        Format::Table => text(&plain(&table(found))),
         Format::Json => text(&format!("{}\n", serde_json::to_string_pretty(found)?)),
         Format::Yaml => text(&serde_saphyr::to_string(found)?),
     }
@@ -42,7 +42,17 @@ pub(crate) fn text(text: &str) -> anyhow::Result<()> {
 /// A line of progress.
 pub(crate) fn say(line: &str) {
     // Nobody is left to be told when standard error is closed.
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", plain(line));
+}
+
+/// Text of others without what a terminal would obey; lines stay lines.
+pub(crate) fn plain(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' => c,
+        _ if c.is_control() => char::REPLACEMENT_CHARACTER,
+        _ => c,
+    };
+    text.chars().map(shown).collect()
 }
 
 /// Columns without lines, as kubectl prints them.
@@ -53,7 +63,8 @@ pub(crate) fn columns(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(head.iter().map(|name| (*name).to_owned()));
     for row in rows {
-        table.add_row(row);
+        // A cell is one line, whoever wrote it.
+        table.add_row(row.iter().map(|cell| cell.replace('\n', " ")));
     }
     let lines = table.to_string();
     // The style pads each cell on both sides.
@@ -64,4 +75,25 @@ pub(crate) fn columns(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     let mut text = trimmed.join("\n");
     text.push('\n');
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_moves_no_cursor_and_makes_no_lines_of_its_own() {
+        let rows = [vec![
+            "shop/web\u{1b}[2J\nshop/forged".to_owned(),
+            "ok\u{9b}1m".to_owned(),
+        ]];
+        let shown = plain(&columns(&["POD", "STATE"], rows));
+        assert_eq!(shown.lines().count(), 2, "{shown}");
+        assert!(!shown.contains(['\u{1b}', '\u{9b}']), "{shown}");
+        assert!(
+            shown.contains("shop/web") && shown.contains("ok"),
+            "{shown}"
+        );
+        assert_eq!(plain("a\nb\rc"), "a\nb\u{fffd}c");
+    }
 }

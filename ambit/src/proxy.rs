@@ -57,13 +57,14 @@ impl fmt::Display for Trouble {
 
 impl std::error::Error for Trouble {}
 
-/// `GET path` of `port` on the loopback of a pod.
+/// `GET path` of `port` on the loopback of a pod; no more than `most` bytes of it.
 pub(crate) async fn ask_inside(
     client: &Client,
     namespace: &str,
     pod: &str,
     port: u16,
     path: &str,
+    most: usize,
 ) -> Result<String, Trouble> {
     let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     in_time(async {
@@ -72,7 +73,7 @@ pub(crate) async fn ask_inside(
         let stream = forward
             .take_stream(port)
             .ok_or_else(|| Trouble::Unreached(format!("port {port} was not forwarded")))?;
-        get(stream, path).await
+        get(stream, path, most).await
     })
     .await
 }
@@ -82,7 +83,7 @@ pub(crate) async fn ask_at(address: &str, path: &str) -> Result<String, Trouble>
     in_time(async {
         let connected = TcpStream::connect(address).await;
         let stream = connected.map_err(|error| unreached(&error))?;
-        get(stream, path).await
+        get(stream, path, LARGEST).await
     })
     .await
 }
@@ -95,7 +96,7 @@ async fn in_time(answer: impl Future<Output = Result<String, Trouble>>) -> Resul
     })
 }
 
-async fn get<S>(stream: S, path: &str) -> Result<String, Trouble>
+async fn get<S>(stream: S, path: &str, most: usize) -> Result<String, Trouble>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -109,7 +110,7 @@ where
     let answer = sender.send_request(request).await;
     let answer = answer.map_err(|error| unreached(&error))?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), LARGEST).collect().await;
+    let body = Limited::new(answer.into_body(), most).collect().await;
     let body = body.map_err(|error| Trouble::Unreached(error.to_string()))?;
     drop(driving);
     let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
@@ -135,4 +136,4 @@ fn unreached(error: &dyn std::error::Error) -> Trouble {
 /// For a pod that does not answer.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 /// A dump of a hundred thousand workloads is about 150 MiB.
-const LARGEST: usize = 512 * 1024 * 1024;
+pub(crate) const LARGEST: usize = 512 * 1024 * 1024;

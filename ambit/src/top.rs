@@ -1,5 +1,5 @@
 //! `ambit top`: which workloads talk, how much, and whose connections are refused. Two looks at the counters of every
-//! ztunnel, and the difference.
+//! ztunnel, those that pods bring themselves too, and the difference.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Outcome;
 use crate::cluster::Access;
+use crate::connections::not_asked;
 use crate::live::{Proxies, Reach};
 use crate::output::{self, Format, columns, say};
 use crate::text::amount;
@@ -82,17 +83,22 @@ struct Found {
     workloads: Vec<Row>,
     /// Who did not answer, and why.
     unreached: Vec<String>,
+    /// Whom nobody but itself can ask: machines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_asked: Vec<String>,
 }
 
 impl Top {
     pub(crate) async fn run(&self, access: &Access) -> anyhow::Result<Outcome> {
-        let proxies = self.reach.proxies(access).await?;
+        let mut proxies = self.reach.proxies(access).await?;
+        // Once, as nodes are: whoever comes later is seen by the next `top`.
+        let left = proxies.look_further(self.namespace.as_deref()).await?;
         let watched = std::io::stdout().is_terminal();
         let once = self.once || !watched || self.output != Format::Table;
         let (mut before, mut at) = (look(&proxies).await.0, Instant::now());
         loop {
             tokio::time::sleep(Duration::from_secs(self.every)).await;
-            let (now, unreached) = look(&proxies).await;
+            let (now, silent) = look(&proxies).await;
             let seconds = at.elapsed().as_secs_f64();
             at = Instant::now();
             let mut workloads = rows(&before, &now, seconds);
@@ -101,7 +107,8 @@ impl Top {
             }
             let found = Found {
                 workloads,
-                unreached,
+                unreached: left.missed.iter().cloned().chain(silent).collect(),
+                not_asked: left.machines.clone(),
             };
             before = now;
             if !once {
@@ -110,6 +117,9 @@ impl Top {
             }
             for line in &found.unreached {
                 say(&format!("! {line}"));
+            }
+            if let Some(line) = not_asked(&found.not_asked, "top") {
+                say(&line);
             }
             output::print(self.output, &found, |found| table(&found.workloads))?;
             if once {
@@ -129,14 +139,20 @@ async fn look(proxies: &Proxies) -> (Look, Vec<String>) {
             serde_json::from_str::<Page>(&text).map_err(|error| error.to_string())
         });
         match page {
-            Ok(page) => look.extend(page.workloads.into_iter().map(|it| {
-                let key = (
-                    proxy.name.clone(),
-                    it.namespace.clone(),
-                    it.workload.clone(),
-                );
-                (key, it)
-            })),
+            Ok(page) => {
+                let its_own = page
+                    .workloads
+                    .into_iter()
+                    .filter(|it| proxy.may_speak_of(&it.namespace, None));
+                look.extend(its_own.map(|it| {
+                    let key = (
+                        proxy.name.clone(),
+                        it.namespace.clone(),
+                        it.workload.clone(),
+                    );
+                    (key, it)
+                }));
+            }
             Err(why) => unreached.push(format!("{}: {why}", proxy.name)),
         }
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::{Lab, Machine, wait};
+use serde_json::Value;
 use support::{Pair, SOON, Server, echo, in_lab, refused, round_trip, talk, talk_soon};
 
 /// What an operator writes of a machine that no WorkloadGroup stands for.
@@ -475,6 +476,20 @@ fn a_pod_without_a_node_agent_brings_its_own_proxy_and_is_closed_until_that_is_b
                 .any(|peer| peer.ip() == pair.client.ip()),
             "its application sees its client"
         );
+
+        // Its proxy is the one that decides about either end of what is its, and says so to who asks.
+        for (end, source, destination) in [
+            ("leaving", &pod, pair.at()),
+            ("arriving", &pair.client, pod.at(8080)),
+        ] {
+            let (source, destination) = (source.ip().to_string(), destination.to_string());
+            let ambit = program("ambit");
+            let own = "--proxy=127.0.0.1:15000";
+            let words = [&*ambit, "explain", own, "-o", "json", &source, &destination];
+            let said: Value = serde_json::from_str(&pod.exec(words)?.stdout)?;
+            ensure!(said["verdict"] == "allowed", "{said:#}");
+            ensure!(said["answers"][end]["decides"] == true, "{said:#}");
+        }
 
         // As kubelet asks: in the clear, where nothing else in the clear is let in.
         lab.apply_yaml("strict", STRICT)?;

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::Explain;
 use super::pods::{self, Caller};
+use crate::live::own::Own;
 use crate::live::{Proxies, Proxy, encoded};
 use crate::proxy::Trouble;
 
@@ -30,6 +31,22 @@ pub(super) struct Asked {
 }
 
 impl Asked {
+    /// The proxy that a pod brings itself, `namespace/name`, if it can be asked; if not, that is noted.
+    fn brought(&mut self, proxies: &Proxies, pod: &str, own: Own) -> Option<Proxy> {
+        match own {
+            Own::Runs => {
+                let (namespace, name) = pod.split_once('/')?;
+                proxies.own_of(namespace, name)
+            }
+            Own::Rests(why) => {
+                self.unreached.push(format!(
+                    "ztunnel in pod {pod}, which brings its own: {why}; until it runs, all that would pass it is refused"
+                ));
+                None
+            }
+        }
+    }
+
     /// What is added to a question for a ztunnel. A connection is what it takes for granted, also one of an older version.
     fn spoken(&self) -> &'static str {
         if self.udp { "&protocol=udp" } else { "" }
@@ -61,7 +78,9 @@ pub(super) async fn ask(what: &Explain, proxies: &Proxies) -> anyhow::Result<Ask
         Some(client) => pods::caller(client, &asked.source).await?,
         None => None,
     };
-    leaving(&mut asked, proxies, caller).await?;
+    let own = caller.as_ref().and_then(|it| Some((&*it.name, it.own?)));
+    let own = own.and_then(|(pod, own)| asked.brought(proxies, pod, own));
+    leaving(&mut asked, proxies, caller, own.as_ref()).await?;
     let Some(left) = &asked.leaving else {
         return Ok(asked);
     };
@@ -71,16 +90,36 @@ pub(super) async fn ask(what: &Explain, proxies: &Proxies) -> anyhow::Result<Ask
         next = through.behind(asked.waypoint.as_ref(), asked.leaving.as_ref());
     }
     if let Some(Next::Pod(pod)) = next {
-        arriving(&mut asked, proxies, &pod).await;
+        let own = before(&mut asked, proxies, &pod).await;
+        arriving(&mut asked, proxies, &pod, own.as_ref()).await;
     }
     Ok(asked)
 }
 
-/// Asks the ztunnel of the source, and if that cannot be found, any.
+/// The proxy that the pod at the end of the way brings itself, if it does.
+async fn before(asked: &mut Asked, proxies: &Proxies, called: &Called) -> Option<Proxy> {
+    match pods::called(proxies.cluster.as_ref()?, &called.uid, &called.at).await {
+        Ok(found) => {
+            let (pod, own) = found?;
+            asked.brought(proxies, &pod, own)
+        }
+        Err(error) => {
+            let why = crate::cluster::innermost(&error);
+            asked.unreached.push(format!(
+                "the pod {}: {why} (whether it brings its own proxy is not known)",
+                called.uid
+            ));
+            None
+        }
+    }
+}
+
+/// Asks the ztunnel of the source, its `own` or that of its node, and if that cannot be found, any.
 async fn leaving(
     asked: &mut Asked,
     proxies: &Proxies,
     caller: Option<Caller>,
+    own: Option<&Proxy>,
 ) -> anyhow::Result<()> {
     let node = caller.as_ref().map_or("", |caller| &*caller.node);
     let source = caller
@@ -92,12 +131,9 @@ async fn leaving(
         encoded(&asked.destination),
         asked.spoken()
     );
-    let of_node = proxies.of_node(node);
-    let others = proxies.ztunnels.iter();
-    let others = others.filter(|it| !of_node.iter().any(|own| own.name == it.name));
-    let all: Vec<&Proxy> = of_node.iter().copied().chain(others).collect();
     let mut refusal = None;
-    for (at, proxy) in all.into_iter().enumerate() {
+    let nearest = proxies.nearest(own, node);
+    for proxy in nearest {
         match proxy.json(&query).await {
             Ok(mut answer) => {
                 let said = answer["source"].take();
@@ -121,8 +157,7 @@ async fn leaving(
                 refusal.get_or_insert_with(|| format!("{}: {words}", proxy.name));
             }
             Err(why) => {
-                let is_own = at < of_node.len() && !node.is_empty();
-                let missing = if is_own {
+                let missing = if own.is_some() || !node.is_empty() {
                     "what it does with what leaves is what another ztunnel knows"
                 } else {
                     "it may be the source's"
@@ -136,6 +171,7 @@ async fn leaving(
     asked.kept_out = caller.map(|caller| caller.kept_out).unwrap_or_default();
     match (&asked.leaving, refusal) {
         (None, Some(why)) => anyhow::bail!("{why}"),
+        (None, None) if asked.unreached.is_empty() => anyhow::bail!(proxies.nobody()),
         (None, None) => anyhow::bail!("no ztunnel could be asked: {}", asked.unreached.join("; ")),
         (Some(_), _) => Ok(()),
     }
@@ -153,6 +189,7 @@ pub(super) enum Next {
 /// A pod at the end of the way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Called {
+    pub(super) uid: String,
     /// Who calls it.
     pub(super) source: String,
     /// It is a waypoint that calls: by a tunnel, though nothing tunnels to it.
@@ -211,6 +248,7 @@ impl Next {
             _ => source.to_owned(),
         };
         Some(Self::Pod(Called {
+            uid: text(&workload["uid"]),
             source,
             by_waypoint: false,
             at: at.as_str()?.to_owned(),
@@ -244,6 +282,7 @@ impl Through {
             false => format!("{address}:{port}"),
         };
         Some(Next::Pod(Called {
+            uid: text(&endpoint["uid"]),
             source: self.address.clone(),
             by_waypoint: true,
             at,
@@ -314,9 +353,9 @@ async fn waypoint(asked: &mut Asked, proxies: &Proxies, what: &Explain, through:
     }
 }
 
-/// Asks the ztunnel that stands before the pod, and if that is not to be had, any, which knows the same policies but
-/// does not decide.
-async fn arriving(asked: &mut Asked, proxies: &Proxies, called: &Called) {
+/// Asks the ztunnel that stands before the pod, its `own` or that of its node, and if that is not to be had, any, which knows
+/// the same policies but does not decide.
+async fn arriving(asked: &mut Asked, proxies: &Proxies, called: &Called, own: Option<&Proxy>) {
     let query = format!(
         "/explain?src={}&dst={}&side=destination{}{}",
         encoded(&called.source),
@@ -324,10 +363,7 @@ async fn arriving(asked: &mut Asked, proxies: &Proxies, called: &Called) {
         if called.by_waypoint { "&by=tunnel" } else { "" },
         asked.spoken()
     );
-    let of_node = proxies.of_node(&called.node);
-    let others = proxies.ztunnels.iter();
-    let others = others.filter(|it| !of_node.iter().any(|own| own.name == it.name));
-    for proxy in of_node.iter().copied().chain(others) {
+    for proxy in proxies.nearest(own, &called.node) {
         match proxy.json(&query).await {
             Ok(mut answer) => {
                 let said = answer["destination"].take();
@@ -353,5 +389,134 @@ async fn arriving(asked: &mut Asked, proxies: &Proxies, called: &Called) {
                 proxy.name
             )),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::cluster::Access;
+    use crate::live::Reach;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        access: Access,
+        #[command(flatten)]
+        reach: Reach,
+    }
+
+    /// A proxy by this name that has one answer to whatever it is asked, as it is told of to `ambit`.
+    async fn answering(name: &str, answer: Value) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let told = format!("--proxy={name}={}", listener.local_addr().unwrap());
+        let body = answer.to_string();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut question = [0; 4096];
+                let _ = stream.read(&mut question).await;
+                let _ = stream.write_all((head.clone() + &body).as_bytes()).await;
+            }
+        });
+        told
+    }
+
+    /// One that has gone.
+    async fn gone(name: &str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("--proxy={name}={}", listener.local_addr().unwrap())
+    }
+
+    async fn proxies(told: &[&str]) -> Proxies {
+        let line = Line::parse_from([&["ambit"][..], told].concat());
+        line.reach.proxies(&line.access).await.unwrap()
+    }
+
+    async fn one(told: &str) -> Proxy {
+        proxies(&[told]).await.ztunnels.remove(0)
+    }
+
+    fn caller(own: Own) -> Option<Caller> {
+        Some(Caller {
+            name: "shop/own".into(),
+            node: "a".into(),
+            own: Some(own),
+            kept_out: Vec::new(),
+        })
+    }
+
+    fn called() -> Called {
+        Called {
+            uid: "c//Pod/shop/own".into(),
+            source: "10.0.0.1".into(),
+            by_waypoint: false,
+            at: "10.0.0.9:80".into(),
+            node: "a".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_brings_its_own_proxy_is_decided_about_by_that_and_not_by_its_nodes() {
+        let said = |here| json!({ "source": { "here": here }, "destination": { "here": here } });
+        let own = one(&answering("own", said(true)).await).await;
+        let nodes = proxies(&[&answering("a", said(false)).await]).await;
+        let mut asked = Asked::default();
+        leaving(&mut asked, &nodes, caller(Own::Runs), Some(&own))
+            .await
+            .unwrap();
+        arriving(&mut asked, &nodes, &called(), Some(&own)).await;
+        for heard in [asked.leaving, asked.arriving] {
+            let heard = heard.unwrap();
+            assert_eq!((&*heard.proxy, heard.decides), ("own", true));
+        }
+        assert!(asked.unreached.is_empty(), "{:?}", asked.unreached);
+    }
+
+    #[tokio::test]
+    async fn if_it_cannot_be_asked_another_stands_in_and_that_is_said() {
+        let said = json!({ "source": { "here": false }, "destination": { "here": false } });
+        let own = one(&gone("own").await).await;
+        let nodes = proxies(&[&answering("a", said).await]).await;
+        let mut asked = Asked::default();
+        leaving(&mut asked, &nodes, caller(Own::Runs), Some(&own))
+            .await
+            .unwrap();
+        arriving(&mut asked, &nodes, &called(), Some(&own)).await;
+        assert_eq!(asked.unreached.len(), 2, "{:?}", asked.unreached);
+        for (words, missing) in asked
+            .unreached
+            .iter()
+            .zip(["leaves", "the destination's end"])
+        {
+            assert!(
+                words.starts_with("own: ") && words.contains(missing),
+                "{words}"
+            );
+        }
+        for heard in [asked.leaving, asked.arriving] {
+            let heard = heard.unwrap();
+            assert_eq!((&*heard.proxy, heard.decides), ("a", false));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_run_is_named_with_what_becomes_of_its_pods_connections() {
+        let nodes = proxies(&[&gone("a").await]).await;
+        let mut asked = Asked::default();
+        let rests = Own::Rests("it has not started");
+        assert!(asked.brought(&nodes, "shop/own", rests).is_none());
+        let words = &asked.unreached[0];
+        assert!(
+            words.contains("shop/own")
+                && words.contains("has not started")
+                && words.contains("refused"),
+            "{words}"
+        );
     }
 }

@@ -43,8 +43,8 @@ pub(super) fn text(told: &Told<'_>) -> String {
 }
 
 fn line(out: &mut String, text: &str) {
-    // Writing to a String does not fail.
-    let _ = writeln!(out, "{}", text.trim_end());
+    // One line, whoever wrote it. Writing to a String does not fail.
+    let _ = writeln!(out, "{}", text.trim_end().replace('\n', " "));
 }
 
 fn section(out: &mut String, head: &str, lines: &[String]) {

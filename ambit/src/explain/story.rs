@@ -102,8 +102,10 @@ impl Told<'_> {
             ));
         }
         if left["captured"] == true && !heard.decides {
+            let why = self.asked_there(&left["workload"]);
+            let why = why.unwrap_or_else(|| format!("{who} does not serve the caller's pod"));
             self.not_known.push(format!(
-                "{who} does not serve the caller's pod: what is said of its end is what the control plane tells everybody"
+                "{why}: what is said of its end is what the control plane tells everybody"
             ));
         }
         for what in kept_out {
@@ -167,8 +169,10 @@ impl Told<'_> {
             heard.proxy
         ));
         if !heard.decides && verdict != "unguarded" {
+            let why = self.asked_there(&there["workload"]);
+            let why = why.unwrap_or_else(|| format!("the ztunnel before {pod} was not heard"));
             self.not_known.push(format!(
-                "the ztunnel before {pod} was not heard: what is said of its end is what {} knows",
+                "{why}: what is said of its end is what {} knows",
                 heard.proxy
             ));
         }
@@ -186,6 +190,22 @@ impl Told<'_> {
         }
         self.not_known
             .push(format!("whether the app listens on {at}"));
+    }
+
+    /// Of a machine, whose proxy only the machine itself can ask: what to run there.
+    fn asked_there(&self, workload: &Value) -> Option<String> {
+        let uid = workload["uid"].as_str()?;
+        let (_, machine) = uid.split_once("/WorkloadEntry/")?;
+        let Asked {
+            source,
+            destination,
+            udp,
+            ..
+        } = self.answers;
+        let udp = if *udp { " --udp" } else { "" };
+        Some(format!(
+            "the proxy of machine {machine} is asked on that machine alone (ambit explain{udp} --proxy 127.0.0.1:15000 {source} {destination})"
+        ))
     }
 
     /// It goes where no ztunnel is asked.
@@ -347,6 +367,7 @@ mod tests {
         let left = left(tunnel()).unwrap();
         let pod = |source: &str, by_waypoint| {
             Next::Pod(Called {
+                uid: "v".into(),
                 source: source.into(),
                 by_waypoint,
                 at: "10.0.0.2:8080".into(),
@@ -390,5 +411,30 @@ mod tests {
             told.not_known.iter().any(|it| it.contains("was not heard")),
             "{told:#?}"
         );
+    }
+
+    #[test]
+    fn of_a_machine_it_is_said_what_to_run_there() {
+        let machine = json!({ "uid": "c/networking.istio.io/WorkloadEntry/shop/db-1" });
+        let mut leaving = left(tunnel()).unwrap();
+        leaving.decides = false;
+        leaving.answer["workload"] = machine.clone();
+        let mut there = there("allowed");
+        there["here"] = json!(false);
+        there["workload"] = machine;
+        let asked = Asked {
+            source: "shop/db-1".into(),
+            destination: "db:5432".into(),
+            leaving: Some(leaving),
+            arriving: heard("a", there),
+            ..Asked::default()
+        };
+        let told = told(&asked);
+        let command = "(ambit explain --proxy 127.0.0.1:15000 shop/db-1 db:5432)";
+        let named = told
+            .not_known
+            .iter()
+            .filter(|it| it.starts_with("the proxy of machine shop/db-1") && it.contains(command));
+        assert_eq!(named.count(), 2, "{told:#?}");
     }
 }

@@ -8,13 +8,14 @@ use kube::{
     api::{LogParams, PostParams},
 };
 use lab::AccessRecord;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::policy::STRICT;
 use crate::{
     mesh::Part,
     place::{DATAPLANE_MODE, Place},
     pod::Pod,
+    program::ambit,
     run::Test,
     wait::{eventually, until},
 };
@@ -97,7 +98,33 @@ async fn restarts(pod: &Pod) -> Result<i32> {
     Ok(all.map(|container| container.restart_count).sum())
 }
 
-/// Both ways with pods of ambient mode, on one node and across, by mutual TLS alone, under policies of either side; kubelet's probes pass.
+/// `ambit` lists an open connection between two such pods, at either end: nobody but the proxy in each knows of it.
+async fn listed(from: &Pod, to: &Pod) -> Result<()> {
+    let held = from.holds(&to.at(9000)).await?;
+    let words = ["connections", "-o", "json", "-n", &from.namespace];
+    let shown: Value = ambit(&words).await?.with(0)?.json()?;
+    for (direction, end, pod) in [("outbound", "source", from), ("inbound", "destination", to)] {
+        let is = |it: &Value| it["direction"] == direction && it[end]["pod"] == *pod.name;
+        let mut all = shown["connections"].as_array().into_iter().flatten();
+        ensure!(all.any(is), "no {direction} one of {}: {shown:#}", pod.name);
+    }
+    held.still_held().await.map(drop)
+}
+
+/// Asked before, the proxy in the pod decides about its end, be it the caller's or the other one.
+async fn explained(from: &Pod, to: &str, by: &Pod, does: &str) -> Result<()> {
+    let caller = format!("{}/{}", from.namespace, from.name);
+    let told = ambit(&["explain", &caller, to]).await?.with(1)?;
+    told.says("REFUSED (decided at the destination)")?
+        .says(&format!(
+            "ztunnel in pod {}/{}: {does}",
+            by.namespace, by.name
+        ))
+        .map(drop)
+}
+
+/// Both ways with pods of ambient mode, on one node and across, by mutual TLS alone, under policies of either side; kubelet's probes
+/// pass, and who asks `ambit` is answered by the proxies in the pods.
 pub(super) async fn they_talk_both_ways_with_ambient_pods_under_policies(
     test: &Test,
 ) -> Result<()> {
@@ -149,8 +176,17 @@ pub(super) async fn they_talk_both_ways_with_ambient_pods_under_policies(
     })
     .await?;
 
+    listed(&phone, &web).await?;
+
     own.apply(&rule("web", "ALLOW", &called)).await?;
     stranger.is_refused(&to_web).await?;
+    explained(
+        &stranger,
+        &format!("web.{}:80", own.name),
+        &web,
+        "arrives as",
+    )
+    .await?;
     friend.reaches(&to_web).await?;
     let refused = shop.identity("stranger");
     reported(&web, "whom it refused", |record| {
@@ -159,6 +195,13 @@ pub(super) async fn they_talk_both_ways_with_ambient_pods_under_policies(
     .await?;
     shop.apply(&rule("friend", "DENY", &caller)).await?;
     phone.is_refused(&to_friend).await?;
+    explained(
+        &phone,
+        &format!("friend.{}:80", shop.name),
+        &phone,
+        "tunnel to",
+    )
+    .await?;
     stranger.reaches(&to_friend).await?;
     let restarts = restarts(&web).await?;
     ensure!(
