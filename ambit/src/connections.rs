@@ -205,7 +205,9 @@ fn row(connection: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::live::tests::proxy;
     use clap::Parser;
+    use serde_json::json;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -233,6 +235,31 @@ mod tests {
             ]),
             "/connections?namespace=shop&peer=a%26b&direction=inbound&protocol=udp&limit=5"
         );
+    }
+
+    #[test]
+    fn what_a_pods_own_proxy_says_of_other_pods_is_left_out() {
+        let between = |direction: &str, source: &str, destination: &str| {
+            json!({ "direction": direction, "source": { "namespace": "shop", "pod": source },
+                "destination": { "namespace": "shop", "pod": destination } })
+        };
+        let own = proxy(Some(("shop", "own")));
+        for (direction, source, destination, counts) in [
+            ("inbound", "web", "own", true),
+            ("outbound", "own", "web", true),
+            ("inbound", "own", "web", false),
+            ("outbound", "web", "own", false),
+        ] {
+            let said = between(direction, source, destination);
+            assert_eq!(is_its_own(&own, &said), counts, "{said}");
+            assert!(
+                is_its_own(&proxy(None), &said),
+                "a node's stands for all of its pods"
+            );
+        }
+        let nameless =
+            json!({ "direction": "inbound", "destination": { "address": "10.0.0.1:80" } });
+        assert!(!is_its_own(&own, &nameless));
     }
 
     #[test]

@@ -473,8 +473,18 @@ const PAGE: u32 = 500;
 const LARGEST_OF_ONE: usize = 32 * 1024 * 1024;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A proxy that nobody asks, of this pod if it is of one.
+    pub(crate) fn proxy(pod: Option<(&str, &str)>) -> Proxy {
+        Proxy {
+            name: String::new(),
+            node: None,
+            way: Way::Address(String::new()),
+            stands_for: pod.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())),
+        }
+    }
 
     #[test]
     fn a_proxy_is_told_of_by_address_with_or_without_its_name() {
@@ -510,13 +520,7 @@ mod tests {
 
     #[test]
     fn the_proxy_that_a_pod_brings_speaks_for_that_pod_alone() {
-        let proxy = |stands_for| Proxy {
-            name: String::new(),
-            node: None,
-            way: Way::Address(String::new()),
-            stands_for,
-        };
-        let own = proxy(Some(("shop".to_owned(), "own".to_owned())));
+        let own = proxy(Some(("shop", "own")));
         assert!(own.may_speak_of("shop", Some("own")) && own.may_speak_of("shop", None));
         assert!(!own.may_speak_of("shop", Some("web")) && !own.may_speak_of("bank", Some("own")));
         assert!(!own.may_speak_of("bank", None));
