@@ -117,7 +117,8 @@ impl World {
     /// The way to a network that is not ours.
     fn way_to(&self, network: &str) -> Option<api::workload::GatewayAddress> {
         let abroad = self.is_abroad(network);
-        abroad.then(|| self.objects.door(network)).flatten()
+        let root = &self.settings.root_namespace;
+        abroad.then(|| self.objects.door(network, root)).flatten()
     }
 
     fn is_abroad(&self, network: &str) -> bool {

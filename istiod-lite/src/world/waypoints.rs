@@ -110,9 +110,18 @@ impl Objects {
         own.binding.or(class.binding).flatten()
     }
 
-    /// The way into a network: that of its oldest name.
-    pub(super) fn door(&self, network: &str) -> Option<GatewayAddress> {
-        let mut gateways = self.doors.get(network).into_iter().flatten();
+    /// Those that offer a way into a network, by name; of the root namespace first. Whoever may make Gateways in another one does not come
+    /// between the mesh and that network where its owner has said what the way is.
+    fn ways(&self, network: &str, root: &str) -> Vec<&ObjectKey> {
+        let all = self.doors.get(network).into_iter().flatten();
+        let mut all: Vec<&ObjectKey> = all.collect();
+        all.sort_by_key(|key| *key.namespace != *root);
+        all
+    }
+
+    /// The way into a network.
+    pub(super) fn door(&self, network: &str, root: &str) -> Option<GatewayAddress> {
+        let mut gateways = self.ways(network, root).into_iter();
         gateways.find_map(|key| {
             let (address, _) = self.gateways.get(key)?.doors(network).next()?;
             Some(address)
@@ -231,7 +240,7 @@ impl World {
             return Vec::new();
         };
         let mut offered = BTreeMap::new();
-        for other in self.objects.doors.get(network).into_iter().flatten() {
+        for other in self.objects.ways(network, &self.settings.root_namespace) {
             let gateway = self.objects.gateways.get(other);
             for (_, workload) in gateway.into_iter().flat_map(|it| it.doors(network)) {
                 offered

@@ -176,3 +176,31 @@ fn a_gateway_of_another_network_may_have_a_name_in_the_place_of_an_address() {
         (&named, &json!(15008))
     );
 }
+
+#[test]
+fn the_way_into_a_network_is_the_root_namespaces_whoever_else_offers_one() {
+    let gateway = |namespace: &str, address: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+             metadata: {{name: two, namespace: {namespace}, labels: {{topology.istio.io/network: two}}}}\n\
+             spec: {{gatewayClassName: istio-remote, addresses: [{{type: Hostname, value: {address}}}], listeners: [{{name: mesh, port: 15008, protocol: HBONE}}]}}\n---\n"
+        )
+    };
+    let workload = |world: &World, name: &str| {
+        resources(world)[&("addresses", name.to_owned())]["workload"].clone()
+    };
+    let far = "Kubernetes/networking.istio.io/WorkloadEntry/a/far";
+    let mut world = World::new(Settings::default());
+    let first = gateway("aaa", "thief.example.com");
+    set(&mut world, &(system("one") + &entry("far", "two") + &first));
+    let way = &workload(&world, far)["networkGateway"]["hostname"];
+    assert_eq!(way["hostname"], "thief.example.com", "there is no other");
+    set(&mut world, &gateway("istio-system", "door.example.com"));
+    let way = &workload(&world, far)["networkGateway"]["hostname"];
+    let named = json!({"namespace": "istio-system", "hostname": "door.example.com"});
+    assert_eq!(*way, named);
+    // Nor does another say who answers there.
+    set(&mut world, &gateway("aaa", "door.example.com"));
+    let door = workload(&world, "NetworkGateway/two/door.example.com/15008");
+    assert_eq!(door["namespace"], "istio-system");
+}
