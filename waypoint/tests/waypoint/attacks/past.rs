@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ::http::Request;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http_body_util::Full;
 use lab::Pod;
@@ -139,10 +139,6 @@ impl Recorder {
         }
     }
 
-    fn connections(&self) -> usize {
-        self.0.lock().unwrap().len()
-    }
-
     fn heard(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap().concat()).into_owned()
     }
@@ -205,13 +201,18 @@ spec:
         ensure!(answered, "{what}: {:?}", heard.get(..200).unwrap_or(&heard));
     }
     // Who waits until nobody listens any more, with nothing said or too little to tell, is cut off by his request.
-    let before = app.connections();
-    let (mut silent, mut begun) = (
-        shop.client.connect(past.at(80))?,
-        shop.client.connect(past.at(80))?,
-    );
+    let carried = |shop: &Shop<'_>| -> Result<f64> {
+        let labels = [("destination_service_name", "past")];
+        let metrics = shop.waypoint.pod().metrics()?;
+        Ok(metrics.sum("istio_tcp_connections_opened_total", &labels))
+    };
+    ensure!(carried(shop)? < 0.5, "a request was carried as bytes");
+    let mut silent = shop.client.connect(past.at(80))?;
+    let mut begun = shop.client.connect(past.at(80))?;
     begun.write_all(b"GE")?;
-    shop.until("both to be carried", |_| app.connections() == before + 2)?;
+    shop.until("both to be carried", |shop| {
+        carried(shop).is_ok_and(|connections| connections > 1.5)
+    })?;
     for (stream, begin) in [(&mut silent, "GET"), (&mut begun, "T")] {
         stream.set_read_timeout(Some(SOON))?;
         stream.write_all(format!("{begin} /v HTTP/1.1\r\n{rest}").as_bytes())?;
@@ -243,18 +244,16 @@ spec:
     shop.lab.apply_yaml("inward", entry)?;
     let said = "GET /config_dump HTTP/1.1\r\nhost: inward.example\r\nconnection: close\r\n\r\n";
     let at = SocketAddr::from(([10, 77, 0, 1], 80));
-    shop.until("an answer", |shop| {
+    shop.until("a refusal", |shop| {
         let heard = say(shop, at, said, Duration::from_secs(5));
-        heard.is_ok_and(|heard| heard.starts_with("HTTP/1.1 "))
+        heard.is_ok_and(|heard| {
+            heard.starts_with("HTTP/1.1 503") && heard.contains("upstream connect error")
+        })
     })?;
-    let heard = say(shop, at, said, SOON)?;
-    ensure!(heard.starts_with("HTTP/1.1 503"), "{:?}", heard.get(..200));
     let log = shop.waypoint.pod().access_log();
-    let line = log.find("the refusal", |line| line.field("host") == "inward.example")?;
-    ensure!(
-        line.field("detail").contains("the proxy itself"),
-        "{line:?}"
-    );
+    log.find("the refusal", |line| {
+        line.field("host") == "inward.example" && line.field("detail").contains("the proxy itself")
+    })?;
     shop.lab.delete_yaml("inward")
 }
 
@@ -324,19 +323,18 @@ spec:
     shop.until("the rule", |_| {
         post("/begin").is_ok_and(|heard| heard.headers.contains_key("x-rule"))
     })?;
+    // The app's end is met once for each connection that is used again; each thread has its own.
     let mut failed = 0;
-    for number in 0..30 {
+    for number in 0..500 {
         let path = format!("/{number}");
         let heard = post(&path)?;
         failed += usize::from(matches!(heard.status, 502..=504));
-        let times = seen
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|it| **it == path)
-            .count();
-        ensure!(times == 1, "{path} was seen {times} times: {heard:?}");
+        let seen = seen.lock().unwrap();
+        let times = seen.iter().filter(|it| **it == path).count();
+        ensure!(times <= 1, "{path} was seen {times} times: {heard:?}");
+        if failed > 5 {
+            return Ok(());
+        }
     }
-    ensure!(failed > 0, "each came over a connection of its own");
-    Ok(())
+    bail!("only {failed} met the app's end")
 }
