@@ -210,6 +210,18 @@ pub(crate) enum ConnectError {
     Final(OpenError),
 }
 
+impl From<OpenError> for ConnectError {
+    /// Of a link that was lost. Who was refused for its certificate has no other to show on the next.
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Tls(TlsError::Alert(alert)) if alert.is_about_the_certificate() => {
+                Self::Final(error)
+            }
+            _ => Self::Retry(error),
+        }
+    }
+}
+
 impl Link {
     /// Shakes hands on `socket`. The driver must be run for anything to happen.
     pub(crate) async fn establish<T>(
@@ -297,6 +309,11 @@ impl Link {
         asked.await.unwrap_or(false)
     }
 
+    /// The peer does not take our handshake, of which it may speak only when it is over for us: TLS 1.3 has the client done first.
+    pub(crate) fn refusal(&self) -> Option<TlsError> {
+        self.gauge.refusal().map(TlsError::Alert)
+    }
+
     /// Asks for a tunnel, with a `path` for datagrams, and waits for the answer. What its app has said `first` goes along if the peer's
     /// windows allow it; the tunnel knows how much did.
     pub(crate) async fn connect(
@@ -332,7 +349,7 @@ impl Link {
             Unanswered::Malformed(what) => ConnectError::Final(OpenError::Malformed(what.into())),
             Unanswered::Unseen(words) => ConnectError::Retry(OpenError::Reset(words)),
             Unanswered::Reset(words) => ConnectError::Final(OpenError::Reset(words)),
-            Unanswered::Lost(words) => ConnectError::Retry(self.lost(words)),
+            Unanswered::Lost(words) => self.lost(words).into(),
             Unanswered::Cut(words) => ConnectError::Final(self.lost(words)),
         }
     }
@@ -342,6 +359,9 @@ impl Link {
         // Where we have hung up, that is the reason, and not what it looks like from here.
         if let Some(why) = self.occupancy.disbelieved() {
             return OpenError::Tls(why.clone());
+        }
+        if let Some(why) = self.refusal() {
+            return OpenError::Tls(why);
         }
         let cut_off = |flood: Refusal| format!("cut off: {}", flood.name());
         OpenError::ConnectionLost(self.gauge.flood().map_or(words, cut_off))
@@ -529,7 +549,8 @@ pub async fn inside(
     .await?;
     tokio::spawn(driver.run(|| {}));
     let Some(lease) = link.lease(1) else {
-        return Err(OpenError::Http2("the server allows no streams".into()));
+        let none = || OpenError::Http2("the server allows no streams".into());
+        return Err(link.refusal().map_or_else(none, OpenError::Tls));
     };
     match link.connect(connect, None, &[], lease).await {
         Ok(tunnel) => Ok(tunnel),

@@ -1,12 +1,15 @@
 //! Watches the frames that pass between TLS and the HTTP/2 engine.
 //!
 //! Bytes enter on their way up (what the peer sent) and down (what we send); they leave unchanged.
-//! From the 9-byte heads alone three things are learnt that the engine does not tell:
+//! From the 9-byte heads alone things are learnt that the engine does not tell:
 //!
 //! 1. floods: how often the peer sends frames that cost work and carry nothing (`Inbound`);
 //! 2. stall: how much of the peer's connection window our unread data uses up (`Outbound`), which is
 //!    what the pool looks at before it puts one more stream on a connection;
-//! 3. refusals: which streams the engine resets by itself, before anybody else hears of them.
+//! 3. refusals: which streams the engine resets by itself, before anybody else hears of them;
+//! 4. and, on a client's connection, that the server has refused our handshake: with TLS 1.3 that is heard when it is over
+//!    for us, in place of the server's first frame. It may lie there while we write, and the write fails first: then
+//!    nothing more is written, and what the server has said is still read.
 //!
 //! The cost is a handful of comparisons per frame; nothing is allocated or copied.
 
@@ -23,7 +26,10 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::limits::{Budget, Refusal};
+use crate::{
+    limits::{Budget, Refusal},
+    tls::{Alert, TlsError},
+};
 
 /// Length of the client's connection preface, which is no frame.
 const PREFACE: u32 = 24;
@@ -47,6 +53,8 @@ pub(crate) struct Gauge {
     malformed: AtomicU32,
     /// Streams that the engine reset because too many were open, not counted yet.
     surplus: AtomicU32,
+    /// The alert with which the server has refused our handshake, 0 if it has not: that number is none.
+    refusal: AtomicU8,
 }
 
 const FLOODS: [Refusal; 5] = [
@@ -67,6 +75,7 @@ impl Gauge {
             early_resets: Mutex::new(Budget::early_resets()),
             malformed: AtomicU32::new(0),
             surplus: AtomicU32::new(0),
+            refusal: AtomicU8::new(0),
         })
     }
 
@@ -100,6 +109,16 @@ impl Gauge {
                 Ordering::Relaxed,
             );
         }
+    }
+
+    /// With what the server has refused our handshake, if it has.
+    pub(crate) fn refusal(&self) -> Option<Alert> {
+        let alert = self.refusal.load(Ordering::Relaxed);
+        (alert != 0).then_some(Alert(alert))
+    }
+
+    pub(crate) fn saw_refusal(&self, alert: Alert) {
+        self.refusal.store(alert.0, Ordering::Relaxed);
     }
 
     /// Counts a stream that was reset before its answer.
@@ -267,7 +286,10 @@ impl Inbound {
                 (&mut self.empty, Refusal::EmptyDataFlood)
             }
             DATA | HEADERS | CONTINUATION => return,
-            GOAWAY => return gauge.goes_away(),
+            GOAWAY => {
+                gauge.goes_away();
+                (&mut self.idle, Refusal::IdleFrameFlood)
+            }
             WINDOW_UPDATE => {
                 if head.stream == 0 {
                     gauge.granted(head.number);
@@ -294,6 +316,17 @@ pub(crate) struct Gauged<T> {
     received: Heads,
     inbound: Inbound,
     sent: Heads,
+    /// None on a server's connection.
+    ours: Option<Ours>,
+}
+
+/// What of a client's connection is noticed beside.
+#[derive(Debug, Default)]
+struct Ours {
+    /// The server has said something.
+    heard: bool,
+    /// A write has failed.
+    mute: bool,
 }
 
 impl<T> Gauged<T> {
@@ -305,6 +338,7 @@ impl<T> Gauged<T> {
             received: Heads::new(PREFACE),
             inbound: Inbound::new(),
             sent: Heads::new(0),
+            ours: None,
         }
     }
 
@@ -316,6 +350,23 @@ impl<T> Gauged<T> {
             received: Heads::new(0),
             inbound: Inbound::new(),
             sent: Heads::new(PREFACE),
+            ours: Some(Ours::default()),
+        }
+    }
+
+    fn is_mute(&self) -> bool {
+        self.ours.as_ref().is_some_and(|ours| ours.mute)
+    }
+
+    /// What a write of ours is to be taken for: one that failed, for one of `all`, which goes nowhere.
+    fn written<R>(&mut self, polled: Poll<io::Result<R>>, all: R) -> Poll<io::Result<R>> {
+        match (&mut self.ours, polled) {
+            (Some(ours), Poll::Ready(Err(error))) => {
+                tracing::debug!(%error, "a write failed; what the server has said is still read");
+                ours.mute = true;
+                Poll::Ready(Ok(all))
+            }
+            (_, polled) => polled,
         }
     }
 
@@ -339,6 +390,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gauged<T> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
         let (inbound, gauge) = (&mut this.inbound, &this.gauge);
+        if let Some(ours) = &mut this.ours {
+            ours.heard |= buf.filled().len() > before;
+            if let Poll::Ready(Err(error)) = &polled
+                && !ours.heard
+                && let TlsError::Alert(alert) = TlsError::from_io(error)
+            {
+                gauge.saw_refusal(alert);
+            }
+        }
         this.received
             .feed(&buf.filled()[before..], |head| inbound.saw(head, gauge));
         polled
@@ -351,11 +411,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gauged<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.is_mute() {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
         if let Poll::Ready(Ok(n)) = polled {
             self.note_sent(&buf[..n]);
         }
-        polled
+        self.written(polled, buf.len())
     }
 
     fn poll_write_vectored(
@@ -363,6 +426,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gauged<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let all = bufs.iter().map(|buf| buf.len()).sum();
+        if self.is_mute() {
+            return Poll::Ready(Ok(all));
+        }
         let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         if let Poll::Ready(Ok(mut left)) = polled {
             for buf in bufs {
@@ -371,7 +438,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gauged<T> {
                 left -= n;
             }
         }
-        polled
+        self.written(polled, all)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -379,7 +446,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gauged<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        if self.is_mute() {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.io).poll_flush(cx);
+        self.written(polled, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

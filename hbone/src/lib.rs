@@ -26,6 +26,7 @@
 //! | `own` | our own engine: `records` and `frames` over a socket |
 //! | `limits`, `gauge` | what a peer may do, and how we notice |
 //! | `room` | how much unread data may be held |
+//! | `farewell` | whom we refuse hears why |
 //! | `engine` | the seam behind which an engine stands; keepalive, stream count |
 //! | `ahead`, `socket` | reads and options of sockets |
 //!
@@ -53,6 +54,7 @@ pub mod tunnel;
 
 mod ahead;
 mod engine;
+mod farewell;
 mod first;
 mod gauge;
 mod own;
@@ -77,5 +79,5 @@ pub use request::{Authority, RequestHeaders};
 pub use room::Reserve;
 pub use server::{AcceptError, Connection, ConnectionError, accept};
 pub use socket::Socket;
-pub use tls::{Revocations, TlsError};
+pub use tls::{Alert, Revocations, TlsError};
 pub use tunnel::{Reader, Tunnel, TunnelError, TunnelIo, Writer};

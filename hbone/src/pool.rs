@@ -267,6 +267,11 @@ impl Pool {
         for attempt in 0..ATTEMPTS {
             let (link, lease) = self.link(destination, &dial).await?;
             if !link.takes_datagrams().await {
+                if let Some(why) = link.refusal() {
+                    link.close();
+                    self.sweep(destination);
+                    return Err(OpenError::Tls(why).into());
+                }
                 if attempt > 0 && !link.closed() {
                     return Err(NoWay::Unsupported);
                 }

@@ -14,6 +14,7 @@
 
 pub mod handshake;
 
+mod alert;
 mod anchors;
 mod chain;
 mod evidence;
@@ -32,8 +33,7 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, CommonState, HandshakeKind, OtherError,
-    ServerConfig,
+    CertificateError, ClientConfig, CommonState, HandshakeKind, OtherError, ServerConfig,
     client::{Resumption, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName},
@@ -53,6 +53,7 @@ use self::{
 };
 use crate::identity::Identity;
 
+pub use self::alert::Alert;
 pub use self::anchors::Anchors;
 pub(crate) use self::chain::check;
 pub use self::chain::{CertificateText, ChainError};
@@ -121,7 +122,7 @@ pub enum TlsError {
     RevocationUnknown(String),
     /// The peer ended the handshake and said why.
     #[error("the peer refused our handshake: {0}")]
-    Alert(String),
+    Alert(Alert),
     /// The connection broke.
     #[error("the connection ended during the handshake: {0}")]
     Io(io::ErrorKind),
@@ -146,6 +147,11 @@ impl fmt::Display for OneOf<'_> {
 }
 
 impl TlsError {
+    /// A certificate was revoked: the peer's, or ours, as the peer says.
+    pub fn is_revocation(&self) -> bool {
+        matches!(self, Self::Revoked | Self::Alert(Alert::CERTIFICATE_REVOKED))
+    }
+
     pub(crate) fn from_io(error: &io::Error) -> Self {
         match error
             .get_ref()
@@ -175,23 +181,10 @@ impl TlsError {
                 Self::UnknownCa(error.to_string())
             }
             E::NoCertificatesPresented => Self::NoCertificate,
-            E::AlertReceived(alert) => Self::Alert(alert_name(*alert)),
+            E::AlertReceived(alert) => Self::Alert(Alert((*alert).into())),
             _ => Self::Protocol(error.to_string()),
         }
     }
-}
-
-/// The alert `certificate_expired` says more than its name (RFC 8446, 6.2).
-pub(crate) const UNTIMELY: &str =
-    "certificate expired or not valid yet by its clock; compare the clocks of both ends";
-
-fn alert_name(alert: AlertDescription) -> String {
-    if alert == AlertDescription::CertificateExpired {
-        return UNTIMELY.into();
-    }
-    alert
-        .as_str()
-        .map_or_else(|| format!("{alert:?}"), |name| name.replace('_', " "))
 }
 
 /// What a handshake proved.
@@ -259,17 +252,21 @@ impl Credentials {
         self.tickets = None;
     }
 
-    /// The server's side of a handshake. The peer has proven the identity in the answer.
-    pub(crate) async fn accept<T>(&self, io: T) -> Result<(Stream<T>, Session), TlsError>
+    /// The server's side of a handshake. The peer has proven the identity in the answer. Where it fails the peer has been
+    /// told, and `io` comes back.
+    pub(crate) async fn accept<T>(&self, io: T) -> Result<(Stream<T>, Session), (TlsError, T)>
     where
         T: AsyncRead + AsyncWrite + Unpin,
     {
         let config = Arc::new(self.of_connection());
         let accepting = tokio_rustls::TlsAcceptor::from(config).accept(io);
-        let mut stream = accepting.await.map_err(|e| TlsError::from_io(&e))?;
+        let accepted = accepting.into_fallible().await;
+        let mut stream = accepted.map_err(|(error, io)| (TlsError::from_io(&error), io))?;
         stream.get_mut().1.set_buffer_limit(Some(BUFFER));
-        let session = self.confirm_client(stream.get_ref().1)?;
-        Ok((stream.into(), session))
+        match self.confirm_client(stream.get_ref().1) {
+            Ok(session) => Ok((stream.into(), session)),
+            Err(error) => Err((error, stream.into_inner().0)),
+        }
     }
 
     /// The client's side: the server has proven to be one of those expected.

@@ -5,17 +5,20 @@
 mod common;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
 use common::{Ca, HOUR, Refusals, Server, Signing, identity, raw, raw::Raw};
 use hbone::{
-    AcceptError, Certificate, Certificates, CertificatesConfig, ConnectionError, Incoming,
-    OpenError, PoolConfig, Refusal, Revocations, TlsError,
+    AcceptError, Alert, Certificate, Certificates, CertificatesConfig, ConnectionError, Incoming,
+    OpenError, Pool, PoolConfig, Refusal, Revocations, TlsError,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 const CLIENT: &str = "spiffe://cluster.local/ns/default/sa/client";
 const CALM: u32 = 11; // ENHANCE_YOUR_CALM
@@ -76,6 +79,104 @@ async fn a_client_whose_certificate_was_revoked_is_refused_by_name() {
     revocations.replace(list.as_bytes()).unwrap();
     let (error, _) = refused_by(server, Some(badge)).await;
     assert!(matches!(error, TlsError::Revoked), "{error}");
+}
+
+/// TLS 1.3 has the client done before the server has looked at its certificate. A reset would take the reason away from whoever sees
+/// nothing else, and from those who carry its bytes.
+#[tokio::test]
+async fn a_refused_client_that_has_asked_for_a_tunnel_already_hears_why_and_no_reset() {
+    let ca = Ca::new();
+    let (near, far) = common::socket_pair().await;
+    let stranger = raw::badge(&Ca::new(), &[CLIENT], soon());
+    let client = tokio::spawn(async move {
+        let mut peer = hasty(near, stranger).await;
+        let why = peer.next().await.unwrap_err();
+        let end = peer.io.get_mut().0.read(&mut [0]).await;
+        (why, end.map_err(|error| error.kind()))
+    });
+    let limits = Refusals::default().limits();
+    let refused = hbone::accept(far, ca.certificate(&identity("server")), &limits).await;
+    assert!(
+        matches!(refused, Err(AcceptError::Tls(TlsError::UnknownCa(_)))),
+        "{refused:?}"
+    );
+    let (why, end) = client.await.unwrap();
+    // The two authorities have one name.
+    let alert = rustls::AlertDescription::DecryptError;
+    let told = why.get_ref().and_then(|why| why.downcast_ref());
+    assert_eq!(told, Some(&rustls::Error::AlertReceived(alert)), "{why}");
+    assert_eq!(end, Ok(0), "its end, and not a reset");
+}
+
+#[tokio::test]
+async fn a_refused_client_that_stays_holds_up_nobody_and_is_let_go() {
+    let ca = Ca::new();
+    let (near, far) = common::socket_pair().await;
+    let stranger = raw::badge(&Ca::new(), &[CLIENT], soon());
+    let client = tokio::spawn(hasty(near, stranger));
+    let limits = Refusals::default().limits();
+    let refused = hbone::accept(far, ca.certificate(&identity("server")), &limits).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let mut stays = client.await.unwrap();
+    let let_go = async {
+        while stays.io.get_mut().0.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let patience = Duration::from_secs(30);
+    let let_go = tokio::time::timeout(patience, let_go).await;
+    let_go.expect("its socket is held for as long as it likes");
+}
+
+/// A client that says what it wants with its certificate, and more than can be read with it.
+async fn hasty(socket: TcpStream, badge: raw::Badge) -> Raw {
+    let config = raw::tls_client(Some(badge), &["h2"]);
+    let mut peer = Raw::connect(socket, config).await.unwrap();
+    peer.hello().await.unwrap();
+    let wanted = raw::connect_headers("10.0.0.1:80");
+    peer.request(1, &wanted).await.unwrap();
+    let more = raw::frame(raw::DATA, 0, 1, &[0; 16 << 10]);
+    peer.send(&more).await.unwrap();
+    peer
+}
+
+#[tokio::test]
+async fn a_client_whose_certificate_is_refused_knows_that_and_does_not_come_again_with_it() {
+    let ca = Arc::new(Ca::new());
+    let certificates = Certificates::new(Signing::new(&ca), CertificatesConfig::default());
+    let _held = certificates.hold(&identity("client"));
+    let own = certificates.of(&identity("client")).await.unwrap();
+    let own = CertificateDer::from_pem_slice(own.chain()[0].pem.as_bytes()).unwrap();
+    let revocations = Arc::<Revocations>::default();
+    let list = ca.revoking(&[own]);
+    revocations.replace(list.as_bytes()).unwrap();
+    let judging = CertificatesConfig {
+        revocations,
+        ..CertificatesConfig::default()
+    };
+    let servers = Certificates::new(Signing::new(&ca), judging);
+    let server = servers.of(&identity("server")).await.unwrap();
+    let limits = Refusals::default().limits();
+    let server = common::serve(server, limits, common::echo).await;
+    let config = PoolConfig {
+        engine: common::engine(),
+        ..PoolConfig::default()
+    };
+    let client = common::Client {
+        destination: common::client(&ca, server.address, PoolConfig::default()).destination,
+        pool: Pool::new(certificates, config),
+    };
+    let error = client.open().await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            OpenError::Tls(TlsError::Alert(Alert::CERTIFICATE_REVOKED))
+        ),
+        "{error:?}"
+    );
+    let words = "the peer refused our handshake: certificate revoked";
+    assert_eq!(error.to_string(), words);
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
@@ -361,7 +462,7 @@ async fn a_server_that_allows_no_streams_is_given_up_and_leaves_no_connection_be
         }
     });
     let config = PoolConfig {
-        answer: Duration::from_millis(300),
+        answer: Duration::from_millis(800),
         ..PoolConfig::default()
     };
     let client = common::client(&ca, address, config);

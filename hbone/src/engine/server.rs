@@ -12,7 +12,10 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 
 use super::{
     Pinging,
@@ -22,6 +25,7 @@ use super::{
 use crate::{
     ahead::ReadAhead,
     certs::Certificate,
+    farewell::farewell,
     frames::Method,
     gauge::{Gauge, Gauged},
     incoming::{self, Malformed, ResponseHeaders},
@@ -33,7 +37,7 @@ use crate::{
     request::{Authority, RequestHeaders},
     room,
     server::AcceptError,
-    tls::{Session, Stream},
+    tls::{Session, Stream, TlsError},
     tunnel::TunnelError,
 };
 
@@ -92,23 +96,27 @@ where
         T: Send + 'static,
     {
         match limits.engine {
-            Engine::H2 => Self::begin_h2(socket, certificate, limits.datagrams).await,
-            Engine::Own => Self::begin_own(socket, certificate, limits.datagrams).await,
+            Engine::H2 => Self::begin_h2(socket, certificate, limits).await,
+            Engine::Own => Self::begin_own(socket, certificate, limits).await,
         }
     }
 
     async fn begin_own(
         mut socket: T,
         certificate: &Certificate,
-        datagrams: bool,
+        limits: &Limits,
     ) -> Result<Begun<T>, AcceptError>
     where
         T: Send + 'static,
     {
-        let established = certificate.credentials.accept_own(&mut socket).await?;
+        let by = Instant::now() + limits.handshake;
+        let established = match certificate.credentials.accept_own(&mut socket).await {
+            Ok(established) => established,
+            Err(error) => return Err(refused(error, socket, by)),
+        };
         let gauge = Gauge::new();
         let session = established.session.clone();
-        let shared = match datagrams {
+        let shared = match limits.datagrams {
             true => own::Shared::server_of_datagrams(socket, established, gauge.clone()),
             false => own::Shared::server(socket, established, gauge.clone()),
         };
@@ -127,13 +135,18 @@ where
     async fn begin_h2(
         socket: T,
         certificate: &Certificate,
-        datagrams: bool,
-    ) -> Result<Begun<T>, AcceptError> {
+        limits: &Limits,
+    ) -> Result<Begun<T>, AcceptError>
+    where
+        T: Send + 'static,
+    {
+        let by = Instant::now() + limits.handshake;
         let socket = ReadAhead::new(socket);
-        let (stream, session) = certificate.credentials.accept(socket).await?;
+        let accepted = certificate.credentials.accept(socket).await;
+        let (stream, session) = accepted.map_err(|(error, socket)| refused(error, socket, by))?;
         let gauge = Gauge::new();
         let mut builder = h2::server::Builder::new();
-        if datagrams {
+        if limits.datagrams {
             builder.enable_connect_protocol();
         }
         let mut connection = builder
@@ -229,6 +242,17 @@ where
             Self::Own(own::Driver(shared)) => Some(shared),
         }
     }
+}
+
+/// A handshake failed on `socket`: unless the peer has gone before, it has been told why, and hears it.
+fn refused<T>(error: TlsError, socket: T, by: Instant) -> AcceptError
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if !matches!(error, TlsError::Io(_)) {
+        farewell(socket, by);
+    }
+    error.into()
 }
 
 fn asked(

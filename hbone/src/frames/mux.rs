@@ -226,6 +226,11 @@ impl Mux {
         }
     }
 
+    /// The peer has said the first that it says.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted
+    }
+
     /// Whether the peer carries datagrams too; none before its SETTINGS have come, which say so.
     pub fn takes_datagrams(&self) -> Option<bool> {
         self.greeted.then_some(self.remote.datagrams)

@@ -1,6 +1,7 @@
 //! Frames in, what is learnt from them out.
 
 use proptest::prelude::*;
+use rustls::AlertDescription;
 
 use super::*;
 
@@ -71,6 +72,68 @@ async fn streams_that_we_refuse_are_handed_over_once() {
     gauge.refused_streams(|kind| seen.push(kind));
     let malformed = Refusal::MalformedStream;
     assert_eq!(seen, [malformed, malformed, Refusal::SurplusStream]);
+}
+
+/// An end that takes nothing any more; the last that it has said is still to be read.
+struct Gone(&'static [u8], AlertDescription);
+
+impl AsyncRead for Gone {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let said = std::mem::take(&mut self.0);
+        buf.put_slice(said);
+        if said.is_empty() {
+            let alert = rustls::Error::AlertReceived(self.1);
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, alert)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Gone {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_can_write_no_more_still_hears_why_it_is_refused() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let revoked = AlertDescription::CertificateRevoked;
+    let gauge = Gauge::new();
+    let mut client = Gauged::client(Gone(b"", revoked), gauge.clone());
+    for _ in 0..2 {
+        client.write_all(b"a request").await.unwrap();
+        client.flush().await.unwrap();
+    }
+    assert_eq!(gauge.refusal(), None);
+    client.read(&mut [0; 64]).await.unwrap_err();
+    assert_eq!(gauge.refusal(), Some(Alert::CERTIFICATE_REVOKED));
+
+    // Behind the server's first frame it is of another kind.
+    let gauge = Gauge::new();
+    let mut client = Gauged::client(Gone(&[0; 9], revoked), gauge.clone());
+    assert_eq!(client.read(&mut [0; 64]).await.unwrap(), 9);
+    client.read(&mut [0; 64]).await.unwrap_err();
+    assert_eq!(gauge.refusal(), None);
+
+    let gauge = Gauge::new();
+    let mut server = Gauged::server(Gone(b"", revoked), gauge.clone());
+    server.write_all(b"an answer").await.unwrap_err();
+    server.read(&mut [0; 64]).await.unwrap_err();
+    assert_eq!(gauge.refusal(), None);
 }
 
 #[test]

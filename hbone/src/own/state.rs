@@ -45,7 +45,7 @@ use crate::{
     gauge::Gauge,
     limits::Refusal,
     records::{Opener, RecordError},
-    tls::handshake::Established,
+    tls::{Alert, handshake::Established},
     tunnel::TunnelError,
 };
 
@@ -191,7 +191,13 @@ impl State {
     /// TLS was violated.
     fn refuse(&mut self, error: RecordError) {
         match error {
-            RecordError::Alert(_) => self.lost(&error.to_string()),
+            RecordError::Alert(alert) => {
+                // It says so in place of its first frame: our handshake was over before it had looked at our certificate.
+                if self.role == Role::Client && !self.mux.is_greeted() {
+                    self.gauge.saw_refusal(Alert(alert));
+                }
+                self.lost(&error.to_string());
+            }
             _ => self.close(
                 End::Violated(Refusal::Protocol, error.to_string()),
                 error.alert(),

@@ -145,8 +145,8 @@ impl InFlight<'_> {
     fn land(&self, made: Result<Link, OpenError>) -> Result<(Arc<Link>, Lease), OpenError> {
         let landed = made.and_then(|link| {
             let lease = link.lease(self.pool.config.streams);
-            let lease =
-                lease.ok_or_else(|| OpenError::ConnectionLost("it allows no streams".into()))?;
+            let none = || OpenError::ConnectionLost("it allows no streams".into());
+            let lease = lease.ok_or_else(|| link.refusal().map_or_else(none, OpenError::Tls))?;
             Ok((Arc::new(link), lease))
         });
         if let Ok((link, _)) = &landed {

@@ -1,5 +1,7 @@
 //! What can be wrong with a record, and the alert with which to say so (RFC 8446, 6.2).
 
+use crate::tls::Alert;
+
 /// Why a record was refused. The connection is over; its key may not be used for another try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
@@ -45,7 +47,7 @@ pub enum RecordError {
     #[error("the peer sent too many records without data")]
     Idle,
     /// The peer ended the connection and said why.
-    #[error("the peer ended the connection: {}", name(*.0))]
+    #[error("the peer ended the connection: {}", Alert(*.0))]
     Alert(u8),
     /// A record to be sealed has more than [`crate::records::MOST`] bytes; ours, not the peer's.
     #[error("{0} bytes do not fit in one record")]
@@ -87,31 +89,3 @@ const RECORD_OVERFLOW: u8 = 22;
 const ILLEGAL_PARAMETER: u8 = 47;
 const DECODE_ERROR: u8 = 50;
 const INTERNAL_ERROR: u8 = 80;
-
-/// The words of an alert.
-fn name(alert: u8) -> &'static str {
-    match alert {
-        UNEXPECTED_MESSAGE => "unexpected message",
-        BAD_RECORD_MAC => "bad record mac",
-        RECORD_OVERFLOW => "record overflow",
-        40 => "handshake failure",
-        42 => "bad certificate",
-        43 => "unsupported certificate",
-        44 => "certificate revoked",
-        45 => crate::tls::UNTIMELY,
-        46 => "certificate unknown",
-        ILLEGAL_PARAMETER => "illegal parameter",
-        48 => "unknown ca",
-        49 => "access denied",
-        DECODE_ERROR => "decode error",
-        51 => "decrypt error",
-        70 => "protocol version",
-        71 => "insufficient security",
-        INTERNAL_ERROR => "internal error",
-        109 => "missing extension",
-        112 => "unrecognised name",
-        116 => "certificate required",
-        120 => "no application protocol",
-        _ => "an alert without a name",
-    }
-}

@@ -81,7 +81,7 @@ where
         let session = established.session.clone();
         return Ok((Side::Own(Box::new(established), io), session));
     }
-    let (stream, session) = ours.accept(io).await?;
+    let (stream, session) = ours.accept(io).await.map_err(|(error, _)| error)?;
     Ok((Side::Stock(Box::new(stream)), session))
 }
 

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{Arrival, CLOGGED, Driven, End, Phase, Role, State};
 use crate::{
     engine::{reason, reset},
+    farewell::{self, farewell},
     frames::{Code, Event, StreamId},
     limits::Refusal,
     own::{
@@ -64,6 +65,7 @@ impl State {
                 // Whether the peer still hears of it makes no difference any more.
                 let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
                 self.phase = Phase::Over(end);
+                self.leave_to_read();
             }
             Phase::Over(_) => {}
         }
@@ -71,6 +73,16 @@ impl State {
             return Poll::Ready(Driven::Over(end.clone()));
         }
         Poll::Ready(Driven::Read)
+    }
+
+    /// A client that was cut off may be in the middle of saying something: its socket is closed when it has read why, and not
+    /// by a reset. One that ends in order has nothing more to say.
+    fn leave_to_read(&mut self) {
+        let cut = matches!(self.phase, Phase::Over(End::Violated(..))) || !self.mux.done();
+        if self.role == Role::Server && cut {
+            let io = mem::replace(&mut self.io, Box::new(tokio::io::empty()));
+            farewell(io, tokio::time::Instant::now() + farewell::LONGEST);
+        }
     }
 
     /// A client's preface has come (on a server's connection).
