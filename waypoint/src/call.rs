@@ -189,9 +189,7 @@ fn again(request: &Request<Outgoing>) -> Option<Request<Outgoing>> {
 
 /// Whether a request asks for another protocol: what follows it is no body.
 pub(crate) fn switches(head: &http::request::Parts) -> bool {
-    let upgrade = http::header::UPGRADE;
-    let asks = has_token(&head.headers, &http::header::CONNECTION, "upgrade");
-    head.method == Method::CONNECT || asks && head.headers.contains_key(upgrade)
+    head.method == Method::CONNECT || switch::asks(&head.headers)
 }
 
 fn noted(shot: &Shot, report: &mut Report) -> Result<(), Refused> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
 use tokio_util::sync::CancellationToken;
@@ -42,20 +42,28 @@ pub(crate) fn wish<B>(request: &Request<B>) -> Option<Wish> {
             connect: true,
         });
     }
-    if request.version() != Version::HTTP_11
-        || !has_token(request.headers(), &CONNECTION, "upgrade")
-    {
+    if request.version() != Version::HTTP_11 || !asks(request.headers()) {
         return None;
     }
-    let lines = request.headers().get_all(UPGRADE).iter();
-    let texts = lines.filter_map(|line| line.to_str().ok());
-    let all = texts.flat_map(|text| text.split(',')).map(str::trim);
-    let fit: Vec<&str> = all.filter(|protocol| may_be(protocol)).collect();
-    let protocol = HeaderValue::try_from(fit.join(", ")).ok()?;
-    (!fit.is_empty()).then_some(Wish {
-        protocol,
+    let fit: Vec<&str> = protocols(request.headers()).collect();
+    Some(Wish {
+        protocol: HeaderValue::try_from(fit.join(", ")).ok()?,
         connect: false,
     })
+}
+
+/// Whether a head of HTTP/1.1 asks for a protocol that may be. One that asks for another, as some clients do with each first
+/// request, is a request like any other.
+pub(super) fn asks(headers: &HeaderMap) -> bool {
+    has_token(headers, &CONNECTION, "upgrade") && protocols(headers).next().is_some()
+}
+
+/// Those that may be, of those that are asked for.
+fn protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lines = headers.get_all(UPGRADE).iter();
+    let texts = lines.filter_map(|line| line.to_str().ok());
+    let all = texts.flat_map(|text| text.split(',')).map(str::trim);
+    all.filter(|protocol| may_be(protocol))
 }
 
 /// Whether a protocol may be asked for. HTTP in another form would bring requests that nobody has judged; so would TLS, and
@@ -178,6 +186,13 @@ mod tests {
             let mut fields = vec![("connection", "Upgrade")];
             fields.extend(upgrade.iter().map(|value| ("upgrade", *value)));
             assert_eq!(wished(&fields).as_deref(), asked, "{upgrade:?}");
+            let mut request = Request::get("/");
+            for (name, value) in &fields {
+                request = request.header(*name, *value);
+            }
+            // Who is to be shown its body asks the same.
+            let (head, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(crate::call::switches(&head), asked.is_some(), "{upgrade:?}");
         }
         assert_eq!(wished(&[("upgrade", "websocket")]), None, "not asked");
         for (protocol, asked) in [("websocket", true), ("h2c", false), ("a, h2c", false)] {
