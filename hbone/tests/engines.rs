@@ -419,7 +419,7 @@ async fn an_app_that_ends_is_heard_though_the_other_gives_no_credit() {
         near.shutdown().await.unwrap();
         far.shutdown().unwrap();
         assert_eq!(near.read(&mut [0; 1]).await.unwrap(), 0);
-        let ended = tokio::time::timeout(Duration::from_secs(20), copy).await;
+        let ended = tokio::time::timeout(STILL, copy).await;
         assert!(ended.expect("it waits for credit").unwrap().clean());
         assert_eq!(common::read_to_end(&mut far).await.unwrap().len(), window);
     }
@@ -438,7 +438,7 @@ async fn an_app_that_resets_without_credit_is_noticed() {
         .await;
         near.set_zero_linger().unwrap();
         drop(near);
-        let ended = tokio::time::timeout(Duration::from_secs(20), copy).await;
+        let ended = tokio::time::timeout(STILL, copy).await;
         let ended = ended.expect("it waits for credit").unwrap();
         assert!(matches!(ended.sent, HalfEnd::Socket(_)), "{ended:?}");
         common::read_to_end(&mut far).await.unwrap_err();

@@ -305,7 +305,7 @@ async fn a_connection_takes_no_more_tunnels_once_the_certificate_it_was_made_wit
     let server = ca.certificate(&identity("server"));
     let server = common::serve(server, Refusals::default().limits(), common::echo).await;
     let short = Signing {
-        lifetime: Duration::from_secs(2),
+        lifetime: Duration::from_secs(4),
         ..Signing::new(&ca)
     };
     let client = common::client_of(short, server.address, PoolConfig::default());
@@ -319,7 +319,7 @@ async fn a_connection_takes_no_more_tunnels_once_the_certificate_it_was_made_wit
         tunnel.shutdown().unwrap();
         common::read_to_end(&mut tunnel).await.unwrap();
         opened += 1;
-        assert!(began.elapsed() < Duration::from_secs(20), "never left");
+        assert!(began.elapsed() < Duration::from_secs(60), "never left");
     }
     assert!(opened > 1, "it is used as long as it is good");
     first.send(Bytes::from_static(b"hello")).await.unwrap();

@@ -257,7 +257,7 @@ async fn a_reader_that_stops_holds_back_only_its_own_stream() {
     let mut first = unread.remove(0);
     let (mut sender, sent) = stalled.remove(0);
     sender.shutdown().unwrap();
-    let read = tokio::time::timeout(Duration::from_secs(20), async {
+    let read = tokio::time::timeout(Duration::from_secs(60), async {
         let mut total = 0;
         while let Some(Ok(chunk)) = first.recv().await {
             total += chunk.len();

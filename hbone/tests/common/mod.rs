@@ -385,9 +385,9 @@ pub fn to(authority: &str) -> Connect {
     Connect::to(authority.parse::<hbone::Authority>().unwrap())
 }
 
-/// Waits until something becomes true that no event tells; fails after ten seconds.
+/// Waits until something becomes true that no event tells; fails after a minute.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(
             tokio::time::Instant::now() < deadline,

@@ -339,7 +339,7 @@ impl Raw {
     /// comes for ten seconds.
     pub async fn until(&mut self, what: &str, wanted: impl Fn(&Frame) -> bool) -> Frame {
         loop {
-            let next = tokio::time::timeout(Duration::from_secs(10), self.next()).await;
+            let next = tokio::time::timeout(Duration::from_secs(60), self.next()).await;
             let frame = next
                 .unwrap_or_else(|_| panic!("no {what} came"))
                 .unwrap()
@@ -354,7 +354,7 @@ impl Raw {
     pub async fn goodbye(&mut self) -> Option<u32> {
         let mut code = None;
         while let Ok(Ok(Some(frame))) =
-            tokio::time::timeout(Duration::from_secs(10), self.next()).await
+            tokio::time::timeout(Duration::from_secs(60), self.next()).await
         {
             if frame.kind == GOAWAY {
                 code = Some(frame.code());

@@ -107,7 +107,7 @@ async fn exchange(peer: &mut Raw, case: &Value) -> std::io::Result<Vec<Value>> {
     let ends = name(case).contains("end of stream");
     let mut events = Vec::new();
     while events.len() < recorded.len().max(1) {
-        let next = tokio::time::timeout(Duration::from_secs(5), peer.next()).await;
+        let next = tokio::time::timeout(Duration::from_secs(60), peer.next()).await;
         let Some(frame) = next.expect("an event was recorded that never came")? else {
             break;
         };

@@ -39,6 +39,7 @@ async fn what_cannot_be_frozen_says_so_and_goes_on() {
     let mut by_hand = world.client.open().await.unwrap();
     let freezer = world.near.freezer();
     assert_eq!(freezer.id(), by_hand.freezer().unwrap().id());
+    assert!(freezer.is_busy());
     assert_eq!(freezer.freeze(SOON).await.unwrap_err(), NotFrozen::Busy(1));
     by_hand.send("still here".into()).await.unwrap();
     round_trip(&mut near, &mut far).await;
@@ -50,6 +51,7 @@ async fn what_cannot_be_frozen_says_so_and_goes_on() {
         world.client.pool.stats().streams == 1
     })
     .await;
+    assert!(!freezer.is_busy());
 
     let frozen = freezer.freeze(LONG).await.unwrap();
     assert_eq!(freezer.freeze(LONG).await.unwrap_err(), NotFrozen::Already);
@@ -214,7 +216,7 @@ async fn nothing_that_is_dropped_undecided_or_unread_is_ever_said() {
 async fn pings_begin_anew() {
     let limits = Limits {
         ping_every: Duration::from_millis(50),
-        ping_answer: Duration::from_millis(500),
+        ping_answer: Duration::from_secs(2),
         ..Limits::default()
     };
     let mut world = World::with(Engine::Own, Engine::Own, limits).await;
@@ -222,7 +224,7 @@ async fn pings_begin_anew() {
     for side in [&world.far, &world.near] {
         assert!(side.becomes(Decision::Hand).await);
         // As long as it takes to be taken for dead.
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
         round_trip(&mut near, &mut far).await;
     }
 }
