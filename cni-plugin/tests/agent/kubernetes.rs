@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use crate::support::agent::uid;
 use crate::support::api_server::ApiServer;
 use crate::support::net::{Asked, Running, place};
-use crate::support::pause;
 use crate::support::ztunnel::Ztunnel;
+use crate::support::{PATIENCE, pause};
 
 const BEFORE: &str = include_str!("../../testdata/conflist-before.json");
 
@@ -120,11 +120,11 @@ impl Node {
 
     /// Waits until `what` holds; tells what the agent said meanwhile if it does not.
     fn wait(&self, why: &str, mut what: impl FnMut(&Self) -> bool) {
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         while !what(self) {
             assert!(
                 Instant::now() < end,
-                "not within 15 s: {why}\n{}",
+                "not within {PATIENCE:?}: {why}\n{}",
                 self.log()
             );
             pause(Duration::from_millis(10));

@@ -90,7 +90,7 @@ fn probe(node: &Place, group: Option<&Path>, ip: &str) -> String {
     };
     let output = Command::new("nsenter")
         .arg(format!("--net={}", node.path().display()))
-        .args(["--", "timeout", "5", "bash", "-c", &script])
+        .args(["--", "timeout", "30", "bash", "-c", &script])
         .stderr(Stdio::null())
         .output()
         .unwrap();
@@ -246,7 +246,7 @@ fn a_packet_that_comes_with_the_address_of_probes_is_dropped() {
     let _listener = world
         .node
         .within(|| TcpListener::bind(("10.31.0.1", 9)).unwrap());
-    let connects = |source: &str| {
+    let connects = |source: &str, seconds: &str| {
         intruder.says([
             "ip",
             "route",
@@ -258,7 +258,7 @@ fn a_packet_that_comes_with_the_address_of_probes_is_dropped() {
             source,
         ]);
         let script = "exec 3<>/dev/tcp/10.31.0.1/9";
-        let words = ["--", "timeout", "1", "bash", "-c", script];
+        let words = ["--", "timeout", seconds, "bash", "-c", script];
         let mut connect = Command::new("nsenter");
         connect
             .arg(format!("--net={}", intruder.path().display()))
@@ -275,8 +275,8 @@ fn a_packet_that_comes_with_the_address_of_probes_is_dropped() {
             .find(|line| line.contains("saddr 169.254.7.127"));
         !line.unwrap().contains("packets 0")
     };
-    assert!(connects("10.31.0.2") && !dropped());
-    assert!(!connects(PROBES[0]) && dropped());
+    assert!(connects("10.31.0.2", "30") && !dropped());
+    assert!(!connects(PROBES[0], "5") && dropped());
 }
 
 #[test]

@@ -10,11 +10,14 @@ pub mod ztunnel;
 
 use std::time::{Duration, Instant};
 
-/// Waits until `what` holds; panics with `why` after 15 s.
+/// Longer than anything here takes on a busy machine; reached only when a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `what` holds; panics with `why` after [`PATIENCE`].
 pub fn eventually(why: &str, mut what: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + PATIENCE;
     while !what() {
-        assert!(Instant::now() < end, "not within 15 s: {why}");
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {why}");
         pause(Duration::from_millis(10));
     }
 }

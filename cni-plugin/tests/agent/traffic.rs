@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use crate::support::agent::Agent;
 use crate::support::net::{Asked, place};
 use crate::support::ztunnel::Ztunnel;
-use crate::support::{eventually, pause};
+use crate::support::{PATIENCE, eventually, pause};
 
 const POD: [&str; 2] = ["10.30.0.2", "fd00:30::2"];
 const PEER: [&str; 2] = ["10.30.0.1", "fd00:30::1"];
@@ -105,11 +105,9 @@ impl World {
 fn greeted(netns: &Place, to: (&str, u16)) -> (TcpStream, String) {
     let address = SocketAddr::new(to.0.parse().unwrap(), to.1);
     let mut stream = netns
-        .within(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap())
+        .within(|| TcpStream::connect_timeout(&address, PATIENCE).unwrap())
         .unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut name = [0; 3];
     stream.read_exact(&mut name).unwrap();
     (stream, String::from_utf8(name.to_vec()).unwrap())

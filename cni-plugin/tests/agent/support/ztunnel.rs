@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use api::zds::workload_request::Payload;
 use api::zds::{Ack, Version, WorkloadRequest, WorkloadResponse, ZdsHello, workload_response};
@@ -118,7 +117,7 @@ impl Ztunnel {
     /// The next message.
     pub fn next(&self) -> Heard {
         self.heard
-            .recv_timeout(Duration::from_secs(15))
+            .recv_timeout(super::PATIENCE)
             .expect("the agent says something")
     }
 
@@ -137,7 +136,7 @@ impl Ztunnel {
     pub fn hung_up(&self) {
         while self
             .heard
-            .recv_timeout(Duration::from_secs(15))
+            .recv_timeout(super::PATIENCE)
             .map_err(|e| assert_eq!(e, RecvTimeoutError::Disconnected))
             .is_ok()
         {}
