@@ -256,7 +256,7 @@ pub(crate) fn hex(text: &str) -> Vec<u8> {
 
 /// Waits for something that is about to happen, and fails if it does not.
 pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..2000 {
+    for _ in 0..12_000 {
         if is_so() {
             return;
         }

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::ExitStatus;
-use std::time::Duration;
 
 use lab::Place;
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +14,7 @@ use tokio::net::TcpListener;
 use crate::control;
 use crate::fixture::{FakeAgent, eventually};
 use crate::place::{HandedOver, REDIRECT, place};
-use crate::process::{Running, get, read_all, start_as, until, workload};
+use crate::process::{PATIENCE, Running, get, read_all, start_as, until, workload};
 
 const KEEP: &str = "exec \"$0\" keep proxy ztunnel";
 
@@ -50,12 +49,12 @@ fn memory(pid: u32, figure: &str) -> u64 {
 
 fn connect(place: &Place, to: &'static str) -> std::io::Result<TcpStream> {
     let stream = place.within(|| TcpStream::connect(to)).unwrap()?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
 async fn accept(app: &TcpListener) -> (tokio::net::TcpStream, SocketAddr) {
-    let accepted = tokio::time::timeout(Duration::from_secs(20), app.accept()).await;
+    let accepted = tokio::time::timeout(PATIENCE, app.accept()).await;
     accepted.expect("no connection arrives").unwrap()
 }
 

@@ -17,6 +17,9 @@ use crate::control;
 use crate::fixture::{FakeAgent, eventually};
 use crate::place::{HandedOver, place};
 
+/// Longer than anything here takes on a busy machine; reached only when a test fails.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 const ENVIRONMENT: [(&str, &str); 6] = [
     ("XDS_ADDRESS", "http://127.0.0.1:15010"),
     ("AUTH_TOKEN", ""),
@@ -55,9 +58,7 @@ pub(crate) fn start_as(place: &Place, agent: PathBuf, command: &'static str) -> 
 pub(crate) fn get(place: &Place, port: u16, path: &'static str) -> Option<String> {
     let ask = || {
         let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).ok()?;
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
         write!(
             stream,
             "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
@@ -71,7 +72,7 @@ pub(crate) fn get(place: &Place, port: u16, path: &'static str) -> Option<String
 }
 
 pub(crate) fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(found) = attempt() {
             return found;
@@ -134,8 +135,7 @@ async fn unread_stdout_stops_neither_connections_nor_the_end() {
                 .connect(From::Any, "127.0.0.1:15001".parse().unwrap())
                 .await
             {
-                let answered =
-                    tokio::time::timeout(Duration::from_secs(20), stream.read(&mut [0])).await;
+                let answered = tokio::time::timeout(PATIENCE, stream.read(&mut [0])).await;
                 assert!(
                     answered.is_ok(),
                     "connection {connections} was not answered"
@@ -210,10 +210,13 @@ async fn before_descriptors_run_out_the_newest_is_refused_and_told_why() {
         open.unwrap().count() < 128,
         "some are kept for other things"
     );
-    assert!(is_refused(connect().await).await);
+    let deadline = Instant::now() + PATIENCE;
+    while !is_refused(connect().await).await {
+        assert!(Instant::now() < deadline, "it is let in");
+    }
 
     drop(silent);
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while is_refused(connect().await).await {
         assert!(Instant::now() < deadline, "it did not go on");
     }

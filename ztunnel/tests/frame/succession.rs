@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::fixture::{Conversation, Fixture, eventually};
 use crate::place::{HandedOver, REDIRECT, place};
+use crate::process::PATIENCE;
 
 /// Enough that no hash gives them all to one of two sockets.
 const MANY: usize = 64;
@@ -40,7 +41,7 @@ async fn learn(fixture: &mut Fixture) {
 fn connect(place: &Place) -> TcpStream {
     let connected = place.within(|| TcpStream::connect("10.9.8.7:80").unwrap());
     let stream = connected.unwrap();
-    let patience = Some(Duration::from_secs(20));
+    let patience = Some(PATIENCE);
     stream.set_read_timeout(patience).unwrap();
     stream
 }
@@ -54,7 +55,7 @@ async fn carried(
     let mut carried = Vec::new();
     for _ in 0..count {
         let stream = connect(place);
-        let accepted = tokio::time::timeout(Duration::from_secs(20), app.accept()).await;
+        let accepted = tokio::time::timeout(PATIENCE, app.accept()).await;
         carried.push((stream, accepted.unwrap().unwrap().0));
     }
     carried
@@ -150,7 +151,7 @@ async fn handshakes_that_are_under_way_when_a_proxy_leaves_become_connections() 
     place.nft("delete table inet hold").unwrap();
     for mut client in clients {
         client.write_all(b"hello").unwrap();
-        let accepted = tokio::time::timeout(Duration::from_secs(20), app.accept()).await;
+        let accepted = tokio::time::timeout(PATIENCE, app.accept()).await;
         let (mut carried, _) = accepted.expect("a connection is lost").unwrap();
         let mut hello = [0; 5];
         tokio::io::AsyncReadExt::read_exact(&mut carried, &mut hello)

@@ -1,11 +1,11 @@
 //! What there is no room for is refused with a reason, and the rest is served.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
 use crate::log;
-use crate::world::{At, CLIENT, SERVER, World, WorldPod, cut, echo, greeting};
+use crate::world::{At, CLIENT, PATIENCE, SERVER, World, WorldPod, cut, echo, greeting};
 
 const OVERLOAD: &str = "response_flags=\"OVERLOAD\"";
 
@@ -40,11 +40,13 @@ async fn a_client_at_its_bound_hurts_no_other_and_is_served_again_when_one_of_it
 
     echo(served(&other, &outside).await, b"others are served").await;
     echo(open.pop().unwrap(), b"and what was open goes on").await;
+    let begun = Instant::now();
     loop {
         let mut again = client.connect(outside.at(0, 9000)).await;
         if greeting(&mut again).await.is_ok() {
             break;
         }
+        assert!(begun.elapsed() < PATIENCE, "nobody is served again");
         tokio::time::sleep(Duration::from_millis(20)).await; // the one that ended has not left yet
     }
 }

@@ -57,12 +57,11 @@ async fn who_may_not_call_the_unknown_is_reset_before_anything_leaves_and_its_re
     let node = &world.nodes[0];
     let of_client = "source_workload=\"client-eg1\"";
     let refused = [of_client, "decision=\"refused\""];
-    assert_eq!(node.metric("ambit_egress_connections_total", &refused), 2);
+    node.counts("ambit_egress_connections_total", &refused, 2)
+        .await;
     let failed = [of_client, "response_flags=\"EGRESS\""];
-    assert_eq!(
-        node.metric("istio_tcp_connections_failed_total", &failed),
-        2
-    );
+    node.counts("istio_tcp_connections_failed_total", &failed, 2)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -87,8 +87,9 @@ async fn every_recorded_case_is_answered_and_logged_as_recorded() {
         ("tls", 7),
     ] {
         let refused = [&*format!("reason=\"{reason}\"")];
-        let counted = world.nodes[1].metric("ambit_tunnel_refusals_total", &refused);
-        assert_eq!(counted, count, "{reason}");
+        world.nodes[1]
+            .counts("ambit_tunnel_refusals_total", &refused, count)
+            .await;
     }
     for (name, source) in quiet_cases {
         assert_eq!(

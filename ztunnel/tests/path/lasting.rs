@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::log;
+use crate::on_demand::eventually;
 use crate::world::{At, CLIENT, PATIENCE, SERVER, World, cut, greeting};
 
 /// Talks once, so that the connection is certainly carried, and stays open.
@@ -148,10 +149,13 @@ async fn bytes_of_a_living_connection_are_in_the_metrics_and_it_is_listed() {
         greeting(&mut tcp).await.unwrap();
         for round in 1..=3 {
             talk(&mut tcp).await;
-            world.nodes[0].node.connections.settle();
-            let sent =
-                world.nodes[0].metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]);
-            assert_eq!(sent, 5 * round);
+            // An echo may be back before what was sent is counted.
+            eventually("what was sent is counted", || {
+                let node = &world.nodes[0];
+                node.node.connections.settle();
+                node.metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]) == 5 * round
+            })
+            .await;
         }
         let listed = world.nodes[0]
             .node

@@ -18,7 +18,7 @@ pub(crate) fn keep() {
 
 /// The first line that contains all of these, which must come within some seconds.
 pub(crate) async fn line(parts: &[&str]) -> String {
-    for _ in 0..3000 {
+    for _ in 0..6000 {
         if let Some(found) = lines(parts).into_iter().next() {
             return found;
         }

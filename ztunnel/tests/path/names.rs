@@ -11,7 +11,7 @@ use mesh::Update;
 
 use crate::control::Control;
 use crate::on_demand::{eventually, known, times};
-use crate::world::{At, CLIENT, SERVER, World, WorldPod, service};
+use crate::world::{At, CLIENT, PATIENCE, SERVER, World, WorldPod, service};
 
 const HOST: &str = "web.default.svc.cluster.local";
 
@@ -54,7 +54,7 @@ impl Asker {
         let query = query.to_vec().unwrap();
         socket.send_to(&query, resolver).await.unwrap();
         let mut buffer = [0; 4096];
-        let answered = tokio::time::timeout(Duration::from_secs(20), socket.recv(&mut buffer));
+        let answered = tokio::time::timeout(PATIENCE, socket.recv(&mut buffer));
         let length = answered.await.expect("no answer").unwrap();
         let answer = Message::from_vec(&buffer[..length]).unwrap();
         match answer.metadata.response_code {
@@ -69,7 +69,7 @@ impl Asker {
 
     /// Until it has that address: a busy machine may be slower than a question waits.
     async fn finds(&self, name: &str, address: &str) {
-        for _ in 0..200 {
+        for _ in 0..1200 {
             match self.ask(name).await {
                 Ok(addresses) => return assert_eq!(addresses, [address], "{name}"),
                 Err(code) => assert_eq!(code, ResponseCode::NXDomain, "{name}"),

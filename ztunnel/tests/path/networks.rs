@@ -138,8 +138,6 @@ async fn a_service_of_another_network_is_reached_and_whom_it_does_not_vouch_for_
     );
     world.quiet().await;
     let parts = ["reporter=\"source\"", "response_flags=\"IDENTITY_ERROR\""];
-    assert_eq!(
-        world.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
-        1
-    );
+    let failed = "istio_tcp_connections_failed_total";
+    world.nodes[0].counts(failed, &parts, 1).await;
 }

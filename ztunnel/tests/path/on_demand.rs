@@ -1,15 +1,16 @@
 //! Nodes that follow nothing beforehand, and ask for whom their pods' connections need (`XDS_ON_DEMAND`).
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::egress::{Egress, egress::Mode};
 use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, workload as wire};
 use prost::Message as _;
+use tokio::net::TcpStream;
 
 use crate::control::{Asked, Control};
 use crate::log;
-use crate::world::{At, CLIENT, SERVER, World, WorldPod, echo, greeting, service};
+use crate::world::{At, CLIENT, PATIENCE, SERVER, World, WorldPod, echo, greeting, service};
 
 /// A service in front of a pod of the second node.
 const VIP: &str = "10.78.0.1";
@@ -56,13 +57,27 @@ pub(crate) fn known(world: &World, node: usize) -> Vec<String> {
 }
 
 pub(crate) async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..2000 {
+    for _ in 0..6000 {
         if is_so() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("never: {what}");
+}
+
+/// A connection that is served, sooner or later.
+async fn reached(client: &WorldPod, to: std::net::SocketAddr) -> TcpStream {
+    let begun = Instant::now();
+    loop {
+        if let Ok(mut tcp) = client.try_connect(to).await
+            && greeting(&mut tcp).await.is_ok()
+        {
+            return tcp;
+        }
+        let why = log::lines(&[&format!("{to}"), "error="]);
+        assert!(begun.elapsed() < PATIENCE, "never reached: {why:#?}");
+    }
 }
 
 fn names(of: &[&str]) -> Vec<String> {
@@ -159,15 +174,7 @@ async fn who_is_not_told_of_in_time_is_refused_and_not_gone_around() {
         times(&control, "node-1", "/10.77.0.2") == 1
     })
     .await;
-    let tcp = loop {
-        match client.try_connect(outside.at(0, 9001)).await {
-            Ok(mut tcp) => match greeting(&mut tcp).await {
-                Ok(_) => break tcp,
-                Err(_) => continue,
-            },
-            Err(_) => continue,
-        }
-    };
+    let tcp = reached(&client, outside.at(0, 9001)).await;
     echo(tcp, b"passes").await;
 }
 
@@ -236,7 +243,7 @@ async fn that_there_is_nobody_is_an_answer_and_whoever_comes_there_is_known() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_control_plane_is_away_what_is_known_goes_on_and_nobody_new_is_reached() {
-    let (mut world, control) = World::asking(&["--on-demand-wait", "300ms"]).await;
+    let (mut world, control) = World::asking(&["--on-demand-wait", "3s"]).await;
     let (client, server) = client_and_service(&mut world, "od5").await;
     let mut tcp = client.connect(at(VIP, 80)).await;
     greeting(&mut tcp).await.unwrap();
@@ -248,7 +255,7 @@ async fn while_the_control_plane_is_away_what_is_known_goes_on_and_nobody_new_is
     log::line(&[
         "client-od5",
         "outbound",
-        "has not said within 300ms who /10.77.0.2 is",
+        "has not said within 3s who /10.77.0.2 is",
     ])
     .await;
 
@@ -258,19 +265,13 @@ async fn while_the_control_plane_is_away_what_is_known_goes_on_and_nobody_new_is
         times(&control, "node-1", "/10.77.0.2") > 0
     })
     .await;
-    let reached = loop {
-        if let Ok(mut tcp) = client.try_connect(server.at(0, 8080)).await
-            && greeting(&mut tcp).await.is_ok()
-        {
-            break tcp;
-        }
-    };
-    echo(reached, b"reached").await;
+    let tcp = reached(&client, server.at(0, 8080)).await;
+    echo(tcp, b"reached").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_needs_is_given_up_and_asked_for_again_when_somebody_does() {
-    let flags = ["--on-demand-wait", "1s", "--on-demand-unused", "1s"];
+    let flags = ["--on-demand-wait", "5s", "--on-demand-unused", "2s"];
     let (mut world, control) = World::asking(&flags).await;
     let (client, _server) = client_and_service(&mut world, "od6").await;
     let open = {
