@@ -18,7 +18,7 @@ use lab::{Lab, Pod, Process, wait};
 use support::{
     Pair, SOON, crossing,
     crowd::{Holder, fill},
-    in_lab, refused, round_trip, talk,
+    in_lab, refused_until, round_trip, talk,
 };
 
 /// Connections that want to leave while there is room for a third of them.
@@ -45,10 +45,10 @@ fn without_descriptors_connections_wait_or_learn_why_and_open_ones_go_on() {
                 for stream in &mut open {
                     round_trip(stream, "meanwhile")?;
                 }
-                // The tunnel is there, but nothing to reach the app with.
-                refused(&arriving.client, arriving.at())?;
-                // Connections of the round before may still be ending.
-                log.find("the refusal", |record| {
+                // The tunnel is there, but nothing to reach the app with. Connections of the round before may still be ending,
+                // and who is told that there is nothing lets go of what he had.
+                let (client, to) = (&arriving.client, arriving.at());
+                refused_until(client, to, &log, "the refusal", |record| {
                     record.inbound() && record.error().contains("Too many open files")
                 })?;
                 allow_descriptors(&ztunnel, 20_000)?;

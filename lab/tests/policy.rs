@@ -42,8 +42,9 @@ fn until_guarded(lab: &Lab, pod: &Pod, guarded: bool) -> Result<()> {
 fn refused_because(lab: &Lab, client: &Pod, pair: &Pair, reason: &str) -> Result<()> {
     let log = lab.access_log(0)?.from_now();
     refused(client, pair.at())?;
+    // One that ended well may be told of only now.
     let record = log.find("the refusal", |r| {
-        r.inbound() && r.field("src.workload") == client.name()
+        r.inbound() && r.field("src.workload") == client.name() && !r.error().is_empty()
     })?;
     ensure!(record.error().contains(reason), "{record:?}");
     Ok(())
@@ -134,7 +135,10 @@ fn strict_refuses_plain_text_and_permissive_takes_it_back() {
         for outsider in &outsiders {
             let log = lab.access_log(0)?.from_now();
             refused(outsider, pair.at())?;
-            let record = log.find("the refusal", |r| r.inbound() && !r.error().is_empty())?;
+            let from = format!("{}:", outsider.ip());
+            let record = log.find("the refusal", |r| {
+                r.inbound() && r.field("src.addr").starts_with(&from) && !r.error().is_empty()
+            })?;
             ensure!(record.error().contains("policy rejection"), "{record:?}");
         }
         talk(&pair.client, pair.at(), "with an identity")?;

@@ -20,8 +20,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{AccessLog, AccessRecord, Builder, Lab, Pod, wait};
 
-/// For what should take milliseconds, on a machine busy with debug builds.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// For what should take milliseconds, on a machine busy with debug builds. Only a failure takes so long.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// Runs `test` in a lab of its own. Labs do not disturb each other, but two cores carry only one well.
 ///
@@ -204,6 +204,26 @@ pub(crate) fn refused(client: &Pod, to: SocketAddr) -> Result<()> {
         ),
     }
     Ok(())
+}
+
+/// Calls until a call is refused and `log` says so as `fits` wants it. News reach those who are on the way one after the other,
+/// and of a call that meets them something else may be said, once.
+pub(crate) fn refused_until(
+    client: &Pod,
+    to: SocketAddr,
+    log: &AccessLog,
+    what: &str,
+    fits: impl Fn(&AccessRecord) -> bool,
+) -> Result<AccessRecord> {
+    wait::until(what, SOON, || {
+        let called = refused(client, to);
+        let records = log.records();
+        let found = records.iter().find(|record| fits(record)).cloned();
+        Ok(match (called, found) {
+            (Ok(()), Some(found)) => wait::Probe::Ready(found),
+            (called, _) => wait::Probe::NotYet(format!("{called:?}: {records:#?}")),
+        })
+    })
 }
 
 fn timed_out(error: &anyhow::Error) -> bool {
