@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hbone::{Authority, Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
+use hbone::{AcceptError, Authority, Identity, Incoming, Request, ResponseHeaders, Status, Tunnel};
 use http::{HeaderValue, StatusCode, header};
 use http_body::Body;
 use hyper::server::conn::{http1, http2};
@@ -136,7 +136,7 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
     let mut connection = match hbone::accept(tcp, certificate, &proxy.limits).await {
         Ok(connection) => connection,
         Err(error) => {
-            tracing::info!(%peer, %error, "arrive: refused");
+            tracing::info!(%peer, %error, response_flags = flag(&error), "arrive: refused");
             return;
         }
     };
@@ -179,6 +179,15 @@ async fn serve(proxy: Arc<Proxy>, tcp: TcpStream, peer: SocketAddr) {
             }
             None => return,
         }
+    }
+}
+
+/// Why there is no connection in a word: ztunnels have the same.
+fn flag(why: &AcceptError) -> &'static str {
+    match why {
+        AcceptError::Tls(why) if why.is_revocation() => "CERT_REVOKED",
+        AcceptError::Tls(_) | AcceptError::Slow(_) => "TLS_FAILURE",
+        AcceptError::Preface(_) => "H2_HANDSHAKE_FAILURE",
     }
 }
 

@@ -103,6 +103,9 @@ fn refused(why: &Refused, report: &mut TcpReport) {
         Refused::NoRoute | Refused::NotOurs | Refused::Broken(_) => Flag::NoRoute,
         _ => Flag::NoHealthyUpstream,
     });
+    if matches!(why, Refused::Failed(failed) if failed.is_revocation()) {
+        report.flag(Flag::CertificateRevoked);
+    }
     report.detail(why.to_string());
 }
 

@@ -115,6 +115,11 @@ impl Failed {
         )
     }
 
+    /// Whether a certificate was revoked: the endpoint's, or ours, as the endpoint's proxy says.
+    pub fn is_revocation(&self) -> bool {
+        matches!(self, Self::Tunnel(OpenError::Tls(why)) if why.is_revocation())
+    }
+
     /// Whether the endpoint certainly has not seen the request.
     pub fn is_unseen(&self) -> bool {
         self.is_connect() || matches!(self, Self::Closed)

@@ -90,9 +90,10 @@ pub(crate) fn flag_of_tunnel(why: &TunnelError) -> Flag {
     }
 }
 
-fn flag_of_tls(why: &TlsError) -> Flag {
-    match why {
-        TlsError::Revoked => Flag::CertRevoked,
-        _ => Flag::TlsFailure,
+/// What it means that a handshake failed, whichever end was not believed.
+pub(crate) fn flag_of_tls(why: &TlsError) -> Flag {
+    match why.is_revocation() {
+        true => Flag::CertRevoked,
+        false => Flag::TlsFailure,
     }
 }

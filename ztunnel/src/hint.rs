@@ -3,7 +3,7 @@
 //!
 //! docs/operations.md has them all in one table, and a test keeps the two equal.
 
-use hbone::{AcceptError, CertificateError, ConnectionError, OpenError, TlsError};
+use hbone::{AcceptError, Alert, CertificateError, ConnectionError, OpenError, TlsError};
 use mesh::{DeniedBy, NoEndpoint};
 
 use crate::arrival::Misdirected;
@@ -32,6 +32,7 @@ pub(crate) enum Hint {
     Unanswered,
     SlowHandshake,
     Revoked,
+    RevokedHere,
     Revocations,
     Expired,
     Untrusted,
@@ -87,6 +88,7 @@ impl Hint {
         Self::Unanswered,
         Self::SlowHandshake,
         Self::Revoked,
+        Self::RevokedHere,
         Self::Revocations,
         Self::Expired,
         Self::Untrusted,
@@ -148,7 +150,8 @@ impl Hint {
             }
             Self::Unanswered => "port 15008 of the other end said nothing",
             Self::SlowHandshake => "the handshake took too long",
-            Self::Revoked => "a certificate was revoked",
+            Self::Revoked => "the other end's certificate was revoked",
+            Self::RevokedHere => "the other end refused this end's certificate, for it was revoked",
             Self::Revocations => "it cannot be told whether a certificate was revoked",
             Self::Expired => "a certificate is not valid now",
             Self::Untrusted => "a certificate is signed by somebody else",
@@ -241,6 +244,9 @@ impl Hint {
                 "load of the other end's node, and packets lost on the way (MTU)"
             }
             Self::Revoked => "ConfigMap istio-ca-crl; whoever it names needs a new certificate",
+            Self::RevokedHere => {
+                "this end's own workload, or who signed for it, is in ConfigMap istio-ca-crl: it needs a new certificate"
+            }
             Self::Revocations => {
                 "ConfigMap istio-ca-crl: it must hold a current list of every authority between root and leaf"
             }
@@ -393,8 +399,11 @@ impl Hint {
         match why {
             TlsError::Revoked => Self::Revoked,
             TlsError::RevocationUnknown(_) => Self::Revocations,
-            TlsError::Expired(_) => Self::Expired,
-            TlsError::UnknownCa(_) => Self::Untrusted,
+            TlsError::Alert(Alert::CERTIFICATE_REVOKED) => Self::RevokedHere,
+            TlsError::Expired(_) | TlsError::Alert(Alert::CERTIFICATE_EXPIRED) => Self::Expired,
+            TlsError::UnknownCa(_) | TlsError::Alert(Alert::UNKNOWN_CA | Alert::DECRYPT_ERROR) => {
+                Self::Untrusted
+            }
             TlsError::TrustDomain(_) => Self::TrustDomain,
             TlsError::IdentityMismatch { .. } => Self::AnotherIdentity,
             TlsError::NotSpiffe(_) | TlsError::NoCertificate => Self::BadRequest,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use hbone::{
     AcceptError, Authority, BothWays, CertificateError, ConnectionError, Ended, Identity, Incoming,
-    Limits, Malformed, Request, ResponseHeaders, Status, TlsError,
+    Limits, Malformed, Request, ResponseHeaders, Status,
 };
 use mesh::Workload;
 use mesh::workload::ApplicationProtocol;
@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 use crate::admit::{self, Denied};
 use crate::arrival::{self, Misdirected};
 use crate::bounds::Full;
-use crate::carry::{Broken, Unknown, ended, known, refuse};
+use crate::carry::{Broken, Unknown, ended, flag_of_tls, known, refuse};
 use crate::connections::{Carrier, Counting, Live, Protocol};
 use crate::headers;
 use crate::hint::Hint;
@@ -469,8 +469,8 @@ impl Failure for Failed {
             Self::Unknown(_) | Self::Certificate(_) => Flag::Connect,
             Self::Malformed(_) | Self::CutOff(_) => Flag::Connect,
             Self::Accept(AcceptError::Preface(_)) => Flag::H2HandshakeFailure,
-            Self::Accept(AcceptError::Tls(TlsError::Revoked)) => Flag::CertRevoked,
-            Self::Accept(AcceptError::Slow(_) | AcceptError::Tls(_)) => Flag::TlsFailure,
+            Self::Accept(AcceptError::Tls(why)) => flag_of_tls(why),
+            Self::Accept(AcceptError::Slow(_)) => Flag::TlsFailure,
             Self::Misdirected(why) => why.flag(),
             Self::Denied(why) => why.flag(),
             Self::NotTold(why) => why.flag(),

@@ -16,13 +16,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{BothWays, Connect, Destination, First, OpenError, Splicing, TlsError};
+use hbone::{BothWays, Connect, Destination, First, OpenError, Splicing};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
 use crate::arrival::Misdirected;
 use crate::bounds::Full;
-use crate::carry::{Broken, Unknown, ended, known, refuse};
+use crate::carry::{Broken, Unknown, ended, flag_of_tls, known, refuse};
 use crate::connections::{Counting, Live, Protocol};
 use crate::headers;
 use crate::hint::Hint;
@@ -422,8 +422,8 @@ pub(crate) async fn connect(pod: &Pod, from: From, to: SocketAddr) -> Result<Tcp
 pub(crate) fn flag_of(why: &OpenError) -> Flag {
     match why {
         OpenError::DialTimeout { .. } => Flag::NetworkPolicy,
-        OpenError::Tls(TlsError::Revoked) => Flag::CertRevoked,
-        OpenError::HandshakeTimeout(_) | OpenError::Tls(_) => Flag::TlsFailure,
+        OpenError::Tls(why) => flag_of_tls(why),
+        OpenError::HandshakeTimeout(_) => Flag::TlsFailure,
         OpenError::Http2(_) => Flag::H2HandshakeFailure,
         OpenError::IdentityMismatch(_) => Flag::IdentityError,
         // 401: the destination's policies denied it.

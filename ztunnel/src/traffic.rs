@@ -58,7 +58,7 @@ pub enum Flag {
     NetworkPolicy,
     /// The peer was not who it had to be.
     IdentityError,
-    /// The peer's certificate was revoked.
+    /// A certificate was revoked: the peer's, or ours, as the peer says.
     CertRevoked,
     /// Nobody is known at the destination, and the caller may not call who is unknown.
     Egress,

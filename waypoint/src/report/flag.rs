@@ -52,9 +52,11 @@ pub enum Flag {
     NameUnresolved,
     /// It was slow, and asked once more of another endpoint.
     Hedged,
+    /// A certificate was revoked: the endpoint's, or ours, as the endpoint's proxy says. Ztunnels have the word too.
+    CertificateRevoked,
 }
 
-const ALL: [(Flag, &str); 23] = [
+const ALL: [(Flag, &str); 24] = [
     (Flag::NoHealthyUpstream, "UH"),
     (Flag::UpstreamConnectFailure, "UF"),
     (Flag::UpstreamOverflow, "UO"),
@@ -78,6 +80,7 @@ const ALL: [(Flag, &str); 23] = [
     (Flag::Overloaded, "OM"),
     (Flag::NameUnresolved, "DF"),
     (Flag::Hedged, "HG"),
+    (Flag::CertificateRevoked, "CERT_REVOKED"),
 ];
 
 impl Flag {

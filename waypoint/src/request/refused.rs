@@ -229,6 +229,9 @@ impl Refused {
         if let Some(flag) = self.flag() {
             report.flag(flag);
         }
+        if matches!(self, Self::Failed(failed) if failed.is_revocation()) {
+            report.flag(Flag::CertificateRevoked);
+        }
         report.detail(self.to_string());
         if let Self::Unpermitted {
             why: Unpermitted::Denied(denial),

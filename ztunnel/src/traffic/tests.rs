@@ -348,7 +348,7 @@ fn what_labels_that_are_left_out_told_apart_is_one_series_and_logs_still_know_wh
 fn every_way_to_fail_has_the_flag_that_istio_has_for_it() {
     use crate::outbound::Failed;
     use crate::report::Failure as _;
-    use hbone::{OpenError, TlsError};
+    use hbone::{Alert, OpenError, TlsError};
 
     let labels = Flag::ALL.map(Flag::label);
     assert_eq!(
@@ -381,6 +381,14 @@ fn every_way_to_fail_has_the_flag_that_istio_has_for_it() {
         (OpenError::HandshakeTimeout(within), "TLS_FAILURE"),
         (OpenError::Tls(TlsError::NoCertificate), "TLS_FAILURE"),
         (OpenError::Tls(TlsError::Revoked), "CERT_REVOKED"),
+        (
+            OpenError::Tls(TlsError::Alert(Alert::CERTIFICATE_REVOKED)),
+            "CERT_REVOKED",
+        ),
+        (
+            OpenError::Tls(TlsError::Alert(Alert::CERTIFICATE_EXPIRED)),
+            "TLS_FAILURE",
+        ),
         (
             OpenError::IdentityMismatch(TlsError::IdentityMismatch {
                 presented: identity("somebody").unwrap(),

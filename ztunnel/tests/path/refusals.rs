@@ -113,6 +113,14 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
         client.is_reset(to).await;
         let line = log::line(&[&names[1], "the peer's certificate was revoked"]).await;
         assert!(line.contains("error="), "{line}");
+        // The client hears from the server that it is its own.
+        if judge == 1 {
+            let said = "the peer refused our handshake: certificate revoked";
+            let line = log::line(&[&names[0], "outbound", said]).await;
+            for part in ["CERT_REVOKED", "this end's own workload"] {
+                assert!(line.contains(part), "{part}: {line}");
+            }
+        }
         // So was what was open, by whoever has the list.
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(PATIENCE, open.read_to_end(&mut rest));

@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hbone::{Alert, OpenError, TlsError};
 use http::{Response, StatusCode};
 use http_body::Body;
 use http_body_util::Full;
 use ops::series::{Bounds, Without};
 use waypoint::report::{Copied, Flag, Flags, Reporter, Reports};
+use waypoint::request::Refused;
+use waypoint::upstream::Failed;
 
 use super::scene::{Scene, body, data, get, grpc, logged, read, trailers, workload};
 
@@ -363,11 +366,32 @@ fn flags_have_envoys_letters() {
         (Flag::FaultInjected, "FI"),
         (Flag::NameUnresolved, "DF"),
         (Flag::Overloaded, "OM"),
+        (Flag::CertificateRevoked, "CERT_REVOKED"),
     ] {
         assert_eq!(Flags::from(flag).to_string(), letters);
     }
     assert!(!Flags::from(Flag::FaultInjected).are_trouble());
     assert!(Flags::from(Flag::UpstreamTimeout).are_trouble());
+}
+
+#[test]
+fn a_certificate_that_was_revoked_is_said_with_the_word_of_ztunnels_beside_envoys_letters() {
+    for (why, flags) in [
+        (TlsError::Revoked, "UF,CERT_REVOKED"),
+        (
+            TlsError::Alert(Alert::CERTIFICATE_REVOKED),
+            "UF,CERT_REVOKED",
+        ),
+        (TlsError::Alert(Alert::UNKNOWN_CA), "UF"),
+    ] {
+        let scene = Scene::new();
+        let mut report = scene.sent(&get("/"));
+        let refused = Refused::from(Failed::Tunnel(OpenError::Tls(why)));
+        let answer = refused.answer(false, &mut report);
+        read(report.answer(answer));
+        let (labels, _) = &scene.series("istio_requests_total")[0];
+        assert_eq!(labels["response_flags"], flags);
+    }
 }
 
 /// From many threads at once, nothing is lost.
