@@ -8,6 +8,9 @@ use anyhow::Result;
 
 use crate::wait::{self, Probe};
 
+/// A line is written when a connection has ended; one that is not there after this never comes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// One finished (or refused) connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessRecord {
@@ -157,7 +160,7 @@ impl AccessLog {
     pub fn find(&self, what: &str, fits: impl Fn(&AccessRecord) -> bool) -> Result<AccessRecord> {
         wait::until(
             &format!("{what} in {}", self.file.display()),
-            Duration::from_secs(15),
+            PATIENCE,
             || {
                 let records = self.records();
                 Ok(match records.iter().find(|record| fits(record)) {

@@ -17,7 +17,7 @@ use crate::{
     wait::{self, Probe},
 };
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running capture of one interface.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::{process::Process, run, wait::Probe};
 
 /// A debug build on a busy two-core machine takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 type Recipe = Box<dyn Fn() -> Result<Command> + Send + Sync>;
 type Ready = Box<dyn Fn() -> Result<Probe<()>> + Send + Sync>;

@@ -213,4 +213,4 @@ fn enter(site: &Site, command: &mut Command) -> Result<()> {
 }
 
 /// How long a change may take from the directory to a node.
-pub(crate) const PROPAGATION: Duration = Duration::from_secs(20);
+pub(crate) const PROPAGATION: Duration = Duration::from_secs(60);

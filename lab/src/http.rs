@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::netns::Netns;
 
 /// Admin pages answer from memory; one that takes longer is stuck.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Asks `at` from inside `netns`.
 pub(crate) fn request(netns: &Netns, method: &str, at: SocketAddr, path: &str) -> Result<Answer> {

@@ -30,10 +30,10 @@ const ADMIN: u16 = 15000;
 const METRICS: u16 = 15020;
 const READINESS: u16 = 15021;
 /// For commands that should answer at once, on a busy machine.
-const COMMAND: Duration = Duration::from_secs(30);
+const COMMAND: Duration = Duration::from_secs(60);
 
 /// A ztunnel that cannot reach its peer says so sooner.
-const CONNECT: Duration = Duration::from_secs(15);
+const CONNECT: Duration = Duration::from_secs(30);
 
 /// A machine and its proxy.
 #[derive(Debug)]

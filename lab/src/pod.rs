@@ -24,8 +24,8 @@ use crate::{
 };
 
 /// For commands that should answer at once, on a busy machine.
-const COMMAND: Duration = Duration::from_secs(30);
-const LISTEN: Duration = Duration::from_secs(20);
+const COMMAND: Duration = Duration::from_secs(60);
+const LISTEN: Duration = Duration::from_secs(60);
 
 /// A running pod. Clones are the same pod; dropping them does not end it, [`Pod::delete`] or its lab does.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ use crate::{enter, wait};
 /// Where programs are looked for; the environment of whoever started us does not leak into a lab.
 pub(crate) const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Long enough for anything that is not stuck.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Until what an ended program wrote has been read; longer only if a child of its own holds the pipe.
 const GATHERING: Duration = Duration::from_secs(10);

@@ -21,18 +21,18 @@ use support::{Pair, SOON, ends, in_lab, round_trip, talk};
 #[test]
 fn sigterm_lets_open_connections_finish_until_the_deadline() {
     in_lab(
-        Lab::builder().ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "4s"),
+        Lab::builder().ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "8s"),
         |lab| {
             let pair = Pair::start(lab)?;
             let mut open = talk(&pair.client, pair.at(), "before")?;
             let ztunnel = lab.node(0).ztunnel()?.process()?;
-            ztunnel.signal(Signal::SIGTERM)?;
             let asked = Instant::now();
+            ztunnel.signal(Signal::SIGTERM)?;
             round_trip(&mut open, "during the drain")?;
             ensure!(ztunnel.running(), "it left although a connection was open");
             ends(open, SOON)?;
             ensure!(
-                asked.elapsed() > Duration::from_secs(3),
+                asked.elapsed() > Duration::from_secs(7),
                 "the connection was cut after {:?}",
                 asked.elapsed()
             );
@@ -45,17 +45,13 @@ fn sigterm_lets_open_connections_finish_until_the_deadline() {
 
 #[test]
 fn an_idle_ztunnel_leaves_at_once_when_asked() {
-    in_lab(Lab::builder(), |lab| {
+    // Far longer than this test waits.
+    let builder = Lab::builder().ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "600s");
+    in_lab(builder, |lab| {
         let pair = Pair::start(lab)?;
         drop(talk(&pair.client, pair.at(), "done")?);
-        let ztunnel = lab.node(0).ztunnel()?.process()?;
-        let asked = Instant::now();
-        let status = ztunnel.terminate(SOON)?;
-        ensure!(
-            status.success() && asked.elapsed() < Duration::from_secs(15),
-            "{status} after {:?}",
-            asked.elapsed()
-        );
+        let status = lab.node(0).ztunnel()?.terminate(SOON)?;
+        ensure!(status.success(), "{status}");
         Ok(())
     });
 }
@@ -63,7 +59,7 @@ fn an_idle_ztunnel_leaves_at_once_when_asked() {
 #[test]
 fn a_second_ztunnel_takes_over_without_a_refused_connection() {
     in_lab(
-        Lab::builder().ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "4s"),
+        Lab::builder().ztunnel_env("CONNECTION_TERMINATION_DEADLINE", "8s"),
         |lab| {
             let pair = Pair::start(lab)?;
             let mut open = talk(&pair.client, pair.at(), "on the old one")?;

@@ -6,14 +6,18 @@ mod support;
 
 use std::{
     io::{Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    thread::{self, ScopedJoinHandle},
+    net::{SocketAddr, TcpListener, TcpStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use lab::{Lab, Pod, wait};
-use support::{Pair, SOON, Server, crossing, ends, in_lab, left::quiet, round_trip, talk};
+use support::{
+    SOON, Server, crossing, ends, in_lab,
+    left::quiet,
+    round_trip, talk,
+    users::{Users, bulk},
+};
 
 /// Of a thousand packets; a link this bad is hardly used by anybody.
 const LOSS: u32 = 20;
@@ -30,59 +34,33 @@ fn connections_outlive_a_link_that_loses_packets_is_slow_and_is_cut_for_a_while(
         }
         lab.slow_link(0, 200, 256 << 10)?;
         lab.lossy_link(0, LOSS)?;
-        thread::scope(|scope| {
-            let bulk: Vec<_> = pairs
-                .iter()
-                .map(|pair| there_and_back(scope, pair, 24 << 20))
-                .collect();
-            for n in 0..20 {
-                for stream in &mut open {
-                    round_trip(stream, &format!("trip {n}"))?;
-                }
-            }
-            ensure!(bulk.iter().any(|bulk| !bulk.is_finished()), "too small");
-            lab.unplug(0)?;
+        let mut bulks = Users::new();
+        for pair in &pairs {
+            let what = format!("bulk to {}", pair.server.name());
+            bulks.add(what, pair.client.connect(pair.at())?, bulk);
+        }
+        for n in 0..20 {
             for stream in &mut open {
-                stream.write_all(b"said to nobody, for now")?;
+                round_trip(stream, &format!("trip {n}"))?;
             }
-            // Nobody gives up, nobody is told anything, nothing gets through.
-            silent_for(&open, Duration::from_secs(3))?;
-            lab.replug(0)?;
-            for stream in &mut open {
-                let mut back = [0; 23];
-                stream.read_exact(&mut back).context("after the cut")?;
-                ensure!(&back == b"said to nobody, for now");
-            }
-            lab.mend_link(0)?;
-            bulk.into_iter().try_for_each(|bulk| bulk.join().unwrap())
-        })
+        }
+        bulks.go_on()?;
+        lab.unplug(0)?;
+        for stream in &mut open {
+            stream.write_all(b"said to nobody, for now")?;
+        }
+        // Nobody gives up, nobody is told anything, nothing gets through.
+        silent_for(&open, Duration::from_secs(3))?;
+        lab.replug(0)?;
+        for stream in &mut open {
+            let mut back = [0; 23];
+            stream.read_exact(&mut back).context("after the cut")?;
+            ensure!(&back == b"said to nobody, for now");
+        }
+        bulks.go_on().context("after the cut")?;
+        lab.mend_link(0)?;
+        bulks.done().map(drop)
     });
-}
-
-/// Sends `length` bytes to the pair's echo and expects exactly them back, then the end.
-fn there_and_back<'s>(
-    scope: &'s thread::Scope<'s, '_>,
-    pair: &'s Pair,
-    length: u32,
-) -> ScopedJoinHandle<'s, Result<()>> {
-    scope.spawn(move || {
-        let sent: Vec<u8> = (0..length)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
-        let mut stream = pair.client.connect(pair.at())?;
-        let mut writer = stream.try_clone()?;
-        thread::scope(|scope| {
-            let sending = scope.spawn(|| {
-                writer.write_all(&sent)?;
-                writer.shutdown(Shutdown::Write)
-            });
-            let mut back = Vec::new();
-            stream.read_to_end(&mut back)?;
-            sending.join().unwrap()?;
-            ensure!(back == sent, "{} of {} bytes", back.len(), sent.len());
-            Ok(())
-        })
-    })
 }
 
 /// Expects that none of the streams has anything to say, or ends, in this time.

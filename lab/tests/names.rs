@@ -184,7 +184,8 @@ fn a_node_that_follows_nobody_finds_every_name_of_the_mesh_by_asking_for_it() {
         let late = "late.partner.example";
         ensure!(!upstream.contains(late));
         ensure!(ask(&client, server, late, A)?.code == NXDOMAIN);
-        ensure!(lab.name_server().process()?.log().contains(late));
+        let upstream = lab.name_server().process()?;
+        wait::until_true("it to be asked", SOON, || upstream.log().contains(late))?;
         lab.apply_yaml("late", &partner(late, web.ip()))?;
         found(&client, server, ask, late)?;
 

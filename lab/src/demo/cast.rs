@@ -277,7 +277,7 @@ fn postgres(pod: &Pod) -> Result<()> {
         "-c",
         "create table orders(id serial, what text)",
     ];
-    lab::wait::until_true("postgres to take commands", Duration::from_secs(20), || {
+    lab::wait::until_true("postgres to take commands", Duration::from_secs(60), || {
         pod.command(create)
             .and_then(|command| command.run())
             .is_ok_and(|ran| ran.succeeded())

@@ -184,7 +184,7 @@ impl<'a> Requests<'a> {
         self.room.fact("mobile", &format!("20 requests: {seen}"));
         ensure!(seen == "20 × v1", "{seen}");
         let room = &self.room;
-        wait::until("a copy of each request", Duration::from_secs(15), || {
+        wait::until("a copy of each request", Duration::from_secs(60), || {
             Ok(match room.copied("/copied") {
                 20 => wait::Probe::Ready(()),
                 other => wait::Probe::NotYet(format!("{other} copies")),
@@ -338,7 +338,7 @@ impl<'a> Requests<'a> {
         let labels = [("reporter", "waypoint")];
         let counted = wait::until(
             "all requests in the metrics",
-            Duration::from_secs(15),
+            Duration::from_secs(60),
             || {
                 let metrics = self.room.metrics()?;
                 let mut counted = BTreeMap::<(String, String), f64>::new();

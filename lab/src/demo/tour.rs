@@ -194,7 +194,7 @@ impl<'a> Tour<'a> {
         let mut flows = Vec::new();
         lab::wait::until_true(
             &format!("the access log to tell: {what}"),
-            Duration::from_secs(15),
+            Duration::from_secs(60),
             || {
                 flows.extend(self.fresh().iter().filter_map(Flow::of));
                 !flows.is_empty()
@@ -310,7 +310,7 @@ impl<'a> Tour<'a> {
         self.fresh();
         ensure!(act().is_err(), "{what}: it was not refused");
         let mut refused = None;
-        lab::wait::until_true(what, Duration::from_secs(15), || {
+        lab::wait::until_true(what, Duration::from_secs(60), || {
             refused = self
                 .fresh()
                 .into_iter()
@@ -458,7 +458,7 @@ impl<'a> Tour<'a> {
         thief.proxy().launch()?;
         let log = lab.control_plane()?.log_path().to_owned();
         let mut refusal = None;
-        lab::wait::until_true("the refusal of a thief", Duration::from_secs(15), || {
+        lab::wait::until_true("the refusal of a thief", Duration::from_secs(60), || {
             let said = fs::read_to_string(&log).unwrap_or_default();
             let found = said
                 .lines()

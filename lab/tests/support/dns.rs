@@ -22,7 +22,7 @@ pub(crate) struct Answer {
 /// Asks over UDP from inside `pod`.
 pub(crate) fn ask(pod: &Pod, server: SocketAddr, name: &str, kind: u16) -> Result<Answer> {
     let socket = pod.netns().within(|| UdpSocket::bind(("0.0.0.0", 0)))??;
-    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     socket.connect(server)?;
     socket.send(&question(name, kind))?;
     let mut bytes = [0; 4096];
