@@ -136,7 +136,7 @@ impl<'a> Shop<'a> {
     pub(crate) fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Result<()> {
         let begun = Instant::now();
         while !holds(self) {
-            if begun.elapsed() > Duration::from_secs(20) {
+            if begun.elapsed() > Duration::from_secs(60) {
                 bail!("waited in vain for {what}");
             }
             #[allow(clippy::disallowed_methods)] // a test's own thread
