@@ -15,6 +15,7 @@ mod kept;
 mod link;
 mod piped;
 mod preamble;
+mod silent;
 mod stream;
 mod tee;
 mod tls;

@@ -15,6 +15,7 @@ use hbone::{Authority, Certificates, Connect, Destination, Identity, OpenError, 
 use mesh::{Client, GatewayTarget, Locality, Network, Snapshot, Workload};
 use ops::random::random;
 
+use super::silent::Silent;
 use super::way::{Abroad, Place, by_all_names, identity, sorted, vouched_for};
 use super::{CONNECT, Failed, NoWay, Upstreams, dial};
 use crate::discovery::{Clients, alias};
@@ -26,6 +27,7 @@ pub struct Gateways {
     /// Ours.
     network: Network,
     namespace: Box<str>,
+    silent: Silent,
 }
 
 /// One pod of a gateway.
@@ -48,6 +50,7 @@ impl Gateways {
             certificates,
             network: Network::new(network),
             namespace: namespace.into(),
+            silent: Silent::default(),
         }
     }
 
@@ -99,11 +102,15 @@ impl Gateways {
             namespace: &self.namespace,
             ipv6: false,
         };
-        let picked = mesh::pick_waypoint(snapshot, service, gateway.hbone_port, &own, random());
+        let port = gateway.hbone_port;
+        let silent = |ip| self.silent.is(SocketAddr::new(ip, port));
+        let picked = mesh::pick_waypoint_but(snapshot, service, port, &own, random(), &|found| {
+            found.address.is_some_and(silent)
+        });
         let found = picked.map_err(|why| abroad.not_ready(why))?;
         let own = identity(&found.workload)?;
         Ok(Front {
-            at: place(found.address, &found.workload, gateway.hbone_port)?,
+            at: place(found.address, &found.workload, port)?,
             expected: sorted([own].into_iter().chain(vouched_for(service))),
         })
     }
@@ -139,7 +146,8 @@ impl Upstreams {
             source: Some("waypoint"),
             ..Connect::to(authority)
         };
-        let dial = move |to| dial(own, to);
+        let silent = &gateways.silent;
+        let dial = move |to| silent.dialled(to, dial(own, to));
         let tunnels = &self.shard().tunnels;
         let outer = tunnels.open(&destination, dial, connect.clone()).await?;
         let certificate = gateways.certificates.of(&self.identity).await;
