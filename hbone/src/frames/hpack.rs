@@ -4,7 +4,8 @@
 //! RFC has is read, but a table is kept only until the peer has acknowledged that we want none
 //! ([`Decoder::acknowledged`]); from then on a reference into it is an error. What one block may cost is
 //! bounded by its length: nothing is copied per field but what the string code expands (8/5 at most) and
-//! what the table keeps (4,096 octets at most).
+//! what the table keeps (4,096 octets at most), and all that one block has it keep is bounded too: two bytes can say
+//! that a name of 4,000 is to be kept once more.
 //!
 //! Encoding: fixed indices and plain literals that nobody is asked to remember.
 
@@ -16,6 +17,9 @@ use table::Table;
 
 /// Size of a header table before anybody says otherwise.
 pub(super) const FIRST_TABLE: u32 = 4096;
+
+/// What one block may have the table remember, counted as the table does. More than any list that is taken, twice over.
+const MOST_REMEMBERED: usize = 128 << 10;
 
 /// Why a block cannot be decoded; the connection's context is lost with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +39,9 @@ pub enum DecodeError {
     /// A table size that was not allowed, or not at the beginning.
     #[error("a header block sets a table size it may not")]
     TableSize,
+    /// It fills the table again and again.
+    #[error("a header block has more remembered than any list holds")]
+    Churn,
 }
 
 /// What is needed to decode a peer's header blocks.
@@ -96,7 +103,7 @@ impl Decoder {
     ) -> Result<(), DecodeError> {
         let mut rest = block;
         self.sizes(&mut rest)?;
-        let mut scratch = Scratch::default();
+        let (mut scratch, mut remembered) = (Scratch::default(), 0);
         while let Some(first) = rest.first().copied() {
             if first & 0x80 != 0 {
                 let index = number(&mut rest, 7)?;
@@ -115,7 +122,11 @@ impl Decoder {
             };
             let value = string(&mut rest, &mut scratch.value)?.unwrap_or(&scratch.value);
             each(name, value);
-            if remember {
+            if remember && self.most > 0 {
+                remembered += table::cost(name, value);
+                if remembered > MOST_REMEMBERED {
+                    return Err(DecodeError::Churn);
+                }
                 // The entry that lends its name may be the one that makes room.
                 let name = name.to_vec();
                 self.table.remember(&name, value);

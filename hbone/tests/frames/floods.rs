@@ -78,6 +78,12 @@ fn floods_are_cut_off_by_name() {
             Refusal::IdleFrameFlood,
         ),
         (
+            "goodbyes",
+            Box::new(|_| frame(kind::GOAWAY, 0, 0, &[0; 8])),
+            1000,
+            Refusal::IdleFrameFlood,
+        ),
+        (
             "credit for nothing",
             Box::new(|_| frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
             1000,
@@ -181,6 +187,20 @@ fn a_small_block_that_unfolds_into_a_large_list_is_refused_before_it_is_kept() {
         kind: Refusal::MalformedStream,
     };
     assert_eq!(side.events, [refusal]);
+}
+
+#[test]
+fn a_block_that_has_a_name_remembered_again_and_again_ends_the_connection() {
+    let mut side = Side::new(Mux::server(&Settings::server()));
+    side.feed(PREFACE).unwrap();
+    side.feed(&settings(&[])).unwrap();
+    let mut churn = connect();
+    churn.extend(b"\x40\x7f\xa1\x1e");
+    churn.extend(vec![b'n'; 4000]);
+    churn.push(0);
+    churn.extend(b"\x7e\x00".repeat(60_000));
+    let error = side.feed(&headers(1, 0, &churn)).unwrap_err();
+    assert_eq!(error.code, Code::COMPRESSION_ERROR);
 }
 
 #[test]

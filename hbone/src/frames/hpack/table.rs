@@ -31,6 +31,11 @@ const FIXED: [(&str, &str); 61] = [
 /// What an entry costs beside its bytes (RFC 7541, 4.1).
 const OVERHEAD: usize = 32;
 
+/// What a field costs a table.
+pub(super) fn cost(name: &[u8], value: &[u8]) -> usize {
+    name.len() + value.len() + OVERHEAD
+}
+
 /// A name and its value.
 type Field = (Box<[u8]>, Box<[u8]>);
 
@@ -66,7 +71,7 @@ impl Table {
 
     /// Remembers a field, and forgets as many as it takes. One that is larger than the table empties it.
     pub(super) fn remember(&mut self, name: &[u8], value: &[u8]) {
-        let cost = name.len() + value.len() + OVERHEAD;
+        let cost = cost(name, value);
         self.shrink_to(self.most.saturating_sub(cost));
         if cost <= self.most {
             self.size += cost;
@@ -107,7 +112,7 @@ impl Table {
         for _ in 0..from.u16()? {
             let name = from.u16().and_then(|n| from.bytes(n.into()))?;
             let value = from.u16().and_then(|n| from.bytes(n.into()))?;
-            table.size += name.len() + value.len() + OVERHEAD;
+            table.size += cost(name, value);
             ensure(table.size <= table.most, "more in a header table than fits")?;
             table.entries.push_back((name.into(), value.into()));
         }
@@ -118,7 +123,7 @@ impl Table {
         while self.size > size
             && let Some((name, value)) = self.entries.pop_back()
         {
-            self.size -= name.len() + value.len() + OVERHEAD;
+            self.size -= cost(&name, &value);
         }
     }
 }

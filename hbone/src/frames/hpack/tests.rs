@@ -92,6 +92,30 @@ fn broken_blocks_are_refused_with_the_reason() {
     assert_eq!(decode(&mut decoder, b""), Ok(vec![]));
 }
 
+/// Two bytes have a name of 4,000 copied, and the one before it thrown away.
+#[test]
+fn a_block_that_fills_the_table_again_and_again_is_refused() {
+    let again = |times: usize| {
+        let mut block = vec![0x40];
+        put_string(&mut block, &[b'n'; 4000]);
+        put_string(&mut block, b"");
+        block.extend(b"\x7e\x00".repeat(times));
+        block
+    };
+    let read = decode(&mut Decoder::default(), &again(20));
+    assert_eq!(read.unwrap().len(), 21);
+    let read = decode(&mut Decoder::default(), &again(60_000));
+    assert_eq!(read, Err(DecodeError::Churn));
+    // Each block counts by itself.
+    let mut decoder = Decoder::default();
+    assert!((0..10).all(|_| decode(&mut decoder, &again(20)).is_ok()));
+    // Where nothing is kept there is nothing to count.
+    let mut decoder = Decoder::default();
+    decoder.acknowledged();
+    let many = b"\x40\x01a\x01b".repeat(10_000);
+    assert_eq!(decode(&mut decoder, &many).unwrap().len(), 10_000);
+}
+
 #[test]
 fn the_entry_that_lends_its_name_may_make_room_for_the_new_one() {
     let mut decoder = Decoder::default();

@@ -70,7 +70,8 @@ impl Mux {
         Ok(Some(Event::Pong { payload: echo }))
     }
 
-    pub(super) fn told_to_go(&mut self, payload: &[u8]) -> Event {
+    pub(super) fn told_to_go(&mut self, payload: &[u8], now: Instant) -> Outcome {
+        self.abuse.idle(now)?; // two or three are all that a goodbye takes
         let last = StreamId(number(payload) & 0x7fff_ffff);
         let code = Code(number(&payload[4..]));
         // It may only become less.
@@ -79,7 +80,7 @@ impl Mux {
         if self.client {
             self.streams.truncate(last);
         }
-        Event::GoAway { last, code }
+        Ok(Some(Event::GoAway { last, code }))
     }
 
     pub(super) fn reset_by_peer(&mut self, head: Head, payload: &[u8], now: Instant) -> Outcome {

@@ -274,6 +274,7 @@ fn undecodable(error: hpack::DecodeError) -> Violation {
             hpack::DecodeError::Index => "a header block refers to nothing",
             hpack::DecodeError::Code => "a header block has a string that is no code",
             hpack::DecodeError::TableSize => "a header block sets a table size it may not",
+            hpack::DecodeError::Churn => "a header block has more remembered than any list holds",
         },
     )
 }

@@ -249,7 +249,7 @@ impl Mux {
             kind::CONTINUATION => self.continuation(head, payload, now),
             kind::SETTINGS => self.settings(head, payload, now),
             kind::PING => self.pinged(head, payload, now),
-            kind::GOAWAY => Ok(Some(self.told_to_go(payload))),
+            kind::GOAWAY => self.told_to_go(payload, now),
             kind::RST_STREAM => self.reset_by_peer(head, payload, now),
             kind::WINDOW_UPDATE => self.credited(head, payload, now),
             // PRIORITY is all that is left.
