@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hbone::{Authority, Status};
+use mesh::workload::ApplicationProtocol;
 use mesh::{GatewayAddress, GatewayTarget, Service, Snapshot, Workload};
 
 use crate::hint::Hint;
@@ -48,6 +49,11 @@ pub(crate) enum Misdirected {
     UnknownPort(String, u16),
     #[error("attempted recursive call to ourselves")]
     SelfCall,
+    /// Plain text to an app that believes what stands before the bytes.
+    #[error(
+        "port {0} takes connections of the mesh only: its app believes what we write before their bytes, of who the client is"
+    )]
+    Framed(u16),
 }
 
 impl Misdirected {
@@ -55,7 +61,8 @@ impl Misdirected {
     pub(crate) fn status(&self) -> Status {
         match self {
             Self::IpMismatch { .. } | Self::Moved { .. } => Status::BadRequest,
-            Self::UnknownHost(_) | Self::UnknownPort(..) | Self::SelfCall => Status::Unavailable,
+            Self::UnknownHost(_) | Self::UnknownPort(..) => Status::Unavailable,
+            Self::SelfCall | Self::Framed(_) => Status::Unavailable,
         }
     }
 }
@@ -87,6 +94,14 @@ pub(crate) fn arrival(
         return Err(Misdirected::SelfCall);
     }
     Ok(Arrival { port, ..arrival })
+}
+
+/// Whether plain text to `port` must not get to the app: it believes who its client is by a header before the bytes
+/// ([`crate::preamble`]), so nobody else may write what it reads first.
+pub(crate) fn takes_tunnels_only(workload: &Workload, port: u16) -> bool {
+    let tunnel = workload.application_tunnel;
+    let framed = tunnel.filter(|tunnel| tunnel.protocol == ApplicationProtocol::Proxy);
+    framed.is_some_and(|tunnel| tunnel.port.is_none_or(|its| its == port))
 }
 
 /// The service that `port` of this workload belongs to: the one the peer meant if it said so, else the first that has
@@ -276,6 +291,31 @@ mod tests {
             namesake.namespace = "another".into();
             mesh.set_service(namesake);
         })
+    }
+
+    #[test]
+    fn plain_text_does_not_lead_to_where_an_app_is_told_who_calls() {
+        for (protocol, its, asked, only) in [
+            (1, 15088, 15088, true),
+            (1, 15088, 8080, false),
+            (1, 0, 8080, true),
+            (0, 15088, 15088, false),
+        ] {
+            let mesh = snapshot(|mesh| {
+                let mut framed = pod("framed", &["10.0.0.8"]);
+                let port = its;
+                framed.application_tunnel = Some(wire::ApplicationTunnel { protocol, port });
+                mesh.set_workload(framed);
+            });
+            let framed = mesh.workload("framed").unwrap();
+            assert_eq!(
+                takes_tunnels_only(framed, asked),
+                only,
+                "{protocol} {its} {asked}"
+            );
+        }
+        let mesh = mesh();
+        assert!(!takes_tunnels_only(mesh.workload("web").unwrap(), 8080));
     }
 
     #[test]

@@ -392,6 +392,7 @@ impl Hint {
             Misdirected::IpMismatch { .. } | Misdirected::Moved { .. } => Self::StaleAddress,
             Misdirected::UnknownHost(_) | Misdirected::UnknownPort(..) => Self::NotServedHere,
             Misdirected::SelfCall => Self::OwnPort,
+            Misdirected::Framed(_) => Self::Strict,
         }
     }
 

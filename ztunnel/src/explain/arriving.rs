@@ -277,9 +277,15 @@ fn arrived(view: &View<'_>, arriving: &Arriving) -> (SocketAddr, Option<Misdirec
         ..
     } = arriving;
     if identity.is_none() {
-        // Of TCP.
-        let own = *spoken == Spoken::Tcp && OWN_PORTS.contains(&at.port());
-        return (*at, own.then_some(Misdirected::SelfCall));
+        let port = at.port();
+        let why = match spoken {
+            Spoken::Tcp if OWN_PORTS.contains(&port) => Some(Misdirected::SelfCall),
+            Spoken::Tcp if arrival::takes_tunnels_only(workload, port) => {
+                Some(Misdirected::Framed(port))
+            }
+            _ => None,
+        };
+        return (*at, why);
     }
     match arrival::arrival(view.snapshot, workload, *at, &Authority::Ip(*at)) {
         Ok(arrival) => (SocketAddr::new(at.ip(), arrival.port), None),

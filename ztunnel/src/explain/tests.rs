@@ -220,6 +220,31 @@ fn who_calls_by_a_tunnel_is_judged_by_its_identity_though_nothing_tunnels_to_it(
     }
 }
 
+#[test]
+fn plain_text_to_an_app_that_is_told_who_calls_is_not_for_it() {
+    let mesh = with(|mesh| {
+        let mut framed = pod("framed", &["10.0.0.7"]);
+        framed.application_tunnel = Some(api::workload::ApplicationTunnel {
+            protocol: 1,
+            port: 15088,
+        });
+        mesh.set_workload(framed);
+    });
+    for (to, by, verdict) in [
+        ("10.0.0.7:15088", By::Plain, "misdirected"),
+        ("10.0.0.7:15088", By::Tunnel, "allowed"),
+        ("10.0.0.7:8080", By::Plain, "allowed"),
+    ] {
+        let question = Question {
+            side: Some(Side::Destination),
+            by: Some(by),
+            ..question("10.0.0.9", to)
+        };
+        let said = answer(&mesh, &question, &[]).unwrap();
+        assert_eq!(said["destination"]["verdict"], verdict, "{said:#}");
+    }
+}
+
 /// The mesh of [`with`], where these have opted in to have their UDP carried.
 fn opted_in(names: &[&str], fill: impl FnOnce(&mut Update)) -> Arc<Snapshot> {
     with(|mesh| {

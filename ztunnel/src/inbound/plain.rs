@@ -95,6 +95,9 @@ async fn open_plain(
         joined: None,
     });
     drop(snapshot);
+    if arrival::takes_tunnels_only(&workload, local.port()) {
+        return refuse(tcp, Misdirected::Framed(local.port()));
+    }
     let app = match admit_and_reach(arriving, &workload, &live, local, report).await {
         Ok(app) => app,
         Err(why) => return refuse(tcp, why),

@@ -19,7 +19,7 @@ use super::carry::{Carrying, Queue};
 use super::metrics::Way;
 use super::{Failed, Flow, PASSING, is_carried};
 use crate::admit::admit;
-use crate::arrival;
+use crate::arrival::{self, Misdirected};
 use crate::bounds::Share;
 use crate::carry::{Unknown, known};
 use crate::connections::{Live, Protocol};
@@ -227,6 +227,11 @@ pub(super) async fn serve_plain(mut flow: Flow) {
 async fn open_plain(flow: &Flow, report: &mut Report) -> Result<(UdpSocket, Arc<Live>), Failed> {
     let (node, pod) = (&flow.flows.node, &flow.flows.pod);
     let (from, to) = flow.between;
+    if to.ip().is_loopback() {
+        // The rules send nothing here that was for this address: an app called our door itself. Let through, it would come
+        // straight back, for ever.
+        return Err(Misdirected::SelfCall.into());
+    }
     known(pod).await?;
     let arriving = Arriving {
         node,

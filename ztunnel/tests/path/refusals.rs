@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use api::{security, workload as wire};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::log;
@@ -65,15 +67,10 @@ async fn a_denied_connection_is_reset_and_both_ends_say_why() {
         world.quiet().await;
         assert_eq!(reached.load(Ordering::Relaxed), 0);
         let parts = ["reporter=\"destination\"", "response_flags=\"DENY\""];
-        assert_eq!(
-            world.nodes[node].metric("istio_tcp_connections_failed_total", &parts),
-            2
-        );
+        let failed = "istio_tcp_connections_failed_total";
+        world.nodes[node].counts(failed, &parts, 2).await;
         let parts = ["reporter=\"source\"", "response_flags=\"DENY\""];
-        assert_eq!(
-            world.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
-            2
-        );
+        world.nodes[0].counts(failed, &parts, 2).await;
     }
 }
 
@@ -192,6 +189,43 @@ async fn strict_refuses_plaintext_and_nothing_else() {
     );
 }
 
+/// It believes the header that we write before a tunnel's bytes: whoever could write one in plain text could be anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_captured_waypoint_is_told_who_calls_by_nobody_else() {
+    const OUTSIDE: [&str; 2] = ["10.77.0.3", "fd77::3"];
+    let mut world = World::new(&[]);
+    let outsider = world.pod("outsider-hd", At::Nowhere, &OUTSIDE).await;
+    let waypoint = world
+        .pod_with("waypoint-hd", At::Node(1), &SERVER, |pod| {
+            pod.application_tunnel = Some(wire::ApplicationTunnel {
+                protocol: 1,
+                port: 15088,
+            });
+        })
+        .await;
+    let reached = count(&waypoint, 15088);
+    waypoint.serve(9000);
+    for (family, from) in OUTSIDE.iter().enumerate() {
+        outsider.is_reset(waypoint.at(family, 15088)).await;
+        // Its other ports are as any.
+        let mut tcp = outsider.connect(waypoint.at(family, 9000)).await;
+        assert_eq!(greeting(&mut tcp).await.unwrap(), *from);
+        echo(tcp, b"x").await;
+    }
+    let line = log::line(&[
+        "waypoint-hd",
+        "src.addr=10.77.0.3",
+        "dst.addr=10.77.0.2:15088",
+    ])
+    .await;
+    assert!(
+        line.contains("port 15088 takes connections of the mesh only"),
+        "{line}"
+    );
+    world.quiet().await;
+    assert_eq!(reached.load(Ordering::Relaxed), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_comes_late_is_waited_for_and_one_that_never_comes_denies() {
     for (suffix, at) in [("ma", At::Node(1)), ("mb", At::Node(0))] {
@@ -242,10 +276,8 @@ async fn an_impostor_is_refused_before_any_byte() {
     world.quiet().await;
     assert_eq!(reached.load(Ordering::Relaxed), 0);
     let parts = ["reporter=\"source\"", "response_flags=\"IDENTITY_ERROR\""];
-    assert_eq!(
-        world.nodes[0].metric("istio_tcp_connections_failed_total", &parts),
-        1
-    );
+    let failed = "istio_tcp_connections_failed_total";
+    world.nodes[0].counts(failed, &parts, 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,6 +385,43 @@ async fn our_own_ports_are_never_carried_to() {
     .await;
 }
 
+/// Let through, it would be ours again as soon as it was sent, until the pod is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datagram_to_our_own_door_is_not_sent_there_again() {
+    let mut world = World::new(&[]);
+    let pod = world
+        .pod_with("round-u", At::Node(0), &CLIENT, |pod| {
+            let name = api::UDP_EXTENSION.to_owned();
+            pod.extensions = vec![wire::Extension { name, config: None }];
+        })
+        .await;
+    for (own, door) in [
+        ("127.0.0.1:0", "127.0.0.1:15006"),
+        ("[::1]:0", "[::1]:15006"),
+        ("127.0.0.1:0", "127.0.0.1:15001"),
+    ] {
+        let app = pod.udp(own.parse().unwrap());
+        // So that somebody else can have its address beside it.
+        SockRef::from(&app).set_reuse_address(true).unwrap();
+        let (from, to) = (
+            format!("src.addr={}", app.local_addr().unwrap()),
+            format!("dst.addr={door}"),
+        );
+        let refused = [&*from, &*to, "attempted recursive call to ourselves"];
+        let since = Instant::now();
+        let told = loop {
+            // The door opens a moment after the pod is told of; before that nobody listens there.
+            let _ = app.send_to(b"round and round", door).await;
+            let told = tokio::time::timeout(Duration::from_millis(100), log::line(&refused));
+            match told.await {
+                Ok(line) => break line,
+                Err(_) => assert!(since.elapsed() < PATIENCE, "{door}: it is not refused"),
+            }
+        };
+        assert!(told.contains("response_flags=\"CONNECT\""), "{told}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_without_endpoints_and_a_lost_waypoint_refuse() {
     let mut world = World::new(&[]);
@@ -418,17 +487,14 @@ async fn whoever_has_no_certificate_gets_nothing_at_the_tunnel_port_and_disturbs
         line.starts_with("warn\taccess\tconnection failed") && line.contains("error="),
         "{line}"
     );
-    assert_eq!(
-        world.nodes[1].metric("ambit_tunnel_refusals_total", &["reason=\"tls\""]),
-        2
-    );
+    let node = &world.nodes[1];
+    let tls = ["reason=\"tls\""];
+    node.counts("ambit_tunnel_refusals_total", &tls, 2).await;
     let parts = [
         "response_flags=\"TLS_FAILURE\"",
         "destination_workload=\"server-y\"",
     ];
-    assert_eq!(
-        world.nodes[1].metric("istio_tcp_connections_failed_total", &parts),
-        2
-    );
+    node.counts("istio_tcp_connections_failed_total", &parts, 2)
+        .await;
     echo(open, b"undisturbed").await;
 }
