@@ -150,6 +150,14 @@ impl Freezer {
         self.id
     }
 
+    /// Whether a freeze would have to wait just now: tunnels of it are asked for and not answered, or used by hand.
+    pub fn is_busy(&self) -> bool {
+        match &self.of {
+            Of::Connection(shared) => shared.upgrade().is_some_and(|shared| shared.loose() > 0),
+            Of::Pair(_) => false,
+        }
+    }
+
     /// Stops it between two steps and writes it down. What cannot be cut in the middle is waited for:
     /// tunnels that are asked for and not answered, requests that somebody holds. Meanwhile bytes move,
     /// but no request is given out and no tunnel begins on this connection. Ask from a task of your own: those

@@ -230,8 +230,9 @@ impl Life {
         };
         let right = Right::received(right)?;
         let (account, frozen) = Memory::received(memory, offer.state)?.read()?;
-        let account = Account::read(&account)?;
+        // Before all else that may be wrong: it overwrites what it was given.
         let taken = handover::Taken::read(frozen, fds.collect())?;
+        let account = Account::read(&account)?;
         let adoption = Arrival::of(account, taken).check(&self.node, &self.roster)?;
         if !right.take()? {
             return Ok(false);
@@ -324,7 +325,9 @@ impl Life {
                 match admitted.and_then(|channel| self.admit(channel, None)) {
                     Ok(_) | Err(Trouble::Slow) => {}
                     Err(why) => {
-                        tracing::warn!(%why, "hand-over: somebody knocked and was not let in")
+                        tracing::warn!(%why, "hand-over: somebody knocked and was not let in");
+                        // Where there is no descriptor for him he goes on knocking.
+                        std::thread::sleep(PAUSES.0);
                     }
                 }
                 continue;
@@ -386,7 +389,7 @@ impl Life {
         }
     }
 
-    /// Everything that could be handed over, pod by pod.
+    /// Everything that could be handed over, pod by pod, and what cannot just now behind the rest.
     fn candidates(&self) -> Vec<Candidate> {
         let mut all: HashMap<u64, Candidate> = HashMap::new();
         for (freezer, pod, peer, local) in self.node.handover.arrivals() {
@@ -404,7 +407,12 @@ impl Life {
             }
         }
         let mut all: Vec<Candidate> = all.into_values().collect();
-        all.sort_by(|a, b| (&a.pod.uid, a.freezer.id()).cmp(&(&b.pod.uid, b.freezer.id())));
+        // Whoever has to be waited for comes last: a peer of many requests that nobody can answer must not use up the time of
+        // all others.
+        all.sort_by_cached_key(|one| {
+            let freezer = &one.freezer;
+            (freezer.is_busy(), one.pod.uid.clone(), freezer.id())
+        });
         all
     }
 }
