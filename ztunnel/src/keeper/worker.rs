@@ -224,33 +224,33 @@ impl Sockets<'_> {
     /// Listens on `port` of all addresses: [`Netns::listen`].
     pub(crate) fn listen(&mut self, port: u16) -> io::Result<TcpListener> {
         let spot = Spot::Everywhere(port);
-        let listener = match self.given(spot) {
-            Some(socket) => TcpListener::from_std(socket.into()),
-            None => self.netns.listen(port),
-        }?;
-        self.handed_out(spot, &listener)?;
+        let (listener, fresh) = match self.given(spot) {
+            Some(socket) => (TcpListener::from_std(socket.into())?, false),
+            None => (self.netns.listen(port)?, true),
+        };
+        self.handed_out(spot, &listener, fresh)?;
         Ok(listener)
     }
 
     /// Listens on exactly `address`: [`Netns::listen_on`].
     pub(crate) fn listen_on(&mut self, address: SocketAddr) -> io::Result<TcpListener> {
         let spot = Spot::Tcp(address);
-        let listener = match self.given(spot) {
-            Some(socket) => TcpListener::from_std(socket.into()),
-            None => self.netns.listen_on(address),
-        }?;
-        self.handed_out(spot, &listener)?;
+        let (listener, fresh) = match self.given(spot) {
+            Some(socket) => (TcpListener::from_std(socket.into())?, false),
+            None => (self.netns.listen_on(address)?, true),
+        };
+        self.handed_out(spot, &listener, fresh)?;
         Ok(listener)
     }
 
     /// A UDP socket bound to `address`: [`Netns::udp`].
     pub(crate) fn udp(&mut self, address: SocketAddr) -> io::Result<UdpSocket> {
         let spot = Spot::Udp(address);
-        let bound = match self.given(spot) {
-            Some(socket) => UdpSocket::from_std(socket.into()),
-            None => self.netns.udp(address),
-        }?;
-        self.handed_out(spot, &bound)?;
+        let (bound, fresh) = match self.given(spot) {
+            Some(socket) => (UdpSocket::from_std(socket.into())?, false),
+            None => (self.netns.udp(address)?, true),
+        };
+        self.handed_out(spot, &bound, fresh)?;
         Ok(bound)
     }
 
@@ -280,7 +280,8 @@ impl Sockets<'_> {
         Some(sockets.swap_remove(at).1)
     }
 
-    fn handed_out(&mut self, spot: Spot, socket: &impl AsFd) -> io::Result<()> {
+    fn handed_out(&mut self, spot: Spot, socket: &impl AsFd, fresh: bool) -> io::Result<()> {
+        self.fresh |= fresh;
         if self.line.is_some() {
             let duplicate = socket.as_fd().try_clone_to_owned()?;
             self.out.push((spot, duplicate));
@@ -360,3 +361,63 @@ impl Line {
 
 /// Seconds that a word may take from one to the other: none, unless the machine stands still.
 const PATIENCE: i64 = 5;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+    use crate::netns::Options;
+
+    const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+    /// A worker whose keeper held a listener of a pod in our own namespace, as number 7; and the keeper's end.
+    fn held(netns: &Netns) -> (Keeper, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
+        let (keeper, worker) = pair.unwrap();
+        let listener = std::net::TcpListener::bind(ANY).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (uid, netns, spots) = ("uid".into(), netns.id(), vec![Spot::Tcp(ANY)]);
+        let message = Held { uid, netns, spots }.message(7).unwrap();
+        send(&keeper, &message, &[OwnedFd::from(listener)]).unwrap();
+        send(&keeper, &head(COMPLETE, 0), &[]).unwrap();
+        (Keeper::on(worker, 1).unwrap(), keeper)
+    }
+
+    /// What the keeper is told: each verb, number and how many sockets came along.
+    fn told(keeper: &OwnedFd) -> Vec<(u8, u64, usize)> {
+        let packets = std::iter::from_fn(|| receive(keeper.as_raw_fd()).ok());
+        let read = |packet: Packet| {
+            let (verb, number, _) = parse(&packet.bytes).unwrap();
+            (verb, number, packet.fds.len())
+        };
+        packets.map(read).collect()
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_new_is_held_together_with_those_that_were() {
+        let options = Options {
+            mark: 0,
+            keepalive: None,
+            user_timeout: None,
+            reuse_port: false,
+            ipv6: false,
+        };
+        let netns = Netns::of_this_process(options).unwrap();
+        let (worker, keeper) = held(&netns);
+        let mut sockets = worker.sockets("uid", &netns);
+        sockets.listen_on(ANY).unwrap();
+        assert!(sockets.keep().is_held());
+        assert!(told(&keeper).is_empty(), "it is held already");
+
+        let (worker, keeper) = held(&netns);
+        let mut sockets = worker.sockets("uid", &netns);
+        sockets.listen_on(ANY).unwrap();
+        sockets.udp(ANY).unwrap();
+        assert!(sockets.keep().is_held());
+        assert_eq!(told(&keeper), [(HOLD, 8, 2), (RELEASE, 7, 0)]);
+    }
+}
