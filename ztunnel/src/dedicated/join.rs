@@ -54,6 +54,10 @@ pub async fn run(
                 pause = FIRST_PAUSE;
                 tracing::info!(%machine, "this machine is a member of the mesh");
                 standing.send_replace(Standing::Joined);
+                let rest = rest(left(&membership, &config));
+                if stop.run_until_cancelled(wait(rest)).await.is_none() {
+                    return;
+                }
             }
             Some(Err(error)) => {
                 // What is kept still counts; a first one is what everything waits for.
@@ -115,6 +119,15 @@ fn left(membership: &Membership, config: &Config) -> Option<Duration> {
     let left = half.duration_since(SystemTime::now()).unwrap_or_default();
     let share = 0.9 + 0.2 * (random() % 1000) as f64 / 1000.0;
     Some(left.mul_f64(share))
+}
+
+/// How long nothing is asked after an answer, of which so much is left: by a clock that is ahead by half a life it is due again
+/// at once, each time.
+fn rest(left: Option<Duration>) -> Duration {
+    match left {
+        Some(left) if !left.is_zero() => Duration::ZERO,
+        _ => LONGEST_PAUSE,
+    }
 }
 
 /// By the certificate if there is one; by the token if there is none, or if it is not believed any more.
@@ -193,3 +206,15 @@ const ATTEMPT: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_due_again_as_soon_as_it_was_renewed_is_not_asked_for_without_a_pause() {
+        assert_eq!(rest(Some(Duration::from_secs(1))), Duration::ZERO);
+        assert_eq!(rest(Some(Duration::ZERO)), LONGEST_PAUSE);
+        assert_eq!(rest(None), LONGEST_PAUSE);
+    }
+}
