@@ -149,7 +149,10 @@ impl fmt::Display for OneOf<'_> {
 impl TlsError {
     /// A certificate was revoked: the peer's, or ours, as the peer says.
     pub fn is_revocation(&self) -> bool {
-        matches!(self, Self::Revoked | Self::Alert(Alert::CERTIFICATE_REVOKED))
+        matches!(
+            self,
+            Self::Revoked | Self::Alert(Alert::CERTIFICATE_REVOKED)
+        )
     }
 
     pub(crate) fn from_io(error: &io::Error) -> Self {
