@@ -17,13 +17,21 @@ use std::sync::Arc;
 
 use hbone::{Authority, Identity};
 use mesh::{
-    Client, EgressMode, Endpoint, GatewayAddress, GatewayTarget, Network, NoEndpoint, Service,
-    Snapshot, Workload,
+    Client, EgressMode, Endpoint, GatewayAddress, GatewayTarget, NoEndpoint, Service, Snapshot,
+    Workload,
 };
 
-use crate::hint::Hint;
 use crate::retry::Target;
-use crate::traffic::Flag;
+
+mod front;
+mod identity;
+mod refused;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use identity::{by_all_names, identity, proves};
+use identity::{expected, sorted, vouched_for};
+pub use refused::Refused;
 
 /// Port of the inbound tunnel listener in every captured pod.
 pub const HBONE_PORT: u16 = 15008;
@@ -176,108 +184,6 @@ impl Place {
         match self {
             Self::Address(address) => address.port(),
             Self::Name(_, port) => *port,
-        }
-    }
-}
-
-/// Why a connection goes nowhere.
-#[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// To our own listener, through ourselves.
-    #[error("attempted recursive call to ourselves")]
-    SelfCall,
-    /// The service has nowhere to send it.
-    #[error("no healthy upstream: {service}: {why}")]
-    NoUpstream {
-        /// `namespace/hostname`
-        service: String,
-        /// What each endpoint lacked.
-        why: NoEndpoint,
-    },
-    /// The waypoint is named but not known. Going around it would go around its policies.
-    #[error(
-        "waypoint {0} not found; traffic that must pass it is refused (is its Gateway programmed, are its pods up?)"
-    )]
-    WaypointNotFound(String),
-    /// The waypoint is known but has nobody to answer.
-    #[error("waypoint {waypoint} has no healthy pod: {why}")]
-    WaypointNotReady {
-        /// `namespace/hostname`
-        waypoint: String,
-        /// What each of its pods lacked.
-        why: NoEndpoint,
-    },
-    /// The gateway of another network is named but not known.
-    #[error(
-        "gateway {gateway} of network {network} not found; {workload} can be reached in no other way"
-    )]
-    GatewayNotFound {
-        /// Service or address.
-        gateway: Box<GatewayAddress>,
-        /// Which it leads to.
-        network: Network,
-        /// Who is there.
-        workload: Arc<str>,
-    },
-    /// The gateway of another network is known but has nobody to answer.
-    #[error("gateway {gateway} has no healthy pod: {why}")]
-    GatewayNotReady {
-        /// `namespace/hostname`
-        gateway: String,
-        /// What each of its pods lacked.
-        why: NoEndpoint,
-    },
-    /// A gateway is asked for a service, and none was called.
-    #[error("{0} is on network {1}, where gateways lead to services only; call a service of it")]
-    OtherNetwork(Arc<str>, Network),
-    /// Whoever is behind a gateway is believed only if the service vouches for it.
-    #[error("service {0} names nobody (subject_alt_names) who could answer for it on network {1}")]
-    NobodyVouched(String, Network),
-    /// The endpoint has no address.
-    #[error("workload {0} has no address")]
-    NoAddress(Arc<str>),
-    /// Nobody is known there, and connections to who is unknown are refused.
-    #[error(
-        "egress refused by {by}: the mesh knows nobody at {destination} (a ServiceEntry with this address and port would let it pass, or one with its host name, looked up where DNS is captured)"
-    )]
-    Egress {
-        /// Where the app meant to go.
-        destination: SocketAddr,
-        /// The setting.
-        by: Arc<str>,
-    },
-    /// The next hop's names do not make an identity, so it could not prove who it is.
-    #[error("workload {0} has no valid identity: {1}")]
-    NoIdentity(Arc<str>, hbone::IdentityError),
-}
-
-impl crate::report::Failure for Refused {
-    fn flag(&self) -> Flag {
-        match self {
-            Self::Egress { .. } => Flag::Egress,
-            _ => Flag::Connect,
-        }
-    }
-
-    fn hint(&self) -> Option<Hint> {
-        Some(match self {
-            Self::SelfCall => Hint::OwnPort,
-            Self::NoUpstream { why, .. } => Hint::of_no_endpoint(*why),
-            Self::WaypointNotFound(_) => Hint::WaypointMissing,
-            Self::WaypointNotReady { .. } => Hint::WaypointNotReady,
-            Self::GatewayNotFound { .. } | Self::GatewayNotReady { .. } => Hint::GatewayMissing,
-            Self::OtherNetwork(..) => Hint::OtherNetwork,
-            Self::NobodyVouched(..) => Hint::NobodyVouched,
-            Self::NoAddress(_) => Hint::NoAddress,
-            Self::Egress { .. } => Hint::Egress,
-            Self::NoIdentity(..) => Hint::BadNames,
-        })
-    }
-
-    fn policy(&self) -> Option<&Arc<str>> {
-        match self {
-            Self::Egress { by, .. } => Some(by),
-            _ => None,
         }
     }
 }
@@ -514,80 +420,6 @@ fn is_waypoint(question: &Question<'_>, waypoint: &GatewayAddress) -> bool {
     }
 }
 
-/// Who may answer: the next hop itself, and whom the service through which it was found vouches for.
-fn expected(next: &Workload, service: Option<&Service>) -> Result<Vec<Identity>, Refused> {
-    let vouched = service.map_or(0, |service| service.subject_alt_names.len());
-    let mut expected = Vec::with_capacity(1 + vouched);
-    expected.push(identity(next)?);
-    expected.extend(service.into_iter().flat_map(vouched_for));
-    Ok(sorted(expected))
-}
-
-/// The same and, of whoever is of a mesh with several names, those whom the other names make of it. Sorted.
-pub(crate) fn by_all_names(expected: Vec<Identity>, names: &[String]) -> Vec<Identity> {
-    if names.is_empty() {
-        return expected;
-    }
-    let mut all = expected;
-    for at in 0..all.len() {
-        let one = all[at].clone();
-        if !names.iter().any(|name| **name == *one.trust_domain()) {
-            continue;
-        }
-        let others = names.iter().filter(|name| ***name != *one.trust_domain());
-        all.extend(
-            others.filter_map(|name| {
-                Identity::new(name, one.namespace(), one.service_account()).ok()
-            }),
-        );
-    }
-    sorted(all)
-}
-
-fn sorted(mut identities: Vec<Identity>) -> Vec<Identity> {
-    identities.sort_unstable();
-    identities.dedup();
-    identities
-}
-
-/// Whom a service vouches for.
-fn vouched_for(service: &Service) -> impl Iterator<Item = Identity> {
-    service.subject_alt_names.iter().filter_map(|name| {
-        name.parse()
-            .inspect_err(|error| tracing::debug!(subject_alt_name = %name, %error, "not an identity, ignored"))
-            .ok()
-    })
-}
-
-/// The identity a workload must prove.
-///
-/// # Errors
-/// When its names cannot stand in one.
-pub(crate) fn identity(workload: &Workload) -> Result<Identity, Refused> {
-    // Made for each connection: the workload's own texts are shared, and only a default is copied.
-    let share = |own: &Arc<str>, meant: &str| match **own == *meant {
-        true => own.clone(),
-        false => meant.into(),
-    };
-    let (trust_domain, namespace, service_account) = workload.identity_parts();
-    Identity::shared(
-        share(&workload.trust_domain, trust_domain),
-        share(&workload.namespace, namespace),
-        share(&workload.service_account, service_account),
-    )
-    .map_err(|error| Refused::NoIdentity(workload.uid.clone(), error))
-}
-
-/// Whether a proven identity is the one that a workload must prove.
-pub(crate) fn proves(identity: &Identity, workload: &Workload) -> bool {
-    let proven = (
-        identity.trust_domain(),
-        identity.namespace(),
-        identity.service_account(),
-    );
-    proven == workload.identity_parts()
-}
-
 fn client<'a>(question: &Question<'a>) -> Client<'a> {
     Client::of(question.source, question.destination.is_ipv6())
 }
@@ -595,7 +427,3 @@ fn client<'a>(question: &Question<'a>) -> Client<'a> {
 fn name(service: &Service) -> String {
     format!("{}/{}", service.namespace, service.hostname)
 }
-
-mod front;
-#[cfg(test)]
-mod tests;
