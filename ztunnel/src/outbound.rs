@@ -16,7 +16,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hbone::{BothWays, Connect, Destination, First, OpenError, Splicing};
+use hbone::{BothWays, Connect, First, OpenError, Splicing};
 use tokio::net::TcpStream;
 
 use crate::admit::Denied;
@@ -24,7 +24,6 @@ use crate::arrival::Misdirected;
 use crate::bounds::Full;
 use crate::carry::{Broken, Unknown, ended, flag_of_tls, known, refuse};
 use crate::connections::{Counting, Live, Protocol};
-use crate::headers;
 use crate::hint::Hint;
 use crate::inbound::Unreachable;
 use crate::local;
@@ -304,15 +303,11 @@ async fn tunnel(
         pod,
         identity,
         source,
-        peer,
         original,
         ..
     } = leaving;
     let found = leaving.located(found).await?;
-    let forwarded = headers::forwarded(
-        *peer,
-        found.service.as_deref().map(|service| &*service.hostname),
-    );
+    let connect = leaving.asking(found.authority.clone(), found.service.as_deref());
     // Who it will be behind a gateway is known only when it has answered.
     let (destination_identity, destination) = match &found.beyond {
         None => (route::identity(&found.next).ok(), found.next),
@@ -330,30 +325,12 @@ async fn tunnel(
         said: None,
         protocol: Protocol::Hbone,
         hop: found.address,
-        tunnelled: Some(found.authority.clone()),
+        tunnelled: Some(found.authority),
         original: *original,
         actual: found.address,
         joined: None,
     });
-    let (own, names) = (
-        leaving.own_address(found.address),
-        &node.config.trust_domains,
-    );
-    let destination = Destination {
-        address: found.address,
-        source_ip: own.unwrap_or(peer.ip()),
-        source: (*identity).clone(),
-        expected: route::by_all_names(found.expected, names),
-    };
-    let connect = Connect {
-        authority: found.authority,
-        forwarded: Some(forwarded),
-        baggage: Some(headers::baggage(source)).filter(|baggage| !baggage.is_empty()),
-        traceparent: Some(headers::traceparent()),
-        x_forwarded_network: None,
-        source: None,
-    };
-    let from = own.map_or(From::Any, From::Own);
+    let (destination, from) = leaving.towards(found.address, found.expected);
     let (pool, dial) = (node.workers.pool(), |to| pod.netns.connect(from, to));
     let Some(beyond) = found.beyond else {
         let opened = pool.open_keeping(tcp, first, &destination, dial, connect);
@@ -367,7 +344,7 @@ async fn tunnel(
         x_forwarded_network: Some(source.network.to_string()).filter(|network| !network.is_empty()),
         ..connect
     };
-    let expected = route::by_all_names(beyond.expected, names);
+    let expected = route::by_all_names(beyond.expected, &node.config.trust_domains);
     let inner = hbone::client::inside(outer, &certificate, &expected, &connect).await?;
     Ok(Reached::Inside(inner, live))
 }

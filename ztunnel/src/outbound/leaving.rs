@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hbone::{First, Identity};
-use mesh::{GatewayAddress, GatewayTarget, Workload};
+use hbone::{Authority, Connect, Destination, First, Identity};
+use mesh::{GatewayAddress, GatewayTarget, Service, Workload};
 
 use super::Failed;
 use crate::headers;
 use crate::lookup::{LookupError, lookup};
+use crate::netns;
 use crate::node::Node;
 use crate::on_demand::{OnDemand, Whom};
 use crate::pod::Pod;
@@ -39,6 +40,36 @@ impl Leaving<'_> {
             .iter()
             .copied()
             .find(|ip| ip.is_ipv4() == to.is_ipv4())
+    }
+
+    /// To whom a tunnel to `address` is opened, if one of those who are `expected` answers, and from where it is dialled.
+    pub(crate) fn towards(
+        &self,
+        address: SocketAddr,
+        expected: Vec<Identity>,
+    ) -> (Destination, netns::From) {
+        let own = self.own_address(address);
+        let destination = Destination {
+            address,
+            source_ip: own.unwrap_or(self.peer.ip()),
+            source: self.identity.clone(),
+            expected: route::by_all_names(expected, &self.node.config.trust_domains),
+        };
+        (destination, own.map_or(netns::From::Any, netns::From::Own))
+    }
+
+    /// What is asked there: the way to `authority`, for whom, and which service was called.
+    pub(crate) fn asking(&self, authority: Authority, service: Option<&Service>) -> Connect {
+        let host = service.map(|service| &*service.hostname);
+        let baggage = headers::baggage(&self.source);
+        Connect {
+            authority,
+            forwarded: Some(headers::forwarded(self.peer, host)),
+            baggage: Some(baggage).filter(|baggage| !baggage.is_empty()),
+            traceparent: Some(headers::traceparent()),
+            x_forwarded_network: None,
+            source: None,
+        }
     }
 
     /// Where it goes, by the mesh as of now; not to whom others have failed on just now, if anybody is left.

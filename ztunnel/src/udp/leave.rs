@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hbone::datagrams::NoWay;
-use hbone::{Authority, Connect, Destination, First, Tunnel as Stream};
+use hbone::{Authority, First, Tunnel as Stream};
 use tokio::net::UdpSocket;
 use tokio::time::sleep;
 
@@ -26,8 +26,6 @@ use super::passage::{Endpoint, Passage, as_it_is};
 use super::{Failed, Flow, PASSING};
 use crate::carry::{Unknown, known};
 use crate::connections::{Live, Protocol};
-use crate::headers;
-use crate::netns::From;
 use crate::node::Node;
 use crate::outbound::{self, Again, Leaving, Try};
 use crate::report::{Report, Whereabouts};
@@ -194,7 +192,6 @@ async fn tunnel(
         pod,
         identity,
         source,
-        peer,
         original,
         ..
     } = leaving;
@@ -222,24 +219,10 @@ async fn tunnel(
         actual: found.address,
         joined: None,
     });
-    let own = leaving.own_address(found.address);
-    let destination = Destination {
-        address: found.address,
-        source_ip: own.unwrap_or(peer.ip()),
-        source: (*identity).clone(),
-        expected: route::by_all_names(found.expected.clone(), &node.config.trust_domains),
-    };
-    let host = found.service.as_deref().map(|service| &*service.hostname);
-    let connect = Connect {
-        // Of a CONNECT-UDP: whom it is made to (RFC 9298, 3.4).
-        authority: Authority::Ip(found.address),
-        forwarded: Some(headers::forwarded(*peer, host)),
-        baggage: Some(headers::baggage(source)).filter(|baggage| !baggage.is_empty()),
-        traceparent: Some(headers::traceparent()),
-        x_forwarded_network: None,
-        source: None,
-    };
-    let from = own.map_or(From::Any, From::Own);
+    let (destination, from) = leaving.towards(found.address, found.expected.clone());
+    // Of a CONNECT-UDP: whom it is made to (RFC 9298, 3.4).
+    let asked_of = Authority::Ip(found.address);
+    let connect = leaving.asking(asked_of, found.service.as_deref());
     let dial = |to| pod.netns.connect(from, to);
     let pool = node.workers.datagrams();
     let opened = pool
