@@ -29,6 +29,7 @@
 //! | `farewell` | whom we refuse hears why |
 //! | `engine` | the seam behind which an engine stands; keepalive, stream count |
 //! | `ahead`, `socket` | reads and options of sockets |
+//! | `disk` | small files that survive a restart, whole or not at all |
 //!
 //! Two engines can carry a connection ([`Engine`]): our own, which is the default, and `h2` over rustls, which
 //! it is measured by. No type of either leaves this crate.
@@ -39,6 +40,7 @@ pub mod client;
 pub mod control_plane;
 pub mod copy;
 pub mod datagrams;
+pub mod disk;
 pub mod frames;
 pub mod handover;
 pub mod identity;

@@ -7,9 +7,9 @@
 //! peer of the mesh believes it. Tunnels have certificates over keys that never touch a disk.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +23,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::certs::SignError;
+use crate::disk;
 use crate::tls::{self, ChainError};
 
 /// A machine's key and certificate, on disk.
@@ -114,7 +115,8 @@ impl Membership {
         if !path.exists() {
             let fresh = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
                 .map_err(|error| MembershipError::Key(path.clone(), error))?;
-            replace(&path, fresh.serialize_pem().as_bytes(), 0o600).map_err(at(&path))?;
+            let pem = fresh.serialize_pem();
+            disk::replace(&path, pem.as_bytes(), disk::SECRET).map_err(at(&path))?;
         }
         let mode = fs::metadata(&path).map_err(at(&path))?.permissions().mode();
         if mode & 0o077 != 0 {
@@ -178,7 +180,7 @@ impl Membership {
             return Err(unreadable(what));
         }
         let path = self.folder.join(CHAIN);
-        if let Err(error) = replace(&path, chain.as_bytes(), 0o644) {
+        if let Err(error) = disk::replace(&path, chain.as_bytes(), disk::PUBLIC) {
             tracing::error!(file = %path.display(), %error, "the certificate cannot be kept; after a restart this machine needs a token");
         }
         *self.shown() = Some(Arc::new(shown));
@@ -257,24 +259,6 @@ impl ResolvesClientCert for Resolver {
 
     fn has_certs(&self) -> bool {
         self.0.shown().is_some()
-    }
-}
-
-/// Appears under its name when all of it is on the disk.
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let _ = fs::remove_file(&temporary);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
     }
 }
 
