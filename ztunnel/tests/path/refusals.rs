@@ -99,7 +99,7 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
         std::fs::rename(&fresh, &list).unwrap();
 
         let flag = "response_flags=\"CERT_REVOKED\"";
-        let since = std::time::Instant::now();
+        let since = Instant::now();
         while !world.nodes[judge].metrics().contains(flag) {
             assert!(since.elapsed() < PATIENCE, "the list has no effect");
             // What is under way when the list comes passes.
@@ -242,8 +242,7 @@ async fn a_policy_that_comes_late_is_waited_for_and_one_that_never_comes_denies(
             .await;
         server.serve(9000);
         let mut tcp = client.connect(server.at(0, 9000)).await;
-        let held =
-            tokio::time::timeout(std::time::Duration::from_millis(300), greeting(&mut tcp)).await;
+        let held = tokio::time::timeout(Duration::from_millis(300), greeting(&mut tcp)).await;
         assert!(held.is_err(), "held, neither served nor refused");
         world.deny_port("late", 9999);
         assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
