@@ -327,6 +327,8 @@ impl Life {
                     Err(why) => {
                         tracing::warn!(%why, "hand-over: somebody knocked and was not let in");
                         // Where there is no descriptor for him he goes on knocking.
+                        #[allow(clippy::disallowed_methods)]
+                        // a thread of its own, which blocks anyway
                         std::thread::sleep(PAUSES.0);
                     }
                 }

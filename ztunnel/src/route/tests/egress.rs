@@ -78,5 +78,8 @@ fn who_is_unknown_is_reached_logged_or_refused_as_the_callers_setting_says_and_w
         destination: "203.0.113.9:443".parse().unwrap(),
         by: "".into(),
     };
-    assert_eq!(crate::report::Failure::flag(&why), crate::traffic::Flag::Egress);
+    assert_eq!(
+        crate::report::Failure::flag(&why),
+        crate::traffic::Flag::Egress
+    );
 }
