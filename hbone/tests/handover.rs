@@ -7,6 +7,8 @@
 
 mod common;
 
+#[path = "handover/ending.rs"]
+mod ending;
 #[path = "handover/keys.rs"]
 mod keys;
 #[path = "handover/limits.rs"]

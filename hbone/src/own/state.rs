@@ -30,10 +30,13 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     mem,
+    pin::Pin,
     sync::Arc,
     task::{Context, Waker},
     time::Instant,
 };
+
+use tokio::time::Sleep;
 
 use self::{freeze::Freezing, send::Late};
 use super::{
@@ -84,7 +87,7 @@ impl End {
 #[derive(Debug)]
 enum Phase {
     Open,
-    /// Last words are in the output; when they are written, it is over.
+    /// Last words are in the output; when they are written, and the peer has heard them, it is over.
     Closing(End),
     Over(End),
 }
@@ -133,6 +136,8 @@ pub(crate) struct State {
     /// Whoever drives; nobody at first.
     driver: Waker,
     phase: Phase,
+    /// All is said, and the peer has so long to hang up as well (`Closing`).
+    parting: Option<Pin<Box<Sleep>>>,
     /// What the peer accused us of when it said goodbye.
     accused: Option<Code>,
     /// Nobody will open another stream (client).
@@ -169,6 +174,7 @@ impl State {
             openers: Vec::new(),
             driver: Waker::noop().clone(),
             phase: Phase::Open,
+            parting: None,
             accused: None,
             unwanted: false,
             pong: false,

@@ -8,10 +8,13 @@ use std::{
     ops::Range,
     pin::Pin,
     task::{Context, Poll, Waker, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::sleep,
+};
 
 use super::{Arrival, CLOGGED, Driven, End, Phase, Role, State};
 use crate::{
@@ -29,6 +32,8 @@ use crate::{
 
 /// Pieces written to an app's socket by one call.
 const GATHER: usize = 32;
+/// How long a peer may take to hang up when all is said: it has to read it first.
+const PARTING: Duration = Duration::from_secs(10);
 
 /// Pieces of one stream that came one behind the other.
 struct Run {
@@ -62,8 +67,14 @@ impl State {
                     return Poll::Pending;
                 }
                 let end = end.clone();
-                // Whether the peer still hears of it makes no difference any more.
-                let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                if self.parting.is_none() {
+                    // Whether the peer still hears of it makes no difference any more.
+                    let _ = ready!(Pin::new(&mut self.io).poll_shutdown(cx));
+                }
+                let in_order = end == End::Closed && self.mux.done();
+                if in_order && !ready!(self.poll_parted(cx)) {
+                    return Poll::Ready(Driven::Read);
+                }
                 self.phase = Phase::Over(end);
                 self.leave_to_read();
             }
@@ -75,8 +86,23 @@ impl State {
         Poll::Ready(Driven::Read)
     }
 
+    /// Reads once, and throws away what comes; true when the peer has hung up too, or takes too long. The last that streams
+    /// have said may still be with the kernel, and a socket that is closed is reset by whatever the peer says to it (RFC 1122,
+    /// 4.2.2.13), such as that it has read some of just that: the rest would be lost.
+    fn poll_parted(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let late = self.parting.get_or_insert_with(|| Box::pin(sleep(PARTING)));
+        if late.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        scratch::with(|scratch| {
+            let mut room = ReadBuf::new(&mut scratch.bytes[LEFT..LEFT + READ]);
+            let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut room));
+            Poll::Ready(read.is_err() || room.filled().is_empty())
+        })
+    }
+
     /// A client that was cut off may be in the middle of saying something: its socket is closed when it has read why, and not
-    /// by a reset. One that ends in order has nothing more to say.
+    /// by a reset. One that ends in order has been waited for.
     fn leave_to_read(&mut self) {
         let cut = matches!(self.phase, Phase::Over(End::Violated(..))) || !self.mux.done();
         if self.role == Role::Server && cut {

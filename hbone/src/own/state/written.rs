@@ -222,6 +222,7 @@ impl State {
             openers: Vec::new(),
             driver: Waker::noop().clone(),
             phase: Phase::Open,
+            parting: None,
             accused: parts.accused,
             // Whoever goes on with it has an `Opener` of a client's connection, or drops it.
             unwanted: false,
