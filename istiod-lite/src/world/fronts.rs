@@ -67,7 +67,8 @@ impl World {
         standing.takes(traffic_of(key.kind)) == Some(true) && self.admits(standing, gateway, key)
     }
 
-    /// A Service, or what is left to a ServiceEntry of its hosts, as proxies are told it; all ports.
+    /// A Service, or what is left to a ServiceEntry of its hosts, as proxies are told it; all ports. Of an entry that nobody is told,
+    /// there is nothing.
     pub(super) fn service_refs(&self, key: &ObjectKey) -> Vec<wire::ServiceRef> {
         let named = |hostname: &String| wire::ServiceRef {
             namespace: key.namespace.to_string(),
@@ -83,7 +84,9 @@ impl World {
         }
         let entry = self.objects.service_entries.get(key);
         let hosts = entry.into_iter().flat_map(|entry| &entry.hosts);
-        let left = hosts.filter(|host| self.objects.hosts.rival(host, key).is_none());
+        let known = &self.objects.hosts;
+        let asked = |host: &&String| known.entries(host).any(|entry| entry == key);
+        let left = hosts.filter(|host| asked(host) && known.rival(host, key).is_none());
         left.map(named).collect()
     }
 
