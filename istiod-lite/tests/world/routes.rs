@@ -10,6 +10,7 @@ use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, Object, ObjectKey};
 use api::k8s::yaml::{Parsed, parse};
 use istiod_lite::status::Desired;
+use istiod_lite::translate::service_entry::Visibility;
 use istiod_lite::world::{Changed, Settings, World};
 use prost_reflect::{DescriptorPool, DynamicMessage};
 use serde_json::{Value, json};
@@ -63,6 +64,10 @@ fn fronted(world: &World) -> Vec<String> {
 /// Namespace a with a waypoint `wp` that lets everybody in, services `web` and `api` and a ServiceEntry in
 /// it; namespace b that names the same waypoint; namespace c that names none.
 fn mesh() -> World {
+    mesh_with(Settings::default())
+}
+
+fn mesh_with(settings: Settings) -> World {
     let mut text = String::from(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: wp, namespace: a}\n\
          spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE, allowedRoutes: {namespaces: {from: All}}}]}\n---\n\
@@ -87,7 +92,7 @@ fn mesh() -> World {
             );
         }
     }
-    let mut world = World::new(Settings::default());
+    let mut world = World::new(settings);
     set(&mut world, &text);
     world
 }
@@ -293,6 +298,28 @@ fn a_route_goes_to_the_waypoints_of_its_parents_as_theirs_or_as_their_clients() 
             found.map(parents).unwrap_or_default()
         };
         assert_eq!((of(""), of("/consumer")), (producer, consumer), "{refs}");
+    }
+}
+
+#[test]
+fn a_service_entry_that_nobody_is_told_stands_for_no_host() {
+    let entry = json!([{"group": "networking.istio.io", "kind": "ServiceEntry", "name": "out"}]);
+    let host = "a out.example.com 0".to_owned();
+    // (who may see the entries of the namespace, what a route of one is for)
+    for (visibility, expected) in [
+        (Visibility::Public, vec![host.clone()]),
+        (Visibility::Namespace, vec![host]),
+        (Visibility::None, vec![]),
+    ] {
+        let of_a = [("istio.io/use-waypoint".to_owned(), "wp".to_owned())].into();
+        let mut world = mesh_with(Settings {
+            service_entry_visibility: vec![(of_a, visibility)],
+            ..Settings::default()
+        });
+        set(&mut world, &to("a", &entry));
+        let told = told(&world);
+        let of = told.get("a/wp/httproute/a/r/0").map(parents);
+        assert_eq!(of.unwrap_or_default(), expected, "{visibility:?}");
     }
 }
 
