@@ -5,6 +5,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
+use crate::support::{Deadline, PATIENCE};
+
 /// The program, ended with the test.
 struct Program {
     child: Child,
@@ -46,6 +48,7 @@ impl Program {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        let _in_time = Deadline::of(&child);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut program = Self {
             child,
@@ -66,6 +69,7 @@ impl Program {
     /// What `/ready` answers.
     fn ready(&self) -> String {
         let mut stream = TcpStream::connect(self.monitoring).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
             .write_all(b"GET /ready HTTP/1.1\r\nHost: istiod\r\nConnection: close\r\n\r\n")
             .unwrap();

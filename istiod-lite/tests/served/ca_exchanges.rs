@@ -246,6 +246,7 @@ async fn every_observed_call_is_answered_as_observed() {
     let mut deviated = 0;
     for exchange in &exchanges {
         let case = &exchange.case;
+        let asked = ASN1Time::now().timestamp();
         let answer = ca.call(exchange).await;
         if let Some((_, code, message)) = DEVIATIONS.iter().find(|(name, ..)| name == case) {
             let status = answer.expect_err(case);
@@ -259,7 +260,7 @@ async fn every_observed_call_is_answered_as_observed() {
             continue;
         }
         match (exchange.result.as_str(), answer) {
-            ("OK", Ok(response)) => compare(exchange, &response),
+            ("OK", Ok(response)) => compare(exchange, &response, asked),
             ("UNAUTHENTICATED", Err(status)) => {
                 assert_refused(exchange, Code::Unauthenticated, &status)
             }
@@ -282,7 +283,8 @@ fn assert_refused(exchange: &Exchange, code: Code, status: &Status) {
     );
 }
 
-fn compare(exchange: &Exchange, response: &IstioCertificateResponse) {
+/// It was asked for in the second `asked`, and signed some time since.
+fn compare(exchange: &Exchange, response: &IstioCertificateResponse, asked: i64) {
     let (case, facts) = (&exchange.case, exchange.response.as_ref().unwrap());
     let chain = &response.cert_chain;
     assert_eq!(chain.len(), facts.elements, "{case}");
@@ -313,19 +315,14 @@ fn compare(exchange: &Exchange, response: &IstioCertificateResponse) {
     };
     assert_eq!(leaf.subject().to_string(), subject, "{case}");
     let now = ASN1Time::now().timestamp();
-    let near = |seconds: i64, expected: i64| (seconds - expected).abs() <= 3;
+    let near = |at: i64, after: i64| (asked + after - 3..=now + after + 3).contains(&at);
+    let (from, until) = (leaf.validity().not_before, leaf.validity().not_after);
     assert!(
-        near(
-            leaf.validity().not_before.timestamp() - now,
-            facts.not_before_minus_now_s
-        ),
+        near(from.timestamp(), facts.not_before_minus_now_s),
         "{case}"
     );
     assert!(
-        near(
-            leaf.validity().not_after.timestamp() - now,
-            facts.not_after_minus_now_s
-        ),
+        near(until.timestamp(), facts.not_after_minus_now_s),
         "{case}"
     );
     assert!(

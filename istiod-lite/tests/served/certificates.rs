@@ -207,7 +207,7 @@ async fn a_signer_is_exchanged_file_by_file_without_a_refusal() {
     put(plugged.path(), &second[1..]);
     tokio::time::timeout(crate::support::PATIENCE, changed.changed())
         .await
-        .unwrap()
+        .expect("the new signer is not taken up")
         .unwrap();
     let chain = node.sign(&identity("client"), csr()).await.unwrap();
     assert_eq!(issuer(&chain[0]), "O=second");
@@ -217,7 +217,9 @@ async fn a_signer_is_exchanged_file_by_file_without_a_refusal() {
             tokio::task::yield_now().await;
         }
     });
-    fresh.await.unwrap();
+    fresh
+        .await
+        .expect("the port is certified by the old signer yet");
 }
 
 async fn server_issuer(server: &Server, roots: &[u8]) -> String {

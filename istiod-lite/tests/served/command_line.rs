@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::pod;
+use crate::support::{Deadline, pod};
 
 fn istiod(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_istiod-lite"));
@@ -13,7 +13,14 @@ fn istiod(arguments: &[&str]) -> Command {
 }
 
 fn output(arguments: &[&str]) -> Output {
-    istiod(arguments).output().unwrap()
+    let child = istiod(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let _in_time = Deadline::of(&child);
+    child.wait_with_output().unwrap()
 }
 
 fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -139,6 +146,7 @@ fn it_serves_until_it_is_told_to_end() {
     .stderr(Stdio::piped())
     .spawn()
     .unwrap();
+    let _in_time = Deadline::of(&child);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let serving = lines
         .by_ref()

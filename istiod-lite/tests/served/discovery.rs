@@ -58,6 +58,8 @@ async fn edits_of_files_reach_the_proxy_one_by_one() {
     let server = Server::start().await;
     let mut proxy = server.proxy().await;
     proxy.subscribe_to_all().await;
+    // Or an answer that is still to come would be taken for what an edit does.
+    proxy.until(Proxy::is_ready).await;
     let name = uid("alpha", "web");
 
     server.write(
@@ -88,6 +90,7 @@ async fn a_broken_file_leaves_what_was_good_and_says_where_it_is_broken() {
     let server = Server::start().await;
     let mut proxy = server.proxy().await;
     proxy.subscribe_to_all().await;
+    proxy.until(Proxy::is_ready).await;
     let name = uid("alpha", "web");
     let good = pod("alpha", "web", "web", "node-1", "10.10.0.1");
     server.write("web.yaml", &good);

@@ -1,5 +1,6 @@
 //! Who may open a stream, and how streams end. `testdata/xds/auth.json` is what Istio answers.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::discovery::DeltaDiscoveryRequest;
@@ -276,17 +277,45 @@ async fn a_proxy_that_holds_a_large_mesh_can_come_back() {
 #[tokio::test]
 async fn an_old_connection_is_asked_to_come_back_and_loses_nothing() {
     let server = Server::with(&["--max-connection-age", "300ms"]).await;
-    let mut proxy = server.proxy().await;
-    proxy.subscribe_to_all().await;
-    proxy.until(Proxy::is_ready).await;
-    // In order: no error, no status but OK.
-    while let Some(response) = proxy.receive().await.unwrap() {
-        proxy.ack(&response).await;
-    }
-    let mut again = server.proxy().await;
-    again.held = proxy.held.clone();
-    again.subscribe(ADDRESS).await;
-    assert!(again.next().await.resources.is_empty());
+    let token = server.token("istio-system", "ztunnel", Some("ztunnel-node1"));
+    let bearer = format!("Bearer {token}");
+    let open = async || Proxy::open(server.channel().await, Some(&bearer)).await;
+    // One that is slow may be asked before it has its answers: then it comes back for them.
+    let served = async {
+        let mut held = BTreeMap::new();
+        loop {
+            let Ok(mut proxy) = open().await else {
+                continue;
+            };
+            proxy.held = held;
+            proxy.subscribe_to_all().await;
+            // In order: no error, no status but OK.
+            while let Some(response) = proxy.receive().await.unwrap() {
+                proxy.ack(&response).await;
+            }
+            if proxy.is_ready() {
+                return proxy.held;
+            }
+            held = proxy.held;
+        }
+    };
+    let served = tokio::time::timeout(PATIENCE, served).await;
+    let held = served.expect("no connection lives until it is answered");
+    let told = async {
+        loop {
+            let Ok(mut again) = open().await else {
+                continue;
+            };
+            again.held = held.clone();
+            again.subscribe(ADDRESS).await;
+            if let Some(answer) = again.receive().await.unwrap() {
+                return answer;
+            }
+        }
+    };
+    let told = tokio::time::timeout(PATIENCE, told).await;
+    let told = told.expect("no connection lives until it is told what is new");
+    assert!(told.resources.is_empty());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 mod proxy;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use api::discovery::Node;
@@ -27,7 +27,28 @@ pub const ADDRESS: &str = api::ADDRESS_TYPE;
 pub const AUTHORIZATION: &str = api::AUTHORIZATION_TYPE;
 
 /// What a test waits for at most; none should come near it.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ends a process that is not done in time, so that whoever reads what it says, or waits for its end, comes to one.
+pub struct Deadline {
+    _alive: mpsc::Sender<()>,
+}
+
+impl Deadline {
+    /// Until it is dropped.
+    pub fn of(child: &std::process::Child) -> Self {
+        use nix::sys::signal::{Signal, kill};
+        let (alive, gone) = mpsc::channel();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        std::thread::spawn(move || {
+            if gone.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("process {pid} is not done after {PATIENCE:?}: it is ended");
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
+        Self { _alive: alive }
+    }
+}
 
 pub struct Server {
     pub running: Running,
@@ -147,6 +168,11 @@ impl Server {
     }
 
     pub async fn get(&self, path: &str) -> (u16, String) {
+        let answer = tokio::time::timeout(PATIENCE, self.ask(path)).await;
+        answer.unwrap_or_else(|_| panic!("{path} is not answered"))
+    }
+
+    async fn ask(&self, path: &str) -> (u16, String) {
         use http_body_util::{BodyExt as _, Empty};
         let tcp = TcpStream::connect(self.running.monitoring).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
@@ -220,6 +246,7 @@ pub async fn channel(
     // A small window: what a slow client does not read stays with the server.
     Endpoint::from_static("http://istiod")
         .initial_stream_window_size(64 * 1024)
+        .connect_timeout(PATIENCE)
         .connect_with_connector(dial)
         .await
 }

@@ -9,6 +9,9 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+
+use crate::support::PATIENCE;
+
 pub(crate) const SYSTEM: &str = "istio-system";
 
 /// The API server, and what is made in it.
@@ -116,14 +119,18 @@ impl Cluster {
 
     pub(crate) async fn roots(&self) -> Vec<u8> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
-        loop {
-            if let Ok(map) = maps.get("istio-ca-root-cert").await
-                && let Some(roots) = map.data.and_then(|mut data| data.remove("root-cert.pem"))
-            {
-                return roots.into_bytes();
+        let told = async {
+            loop {
+                if let Ok(map) = maps.get("istio-ca-root-cert").await
+                    && let Some(roots) = map.data.and_then(|mut data| data.remove("root-cert.pem"))
+                {
+                    return roots.into_bytes();
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        };
+        let told = tokio::time::timeout(2 * PATIENCE, told).await;
+        told.expect("the mesh's roots are told nobody")
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::process::{Child, Command};
 use tonic::transport::Channel;
 
 use super::cluster::Cluster;
-use crate::support::channel;
+use crate::support::{PATIENCE, channel};
 
 /// The program under test.
 pub(crate) struct Program {
@@ -35,17 +35,22 @@ impl Program {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let grpc = loop {
-            let line = lines.next_line().await.unwrap().expect("it ended");
-            println!("  | {line}");
-            let address = line
-                .split("grpc=")
-                .nth(1)
-                .filter(|_| line.contains("serving"));
-            if let Some(address) = address {
-                break address.split_whitespace().next().unwrap().parse().unwrap();
+        let serves = async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("it ended");
+                println!("  | {line}");
+                let address = line
+                    .split("grpc=")
+                    .nth(1)
+                    .filter(|_| line.contains("serving"));
+                if let Some(address) = address {
+                    let address = address.split_whitespace().next().unwrap();
+                    break address.parse::<SocketAddr>().unwrap();
+                }
             }
         };
+        let serves = tokio::time::timeout(2 * PATIENCE, serves).await;
+        let grpc = serves.expect("it does not say that it serves");
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 if !line.contains("\tinfo\t") {

@@ -35,10 +35,9 @@ impl Proxy {
         }
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(200 << 20);
-        let responses = client
-            .delta_aggregated_resources(request)
-            .await?
-            .into_inner();
+        let opened = client.delta_aggregated_resources(request);
+        let opened = tokio::time::timeout(PATIENCE, opened).await;
+        let responses = opened.expect("the stream is not answered")?.into_inner();
         Ok(Self {
             requests,
             responses,
@@ -46,8 +45,10 @@ impl Proxy {
         })
     }
 
+    /// A stream that has ended takes nothing; how it ended, the next response says.
     pub async fn send(&self, request: DeltaDiscoveryRequest) {
-        self.requests.send(request).await.unwrap();
+        let sent = tokio::time::timeout(PATIENCE, self.requests.send(request)).await;
+        let _ = sent.expect("nobody takes the request");
     }
 
     /// The first request of a type: everything, but what is held already.
