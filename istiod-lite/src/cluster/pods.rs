@@ -172,7 +172,7 @@ mod tests {
         (Pods::new(client), asked)
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_pod_that_is_there_is_found_and_a_successor_of_its_name_is_not() {
         let (pods, _) = pods();
         let found = pods.pod("alpha", "a", "u1").await.unwrap();
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(pods.pod("beta", "a", "u1").await, None);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_node_runs_an_account_if_the_api_server_says_so() {
         let (pods, _) = pods();
         assert!(pods.runs("n1", "alpha", "client").await);
@@ -196,18 +196,22 @@ mod tests {
         );
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_was_asked_for_in_vain_is_not_asked_for_again_at_once() {
         let (pods, asked) = pods();
+        let begun = Instant::now();
         for _ in 0..100 {
             assert!(!pods.runs("n1", "alpha", "other").await);
         }
-        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        // Once, and once more whenever it was forgotten.
+        let forgotten = begun.elapsed().as_secs() / REMEMBERED.as_secs();
+        let questions = u64::try_from(asked.load(Ordering::SeqCst)).unwrap();
+        assert!((1..=1 + forgotten).contains(&questions), "{questions}");
         // What was found is in the roster soon; until then it is asked for.
         assert!(pods.runs("n1", "alpha", "client").await);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn only_so_many_ask_at_the_same_time_and_the_rest_is_refused() {
         let (pods, asked) = pods();
         let accounts: Vec<_> = (0..50).map(|number| format!("account-{number}")).collect();
@@ -219,7 +223,7 @@ mod tests {
         assert_eq!(asked.load(Ordering::SeqCst), AT_ONCE);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn names_that_would_widen_the_question_ask_nothing() {
         let (pods, asked) = pods();
         for (node, account) in [

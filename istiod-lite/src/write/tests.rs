@@ -43,6 +43,17 @@ impl Stage {
     fn is_empty(&self) -> bool {
         self.0.load(Ordering::SeqCst) == 0
     }
+
+    /// Until somebody writes, or nobody; an hour is too long.
+    async fn becomes(&self, empty: bool) {
+        let becomes = async {
+            while self.is_empty() != empty {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(3600), becomes).await;
+        assert!(waited.is_ok(), "waited for an empty stage: {empty}");
+    }
 }
 
 struct Replica {
@@ -127,9 +138,7 @@ async fn who_cannot_renew_stops_writing_before_the_lease_could_be_anothers() {
     for silence in [0, 500] {
         fake.refuse(move |method, _| (method != http::Method::GET).then_some(silence));
         let cut = Instant::now();
-        while !stage.is_empty() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        stage.becomes(true).await;
         let wrote_on = cut.elapsed();
         assert!(
             wrote_on <= lease::GIVE_UP + Duration::from_millis(200),
@@ -140,9 +149,7 @@ async fn who_cannot_renew_stops_writing_before_the_lease_could_be_anothers() {
             "{wrote_on:?}"
         );
         fake.refuse_nothing();
-        while stage.is_empty() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        stage.becomes(false).await;
     }
     assert_eq!(lease["spec"]["leaseDurationSeconds"], 15);
 }
@@ -154,9 +161,7 @@ async fn a_lease_that_was_taken_or_deleted_ends_the_writer_and_is_competed_for_a
     fake.until(LEASE, held_by("a")).await;
     let theirs = json!({"spec": {"holderIdentity": "other", "leaseDurationSeconds": 15}});
     fake.put(LEASE.0, LEASE.1, LEASE.2, theirs);
-    while !stage.is_empty() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    stage.becomes(true).await;
     assert!(held_by("other")(
         &fake.object(LEASE.0, LEASE.1, LEASE.2).unwrap()
     ));

@@ -150,7 +150,7 @@ fn count(asked: &std::sync::atomic::AtomicUsize) -> usize {
     asked.load(std::sync::atomic::Ordering::SeqCst)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_asks_with_one_token_at_the_same_time_costs_one_question() {
     let (reviewer, asked) = reviewer(200);
     let storm = (0..500).map(|_| {
@@ -165,7 +165,7 @@ async fn who_asks_with_one_token_at_the_same_time_costs_one_question() {
     assert_eq!(count(&asked), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_refusal_is_remembered_too_and_what_is_no_token_is_not_asked_about() {
     let (reviewer, asked) = reviewer(201);
     for _ in 0..3 {
@@ -182,7 +182,7 @@ async fn a_refusal_is_remembered_too_and_what_is_no_token_is_not_asked_about() {
     assert_eq!(count(&asked), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn that_nobody_could_say_is_not_remembered_and_says_what_to_look_at() {
     let (unreachable, asked) = reviewer(0);
     for times in 1..=2 {
@@ -203,12 +203,15 @@ async fn that_nobody_could_say_is_not_remembered_and_says_what_to_look_at() {
     assert_eq!(health, [error]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_gives_up_waiting_leaves_the_question_to_the_next() {
     let (reviewer, asked) = reviewer(200);
     let first = reviewer.clone();
     let first = tokio::spawn(async move { first.review(GOOD).await });
+    let mut turns = 0;
     while count(&asked) == 0 {
+        assert!(turns < 10_000, "nothing is asked");
+        turns += 1;
         tokio::task::yield_now().await;
     }
     first.abort();
@@ -217,7 +220,7 @@ async fn who_gives_up_waiting_leaves_the_question_to_the_next() {
     assert_eq!(count(&asked), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn those_who_were_good_before_do_not_queue_behind_strangers() {
     let (reviewer, asked) = reviewer(200);
     let proven = hash("proven.to.ken");
