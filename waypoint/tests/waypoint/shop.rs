@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use lab::{Builder, Lab, Pod, Service, Waypoint};
 use tokio::runtime::Runtime;
 
@@ -112,22 +112,29 @@ impl<'a> Shop<'a> {
             .sum("ambit_asked_total", &labels))
     }
 
-    /// Each of these was asked at least once with that outcome, and took some time.
+    /// Each of these was asked at least once with that outcome, and took some time. It may be counted after the answer.
     pub(crate) fn each_asked(&self, kind: &str, all: &[(&str, &str)]) -> Result<()> {
         for (provider, outcome) in all {
-            let times = self.asked(kind, provider, outcome)?;
-            ensure!(times >= 1.0, "{kind} {provider} {outcome}: {times}");
-            let metrics = self.waypoint.pod().metrics()?;
-            let labels = [("kind", kind), ("provider", *provider)];
-            let took = "ambit_asked_duration_milliseconds_count";
-            let (took, all) = (
-                metrics.sum(took, &labels),
-                metrics.sum("ambit_asked_total", &labels),
-            );
-            ensure!(
-                (took - all).abs() < 0.5,
-                "{kind} {provider}: {took} of {all}"
-            );
+            let counts = |shop: &Self| -> Result<(f64, f64, f64)> {
+                let metrics = shop.waypoint.pod().metrics()?;
+                let labels = [("kind", kind), ("provider", *provider)];
+                let so = [
+                    ("kind", kind),
+                    ("provider", *provider),
+                    ("outcome", *outcome),
+                ];
+                let took = "ambit_asked_duration_milliseconds_count";
+                Ok((
+                    metrics.sum("ambit_asked_total", &so),
+                    metrics.sum(took, &labels),
+                    metrics.sum("ambit_asked_total", &labels),
+                ))
+            };
+            let what = format!("{kind} {provider} {outcome}, and the time of each");
+            let counted = self.until(&what, |shop| {
+                counts(shop).is_ok_and(|(so, took, all)| so >= 1.0 && (took - all).abs() < 0.5)
+            });
+            counted.with_context(|| format!("so often, with times, of all: {:?}", counts(self)))?;
         }
         Ok(())
     }

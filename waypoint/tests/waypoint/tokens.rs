@@ -11,7 +11,7 @@ use lab::Pod;
 use serde_json::{Value, json};
 
 use super::access::signer::{EC, STRANGER, Signer};
-use super::app::{Heard, One};
+use super::app::{Heard, One, SOON};
 use super::shop::{Shop, in_shop};
 
 #[test]
@@ -45,6 +45,13 @@ spec:
             issuer.at(8080)
         );
         shop.apply_until("tokens", &yaml, "/members/x", 403)?;
+        // They are fetched beside the requests, and again if that fails.
+        let good = json!({"iss": "https://issuer.example", "sub": "me", "aud": "shop", "exp": now() + 300});
+        shop.until("the issuer's keys", |shop| {
+            let asking = ask(shop, "/", Some(EC.sign(&good)));
+            let heard = shop.runtime.block_on(asking);
+            heard.is_ok_and(|heard| heard.status == 200)
+        })?;
         shop.runtime.block_on(judged(shop))
     });
 }
@@ -213,6 +220,8 @@ fn publish(issuer: &Pod, document: &Value) -> Result<()> {
     );
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
+            // Who says nothing keeps the next one waiting, but not for ever.
+            let _ = stream.set_read_timeout(Some(SOON));
             let mut asked = [0; 4096];
             let _ = stream
                 .read(&mut asked)

@@ -71,6 +71,10 @@ fn said(shop: &Shop<'_>, text: &str) -> usize {
 
 /// The mesh's settings say how lines are written.
 fn usual(shop: &Shop<'_>) -> Result<()> {
+    shop.until("the mesh's form to be known", |shop| {
+        let _ = shop.runtime.block_on(ask(shop, "/usual", &[]));
+        said(shop, "usual /usual 200") >= 1
+    })?;
     shop.runtime
         .block_on(async { ask(shop, "/usual?a=1", &[]).await?.is(200) })?;
     shop.until("a line in the mesh's form", |shop| {

@@ -167,7 +167,7 @@ spec:
     let rest = "host: past.shop\r\nconnection: close\r\n\r\n";
     shop.until("the rule", |shop| {
         let said = format!("GET /begin HTTP/1.1\r\n{rest}");
-        let heard = say(shop, past.at(80), &said, Duration::from_secs(1));
+        let heard = say(shop, past.at(80), &said, Duration::from_secs(5));
         heard.is_ok_and(|heard| heard.starts_with("HTTP/1.1 301"))
     })?;
     let long = "x".repeat(20_000);

@@ -125,7 +125,7 @@ fn bytes(text: &str, first: &str, evil: &str) -> Result<Vec<u8>> {
 /// Says it all, and ends unless its last request says so; what came back until the other end ended as well.
 fn say(shop: &Shop<'_>, at: SocketAddr, bytes: &[u8]) -> Result<String> {
     let mut stream = shop.client.connect(at)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     // Refused in the middle, it cannot be said to its end.
     let _ = stream.write_all(bytes);
     if !bytes.ends_with(LAST) {
