@@ -36,7 +36,7 @@ fn no_request_is_lost_while_routes_change_or_the_control_plane_is_away() {
         calls.more(shop, "after the edits")?;
 
         let control_plane = shop.lab.control_plane()?;
-        control_plane.terminate(Duration::from_secs(20))?;
+        control_plane.terminate(Duration::from_secs(60))?;
         calls.more(shop, "without a control plane")?;
         shop.lab.apply_yaml("route", &route(EDITS + 1))?;
         control_plane.start()?;

@@ -50,7 +50,7 @@ fn no_request_is_lost_while_a_waypoint_is_replaced_pod_by_pod() {
         // As a Deployment replaces a pod: it is told to end while the news that it leaves is still on its way.
         let first = shop.waypoint.pod();
         first.pod().terminating()?;
-        first.component().terminate(Duration::from_secs(40))?;
+        first.component().terminate(Duration::from_secs(60))?;
         more("requests after")?;
         stop.store(true, SeqCst);
         for caller in callers {

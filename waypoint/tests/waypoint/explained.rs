@@ -1,13 +1,18 @@
 //! `ambit explain`, `connections` and `top`, asked of real proxies at both ends: what is said must be what a connection
 //! then meets.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::{Netns, Pod};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::app::{App, One};
@@ -316,7 +321,7 @@ impl<'a> Case<'a> {
 
     /// Once its objects are known everywhere, what is said and what happens are both what is expected.
     fn hold(&self, shop: &Shop<'_>, asking: &Asking) -> Result<()> {
-        let last = std::cell::RefCell::new(String::new());
+        let last = RefCell::new(String::new());
         let held = shop.until(
             "what is said and what happens to be what is expected",
             |shop| {
@@ -356,6 +361,9 @@ impl<'a> Case<'a> {
     }
 }
 
+/// For the program, which gives up a proxy that is silent sooner.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 /// The program, and ways to the admin ports of all proxies.
 struct Asking {
     program: PathBuf,
@@ -380,10 +388,24 @@ impl Asking {
     }
 
     fn run(&self, line: &[&str]) -> Result<Output> {
-        Ok(Command::new(&self.program)
+        let child = Command::new(&self.program)
             .args(line)
             .args(&self.proxies)
-            .output()?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let pid = i32::try_from(child.id())?;
+        let (give, take) = mpsc::sync_channel(1);
+        std::thread::spawn(move || give.send(child.wait_with_output()));
+        match take.recv_timeout(PATIENCE) {
+            Ok(ran) => Ok(ran?),
+            Err(_) => {
+                // Not waited for by anybody who would know, it is still there.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                bail!("{line:?} has not ended after {PATIENCE:?}")
+            }
+        }
     }
 
     fn json(&self, line: &[&str]) -> Result<Value> {
@@ -540,7 +562,9 @@ fn listed(shop: &Shop<'_>, asking: &Asking) -> Result<()> {
         text.lines().count() == 2 && text.starts_with("DIRECTION"),
         "{text}"
     );
-    ensure!(all(&["--workload", "nobody"])?.is_empty());
+    shop.until("nobody's connections", |_| {
+        all(&["--workload", "nobody"]).is_ok_and(|found| found.is_empty())
+    })?;
     drop((kept, through));
     // In the log, when it has ended; at the app's end the waypoint keeps what it has opened.
     let way = "shop/way.shop.svc.cluster.local";
@@ -565,15 +589,18 @@ fn summed(shop: &Shop<'_>, asking: &Asking) -> Result<()> {
     let mut kept = shop.client.connect(shop.apps[0].at(8080))?;
     kept.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")?;
     ensure!(kept.read(&mut [0; 4096])? > 0);
-    let found = asking.json(&["top", "--once", "--every", "1", "-n", "shop"])?;
-    let rows = found["workloads"].as_array().context("workloads")?;
-    let row = |name: &str| rows.iter().find(|it| it["workload"] == name);
-    let client = row("client").with_context(|| format!("{found:#}"))?;
-    ensure!(client["outbound"].as_u64() >= Some(1), "{found:#}");
-    ensure!(
-        rows.iter().any(|it| it["inbound"].as_u64() >= Some(1)),
-        "{found:#}"
-    );
+    let last = RefCell::new(Value::Null);
+    let summed = shop.until("both ends to be counted", |_| {
+        let Ok(found) = asking.json(&["top", "--once", "--every", "1", "-n", "shop"]) else {
+            return false;
+        };
+        let rows = || found["workloads"].as_array().into_iter().flatten();
+        let out = rows().any(|it| it["workload"] == "client" && it["outbound"].as_u64() >= Some(1));
+        let inn = rows().any(|it| it["inbound"].as_u64() >= Some(1));
+        *last.borrow_mut() = found;
+        out && inn
+    });
+    summed.with_context(|| format!("{:#}", last.borrow()))?;
     // Not a terminal: once, and in the end.
     let ran = asking.run(&["top", "--every", "1"])?;
     let text = String::from_utf8_lossy(&ran.stdout).into_owned();

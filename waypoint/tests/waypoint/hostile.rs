@@ -150,7 +150,7 @@ const ATTACKS: &[(&str, Attack)] = &[
         // The waypoint's own tunnel port, without a mesh identity.
         let waypoint = shop.waypoint.pod().pod();
         let mut stream = shop.client.connect(waypoint.at(15008))?;
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n")?;
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\n\r\n");
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
         ensure!(!String::from_utf8_lossy(&answer).contains("200 OK"));
@@ -158,14 +158,16 @@ const ATTACKS: &[(&str, Attack)] = &[
     }),
 ];
 
-/// Sends bytes on a connection of its own; what comes back until it ends or is silent.
+/// Sends bytes on a connection of its own; what comes back until it ends or, after the first word, is silent.
 fn say(shop: &Shop<'_>, bytes: &[u8]) -> Result<String> {
     let mut stream: TcpStream = shop.client.connect(shop.at(80))?;
-    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-    stream.write_all(bytes)?;
+    stream.set_read_timeout(Some(app::SOON))?;
+    // Refused in the middle, it cannot be said to its end.
+    let _ = stream.write_all(bytes);
     let (mut answer, mut part) = (Vec::new(), [0; 4096]);
     while let Ok(n @ 1..) = stream.read(&mut part) {
         answer.extend_from_slice(&part[..n]);
+        stream.set_read_timeout(Some(Duration::from_millis(500)))?;
     }
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }

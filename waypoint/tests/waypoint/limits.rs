@@ -216,7 +216,17 @@ async fn nobody(shop: &Shop<'_>) -> Result<()> {
     let heard = ask(shop, "/open", "anna").await?.is(200)?;
     ensure!(heard.saw("app").is_some(), "{heard:?}");
     ask(shop, "/impatient", "slow").await?.is(500)?;
-    ask(shop, "/impatient", "anna").await?.is(200)?;
+    // Two tenths of a second may pass without an answer on a busy machine, but not always.
+    for number in 0.. {
+        let heard = ask(shop, "/impatient", &format!("anna-{number}")).await?;
+        if heard.status == 200 {
+            break;
+        }
+        ensure!(
+            number < 200,
+            "whoever is in time is refused, too: {heard:?}"
+        );
+    }
     ask(shop, "/each", "ill").await?.is(500)?;
     ask(shop, "/free", "slow").await?.is(200)?;
     Ok(())

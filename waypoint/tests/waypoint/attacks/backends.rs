@@ -146,7 +146,7 @@ async fn asked(shop: &Shop<'_>, at: std::net::SocketAddr, two: bool, path: &str)
 }
 
 /// For one answer of an app that may have none.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A listener each of whose connections is a thread.
 fn scripted(pod: &Pod, port: u16, each: fn(TcpStream) -> Result<()>) -> Result<()> {
@@ -322,7 +322,7 @@ fn two(mut stream: TcpStream) -> Result<()> {
 /// An app that answers before it has read everything: the client gets that answer, and the next request one of its own.
 fn early(shop: &Shop<'_>, at: std::net::SocketAddr) -> Result<()> {
     let mut stream = shop.client.connect(at)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.write_all(
         b"POST /early HTTP/1.1\r\nhost: web.shop\r\ncontent-length: 100000\r\n\r\nabc",
     )?;

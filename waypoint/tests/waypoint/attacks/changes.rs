@@ -40,7 +40,7 @@ fn a_policy_ends_the_open_connections_that_it_denies_and_no_others() {
         }
         let log = shop.waypoint.pod().access_log();
         let line = log.find("the TCP connection", |line| {
-            line.field("policy").contains("enemies")
+            line.field("policy").contains("enemies") && line.field("protocol") == "TCP"
         })?;
         ensure!(line.field("flags").contains("UAEX"), "{line:?}");
         ensure!(line.number("bytes_recv") >= 5, "{line:?}");
@@ -83,7 +83,7 @@ fn bytes(shop: &Shop<'_>, client: &Pod) -> Result<TcpStream> {
 
 fn websocket(shop: &Shop<'_>, client: &Pod) -> Result<TcpStream> {
     let mut stream = client.connect(shop.at(80))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(
         b"GET /upgrade HTTP/1.1\r\nhost: web.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
     )?;
@@ -103,7 +103,7 @@ fn websocket(shop: &Shop<'_>, client: &Pod) -> Result<TcpStream> {
 }
 
 fn goes_on(stream: &mut TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"hello")?;
     let mut back = [0; 5];
     stream.read_exact(&mut back)?;
@@ -111,9 +111,12 @@ fn goes_on(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
+/// For an answer; news takes longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Without a word of ours.
 fn ends(stream: &mut TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.set_read_timeout(Some(3 * PATIENCE))?;
     let mut byte = [0];
     match stream.read(&mut byte) {
         Ok(0) => Ok(()),

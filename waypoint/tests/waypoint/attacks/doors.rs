@@ -81,6 +81,9 @@ fn a_peer_reaches_what_is_fronted_here_as_who_it_is_and_nothing_else() {
     });
 }
 
+/// For one step of a peer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Door<'a> {
     shop: &'a Shop<'a>,
     ca: &'a Ca,
@@ -97,7 +100,12 @@ impl Door<'_> {
             .connect(self.shop.waypoint.pod().pod().at(15008))?;
         socket.set_nonblocking(true)?;
         let socket = TcpStream::from_std(socket)?;
-        let mut peer = Raw::connect(socket, raw::tls_client(Some(badge), &["h2"])).await?;
+        let mut peer = tokio::time::timeout(
+            PATIENCE,
+            Raw::connect(socket, raw::tls_client(Some(badge), &["h2"])),
+        )
+        .await
+        .context("TLS")??;
         peer.hello().await?;
         Ok(peer)
     }
@@ -222,14 +230,18 @@ spec:
             let socket = door.from.connect(shop.waypoint.pod().pod().at(15008))?;
             socket.set_nonblocking(true)?;
             let config = raw::tls_client(Some(badge), &["h2"]);
-            let tls = Raw::connect(TcpStream::from_std(socket)?, config).await;
+            let tls = Raw::connect(TcpStream::from_std(socket)?, config);
+            let tls = tokio::time::timeout(PATIENCE, tls).await.context("TLS")?;
             // With TLS 1.3 a client hears of it with what it reads first.
             let Ok(mut peer) = tls else { continue };
             let _ = peer.hello().await;
             let _ = peer
                 .request(1, &[(":method", "CONNECT"), (":authority", &web)])
                 .await;
-            while let Ok(Some(frame)) = peer.next().await {
+            loop {
+                let next = tokio::time::timeout(PATIENCE, peer.next()).await;
+                let next = next.with_context(|| format!("{names:?}: neither served nor ended"))?;
+                let Ok(Some(frame)) = next else { break };
                 ensure!(frame.kind != HEADERS, "{names:?}: served");
             }
         }

@@ -138,8 +138,8 @@ fn tunnels(shop: &Shop<'_>, other: &Pod) -> Result<()> {
 /// Who has connected to the tunnel port and says nothing keeps nobody out, and is not kept for long.
 fn connections(shop: &Shop<'_>, other: &Pod) -> Result<()> {
     let at = shop.waypoint.pod().pod().at(15008);
-    let idle = (0..12).map(|_| shop.client.connect(at));
-    let idle: Vec<_> = idle.collect::<Result<_, _>>()?;
+    // Who is refused may be told before he knows that he is connected.
+    let idle: Vec<_> = (0..12).flat_map(|_| shop.client.connect(at)).collect();
     shop.until("one client to have its share", |shop| {
         refused(shop, "connections_of_one_client").is_ok_and(|count| count >= 1.0)
     })?;

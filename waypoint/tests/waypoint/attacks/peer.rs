@@ -149,7 +149,8 @@ impl Peer {
             }
             match self.stream.write(&waiting) {
                 Ok(n) => drop(waiting.drain(..n)),
-                Err(error) if is_late(&error) => std::thread::yield_now(),
+                #[allow(clippy::disallowed_methods)] // a test's own thread
+                Err(error) if is_late(&error) => std::thread::sleep(BREATH),
                 Err(_) => return Ok(Some((said, self.last_words(code)))),
             }
             let mut part = vec![0; 64 << 10];
@@ -216,6 +217,8 @@ fn is_late(error: &std::io::Error) -> bool {
 }
 
 /// For one answer.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 /// For a flood.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
+/// Where the other end has no room for more, it is left the processor.
+const BREATH: Duration = Duration::from_millis(1);
