@@ -1,20 +1,43 @@
 //! The plugin called as a runtime calls it, with an agent that is played: what it asks, what it answers.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::*;
 
+/// Who asks, which somebody must.
+fn accepted(listener: &UnixListener) -> UnixStream {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    listener.set_nonblocking(true).unwrap();
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                return stream;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                assert!(Instant::now() < end, "nobody asks the agent");
+                #[allow(clippy::disallowed_methods)] // a thread of its own
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("the agent cannot be asked: {error}"),
+        }
+    }
+}
+
 /// Answers one request on `name` in `dir` and returns head and body of it.
 fn agent(dir: &Path, name: &str, answer: &'static str) -> JoinHandle<(String, Vec<u8>)> {
     let listener = UnixListener::bind(dir.join(name)).unwrap();
     std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
+        let mut stream = accepted(&listener);
         let mut got = Vec::new();
         let mut buffer = [0; 4096];
         loop {

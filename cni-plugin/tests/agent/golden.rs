@@ -253,7 +253,19 @@ fn pods_node_and_ztunnel_are_as_istio_leaves_them() {
     heard.push(ztunnel.next());
     agent.delete_pod("dual");
     heard.push(ztunnel.next());
-    crate::support::eventually("plain-v4 is restored", || pods[0].1.ruleset().is_empty());
+    crate::support::eventually("plain-v4 is restored", || {
+        // The rules go first, the routes that they need after them.
+        let netns = &pods[0].1;
+        let marks = |family| netns.says(["ip", family, "rule"]).contains("0x111");
+        let routes = |family| {
+            let all = netns.says(["ip", family, "route", "show", "table", "all"]);
+            all.contains("table 100")
+        };
+        netns.ruleset().is_empty()
+            && !["-4", "-6"]
+                .into_iter()
+                .any(|family| marks(family) || routes(family))
+    });
     compare(&golden(&folder, "plain-v4-after-removal"), &pods[0].1, true);
     assert_eq!(agent.redirection("plain-v4"), None);
     crate::support::eventually("the node's table has lost both", || {
@@ -296,7 +308,8 @@ fn the_node_is_left_as_it_was_when_the_agent_stops_and_pods_keep_their_rules() {
     let folder = folder("nftables-dns");
     let node = place("node");
     let mut agent = Agent::start_in(&node, &["--kubelet-uid", "0"]);
-    let _ztunnel = agent.ztunnel();
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
     let pods = enrol(&agent, &folder, &["reroute"]);
     assert!(!node.ruleset().is_empty());
     agent.terminate();
@@ -308,7 +321,8 @@ fn the_node_is_left_as_it_was_when_the_agent_stops_and_pods_keep_their_rules() {
 fn dns_is_captured_only_where_it_is_asked_for() {
     let folder = folder("nftables-nodns");
     let agent = Agent::start(&["--dns-capture", "false"]);
-    let _ztunnel = agent.ztunnel();
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
     for (golden, netns) in enrol(
         &agent,
         &folder,
@@ -323,7 +337,8 @@ fn ipv6_is_left_alone_where_it_is_switched_off() {
     let folder = folder("nftables-noipv6");
     let node = place("node");
     let agent = Agent::start_in(&node, &["--ipv6", "false", "--kubelet-uid", "0"]);
-    let _ztunnel = agent.ztunnel();
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
     let names = ["plain-v4", "dual", "bypass", "dns-annotation-on"];
     for (golden, netns) in enrol(&agent, &folder, &names) {
         compare(&golden, &netns, false);

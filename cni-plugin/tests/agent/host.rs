@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::eventually;
 use crate::support::net::Running;
+use crate::support::{eventually, output};
 
 const BEFORE: &str = include_str!("../../testdata/conflist-before.json");
 
@@ -38,23 +38,26 @@ fn is_chained(dir: &Path) -> bool {
 #[test]
 fn the_plugin_beside_the_agent_is_installed_and_runs() {
     let host = host();
-    assert!(command(host.path(), "install").status().unwrap().success());
+    assert!(
+        output(&mut command(host.path(), "install"))
+            .status
+            .success()
+    );
     assert!(is_chained(host.path()));
     let installed = host.path().join("bin/istio-cni");
-    let output = Command::new(installed)
-        .env("CNI_COMMAND", "VERSION")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let version = output(
+        Command::new(installed)
+            .env("CNI_COMMAND", "VERSION")
+            .stdin(Stdio::null()),
+    );
     assert!(
-        String::from_utf8(output.stdout)
+        String::from_utf8(version.stdout)
             .unwrap()
             .contains("supportedVersions")
     );
     assert!(
-        command(host.path(), "uninstall")
-            .status()
-            .unwrap()
+        output(&mut command(host.path(), "uninstall"))
+            .status
             .success()
     );
     assert!(!is_chained(host.path()));
@@ -87,12 +90,9 @@ fn a_host_without_a_network_is_an_error_that_says_so() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("bin")).unwrap();
     fs::create_dir(dir.path().join("net.d")).unwrap();
-    let output = command(dir.path(), "install")
-        .stdout(Stdio::piped())
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    let log = String::from_utf8(output.stdout).unwrap();
+    let refused = output(&mut command(dir.path(), "install"));
+    assert!(!refused.status.success());
+    let log = String::from_utf8(refused.stdout).unwrap();
     assert!(log.contains("install the cluster's network first"), "{log}");
 }
 
@@ -101,12 +101,9 @@ fn a_directory_that_is_not_there_is_one_line_with_its_setting() {
     for (missing, setting) in [("bin", "CNI_BIN_DIR"), ("net.d", "CNI_CONF_DIR")] {
         let host = host();
         fs::rename(host.path().join(missing), host.path().join("elsewhere")).unwrap();
-        let output = command(host.path(), "install")
-            .stdout(Stdio::piped())
-            .output()
-            .unwrap();
-        assert!(!output.status.success());
-        let log = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        let refused = output(&mut command(host.path(), "install"));
+        assert!(!refused.status.success());
+        let log = String::from_utf8([refused.stdout, refused.stderr].concat()).unwrap();
         let path = host.path().join(missing);
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(

@@ -15,7 +15,7 @@ use crate::support::agent::uid;
 use crate::support::api_server::ApiServer;
 use crate::support::net::{Asked, Running, place};
 use crate::support::ztunnel::Ztunnel;
-use crate::support::{PATIENCE, pause};
+use crate::support::{PATIENCE, ended, output, pause};
 
 const BEFORE: &str = include_str!("../../testdata/conflist-before.json");
 
@@ -101,7 +101,7 @@ impl Node {
         let mut process = self.process.take().unwrap();
         let pid = Pid::from_raw(process.0.id().try_into().unwrap());
         kill(pid, Signal::SIGTERM).unwrap();
-        process.0.wait().unwrap()
+        ended(&mut process.0)
     }
 
     fn run_dir(&self) -> PathBuf {
@@ -190,7 +190,9 @@ impl Node {
         let uid = uid
             .map(|uid| format!(";K8S_POD_UID={uid}"))
             .unwrap_or_default();
-        let mut plugin = Command::new(self.dir.path().join("bin/istio-cni"))
+        let mut plugin = Command::new("timeout")
+            .arg(PATIENCE.as_secs().to_string())
+            .arg(self.dir.path().join("bin/istio-cni"))
             .env("CNI_COMMAND", "ADD")
             .env("CNI_CONTAINERID", "c")
             .env("CNI_NETNS", netns.path())
@@ -335,6 +337,8 @@ fn post(run_dir: &Path, event: &Value) -> u16 {
             "/dev/null",
             "-w",
             "%{http_code}",
+            "--max-time",
+            "60",
             "--unix-socket",
         ])
         .arg(run_dir.join("pluginevent.sock"))
@@ -434,24 +438,24 @@ fn a_missing_right_is_named_once_and_mended_without_a_restart() {
 #[test]
 fn a_wrong_kubeconfig_is_one_line() {
     let node = Node::prepared();
-    let output = Command::new(env!("CARGO_BIN_EXE_ambit-cni-agent"))
-        .args(["--node-name", "n1", "--switch-to-host-netns", "false"])
-        .args([
-            "--metrics-address",
-            "127.0.0.1:0",
-            "--readiness-address",
-            "127.0.0.1:0",
-        ])
-        .env("KUBECONFIG", "/nowhere")
-        .env("CNI_RUN_DIR", node.run_dir())
-        .env(
-            "ZTUNNEL_UDS_ADDRESS",
-            node.dir.path().join("zds/ztunnel.sock"),
-        )
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    let log = String::from_utf8(output.stdout).unwrap();
+    let refused = output(
+        Command::new(env!("CARGO_BIN_EXE_ambit-cni-agent"))
+            .args(["--node-name", "n1", "--switch-to-host-netns", "false"])
+            .args([
+                "--metrics-address",
+                "127.0.0.1:0",
+                "--readiness-address",
+                "127.0.0.1:0",
+            ])
+            .env("KUBECONFIG", "/nowhere")
+            .env("CNI_RUN_DIR", node.run_dir())
+            .env(
+                "ZTUNNEL_UDS_ADDRESS",
+                node.dir.path().join("zds/ztunnel.sock"),
+            ),
+    );
+    assert!(!refused.status.success());
+    let log = String::from_utf8(refused.stdout).unwrap();
     let errors: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("\terror\t"))

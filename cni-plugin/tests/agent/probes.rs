@@ -200,7 +200,7 @@ fn only_the_kubelet_passes_ztunnel_by_and_not_every_process_of_its_user() {
 
     // It is restarted, by a service manager that makes its group anew.
     host.ended(70);
-    fs::remove_dir(&kubelet).unwrap();
+    eventually("the group is empty", || fs::remove_dir(&kubelet).is_ok());
     fs::create_dir(&kubelet).unwrap();
     host.process(71, "kubelet", &format!("0::{path}"), 71);
     eventually("its successor is known too", || {

@@ -189,7 +189,8 @@ fn the_runtime_may_be_ahead_of_the_pods_object() {
 #[test]
 fn the_nodes_own_namespace_is_never_touched() {
     let agent = Agent::start(&[]);
-    let _ztunnel = agent.ztunnel();
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
     agent.plain_pod("evil");
     let own = std::path::Path::new("/proc/self/ns/net");
     let (status, text) = agent.cmdadd("evil", own, &["10.30.0.1"]);
@@ -214,7 +215,7 @@ fn only_root_is_heard() {
     let ask = |user: &str| {
         let output = become_user(user)
             .args(["curl", "-sS", "-X", "POST", "-o", "/dev/null"])
-            .args(["-w", "%{http_code}", "--unix-socket"])
+            .args(["--max-time", "60", "-w", "%{http_code}", "--unix-socket"])
             .arg(&socket)
             .arg("http://unix/cmddel")
             .output()

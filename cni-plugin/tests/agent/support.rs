@@ -8,6 +8,7 @@ pub mod api_server;
 pub mod net;
 pub mod ztunnel;
 
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longer than anything here takes on a busy machine; reached only when a test fails.
@@ -26,4 +27,30 @@ pub fn eventually(why: &str, mut what: impl FnMut() -> bool) {
 #[allow(clippy::disallowed_methods)] // no runtime here whose worker it could block
 pub fn pause(time: Duration) {
     std::thread::sleep(time);
+}
+
+/// A child's end, which must come.
+pub fn ended(process: &mut Child) -> ExitStatus {
+    let mut status = None;
+    eventually("a process that was told to end has ended", || {
+        status = process.try_wait().unwrap();
+        status.is_some()
+    });
+    status.unwrap()
+}
+
+/// [`Command::output`] of little, of a program that is killed if it does not come to its end.
+pub fn output(command: &mut Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    let end = Instant::now() + PATIENCE;
+    while process.try_wait().unwrap().is_none() {
+        if Instant::now() >= end {
+            let _ = process.kill();
+            let _ = process.wait();
+            panic!("it did not end within {PATIENCE:?}: {command:?}");
+        }
+        pause(Duration::from_millis(10));
+    }
+    process.wait_with_output().unwrap()
 }

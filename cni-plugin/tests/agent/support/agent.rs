@@ -12,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::eventually;
 use super::net::Running;
 use super::ztunnel::Ztunnel;
+use super::{PATIENCE, ended, eventually};
 
 /// An agent and everything around it. It is killed with this value.
 pub struct Agent {
@@ -124,7 +124,7 @@ impl Agent {
             Signal::SIGTERM,
         )
         .unwrap();
-        assert!(process.0.wait().unwrap().success());
+        assert!(ended(&mut process.0).success());
     }
 
     pub fn is_running(&mut self) -> bool {
@@ -249,6 +249,8 @@ impl Agent {
 
     pub fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
         let mut stream = UnixStream::connect(self.run_dir().join("pluginevent.sock")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: unix\r\nContent-Length: {}\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n",
             body.len()

@@ -12,7 +12,10 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 use tokio::sync::watch;
+
+use super::eventually;
 
 /// Resource, namespace, name.
 type Key = (String, String, String);
@@ -46,6 +49,8 @@ struct Shared {
 pub struct ApiServer {
     shared: Shared,
     address: SocketAddr,
+    /// Keeps the port from others while nobody answers there.
+    place: Option<Socket>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -58,15 +63,26 @@ impl ApiServer {
                 ended: watch::channel(0).0,
             },
             address: "127.0.0.1:0".parse().unwrap(),
+            place: None,
             runtime: None,
         };
+        server.place = server.bound();
         server.back();
         server
     }
 
+    /// At its address, where nobody listens; none while another still does.
+    fn bound(&self) -> Option<Socket> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&self.address.into()).ok().map(|()| socket)
+    }
+
     /// It answers again, at the address it had.
     pub fn back(&mut self) {
-        let listener = std::net::TcpListener::bind(self.address).unwrap();
+        let socket = self.place.take().unwrap();
+        socket.listen(128).unwrap();
+        let listener = std::net::TcpListener::from(socket);
         listener.set_nonblocking(true).unwrap();
         self.address = listener.local_addr().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -87,6 +103,10 @@ impl ApiServer {
     /// Nobody is there: connections end, new ones are refused.
     pub fn away(&mut self) {
         self.runtime.take().unwrap().shutdown_background();
+        eventually("it listens no more", || {
+            self.place = self.bound();
+            self.place.is_some()
+        });
     }
 
     /// For `KUBECONFIG`.
