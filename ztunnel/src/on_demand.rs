@@ -348,8 +348,22 @@ impl OnDemand {
     }
 
     /// Whether there is a stream to the control plane.
+    ///
+    /// What the last one took along and left unanswered stands in the first request of a new one, and is no question there:
+    /// of whoever is held already in the same version (as an endpoint, say) nothing is told, and those who wait would do so
+    /// for ever. So it is asked once more.
     pub(crate) fn connected(&self, connected: bool) {
         self.connected.store(connected, Relaxed);
+        if !connected {
+            return;
+        }
+        // While the book is locked, for the reason that `look` gives.
+        let book = lock(&self.book);
+        for name in book.waiting() {
+            if self.demands.try_send(Demand::Want(name.clone())).is_err() {
+                break;
+            }
+        }
     }
 
     /// Applies what the control plane tells, and lets those know who wait for it.

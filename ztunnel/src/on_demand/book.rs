@@ -283,6 +283,13 @@ impl Book {
         entries.any(|entry| *entry.told.borrow() == Told::Waiting)
     }
 
+    /// Of whom no answer has come.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Arc<str>> {
+        let all = self.followed.iter();
+        let waiting = all.filter(|(_, entry)| *entry.told.borrow() == Told::Waiting);
+        waiting.map(|(name, _)| name)
+    }
+
     /// Takes in what the control plane has told.
     pub(super) fn hear(&mut self, heard: Heard, asked_again_after: Duration, now: Instant) {
         let until = now + asked_again_after;

@@ -154,6 +154,30 @@ async fn questions_wait_no_more_for_a_control_plane_that_left_one_unanswered_unt
     assert_eq!(on_demand.patience(), terms.wait);
 }
 
+/// What stands in the first request of a stream is told only of whoever is not held yet.
+#[tokio::test]
+async fn who_is_waited_for_is_asked_for_once_more_on_a_new_stream_and_who_is_known_is_not() {
+    let terms = Terms {
+        wait: Duration::from_millis(1),
+        unused: LATER,
+        most: 16,
+    };
+    let on_demand = OnDemand::new(terms);
+    let mut demanded = on_demand.demands().unwrap();
+    on_demand.connected(true);
+    for name in ["known", "waited for"] {
+        let silent = on_demand.ask(name).await;
+        assert!(matches!(silent, Err(NotTold::Silent(..))), "{silent:?}");
+        assert_eq!(demanded.try_recv(), Ok(Demand::Want(name.into())));
+    }
+    lock(&on_demand.book).hear(heard(&["known"], &[]), LATER, Instant::now());
+    on_demand.connected(false);
+    assert!(demanded.try_recv().is_err());
+    on_demand.connected(true);
+    assert_eq!(demanded.try_recv(), Ok(Demand::Want("waited for".into())));
+    assert!(demanded.try_recv().is_err());
+}
+
 #[test]
 fn what_was_needed_since_is_kept() {
     let (mut book, now) = (Book::new(4), Instant::now());

@@ -69,6 +69,11 @@ impl Control {
         self.desk.open.lock().unwrap().cancel();
     }
 
+    /// Whether no stream is open.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.desk.talks.receiver_count() == 0
+    }
+
     pub(crate) fn comes_back(&self) {
         *self.desk.open.lock().unwrap() = CancellationToken::new();
     }
