@@ -99,7 +99,9 @@ async fn handshakes_that_nobody_ends_keep_no_other_pod_from_its_own() {
         silent.push(outside.connect(flooded.at(0, 15008)).await);
     }
     // One that was taken has not always begun yet.
+    let begun = Instant::now();
     loop {
+        assert!(begun.elapsed() < PATIENCE, "all are taken");
         let Ok(mut newest) = outside.try_connect(flooded.at(0, 15008)).await else {
             break; // it was as fast as that
         };
@@ -121,10 +123,12 @@ async fn who_comes_when_memory_is_short_is_refused_and_what_is_open_goes_on() {
     let outside = world.pod("outside-full5", At::Nowhere, &SERVER).await;
     outside.serve(9000);
     // It is measured as soon as the node stands.
+    let begun = Instant::now();
     while let Ok(mut tcp) = client.try_connect(outside.at(0, 9000)).await {
         if greeting(&mut tcp).await.is_err() {
             break;
         }
+        assert!(begun.elapsed() < PATIENCE, "all are served");
     }
     let line = log::line(&["client-full5", "outbound", "connection failed"]).await;
     assert!(

@@ -144,7 +144,8 @@ async fn misbehave(ca: &Ca, socket: tokio::net::TcpStream, deed: &Deed) {
             peer.hello().await.unwrap();
             let batch = frame.repeat(16);
             for _ in 0..2_000 {
-                if peer.send(&batch).await.is_err() {
+                let sent = tokio::time::timeout(PATIENCE, peer.send(&batch)).await;
+                if sent.expect("it is neither read nor cut off").is_err() {
                     break;
                 }
             }

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use crate::log;
-use crate::world::{At, CLIENT, SERVER, World, WorldPod, echo, greeting, service};
+use crate::world::{At, CLIENT, PATIENCE, SERVER, World, WorldPod, echo, greeting, service};
 
 const DOOR: &str = "10.77.0.50";
 
@@ -223,12 +223,17 @@ async fn the_waypoint_between_is_named_in_the_lines_of_both_ends() {
     let listener = waypoint.listen(15088);
     let mut tcp = client.connect("10.78.0.2:80".parse().unwrap()).await;
     tcp.write_all(b"x").await.unwrap();
-    let (mut app, _) = listener.accept().await.unwrap();
-    let mut head = [0; 16];
-    app.read_exact(&mut head).await.unwrap();
-    let mut rest = vec![0; u16::from_be_bytes([head[14], head[15]]).into()];
-    app.read_exact(&mut rest).await.unwrap();
-    assert_eq!(app.read_u8().await.unwrap(), b'x');
+    let accepted = tokio::time::timeout(PATIENCE, listener.accept()).await;
+    let (mut app, _) = accepted.expect("no connection arrives").unwrap();
+    let heard = async {
+        let mut head = [0; 16];
+        app.read_exact(&mut head).await.unwrap();
+        let mut rest = vec![0; u16::from_be_bytes([head[14], head[15]]).into()];
+        app.read_exact(&mut rest).await.unwrap();
+        app.read_u8().await.unwrap()
+    };
+    let heard = tokio::time::timeout(PATIENCE, heard).await;
+    assert_eq!(heard.expect("it is told less"), b'x');
     let mut onward = waypoint.connect(server.at(0, 8080)).await;
     assert_eq!(greeting(&mut onward).await.unwrap(), "10.77.0.3");
     echo(onward, b"yz").await;

@@ -4,6 +4,7 @@ use api::workload as wire;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::log;
+use crate::on_demand::eventually;
 use crate::world::{At, CLIENT, PATIENCE, SERVER, World, echo, greeting, service};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -400,13 +401,13 @@ async fn early_connections_wait_for_the_control_plane_to_tell_who_they_are() {
     world.tell_pod("client-j");
     assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
     echo(tcp, b"x").await;
-    assert!(
-        world.nodes[0]
-            .node
-            .pods
-            .of_workload("Kubernetes//Pod/default/client-j")
+    // Its connections may hear of it a moment before it is among the node's.
+    eventually("it can be joined in process", || {
+        let pods = &world.nodes[0].node.pods;
+        pods.of_workload("Kubernetes//Pod/default/client-j")
             .is_some()
-    );
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -439,7 +440,8 @@ async fn a_captured_waypoint_is_told_who_calls_and_for_what() {
     let listener = waypoint.listen(15088);
     let mut tcp = client.connect("10.78.0.2:80".parse().unwrap()).await;
     tcp.write_all(b"request").await.unwrap();
-    let (mut app, _) = listener.accept().await.unwrap();
+    let accepted = tokio::time::timeout(PATIENCE, listener.accept()).await;
+    let (mut app, _) = accepted.expect("no connection arrives").unwrap();
     let identity = b"spiffe://cluster.local/ns/default/sa/client-x";
     let host = b"guarded-x.svc";
     let mut expected = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
@@ -454,7 +456,8 @@ async fn a_captured_waypoint_is_told_who_calls_and_for_what() {
     expected.extend(host);
     expected.extend(b"request");
     let mut got = vec![0; expected.len()];
-    app.read_exact(&mut got).await.unwrap();
+    let told = tokio::time::timeout(PATIENCE, app.read_exact(&mut got)).await;
+    told.expect("it is told less").unwrap();
     got[24..26].fill(0); // the client's port
     assert_eq!(got, expected);
 }
