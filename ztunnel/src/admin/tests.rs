@@ -410,7 +410,7 @@ async fn a_dump_of_a_hundred_thousand_workloads_is_small_chunks_for_as_long_as_s
     assert_eq!(writer.apply(update), []);
     assert!(shown.upgrade().is_some(), "he is shown the mesh as it was");
     drop(body);
-    for _ in 0..2000 {
+    for _ in 0..6000 {
         if shown.upgrade().is_none() {
             return;
         }

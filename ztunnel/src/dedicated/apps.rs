@@ -308,7 +308,7 @@ mod tests {
             let (port, served) = app(status).await;
             let text = format!(
                 r#"{{"/app-health/web/readyz": {{"httpGet": {{"path": "/ready", "port": {port},
-                    "httpHeaders": [{{"name": "Accept", "value": "text/plain"}}]}}, "timeoutSeconds": 2}}}}"#
+                    "httpHeaders": [{{"name": "Accept", "value": "text/plain"}}]}}, "timeoutSeconds": 60}}}}"#
             );
             let door = door(&config(&text)).unwrap();
             let (told, text) = asked(&door, "/app-health/web/readyz").await;
@@ -326,7 +326,9 @@ mod tests {
     async fn a_port_is_dialled_and_what_nobody_wrote_is_not_asked() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let text = format!(r#"{{"/app-health/web/livez": {{"tcpSocket": {{"port": {port}}}}}}}"#);
+        let text = format!(
+            r#"{{"/app-health/web/livez": {{"tcpSocket": {{"port": {port}}}, "timeoutSeconds": 60}}}}"#
+        );
         let door = door(&config(&text)).unwrap();
         assert_eq!(
             asked(&door, "/app-health/web/livez").await.0,

@@ -290,7 +290,8 @@ pub(super) mod tests {
         let (quiet, _there) = both(&folder);
         let bell = Bell::new().unwrap();
         thread::scope(|scope| {
-            let waiting = scope.spawn(|| quiet.receive(Some(&bell), None));
+            let minute = Some(Duration::from_secs(60));
+            let waiting = scope.spawn(|| quiet.receive(Some(&bell), minute));
             bell.ring();
             assert!(matches!(waiting.join().unwrap(), Err(Trouble::Stopped)));
         });

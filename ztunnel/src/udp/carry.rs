@@ -446,8 +446,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(500)).await;
             last.moved();
         };
-        // A machine that is late by all the rest would have it end before anything has moved.
-        tokio::join!(last.idle(Duration::from_secs(2)), moving);
+        // In this order: on a machine that is late by all the rest it would else end before anything has moved.
+        tokio::join!(biased; moving, last.idle(Duration::from_secs(2)));
         let after = begun.elapsed();
         assert!(after >= Duration::from_millis(2499), "{after:?}");
     }

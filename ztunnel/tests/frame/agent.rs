@@ -15,6 +15,7 @@ use ztunnel::netns::{From, Netns, Options};
 
 use crate::fixture::{Fixture, eventually, hex};
 use crate::place::{HandedOver, REDIRECT, options, place};
+use crate::process::PATIENCE;
 
 const PORTS: [u16; 3] = [15001, 15006, 15008];
 
@@ -313,12 +314,11 @@ async fn no_descriptor_is_left_behind() {
     for n in 1..50 {
         round(n).await;
     }
-    // Other tests of this process open and close theirs meanwhile: far fewer than fifty.
-    assert!(
-        namespaces() < before + 40,
-        "{} descriptors of namespaces, {before} before",
-        namespaces()
-    );
+    // Other tests of this process open and close theirs meanwhile; one that is left behind stays.
+    eventually("hardly more descriptors of namespaces than before", || {
+        namespaces() < before + 40
+    })
+    .await;
 }
 
 /// The recorded packets of the real agent, answered as the real ztunnel did.
@@ -468,7 +468,8 @@ async fn what_stands_in_the_backlog_at_the_end_is_still_carried() {
         .within(|| std::net::TcpStream::connect("10.9.8.7:80").unwrap())
         .unwrap();
     pod.drain.accepting().cancel();
-    let (mut carried, _) = server.accept().await.unwrap();
+    let accepted = tokio::time::timeout(PATIENCE, server.accept()).await;
+    let (mut carried, _) = accepted.expect("it is lost").unwrap();
     std::io::Write::write_all(&mut open, b"hello").unwrap();
     let mut hello = [0; 5];
     tokio::io::AsyncReadExt::read_exact(&mut carried, &mut hello)
@@ -560,5 +561,8 @@ async fn a_pod_removed_while_it_is_learned_is_not_kept() {
         assert_eq!(agent.del(&uid).await, "");
         eventually("nothing is left of it", || gone.strong_count() == 0).await;
     }
-    assert!(fixture.node.certificates.states().is_empty());
+    eventually("no certificate is left", || {
+        fixture.node.certificates.states().is_empty()
+    })
+    .await;
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::workload as wire;
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -10,8 +10,9 @@ use hickory_proto::rr::{Name, RecordType};
 use lab::Place;
 use mesh::Update;
 use ops::drain::Drained;
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UdpSocket;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 use ztunnel::dns::{Dns, Resolv};
 use ztunnel::metrics::DnsMetrics;
@@ -19,6 +20,7 @@ use ztunnel::netns::From;
 
 use crate::fixture::{Conversation, Fixture, eventually};
 use crate::place::{HandedOver, place};
+use crate::process::PATIENCE;
 
 const UPSTREAM: &str = "127.0.0.53:5300";
 const DEAD: &str = "127.0.0.54:5300";
@@ -87,7 +89,7 @@ async fn ask_udp(place: &Place, proxy: &str, query: &[u8]) -> Vec<u8> {
     let socket = place.netns().udp(any.parse().unwrap()).unwrap();
     socket.send_to(query, proxy).await.unwrap();
     let mut answer = vec![0; 65_535];
-    let received = tokio::time::timeout(Duration::from_secs(60), socket.recv(&mut answer)).await;
+    let received = tokio::time::timeout(PATIENCE, socket.recv(&mut answer)).await;
     answer.truncate(received.expect("no answer").unwrap());
     answer
 }
@@ -103,9 +105,18 @@ async fn ask_tcp(place: &Place, query: &[u8]) -> Vec<u8> {
         .await
         .unwrap();
     stream.write_all(query).await.unwrap();
-    let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
-    stream.read_exact(&mut answer).await.unwrap();
-    answer
+    answer(&mut stream).await
+}
+
+/// The next one on a connection.
+async fn answer(stream: &mut TcpStream) -> Vec<u8> {
+    let reading = async {
+        let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
+        stream.read_exact(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = tokio::time::timeout(PATIENCE, reading).await;
+    answer.expect("no answer")
 }
 
 /// An upstream that answers with the query itself, the response bit set, and bytes that no parser takes.
@@ -122,11 +133,13 @@ fn strange_upstream(place: &Place) -> JoinHandle<()> {
                 }
                 accepted = listener.accept() => {
                     let (mut stream, _) = accepted.unwrap();
-                    let mut query = vec![0; stream.read_u16().await.unwrap().into()];
-                    stream.read_exact(&mut query).await.unwrap();
+                    // Who asked may have given up.
+                    let Ok(length) = stream.read_u16().await else { continue };
+                    let mut query = vec![0; length.into()];
+                    if stream.read_exact(&mut query).await.is_err() { continue }
                     let answer = strange(&query);
-                    stream.write_u16(answer.len().try_into().unwrap()).await.unwrap();
-                    stream.write_all(&answer).await.unwrap();
+                    let _ = stream.write_u16(answer.len().try_into().unwrap()).await;
+                    let _ = stream.write_all(&answer).await;
                 }
             }
         }
@@ -264,7 +277,7 @@ async fn a_slow_upstream_is_still_heard_when_others_have_been_asked_beside_it() 
     let place = place();
     let _dead = place.netns().udp(DEAD.parse().unwrap()).unwrap();
     let upstream = upstream(&place, |socket, query, from| async move {
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        tokio::time::sleep(Duration::from_millis(2000)).await;
         // The asker may have its answer already.
         let _ = socket.send_to(&strange(&query), from).await;
     });
@@ -308,18 +321,16 @@ async fn on_one_connection_a_mesh_name_does_not_wait_for_the_outside() {
     let mut stream = place.netns().connect(From::Any, to).await.unwrap();
     let mut outside = query("www.example.org.", RecordType::A);
     outside[0] = 1; // another id
+    // In one piece: whatever comes between two would count as the outside's time.
+    let mut both: Vec<u8> = Vec::new();
     for query in [&outside, &query("web.app.", RecordType::A)] {
-        stream
-            .write_u16(query.len().try_into().unwrap())
-            .await
-            .unwrap();
-        stream.write_all(query).await.unwrap();
+        both.extend(u16::try_from(query.len()).unwrap().to_be_bytes());
+        both.extend_from_slice(query);
     }
+    stream.write_all(&both).await.unwrap();
     let mut codes = Vec::new();
     for _ in 0..2 {
-        let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
-        stream.read_exact(&mut answer).await.unwrap();
-        let answer = Message::from_vec(&answer).unwrap();
+        let answer = Message::from_vec(&answer(&mut stream).await).unwrap();
         codes.push((answer.metadata.id, answer.metadata.response_code));
     }
     let (outside, mesh) = (u16::from_be_bytes([1, 77]), 77);
@@ -379,6 +390,8 @@ async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
     let asking = asking(&place, &[DEAD]).await;
     let place = Arc::new(place);
     let flood = place.netns().udp("127.0.0.1:0".parse().unwrap()).unwrap();
+    // Room for all the answers that come at once in the end.
+    SockRef::from(&flood).set_recv_buffer_size(1 << 20).unwrap();
     let outside = query("www.example.org.", RecordType::A);
     let proxy: SocketAddr = "127.0.0.1:15053".parse().unwrap();
     // More than may be under way: the rest is refused at once. In bursts that fit socket buffers.
@@ -407,7 +420,8 @@ async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
     let answer = ask_udp(&place, "127.0.0.1:15053", &query("web.app.", RecordType::A)).await;
     assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 1);
     while refused < 400 - 256 {
-        let length = flood.recv(&mut buffer).await.unwrap();
+        let received = tokio::time::timeout(PATIENCE, flood.recv(&mut buffer)).await;
+        let length = received.expect("nobody is refused").unwrap();
         assert_eq!(
             Message::from_vec(&buffer[..length])
                 .unwrap()
@@ -419,7 +433,7 @@ async fn a_dead_upstream_never_delays_mesh_names_and_is_admitted() {
     }
     // And in the end everyone gets an answer, so that resolvers do not hang.
     for _ in refused..400 {
-        tokio::time::timeout(Duration::from_secs(60), flood.recv(&mut buffer))
+        tokio::time::timeout(PATIENCE, flood.recv(&mut buffer))
             .await
             .expect("no answer at all")
             .unwrap();
@@ -482,7 +496,9 @@ async fn a_start_that_fails_half_way_leaves_no_socket_open() {
 
     drop(in_the_way);
     let mut answer = agent.add("uid", "client", place.fd()).await;
+    let begun = Instant::now();
     while answer.contains("Address already in use") {
+        assert!(begun.elapsed() < PATIENCE, "{answer}");
         tokio::time::sleep(Duration::from_millis(5)).await;
         answer = agent.add("uid", "client", place.fd()).await;
     }

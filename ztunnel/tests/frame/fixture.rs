@@ -142,6 +142,7 @@ impl FakeAgent {
         .unwrap();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(4).unwrap()).unwrap();
+        setsockopt(&listener, sockopt::ReceiveTimeout, &patience()).unwrap();
         Self { listener }
     }
 
@@ -149,11 +150,11 @@ impl FakeAgent {
     pub(crate) async fn accept(&self) -> Conversation {
         let listener = self.listener.try_clone().unwrap();
         let conversation = tokio::task::spawn_blocking(move || {
-            let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();
+            let accepted = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC);
+            let accepted = accepted.expect("no proxy calls its agent");
             #[allow(unsafe_code)] // a fresh descriptor that nobody else knows
             let socket = unsafe { OwnedFd::from_raw_fd(accepted) };
-            let patience = nix::sys::time::TimeVal::new(10, 0);
-            setsockopt(&socket, sockopt::ReceiveTimeout, &patience).unwrap();
+            setsockopt(&socket, sockopt::ReceiveTimeout, &patience()).unwrap();
             Conversation { socket }
         });
         let conversation = conversation.await.unwrap();
@@ -247,6 +248,11 @@ impl Conversation {
         self.ask(Payload::SnapshotSent(zds::SnapshotSent {}), None)
             .await
     }
+}
+
+/// How long a blocking call waits: one that waited for ever would keep the runtime of its test from its end.
+fn patience() -> nix::sys::time::TimeVal {
+    nix::sys::time::TimeVal::new(60, 0)
 }
 
 pub(crate) fn hex(text: &str) -> Vec<u8> {

@@ -114,7 +114,8 @@ async fn what_comes_while_no_worker_lives_waits_for_the_next() {
     for _ in &waiting {
         let (mut carried, _) = accept(&app).await;
         let mut hello = [0; 5];
-        carried.read_exact(&mut hello).await.unwrap();
+        let heard = tokio::time::timeout(PATIENCE, carried.read_exact(&mut hello)).await;
+        heard.expect("nothing is carried").unwrap();
         carried.write_all(&hello).await.unwrap();
     }
     for mut client in waiting {

@@ -268,6 +268,7 @@ fn doors_answer_and_quitquitquit_ends_the_process_in_good_order() {
 
     let quit = || {
         let mut stream = TcpStream::connect("127.0.0.1:15000").unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream
             .write_all(b"POST /quitquitquit HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n")
             .unwrap();
