@@ -48,10 +48,9 @@ async fn what_cannot_be_frozen_says_so_and_goes_on() {
     assert_eq!(freezer.freeze(LONG).await.unwrap_err(), NotFrozen::Inside);
     drop(inside);
     common::eventually("the other tunnel has gone", || {
-        world.client.pool.stats().streams == 1
+        world.client.pool.stats().streams == 1 && !freezer.is_busy()
     })
     .await;
-    assert!(!freezer.is_busy());
 
     let frozen = freezer.freeze(LONG).await.unwrap();
     assert_eq!(freezer.freeze(LONG).await.unwrap_err(), NotFrozen::Already);
@@ -216,7 +215,7 @@ async fn nothing_that_is_dropped_undecided_or_unread_is_ever_said() {
 async fn pings_begin_anew() {
     let limits = Limits {
         ping_every: Duration::from_millis(50),
-        ping_answer: Duration::from_secs(2),
+        ping_answer: Duration::from_secs(5),
         ..Limits::default()
     };
     let mut world = World::with(Engine::Own, Engine::Own, limits).await;
@@ -224,7 +223,7 @@ async fn pings_begin_anew() {
     for side in [&world.far, &world.near] {
         assert!(side.becomes(Decision::Hand).await);
         // As long as it takes to be taken for dead.
-        tokio::time::sleep(Duration::from_millis(2500)).await;
+        tokio::time::sleep(Duration::from_millis(5500)).await;
         round_trip(&mut near, &mut far).await;
     }
 }

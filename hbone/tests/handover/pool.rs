@@ -172,12 +172,14 @@ async fn it_goes_when_it_is_not_used() {
 async fn it_takes_no_tunnels_after_the_end_of_the_certificate_it_was_made_with() {
     let ca = Arc::new(Ca::new());
     let signing = Signing {
-        lifetime: Duration::from_secs(4),
+        lifetime: Duration::from_secs(8),
         ..Signing::new(&ca)
     };
-    let end = SystemTime::now() + signing.lifetime;
+    let lifetime = signing.lifetime;
     let mut world = World::of(&ca, signing).await;
     let (mut near, mut far) = world.tunnel().await;
+    // It was signed before that.
+    let end = SystemTime::now() + lifetime;
     let (next, destination) = (
         pool(PoolConfig::default()),
         world.client.destination.clone(),
@@ -349,7 +351,8 @@ async fn a_tunnel_that_was_handed_over_ends_when_its_peer_is_revoked() {
             true => &mut world.near_finished,
             false => &mut world.far_finished,
         };
-        let ended = endings.recv().await.unwrap().ended;
+        let ended = tokio::time::timeout(LONG, endings.recv()).await;
+        let ended = ended.expect("nobody is told").unwrap().ended;
         let Some(HalfEnd::Tunnel(TunnelError::Disbelieved(why))) = ended.error() else {
             panic!("opened: {opened}, known: {known}: {ended:?}");
         };

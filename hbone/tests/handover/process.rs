@@ -11,18 +11,32 @@ use hbone::{
     Counters, Engine, Limits,
     handover::{Taken, Thawed},
 };
-use tokio::task::JoinSet;
+use tokio::{io::AsyncWriteExt, net::tcp::OwnedWriteHalf, sync::watch, task::JoinSet};
 
 use crate::{
     common,
-    world::{LONG, Says, World, hear, say, sent},
+    world::{LONG, World, hear, pattern, sent},
 };
 
 /// Names the folder in which both processes leave each other word.
 const FOLDER: &str = "HANDOVER_FOLDER";
 
+/// Bytes that each app says.
+const SAID: usize = 10_000_000;
+
 fn word(folder: &Path, said: &str) -> PathBuf {
     folder.join(said)
+}
+
+/// Says all of it, and ends as soon as it may: there has to be something left that the other can go on with.
+async fn say(mut app: OwnedWriteHalf, mut may_end: watch::Receiver<bool>) -> OwnedWriteHalf {
+    const PIECE: usize = 50_000;
+    for said in (0..SAID).step_by(PIECE) {
+        app.write_all(&pattern(said, PIECE)).await.unwrap();
+    }
+    may_end.wait_for(|may| *may).await.unwrap();
+    app.shutdown().await.unwrap();
+    app
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -30,7 +44,7 @@ async fn another_process_goes_on_in_the_middle_of_bulk() {
     for at_near in [false, true] {
         let mut world = World::new(Engine::Own, Engine::Own).await;
         let (near, far) = world.tunnel().await;
-        let says = Says::bulk(10_000_000);
+        let (is_frozen, may_end) = watch::channel(false);
         let (near_read, near_write) = near.into_split();
         let (far_read, far_write) = far.into_split();
         let talking = [
@@ -38,15 +52,17 @@ async fn another_process_goes_on_in_the_middle_of_bulk() {
             tokio::spawn(hear(far_read, false)),
         ];
         let saying = [
-            tokio::spawn(say(near_write, says.clone())),
-            tokio::spawn(say(far_write, says.clone())),
+            tokio::spawn(say(near_write, may_end.clone())),
+            tokio::spawn(say(far_write, may_end)),
         ];
 
         let side = if at_near { &world.near } else { &world.far };
         let frozen = side.freezer().freeze(LONG).await.unwrap();
+        is_frozen.send_replace(true);
         let (bytes, mut descriptors) = sent(&frozen);
         let folder =
             std::env::temp_dir().join(format!("handover-{}-{at_near}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder); // of a run that was killed
         fs::create_dir(&folder).unwrap();
         fs::write(word(&folder, "state"), bytes).unwrap();
         let app = descriptors.pop().unwrap();
@@ -68,10 +84,10 @@ async fn another_process_goes_on_in_the_middle_of_bulk() {
 
         for heard in talking {
             let heard = tokio::time::timeout(LONG, heard).await;
-            assert_eq!(heard.unwrap().unwrap(), (says.len(), true));
+            assert_eq!(heard.unwrap().unwrap(), (SAID, true));
         }
         for said in saying {
-            said.await.unwrap().unwrap();
+            said.await.unwrap();
         }
         let other = if at_near {
             &mut world.far_finished
@@ -85,8 +101,11 @@ async fn another_process_goes_on_in_the_middle_of_bulk() {
             let pool = &world.client.pool;
             pool.close_source(&destination.source, destination.source_ip);
         }
-        let status = tokio::task::spawn_blocking(move || child.wait().unwrap());
-        assert!(status.await.unwrap().success());
+        common::eventually("the other process ends", || {
+            child.try_wait().unwrap().is_some()
+        })
+        .await;
+        assert!(child.wait().unwrap().success());
         fs::remove_dir_all(&folder).unwrap();
     }
 }

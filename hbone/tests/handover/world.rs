@@ -160,7 +160,8 @@ impl World {
             let ended = both_ways(socket, tunnel, &counters).await;
             side.finished(stream, ended, &counters);
         });
-        (app, self.apps.recv().await.unwrap())
+        let far = tokio::time::timeout(LONG, self.apps.recv()).await;
+        (app, far.expect("no app was reached").unwrap())
     }
 
     pub(crate) async fn tunnels(&mut self, count: usize) -> Vec<(TcpStream, TcpStream)> {
