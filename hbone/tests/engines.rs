@@ -51,11 +51,14 @@ async fn pair(
     let ca = Arc::new(Ca::new());
     let limits = Limits {
         engine: far,
+        // Nobody is taken for dead, and no record is there that a test has not caused.
+        ping_every: common::HOUR,
         ..Refusals::default().limits()
     };
     let server = common::serve(ca.certificate(&identity("server")), limits, serve).await;
     let config = PoolConfig {
         engine: near,
+        ping_every: common::HOUR,
         ..PoolConfig::default()
     };
     (common::client(&ca, server.address, config), server)
@@ -295,13 +298,14 @@ async fn streams_that_are_full_take_turns() {
         let now = || heard.each_ref().map(|n| n.load(Ordering::Relaxed));
         let before = now();
         let since = || std::array::from_fn::<_, STREAMS, _>(|n| now()[n] - before[n]);
+        let all = || since().iter().sum::<usize>();
+        let alike = || since().iter().all(|n| *n > all() / STREAMS / 2);
+        // One may be ahead of the others for as long as its window is ahead of theirs.
         common::eventually("all of them move", || {
-            since().iter().sum::<usize>() > 12 << 20
+            all() > 48 << 20 || (all() > 12 << 20 && alike())
         })
         .await;
-        let each = since();
-        let fair = each.iter().sum::<usize>() / STREAMS;
-        assert!(each.iter().all(|n| *n > fair / 2), "{far:?}: {each:?}");
+        assert!(alike(), "{far:?}: {:?}", since());
     }
 }
 

@@ -84,10 +84,41 @@ impl Scripted {
         peer.send(&granted(asked.stream)).await.unwrap();
         (opening.await.unwrap().unwrap(), peer)
     }
+
+    /// A tunnel is asked for together with what its app has said: both ends of that one, and the stream. A peer that has been silent
+    /// for a moment is told nothing, and a moment passes soon where others want the processor: then another is asked for.
+    async fn asked_with_hello(&self, peer: &mut Raw) -> (TcpStream, Arc<TcpStream>, Opening, u32) {
+        let ping = raw::frame(raw::PING, 0, 0, b"anything");
+        for _ in 0..100 {
+            let (app, ours) = app().await;
+            peer.send(&ping).await.unwrap();
+            peer.until("an answer", is_answer).await;
+            let opening = self.open(&ours);
+            let asked = peer.until("a request", is_request).await.stream;
+            peer.send(&ping).await.unwrap();
+            let next = peer
+                .until("the next frame", |f| f.stream == asked || is_answer(f))
+                .await;
+            if next.stream == asked {
+                assert_eq!((next.kind, next.flags), (raw::DATA, 0));
+                assert_eq!(&next.payload[..], b"hello");
+                peer.until("an answer", is_answer).await;
+                return (app, ours, opening, asked);
+            }
+            opening.abort();
+            let _ = opening.await;
+        }
+        panic!("what the app says first never goes along");
+    }
 }
 
 fn is_request(frame: &Frame) -> bool {
     frame.kind == raw::HEADERS
+}
+
+/// To a PING.
+fn is_answer(frame: &Frame) -> bool {
+    (frame.kind, frame.flags) == (raw::PING, raw::ACK)
 }
 
 fn granted(stream: u32) -> Vec<u8> {
@@ -105,9 +136,13 @@ async fn app() -> (TcpStream, Arc<TcpStream>) {
 /// Waits until we have heard that the app is done, in order or not.
 async fn closed(ours: &TcpStream) {
     let ready = || ours.ready(tokio::io::Interest::READABLE);
-    while !ready().await.unwrap().is_read_closed() {
-        tokio::task::yield_now().await;
-    }
+    let closing = async {
+        while !ready().await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let closing = tokio::time::timeout(Duration::from_secs(60), closing).await;
+    closing.expect("the app's end never came");
 }
 
 /// The next request and the frame behind it, which came without an answer.
@@ -136,9 +171,7 @@ fn copy(ours: Arc<TcpStream>, tunnel: Tunnel) -> (JoinHandle<hbone::Ended>, Arc<
 async fn what_an_app_says_first_leaves_with_its_request_and_is_counted() {
     let scripted = Scripted::new().await;
     let (_kept, mut peer) = scripted.begun().await;
-    let (mut app, ours) = app().await;
-    let opening = scripted.open(&ours);
-    let stream = asked_with_hello(&mut peer).await;
+    let (mut app, ours, opening, stream) = scripted.asked_with_hello(&mut peer).await;
     peer.send(&granted(stream)).await.unwrap();
     let (copying, counters) = copy(ours, opening.await.unwrap().unwrap());
     app.write_all(b"more").await.unwrap();
@@ -205,9 +238,7 @@ async fn a_peer_that_has_been_silent_is_told_nothing_before_it_answers() {
 async fn what_the_peer_has_not_looked_at_is_said_again_and_arrives_once() {
     let scripted = Scripted::new().await;
     let (_kept, mut peer) = scripted.begun().await;
-    let (_app, ours) = app().await;
-    let opening = scripted.open(&ours);
-    let stream = asked_with_hello(&mut peer).await;
+    let (_app, _ours, opening, stream) = scripted.asked_with_hello(&mut peer).await;
     let refused = raw::frame(raw::RST_STREAM, 0, stream, &REFUSED_STREAM.to_be_bytes());
     peer.send(&refused).await.unwrap();
     let again = asked_with_hello(&mut peer).await;
@@ -220,9 +251,7 @@ async fn what_the_peer_has_not_looked_at_is_said_again_and_arrives_once() {
 async fn a_peer_that_goes_away_unseen_is_left_for_another_and_that_one_hears_it_all() {
     let scripted = Scripted::new().await;
     let (_kept, mut peer) = scripted.begun().await;
-    let (_app, ours) = app().await;
-    let opening = scripted.open(&ours);
-    asked_with_hello(&mut peer).await;
+    let (_app, _ours, opening, _) = scripted.asked_with_hello(&mut peer).await;
     let last_seen = [&1u32.to_be_bytes()[..], &[0; 4]].concat();
     peer.send(&raw::frame(raw::GOAWAY, 0, 0, &last_seen))
         .await
@@ -245,9 +274,7 @@ async fn a_peer_that_goes_away_unseen_is_left_for_another_and_that_one_hears_it_
 async fn what_the_peer_may_have_acted_upon_is_never_said_again() {
     let scripted = Scripted::new().await;
     let (_kept, mut peer) = scripted.begun().await;
-    let (_app, ours) = app().await;
-    let opening = scripted.open(&ours);
-    asked_with_hello(&mut peer).await;
+    let (_app, _ours, opening, _) = scripted.asked_with_hello(&mut peer).await;
     drop(peer);
     let lost = opening.await.unwrap().unwrap_err();
     assert!(matches!(lost, OpenError::ConnectionLost(_)), "{lost}");

@@ -165,8 +165,10 @@ fn what_was_said_leaves_though_the_thread_ends() {
     let near = std::thread::spawn(move || {
         let mut near = near_runtime.block_on(async {
             hbone::write_by_turns();
-            let tunnel = client.open().await.unwrap();
+            let mut tunnel = client.open().await.unwrap();
             // All that the peer says has been read: a socket closed before that is reset.
+            let last = tokio::time::timeout(Duration::from_secs(60), tunnel.recv()).await;
+            assert_eq!(last.unwrap().unwrap().unwrap(), "the last");
             tokio::time::sleep(Duration::from_secs(1)).await;
             tunnel
         });
@@ -177,7 +179,9 @@ fn what_was_said_leaves_though_the_thread_ends() {
         drop((near, client));
     });
     let heard = far_runtime.block_on(async {
-        let mut far = far.recv().await.unwrap();
+        let far = tokio::time::timeout(Duration::from_secs(60), far.recv()).await;
+        let mut far = far.expect("no tunnel came").unwrap();
+        far.send("the last".into()).await.unwrap();
         let mut heard = Vec::new();
         while let Some(Ok(chunk)) = far.recv().await {
             heard.extend_from_slice(&chunk);
