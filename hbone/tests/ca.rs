@@ -143,8 +143,10 @@ async fn no_token_and_no_authority_are_told_apart() {
         Err(SignError::Local(_))
     ));
 
-    let (listener, address) = common::listen().await;
-    drop(listener);
+    // Bound, and not listened on: nobody else is there.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = silent.local_addr().unwrap();
     let nobody = Channel::from_shared(format!("http://{address}"))
         .unwrap()
         .connect_lazy();

@@ -501,9 +501,8 @@ async fn the_request_is_what_a_mesh_authority_expects() {
     let certificates =
         Certificates::new(Answering(Box::new(answer)), CertificatesConfig::default());
     let _held = certificates.hold(&identity("a"));
-    let csr = tokio::task::spawn_blocking(move || receiver.recv().unwrap())
-        .await
-        .unwrap();
+    let asked = move || receiver.recv_timeout(Duration::from_secs(60)).unwrap();
+    let csr = tokio::task::spawn_blocking(asked).await.unwrap();
     let (_, pem) = parse_x509_pem(csr.as_bytes()).unwrap();
     assert_eq!(pem.label, "CERTIFICATE REQUEST");
     let (_, request) = X509CertificationRequest::from_der(&pem.contents).unwrap();

@@ -142,7 +142,7 @@ async fn who_was_revoked_meanwhile_is_refused_though_there_is_a_session() {
             matches!(why, Some(OpenError::Tls(TlsError::Revoked)))
         };
         let mut known = false;
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             known = is_refused().await;
             if known {
                 break;

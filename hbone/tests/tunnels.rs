@@ -186,7 +186,7 @@ async fn send_until_stalled(tunnel: &mut Tunnel) -> usize {
     let chunk = Bytes::from(vec![7; 64 << 10]);
     let mut sent = 0;
     loop {
-        let patience = Duration::from_millis(if sent < window() { 10_000 } else { 200 });
+        let patience = Duration::from_millis(if sent < window() { 60_000 } else { 200 });
         if tokio::time::timeout(patience, tunnel.send(chunk.clone()))
             .await
             .is_err()
@@ -317,9 +317,8 @@ async fn when_the_reserve_is_used_up_windows_stay_and_other_connections_go_on() 
         unread.push(tunnels.recv().await.unwrap());
     }
     assert_eq!(client.pool.stats().connections, 1);
-    assert_eq!(theirs.left(), 0);
-    common::eventually("the client's window grows as far as it can", || {
-        ours.left() == 0
+    common::eventually("both windows grow as far as they can", || {
+        (theirs.left(), ours.left()) == (0, 0)
     })
     .await;
     // Streams whose windows are 32 MiB together are sent to, nobody reads: 20 MiB is all that leaves.
@@ -632,7 +631,7 @@ async fn a_drain_ends_at_its_deadline() {
         let mut connection = hbone::accept(socket, certificate, &limits).await.unwrap();
         let request = common::request(&mut connection).await;
         let held = request.accept(ResponseHeaders::default()).unwrap();
-        connection.drain(Duration::from_millis(50));
+        connection.drain(Duration::from_secs(2)); // no sooner than the answer has been heard
         let driving = tokio::spawn(async move { connection.next().await });
         (held, driving)
     };

@@ -400,7 +400,7 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// Everything a tunnel has to say until it ends.
 pub async fn read_to_end(tunnel: &mut Tunnel) -> Result<Vec<u8>, hbone::TunnelError> {
     let mut all = Vec::new();
-    while let Some(chunk) = tunnel.recv().await {
+    while let Some(chunk) = heard(tunnel).await {
         all.extend_from_slice(&chunk?);
     }
     Ok(all)
@@ -410,8 +410,14 @@ pub async fn read_to_end(tunnel: &mut Tunnel) -> Result<Vec<u8>, hbone::TunnelEr
 pub async fn read_exactly(tunnel: &mut Tunnel, n: usize) -> Vec<u8> {
     let mut all = Vec::new();
     while all.len() < n {
-        all.extend_from_slice(&tunnel.recv().await.expect("ended early").unwrap());
+        all.extend_from_slice(&heard(tunnel).await.expect("ended early").unwrap());
     }
     assert_eq!(all.len(), n);
     all
+}
+
+/// What comes next; fails when nothing does for a minute.
+async fn heard(tunnel: &mut Tunnel) -> Option<Result<bytes::Bytes, hbone::TunnelError>> {
+    let next = tokio::time::timeout(Duration::from_secs(60), tunnel.recv()).await;
+    next.expect("a tunnel says nothing and does not end")
 }

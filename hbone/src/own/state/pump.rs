@@ -193,7 +193,7 @@ fn payloads(bytes: &mut [u8], most: usize) -> [IoSliceMut<'_>; RECORDS] {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, task::Waker};
+    use std::{sync::Arc, task::Waker, time::Duration};
 
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -243,7 +243,14 @@ mod tests {
         let (app, ours) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (mut app, (ours, _)) = (app.unwrap(), ours.unwrap());
         app.write_all(&[7; SAID]).await.unwrap();
-        ours.readable().await.unwrap();
+        let mut said = vec![0; SAID];
+        let all = async {
+            while ours.peek(&mut said).await.unwrap() < SAID {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let all = tokio::time::timeout(Duration::from_secs(60), all).await;
+        all.expect("what the app has said arrives");
         (app, App::new(ours, Arc::default()))
     }
 
