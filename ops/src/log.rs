@@ -222,7 +222,7 @@ mod tests {
         let sink = Sink::new(memory.clone(), BUFFER).unwrap();
         let (log, handle) = build("", format, sink).unwrap();
         tracing::subscriber::with_default(log, || events(&handle));
-        assert!(handle.flush(Duration::from_secs(10)));
+        assert!(handle.flush(Duration::from_secs(60)));
         let bytes = memory.0.lock().unwrap().clone();
         String::from_utf8(bytes)
             .unwrap()

@@ -127,7 +127,9 @@ mod tests {
             .await
             .unwrap();
         let mut answer = String::new();
-        caller.read_to_string(&mut answer).await.unwrap();
+        let answered = caller.read_to_string(&mut answer);
+        let answered = tokio::time::timeout(Duration::from_secs(60), answered).await;
+        answered.expect("no answer").unwrap();
         assert!(
             answer.starts_with(
                 "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 6\r\n"

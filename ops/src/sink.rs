@@ -227,8 +227,9 @@ mod tests {
         )
         .unwrap();
 
+        const PATIENCE: Duration = Duration::from_secs(60);
         sink.put(b"first\n");
-        blocked.recv().unwrap(); // the writer is stuck in write(2) now
+        blocked.recv_timeout(PATIENCE).unwrap(); // the writer is stuck in write(2) now
         for _ in 0..50 {
             sink.put(b"0123456789\n"); // nine fit
         }
@@ -241,10 +242,10 @@ mod tests {
         permit.send(()).unwrap();
         permit.send(()).unwrap();
         permit.send(()).unwrap();
-        blocked.recv().unwrap();
-        sink.flush(Duration::from_secs(10));
+        blocked.recv_timeout(PATIENCE).unwrap();
+        sink.flush(PATIENCE);
         sink.put(b"after\n");
-        assert!(sink.flush(Duration::from_secs(10)));
+        assert!(sink.flush(PATIENCE));
 
         let text = String::from_utf8(out.lock().unwrap().clone()).unwrap();
         assert_eq!(text.matches("0123456789").count(), 9);

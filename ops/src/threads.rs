@@ -249,6 +249,8 @@ mod tests {
         events: 16,
         begin: || (),
     };
+    /// No thread needs as long.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     #[test]
     fn connections_go_where_least_is_done_and_tunnels_stay_until_others_have_less() {
@@ -284,7 +286,8 @@ mod tests {
                 said.send((name, here(), BEGUN.get())).unwrap();
             });
             let name = Some(format!("traffic-{index}"));
-            assert_eq!(heard.recv().unwrap(), (name, index, true));
+            let told = heard.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(told, (name, index, true));
         }
         threads.end();
     }
@@ -302,7 +305,8 @@ mod tests {
             let tcp = place.adopt(tcp).unwrap();
             said.send((client.unwrap(), tcp, place)).unwrap();
         });
-        let (mut client, mut tcp, place) = heard.recv().unwrap();
+        let (mut client, mut tcp, place) = heard.recv_timeout(PATIENCE).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
         accepting.end();
         place.runtime().spawn(async move {
             let mut word = [0; 5];
