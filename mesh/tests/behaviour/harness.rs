@@ -23,6 +23,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::shelf::{Shelf, entry};
 
+/// Nothing that a test waits for takes as long, with the largest mesh on the slowest machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// One stream of a client, in the hands of the test.
 pub(crate) struct Stream {
     pub(crate) requests: Streaming<DeltaDiscoveryRequest>,
@@ -58,7 +61,8 @@ impl AggregatedDiscoveryService for Server {
 
 impl Stream {
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryRequest {
-        self.requests.next().await.unwrap().unwrap()
+        let next = tokio::time::timeout(PATIENCE, self.requests.next()).await;
+        next.expect("no request comes").unwrap().unwrap()
     }
 
     /// Takes a request and answers it as a server does.
@@ -226,7 +230,8 @@ impl Harness {
     }
 
     pub(crate) async fn told(&mut self) -> String {
-        self.events.recv().await.unwrap()
+        let told = tokio::time::timeout(PATIENCE, self.events.recv()).await;
+        told.expect("the client tells nothing").unwrap()
     }
 
     pub(crate) async fn hears(&mut self, expected: &str) {
