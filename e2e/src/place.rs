@@ -62,7 +62,7 @@ impl Place {
     pub fn server(&self, name: &str) -> PodBuilder {
         let mut builder = self.pod(name, &["/opt/e2e/app", "serve"]);
         builder.container["readinessProbe"] =
-            json!({ "httpGet": { "port": 8080 }, "periodSeconds": 1 });
+            json!({ "httpGet": { "port": 8080 }, "periodSeconds": 1, "timeoutSeconds": 5 });
         builder.container["ports"] = json!([{ "containerPort": 8080 }, { "containerPort": 9000 }]);
         builder.service = Some(service(name, &[("http", 80, 8080), ("echo", 9000, 9000)]));
         builder

@@ -102,12 +102,17 @@ async fn restarts(pod: &Pod) -> Result<i32> {
 async fn listed(from: &Pod, to: &Pod) -> Result<()> {
     let held = from.holds(&to.at(9000)).await?;
     let words = ["connections", "-o", "json", "-n", &from.namespace];
-    let shown: Value = ambit(&words).await?.with(0)?.json()?;
-    for (direction, end, pod) in [("outbound", "source", from), ("inbound", "destination", to)] {
-        let is = |it: &Value| it["direction"] == direction && it[end]["pod"] == *pod.name;
-        let mut all = shown["connections"].as_array().into_iter().flatten();
-        ensure!(all.any(is), "no {direction} one of {}: {shown:#}", pod.name);
-    }
+    eventually("it is listed at both ends", || async {
+        let shown: Value = ambit(&words).await?.with(0)?.json()?;
+        for (direction, end, pod) in [("outbound", "source", from), ("inbound", "destination", to)]
+        {
+            let is = |it: &Value| it["direction"] == direction && it[end]["pod"] == *pod.name;
+            let mut all = shown["connections"].as_array().into_iter().flatten();
+            ensure!(all.any(is), "no {direction} one of {}: {shown:#}", pod.name);
+        }
+        Ok(())
+    })
+    .await?;
     held.still_held().await.map(drop)
 }
 
@@ -133,10 +138,8 @@ pub(super) async fn they_talk_both_ways_with_ambient_pods_under_policies(
     own.apply(STRICT).await?;
     shop.apply(STRICT).await?;
     let mut server = own.server("web").on(test.node(0));
-    server.container["livenessProbe"] =
-        json!({ "tcpSocket": { "port": 9000 }, "periodSeconds": 1, "failureThreshold": 2 });
-    server.container["startupProbe"] =
-        json!({ "grpc": { "port": 8080 }, "periodSeconds": 1, "failureThreshold": 30 });
+    server.container["livenessProbe"] = json!({ "tcpSocket": { "port": 9000 }, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 2 });
+    server.container["startupProbe"] = json!({ "grpc": { "port": 8080 }, "periodSeconds": 1, "timeoutSeconds": 10, "failureThreshold": 30 });
     let web = server.start().await?;
     let phone = own.client("phone").on(test.node(1)).start().await?;
     let friend = shop.server("friend").on(test.node(1)).start().await?;

@@ -168,7 +168,7 @@ pub(super) async fn a_ztunnels_worker_is_killed_and_no_new_connection_is_refused
 }
 
 /// More than are on their way at a time, less than come in the time that another container would take.
-const IN_FLIGHT: u64 = 5;
+const IN_FLIGHT: u64 = 15;
 
 fn restarts(pod: &k8s_openapi::api::core::v1::Pod) -> i32 {
     pod.status

@@ -59,13 +59,13 @@ pub(super) async fn the_agents_own_configuration_outlives_what_the_network_write
     owned(test, false).await?;
     outcome?;
     for node in test.cluster.workers() {
-        ensure!(
-            has_plugin(node, NETWORK).await?,
-            "{} is not chained again",
-            node.name
-        );
-        let left = node.own(&format!("test ! -e {OWN}")).await?;
-        ensure!(left.success, "{OWN} stayed on {}", node.name);
+        eventually(&format!("{} is chained again", node.name), || async {
+            ensure!(has_plugin(node, NETWORK).await?, "it is not");
+            let left = node.own(&format!("test ! -e {OWN}")).await?;
+            ensure!(left.success, "{OWN} stayed");
+            Ok(())
+        })
+        .await?;
     }
     let last = shop.server("last").on(test.node(0)).start().await?;
     last.enrolled().await?;

@@ -11,6 +11,7 @@ use crate::{
     place::{DATAPLANE_MODE, Place},
     pod::Pod,
     run::Test,
+    wait::eventually,
 };
 
 /// Plain text that STRICT refuses is reset at once, and ztunnel's log names client, server and reason.
@@ -34,7 +35,12 @@ pub(super) async fn a_refused_plain_client_is_reset_and_the_log_says_why(
             };
             client.is_refused(&url).await?;
             let line = format!("sleep 0.5 | /opt/e2e/app load {url} --kept 0");
-            let tally: Tally = serde_json::from_str(&client.sh(&line).await?.success()?)?;
+            let tally = eventually("somebody has asked before the end", || async {
+                let tally: Tally = serde_json::from_str(&client.sh(&line).await?.success()?)?;
+                ensure!(tally.answers() + tally.failures() > 0, "{tally}");
+                Ok(tally)
+            })
+            .await?;
             let how: Vec<&String> = tally.fresh.failed.keys().collect();
             ensure!(tally.fresh.answered == 0 && how == ["reset"], "{tally}");
             let refusal = test
@@ -66,7 +72,10 @@ pub(super) async fn the_api_server_knows_a_meshed_pods_account_and_keeps_it_info
         "apis/authentication.k8s.io/v1/selfsubjectreviews",
         "--header 'Content-Type: application/json' --data '{\"kind\":\"SelfSubjectReview\",\"apiVersion\":\"authentication.k8s.io/v1\"}'",
     );
-    let said = phone.sh(&who).await?.success()?;
+    let said = eventually("the API server answers a meshed pod", || async {
+        phone.sh(&who).await?.success()
+    })
+    .await?;
     let review: Value = serde_json::from_str(&said).context(said.clone())?;
     let account = format!("system:serviceaccount:{}:phone", shop.name);
     ensure!(
@@ -74,11 +83,14 @@ pub(super) async fn the_api_server_knows_a_meshed_pods_account_and_keeps_it_info
         "{said}"
     );
     shop.apply(READER).await?;
+    let maps = format!("api/v1/namespaces/{}/configmaps", shop.name);
+    let list = call(&maps, "--output /dev/null");
+    eventually("the API server knows that it may watch", || async {
+        phone.sh(&list).await?.success()
+    })
+    .await?;
     // Two events on one connection, the second after the first has arrived.
-    let path = format!(
-        "api/v1/namespaces/{}/configmaps?watch=1&fieldSelector=metadata.name=news",
-        shop.name
-    );
+    let path = format!("{maps}?watch=1&fieldSelector=metadata.name=news");
     let watch = format!("{} | head -n 2", call(&path, "--no-buffer --max-time 50"));
     let watching = async { phone.sh(&watch).await?.success() };
     let events = while_news_are_published(test, &shop, watching).await?;
@@ -178,7 +190,7 @@ pub(super) async fn names_mean_the_same_in_the_mesh_as_outside(test: &Test) -> R
         format!("+tcp {} A", full("many")),
         format!("{} A", full("more")),
     ]);
-    crate::wait::eventually("both get the same answers", || async {
+    eventually("both get the same answers", || async {
         let (inside, outside) =
             tokio::try_join!(dig(&meshed, &questions), dig(&plain, &questions))?;
         for ((question, inside), outside) in questions.iter().zip(&inside).zip(&outside) {

@@ -172,13 +172,7 @@ pub(super) async fn a_policy_denies_one_port_and_leaves_the_other(test: &Test) -
         ))
         .await?;
     cast.friend.is_refused(WEB).await?;
-    let said = cast
-        .friend
-        .sh("echo hello | timeout 3 nc -q 1 web 9000")
-        .await?
-        .success()?;
-    ensure!(said.contains("hello"), "the other port answered {said:?}");
-    Ok(())
+    echoes(&cast.friend, "web").await
 }
 
 /// A selector leaves everybody else alone.
@@ -282,12 +276,18 @@ pub(super) async fn a_port_may_be_let_off_strict(test: &Test) -> Result<()> {
     )
     .await?;
     far.is_refused(&format!("http://{}/", web.at(8080))).await?;
-    let said = far
-        .sh(&format!("echo hello | timeout 3 nc -q 1 {} 9000", web.ip))
-        .await?
-        .success()?;
-    ensure!(said.contains("hello"), "{said:?}");
-    Ok(())
+    echoes(&far, &web.ip).await
+}
+
+/// Waits until the echo on port 9000 answers.
+async fn echoes(pod: &Pod, host: &str) -> Result<()> {
+    let line = format!("echo hello | timeout 10 nc -q 3 {host} 9000");
+    crate::wait::eventually(&format!("{host} echoes to {}", pod.name), || async {
+        let said = pod.sh(&line).await?.success()?;
+        ensure!(said.contains("hello"), "{said:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// `AuthorizationPolicy` with a notice for the person on call: what it says is known as soon as it was read.

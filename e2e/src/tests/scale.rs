@@ -32,7 +32,7 @@ use crate::{
     place::Place,
     report,
     run::Test,
-    wait::eventually,
+    wait::{PATIENCE, eventually},
 };
 
 const PODS: usize = 5_000;
@@ -162,14 +162,18 @@ async fn everybody_knows(test: &Test, crowd: &Place) -> Result<()> {
     for pod in test.mesh().staying(Part::Ztunnel).await? {
         let pod = pod.name_any();
         let client = &test.cluster.client;
-        let dump = inside::ztunnel(client, &pod, Method::GET, "/config_dump");
-        let dump: Value = serde_json::from_str(&dump.await?)?;
-        let workloads = dump["workloads"].as_array().context("no workloads")?;
-        let known = workloads
-            .iter()
-            .filter(|it| it["namespace"] == *crowd.name)
-            .count();
-        ensure!(known == PODS, "{pod} knows {known} of {PODS} pods");
+        eventually(&format!("{pod} knows every pod"), || async {
+            let dump = inside::ztunnel(client, &pod, Method::GET, "/config_dump");
+            let dump: Value = serde_json::from_str(&dump.await?)?;
+            let workloads = dump["workloads"].as_array().context("no workloads")?;
+            let known = workloads
+                .iter()
+                .filter(|it| it["namespace"] == *crowd.name)
+                .count();
+            ensure!(known == PODS, "it knows {known} of {PODS} pods");
+            Ok(())
+        })
+        .await?;
     }
     Ok(())
 }
@@ -232,9 +236,9 @@ impl Arrivals {
             }
             Ok::<_, anyhow::Error>(())
         };
-        timeout(Duration::from_secs(20), all)
+        timeout(PATIENCE, all)
             .await
-            .context("a change did not come within 20 s")??;
+            .with_context(|| format!("a change did not come within {} s", PATIENCE.as_secs()))??;
         let latest = first.values().max().copied().unwrap_or(since);
         // The next change must not be taken for an echo of this one.
         sleep(Duration::from_millis(50)).await;

@@ -65,6 +65,17 @@ async fn flows(test: &Test, node: &Node, way: &str) -> Result<f64> {
     Ok(metrics.sum("ambit_udp_flows_total", &[("way", way)]))
 }
 
+/// Waits until a node's ztunnel has counted a flow.
+async fn counted(test: &Test, node: &Node, way: &str) -> Result<()> {
+    let what = format!("a flow is counted on {} as {way}", node.name);
+    eventually(&what, || async {
+        let count = flows(test, node, way).await?;
+        ensure!(count >= 1.0, "{count}");
+        Ok(())
+    })
+    .await
+}
+
 /// Flows of this namespace that are open, as `ambit connections` shows them.
 async fn open(place: &Place) -> Result<Vec<Value>> {
     let words = ["connections", "--protocol", "udp", "-o", "json", "-n"];
@@ -110,18 +121,16 @@ pub(super) async fn datagrams_cross_nodes_in_a_tunnel_and_a_policy_refuses_them_
         Ok(())
     })
     .await?;
-    ensure!(flows(test, here, "tunnel").await? >= 1.0);
-    ensure!(flows(test, there, "arrived").await? >= 1.0);
+    counted(test, here, "tunnel").await?;
+    counted(test, there, "arrived").await?;
 
     // On the link: nothing of theirs but TCP. That of two pods outside the mesh is seen, so that theirs would be.
     let everyone: Vec<String> = (friend.ips.iter().chain(&reader.ips))
         .map(|ip| format!("host {ip}"))
         .collect();
     let capture = Capture::start(here, "eth0", &shop.name, &everyone.join(" or ")).await?;
-    for _ in 0..3 {
-        sends(&friend, "echo:5300").await?;
-    }
-    sends(&reader, &old.at(9000)).await?;
+    reaches(&friend, "echo:5300").await?;
+    reaches(&reader, &old.at(9000)).await?;
     let packets = capture
         .end_with("the datagrams of the pods outside the mesh", |packet| {
             packet.between(&reader.ips, &old.ips) && packet.tcp.is_none()
@@ -168,7 +177,7 @@ pub(super) async fn datagrams_cross_nodes_in_a_tunnel_and_a_policy_refuses_them_
         record.outbound() && of_stranger(record) && record.error().contains("401")
     });
     told.await?;
-    ensure!(flows(test, there, "refused").await? >= 1.0);
+    counted(test, there, "refused").await?;
 
     let ask = |who: &Pod| format!("{}/{}", who.namespace, who.name);
     ambit(&["explain", "--udp", &ask(&stranger), "echo:5300"])

@@ -247,8 +247,8 @@ pub(super) async fn an_address_that_changes_hands_is_reached_under_the_right_ide
     .await
 }
 
-/// How long that client waits for an answer, in milliseconds.
-const PATIENCE: u64 = 3000;
+/// How long that client waits for an answer, in milliseconds: none of the moments at which a kernel tries again to connect.
+const PATIENCE: u64 = 5000;
 
 /// How many of a client's connections ended well with a server of this identity while the client was there to hear it: a
 /// connection that is opened at the second try may outlast its patience.

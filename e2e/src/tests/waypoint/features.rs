@@ -191,7 +191,7 @@ async fn records(test: &Test) -> Result<Vec<AccessRecord>> {
     let api: kube::Api<k8s_openapi::api::core::v1::Pod> =
         kube::Api::namespaced(test.cluster.client.clone(), SHOP);
     let since = kube::api::LogParams {
-        since_seconds: Some(20),
+        since_seconds: Some(180),
         ..Default::default()
     };
     let log = api.logs(&waypoint(test).await?, &since).await?;
