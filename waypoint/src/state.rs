@@ -228,8 +228,10 @@ impl<C: Compile> Keeper<C> {
         }
         self.seen = mesh;
         let touched = std::mem::take(&mut self.touched);
-        self.state.said.store(Arc::new(self.next.clone()));
+        // What is shown is in force: it is told of when it is.
+        let said = Arc::new(self.next.clone());
         if touched.is_empty() {
+            self.state.said.store(said);
             return;
         }
         let view = View {
@@ -240,6 +242,7 @@ impl<C: Compile> Keeper<C> {
         let before = self.state.current.load_full();
         let next = self.compiler.compile(&before, &view);
         self.state.current.store(Arc::new(next));
+        self.state.said.store(said);
         self.state.changed.send_modify(|count| *count += 1);
         if touched.everything {
             retire(before);
