@@ -1,6 +1,7 @@
 //! TLS that passes through by the name it asks for, and TLS that begins at the waypoint.
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use lab::Pod;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 
-use super::app::One;
+use super::app::{One, SOON};
 use super::shop::{Shop, in_shop};
 
 #[test]
@@ -25,9 +26,15 @@ fn says(pod: &Pod, port: u16, name: &'static str) -> Result<()> {
     let listener = pod.listen(port)?;
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = listener.accept() {
-            let mut hello = [0; 5];
-            let _ = stream.read_exact(&mut hello);
-            let _ = stream.write_all(name.as_bytes());
+            std::thread::spawn(move || {
+                let mut hello = [0; 5];
+                stream.set_read_timeout(Some(SOON))?;
+                stream.read_exact(&mut hello)?;
+                stream.write_all(name.as_bytes())?;
+                // With bytes unread its end would be a reset, which may overtake the name.
+                stream.shutdown(Shutdown::Write)?;
+                std::io::copy(&mut stream, &mut std::io::sink())
+            });
         }
     });
     Ok(())
