@@ -17,7 +17,7 @@ use crate::{
     pod::Pod,
     program::ambit,
     run::Test,
-    wait::{eventually, until},
+    wait::{PATIENCE, eventually, until_within},
 };
 
 /// A namespace whose pods bring their own proxy.
@@ -239,7 +239,8 @@ pub(super) async fn a_job_completes(test: &Test) -> Result<()> {
     test.cluster.apply_object(&own.name, job).await?;
     let jobs: Api<Job> = Api::namespaced(test.cluster.client.clone(), &own.name);
     let ended = |job: Option<&Job>| ending(job).is_some();
-    let job = until(&jobs, "once", "ended", ended).await?;
+    // Two pods, one after the other.
+    let job = until_within(2 * PATIENCE, &jobs, "once", "ended", ended).await?;
     let how = ending(job.as_ref()).unwrap_or_default();
     ensure!(how == "Complete", "the job has ended as {how}");
     Ok(())

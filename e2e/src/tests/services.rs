@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::run::Test;
+use crate::{run::Test, wait::eventually};
 
 /// The address of a Service is shared out over its pods, through the tunnel.
 pub(super) async fn a_cluster_address_reaches_every_pod_behind_it(test: &Test) -> Result<()> {
@@ -67,14 +67,14 @@ pub(super) async fn a_node_port_answers_on_every_node(test: &Test) -> Result<()>
                 .await?;
             ensure!(answer.pod == "web", "{answer:?}");
         }
-        let from_another = test
-            .node(0)
-            .sh(&format!(
-                "curl --silent --fail --max-time 5 http://{}:{gate}/",
-                node.address()
-            ))
-            .await?;
-        from_another.success()?;
+        let ask = format!(
+            "curl --silent --fail --max-time 5 http://{}:{gate}/",
+            node.address()
+        );
+        eventually("a node is answered there too", || async {
+            test.node(0).sh(&ask).await?.success()
+        })
+        .await?;
     }
     let answer = outside
         .reaches(&format!("http://{}:{local}/", test.node(0).address()))
@@ -117,7 +117,6 @@ pub(super) async fn a_headless_service_with_a_stateful_set_gives_each_pod_a_name
             })
             .await?;
     }
-    let names = phone.sh("dig +short +search db | sort").await?.success()?;
     let mut addresses: Vec<String> = shop
         .pods_of("db")
         .await?
@@ -125,12 +124,17 @@ pub(super) async fn a_headless_service_with_a_stateful_set_gives_each_pod_a_name
         .map(|pod| pod.ip)
         .collect();
     addresses.sort();
-    ensure!(
-        names
-            .split_whitespace()
-            .eq(addresses.iter().map(String::as_str)),
-        "dig said {names:?}, the pods are {addresses:?}"
-    );
+    eventually("the name of all leads to each", || async {
+        let names = phone.sh("dig +short +search db | sort").await?.success()?;
+        ensure!(
+            names
+                .split_whitespace()
+                .eq(addresses.iter().map(String::as_str)),
+            "dig said {names:?}, the pods are {addresses:?}"
+        );
+        Ok(())
+    })
+    .await?;
     phone.reaches("http://db:8080/").await?;
     Ok(())
 }
@@ -165,20 +169,13 @@ pub(super) async fn a_dual_stack_service_is_reached_by_both_families(test: &Test
     shop.apply("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}").await?;
     phone.reaches("http://web/").await?;
     for family in ["-4", "-6"] {
-        let said = phone
-            .exec([
-                "curl",
-                family,
-                "--silent",
-                "--show-error",
-                "--fail",
-                "--max-time",
-                "5",
-                "http://web/",
-            ])
-            .await?
-            .success()?;
-        ensure!(said.contains("\"web\""), "{family}: {said}");
+        let line = format!("curl {family} --silent --show-error --fail --max-time 5 http://web/");
+        eventually(&line, || async {
+            let said = phone.sh(&line).await?.success()?;
+            ensure!(said.contains("\"web\""), "{said}");
+            Ok(())
+        })
+        .await?;
     }
     let second = web.ips.get(1).context("the pod has no second address")?;
     let answer = phone.reaches(&format!("http://[{second}]:8080/")).await?;
@@ -204,11 +201,13 @@ pub(super) async fn the_api_server_and_the_name_server_are_reached_from_the_mesh
 ) -> Result<()> {
     let shop = test.ambient("shop").await?;
     let phone = shop.client("phone").start().await?;
-    let version = phone
-        .sh("curl --silent --fail --max-time 5 --cacert /var/run/secrets/kubernetes.io/serviceaccount/ca.crt https://kubernetes.default.svc/version")
-        .await?
-        .success()?;
-    ensure!(version.contains("gitVersion"), "{version}");
+    let ask = "curl --silent --fail --max-time 5 --cacert /var/run/secrets/kubernetes.io/serviceaccount/ca.crt https://kubernetes.default.svc/version";
+    eventually("the API server tells its version", || async {
+        let version = phone.sh(ask).await?.success()?;
+        ensure!(version.contains("gitVersion"), "{version}");
+        Ok(())
+    })
+    .await?;
     let address = test
         .cluster
         .object("default", "v1", "Service", "kubernetes")

@@ -9,7 +9,7 @@ use crate::{
     node::Node,
     place::Place,
     run::Test,
-    wait::{eventually, until},
+    wait::{PATIENCE, eventually, until_within},
 };
 
 /// A pod in its node's network is never captured, and speaks with the mesh in plain text.
@@ -127,7 +127,8 @@ pub(super) async fn a_job_calls_the_mesh_from_its_first_instruction_and_complete
                 .any(|c| c.status == "True" && ["Complete", "Failed"].contains(&c.type_.as_str()))
         })
     };
-    let job = until(&jobs, "once", "ended", ended)
+    // Three pods, one after the other.
+    let job = until_within(3 * PATIENCE, &jobs, "once", "ended", ended)
         .await?
         .context("it was deleted")?;
     let status = job.status.unwrap_or_default();
