@@ -397,7 +397,7 @@ mod tests {
     use clap::Parser;
     use serde_json::json;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
     use crate::cluster::Access;
@@ -427,10 +427,11 @@ mod tests {
         told
     }
 
-    /// One that has gone.
-    async fn gone(name: &str) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        format!("--proxy={name}={}", listener.local_addr().unwrap())
+    /// One that has gone. Its port stays its own: nobody else who asks for one is given it.
+    fn gone(name: &str) -> String {
+        let socket = Box::leak(Box::new(TcpSocket::new_v4().unwrap()));
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        format!("--proxy={name}={}", socket.local_addr().unwrap())
     }
 
     async fn proxies(told: &[&str]) -> Proxies {
@@ -481,7 +482,7 @@ mod tests {
     #[tokio::test]
     async fn if_it_cannot_be_asked_another_stands_in_and_that_is_said() {
         let said = json!({ "source": { "here": false }, "destination": { "here": false } });
-        let own = one(&gone("own").await).await;
+        let own = one(&gone("own")).await;
         let nodes = proxies(&[&answering("a", said).await]).await;
         let mut asked = Asked::default();
         leaving(&mut asked, &nodes, caller(Own::Runs), Some(&own))
@@ -507,7 +508,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_does_not_run_is_named_with_what_becomes_of_its_pods_connections() {
-        let nodes = proxies(&[&gone("a").await]).await;
+        let nodes = proxies(&[&gone("a")]).await;
         let mut asked = Asked::default();
         let rests = Own::Rests("it has not started");
         assert!(asked.brought(&nodes, "shop/own", rests).is_none());
