@@ -225,7 +225,7 @@ async fn longer(shop: &Shop<'_>) -> Result<()> {
     ensure!(statuses.last() == Some(&200), "{statuses:?}");
     ask(shop, "/short", "longer=1900,700", "").await?.is(504)?;
     // As long as it may, however long it asks for: with all of that it would have answered.
-    let mut took = Vec::new();
+    let mut took: Vec<u128> = Vec::new();
     while took.last().is_none_or(|took| *took < 1_900) && took.len() < TIMES {
         let begun = Instant::now();
         ask(shop, "/longer", "longer=600000,15000", "")
