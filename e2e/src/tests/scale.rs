@@ -163,8 +163,8 @@ async fn everybody_knows(test: &Test, crowd: &Place) -> Result<()> {
         let pod = pod.name_any();
         let client = &test.cluster.client;
         eventually(&format!("{pod} knows every pod"), || async {
-            let dump = inside::ztunnel(client, &pod, Method::GET, "/config_dump");
-            let dump: Value = serde_json::from_str(&dump.await?)?;
+            let dump = inside::ztunnel(client, &pod, Method::GET, "/config_dump").await?;
+            let dump: Value = serde_json::from_str(&dump)?;
             let workloads = dump["workloads"].as_array().context("no workloads")?;
             let known = workloads
                 .iter()

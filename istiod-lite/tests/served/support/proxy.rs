@@ -35,9 +35,10 @@ impl Proxy {
         }
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(200 << 20);
-        let opened = client.delta_aggregated_resources(request);
-        let opened = tokio::time::timeout(PATIENCE, opened).await;
-        let responses = opened.expect("the stream is not answered")?.into_inner();
+        let responses = tokio::time::timeout(PATIENCE, client.delta_aggregated_resources(request))
+            .await
+            .expect("the stream is not answered")?
+            .into_inner();
         Ok(Self {
             requests,
             responses,
