@@ -260,7 +260,8 @@ mod tests {
         assert_eq!(credentials.want(&wanted), []);
         let mut changes = Vec::new();
         while !credentials.are_answered() {
-            let Some(Heard::Named { key, found }) = inbox.recv().await else {
+            let heard = tokio::time::timeout(EVERY * 10, inbox.recv()).await;
+            let Ok(Some(Heard::Named { key, found })) = heard else {
                 panic!("nothing else comes");
             };
             changes.extend(credentials.take(key, found));
