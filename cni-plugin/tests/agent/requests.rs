@@ -2,9 +2,11 @@
 //! ztunnel, the agent killed and restarted, two ztunnels.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::support::PATIENCE;
 use crate::support::agent::{Agent, uid};
 use crate::support::net::{Asked, place};
 use crate::support::ztunnel::golden_bytes;
@@ -64,7 +66,16 @@ fn the_recorded_session_goes_the_same_way() {
                 }),
         };
         let (method, path) = golden["request"].as_str().unwrap().split_once(' ').unwrap();
-        let (status, text) = agent.request(method, path, &body);
+        let ask = || agent.request(method, path, &body);
+        let (mut status, mut text) = ask();
+        // A busy machine may take longer than a second to tell the agent of the pods.
+        let (known, end) = (
+            case != "pod unknown to the API server",
+            Instant::now() + PATIENCE,
+        );
+        while known && text.contains("no such pod of node") && Instant::now() < end {
+            (status, text) = ask();
+        }
 
         // DEVIATIONS.md: what does not belong into the mesh is no error.
         let not_ours = matches!(case, "pod that is not ambient" | "host network pod");
@@ -175,15 +186,24 @@ fn a_namespace_that_cannot_be_found_after_a_restart_is_kept_by_ztunnel() {
 #[test]
 fn the_runtime_may_be_ahead_of_the_pods_object() {
     let agent = Agent::start(&[]);
-    let netns = place("early");
     let ztunnel = agent.ztunnel();
     ztunnel.snapshot();
-    std::thread::scope(|scope| {
-        let asked = scope.spawn(|| agent.cmdadd("early", &netns.path(), &["10.30.0.1"]));
-        agent.plain_pod("early");
-        assert_eq!(asked.join().unwrap(), (200, String::new()));
-    });
-    assert_eq!(agent.redirection("early").as_deref(), Some("enabled"));
+    // Ahead by less than a second: a busy machine may not keep to that each time.
+    let mut answers = Vec::new();
+    for round in 0..5 {
+        let (name, netns) = (format!("early-{round}"), place("early"));
+        let answer = std::thread::scope(|scope| {
+            let asked = scope.spawn(|| agent.cmdadd_once(&name, &netns.path(), &["10.30.0.1"]));
+            agent.plain_pod(&name);
+            asked.join().unwrap()
+        });
+        if answer == (200, String::new()) {
+            assert_eq!(agent.redirection(&name).as_deref(), Some("enabled"));
+            return;
+        }
+        answers.push(answer);
+    }
+    panic!("{answers:?}\n{}", agent.log());
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use api::k8s::objects::Object;
 use lab::Netns;
@@ -238,8 +239,20 @@ impl Agent {
         json!({ "Netns": netns, "PodName": name, "PodNamespace": "app", "IPs": ips })
     }
 
-    /// Asks as the plugin does; status and text of the answer.
+    /// Asks as the plugin does; status and text of the answer. As a runtime would, again while the agent has not heard of
+    /// the pod: it waits a second for what was only just written, and a busy machine may take longer.
     pub fn cmdadd(&self, name: &str, netns: &Path, ips: &[&str]) -> (u16, String) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.cmdadd_once(name, netns, ips);
+            if !answer.1.contains("no such pod of node") || Instant::now() >= end {
+                return answer;
+            }
+        }
+    }
+
+    /// The same, and whatever is answered first.
+    pub fn cmdadd_once(&self, name: &str, netns: &Path, ips: &[&str]) -> (u16, String) {
         self.request(
             "POST",
             "/cmdadd",
