@@ -5,7 +5,7 @@
 mod support;
 
 use anyhow::{Context, Result, ensure};
-use lab::{Lab, Pod};
+use lab::{Lab, Pod, wait};
 use support::{
     Pair, Server, crossing,
     crowd::{Holder, many},
@@ -46,8 +46,14 @@ fn killed_under(lab: &Lab, pairs: &[Pair; 2], each: usize) -> Result<()> {
         }
         let before = quiet(lab, survivor)?;
         let crowds = crowds().context("a crowd")?;
-        let carried = Left::of(lab, survivor)?.sockets;
-        ensure!(carried == 2 * each as u64, "it carries {carried}");
+        wait::until("all of them to be carried", support::SOON, || {
+            let carried = Left::of(lab, survivor)?.sockets;
+            Ok(if carried == 2 * each as u64 {
+                wait::Probe::Ready(())
+            } else {
+                wait::Probe::NotYet(format!("it carries {carried}"))
+            })
+        })?;
         lab.node(victim).ztunnel()?.kill()?;
         // The apps at both ends, on both nodes, without a word sent.
         for stream in crowds.into_iter().flatten() {

@@ -88,10 +88,10 @@ fn a_tunnel_to_a_ztunnel_that_died_unheard_is_made_again_and_no_connection_is_lo
             // The pair whose tunnel leads to the victim.
             let pair = &pairs[victim];
             drop(talk(&pair.client, pair.at(), "before")?);
-            let heard = Instant::now();
             // Its kernel may say nothing for it.
             pair.server.netns().nft(MUTE)?;
             lab.node(victim).ztunnel()?.kill()?;
+            let heard = Instant::now();
             wait::until_true("its sockets to be given up", SOON, || {
                 no_orphans(&pair.server).is_ok_and(|none| none)
             })?;

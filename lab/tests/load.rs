@@ -135,7 +135,7 @@ fn noise_on_the_tunnel_port_is_refused_counted_and_disturbs_nobody() {
         // A client without a certificate gets no further than the handshake.
         let at = tunnel.to_string();
         let tls = stranger.exec([
-            "timeout", "20", "openssl", "s_client", "-connect", &at, "-alpn", "h2", "-ign_eof",
+            "timeout", "50", "openssl", "s_client", "-connect", &at, "-alpn", "h2", "-ign_eof",
         ])?;
         ensure!(
             format!("{}{}", tls.stdout, tls.stderr).contains("certificate required"),

@@ -161,6 +161,7 @@ fn without_its_proxy_a_machine_is_closed_and_after_a_reboot_it_is_who_it_was() {
             let at = machine.at(port);
             let connect = || TcpStream::connect_timeout(&at, Duration::from_secs(5));
             let mut stream = lab.outside().within(connect)??;
+            stream.set_read_timeout(Some(SOON))?;
             round_trip(&mut stream, "hello")
         };
         ensure!(outside(8080).is_err(), "also in the clear");

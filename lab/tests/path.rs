@@ -98,11 +98,17 @@ fn both_ends_report_a_tunnelled_connection_with_both_identities_and_equal_bytes(
             ("connection_security_policy", "mutual_tls"),
         ];
         for (node, reporter) in [(1, "source"), (0, "destination")] {
-            let counted = lab.metrics(node)?.sum(
-                "istio_tcp_connections_closed_total",
-                &[&labels[..], &[("reporter", reporter)]].concat(),
-            );
-            ensure!(counted == 1.0, "node {node} counted {counted}");
+            wait::until(&format!("node {node} to count it"), SOON, || {
+                let counted = lab.metrics(node)?.sum(
+                    "istio_tcp_connections_closed_total",
+                    &[&labels[..], &[("reporter", reporter)]].concat(),
+                );
+                Ok(if counted == 1.0 {
+                    wait::Probe::Ready(())
+                } else {
+                    wait::Probe::NotYet(format!("it counted {counted}"))
+                })
+            })?;
         }
         Ok(())
     });
@@ -400,10 +406,16 @@ fn datagrams_are_left_alone() {
             .client
             .netns()
             .within(|| std::net::UdpSocket::bind(("0.0.0.0", 0)))??;
-        server.set_read_timeout(Some(SOON))?;
-        client.send_to(b"datagram", pair.server.at(5000))?;
+        server.set_read_timeout(Some(SOON / 60))?;
         let mut buffer = [0; 64];
-        let (n, from) = server.recv_from(&mut buffer)?;
+        // It may be lost.
+        let (n, from) = wait::until("a datagram", SOON, || {
+            client.send_to(b"datagram", pair.server.at(5000))?;
+            Ok(match server.recv_from(&mut buffer) {
+                Ok(came) => wait::Probe::Ready(came),
+                Err(error) => wait::Probe::NotYet(error.to_string()),
+            })
+        })?;
         ensure!(&buffer[..n] == b"datagram" && from.ip() == pair.client.ip());
         Ok(())
     });

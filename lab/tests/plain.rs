@@ -189,6 +189,8 @@ fn a_killed_owner_leaves_nothing() {
     let _turn = turn();
     let mut owner = Command::new(env!("CARGO_BIN_EXE_lab"))
         .args(["hold", "--nodes", "1", "--no-mesh"])
+        // It holds until this ends, and ours may have ended long ago.
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -202,7 +204,7 @@ fn a_killed_owner_leaves_nothing() {
     assert!(cleaned.alive.contains(&id), "{cleaned:?}");
     owner.kill().unwrap();
     owner.wait().unwrap();
-    wait::until_true("the reaper to clean up", Duration::from_secs(30), || {
+    wait::until_true("the reaper to clean up", Duration::from_secs(60), || {
         namespaces_of(&id).is_empty() && !fs::exists(format!("/run/ambit-lab/{id}")).unwrap()
     })
     .unwrap();
@@ -234,6 +236,8 @@ fn what_a_dead_owner_without_a_reaper_left_is_cleaned_by_the_next() -> Result<()
     })?;
     // Foreign names with the same beginning are not ours to touch.
     let foreign = "ambit-t-lab-foreign";
+    // Of a run that was killed.
+    let _ = Command::new("ip").args(["netns", "del", foreign]).output();
     ensure!(
         Command::new("ip")
             .args(["netns", "add", foreign])

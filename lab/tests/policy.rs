@@ -288,7 +288,10 @@ fn calls_to_who_is_unknown_are_told_or_refused_as_the_narrowest_setting_says() {
                     .sum("ambit_egress_connections_total", &labels),
             )
         };
-        ensure!(counted("logged", "free")? == 1.0 && counted("refused", "held")? == 1.0);
+        lab::wait::until_true("both to be counted", SOON, || {
+            counted("logged", "free").is_ok_and(|n| n == 1.0)
+                && counted("refused", "held").is_ok_and(|n| n == 1.0)
+        })?;
 
         // Whom the mesh knows is called by everybody: pods, and what is on the list at its port.
         talk(&held, web.at(8080), "inside")?;

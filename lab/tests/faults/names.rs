@@ -56,7 +56,9 @@ fn names_of_the_mesh_resolve_while_the_name_server_is_dead_or_silent_and_others_
                 );
                 mesh_names_resolve()?;
             }
-            ensure!(failed()? > before, "it is counted");
+            wait::until_true("them to be counted", SOON, || {
+                failed().is_ok_and(|now| now > before)
+            })?;
             if dead {
                 upstream.wait(SOON)?;
                 lab.name_server().start()?;

@@ -239,6 +239,8 @@ fn a_successor_whose_worker_died_registers_again() {
         let mut silent = ways.silent()?;
         let old = lab.surge_ztunnel(0)?;
         let registered = || old.log().matches("a successor has registered").count();
+        // The elder's line may be written a moment after the successor has begun.
+        wait::until_true("the successor to be told of", SOON, || registered() == 1)?;
         let worker = lab.node(0).worker()?.context("a worker to kill")?;
         kill(Pid::from_raw(worker), Signal::SIGKILL)?;
         wait::until_true("the next worker to register", SOON, || registered() == 2)?;

@@ -22,7 +22,8 @@ pub(crate) struct Way {
     name: &'static str,
     pub(crate) client: Pod,
     pub(crate) to: SocketAddr,
-    done: AtomicUsize,
+    /// By each caller.
+    done: [AtomicUsize; CALLERS],
     lost: Mutex<Vec<String>>,
 }
 
@@ -32,31 +33,34 @@ impl Way {
             name,
             client: client.clone(),
             to,
-            done: AtomicUsize::new(0),
+            done: Default::default(),
             lost: Mutex::default(),
         }
     }
 
     /// Calls one after the other, each on a connection of its own.
-    fn call_until(&self, stop: &AtomicBool) {
+    fn call_until(&self, caller: usize, stop: &AtomicBool) {
         while !stop.load(SeqCst) {
             match talk(&self.client, self.to, "a call in the middle of the change") {
-                Ok(_) => drop(self.done.fetch_add(1, SeqCst)),
+                Ok(_) => drop(self.done[caller].fetch_add(1, SeqCst)),
                 Err(why) => self.lost.lock().unwrap().push(format!("{why:#}")),
             }
         }
     }
 
-    fn done(&self) -> usize {
-        self.done.load(SeqCst)
+    fn done(&self) -> [usize; CALLERS] {
+        self.done.each_ref().map(|done| done.load(SeqCst))
     }
 }
 
-/// Waits until each way has been gone some more times.
+/// Waits until each way has been gone some more times by each of its callers: what was on its way before has come to its end.
 pub(crate) fn calls_more(ways: &[Way]) -> Result<()> {
-    let before: Vec<usize> = ways.iter().map(Way::done).collect();
-    wait::until_true("calls on every way", SOON, || {
-        let more = |(way, before): (&Way, &usize)| way.done() > before + 10;
+    let before: Vec<_> = ways.iter().map(Way::done).collect();
+    wait::until_true("calls on every way", SOON * 2, || {
+        let more = |(way, before): (&Way, &[usize; CALLERS])| {
+            let mut callers = way.done().into_iter().zip(before);
+            callers.all(|(now, before)| now > before + 5)
+        };
         ways.iter().zip(&before).all(more)
     })
 }
@@ -88,8 +92,9 @@ pub(crate) fn calling(ways: &[Way], change: impl FnOnce(&[Way]) -> Result<()>) -
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for way in ways {
-            for _ in 0..CALLERS {
-                scope.spawn(|| way.call_until(&stop));
+            for caller in 0..CALLERS {
+                let stop = &stop;
+                scope.spawn(move || way.call_until(caller, stop));
             }
         }
         let changed = calls_more(ways).and_then(|()| change(ways));
@@ -98,7 +103,8 @@ pub(crate) fn calling(ways: &[Way], change: impl FnOnce(&[Way]) -> Result<()>) -
     })?;
     for way in ways {
         let lost = way.lost.lock().unwrap();
-        let report = format!("{}: {} calls, {} lost", way.name, way.done(), lost.len());
+        let done: usize = way.done().iter().sum();
+        let report = format!("{}: {done} calls, {} lost", way.name, lost.len());
         println!("{report}");
         ensure!(lost.is_empty(), "{report}: {lost:#?}");
     }

@@ -31,12 +31,13 @@ impl Holder {
         let server = Server::over_serial(pod.listen(port)?, move |mut stream| {
             // A client that goes again at once is none of ours.
             let mut byte = [0];
-            if stream
-                .read_exact(&mut byte)
-                .and_then(|()| stream.write_all(&byte))
-                .is_ok()
-            {
-                keep.lock().unwrap().push(stream);
+            if stream.read_exact(&mut byte).is_err() {
+                return;
+            }
+            // Whoever has its answer is held: nobody looks in between.
+            let mut held = keep.lock().unwrap();
+            if stream.write_all(&byte).is_ok() {
+                held.push(stream);
             }
         });
         Ok(Self {

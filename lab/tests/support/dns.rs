@@ -1,7 +1,7 @@
 //! A DNS question and what of its answer the tests look at, by hand: the resolver under test must not be the tester.
 
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
@@ -19,16 +19,26 @@ pub(crate) struct Answer {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
+/// Times that a question is asked over UDP, where it may be lost.
+const TIMES: usize = 3;
+
 /// Asks over UDP from inside `pod`.
 pub(crate) fn ask(pod: &Pod, server: SocketAddr, name: &str, kind: u16) -> Result<Answer> {
     let socket = pod.netns().within(|| UdpSocket::bind(("0.0.0.0", 0)))??;
     socket.set_read_timeout(Some(Duration::from_secs(30)))?;
     socket.connect(server)?;
-    socket.send(&question(name, kind))?;
     let mut bytes = [0; 4096];
-    let n = socket
-        .recv(&mut bytes)
-        .with_context(|| format!("no answer for {name}"))?;
+    let mut asked = 0;
+    let n = loop {
+        socket.send(&question(name, kind))?;
+        asked += 1;
+        match socket.recv(&mut bytes) {
+            Err(error)
+                if asked < TIMES
+                    && matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            answered => break answered.with_context(|| format!("no answer for {name}"))?,
+        }
+    };
     parse(&bytes[..n])
 }
 

@@ -179,9 +179,10 @@ pub(crate) fn talk(client: &Pod, to: SocketAddr, text: &str) -> Result<TcpStream
     Ok(stream)
 }
 
-/// [`talk`], until it works.
+/// [`talk`], until it works. There is time for another call after one that nobody answered.
 pub(crate) fn talk_soon(client: &Pod, to: SocketAddr) -> Result<()> {
-    wait::until(&format!("{} to reach {to}", client.name()), SOON, || {
+    let what = format!("{} to reach {to}", client.name());
+    wait::until(&what, SOON * 2, || {
         Ok(match talk(client, to, "again") {
             Ok(_) => wait::Probe::Ready(()),
             Err(error) => wait::Probe::NotYet(format!("{error:#}")),
@@ -215,7 +216,7 @@ pub(crate) fn refused_until(
     what: &str,
     fits: impl Fn(&AccessRecord) -> bool,
 ) -> Result<AccessRecord> {
-    wait::until(what, SOON, || {
+    wait::until(what, SOON * 2, || {
         let called = refused(client, to);
         let records = log.records();
         let found = records.iter().find(|record| fits(record)).cloned();

@@ -168,6 +168,8 @@ fn is_cut(why: &anyhow::Error) -> bool {
             ErrorKind::ConnectionReset
                 | ErrorKind::ConnectionAborted
                 | ErrorKind::BrokenPipe
+                // What the end of a direction is told that was reset before.
+                | ErrorKind::NotConnected
                 | ErrorKind::UnexpectedEof
         )
     })

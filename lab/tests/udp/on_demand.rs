@@ -65,7 +65,9 @@ fn who_sends_datagrams_is_asked_for_where_they_arrive_and_whom_nobody_tells_of_i
         talk(&client(&outsider)?, server.at(5353), b"in the clear")?;
         // Each end knew both when it wrote this.
         for log in &logs {
-            let record = log.find("the flow", between("client", "web"))?;
+            let record = log.find("the flow", |record| {
+                between("client", "web")(record) && record.error().is_empty()
+            })?;
             ensure!(
                 record.field("src.identity") == client_pod.identity(),
                 "{record:?}"
