@@ -7,7 +7,10 @@ mod support;
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use nix::{
@@ -19,10 +22,14 @@ use support::turn;
 #[test]
 fn the_tour_ends_well_and_proves_every_claim() {
     let _turn = turn();
-    let ran = Command::new(env!("CARGO_BIN_EXE_lab"))
+    let demo = Command::new(env!("CARGO_BIN_EXE_lab"))
         .args(["demo", "--once"])
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
         .unwrap();
+    let _bounded = bounded(&demo);
+    let ran = demo.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{said}");
     for line in [
@@ -59,6 +66,7 @@ fn an_interrupt_at_any_moment_leaves_nothing() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        let bounded = bounded(&demo);
         let mut lines = BufReader::new(demo.stdout.take().unwrap())
             .lines()
             .map_while(Result::ok);
@@ -77,9 +85,26 @@ fn an_interrupt_at_any_moment_leaves_nothing() {
         .unwrap();
         said.extend(lines.map(|line| format!("{line}\n")));
         assert!(demo.wait().unwrap().success(), "{said}");
+        drop(bounded);
         assert!(said.contains("everything is removed again"), "{said}");
         assert_gone(&said);
     }
+}
+
+/// Far more than a demo takes.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// Kills a demo that has not come to its end by then, for as long as what it gives is kept.
+fn bounded(demo: &Child) -> mpsc::Sender<()> {
+    let pid = Pid::from_raw(i32::try_from(demo.id()).unwrap());
+    let (ended, watched) = mpsc::channel();
+    thread::spawn(move || {
+        if watched.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("the demo did not end within {LIMIT:?} and is killed");
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    });
+    ended
 }
 
 /// The lab whose id the demo told has left neither namespace nor directory. The last leftovers are the reaper's.

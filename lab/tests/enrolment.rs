@@ -35,12 +35,17 @@ fn an_unenrolled_pod_is_as_if_it_had_never_been_in_the_mesh() {
                 },
             )?;
         }
-        let capture = lab.capture(0)?;
-        talk(&pair.client, pair.at(), "in-the-clear-again")?;
-        let seen = capture.stop()?;
-        ensure!(seen.shows("in-the-clear-again"));
-        ensure!(seen.count("tcp port 15008")? == 0);
-        Ok(())
+        // The tunnel of before may still say goodbye.
+        wait::until("nothing in a tunnel any more", SOON, || {
+            let capture = lab.capture(0)?;
+            talk(&pair.client, pair.at(), "in-the-clear-again")?;
+            let seen = capture.stop()?;
+            ensure!(seen.shows("in-the-clear-again"));
+            Ok(match seen.count("tcp port 15008")? {
+                0 => wait::Probe::Ready(()),
+                packets => wait::Probe::NotYet(format!("{packets} packets")),
+            })
+        })
     });
 }
 

@@ -37,10 +37,14 @@ fn without_descriptors_connections_wait_or_learn_why_and_open_ones_go_on() {
             let log = lab.access_log(node)?.from_now();
             let told_before = shortages(&ztunnel);
             allow_descriptors(&ztunnel, descriptors(&ztunnel)? + MANY / 3)?;
+            // With patience for all that follows.
+            let waits = || -> Result<TcpStream> {
+                let mut stream = leaving.client.connect_within(leaving.at(), SOON * 3)??;
+                round_trip(&mut stream, "waiting")?;
+                Ok(stream)
+            };
             thread::scope(|scope| -> Result<()> {
-                let calls: Vec<_> = (0..MANY)
-                    .map(|_| scope.spawn(|| talk(&leaving.client, leaving.at(), "waiting")))
-                    .collect();
+                let calls: Vec<_> = (0..MANY).map(|_| scope.spawn(waits)).collect();
                 wait::until_true("it to run out", SOON, || shortages(&ztunnel) > told_before)?;
                 for stream in &mut open {
                     round_trip(stream, "meanwhile")?;

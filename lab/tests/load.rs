@@ -12,7 +12,7 @@ use support::{
     Pair, SOON, Server,
     crowd::{fill, many},
     ends, in_lab,
-    left::{back_to, quiet},
+    left::{down_to, quiet},
     round_trip, talk,
 };
 
@@ -72,7 +72,7 @@ fn ten_thousand_connections_leave_nothing_behind() {
         for _ in 0..3 {
             batch()?;
             for node in [0, 1] {
-                let now = back_to(lab, node, &quiet[node])?;
+                let now = down_to(lab, node, &quiet[node])?;
                 memory[node].push(now.memory);
             }
         }

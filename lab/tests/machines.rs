@@ -286,7 +286,7 @@ fn a_machine_cannot_be_another_and_what_is_stolen_from_its_disk_is_of_no_use_els
 /// A group whose machines are asked on port 8081 how they do.
 const GROUP: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nmetadata: {name: db, namespace: shop}\nspec:\n  \
     metadata: {labels: {app: db}}\n  template: {serviceAccount: db}\n  \
-    probe: {periodSeconds: 1, failureThreshold: 1, httpGet: {port: 8081, path: /well}}\n";
+    probe: {periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 1, httpGet: {port: 8081, path: /well}}\n";
 
 fn known_everywhere(lab: &Lab, name: &str, known: bool) -> Result<()> {
     lab.until_all_dumps(&format!("{name} as known: {known}"), |dump| {

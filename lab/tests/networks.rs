@@ -347,10 +347,12 @@ fn a_waypoint_calls_through_the_gateway_of_another_network_as_itself() {
         two.service_for("shop/page", ("app", "web"), &[("http", 80, 8081)])?;
         let pages = one.service_for("shop/page", ("app", "web"), &[("http", 80, 8081)])?;
         let waypoint = behind_a_waypoint(one)?;
+        // The waypoint may hear of it after those who lead to it.
+        talk_soon(client, *at)?;
         let (there, between) = (two.access_log(1)?.from_now(), door.access_log().from_now());
         talk(client, *at, "from one network to the other")?;
         let record = waypoint.pod().access_log().find("the client", |it| {
-            it.field("dst.service") == "web.shop.svc.cluster.local"
+            it.field("dst.service") == "web.shop.svc.cluster.local" && it.field("flags") == "-"
         })?;
         let gateway = door.pod().at(15008).to_string();
         for (field, value) in [
@@ -365,6 +367,12 @@ fn a_waypoint_calls_through_the_gateway_of_another_network_as_itself() {
             let record = log.find("who calls", |it| it.field("dst.workload") == "web")?;
             ensure!(record.field("src.identity") == WAY, "{record:?}");
         }
+        wait::until("the page", SOON, || {
+            Ok(match get(client, pages.at(80)) {
+                Ok(answer) if is_the_page(&answer) => wait::Probe::Ready(()),
+                other => wait::Probe::NotYet(format!("{other:?}")),
+            })
+        })?;
         // Two services behind one gateway, with the same workload for both: each is asked for by its own name.
         for _ in 0..3 {
             let answer = get(client, pages.at(80))?;
@@ -395,7 +403,7 @@ fn where_a_gateway_is_gone_a_waypoint_says_so_or_finds_somebody_who_is_near() {
             ..
         } = networks;
         let waypoint = behind_a_waypoint(one)?;
-        talk(client, *at, "before")?;
+        talk_soon(client, *at)?;
         door.component().kill()?;
         let log = waypoint.pod().access_log().from_now();
         let gateway = door.pod().at(15008).to_string();
@@ -504,10 +512,11 @@ fn a_service_with_endpoints_here_and_on_another_network_is_reached_at_both() {
         lab.namespace("shop").ambient()?;
         let server = lab.pod("shop/web").node(0).service_account("web").start()?;
         let echo = Server::echo(&server, 8080)?;
+        // Before the gateway, which knows it when it is ready.
+        let at = lab.service("shop/web", &[(80, 8080)])?.at(80);
         let door = lab.east_west("istio-system/door", 0)?;
         let client = lab.pod("shop/client").node(1).service_account("client");
         let client = client.start()?;
-        let at = lab.service("shop/web", &[(80, 8080)])?.at(80);
         talk(&client, at, "here")?;
         lab.apply_yaml("two", &elsewhere(door.pod()))?;
         let ways = [client.ip(), door.pod().ip()];

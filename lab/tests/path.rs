@@ -139,8 +139,8 @@ fn a_node_that_knows_only_whom_its_pods_talk_to_carries_them_all_the_same() {
         let node = lab.node(1);
         for (key, value) in [
             ("XDS_ON_DEMAND", "true"),
-            ("AMBIT_ON_DEMAND_WAIT", "6s"),
-            ("AMBIT_ON_DEMAND_UNUSED", "12s"),
+            ("AMBIT_ON_DEMAND_WAIT", "10s"),
+            ("AMBIT_ON_DEMAND_UNUSED", "20s"),
         ] {
             node.set_ztunnel_env(key, value)?;
         }

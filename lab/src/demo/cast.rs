@@ -121,7 +121,7 @@ impl Cast {
                 "-sS",
                 "--fail",
                 "--max-time",
-                "10",
+                "50",
                 &format!("http://{at}/{PAGE}"),
             ])?
             .success()?;
@@ -137,7 +137,7 @@ impl Cast {
         let ran = client
             .command([
                 "timeout",
-                "10",
+                "50",
                 "redis-cli",
                 "-h",
                 "cache.shop",
@@ -158,7 +158,7 @@ impl Cast {
         let command =
             client.command([psql, "-qtA", "-h", "db.shop", "-U", "postgres", "-c", sql])?;
         let said = command
-            .env("PGCONNECT_TIMEOUT", "10")
+            .env("PGCONNECT_TIMEOUT", "50")
             .env("PGSSLMODE", "disable")
             .run()?
             .success()?;
@@ -170,7 +170,7 @@ impl Cast {
     pub(super) fn call_out(&self, client: &Pod) -> Result<()> {
         let url = format!("http://{}/", OUTSIDE_NAMES[0]);
         client
-            .exec(["curl", "-sS", "--fail", "--max-time", "10", &url])?
+            .exec(["curl", "-sS", "--fail", "--max-time", "50", &url])?
             .success()?;
         Ok(())
     }

@@ -156,17 +156,10 @@ impl<'a> Tour<'a> {
                 Some(Way::Plain),
             ),
         ];
-        let mut ways = Vec::new();
+        let mut ways: Vec<Way> = Vec::new();
         for (what, act, way) in acts {
-            let seen = self.seen(what, act.as_ref())?;
-            if let Some(way) = way {
-                ensure!(
-                    seen.iter().any(|flow| flow.way == way),
-                    "{what}: expected it {}, saw {seen:#?}",
-                    way.text()
-                );
-                ways.push(way);
-            }
+            self.seen_by(what, act.as_ref(), way)?;
+            ways.extend(way);
         }
         let count = |way| ways.iter().filter(|w| **w == way).count();
         self.proven.push((
@@ -188,20 +181,38 @@ impl<'a> Tour<'a> {
     }
 
     /// Acts, then waits for the access log to tell of it.
-    fn seen(&mut self, what: &str, act: &dyn Fn() -> Result<()>) -> Result<Vec<Flow>> {
+    fn seen(&mut self, what: &str, act: &dyn Fn() -> Result<()>) -> Result<()> {
+        self.seen_by(what, act, None)
+    }
+
+    /// [`Tour::seen`], on that way if one is said: what was there before may be told of late.
+    fn seen_by(
+        &mut self,
+        what: &str,
+        act: &dyn Fn() -> Result<()>,
+        way: Option<Way>,
+    ) -> Result<()> {
         self.fresh();
         act().with_context(|| what.to_owned())?;
-        let mut flows = Vec::new();
-        lab::wait::until_true(
-            &format!("the access log to tell: {what}"),
+        let mut flows: Vec<Flow> = Vec::new();
+        let by = way.map_or_else(String::new, |way| format!(", {}", way.text()));
+        lab::wait::until(
+            &format!("the access log to tell: {what}{by}"),
             Duration::from_secs(60),
             || {
                 flows.extend(self.fresh().iter().filter_map(Flow::of));
-                !flows.is_empty()
+                let told = flows
+                    .iter()
+                    .any(|flow| way.is_none_or(|way| flow.way == way));
+                Ok(if told {
+                    lab::wait::Probe::Ready(())
+                } else {
+                    lab::wait::Probe::NotYet(format!("it tells {flows:#?}"))
+                })
             },
         )?;
         flows.iter().for_each(|flow| flow.print(*self.screen));
-        Ok(flows)
+        Ok(())
     }
 
     fn fresh(&mut self) -> Vec<AccessRecord> {
@@ -449,7 +460,7 @@ impl<'a> Tour<'a> {
         ));
         self.logs.push(machine.access_log());
         self.seen("till-1 fetches the page from web", &|| {
-            let page = machine.exec(["curl", "-sS", "--max-time", "10", "http://web.shop/"])?;
+            let page = machine.exec(["curl", "-sS", "--max-time", "50", "http://web.shop/"])?;
             ensure!(page.success()?.contains(MARKER), "another page came");
             Ok(())
         })?;

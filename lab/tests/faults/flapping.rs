@@ -61,8 +61,24 @@ fn workloads(lab: &Lab, node: usize) -> Result<usize> {
     Ok(dump["workloads"].as_array().map_or(0, Vec::len))
 }
 
-/// Waits until discovery has been cut once more at every node, and everybody has come back.
-fn flap(lab: &Lab, how: impl Fn() -> Result<()>) -> Result<()> {
+/// Waits until something new has reached everybody: nobody is without discovery then, and can be cut off.
+fn all_are_told(lab: &Lab, number: usize) -> Result<()> {
+    let host = format!("news-{number}.example.net");
+    let news = format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: news, namespace: shop}}\nspec:\n  \
+         hosts: [{host}]\n  ports: [{{number: 80, name: http, protocol: HTTP}}]\n  resolution: STATIC\n  \
+         endpoints: [{{address: 172.25.0.1}}]\n"
+    );
+    lab.apply_yaml("news", &news)?;
+    lab.until_all_dumps(&host, |dump| {
+        let mut services = dump["services"].as_array().into_iter().flatten();
+        services.any(|it| it["hostname"] == host.as_str())
+    })
+}
+
+/// Waits until everybody has come back, and then until discovery has been cut once more at every node.
+fn flap(lab: &Lab, number: usize, how: impl Fn() -> Result<()>) -> Result<()> {
+    all_are_told(lab, number)?;
     let before = Seen::all(lab)?;
     how()?;
     wait::until("the cut to be noticed", SETTLED, || {
@@ -110,12 +126,12 @@ fn a_control_plane_that_flaps_every_second_loses_no_connection_and_tells_ten_tho
                     node.ztunnel_pod()?.exec(ways)?.success().map(drop)
                 })
             };
-            (0..FLAPS).try_for_each(|_| flap(lab, cut))?;
+            (0..FLAPS).try_for_each(|number| flap(lab, number, cut))?;
             let cut = Seen::all(lab)?;
 
             // And it dies itself.
-            for _ in 0..3 {
-                flap(lab, || lab.control_plane()?.kill())?;
+            for number in FLAPS..FLAPS + 3 {
+                flap(lab, number, || lab.control_plane()?.kill())?;
                 lab.control_plane()?.start()?;
             }
             calls_more(ways)?;

@@ -30,7 +30,7 @@ use support::{Pair, SOON, Server, ends, in_lab, refused, round_trip, talk, talk_
 
 const MODE: &str = "istio.io/dataplane-mode";
 /// Longer than the short certificates of a test last.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 
 /// Waits until the sum of a metric over some nodes is as it should be.
 fn until_metric(

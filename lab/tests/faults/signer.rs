@@ -11,8 +11,8 @@ use crate::{
 };
 
 /// Life of a certificate. It is renewed at half of that, and what fails then goes on as it is for the other half.
-const LIFE: &str = "30s";
-const OVER: Duration = Duration::from_secs(60);
+const LIFE: &str = "60s";
+const OVER: Duration = Duration::from_secs(120);
 
 /// What is true of all nodes together.
 fn until(lab: &Lab, name: &str, labels: &[(&str, &str)], fits: fn(f64) -> bool) -> Result<()> {

@@ -183,7 +183,7 @@ impl<'a> Room<'a> {
 
     fn curl(&self, client: &Pod, times: usize, path: &str, more: &[&str]) -> Result<Vec<Answer>> {
         let url = format!("http://menu.tea{path}?[1-{times}]");
-        let words = ["curl", "-sS", "--max-time", "10", "-w", WRITTEN];
+        let words = ["curl", "-sS", "--max-time", "50", "-w", WRITTEN];
         let words = words.iter().chain(more).copied().chain([&*url]);
         Ok(heard(&client.exec(words)?.success()?))
     }
