@@ -117,7 +117,7 @@ pub fn remove_all() -> Result<()> {
         // begins again.
         wait::until(
             &format!("the removal of lab {id}"),
-            Duration::from_secs(20),
+            Duration::from_secs(60),
             || match sweep(&id).and_then(|_| remove(&dir)) {
                 Ok(()) => Ok(wait::Probe::Ready(())),
                 Err(error) => Ok(wait::Probe::NotYet(format!("{error:#}"))),
@@ -226,7 +226,7 @@ fn sweep(id: &str) -> Result<Removed> {
     let mut ended = BTreeSet::new();
     wait::until(
         &format!("the end of what runs in lab {id}"),
-        Duration::from_secs(20),
+        Duration::from_secs(60),
         || {
             let alive: Vec<i32> = Netns::named(&prefix)
                 .iter()

@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn output_that_somebody_still_holds_is_an_error_and_not_empty() {
         let mut command = Command::new("sh");
-        command.args(["-c", "echo here; sleep 14 &"]);
+        command.args(["-c", "echo here; sleep 40 &"]);
         let error = run_entered(command, b"", PATIENCE).unwrap_err().to_string();
         assert!(error.contains("still holds its output"), "{error}");
     }

@@ -110,18 +110,26 @@ async fn suffers(
         true => reset_without_reading(&app, to),
         false => refused(&app, to),
     });
+    let mut peers = tokio::task::JoinSet::new();
     let serves = async {
-        // Each connection that is made for it; one that ended may be followed by another.
+        // Each connection that is made for it; one that ended may be followed by another, and one that was made before may have
+        // waited here and be dead.
         loop {
             let (socket, _) = listener.accept().await?;
-            let mut peer = Raw::accept(socket, tls.clone()).await?;
-            let _ = misbehaves(&mut peer, *once, *over).await;
+            let (tls, once, over) = (tls.clone(), *once, *over);
+            peers.spawn(async move {
+                if let Ok(mut peer) = Raw::accept(socket, tls).await {
+                    let _ = misbehaves(&mut peer, once, over).await;
+                }
+            });
         }
     };
     tokio::select! {
         failed = serves => return failed,
         outcome = calls => outcome?.context("the app")?,
     }
+    // They hang up.
+    peers.shutdown().await;
     let record = log.find("the refusal", |record| {
         record.outbound()
             && record.field("src.workload") == client.name()
