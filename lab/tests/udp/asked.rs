@@ -76,11 +76,18 @@ fn what_becomes_of_datagrams_is_told_before_and_flows_are_listed_as_such() {
                 })
             })?;
             ensure!(listed("tcp")?.iter().all(|it| it["protocol"] == "tcp"));
-            let ran = ambit(lab, node, &["top", "--once", "--every", "1", "-o", "json"])?;
-            let _ = once(&socket, to, b"still there");
-            let top: Value = serde_json::from_str(&ran.stdout)?;
-            let mut rows = top["workloads"].as_array().into_iter().flatten();
-            ensure!(rows.any(|row| row["flows"].as_u64() >= Some(1)), "{top:#}");
+            wait::until("a flow that is counted", SOON, || {
+                // It ends when nothing is said for a while.
+                let _ = once(&socket, to, b"still there");
+                let ran = ambit(lab, node, &["top", "--once", "--every", "1", "-o", "json"])?;
+                let top: Value = serde_json::from_str(&ran.stdout)?;
+                let mut rows = top["workloads"].as_array().into_iter().flatten();
+                Ok(if rows.any(|row| row["flows"].as_u64() >= Some(1)) {
+                    wait::Probe::Ready(())
+                } else {
+                    wait::Probe::NotYet(format!("{top:#}"))
+                })
+            })?;
         }
 
         lab.apply_yaml("deny", DENY)?;

@@ -23,7 +23,9 @@ fn behind(lab: &Lab, labels: &[(&str, &str)]) -> Result<([(Pod, Echo); 2], Socke
 fn a_flow_stays_with_its_endpoint_and_goes_to_another_when_that_is_gone() {
     // In tunnels, and as it is.
     for labels in [&[ENABLED][..], &[]] {
-        in_lab(builder(), |lab| {
+        // A flow that ended because nothing was said for a moment would be another one.
+        let builder = Lab::builder().ztunnel_env("AMBIT_UDP_IDLE_TIMEOUT", "12s");
+        in_lab(builder, |lab| {
             let (client_pod, _) = pods(lab, &[ENABLED])?;
             until_carried(lab, &[&client_pod])?;
             let (servers, to) = behind(lab, labels)?;
