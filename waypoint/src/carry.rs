@@ -283,6 +283,8 @@ fn shown(service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
 async fn denied(arrived: &Arrived, (sni, agreed): (Option<&str>, &[Arc<str>])) -> Unfit {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
+    // What was published between the judgement and now counts too.
+    changed.mark_changed();
     while changed.changed().await.is_ok() {
         // Once for all that is published within a moment, however many connections there are.
         tokio::time::sleep(MOMENT).await;

@@ -89,6 +89,8 @@ async fn denied(
 ) -> Option<Arc<str>> {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
+    // What was published between the judgement and now counts too.
+    changed.mark_changed();
     while changed.changed().await.is_ok() {
         tokio::time::sleep(MOMENT).await;
         changed.mark_unchanged();
