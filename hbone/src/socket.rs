@@ -58,5 +58,13 @@ pub(crate) fn hold_unsent(tcp: &TcpStream, most: usize) {
     let _ = SockRef::from(tcp).set_tcp_notsent_lowat(most);
 }
 
+/// Bytes that the kernel sends of this connection in one piece: whole segments, up to 64 KiB less what it keeps for heads. `None` where it
+/// does not say. A piece of few bytes costs as much as a full one, so what is written at once had better be some of them.
+pub(crate) fn piece(tcp: &TcpStream) -> Option<usize> {
+    const MOST: usize = (64 << 10) - 321; // sk_gso_max_size without MAX_TCP_HEADER and one
+    let segment = SockRef::from(tcp).tcp_mss().ok()? as usize;
+    (segment > 0).then(|| (MOST / segment).max(1) * segment)
+}
+
 impl Socket for tokio::io::DuplexStream {}
 impl Socket for crate::tunnel::TunnelIo {}

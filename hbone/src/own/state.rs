@@ -42,12 +42,14 @@ use self::{freeze::Freezing, send::Late};
 use super::{
     flow::Flow,
     output::{Io, Output, SEALED},
+    scratch::Batch,
 };
 use crate::{
     frames::{Code, Mux, RequestHead, StreamId, Violation},
     gauge::Gauge,
     limits::Refusal,
     records::{Opener, RecordError},
+    socket::piece,
     tls::{Alert, handshake::Established},
     tunnel::TunnelError,
 };
@@ -120,6 +122,7 @@ pub(crate) struct State {
     io: Box<dyn Io>,
     opener: Opener,
     output: Output,
+    batch: Batch,
     mux: Mux,
     /// Read and not opened yet: less than a record.
     input: Vec<u8>,
@@ -161,6 +164,7 @@ impl State {
     ) -> Self {
         Self {
             role,
+            batch: batch(&*io),
             io,
             opener: established.opener,
             output: Output::new(established.sealer, established.unsent),
@@ -184,6 +188,11 @@ impl State {
             awake: Vec::new(),
         }
     }
+}
+
+/// How much of a bulk goes to this socket at once.
+fn batch(io: &dyn Io) -> Batch {
+    Batch::of(io.tcp().and_then(piece))
 }
 
 /// Ends.

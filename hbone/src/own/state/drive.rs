@@ -158,7 +158,7 @@ impl State {
         scratch::with(|scratch| {
             // What is left of the read before goes in front of this one.
             let start = LEFT - self.input.len();
-            let mut room = ReadBuf::new(&mut scratch.bytes[LEFT..LEFT + READ]);
+            let mut room = ReadBuf::new(&mut scratch.bytes[LEFT..LEFT + self.batch.read()]);
             match ready!(Pin::new(&mut self.io).poll_read(cx, &mut room)) {
                 Ok(()) if room.filled().is_empty() => {
                     self.write_late();

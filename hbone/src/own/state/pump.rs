@@ -61,7 +61,7 @@ impl State {
         }
         let most = match records {
             1 if self.output.full(usize::MAX) => SMALL,
-            n => n.min(self.output.at_once()) * PAYLOAD,
+            n => self.batch.payload(n.min(self.output.at_once())),
         };
         let room = self.mux.window(stream);
         if room > 0 && self.output.full(most) {

@@ -22,7 +22,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Arrival, Late, Phase, Role, State};
+use super::{Arrival, Late, Phase, Role, State, batch};
 use crate::{
     copy::HalfEnd,
     frames::{Code, Method, Mux, RequestHead, StreamId},
@@ -209,6 +209,7 @@ impl State {
         }
         Self {
             role: parts.role,
+            batch: batch(&*io),
             io,
             opener: parts.opener,
             output: Output::new(parts.sealer, parts.unsent),
