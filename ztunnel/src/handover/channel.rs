@@ -289,8 +289,8 @@ pub(super) mod tests {
         assert!(matches!(full, Trouble::Slow));
         let (quiet, _there) = both(&folder);
         let bell = Bell::new().unwrap();
+        let minute = Some(Duration::from_secs(60));
         thread::scope(|scope| {
-            let minute = Some(Duration::from_secs(60));
             let waiting = scope.spawn(|| quiet.receive(Some(&bell), minute));
             bell.ring();
             assert!(matches!(waiting.join().unwrap(), Err(Trouble::Stopped)));
