@@ -47,7 +47,7 @@ pub struct ServiceEntry {
     pub name: Arc<str>,
     /// When it was made; of two with one host the older has it.
     pub created: Option<Timestamp>,
-    /// The hosts it asks for.
+    /// The hosts it asks for, in lower case, each once: proxies know a host however it is spelled, so whoever has it must.
     pub hosts: Vec<String>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
@@ -100,13 +100,15 @@ impl ServiceEntry {
         let annotated = value(annotations, labels::TRAFFIC_DISTRIBUTION);
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
         let given = entry.status.iter().flat_map(|status| &status.addresses);
-        let given = given
-            .filter_map(|given| Some((given.host.clone(), given.value.parse::<IpAddr>().ok()?)));
+        let given = given.filter_map(|given| {
+            let address = given.value.parse::<IpAddr>().ok()?;
+            Some((given.host.to_ascii_lowercase(), address))
+        });
         Self {
             namespace: namespace.into(),
             name: metadata.name.as_deref().unwrap_or_default().into(),
             created: metadata.creation_timestamp.as_ref().map(|time| time.0),
-            hosts: spec.hosts.clone(),
+            hosts: in_lower_case(&spec.hosts),
             ports: ports::of_entry(&spec.ports),
             selector: spec
                 .workload_selector
@@ -316,6 +318,17 @@ impl ServiceEntry {
             ..endpoint.workload(cluster, memberships)
         }
     }
+}
+
+fn in_lower_case(hosts: &[String]) -> Vec<String> {
+    let mut all = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        let host = host.to_ascii_lowercase();
+        if !all.contains(&host) {
+            all.push(host);
+        }
+    }
+    all
 }
 
 /// Whether it is of the ranges that automatic addresses are from. Others than the control plane may write a status, too: what it lists

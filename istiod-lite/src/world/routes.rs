@@ -161,7 +161,7 @@ impl World {
         let by_host = reference.kind.as_deref() == Some("Hostname");
         let mut named = services
             .iter()
-            .filter(|it| by_host && it.hostname == reference.name);
+            .filter(|it| by_host && it.hostname.eq_ignore_ascii_case(&reference.name));
         match named.next().or(services.first()) {
             Some(service) => Ok(wire::ServiceRef {
                 port,
@@ -291,7 +291,7 @@ fn backend_of(backend: &BackendRef, namespace: &str) -> Option<Reference> {
         ("" | "core", "Service") => Kind::Service,
         ("networking.istio.io", "ServiceEntry") => Kind::ServiceEntry,
         ("networking.istio.io", "Hostname") => {
-            return Some(Reference::Host(backend.name.as_str().into()));
+            return Some(Reference::Host(backend.name.to_ascii_lowercase().into()));
         }
         _ => return None,
     };

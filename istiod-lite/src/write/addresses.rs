@@ -175,7 +175,8 @@ fn given(status: Option<&Value>) -> Vec<Given> {
     let given = list.into_iter().flatten();
     given
         .map(|it| Given {
-            host: text(it, "host"),
+            // As hosts are read.
+            host: text(it, "host").to_ascii_lowercase(),
             value: text(it, "value"),
         })
         .collect()

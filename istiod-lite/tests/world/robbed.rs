@@ -1,5 +1,7 @@
-//! Addresses that a ServiceEntry claims and the cluster gave to a Service: whoever may write entries of one namespace does not say
-//! for the others where they lead.
+//! Addresses that a ServiceEntry claims and the cluster gave to a Service, and the Service's host: whoever may write entries of one
+//! namespace does not say for the others where they lead.
+
+use std::sync::Arc;
 
 use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, ObjectKey};
@@ -26,8 +28,8 @@ fn set(world: &mut World, text: &str) {
     world.apply(objects.collect());
 }
 
-/// Whom a caller of that namespace means by 10.96.0.7.
-fn meant(world: &World, caller: &str) -> Option<String> {
+/// What a proxy knows of it.
+fn told(world: &World) -> Arc<Mesh> {
     let mut update = Update::default();
     for resource in world.addresses() {
         match Address::decode(resource.encoded.clone()).unwrap().r#type {
@@ -38,6 +40,12 @@ fn meant(world: &World, caller: &str) -> Option<String> {
     }
     let (mesh, mut writer) = Mesh::new();
     assert_eq!(writer.apply(update), vec![]);
+    mesh
+}
+
+/// Whom a caller of that namespace means by 10.96.0.7.
+fn meant(world: &World, caller: &str) -> Option<String> {
+    let mesh = told(world);
     let snapshot = mesh.load();
     let found = snapshot.service_at(&Network::new(""), [10, 96, 0, 7].into(), caller);
     found.map(|service| service.hostname.to_string())
@@ -123,4 +131,33 @@ fn what_somebody_wrote_into_a_status_is_no_address_but_of_those_that_are_given_a
         set(&mut world, &listed(given));
         assert_eq!(addresses(&world), 1, "{given}");
     }
+}
+
+#[test]
+fn the_host_of_a_service_in_another_spelling_is_an_entrys_in_its_own_namespace_alone() {
+    let spelled = "Bank.Shop.SVC.cluster.local";
+    let by_name = |world: &World, caller: &str| {
+        let mesh = told(world);
+        let snapshot = mesh.load();
+        let found = snapshot.service_for_host(BANK, caller);
+        found.map(|service| service.namespace.to_string())
+    };
+    let of = |namespace| entry(namespace, "192.0.2.1").replace(THIEF, spelled);
+    // Of two that are alike the first by name would be meant: this one comes before `shop`.
+    let mut world = World::new(Settings::default());
+    set(&mut world, &of("aaa"));
+    assert_eq!(by_name(&world, "other").as_deref(), Some("aaa"));
+    set(&mut world, SERVICE);
+    let meant = ["shop", "other", "aaa"].map(|caller| by_name(&world, caller).unwrap());
+    assert_eq!(meant, ["shop", "shop", "aaa"]);
+    // In the Service's own namespace it is left to the Service, as it is where it is spelled alike.
+    set(&mut world, &of("shop"));
+    let left = format!("host {BANK} is left to Service shop/bank");
+    assert!(world.remarks().any(|(_, text)| text == left));
+    world.apply(vec![Change::Gone(ObjectKey::new(
+        Kind::Service,
+        "shop",
+        "bank",
+    ))]);
+    assert_eq!(by_name(&world, "other").as_deref(), Some("aaa"));
 }
