@@ -3,7 +3,7 @@
 //! 1. Secrets and the mesh's settings are followed                            ([`Seen`])
 //! 2. which of them counts: the one named, else `cacerts`, else our own root  ([`choose`], pure)
 //! 3. our own root is made where there is none: who is first makes it, all others read it
-//! 4. what fits is taken up, what does not is refused and the last good signer stays
+//! 4. what fits is taken up, what does not is refused and the last good signer stays, and so do further roots
 //! 5. every hour, our own root is looked at: in the last fifth of its life it is renewed
 //!
 //! Every replica does all of this by itself: it must sign also while there is no leader. Where two
@@ -58,6 +58,7 @@ pub async fn open(
         metrics,
         seen: Seen::default(),
         authority: None,
+        further: String::new(),
         opened: Some(opened),
         held_back: None,
         said: String::new(),
@@ -166,6 +167,8 @@ struct Keeper {
     metrics: Arc<Metrics>,
     seen: Seen,
     authority: Option<InUse>,
+    /// The further roots of the mesh's settings, when all of them could be read last.
+    further: String,
     opened: Option<oneshot::Sender<Arc<Authority>>>,
     /// The Secret, by name and version, whose signer came before its root was told. It is not
     /// taken up by itself once the root is: only its writer knows when every proxy has the root.
@@ -257,9 +260,14 @@ impl Keeper {
         let name = secret.metadata.name.clone().unwrap_or_default();
         let refused = |error| Unusable::Material(name.clone(), error);
         let settings = self.seen.settings.as_ref().and_then(Option::as_ref);
-        let (further, unread) = secret::further_roots(settings);
-        if let Some(error) = unread {
-            tracing::warn!(%error, "a root of ConfigMap istio is left out");
+        let (mut further, unread) = secret::further_roots(settings);
+        match unread {
+            None => self.further.clone_from(&further),
+            // Whoever made a typing error there did not mean to cut off those who were certified under one of them.
+            Some(error) => {
+                tracing::warn!(%error, "roots of ConfigMap istio cannot be read; those that were told before stay");
+                further.push_str(&self.further);
+            }
         }
         let bare = secret::parts(secret).map_err(refused)?;
         let parts = secret::with_further(bare.clone(), &further);

@@ -67,7 +67,7 @@ pub(super) fn own(parts: &Parts, namespace: &str, before: Option<&Secret>) -> Se
 }
 
 /// Roots that the mesh is to trust beside the signer's own: `caCertificates` of the mesh's settings.
-/// One that cannot be read is told, and the others count.
+/// That one, or all of it, cannot be read is told beside those that can.
 pub(super) fn further_roots(settings: Option<&ConfigMap>) -> (String, Option<MaterialError>) {
     let data = settings.and_then(|map| map.data.as_ref());
     let Some(text) = data.and_then(|data| data.get(SETTINGS_KEY)) else {

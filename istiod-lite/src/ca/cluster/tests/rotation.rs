@@ -71,6 +71,38 @@ async fn a_signer_that_came_before_its_root_is_not_swapped_in_the_moment_the_roo
 }
 
 #[tokio::test(start_paused = true)]
+async fn whatever_is_wrong_with_the_settings_the_roots_that_they_told_stay() {
+    let mesh = Mesh::new();
+    let (one, two, three) = (root("one").pem(), root("two").pem(), root("three").pem());
+    let told = |settings| mesh.fake.put("configmaps", NAMESPACE, "istio", settings);
+    told(settings(&[&one, &two]));
+    let authority = mesh.open(None).await;
+    mesh.settle().await;
+    assert_eq!(count(&authority), 3);
+    let has = |root: &str| authority.roots().contains(root.trim());
+    for (what, wrong) in [
+        ("no YAML", json!({"data": {"mesh": "caCertificates: [}"}})),
+        ("no list", json!({"data": {"mesh": "caCertificates: none"}})),
+        ("one is no certificate", settings(&[&one, "-----BEGIN"])),
+    ] {
+        told(wrong);
+        mesh.settle().await;
+        assert_eq!(count(&authority), 3, "{what}");
+        assert!(has(&one) && has(&two), "{what}");
+    }
+    // One that is new counts beside them; what was meant is done once all can be read.
+    told(settings(&[&three, "-----BEGIN"]));
+    mesh.settle().await;
+    assert_eq!((count(&authority), has(&three)), (4, true));
+    told(settings(&[&three]));
+    mesh.settle().await;
+    assert_eq!((count(&authority), has(&three)), (2, true));
+    mesh.fake.remove("configmaps", NAMESPACE, "istio");
+    mesh.settle().await;
+    assert_eq!(count(&authority), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn whatever_is_wrong_with_a_new_secret_the_last_good_signer_stays() {
     let mesh = Mesh::new();
     let (root, stranger) = (root("company"), root("stranger").pem());
