@@ -85,12 +85,32 @@ impl Table {
         changed.into_iter().collect()
     }
 
-    /// One entry is so now.
+    /// One entry is so now. Says whose status may have to change: who was given what it has chosen itself gets another.
     pub(super) fn set(&mut self, key: ObjectKey, entry: Entry) -> Vec<ObjectKey> {
+        let chosen = entry.taken.iter();
+        let robbed: BTreeSet<Holder> = chosen.filter_map(|it| self.used.get(it).cloned()).collect();
         let before = self.replace(&key, entry);
         self.release(&key, before);
         self.fill(&key);
-        vec![key]
+        let mut changed = vec![key];
+        for other in self.wanting(&robbed) {
+            self.fill(&other);
+            changed.push(other);
+        }
+        changed
+    }
+
+    /// The entries that want addresses for one of these hosts.
+    fn wanting(&self, holders: &BTreeSet<Holder>) -> Vec<ObjectKey> {
+        if holders.is_empty() {
+            return Vec::new();
+        }
+        let wants = |(key, entry): &(&ObjectKey, &Entry)| {
+            let mut hosts = entry.wanting.iter().flatten();
+            hosts.any(|host| holders.contains(&Holder::new(key, host)))
+        };
+        let all = self.entries.iter().filter(wants);
+        all.map(|(key, _)| key.clone()).collect()
     }
 
     /// One entry is gone.

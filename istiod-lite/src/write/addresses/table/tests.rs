@@ -99,6 +99,22 @@ fn an_address_that_somebody_chose_himself_is_his() {
 }
 
 #[test]
+fn whoever_was_given_what_somebody_chooses_then_gets_another_at_once() {
+    let mut table = Table::default();
+    table.set(key("a"), entry(2, &["x"]));
+    table.set(key("b"), entry(1, &["x"]));
+    table.set(key("c"), entry(1, &["y"]));
+    let mut chosen = entry(1, &[]);
+    chosen.taken = vec!["240.240.0.1".parse().unwrap()];
+    let changed = table.set(key("mine"), chosen);
+    assert_eq!(changed, [key("mine"), key("a"), key("b")]);
+    for name in ["a", "b"] {
+        assert_eq!(held(&table, name), ["x=240.240.0.3", "x=2001:2::1"]);
+    }
+    assert_eq!(held(&table, "c"), ["y=240.240.0.2", "y=2001:2::2"]);
+}
+
+#[test]
 fn what_became_free_is_given_again_last() {
     let mut table = Table::default();
     table.set(key("a"), entry(1, &["x"]));
