@@ -1,9 +1,10 @@
 //! What proxies refused, and why: kept while it stands, for the statuses of the objects it was made of.
 //!
 //! A refusal names its resources. It stands until the proxy took a later response that carried the resource or removed
-//! it, or is gone. (One that comes back is sent what it refused again, and refuses it again.)
+//! it, or is gone. (One that comes back is sent what it refused again, and refuses it again.) Responses do not wait for
+//! each other: what refuses one may come when the next, with the mended resource, is on its way already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::discovery::ErrorDetail;
@@ -66,6 +67,8 @@ pub(super) struct Stand {
     stream: u64,
     /// Names, each with the last response since its refusal that carried or removed it.
     refused: BTreeMap<Arc<str>, Option<u64>>,
+    /// Names in responses that were not answered yet, each with the last of those.
+    under_way: HashMap<Arc<str>, u64>,
 }
 
 impl Stand {
@@ -76,19 +79,25 @@ impl Stand {
             all: all.clone(),
             stream: standing.streams,
             refused: BTreeMap::new(),
+            under_way: HashMap::new(),
         }
     }
 
     /// A response goes out.
     pub(super) fn sent(&mut self, reply: &Reply) {
-        if self.refused.is_empty() {
+        if *reply.type_url != *api::WAYPOINT_TYPE {
             return;
         }
-        let nonce = reply.nonce.parse().ok();
+        let Ok(nonce) = reply.nonce.parse::<u64>() else {
+            return;
+        };
         let names = reply.resources.iter().map(|entry| &entry.name);
         for name in names.chain(&reply.removed) {
             if let Some(last) = self.refused.get_mut(name) {
-                *last = nonce;
+                *last = Some(nonce);
+            }
+            if self.under_way.len() < MOST_UNDER_WAY || self.under_way.contains_key(name) {
+                self.under_way.insert(name.clone(), nonce);
             }
         }
     }
@@ -117,6 +126,7 @@ impl Stand {
             .take(MOST)
             .map(|(name, reason)| (name.into(), reason.into()))
             .collect();
+        self.under_way.retain(|_, sent| *sent > nonce);
         if good.is_empty() && bad.is_empty() {
             return;
         }
@@ -124,6 +134,7 @@ impl Stand {
             all,
             stream,
             refused,
+            under_way,
         } = self;
         all.change(|standing| {
             for name in good {
@@ -133,7 +144,8 @@ impl Stand {
             for (name, reason) in bad {
                 let reasons = standing.reasons.entry(name.clone()).or_default();
                 reasons.insert(*stream, reason);
-                refused.insert(name, None);
+                let since = under_way.get(&name).copied();
+                refused.insert(name, since);
             }
         });
     }
@@ -177,6 +189,8 @@ fn refusals(error: &ErrorDetail) -> BTreeMap<String, String> {
 
 /// Of one answer: more come with the next.
 const MOST: usize = 1024;
+/// Of a proxy that answers nothing; of further ones it is not remembered that they were sent.
+const MOST_UNDER_WAY: usize = 1 << 16;
 /// What a condition's message bears, in bytes.
 const LONGEST: usize = 512;
 
@@ -242,6 +256,22 @@ mod tests {
         one.answered("4", None, exists);
         assert_eq!(*all.changed().borrow(), before, "no news");
         drop(one);
+        assert!(all.list().is_empty());
+    }
+
+    #[test]
+    fn what_was_mended_before_its_refusal_came_does_not_stay_refused() {
+        let all = Arc::new(Refusals::default());
+        let mut one = Stand::new(&all);
+        one.sent(&removal("1", &["a", "b"]));
+        one.sent(&removal("2", &["a"]));
+        one.answered("1", Some(&refusal(&["a", "b"])), |_| true);
+        assert_eq!(standing(&all), ["a", "b"]);
+        one.answered("2", None, |_| true);
+        assert_eq!(standing(&all), ["b"], "the second was taken");
+        assert!(one.under_way.is_empty());
+        one.sent(&removal("3", &["b"]));
+        one.answered("3", None, |_| true);
         assert!(all.list().is_empty());
     }
 }
