@@ -104,7 +104,9 @@ fn same_ends(before: &Piece, piece: &Piece) -> Result<(), String> {
             "/spec/template/spec/serviceAccountName",
             "/spec/template/spec/serviceAccount",
         ],
-        PieceKind::Service | PieceKind::PodDisruptionBudget => &["/spec/selector"],
+        // Nodes of the whole cluster lead what goes to such an address to the Service.
+        PieceKind::Service => &["/spec/selector", "/spec/externalIPs"],
+        PieceKind::PodDisruptionBudget => &["/spec/selector"],
         PieceKind::HorizontalPodAutoscaler => &["/spec/scaleTargetRef"],
         PieceKind::ServiceAccount => &[],
     };

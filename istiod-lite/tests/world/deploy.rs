@@ -251,6 +251,11 @@ fn parameters_reach_neither_beyond_the_waypoint_nor_out_of_its_sandbox() {
             "metadata.name",
         ),
         (
+            "service",
+            "spec: {externalIPs: [192.0.2.1]}".to_owned(),
+            "spec.externalIPs",
+        ),
+        (
             "deployment",
             "metadata: {namespace: kube-system}".to_owned(),
             "metadata.namespace",
