@@ -1,9 +1,10 @@
 //! Policies: which ones a workload must name, what proxies are told of each, and what its author.
 
 use api::k8s::objects::{Kind, ObjectKey};
-use api::security::{Action, Authorization};
+use api::security::Authorization;
 use api::waypoint::resource::Kind as Told;
 
+use super::objects::applies_as_allow;
 use super::{Output, World};
 use crate::status;
 use crate::status::policy::Found;
@@ -80,11 +81,7 @@ impl World {
             let mut policies = policies
                 .into_iter()
                 .filter_map(|key| objects.policies.get(key));
-            policies.any(|it| {
-                it.authorization
-                    .as_ref()
-                    .is_some_and(|it| it.action() == Action::Allow)
-            })
+            policies.any(|it| it.authorization.as_ref().is_some_and(applies_as_allow))
         };
         [&*workload.namespace, root]
             .into_iter()

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use api::k8s::labels;
 use api::k8s::objects::{self as k8s, Kind, ObjectKey};
 use api::k8s::routes::ReferenceGrantSpec;
-use api::security::Action;
+use api::security::{Action, Authorization};
 use api::workload::Locality;
 use k8s_openapi::jiff::Timestamp;
 
@@ -95,7 +95,7 @@ pub(super) struct Objects {
     pub(super) references: References,
     /// ReferenceGrants by their namespace.
     pub(super) grants_of: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
-    /// ALLOW policies without a selector.
+    /// ALLOW policies without a selector, but for rehearsals.
     pub(super) general_allows: HashMap<Arc<str>, BTreeSet<ObjectKey>>,
 }
 
@@ -281,7 +281,7 @@ impl Objects {
         };
         match &policy.selector {
             Some(selector) => self.policy_selectors.insert(key, selector),
-            None if authorization.action() == Action::Allow => {
+            None if applies_as_allow(authorization) => {
                 enter(&mut self.general_allows, &key.namespace, key);
             }
             None => {}
@@ -455,6 +455,11 @@ impl Objects {
         let service = self.slices.get(slice)?.service.as_ref()?;
         Some(ObjectKey::new(Kind::Service, &slice.namespace, service))
     }
+}
+
+/// Whether a policy denies whom it does not allow: one that is rehearsed only does not.
+pub(super) fn applies_as_allow(authorization: &Authorization) -> bool {
+    authorization.action() == Action::Allow && !authorization.dry_run
 }
 
 pub(super) fn enter<K: Clone + Eq + Hash>(

@@ -63,7 +63,8 @@ impl Objects {
     }
 
     /// Where a Gateway is. One of ours is at its Service, from the moment when its first pod has
-    /// an address; what was once reported stays, since its clients would go around it otherwise.
+    /// an address; what was once reported stays, since its clients would go around it otherwise. One that somebody else runs
+    /// is where it says, unless there is a Service of its name.
     fn places(&self, gateway: &Gateway) -> Vec<Place> {
         match self.controller(gateway) {
             Controller::Other => gateway.reported.clone(),
@@ -78,6 +79,7 @@ impl Objects {
                         vips.chain([Place::Host(service.hostname.clone())])
                             .collect()
                     }
+                    None if !gateway.asked.is_empty() => gateway.asked.clone(),
                     None => gateway.reported.clone(),
                 }
             }
@@ -214,7 +216,12 @@ impl World {
         }
         gateways.retain(|gateway| {
             let standing = self.objects.standings.get(gateway);
-            standing.is_some_and(|it| !it.places.is_empty() && self.admits(it, gateway, workload))
+            standing.is_some_and(|it| {
+                // The gateway of a network has no policy of that kind, and one that nobody sends would deny everybody.
+                it.serves != Serves::OtherNetworks
+                    && !it.places.is_empty()
+                    && self.admits(it, gateway, workload)
+            })
         });
         gateways
     }

@@ -331,3 +331,75 @@ fn a_waypoint_is_allowed_only_where_others_are_not() {
     assert!(!named(&world));
     assert!(base().objects.len() > 3);
 }
+
+#[test]
+fn a_waypoint_is_not_allowed_because_of_a_rehearsal_which_locks_nobody_out() {
+    let mut world = World::new(Settings {
+        auto_allow_waypoint: true,
+        dry_run: true,
+        ..Settings::default()
+    });
+    let named = |world: &World| {
+        let pod = resources(world)[&("addresses", "Kubernetes//Pod/a/web".to_owned())].clone();
+        let names = pod["workload"]["authorizationPolicies"].as_array().cloned();
+        let mut names = names.unwrap_or_default().into_iter();
+        names.any(|name| name == "a/istio_allow_waypoint_a_wp")
+    };
+    let policy = |rehearsed: bool, selector: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: a, annotations: {{istio.io/dry-run: '{rehearsed}'}}}}\n\
+             spec: {{action: ALLOW, {selector}}}\n---\n"
+        )
+    };
+    set(&mut world, &(gateway("", "", true) + &town("a", "")));
+    for selector in ["", "selector: {matchLabels: {app: web}}"] {
+        for rehearsed in [true, false, true] {
+            set(&mut world, &policy(rehearsed, selector));
+            assert_eq!(named(&world), !rehearsed, "{selector}");
+        }
+    }
+}
+
+#[test]
+fn who_names_the_gateway_of_a_network_as_waypoint_names_no_policy_that_nobody_sends() {
+    let mut world = World::new(Settings {
+        auto_allow_waypoint: true,
+        ..Settings::default()
+    });
+    let allow = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {action: ALLOW}\n---\n";
+    let east_west = gateway("", "", true).replace("istio-waypoint", "istio-east-west");
+    set(&mut world, &(east_west + &town("a", "") + allow));
+    for ready in [gateway("", "", true), gateway("", "", false)] {
+        let pod = resources(&world)[&("addresses", "Kubernetes//Pod/a/web".to_owned())].clone();
+        let names = pod["workload"]["authorizationPolicies"].as_array().cloned();
+        for name in names.unwrap_or_default() {
+            assert!(
+                world.authorization(name.as_str().unwrap()).is_some(),
+                "{name}"
+            );
+        }
+        set(&mut world, &ready);
+    }
+}
+
+#[test]
+fn a_waypoint_that_somebody_else_runs_is_where_its_gateway_says() {
+    let mut world = World::new(Settings::default());
+    let at = |address: &str| {
+        let asked = format!("spec: {{addresses: [{{type: IPAddress, value: {address}}}], ");
+        gateway("", "", false).replace("spec: {", &asked)
+    };
+    let address = |world: &World| {
+        let service = "a/web.a.svc.cluster.local".to_owned();
+        resources(world)[&("addresses", service)]["service"]["waypoint"]["address"].clone()
+    };
+    set(&mut world, &(at("10.0.0.9") + &town("a", "")));
+    assert_eq!(way(&world, "a/web.a.svc.cluster.local"), "waypoint");
+    let before = address(&world);
+    assert!(!before.is_null());
+    set(&mut world, &at("10.0.0.10"));
+    let after = address(&world);
+    assert!(!after.is_null() && before != after);
+    set(&mut world, &gateway("", "", false));
+    assert_eq!(way(&world, "a/web.a.svc.cluster.local"), "nowhere");
+}
