@@ -141,11 +141,12 @@ async fn respond(
         said: Vec::new(),
         permitted: None,
         query: None,
+        passed: Vec::new(),
     };
     let by = verified.as_ref();
-    let kept = again::kept(&head);
     let bare = head.method == Method::HEAD;
     let (found, left) = decided(service, &mut consulting, &mut head, by, report).await?;
+    consulting.let_through(&head, report.said());
 
     // 7. Process.
     let (found, mut shown) = match service.processors.is_empty() {
@@ -164,7 +165,9 @@ async fn respond(
         None => Going::straight(arrived, head),
         Some(found) => transform::by_rule(&mut consulting, found, head, report).await?,
     };
-    let Consulting { body, said, .. } = consulting;
+    let Consulting {
+        body, said, passed, ..
+    } = consulting;
     let mut going = match going {
         Going::On(going) => going,
         Going::Back(answer) => {
@@ -207,7 +210,7 @@ async fn respond(
     let shown = shown.filter(|_| !matches!(answered, Err(Refused::Processed { .. })));
     let mut answer = answered.unwrap_or_else(|refused| refused.answer(grpc, report));
     going.changes.apply(&mut answer);
-    again::look_after(arrived, kept, verified, report.said(), &mut answer);
+    again::look_after(arrived, passed, verified, &mut answer);
     let answer = seen(shown, answer, bare, report).await?;
     Ok(telling(left.as_ref(), &said, answer))
 }

@@ -1,7 +1,8 @@
 //! A connection that has switched protocols (a WebSocket), judged again when policies change.
 //!
-//! The request that began it was judged once, and it may live for days. What policies looked at is kept for as long as it
-//! does; when one of them would refuse that request now, the connection is ended.
+//! The request that began it was judged when it came, and again when somebody who was shown it had changed it; and it may
+//! live for days. What policies looked at is kept for as long as it does, each time as it was then; when one of them would
+//! refuse that now, the connection is ended.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use http::{Method, Request, Response, StatusCode};
 use super::Refused;
 use super::decide::view;
 use crate::arrive::Arrived;
-use crate::asked;
+use crate::asked::{self, Asked};
 use crate::authenticate::Verified;
 use crate::authorize::Verdict;
 use crate::call::Switched;
@@ -20,18 +21,35 @@ use crate::carry::{MOMENT, policy};
 use crate::compiled::Service;
 use crate::process::Metadata;
 
-/// What policies look at, of a request that may switch; none of any other.
-pub(super) fn kept(head: &Parts) -> Option<Parts> {
-    let switches = head.method == Method::CONNECT
-        || head.headers.contains_key(UPGRADE) && head.headers.contains_key(CONNECTION);
-    switches.then(|| {
+/// What policies looked at when they let a request through.
+pub(super) struct Passed {
+    head: Parts,
+    /// By which its rule is found.
+    query: Option<Box<str>>,
+    /// What had been said of it.
+    said: Metadata,
+}
+
+impl Passed {
+    /// As it is now.
+    pub(super) fn of(head: &Parts, query: Option<Box<str>>, said: &Metadata) -> Self {
         let mut kept = Request::new(()).into_parts().0;
         kept.method = head.method.clone();
         kept.uri = head.uri.clone();
         kept.version = head.version;
         kept.headers = head.headers.clone();
-        kept
-    })
+        Self {
+            head: kept,
+            query,
+            said: said.clone(),
+        }
+    }
+}
+
+/// Whether a request may switch: of any other nothing is kept.
+pub(super) fn may_switch(head: &Parts) -> bool {
+    head.method == Method::CONNECT
+        || head.headers.contains_key(UPGRADE) && head.headers.contains_key(CONNECTION)
 }
 
 /// Whether the answer's protocol is the one that was asked for.
@@ -47,22 +65,21 @@ pub(super) fn asked_for<B>(answer: Response<B>) -> Result<Response<B>, Refused> 
 /// Looks after it, if the answer is that both connections are joined.
 pub(super) fn look_after<B>(
     arrived: &Arc<Arrived>,
-    kept: Option<Parts>,
+    passed: Vec<Passed>,
     verified: Option<Verified>,
-    said: &Metadata,
     answer: &mut Response<B>,
 ) {
     let Some(Switched(over)) = answer.extensions_mut().remove::<Switched>() else {
         return;
     };
-    let Some(head) = kept else {
+    if passed.is_empty() {
         return;
-    };
-    let (arrived, said) = (arrived.clone(), said.clone());
+    }
+    let arrived = arrived.clone();
     tokio::spawn(async move {
         let ended = async {
             tokio::select! {
-                policy = denied(&arrived, &head, verified.as_ref(), &said) => policy,
+                policy = denied(&arrived, &passed, verified.as_ref()) => policy,
                 () = arrived.over() => None,
             }
         };
@@ -72,7 +89,7 @@ pub(super) fn look_after<B>(
                 client = %client.address,
                 identity = client.identity.as_ref().map(tracing::field::display),
                 policy = why.as_deref(),
-                path = head.uri.path(),
+                path = passed.first().map(|it| it.head.uri.path()),
                 "a connection that had switched protocols was ended: a policy refuses it, or this waypoint is not asked any more"
             );
             over.cancel();
@@ -83,9 +100,8 @@ pub(super) fn look_after<B>(
 /// Ends when what was published meanwhile would refuse it: the policy that says so, if one does.
 async fn denied(
     arrived: &Arrived,
-    head: &Parts,
+    passed: &[Passed],
     verified: Option<&Verified>,
-    said: &Metadata,
 ) -> Option<Arc<str>> {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
@@ -100,7 +116,8 @@ async fn denied(
             Some(service) => config.service(&service.key()),
             None => config.other(),
         };
-        if let Some(policy) = denies(service, arrived, head, verified, said) {
+        let mut looks = passed.iter();
+        if let Some(policy) = looks.find_map(|it| denies(service, arrived, it, verified)) {
             return policy;
         }
     }
@@ -111,13 +128,16 @@ async fn denied(
 fn denies(
     service: &Service,
     arrived: &Arrived,
-    head: &Parts,
+    passed: &Passed,
     verified: Option<&Verified>,
-    said: &Metadata,
 ) -> Option<Option<Arc<str>>> {
+    let Passed { head, query, said } = passed;
     let authority = asked::authority(&head.uri, &head.headers).ok()?;
     let host = asked::host(authority).ok()?;
-    let asked = view(arrived, head, authority, &host.name, verified);
+    let asked = Asked {
+        query: query.as_deref(),
+        ..view(arrived, head, authority, &host.name, verified)
+    };
     match service.policies.judge_after_asking(&asked, said) {
         Verdict::Deny(denied) => Some(Some(policy(&denied))),
         Verdict::Allow { .. } | Verdict::Ask(_) => None,

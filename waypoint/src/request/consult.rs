@@ -21,6 +21,7 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tokio::time::timeout;
 
+use super::again::{self, Passed};
 use super::process::Source;
 use super::{Refused, lead};
 use crate::arrive::Arrived;
@@ -28,6 +29,7 @@ use crate::asked;
 use crate::call;
 use crate::compiled::Config;
 use crate::permission::{Answered, Authorizer, Change, Denial, Question, Sample};
+use crate::process::Metadata;
 use crate::report::{Outcome, Report, Who};
 use crate::route::{Rule, ServiceName};
 use crate::service::Heard;
@@ -47,6 +49,8 @@ pub(super) struct Consulting<'a> {
     pub(super) permitted: Option<Arc<str>>,
     /// The query, if an authorizer has changed it.
     pub(super) query: Option<Changed>,
+    /// What policies let through, of a request that may switch protocols.
+    pub(super) passed: Vec<Passed>,
 }
 
 /// A query that an authorizer has changed.
@@ -197,6 +201,14 @@ impl Consulting<'_> {
         match &self.query {
             Some(changed) if changed.now.as_deref() == now => changed.sent.as_deref(),
             _ => now,
+        }
+    }
+
+    /// Policies have let it through as it is now.
+    pub(super) fn let_through(&mut self, head: &Parts, said: &Metadata) {
+        if again::may_switch(head) {
+            let query = self.query(head).map(Box::from);
+            self.passed.push(Passed::of(head, query, said));
         }
     }
 

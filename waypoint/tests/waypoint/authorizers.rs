@@ -5,6 +5,7 @@ mod judge;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use ::http::Request;
 use anyhow::{Context, Result, ensure};
@@ -101,13 +102,14 @@ fn authorizers_are_asked_and_obeyed() {
             ],
         )?;
         lines(shop)?;
+        socket(shop).context("a WebSocket")?;
         by_route(shop).context("a route's filter")?;
         by_query(shop).context("a query that routes look at")?;
         connections(shop).context("connections")
     });
 }
 
-/// A CUSTOM policy for each provider, and two that deny by what the judge has added or said.
+/// A CUSTOM policy for each provider, and three that deny by what the judge has added or said.
 fn policies() -> String {
     let mut all = "
 apiVersion: security.istio.io/v1
@@ -131,6 +133,16 @@ spec:
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
+metadata: { namespace: shop, name: unjudged }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: DENY
+  rules:
+  - to: [{ operation: { paths: [/upgrade] } }]
+    when: [{ key: 'request.headers[x-judged]', notValues: [grpc] }]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
 metadata: { namespace: shop, name: watched }
 spec:
   targetRefs: [{ group: '', kind: Service, name: web }]
@@ -141,7 +153,7 @@ spec:
 "
     .to_owned();
     for (provider, paths) in [
-        ("by-grpc", "/grpc/*, /echo, /keep"),
+        ("by-grpc", "/grpc/*, /echo, /keep, /upgrade"),
         ("by-http", "/http/*"),
         ("impatient", "/impatient/*"),
         ("nobody", "/nobody/*"),
@@ -302,6 +314,45 @@ fn lines(shop: &Shop<'_>) -> Result<()> {
     let times = log(shop).lines().filter(noted).count();
     ensure!(times == 1, "{times} notes");
     Ok(())
+}
+
+/// One that may be because of what the judge has added is judged by that when policies change, too.
+fn socket(shop: &Shop<'_>) -> Result<()> {
+    let mut stream = shop.client.connect(shop.at(80))?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(
+        b"GET /upgrade HTTP/1.1\r\nhost: web.shop\r\nx-user: anna\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+    )?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.extend(byte);
+    }
+    let said = String::from_utf8_lossy(&head);
+    ensure!(said.starts_with("HTTP/1.1 101"), "{said}");
+    let mut goes_on = || -> Result<()> {
+        // Open connections are judged half a second after what is published, as it is when they begin.
+        #[allow(clippy::disallowed_methods)] // a test's own thread
+        std::thread::sleep(Duration::from_secs(2));
+        stream.write_all(b"hello")?;
+        let mut back = [0; 5];
+        stream.read_exact(&mut back)?;
+        ensure!(&back == b"hello");
+        Ok(())
+    };
+    goes_on().context("a moment later")?;
+    let harmless = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: harmless }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: DENY
+  rules: [{ to: [{ operation: { paths: [/harmless] } }] }]
+";
+    shop.apply_until("harmless", harmless, "/harmless", 403)?;
+    goes_on().context("after a change that does not concern it")
 }
 
 /// Which rule a request is for is told by the query that the client sent.

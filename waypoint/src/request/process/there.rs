@@ -61,6 +61,7 @@ pub(in crate::request) async fn processed<'s>(
         }
         if changed {
             found = decided_again(service, consulting, head, by, report)?;
+            consulting.let_through(head, report.said());
         }
     }
     let why = "what processors change leads to further processors".to_owned();
