@@ -35,7 +35,7 @@ impl Limits {
         before: &Self,
         now: Instant,
     ) -> Self {
-        let general = || all.iter().copied();
+        let all = limiter(all.iter().copied(), before.0.all(), now);
         let of_routes = routes.iter().filter_map(|route| {
             let own: Vec<_> = said
                 .of_route(route)
@@ -43,12 +43,13 @@ impl Limits {
                 .collect();
             let old = before.0.own(route).unwrap_or(before.0.all());
             (!own.is_empty()).then(|| {
-                let limiter = limiter(general().chain(own), old, now);
+                // The service's are the very same ones: what passes by a route counts for all.
+                let limiter = all.and(limiter(own.into_iter(), old, now));
                 (Box::from(*route), limiter)
             })
         });
-        let all = limiter(general(), before.0.all(), now);
-        Self(ByRoute::new(all, of_routes))
+        let of_routes: Vec<_> = of_routes.collect();
+        Self(ByRoute::new(all, of_routes.into_iter()))
     }
 }
 

@@ -96,6 +96,15 @@ impl Limiter {
         })
     }
 
+    /// These, and after them others; both count where they did.
+    #[must_use]
+    pub fn and(&self, others: Self) -> Self {
+        let own = self.limits.iter().cloned();
+        Self {
+            limits: own.chain(others.limits).collect(),
+        }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.limits.is_empty()

@@ -353,6 +353,64 @@ fn limits_of_a_service_and_of_one_of_its_routes() {
 }
 
 #[test]
+fn limits_of_a_service_are_counted_once_whatever_came_first() {
+    let service = || {
+        vec![wire::Target {
+            to: Some(To::Service(reference(0))),
+        }]
+    };
+    let all = limit(To::Service(reference(0)), 10);
+    let route = |name: &str| {
+        let rule = wire::Route {
+            parents: service(),
+            ..Default::default()
+        };
+        let narrow = limit(To::Route(format!("httproute/shop/{name}")), 3);
+        let key = format!("httproute/shop/{name}/0");
+        [
+            (
+                format!("ratelimitpolicy/shop/{name}"),
+                Kind::RateLimit(narrow),
+            ),
+            (key, Kind::Route(rule)),
+        ]
+    };
+    let all = [("ratelimitpolicy/shop/all".to_owned(), Kind::RateLimit(all))];
+    let [one, other] = [route("one"), route("other")];
+    let orders = [
+        [&all[..], &one, &other].concat(),
+        [&one[..], &other, &all].concat(),
+        [&one[..], &all, &other].concat(),
+    ];
+    for (number, order) in orders.into_iter().enumerate() {
+        let mut said = Said::new();
+        for (key, kind) in order {
+            assert!(said.set(&key, 1, kind).is_empty());
+        }
+        let named = |name: &str| waypoint::route::Name {
+            kind: "HTTPRoute".into(),
+            namespace: "shop".into(),
+            name: name.into(),
+            rule: "0".into(),
+        };
+        let of_routes = ["one", "other"].map(|name| passing(&said, Some(&named(name)), 20));
+        assert_eq!(of_routes, [3, 3], "{number}");
+        assert_eq!(
+            passing(&said, None, 20),
+            4,
+            "six of ten passed by routes: {number}"
+        );
+        // A gateway that is another makes all services anew, and fills no bucket.
+        said.set(
+            "gateway/shop/way",
+            1,
+            Kind::Gateway(wire::Gateway::default()),
+        );
+        assert_eq!(passing(&said, None, 20), 0, "{number}");
+    }
+}
+
+#[test]
 fn a_limit_that_cannot_be_understood_lets_all_pass_or_none_as_it_says() {
     for (fail_open, expected) in [(false, 0), (true, 5)] {
         let mut said = Said::new();
