@@ -31,7 +31,7 @@ pub use self::head::is_grpc;
 pub(crate) use self::head::{of_trailers, without_named};
 pub(crate) use self::mirror::{Aside, send as send_aside};
 pub(crate) use self::switch::Switched;
-use crate::arrive::{Arrived, To};
+use crate::arrive::Arrived;
 use crate::limit::Permit;
 use crate::report::{Flag, Report};
 use crate::request::Refused;
@@ -241,12 +241,6 @@ fn outcome(sent: &Result<Response<Answer>, Unanswered>) -> Outcome {
             _ => Outcome::Reset,
         },
     }
-}
-
-/// An endpoint for whatever is no request: one try, no hints.
-pub(crate) fn choose(arrived: &Arrived, to: &To) -> Result<Shot, Refused> {
-    let config = arrived.proxy.state.load_full();
-    Aim::at(arrived, &config, to.clone(), "")?.choose()
 }
 
 /// Whether an endpoint is spoken to in HTTP/2: as declared; where nothing is, as the client speaks. gRPC has no other

@@ -12,7 +12,7 @@ use http::request::Parts;
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 
-use super::{choose, head, random, speaks_http2};
+use super::{Aim, head, random, speaks_http2};
 use crate::arrive::{Arrived, To};
 use crate::asked;
 use crate::filter::{About, Mirror};
@@ -46,6 +46,7 @@ pub(crate) fn send(
             continue;
         };
         let (arrived, service, to) = (arrived.clone(), service.clone(), aside.to);
+        let subset = aside.mirror.backend.subset.clone().unwrap_or_default();
         tokio::spawn(async move {
             let _place = place;
             let late = async {
@@ -65,7 +66,7 @@ pub(crate) fn send(
                 }
             };
             let copied = tokio::select! {
-                sent = sent(&arrived, &to, request) => match sent {
+                sent = sent(&arrived, &to, &subset, request) => match sent {
                     Ok(()) => Copied::Answered,
                     Err(why) => {
                         tracing::debug!(to = %to.address(), %why, "mirror: no answer");
@@ -113,14 +114,22 @@ fn copy(
     goes.then(|| Request::from_parts(parts, body))
 }
 
+/// To one of the service's endpoints, or of that subset of them: one try, no hints.
 async fn sent(
     arrived: &Arc<Arrived>,
     to: &To,
+    subset: &str,
     mut request: Request<Outgoing>,
 ) -> Result<(), Refused> {
     let http2 = speaks_http2(to.protocol(), &request);
     head::rewrite(&mut request, http2)?;
-    let shot = choose(arrived, to)?;
+    let config = arrived.proxy.state.load_full();
+    let mut aim = Aim::at(arrived, &config, to.clone(), subset)?;
+    if aim.wants_name() {
+        let authority = asked::authority(request.uri(), request.headers())?;
+        aim.named(&asked::host(authority)?.name);
+    }
+    let shot = aim.choose()?;
     let sending = arrived.proxy.upstreams.send(&shot.way, http2, request);
     let answer = sending.await.map_err(|unanswered| unanswered.why)?;
     // To its end: the connection is then good for another request.

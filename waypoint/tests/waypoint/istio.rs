@@ -1,6 +1,8 @@
 //! Istio's objects and ours beside Gateway API's, from the directory to what a client sees.
 
+use ::http::Request;
 use anyhow::{Context, Result, ensure};
+use http_body_util::Full;
 
 use lab::Pod;
 
@@ -35,6 +37,9 @@ spec:
     route: [{ destination: { host: web, subset: v2, port: { number: 80 } } }]
   - match: [{ uri: { prefix: /gone } }]
     directResponse: { status: 410, body: { string: no more } }
+  - match: [{ uri: { exact: /keep } }]
+    route: [{ destination: { host: web, port: { number: 80 } } }]
+    mirror: { host: web, subset: v2, port: { number: 80 } }
   - match: [{ uri: { prefix: /tier }, sourceLabels: { tier: gold, kind: shopper } }]
     directResponse: { status: 203, body: { string: gold } }
   - match: [{ uri: { prefix: /tier } }]
@@ -69,11 +74,37 @@ fn routed(shop: &Shop<'_>) -> Result<()> {
         shop.get("/else").await?.is(200)?;
         anyhow::Ok(())
     })?;
+    mirrored(shop).context("a mirror")?;
     labelled(shop).context("labels of clients")?;
     shop.lab.delete_yaml("istio")?;
     shop.until("the rules to go", |shop| {
         let got = shop.runtime.block_on(shop.get("/teapot"));
         got.is_ok_and(|heard| heard.status == 200)
+    })
+}
+
+/// Each copy goes to the subset that the mirror names, wherever the request itself goes.
+fn mirrored(shop: &Shop<'_>) -> Result<()> {
+    const COPIES: usize = 12;
+    shop.runtime.block_on(async {
+        for number in 0..COPIES {
+            let request = Request::post("/keep").header("host", "web.shop");
+            let request = request.header("x-key", format!("copy-{number}"));
+            let mut client = One::to(&shop.client, shop.at(80)).await?;
+            client
+                .ask(request.body(Full::from("1234"))?)
+                .await?
+                .is(200)?;
+        }
+        anyhow::Ok(())
+    })?;
+    shop.until("all copies to be with the subset's only pod", |shop| {
+        let kept = shop.runtime.block_on(shop.get("/v2/kept"));
+        kept.is_ok_and(|kept| {
+            let text = kept.text();
+            let is_there = |number| text.lines().any(|it| it == format!("copy-{number}=4"));
+            (0..COPIES).all(is_there)
+        })
     })
 }
 
