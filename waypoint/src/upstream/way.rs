@@ -74,6 +74,10 @@ pub(super) struct Key {
     uid: Option<Arc<str>>,
     ip: Option<IpAddr>,
     port: u16,
+    /// Whoever has come into the mesh is not spoken to over what was there before, past his own proxy.
+    tunnel: bool,
+    /// Who must answer is told by it; the rest of that is in the uid.
+    account: Option<Arc<str>>,
     /// What a gateway is asked for.
     asked: Option<NamespacedHost>,
     /// Of the client, if the endpoint is told.
@@ -249,6 +253,8 @@ impl Way {
             uid: self.workload.as_ref().map(|workload| workload.uid.clone()),
             ip,
             port,
+            tunnel: self.tunnel,
+            account: self.workload.as_ref().map(|it| it.service_account.clone()),
             // One workload may stand for several services there.
             asked: self.abroad().map(|abroad| abroad.service.key()),
             client: self.over.proxy.map(|(_, client, _)| client),
@@ -365,5 +371,29 @@ mod tests {
             assert_eq!(by_all_names(named(expected), &names), named(believed));
         }
         assert_eq!(by_all_names(named(&["old.org"]), &[]), named(&["old.org"]));
+    }
+
+    #[test]
+    fn who_comes_into_the_mesh_or_runs_as_another_is_spoken_to_over_new_connections() {
+        use api::workload::TunnelProtocol;
+
+        let key = |tunnel: TunnelProtocol, account: &str| {
+            let workload = api::workload::Workload {
+                uid: "cluster//Pod/shop/web".to_owned(),
+                name: "web".to_owned(),
+                namespace: "shop".to_owned(),
+                service_account: account.to_owned(),
+                addresses: vec![vec![10, 0, 0, 1].into()],
+                tunnel_protocol: tunnel.into(),
+                ..Default::default()
+            };
+            let workload = Arc::new(Workload::try_from(workload).unwrap());
+            let ip = Some(IpAddr::from([10, 0, 0, 1]));
+            Way::to(&workload, ip, 8080, None).unwrap().key()
+        };
+        let plain = key(TunnelProtocol::None, "web");
+        assert_eq!(plain, key(TunnelProtocol::None, "web"));
+        assert_ne!(plain, key(TunnelProtocol::Hbone, "web"));
+        assert_ne!(plain, key(TunnelProtocol::None, "other"));
     }
 }
