@@ -1,8 +1,11 @@
 //! The connections to one endpoint.
 //!
 //! HTTP/1.1: a connection carries one request at a time; free ones wait here, the last used on top. HTTP/2: a connection
-//! carries many; it has a task of its own.
+//! carries many, as many as its endpoint allows; it has a task of its own.
 
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +29,8 @@ pub(crate) struct Host {
     shared: Mutex<Vec<Shared>>,
     /// One HTTP/2 connection is made at a time: most who wait for it find room on it.
     making: Semaphore,
+    /// How often it came to nothing, and why it last did: whoever has waited for that does not wait for the same again.
+    failed: Mutex<(u64, String)>,
 }
 
 /// An HTTP/2 connection.
@@ -33,6 +38,8 @@ pub(crate) struct Host {
 struct Shared {
     sender: SendRequest<Outgoing>,
     streams: Arc<AtomicUsize>,
+    /// How many there may be: further ones would wait for these, which may last for hours.
+    most: Arc<AtomicUsize>,
 }
 
 /// A request's place on an HTTP/2 connection.
@@ -50,6 +57,7 @@ impl Default for Host {
             free: Mutex::default(),
             shared: Mutex::default(),
             making: Semaphore::new(1),
+            failed: Mutex::default(),
         }
     }
 }
@@ -135,25 +143,60 @@ impl Host {
     }
 
     async fn place(&self, upstreams: &Upstreams, way: &Way) -> Result<(Shared, Place), Failed> {
+        let making = async { begin(upstreams.open(way, Inside::Http2).await?).await };
+        self.placed(making).await
+    }
+
+    /// On a connection that has room, or on the one that `making` makes when its turn has come.
+    async fn placed(
+        &self,
+        making: impl Future<Output = Result<Shared, Failed>>,
+    ) -> Result<(Shared, Place), Failed> {
         if let Some(found) = self.room() {
             return Ok(found);
         }
+        let (before, _) = *locked(&self.failed);
         // Closed never: it lives as long as we do.
         let _turn = self.making.acquire().await;
         if let Some(found) = self.room() {
             return Ok(found);
         }
-        let shared = begin(upstreams.open(way, Inside::Http2).await?).await?;
+        if let Some(why) = self.failed_since(before) {
+            return Err(Failed::Connect(io::Error::other(why)));
+        }
+        let shared = match making.await {
+            Ok(shared) => shared,
+            Err(why) => {
+                self.note(&why);
+                return Err(why);
+            }
+        };
         shared.streams.store(1, Relaxed);
         let place = Place(shared.streams.clone());
         locked(&self.shared).push(shared.clone());
         Ok((shared, place))
     }
 
+    /// Why none could be made, if somebody has tried since there were so many who could not.
+    fn failed_since(&self, before: u64) -> Option<String> {
+        let failed = locked(&self.failed);
+        let (times, why) = &*failed;
+        (*times != before).then(|| why.clone())
+    }
+
+    fn note(&self, why: &Failed) {
+        let words = match why {
+            Failed::Connect(error) => error.to_string(),
+            other => other.to_string(),
+        };
+        let mut failed = locked(&self.failed);
+        *failed = (failed.0.wrapping_add(1), words);
+    }
+
     fn room(&self) -> Option<(Shared, Place)> {
         let mut all = locked(&self.shared);
         all.retain(|shared| !shared.sender.is_closed());
-        let room = |shared: &&Shared| shared.streams.load(Relaxed) < MOST_STREAMS;
+        let room = |it: &&Shared| it.streams.load(Relaxed) < it.most.load(Relaxed);
         let found = all.iter().find(room)?;
         found.streams.fetch_add(1, Relaxed);
         Some((found.clone(), Place(found.streams.clone())))
@@ -201,23 +244,50 @@ async fn begin(stream: Stream) -> Result<Shared, Failed> {
         .handshake(TokioIo::new(stream))
         .await;
     let (sender, connection) = begun.map_err(Failed::Http)?;
+    let most = Arc::new(AtomicUsize::new(MOST_STREAMS));
+    let driving = drive(connection, most.clone());
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = driving.await {
             tracing::debug!(%error, "upstream: an HTTP/2 connection ended");
         }
     });
     Ok(Shared {
         sender,
         streams: Arc::default(),
+        most,
     })
+}
+
+/// To its end. What the endpoint allows is looked at with each request, and now and then: nobody is told when it says so.
+async fn drive(
+    connection: http2::Connection<TokioIo<Stream>, Outgoing, TokioExecutor>,
+    most: Arc<AtomicUsize>,
+) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    let mut pause = FIRST_LOOK;
+    let mut look = pin!(tokio::time::sleep(pause));
+    poll_fn(|cx| {
+        while look.as_mut().poll(cx).is_ready() {
+            pause = (pause * 2).min(LAST_LOOK);
+            look.as_mut().reset(Instant::now() + pause);
+        }
+        let polled = connection.as_mut().poll(cx);
+        let allowed = connection.current_max_send_streams();
+        most.store(allowed.clamp(1, MOST_STREAMS), Relaxed);
+        polled
+    })
+    .await
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Requests on one HTTP/2 connection; then another is made.
+/// Requests on one HTTP/2 connection, where its endpoint allows no fewer; then another is made.
 const MOST_STREAMS: usize = 100;
+/// From a connection's begin to the first look at what its endpoint allows; twice as long to the next, and so on.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+const LAST_LOOK: Duration = Duration::from_secs(60);
 /// HTTP/2 connections that turn out to be closed before one request gives up.
 const TRIES: usize = 3;
 /// Free connections that are kept for one endpoint.
@@ -231,3 +301,68 @@ const CONNECTION_WINDOW: u32 = MOST_STREAMS as u32 * STREAM_WINDOW;
 const LARGEST_HEAD: u32 = 64 << 10;
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_ANSWER: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http_body_util::Empty;
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::upstream::Carrier;
+
+    #[tokio::test(start_paused = true)]
+    async fn many_who_wait_for_an_endpoint_that_is_silent_wait_as_long_as_one() {
+        const SILENCE: Duration = Duration::from_secs(10);
+        let host = Host::default();
+        let silent = || async {
+            tokio::time::sleep(SILENCE).await;
+            Err::<Shared, _>(Failed::ConnectTimeout(SILENCE))
+        };
+        let began = Instant::now();
+        let all = futures_util::future::join_all((0..50).map(|_| host.placed(silent()))).await;
+        assert!(
+            all.iter()
+                .all(|it| matches!(it, Err(why) if why.is_connect()))
+        );
+        assert_eq!(began.elapsed(), SILENCE);
+        // Who comes later looks for himself.
+        assert!(host.placed(silent()).await.is_err());
+        assert_eq!(began.elapsed(), 2 * SILENCE);
+    }
+
+    #[tokio::test]
+    async fn a_connection_carries_no_more_requests_than_its_endpoint_allows() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let never = service_fn(|_: Request<Incoming>| {
+                std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
+            });
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder.max_concurrent_streams(2);
+            let _ = builder.serve_connection(TokioIo::new(tcp), never).await;
+        });
+        let host = Host::default();
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let (shared, first) = begun.map_err(|why| why.to_string()).unwrap();
+        let known = async {
+            while shared.most.load(Relaxed) != 2 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let known = tokio::time::timeout(Duration::from_secs(60), known).await;
+        known.expect("what the endpoint allows");
+        let second = host.room();
+        assert!(second.is_some());
+        assert!(host.room().is_none());
+        drop(first);
+        assert!(host.room().is_some());
+    }
+}
