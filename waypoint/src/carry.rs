@@ -11,11 +11,16 @@
 //! Where the protocol is declared, the client is told when there is nobody ([`refusable`]); where it had to be listened
 //! to, it has been told already that there is a tunnel ([`accepted`]).
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hbone::{Counters, OpenError, Request, ResponseHeaders, Status, Tunnel};
 use mesh::service::AppProtocol;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
 use crate::arrive::{Arrived, To};
@@ -351,46 +356,107 @@ async fn carried(
     report: &mut TcpReport,
 ) {
     let counters = Arc::new(Counters::default());
+    let counting = Counting {
+        counters: counters.clone(),
+        report,
+    };
+    let report = &mut *counting.report;
     let unfit = tokio::select! {
-        () = joined(client, endpoint, counters.clone(), report) => return,
+        broken = joined(client, endpoint, counters) => {
+            if let Some(why) = broken {
+                report.detail(format!("the connection broke: {why}"));
+            }
+            return;
+        }
         unfit = denied(arrived, by) => unfit,
         () = late.cancelled() => {
-            let (received, sent) = counters.moved();
-            report.moved(sent, received);
             report.flag(Flag::DownstreamProtocolError);
             report.detail("a request, when it was too late to read it as one");
             arrived.proxy.load.refusal("late_request");
             return;
         }
     };
-    let (received, sent) = counters.moved();
-    report.moved(sent, received);
     let why = unfit.noted(report);
     report.detail(format!("the connection was ended: {why}"));
     refused(&why, report);
 }
 
-async fn joined(
-    mut client: Stream,
-    endpoint: Endpoint,
+/// What was moved is told also where a connection is given up in the middle: when this pod leaves, or what it was for.
+struct Counting<'r> {
     counters: Arc<Counters>,
-    report: &mut TcpReport,
-) {
+    report: &'r mut TcpReport,
+}
+
+impl Drop for Counting<'_> {
+    fn drop(&mut self) {
+        let (received, sent) = self.counters.moved();
+        self.report.moved(sent, received);
+    }
+}
+
+/// Until both have ended; why, if one of them broke.
+async fn joined(client: Stream, endpoint: Endpoint, counters: Arc<Counters>) -> Option<String> {
     match endpoint {
         Endpoint::Tunnel(tunnel) => {
             let ended = hbone::both_ways(client, tunnel, &*counters).await;
-            let (received, sent) = counters.moved();
-            report.moved(sent, received);
-            if let Some(end) = ended.error() {
-                report.detail(format!("the connection broke: {end}"));
-            }
+            ended.error().map(|end| end.to_string())
         }
-        Endpoint::Stream(mut endpoint) => {
-            match tokio::io::copy_bidirectional(&mut client, &mut endpoint).await {
-                Ok((received, sent)) => report.moved(sent, received),
-                Err(error) => report.detail(format!("the connection broke: {error}")),
-            }
+        Endpoint::Stream(endpoint) => {
+            let copied = copied(client, endpoint, counters).await;
+            copied.err().map(|error| error.to_string())
         }
+    }
+}
+
+async fn copied<C, E>(client: C, mut endpoint: E, counters: Arc<Counters>) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    E: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut client = Metered { client, counters };
+    let copied = tokio::io::copy_bidirectional(&mut client, &mut endpoint).await;
+    copied.map(|_| ())
+}
+
+/// A client, of whom is counted what he sends and takes.
+struct Metered<C> {
+    client: C,
+    counters: Arc<Counters>,
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Metered<C> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = out.filled().len();
+        let read = Pin::new(&mut self.client).poll_read(cx, out);
+        let bytes = out.filled().len() - before;
+        self.counters.sent.fetch_add(bytes as u64, Relaxed);
+        read
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Metered<C> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.client).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(bytes)) = &wrote {
+            self.counters.received.fetch_add(*bytes as u64, Relaxed);
+        }
+        wrote
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.client).poll_shutdown(cx)
     }
 }
 
@@ -398,3 +464,28 @@ async fn joined(
 const TRIES: usize = 3;
 /// Between what is published and what open connections hear of it.
 pub(crate) const MOMENT: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_moved_is_counted_as_it_moves_and_not_at_the_end() {
+        let (mut client, ours) = tokio::io::duplex(64);
+        let (mut app, theirs) = tokio::io::duplex(64);
+        let counters = Arc::new(Counters::default());
+        let talking = async {
+            client.write_all(b"hello").await.unwrap();
+            app.read_exact(&mut [0; 5]).await.unwrap();
+            app.write_all(b"yes").await.unwrap();
+            client.read_exact(&mut [0; 3]).await.unwrap();
+        };
+        tokio::select! {
+            _ = copied(ours, theirs, counters.clone()) => panic!("nobody has ended"),
+            () = talking => {}
+        }
+        assert_eq!(counters.moved(), (5, 3));
+    }
+}
