@@ -18,6 +18,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::waypoint::limits::Upgrade;
 use http::{HeaderMap, Method, Request, Response, Version};
 use hyper_util::rt::TokioIo;
 use mesh::service::AppProtocol;
@@ -73,6 +74,7 @@ impl Call<'_> {
         let end = request.map(|limit| Instant::now() + limit);
         let room = self.aim.enter()?;
         if let Some(wish) = switch::wish(&self.request) {
+            let room = [room, self.aim.enter_alone()?];
             let shot = self.aim.choose()?;
             noted(&shot, report)?;
             let switched = switch::answered(self.arrived, self.request, shot, room, wish);
@@ -93,7 +95,13 @@ impl Call<'_> {
         room: Option<Permit>,
         report: &mut Report,
     ) -> Result<Response<Answer>, Refused> {
-        let http2 = speaks_http2(self.aim.to().protocol(), &self.request);
+        let http2 = match self.aim.upgrade() {
+            Upgrade::AlwaysHttp2 => true,
+            Upgrade::AsClient => self.request.version() == Version::HTTP_2,
+            Upgrade::AsDeclared | Upgrade::NeverHttp2 => {
+                speaks_http2(self.aim.to().protocol(), &self.request)
+            }
+        };
         head::rewrite(&mut self.request, http2)?;
         let (mut made, mut further, mut again) = (0, 0, None);
         loop {

@@ -27,6 +27,7 @@ use crate::arrive::{Arrived, To};
 use crate::authorize::{Connection, Denied, Verdict};
 use crate::call::{Aim, Held, Shot, random};
 use crate::compiled::{Config, Service};
+use crate::limit::Permit;
 use crate::report::{Flag, TcpReport};
 use crate::request::{Refused, about_connection, lead};
 use crate::route::Picked;
@@ -105,6 +106,7 @@ fn refused(why: &Refused, report: &mut TcpReport) {
         Refused::Failed(_) => Flag::UpstreamConnectFailure,
         Refused::Denied { .. } | Refused::Unpermitted { .. } => Flag::Unauthorized,
         Refused::Unshown(_) => Flag::DownstreamProtocolError,
+        Refused::Full => Flag::UpstreamOverflow,
         Refused::NoRoute | Refused::NotOurs | Refused::Broken(_) => Flag::NoRoute,
         _ => Flag::NoHealthyUpstream,
     });
@@ -144,7 +146,8 @@ async fn open(
     if let Some(name) = sni {
         aim.named(name);
     }
-    let reached = reach(arrived, &mut aim, report).await?;
+    let room = aim.enter_alone()?;
+    let reached = reach(arrived, &mut aim, room, report).await?;
     report.opened();
     Ok(reached)
 }
@@ -153,6 +156,7 @@ async fn open(
 async fn reach(
     arrived: &Arrived,
     aim: &mut Aim<'_>,
+    room: Option<Permit>,
     report: &mut TcpReport,
 ) -> Result<(Endpoint, Held), Refused> {
     let upstreams = &arrived.proxy.upstreams;
@@ -177,7 +181,7 @@ async fn reach(
             opened.map(Endpoint::Stream)
         };
         let why = match opened {
-            Ok(endpoint) => return Ok((endpoint, shot.held(None, None))),
+            Ok(endpoint) => return Ok((endpoint, shot.held(room, None))),
             Err(why) => why,
         };
         tried.push(who(&shot));

@@ -248,14 +248,27 @@ impl Upstreams {
             return Ok(stream);
         };
         let begun = tls.begin(stream, inside, host.as_deref());
-        match tokio::time::timeout(CONNECT, begun).await {
+        let within = way.patience().unwrap_or(CONNECT);
+        match tokio::time::timeout(within, begun).await {
             Ok(begun) => Ok(Carrier::Tls(Box::new(begun.map_err(Failed::Secure)?)).into()),
-            Err(_) => Err(Failed::ConnectTimeout(CONNECT)),
+            Err(_) => Err(Failed::ConnectTimeout(within)),
         }
     }
 
     /// A tunnel to an endpoint that is in the mesh.
     pub(crate) async fn tunnel(&self, way: &Way) -> Result<hbone::Tunnel, Failed> {
+        let Some(within) = way.patience() else {
+            return self.tunnelled(way).await;
+        };
+        // Boxed: few say so, and it would be kept twice.
+        match tokio::time::timeout(within, Box::pin(self.tunnelled(way))).await {
+            Ok(opened) => opened,
+            Err(_) => Err(Failed::ConnectTimeout(within)),
+        }
+    }
+
+    /// The same with the patience of tunnels, which is one for each step.
+    async fn tunnelled(&self, way: &Way) -> Result<hbone::Tunnel, Failed> {
         if let Some(abroad) = way.abroad() {
             // Boxed: few go that far, and it is much larger.
             return Box::pin(self.through(abroad)).await;
@@ -283,7 +296,7 @@ impl Upstreams {
 
     /// A plain connection.
     pub(crate) async fn connect(&self, way: &Way) -> Result<TcpStream, Failed> {
-        let within = CONNECT;
+        let within = way.patience().unwrap_or(CONNECT);
         let connected = tokio::time::timeout(within, async {
             let address = way.address().await?;
             dial(self.own_address(address.ip()), address).await

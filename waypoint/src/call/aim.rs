@@ -10,6 +10,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use api::waypoint::limits::Upgrade;
 use http::Response;
 use http::header::{HeaderValue, SET_COOKIE};
 use mesh::{Client, Locality, Snapshot};
@@ -168,6 +169,21 @@ impl<'a> Aim<'a> {
         permit.map(Some).ok_or(Refused::Full)
     }
 
+    /// Room for a connection that no request shares: for bytes, or for another protocol. None where nothing limits it.
+    pub(crate) fn enter_alone(&self) -> Result<Option<Permit>, Refused> {
+        let Some(backend) = &self.backend else {
+            return Ok(None);
+        };
+        let permit = backend.gates.connections.enter();
+        permit.map(Some).ok_or(Refused::Full)
+    }
+
+    /// When HTTP/2 is spoken to it.
+    pub(crate) fn upgrade(&self) -> Upgrade {
+        let backend = self.backend.as_ref();
+        backend.map_or(Upgrade::AsDeclared, |it| it.gates.each.http2)
+    }
+
     /// Whether its service has room for one more retry; the room, if it is counted.
     pub(crate) fn enter_again(&self) -> Result<Option<Permit>, Refused> {
         let Some(backend) = &self.backend else {
@@ -210,7 +226,7 @@ impl<'a> Aim<'a> {
             Ok(choice) => choice,
             Err(NoEndpoint::Passthrough) => {
                 let way = Way::plain(address).over(self.over(backend));
-                return Ok(Shot::at(way));
+                return Ok(Shot::at(way.within(backend.gates.each.patience())));
             }
             Err(why) => return Err(why.into()),
         };
@@ -222,7 +238,8 @@ impl<'a> Aim<'a> {
             endpoint.target_port,
             Some((service, self.to.port())),
         )?
-        .over(self.over(backend));
+        .over(self.over(backend))
+        .within(backend.gates.each.patience());
         self.newest = Some(workload.uid.clone());
         let stays = self.session.is_some() || backend.session.is_some();
         let session = stays.then(|| {

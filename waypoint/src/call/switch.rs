@@ -81,7 +81,7 @@ pub(super) async fn answered(
     arrived: &Arc<Arrived>,
     mut asking: Request<Outgoing>,
     shot: Shot,
-    room: Option<Permit>,
+    room: [Option<Permit>; 2],
     wish: Wish,
 ) -> Result<Response<Answer>, Refused> {
     let client = on(&mut asking);
@@ -102,7 +102,8 @@ pub(super) async fn answered(
     let request = Request::from_parts(head, Outgoing::Empty);
     let proxy = &arrived.proxy;
     let mut answer = proxy.upstreams.upgrade(&shot.way, request).await?;
-    let held = shot.held(room, None);
+    let [request, connection] = room;
+    let held = shot.held(request, connection);
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         head::of_answer(&mut answer);
         let mut answer = answer.map(Answer::alien);

@@ -74,6 +74,11 @@ impl Gates {
 }
 
 impl Connections {
+    /// How long a connection may take to be made, where somebody has said that.
+    pub fn patience(&self) -> Option<Duration> {
+        (self.connect_timeout != CONNECT_TIMEOUT).then_some(self.connect_timeout)
+    }
+
     fn compile(found: &wire::Limits) -> Self {
         let some = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
         let number = |count: u32| (count > 0).then_some(count);

@@ -99,7 +99,7 @@ pub enum Refused {
     #[error("the service cannot be called as its policies say: {0}")]
     Uncallable(String),
     /// As much is on its way to it as may be.
-    #[error("the service's limit of requests at a time is reached")]
+    #[error("the service's limit of requests or connections at a time is reached")]
     Full,
     /// It cannot be reached from here.
     #[error(transparent)]

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hbone::{Identity, IdentityError};
 use mesh::{GatewayAddress, GatewayTarget, NamespacedHost, NoEndpoint, Service, Workload};
@@ -23,6 +24,8 @@ pub struct Way {
     tunnel: bool,
     /// What is spoken over the connection before anything else.
     over: Over,
+    /// For a connection, if that was said.
+    patience: Option<Duration>,
 }
 
 /// What is spoken over a connection before anything else.
@@ -158,6 +161,7 @@ impl Way {
             tunnel,
             to,
             over: Over::default(),
+            patience: None,
         })
     }
 
@@ -169,6 +173,7 @@ impl Way {
             to: Place::Address(address),
             tunnel: false,
             over: Over::default(),
+            patience: None,
         }
     }
 
@@ -176,6 +181,17 @@ impl Way {
     pub fn over(mut self, over: Over) -> Self {
         self.over = over;
         self
+    }
+
+    /// With so long for a connection; none: as long as is usual.
+    pub fn within(mut self, patience: Option<Duration>) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// So long.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.patience
     }
 
     /// What is spoken over it first.

@@ -55,6 +55,35 @@ fn bytes_of_a_tcp_service_are_carried_with_half_close() {
     });
 }
 
+#[test]
+fn no_more_connections_reach_a_service_than_its_rule_allows() {
+    in_shop(|shop| {
+        greet(shop)?;
+        let app = ("app", "web");
+        let few = shop
+            .lab
+            .service_for("shop/few", app, &[("tcp", 70, 7070)])?;
+        let opened = |shop: &Shop<'_>| open(shop, few.at(70), b"bytes");
+        shop.until("it to be served", |shop| opened(shop).is_ok())?;
+        let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: few }
+spec: { host: few, trafficPolicy: { connectionPool: { tcp: { maxConnections: 1 } } } }
+";
+        shop.lab.apply_yaml("few", rule)?;
+        shop.until("a second one to be one too many", |shop| {
+            let first = opened(shop);
+            first.is_ok() && opened(shop).is_err()
+        })?;
+        let log = shop.waypoint.pod().access_log();
+        log.find("the one too many", |line| {
+            line.field("flags").contains("UO") && line.field("protocol") == "TCP"
+        })?;
+        shop.until("room for one again", |shop| opened(shop).is_ok())
+    });
+}
+
 /// An echo at port 7070 of all apps that greets first.
 fn greet(shop: &Shop<'_>) -> Result<()> {
     for app in &shop.apps {

@@ -17,6 +17,7 @@ fn virtual_services_destination_rules_and_limits_do_what_they_say() {
         let pod = pod.label("version", "v2").start()?;
         let _app = App::start(&shop.runtime, &pod, 8080)?;
         routed(shop).context("VirtualService")?;
+        upgraded(shop).context("h2UpgradePolicy")?;
         limited(shop).context("RateLimitPolicy")
     });
 }
@@ -134,6 +135,35 @@ fn labelled(shop: &Shop<'_>) -> Result<()> {
     ensure!(others == [202, 202], "{others:?}");
     drop(gold);
     Ok(())
+}
+
+/// An app that says nothing of HTTP/2 is spoken to in it where its DestinationRule says so.
+fn upgraded(shop: &Shop<'_>) -> Result<()> {
+    let app = ("app", "web");
+    let up = shop
+        .lab
+        .service_for("shop/up", app, &[("http", 80, 8080)])?;
+    let spoken = |shop: &Shop<'_>| {
+        shop.runtime.block_on(async {
+            let mut client = One::to(&shop.client, up.at(80)).await?;
+            let heard = client.get("/").await?.is(200)?;
+            heard.saw("version").context("no version")
+        })
+    };
+    let is = |version: &str| {
+        shop.until(version, |shop| {
+            spoken(shop).is_ok_and(|spoken| spoken == version)
+        })
+    };
+    is("HTTP/1.1")?;
+    let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: up }
+spec: { host: up, trafficPolicy: { connectionPool: { http: { h2UpgradePolicy: UPGRADE } } } }
+";
+    shop.lab.apply_yaml("up", rule)?;
+    is("HTTP/2.0")
 }
 
 fn limited(shop: &Shop<'_>) -> Result<()> {

@@ -225,6 +225,26 @@ mod tests {
     }
 
     #[test]
+    fn what_no_waypoint_does_about_connections_is_said() {
+        let text = "host: web
+trafficPolicy:
+  connectionPool:
+    tcp: {maxConnections: 3, connectTimeout: 1s, tcpKeepalive: {time: 5s}}
+    http: {http2MaxRequests: 9, maxRetries: 1, h2UpgradePolicy: UPGRADE, http1MaxPendingRequests: 1, idleTimeout: 5s}
+";
+        let rule: DestinationRuleSpec = serde_saphyr::from_str(text).expect("a spec");
+        let fields = [
+            "http.http1MaxPendingRequests",
+            "http.idleTimeout",
+            "tcp.tcpKeepalive",
+        ];
+        let expected = fields.map(|field| {
+            format!("connectionPool.{field} has no effect: a waypoint's connections are its own")
+        });
+        assert_eq!(faults(&rule), expected);
+    }
+
+    #[test]
     fn a_subset_goes_before_the_service_and_a_ports_settings_inherit_nothing() {
         let rule = DestinationRuleSpec {
             traffic_policy: Some(TrafficPolicy {

@@ -68,6 +68,13 @@ fn many_at_once_never_are_more_than_allowed() {
 fn what_is_not_said_has_istios_defaults() {
     let each = Gates::compile(None).each;
     assert_eq!(each.connect_timeout, Duration::from_secs(10));
+    assert_eq!(each.patience(), None);
+    let said = wire::Limits {
+        connect_timeout: 500,
+        ..Default::default()
+    };
+    let said = Gates::compile(Some(&said)).each;
+    assert_eq!(said.patience(), Some(Duration::from_millis(500)));
     assert_eq!(each.idle, Duration::from_secs(3_600));
     assert_eq!((each.age, each.requests, each.streams), (None, None, None));
     assert_eq!((each.http2, each.keepalive), (Upgrade::AsDeclared, None));

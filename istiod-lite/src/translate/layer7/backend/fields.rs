@@ -199,13 +199,38 @@ fn limits(it: &k8s::ConnectionPool, faults: &mut Vec<String>) -> wire::Limits {
         it.tcp.clone().unwrap_or_default(),
         it.http.clone().unwrap_or_default(),
     );
-    let keepalive = tcp.tcp_keepalive.unwrap_or_default();
+    let keepalive = tcp.tcp_keepalive.clone().unwrap_or_default();
     let upgrade = match http.h2_upgrade_policy.unwrap_or_default() {
         _ if http.use_client_protocol == Some(true) => Upgrade::AsClient,
         k8s::H2Upgrade::Default => Upgrade::AsDeclared,
         k8s::H2Upgrade::DoNotUpgrade => Upgrade::NeverHttp2,
         k8s::H2Upgrade::Upgrade => Upgrade::AlwaysHttp2,
     };
+    let unheard = [
+        ("tcp.tcpKeepalive", tcp.tcp_keepalive.is_some()),
+        (
+            "tcp.maxConnectionDuration",
+            tcp.max_connection_duration.is_some(),
+        ),
+        ("tcp.idleTimeout", tcp.idle_timeout.is_some()),
+        ("http.idleTimeout", http.idle_timeout.is_some()),
+        (
+            "http.http1MaxPendingRequests",
+            http.http1_max_pending_requests.is_some(),
+        ),
+        (
+            "http.maxRequestsPerConnection",
+            http.max_requests_per_connection.is_some(),
+        ),
+        (
+            "http.maxConcurrentStreams",
+            http.max_concurrent_streams.is_some(),
+        ),
+    ];
+    let unheard = unheard.iter().filter(|(_, is_said)| *is_said);
+    faults.extend(unheard.map(|(field, _)| {
+        format!("connectionPool.{field} has no effect: a waypoint's connections are its own")
+    }));
     let idle = http.idle_timeout.as_deref().or(tcp.idle_timeout.as_deref());
     let age = tcp.max_connection_duration.as_deref();
     wire::Limits {
