@@ -75,9 +75,8 @@ impl Call<'_> {
         let room = self.aim.enter()?;
         if let Some(wish) = switch::wish(&self.request) {
             let room = [room, self.aim.enter_alone()?];
-            let shot = self.aim.choose()?;
-            noted(&shot, report)?;
-            let switched = switch::answered(self.arrived, self.request, shot, room, wish);
+            let (arrived, aim) = (self.arrived, &mut self.aim);
+            let switched = switch::answered(arrived, self.request, aim, room, wish, report);
             return within(end, Box::pin(switched).as_mut()).await;
         }
         if *self.request.method() == Method::CONNECT {
@@ -242,12 +241,17 @@ fn outcome(sent: &Result<Response<Answer>, Unanswered>) -> Outcome {
                 .get("grpc-status")
                 .and_then(|code| code.to_str().ok()?.parse().ok()),
         },
-        Err(Unanswered { why, .. }) => match why {
-            Failed::Late(_) => Outcome::Timeout,
-            why if why.is_connect() => Outcome::ConnectFailure,
-            why if why.is_unseen() => Outcome::RefusedStream,
-            _ => Outcome::Reset,
-        },
+        Err(Unanswered { why, .. }) => failure(why),
+    }
+}
+
+/// The same where there was no answer.
+fn failure(why: &Failed) -> Outcome {
+    match why {
+        Failed::Late(_) => Outcome::Timeout,
+        why if why.is_connect() => Outcome::ConnectFailure,
+        why if why.is_unseen() => Outcome::RefusedStream,
+        _ => Outcome::Reset,
     }
 }
 

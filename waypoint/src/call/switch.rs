@@ -1,22 +1,27 @@
 //! A request that asks for another protocol: a WebSocket, as HTTP/1.1 (RFC 6455) or HTTP/2 (RFC 8441) ask for it.
 //!
-//! It has a connection of its own to the endpoint, which is used for nothing after. No byte that follows the request is
-//! passed on before the endpoint has agreed.
+//! It has a connection of its own to the endpoint, which is used for nothing after. Where none can be had, another endpoint is
+//! asked, as for any request that nobody has seen. No byte that follows the request is passed on before the endpoint has
+//! agreed.
 
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, CONTENT_LENGTH, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::{OnUpgrade, on};
 use tokio_util::sync::CancellationToken;
 
-use super::{Held, Shot, has_token, head, join, random};
+use super::{Aim, Held, Shot, TRIES, failure, has_token, head, join, noted, random};
 use crate::arrive::Arrived;
 use crate::limit::Permit;
+use crate::report::Report;
 use crate::request::Refused;
+use crate::retry::Outcome;
 use crate::upstream::{Answer, Failed, Outgoing};
 
 /// What is asked for, and how.
@@ -80,9 +85,10 @@ fn may_be(protocol: &str) -> bool {
 pub(super) async fn answered(
     arrived: &Arc<Arrived>,
     mut asking: Request<Outgoing>,
-    shot: Shot,
+    aim: &mut Aim<'_>,
     room: [Option<Permit>; 2],
     wish: Wish,
+    report: &mut Report,
 ) -> Result<Response<Answer>, Refused> {
     let client = on(&mut asking);
     // Whatever body it says it has comes after, if at all.
@@ -99,9 +105,8 @@ pub(super) async fn answered(
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, wish.protocol.clone());
     headers.remove(CONTENT_LENGTH);
-    let request = Request::from_parts(head, Outgoing::Empty);
     let proxy = &arrived.proxy;
-    let mut answer = proxy.upstreams.upgrade(&shot.way, request).await?;
+    let (shot, mut answer) = reached(arrived, &head, aim, report).await?;
     let [request, connection] = room;
     let held = shot.held(request, connection);
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -139,6 +144,41 @@ pub(super) async fn answered(
         headers.insert(UPGRADE, agreed.unwrap_or(wish.protocol));
     }
     Ok(answer)
+}
+
+/// An endpoint's answer; another one's where it certainly has not seen the request.
+async fn reached(
+    arrived: &Arc<Arrived>,
+    head: &Parts,
+    aim: &mut Aim<'_>,
+    report: &mut Report,
+) -> Result<(Shot, Response<Incoming>), Refused> {
+    let mut made = 0;
+    loop {
+        made += 1;
+        let shot = aim.choose()?;
+        noted(&shot, report)?;
+        let mut request = Request::new(Outgoing::Empty);
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = head.uri.clone();
+        *request.version_mut() = head.version;
+        *request.headers_mut() = head.headers.clone();
+        match arrived.proxy.upstreams.upgrade(&shot.way, request).await {
+            Ok(answer) => {
+                shot.ended(Outcome::Answered {
+                    status: answer.status(),
+                    grpc: None,
+                });
+                return Ok((shot, answer));
+            }
+            Err(why) => {
+                shot.ended(failure(&why));
+                if !why.is_unseen() || made == TRIES {
+                    return Err(why.into());
+                }
+            }
+        }
+    }
 }
 
 async fn joined(client: OnUpgrade, endpoint: OnUpgrade, _held: Held) {

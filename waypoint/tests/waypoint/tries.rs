@@ -22,7 +22,8 @@ fn requests_are_tried_again_copied_and_kept_together_as_their_rule_says() {
         aside(shop).context("mirrors")?;
         far_behind(shop).context("mirrors of large bodies")?;
         stays(shop).context("sessions")?;
-        shares(shop).context("weights")
+        shares(shop).context("weights")?;
+        elsewhere(shop).context("WebSockets of a service with a dead endpoint")
     });
 }
 
@@ -194,6 +195,33 @@ fn post(key: &str, bytes: usize) -> Result<Request<Full<bytes::Bytes>>> {
     Ok(request
         .header("x-key", key)
         .body(Full::from(vec![7; bytes]))?)
+}
+
+/// A WebSocket that one endpoint cannot have seen begins with another one.
+fn elsewhere(shop: &Shop<'_>) -> Result<()> {
+    let half = |name: &str| shop.lab.pod(name).node(0).label("app", "half").start();
+    let (live, _dead) = (half("shop/live")?, half("shop/dead")?);
+    let _app = App::start(&shop.runtime, &live, 8080)?;
+    let half = shop.lab.service_of("shop/half", &[("http", 80, 8080)])?;
+    let asked = || {
+        shop.runtime.block_on(async {
+            let mut client = One::to(&shop.client, half.at(80)).await?;
+            let mut request = get("/upgrade");
+            let headers = request.headers_mut();
+            headers.insert("connection", "upgrade".parse()?);
+            headers.insert("upgrade", "websocket".parse()?);
+            anyhow::Ok(client.send(request).await?.status().as_u16())
+        })
+    };
+    shop.until("it to be served", |_| {
+        asked().is_ok_and(|status| status == 101)
+    })?;
+    // One of the two is drawn for each.
+    for number in 0..16 {
+        let status = asked()?;
+        ensure!(status == 101, "{number}: {status}");
+    }
+    Ok(())
 }
 
 /// A mirror gets whole requests, those that it should, and its answers are nobody's.
