@@ -322,9 +322,15 @@ impl Arrived {
             Guess::Http1 => self.http1(stream(bytes)).await,
             Guess::Http2 => self.http2(stream(bytes)).await,
             Guess::Other => {
-                let sni = match hello::read(&bytes) {
+                let hello = hello::read(&bytes);
+                let unread = hello.is_unread(&bytes);
+                let sni = match hello {
                     hello::Hello::Tls(name) => name,
                     _ => None,
+                };
+                let named = carry::ServerName {
+                    name: sni.as_deref(),
+                    unread,
                 };
                 let open = declared == Spoken::Unknown && speak::told(&bytes).is_none();
                 let late = CancellationToken::new();
@@ -332,7 +338,7 @@ impl Arrived {
                     true => stream(bytes.clone()).doubted(late::doubt(&bytes, late.clone())),
                     false => stream(bytes),
                 };
-                carry::accepted(&self, client, sni.as_deref(), late).await;
+                carry::accepted(&self, client, named, late).await;
             }
             Guess::Broken => carry::broken(&self),
             Guess::Gone => {}

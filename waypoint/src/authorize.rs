@@ -97,6 +97,8 @@ pub struct Connection<'a> {
     pub port: u16,
     /// Server name, if it is TLS.
     pub sni: Option<&'a str>,
+    /// It may be TLS, and nobody could read whom it asks for: conditions about that cannot be decided.
+    pub unread: bool,
 }
 
 /// The answer.

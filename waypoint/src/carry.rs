@@ -33,17 +33,28 @@ use crate::request::{Refused, about_connection, lead};
 use crate::route::Picked;
 use crate::upstream::{Failed, Inside, Stream};
 
+/// Whom a connection asks for, if it is TLS.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ServerName<'n> {
+    /// It, if it is known.
+    pub name: Option<&'n str>,
+    /// There may be one that nobody could read: who says nothing for a while, or says it in another way, is not let through as
+    /// somebody who asks for nobody.
+    pub unread: bool,
+}
+
 /// A connection whose CONNECT has not been answered.
 pub async fn refusable(arrived: &Arc<Arrived>, request: Request) {
     let mut report = begun(arrived);
     let mut agreed = Agreed::new();
-    match open(arrived, None, &mut agreed, &mut report).await {
+    let named = ServerName::default();
+    match open(arrived, named, &mut agreed, &mut report).await {
         Ok((endpoint, _held)) => {
             let Ok(client) = request.accept(ResponseHeaders::default()) else {
                 return report.flag(Flag::DownstreamClosed);
             };
             let client = client.into_io().into();
-            let (by, never) = ((None, &*agreed), CancellationToken::new());
+            let (by, never) = ((named, &*agreed), CancellationToken::new());
             carried(arrived, by, client, endpoint, never, &mut report).await;
         }
         Err(why) => {
@@ -56,19 +67,18 @@ pub async fn refusable(arrived: &Arc<Arrived>, request: Request) {
     }
 }
 
-/// A connection that has its tunnel; `sni`: whom it asks for, if it is TLS; `late`: it turns out to carry requests. Dropped,
-/// it is reset.
+/// A connection that has its tunnel; `late`: it turns out to carry requests. Dropped, it is reset.
 pub async fn accepted(
     arrived: &Arc<Arrived>,
     client: Stream,
-    sni: Option<&str>,
+    named: ServerName<'_>,
     late: CancellationToken,
 ) {
     let mut report = begun(arrived);
     let mut agreed = Agreed::new();
-    match open(arrived, sni, &mut agreed, &mut report).await {
+    match open(arrived, named, &mut agreed, &mut report).await {
         Ok((endpoint, _held)) => {
-            let by = (sni, &*agreed);
+            let by = (named, &*agreed);
             carried(arrived, by, client, endpoint, late, &mut report).await;
         }
         Err(why) => refused(&why, &mut report),
@@ -127,23 +137,23 @@ type Agreed = Vec<Arc<str>>;
 
 async fn open(
     arrived: &Arc<Arrived>,
-    sni: Option<&str>,
+    named: ServerName<'_>,
     agreed: &mut Agreed,
     report: &mut TcpReport,
 ) -> Result<(Endpoint, Held), Refused> {
     let config = arrived.proxy.state.load_full();
     let service = service(&config, arrived);
     report.told(&service.telemetry);
-    let judged = judge(&config, service, arrived, sni, agreed);
+    let judged = judge(&config, service, arrived, named, agreed);
     let unasked = judged.map_err(|unfit| unfit.noted(report))?;
     if !unasked.is_empty() {
         Box::pin(ask(arrived, &config, unasked, agreed, report)).await?;
-        let judged = judge(&config, service, arrived, sni, agreed);
+        let judged = judge(&config, service, arrived, named, agreed);
         judged.map_err(|unfit| unfit.noted(report))?;
     }
-    let (to, subset) = route(service, arrived, sni, report)?;
+    let (to, subset) = route(service, arrived, named.name, report)?;
     let mut aim = Aim::at(arrived, &config, to, &subset)?;
-    if let Some(name) = sni {
+    if let Some(name) = named.name {
         aim.named(name);
     }
     let room = aim.enter_alone()?;
@@ -244,7 +254,7 @@ fn judge(
     config: &Config,
     service: &Service,
     arrived: &Arrived,
-    sni: Option<&str>,
+    named: ServerName<'_>,
     agreed: &[Arc<str>],
 ) -> Result<Agreed, Unfit> {
     let denied = |policy, why| {
@@ -263,7 +273,8 @@ fn judge(
         client: &arrived.client,
         destination: arrived.to.address(),
         port: arrived.to.port(),
-        sni,
+        sni: named.name,
+        unread: named.unread,
     };
     match service.policies.judge_connection(&connection, agreed) {
         Verdict::Allow { .. } => shown(service, arrived).map(|()| Agreed::new()),
@@ -289,7 +300,7 @@ fn shown(service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
 
 /// Ends when what was published meanwhile lets the connection through no more, or not without somebody being asked: an open
 /// connection is asked about no more.
-async fn denied(arrived: &Arrived, (sni, agreed): (Option<&str>, &[Arc<str>])) -> Unfit {
+async fn denied(arrived: &Arrived, (named, agreed): (ServerName<'_>, &[Arc<str>])) -> Unfit {
     let state = &arrived.proxy.state;
     let mut changed = state.changed();
     // What was published between the judgement and now counts too.
@@ -299,7 +310,7 @@ async fn denied(arrived: &Arrived, (sni, agreed): (Option<&str>, &[Arc<str>])) -
         tokio::time::sleep(MOMENT).await;
         changed.mark_unchanged();
         let config = state.load_full();
-        match judge(&config, service(&config, arrived), arrived, sni, agreed) {
+        match judge(&config, service(&config, arrived), arrived, named, agreed) {
             Ok(unasked) if unasked.is_empty() => {}
             Ok(unasked) => {
                 let why = format!("{} would have to be asked about it now", unasked.join(", "));
@@ -353,7 +364,7 @@ fn route(
 /// Until both ends have ended, or a policy ends it.
 async fn carried(
     arrived: &Arrived,
-    by: (Option<&str>, &[Arc<str>]),
+    by: (ServerName<'_>, &[Arc<str>]),
     client: Stream,
     endpoint: Endpoint,
     late: CancellationToken,

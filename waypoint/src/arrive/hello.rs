@@ -11,6 +11,18 @@ pub(super) enum Hello {
     Other,
 }
 
+impl Hello {
+    /// Whether `bytes`, of which this was read, may be the beginning of TLS that asks for somebody all the same: more of it did
+    /// not come in time, or it is written so that only others can read it.
+    pub(super) fn is_unread(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Tls(_) => false,
+            Self::More => true,
+            Self::Other => matches!(bytes, [22, 3, ..]),
+        }
+    }
+}
+
 /// Reads the beginning of a connection.
 pub(super) fn read(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
@@ -156,6 +168,23 @@ mod tests {
         ] {
             assert_eq!(read(bytes), Hello::Other, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_name_that_comes_late_or_is_hidden_is_not_taken_for_none() {
+        fn unread(bytes: &[u8]) -> bool {
+            read(bytes).is_unread(bytes)
+        }
+        let named = hello(Some("db.example.com"));
+        assert!(!unread(&named) && !unread(&hello(None)));
+        for cut in [0, 1, 5, 40, named.len() - 1] {
+            assert!(unread(&named[..cut]), "{cut}");
+        }
+        // Longer than we read, but not than servers do.
+        let mut long = vec![22, 3, 1, 0x40, 0, 1, 0, 0x50, 0];
+        long.resize(5 + 0x4000, 0);
+        assert!(unread(&long));
+        assert!(!unread(b"EHLO web\r\n") && !unread(b"\0\0\0\x08"));
     }
 
     proptest! {

@@ -96,10 +96,14 @@ impl Test {
             Self::DestinationAddresses(nets) => within(nets, facts.destination.ip()),
             Self::RemoteAddresses(nets) => remote_within(nets, facts),
             Self::Ports(ports) => any_known(ports, |port| *port == facts.port),
-            Self::ServerNames(patterns) => facts.sni.map_or(Truth::No, |name| {
-                let name = name.strip_suffix('.').unwrap_or(name);
-                any_of(patterns, &[name.as_bytes()], Case::Ignored)
-            }),
+            Self::ServerNames(patterns) => match facts.sni {
+                Some(name) => {
+                    let name = name.strip_suffix('.').unwrap_or(name);
+                    any_of(patterns, &[name.as_bytes()], Case::Ignored)
+                }
+                None if facts.unread => Truth::Undecidable,
+                None => Truth::No,
+            },
             of_requests => match &facts.http {
                 None => Truth::Undecidable,
                 Some(http) => of_requests.holds_for_request(http),

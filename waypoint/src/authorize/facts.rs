@@ -18,6 +18,8 @@ pub(super) struct Facts<'a> {
     pub(super) destination: SocketAddr,
     pub(super) port: u16,
     pub(super) sni: Option<&'a str>,
+    /// There may be a server's name that nobody could read.
+    pub(super) unread: bool,
     pub(super) remote: Remote,
     /// None: not HTTP, or not to be read.
     pub(super) http: Option<Http<'a>>,
@@ -41,6 +43,7 @@ impl<'a> Facts<'a> {
             destination: asked.destination,
             port: asked.port,
             sni: asked.sni,
+            unread: false,
             remote: asked.remote,
             http: Some(Http {
                 asked,
@@ -67,6 +70,7 @@ impl<'a> Facts<'a> {
             destination: connection.destination,
             port: connection.port,
             sni: connection.sni,
+            unread: connection.unread,
             remote: Remote {
                 address: connection.client.address.ip().to_canonical(),
                 claim: Claim::Nothing,

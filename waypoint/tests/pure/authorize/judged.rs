@@ -77,16 +77,21 @@ fn expected(case: &Case) -> String {
 fn judged(policies: &Policies, case: &Case) -> String {
     if case.tcp {
         let client = client(case);
+        let sni = case.sni.as_deref();
         let connection = Connection {
             client: &client,
             destination: SocketAddr::new(case.to, case.port),
             port: case.port,
-            sni: case.sni.as_deref(),
+            sni: sni.filter(|name| *name != UNREAD),
+            unread: sni == Some(UNREAD),
         };
         return words(&policies.judge_connection(&connection, &[]));
     }
     asking(case, |asked| words(&policies.judge(asked))).unwrap_or_else(|_| "400".to_owned())
 }
+
+/// In the place of a server's name.
+const UNREAD: &str = "?";
 
 fn words(verdict: &Verdict<'_>) -> String {
     match verdict {
