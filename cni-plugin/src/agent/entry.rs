@@ -79,6 +79,12 @@ impl Entry {
         self.present && (self.stage != Stage::Out || self.job.is_some())
     }
 
+    /// Whether its rules are there, or are being written, and say what was known until now.
+    fn is_captured(&self) -> bool {
+        let job = self.job.as_ref();
+        self.stage == Stage::In || job.is_some_and(|job| job.verb == Verb::Enrol)
+    }
+
     pub(crate) fn facts(&self) -> Facts {
         Facts {
             present: self.present,
@@ -110,8 +116,9 @@ impl Entry {
 
     /// Its object as it is now. Someone else's hand at our annotation is noticed: it is set right.
     pub(crate) fn learn(&mut self, pod: Pod) {
-        if self.stage == Stage::In && self.pod.captures_differently_from(&pod) {
+        if self.is_captured() && self.pod.captures_differently_from(&pod) {
             self.due = self.due.max(Due::Refresh);
+            self.rules_stand = false;
         }
         let mark = pod.mark();
         if !self.unconfirmed || self.marked.as_ref() == Some(&mark) {
@@ -128,7 +135,7 @@ impl Entry {
 
     /// Whether its UDP is to be captured.
     pub(crate) fn capture_udp(&mut self, udp: bool) {
-        if self.udp != udp && self.stage == Stage::In {
+        if self.udp != udp && self.is_captured() {
             self.due = self.due.max(Due::Refresh);
             self.rules_stand = false;
         }
@@ -274,6 +281,44 @@ mod tests {
             Some(None),
             "what we wrote is what counts"
         );
+    }
+
+    #[test]
+    fn what_is_said_of_its_capture_while_it_is_enrolled_is_written_after_that() {
+        let enrolling = || {
+            let mut entry = Entry::new(told(None));
+            entry.decide(Ok(()));
+            entry.job = Some(Job {
+                verb: Verb::Enrol,
+                cancel: CancellationToken::new(),
+                waiting: Vec::new(),
+            });
+            entry
+        };
+        let next = |mut entry: Entry| {
+            let done = Done {
+                stage: Stage::In,
+                announced: true,
+                netns: None,
+                marked: Some(None),
+                outcome: Ok(()),
+            };
+            let job = entry.job.take().unwrap();
+            entry.take_in(&done, job);
+            crate::agent::plan::next(entry.facts())
+        };
+        let mut same = enrolling();
+        same.learn(told(None));
+        same.capture_udp(false);
+        assert_eq!(next(same), None);
+
+        let exempt = json!({ "traffic.sidecar.istio.io/excludeOutboundPorts": "5432" });
+        let mut annotated = enrolling();
+        annotated.learn(pod(json!({ "annotations": exempt }), json!({})));
+        assert_eq!(next(annotated), Some(Verb::Enrol));
+        let mut labelled = enrolling();
+        labelled.capture_udp(true);
+        assert_eq!(next(labelled), Some(Verb::Enrol));
     }
 
     #[test]
