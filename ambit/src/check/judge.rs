@@ -8,8 +8,9 @@ use crate::network_policy::in_the_way;
 /// Oldest Kubernetes whose API this mesh uses.
 const OLDEST: (u32, u32) = (1, 32);
 /// Oldest kernel: SYN-only redirects need nf_tables with its NAT expressions for both families in
-/// one table (`inet` NAT, 5.2); 5.4 is the oldest that is still looked after.
-const OLDEST_KERNEL: (u32, u32) = (5, 4);
+/// one table (`inet` NAT, 5.2), and the guard beside them answers with a reset before anything is routed, which is allowed
+/// from 5.9 on (`reject` in `prerouting`). An older one refuses the rules of every pod.
+const OLDEST_KERNEL: (u32, u32) = (5, 9);
 /// From here on connections that a closing listener has not taken yet go to its successor
 /// (`tcp_migrate_req`).
 const MIGRATES: (u32, u32) = (5, 14);
@@ -121,7 +122,7 @@ fn nodes(nodes: &[NodeFacts]) -> Vec<Item> {
                 "upgrading ztunnel may refuse a few new connections there; kernels from 5.14 on do not",
             )),
             Some(_) => kernels.push(&node.kernel),
-            None => items.push(doubt(format!("{name} does not tell its kernel"), "at least 5.4 is needed")),
+            None => items.push(doubt(format!("{name} does not tell its kernel"), "at least 5.9 is needed")),
         }
         if node.runtime.starts_with("docker://") {
             items.push(doubt(
@@ -322,7 +323,7 @@ mod tests {
                     .collect(),
             )
         };
-        let cases: [(Spoil, State, &str); 9] = [
+        let cases: [(Spoil, State, &str); 10] = [
             (|f| f.version = (1, 27), State::Bad, "Kubernetes 1.27"),
             (
                 |f| f.forbidden = vec!["create namespaces".into()],
@@ -335,6 +336,7 @@ mod tests {
                 "linkerd",
             ),
             (|f| f.nodes[0].kernel = "4.19.0".into(), State::Bad, "4.19"),
+            (|f| f.nodes[0].kernel = "5.8.18".into(), State::Bad, "5.8"),
             (
                 |f| f.nodes[0].kernel = "5.10.1".into(),
                 State::Doubt,
