@@ -144,11 +144,14 @@ async fn keep(
     report: watch::Sender<u64>,
     stop: CancellationToken,
 ) {
+    // How often it has failed since it last went well, and why.
+    let (mut failures, mut said) = (0_u32, String::new());
     loop {
         let changed = async {
             tokio::select! {
                 changed = changes.changed() => changed,
                 Ok(()) = sign.changed() => Ok(()),
+                () = tokio::time::sleep(pause(failures)), if failures > 0 => Ok(()),
             }
         };
         tokio::select! {
@@ -157,10 +160,30 @@ async fn keep(
         }
         let (wanted, sign) = (changes.borrow_and_update().clone(), sign.borrow().clone());
         match kernel.load(&wanted, sign).await {
-            Ok(()) => drop(report.send(wanted.version)),
-            Err(error) => tracing::error!(%error, "the node's probe rules could not be loaded"),
+            Ok(()) => {
+                (failures, said) = (0, String::new());
+                // Nobody may be listening.
+                let _ = report.send(wanted.version);
+            }
+            Err(error) => {
+                failures = failures.saturating_add(1);
+                let error = error.to_string();
+                if said != error {
+                    tracing::error!(
+                        %error,
+                        "the node's probe rules could not be loaded, trying again"
+                    );
+                    said = error;
+                }
+            }
         }
     }
+}
+
+/// 1 s, 2 s, 4 s … 32 s: without its rules a pod's probes fail where plain text is refused, and nothing else may happen on
+/// this node for hours.
+fn pause(failures: u32) -> Duration {
+    Duration::from_secs(1 << failures.saturating_sub(1).min(5))
 }
 
 impl Kernel {
@@ -210,6 +233,42 @@ const PATIENCE: Duration = Duration::from_secs(6);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_could_not_be_loaded_is_tried_again_though_nothing_changes() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (nft, loaded) = (dir.path().join("nft"), dir.path().join("loaded"));
+        // It fails once.
+        let program = format!(
+            "#!/bin/sh\nif [ ! -e {0}.asked ]; then touch {0}.asked; exit 1; fi\ncat > {0}.new && mv {0}.new {0}\n",
+            loaded.display()
+        );
+        std::fs::write(&nft, program).unwrap();
+        std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let (_sign, sign) = watch::channel(Sign::User(0));
+        let kernel = Kernel {
+            nft: Nft::new(nft),
+            netns: None,
+            proc: "/proc".into(),
+            probes: Probes::default(),
+            v6: true,
+        };
+        let host = Host::start(kernel, sign, CancellationToken::new());
+        let web = ("10.0.0.1".parse().unwrap(), Uid::new("web"));
+        host.restore([web].into_iter(), true);
+        let read = async {
+            loop {
+                if let Ok(script) = std::fs::read_to_string(&loaded) {
+                    return script;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let script = tokio::time::timeout(Duration::from_secs(60), read).await;
+        let script = script.expect("it was not tried again");
+        assert!(script.contains("10.0.0.1"), "{script}");
+    }
 
     #[tokio::test]
     async fn a_pod_in_a_new_sandbox_keeps_no_address_of_the_old_one() {
