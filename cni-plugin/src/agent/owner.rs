@@ -137,6 +137,8 @@ impl Owner {
         }
         for entry in self.pods.values_mut() {
             entry.hurry(&mut self.retries);
+            // One that was leaving before gives its connections more time than there is: it begins anew.
+            entry.interrupt_unless(Verb::Enrol);
         }
         self.step_all();
         let until = Instant::now() + limit;

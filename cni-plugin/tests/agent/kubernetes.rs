@@ -2,6 +2,7 @@
 //! away, forgetful or grudging disturbs nobody.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -515,6 +516,31 @@ fn the_last_agent_of_a_mesh_leaves_nodes_and_pods_clean() {
         let left = fs::read_dir(node.run_dir()).unwrap().count();
         assert_eq!(left, 0, "sockets and memory are gone");
     }
+}
+
+#[test]
+fn a_pod_that_was_leaving_when_the_mesh_is_removed_has_left_in_time() {
+    let mut node = Node::start();
+    let _ztunnel = node.ztunnel();
+    let netns = place("pod");
+    node.pod("web", json!({}));
+    node.add("web", Some(&uid("web")), &netns).unwrap();
+    // A connection that goes through ztunnel, as its end in the pod shows; it has half a minute.
+    let open = netns.within(|| {
+        let listener = TcpListener::bind("127.0.0.1:15001").unwrap();
+        let client = TcpStream::connect("127.0.0.1:15001").unwrap();
+        (client, listener.accept().unwrap())
+    });
+    let open = open.unwrap();
+    node.pod("web", json!({ "istio.io/dataplane-mode": "none" }));
+    node.await_redirection("web", None);
+
+    node.api
+        .delete("daemonsets", "istio-system", "istio-cni-node");
+    node.await_log("fate=Gone");
+    assert!(node.stop().success());
+    assert_eq!(netns.ruleset(), "", "{}", node.log());
+    drop(open);
 }
 
 #[test]
