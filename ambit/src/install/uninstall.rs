@@ -13,7 +13,7 @@ use api::k8s::labels;
 use clap::Args;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret};
 use kube::api::{DeleteParams, DynamicObject, ListParams};
 use kube::core::{GroupVersionKind, PartialObjectMeta};
 use kube::discovery::ApiResource;
@@ -129,7 +129,8 @@ impl Uninstall {
     }
 }
 
-/// Deletes the agent's DaemonSet and waits for its pods: each releases its node as it ends.
+/// Deletes the agent's DaemonSet and waits for its pods: each releases its node as it ends. A node that is out of reach keeps its
+/// pod for ever; it must not keep the mesh.
 async fn release_nodes(client: &Client, system: &str, timeout: Duration) -> anyhow::Result<()> {
     let sets: Api<DaemonSet> = Api::namespaced(client.clone(), system);
     match sets
@@ -144,25 +145,51 @@ async fn release_nodes(client: &Client, system: &str, timeout: Duration) -> anyh
     let ours = ListParams::default().labels(Part::Agent.selector());
     let begun = Instant::now();
     loop {
-        let left: Vec<String> = pods
-            .list(&ours)
-            .await?
-            .iter()
-            .map(kube::ResourceExt::name_any)
-            .collect();
+        let left = pods.list(&ours).await?.items;
         if left.is_empty() {
             return Ok(());
         }
         if begun.elapsed() > timeout {
-            bail!(
-                "{} did not end within {} s: kubectl -n {system} logs {} says what it waits for",
-                left.join(", "),
-                timeout.as_secs(),
-                left[0]
-            );
+            let nodes: Api<Node> = Api::all(client.clone());
+            let nodes = nodes.list(&ListParams::default()).await;
+            let nodes = nodes.context("cannot list Nodes")?.items;
+            let (away, slow): (Vec<&Pod>, Vec<&Pod>) =
+                left.iter().partition(|pod| is_out_of_reach(pod, &nodes));
+            if let Some(first) = slow.first() {
+                let names: Vec<String> = slow.iter().map(|pod| pod.name_any()).collect();
+                bail!(
+                    "{} did not end within {} s: kubectl -n {system} logs {} says what it waits for",
+                    names.join(", "),
+                    timeout.as_secs(),
+                    first.name_any()
+                );
+            }
+            for pod in away {
+                say(&format!(
+                    "! {} did not end within {} s, and its node {} is out of reach: going on without it",
+                    pod.name_any(),
+                    timeout.as_secs(),
+                    node_of(pod).unwrap_or("(none)")
+                ));
+            }
+            return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+/// Whether nobody is there who could end it: its node is not Ready, or is gone.
+fn is_out_of_reach(pod: &Pod, nodes: &[Node]) -> bool {
+    let name = node_of(pod);
+    let node = nodes.iter().find(|it| it.metadata.name.as_deref() == name);
+    let status = node.and_then(|it| it.status.as_ref());
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    !conditions.any(|it| it.type_ == "Ready" && it.status == "True")
 }
 
 async fn purge(client: &Client, system: &str) -> anyhow::Result<()> {
@@ -304,6 +331,35 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn only_a_node_that_is_not_ready_is_not_waited_for() {
+        let node = |name: &str, ready: &str| -> Node {
+            let conditions = json!([
+                { "type": "MemoryPressure", "status": "False" },
+                { "type": "Ready", "status": ready },
+            ]);
+            serde_json::from_value(json!({
+                "metadata": { "name": name }, "status": { "conditions": conditions },
+            }))
+            .unwrap()
+        };
+        let nodes = [
+            node("well", "True"),
+            node("lost", "Unknown"),
+            node("ill", "False"),
+        ];
+        for (name, expected) in [
+            ("well", false),
+            ("lost", true),
+            ("ill", true),
+            ("gone", true),
+        ] {
+            let spec = json!({ "nodeName": name, "containers": [] });
+            let pod = serde_json::from_value(json!({ "spec": spec })).unwrap();
+            assert_eq!(is_out_of_reach(&pod, &nodes), expected, "{name}");
+        }
+    }
 
     #[test]
     fn only_a_class_that_the_control_plane_made_is_taken() {
