@@ -407,11 +407,18 @@ fn conditions_of(kind: &str, object: &DynamicObject) -> Vec<ConditionFacts> {
 }
 
 /// Kinds whose conditions the control plane writes.
-const JUDGED: [(&str, &str, &str); 7] = [
+const JUDGED: [(&str, &str, &str); 14] = [
     ("security.istio.io", "v1", "AuthorizationPolicy"),
     ("security.istio.io", "v1", "PeerAuthentication"),
+    ("security.istio.io", "v1", "RequestAuthentication"),
+    ("telemetry.istio.io", "v1", "Telemetry"),
     ("networking.istio.io", "v1", "ServiceEntry"),
     ("networking.istio.io", "v1", "WorkloadEntry"),
+    ("networking.istio.io", "v1", "DestinationRule"),
+    ("networking.istio.io", "v1", "VirtualService"),
+    ("ambit.io", "v1alpha1", "RateLimitPolicy"),
+    ("ambit.io", "v1alpha1", "QuotaPolicy"),
+    ("ambit.io", "v1alpha1", "ExternalProcessor"),
     ("gateway.networking.k8s.io", "v1", "Gateway"),
     ("gateway.networking.k8s.io", "v1", "GatewayClass"),
     ("", "v1", "Service"),
@@ -427,6 +434,42 @@ const NOT_READY_TAINT: &str = "cni.istio.io/not-ready";
 mod tests {
     use super::*;
     use serde_json::json;
+
+    /// A refused policy that nobody is told of would be taken for one in force.
+    #[test]
+    fn every_kind_of_ours_that_the_control_plane_writes_conditions_on_is_looked_at() {
+        let manifest = include_str!("../../../manifests/ambit.yaml");
+        let objects: Vec<serde_json::Value> = manifest
+            .split("\n---\n")
+            .map(|text| serde_saphyr::from_str(text).unwrap_or_default())
+            .collect();
+        let of = |kind: &str| {
+            let kind = kind.to_owned();
+            objects.iter().filter(move |it| it["kind"] == kind.as_str())
+        };
+        let rules = of("ClusterRole").flat_map(|role| role["rules"].as_array().unwrap());
+        let written = rules.filter(|rule| rule["verbs"].to_string().contains("patch"));
+        let written: Vec<&str> = written
+            .flat_map(|rule| rule["resources"].as_array().unwrap())
+            .filter_map(|resource| resource.as_str()?.strip_suffix("/status"))
+            .collect();
+        let mut looked_at = 0;
+        for definition in of("CustomResourceDefinition") {
+            let spec = &definition["spec"];
+            if !written.contains(&spec["names"]["plural"].as_str().unwrap()) {
+                continue;
+            }
+            let versions = spec["versions"].as_array().unwrap();
+            let judged = JUDGED.iter().any(|(group, version, kind)| {
+                spec["group"] == *group
+                    && spec["names"]["kind"] == *kind
+                    && versions.iter().any(|it| it["name"] == *version)
+            });
+            assert!(judged, "{}", definition["metadata"]["name"]);
+            looked_at += 1;
+        }
+        assert!(looked_at >= 11, "{looked_at}");
+    }
 
     #[test]
     fn a_pod_that_brings_its_own_proxy_is_in_the_mesh_whatever_its_namespace_says() {
