@@ -350,28 +350,60 @@ async fn judged(client: &Client, facts: &mut Facts) -> anyhow::Result<()> {
         let objects = objects
             .with_context(|| format!("cannot list {kind}"))?
             .items;
-        for object in &objects {
-            facts.conditions.extend(conditions_of(kind, object));
-        }
         match kind {
+            // Whose they are is known when all of both are.
             "Gateway" => gateways = objects,
-            "GatewayClass" => classes = objects.iter().map(|class| class.name_any()).collect(),
-            _ => {}
+            "GatewayClass" => classes = objects,
+            _ => {
+                let found = objects.iter().flat_map(|it| conditions_of(kind, it));
+                facts.conditions.extend(found);
+            }
         }
     }
+    facts.conditions.extend(of_ours(&gateways, &classes));
+    let classes: Vec<String> = classes.iter().map(|class| class.name_any()).collect();
     facts.strays = strays(&gateways, &classes);
     Ok(())
 }
 
+/// What the Gateways and classes say that this mesh looks after; of others' it is for their controllers to tell.
+fn of_ours(gateways: &[DynamicObject], classes: &[DynamicObject]) -> Vec<ConditionFacts> {
+    let mut found = Vec::new();
+    for gateway in gateways {
+        if is_ours(&class_of(gateway), classes) {
+            found.extend(conditions_of("Gateway", gateway));
+        }
+    }
+    for class in classes {
+        if is_ours(&class.name_any(), classes) {
+            found.extend(conditions_of("GatewayClass", class));
+        }
+    }
+    found
+}
+
+/// By the controller that the class names; some are ours without an object.
+fn is_ours(class: &str, classes: &[DynamicObject]) -> bool {
+    match classes.iter().find(|it| it.name_any() == class) {
+        Some(object) => {
+            let controller = object.data.pointer("/spec/controllerName");
+            let controller = controller.and_then(|it| it.as_str());
+            controller.is_some_and(|it| CONTROLLERS.contains(&it))
+        }
+        None => BUILT_IN_CLASSES.contains(&class),
+    }
+}
+
+fn class_of(gateway: &DynamicObject) -> String {
+    let class = gateway.data.pointer("/spec/gatewayClassName");
+    class
+        .and_then(|it| it.as_str())
+        .unwrap_or_default()
+        .to_owned()
+}
+
 /// The Gateways whose class is neither among `classes` nor there without an object.
 fn strays(gateways: &[DynamicObject], classes: &[String]) -> Vec<StrayFacts> {
-    let class_of = |gateway: &DynamicObject| {
-        let class = gateway.data.pointer("/spec/gatewayClassName");
-        class
-            .and_then(|it| it.as_str())
-            .unwrap_or_default()
-            .to_owned()
-    };
     let of = gateways.iter().map(|it| StrayFacts {
         object: title(it),
         class: class_of(it),
@@ -403,7 +435,10 @@ fn conditions_of(kind: &str, object: &DynamicObject) -> Vec<ConditionFacts> {
         reason: text(condition, "reason"),
         message: text(condition, "message"),
     };
-    list.into_iter().flatten().map(condition).collect()
+    let all = list.into_iter().flatten().map(condition);
+    // A Service is everybody's: balancers of clouds write onto it too, some of them what is good when false.
+    all.filter(|it| kind != "Service" || OURS.iter().any(|ours| it.condition.starts_with(ours)))
+        .collect()
 }
 
 /// Kinds whose conditions the control plane writes.
@@ -422,6 +457,16 @@ const JUDGED: [(&str, &str, &str); 14] = [
     ("gateway.networking.k8s.io", "v1", "Gateway"),
     ("gateway.networking.k8s.io", "v1", "GatewayClass"),
     ("", "v1", "Service"),
+];
+
+/// How conditions begin that this mesh writes onto objects of others' kinds.
+const OURS: [&str; 2] = ["istio.io/", "ambit.io/"];
+
+/// By whom Gateways are looked after that are ours.
+const CONTROLLERS: [&str; 3] = [
+    "istio.io/mesh-controller",
+    "istio.io/eastwest-controller",
+    "istio.io/unmanaged-gateway",
 ];
 
 /// Classes that need no GatewayClass.
@@ -487,6 +532,57 @@ mod tests {
             let facts = namespace_facts(&namespace, &pods);
             assert_eq!((facts.captured, facts.lingering.len()), (1, 0), "{mode}");
         }
+    }
+
+    #[test]
+    fn what_other_controllers_say_of_their_objects_is_not_for_the_mesh_to_tell() {
+        let object = |kind: &str, name: &str, spec: serde_json::Value, condition: &str| {
+            let condition = json!({ "type": condition, "status": "False" });
+            let object = json!({
+                "apiVersion": "v1", "kind": kind, "metadata": { "name": name },
+                "spec": spec, "status": { "conditions": [condition] },
+            });
+            serde_json::from_value::<DynamicObject>(object).unwrap()
+        };
+        let class = |name: &str, controller: &str| {
+            object(
+                "GatewayClass",
+                name,
+                json!({ "controllerName": controller }),
+                "Accepted",
+            )
+        };
+        let gateway = |name: &str, class: &str| {
+            object(
+                "Gateway",
+                name,
+                json!({ "gatewayClassName": class }),
+                "Programmed",
+            )
+        };
+        let classes = [
+            class("edge", "example.com/gateways"),
+            class("istio", "istio.io/gateway-controller"),
+            class("way", "istio.io/mesh-controller"),
+        ];
+        let gateways = [
+            gateway("door", "edge"),
+            gateway("theirs", "istio"),
+            gateway("ours", "way"),
+            gateway("built-in", "istio-waypoint"),
+            gateway("stray", "typo"),
+        ];
+        let found = of_ours(&gateways, &classes);
+        let found: Vec<&str> = found.iter().map(|it| it.object.as_str()).collect();
+        assert_eq!(found, ["ours", "built-in", "way"]);
+
+        let said = |condition: &str| {
+            let service = object("Service", "web", json!({}), condition);
+            conditions_of("Service", &service).len()
+        };
+        assert_eq!(said("istio.io/WaypointBound"), 1);
+        assert_eq!(said("ambit.io/WaypointOnly"), 1);
+        assert_eq!(said("LoadBalancerPortsError"), 0);
     }
 
     #[test]
