@@ -134,9 +134,7 @@ pub(super) async fn facts(client: &Client, system: &str) -> anyhow::Result<Facts
             .list(&ListParams::default().labels(part.selector()))
             .await
             .context("cannot list Pods")?;
-        facts
-            .pods
-            .extend(found.iter().map(|pod| pod_facts(part, pod)));
+        facts.pods.extend(pods_of(part, &found.items));
     }
     let replicas = facts
         .pods
@@ -217,6 +215,13 @@ fn node_facts(node: &Node) -> NodeFacts {
             .any(|c| c.type_ == "Ready" && c.status == "True"),
         tainted: taints.into_iter().any(|taint| taint.key == NOT_READY_TAINT),
     }
+}
+
+/// Those that are for something: what a node evicted, or ended before it went down, stays in the API server for days after its
+/// successor is there.
+fn pods_of(part: Part, pods: &[Pod]) -> impl Iterator<Item = PodFacts> {
+    let there = pods.iter().filter(|pod| !is_over(pod));
+    there.map(move |pod| pod_facts(part, pod))
 }
 
 fn pod_facts(part: Part, pod: &Pod) -> PodFacts {
@@ -605,5 +610,22 @@ mod tests {
             class: "typo".into(),
         };
         assert_eq!(found, [stray]);
+    }
+
+    #[test]
+    fn a_pod_that_was_evicted_is_no_part_that_is_not_ready() {
+        let pod = |name: &str, phase: &str| -> Pod {
+            let status = json!({ "phase": phase, "reason": "Evicted" });
+            serde_json::from_value(json!({ "metadata": { "name": name }, "status": status }))
+                .unwrap()
+        };
+        let pods = [
+            pod("istiod-1", "Running"),
+            pod("istiod-2", "Failed"),
+            pod("istiod-3", "Succeeded"),
+            pod("istiod-4", "Pending"),
+        ];
+        let names: Vec<String> = pods_of(Part::Istiod, &pods).map(|it| it.name).collect();
+        assert_eq!(names, ["istiod-1", "istiod-4"]);
     }
 }
