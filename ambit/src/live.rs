@@ -24,6 +24,7 @@ use tokio::task::JoinSet;
 use crate::cluster::{Access, is_missing};
 use crate::parts::Part;
 use crate::proxy::{self, Trouble};
+use crate::vm::is_ready;
 use own::Own;
 
 /// Which proxies are asked.
@@ -166,19 +167,7 @@ impl Proxies {
             .list(&of_ztunnel)
             .await
             .context("cannot list the ztunnels' Pods")?;
-        let mut by_node: BTreeMap<String, (bool, String)> = BTreeMap::new();
-        for pod in found {
-            let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
-                continue;
-            };
-            // While one replaces another, the one that stays is the one that decides.
-            let stays = pod.metadata.deletion_timestamp.is_none();
-            let known = by_node.entry(node).or_default();
-            if stays || !known.0 {
-                *known = (stays, pod.name_any());
-            }
-        }
-        let ztunnels = by_node.into_iter().map(|(node, (_, pod))| Proxy {
+        let ztunnels = by_node(&found.items).into_iter().map(|(node, pod)| Proxy {
             name: format!("ztunnel of node {node}"),
             node: Some(node),
             way: Way::Pod {
@@ -329,6 +318,26 @@ impl Proxies {
             .filter_map(|(proxy, answer)| Some((proxy, answer.transpose()?)))
             .collect()
     }
+}
+
+/// The pod of each node that decides there. While one replaces another that is the one that stays; but where the new one does
+/// not come up, as with an image that is not there, the old one goes on.
+fn by_node(pods: &[Pod]) -> BTreeMap<String, String> {
+    let mut found: BTreeMap<String, ((bool, bool, bool), String)> = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = pod.spec.as_ref().and_then(|spec| spec.node_name.clone()) else {
+            continue;
+        };
+        let phase = pod.status.as_ref().and_then(|it| it.phase.as_deref());
+        let stays = pod.metadata.deletion_timestamp.is_none();
+        let rank = (is_ready(pod), phase == Some("Running"), stays);
+        let known = found.entry(node).or_default();
+        if rank >= known.0 {
+            *known = (rank, pod.name_any());
+        }
+    }
+    let found = found.into_iter();
+    found.map(|(node, (_, pod))| (node, pod)).collect()
 }
 
 /// The proxy in a pod that brings it.
@@ -484,6 +493,32 @@ pub(crate) mod tests {
             way: Way::Address(String::new()),
             stands_for: pod.map(|(namespace, name)| (namespace.to_owned(), name.to_owned())),
         }
+    }
+
+    #[test]
+    fn of_two_ztunnels_of_a_node_the_one_is_asked_that_serves() {
+        let pod = |name: &str, ready: &str, phase: &str, deleted: Option<&str>| -> Pod {
+            let conditions = serde_json::json!([{ "type": "Ready", "status": ready }]);
+            serde_json::from_value(serde_json::json!({
+                "metadata": { "name": name, "deletionTimestamp": deleted },
+                "spec": { "nodeName": "n1", "containers": [] },
+                "status": { "phase": phase, "conditions": conditions },
+            }))
+            .unwrap()
+        };
+        let asked = |pods: [Pod; 2]| by_node(&pods).remove("n1").unwrap();
+        let serves = || pod("serves", "True", "Running", None);
+        let comes = || pod("comes", "False", "Pending", None);
+        let goes = || pod("goes", "True", "Running", Some("2026-01-01T00:00:00Z"));
+        for found in [
+            asked([serves(), comes()]),
+            asked([comes(), serves()]),
+            asked([serves(), goes()]),
+            asked([goes(), serves()]),
+        ] {
+            assert_eq!(found, "serves");
+        }
+        assert_eq!(asked([goes(), comes()]), "goes");
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Vm {
     }
 }
 
-fn is_ready(pod: &Pod) -> bool {
+/// Whether it counts as ready.
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| {
