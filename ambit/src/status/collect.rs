@@ -46,6 +46,8 @@ pub(super) struct Facts {
 pub(super) struct PartFacts {
     pub(super) progress: Progress,
     pub(super) version: Option<String>,
+    /// Labels of the nodes that it is for.
+    pub(super) nodes: BTreeMap<String, String>,
 }
 
 /// One pod of a part.
@@ -64,6 +66,7 @@ pub(super) struct PodFacts {
 #[derive(Debug)]
 pub(super) struct NodeFacts {
     pub(super) name: String,
+    pub(super) labels: BTreeMap<String, String>,
     pub(super) ready: bool,
     /// Whether it still carries the taint of a node whose agent never came.
     pub(super) tainted: bool,
@@ -164,8 +167,12 @@ async fn parts(client: &Client, system: &str) -> anyhow::Result<BTreeMap<Part, P
                 .spec
                 .as_ref()
                 .and_then(|spec| version_of(&spec.template));
-            let progress = Progress::of_deployment(&found);
-            parts.insert(Part::Istiod, PartFacts { progress, version });
+            let facts = PartFacts {
+                progress: Progress::of_deployment(&found),
+                version,
+                nodes: BTreeMap::new(),
+            };
+            parts.insert(Part::Istiod, facts);
         }
         Err(error) if is_missing(&error) => {}
         Err(error) => return Err(error).context("cannot read the control plane's Deployment"),
@@ -178,8 +185,12 @@ async fn parts(client: &Client, system: &str) -> anyhow::Result<BTreeMap<Part, P
                     .spec
                     .as_ref()
                     .and_then(|spec| version_of(&spec.template));
-                let progress = Progress::of_daemon_set(&found);
-                parts.insert(part, PartFacts { progress, version });
+                let facts = PartFacts {
+                    progress: Progress::of_daemon_set(&found),
+                    version,
+                    nodes: nodes_of(&found),
+                };
+                parts.insert(part, facts);
             }
             Err(error) if is_missing(&error) => {}
             Err(error) => {
@@ -188,6 +199,14 @@ async fn parts(client: &Client, system: &str) -> anyhow::Result<BTreeMap<Part, P
         }
     }
     Ok(parts)
+}
+
+/// What its template asks of a node.
+fn nodes_of(set: &DaemonSet) -> BTreeMap<String, String> {
+    let template = set.spec.as_ref().map(|spec| &spec.template);
+    let pod = template.and_then(|template| template.spec.as_ref());
+    pod.and_then(|pod| pod.node_selector.clone())
+        .unwrap_or_default()
 }
 
 async fn nodes(client: &Client) -> anyhow::Result<Vec<NodeFacts>> {
@@ -210,6 +229,7 @@ fn node_facts(node: &Node) -> NodeFacts {
         .flat_map(|spec| spec.taints.iter().flatten());
     NodeFacts {
         name: node.name_any(),
+        labels: node.labels().clone(),
         ready: conditions
             .into_iter()
             .any(|c| c.type_ == "Ready" && c.status == "True"),

@@ -1,6 +1,6 @@
 //! Findings about the mesh itself: its parts, their pods and nodes, what its proxies have.
 
-use super::super::collect::{Facts, PodFacts};
+use super::super::collect::{Facts, NodeFacts, PodFacts};
 use super::{Finding, error, warning};
 use crate::parts::Part;
 
@@ -51,7 +51,7 @@ pub(super) fn nodes(facts: &Facts, findings: &mut Vec<Finding>) {
     for node in &facts.nodes {
         for part in Part::ALL
             .into_iter()
-            .filter(|part| part.on_every_node() && facts.parts.contains_key(part))
+            .filter(|part| part.on_every_node() && is_for(facts, *part, node))
         {
             if node.ready
                 && !facts
@@ -80,6 +80,14 @@ pub(super) fn nodes(facts: &Facts, findings: &mut Vec<Finding>) {
             ));
         }
     }
+}
+
+/// Whether a part that is there is to run on this node: those of another system, and those that somebody has left out, have none.
+fn is_for(facts: &Facts, part: Part, node: &NodeFacts) -> bool {
+    facts.parts.get(&part).is_some_and(|it| {
+        let mut asked = it.nodes.iter();
+        asked.all(|(key, value)| node.labels.get(key) == Some(value))
+    })
 }
 
 /// What the control plane says of the proxies it serves.

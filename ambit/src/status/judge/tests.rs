@@ -1,10 +1,17 @@
 //! Facts of a mesh that is well, broken in one place each.
 
+use std::collections::BTreeMap;
+
 use super::super::collect::{
     NamespaceFacts, NodeFacts, PartFacts, PodFacts, ProxySync, StrayFacts, TypeSync,
 };
 use super::*;
 use crate::install::Progress;
+
+/// The label of a node that says so.
+fn system(name: &str) -> BTreeMap<String, String> {
+    [("kubernetes.io/os".to_owned(), name.to_owned())].into()
+}
 
 fn well() -> Facts {
     let part = || PartFacts {
@@ -14,6 +21,7 @@ fn well() -> Facts {
             settled: true,
         },
         version: Some(env!("CARGO_PKG_VERSION").into()),
+        nodes: system("linux"),
     };
     let pod = |part: Part, name: &str| PodFacts {
         part,
@@ -41,6 +49,7 @@ fn well() -> Facts {
         ],
         nodes: vec![NodeFacts {
             name: "n1".into(),
+            labels: system("linux"),
             ready: true,
             tainted: false,
         }],
@@ -61,6 +70,20 @@ fn a_mesh_that_is_well_has_no_findings() {
             .collect::<Vec<_>>(),
         ["", "", "synced"]
     );
+}
+
+#[test]
+fn a_node_that_the_mesh_is_not_for_lacks_nothing() {
+    let mut facts = well();
+    facts.nodes.push(NodeFacts {
+        name: "w1".into(),
+        labels: system("windows"),
+        ready: true,
+        tainted: false,
+    });
+    assert_eq!(report(&facts).findings, []);
+    facts.nodes[1].labels = system("linux");
+    assert_eq!(report(&facts).findings.len(), 2, "agent and ztunnel");
 }
 
 #[test]
@@ -89,6 +112,7 @@ fn each_fault_is_named_with_its_subject() {
             |f| {
                 f.nodes.push(NodeFacts {
                     name: "n2".into(),
+                    labels: system("linux"),
                     ready: true,
                     tainted: false,
                 })
