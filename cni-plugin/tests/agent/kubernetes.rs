@@ -312,6 +312,41 @@ fn a_runtime_that_is_ahead_of_the_watches_is_waited_for_by_asking_the_api() {
 }
 
 #[test]
+fn what_is_told_late_of_a_pod_whose_name_another_has_by_now_takes_nothing_from_that() {
+    let node = Node::start();
+    let ztunnel = node.ztunnel();
+    let (before, after, beside) = (place("before"), place("after"), place("beside"));
+    let (old, new) = (uid("old"), uid("new"));
+    node.pod("other", json!({}));
+    node.add("other", Some(&uid("other")), &beside).unwrap();
+    node.pod_with("web", &old, json!({}));
+    node.add("web", Some(&old), &before).unwrap();
+
+    node.api.hold(&["pods"]);
+    let metadata = json!({ "name": "web", "namespace": "app", "uid": old, "deletionTimestamp": "2026-01-01T00:00:00Z" });
+    node.api.set(
+        "pods",
+        json!({ "metadata": metadata, "spec": { "nodeName": "n1", "containers": [] }, "status": { "phase": "Pending" } }),
+    );
+    node.pod("other", json!({ "istio.io/dataplane-mode": "none" }));
+    let then = node.api.version();
+    node.api.delete("pods", "app", "web");
+    node.pod_with("web", &new, json!({}));
+    node.add("web", Some(&new), &after).unwrap();
+
+    // The watch tells that the first is being deleted, and after that of another pod, by which it is seen that both are known.
+    node.api.tell_until(then);
+    let mut said = Vec::new();
+    let last = format!("del {}", uid("other"));
+    while said.last() != Some(&last) {
+        said.push(ztunnel.next().say());
+    }
+    assert!(!said.contains(&format!("del {new}")), "{said:?}");
+    assert!(is_captured(&after));
+    assert_eq!(node.redirection("web").as_deref(), Some("enabled"));
+}
+
+#[test]
 fn a_pod_of_a_namespace_no_watch_has_told_of_does_not_start_unmeshed() {
     let node = Node::start();
     let _ztunnel = node.ztunnel();

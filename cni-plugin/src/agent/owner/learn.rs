@@ -105,7 +105,19 @@ impl Owner {
         }
     }
 
+    /// Whether another pod has its name by now, of which a look-up beside the watch has told: of two objects of one name the one
+    /// that is being deleted was there before, so what is told of it is late.
+    fn is_replaced(&self, pod: &Pod) -> bool {
+        let holder = self.names.get(&pod.pod_name());
+        let other = holder.filter(|uid| **uid != pod.uid);
+        let other = other.and_then(|uid| self.pods.get(uid));
+        pod.deleting && other.is_some_and(|other| other.present && !other.pod.deleting)
+    }
+
     fn learn_pod(&mut self, pod: Pod) {
+        if self.is_replaced(&pod) {
+            return;
+        }
         let none = Words::new();
         let namespace = self.namespaces.get(&pod.namespace).unwrap_or(&none);
         let verdict = self.eligibility.of(&pod, namespace);

@@ -34,6 +34,8 @@ struct World {
     forbidden: BTreeSet<String>,
     /// Resources of which a watch tells nothing for the time being.
     held: BTreeSet<String>,
+    /// What happened after this version no watch tells of for the time being.
+    told_until: Option<u64>,
     asked: Vec<String>,
 }
 
@@ -146,6 +148,20 @@ impl ApiServer {
             .iter()
             .map(|&resource| resource.to_owned())
             .collect();
+        self.shared.changed.send_modify(|changed| *changed += 1);
+    }
+
+    /// The version of now.
+    pub fn version(&self) -> u64 {
+        self.world().version
+    }
+
+    /// Watches, which held something back, tell of what happened until this version, and of nothing later.
+    pub fn tell_until(&self, version: u64) {
+        let mut world = self.world();
+        world.told_until = Some(version);
+        world.held.clear();
+        drop(world);
         self.shared.changed.send_modify(|changed| *changed += 1);
     }
 
@@ -340,9 +356,10 @@ fn follow(
                 let next = {
                     let world = shared.world.lock().unwrap();
                     let held = world.held.contains(&resource);
+                    let until = world.told_until.unwrap_or(u64::MAX);
                     let of = |event: &&Event| {
                         !held
-                            && event.0 > from
+                            && (from + 1..=until).contains(&event.0)
                             && event.1.0 == resource
                             && selected(&query, &event.3)
                     };
