@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use api::k8s::labels;
 use tokio::sync::oneshot;
@@ -42,6 +43,8 @@ pub(crate) struct Entry {
     marked: Marked,
     /// We wrote `marked` and the source has not told of it yet: what it tells meanwhile is older.
     unconfirmed: bool,
+    /// Of its job ([`Subject::let_go`]).
+    pub(crate) let_go: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,7 @@ impl Entry {
             udp: false,
             marked: Some(pod.mark()),
             unconfirmed: false,
+            let_go: Arc::default(),
             pod: Arc::new(pod),
             present: true,
             verdict: Err(Excluded::NotSelected),
@@ -99,6 +103,12 @@ impl Entry {
         }
     }
 
+    /// Whether a ztunnel that comes now is to have it for what is in the pod still.
+    pub(crate) fn is_still_announced(&self) -> bool {
+        let let_go = self.job.is_some() && self.let_go.load(Ordering::SeqCst);
+        self.present && self.announced && !let_go
+    }
+
     pub(crate) fn subject(&self) -> Subject {
         Subject {
             pod: self.pod.clone(),
@@ -111,6 +121,7 @@ impl Entry {
             udp: self.udp,
             marked: self.marked.clone(),
             touched: false,
+            let_go: Arc::default(),
         }
     }
 

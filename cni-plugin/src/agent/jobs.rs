@@ -12,6 +12,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -67,6 +68,9 @@ pub(crate) struct Subject {
     pub(crate) marked: Marked,
     /// Whether this job has begun to change the pod.
     pub(crate) touched: bool,
+    /// Set before ztunnels are told to let go of it: one that comes after them, while connections have their time still, is
+    /// not to take it up, for nobody would tell it again.
+    pub(crate) let_go: Arc<AtomicBool>,
 }
 
 /// How far a job got.
@@ -223,6 +227,7 @@ impl Tools {
         if let Some(netns) = &netns {
             self.nft.load(Some(netns), rules::release()).await?;
         }
+        subject.let_go.store(true, Ordering::SeqCst);
         self.ztunnels.del(&pod.uid).await;
         subject.announced = false;
         let Some(netns) = netns else { return Ok(()) };

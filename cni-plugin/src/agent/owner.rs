@@ -183,7 +183,7 @@ impl Owner {
         let inside = |entry: &&Entry| {
             let wanted = entry.present && entry.verdict.is_ok();
             (wanted && (entry.netns.is_some() || entry.stage == Stage::In))
-                || (entry.present && entry.announced)
+                || entry.is_still_announced()
         };
         let mut known: Vec<Known> = self
             .pods
@@ -236,6 +236,7 @@ impl Owner {
         }
         let cancel = CancellationToken::new();
         let subject = entry.subject();
+        entry.let_go = subject.let_go.clone();
         let succeeded = self.names.contains_key(&entry.pod.pod_name());
         let (tools, token) = (self.tools.clone(), cancel.clone());
         let leaving = self.eligibility.over;

@@ -125,6 +125,22 @@ fn echoes(stream: &mut TcpStream) -> bool {
 }
 
 #[test]
+fn a_ztunnel_that_comes_while_the_last_connections_of_a_pod_end_is_not_told_of_it() {
+    let world = World::new();
+    world.enrol();
+    let (open, name) = greeted(&world.pod, (PEER[0], 9090));
+    assert_eq!(name, "out");
+    world.release();
+    // It is let go of a moment after its annotation, and this connection has an hour.
+    eventually("a ztunnel that comes now hears of no pod", || {
+        world.agent.ztunnel().snapshot().len() == 1
+    });
+    assert!(!world.is_restored(), "it has not left yet");
+    drop(open);
+    eventually("the pod is as it was", || world.is_restored());
+}
+
+#[test]
 fn enrolling_a_running_pod_cuts_nothing_and_captures_what_comes_after() {
     let world = World::new();
     let mut before = Vec::new();
