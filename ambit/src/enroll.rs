@@ -174,3 +174,24 @@ async fn settle(
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_waits_for_a_node_is_waited_for_by_nobody() {
+        let pod = |name: &str, node: Value| -> Pod {
+            let spec = json!({ "nodeName": node, "containers": [] });
+            let pod = json!({ "metadata": { "name": name }, "spec": spec, "status": { "phase": "Pending" } });
+            serde_json::from_value(pod).unwrap()
+        };
+        let labels = json!({ (labels::DATAPLANE_MODE): labels::AMBIENT });
+        let namespace = json!({ "metadata": { "name": "shop", "labels": labels } });
+        let namespace = serde_json::from_value(namespace).unwrap();
+        let pods = [pod("starts", json!("n1")), pod("waits", Value::Null)];
+        let facts = namespace_facts(&namespace, &pods);
+        assert_eq!(facts.waiting, ["starts"]);
+        assert_eq!(facts.outside, 0);
+    }
+}

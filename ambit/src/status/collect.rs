@@ -324,7 +324,8 @@ pub(crate) fn namespace_facts(namespace: &Namespace, pods: &[Pod]) -> NamespaceF
         lingering: Vec::new(),
         outside: 0,
     };
-    for pod in pods.iter().filter(|pod| !is_over(pod)) {
+    let there = pods.iter().filter(|pod| !is_over(pod) && has_a_node(pod));
+    for pod in there {
         let belongs = belongs(enrolled, pod);
         let brings_its_own = pod.annotations().contains_key(labels::SIDECAR_STATUS);
         match (belongs, is_captured(pod.annotations())) {
@@ -351,6 +352,12 @@ fn belongs(enrolled: bool, pod: &Pod) -> bool {
         Some(labels::NONE) => false,
         _ => enrolled,
     }
+}
+
+/// One that waits for a node speaks to nobody, and there is no agent yet that could enrol it.
+fn has_a_node(pod: &Pod) -> bool {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    node.is_some_and(|name| !name.is_empty())
 }
 
 fn is_over(pod: &Pod) -> bool {
@@ -545,7 +552,8 @@ mod tests {
     fn a_pod_that_brings_its_own_proxy_is_in_the_mesh_whatever_its_namespace_says() {
         let pod = |annotations: serde_json::Value| -> Pod {
             let metadata = json!({ "name": "p", "annotations": annotations });
-            serde_json::from_value(json!({ "metadata": metadata })).unwrap()
+            let spec = json!({ "nodeName": "n1", "containers": [] });
+            serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()
         };
         let own =
             json!({ "sidecar.istio.io/status": "{}", "ambient.istio.io/redirection": "enabled" });
