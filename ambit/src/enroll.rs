@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::cluster::{Access, is_missing};
+use crate::membership::{self, Membership};
 use crate::network_policy::in_the_way;
 use crate::output::say;
 use crate::parts::FIELD_MANAGER;
@@ -58,7 +59,8 @@ impl Enroll {
             bail!("{name} was left as it is; mend that, or --force");
         }
         label(&namespaces, name, json!(labels::AMBIENT)).await?;
-        settle(&client, &namespaces, name, self.timeout, |facts| {
+        let membership = membership::find(&client, &access.system).await?;
+        settle(&client, &membership, name, self.timeout, |facts| {
             (
                 facts.waiting.clone(),
                 format!(
@@ -104,7 +106,8 @@ impl Unenroll {
         let namespaces: Api<Namespace> = Api::all(client.clone());
         find(&namespaces, name).await?;
         label(&namespaces, name, Value::Null).await?;
-        settle(&client, &namespaces, name, self.timeout, |facts| {
+        let membership = membership::find(&client, &access.system).await?;
+        settle(&client, &membership, name, self.timeout, |facts| {
             (
                 facts.lingering.clone(),
                 format!(
@@ -139,17 +142,19 @@ async fn label(namespaces: &Api<Namespace>, name: &str, value: Value) -> anyhow:
 /// Waits until no pod is left in the first half of what `view` makes of the namespace.
 async fn settle(
     client: &Client,
-    namespaces: &Api<Namespace>,
+    membership: &Membership,
     name: &str,
     timeout: u64,
     view: impl Fn(&NamespaceFacts) -> (Vec<String>, String),
 ) -> anyhow::Result<Outcome> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
     let pods: Api<Pod> = Api::namespaced(client.clone(), name);
     let begun = Instant::now();
     let mut said = usize::MAX;
     loop {
         let namespace = namespaces.get(name).await?;
-        let facts = namespace_facts(&namespace, &pods.list(&ListParams::default()).await?.items);
+        let found = pods.list(&ListParams::default()).await?.items;
+        let facts = namespace_facts(membership, &namespace, &found);
         let (left, done) = view(&facts);
         if left.is_empty() {
             say(&done);
@@ -190,7 +195,7 @@ mod tests {
         let namespace = json!({ "metadata": { "name": "shop", "labels": labels } });
         let namespace = serde_json::from_value(namespace).unwrap();
         let pods = [pod("starts", json!("n1")), pod("waits", Value::Null)];
-        let facts = namespace_facts(&namespace, &pods);
+        let facts = namespace_facts(&Membership::default(), &namespace, &pods);
         assert_eq!(facts.waiting, ["starts"]);
         assert_eq!(facts.outside, 0);
     }

@@ -12,6 +12,7 @@ mod enroll;
 mod explain;
 mod install;
 mod live;
+mod membership;
 mod network_policy;
 mod output;
 mod parts;

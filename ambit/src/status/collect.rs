@@ -15,6 +15,7 @@ use serde::Deserialize;
 use super::{is_captured, trouble, version_of};
 use crate::cluster::is_missing;
 use crate::install::Progress;
+use crate::membership::{self, Membership};
 use crate::parts::Part;
 use crate::proxy;
 use crate::waypoint::{Pods, ready};
@@ -296,6 +297,7 @@ async fn namespaces(client: &Client, system: &str) -> anyhow::Result<Vec<Namespa
             .or_default()
             .push(pod);
     }
+    let membership = membership::find(client, system).await?;
     let mut found = Vec::new();
     for namespace in all
         .iter()
@@ -304,21 +306,21 @@ async fn namespaces(client: &Client, system: &str) -> anyhow::Result<Vec<Namespa
         let pods = by_namespace
             .remove(&namespace.name_any())
             .unwrap_or_default();
-        found.push(namespace_facts(namespace, &pods));
+        found.push(namespace_facts(&membership, namespace, &pods));
     }
     found.retain(|n| n.enrolled || n.captured > 0 || !n.waiting.is_empty());
     Ok(found)
 }
 
 /// Counts the pods of one namespace.
-pub(crate) fn namespace_facts(namespace: &Namespace, pods: &[Pod]) -> NamespaceFacts {
-    let enrolled = namespace
-        .labels()
-        .get(labels::DATAPLANE_MODE)
-        .is_some_and(|mode| mode == labels::AMBIENT);
+pub(crate) fn namespace_facts(
+    membership: &Membership,
+    namespace: &Namespace,
+    pods: &[Pod],
+) -> NamespaceFacts {
     let mut facts = NamespaceFacts {
         name: namespace.name_any(),
-        enrolled,
+        enrolled: membership.enrols(namespace),
         captured: 0,
         waiting: Vec::new(),
         lingering: Vec::new(),
@@ -326,7 +328,7 @@ pub(crate) fn namespace_facts(namespace: &Namespace, pods: &[Pod]) -> NamespaceF
     };
     let there = pods.iter().filter(|pod| !is_over(pod) && has_a_node(pod));
     for pod in there {
-        let belongs = belongs(enrolled, pod);
+        let belongs = membership.wants(namespace, pod);
         let brings_its_own = pod.annotations().contains_key(labels::SIDECAR_STATUS);
         match (belongs, is_captured(pod.annotations())) {
             (true, true) => facts.captured += 1,
@@ -337,21 +339,6 @@ pub(crate) fn namespace_facts(namespace: &Namespace, pods: &[Pod]) -> NamespaceF
         }
     }
     facts
-}
-
-/// Whether the labels put `pod` into the mesh (wire.md 1.5.3).
-fn belongs(enrolled: bool, pod: &Pod) -> bool {
-    if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
-        return false;
-    }
-    if pod.annotations().contains_key(labels::SIDECAR_STATUS) {
-        return false;
-    }
-    match pod.labels().get(labels::DATAPLANE_MODE).map(String::as_str) {
-        Some(labels::AMBIENT) => true,
-        Some(labels::NONE) => false,
-        _ => enrolled,
-    }
 }
 
 /// One that waits for a node speaks to nobody, and there is no agent yet that could enrol it.
@@ -562,7 +549,7 @@ mod tests {
         for mode in ["dedicated", "ambient"] {
             let metadata = json!({ "name": "shop", "labels": { "istio.io/dataplane-mode": mode } });
             let namespace = serde_json::from_value(json!({ "metadata": metadata })).unwrap();
-            let facts = namespace_facts(&namespace, &pods);
+            let facts = namespace_facts(&Membership::default(), &namespace, &pods);
             assert_eq!((facts.captured, facts.lingering.len()), (1, 0), "{mode}");
         }
     }
