@@ -132,7 +132,8 @@ pub struct Table<L, M> {
 #[derive(Debug)]
 pub struct Series<L, M> {
     labels: Arc<L>,
-    numbers: M,
+    /// Apart from who holds the series: those who only print them do not.
+    numbers: Arc<M>,
     /// Since the last sweep.
     used: AtomicBool,
     /// In milliseconds since the table began.
@@ -154,6 +155,16 @@ impl<L, M> Series<L, M> {
     /// What tells it from others.
     pub fn labels(&self) -> &L {
         &self.labels
+    }
+
+    /// The same labels and numbers, without being it.
+    fn to_print(&self) -> Self {
+        Self {
+            labels: self.labels.clone(),
+            numbers: self.numbers.clone(),
+            used: AtomicBool::new(false),
+            idle_since: AtomicU64::new(0),
+        }
     }
 }
 
@@ -203,7 +214,7 @@ impl<L: Labels, M: Default> Table<L, M> {
         let made = |labels: Arc<L>| {
             Arc::new(Series {
                 labels,
-                numbers: M::default(),
+                numbers: Arc::default(),
                 used: AtomicBool::new(true),
                 idle_since: AtomicU64::new(0),
             })
@@ -224,10 +235,12 @@ impl<L: Labels, M: Default> Table<L, M> {
         self.len() == 0
     }
 
-    /// All of them, copied out: a slow reader holds up nobody.
+    /// All of them, copied out: a slow reader holds up nobody, and keeps no series that nobody uses.
     pub fn all(&self) -> Vec<Arc<Series<L, M>>> {
         let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
-        all.values().cloned().collect()
+        all.values()
+            .map(|series| Arc::new(series.to_print()))
+            .collect()
     }
 
     /// How it stands with its bounds.
@@ -440,6 +453,25 @@ mod tests {
         assert_eq!(idle.len(), 3);
         table.expire(&idle[..2], after(300));
         assert_eq!((table.len(), table.figures().expired), (1, 2));
+    }
+
+    #[test]
+    fn whoever_prints_series_for_hours_keeps_none_that_nobody_uses() {
+        let table = table(10);
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let held = table.of(name("held"));
+        table.of(name("idle")).fetch_add(7, Relaxed);
+        let printed = table.all();
+        assert_eq!(table.idle(after(30)).len(), 0, "all were used");
+        let idle = table.idle(after(91));
+        assert_eq!(idle, [Arc::new(name("idle"))]);
+        table.expire(&idle, after(91));
+        assert_eq!(shown(&table), ["held 0"]);
+        held.fetch_add(1, Relaxed);
+        let mut sums: Vec<u64> = printed.iter().map(|it| it.load(Relaxed)).collect();
+        sums.sort_unstable();
+        assert_eq!(sums, [1, 7], "what is printed are the numbers of now");
     }
 
     #[test]
