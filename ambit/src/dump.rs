@@ -205,7 +205,7 @@ fn write(to: &Path, name: &str, text: &str) -> anyhow::Result<()> {
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Objects that the mesh reads, and those it consists of. Secrets are none of them.
-const KINDS: [(&str, &str, &str); 20] = [
+const KINDS: [(&str, &str, &str); 28] = [
     ("apps", "v1", "Deployment"),
     ("coordination.k8s.io", "v1", "Lease"),
     (
@@ -227,8 +227,16 @@ const KINDS: [(&str, &str, &str); 20] = [
     ("apps", "v1", "DaemonSet"),
     ("security.istio.io", "v1", "AuthorizationPolicy"),
     ("security.istio.io", "v1", "PeerAuthentication"),
+    ("security.istio.io", "v1", "RequestAuthentication"),
+    ("telemetry.istio.io", "v1", "Telemetry"),
     ("networking.istio.io", "v1", "ServiceEntry"),
     ("networking.istio.io", "v1", "WorkloadEntry"),
+    ("networking.istio.io", "v1", "WorkloadGroup"),
+    ("networking.istio.io", "v1", "DestinationRule"),
+    ("networking.istio.io", "v1", "VirtualService"),
+    ("ambit.io", "v1alpha1", "RateLimitPolicy"),
+    ("ambit.io", "v1alpha1", "QuotaPolicy"),
+    ("ambit.io", "v1alpha1", "ExternalProcessor"),
     ("gateway.networking.k8s.io", "v1", "Gateway"),
     ("gateway.networking.k8s.io", "v1", "GatewayClass"),
     ("gateway.networking.k8s.io", "v1", "HTTPRoute"),
@@ -240,6 +248,28 @@ const KINDS: [(&str, &str, &str); 20] = [
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn every_kind_that_the_mesh_brings_is_among_those_that_are_dumped() {
+        let manifest = include_str!("../../manifests/ambit.yaml");
+        let mut found = 0;
+        for text in manifest.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(text).unwrap_or_default();
+            if object["kind"] != "CustomResourceDefinition" {
+                continue;
+            }
+            let spec = &object["spec"];
+            let versions = spec["versions"].as_array().unwrap();
+            let dumped = KINDS.iter().any(|(group, version, kind)| {
+                spec["group"] == *group
+                    && spec["names"]["kind"] == *kind
+                    && versions.iter().any(|it| it["name"] == *version)
+            });
+            assert!(dumped, "{}", object["metadata"]["name"]);
+            found += 1;
+        }
+        assert!(found >= 12, "{found}");
+    }
 
     #[test]
     fn values_of_variables_are_left_out_wherever_they_stand() {
