@@ -10,7 +10,7 @@ use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{CLASS, REVISION, Row, gateways, row};
+use super::{CLASS, REVISION, Row, gateways, is_waypoint, row};
 use crate::Outcome;
 use crate::cluster::is_missing;
 use crate::output::{self, say};
@@ -108,6 +108,11 @@ impl Apply {
             self.free(&namespaces).await?;
         }
         let gateways = gateways(client, Some(namespace));
+        let found = gateways.get_opt(name).await;
+        let found = found.with_context(|| format!("Gateway {namespace}/{name}"))?;
+        if let Some(why) = found.as_ref().and_then(in_the_way) {
+            bail!("{why}");
+        }
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let applied = gateways
             .patch(name, &params, &Patch::Apply(&self.wanted.gateway()))
@@ -182,9 +187,32 @@ impl Apply {
     }
 }
 
+/// Why a Gateway that is there is not made a waypoint: with its class it would lose who looks after it, and its addresses.
+fn in_the_way(found: &DynamicObject) -> Option<String> {
+    let namespace = found.namespace().unwrap_or_default();
+    let name = found.name_any();
+    (!is_waypoint(found)).then(|| {
+        format!("Gateway {namespace}/{name} is there and is no waypoint; choose another --name")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gateway_of_another_class_is_not_made_a_waypoint() {
+        let gateway = |class: &str| -> DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+                "metadata": { "name": "door", "namespace": "shop" }, "spec": { "gatewayClassName": class },
+            }))
+            .unwrap()
+        };
+        assert_eq!(in_the_way(&gateway(CLASS)), None);
+        let why = in_the_way(&gateway("nginx")).unwrap();
+        assert!(why.contains("shop/door") && why.contains("--name"), "{why}");
+    }
 
     #[test]
     fn what_is_generated_is_what_is_applied() {
