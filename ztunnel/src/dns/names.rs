@@ -1,9 +1,10 @@
 //! Pure: which addresses a name of the mesh has, for a caller in some namespace.
 //!
 //! A name is tried as it stands and then without each search domain, because resolvers append
-//! those before they try the bare name. Each of these is, in this order: a host, a Kubernetes
-//! short form (`web`, `web.alpha`, `web.alpha.svc`), a pod of a headless service (`db-0.db`, as those of a StatefulSet
-//! are called), or below a wildcard host.
+//! those before they try the bare name. Each of these is, in this order: a host of the caller's namespace or of a
+//! Kubernetes Service, a Kubernetes short form (`web`, `web.alpha`, `web.alpha.svc`), a pod of a headless service
+//! (`db-0.db`, as those of a StatefulSet are called), a host of a ServiceEntry elsewhere, or below a wildcard host. So
+//! whoever may write entries of one namespace does not say for others where the names of their Services lead.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -144,6 +145,9 @@ impl Names<'_> {
         if let Some(addresses) = self.pod(name) {
             return Some(addresses);
         }
+        if let Some(entry) = self.host(name) {
+            return self.addresses(entry);
+        }
         let mut parents = name.match_indices('.').map(|(at, _)| &name[at..]);
         let below = parents.find_map(|parent| self.host(&format!("*{parent}")))?;
         self.addresses(below)
@@ -154,9 +158,11 @@ impl Names<'_> {
         found.map(|service| &**service)
     }
 
-    /// The service of that host, or of that short form of one.
+    /// The service of that host, if it is the caller's own or Kubernetes', or of that short form of one.
     fn service(&self, name: &str) -> Option<&Service> {
+        let near = |it: &&Service| *it.namespace == *self.namespace || self.is_kubernetes(it);
         self.host(name)
+            .filter(near)
             .or_else(|| self.host(&self.short(name)?.host))
     }
 

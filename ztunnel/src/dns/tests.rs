@@ -258,6 +258,61 @@ fn a_pod_of_a_headless_service_has_a_name_below_it_by_its_service_in_full_and_in
     }
 }
 
+/// ServiceEntries of namespace aaa whose hosts are the names of others: of a Service, and of a pod below a headless one.
+#[test]
+fn an_entry_of_another_namespace_has_no_name_that_is_a_services_in_short() {
+    let service = |name: &str, namespace: &str, host: &str, address: Option<&str>| {
+        let addresses: Vec<_> = address
+            .iter()
+            .map(|it| serde_json::json!({ "address": it }))
+            .collect();
+        serde_json::json!({ "service": {
+            "name": name, "namespace": namespace, "hostname": host, "addresses": addresses, "canonical": true,
+            "ports": [{ "servicePort": 80, "targetPort": 80 }],
+        } })
+    };
+    let mut resources = serde_json::Map::new();
+    let (web, db) = ("web.alpha.svc.cluster.local", "db.alpha.svc.cluster.local");
+    for (name, host, address) in [("web", web, Some("10.96.0.7")), ("db", db, None)] {
+        let told = service(name, "alpha", host, address);
+        resources.insert(format!("alpha/{host}"), told);
+    }
+    for host in [
+        "web.alpha",
+        "web.alpha.svc",
+        "db-0.db.alpha",
+        "other.alpha",
+        "db-0.db.alpha.svc.cluster.local",
+    ] {
+        let told = service("thief", "aaa", host, Some("10.99.0.1"));
+        resources.insert(format!("aaa/{host}"), told);
+    }
+    let pod = serde_json::json!({ "workload": {
+        "uid": "Kubernetes//Pod/alpha/db-0", "name": "db-0", "namespace": "alpha", "addresses": ["10.97.0.1"],
+        "services": { format!("alpha/{db}"): { "ports": [{ "servicePort": 80, "targetPort": 80 }] } },
+    } });
+    resources.insert("Kubernetes//Pod/alpha/db-0".to_owned(), pod);
+    let mut recorded = Recorded::read();
+    recorded.snapshot = golden::snapshot(&Value::Object(resources));
+    let asked = |namespace: &str, name: &str| {
+        let response = recorded.ask(namespace, name, RecordType::A)?;
+        Some(response.answers.last()?.data.to_string())
+    };
+    for (name, address) in [
+        ("web.alpha.", "10.96.0.7"),
+        ("web.alpha.beta.svc.cluster.local.", "10.96.0.7"),
+        ("web.alpha.svc.", "10.96.0.7"),
+        ("web.alpha.svc.beta.svc.cluster.local.", "10.96.0.7"),
+        ("db-0.db.alpha.beta.svc.cluster.local.", "10.97.0.1"),
+        ("db-0.db.alpha.svc.cluster.local.", "10.97.0.1"),
+        ("other.alpha.beta.svc.cluster.local.", "10.99.0.1"),
+    ] {
+        assert_eq!(asked("beta", name).as_deref(), Some(address), "{name}");
+    }
+    // In its own namespace an entry is meant, as by its address.
+    assert_eq!(asked("aaa", "web.alpha.").as_deref(), Some("10.99.0.1"));
+}
+
 #[test]
 fn the_searched_namespace_is_the_callers_not_ours() {
     let mut recorded = Recorded::read();

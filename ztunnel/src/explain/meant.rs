@@ -210,15 +210,17 @@ fn service<'a>(view: &View<'a>, caller: &Caller, name: &str) -> Option<&'a Arc<S
         let known = |host: &str| view.snapshot.service(namespace, host);
         return known(host).or_else(|| known(&of_kubernetes));
     }
+    let known = |host: &str| view.snapshot.service_for_host(host, namespace);
     let forms = [
-        name.to_owned(),
         format!("{name}.{namespace}.svc.{domain}"),
         format!("{name}.svc.{domain}"),
         format!("{name}.{domain}"),
     ];
-    forms
-        .iter()
-        .find_map(|host| view.snapshot.service_for_host(host, namespace))
+    // As names are answered: an entry of another namespace has none that is a Service's short form.
+    let itself = known(name);
+    let own = itself.filter(|it| *it.namespace == *namespace);
+    own.or_else(|| forms.iter().find_map(|host| known(host)))
+        .or(itself)
 }
 
 /// The services of Kubernetes that may be called so from a namespace; a host of another kind cannot be told to be of any.
