@@ -52,7 +52,12 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- define "ambit.env" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
+{{- /* To helm each number of a file is a fraction, and it writes large ones with an exponent, which no program reads. */}}
+{{- if and (kindIs "float64" $value) (eq $value (floor $value)) }}
+  value: {{ int64 $value | quote }}
+{{- else }}
   value: {{ $value | quote }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
