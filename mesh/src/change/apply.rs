@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use super::{Gathered, Payload, Step, Update};
 use crate::claims::{ByIp, Claims, claim, disclaim};
+use crate::egress::EgressMode;
 use crate::endpoints::Endpoints;
 use crate::names::{Interner, NamespacedHost};
 use crate::parse::{ParseError, Rejected};
@@ -125,9 +126,22 @@ impl Snapshot {
         effect: &mut Effect,
     ) {
         match gathered {
-            Some(gathered) => gathered.add(workload, effect),
+            Some(gathered) => {
+                effect.policies_changed = effect.policies_changed || self.is_news(&workload);
+                gathered.add(workload, effect);
+            }
             None => self.set_workload(workload, effect),
         }
+    }
+
+    /// Whether it concerns those who judge that this workload comes. It may have been here before, and its connections, or
+    /// who looks after its datagrams, may have waited for it: what is said of it now, and the policies that apply, may be
+    /// others than when it went.
+    fn is_news(&self, workload: &Workload) -> bool {
+        !workload.authorization_policies.is_empty()
+            || workload.udp
+            || workload.egress.mode != EgressMode::Allow
+            || self.policies_of(workload).known().next().is_some()
     }
 
     fn set_workload(&mut self, workload: Workload, effect: &mut Effect) {
@@ -135,15 +149,15 @@ impl Snapshot {
         if before.as_deref() == Some(&workload) {
             return;
         }
-        effect.policies_changed |=
-            before
-                .as_ref()
-                .map_or(!workload.authorization_policies.is_empty(), |before| {
-                    before.authorization_policies != workload.authorization_policies
-                        || before.namespace != workload.namespace
-                        || before.egress != workload.egress
-                        || before.udp != workload.udp
-                });
+        effect.policies_changed |= before.as_ref().map_or_else(
+            || self.is_news(&workload),
+            |before| {
+                before.authorization_policies != workload.authorization_policies
+                    || before.namespace != workload.namespace
+                    || before.egress != workload.egress
+                    || before.udp != workload.udp
+            },
+        );
         if let Some(before) = before {
             self.make_way(&before, &workload);
         }

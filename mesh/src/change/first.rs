@@ -24,7 +24,6 @@ impl Gathered {
     /// One more, or another version of one.
     pub(super) fn add(&mut self, workload: Workload, effect: &mut Effect) {
         effect.changed = true;
-        effect.policies_changed |= !workload.authorization_policies.is_empty();
         self.0.push(Arc::new(workload));
     }
 

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WAYPOINT_TYPE, workload as wire};
+use api::{ADDRESS_TYPE, AUTHORIZATION_TYPE, WAYPOINT_TYPE, security, workload as wire};
 use mesh::{Demand, Entry, Kind, Mesh, Session, Wish};
 use tonic::Status;
 
@@ -242,6 +242,77 @@ async fn watchers_hear_of_policies_only_when_policies_may_have_changed() {
     workload.authorization_policies = vec!["ns/p".to_owned()];
     apply(&workload); // another policy applies
     assert_eq!(*seen.lock().unwrap(), [(1, 0), (1, 0), (2, 0), (3, 1)]);
+}
+
+/// While it was away nobody judged its connections by what came meanwhile.
+#[tokio::test]
+async fn watchers_hear_of_a_workload_that_comes_back_to_policies_or_to_what_else_concerns_them() {
+    let global = security::Authorization {
+        name: "all".to_owned(),
+        namespace: "istio-system".to_owned(),
+        scope: security::Scope::Global.into(),
+        ..Default::default()
+    };
+    let of_namespace = security::Authorization {
+        name: "some".to_owned(),
+        namespace: "ns".to_owned(),
+        scope: security::Scope::Namespace.into(),
+        ..Default::default()
+    };
+    let of_another = security::Authorization {
+        namespace: "another".to_owned(),
+        ..of_namespace.clone()
+    };
+    let plain = wire::Workload {
+        uid: "uid".to_owned(),
+        namespace: "ns".to_owned(),
+        ..Default::default()
+    };
+    let says = |name: &str| wire::Workload {
+        extensions: vec![wire::Extension {
+            name: name.to_owned(),
+            config: None,
+        }],
+        ..plain.clone()
+    };
+    let carried = says(api::UDP_EXTENSION);
+    let cases = [
+        (None, &plain, false),
+        (Some(of_another), &plain, false),
+        (Some(of_namespace), &plain, true),
+        (Some(global), &plain, true),
+        (None, &carried, true),
+    ];
+    // With others in the mesh, and as the only one.
+    for others in [true, false] {
+        for (policy, workload, heard) in &cases {
+            let (mesh, mut writer) = Mesh::new();
+            let policies = mesh.policies_changed();
+            let mut before = mesh::Update::default();
+            before.set_workload(plain.clone());
+            if others {
+                before.set_workload(wire::Workload {
+                    uid: "other".to_owned(),
+                    ..plain.clone()
+                });
+            }
+            let mut gone = mesh::Update::default();
+            gone.addresses.removed.push("uid".into());
+            let mut meanwhile = mesh::Update::default();
+            if let Some(policy) = policy {
+                meanwhile.set_policy(policy.clone());
+            }
+            for update in [before, gone, meanwhile] {
+                assert_eq!(writer.apply(update), []);
+            }
+            let count = *policies.borrow();
+            let mut back = mesh::Update::default();
+            back.set_workload((*workload).clone());
+            assert_eq!(writer.apply(back), []);
+            let told = *policies.borrow() > count;
+            assert_eq!(told, *heard, "{others} {policy:?} {workload:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -74,6 +74,24 @@ async fn a_reference_to_a_policy_that_is_here_already_counts_as_a_change() {
     assert!(cut(&mut tcp).await);
 }
 
+/// A control plane that restarts, or one of its replicas that is behind, may take a workload back and tell of it anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_comes_while_a_workload_is_not_told_of_cuts_when_it_is_told_of_again() {
+    let mut world = World::new(&[]);
+    let client = world.pod("client-gb", At::Node(0), &CLIENT).await;
+    let server = world.pod("server-gb", At::Node(1), &SERVER).await;
+    server.serve(9000);
+    let mut tcp = client.connect(server.at(0, 9000)).await;
+    greeting(&mut tcp).await.unwrap();
+    let uid = world.workload("server-gb").uid;
+    world.tell(|update| update.addresses.removed.push(uid.as_str().into()));
+    world.deny_port("meanwhile-gb", 9000);
+    // Nobody can judge it now.
+    talk(&mut tcp).await;
+    world.tell_pod("server-gb");
+    assert!(cut(&mut tcp).await, "it is denied by now");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_connection_outlives_a_policy_that_is_late_but_not_one_that_never_comes() {
     let mut world = World::new(&[]);
