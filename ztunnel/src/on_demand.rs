@@ -237,12 +237,13 @@ impl OnDemand {
     }
 
     /// Asks for what is said of a connection that arrives: who its client is, and which services it may have come for. Waits a
-    /// moment only: what comes later is said of the next.
+    /// moment only: what comes later is said of the next. Clients may be any number and from anywhere, and nobody is refused
+    /// for what is said of them: they push out nobody whom a pod calls.
     pub(crate) async fn arriving(&self, node: &Node, workload: &Workload, peer: IpAddr) {
         let services = workload.services.iter().take(MEMBERSHIPS);
         let services = services.map(|member| Whom::Named(&member.service));
         let all = services.chain([Whom::At(&workload.network, peer)]);
-        let asking = all.map(|whom| self.whom(node, whom));
+        let asking = all.map(|whom| self.whom_for(node, whom, For::Question));
         let asking = futures_util::future::join_all(asking);
         let _ = tokio::time::timeout(MOMENT, asking).await;
     }
@@ -257,14 +258,24 @@ impl OnDemand {
 
     /// Whoever is meant is known when this returns, or known not to exist. Whether it had to be asked.
     pub(crate) async fn whom(&self, node: &Node, whom: Whom<'_>) -> Result<bool, NotTold> {
-        let name = whom.name();
-        let (told, asked) = self.ask(&name).await?;
+        self.whom_for(node, whom, For::Connection).await
+    }
+
+    async fn whom_for(
+        &self,
+        node: &Node,
+        whom: Whom<'_>,
+        needed_for: For,
+    ) -> Result<bool, NotTold> {
+        let (name, wait) = (whom.name(), self.terms.wait);
+        let (told, asked) = self.ask_for(&name, needed_for, wait).await?;
         if told != Told::There || whom.is_known(&node.mesh.load()) {
             return Ok(asked);
         }
         // It has gone since. The control plane would say who comes in its place, but not every one does.
         lock(&self.book).doubt(&name, Instant::now());
-        self.ask(&name).await.map(|_| true)
+        let again = self.ask_for(&name, needed_for, wait).await;
+        again.map(|_| true)
     }
 
     /// What is told of that name, and whether it had to be asked.

@@ -48,8 +48,8 @@ pub(super) enum Seen {
     Full,
 }
 
-/// What needs a name. Each has room of its own: questions about names, of which a pod can think up any number, push out
-/// nobody whom a connection goes to.
+/// What needs a name. Each has room of its own: questions about names, of which a pod can think up any number, and about
+/// clients, who may be any number, push out nobody whom a connection goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum For {
     Connection,

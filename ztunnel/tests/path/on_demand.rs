@@ -134,6 +134,34 @@ async fn a_connection_asks_for_whom_it_needs_and_for_nobody_else() {
     );
 }
 
+/// Who comes from outside is asked about for the record alone, and may be anybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_push_out_nobody_whom_a_pod_calls() {
+    let (mut world, control) = World::asking(&["--on-demand-most", "4"]).await;
+    let (client, _server) = client_and_service(&mut world, "od12").await;
+    let called = world.pod("called-od12", At::Node(0), &["10.77.0.40"]).await;
+    called.serve(9000);
+    let mut tcp = client.connect(at(VIP, 80)).await;
+    greeting(&mut tcp).await.unwrap();
+    echo(tcp, b"first").await;
+    for number in 41..49 {
+        let (name, ip) = (format!("o{number}-od12"), format!("10.77.0.{number}"));
+        let outside = world.pod(&name, At::Nowhere, &[&ip]).await;
+        let mut tcp = outside.connect(called.at(0, 9000)).await;
+        greeting(&mut tcp).await.unwrap();
+        echo(tcp, b"comes").await;
+        let asked = format!("/{ip}");
+        eventually("it is asked who comes", || {
+            times(&control, "node-1", &asked) == 1
+        })
+        .await;
+    }
+    let mut tcp = client.connect(at(VIP, 80)).await;
+    greeting(&mut tcp).await.unwrap();
+    echo(tcp, b"still known").await;
+    assert_eq!(times(&control, "node-1", "/10.78.0.1"), 1, "not asked anew");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_in_the_range_of_a_service_is_the_services() {
     let (mut world, _control) = World::asking(&[]).await;
