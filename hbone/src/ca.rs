@@ -10,11 +10,15 @@ use api::ca::{
     IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
 };
 use prost_types::{Struct, Value, value::Kind};
-use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, transport::Channel};
+use tonic::{
+    Code, Request, Status,
+    metadata::{AsciiMetadataKey, AsciiMetadataValue},
+    transport::Channel,
+};
 
 use crate::{
     certs::{SignError, Signer},
-    control_plane::WORKLOAD,
+    control_plane::{WORKLOAD, usable},
     identity::Identity,
 };
 
@@ -30,6 +34,7 @@ pub struct CaClient {
     lifetime: Duration,
     itself: bool,
     workload: Option<AsciiMetadataValue>,
+    headers: Arc<Vec<(AsciiMetadataKey, AsciiMetadataValue)>>,
 }
 
 impl CaClient {
@@ -53,7 +58,14 @@ impl CaClient {
             lifetime,
             itself: false,
             workload: None,
+            headers: Arc::default(),
         })
+    }
+
+    /// One whose calls carry headers that an operator asked for; one that no header can be is left out.
+    pub fn with_headers(mut self, headers: &[(String, String)]) -> Self {
+        self.headers = Arc::new(usable(headers));
+        self
     }
 
     /// One that asks for nobody's identity but its own, that of its token, as any workload may.
@@ -104,6 +116,9 @@ impl CaClient {
         });
         if let Some(bearer) = bearer {
             request.metadata_mut().insert("authorization", bearer);
+        }
+        for (name, value) in self.headers.iter() {
+            request.metadata_mut().insert(name.clone(), value.clone());
         }
         request
             .metadata_mut()

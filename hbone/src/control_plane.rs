@@ -68,18 +68,24 @@ impl Credentials {
     /// With the cluster's name, and headers an operator asked for; one that no header can be is left out.
     pub fn new(token: TokenSource, cluster: &str, headers: &[(String, String)]) -> Self {
         let cluster = ("clusterid".to_owned(), cluster.to_owned());
-        let headers = headers.iter().cloned().chain([cluster]);
-        let parsed = headers.filter_map(|(name, value)| {
-            Some((
-                AsciiMetadataKey::from_bytes(name.as_bytes()).ok()?,
-                value.parse().ok()?,
-            ))
-        });
+        let mut all = usable(headers);
+        all.extend(usable(&[cluster]));
         Self {
             token,
-            headers: Arc::new(parsed.collect()),
+            headers: Arc::new(all),
         }
     }
+}
+
+/// Those of the headers that can be one.
+pub(crate) fn usable(headers: &[(String, String)]) -> Vec<(AsciiMetadataKey, AsciiMetadataValue)> {
+    let parsed = headers.iter().filter_map(|(name, value)| {
+        Some((
+            AsciiMetadataKey::from_bytes(name.as_bytes()).ok()?,
+            value.parse().ok()?,
+        ))
+    });
+    parsed.collect()
 }
 
 impl std::fmt::Debug for Credentials {

@@ -24,6 +24,8 @@ struct Authority {
     ca: Arc<Ca>,
     fails: Arc<Mutex<Option<Status>>>,
     asked: Arc<Mutex<Vec<(String, String, i64)>>>,
+    /// What each request had for header `x-team`.
+    teams: Arc<Mutex<Vec<Option<String>>>>,
 }
 
 #[tonic::async_trait]
@@ -42,6 +44,9 @@ impl IstioCertificateService for Authority {
                 .to_owned()
         };
         let (bearer, cluster) = (header("authorization"), header("clusterid"));
+        let team = request.metadata().get("x-team");
+        let team = team.map(|team| team.to_str().unwrap().to_owned());
+        self.teams.lock().unwrap().push(team);
         let message = request.into_inner();
         let fields = message.metadata.unwrap().fields;
         assert_eq!(fields.len(), 1, "only what the wire contract names");
@@ -67,6 +72,7 @@ async fn authority() -> (Authority, Channel) {
         ca: Arc::new(Ca::new()),
         fails: Arc::default(),
         asked: Arc::default(),
+        teams: Arc::default(),
     };
     let (listener, address) = common::listen().await;
     let serving = tonic::transport::Server::builder()
@@ -99,6 +105,23 @@ async fn a_request_says_who_we_are_and_for_whom_we_ask() {
         ],
         "the token is read for every call"
     );
+}
+
+#[tokio::test]
+async fn headers_that_an_operator_asks_for_go_along_and_none_takes_the_place_of_the_cluster() {
+    let (authority, channel) = authority().await;
+    let headers = [
+        ("x-team", "a"),
+        ("clusterid", "another"),
+        ("no header", "b"),
+    ];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let client = CaClient::new(channel, "Kubernetes", Arc::new(|| Ok("t".into())), HOUR).unwrap();
+    let client = client.with_headers(&headers);
+    let certificates = Certificates::new(client, CertificatesConfig::default());
+    certificates.of(&identity("a")).await.unwrap();
+    assert_eq!(*authority.teams.lock().unwrap(), [Some("a".to_owned())]);
+    assert_eq!(authority.asked.lock().unwrap()[0].1, "Kubernetes");
 }
 
 #[tokio::test]

@@ -282,6 +282,9 @@ pub struct Config {
     /// Extra gRPC headers for discovery, from `XDS_HEADER_*`.
     #[arg(skip)]
     pub xds_headers: Vec<(String, String)>,
+    /// Extra gRPC headers for the certificate authority, from `CA_HEADER_*`.
+    #[arg(skip)]
+    pub ca_headers: Vec<(String, String)>,
 }
 
 /// Ports inside each pod. Fixed: the packet rules of Istio's node agent name them.
@@ -307,6 +310,8 @@ impl Config {
                 self.metadata.insert(key.to_owned(), value);
             } else if let Some(header) = name.strip_prefix("XDS_HEADER_") {
                 self.xds_headers.push((header.to_lowercase(), value));
+            } else if let Some(header) = name.strip_prefix("CA_HEADER_") {
+                self.ca_headers.push((header.to_lowercase(), value));
             }
         }
         self
@@ -499,6 +504,7 @@ mod tests {
         let variables = [
             ("ISTIO_META_DNS", "x"),
             ("XDS_HEADER_X-Team", "a"),
+            ("CA_HEADER_X-Cell", "b"),
             ("HOME", "/"),
         ];
         let config = config(&[])
@@ -508,5 +514,6 @@ mod tests {
             BTreeMap::from([("DNS".to_owned(), "x".to_owned())])
         );
         assert_eq!(config.xds_headers, [("x-team".to_owned(), "a".to_owned())]);
+        assert_eq!(config.ca_headers, [("x-cell".to_owned(), "b".to_owned())]);
     }
 }

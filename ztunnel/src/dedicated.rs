@@ -86,6 +86,7 @@ pub fn signer(
     )?;
     let lifetime = config.secret_ttl;
     let client = CaClient::new(channel, &config.cluster_id, config.tokens(), lifetime)?;
+    let client = client.with_headers(&config.ca_headers);
     let client = match config.mode {
         Mode::Shared => client,
         Mode::Dedicated => client.for_itself(),

@@ -18,7 +18,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ("altCaHostname", json!(config.alt_ca_hostname)),
         ("altXdsHostname", json!(config.alt_xds_hostname)),
         ("caAddress", json!(config.ca_address())),
-        ("caHeaders", json!([])),
+        ("caHeaders", json!(config.ca_headers)),
         ("caRootCert", json!({ "File": config.ca_root_ca() })),
         ("clusterDomain", json!(config.cluster_domain)),
         ("clusterId", json!(config.cluster_id)),

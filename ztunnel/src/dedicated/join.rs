@@ -193,6 +193,7 @@ fn client(config: &Config, dialler: &Dialler, token: TokenSource) -> Result<CaCl
         )
         .map_err(|error| SignError::Local(error.to_string()))?;
     CaClient::new(channel, &config.cluster_id, token, config.secret_ttl)?
+        .with_headers(&config.ca_headers)
         .for_itself()
         .for_workload(&super::reference(config))
 }
