@@ -34,6 +34,8 @@ const REMEMBERED: usize = 1024;
 /// One connection in so many may be tried again, and these many a second whatever the load.
 const CONNECTIONS_A_RETRY: u64 = 5;
 const RETRIES_A_SECOND: u64 = 10;
+/// In which time alone earns one part of a retry.
+const NANOS_A_PART: u64 = 1_000_000_000 / (RETRIES_A_SECOND * CONNECTIONS_A_RETRY);
 /// What can be saved up: a rollout of one service makes a burst.
 const SAVED: u64 = 200;
 
@@ -221,17 +223,14 @@ impl Budget {
 
 impl Account {
     fn spend(&mut self, connections: u64, now: Instant) -> bool {
-        let millis = now.saturating_duration_since(self.at).as_millis();
-        let by_time = u64::try_from(millis).unwrap_or(u64::MAX).min(SAVED * 1000)
-            * RETRIES_A_SECOND
-            * CONNECTIONS_A_RETRY
-            / 1000;
+        let nanos = now.saturating_duration_since(self.at).as_nanos();
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        let by_time = nanos / NANOS_A_PART;
         let by_connections = connections
             .wrapping_sub(self.counted)
             .min(SAVED * CONNECTIONS_A_RETRY);
-        if by_time > 0 {
-            self.at = now;
-        }
+        // What is no whole part yet counts with the next.
+        self.at += Duration::from_nanos(by_time * NANOS_A_PART);
         self.counted = connections;
         self.saved = (self.saved + by_time + by_connections).min(SAVED * CONNECTIONS_A_RETRY);
         match self.saved.checked_sub(CONNECTIONS_A_RETRY) {
@@ -323,12 +322,19 @@ mod tests {
 
     #[test]
     fn time_is_not_lost_in_small_pieces() {
-        let mut account = Account::default();
-        let began = account.at;
-        while account.spend(0, began) {}
-        let granted = (1..=20_000)
-            .filter(|step| account.spend(0, began + Duration::from_micros(step * 100)))
-            .count();
-        assert_eq!(granted as u64, 2 * RETRIES_A_SECOND);
+        let pieces = [
+            (Duration::from_micros(100), 20_000, 20),
+            // Nearly two parts each.
+            (Duration::from_millis(39), 256, 99),
+        ];
+        for (piece, pieces, retries) in pieces {
+            let mut account = Account::default();
+            let began = account.at;
+            while account.spend(0, began) {}
+            let granted = (1..=pieces)
+                .filter(|step| account.spend(0, began + piece * *step))
+                .count();
+            assert_eq!(granted, retries, "a piece of {piece:?}");
+        }
     }
 }
