@@ -126,6 +126,8 @@ pub struct Standing {
     pub places: Vec<Place>,
     /// Account of its pods.
     pub account: String,
+    /// Whether it is ours to tell whom it fronts.
+    pub programmed: bool,
 }
 
 impl Standing {

@@ -186,9 +186,6 @@ impl World {
         };
         for gateway in &gateways {
             self.enter(gateway, dirty);
-            // Whether it is ours to tell whom it fronts.
-            let named = self.objects.named.get(gateway).into_iter();
-            mark(dirty, named.flatten().cloned());
         }
         mark(dirty, [key.clone()]);
     }

@@ -59,6 +59,7 @@ impl Objects {
                 .unwrap_or_default(),
             places: self.places(gateway),
             account: gateway.account.clone(),
+            programmed: self.controller(gateway) == Controller::Mesh,
         })
     }
 
@@ -169,12 +170,14 @@ impl World {
         let doors = before.map(|it| &it.from) != now.map(|it| &it.from);
         let differs_at_all = differs(Traffic::Service) || differs(Traffic::Workload);
         let allowing = self.settings.auto_allow_waypoint && differs_at_all;
+        let is_ours = |standing: Option<&Standing>| standing.is_some_and(|it| it.programmed);
+        let told = is_ours(before) != is_ours(now);
         let sends = differs_at_all || before.map(|it| &it.account) != now.map(|it| &it.account);
         for key in self.objects.named.get(gateway).into_iter().flatten() {
             let traffic = traffic_of(key.kind);
             let foreign = doors && key.namespace != gateway.namespace;
             let unseen = key.kind == Kind::Pod && never_for_pods;
-            if (differs(traffic) || foreign) && !unseen || allowing {
+            if (differs(traffic) || foreign) && !unseen || allowing || told {
                 mark(dirty, [key.clone()]);
             }
             let closed = self.objects.is_demanded_in(&key.namespace) && (sends || foreign);

@@ -403,3 +403,23 @@ fn a_waypoint_that_somebody_else_runs_is_where_its_gateway_says() {
     set(&mut world, &gateway("", "", false));
     assert_eq!(way(&world, "a/web.a.svc.cluster.local"), "nowhere");
 }
+
+#[test]
+fn who_is_handed_to_others_or_back_at_the_same_address_is_told_his_services_accordingly() {
+    let mut world = World::new(Settings::default());
+    let of_class = |class: &str| {
+        let asked = "spec: {addresses: [{type: IPAddress, value: 10.0.0.9}], ";
+        let gateway = gateway("", "", false).replace("spec: {", asked);
+        gateway.replace("istio-waypoint", class)
+    };
+    let is_told = |world: &World| {
+        let mut all = world.waypoint_resources();
+        all.any(|it| &*it.name == "a/wp/fronted/service/a/web.a.svc.cluster.local")
+    };
+    set(&mut world, &(of_class("istio-waypoint") + &town("a", "")));
+    assert!(is_told(&world));
+    set(&mut world, &of_class("istio-remote"));
+    assert!(!is_told(&world), "others run it now");
+    set(&mut world, &of_class("istio-waypoint"));
+    assert!(is_told(&world), "it is ours again");
+}
