@@ -40,6 +40,8 @@ struct Shared {
     streams: Arc<AtomicUsize>,
     /// How many there may be: further ones would wait for these, which may last for hours.
     most: Arc<AtomicUsize>,
+    /// Since when nobody has used it, as far as is known.
+    since: Instant,
 }
 
 /// A request's place on an HTTP/2 connection.
@@ -196,8 +198,10 @@ impl Host {
     fn room(&self) -> Option<(Shared, Place)> {
         let mut all = locked(&self.shared);
         all.retain(|shared| !shared.sender.is_closed());
-        let room = |it: &&Shared| it.streams.load(Relaxed) < it.most.load(Relaxed);
-        let found = all.iter().find(room)?;
+        let room = |it: &Shared| it.streams.load(Relaxed) < it.most.load(Relaxed);
+        let at = all.iter().position(room)?;
+        let found = &mut all[at];
+        found.since = Instant::now();
         found.streams.fetch_add(1, Relaxed);
         Some((found.clone(), Place(found.streams.clone())))
     }
@@ -228,7 +232,13 @@ impl Host {
         free.retain_mut(|link| now.duration_since(link.since) < FREE_FOR && link.usable());
         free.shrink_to_fit();
         let mut shared = locked(&self.shared);
-        shared.retain(|shared| !shared.sender.is_closed());
+        shared.retain_mut(|it| {
+            if it.streams.load(Relaxed) > 0 {
+                it.since = now;
+            }
+            now.duration_since(it.since) < FREE_FOR && !it.sender.is_closed()
+        });
+        shared.shrink_to_fit();
         free.is_empty() && shared.is_empty()
     }
 }
@@ -255,6 +265,7 @@ async fn begin(stream: Stream) -> Result<Shared, Failed> {
         sender,
         streams: Arc::default(),
         most,
+        since: Instant::now(),
     })
 }
 
@@ -292,7 +303,8 @@ const LAST_LOOK: Duration = Duration::from_secs(60);
 const TRIES: usize = 3;
 /// Free connections that are kept for one endpoint.
 const MOST_FREE: usize = 256;
-/// How long a free connection is kept: less than apps usually do, so that it is we who close.
+/// How long a free connection is kept, or one that carries no request: less than apps usually do, so that it is we who close.
+/// Of an endpoint that allows few requests on each a burst makes many.
 const FREE_FOR: Duration = Duration::from_secs(55);
 /// Enough for 2 Gb/s at a millisecond, for each of them.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -364,5 +376,31 @@ mod tests {
         assert!(host.room().is_none());
         drop(first);
         assert!(host.room().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_carries_nothing_for_long_is_let_go_of() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let served = tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let never = service_fn(|_: Request<Incoming>| {
+                std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>()
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(TokioIo::new(tcp), never).await;
+        });
+        let host = Host::default();
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let (shared, place) = begun.map_err(|why| why.to_string()).unwrap();
+        drop(shared);
+        let later = Instant::now() + FREE_FOR;
+        assert!(!host.sweep(later), "it carries a request");
+        drop(place);
+        assert!(!host.sweep(later), "it did a moment ago");
+        assert!(host.sweep(later + FREE_FOR), "nobody uses it");
+        let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
+        ended.expect("the endpoint sees its end").unwrap();
     }
 }
