@@ -76,6 +76,9 @@ pub enum Failed {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// There is no connection that several requests would have shared, and each of them is told why.
+    #[error("{0}")]
+    ForAll(Arc<Failed>),
 }
 
 /// A request that was not answered.
@@ -113,12 +116,17 @@ impl Failed {
                 | Self::Connect(_)
                 | Self::Secure(_)
                 | Self::ConnectTimeout(_)
+                | Self::ForAll(_)
         )
     }
 
     /// Whether a certificate was revoked: the endpoint's, or ours, as the endpoint's proxy says.
     pub fn is_revocation(&self) -> bool {
-        matches!(self, Self::Tunnel(OpenError::Tls(why)) if why.is_revocation())
+        match self {
+            Self::Tunnel(OpenError::Tls(why)) => why.is_revocation(),
+            Self::ForAll(why) => why.is_revocation(),
+            _ => false,
+        }
     }
 
     /// Whether the endpoint certainly has not seen the request.

@@ -4,7 +4,6 @@
 //! carries many, as many as its endpoint allows; it has a task of its own.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +29,7 @@ pub(crate) struct Host {
     /// One HTTP/2 connection is made at a time: most who wait for it find room on it.
     making: Semaphore,
     /// How often it came to nothing, and why it last did: whoever has waited for that does not wait for the same again.
-    failed: Mutex<(u64, String)>,
+    failed: Mutex<(u64, Option<Arc<Failed>>)>,
 }
 
 /// An HTTP/2 connection.
@@ -164,15 +163,9 @@ impl Host {
             return Ok(found);
         }
         if let Some(why) = self.failed_since(before) {
-            return Err(Failed::Connect(io::Error::other(why)));
+            return Err(Failed::ForAll(why));
         }
-        let shared = match making.await {
-            Ok(shared) => shared,
-            Err(why) => {
-                self.note(&why);
-                return Err(why);
-            }
-        };
+        let shared = making.await.map_err(|why| self.note(why))?;
         shared.streams.store(1, Relaxed);
         let place = Place(shared.streams.clone());
         locked(&self.shared).push(shared.clone());
@@ -180,19 +173,17 @@ impl Host {
     }
 
     /// Why none could be made, if somebody has tried since there were so many who could not.
-    fn failed_since(&self, before: u64) -> Option<String> {
+    fn failed_since(&self, before: u64) -> Option<Arc<Failed>> {
         let failed = locked(&self.failed);
         let (times, why) = &*failed;
-        (*times != before).then(|| why.clone())
+        why.clone().filter(|_| *times != before)
     }
 
-    fn note(&self, why: &Failed) {
-        let words = match why {
-            Failed::Connect(error) => error.to_string(),
-            other => other.to_string(),
-        };
+    fn note(&self, why: Failed) -> Failed {
+        let why = Arc::new(why);
         let mut failed = locked(&self.failed);
-        *failed = (failed.0.wrapping_add(1), words);
+        *failed = (failed.0.wrapping_add(1), Some(why.clone()));
+        Failed::ForAll(why)
     }
 
     fn room(&self) -> Option<(Shared, Place)> {
@@ -345,6 +336,24 @@ mod tests {
         // Who comes later looks for himself.
         assert!(host.placed(silent()).await.is_err());
         assert_eq!(began.elapsed(), 2 * SILENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_waited_for_a_connection_are_told_the_same_of_it() {
+        let host = Host::default();
+        let revoked = || async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let why = hbone::OpenError::Tls(hbone::TlsError::Revoked);
+            Err::<Shared, _>(Failed::Tunnel(why))
+        };
+        let all = futures_util::future::join_all((0..3).map(|_| host.placed(revoked()))).await;
+        for one in all {
+            let Err(why) = one else {
+                panic!("there is none");
+            };
+            assert!(why.is_connect() && why.is_revocation(), "{why}");
+            assert_eq!(why.to_string(), "the peer's certificate was revoked");
+        }
     }
 
     #[tokio::test]
