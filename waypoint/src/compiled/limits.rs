@@ -35,21 +35,29 @@ impl Limits {
         before: &Self,
         now: Instant,
     ) -> Self {
-        let all = limiter(all.iter().copied(), before.0.all(), now);
+        // One may name the gateway, the service and its routes, all at once: a request is one request.
+        let mut once: Vec<&Arc<Held>> = Vec::new();
+        for held in all.iter().copied().filter(|held| limit(held).is_some()) {
+            if !once.iter().any(|it| Arc::ptr_eq(it, held)) {
+                once.push(held);
+            }
+        }
+        let general = limiter(once.iter().copied(), before.0.all(), now);
         let of_routes = routes.iter().filter_map(|route| {
             let own: Vec<_> = said
                 .of_route(route)
                 .filter(|held| limit(held).is_some())
+                .filter(|held| !once.iter().any(|it| Arc::ptr_eq(it, held)))
                 .collect();
             let old = before.0.own(route).unwrap_or(before.0.all());
             (!own.is_empty()).then(|| {
                 // The service's are the very same ones: what passes by a route counts for all.
-                let limiter = all.and(limiter(own.into_iter(), old, now));
+                let limiter = general.and(limiter(own.into_iter(), old, now));
                 (Box::from(*route), limiter)
             })
         });
         let of_routes: Vec<_> = of_routes.collect();
-        Self(ByRoute::new(all, of_routes.into_iter()))
+        Self(ByRoute::new(general, of_routes.into_iter()))
     }
 }
 

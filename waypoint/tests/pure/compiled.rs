@@ -411,6 +411,41 @@ fn limits_of_a_service_are_counted_once_whatever_came_first() {
 }
 
 #[test]
+fn a_limit_that_names_gateway_service_and_route_counts_each_request_once() {
+    let mut said = Said::new();
+    let route = wire::Route {
+        parents: vec![wire::Target {
+            to: Some(To::Service(reference(0))),
+        }],
+        ..Default::default()
+    };
+    said.set("httproute/shop/web/0", 1, Kind::Route(route));
+    let mut all = limit(To::Service(reference(0)), 10);
+    for to in [
+        To::Route("httproute/shop/web".to_owned()),
+        To::Gateway("shop/way".to_owned()),
+    ] {
+        all.targets.push(wire::Target { to: Some(to) });
+    }
+    let refused = said.set("ratelimitpolicy/shop/all", 1, Kind::RateLimit(all));
+    assert!(refused.is_empty());
+    // What makes all services anew lets counts go on.
+    said.set(
+        "gateway/shop/way",
+        1,
+        Kind::Gateway(wire::Gateway::default()),
+    );
+    let name = waypoint::route::Name {
+        kind: "HTTPRoute".into(),
+        namespace: "shop".into(),
+        name: "web".into(),
+        rule: "0".into(),
+    };
+    assert_eq!(passing(&said, Some(&name), 20), 10);
+    assert_eq!(passing(&said, None, 20), 0);
+}
+
+#[test]
 fn a_limit_that_cannot_be_understood_lets_all_pass_or_none_as_it_says() {
     for (fail_open, expected) in [(false, 0), (true, 5)] {
         let mut said = Said::new();
