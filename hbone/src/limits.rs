@@ -222,10 +222,10 @@ impl Budget {
         Self::new(1000, 100)
     }
 
-    /// Takes one. False when the budget is used up. The clock is read only when the budget seems
-    /// empty, so that counting an ordinary frame is a subtraction.
+    /// Takes one. False when the budget is used up. The clock is read for the first, and then only when the
+    /// budget seems empty, so that counting an ordinary frame is a subtraction.
     pub(crate) fn take(&mut self, now: impl FnOnce() -> Instant) -> bool {
-        if self.left == 0 {
+        if self.left == 0 || self.refilled.is_none() {
             self.refill(now());
         }
         if self.left == 0 {
@@ -236,11 +236,9 @@ impl Budget {
     }
 
     fn refill(&mut self, now: Instant) {
-        let Some(last) = self.refilled else {
-            // The first burst is gone; time counts from here.
-            self.refilled = Some(now);
-            return;
-        };
+        // Time counts from the first that was taken, and not from the end of the burst: who stays below the rate is to be
+        // served for as long as it likes, and a connection may live for months.
+        let last = *self.refilled.get_or_insert(now);
         let earned = now.duration_since(last).as_millis() * u128::from(self.per_second) / 1000;
         if earned > 0 {
             self.left = u32::try_from(earned).unwrap_or(self.burst).min(self.burst);
@@ -268,6 +266,16 @@ mod tests {
             "the burst is earned back"
         );
         assert!(!budget.take(|| later), "and never more than the burst");
+    }
+
+    #[test]
+    fn who_stays_below_the_rate_is_served_for_ever() {
+        let start = Instant::now();
+        let mut budget = Budget::new(3, 10);
+        for second in 0..3600 {
+            let now = start + Duration::from_secs(second);
+            assert!(budget.take(|| now), "after {second} seconds");
+        }
     }
 
     #[test]

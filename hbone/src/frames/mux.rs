@@ -144,7 +144,7 @@ impl Mux {
         &mut self.out
     }
 
-    /// Takes decrypted bytes up to the next event. `now` is only looked at when a budget is used up.
+    /// Takes decrypted bytes up to the next event. `now` is only looked at when a budget is begun or used up.
     ///
     /// # Errors
     /// When the peer broke a rule or passed a limit: send what is in [`Mux::out`] and close. Every later

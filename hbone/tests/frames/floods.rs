@@ -11,8 +11,11 @@ use super::support::{PREFACE, Side, block, connect, frame, headers, settings};
 
 /// Feeds the `n`th bytes until the connection ends, at most 50,000 times, within one moment. Gives how
 /// many were taken.
-fn flood(side: &mut Side, bytes: impl Fn(u32) -> Vec<u8>) -> (u32, Option<Violation>) {
-    let now = Instant::now();
+fn flood(
+    side: &mut Side,
+    now: Instant,
+    bytes: impl Fn(u32) -> Vec<u8>,
+) -> (u32, Option<Violation>) {
     for n in 0..50_000 {
         if let Err(violation) = side.feed_at(&bytes(n), now) {
             return (n, Some(violation));
@@ -135,8 +138,10 @@ fn floods_are_cut_off_by_name() {
             Refusal::ResetFlood,
         ),
     ] {
+        // Not after it has said hello: no time passes in which it would earn more.
+        let now = Instant::now();
         let mut side = Side::serving();
-        let (n, violation) = flood(&mut side, bytes);
+        let (n, violation) = flood(&mut side, now, bytes);
         let violation = violation.expect(what);
         assert_eq!(violation.code, Code::ENHANCE_YOUR_CALM, "{what}");
         assert_eq!((n, violation.refusal), (taken, refusal), "{what}");
@@ -146,7 +151,8 @@ fn floods_are_cut_off_by_name() {
 #[test]
 fn a_flood_of_requests_beyond_the_limit_is_cut_off() {
     let mut side = Side::server(&Settings::server());
-    let (n, violation) = flood(&mut side, |n| headers(2 * n + 1, 0, &connect()));
+    let request = |n: u32| headers(2 * n + 1, 0, &connect());
+    let (n, violation) = flood(&mut side, Instant::now(), request);
     assert_eq!((n, violation.unwrap().refusal), (1200, Refusal::ResetFlood));
     assert_eq!(side.mux.streams(), 200);
 }
@@ -158,7 +164,8 @@ fn a_header_block_without_end_is_cut_off_by_size_and_by_number() {
     for (piece, most) in [(filler, 8), (vec![], 8), (vec![0; 70_000], 1)] {
         let mut side = Side::server(&Settings::server());
         side.feed(&begin).unwrap();
-        let (n, violation) = flood(&mut side, |_| frame(kind::CONTINUATION, 0, 1, &piece));
+        let more = |_: u32| frame(kind::CONTINUATION, 0, 1, &piece);
+        let (n, violation) = flood(&mut side, Instant::now(), more);
         let violation = violation.unwrap();
         assert_eq!((n, violation.refusal), (most, Refusal::Excess));
         assert_eq!(violation.code, Code::ENHANCE_YOUR_CALM);
@@ -233,6 +240,33 @@ fn an_honest_peer_may_go_on_for_ever() {
             .unwrap();
         side.mux.out().clear();
         side.data.clear();
+        side.events.clear();
+    }
+}
+
+#[test]
+fn nobody_is_cut_off_for_the_age_of_a_connection() {
+    let start = Instant::now();
+    let mut side = Side::serving();
+    // Of a day: each ten seconds a PING, the answer to ours, and somebody who gives up before he is answered; each minute
+    // SETTINGS, and a frame that we have no use for.
+    for n in 0..8640u32 {
+        let now = start + Duration::from_secs(10 * u64::from(n));
+        let stream = 2 * n + 3;
+        let mut said = [
+            frame(kind::PING, 0, 0, &[0; 8]),
+            frame(kind::PING, flag::ACK, 0, &[0; 8]),
+            headers(stream, 0, &connect()),
+            frame(kind::RST_STREAM, 0, stream, &[0, 0, 0, 8]),
+        ]
+        .concat();
+        if n % 6 == 0 {
+            said.extend(settings(&[(4, 65_535)]));
+            said.extend(frame(0xbb, 0, 0, b"x"));
+        }
+        let heard = side.feed_at(&said, now);
+        assert!(heard.is_ok(), "after {} seconds: {heard:?}", 10 * n);
+        side.mux.out().clear();
         side.events.clear();
     }
 }
