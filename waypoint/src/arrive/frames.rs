@@ -33,7 +33,8 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// Bytes came. False when there was too much of nothing in them; `now` is asked when the budget seems used up.
+    /// Bytes came. False when there was too much of nothing in them; `now` is asked at first, and when the budget seems used
+    /// up.
     pub(super) fn read(&mut self, mut bytes: &[u8], now: impl Fn() -> Instant) -> bool {
         let mut enough = false;
         while !bytes.is_empty() {
@@ -68,7 +69,7 @@ impl Frames {
             self.owed -= 1;
             return true;
         }
-        if self.left < price {
+        if self.left < price || self.refilled.is_none() {
             self.refill(now());
         }
         let paid = self.left >= price;
@@ -77,10 +78,9 @@ impl Frames {
     }
 
     fn refill(&mut self, now: Instant) {
-        let Some(last) = self.refilled.replace(now) else {
-            // The first burst is gone; time counts from here.
-            return;
-        };
+        // Time counts from the first frame, and not from the end of the burst: who stays below the rate is to be served for as
+        // long as it likes.
+        let last = self.refilled.replace(now).unwrap_or(now);
         let earned = now.duration_since(last).as_millis() * u128::from(A_SECOND) / 1000;
         let earned = u32::try_from(earned).unwrap_or(BURST);
         self.left = self.left.saturating_add(earned).min(BURST);
@@ -158,6 +158,18 @@ mod tests {
         }
         let mut frames = begun();
         assert_eq!(pass(&mut frames, &frame(DATA, 100), start), 100_000);
+    }
+
+    #[test]
+    fn nobody_is_cut_off_for_the_age_of_a_connection() {
+        let start = Instant::now();
+        let mut frames = begun();
+        // Of a day: each second a call that is given up, and a PING.
+        let said = [frame(3, 4), frame(6, 8)].concat();
+        for second in 0..86_400 {
+            let now = start + Duration::from_secs(second);
+            assert!(frames.read(&said, || now), "after {second} seconds");
+        }
     }
 
     #[test]
