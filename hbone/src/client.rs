@@ -303,10 +303,11 @@ impl Link {
         self.asking.takes_first()
     }
 
-    /// Whether the peer carries datagrams too, as it says with the first that it says.
-    pub(crate) async fn takes_datagrams(&self) -> bool {
+    /// Whether the peer carries datagrams too, as it says with the first that it says; none, if it has said nothing.
+    pub(crate) async fn takes_datagrams(&self) -> Result<Option<bool>, OpenError> {
         let asked = tokio::time::timeout(self.answer, self.asking.takes_datagrams());
-        asked.await.unwrap_or(false)
+        let late = |_| OpenError::HandshakeTimeout(self.answer);
+        asked.await.map_err(late)
     }
 
     /// The peer does not take our handshake, of which it may speak only when it is over for us: TLS 1.3 has the client done first.

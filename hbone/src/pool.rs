@@ -255,7 +255,7 @@ impl Pool {
     /// order in which it was sent must not wait for streams of others.
     ///
     /// # Errors
-    /// As for [`Pool::open`], and when the peer does not offer it.
+    /// As for [`Pool::open`], and when the peer has said what it offers and this is not among it.
     pub async fn open_datagrams(
         &self,
         destination: &Destination,
@@ -266,13 +266,19 @@ impl Pool {
         let (path, mut last) = (datagrams::path(to), None);
         for attempt in 0..ATTEMPTS {
             let (link, lease) = self.link(destination, &dial).await?;
-            if !link.takes_datagrams().await {
-                if let Some(why) = link.refusal() {
+            let takes = link.takes_datagrams().await;
+            if !matches!(takes, Ok(Some(true))) {
+                let refusal = link.refusal().map(OpenError::Tls);
+                if let Some(why) = refusal.or(takes.as_ref().err().cloned()) {
                     link.close();
                     self.sweep(destination);
-                    return Err(OpenError::Tls(why).into());
+                    return Err(why.into());
                 }
-                if attempt > 0 && !link.closed() {
+                // Only of one that has said what it carries: where nobody knows, what is meant for a tunnel does not go
+                // another way.
+                if let (Ok(Some(false)), 1..) = (takes, attempt)
+                    && !link.closed()
+                {
                     return Err(NoWay::Unsupported);
                 }
                 // It may offer it since this one was made; what is open on it goes on.

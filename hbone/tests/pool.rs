@@ -10,14 +10,17 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
-use common::{Ca, Client, Refusals, Served, Server, Signing, identity};
+use common::{
+    Ca, Client, Refusals, Served, Server, Signing, identity,
+    raw::{self, Raw},
+};
 use hbone::datagrams::{NoWay, capsule};
 use hbone::{
-    Destination, Limits, OpenError, PoolConfig, PoolStats, Request, ResponseHeaders, Tunnel,
+    Destination, Engine, Limits, OpenError, PoolConfig, PoolStats, Request, ResponseHeaders, Tunnel,
 };
 use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet};
 
@@ -512,4 +515,36 @@ async fn a_peer_that_does_not_offer_it_is_asked_for_no_way() {
     // Of the connection that was there it was asked, and of a new one: it may offer it by now.
     assert_eq!(server.accepted.load(Ordering::SeqCst), 2);
     drop((before, client.open().await.unwrap()));
+}
+
+#[tokio::test]
+async fn who_has_not_said_what_it_carries_is_not_taken_for_one_without_datagrams() {
+    if common::engine() == Engine::H2 {
+        return; // it does not tell whether the peer has said anything
+    }
+    let ca = Arc::new(Ca::new());
+    let (listener, address) = common::listen().await;
+    let name = "spiffe://cluster.local/ns/default/sa/server";
+    let badge = raw::badge(&ca, &[name], SystemTime::now() + common::HOUR);
+    let config = raw::tls_server(&ca, badge);
+    tokio::spawn(async move {
+        let mut silent = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            // The handshake is all that it says.
+            silent.push(Raw::accept(socket, config.clone()).await);
+        }
+    });
+    let config = PoolConfig {
+        answer: Duration::from_millis(50),
+        ..PoolConfig::default()
+    };
+    let client = common::client(&ca, address, config);
+    let connect = common::to("10.0.0.1:15008");
+    let to = "10.0.0.1:53".parse().unwrap();
+    let open = client
+        .pool
+        .open_datagrams(&client.destination, TcpStream::connect, connect, to);
+    let opened = tokio::time::timeout(Duration::from_secs(60), open).await;
+    let opened = opened.expect("it does not wait for ever");
+    assert!(matches!(opened, Err(NoWay::Open(_))), "{opened:?}");
 }

@@ -221,18 +221,19 @@ impl Asking {
         }
     }
 
-    /// Whether the peer carries datagrams too.
-    pub(crate) async fn takes_datagrams(&self) -> bool {
+    /// Whether the peer carries datagrams too; none, if the connection has ended before it said.
+    pub(crate) async fn takes_datagrams(&self) -> Option<bool> {
         match self {
             Self::H2(send) => {
-                // Nobody says when the peer's SETTINGS have come; they are the first that it says.
+                // Nobody says when the peer's SETTINGS have come; they are the first that it says. One that is slower than
+                // this passes for one that carries none.
                 for _ in 0..LOOKS {
                     if send.is_extended_connect_protocol_enabled() {
-                        return true;
+                        return Some(true);
                     }
                     tokio::time::sleep(LOOK).await;
                 }
-                false
+                Some(false)
             }
             Self::Own(own::Opener(shared)) => own::takes_datagrams(shared).await,
         }

@@ -59,10 +59,10 @@ pub(crate) async fn ask(
     Ok((status, receiving, sending, sent))
 }
 
-/// Whether the peer carries datagrams too; not, of one that is frozen.
-pub(crate) async fn takes_datagrams(shared: &Arc<Shared>) -> bool {
+/// Whether the peer carries datagrams too; none, of one that is frozen, and of one that has ended before the peer said.
+pub(crate) async fn takes_datagrams(shared: &Arc<Shared>) -> Option<bool> {
     let asked = |cx: &mut Context<'_>| shared.with(|state| state.poll_datagrams(cx));
-    poll_fn(|cx| asked(cx).unwrap_or(Poll::Ready(false))).await
+    poll_fn(|cx| asked(cx).unwrap_or(Poll::Ready(None))).await
 }
 
 impl Receiving {

@@ -63,10 +63,10 @@ impl State {
         }
     }
 
-    /// Whether the peer carries datagrams too, which it says with the first that it says.
-    pub(crate) fn poll_datagrams(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Whether the peer carries datagrams too, which it says with the first that it says; none, if it never will.
+    pub(crate) fn poll_datagrams(&mut self, cx: &mut Context<'_>) -> Poll<Option<bool>> {
         match (&self.phase, self.mux.takes_datagrams()) {
-            (_, Some(takes)) => Poll::Ready(takes),
+            (_, Some(takes)) => Poll::Ready(Some(takes)),
             (Phase::Open, None) => {
                 // Woken with all that comes.
                 if !self.openers.iter().any(|w| w.will_wake(cx.waker())) {
@@ -74,7 +74,7 @@ impl State {
                 }
                 Poll::Pending
             }
-            _ => Poll::Ready(false),
+            _ => Poll::Ready(None),
         }
     }
 
