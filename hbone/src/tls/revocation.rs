@@ -107,12 +107,17 @@ impl Revocations {
                 Ok(count)
             }
             Err(why) => {
-                self.unreadable.fetch_add(1, Ordering::Relaxed);
-                if !matches!(*self.current(), Lists::Said { .. }) {
-                    self.put(Lists::Unreadable(why.0.clone()));
-                }
+                self.cannot_be_read(&why.0);
                 Err(why)
             }
+        }
+    }
+
+    /// There is a text, and nobody can read it: the lists before it stay, and where there were none nobody is believed.
+    pub(crate) fn cannot_be_read(&self, why: &str) {
+        self.unreadable.fetch_add(1, Ordering::Relaxed);
+        if !matches!(*self.current(), Lists::Said { .. }) {
+            self.put(Lists::Unreadable(why.to_owned()));
         }
     }
 
