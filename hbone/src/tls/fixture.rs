@@ -46,9 +46,26 @@ impl Ca {
         Self(CertifiedIssuer::self_signed(params, key).unwrap())
     }
 
+    /// An authority below this one, of the same name.
+    pub(super) fn below(&self) -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::signed_by(params, key, &self.0).unwrap())
+    }
+
+    pub(super) fn der(&self) -> CertificateDer<'static> {
+        self.0.der().clone()
+    }
+
     pub(super) fn roots(&self) -> Arc<Roots> {
+        Self::all_roots(&[self])
+    }
+
+    /// In that order.
+    pub(super) fn all_roots(all: &[&Self]) -> Arc<Roots> {
         let mut roots = RootCertStore::empty();
-        roots.add(self.0.der().clone()).unwrap();
+        all.iter().for_each(|ca| roots.add(ca.der()).unwrap());
         Arc::new(Roots::new(roots))
     }
 

@@ -13,6 +13,7 @@
 //!   has read nothing else yet, nobody is believed until it can be read: whom it means to keep out is not known.
 
 use std::{
+    fmt, slice,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +24,7 @@ use std::{
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
     CertificateError,
-    pki_types::{CertificateRevocationListDer, UnixTime, pem::PemObject},
+    pki_types::{CertificateRevocationListDer, TrustAnchor, UnixTime, pem::PemObject},
 };
 use webpki::{
     CertRevocationList, EndEntityCert, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder,
@@ -185,33 +186,67 @@ impl Revocations {
     }
 }
 
+/// What one list says of a chain that verifies. Root by root: of several paths webpki tells the error that it takes for the most
+/// telling, and that may be one of a root of the same name that has nothing to do with the chain.
 fn judge(
     claim: Claim<'_>,
     now: UnixTime,
     list: &CertRevocationList<'static>,
 ) -> Result<(), rustls::Error> {
-    match verified_but(claim, now, list) {
-        Ok(())
-        // Another key than the signer's, perhaps of another kind.
-        | Err(
-            webpki::Error::InvalidCrlSignatureForPublicKey
-            | webpki::Error::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_),
-        ) => Ok(()),
-        // The peer is told as well.
-        Err(webpki::Error::CertRevoked) => Err(rustls::Error::InvalidCertificate(
-            CertificateError::Revoked,
-        )),
-        Err(why) => Err(refuse(TlsError::RevocationUnknown(why.to_string()))),
+    let unknown = |why: &dyn fmt::Display| refuse(TlsError::RevocationUnknown(why.to_string()));
+    let (mut leads, mut of_another) = (false, false);
+    for root in &claim.roots.store.roots {
+        let root = slice::from_ref(root);
+        if verified(claim, now, root, None).is_err() {
+            continue; // the chain does not lead there
+        }
+        leads = true;
+        match verified(claim, now, root, Some(list)) {
+            Ok(()) => {}
+            // Another key than the signer's, perhaps of another kind: its own, or, where the chain could be put together in
+            // several ways, that of the certificate that the last way began with.
+            Err(
+                webpki::Error::InvalidCrlSignatureForPublicKey
+                | webpki::Error::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_)
+                | webpki::Error::InvalidSignatureForPublicKey
+                | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_),
+            ) => of_another = true,
+            Err(webpki::Error::CertRevoked) => return Err(revoked()),
+            Err(why) => return Err(unknown(&why)),
+        }
+    }
+    if !leads {
+        return Err(unknown(&webpki::Error::UnknownIssuer));
+    }
+    // An authority may have the name of one above it, which is the first to be asked whose list it is. So each is asked for
+    // itself; what a peer adds to its chain without need can speak against it alone.
+    let below = || {
+        claim.intermediates.iter().any(|authority| {
+            let anchor = webpki::anchor_from_trusted_cert(authority);
+            let judged = anchor.map(|it| verified(claim, now, slice::from_ref(&it), Some(list)));
+            matches!(judged, Ok(Err(webpki::Error::CertRevoked)))
+        })
+    };
+    match of_another && below() {
+        true => Err(revoked()),
+        false => Ok(()),
     }
 }
 
-fn verified_but(
+/// The peer is told as well.
+fn revoked() -> rustls::Error {
+    rustls::Error::InvalidCertificate(CertificateError::Revoked)
+}
+
+/// Whether the chain leads to one of these, and nobody in it is on the list.
+fn verified(
     claim: Claim<'_>,
     now: UnixTime,
-    list: &CertRevocationList<'static>,
+    anchors: &[TrustAnchor<'_>],
+    list: Option<&CertRevocationList<'static>>,
 ) -> Result<(), webpki::Error> {
-    let lists = [list];
-    // There is one.
+    let lists: Vec<_> = list.into_iter().collect();
+    // None where there is no list.
     let options = RevocationOptionsBuilder::new(&lists).ok();
     let options = options.map(|it| it.with_status_policy(UnknownStatusPolicy::Allow).build());
     let usage = match claim.purpose {
@@ -222,7 +257,7 @@ fn verified_but(
     let leaf = EndEntityCert::try_from(claim.leaf)?;
     let verified = leaf.verify_for_usage(
         algorithms.all,
-        &claim.roots.store.roots,
+        anchors,
         claim.intermediates,
         now,
         usage,

@@ -15,12 +15,22 @@ fn judged(
     leaf: &CertificateDer<'static>,
     clock: &Clock,
 ) -> Result<String, TlsError> {
-    let roots = Roots::clone(&ca.roots()).judging_by(revocations.clone());
+    judged_by(revocations, &ca.roots(), purpose, (leaf, &[]), clock)
+}
+
+fn judged_by(
+    revocations: &Arc<Revocations>,
+    roots: &Roots,
+    purpose: Purpose,
+    (leaf, intermediates): (&CertificateDer<'static>, &[CertificateDer<'static>]),
+    clock: &Clock,
+) -> Result<String, TlsError> {
+    let roots = roots.clone().judging_by(revocations.clone());
     let claim = Claim {
         purpose,
         roots: &roots,
         leaf,
-        intermediates: &[],
+        intermediates,
     };
     let now = UnixTime::since_unix_epoch(Duration::from_secs(clock.seconds()));
     let proven = claim.prove(now, || Ok(()));
@@ -65,6 +75,57 @@ fn a_list_speaks_for_who_signed_it_and_for_nobody_else_of_that_name() {
     let both = theirs + &ours;
     assert_eq!(revocations.replace(both.as_bytes()), Ok(2));
     assert!(matches!(judge(), Err(TlsError::Revoked)));
+}
+
+#[test]
+fn of_two_roots_of_one_name_the_list_of_the_one_says_nothing_of_whom_the_other_signed_for() {
+    let (one, other, clock) = (Ca::new(), Ca::new(), Clock::new());
+    let soon = clock.system() + Duration::from_secs(HOUR);
+    let [good, bad] = [CLIENT, SERVER].map(|name| one.badge(&[name], soon).cert[0].clone());
+    let another = other.badge(&[CLIENT], soon).cert[0].clone();
+    let (ours, theirs) = (one.revoking(&[&bad]), other.revoking(&[&bad]));
+    // While one root follows another both are trusted, in whatever order they stand.
+    for roots in [[&one, &other], [&other, &one]] {
+        let roots = Ca::all_roots(&roots);
+        for text in [ours.clone(), theirs.clone() + &ours] {
+            let revocations = Arc::<Revocations>::default();
+            revocations.replace(text.as_bytes()).unwrap();
+            let judge = |leaf: &CertificateDer<'static>| {
+                let shown = (leaf, &[][..]);
+                judged_by(&revocations, &roots, Purpose::Client, shown, &clock)
+            };
+            assert_eq!(judge(&good).unwrap(), CLIENT);
+            assert_eq!(judge(&another).unwrap(), CLIENT);
+            assert!(matches!(judge(&bad), Err(TlsError::Revoked)));
+        }
+    }
+}
+
+#[test]
+fn an_authority_with_the_name_of_its_root_is_heard_as_well() {
+    let (root, clock) = (Ca::new(), Clock::new());
+    let below = root.below();
+    let soon = clock.system() + Duration::from_secs(HOUR);
+    let [good, bad] = [CLIENT, SERVER].map(|name| below.badge(&[name], soon).cert[0].clone());
+    let roots = root.roots();
+    let chain = [below.der()];
+    for (text, well, ill) in [
+        (below.revoking(&[&bad]), true, false),
+        (root.revoking(&[&bad]), true, true), // it has not signed for it
+        (root.revoking(&chain.each_ref()), false, false),
+    ] {
+        let revocations = Arc::<Revocations>::default();
+        revocations.replace(text.as_bytes()).unwrap();
+        for (leaf, passes) in [(&good, well), (&bad, ill)] {
+            let shown = (leaf, &chain[..]);
+            let judged = judged_by(&revocations, &roots, Purpose::Client, shown, &clock);
+            match judged {
+                Ok(_) => assert!(passes),
+                Err(TlsError::Revoked) => assert!(!passes),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
 }
 
 #[test]
