@@ -174,6 +174,26 @@ impl Policy {
     }
 }
 
+/// Takes texts of a kind that is not known here out of a message that was not understood, so that the rest of it can be parsed:
+/// where one of them is wanted, that condition is taken to hold; where it is not wanted, it is nobody's. What this widens,
+/// [`Policy::not_fully_read`] takes back.
+pub(crate) fn without_unknown_texts(message: &mut wire::Authorization) {
+    let rules = message
+        .groups
+        .iter_mut()
+        .flat_map(|group| group.rules.iter_mut());
+    for found in rules.flat_map(|rule| rule.matches.iter_mut()) {
+        for wanted in [&mut found.namespaces, &mut found.principals] {
+            if wanted.iter().any(|text| text.match_type.is_none()) {
+                wanted.clear();
+            }
+        }
+        for unwanted in [&mut found.not_namespaces, &mut found.not_principals] {
+            unwanted.retain(|text| text.match_type.is_some());
+        }
+    }
+}
+
 impl TryFrom<wire::Authorization> for Policy {
     type Error = ParseError;
 

@@ -15,7 +15,7 @@ use crate::egress::EgressMode;
 use crate::endpoints::Endpoints;
 use crate::names::{Interner, NamespacedHost};
 use crate::parse::{ParseError, Rejected};
-use crate::policy::{Policy, PolicyScope};
+use crate::policy::{Policy, PolicyScope, without_unknown_texts};
 use crate::service::Service;
 use crate::snapshot::{Plane, Policies, Slot, Snapshot, host_key};
 use crate::workload::brief::Brief;
@@ -42,9 +42,12 @@ impl Snapshot {
         let mut effect = Effect::default();
         for (name, payload) in update.authorizations.set {
             let understood = payload.is_understood();
-            let parsed = payload
-                .decode()
-                .and_then(|message| Policy::parse(name.clone(), message, names));
+            let parsed = payload.decode().and_then(|mut message| {
+                if !understood {
+                    without_unknown_texts(&mut message);
+                }
+                Policy::parse(name.clone(), message, names)
+            });
             match parsed {
                 Ok(policy) if understood => self.set_policy(policy, &mut effect),
                 Ok(policy) => self.set_policy(policy.not_fully_read(), &mut effect),

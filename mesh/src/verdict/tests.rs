@@ -198,6 +198,52 @@ fn what_cannot_be_read_allows_nothing_and_denies_more() {
 }
 
 #[test]
+fn a_text_of_a_kind_that_is_not_known_allows_nothing_and_denies_as_if_it_were_the_callers() {
+    let wrapped = |number: u8, content: Vec<u8>| {
+        [&[number << 3 | 2, content.len() as u8][..], &content[..]].concat()
+    };
+    // Field 5 of a text: another way to compare it. Beside it a port.
+    let tomorrow = |name: &str, action: wire::Action, field: u8, port: u8| {
+        let head = wire::Authorization {
+            groups: vec![],
+            ..policy(name, action, wire::Match::default())
+        };
+        let text = wrapped(5, b"x".to_vec());
+        let found = [wrapped(field, text), wrapped(9, vec![port])].concat();
+        let group = wrapped(5, wrapped(1, wrapped(2, found)));
+        let bytes = [head.encode_to_vec(), group].concat();
+        let mut update = Update::default();
+        update
+            .authorizations
+            .set
+            .push((format!("ns/{name}").into(), Payload::Bytes(bytes.into())));
+        update
+    };
+    // Namespaces and principals, and those that it is not for.
+    for field in 1..=4 {
+        assert_eq!(
+            verdict(tomorrow("allow", ALLOW, field, 80), &[]),
+            Verdict::Denied {
+                by: DeniedBy::NoAllowMatched
+            },
+            "{field}"
+        );
+        assert_eq!(
+            verdict(tomorrow("deny", DENY, field, 80), &[]),
+            Verdict::Denied {
+                by: DeniedBy::Explicit("ns/deny".into())
+            },
+            "{field}"
+        );
+        assert_eq!(
+            verdict(tomorrow("deny", DENY, field, 81), &[]),
+            Verdict::Allowed { by: None },
+            "{field}: what can be read counts"
+        );
+    }
+}
+
+#[test]
 fn a_dry_run_tells_what_it_would_have_done() {
     let dry = |name, action, port_number| wire::Authorization {
         dry_run: true,
