@@ -17,6 +17,7 @@ use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hbone::{Hold, Identity};
 use mesh::{Snapshot, Workload};
 use ops::drain::{Drain, Drained};
@@ -68,6 +69,8 @@ pub struct Known {
     pub workload_uid: Arc<str>,
     /// The workload as it was first told.
     pub workload: Arc<Workload>,
+    /// And as it was told last.
+    latest: ArcSwap<Workload>,
     /// Who its connections are.
     pub identity: Identity,
     /// Keeps its certificate renewed until the last of the pod's connections has let go of the pod.
@@ -149,12 +152,13 @@ impl Pod {
     /// forgotten a pod that still runs. `None` before it was ever told of.
     pub fn workload(&self, snapshot: &Snapshot) -> Option<Arc<Workload>> {
         let known = self.known.get()?;
-        Some(
-            snapshot
-                .workload(&known.workload_uid)
-                .unwrap_or(&known.workload)
-                .clone(),
-        )
+        let Some(told) = snapshot.workload(&known.workload_uid) else {
+            return Some(known.latest.load_full());
+        };
+        if !Arc::ptr_eq(&known.latest.load(), told) {
+            known.latest.store(told.clone());
+        }
+        Some(told.clone())
     }
 
     /// Name of its workload in discovery; empty while unknown.
@@ -253,6 +257,7 @@ impl Pod {
         let certificate = node.certificates.hold(&identity);
         let _ = self.known.set(Known {
             workload_uid: workload.uid.clone(),
+            latest: ArcSwap::new(workload.clone()),
             workload,
             identity,
             _certificate: certificate,
@@ -263,6 +268,19 @@ impl Pod {
         // `stop` cancels first and removes after: whichever of the two comes last removes it.
         if accepting.is_cancelled() {
             node.pod_stopped(&self);
+        }
+        accepting.run_until_cancelled(self.follow(&node)).await;
+    }
+
+    /// Takes note of what is said of the pod: were it forgotten, what restricts it (egress, say) would count as it was said
+    /// last, also if nobody has called since.
+    async fn follow(&self, node: &Node) {
+        let mut changed = node.mesh.policies_changed();
+        loop {
+            self.workload(&node.mesh.load());
+            if changed.changed().await.is_err() {
+                return; // the writer is gone, and with it all change
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use api::workload as wire;
 use api::zds;
 use api::zds::workload_request::Payload;
 use lab::Place;
-use mesh::Update;
+use mesh::{Snapshot, Update};
 use ops::drain::Drained;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -413,14 +413,30 @@ async fn the_workload_is_learned_when_the_control_plane_tells() {
     })
     .await;
 
-    // Forgotten by the control plane, but still running: served as it was last known.
+    // Forgotten by the control plane, but still running: served as it was last known, not first, though nobody has called
+    // since.
+    let mut update = Update::default();
+    update.set_workload(wire::Workload {
+        uid: "here".into(),
+        name: "one".into(),
+        namespace: "app".into(),
+        service_account: "default".into(),
+        node: "node-1".into(),
+        authorization_policies: vec!["app/later".into()],
+        ..Default::default()
+    });
+    assert_eq!(fixture.writer.apply(update), []);
+    let forgotten = || pod.workload(&Snapshot::default()).unwrap();
+    eventually("what was said last is known", || {
+        forgotten().authorization_policies.len() == 1
+    })
+    .await;
     let mut update = Update::default();
     update.addresses.removed.push("here".into());
     fixture.writer.apply(update);
-    assert_eq!(
-        &*pod.workload(&fixture.node.mesh.load()).unwrap().uid,
-        "here"
-    );
+    let last = pod.workload(&fixture.node.mesh.load()).unwrap();
+    assert_eq!(&*last.uid, "here");
+    assert_eq!(&*last.authorization_policies[0], "app/later");
 }
 
 #[tokio::test(flavor = "multi_thread")]
