@@ -62,6 +62,8 @@ pub struct OnDemand {
     mute_since: AtomicU64,
     /// Much was given up at once.
     crowded: Notify,
+    /// A new stream was to be asked for more than there was room for.
+    unsaid: Notify,
     asked: Family<Asked, Counter>,
 }
 
@@ -189,6 +191,7 @@ impl OnDemand {
             words: AtomicU64::new(0),
             mute_since: AtomicU64::new(u64::MAX),
             crowded: Notify::new(),
+            unsaid: Notify::new(),
             asked: Family::default(),
         })
     }
@@ -372,7 +375,24 @@ impl OnDemand {
         let book = lock(&self.book);
         for name in book.waiting() {
             if self.demands.try_send(Demand::Want(name.clone())).is_err() {
+                // What was asked while there was no stream has taken the room.
+                self.unsaid.notify_one();
                 break;
+            }
+        }
+    }
+
+    /// Asks once more for whoever is waited for, as the stream makes room.
+    async fn ask_again(&self) {
+        let waiting: Vec<Arc<str>> = lock(&self.book).waiting().cloned().collect();
+        for name in waiting {
+            let Ok(permit) = self.demands.reserve().await else {
+                return;
+            };
+            // While the book is locked, for the reason that `look` gives.
+            let book = lock(&self.book);
+            if book.waits_for(&name) {
+                permit.send(Demand::Want(name));
             }
         }
     }
@@ -411,6 +431,10 @@ impl OnDemand {
             tokio::select! {
                 () = tokio::time::sleep(period) => {}
                 () = self.crowded.notified() => {}
+                () = self.unsaid.notified() => {
+                    self.ask_again().await;
+                    continue;
+                }
             }
             // While there is no stream nobody could say anew what is given up.
             if self.connected.load(Relaxed)

@@ -283,6 +283,12 @@ impl Book {
         entries.any(|entry| *entry.told.borrow() == Told::Waiting)
     }
 
+    /// Whether that name is followed, and no answer has come.
+    pub(super) fn waits_for(&self, name: &str) -> bool {
+        let entry = self.followed.get(name);
+        entry.is_some_and(|entry| *entry.told.borrow() == Told::Waiting)
+    }
+
     /// Of whom no answer has come.
     pub(super) fn waiting(&self) -> impl Iterator<Item = &Arc<str>> {
         let all = self.followed.iter();

@@ -2,10 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use clap::Parser as _;
+use hbone::{
+    Certificates, CertificatesConfig, Identity, Limits, Pool, PoolConfig, SignError, Signer,
+};
 use tokio::time::Instant;
 
 use super::book::{Book, For, Heard, Seen, Told};
 use super::*;
+use crate::workers::Workers;
 
 fn heard(set: &[&str], absent: &[&str]) -> Heard {
     let mut update = Update::default();
@@ -176,6 +181,63 @@ async fn who_is_waited_for_is_asked_for_once_more_on_a_new_stream_and_who_is_kno
     on_demand.connected(true);
     assert_eq!(demanded.try_recv(), Ok(Demand::Want("waited for".into())));
     assert!(demanded.try_recv().is_err());
+}
+
+struct Nobody;
+
+impl Signer for Nobody {
+    async fn sign(&self, _: &Identity, _: String) -> Result<Vec<String>, SignError> {
+        Err(SignError::Unavailable("this is a test".into()))
+    }
+}
+
+fn node() -> Arc<Node> {
+    let certificates = Certificates::new(Nobody, CertificatesConfig::default());
+    let pool = Pool::new(certificates.clone(), PoolConfig::default());
+    let config = Config::try_parse_from(["ztunnel"]).unwrap();
+    let (mesh, _writer) = mesh::Mesh::new();
+    Node::new(
+        mesh,
+        certificates,
+        Workers::here(pool),
+        Limits::default(),
+        Arc::new(config),
+    )
+}
+
+/// Else whoever calls him would wait for an answer that never comes, as long as the stream lives.
+#[tokio::test]
+async fn who_is_waited_for_is_asked_for_once_more_also_where_the_outage_left_no_room_for_it() {
+    let terms = Terms {
+        wait: Duration::from_millis(1),
+        unused: LATER,
+        most: 2 * UNSENT,
+    };
+    let on_demand = OnDemand::new(terms);
+    let mut demanded = on_demand.demands().unwrap();
+    tokio::spawn(on_demand.clone().tend(node()));
+    on_demand.connected(true);
+    let silent = on_demand.ask("taken along").await;
+    assert!(matches!(silent, Err(NotTold::Silent(..))), "{silent:?}");
+    let taken = demanded.try_recv();
+    assert_eq!(taken, Ok(Demand::Want("taken along".into())));
+    on_demand.connected(false);
+    for number in 0..UNSENT {
+        let silent = on_demand.ask(&number.to_string()).await;
+        assert!(matches!(silent, Err(NotTold::Silent(..))), "{silent:?}");
+    }
+    on_demand.connected(true);
+    let again = Demand::Want("taken along".into());
+    let asked_again = async {
+        loop {
+            let asked = demanded.recv().await.expect("nobody asks any more");
+            if asked == again {
+                return;
+            }
+        }
+    };
+    let asked_again = tokio::time::timeout(Duration::from_secs(60), asked_again).await;
+    asked_again.expect("it is never asked for again");
 }
 
 #[test]
