@@ -314,6 +314,18 @@ fn windows_are_shown_as_the_tunnels_announce_them() {
 }
 
 #[test]
+fn what_headers_to_the_control_plane_say_is_not_shown() {
+    let variables = ["XDS_HEADER_X-Key", "CA_HEADER_X-Key"];
+    let variables = variables.map(|name| (name.to_owned(), "open sesame".to_owned()));
+    let config = Config::try_parse_from(["ztunnel"]).unwrap();
+    let ours = settings(&config.with_variables(variables));
+    for member in ["xdsHeaders", "caHeaders"] {
+        assert_eq!(ours[member], json!([["x-key", "(not shown)"]]), "{member}");
+    }
+    assert!(!ours.to_string().contains("sesame"), "{ours}");
+}
+
+#[test]
 fn the_dump_says_what_carries_tunnels() {
     for (arguments, shown) in [("ztunnel", "own"), ("ztunnel --engine h2", "h2")] {
         let ours = settings(&Config::try_parse_from(arguments.split(' ')).unwrap());
