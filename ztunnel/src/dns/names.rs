@@ -128,11 +128,12 @@ impl Names<'_> {
     fn search_domains(&self) -> impl Iterator<Item = String> + '_ {
         let services = format!("svc.{}", self.cluster_domain);
         let own = format!("{}.{services}", self.namespace);
-        let others = self
-            .search
-            .iter()
-            .filter(|domain| !domain.ends_with(self.cluster_domain))
-            .cloned();
+        let of_cluster = |domain: &str| {
+            let above = domain.strip_suffix(self.cluster_domain);
+            above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+        };
+        let others = self.search.iter();
+        let others = others.filter(move |domain| !of_cluster(domain)).cloned();
         [own, services, self.cluster_domain.to_owned()]
             .into_iter()
             .chain(others)

@@ -144,6 +144,25 @@ fn names_have_no_case_and_keep_the_askers() {
 }
 
 #[test]
+fn a_search_domain_that_only_ends_like_the_clusters_is_searched() {
+    let mut recorded = Recorded::read();
+    recorded.search = vec!["corpcluster.local".to_owned()];
+    let name = "mixed.example.com.corpcluster.local.";
+    let response = recorded.ask("beta", name, RecordType::A).unwrap();
+    let addresses: Vec<_> = response
+        .answers
+        .iter()
+        .filter(|record| record.record_type() == RecordType::A)
+        .map(|record| record.data.to_string())
+        .collect();
+    assert_eq!(addresses, ["240.240.0.11"]);
+    // Those of the cluster are the caller's own, not those of the proxy's pod.
+    recorded.search = vec!["istio-system.svc.cluster.local".to_owned()];
+    let name = "mixed.example.com.istio-system.svc.cluster.local.";
+    assert!(recorded.ask("beta", name, RecordType::A).is_none());
+}
+
+#[test]
 fn an_alias_stands_before_what_it_leads_to() {
     let recorded = Recorded::read();
     let response = recorded
