@@ -110,7 +110,10 @@ impl Node {
     pub fn pod_stopped(&self, pod: &Arc<Pod>) {
         self.pods.remove(pod);
         let Some(known) = pod.known() else { return };
-        for ip in &*known.workload.addresses {
+        // What was told first may have been of the pod that had its name before.
+        let latest = pod.workload(&self.mesh.load());
+        let told = [&known.workload].into_iter().chain(&latest);
+        for ip in told.flat_map(|workload| workload.addresses.iter()) {
             for pool in self.workers.pools() {
                 pool.close_source(&known.identity, *ip);
             }

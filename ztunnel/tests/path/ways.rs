@@ -27,6 +27,31 @@ async fn bytes_cross_nodes_in_a_tunnel_and_the_app_sees_its_client() {
     );
 }
 
+/// As of a StatefulSet: what is told first is of the pod that had its name before, with another address.
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_of_a_pod_go_with_it_whatever_address_was_told_first() {
+    let mut world = World::new(&[]);
+    let client = world
+        .pod_with("client-was", At::Node(0), &CLIENT, |pod| {
+            pod.addresses = vec![vec![10_u8, 77, 0, 99].into()];
+        })
+        .await;
+    let server = world.pod("server-was", At::Node(1), &SERVER).await;
+    server.serve(9000);
+    world.change("client-was", |pod| {
+        pod.addresses = vec![client.address(0), client.address(1)];
+    });
+    let mut tcp = client.connect(server.at(0, 9000)).await;
+    assert_eq!(greeting(&mut tcp).await.unwrap(), CLIENT[0]);
+    echo(tcp, b"x").await;
+    world.quiet().await;
+    let pool = world.nodes[0].pool.clone();
+    assert_eq!(pool.stats().connections, 1);
+    let pod = client.pod.as_ref().unwrap();
+    pod.stop(&world.nodes[0].node, PATIENCE).await;
+    assert_eq!(pool.stats().connections, 0, "nobody can use it any more");
+}
+
 /// The fields and their order are those that Istio's ztunnel wrote in the same situation.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_ends_report_as_istio_does() {
