@@ -6,7 +6,7 @@ use std::time::Duration;
 use hbone::limits;
 use serde_json::{Value, json};
 
-use crate::config::{Config, engine_name, ports};
+use crate::config::{Config, Mode, engine_name, ports};
 
 /// The `config` member of the dump.
 pub(super) fn settings(config: &Config) -> Value {
@@ -62,7 +62,7 @@ pub(super) fn settings(config: &Config) -> Value {
         ("proxy", json!(true)),
         ("proxyArgs", json!(config.role.join(" "))),
         ("proxyMetadata", json!(config.metadata)),
-        ("proxyMode", json!("Shared")),
+        ("proxyMode", json!(mode(config.mode))),
         (
             "readinessAddr",
             json!({ "SocketAddr": config.readiness_address }),
@@ -129,4 +129,11 @@ fn listener(port: u16) -> String {
 
 fn duration(duration: Duration) -> Value {
     json!({ "secs": duration.as_secs(), "nanos": duration.subsec_nanos() })
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Shared => "Shared",
+        Mode::Dedicated => "Dedicated",
+    }
 }

@@ -334,6 +334,20 @@ fn the_dump_says_what_carries_tunnels() {
 }
 
 #[test]
+fn the_dump_says_whose_proxy_it_is() {
+    for (arguments, shown) in [
+        ("ztunnel", "Shared"),
+        (
+            "ztunnel --mode dedicated --workload shop/vm-1/db",
+            "Dedicated",
+        ),
+    ] {
+        let ours = settings(&Config::try_parse_from(arguments.split(' ')).unwrap());
+        assert_eq!(ours["proxyMode"], shown);
+    }
+}
+
+#[test]
 fn version_has_istios_members() {
     let ours = version();
     for name in golden()["version"].as_object().unwrap().keys() {
