@@ -131,6 +131,22 @@ impl Tokens {
         remove_doubles(headers, &self.ours);
     }
 
+    /// Headers that only we may write: they tell the app what a good token says.
+    pub fn written(&self) -> &[HeaderName] {
+        &self.ours
+    }
+
+    /// Whether two heads carry the same tokens, each where it was. No, where that cannot be told.
+    pub fn are_same(&self, one: (&HeaderMap, &Uri), other: (&HeaderMap, &Uri)) -> bool {
+        let one = find::tokens(&self.rules, one.0, one.1);
+        let other = find::tokens(&self.rules, other.0, other.1);
+        let (Ok(one), Ok(other)) = (one, other) else {
+            return false;
+        };
+        let mut pairs = one.iter().zip(&other);
+        one.len() == other.len() && pairs.all(|(a, b)| a.place == b.place && a.text == b.text)
+    }
+
     /// Who asks, by the request's tokens; None if it has none. Ready at once, but for keys that must be fetched.
     ///
     /// # Errors

@@ -8,7 +8,8 @@
 //! 5. route        which rule is for it                                   ([`crate::route`])
 //! 6. limit        whether there have been too many like it             ([`crate::limit`])
 //! 7. process      who else is shown it, and changes it                   ([`crate::process`])
-//! 8. transform    what that rule changes, or answers itself              ([`crate::filter`])
+//! 8. transform    what that rule changes, or answers itself              ([`crate::filter`]);
+//!    what a rule of clients changes is judged as if they had said it     (`consumer`)
 //! 9. call         an endpoint, perhaps again                             ([`crate::call`])
 //! 10. respond     what is changed of the answer
 //!
@@ -18,6 +19,7 @@
 
 mod again;
 mod consult;
+mod consumer;
 mod count;
 mod decide;
 mod edge;
@@ -41,6 +43,7 @@ use hyper::body::Incoming;
 use self::consult::Consulting;
 pub use self::consult::Unpermitted;
 pub(crate) use self::consult::about_connection;
+use self::consumer::Sent;
 pub use self::count::Exceeded;
 use self::decide::{decided, view};
 pub use self::process::Stopped;
@@ -148,6 +151,9 @@ async fn respond(
     let (found, left) = decided(service, &mut consulting, &mut head, by, report).await?;
     consulting.let_through(&head, report.said());
 
+    // Before anybody whom a rule of clients names has changed it.
+    let sent = found.as_ref().and_then(|found| Sent::of(found.rule, &head));
+
     // 7. Process.
     let (found, mut shown) = match service.processors.is_empty() {
         true => (found, None),
@@ -163,7 +169,20 @@ async fn respond(
     // 8. Transform.
     let going = match found {
         None => Going::straight(arrived, head),
-        Some(found) => transform::by_rule(&mut consulting, found, head, report).await?,
+        Some(found) => {
+            // Processors of the service itself may change what they like.
+            let sent = sent.filter(|_| service.processors.of(None).is_empty());
+            let sent = sent.or_else(|| Sent::of(found.rule, &head));
+            let mut going = transform::by_rule(&mut consulting, found, head, report).await?;
+            if let (Some(sent), Going::On(on)) = (&sent, &mut going) {
+                let (to, head) = (&on.to, &mut on.head);
+                let judging =
+                    consumer::judged(service, &mut consulting, sent, to, head, by, report);
+                let judging: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(judging);
+                judging.await?;
+            }
+            going
+        }
     };
     let Consulting {
         body, said, passed, ..

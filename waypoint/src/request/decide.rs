@@ -206,6 +206,49 @@ fn authorise<'s>(
     }
 }
 
+/// A request that others than who has the service have changed: whether it may pass as it is now. Whoever must be asked is
+/// asked about that.
+pub(super) async fn permitted_again(
+    service: &Service,
+    consulting: &mut Consulting<'_>,
+    head: &mut Parts,
+    verified: Option<&Verified>,
+    report: &mut Report,
+) -> Result<(), Refused> {
+    let providers = judged(service, consulting, head, verified, Before::Nothing, report)?;
+    if providers.is_empty() {
+        return Ok(());
+    }
+    Box::pin(consulting.all(providers, head, report)).await?;
+    let before = Before::Permitted;
+    let providers = judged(service, consulting, head, verified, before, report)?;
+    match providers.is_empty() {
+        true => Ok(()),
+        false => {
+            let why = "who was asked must be asked again".to_owned();
+            Err(Refused::Denied(why))
+        }
+    }
+}
+
+/// What policies say of it alone: who must be asked, or none.
+fn judged<'s>(
+    service: &'s Service,
+    consulting: &Consulting<'_>,
+    head: &Parts,
+    verified: Option<&Verified>,
+    before: Before,
+    report: &mut Report,
+) -> Result<Vec<&'s str>, Refused> {
+    let authority = asked::authority(&head.uri, &head.headers)?;
+    let host = asked::host(authority)?;
+    let asked = Asked {
+        query: consulting.query(head),
+        ..view(consulting.arrived, head, authority, &host.name, verified)
+    };
+    authorise(service, &asked, before, report)
+}
+
 /// The rule that a request is for; none where the service has no rules for this client.
 fn route<'s>(service: &'s Service, asked: &Asked<'_>) -> Result<Option<Found<'s>>, Refused> {
     let rules = service.routes(asked.port);

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Refused;
 use crate::arrive::Arrived;
-use crate::asked::remove_doubles;
+use crate::asked::{is_double, remove_doubles};
 use crate::call::{random, without_named};
 use crate::compiled::Gateway;
 use crate::report::{REQUEST_ID, Report};
@@ -21,6 +21,12 @@ const ISTIO_SOURCE: HeaderName = HeaderName::from_static("x-istio-source");
 const MOST_FIELDS: usize = 256;
 /// By these, Envoys are told what to do.
 const ORDERS: &str = "x-envoy-";
+
+/// Whether only proxies may say it, also where some apps take it for what they say.
+pub(super) fn is_proxies(name: &HeaderName) -> bool {
+    let client_cert = *name == XFCC || is_double(name, &XFCC);
+    client_cert || *name == ISTIO_SOURCE || name.as_str().starts_with(ORDERS)
+}
 
 /// Whether it says in one way where it ends, and has no more fields than anybody needs. The engines have looked at most
 /// of that; what they let pass would reach the app as something else than what was judged.

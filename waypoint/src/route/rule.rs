@@ -112,6 +112,11 @@ impl Rule {
         }
     }
 
+    /// Whether it was written for clients of one namespace, in that namespace.
+    pub fn is_consumers(&self) -> bool {
+        self.is.consumer.is_some()
+    }
+
     /// Either of them: last good ones are whoever keeps resources' business.
     pub fn understand(origin: &Origin, wire: &Route) -> Self {
         Self::compile(origin, wire).unwrap_or_else(|why| Self::closed(origin, wire, &why))

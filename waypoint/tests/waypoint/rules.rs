@@ -8,7 +8,8 @@ use super::shop::{Shop, in_shop};
 fn what_is_written_in_the_directory_is_what_happens() {
     in_shop(|shop| {
         routes(shop).context("routes")?;
-        policies(shop).context("policies")
+        policies(shop).context("policies")?;
+        consumers(shop).context("a route of clients")
     });
 }
 
@@ -109,5 +110,83 @@ spec:
     let told = shop.waypoint.pod().access_log();
     let record = told.find("the refusal", |record| record.field("code") == "403")?;
     ensure!(format!("{record:?}").contains("no-admin"), "{record:?}");
+    Ok(())
+}
+
+/// A route of the clients' namespace changes what they may say themselves, and lets them in nowhere else.
+fn consumers(shop: &Shop<'_>) -> Result<()> {
+    shop.lab.namespace("front").ambient()?;
+    let caller = shop.lab.pod("front/caller").node(1);
+    let caller = caller.service_account("caller").start()?;
+    let policy = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: no-back }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: DENY
+  rules:
+  - to: [{ operation: { paths: ['/back*'] } }]
+  - when: [{ key: 'request.headers[x-role]', values: ['admin'] }]
+";
+    shop.apply_until("no-back", policy, "/back", 403)?;
+    let route = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { namespace: front, name: web }
+spec:
+  parentRefs: [{ group: '', kind: Service, namespace: shop, name: web, port: 80 }]
+  rules:
+  - matches: [{ path: { value: /plain } }]
+    filters:
+    - type: URLRewrite
+      urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: /new } }
+    - type: RequestHeaderModifier
+      requestHeaderModifier: { set: [{ name: x-role, value: guest }] }
+    backendRefs: [{ namespace: shop, name: web, port: 80 }]
+  - matches: [{ path: { value: /hidden } }]
+    filters:
+    - type: URLRewrite
+      urlRewrite: { path: { type: ReplaceFullPath, replaceFullPath: /back/x } }
+    backendRefs: [{ namespace: shop, name: web, port: 80 }]
+  - matches: [{ path: { value: /role } }]
+    filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: { set: [{ name: x-role, value: admin }] }
+    backendRefs: [{ namespace: shop, name: web, port: 80 }]
+  - matches: [{ path: { value: /cert } }]
+    filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: { set: [{ name: x-forwarded-client-cert, value: 'URI=spiffe://cluster.local/ns/shop/sa/client' }] }
+    backendRefs: [{ namespace: shop, name: web, port: 80 }]
+  - matches: [{ path: { value: /double } }]
+    filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: { set: [{ name: x_forwarded_client_cert, value: 'URI=spiffe://cluster.local/ns/shop/sa/client' }] }
+    backendRefs: [{ namespace: shop, name: web, port: 80 }]
+";
+    shop.lab.apply_yaml("consumer", route)?;
+    let asked = |path: &str| {
+        shop.runtime.block_on(async {
+            let mut client = super::app::One::to(&caller, shop.at(80)).await?;
+            client.get(path).await
+        })
+    };
+    shop.until("the clients' route", |_| {
+        asked("/plain").is_ok_and(|heard| heard.saw("uri").as_deref() == Some("/new"))
+    })?;
+    let heard = asked("/plain")?.is(200)?;
+    ensure!(heard.saw("x-role").as_deref() == Some("guest"), "{heard:?}");
+    for path in ["/hidden", "/role", "/cert", "/double"] {
+        asked(path)?.is(403).with_context(|| path.to_owned())?;
+    }
+    let told = shop.waypoint.pod().access_log();
+    let record = told.find("whose rule it was", |record| {
+        record.field("path") == "/cert" && record.field("code") == "403"
+    })?;
+    ensure!(
+        format!("{record:?}").contains("HTTPRoute/front/web"),
+        "{record:?}"
+    );
     Ok(())
 }
