@@ -181,6 +181,18 @@ impl Group {
             .ok_or_else(|| view.none(self.port, hints.only_here))
     }
 
+    /// Whether one of its endpoints is that of a session, and is not left out.
+    pub fn has(
+        &self,
+        members: &Members,
+        own: &mesh::Client<'_>,
+        wanted: &session::Endpoint,
+        now: Instant,
+    ) -> bool {
+        let view = self.view(members, own, now);
+        !self.policy.passes_through && view.of_session(wanted).is_some()
+    }
+
     fn chosen(self: &Arc<Self>, endpoint: &Arc<Endpoint>) -> Choice {
         endpoint.live.busy.fetch_add(1, Relaxed);
         Choice {

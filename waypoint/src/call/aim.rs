@@ -253,6 +253,21 @@ impl<'a> Aim<'a> {
         })
     }
 
+    /// Whether the endpoint that a client stays with is one of those that it may choose.
+    pub(crate) fn has(&self, wanted: &Wanted) -> bool {
+        let (To::Service { service, .. }, Some(backend)) = (&self.to, &self.backend) else {
+            return false;
+        };
+        let proxy = &self.arrived.proxy;
+        let snapshot = proxy.mesh.load();
+        let Some(members) = snapshot.members(&service.namespace, &service.hostname) else {
+            return false;
+        };
+        let own = own(proxy, &snapshot, self.to.address().is_ipv6());
+        let now = Instant::now();
+        backend.group.has(&members, &own, &wanted.endpoint, now)
+    }
+
     /// Whether the client has an endpoint that it stays with.
     pub(crate) fn is_bound(&self) -> bool {
         self.wanted.is_some()

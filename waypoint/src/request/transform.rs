@@ -1,5 +1,7 @@
 //! What a rule makes of a request: another head, a backend, or an answer of its own.
 
+use std::time::SystemTime;
+
 use http::request::Parts;
 use http::{HeaderMap, Response, Version};
 
@@ -7,11 +9,11 @@ use super::Refused;
 use super::consult::Consulting;
 use crate::arrive::{Arrived, To};
 use crate::asked;
-use crate::call::{Aside, is_grpc, random};
+use crate::call::{Aim, Aside, is_grpc, random};
 use crate::filter::{self, About, Filters, Granted, Passed, Reason};
 use crate::report::{Flag, Report};
 use crate::retry::{Hedge, Retry};
-use crate::route::{Deadlines, Found, Picked, Rule, ServiceName, Timeouts};
+use crate::route::{Backend, Deadlines, Found, Picked, Rule, ServiceName, Timeouts};
 use crate::session::Session;
 use crate::upstream::Answer;
 
@@ -130,7 +132,9 @@ pub(super) async fn by_rule<'r>(
     {
         return Ok(Going::Back(answer));
     }
-    let backend = match rule.backends.pick(random()) {
+    let picked = rule.backends.pick(random());
+    let picked = staying(consulting, rule, &head, picked).unwrap_or(picked);
+    let backend = match picked {
         Picked::Backend(backend) => backend,
         Picked::Invalid(why) => return Ok(changes.broken(why.to_owned(), &head, report)),
         Picked::Nothing => {
@@ -167,6 +171,33 @@ pub(super) async fn by_rule<'r>(
         asides,
         timeouts: rule.timeouts,
     }))
+}
+
+/// The backend that has the endpoint with which a client stays, where requests are shared among several: the one that was
+/// picked, if it does. None where nobody stays, or the endpoint is there no more.
+fn staying<'r>(
+    consulting: &Consulting<'_>,
+    rule: &'r Rule,
+    head: &Parts,
+    picked: Picked<'r>,
+) -> Option<Picked<'r>> {
+    let session = rule.session.as_ref();
+    let session = session.filter(|_| rule.backends.named() > 1)?;
+    let wanted = session.wanted(&head.headers, SystemTime::now())?;
+    let (arrived, config) = (consulting.arrived, consulting.config);
+    let has = |backend: &Backend| {
+        let subset = backend.subset.as_deref().unwrap_or_default();
+        let to = lead(arrived, &backend.service);
+        let aim = to.and_then(|to| Aim::at(arrived, config, to, subset));
+        aim.is_ok_and(|aim| aim.has(&wanted))
+    };
+    match picked {
+        Picked::Backend(backend) if has(backend) => Some(picked),
+        _ => {
+            let mut all = rule.backends.iter();
+            all.find(|backend| has(backend)).map(Picked::Backend)
+        }
+    }
 }
 
 /// Runs filters; an answer if they have one.

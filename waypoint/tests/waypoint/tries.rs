@@ -1,6 +1,6 @@
 //! Again, aside, and with whom a client stays: what a rule says of tries, as clients and apps see it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,7 @@ fn requests_are_tried_again_copied_and_kept_together_as_their_rule_says() {
         far_behind(shop).context("mirrors of large bodies")?;
         stays(shop).context("sessions")?;
         shares(shop).context("weights")?;
+        stays_among_shares(shop).context("sessions among shares")?;
         elsewhere(shop).context("WebSockets of a service with a dead endpoint")
     });
 }
@@ -383,6 +384,53 @@ fn shares(shop: &Shop<'_>) -> Result<()> {
     let first = seen.get("first").copied().unwrap_or_default();
     // Of 200 draws with 3/4 each: 100 or 190 are further off than chance goes.
     ensure!((110..190).contains(&first) && seen.len() == 2, "{seen:?}");
+    Ok(())
+}
+
+/// Who came once stays with its endpoint where requests are shared among services, too.
+fn stays_among_shares(shop: &Shop<'_>) -> Result<()> {
+    let pod = shop.lab.pod("shop/third").node(1).label("app", "third");
+    let pod = pod.start()?;
+    let _app = App::start(&shop.runtime, &pod, 8080)?;
+    shop.lab.service_of("shop/third", &[("http", 80, 8080)])?;
+    let rules = "
+  - matches: [{ path: { type: PathPrefix, value: /split } }]
+    sessionPersistence: { sessionName: split, type: Cookie }
+    backendRefs:
+    - { name: web, port: 80, weight: 1 }
+    - { name: third, port: 80, weight: 1 }
+";
+    shop.apply_until("tries", &route(rules), "/share", 404)?;
+    let asked = |cookie: Option<&str>| {
+        shop.runtime.block_on(async {
+            let mut request = get("/split");
+            if let Some(cookie) = cookie {
+                request.headers_mut().insert("cookie", cookie.parse()?);
+            }
+            let mut client = One::to(&shop.client, shop.at(80)).await?;
+            client.ask(request).await?.is(200)
+        })
+    };
+    for third in [true, false] {
+        // Whom a client meets first is drawn.
+        let first = RefCell::new(None);
+        shop.until("a client of each service", |_| {
+            let is_there = |heard: &Heard| {
+                let app = heard.saw("app").unwrap_or_default();
+                app.ends_with("third") == third
+            };
+            first.replace(asked(None).ok().filter(is_there));
+            first.borrow().is_some()
+        })?;
+        let first: Heard = first.into_inner().context("nobody answered")?;
+        let given = first.headers.get("set-cookie").context("no cookie")?;
+        let cookie = given.to_str()?.split(';').next().unwrap_or_default();
+        for _ in 0..24 {
+            let heard = asked(Some(cookie))?;
+            ensure!(heard.saw("app") == first.saw("app"), "{heard:?}");
+            ensure!(!heard.headers.contains_key("set-cookie"), "it knows");
+        }
+    }
     Ok(())
 }
 
