@@ -224,6 +224,14 @@ impl Listener {
             Some(ear) => {
                 let _ = ear.to.send(Ok(heard)).await;
             }
+            // It is for who waits, and who waits takes what comes: with who does not it would stay, until nobody is heard.
+            None if matches!(heard.said, Said::Longer(_)) => {
+                for ear in [&self.there, &self.back] {
+                    if ear.told.load(Relaxed) {
+                        let _ = ear.to.try_send(Ok(heard.clone()));
+                    }
+                }
+            }
             None => {
                 let _ = self.there.to.send(Ok(heard.clone())).await;
                 let _ = self.back.to.send(Ok(heard)).await;
@@ -421,3 +429,56 @@ const WAITING: usize = 16;
 const ROOM: usize = 256 << 10;
 /// To say that there is no more.
 const MOMENT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use api::waypoint as wire;
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn ear(told: bool) -> (Ear, mpsc::Receiver<Result<Heard, Broke>>) {
+        let (to, heard) = mpsc::channel(WAITING);
+        let told = Arc::new(AtomicBool::new(told));
+        (Ear { to, told }, heard)
+    }
+
+    fn processor() -> Processor {
+        let service = wire::ServiceRef {
+            namespace: "shop".to_owned(),
+            hostname: "clerk.shop.svc.cluster.local".to_owned(),
+            port: 9000,
+        };
+        let wire = wire::Processing {
+            processor: Some(wire::Processor {
+                service: Some(service),
+                ..wire::Processor::default()
+            }),
+            ..wire::Processing::default()
+        };
+        Processor::compile(&wire::Origin::default(), &wire).unwrap()
+    }
+
+    #[test]
+    fn who_asks_for_more_time_with_each_piece_is_heard_all_the_same() {
+        let ((there, mut waits), (back, _later)) = (ear(true), ear(false));
+        let listener = Listener {
+            there,
+            back,
+            metadata: Metadata::default(),
+            processor: processor().into(),
+        };
+        for piece in 0..3 * WAITING {
+            let heard = Heard {
+                way: None,
+                said: Said::Longer(Duration::from_secs(1)),
+                modes: None,
+                metadata: None,
+            };
+            let sorted = listener.sort(heard).now_or_never();
+            assert_eq!(sorted, Some(Ok(())), "{piece}: it waits for nobody");
+            let said = waits.try_recv().unwrap().unwrap().said;
+            assert_eq!(said, Said::Longer(Duration::from_secs(1)), "{piece}");
+        }
+    }
+}
