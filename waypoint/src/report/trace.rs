@@ -68,7 +68,7 @@ impl Trace {
                 id: TraceId(u128::from(high) << 64 | u128::from(low | 1)),
                 span,
                 parent: None,
-                sampled: drawn(),
+                sampled: decision(headers).unwrap_or_else(drawn),
                 form,
             },
         }
@@ -182,6 +182,15 @@ fn b3_headers(headers: &HeaderMap) -> Option<Told> {
         sampled: if debug { Some(true) } else { said },
         form: Form::B3Headers,
     })
+}
+
+/// Whether a trace that is yet to begin is sampled, where somebody has decided that before: B3 knows a decision alone
+/// (`b3: 0`).
+fn decision(headers: &HeaderMap) -> Option<bool> {
+    let one = value(headers, &B3).and_then(decided);
+    let debug = value(headers, &B3_FLAGS).filter(|flags| *flags == "1");
+    let said = || value(headers, &B3_SAMPLED).and_then(decided);
+    one.or(debug.map(|_| true)).or_else(said)
 }
 
 /// B3's sampling state; `d` is debug.

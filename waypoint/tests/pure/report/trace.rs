@@ -105,6 +105,23 @@ fn what_is_malformed_begins_a_new_trace() {
 }
 
 #[test]
+fn a_decision_is_kept_also_where_the_trace_is_yet_to_begin() {
+    for (name, value, sampled) in [
+        ("b3", "0", false),
+        ("b3", "1", true),
+        ("b3", "d", true),
+        ("x-b3-sampled", "0", false),
+        ("x-b3-sampled", "1", true),
+        ("x-b3-flags", "1", true),
+    ] {
+        let percent = if sampled { 0.0 } else { 100.0 };
+        let trace = begin(&[(name, value)], percent);
+        assert!(trace.parent().is_none(), "{name}: {value}");
+        assert_eq!(trace.sampled(), sampled, "{name}: {value}");
+    }
+}
+
+#[test]
 fn upstream_is_told_in_the_clients_form() {
     let told = |pairs: &[(&str, &str)]| {
         let trace = begin(pairs, 100.0);
