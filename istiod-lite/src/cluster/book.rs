@@ -4,7 +4,7 @@
 //!  kind starts ── began ─▶ listing ── seen* ── ended ─▶ following ── seen, deleted ─▶ …
 //!                             ▲                             │
 //!                             └──── began (410 Gone) ◀──────┘
-//!  kind stops: all of it is gone
+//!  kind starts in another version: as 410 Gone      kind stops: all of it is gone
 //! ```
 //! A list that is read anew does not name what vanished meanwhile: what was known before and is not
 //! in it is gone. What comes again in the version it had is no change. An object that is refused
@@ -68,11 +68,17 @@ pub(super) enum Did {
 }
 
 impl Book {
-    /// A kind is watched from now on.
+    /// A kind is watched from now on. One that was watched before, in another version, stays known until its first list is at its end; what
+    /// is in that list counts as new, for the same object may read differently.
     pub(super) fn start(&mut self, kind: Kind) -> Run {
         self.started += 1;
         let run = Run(self.started);
-        self.kinds.entry(kind).or_default().run = run;
+        let shelf = self.kinds.entry(kind).or_default();
+        shelf.run = run;
+        shelf.listing = None;
+        for version in shelf.known.values_mut() {
+            *version = Box::default();
+        }
         run
     }
 
@@ -357,6 +363,24 @@ mod tests {
         );
         reader.run = second;
         assert_eq!(reader.list(vec![seen("a", 1)]), ["+a"]);
+    }
+
+    #[test]
+    fn a_kind_that_is_watched_anew_keeps_its_objects_until_they_are_listed_and_reads_all_of_them() {
+        let mut reader = Reader::new();
+        reader.list(vec![seen("a", 1), seen("b", 1), refused("c", 1)]);
+        // The first life ends in the middle of a list.
+        reader.hear(vec![Event::Began, Event::Seen(seen("a", 1))]);
+        let first = reader.run;
+        reader.run = reader.book.start(KIND);
+        let mut late = Vec::new();
+        reader.book.take(KIND, first, Event::Ended, &mut late);
+        assert!(late.is_empty(), "of the first life");
+        assert_eq!((reader.book.len(), reader.book.faults().len()), (3, 2));
+        assert!(reader.book.is_complete());
+        let again = reader.list(vec![seen("a", 1), seen("c", 1)]);
+        assert_eq!(again, ["+a", "+c", "-b"]);
+        assert!(reader.book.faults().is_empty());
     }
 
     #[derive(Debug, Clone)]

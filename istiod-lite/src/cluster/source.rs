@@ -167,8 +167,12 @@ impl Cluster {
         self.definitions_known = true;
         let (stop, start) = definitions::difference(&self.defined, &wanted);
         for kind in stop {
-            tracing::info!(%kind, "no longer defined in the cluster");
             self.tasks.remove(&kind);
+            // Served in another version now: its objects are there, and policies among them in force, while they are read anew.
+            if wanted.contains_key(&kind) {
+                continue;
+            }
+            tracing::info!(%kind, "no longer defined in the cluster");
             let gone = self.book.stop(kind);
             self.changes.extend(gone);
         }
@@ -245,3 +249,74 @@ fn label(did: Did) -> &'static str {
 const QUEUE: usize = 256;
 /// Changes handed out at once while everything is read.
 const BATCH: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use ops::metrics::Registry;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::write::fake::Fake;
+
+    const DEFINITION: (&str, &str, &str) = (
+        "customresourcedefinitions",
+        "",
+        "authorizationpolicies.security.istio.io",
+    );
+
+    fn definition(versions: &[&str]) -> Value {
+        let served = |name: &&str| json!({"name": name, "served": true});
+        let versions: Vec<Value> = versions.iter().map(served).collect();
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "spec": {
+                "group": "security.istio.io", "versions": versions,
+                "names": {"kind": "AuthorizationPolicy", "plural": "authorizationpolicies"},
+            },
+            "status": {"conditions": [{"type": "Established", "status": "True"}]},
+        })
+    }
+
+    /// `+name` set, `-name` gone, `!name` refused.
+    fn short(change: &Change) -> String {
+        match change {
+            Change::Set(object) => format!("+{}", object.key().name),
+            Change::Gone(key) => format!("-{}", key.name),
+            Change::Invalid(fault) => format!("!{}", fault.reason),
+        }
+    }
+
+    async fn next(cluster: &mut Cluster) -> Vec<String> {
+        let day = Duration::from_secs(24 * 3600);
+        let changes = tokio::time::timeout(day, cluster.next()).await;
+        changes.unwrap().iter().map(short).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_is_served_in_another_version_keeps_its_objects_until_they_are_read_anew() {
+        let fake = Fake::new();
+        let (plural, namespace, name) = DEFINITION;
+        fake.put(plural, namespace, name, definition(&["v1beta1"]));
+        let policy = json!({
+            "apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+            "spec": {
+                "action": "DENY",
+                "rules": [{"from": [{"source": {"namespaces": ["other"]}}]}],
+            },
+        });
+        fake.put("authorizationpolicies", "shop", "deny", policy);
+        let metrics = Metrics::register(&mut Registry::new("pilot", "test"));
+        let mut cluster = Cluster::open(&fake.connection(), Health::default(), metrics);
+        let mut known = Vec::new();
+        while !cluster.is_read() {
+            known.extend(next(&mut cluster).await);
+        }
+        assert_eq!(known, ["+deny"]);
+        fake.put(plural, namespace, name, definition(&["v1", "v1beta1"]));
+        assert_eq!(next(&mut cluster).await, ["+deny"], "it was never gone");
+        fake.remove(plural, namespace, name);
+        assert_eq!(next(&mut cluster).await, ["-deny"]);
+    }
+}
