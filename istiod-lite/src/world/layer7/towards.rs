@@ -253,8 +253,10 @@ impl World {
                         Ok(all) => gateway_backend::tls(spec, all.wire_key(&own_key(policy))),
                         Err(why) => gateway_backend::no_tls(&why),
                     };
-                    let here = spec.target_refs.iter().filter(|it| *it.name == *key.name);
-                    for target in here {
+                    // Others of its targets may have the same name, and be of another kind.
+                    let targets = policy.targets.iter().zip(&spec.target_refs);
+                    let here = targets.filter(|(it, _)| it.object.as_ref() == Some(key));
+                    for (_, target) in here {
                         let port = self.port_named(key, target.section_name.as_deref());
                         let taken = |port: u32| over.tls.iter().any(|(it, _, _)| *it == port);
                         if let Some(port) = port.filter(|it| !taken(*it)) {

@@ -241,6 +241,27 @@ fn policies_of_gateway_api_go_over_rules() {
 }
 
 #[test]
+fn tls_to_one_port_of_a_service_is_not_that_of_an_entry_of_its_name() {
+    let mut world = world();
+    let entry = "{group: networking.istio.io, kind: ServiceEntry, name: web}";
+    let tls = format!(
+        "{{targetRefs: [{{group: '', kind: Service, name: web, sectionName: http}}, {entry}], validation: {{hostname: web.example, wellKnownCACertificates: System}}}}"
+    );
+    set(
+        &mut world,
+        &policy(
+            "BackendTLSPolicy",
+            "gateway.networking.k8s.io/v1",
+            "a",
+            "tls",
+            &tls,
+        ),
+    );
+    let port = format!("a/wp/backendtlspolicy/a/tls/a/{WEB}:80");
+    assert_eq!(names(&world), [port], "its other ports are as they were");
+}
+
+#[test]
 fn what_of_a_rule_has_no_effect_is_said() {
     let mut world = world();
     set(
