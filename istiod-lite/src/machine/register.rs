@@ -289,6 +289,7 @@ impl Registrar {
         let signs = self.replicas.run(needed, stop.clone());
         let work = async {
             let mut watch = Watch::default();
+            let mut failed = HashMap::new();
             let mut pause = LOOK;
             loop {
                 tokio::select! {
@@ -296,10 +297,19 @@ impl Registrar {
                     () = self.stirred.notified() => tokio::time::sleep(LOOK / 10).await,
                 }
                 pause = LOOK;
-                for (key, standing, step) in self.look(&mut watch) {
-                    if let Err(error) = self.act(&key, &standing, step).await {
-                        tracing::warn!(entry = %key, %error, "what is left of a machine that went stays for now");
-                        // Whatever is wrong there, it is wrong with the others too.
+                let mut in_a_row = 0;
+                let due = in_turn(self.look(&mut watch), &mut failed, Instant::now());
+                for (key, standing, step) in due {
+                    let Err(error) = self.act(&key, &standing, step).await else {
+                        failed.remove(&key);
+                        in_a_row = 0;
+                        continue;
+                    };
+                    tracing::warn!(entry = %key, %error, "what is left of a machine that went stays for now");
+                    failed.insert(key, Instant::now());
+                    in_a_row += 1;
+                    // What is wrong with several is wrong with the others too.
+                    if in_a_row == SEVERAL {
                         pause = AFTER_A_FAILURE;
                         break;
                     }
@@ -311,7 +321,7 @@ impl Registrar {
     }
 
     /// What is to be done about which entries.
-    fn look(&self, watch: &mut Watch) -> Vec<(ObjectKey, Standing, Step)> {
+    fn look(&self, watch: &mut Watch) -> Vec<Due> {
         let now = Instant::now();
         let entries = self.entries.load_full();
         let ours = entries.iter().filter(|(_, entry)| is_ours(entry));
@@ -397,6 +407,18 @@ impl Registrar {
     fn here(&self) -> MutexGuard<'_, HashMap<String, Stay>> {
         self.here.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An entry about which something is to be done, what it says of its machine, and what is to be done.
+type Due = (ObjectKey, Standing, Step);
+
+/// With whom it `failed` lately waits, and then comes behind the others: an entry that the API server refuses takes nobody's turn. Pure.
+fn in_turn(mut due: Vec<Due>, failed: &mut HashMap<ObjectKey, Instant>, now: Instant) -> Vec<Due> {
+    failed.retain(|key, _| due.iter().any(|(it, ..)| it == key));
+    let rests = |at: &Instant| now.saturating_duration_since(*at) < AFTER_A_FAILURE;
+    due.retain(|(key, ..)| !failed.get(key).is_some_and(rests));
+    due.sort_by_key(|(key, ..)| failed.get(key).copied());
+    due
 }
 
 /// What entries say of their machines, and since when they have said so, as we saw it.
@@ -508,6 +530,8 @@ const LONGEST_REASON: usize = 300;
 /// How often entries are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 const AFTER_A_FAILURE: Duration = Duration::from_secs(10);
+/// So many failures, one after the other, are no longer one entry's own.
+const SEVERAL: u32 = 2;
 /// Longer than it takes until an entry says that its machine left.
 const FORGET: Duration = Duration::from_secs(120 + LINGER.as_secs());
 

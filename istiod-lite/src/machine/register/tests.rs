@@ -351,6 +351,41 @@ async fn while_the_api_server_is_away_nothing_is_lost_and_nobody_is_marked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_entry_that_may_not_be_written_keeps_no_other_from_being_marked_and_removed() {
+    let fake = Fake::new();
+    let one = Replica::start(&fake, "istiod-1", false);
+    let names: Vec<String> = (0..12).map(|number| format!("db-{number}")).collect();
+    let mut there = Vec::new();
+    for name in &names {
+        let presence = one.registrar.arrive(machine(name, Some("db"))).unwrap();
+        presence.report(None).await.unwrap();
+        there.push(presence);
+    }
+    seconds(1).await;
+    // Somebody's admission webhook refuses every other one.
+    fake.refuse(|method, path| {
+        let number: u32 = path.rsplit_once("/db-")?.1.parse().ok()?;
+        (*method != http::Method::GET && number.is_multiple_of(2)).then_some(422)
+    });
+    drop(there);
+    seconds(50).await;
+    let others = || names.iter().skip(1).step_by(2);
+    for name in others() {
+        let entry = fake.object(ENTRY.0, ENTRY.1, name).unwrap();
+        assert!(is_gone(&entry), "{entry}");
+    }
+    seconds(90).await;
+    for name in others() {
+        assert!(fake.object(ENTRY.0, ENTRY.1, name).is_none(), "{name}");
+    }
+    let refused = fake.object(ENTRY.0, ENTRY.1, &names[0]).unwrap();
+    assert!(connected_to(&refused, &one), "{refused}");
+    fake.refuse_nothing();
+    seconds(120).await;
+    assert!(fake.all(ENTRY.0).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_somebody_wrote_by_hand_is_left_alone() {
     let fake = Fake::new();
     let theirs = json!({
