@@ -102,11 +102,10 @@ async fn serve(ground: &Ground, resource: &ApiResource) {
             Some((key, outcome)) = running.next() => {
                 let now = Instant::now();
                 let again = match outcome {
-                    Ok(None) => false,
-                    Ok(Some(object)) => {
+                    Ok(false) => false,
+                    // What it is now the watch tells, in its turn: this answer may come behind what was written since.
+                    Ok(true) => {
                         ground.metrics.wrote("addresses", true);
-                        let (key, entry) = read(object);
-                        table.set(key.clone(), entry);
                         quarrels.wrote(&key, now)
                     }
                     Err(error) => {
@@ -190,7 +189,7 @@ fn texts(value: &Value) -> impl Iterator<Item = &str> {
         .filter_map(Value::as_str)
 }
 
-/// Writes one status; none when the object went, or was written by somebody else first: then we hear
+/// Writes one status; `false` when the object went, or was written by somebody else first: then we hear
 /// of it.
 async fn patch(
     ground: &Ground,
@@ -198,7 +197,7 @@ async fn patch(
     key: ObjectKey,
     version: String,
     given: Vec<Given>,
-) -> (ObjectKey, Result<Option<DynamicObject>, kube::Error>) {
+) -> (ObjectKey, Result<bool, kube::Error>) {
     let client = ground.connection.client.clone();
     let entries = Api::<DynamicObject>::namespaced_with(client, &key.namespace, resource);
     let given: Vec<Value> = given
@@ -217,8 +216,8 @@ async fn patch(
         .patch_status(&key.name, &ours, &Patch::Merge(&patch))
         .await
     {
-        Ok(object) => Ok(Some(object)),
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(None),
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
         Err(error) => Err(error),
     };
     (key, outcome)

@@ -266,6 +266,43 @@ async fn addresses_stay_when_another_leads_and_when_entries_come_and_go() {
     assert_eq!(bench.fake.object("serviceentries", "alpha", "a"), Some(a));
 }
 
+/// The same API server, whose answers to what changes something come a second late.
+fn hesitant(fake: &Fake) -> kube::Client {
+    let client = fake.client();
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let client = client.clone();
+        async move {
+            let changes = request.method() != http::Method::GET;
+            let answer = client.send(request).await;
+            if changes {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            answer
+        }
+    });
+    kube::Client::new(service, "default")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_added_while_addresses_are_written_gets_its_own() {
+    let mut bench = bench();
+    bench.ground.connection.client = hesitant(&bench.fake);
+    let at = ("serviceentries", "alpha", "a");
+    bench.fake.put(at.0, at.1, at.2, entry("a.example.com"));
+    let _writer = running(addresses::write(bench.ground.clone()));
+    bench.kinds.send_replace(entries());
+    let given = |count: usize| move |entry: &Value| addresses_of(entry).len() == count;
+    let mut a = bench.fake.until(at, given(2)).await;
+    // They stand there, and nobody has said so yet.
+    a["spec"]["hosts"] = json!(["a.example.com", "b.example.com"]);
+    bench.fake.put(at.0, at.1, at.2, a);
+    let a = bench.fake.until(at, given(4)).await;
+    assert_eq!(
+        addresses_of(&a),
+        ["240.240.0.1", "2001:2::1", "240.240.0.2", "2001:2::2"]
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_taint_goes_when_the_agent_is_ready_and_other_taints_stay() {
     let bench = bench();
