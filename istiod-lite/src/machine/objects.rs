@@ -99,20 +99,27 @@ impl Objects {
         let name = metadata.name.as_deref().unwrap_or_default();
         let (entries, version) = self.api(namespace).map_err(Failed::For)?;
         let before = entries.get_opt(name).await?;
+        let mut seen = None;
         if let Some(before) = &before {
             may_write(before, wanted).map_err(Failed::For)?;
             // Before all else: what is not well gets no connections from the first moment on.
-            self.say(&entries, before, wanted).await?;
+            let said = self.say(&entries, before, wanted).await?;
+            seen = said.as_ref().unwrap_or(before).resource_version();
         }
         let mut shape = serde_json::to_value(wanted.entry).unwrap_or_default();
         shape["apiVersion"] = version.clone().into();
+        // Who has it was looked up in this version: another may have taken it over since.
+        if let Some(seen) = seen {
+            shape["metadata"]["resourceVersion"] = seen.into();
+        }
         // Of one that somebody else makes in this moment nothing is taken.
         let how = PatchParams {
             force: before.is_some(),
             ..PatchParams::apply(MANAGER)
         };
-        entries.patch(name, &how, &Patch::Apply(&shape)).await?;
-        let standing = standing(wanted.standing, &version, name, None);
+        let shaped = entries.patch(name, &how, &Patch::Apply(&shape)).await?;
+        let seen = shaped.metadata.resource_version.as_deref();
+        let standing = standing(wanted.standing, &version, name, seen);
         let how = PatchParams::apply(PRESENCE).force();
         let after = entries.patch(name, &how, &Patch::Apply(&standing)).await?;
         if before.is_none() {
@@ -121,20 +128,20 @@ impl Objects {
         Ok(())
     }
 
-    /// Says how its machine does, where anybody asks.
+    /// Says how its machine does, where anybody asks; the entry as it is then, if that was news.
     async fn say(
         &self,
         entries: &Api<DynamicObject>,
         object: &DynamicObject,
         wanted: &Wanted<'_>,
-    ) -> Result<(), kube::Error> {
+    ) -> Result<Option<DynamicObject>, kube::Error> {
         let annotations = wanted.entry.metadata.annotations.as_ref();
         if !annotations.is_some_and(|all| all.contains_key(HEALTH_CHECKS)) {
-            return Ok(());
+            return Ok(None);
         }
         let before = &object.data["status"]["conditions"];
         let Some(conditions) = conditions(before, wanted.unhealthy, &entry::now()) else {
-            return Ok(());
+            return Ok(None);
         };
         // Lists are replaced whole by a merge patch: never over what somebody wrote since.
         let patch = json!({
@@ -146,10 +153,8 @@ impl Objects {
             ..PatchParams::default()
         };
         let name = object.name_any();
-        entries
-            .patch_status(&name, &how, &Patch::Merge(&patch))
-            .await?;
-        Ok(())
+        let patch = Patch::Merge(&patch);
+        entries.patch_status(&name, &how, &patch).await.map(Some)
     }
 
     /// Writes how a machine does onto the entry that another replica may keep; `false` when there is none of ours.
@@ -173,7 +178,7 @@ impl Objects {
                     .await
                     .map_err(Failed::from)
                 {
-                    Ok(()) => return Ok(true),
+                    Ok(_) => return Ok(true),
                     Err(Failed::Again) => {}
                     Err(Failed::For(why)) => return Err(why),
                 }

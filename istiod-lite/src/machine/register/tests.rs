@@ -50,6 +50,20 @@ fn group(probe: bool) -> Arc<WorkloadGroup> {
     Arc::new(serde_json::from_value(group).unwrap())
 }
 
+fn objects(client: kube::Client) -> Objects {
+    let resource = ApiResource {
+        group: "networking.istio.io".into(),
+        version: "v1".into(),
+        api_version: "networking.istio.io/v1".into(),
+        kind: "WorkloadEntry".into(),
+        plural: "workloadentries".into(),
+    };
+    let kinds = Kinds::new(BTreeMap::from([(Kind::WorkloadEntry, resource)]));
+    let (_, kinds) = watch::channel(kinds);
+    let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
+    Objects::new(client, kinds, metrics)
+}
+
 /// A replica, as long as it lives.
 struct Replica {
     registrar: Arc<Registrar>,
@@ -59,15 +73,6 @@ struct Replica {
 
 impl Replica {
     fn start(fake: &Fake, pod: &str, probe: bool) -> Self {
-        let resource = ApiResource {
-            group: "networking.istio.io".into(),
-            version: "v1".into(),
-            api_version: "networking.istio.io/v1".into(),
-            kind: "WorkloadEntry".into(),
-            plural: "workloadentries".into(),
-        };
-        let kinds = Kinds::new(BTreeMap::from([(Kind::WorkloadEntry, resource)]));
-        let (_, kinds) = watch::channel(kinds);
         let key = ObjectKey::new(Kind::WorkloadGroup, "shop", "db");
         let (_, groups) = watch::channel(Groups::unit(key, group(probe)));
         let entries: Arc<ArcSwap<Entries>> = Arc::default();
@@ -78,8 +83,7 @@ impl Replica {
             catalog,
             network: Arc::default(),
         };
-        let metrics = Metrics::register(&mut ops::metrics::Registry::new("pilot", "test"));
-        let place = Place::Cluster(Objects::new(fake.client(), kinds, metrics));
+        let place = Place::Cluster(objects(fake.client()));
         let (connection, health) = (fake.connection(), Health::default());
         let replicas = Replicas::several(connection, health, "istio-system", pod);
         let registrar = Registrar::new(place, replicas, GRACE, "Kubernetes", views);
@@ -279,6 +283,43 @@ async fn a_machine_moves_between_replicas_and_they_do_not_take_turns_at_its_entr
     let writes = fake.writes();
     let about_it = writes.iter().filter(|it| it.contains("workloadentries"));
     assert_eq!(about_it.count(), 0, "{writes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_read_an_entry_before_another_took_it_over_does_not_take_it_back() {
+    let fake = Fake::new();
+    let other = Replica::start(&fake, "istiod-2", false);
+    let it = machine("db-1", Some("db"));
+    let there = Arc::new(other.registrar.arrive(it.clone()).unwrap());
+    let takes_over = Arc::new(AtomicBool::new(false));
+    let (client, race) = (fake.client(), takes_over.clone());
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let (client, race, there) = (client.clone(), race.clone(), there.clone());
+        async move {
+            // After the entry was read, before it is written.
+            if request.method() == http::Method::PATCH && race.swap(false, Ordering::AcqRel) {
+                there.report(None).await.unwrap();
+            }
+            client.send(request).await
+        }
+    });
+    let here = objects(kube::Client::new(service, "default"));
+    let (shape, me) = (entry::shape(&it, &group(false), false), "istiod-1_1");
+    let standing = Standing::connected(me);
+    let wanted = Wanted {
+        entry: &shape,
+        standing: &standing,
+        unhealthy: None,
+        me,
+        takes_over: false,
+    };
+    here.write(&wanted).await.unwrap();
+    here.write(&wanted).await.unwrap();
+    takes_over.store(true, Ordering::Release);
+    let moved = here.write(&wanted).await;
+    assert!(matches!(moved, Err(NotRegistered::Moved(_))), "{moved:?}");
+    let entry = fake.object(ENTRY.0, ENTRY.1, ENTRY.2).unwrap();
+    assert!(connected_to(&entry, &other), "{entry}");
 }
 
 #[tokio::test(start_paused = true)]
