@@ -288,6 +288,10 @@ const GROUP: &str = "apiVersion: networking.istio.io/v1\nkind: WorkloadGroup\nme
     metadata: {labels: {app: db}}\n  template: {serviceAccount: db}\n  \
     probe: {periodSeconds: 1, timeoutSeconds: 30, failureThreshold: 1, httpGet: {port: 8081, path: /well}}\n";
 
+/// Who has that label is called by nobody of its namespace.
+const GOLD: &str = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: gold, namespace: shop}\nspec:\n  \
+    selector: {matchLabels: {tier: gold}}\n  action: DENY\n  rules: [{from: [{source: {namespaces: [shop]}}]}]\n";
+
 fn known_everywhere(lab: &Lab, name: &str, known: bool) -> Result<()> {
     lab.until_all_dumps(&format!("{name} as known: {known}"), |dump| {
         let workloads = dump["workloads"].as_array().into_iter().flatten();
@@ -347,6 +351,17 @@ fn a_machine_of_a_group_comes_and_goes_and_is_spared_while_it_is_not_well() {
                 .is_some_and(|line| line.contains("unhealthy=\"port 8081/well: status 503\""))
         })?;
         well.store(true, Relaxed);
+        talk_soon(&client, db.at(81))?;
+
+        // Its group is edited while it is there: so is its entry, and with that who selects it.
+        lab.apply_yaml("gold", GOLD)?;
+        talk_soon(&client, db.at(81))?;
+        let gold = GROUP.replace("labels: {app: db}", "labels: {app: db, tier: gold}");
+        lab.apply_yaml("group", &gold)?;
+        wait::until_true("its new label counts", SOON, || {
+            refused(&client, db.at(81)).is_ok()
+        })?;
+        lab.apply_yaml("group", GROUP)?;
         talk_soon(&client, db.at(81))?;
 
         machine.proxy().terminate(SOON)?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::k8s::istio::workload_group;
+use api::k8s::objects::WorkloadGroup;
 use api::machine::presence_server::Presence as Service;
 use api::machine::{Exec, Header, Http, Probe, Report, Tcp, Told, probe};
 use tokio::sync::{mpsc, watch};
@@ -117,19 +118,24 @@ impl Talk {
 
     async fn go_on(&self, reports: &mut Streaming<Report>) -> Result<(), Status> {
         let mut groups = self.registrar.changes();
-        let mut asked = None;
+        let (mut asked, mut made_of) = (None, None);
         // What it said last, once it has said anything; and whether its entry may say something else.
         let (mut said, mut is_due) = (None::<Option<String>>, false);
         let mut look = tokio::time::interval(LOOK);
         loop {
-            let probe = self.probe()?;
+            let group = self.group()?;
+            let probe = group.as_deref().and_then(asks);
             if asked.as_ref() != Some(&probe) {
                 asked = Some(probe.clone());
                 let told = Told { probe };
                 if self.telling.send(Ok(told)).await.is_err() {
                     return Ok(());
                 }
-                // Labels or ports may be others, too.
+            }
+            // Of its labels and ports its entry is made: by labels policies choose whom they are for.
+            let spec = group.map(|group| group.spec.clone());
+            if made_of.as_ref() != Some(&spec) {
+                made_of = Some(spec);
                 is_due = self.write(said.as_ref()).await?;
             }
             tokio::select! {
@@ -184,10 +190,9 @@ impl Talk {
         }
     }
 
-    fn probe(&self) -> Result<Option<Probe>, Status> {
+    fn group(&self) -> Result<Option<Arc<WorkloadGroup>>, Status> {
         let group = self.registrar.group(&self.machine);
-        let group = group.map_err(|error| self.lost(&error))?;
-        Ok(group.and_then(|group| group.spec.probe.as_ref().and_then(said)))
+        group.map_err(|error| self.lost(&error))
     }
 
     async fn still_known(&self) -> Result<(), Status> {
@@ -269,6 +274,11 @@ impl Health {
             differs
         });
     }
+}
+
+/// What a group asks its machines.
+fn asks(group: &WorkloadGroup) -> Option<Probe> {
+    group.spec.probe.as_ref().and_then(said)
 }
 
 /// A probe with its defaults filled in.
