@@ -337,7 +337,9 @@ impl Registrar {
                 Standing::Gone { .. } => false,
             };
             let step = judge(&standing, now - since, here, (ours, silent), self.grace);
-            if step != Step::Leave {
+            // It was removed already, and waits for somebody's finalizer.
+            let goes = step == Step::Remove && entry.metadata.deletion_timestamp.is_some();
+            if step != Step::Leave && !goes {
                 due.push((key.clone(), standing.clone(), step));
             }
             fresh.insert(key.clone(), (standing, since));

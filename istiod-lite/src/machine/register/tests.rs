@@ -427,6 +427,36 @@ async fn an_entry_that_may_not_be_written_keeps_no_other_from_being_marked_and_r
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_entry_that_waits_for_a_finalizer_is_removed_once() {
+    let fake = Fake::new();
+    let _one = Replica::start(&fake, "istiod-1", true);
+    let mut entry = json!({
+        "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+        "metadata": {
+            "name": "db-1", "namespace": "shop", "uid": "u-entry", "finalizers": ["example.com/later"],
+            "annotations": {
+                "istio.io/autoRegistrationGroup": "db", "ambit.io/machine": "shop/db-1",
+                "istio.io/disconnectedAt": "2026-11-23T00:00:00Z",
+            },
+        },
+        "spec": {"address": "10.9.0.5"},
+    });
+    entry["metadata"]["deletionTimestamp"] = "2026-11-23T00:01:00Z".into();
+    fake.put(ENTRY.0, ENTRY.1, ENTRY.2, entry.clone());
+    seconds(300).await;
+    let deletes = |writes: Vec<String>| {
+        let deletes = writes.into_iter().filter(|it| it.starts_with("DELETE"));
+        deletes.count()
+    };
+    assert_eq!(deletes(fake.writes()), 0, "that was done before");
+    let metadata = entry["metadata"].as_object_mut().unwrap();
+    metadata.remove("deletionTimestamp");
+    fake.put(ENTRY.0, ENTRY.1, ENTRY.2, entry);
+    seconds(120).await;
+    assert_eq!(deletes(fake.writes()), 1, "this one is there");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_somebody_wrote_by_hand_is_left_alone() {
     let fake = Fake::new();
     let theirs = json!({
