@@ -4,7 +4,8 @@
 //! those before they try the bare name. Each of these is, in this order: a host of the caller's namespace or of a
 //! Kubernetes Service, a Kubernetes short form (`web`, `web.alpha`, `web.alpha.svc`), a pod of a headless service
 //! (`db-0.db`, as those of a StatefulSet are called), a host of a ServiceEntry elsewhere, or below a wildcard host. So
-//! whoever may write entries of one namespace does not say for others where the names of their Services lead.
+//! whoever may write entries of one namespace does not say for others where the names of their Services lead; nor by a host
+//! that is one of these with a search domain behind it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,7 +39,18 @@ impl Names<'_> {
     /// Looks `name` up (lower case, no trailing dot). `None`: not a name of the mesh; the
     /// upstream resolvers know better.
     pub(crate) fn find(&self, name: &str) -> Option<Found> {
-        if let Some(addresses) = self.addresses_of(name) {
+        let below = name.strip_suffix(self.cluster_domain);
+        if below.is_some_and(|below| below.ends_with('.'))
+            && let Some(found) = self.look(name, |it| self.nearby(it))
+        {
+            return Some(found);
+        }
+        self.look(name, |it| self.addresses_of(it))
+    }
+
+    /// The name as it stands, and then without each search domain.
+    fn look(&self, name: &str, of: impl Fn(&str) -> Option<Vec<IpAddr>>) -> Option<Found> {
+        if let Some(addresses) = of(name) {
             return Some(Found {
                 alias: None,
                 addresses,
@@ -46,7 +58,7 @@ impl Names<'_> {
         }
         self.search_domains().find_map(|domain| {
             let bare = name.strip_suffix(&*domain)?.strip_suffix('.')?;
-            let addresses = self.addresses_of(bare)?;
+            let addresses = of(bare)?;
             Some(Found {
                 alias: Some(bare.to_owned()),
                 addresses,
@@ -137,6 +149,14 @@ impl Names<'_> {
         [own, services, self.cluster_domain.to_owned()]
             .into_iter()
             .chain(others)
+    }
+
+    /// Of what no entry of another namespace is.
+    fn nearby(&self, name: &str) -> Option<Vec<IpAddr>> {
+        match self.service(name) {
+            Some(service) => self.addresses(service),
+            None => self.pod(name),
+        }
     }
 
     fn addresses_of(&self, name: &str) -> Option<Vec<IpAddr>> {

@@ -302,6 +302,8 @@ fn an_entry_of_another_namespace_has_no_name_that_is_a_services_in_short() {
         "db-0.db.alpha",
         "other.alpha",
         "db-0.db.alpha.svc.cluster.local",
+        "web.alpha.beta.svc.cluster.local",
+        "web.alpha.svc.beta.svc.cluster.local",
     ] {
         let told = service("thief", "aaa", host, Some("10.99.0.1"));
         resources.insert(format!("aaa/{host}"), told);
