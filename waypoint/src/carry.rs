@@ -342,7 +342,7 @@ fn route(
     report: &mut TcpReport,
 ) -> Result<(To, String), Refused> {
     let rules = service.connections(arrived.to.port());
-    if rules.is_empty() {
+    if !rules.concerns(arrived.client.namespace()) {
         return Ok((arrived.to.clone(), String::new()));
     }
     let rule = rules.find(sni, &arrived.client);

@@ -1,5 +1,6 @@
 //! Which rule is for a connection that nobody looks into.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::waypoint as wire;
@@ -30,7 +31,10 @@ pub struct TcpRule {
 #[derive(Debug, Clone, Default)]
 pub struct TcpTable {
     rules: Hosts<Vec<Arc<TcpRule>>>,
-    some: bool,
+    /// One of them is for clients of any namespace.
+    for_all: bool,
+    /// Others are for those of these.
+    namespaces: BTreeSet<Box<str>>,
 }
 
 impl TcpRule {
@@ -76,7 +80,11 @@ impl TcpTable {
     pub fn of(rules: impl IntoIterator<Item = Arc<TcpRule>>) -> Self {
         let mut ordered: Vec<_> = rules.into_iter().collect();
         ordered.sort_by(|a, b| a.place().cmp(&b.place()));
-        let some = !ordered.is_empty();
+        let for_all = ordered.iter().any(|rule| rule.namespaces.is_empty());
+        let namespaces = ordered
+            .iter()
+            .flat_map(|rule| rule.namespaces.iter().cloned());
+        let namespaces = namespaces.collect();
         let mut rules: Hosts<Vec<Arc<TcpRule>>> = Hosts::default();
         for rule in ordered {
             for host in &rule.hosts {
@@ -86,12 +94,18 @@ impl TcpTable {
                 rules.entry(None).push(rule);
             }
         }
-        Self { rules, some }
+        Self {
+            rules,
+            for_all,
+            namespaces,
+        }
     }
 
-    /// There is no rule.
-    pub fn is_empty(&self) -> bool {
-        !self.some
+    /// Whether clients of a namespace are under rules here: where they are, what no rule is for is nowhere. Others are as if
+    /// there was none: a route of one namespace's clients says nothing of another's.
+    pub fn concerns(&self, namespace: Option<&str>) -> bool {
+        let named = |namespace: &str| self.namespaces.contains(namespace);
+        self.for_all || namespace.is_some_and(named)
     }
 
     /// The rule for a connection: by the server's name it asks for, then the older object.

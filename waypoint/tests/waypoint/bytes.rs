@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::Pod;
 
 use super::shop::{Shop, in_shop};
 
@@ -84,6 +85,29 @@ spec: { host: few, trafficPolicy: { connectionPool: { tcp: { maxConnections: 1 }
     });
 }
 
+#[test]
+fn a_route_of_one_namespaces_clients_cuts_off_nobody_else() {
+    in_shop(|shop| {
+        greet(shop)?;
+        shop.lab.namespace("front").ambient()?;
+        let caller = shop.lab.pod("front/caller").node(1).start()?;
+        let opened = || open_from(&caller, shop.at(70), b"bytes");
+        shop.until("it to be served", |_| opened().is_ok())?;
+        let route = "
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: TCPRoute
+metadata: { namespace: front, name: web }
+spec:
+  parentRefs: [{ group: '', kind: Service, namespace: shop, name: web, port: 70 }]
+  rules: [{ backendRefs: [{ name: missing, port: 70 }] }]
+";
+        shop.lab.apply_yaml("front", route)?;
+        shop.until("its own clients to be led nowhere", |_| opened().is_err())?;
+        open(shop, shop.at(70), b"bytes").context("a client of another namespace")?;
+        Ok(())
+    });
+}
+
 /// An echo at port 7070 of all apps that greets first.
 fn greet(shop: &Shop<'_>) -> Result<()> {
     for app in &shop.apps {
@@ -105,7 +129,12 @@ fn greet(shop: &Shop<'_>) -> Result<()> {
 
 /// A connection on which `bytes` came back.
 fn open(shop: &Shop<'_>, to: SocketAddr, bytes: &[u8]) -> Result<TcpStream> {
-    let mut stream = shop.client.connect(to)?;
+    open_from(&shop.client, to, bytes)
+}
+
+/// The same, of another client's.
+fn open_from(client: &Pod, to: SocketAddr, bytes: &[u8]) -> Result<TcpStream> {
+    let mut stream = client.connect(to)?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     stream.write_all(bytes)?;
     let mut back = vec![0; 6 + bytes.len()];

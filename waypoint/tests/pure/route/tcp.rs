@@ -79,6 +79,31 @@ fn a_connection_goes_by_the_name_it_asks_for_then_by_age() {
 }
 
 #[test]
+fn rules_for_clients_of_one_namespace_are_no_rules_for_others() {
+    let rules = [
+        rule("front", 1, &[], &["front"]),
+        rule("named", 2, &["a.example.org"], &["named"]),
+        rule("all", 3, &["a.example.org"], &[]),
+    ];
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|(origin, route)| (origin, route))
+        .collect();
+    let cases = [
+        (0, [false; 4]),
+        (1, [true, false, false, false]),
+        (2, [true, true, false, false]),
+        (3, [true; 4]),
+    ];
+    let namespaces = [Some("front"), Some("named"), Some("shop"), None];
+    for (count, concerned) in cases {
+        let table = TcpTable::compile(&rules[..count]);
+        let found = namespaces.map(|namespace| table.concerns(namespace));
+        assert_eq!(found, concerned, "{count}");
+    }
+}
+
+#[test]
 fn one_that_is_not_understood_closes_what_it_is_for() {
     let (origin, mut route) = rule("bad", 1, &["a.example.org"], &[]);
     route.backends.push(api::waypoint::Backend {
