@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use api::k8s::labels;
+use api::k8s::objects::Kind;
 use clap::Args;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams, LogParams};
 use kube::core::GroupVersionKind;
-use kube::discovery::oneshot;
+use kube::discovery::{ApiResource, oneshot};
+use kube::error::DiscoveryError;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::Value;
 
@@ -156,11 +158,8 @@ async fn objects(
     version: &str,
     kind: &str,
 ) -> anyhow::Result<bool> {
-    let gvk = GroupVersionKind::gvk(group, version, kind);
-    let resource = match oneshot::pinned_kind(client, &gvk).await {
-        Ok((resource, _)) => resource,
-        Err(error) if is_missing(&error) => return Ok(false),
-        Err(error) => return Err(error.into()),
+    let Some(resource) = served(client, group, version, kind).await? else {
+        return Ok(false);
     };
     let objects: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     let mut list = objects.list(&ListParams::default()).await?;
@@ -176,6 +175,35 @@ async fn objects(
         &serde_saphyr::to_string(&list.items)?,
     )?;
     Ok(true)
+}
+
+/// A kind as the cluster has it: in this version, else in another one that the mesh reads. Gateway API's routes were alpha for
+/// long, and are it still on many clusters.
+async fn served(
+    client: &Client,
+    group: &str,
+    version: &str,
+    kind: &str,
+) -> anyhow::Result<Option<ApiResource>> {
+    for version in versions(group, version, kind) {
+        let gvk = GroupVersionKind::gvk(group, version, kind);
+        match oneshot::pinned_kind(client, &gvk).await {
+            Ok((resource, _)) => return Ok(Some(resource)),
+            Err(kube::Error::Discovery(DiscoveryError::MissingKind(_))) => {}
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
+/// The versions to ask for, the best first. Pure.
+fn versions<'a>(group: &str, version: &'a str, kind: &str) -> Vec<&'a str> {
+    let read = kind.parse::<Kind>().map(Kind::api_versions);
+    let read = read.unwrap_or_default().iter();
+    let of_group = read.filter_map(|it| it.strip_prefix(group)?.strip_prefix('/'));
+    let others = of_group.filter(|it| *it != version);
+    std::iter::once(version).chain(others).collect()
 }
 
 /// Values of environment variables are nobody's business: many hold passwords.
@@ -205,7 +233,7 @@ fn write(to: &Path, name: &str, text: &str) -> anyhow::Result<()> {
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Objects that the mesh reads, and those it consists of. Secrets are none of them.
-const KINDS: [(&str, &str, &str); 28] = [
+const KINDS: [(&str, &str, &str); 33] = [
     ("apps", "v1", "Deployment"),
     ("coordination.k8s.io", "v1", "Lease"),
     (
@@ -241,6 +269,15 @@ const KINDS: [(&str, &str, &str); 28] = [
     ("gateway.networking.k8s.io", "v1", "GatewayClass"),
     ("gateway.networking.k8s.io", "v1", "HTTPRoute"),
     ("gateway.networking.k8s.io", "v1", "GRPCRoute"),
+    ("gateway.networking.k8s.io", "v1", "TCPRoute"),
+    ("gateway.networking.k8s.io", "v1", "TLSRoute"),
+    ("gateway.networking.k8s.io", "v1", "ReferenceGrant"),
+    ("gateway.networking.k8s.io", "v1", "BackendTLSPolicy"),
+    (
+        "gateway.networking.x-k8s.io",
+        "v1alpha1",
+        "XBackendTrafficPolicy",
+    ),
     ("events.k8s.io", "v1", "Event"),
 ];
 
@@ -269,6 +306,35 @@ mod tests {
             found += 1;
         }
         assert!(found >= 12, "{found}");
+    }
+
+    #[test]
+    fn every_kind_that_the_mesh_reads_is_among_those_that_are_dumped() {
+        // Secrets are never read, ConfigMaps are mostly others', and of ServiceAccounts nothing is read on a cluster.
+        let left_out = [Kind::Secret, Kind::ConfigMap, Kind::ServiceAccount];
+        let read = Kind::ALL.into_iter();
+        for kind in read.filter(|kind| !left_out.contains(kind)) {
+            let dumped = KINDS.iter().any(|(group, version, name)| {
+                let written = format!("{group}/{version}");
+                let written = written.trim_start_matches('/');
+                *name == kind.name() && kind.api_versions().contains(&written)
+            });
+            assert!(dumped, "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_kind_is_asked_for_in_each_version_that_the_mesh_reads() {
+        let gateway = "gateway.networking.k8s.io";
+        for (group, version, kind, expected) in [
+            (gateway, "v1", "TCPRoute", "v1 v1alpha3 v1alpha2"),
+            (gateway, "v1", "ReferenceGrant", "v1 v1beta1"),
+            ("", "v1", "Pod", "v1"),
+            ("apps", "v1", "DaemonSet", "v1"),
+        ] {
+            let asked_for = versions(group, version, kind);
+            assert_eq!(asked_for.join(" "), expected, "{kind}");
+        }
     }
 
     #[test]
