@@ -288,7 +288,10 @@ fn judge(
 fn shown(service: &Service, arrived: &Arrived) -> Result<(), Unfit> {
     let watcher = match arrived.to.protocol() {
         AppProtocol::Tcp | AppProtocol::Tls => None,
-        _ => service.must_see(arrived.to.port()),
+        _ => {
+            let namespace = arrived.client.namespace();
+            service.must_see(arrived.to.port(), namespace)
+        }
     };
     watcher.map_or(Ok(()), |watcher| {
         Err(Unfit {

@@ -51,16 +51,16 @@ impl Routes {
 
     /// Whether a route has rules here, by its key without them.
     pub(super) fn has(&self, route: &str) -> bool {
-        self.ports_of(route).next().is_some()
+        self.rules_of(route).next().is_some()
     }
 
-    /// The ports of each rule of a route, by its key without them; none = all.
-    pub(super) fn ports_of(&self, route: &str) -> impl Iterator<Item = &[u16]> {
+    /// The rules of a route, by its key without them, and the ports of each; none = all.
+    pub(super) fn rules_of(&self, route: &str) -> impl Iterator<Item = (&Rule, &[u16])> {
         let from: Arc<str> = format!("{route}/").into();
         let behind = self.made.range(from.clone()..);
         let own = behind.take_while(move |(key, _)| key.starts_with(&*from));
         let own = own.map(|(_, made)| made).chain(self.made.get(route));
-        own.map(|made| &*made.ports)
+        own.map(|made| (&*made.rule, &*made.ports))
     }
 
     /// Rules with filters that ask somebody, and the ports of each; none = all.

@@ -9,7 +9,7 @@ use mesh::NamespacedHost;
 use wire::resource::Kind;
 
 use super::routes::{Routes, ports};
-use super::watchers::watchers;
+use super::watchers::{Watcher, watchers};
 use super::{Authorizers, Gateway, Limits, Processors, telemetry};
 use crate::authenticate::{KeySets, Tokens};
 use crate::authorize::{Context, Policies};
@@ -34,7 +34,7 @@ pub struct Service {
     pub processors: Processors,
     routes: Routes,
     connections: ByPort<TcpTable>,
-    watchers: ByPort<Option<Arc<str>>>,
+    watchers: ByPort<Vec<Watcher>>,
 }
 
 /// What services are compiled of.
@@ -110,9 +110,11 @@ impl Service {
     }
 
     /// Somebody who is shown all requests of a port, or of one of its rules, and without whom none passes: what is not
-    /// HTTP cannot be shown to him.
-    pub fn must_see(&self, port: u16) -> Option<&Arc<str>> {
-        self.watchers.at(port).as_ref()
+    /// HTTP cannot be shown to him. Rules of one namespace's clients count for those only.
+    pub fn must_see(&self, port: u16, namespace: Option<&str>) -> Option<&Arc<str>> {
+        let mut all = self.watchers.at(port).iter();
+        let found = all.find(|it| it.consumer.is_none() || it.consumer.as_deref() == namespace);
+        found.map(|it| &it.name)
     }
 
     /// Of one service, or of everything that is none. What is the same in `before` is used again.
@@ -152,7 +154,7 @@ impl Service {
             processors,
             routes,
             connections: ByPort::of(&connections, |rules: Vec<Arc<TcpRule>>| TcpTable::of(rules)),
-            watchers: ByPort::of(&watchers, |names: Vec<Arc<str>>| names.into_iter().next()),
+            watchers: ByPort::of(&watchers, |all: Vec<Watcher>| all),
         }
     }
 }

@@ -91,6 +91,11 @@ impl Rule {
         })
     }
 
+    /// Whose clients alone it is for: of this namespace; none: all.
+    pub fn consumer(&self) -> Option<&str> {
+        self.is.consumer.as_deref()
+    }
+
     /// What stands in the place of a first version that was not understood: it answers all that the user may have
     /// meant with 500, so that nobody is served by a rule that was meant for others.
     pub fn closed(origin: &Origin, wire: &Route, why: &str) -> Self {

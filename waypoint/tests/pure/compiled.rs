@@ -507,7 +507,7 @@ fn who_must_see_requests_stands_in_the_way_of_what_is_none_at_each_port_of_his()
     };
     let must = |said: &Said, port: u16| {
         let config = said.state.load();
-        let name = config.service(&web()).must_see(port);
+        let name = config.service(&web()).must_see(port, None);
         name.map(|name| name.to_string())
     };
     let (all, one) = ("externalprocessor/shop/all", "externalprocessor/shop/one");
@@ -559,4 +559,25 @@ fn who_must_see_requests_stands_in_the_way_of_what_is_none_at_each_port_of_his()
     assert_eq!(must(&said, 80).as_deref(), Some("provider/judge"));
     said.remove("httproute/shop/web/0");
     assert_eq!(must(&said, 80), None, "the rule that asked him is gone");
+
+    // A rule of some clients says nothing of what others send.
+    let ask = wire::filter::Filter::Authorizer("provider/judge".to_owned());
+    let clients = wire::Route {
+        parents: vec![wire::Target {
+            to: Some(To::Service(reference(80))),
+        }],
+        filters: vec![wire::Filter { filter: Some(ask) }],
+        consumer_namespace: "front".to_owned(),
+        ..Default::default()
+    };
+    said.set("httproute/front/web/0/consumer", 1, Kind::Route(clients));
+    let config = said.state.load();
+    for (namespace, expected) in [
+        (Some("front"), Some("provider/judge")),
+        (Some("shop"), None),
+        (None, None),
+    ] {
+        let name = config.service(&web()).must_see(80, namespace);
+        assert_eq!(name.map(|name| &**name), expected, "{namespace:?}");
+    }
 }
