@@ -28,6 +28,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// An answer. Where its head says how a gRPC call ended, that counts, as HTTP would have said it (Envoy, outlier
+    /// detection): such answers have status 200 whatever they say.
+    pub fn answered(status: u16, grpc: Option<u32>) -> Self {
+        Self::Answered(grpc.map_or(status, as_http))
+    }
+
     /// Status by which it counts where local errors are not counted apart.
     fn status(self) -> u16 {
         match self {
@@ -35,6 +41,24 @@ impl Outcome {
             Self::Timeout => 504,
             Self::ConnectFailure | Self::Reset => 503,
         }
+    }
+}
+
+/// A status of gRPC; one that nobody knows is an error.
+fn as_http(code: u32) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
     }
 }
 

@@ -305,7 +305,7 @@ impl Shot {
             return;
         };
         let outcome = match outcome {
-            Outcome::Answered { status, .. } => outlier::Outcome::Answered(status.as_u16()),
+            Outcome::Answered { status, grpc } => outlier::Outcome::answered(status.as_u16(), grpc),
             Outcome::ConnectFailure => outlier::Outcome::ConnectFailure,
             Outcome::Timeout => outlier::Outcome::Timeout,
             Outcome::RefusedStream | Outcome::Reset => outlier::Outcome::Reset,

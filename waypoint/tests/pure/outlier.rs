@@ -68,6 +68,29 @@ fn errors_in_a_row_put_an_endpoint_out_for_the_base_time() {
 }
 
 #[test]
+fn what_grpc_says_in_a_head_counts_as_http_would_have_said_it() {
+    for (code, status) in [
+        (0, 200),
+        (1, 499),
+        (4, 504),
+        (5, 404),
+        (12, 501),
+        (13, 500),
+        (14, 503),
+        (99, 500),
+    ] {
+        assert_eq!(Outcome::answered(200, Some(code)), Answered(status));
+    }
+    assert_eq!(Outcome::answered(502, None), Answered(502));
+    let mut shop = pods(2);
+    let group = watched(after(3));
+    let unavailable = Outcome::answered(200, Some(14));
+    assert!(happens(&mut shop, &group, "pod-0", &[unavailable; 3]));
+    let not_found = Outcome::answered(200, Some(5));
+    assert!(!happens(&mut shop, &group, "pod-1", &[not_found; 3]));
+}
+
+#[test]
 fn one_good_answer_begins_the_row_anew() {
     let mut shop = pods(2);
     let group = watched(after(3));
