@@ -32,7 +32,7 @@ pub(super) struct Sent {
 impl Sent {
     /// None where who has the service has written the rule.
     pub(super) fn of(rule: &Rule, head: &Parts) -> Option<Self> {
-        rule.is_consumers().then(|| Self {
+        rule.consumer().is_some().then(|| Self {
             label: rule.label.clone(),
             uri: head.uri.clone(),
             headers: head.headers.clone(),

@@ -91,7 +91,7 @@ impl Rule {
         })
     }
 
-    /// Whose clients alone it is for: of this namespace; none: all.
+    /// Whose clients alone it is for: of this namespace, where it was written; none: all.
     pub fn consumer(&self) -> Option<&str> {
         self.is.consumer.as_deref()
     }
@@ -115,11 +115,6 @@ impl Rule {
             is: For::compile(origin, &wire, understood)
                 .unwrap_or_else(|_| For::everything(origin, &wire)),
         }
-    }
-
-    /// Whether it was written for clients of one namespace, in that namespace.
-    pub fn is_consumers(&self) -> bool {
-        self.is.consumer.is_some()
     }
 
     /// Either of them: last good ones are whoever keeps resources' business.
