@@ -205,6 +205,14 @@ impl Entry {
         self.netns = Some(Arc::new(netns));
     }
 
+    /// No process of an ended pod will ever run again, and its object may stay for weeks: the namespace would be there for as long
+    /// as we have it open. To be called while no job is about it.
+    pub(crate) fn let_go_of_the_ended(&mut self) {
+        if self.pod.phase == Phase::Ended && self.stage == Stage::Out {
+            self.netns = None;
+        }
+    }
+
     pub(crate) fn answer(&mut self, answer: Result<(), String>) {
         for reply in self.waiting.drain(..) {
             let _ = reply.send(answer.clone());

@@ -228,6 +228,7 @@ impl Owner {
             entry.due = Due::No;
             entry.answer(Ok(()));
         }
+        entry.let_go_of_the_ended();
         let Some(verb) = plan::next(entry.facts()) else {
             return;
         };

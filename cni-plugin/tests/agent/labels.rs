@@ -1,7 +1,7 @@
 //! Running pods come and go by label, through restarts of the agent, without being restarted.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use lab::Place;
@@ -379,4 +379,27 @@ fn an_ended_pod_is_let_go() {
     fs::write(file, ended).unwrap();
     assert_eq!(ztunnel.next().say(), format!("del {}", uid("job")));
     agent.await_redirection("job", None);
+}
+
+#[test]
+fn the_namespace_of_an_ended_pod_is_not_kept_for_as_long_as_its_object() {
+    let agent = Agent::start(&[]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    for (name, wanted) in [("job", "ambient"), ("stranger", NONE)] {
+        agent.pod(name, mode(wanted), json!({}));
+        let netns = place(name);
+        let held = fs::metadata(netns.path()).unwrap();
+        let held = (held.dev(), held.ino());
+        assert_eq!(agent.cmdadd(name, &netns.path(), &["10.30.0.1"]).0, 200);
+        assert!(
+            agent.has_open(held),
+            "a pod that runs can still be released"
+        );
+        drop(netns);
+        agent.pod_ends(name);
+        eventually(&format!("nobody has {name}'s namespace open"), || {
+            !agent.has_open(held)
+        });
+    }
 }

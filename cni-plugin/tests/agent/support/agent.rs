@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -138,6 +139,15 @@ impl Agent {
             .is_none()
     }
 
+    /// Whether it has the file open that is known by this device and inode.
+    pub fn has_open(&self, file: (u64, u64)) -> bool {
+        let process = self.process.as_ref().unwrap().0.id();
+        let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+        // One that was closed meanwhile has nothing to say.
+        let mut open = open.filter_map(|fd| fs::metadata(fd.ok()?.path()).ok());
+        open.any(|it| (it.dev(), it.ino()) == file)
+    }
+
     pub fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
@@ -190,6 +200,15 @@ impl Agent {
 
     pub fn plain_pod(&self, name: &str) {
         self.pod(name, json!({}), json!({}));
+    }
+
+    /// Its containers have run to their end.
+    pub fn pod_ends(&self, name: &str) {
+        let file = format!("pod-{name}.json");
+        let object = fs::read_to_string(self.config().join(&file)).unwrap();
+        let mut object: Value = serde_json::from_str(&object).unwrap();
+        object["status"]["phase"] = "Succeeded".into();
+        self.write(&file, &object);
     }
 
     pub fn delete_pod(&self, name: &str) {
