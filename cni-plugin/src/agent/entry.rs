@@ -188,6 +188,13 @@ impl Entry {
         }
     }
 
+    /// Whoever was told of it has left, and the ztunnel that takes its place may know nothing of it.
+    pub(crate) fn announce_again(&mut self) {
+        if self.verdict.is_ok() && (self.announced || self.is_captured()) {
+            self.due = Due::Announce;
+        }
+    }
+
     /// The runtime made the pod a new sandbox: nothing that was done counts in there.
     pub(crate) fn moved_to(&mut self, netns: Netns) {
         if self

@@ -166,6 +166,10 @@ impl Owner {
             Action::Asked(asked) => self.asked(asked),
             Action::Ztunnel(Ask::Snapshot(reply)) => drop(reply.send(self.snapshot())),
             Action::Ztunnel(Ask::Taken(uids)) => self.taken(&uids),
+            Action::Ztunnel(Ask::Left) => {
+                self.pods.values_mut().for_each(Entry::announce_again);
+                self.step_all();
+            }
             Action::Done(id, done) => self.done(id, done),
             Action::Retry(uid) => {
                 if let Some(entry) = self.pods.get_mut(&uid) {

@@ -11,7 +11,8 @@
 //! acknowledgement that comes late would be taken for the next one: a connection that misses a
 //! deadline is closed, and the snapshot of the next one puts everything right.
 //!
-//! While ztunnel is upgraded two are connected. Add goes to the one accepted last, Del to all.
+//! While ztunnel is upgraded two are connected. Add goes to the one accepted last, Del to all. Should the last one leave first,
+//! the other is told of all pods once more.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -41,6 +42,8 @@ pub(crate) enum Ask {
     Snapshot(oneshot::Sender<Vec<Known>>),
     /// A ztunnel has taken a snapshot; these of its pods are up there.
     Taken(Vec<Uid>),
+    /// The newest ztunnel is gone and an earlier one is not: of the pods since then only the one that left was told.
+    Left,
 }
 
 /// A pod in a snapshot.
@@ -141,11 +144,14 @@ impl Ztunnels {
         })
     }
 
-    fn leave(&self, id: u64) {
+    /// Whether it was the newest, and an earlier one is left. Leaving twice is leaving once.
+    fn leave(&self, id: u64) -> bool {
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = list.last().is_some_and(|handle| handle.id == id);
         list.retain(|handle| handle.id != id);
         self.connected
             .set(i64::try_from(list.len()).unwrap_or(i64::MAX));
+        newest && !list.is_empty()
     }
 }
 
@@ -242,6 +248,12 @@ async fn run(
     match ended {
         Ok(()) => tracing::info!(ztunnel = id, "ztunnel disconnected"),
         Err(error) => tracing::warn!(ztunnel = id, %error, "ztunnel is disconnected"),
+    }
+    // A new version that fails, or is taken back, leaves the earlier one to serve.
+    let left = member.ztunnels.leave(id);
+    drop(member);
+    if left {
+        let _ = owner.send(Ask::Left).await;
     }
 }
 

@@ -136,6 +136,31 @@ fn who_breaks_the_protocol_is_disconnected_and_nobody_else() {
 }
 
 #[test]
+fn what_only_a_ztunnel_was_told_that_is_gone_is_told_to_the_one_before_it() {
+    let agent = Agent::start(&[]);
+    let old = agent.ztunnel();
+    old.snapshot();
+    let new = agent.ztunnel();
+    new.snapshot();
+    let netns = place("pod");
+    agent.plain_pod("pod");
+    assert_eq!(agent.cmdadd("pod", &netns.path(), &["10.30.0.1"]).0, 200);
+    let add = format!("add {}", uid("pod"));
+    assert_eq!(new.next().say(), add);
+    assert_eq!(old.so_far(), [""; 0], "only the newest is told");
+
+    // The new version fails, or is taken back: the old one serves on.
+    drop(new);
+    let told = old.next();
+    assert_eq!(
+        (told.say(), told.namespaces),
+        (add, vec![netns.inode().unwrap()])
+    );
+    assert_eq!(agent.redirection("pod").as_deref(), Some("enabled"));
+    assert!(netns.ruleset().contains("redirect to :15006"));
+}
+
+#[test]
 fn what_a_later_ztunnel_says_beside_what_is_known_is_passed_over() {
     let agent = Agent::start(&[]);
     let hello = [&[0x08, 0x01][..], LATER].concat();
