@@ -208,6 +208,7 @@ impl Entry {
                 Stage::Pending
             };
             self.announced = false;
+            self.rules_stand = false; // they are in the old one
         }
         self.netns = Some(Arc::new(netns));
     }

@@ -338,6 +338,25 @@ fn a_new_sandbox_of_the_same_pod_replaces_the_old_one() {
 }
 
 #[test]
+fn rules_that_are_to_stand_are_written_in_a_sandbox_that_has_none() {
+    let mut agent = Agent::start(&["--reconcile-rules", "false"]);
+    let ztunnel = agent.ztunnel();
+    ztunnel.snapshot();
+    agent.plain_pod("pod");
+    let old = place("old");
+    assert_eq!(agent.cmdadd("pod", &old.path(), &["10.30.0.1"]).0, 200);
+    // As after a boot of the node: its annotation says that it is enrolled, and its sandbox is gone.
+    agent.kill();
+    drop((ztunnel, old));
+    agent.launch();
+    let next = agent.ztunnel();
+    next.snapshot();
+    let new = place("new");
+    assert_eq!(agent.cmdadd("pod", &new.path(), &["10.30.0.2"]).0, 200);
+    assert!(is_captured(&new), "{}", agent.log());
+}
+
+#[test]
 fn a_successor_of_the_same_name_is_another_pod() {
     let agent = Agent::start(&[]);
     let ztunnel = agent.ztunnel();
