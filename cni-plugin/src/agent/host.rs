@@ -67,7 +67,8 @@ impl Host {
     ) -> Self {
         let (wanted, changes) = watch::channel(Wanted::default());
         let (report, loaded) = watch::channel(0);
-        tokio::spawn(keep(kernel.clone(), changes, sign.clone(), report, stop));
+        let told = (changes, sign.clone());
+        tokio::spawn(keep(kernel.clone(), told, report, LOOK, stop));
         Self {
             wanted,
             loaded,
@@ -139,9 +140,9 @@ impl Host {
 
 async fn keep(
     kernel: Kernel,
-    mut changes: watch::Receiver<Wanted>,
-    mut sign: watch::Receiver<Sign>,
+    (mut changes, mut sign): (watch::Receiver<Wanted>, watch::Receiver<Sign>),
     report: watch::Sender<u64>,
+    look: Duration,
     stop: CancellationToken,
 ) {
     // How often it has failed since it last went well, and why.
@@ -149,14 +150,30 @@ async fn keep(
     loop {
         let changed = async {
             tokio::select! {
-                changed = changes.changed() => changed,
-                Ok(()) = sign.changed() => Ok(()),
-                () = tokio::time::sleep(pause(failures)), if failures > 0 => Ok(()),
+                changed = changes.changed() => changed.map(|()| true),
+                Ok(()) = sign.changed() => Ok(true),
+                () = tokio::time::sleep(pause(failures)), if failures > 0 => Ok(true),
+                () = tokio::time::sleep(look), if failures == 0 => Ok(false),
             }
         };
-        tokio::select! {
+        let is_news = tokio::select! {
             () = stop.cancelled() => return,
-            changed = changed => if changed.is_err() { return },
+            changed = changed => match changed {
+                Ok(is_news) => is_news,
+                Err(_) => return,
+            },
+        };
+        if !is_news {
+            let is_without = *sign.borrow() == Sign::None || changes.borrow().version == 0;
+            if is_without || !kernel.lost_its_tables().await {
+                continue;
+            }
+            if stop.is_cancelled() {
+                return; // they are gone for good
+            }
+            tracing::warn!(
+                "the node's probe rules are gone (nft flush ruleset?), they are loaded again"
+            );
         }
         let (wanted, sign) = (changes.borrow_and_update().clone(), sign.borrow().clone());
         match kernel.load(&wanted, sign).await {
@@ -187,6 +204,18 @@ fn pause(failures: u32) -> Duration {
 }
 
 impl Kernel {
+    /// Whether somebody has taken them away, as a firewall of the node's does that begins with nothing. Pods that fail their
+    /// probes are restarted in the sandbox that they have, so nothing else would bring them back.
+    async fn lost_its_tables(&self) -> bool {
+        for script in table::listed() {
+            let listed = self.nft.load(self.netns.as_ref(), script).await;
+            if matches!(listed, Err(NftError::Refused(_))) {
+                return true;
+            }
+        }
+        false
+    }
+
     async fn load(&self, wanted: &Wanted, sign: Sign) -> Result<(), NftError> {
         let table = |kubelet, complete| {
             Table {
@@ -229,6 +258,8 @@ impl Kernel {
 }
 
 const PATIENCE: Duration = Duration::from_secs(6);
+/// Between two looks whether the tables are still there.
+const LOOK: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
@@ -296,5 +327,48 @@ mod tests {
             pods.map(|(ip, uid)| format!("{ip} {uid}")).collect()
         };
         assert_eq!(known, ["10.0.0.1 db", "10.0.0.3 web", "fd00::1 web"]);
+    }
+
+    #[tokio::test]
+    async fn rules_that_somebody_took_away_are_loaded_again_though_nothing_changes() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (nft, loaded) = (dir.path().join("nft"), dir.path().join("loaded"));
+        // What is loaded is in a file; to list what is not there fails.
+        let program = format!(
+            "#!/bin/sh\ns=$(cat)\ncase \"$s\" in\n\"list table inet \"*) [ -e {0} ] ;;\n*) printf %s \"$s\" > {0}.new && mv {0}.new {0} ;;\nesac\n",
+            loaded.display()
+        );
+        std::fs::write(&nft, program).unwrap();
+        std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let kernel = Kernel {
+            nft: Nft::new(nft),
+            netns: None,
+            proc: "/proc".into(),
+            probes: Probes::default(),
+            v6: true,
+        };
+        let ((wanted, changes), (_sign, sign)) = (
+            watch::channel(Wanted::default()),
+            watch::channel(Sign::User(0)),
+        );
+        let (report, _loaded) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let look = Duration::from_millis(20);
+        tokio::spawn(keep(kernel, (changes, sign), report, look, stop));
+        wanted.send_modify(|wanted| {
+            wanted.complete = true;
+            wanted.version += 1;
+        });
+        for round in ["at first", "after they were taken away"] {
+            let there = async {
+                while !loaded.exists() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            let there = tokio::time::timeout(Duration::from_secs(60), there).await;
+            there.expect(round);
+            std::fs::remove_file(&loaded).unwrap();
+        }
     }
 }

@@ -150,6 +150,11 @@ pub(super) fn absent() -> String {
         .collect()
 }
 
+/// Scripts of which one fails where a table is missing. In one script nft finds only the last.
+pub(super) fn listed() -> [String; 2] {
+    [PROBES, FORGERIES].map(|table| format!("list table inet {table}\n"))
+}
+
 /// The connections that the kubelet has just begun.
 fn flows(script: &mut String, family: &Family) {
     let Family { suffix, kind, .. } = family;
