@@ -74,7 +74,7 @@ fn keep(watch: Watch, gate: Gate) -> io::Result<(PipeWriter, JoinHandle<()>)> {
         let kept = watch.run(stop.as_fd(), |applied| note(&gate, &mut said, applied));
         if let Err(error) = kept {
             gate.close();
-            tracing::error!(%error, "the host's directories cannot be watched (fs.inotify.max_user_instances?)");
+            tracing::error!(%error, "the plugin is not looked after any more");
         }
     });
     Ok((open, thread))

@@ -1,5 +1,9 @@
 //! The installer in directories of its own: what it writes, what it repairs, what it leaves alone.
 
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
 use super::*;
 
 fn golden(name: &str) -> Value {
@@ -274,6 +278,30 @@ fn who_owns_a_configuration_no_longer_leaves_none_behind() {
     fs::write(&owned, golden("before").to_string()).unwrap();
     assert_eq!(chaining.apply().unwrap(), [] as [PathBuf; 0]);
     assert!(owned.exists());
+}
+
+#[test]
+fn on_a_node_that_has_no_watch_left_it_is_installed_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let watch = Watch {
+        install: install(dir.path()),
+        kubeconfig: None,
+        metrics: Metrics::default(),
+    };
+    let conflist = dir.path().join("net.d/10-podnet.conflist");
+    fs::write(&conflist, golden("before").to_string()).unwrap();
+    let (stop, open) = io::pipe().unwrap();
+    let (mut open, mut written) = (Some(open), Vec::new());
+    let kept = watch.keep(
+        stop.as_fd(),
+        |applied| {
+            written.extend(applied.unwrap());
+            drop(open.take()); // it hangs up
+        },
+        || Err(Errno::EMFILE),
+    );
+    kept.unwrap();
+    assert_eq!(written, [dir.path().join("bin").join(TYPE), conflist]);
 }
 
 #[test]

@@ -59,30 +59,57 @@ impl Watch {
     /// Keeps it (blocking) until `stop` hangs up; each attempt is told to `report`.
     ///
     /// # Errors
-    /// When the kernel gives no watch.
+    /// When nothing can be waited for.
     pub fn run(
         &self,
         stop: BorrowedFd<'_>,
-        mut report: impl FnMut(Result<Vec<PathBuf>, InstallError>),
+        report: impl FnMut(Result<Vec<PathBuf>, InstallError>),
     ) -> io::Result<()> {
-        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        self.keep(stop, report, || {
+            Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+        })
+    }
+
+    /// The same with a watch that the kernel gives, or does not: others of the node may have taken all there are. Then it is
+    /// looked after every few seconds, until there is one.
+    pub(super) fn keep(
+        &self,
+        stop: BorrowedFd<'_>,
+        mut report: impl FnMut(Result<Vec<PathBuf>, InstallError>),
+        watch: impl Fn() -> nix::Result<Inotify>,
+    ) -> io::Result<()> {
+        let (mut inotify, mut said) = (None, false);
         loop {
+            if inotify.is_none() {
+                match watch() {
+                    Ok(given) => inotify = Some(given),
+                    Err(error) if !std::mem::replace(&mut said, true) => tracing::warn!(
+                        %error,
+                        "the host's directories cannot be watched (fs.inotify.max_user_instances?); looking every {} s",
+                        FAILED.as_secs()
+                    ),
+                    Err(_) => {}
+                }
+            }
             // Before the look, so that no change falls in between. Watching twice is watching once.
-            self.directories().for_each(|directory| {
-                // One that is not there yet is found in the next round.
-                let _ = inotify.add_watch(&directory, events());
-            });
+            if let Some(inotify) = &inotify {
+                self.directories().for_each(|directory| {
+                    // One that is not there yet is found in the next round.
+                    let _ = inotify.add_watch(&directory, events());
+                });
+            }
             let applied = self.apply();
-            let rest = if applied.is_ok() { QUIET } else { FAILED };
+            let is_watched = applied.is_ok() && inotify.is_some();
+            let rest = if is_watched { QUIET } else { FAILED };
             report(applied);
-            if stopped_within(stop, Some(inotify.as_fd()), rest)? {
+            if stopped_within(stop, inotify.as_ref().map(AsFd::as_fd), rest)? {
                 return Ok(());
             }
             // Writers of several files get their time, and two who repair against each other theirs.
             if stopped_within(stop, None, SETTLE)? {
                 return Ok(());
             }
-            while inotify.read_events().is_ok() {}
+            while inotify.as_ref().is_some_and(|it| it.read_events().is_ok()) {}
         }
     }
 
