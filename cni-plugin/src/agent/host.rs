@@ -33,6 +33,7 @@ type Pods = BTreeMap<IpAddr, Uid>;
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     wanted: watch::Sender<Wanted>,
+    /// What the kernel was told last, whether it took it or not.
     loaded: watch::Receiver<u64>,
     sign: watch::Receiver<Sign>,
     kernel: Kernel,
@@ -177,11 +178,7 @@ async fn keep(
         }
         let (wanted, sign) = (changes.borrow_and_update().clone(), sign.borrow().clone());
         match kernel.load(&wanted, sign).await {
-            Ok(()) => {
-                (failures, said) = (0, String::new());
-                // Nobody may be listening.
-                let _ = report.send(wanted.version);
-            }
+            Ok(()) => (failures, said) = (0, String::new()),
             Err(error) => {
                 failures = failures.saturating_add(1);
                 let error = error.to_string();
@@ -194,6 +191,8 @@ async fn keep(
                 }
             }
         }
+        // Also of what was refused: whoever waited for it would wait longer than a runtime does for its pod, each time.
+        report.send_replace(wanted.version);
     }
 }
 
@@ -299,6 +298,25 @@ mod tests {
         let script = tokio::time::timeout(Duration::from_secs(60), read).await;
         let script = script.expect("it was not tried again");
         assert!(script.contains("10.0.0.1"), "{script}");
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_rules_that_the_kernel_does_not_take() {
+        let (_sign, sign) = watch::channel(Sign::User(0));
+        let kernel = Kernel {
+            nft: Nft::new("/nowhere/nft".into()),
+            netns: None,
+            proc: "/proc".into(),
+            probes: Probes::default(),
+            v6: true,
+        };
+        let host = Host::start(kernel, sign, CancellationToken::new());
+        host.add(&Uid::new("web"), &["10.0.0.1".parse().unwrap()])
+            .await;
+        let mut loaded = host.loaded.clone();
+        let told = loaded.wait_for(|done| *done > 0);
+        let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+        drop(told.expect("who waits is not told").unwrap());
     }
 
     #[tokio::test]
