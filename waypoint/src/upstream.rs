@@ -70,6 +70,9 @@ pub enum Failed {
     /// HTTP broke on a connection that had been used before: the endpoint may have closed it just then.
     #[error("{}", words(.0))]
     Stale(hyper::Error),
+    /// The endpoint says that it has not begun with the request: REFUSED_STREAM, or a GOAWAY that leaves it out.
+    #[error("{}", words(.0))]
+    Unbegun(hyper::Error),
     /// The connection was closed before the request.
     #[error("the connection was closed before the request")]
     Closed,
@@ -107,6 +110,21 @@ impl Unanswered {
 }
 
 impl Failed {
+    /// No answer over HTTP/2, where an endpoint may say that it has not begun (RFC 9113, 8.7).
+    fn shared(error: hyper::Error) -> Self {
+        use std::error::Error;
+        let source = error.source();
+        let said = source.and_then(|source| source.downcast_ref::<h2::Error>());
+        // Of a GOAWAY only those streams end that it leaves out; others end with their answer, or with the connection.
+        let unbegun = said.filter(|said| said.is_remote()).is_some_and(|said| {
+            said.is_go_away() || said.reason() == Some(h2::Reason::REFUSED_STREAM)
+        });
+        match unbegun {
+            true => Self::Unbegun(error),
+            false => Self::Http(error),
+        }
+    }
+
     /// Whether no connection came into being.
     pub fn is_connect(&self) -> bool {
         matches!(
@@ -131,7 +149,7 @@ impl Failed {
 
     /// Whether the endpoint certainly has not seen the request.
     pub fn is_unseen(&self) -> bool {
-        self.is_connect() || matches!(self, Self::Closed)
+        self.is_connect() || matches!(self, Self::Closed | Self::Unbegun(_))
     }
 
     /// Whether trying again does no harm where the request changes nothing: the endpoint has not seen it, or has closed

@@ -137,7 +137,7 @@ impl Host {
                         tries += 1;
                     }
                     Some(unsent) => return Err(Unanswered::unsent(Failed::Closed, unsent)),
-                    None => return Err(Failed::Http(error.into_error()).into()),
+                    None => return Err(Failed::shared(error.into_error()).into()),
                 },
             }
         }
@@ -313,6 +313,7 @@ mod tests {
     use http_body_util::Empty;
     use hyper::body::Incoming;
     use hyper::service::service_fn;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
@@ -411,5 +412,67 @@ mod tests {
         assert!(host.sweep(later + FREE_FOR), "nobody uses it");
         let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
         ended.expect("the endpoint sees its end").unwrap();
+    }
+
+    /// Why a request has no answer from an endpoint that says that of its stream, and then nothing more.
+    async fn unanswered(said: fn(u32) -> Vec<u8>) -> Failed {
+        const HEADERS: u8 = 1;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+            tcp.write_all(&settings).await.unwrap();
+            tcp.read_exact(&mut [0; 24]).await.unwrap();
+            let mut head = [0; 9];
+            while tcp.read_exact(&mut head).await.is_ok() {
+                let [a, b, c, kind, _, stream @ ..] = head;
+                let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+                tcp.read_exact(&mut payload).await.unwrap();
+                if kind == HEADERS {
+                    let said = said(u32::from_be_bytes(stream));
+                    tcp.write_all(&said).await.unwrap();
+                    tcp.shutdown().await.unwrap();
+                }
+            }
+        });
+        let host = Host::default();
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let (mut shared, _place) = begun.map_err(|why| why.to_string()).unwrap();
+        let request = Request::get("http://web/").body(Outgoing::Empty).unwrap();
+        let sent = shared.sender.try_send_request(request);
+        let sent = tokio::time::timeout(Duration::from_secs(60), sent).await;
+        match sent.expect("what has become of it") {
+            Ok(_) => panic!("nobody has answered"),
+            Err(error) => Failed::shared(error.into_error()),
+        }
+    }
+
+    fn reset(stream: u32, code: u8) -> Vec<u8> {
+        let head = [0, 0, 4, 3, 0];
+        [&head[..], &stream.to_be_bytes(), &[0, 0, 0, code]].concat()
+    }
+
+    fn farewell(last: u32) -> Vec<u8> {
+        let head = [0, 0, 8, 7, 0, 0, 0, 0, 0];
+        [&head[..], &last.to_be_bytes(), &[0; 4]].concat()
+    }
+
+    #[tokio::test]
+    async fn what_an_endpoint_says_that_it_has_not_begun_it_has_not_seen() {
+        type Said = fn(u32) -> Vec<u8>;
+        let all: [(&str, bool, Said); 5] = [
+            ("refused", true, |stream| reset(stream, 7)),
+            ("a farewell to all", true, |_| farewell(0)),
+            ("given up", false, |stream| reset(stream, 8)),
+            ("a farewell to later ones", false, farewell),
+            ("an end", false, |_| Vec::new()),
+        ];
+        for (what, unseen, said) in all {
+            let why = unanswered(said).await;
+            assert_eq!(why.is_unseen(), unseen, "{what}: {why}");
+            assert!(!why.is_connect(), "{what}: {why}");
+        }
     }
 }
