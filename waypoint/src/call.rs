@@ -94,13 +94,7 @@ impl Call<'_> {
         room: Option<Permit>,
         report: &mut Report,
     ) -> Result<Response<Answer>, Refused> {
-        let http2 = match self.aim.upgrade() {
-            Upgrade::AlwaysHttp2 => true,
-            Upgrade::AsClient => self.request.version() == Version::HTTP_2,
-            Upgrade::AsDeclared | Upgrade::NeverHttp2 => {
-                speaks_http2(self.aim.to().protocol(), &self.request)
-            }
-        };
+        let http2 = over_http2(&self.aim, &self.request);
         head::rewrite(&mut self.request, http2)?;
         let (mut made, mut further, mut again) = (0, 0, None);
         loop {
@@ -252,6 +246,15 @@ fn failure(why: &Failed) -> Outcome {
         why if why.is_connect() => Outcome::ConnectFailure,
         why if why.is_unseen() => Outcome::RefusedStream,
         _ => Outcome::Reset,
+    }
+}
+
+/// Whether an endpoint is spoken to in HTTP/2: as a policy says, else as declared.
+fn over_http2<B>(aim: &Aim<'_>, request: &Request<B>) -> bool {
+    match aim.upgrade() {
+        Upgrade::AlwaysHttp2 => true,
+        Upgrade::AsClient => request.version() == Version::HTTP_2,
+        Upgrade::AsDeclared | Upgrade::NeverHttp2 => speaks_http2(aim.to().protocol(), request),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 
-use super::{TRIES, again, head, outcome, speaks_http2};
+use super::{TRIES, again, head, outcome, over_http2};
 use crate::arrive::{Arrived, To};
 use crate::call::Aim;
 use crate::client::{Baggage, Client};
@@ -57,9 +57,9 @@ pub(crate) async fn ask(
     to: &To,
     mut request: Request<Outgoing>,
 ) -> Result<Response<Answer>, Refused> {
-    let http2 = speaks_http2(to.protocol(), &request);
-    head::rewrite(&mut request, http2)?;
     let mut aim = Aim::at(arrived, config, to.clone(), "")?;
+    let http2 = over_http2(&aim, &request);
+    head::rewrite(&mut request, http2)?;
     if let Some(service) = to.service().filter(|_| aim.wants_name()) {
         aim.named(&service.hostname);
     }

@@ -12,7 +12,7 @@ use http::request::Parts;
 use http_body_util::BodyExt;
 use tokio::sync::Semaphore;
 
-use super::{Aim, head, random, speaks_http2};
+use super::{Aim, head, over_http2, random};
 use crate::arrive::{Arrived, To};
 use crate::asked;
 use crate::filter::{About, Mirror};
@@ -121,10 +121,10 @@ async fn sent(
     subset: &str,
     mut request: Request<Outgoing>,
 ) -> Result<(), Refused> {
-    let http2 = speaks_http2(to.protocol(), &request);
-    head::rewrite(&mut request, http2)?;
     let config = arrived.proxy.state.load_full();
     let mut aim = Aim::at(arrived, &config, to.clone(), subset)?;
+    let http2 = over_http2(&aim, &request);
+    head::rewrite(&mut request, http2)?;
     if aim.wants_name() {
         let authority = asked::authority(request.uri(), request.headers())?;
         aim.named(&asked::host(authority)?.name);

@@ -22,7 +22,7 @@ use tokio::net::TcpStream;
 type Body = BoxBody<Bytes, hyper::Error>;
 
 /// A server in a pod that says what it was asked. Its path tells it what to do:
-/// `/keep` keeps `x-key` and how long the body was, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer; `/slow` a late one; `/linger` none of the app that `x-slow` names, who keeps `left=` and `x-key` when nobody waits any more;
+/// `/keep` keeps `x-key` and how long the body was, `/keep-version` how it was spoken to, and `/kept` lists it; `/echo` the body again, and trailers; `/status/NNN`; `/fail-first` 503 once a value of `x-key`; `/hang` no answer; `/slow` a late one; `/linger` none of the app that `x-slow` names, who keeps `left=` and `x-key` when nobody waits any more;
 /// `/upgrade` bytes again; anything else what it saw.
 pub(crate) struct App {
     failed: Arc<Mutex<Vec<String>>>,
@@ -80,6 +80,11 @@ async fn answer(
                 bytes += frame.unwrap().into_data().map_or(0, |data| data.len());
             }
             failed.lock().unwrap().push(format!("{key}={bytes}"));
+            whole(format!("app={name}\n"))
+        }
+        "/keep-version" => {
+            let version = format!("{:?}", request.version());
+            failed.lock().unwrap().push(version);
             whole(format!("app={name}\n"))
         }
         "/kept" => whole(failed.lock().unwrap().join("\n")),

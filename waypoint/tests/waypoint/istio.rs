@@ -137,7 +137,7 @@ fn labelled(shop: &Shop<'_>) -> Result<()> {
     Ok(())
 }
 
-/// An app that says nothing of HTTP/2 is spoken to in it where its DestinationRule says so.
+/// An app that says nothing of HTTP/2 is spoken to in it where its DestinationRule says so, also where it gets copies.
 fn upgraded(shop: &Shop<'_>) -> Result<()> {
     let app = ("app", "web");
     let up = shop
@@ -163,7 +163,30 @@ metadata: { namespace: shop, name: up }
 spec: { host: up, trafficPolicy: { connectionPool: { http: { h2UpgradePolicy: UPGRADE } } } }
 ";
     shop.lab.apply_yaml("up", rule)?;
-    is("HTTP/2.0")
+    is("HTTP/2.0")?;
+    let copies = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: { namespace: shop, name: copies }
+spec:
+  hosts: [web]
+  http:
+  - match: [{ uri: { exact: /keep-version } }]
+    route: [{ destination: { host: web, port: { number: 80 } } }]
+    mirror: { host: up, port: { number: 80 } }
+  - route: [{ destination: { host: web, port: { number: 80 } } }]
+";
+    shop.lab.apply_yaml("copies", copies)?;
+    shop.until("a copy over HTTP/2", |shop| {
+        let copied = shop.runtime.block_on(async {
+            shop.get("/keep-version").await?.is(200)?;
+            let kept = shop.get("/kept").await?.is(200)?;
+            anyhow::Ok(kept.text().lines().any(|version| version == "HTTP/2.0"))
+        });
+        copied.is_ok_and(|copied| copied)
+    })?;
+    shop.lab.delete_yaml("copies")?;
+    Ok(())
 }
 
 fn limited(shop: &Shop<'_>) -> Result<()> {
