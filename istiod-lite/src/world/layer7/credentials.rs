@@ -72,7 +72,7 @@ impl World {
             let Some(r#use) = policy.credentials.get(key) else {
                 continue;
             };
-            for gateway in self.told_of_policy(policy) {
+            for gateway in self.told_of_policy(policy, *r#use) {
                 let held = needed.entry(gateway).or_insert(*r#use);
                 *held = (*held).max(*r#use);
             }
@@ -99,14 +99,14 @@ impl World {
         })
     }
 
-    /// The waypoints at which a policy towards services is in force.
-    pub(super) fn told_of_policy(&self, policy: &Layer7) -> BTreeSet<ObjectKey> {
+    /// The waypoints at which a policy towards services is in force, and that may have what it needs for that.
+    pub(super) fn told_of_policy(&self, policy: &Layer7, r#use: Use) -> BTreeSet<ObjectKey> {
         match &*policy.spec {
             Spec::Destination(_) => {
                 let hosts = policy.hosts.iter();
                 let services = hosts.flat_map(|host| self.objects.hosts.having(host));
                 services
-                    .flat_map(|it| self.holding_at(it, policy))
+                    .flat_map(|it| self.holding_at(it, policy, r#use))
                     .collect()
             }
             Spec::BackendTls(_) => {
@@ -117,11 +117,17 @@ impl World {
         }
     }
 
-    /// The waypoints that send to a service and for which that DestinationRule holds.
-    fn holding_at(&self, service: &ObjectKey, policy: &Layer7) -> Vec<ObjectKey> {
+    /// The waypoints that send to a service and for which that DestinationRule holds. Whoever may write routes elsewhere
+    /// gets no key by leading one there: only those that are trusted with it, and those of the key's own namespace.
+    fn holding_at(&self, service: &ObjectKey, policy: &Layer7, r#use: Use) -> Vec<ObjectKey> {
         let refs = self.service_refs(service);
+        let trusted = (r#use == Use::Certificate).then(|| self.trusted_with(service));
         let mut gateways = Vec::new();
         for gateway in self.reaching(service) {
+            let own = gateway.namespace == policy.key.namespace;
+            if !own && trusted.as_ref().is_some_and(|it| !it.contains(&gateway)) {
+                continue;
+            }
             let holds = refs.iter().any(|it| {
                 let rules = self.objects.layer7.rules_for(&it.hostname);
                 let holding = self.holding(&gateway, it, &rules);

@@ -55,11 +55,28 @@ impl World {
 
     /// The waypoints that may send to a service.
     pub(super) fn reaching(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        self.led_to(key, &|_| true)
+    }
+
+    /// Those of them that may have keys for it: it is behind them, or a route leads there that may. A VirtualService needs
+    /// nobody's leave to send elsewhere, so of those only the ones of its own namespace count.
+    pub(super) fn trusted_with(&self, key: &ObjectKey) -> BTreeSet<ObjectKey> {
+        self.led_to(key, &|from| {
+            let is_route = self.objects.routes.contains_key(from);
+            from.namespace == key.namespace || is_route && self.objects.permits(from, key)
+        })
+    }
+
+    /// The waypoints in front of a service, and of those who lead to it those that count.
+    fn led_to(&self, key: &ObjectKey, counts: &dyn Fn(&ObjectKey) -> bool) -> BTreeSet<ObjectKey> {
         let mut gateways = self.in_front(key);
         let hosts = self.service_refs(key).into_iter();
         let hosts = hosts.map(|it| Reference::Host(it.hostname.into()));
         for reference in hosts.chain([Reference::Object(key.clone())]) {
             for from in self.objects.references.to(&reference) {
+                if !counts(from) {
+                    continue;
+                }
                 if let Some(policy) = self.objects.layer7.get(from) {
                     if let Spec::Virtual(spec) = &*policy.spec {
                         gateways.extend(self.gateways_of_hosts(policy, spec));
@@ -313,7 +330,7 @@ impl World {
             kind: Some(Told::Secret(self.authorities(&all.found))),
             ..policy.resource("", 0, Told::Secret(wire::Secret::default()))
         };
-        Resource::waypoints(&self.told_of_policy(policy), &resource)
+        Resource::waypoints(&self.told_of_policy(policy, Use::Authority), &resource)
     }
 
     /// What became of a policy of Gateway API at each waypoint that may send to what it is for.

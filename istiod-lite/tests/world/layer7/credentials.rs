@@ -253,3 +253,46 @@ fn a_list_of_who_is_revoked_that_cannot_be_read_keeps_the_roots_back() {
     let said = said(&world, Kind::DestinationRule, "a", "r").2;
     assert!(said.contains("ca.crl"), "{said}");
 }
+
+#[test]
+fn who_leads_to_a_service_without_leave_gets_none_of_its_keys() {
+    let mut world = world();
+    let rule = |mode: &str| {
+        let spec =
+            format!("{{host: far, trafficPolicy: {{tls: {{mode: {mode}, credentialName: c}}}}}}");
+        policy("DestinationRule", "networking.istio.io/v1", "c", "r", &spec)
+    };
+    let far = service("c", "far", "");
+    set(&mut world, &(far.clone() + &secret("c") + &rule("MUTUAL")));
+    assert_eq!(secrets(&world), [], "nobody sends there");
+    // Namespace a has a waypoint of its own, and writes what it likes.
+    let http = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: h, namespace: a}\nspec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{backendRefs: [{name: far, namespace: c, port: 80}]}]}\n---\n";
+    set(&mut world, http);
+    assert_eq!(secrets(&world), [], "it may not refer there");
+    let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: c}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service}]}\n---\n";
+    set(&mut world, grant);
+    let whole = [("a/wp/secret/c/c".to_owned(), true)];
+    assert_eq!(secrets(&world), whole);
+    gone(&mut world, Kind::ReferenceGrant, "c", "g");
+    assert_eq!(secrets(&world), [], "no longer");
+    gone(&mut world, Kind::HttpRoute, "a", "h");
+    let spec = "{hosts: [web], http: [{route: [{destination: {host: far.c.svc.cluster.local}}]}]}";
+    let route = policy("VirtualService", "networking.istio.io/v1", "a", "v", spec);
+    set(&mut world, &route);
+    assert_eq!(secrets(&world), [], "nobody gave it leave");
+    // Roots are no secret.
+    set(&mut world, &rule("SIMPLE"));
+    assert_eq!(secrets(&world), [("a/wp/secret/c/c".to_owned(), false)]);
+    set(&mut world, &rule("MUTUAL"));
+    let behind = "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: a";
+    set(&mut world, &service("c", "far", behind));
+    assert_eq!(secrets(&world), whole, "its owner chose that waypoint");
+    set(&mut world, &far);
+    assert_eq!(secrets(&world), []);
+    // A key of the waypoint's own namespace is its own.
+    let spec =
+        "{host: far.c.svc.cluster.local, trafficPolicy: {tls: {mode: MUTUAL, credentialName: c}}}";
+    let own = policy("DestinationRule", "networking.istio.io/v1", "a", "r", spec);
+    set(&mut world, &(secret("a") + &own));
+    assert_eq!(secrets(&world), [("a/wp/secret/a/c".to_owned(), true)]);
+}
