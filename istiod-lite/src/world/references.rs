@@ -119,9 +119,10 @@ impl World {
         mark(dirty, self.objects.references.to(reference).cloned());
     }
 
-    /// Who refers to a host by its name, also as a provider of the mesh.
+    /// Who refers to a host by its name, also as a provider of the mesh, and the keys for it.
     pub(super) fn touch_host(&self, host: &str, dirty: &mut BTreeSet<Builder>) {
         self.touch_provider(host, dirty);
+        self.touch_named(host, dirty);
         if !self.objects.references.is_empty() {
             self.touch_referring(&Reference::Host(host.into()), dirty);
         }

@@ -182,6 +182,16 @@ impl World {
         }
     }
 
+    /// Marks what DestinationRules for a host name: once nobody has it, no service is left that would say who was told.
+    pub(in crate::world) fn touch_named(&self, host: &str, dirty: &mut BTreeSet<Builder>) {
+        let table = &self.objects.layer7;
+        if table.credentials().next().is_none() {
+            return;
+        }
+        let rules = table.rules_for(host).into_iter();
+        mark(dirty, rules.flat_map(|it| it.credentials.keys().cloned()));
+    }
+
     /// Marks what is named by policies for the services of which is said anew what is done towards them.
     pub(super) fn mark_credentials(&self, dirty: &mut BTreeSet<Builder>) {
         if self.objects.layer7.credentials().next().is_none() {

@@ -84,6 +84,33 @@ fn a_secret_is_told_where_a_rule_that_names_it_holds_and_its_key_where_one_is_ne
 }
 
 #[test]
+fn a_key_is_taken_back_when_its_service_goes() {
+    let mut world = world();
+    set(&mut world, &(secret("a") + &rule("MUTUAL")));
+    let told = [("a/wp/secret/a/c".to_owned(), true)];
+    assert_eq!(secrets(&world), told);
+    gone(&mut world, Kind::Service, "a", "web");
+    assert_eq!(secrets(&world), [], "nothing is sent there any more");
+    set(
+        &mut world,
+        &service("a", "web", "istio.io/use-waypoint: wp"),
+    );
+    assert_eq!(secrets(&world), told);
+    // An entry that has another host.
+    let entry = |host: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: e, namespace: a, labels: {{istio.io/use-waypoint: wp}}}}\nspec: {{hosts: [{host}], resolution: DNS, ports: [{{number: 443, name: tls, protocol: TLS}}]}}\n---\n"
+        )
+    };
+    let spec = "{host: one.example, trafficPolicy: {tls: {mode: MUTUAL, credentialName: c}}}";
+    let rule = policy("DestinationRule", "networking.istio.io/v1", "a", "r", spec);
+    set(&mut world, &(rule + &entry("one.example")));
+    assert_eq!(secrets(&world), told);
+    set(&mut world, &entry("other.example"));
+    assert_eq!(secrets(&world), []);
+}
+
+#[test]
 fn what_is_missing_is_said_of_the_rule_until_it_is_there() {
     let mut world = world();
     set(&mut world, &rule("MUTUAL"));
