@@ -332,7 +332,10 @@ impl World {
             mark(dirty, wild.cloned());
         }
         let towards = !self.objects.layer7.says_nothing_towards();
-        let services = keys.iter().filter(|it| towards && is_service(it));
+        // What was said while there was something to say goes with the last of it.
+        let was_said = |it: &ObjectKey| self.made.contains_key(&Builder::Towards(it.clone()));
+        let services = keys.iter().filter(|it| is_service(it));
+        let services = services.filter(|it| towards || was_said(it));
         mark_towards(dirty, services.cloned());
         for key in &keys {
             self.touch_having_host(key, dirty);

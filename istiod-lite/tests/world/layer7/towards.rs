@@ -1,5 +1,6 @@
 //! What is done towards a service: DestinationRules, and policies of Gateway API.
 
+use api::k8s::dir::Change;
 use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 use istiod_lite::world::World;
@@ -405,4 +406,29 @@ fn endpoints_are_near_by_labels_that_the_waypoint_s_own_pods_have_or_that_are_na
     gone(&mut world, Kind::Pod, "a", "wp-1");
     gone(&mut world, Kind::Pod, "a", "one");
     assert_eq!(near(&world), " | three");
+}
+
+#[test]
+fn nothing_is_left_of_the_last_rule_and_its_service_that_go_together() {
+    let of_web = "{host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}}}";
+    let both = [
+        ObjectKey::new(Kind::Service, "a", "web"),
+        ObjectKey::new(Kind::DestinationRule, "a", "r"),
+    ];
+    for backwards in [false, true] {
+        let mut world = world();
+        set(&mut world, &rule("a", "r", of_web));
+        let name = format!("a/wp/destinationrule/a/r/a/{WEB}:0");
+        assert_eq!(names(&world), [name.clone()]);
+        let mut gone: Vec<Change> = both.iter().cloned().map(Change::Gone).collect();
+        if backwards {
+            gone.reverse();
+        }
+        let changed = world.apply(gone);
+        assert_eq!(names(&world), [""; 0], "backwards: {backwards}");
+        assert!(changed.resources.iter().any(|it| **it == *name));
+        let again = service("a", "web", "istio.io/use-waypoint: wp");
+        set(&mut world, &again);
+        assert_eq!(names(&world), [""; 0], "nobody wrote a rule for it");
+    }
 }
