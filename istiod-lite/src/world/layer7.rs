@@ -16,6 +16,8 @@ mod providers;
 mod table;
 mod towards;
 
+use std::collections::BTreeSet;
+
 use api::k8s::limits::LimitSpec;
 use api::k8s::objects::{Kind, ObjectKey};
 use api::k8s::processors::ExternalProcessorSpec;
@@ -141,16 +143,21 @@ impl World {
         faults.extend(unknown);
         let mut resources = Vec::new();
         for (gateway, targets) in self.attached(&policy.targets) {
+            let mut rules = BTreeSet::new();
             for (index, limit) in (0_u32..).zip(&made) {
                 let name = usize::try_from(index)
                     .ok()
                     .and_then(|it| spec.limits.get(it));
                 let name = name.map_or("", |it| it.name.as_str());
-                let rule = if name.is_empty() {
+                let mut rule = if name.is_empty() {
                     index.to_string()
                 } else {
                     name.to_owned()
                 };
+                // Several that are called the same are several: none takes another's place.
+                while !rules.insert(rule.clone()) {
+                    rule = format!("{rule}.{index}");
+                }
                 let told = Told::RateLimit(wire::RateLimit {
                     targets: targets.clone(),
                     ..limit.clone()

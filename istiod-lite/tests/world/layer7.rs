@@ -478,3 +478,22 @@ fn tokens_limits_and_reports_are_told_where_they_are_attached() {
         "{message}"
     );
 }
+
+#[test]
+fn limits_of_one_name_are_several() {
+    let mut world = world();
+    let spec = format!(
+        "{{targetRefs: [{WEB}], limits: [{{name: each, requests: 5, window: 1s}}, {{name: each, requests: 9, window: 1h}}, {{requests: 7, window: 1m}}, {{name: '2', requests: 8, window: 24h}}]}}"
+    );
+    let limit = policy("RateLimitPolicy", "ambit.io/v1alpha1", "a", "rate", &spec);
+    set(&mut world, &limit);
+    let all = told(&world).into_iter().map(|(name, it)| match it {
+        Told::RateLimit(it) => (name, it.requests),
+        other => panic!("{name}: {other:?}"),
+    });
+    let all: Vec<(String, u64)> = all.collect();
+    let expected = [("2", 7), ("2.3", 8), ("each", 5), ("each.1", 9)];
+    let expected =
+        expected.map(|(rule, requests)| (format!("a/wp/ratelimitpolicy/a/rate/{rule}"), requests));
+    assert_eq!(all, expected);
+}
