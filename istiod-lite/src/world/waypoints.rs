@@ -169,7 +169,6 @@ impl World {
         let never_for_pods = not_for_pods(before) && not_for_pods(now);
         let doors = before.map(|it| &it.from) != now.map(|it| &it.from);
         let differs_at_all = differs(Traffic::Service) || differs(Traffic::Workload);
-        let allowing = self.settings.auto_allow_waypoint && differs_at_all;
         let is_ours = |standing: Option<&Standing>| standing.is_some_and(|it| it.programmed);
         let told = is_ours(before) != is_ours(now);
         let sends = differs_at_all || before.map(|it| &it.account) != now.map(|it| &it.account);
@@ -177,6 +176,8 @@ impl World {
             let traffic = traffic_of(key.kind);
             let foreign = doors && key.namespace != gateway.namespace;
             let unseen = key.kind == Kind::Pod && never_for_pods;
+            // Whom it lets in it sends to, and is allowed there.
+            let allowing = self.settings.auto_allow_waypoint && (differs_at_all || foreign);
             if (differs(traffic) || foreign) && !unseen || allowing || told {
                 mark(dirty, [key.clone()]);
             }

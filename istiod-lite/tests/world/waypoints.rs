@@ -423,3 +423,34 @@ fn who_is_handed_to_others_or_back_at_the_same_address_is_told_his_services_acco
     set(&mut world, &of_class("istio-waypoint"));
     assert!(is_told(&world), "it is ours again");
 }
+
+#[test]
+fn a_waypoint_is_allowed_where_it_sends_from_when_it_lets_that_namespace_in() {
+    let allow = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: b}\nspec: {action: ALLOW}\n---\n";
+    let choice = "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: a";
+    // The namespace names it, or the service alone.
+    let everybody = town("b", "");
+    let service = everybody.replace(choice, "").replace(
+        "{name: web, namespace: b}\nspec: {clusterIP",
+        &format!("{{name: web, namespace: b, labels: {{{choice}}}}}\nspec: {{clusterIP"),
+    );
+    for text in [everybody, service] {
+        let mut world = World::new(Settings {
+            auto_allow_waypoint: true,
+            ..Settings::default()
+        });
+        let named = |world: &World| {
+            let pod = resources(world)[&("addresses", "Kubernetes//Pod/b/web".to_owned())].clone();
+            let names = pod["workload"]["authorizationPolicies"].as_array().cloned();
+            let mut names = names.unwrap_or_default().into_iter();
+            names.any(|name| name == "a/istio_allow_waypoint_a_wp")
+        };
+        set(&mut world, &(gateway("", "", true) + &text + allow));
+        assert!(!named(&world), "it does not let them in: {text}");
+        let open = ", allowedRoutes: {namespaces: {from: All}}";
+        set(&mut world, &gateway("", open, true));
+        assert!(named(&world), "its requests would be denied: {text}");
+        set(&mut world, &gateway("", "", true));
+        assert!(!named(&world), "it has no business there any more: {text}");
+    }
+}
