@@ -75,8 +75,10 @@ impl World {
                 | Kind::ExternalProcessor
         );
         if waypoints {
-            if *aim != Aim::Nobody {
-                self.close_layer7(key, aim, &fault.reason, dirty);
+            match aim {
+                // What stood in its place goes as well.
+                Aim::Nobody => self.put_layer7(key, None, dirty),
+                aim => self.close_layer7(key, aim, &fault.reason, dirty),
             }
         } else if key.kind == Kind::PeerAuthentication {
             let closed = PeerAuthentication::closed(key, aim, &self.reading.root_namespace);

@@ -114,9 +114,12 @@ fn a_limit_that_was_never_good_lets_nothing_pass_unless_it_says_so() {
     assert!(matches!(told(&world).remove(name), Some(Told::RateLimit(it)) if it.requests == 5));
 
     let mut world = self::world();
-    refuse(
-        &mut world,
-        &limit("limits: many, global: {provider: p, onFailure: Allow}"),
-    );
+    let open = limit("limits: many, global: {provider: p, onFailure: Allow}");
+    refuse(&mut world, &open);
+    assert!(names(&world).is_empty());
+    // Whoever is locked out may say so later, whatever else is still wrong.
+    refuse(&mut world, &limit("limits: many"));
+    assert_eq!(closed(&world, name).len(), 1);
+    refuse(&mut world, &open);
     assert!(names(&world).is_empty());
 }
