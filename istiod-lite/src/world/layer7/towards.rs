@@ -384,6 +384,13 @@ impl World {
         });
         match &*policy.spec {
             Spec::BackendTls(spec) => {
+                let named = section(policy, at);
+                let nowhere = named.filter(|it| self.port_named(service, Some(*it)).is_none());
+                let nowhere = nowhere.map(|name| {
+                    let text =
+                        format!("{service} has no port named {name}: no TLS because of this");
+                    ("TargetNotFound", text)
+                });
                 let believed = self.believed(policy, spec);
                 let refused = believed.as_ref().err();
                 let refused = refused.map(|it| ("NoValidCACertificate", it.text.clone()));
@@ -394,7 +401,7 @@ impl World {
                 vec![
                     condition(
                         "Accepted",
-                        older.or(refused).map_or(Ok(()), Err),
+                        nowhere.or(older).or(refused).map_or(Ok(()), Err),
                         "Accepted",
                     ),
                     condition("ResolvedRefs", resolved, "ResolvedRefs"),

@@ -263,6 +263,35 @@ fn tls_to_one_port_of_a_service_is_not_that_of_an_entry_of_its_name() {
 }
 
 #[test]
+fn tls_for_a_port_that_is_not_there_is_not_said_to_be_in_force() {
+    let mut world = world();
+    let tls = |port: &str| {
+        let spec = format!(
+            "{{targetRefs: [{{group: '', kind: Service, name: web, sectionName: {port}}}], validation: {{hostname: web.example, wellKnownCACertificates: System}}}}"
+        );
+        let group = "gateway.networking.k8s.io/v1";
+        policy("BackendTLSPolicy", group, "a", "tls", &spec)
+    };
+    let accepted = |world: &World| {
+        let key = ObjectKey::new(Kind::BackendTlsPolicy, "a", "tls");
+        let status = world.status(&key).unwrap();
+        let condition = &status.parents[0].conditions[0];
+        assert_eq!(condition.r#type, "Accepted");
+        (condition.status, condition.reason.clone())
+    };
+    set(&mut world, &tls("https"));
+    assert_eq!(names(&world), [""; 0], "the port is called http");
+    assert_eq!(accepted(&world), (false, "TargetNotFound".to_owned()));
+    set(&mut world, &tls("http"));
+    assert_eq!(names(&world).len(), 1);
+    assert_eq!(accepted(&world), (true, "Accepted".to_owned()));
+    let renamed = service("a", "web", "istio.io/use-waypoint: wp").replace("name: http", "name: h");
+    set(&mut world, &renamed);
+    assert_eq!(names(&world), [""; 0]);
+    assert_eq!(accepted(&world), (false, "TargetNotFound".to_owned()));
+}
+
+#[test]
 fn what_of_a_rule_has_no_effect_is_said() {
     let mut world = world();
     set(
