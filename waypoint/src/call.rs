@@ -142,6 +142,9 @@ impl Call<'_> {
     ) -> Next {
         // Retries by rule are counted; what nobody has seen is no burden on anybody.
         let place = || self.aim.enter_again();
+        // More of its body may have passed since than is kept: then what has come of it stands, and nobody else is sent what
+        // would have to break off.
+        let spare = spare.filter(|spare| spare.body().again().is_some());
         match sent {
             Ok(answer) => match (wait, spare) {
                 (Some(wait), Some(next)) => match place() {
