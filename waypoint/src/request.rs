@@ -167,7 +167,7 @@ async fn respond(
     };
 
     // 8. Transform.
-    let going = match found {
+    let mut going = match found {
         None => Going::straight(arrived, head),
         Some(found) => {
             // Processors of the service itself may change what they like.
@@ -184,6 +184,16 @@ async fn respond(
             going
         }
     };
+    let made = shown.as_mut().map(|shown| std::mem::take(&mut shown.made));
+    let made = made.unwrap_or_default();
+    if let Going::On(on) = &mut going
+        && !made.is_empty()
+    {
+        let (to, head) = (&on.to, &mut on.head);
+        let judging = consumer::all_judged(service, &mut consulting, &made, to, head, by, report);
+        let judging: Pin<Box<dyn Future<Output = _> + Send + '_>> = Box::pin(judging);
+        judging.await?;
+    }
     let Consulting {
         body, said, passed, ..
     } = consulting;

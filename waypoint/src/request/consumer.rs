@@ -15,7 +15,7 @@ use super::Refused;
 use super::consult::Consulting;
 use super::decide::permitted_again;
 use super::edge::is_proxies;
-use crate::arrive::To;
+use crate::arrive::{Arrived, To};
 use crate::asked::is_double;
 use crate::authenticate::Verified;
 use crate::compiled::Service;
@@ -61,6 +61,76 @@ impl Sent {
     }
 }
 
+/// What a processor of such a rule has made of a request, where others have changed it later, who may change what they like.
+pub(super) struct Made {
+    sent: Sent,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Sent {
+    /// As it is now.
+    pub(super) fn made(self, head: &Parts) -> Made {
+        Made {
+            sent: self,
+            uri: head.uri.clone(),
+            headers: head.headers.clone(),
+        }
+    }
+
+    /// Whether it has become something that the service's policies judge; no: it goes to another service.
+    ///
+    /// # Errors
+    /// It says what is not its clients' to say.
+    fn judge(
+        &self,
+        service: &Service,
+        arrived: &Arrived,
+        to: &To,
+        (headers, uri): (&HeaderMap, &Uri),
+    ) -> Result<bool, Refused> {
+        let mut names = self.headers.keys().chain(headers.keys());
+        if let Some(name) = names.find(|it| is_proxies(it) && !self.has(it, headers)) {
+            return Err(self.denied(name.as_str()));
+        }
+        let asked_for = arrived.to.service().map(|it| it.key());
+        // Who leads to another service has that one's leave, or its own.
+        if to.service().map(|it| it.key()) != asked_for {
+            return Ok(false);
+        }
+        let mut written = service.tokens.written().iter();
+        if let Some(name) = written.find(|it| !self.has(it, headers)) {
+            return Err(self.denied(name.as_str()));
+        }
+        let before = (&self.headers, &self.uri);
+        if !service.tokens.are_same(before, (headers, uri)) {
+            return Err(self.denied("a token"));
+        }
+        Ok(true)
+    }
+}
+
+/// Whether a request may pass as it is now, of which processors of such rules have made that on its way.
+pub(super) async fn all_judged(
+    service: &Service,
+    consulting: &mut Consulting<'_>,
+    all: &[Made],
+    to: &To,
+    head: &mut Parts,
+    verified: Option<&Verified>,
+    report: &mut Report,
+) -> Result<(), Refused> {
+    let mut stays = false;
+    for Made { sent, uri, headers } in all {
+        stays |= sent.judge(service, consulting.arrived, to, (headers, uri))?;
+    }
+    if stays {
+        permitted_again(service, consulting, head, verified, report).await?;
+        consulting.let_through(head, report.said());
+    }
+    Ok(())
+}
+
 /// Whether a request may pass as it is now. `to`: where it goes.
 pub(super) async fn judged(
     service: &Service,
@@ -74,22 +144,8 @@ pub(super) async fn judged(
     if sent.is(head) {
         return Ok(());
     }
-    let mut names = sent.headers.keys().chain(head.headers.keys());
-    if let Some(name) = names.find(|it| is_proxies(it) && !sent.has(it, &head.headers)) {
-        return Err(sent.denied(name.as_str()));
-    }
-    let asked_for = consulting.arrived.to.service().map(|it| it.key());
-    // Who leads to another service has that one's leave, or its own.
-    if to.service().map(|it| it.key()) != asked_for {
+    if !sent.judge(service, consulting.arrived, to, (&head.headers, &head.uri))? {
         return Ok(());
-    }
-    let mut written = service.tokens.written().iter();
-    if let Some(name) = written.find(|it| !sent.has(it, &head.headers)) {
-        return Err(sent.denied(name.as_str()));
-    }
-    let (before, after) = ((&sent.headers, &sent.uri), (&head.headers, &head.uri));
-    if !service.tokens.are_same(before, after) {
-        return Err(sent.denied("a token"));
     }
     permitted_again(service, consulting, head, verified, report).await?;
     consulting.let_through(head, report.said());

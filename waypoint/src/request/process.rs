@@ -30,6 +30,7 @@ pub(super) use self::source::Source;
 use self::stream::Half;
 pub(super) use self::there::processed;
 use super::Refused;
+use super::consumer::Made;
 use super::refused::plain;
 use crate::process::{Immediate, Processor};
 use crate::report::{Outcome, Report};
@@ -83,6 +84,8 @@ impl Broke {
 /// Processors that have been shown a request and may be shown its answer, first to last.
 pub(super) struct Shown {
     halves: Vec<Half>,
+    /// What those of clients' rules have made of it, where the service has some of its own.
+    pub(super) made: Vec<Made>,
     /// From those that are still being shown its body.
     stopping: mpsc::Receiver<Refused>,
     /// For those, and to keep it open.
@@ -94,6 +97,7 @@ impl Shown {
         let (stop, stopping) = mpsc::channel(1);
         Self {
             halves: Vec::new(),
+            made: Vec::new(),
             stopping,
             stop,
         }

@@ -2,6 +2,8 @@
 
 #[path = "processors/clerk.rs"]
 mod clerk;
+#[path = "processors/clients.rs"]
+mod clients;
 #[path = "processors/faults.rs"]
 mod faults;
 #[path = "processors/onlookers.rs"]

@@ -22,6 +22,7 @@ use crate::process::{self, Body, BodyChange, Common, Mutation, Processor, Said, 
 use crate::report::Report;
 use crate::request::Refused;
 use crate::request::consult::Consulting;
+use crate::request::consumer::Sent;
 use crate::request::decide::decided_again;
 use crate::request::process::Stopped;
 use crate::route::Found;
@@ -57,7 +58,15 @@ pub(in crate::request) async fn processed<'s>(
         for one in news {
             seen.push(one.name());
             let processor = one.good().map_err(|why| broken(one.name(), why, report))?;
-            changed |= show(consulting, processor, head, &mut shown, report).await?;
+            let sent = match &found {
+                Some(found) if is_theirs(service, one) => Sent::of(found.rule, head),
+                _ => None,
+            };
+            let now = show(consulting, processor, head, &mut shown, report).await?;
+            if let (true, Some(sent)) = (now, sent) {
+                shown.made.push(sent.made(head));
+            }
+            changed |= now;
         }
         if changed {
             found = decided_again(service, consulting, head, by, report)?;
@@ -66,6 +75,12 @@ pub(in crate::request) async fn processed<'s>(
     }
     let why = "what processors change leads to further processors".to_owned();
     Err(Refused::Broken(why))
+}
+
+/// Whether it is a rule's own, where the service has some for all its requests: who has the service has written those.
+fn is_theirs(service: &Service, one: &Processing) -> bool {
+    let all = service.processors.of(None);
+    !all.is_empty() && all.iter().all(|it| it.name() != one.name())
 }
 
 fn broken(name: &Arc<str>, why: &str, report: &mut Report) -> Refused {

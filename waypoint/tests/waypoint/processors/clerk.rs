@@ -89,16 +89,21 @@ impl Looked {
 impl Clerk {
     /// Service `shop/clerk`, ports 9000 and, as another, 9001; nobody is at 9100.
     pub(super) fn start(shop: &Shop<'_>) -> Result<Self> {
-        let pod = shop.lab.pod("shop/clerk").node(0);
+        Self::start_at(shop, "shop/clerk")
+    }
+
+    /// The same as a service of that name.
+    pub(super) fn start_at(shop: &Shop<'_>, name: &str) -> Result<Self> {
+        let pod = shop.lab.pod(name).node(0);
         let pod = pod.service_account("clerk").label("app", "clerk").start()?;
         let clerk = Self::default();
         let _in = shop.runtime.enter();
-        for (port, name) in [(9000, "one"), (9001, "two")] {
+        for (port, door) in [(9000, "one"), (9001, "two")] {
             let listener = pod.listen(port)?;
             listener.set_nonblocking(true)?;
             let listener = TcpListener::from_std(listener)?;
             let clerk = Self {
-                name,
+                name: door,
                 ..clerk.clone()
             };
             let server = ExternalProcessorServer::new(clerk);
@@ -117,7 +122,7 @@ impl Clerk {
             ("grpc-two", 9001, 9001),
             ("nobody", 9100, 9100),
         ];
-        shop.lab.service_of("shop/clerk", &ports)?;
+        shop.lab.service_of(name, &ports)?;
         Ok(clerk)
     }
 
@@ -184,6 +189,7 @@ impl Clerk {
                 Told::RequestHeaders(it) => match &*wish {
                     "says" if self.name == "one" => says_of_it(&it),
                     "told" | "says" => Says::RequestHeaders(tells(&attributes)).into(),
+                    "forge" if self.name == "one" => headers(&[("x-subject", "admin")]),
                     "big" => headers(&[("x-big", &"b".repeat(2 << 20))]),
                     "nothing" => ProcessingResponse::default(),
                     "bad" => headers(&[("bad name", "1")]),
