@@ -25,7 +25,7 @@ use crate::report::{Counted, Report};
 pub enum Cut {
     /// Its connection broke, or was not spoken properly.
     #[error(transparent)]
-    Http(hyper::Error),
+    Http(#[from] hyper::Error),
     /// It took longer than it may.
     #[error("the time for the whole request has passed")]
     Late,

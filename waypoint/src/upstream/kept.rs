@@ -2,10 +2,13 @@
 //!
 //! It goes to the first endpoint as it comes; what has passed is kept, up to a limit. Another try begins with what is
 //! kept and goes on where the first one stopped. Beyond the limit nothing is kept, and there is no other try.
+//!
+//! What goes over HTTP/2 is read by a task of its connection, which goes on after an answer, also after one that leads to
+//! another try. So whoever has begun last reads on: of those before him each gets an error in the place of what it has not read.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -18,16 +21,22 @@ use crate::report::Counted;
 
 /// One try's view of the body.
 #[derive(Debug)]
-pub struct Reading {
-    kept: Arc<Mutex<Kept>>,
+pub struct Reading<B = Teed<Counted<ReadAhead>>> {
+    kept: Arc<Mutex<Kept<B>>>,
+    /// Of tries, from 0 on.
+    number: u32,
     /// How many of what is kept this try has sent; beyond all when it was the one that passed the limit.
     at: usize,
     length: SizeHint,
 }
 
 #[derive(Debug)]
-struct Kept {
-    body: Teed<Counted<ReadAhead>>,
+struct Kept<B> {
+    body: B,
+    /// Of those that have begun.
+    newest: u32,
+    /// Whoever waits for the body.
+    waits: Option<Waker>,
     frames: Vec<Piece>,
     /// Of all of them, with what it costs to keep each.
     bytes: usize,
@@ -42,17 +51,20 @@ enum Piece {
     Trailers(HeaderMap),
 }
 
-impl Reading {
-    pub(super) fn of(body: Teed<Counted<ReadAhead>>) -> Self {
+impl<B: Body<Data = Bytes> + Unpin> Reading<B> {
+    pub(super) fn of(body: B) -> Self {
         Self {
             length: body.size_hint(),
             kept: Arc::new(Mutex::new(Kept {
                 body,
+                newest: 0,
+                waits: None,
                 frames: Vec::new(),
                 bytes: 0,
                 gone: false,
                 ended: false,
             })),
+            number: 0,
             at: 0,
         }
     }
@@ -61,6 +73,7 @@ impl Reading {
     pub(super) fn again(&self) -> Option<Self> {
         (!locked(&self.kept).gone).then(|| Self {
             kept: self.kept.clone(),
+            number: self.number.saturating_add(1),
             at: 0,
             length: self.length,
         })
@@ -79,8 +92,15 @@ impl Reading {
     pub(super) fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>>
+    where
+        Cut: From<B::Error>,
+    {
         let mut kept = locked(&self.kept);
+        if self.number > kept.newest {
+            kept.newest = self.number;
+            kept.waits.take().into_iter().for_each(Waker::wake);
+        }
         if let Some(piece) = kept.frames.get(self.at) {
             let frame = piece.clone().into();
             self.at += 1;
@@ -92,7 +112,10 @@ impl Reading {
         if kept.ended {
             return Poll::Ready(None);
         }
-        let polled = Pin::new(&mut kept.body).poll_frame(cx).map_err(Cut::Http);
+        if self.number < kept.newest {
+            return Poll::Ready(Some(Err(Cut::Gone)));
+        }
+        let polled = Pin::new(&mut kept.body).poll_frame(cx).map_err(Cut::from);
         match &polled {
             Poll::Ready(Some(Ok(frame))) if kept.keep(frame) => {
                 self.at += 1;
@@ -101,13 +124,14 @@ impl Reading {
             }
             Poll::Ready(Some(Ok(_))) => self.at = BEYOND,
             Poll::Ready(None) => kept.ended = true,
-            _ => {}
+            Poll::Ready(Some(Err(_))) => {}
+            Poll::Pending => kept.waits = Some(cx.waker().clone()),
         }
         polled
     }
 }
 
-impl Kept {
+impl<B> Kept<B> {
     /// Whether there was room.
     fn keep(&mut self, frame: &Frame<Bytes>) -> bool {
         if self.gone {
@@ -147,7 +171,7 @@ impl From<Piece> for Frame<Bytes> {
     }
 }
 
-fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
+fn locked<B>(kept: &Mutex<Kept<B>>) -> MutexGuard<'_, Kept<B>> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -159,7 +183,59 @@ const BEYOND: usize = usize::MAX;
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::upstream::{Piped, pipe};
+
+    async fn next(reading: &mut Reading<Piped>) -> Option<Result<Bytes, Cut>> {
+        let frame = poll_fn(|cx| reading.poll_frame(cx));
+        let frame = timeout(Duration::from_secs(60), frame).await;
+        let frame = frame.expect("somebody is told of what comes");
+        frame.map(|frame| frame.map(|frame| frame.into_data().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn who_was_given_up_takes_nothing_from_who_came_after_him() {
+        let (pipe, body) = pipe();
+        let mut first = Reading::of(body);
+        let mut second = first.again().unwrap();
+        pipe.data(Bytes::from_static(b"one")).await.unwrap();
+        assert_eq!(next(&mut first).await.unwrap().unwrap(), "one");
+        // He waits for more, and for nobody.
+        let waits = tokio::spawn(async move { next(&mut first).await });
+        tokio::task::yield_now().await;
+        assert_eq!(next(&mut second).await.unwrap().unwrap(), "one");
+        let given_up = waits.await.unwrap();
+        assert!(matches!(given_up, Some(Err(Cut::Gone))), "{given_up:?}");
+        let goes_on = tokio::spawn(async move {
+            let two = next(&mut second).await.unwrap().unwrap();
+            (two, next(&mut second).await.is_none())
+        });
+        pipe.data(Bytes::from_static(b"two")).await.unwrap();
+        pipe.end().await.unwrap();
+        let (two, ended) = goes_on.await.unwrap();
+        assert!(two == "two" && ended);
+    }
+
+    #[tokio::test]
+    async fn of_what_is_kept_whole_all_who_read_it_have_all() {
+        let (pipe, body) = pipe();
+        let mut first = Reading::of(body);
+        pipe.data(Bytes::from_static(b"all")).await.unwrap();
+        pipe.end().await.unwrap();
+        assert_eq!(next(&mut first).await.unwrap().unwrap(), "all");
+        assert!(next(&mut first).await.is_none());
+        let mut second = first.again().unwrap();
+        let mut third = second.again().unwrap();
+        assert_eq!(next(&mut third).await.unwrap().unwrap(), "all");
+        assert_eq!(next(&mut second).await.unwrap().unwrap(), "all");
+        assert!(next(&mut second).await.is_none());
+        assert!(next(&mut third).await.is_none());
+    }
 
     #[test]
     fn what_comes_byte_by_byte_has_room_for_less_than_what_comes_in_pieces() {
