@@ -11,7 +11,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,9 @@ pub struct Group {
     policy: Policy,
     watch: Option<Watch>,
     view: ArcSwapOption<View>,
-    /// Set by whoever left an endpoint out.
-    stale: AtomicBool,
+    /// How often an endpoint was left out. Of a group and those that succeed it together: a request that began under the one may
+    /// end under the other, and what is remembered of an endpoint is theirs in common.
+    left_out: Arc<AtomicU64>,
     turn: AtomicUsize,
     held: Mutex<HashMap<Arc<str>, Arc<Live>>>,
 }
@@ -131,7 +133,7 @@ impl Group {
             watch: policy.outliers.map(Watch::new),
             policy,
             view: ArcSwapOption::empty(),
-            stale: AtomicBool::new(false),
+            left_out: Arc::default(),
             turn: AtomicUsize::new(0),
             held: Mutex::default(),
         }
@@ -140,7 +142,10 @@ impl Group {
     /// The same for another policy: what is remembered of endpoints goes on.
     #[must_use]
     pub fn succeeded_by(&self, subset: Option<Vec<String>>, policy: Policy) -> Self {
-        let next = Self::new(self.port, subset, policy);
+        let next = Self {
+            left_out: self.left_out.clone(),
+            ..Self::new(self.port, subset, policy)
+        };
         next.turn.store(self.turn.load(Relaxed), Relaxed);
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         *next.held.lock().unwrap_or_else(PoisonError::into_inner) = held.clone();
@@ -242,22 +247,22 @@ impl Group {
     // ---- what is known of the endpoints
 
     fn view(&self, members: &Members, own: &mesh::Client<'_>, now: Instant) -> Arc<View> {
-        let fresh =
-            |view: &View| view.members.same(members) && view.due.is_none_or(|due| now < due);
+        let fresh = |view: &View| {
+            view.members.same(members)
+                && view.due.is_none_or(|due| now < due)
+                && view.left_out == self.left_out.load(Acquire)
+        };
         if let Some(view) = &*self.view.load()
             && fresh(view)
-            && !self.stale.load(Relaxed)
         {
             return view.clone();
         }
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(view) = self.view.load_full()
             && fresh(&view)
-            && !self.stale.load(Relaxed)
         {
             return view; // somebody else was faster
         }
-        self.stale.store(false, Relaxed);
         let view = Arc::new(self.look(&mut held, members, own, now));
         self.view.store(Some(view.clone()));
         view
@@ -270,6 +275,8 @@ impl Group {
         own: &mesh::Client<'_>,
         now: Instant,
     ) -> View {
+        // Before anybody is looked at: who is left out meanwhile is seen the next time.
+        let left_out = self.left_out.load(Acquire);
         let came = (!held.is_empty()).then_some(now);
         let before = std::mem::take(held);
         let mut live = |workload: &Arc<Workload>| {
@@ -279,7 +286,10 @@ impl Group {
             live
         };
         let found = view::usable(members, self.port, self.subset.as_deref(), own, &mut live);
-        View::new(members, found, own, &self.policy, self.watch.as_ref(), now)
+        let watch = self.watch.as_ref();
+        let mut view = View::new(members, found, own, &self.policy, watch, now);
+        view.left_out = left_out;
+        view
     }
 
     /// Every endpoint that could be used, and until when it is left out: for people.
@@ -328,7 +338,7 @@ impl Choice {
         };
         let ejected = watch.note(&self.endpoint.live.record, outcome, now);
         if ejected {
-            self.group.stale.store(true, Relaxed);
+            self.group.left_out.fetch_add(1, Release);
         }
         ejected
     }

@@ -21,6 +21,8 @@ pub(super) struct View {
     pub(super) members: Members,
     /// When somebody's time out is over.
     pub(super) due: Option<Instant>,
+    /// How often somebody had been left out when it was made.
+    pub(super) left_out: u64,
     levels: Levels,
     /// Those that are reached without a gateway of another network. Made when the first comes that may not go through one.
     here: OnceLock<Levels>,
@@ -146,6 +148,7 @@ impl View {
         Self {
             members: members.clone(),
             due: out.into_iter().flatten().min(),
+            left_out: 0,
             levels: Levels::new(levels(ranked, policy.choice)),
             here: OnceLock::new(),
             choice: policy.choice,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::waypoint as wire;
 use proptest::prelude::*;
-use waypoint::balance::{Choice, Group, Hints, NoEndpoint};
+use waypoint::balance::{Choice, Group, Hints, NoEndpoint, Policy};
 use waypoint::outlier::Outcome::{self, Answered, ConnectFailure, Reset, Timeout};
 
 use crate::balance::shop::{Shop, group, pod};
@@ -267,6 +267,25 @@ fn who_leaves_makes_room() {
     shop.go("pod-0");
     assert!(is_in(&mut shop, &group, "pod-2"));
     assert!(happens(&mut shop, &group, "pod-1", &[Answered(500)]));
+}
+
+#[test]
+fn who_fails_a_request_of_before_an_edit_is_left_out_by_those_after_it() {
+    let mut shop = pods(3);
+    let first = watched(after(1));
+    let under_way = chosen(&mut shop, &first, "pod-1");
+    let edited = wire::BackendPolicy {
+        outliers: Some(after(1)),
+        ..Default::default()
+    };
+    let edited = Policy::compile(&edited).unwrap();
+    let next = Arc::new(first.succeeded_by(None, edited));
+    assert!(is_in(&mut shop, &next, "pod-1"));
+    assert!(under_way.ended(Timeout, shop.now));
+    assert!(!is_in(&mut shop, &next, "pod-1"));
+    assert!(!is_in(&mut shop, &first, "pod-1"));
+    shop.wait(Duration::from_secs(30));
+    assert!(is_in(&mut shop, &next, "pod-1"));
 }
 
 #[test]
