@@ -2,13 +2,14 @@
 //!
 //! Only pods with open connections are looked at; where a pod's policies are the very ones of the last pass, only
 //! connections that came since are judged. A policy that a workload names and that is not here yet leaves open connections
-//! alone for as long as new ones are held (`admit::HOLD`), then cuts them too.
+//! alone for as long as new ones are held (`admit::HOLD`), then cuts them too: each pod's by a time of its own.
 //!
 //! Open connections out of the mesh are cut as well where their workload may not call who is unknown any more.
 //!
 //! A connection that was taken over from another process is one of these like any other, from the moment it is here; before it
 //! goes on it is judged once ([`admit::admit`] if it came in, [`taken`] if it goes out).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -28,14 +29,14 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// Runs until cancelled.
 pub(crate) async fn run(node: &Node) {
     let mut changed = node.mesh.policies_changed();
-    let mut deny_unknown_at: Option<Instant> = None;
+    let mut waits = Waits::default();
     loop {
         let settle_at = Instant::now() + SETTLE;
-        let wake_at = deny_unknown_at.map_or(settle_at, |at| at.min(settle_at));
+        let wake_at = waits.first_end().map_or(settle_at, |at| at.min(settle_at));
         match timeout_at(wake_at, changed.changed()).await {
             Ok(Err(_)) => return, // the writer is gone, and with it all change
             Ok(Ok(())) => {}
-            Err(_) if deny_unknown_at.is_some_and(|at| at <= Instant::now()) => {}
+            Err(_) if waits.first_end().is_some_and(|at| at <= Instant::now()) => {}
             Err(_) => {
                 node.connections.settle();
                 // One that was decided by an earlier setting, and had not entered when that changed.
@@ -44,26 +45,48 @@ pub(crate) async fn run(node: &Node) {
             }
         }
         shut(node);
-        let last_call = deny_unknown_at.is_some_and(|at| at <= Instant::now());
-        let undecided = judge_all(node, last_call);
-        deny_unknown_at = match undecided {
-            0 => None,
-            _ => deny_unknown_at
-                .filter(|_| !last_call)
-                .or(Some(Instant::now() + admit::HOLD)),
-        };
+        judge_all(node, &mut waits);
     }
 }
 
-/// Judges what needs judging; returns how many connections could not be judged yet.
-fn judge_all(node: &Node, deny_unknown: bool) -> usize {
-    let snapshot = node.mesh.load();
-    let pods = node.connections.pods();
-    pods.iter()
-        .map(|(_, pod)| judge_pod(&snapshot, pod, deny_unknown))
-        .sum()
+/// Until when a policy is waited for, by the pod that has connections which cannot be judged without it. One that waits for what
+/// never comes must not cut short what others wait for a moment only.
+#[derive(Debug, Default)]
+struct Waits(HashMap<Arc<str>, Instant>);
+
+impl Waits {
+    fn first_end(&self) -> Option<Instant> {
+        self.0.values().min().copied()
+    }
+
+    fn is_over(&self, pod: &str, now: Instant) -> bool {
+        self.0.get(pod).is_some_and(|until| *until <= now)
+    }
+
+    /// These wait now, and nobody else.
+    fn are(&mut self, pods: impl IntoIterator<Item = Arc<str>>, now: Instant) {
+        let until = |pod: &Arc<str>| {
+            let before = self.0.get(pod).filter(|until| **until > now);
+            before.copied().unwrap_or(now + admit::HOLD)
+        };
+        let waits = pods.into_iter().map(|pod| (pod.clone(), until(&pod)));
+        self.0 = waits.collect();
+    }
 }
 
+/// Judges what needs judging, and notes who has connections that could not be judged yet.
+fn judge_all(node: &Node, waits: &mut Waits) {
+    let (snapshot, now) = (node.mesh.load(), Instant::now());
+    let mut undecided = Vec::new();
+    for (uid, pod) in node.connections.pods() {
+        if judge_pod(&snapshot, &pod, waits.is_over(&uid, now)) > 0 {
+            undecided.push(uid);
+        }
+    }
+    waits.are(undecided, now);
+}
+
+/// Returns how many connections could not be judged yet.
 fn judge_pod(snapshot: &Snapshot, pod: &OfPod, deny_unknown: bool) -> usize {
     // A workload that is gone has no policies to speak of; its pod is about to go, and takes its connections along.
     let Some(workload) = snapshot.workload(pod.workload_uid()) else {
@@ -132,4 +155,31 @@ fn shut_by(node: &Node, snapshot: &Snapshot, workload: &Workload, live: &Live) -
 fn cut(live: &Live, why: Denied) {
     tracing::debug!(src.addr = %live.source, dst.addr = %live.actual, %why, "open connection now denied");
     live.cut(why);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_shorter_because_another_has_waited_before() {
+        let (start, soon) = (Instant::now(), Duration::from_millis(1));
+        let [never, late]: [Arc<str>; 2] = ["never".into(), "late".into()];
+        let mut waits = Waits::default();
+        assert_eq!(waits.first_end(), None);
+        waits.are([never.clone()], start);
+        // Its policy never comes, that of the other within a moment.
+        let end = start + admit::HOLD;
+        waits.are([never.clone(), late.clone()], end - soon);
+        assert_eq!(waits.first_end(), Some(end), "it does not begin anew");
+        assert!(waits.is_over(&never, end) && !waits.is_over(&late, end));
+        waits.are([late.clone()], end);
+        assert!(!waits.is_over(&never, end));
+        assert_eq!(waits.first_end(), Some(end - soon + admit::HOLD));
+        waits.are([], end + soon);
+        assert_eq!(waits.first_end(), None);
+        // The next time is another one.
+        waits.are([never.clone()], end + soon);
+        assert_eq!(waits.first_end(), Some(end + soon + admit::HOLD));
+    }
 }
