@@ -36,7 +36,7 @@ use crate::traffic::{Ends, Reporter};
 struct Opened {
     by: By,
     live: Arc<Live>,
-    /// None of whom the mesh knows nothing.
+    /// None where it only has a name for a place outside.
     endpoint: Option<Endpoint>,
 }
 
@@ -257,8 +257,7 @@ async fn plain(
         ..
     } = leaving;
     let to = leaving.resolve(&found.to).await?;
-    let workload = found.workload.as_ref();
-    let endpoint = workload.map(|workload| Endpoint::new(workload, found.service.as_ref()));
+    let endpoint = Endpoint::of_plain(&found, source, to);
     let live = report.ends(Whereabouts {
         ends: Ends {
             source: Some(source.clone()),

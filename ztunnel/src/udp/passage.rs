@@ -1,6 +1,6 @@
 //! Pure: how datagrams go where a connection would go into a tunnel, and for how long what was decided stays so.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hbone::Authority;
@@ -45,34 +45,69 @@ pub(super) fn as_it_is(found: &Tunnel, asked: SocketAddr) -> Plain {
 
 /// To whom a flow goes.
 #[derive(Debug)]
-pub(super) struct Endpoint {
-    workload: Arc<Workload>,
-    /// The service that it was chosen for.
-    service: Option<Arc<Service>>,
+pub(super) enum Endpoint {
+    /// To somebody.
+    Known {
+        workload: Arc<Workload>,
+        /// The service that it was chosen for.
+        service: Option<Arc<Service>>,
+    },
+    /// To an address at which nobody was known to this workload.
+    Nobody { source: Arc<Workload>, ip: IpAddr },
 }
 
 impl Endpoint {
     pub(super) fn new(workload: &Arc<Workload>, service: Option<&Arc<Service>>) -> Self {
-        Self {
+        Self::Known {
             workload: workload.clone(),
             service: service.cloned(),
         }
     }
 
-    /// Whether it would still be right to send there. One that only is not ready any more keeps the flows that it has, as it
-    /// keeps its connections.
-    pub(super) fn stands(&self, snapshot: &Snapshot) -> bool {
-        let Some(now) = snapshot.workload(&self.workload.uid) else {
-            return false;
-        };
-        let same = Arc::ptr_eq(now, &self.workload)
-            || (now.udp, &now.addresses) == (self.workload.udp, &self.workload.addresses);
-        let of = |service: &Arc<Service>| {
-            let key = service.key();
-            now.services.iter().any(|member| member.service == key)
-        };
-        same && self.service.as_ref().is_none_or(of)
+    /// None of a service without endpoints, which only names a place outside.
+    pub(super) fn of_plain(found: &Plain, source: &Arc<Workload>, to: SocketAddr) -> Option<Self> {
+        match (&found.workload, &found.service) {
+            (Some(workload), service) => Some(Self::new(workload, service.as_ref())),
+            (None, None) => Some(Self::Nobody {
+                source: source.clone(),
+                ip: to.ip(),
+            }),
+            (None, Some(_)) => None,
+        }
     }
+
+    /// Whether it would still be right to send there. One that only is not ready any more keeps the flows that it has, as it
+    /// keeps its connections. Where nobody was known somebody may be now: an app that keeps sending would otherwise send in
+    /// the clear, for ever, to who may take that from nobody.
+    pub(super) fn stands(&self, snapshot: &Snapshot) -> bool {
+        match self {
+            Self::Known { workload, service } => still_there(workload, service.as_ref(), snapshot),
+            Self::Nobody { source, ip } => {
+                let Workload {
+                    network, namespace, ..
+                } = &**source;
+                snapshot.service_at(network, *ip, namespace).is_none()
+                    && snapshot.workload_at(network, *ip).is_none()
+            }
+        }
+    }
+}
+
+fn still_there(
+    workload: &Arc<Workload>,
+    service: Option<&Arc<Service>>,
+    snapshot: &Snapshot,
+) -> bool {
+    let Some(now) = snapshot.workload(&workload.uid) else {
+        return false;
+    };
+    let same = Arc::ptr_eq(now, workload)
+        || (now.udp, &now.addresses) == (workload.udp, &workload.addresses);
+    let of = |service: &Arc<Service>| {
+        let key = service.key();
+        now.services.iter().any(|member| member.service == key)
+    };
+    same && service.is_none_or(of)
 }
 
 #[cfg(test)]
@@ -158,5 +193,38 @@ mod tests {
         ] {
             assert!(!chosen.stands(&changed) && !Endpoint::new(web, None).stands(&changed));
         }
+    }
+
+    #[test]
+    fn a_flow_to_where_nobody_was_known_ends_once_somebody_is() {
+        let before = mesh(|_| {});
+        let source = before.workload("other").unwrap();
+        let plain = |to: SocketAddr| Plain {
+            to: Place::Address(to),
+            workload: None,
+            service: None,
+            logged_by: None,
+        };
+        let of = |to: &str| {
+            let to = to.parse().unwrap();
+            Endpoint::of_plain(&plain(to), source, to).unwrap()
+        };
+        let (to_pod, to_service) = (of("10.0.0.9:53"), of("10.1.0.9:53"));
+        assert!(to_pod.stands(&before) && to_service.stands(&before));
+        let after = snapshot(|mesh| {
+            mesh.set_workload(pod("other", &["10.0.0.3"]));
+            mesh.set_workload(pod("late", &["10.0.0.9"]));
+            mesh.set_service(service(HOST, &["10.1.0.9"], &[(53, 53)]));
+        });
+        assert!(!to_pod.stands(&after) && !to_service.stands(&after));
+        // Somebody else has come.
+        assert!(of("192.0.2.1:53").stands(&after));
+        // A service that only names a place outside: what is known of it is known already.
+        let to = "10.1.0.1:53".parse().unwrap();
+        let outside = Plain {
+            service: before.service("default", HOST).cloned(),
+            ..plain(to)
+        };
+        assert!(Endpoint::of_plain(&outside, source, to).is_none());
     }
 }
