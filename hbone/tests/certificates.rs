@@ -11,7 +11,7 @@ use std::{
 
 use common::{Ca, HOUR, Signing, identity};
 use hbone::{
-    CertificateError, Certificates, CertificatesConfig, Identity, SignError, Signer,
+    Certificate, CertificateError, Certificates, CertificatesConfig, Identity, SignError, Signer,
     tls::ChainError,
 };
 use rcgen::KeyPair;
@@ -81,6 +81,19 @@ async fn it_is_renewed_at_half_life_with_jitter_and_a_new_key() {
     );
     let now = certificates.of(&identity("a")).await.unwrap();
     assert_ne!(now.chain()[0].serial_number, first.chain()[0].serial_number);
+}
+
+#[test]
+fn a_certificate_ends_with_the_first_of_its_chain() {
+    let (root, end) = (Ca::new(), SystemTime::now() + HOUR);
+    let (below, key) = (root.below(end), KeyPair::generate().unwrap());
+    let name = identity("a").to_string();
+    let leaf = below.leaf(&[name.as_str()], &key, end + HOUR);
+    let elements = [leaf, below.root(), root.root()];
+    let certificate =
+        Certificate::new(&identity("a"), &key.serialize_der(), &elements, &[]).unwrap();
+    assert!(certificate.chain()[0].not_after > end);
+    assert_eq!(certificate.not_after(), certificate.chain()[1].not_after);
 }
 
 #[tokio::test(start_paused = true)]

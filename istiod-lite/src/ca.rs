@@ -84,7 +84,9 @@ pub enum SignError {
         longest: Duration,
     },
     /// Nothing signed now would verify.
-    #[error("CSR signing error (the signing certificate expired; renew ca-cert.pem)")]
+    #[error(
+        "CSR signing error (the signing certificate, or one between it and the root, expired; renew ca-cert.pem and cert-chain.pem)"
+    )]
     SignerExpired,
     /// The crypto library refused; details are for our log.
     #[error("CSR signing error (signer failure)")]

@@ -80,11 +80,10 @@ impl Certificate {
         &self.roots
     }
 
-    /// End of validity of the leaf.
+    /// The end of the leaf, or of the first that ends between it and the root: no peer believes it for longer.
     pub fn not_after(&self) -> SystemTime {
-        self.chain
-            .first()
-            .map_or(SystemTime::UNIX_EPOCH, |leaf| leaf.not_after)
+        let ends = self.chain.iter().map(|it| it.not_after);
+        ends.min().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// Start of validity of the leaf.

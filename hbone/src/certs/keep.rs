@@ -103,7 +103,7 @@ pub(super) async fn keep(
                     current: Some(current),
                     last_error: None,
                 });
-                let due = (left / 2).mul_f64(0.9 + 0.2 * random());
+                let due = (left / 2).mul_f64(0.9 + 0.2 * random()).max(SOONEST);
                 tokio::select! {
                     () = tokio::time::sleep(due) => {}
                     () = hurried(hurry, &state) => {}
@@ -158,6 +158,9 @@ async fn waited_for(hurry: &Notify, state: &watch::Sender<State>, floor: Duratio
 /// Shortest time between a failure and an attempt that a caller asks for: connections that come by the
 /// thousand while the authority is down cost it one request a second for each identity.
 const FLOOR: Duration = Duration::from_secs(1);
+
+/// Shortest time between a success and the next attempt: what is signed by who is about to end has nearly ended already.
+const SOONEST: Duration = Duration::from_millis(100);
 
 fn pause(config: &CertificatesConfig, failures: u32) -> Duration {
     config

@@ -84,6 +84,22 @@ impl Ca {
         }
     }
 
+    /// An authority below this one, until `not_after`.
+    pub fn below(&self, not_after: SystemTime) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "below");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_after = not_after.into();
+        let key = KeyPair::generate().unwrap();
+        Self {
+            issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap(),
+        }
+    }
+
     /// A leaf for a key, valid from two minutes ago until `not_after`.
     pub fn leaf(
         &self,

@@ -66,7 +66,8 @@ pub(super) struct Parts {
 /// A signer whose parts were seen to fit.
 pub(super) struct Material {
     pub(super) issuer: Issuer<'static, KeyPair>,
-    /// The signer's end, seconds since 1970.
+    /// The end of the signer, or of the first that ends between it and the root, seconds since 1970: no chain that is signed
+    /// now is believed for longer.
     pub(super) not_after: i64,
     /// From the signer (unless it is a root) up to below the root, PEM each.
     pub(super) intermediates: Vec<String>,
@@ -200,13 +201,18 @@ impl Material {
             ends.push(root.validity().not_after.timestamp());
             anchors.push(Anchor::of(&root));
         }
+        let mut not_after = certificate.validity().not_after.timestamp();
+        for above in &intermediates {
+            let above = parse(names.chain, above)?;
+            not_after = not_after.min(above.validity().not_after.timestamp());
+        }
         let issuer = Issuer::from_ca_cert_der(&signer.as_slice().into(), key)
             .map_err(|_| MaterialError::Subject(names.certificate))?;
         check_issuer(names, &issuer, &certificate)?;
         check_crl(&parts.crl)?;
         Ok(Self {
             issuer,
-            not_after: certificate.validity().not_after.timestamp(),
+            not_after,
             intermediates: intermediates.iter().map(|der| to_pem(der)).collect(),
             roots: roots.iter().map(|der| to_pem(der)).collect(),
             roots_not_after: ends.into_iter().min().unwrap_or_default(),

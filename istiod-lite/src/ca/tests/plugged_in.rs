@@ -23,8 +23,13 @@ impl Plugged {
 
     /// A fresh intermediate and signer under the same root; returns the signer.
     fn plug(&self, key: fn() -> KeyPair, seconds: i64) -> Vec<u8> {
+        self.plug_below(key, 90_000, seconds)
+    }
+
+    /// The same, with an intermediate that lasts for so many seconds.
+    fn plug_below(&self, key: fn() -> KeyPair, middle: i64, seconds: i64) -> Vec<u8> {
         let now = ASN1Time::now().timestamp();
-        let middle = root_params("middle", now - 10, now + 90_000);
+        let middle = root_params("middle", now - 10, now + middle);
         let middle = CertifiedIssuer::signed_by(middle, key(), &self.root).unwrap();
         let signing = key();
         let signer = root_params("signer", now - 10, now + seconds)
@@ -87,6 +92,18 @@ fn a_leaf_never_outlives_its_signer() {
         parsed(&leaf).validity().not_after,
         parsed(&signer).validity().not_after
     );
+}
+
+#[test]
+fn a_leaf_never_outlives_who_stands_between_its_signer_and_the_root() {
+    let plugged = Plugged::new(p256);
+    plugged.plug_below(p256, 300, 600);
+    let authority = plugged.open().unwrap();
+    let chain = authority.sign(&client(), &csr(&p256()), 86_400).unwrap();
+    let (leaf, middle) = (der(&chain[0]), der(&chain[2]));
+    let [leaf, middle] = [&leaf, &middle].map(|it| parsed(it).validity().not_after);
+    assert_eq!(leaf, middle);
+    assert_eq!(authority.expiries().1, middle.timestamp());
 }
 
 #[test]
