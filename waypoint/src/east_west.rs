@@ -209,6 +209,7 @@ fn to_waypoint(
         waypoint: waypoint.to_string(),
     };
     let (snapshot, gateway) = (question.snapshot, &question.gateway);
+    let abroad = |workload: &Workload| workload.network != *gateway.network;
     let hop = |next: &Arc<Workload>, ip: IpAddr| Hop {
         service: service.clone(),
         next: next.clone(),
@@ -220,14 +221,20 @@ fn to_waypoint(
             match snapshot.service_at(network, *ip, gateway.namespace) {
                 Some(of) => Some(of),
                 None => {
-                    let next = snapshot.workload_at(network, *ip);
-                    return next.map(|next| hop(next, *ip)).ok_or_else(not_found);
+                    let next = snapshot.workload_at(network, *ip).ok_or_else(not_found)?;
+                    // Here its address is somebody else's.
+                    return match abroad(next) {
+                        true => Err(NoPassage::NotHere {
+                            service: name(service),
+                            network: gateway.network.clone(),
+                        }),
+                        false => Ok(hop(next, *ip)),
+                    };
                 }
             }
         }
     };
     let of = of.ok_or_else(not_found)?;
-    let abroad = |workload: &Workload| workload.network != *gateway.network;
     let endpoint = mesh::pick_waypoint_but(
         snapshot,
         of,

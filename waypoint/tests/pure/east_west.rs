@@ -124,6 +124,17 @@ fn mesh() -> Arc<Snapshot> {
         named("nowhere.svc"),
         behind("c", "10.0.0.6", "astray.svc"),
     );
+    // A waypoint of another network, whose address is that of somebody else here.
+    let far = wire::Workload {
+        network: "there".to_owned(),
+        ..workload("way-far", "10.0.0.3", "nobody.svc")
+    };
+    let there = wire::NetworkAddress {
+        network: "there".to_owned(),
+        ..octets("10.0.0.3")
+    };
+    let at_far = gateway(wire::gateway_address::Destination::Address(there));
+    set(service("far.svc"), at_far, vec![far]);
     let pair = ["first", "second"]
         .into_iter()
         .zip(["10.0.0.7", "10.0.0.8"]);
@@ -179,6 +190,10 @@ fn a_service_leads_to_its_waypoint_or_to_an_endpoint_of_this_network_and_nothing
         ),
         ("behind.svc:80", "way-0 10.0.0.3:15009"),
         ("beside.svc:80", "way-0 10.0.0.3:15009"),
+        (
+            "far.svc:80",
+            "no endpoint of default/far.svc in network \"here\" can take a tunnel",
+        ),
         (
             "astray.svc:80",
             "waypoint default/nowhere.svc:15009 of default/astray.svc not found",
