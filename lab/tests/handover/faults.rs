@@ -251,6 +251,26 @@ fn a_successor_whose_worker_died_registers_again() {
     });
 }
 
+/// Two upgrades in quick sequence: the elder of the one in the middle still drains what cannot be handed over, and the last one finds
+/// nobody who has time for it.
+#[test]
+fn a_successor_that_is_told_to_stop_before_its_elder_has_gone_hands_over_to_the_next() {
+    in_lab(own(), |lab| {
+        let ways = Ways::start(lab)?;
+        successor(lab)?.kill();
+        let fake = Fake::open(&door(lab))?;
+        lab.begin_surge(0)?;
+        let _elder = fake.registered()?;
+        lab.node(0).ztunnel()?.until_ready()?;
+        let mut silent = ways.silent()?;
+        let middle = lab.surge_ztunnel(0)?;
+        middle.signal(Signal::SIGTERM)?;
+        middle.wait(SOON).context("it still has connections")?;
+        silent.are_whole("with the last one")?;
+        ways.are_open()
+    });
+}
+
 #[test]
 fn the_folder_and_the_socket_are_roots_alone_and_the_last_one_takes_its_name_along() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};

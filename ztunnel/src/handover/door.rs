@@ -41,6 +41,12 @@ impl Name {
         id(&self.path).is_ok_and(|id| id == self.id)
     }
 
+    /// There is no such name: whoever had taken it over has gone.
+    pub(super) fn is_nobodys(&self) -> bool {
+        let found = fs::symlink_metadata(&self.path);
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The process ends. Said while the channel to a successor stands: it takes the name only after that.
     pub(super) fn remove(&self) {
         if self.is_ours() {
@@ -151,12 +157,13 @@ mod tests {
         let first = Door::open(&folder).unwrap();
         assert!(first.name().is_ours());
         let second = Door::open(&folder).unwrap();
-        assert!(!first.name().is_ours());
+        assert!(!first.name().is_ours() && !first.name().is_nobodys());
         first.name().remove();
         let _knock = Channel::connect(&folder).unwrap();
         second.accept(None, SOON).unwrap();
         second.name().remove();
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        assert!(first.name().is_nobodys() && !first.name().is_ours());
         // Nothing is left to remove, and nothing happens.
         second.name().remove();
     }

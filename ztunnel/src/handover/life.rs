@@ -8,6 +8,8 @@
 //!                                              └──────┴──▶ hands over, in passes, until nothing is left or time is over
 //! ```
 //! The last two are of one that died while its keeper held its listeners: it is back, and we had taken its door.
+//! Who is told to stop while its elder is still there has a successor of its own by now: it opens its door at once and hands over what
+//! it has.
 //! It waits and it says little: a thread of its own costs less than care that it disturbs no packet.
 
 use std::collections::HashMap;
@@ -66,7 +68,8 @@ impl Life {
     pub(super) fn live(self) {
         loop {
             let waiting = self.succeed();
-            if self.bell.has_rung() {
+            // Told to stop before the elder has gone: what has come here by then goes to the next one, as from any elder.
+            if self.bell.has_rung() && self.has_nothing() {
                 return self.over();
             }
             let door = match self.open() {
@@ -79,7 +82,7 @@ impl Life {
             // Hung up on when there is a door to knock at.
             drop(waiting);
             if self.await_successor(&door) {
-                self.hand_over(&door);
+                self.hand_over(door);
                 return self.over();
             }
         }
@@ -90,6 +93,11 @@ impl Life {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         *named = Some(door.name().clone());
         Ok(door)
+    }
+
+    /// Nothing is open here that could be handed over.
+    fn has_nothing(&self) -> bool {
+        self.node.connections.open() == 0 && self.node.handover.arrivals().is_empty()
     }
 
     fn over(&self) {
@@ -311,7 +319,7 @@ impl Life {
     }
 
     /// Until the time is over. A successor may still come, and when one is lost, another.
-    fn hand_over(&self, door: &Door) {
+    fn hand_over(&self, mut door: Door) {
         let start = Instant::now();
         let deadline = self.node.config.drain_deadline();
         let end = start + deadline - RESERVE.min(deadline / 3);
@@ -321,8 +329,14 @@ impl Life {
                 self.node.handover.enter(Stage::Over);
                 let left = end.saturating_duration_since(Instant::now());
                 // Whoever comes is welcome: we leave, and it stays.
-                let admitted = door.accept(None, Some(left));
+                let admitted = door.accept(None, Some(left.min(AGAIN)));
                 match admitted.and_then(|channel| self.admit(channel, None)) {
+                    // A successor that left too took the name over, and along: the next one would not find us.
+                    Err(Trouble::Slow) if door.name().is_nobodys() => {
+                        if let Ok(again) = self.open() {
+                            door = again;
+                        }
+                    }
                     Ok(_) | Err(Trouble::Slow) => {}
                     Err(why) => {
                         tracing::warn!(%why, "hand-over: somebody knocked and was not let in");
