@@ -161,6 +161,8 @@ pub struct Signing {
     pub ca: Arc<Ca>,
     pub calls: Arc<AtomicUsize>,
     pub lifetime: Duration,
+    /// That of the first certificate, where it is another.
+    pub first: Option<Duration>,
     /// Answers for the next calls; when empty, it signs.
     pub failures: Arc<Mutex<Vec<SignError>>>,
 }
@@ -171,6 +173,7 @@ impl Signing {
             ca: ca.clone(),
             calls: Arc::default(),
             lifetime: HOUR,
+            first: None,
             failures: Arc::default(),
         }
     }
@@ -182,14 +185,15 @@ impl Signing {
 
 impl Signer for Signing {
     async fn sign(&self, identity: &Identity, csr_pem: String) -> Result<Vec<String>, SignError> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
+        let calls = self.calls.fetch_add(1, Ordering::SeqCst);
         if let Some(failure) = self.failures.lock().unwrap().pop() {
             return Err(failure);
         }
+        let first = self.first.filter(|_| calls == 0);
         Ok(self.ca.sign(
             &identity.to_string(),
             &csr_pem,
-            SystemTime::now() + self.lifetime,
+            SystemTime::now() + first.unwrap_or(self.lifetime),
         ))
     }
 }
