@@ -240,6 +240,9 @@ async fn begin(stream: Stream) -> Result<Shared, Failed> {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(LARGEST_HEAD)
+        .max_concurrent_reset_streams(GIVEN_UP)
+        .reset_stream_duration(REMEMBERED)
+        .max_local_error_reset_streams(MOST_RESETS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_ANSWER)
         .handshake(TokioIo::new(stream))
@@ -302,11 +305,19 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// All of them may stand still because their clients do not read, and one more goes on: they are not one client's.
 const CONNECTION_WINDOW: u32 = MOST_STREAMS as u32 * STREAM_WINDOW;
 const LARGEST_HEAD: u32 = 64 << 10;
+/// Requests that were given up, and for how long they are known as such: what comes of one then is passed over. What comes of
+/// one that is forgotten counts as a fault of the endpoint, and is no such thing: the answer was on its way.
+const GIVEN_UP: usize = 8_192;
+const REMEMBERED: Duration = Duration::from_secs(10);
+/// Faults of the endpoint's. The engine counts them for as long as a connection lives, which may be months, and ends it with all
+/// the requests on it.
+const MOST_RESETS: usize = 16_384;
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_ANSWER: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::convert::Infallible;
 
     use bytes::Bytes;
@@ -315,6 +326,8 @@ mod tests {
     use hyper::service::service_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+    use tokio::task::JoinSet;
 
     use super::*;
     use crate::upstream::Carrier;
@@ -474,5 +487,84 @@ mod tests {
             assert_eq!(why.is_unseen(), unseen, "{what}: {why}");
             assert!(!why.is_connect(), "{what}: {why}");
         }
+    }
+
+    /// How many were asked for, and how many of them given up.
+    type Heard = (usize, usize);
+
+    /// Answers the first `late` requests when they were given up, each once, and those after them at once.
+    async fn answer_late(listener: TcpListener, late: usize, heard: watch::Sender<Heard>) {
+        const HEADERS: u8 = 1;
+        const RST_STREAM: u8 = 3;
+        const SETTINGS: u8 = 4;
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let mut preface = [0; 24];
+        tcp.read_exact(&mut preface).await.unwrap();
+        let settings = |flags| vec![0, 0, 0, SETTINGS, flags, 0, 0, 0, 0];
+        tcp.write_all(&settings(0)).await.unwrap();
+        let (mut head, mut given_up) = ([0; 9], HashSet::new());
+        while tcp.read_exact(&mut head).await.is_ok() {
+            let [a, b, c, kind, flags, stream @ ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            if tcp.read_exact(&mut payload).await.is_err() {
+                return;
+            }
+            let number = u32::from_be_bytes(stream);
+            // 200, and nothing follows.
+            let good = || [&[0, 0, 1, HEADERS, 5][..], &stream, &[0x88]].concat();
+            let answer = match kind {
+                SETTINGS if flags == 0 => settings(1),
+                HEADERS => {
+                    heard.send_modify(|(asked, _)| *asked += 1);
+                    if number as usize <= 2 * late {
+                        continue;
+                    }
+                    good()
+                }
+                RST_STREAM if given_up.insert(number) => good(),
+                _ => continue,
+            };
+            if tcp.write_all(&answer).await.is_err() {
+                return;
+            }
+            heard.send_modify(|(_, gone)| *gone = given_up.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_to_requests_that_were_given_up_end_no_connection_however_many_come() {
+        const AT_ONCE: usize = 100;
+        const ROUNDS: usize = 24;
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let (heard, mut hearing) = watch::channel((0, 0));
+        tokio::spawn(answer_late(listener, ROUNDS * AT_ONCE, heard));
+        let host = Host::default();
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let (shared, _place) = begun.map_err(|why| why.to_string()).unwrap();
+        let ask = || {
+            let mut sender = shared.sender.clone();
+            let request = Request::get("http://web.shop/").body(Outgoing::Whole(None));
+            async move { sender.send_request(request.unwrap()).await }
+        };
+        for round in 1..=ROUNDS {
+            let all = round * AT_ONCE;
+            let mut waiting = JoinSet::new();
+            for _ in 0..AT_ONCE {
+                waiting.spawn(ask());
+            }
+            let asked = hearing.wait_for(|(asked, _)| *asked >= all);
+            let asked = tokio::time::timeout(PATIENCE, asked).await;
+            drop(asked.expect("all are asked for").expect("it is there"));
+            waiting.shutdown().await;
+            let gone = hearing.wait_for(|(_, gone)| *gone >= all);
+            let gone = tokio::time::timeout(PATIENCE, gone).await;
+            drop(gone.expect("all are given up").expect("it is there"));
+        }
+        let answered = tokio::time::timeout(PATIENCE, ask()).await;
+        let answer = answered.expect("an answer").expect("a connection");
+        assert_eq!(answer.status(), 200);
     }
 }
