@@ -272,6 +272,24 @@ fn a_successor_that_is_told_to_stop_before_its_elder_has_gone_hands_over_to_the_
 }
 
 #[test]
+fn an_elder_at_whose_door_many_wait_is_not_taken_for_nobody() {
+    in_lab(own(), |lab| {
+        successor(lab)?.kill();
+        let door = door(lab);
+        let fake = Fake::open(&door)?;
+        // One more than its queue was made for: the kernel takes no other.
+        let waiting = (0..5).map(|_| knock(&door)).collect::<Result<Vec<_>>>()?;
+        lab.begin_surge(0)?;
+        lab.node(0).ztunnel()?.until_ready()?;
+        for _ in &waiting {
+            fake.next()?;
+        }
+        fake.registered()?;
+        Ok(())
+    });
+}
+
+#[test]
 fn the_folder_and_the_socket_are_roots_alone_and_the_last_one_takes_its_name_along() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     in_lab(own(), |lab| {
@@ -386,14 +404,19 @@ impl Fake {
         Ok(Self(socket, door.to_owned()))
     }
 
-    /// The next one who registers.
-    fn registered(&self) -> Result<OwnedFd> {
+    /// The next one who knocks.
+    fn next(&self) -> Result<OwnedFd> {
         use std::os::fd::FromRawFd;
         readable(&self.0)?;
         let fd = accept(self.0.as_raw_fd())?;
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
         #[allow(unsafe_code)]
-        let channel = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// The next one who registers.
+    fn registered(&self) -> Result<OwnedFd> {
+        let channel = self.next()?;
         let theirs = hear(&channel)?;
         // As it would answer itself.
         say(&channel, &theirs, &[])?;

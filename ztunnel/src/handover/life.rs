@@ -126,6 +126,12 @@ impl Life {
             let channel = match Channel::connect(&self.folder) {
                 Ok(channel) => channel,
                 Err(Trouble::Io(error)) if is_nobody(&error) => break,
+                // It has a successor, and as many as may wait at its door do: it is there all the same.
+                Err(Trouble::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.gate.open();
+                    self.bell.wait(AGAIN);
+                    continue;
+                }
                 Err(why) => {
                     tracing::warn!(%why, "hand-over: cannot reach an elder");
                     break;
