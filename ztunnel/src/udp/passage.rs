@@ -83,9 +83,7 @@ impl Endpoint {
         match self {
             Self::Known { workload, service } => still_there(workload, service.as_ref(), snapshot),
             Self::Nobody { source, ip } => {
-                let Workload {
-                    network, namespace, ..
-                } = &**source;
+                let (network, namespace) = (&source.network, &source.namespace);
                 snapshot.service_at(network, *ip, namespace).is_none()
                     && snapshot.workload_at(network, *ip).is_none()
             }

@@ -1,6 +1,6 @@
 //! A processor of a route that the clients' namespace has written, where the service has one of its own.
 
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use serde_json::json;
 
 use super::clerk::Clerk;
