@@ -448,7 +448,7 @@ fn nothing_is_left_of_the_last_rule_and_its_service_that_go_together() {
         let mut world = world();
         set(&mut world, &rule("a", "r", of_web));
         let name = format!("a/wp/destinationrule/a/r/a/{WEB}:0");
-        assert_eq!(names(&world), [name.clone()]);
+        assert_eq!(names(&world), std::slice::from_ref(&name));
         let mut gone: Vec<Change> = both.iter().cloned().map(Change::Gone).collect();
         if backwards {
             gone.reverse();
