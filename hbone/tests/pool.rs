@@ -337,41 +337,6 @@ async fn a_connection_takes_no_more_tunnels_once_the_certificate_it_was_made_wit
 }
 
 #[tokio::test]
-async fn a_connection_whose_certificate_has_ended_is_let_go_of_also_where_there_is_another() {
-    let ca = Arc::new(Ca::new());
-    let server = ca.certificate(&identity("server"));
-    let server = common::serve(server, Refusals::default().limits(), common::echo).await;
-    let signing = Signing {
-        first: Some(Duration::from_secs(6)),
-        ..Signing::new(&ca)
-    };
-    let calls = signing.calls.clone();
-    let one = PoolConfig {
-        streams: 1,
-        ..PoolConfig::default()
-    };
-    let client = common::client_of(signing, server.address, one);
-    let mut first = client.open().await.unwrap();
-    common::eventually("another certificate", || calls.load(Ordering::SeqCst) == 2).await;
-    drop(client.open().await.unwrap());
-    let began = std::time::Instant::now();
-    while client.pool.stats().connections > 1 {
-        let mut tunnel = client.open().await.unwrap();
-        tunnel.shutdown().unwrap();
-        common::read_to_end(&mut tunnel).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(60), "it is kept");
-    }
-    first.send(Bytes::from_static(b"hello")).await.unwrap();
-    assert_eq!(common::read_exactly(&mut first, 5).await, b"hello");
-    drop(first);
-    let open = || server.open.load(Ordering::SeqCst);
-    common::eventually("the old connection ends with its last tunnel", || {
-        open() == 1
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_source_that_is_gone_leaves_the_pool_and_its_open_tunnels_go_on() {
     let (server, client) = pair(PoolConfig::default()).await;
     let mut tunnel = client.open().await.unwrap();

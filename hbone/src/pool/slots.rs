@@ -108,15 +108,10 @@ pub(super) fn key_of(
 impl Slot {
     /// A place on the least busy connection that is fit for one more stream. Beyond [`SPREAD`]
     /// connections a stalled one will do: then the destination as a whole does not keep up.
-    fn place(&mut self, most: usize) -> Option<(Arc<Link>, Lease)> {
-        // Their tunnels go on, and they end with the last of these. As long as one is held here it would not.
-        self.links.retain(|link| {
-            let expired = link.expired();
-            if expired {
-                link.close();
-            }
-            !expired
-        });
+    fn place(&self, most: usize) -> Option<(Arc<Link>, Lease)> {
+        // Their tunnels go on, and they end with the last of these.
+        let expired = self.links.iter().filter(|link| link.expired());
+        expired.for_each(|link| link.close());
         let open = self
             .links
             .iter()

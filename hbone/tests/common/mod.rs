@@ -161,8 +161,6 @@ pub struct Signing {
     pub ca: Arc<Ca>,
     pub calls: Arc<AtomicUsize>,
     pub lifetime: Duration,
-    /// That of the first certificate, where it is another.
-    pub first: Option<Duration>,
     /// Answers for the next calls; when empty, it signs.
     pub failures: Arc<Mutex<Vec<SignError>>>,
 }
@@ -173,7 +171,6 @@ impl Signing {
             ca: ca.clone(),
             calls: Arc::default(),
             lifetime: HOUR,
-            first: None,
             failures: Arc::default(),
         }
     }
@@ -185,15 +182,14 @@ impl Signing {
 
 impl Signer for Signing {
     async fn sign(&self, identity: &Identity, csr_pem: String) -> Result<Vec<String>, SignError> {
-        let calls = self.calls.fetch_add(1, Ordering::SeqCst);
+        self.calls.fetch_add(1, Ordering::SeqCst);
         if let Some(failure) = self.failures.lock().unwrap().pop() {
             return Err(failure);
         }
-        let first = self.first.filter(|_| calls == 0);
         Ok(self.ca.sign(
             &identity.to_string(),
             &csr_pem,
-            SystemTime::now() + first.unwrap_or(self.lifetime),
+            SystemTime::now() + self.lifetime,
         ))
     }
 }
