@@ -262,11 +262,29 @@ const LOOK: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::{Path, PathBuf};
+
     use super::*;
+
+    /// Of this network, with that in the place of nft.
+    fn kernel(nft: impl Into<PathBuf>) -> Kernel {
+        Kernel {
+            nft: Nft::new(nft.into()),
+            netns: None,
+            proc: "/proc".into(),
+            probes: Probes::default(),
+            v6: true,
+        }
+    }
+
+    fn write_program(at: &Path, text: &str) {
+        std::fs::write(at, text).unwrap();
+        std::fs::set_permissions(at, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
 
     #[tokio::test]
     async fn what_could_not_be_loaded_is_tried_again_though_nothing_changes() {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let (nft, loaded) = (dir.path().join("nft"), dir.path().join("loaded"));
         // It fails once.
@@ -274,16 +292,9 @@ mod tests {
             "#!/bin/sh\nif [ ! -e {0}.asked ]; then touch {0}.asked; exit 1; fi\ncat > {0}.new && mv {0}.new {0}\n",
             loaded.display()
         );
-        std::fs::write(&nft, program).unwrap();
-        std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&nft, &program);
         let (_sign, sign) = watch::channel(Sign::User(0));
-        let kernel = Kernel {
-            nft: Nft::new(nft),
-            netns: None,
-            proc: "/proc".into(),
-            probes: Probes::default(),
-            v6: true,
-        };
+        let kernel = kernel(nft);
         let host = Host::start(kernel, sign, CancellationToken::new());
         let web = ("10.0.0.1".parse().unwrap(), Uid::new("web"));
         host.restore([web].into_iter(), true);
@@ -303,13 +314,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_rules_that_the_kernel_does_not_take() {
         let (_sign, sign) = watch::channel(Sign::User(0));
-        let kernel = Kernel {
-            nft: Nft::new("/nowhere/nft".into()),
-            netns: None,
-            proc: "/proc".into(),
-            probes: Probes::default(),
-            v6: true,
-        };
+        let kernel = kernel("/nowhere/nft");
         let host = Host::start(kernel, sign, CancellationToken::new());
         host.add(&Uid::new("web"), &["10.0.0.1".parse().unwrap()])
             .await;
@@ -322,13 +327,7 @@ mod tests {
     #[tokio::test]
     async fn a_pod_in_a_new_sandbox_keeps_no_address_of_the_old_one() {
         let (_sign, sign) = watch::channel(Sign::None);
-        let kernel = Kernel {
-            nft: Nft::new("nft".into()),
-            netns: None,
-            proc: "/proc".into(),
-            probes: Probes::default(),
-            v6: true,
-        };
+        let kernel = kernel("nft");
         let host = Host::start(kernel, sign, CancellationToken::new());
         let ips = |texts: &[&str]| -> Vec<IpAddr> {
             texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -349,7 +348,6 @@ mod tests {
 
     #[tokio::test]
     async fn rules_that_somebody_took_away_are_loaded_again_though_nothing_changes() {
-        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let (nft, loaded) = (dir.path().join("nft"), dir.path().join("loaded"));
         // What is loaded is in a file; to list what is not there fails.
@@ -357,15 +355,8 @@ mod tests {
             "#!/bin/sh\ns=$(cat)\ncase \"$s\" in\n\"list table inet \"*) [ -e {0} ] ;;\n*) printf %s \"$s\" > {0}.new && mv {0}.new {0} ;;\nesac\n",
             loaded.display()
         );
-        std::fs::write(&nft, program).unwrap();
-        std::fs::set_permissions(&nft, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let kernel = Kernel {
-            nft: Nft::new(nft),
-            netns: None,
-            proc: "/proc".into(),
-            probes: Probes::default(),
-            v6: true,
-        };
+        write_program(&nft, &program);
+        let kernel = kernel(nft);
         let ((wanted, changes), (_sign, sign)) = (
             watch::channel(Wanted::default()),
             watch::channel(Sign::User(0)),
