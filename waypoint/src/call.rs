@@ -74,7 +74,7 @@ impl Call<'_> {
         let end = request.map(|limit| Instant::now() + limit);
         let room = self.aim.enter()?;
         if let Some(wish) = switch::wish(&self.request) {
-            let room = [room, self.aim.enter_alone()?];
+            let room = [room, self.aim.enter_switching()?];
             let (arrived, aim) = (self.arrived, &mut self.aim);
             let switched = switch::answered(arrived, self.request, aim, room, wish, report);
             return within(end, Box::pin(switched).as_mut()).await;
@@ -246,6 +246,7 @@ fn outcome(sent: &Result<Response<Answer>, Unanswered>) -> Outcome {
 fn failure(why: &Failed) -> Outcome {
     match why {
         Failed::Late(_) => Outcome::Timeout,
+        Failed::Overflow => Outcome::Overflow,
         why if why.is_connect() => Outcome::ConnectFailure,
         why if why.is_unseen() => Outcome::RefusedStream,
         _ => Outcome::Reset,

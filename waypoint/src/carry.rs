@@ -27,7 +27,7 @@ use crate::arrive::{Arrived, To};
 use crate::authorize::{Connection, Denied, Verdict};
 use crate::call::{Aim, Held, Shot, random};
 use crate::compiled::{Config, Service};
-use crate::limit::Permit;
+use crate::limit::{Connections, Permit};
 use crate::report::{Flag, TcpReport};
 use crate::request::{Refused, about_connection, lead};
 use crate::route::Picked;
@@ -49,13 +49,13 @@ pub async fn refusable(arrived: &Arc<Arrived>, request: Request) {
     let mut agreed = Agreed::new();
     let named = ServerName::default();
     match open(arrived, named, &mut agreed, &mut report).await {
-        Ok((endpoint, _held)) => {
+        Ok((endpoint, each, _held)) => {
             let Ok(client) = request.accept(ResponseHeaders::default()) else {
                 return report.flag(Flag::DownstreamClosed);
             };
             let client = client.into_io().into();
             let (by, never) = ((named, &*agreed), CancellationToken::new());
-            carried(arrived, by, client, endpoint, never, &mut report).await;
+            carried(arrived, by, client, (endpoint, each), never, &mut report).await;
         }
         Err(why) => {
             refused(&why, &mut report);
@@ -77,9 +77,9 @@ pub async fn accepted(
     let mut report = begun(arrived);
     let mut agreed = Agreed::new();
     match open(arrived, named, &mut agreed, &mut report).await {
-        Ok((endpoint, _held)) => {
+        Ok((endpoint, each, _held)) => {
             let by = (named, &*agreed);
-            carried(arrived, by, client, endpoint, late, &mut report).await;
+            carried(arrived, by, client, (endpoint, each), late, &mut report).await;
         }
         Err(why) => refused(&why, &mut report),
     }
@@ -140,7 +140,7 @@ async fn open(
     named: ServerName<'_>,
     agreed: &mut Agreed,
     report: &mut TcpReport,
-) -> Result<(Endpoint, Held), Refused> {
+) -> Result<(Endpoint, Option<Connections>, Held), Refused> {
     let config = arrived.proxy.state.load_full();
     let service = service(&config, arrived);
     report.told(&service.telemetry);
@@ -157,9 +157,9 @@ async fn open(
         aim.named(name);
     }
     let room = aim.enter_alone()?;
-    let reached = reach(arrived, &mut aim, room, report).await?;
+    let (endpoint, held) = reach(arrived, &mut aim, room, report).await?;
     report.opened();
-    Ok(reached)
+    Ok((endpoint, aim.each(), held))
 }
 
 /// Connects to an endpoint, or to another one: nothing has been said yet that anybody could miss.
@@ -369,7 +369,7 @@ async fn carried(
     arrived: &Arrived,
     by: (ServerName<'_>, &[Arc<str>]),
     client: Stream,
-    endpoint: Endpoint,
+    (endpoint, each): (Endpoint, Option<Connections>),
     late: CancellationToken,
     report: &mut TcpReport,
 ) {
@@ -380,13 +380,18 @@ async fn carried(
     };
     let report = &mut *counting.report;
     let unfit = tokio::select! {
-        broken = joined(client, endpoint, counters) => {
+        broken = joined(client, endpoint, counters.clone()) => {
             if let Some(why) = broken {
                 report.detail(format!("the connection broke: {why}"));
             }
             return;
         }
         unfit = denied(arrived, by) => unfit,
+        (flag, why) = over(each, &counters) => {
+            report.flag(flag);
+            report.detail(format!("the connection was ended: {why}"));
+            return;
+        }
         () = late.cancelled() => {
             report.flag(Flag::DownstreamProtocolError);
             report.detail("a request, when it was too late to read it as one");
@@ -397,6 +402,47 @@ async fn carried(
     let why = unfit.noted(report);
     report.detail(format!("the connection was ended: {why}"));
     refused(&why, report);
+}
+
+/// Ends when a connection is as old as it may be, or has been silent for as long: why.
+async fn over(each: Option<Connections>, counters: &Counters) -> (Flag, String) {
+    let said = |limit: fn(Connections) -> Option<Duration>| each.and_then(limit);
+    let (age, silent) = (said(|each| each.age), said(|each| each.silent));
+    let old = async {
+        match age {
+            Some(age) => tokio::time::sleep(age).await,
+            None => std::future::pending().await,
+        }
+    };
+    let quiet = async {
+        match silent {
+            Some(silent) => nothing_moved(silent, counters).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = old => (
+            Flag::DurationTimeout,
+            format!("it is {:?} old (connectionPool.tcp.maxConnectionDuration)", age.unwrap_or_default()),
+        ),
+        () = quiet => (
+            Flag::IdleTimeout,
+            format!("nothing came for {:?} (connectionPool.tcp.idleTimeout)", silent.unwrap_or_default()),
+        ),
+    }
+}
+
+/// Ends when nothing has moved for so long, or up to a quarter of it longer.
+async fn nothing_moved(limit: Duration, counters: &Counters) {
+    let mut moved = counters.moved();
+    let mut since = tokio::time::Instant::now();
+    while since.elapsed() < limit {
+        tokio::time::sleep(limit / 4).await;
+        let now = counters.moved();
+        if now != moved {
+            (moved, since) = (now, tokio::time::Instant::now());
+        }
+    }
 }
 
 /// What was moved is told also where a connection is given up in the middle: when this pod leaves, or what it was for.

@@ -33,6 +33,8 @@ pub enum Outcome {
     Reset,
     /// The time for one try passed.
     Timeout,
+    /// As many requests wait for its service's connections as may: one more try would be one more of them.
+    Overflow,
 }
 
 /// When a rule's requests are made again.
@@ -135,6 +137,7 @@ impl Retry {
             Outcome::Reset => reset || failed,
             // No answer is no answer, whether the connection has ended or the time (Envoy's `reset`, GEP-1731).
             Outcome::Timeout => reset || failed || self.codes.contains(&504),
+            Outcome::Overflow => false,
             Outcome::Answered { status, grpc } => {
                 let status = status.as_u16();
                 self.codes.contains(&status)

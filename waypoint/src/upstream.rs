@@ -2,7 +2,8 @@
 //!
 //! 1. an endpoint and how it is reached: through the mesh, or as it is    ([`Way`]); from other networks by their
 //!    gateways                                                            (`abroad`)
-//! 2. a free connection to it, or a new one                               (`host`, `link`)
+//! 2. a free connection to it, or a new one                               (`host`, `link`); where there may only be so
+//!    many, in the order in which requests have come                      (`lobby`)
 //! 3. the request; the head of the answer; the body as the client takes it (`body`)
 //!
 //! All connections are made with our own identity, so all clients may share them: who a client is has been judged before.
@@ -13,6 +14,7 @@ mod body;
 mod host;
 mod kept;
 mod link;
+mod lobby;
 mod piped;
 mod preamble;
 mod silent;
@@ -31,6 +33,7 @@ use hbone::{Authority, Connect, Destination, Identity, OpenError, Pool};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use ops::threads::here;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
@@ -40,6 +43,7 @@ pub use self::abroad::Gateways;
 pub use self::ahead::ReadAhead;
 pub use self::body::{Answer, Cut, Outgoing};
 use self::host::Host;
+pub(crate) use self::lobby::Ticket;
 pub use self::piped::{Gone, Pipe, Piped, open_pipe, pipe};
 pub use self::stream::{Carrier, Doubt, Known, Stream};
 pub use self::tls::{Inside, Tls};
@@ -76,6 +80,9 @@ pub enum Failed {
     /// The connection was closed before the request.
     #[error("the connection was closed before the request")]
     Closed,
+    /// As many requests wait for a connection as may.
+    #[error("the service's limit of requests that wait for a connection is reached")]
+    Overflow,
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
@@ -178,13 +185,20 @@ pub struct Upstreams {
     names: Vec<String>,
     /// Each thread that carries traffic has its own: none waits for another one's turn.
     shards: Box<[Shard]>,
+    /// Of services that may have so many connections only: those of all threads.
+    counted: Hosts,
 }
 
 /// Connections of one thread.
 struct Shard {
     tunnels: Arc<Pool>,
-    hosts: ArcSwap<imbl::HashMap<Key, Arc<Host>>>,
-    /// Held by who adds or removes hosts.
+    hosts: Hosts,
+}
+
+#[derive(Default)]
+struct Hosts {
+    all: ArcSwap<imbl::HashMap<Key, Arc<Host>>>,
+    /// Held by who adds or removes some.
     changing: Mutex<()>,
 }
 
@@ -198,8 +212,7 @@ impl Upstreams {
     ) -> Self {
         let shard = |tunnels| Shard {
             tunnels,
-            hosts: ArcSwap::default(),
-            changing: Mutex::default(),
+            hosts: Hosts::default(),
         };
         Self {
             identity,
@@ -207,6 +220,7 @@ impl Upstreams {
             gateways,
             names: Vec::new(),
             shards: tunnels.into_iter().map(shard).collect(),
+            counted: Hosts::default(),
         }
     }
 
@@ -221,6 +235,13 @@ impl Upstreams {
         &self.shards[here() % self.shards.len()]
     }
 
+    fn host(&self, way: &Way) -> Arc<Host> {
+        match way.bounds().filter(|gates| gates.counts()) {
+            Some(_) => self.counted.host(way),
+            None => self.shard().hosts.host(way),
+        }
+    }
+
     /// Sends a request and waits for the head of the answer. `http2`: what the endpoint speaks.
     ///
     /// # Errors
@@ -231,7 +252,7 @@ impl Upstreams {
         http2: bool,
         request: Request<Outgoing>,
     ) -> Result<Response<Answer>, Unanswered> {
-        let host = self.shard().host(way);
+        let host = self.host(way);
         if http2 {
             host.send_shared(self, way, request).await
         } else {
@@ -239,19 +260,17 @@ impl Upstreams {
         }
     }
 
-    /// The same for a request that asks for another protocol: over a connection that is used for nothing else.
+    /// The same for a request that asks for another protocol: over a connection that is used for nothing else, and that counts
+    /// as long as its ticket is there, if connections of its service do.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn upgrade(
+    pub(crate) async fn upgrade(
         &self,
         way: &Way,
         request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, Failed> {
-        self.shard()
-            .host(way)
-            .send_upgrade(self, way, request)
-            .await
+    ) -> Result<(Response<Incoming>, Option<Ticket>), Failed> {
+        self.host(way).send_upgrade(self, way, request).await
     }
 
     /// A stream of bytes to an endpoint, with what is to be spoken over it first.
@@ -328,7 +347,14 @@ impl Upstreams {
             dial(self.own_address(address.ip()), address).await
         });
         match connected.await {
-            Ok(connected) => connected.map_err(Failed::Connect),
+            Ok(connected) => {
+                let connected = connected.and_then(|tcp| {
+                    let said = way.bounds().and_then(|gates| gates.each.keepalive);
+                    said.map_or(Ok(()), |said| keep_alive(&tcp, said))?;
+                    Ok(tcp)
+                });
+                connected.map_err(Failed::Connect)
+            }
             Err(_) => Err(Failed::ConnectTimeout(within)),
         }
     }
@@ -356,21 +382,25 @@ impl Upstreams {
     pub async fn tend(&self, end: CancellationToken) {
         let mut looks = tokio::time::interval(SWEEP);
         while end.run_until_cancelled(looks.tick()).await.is_some() {
-            self.shards.iter().for_each(Shard::sweep);
+            let own = self.shards.iter().map(|shard| &shard.hosts);
+            own.chain([&self.counted]).for_each(Hosts::sweep);
         }
     }
 }
 
-impl Shard {
+impl Hosts {
     fn host(&self, way: &Way) -> Arc<Host> {
         let key = way.key();
-        if let Some(host) = self.hosts.load().get(&key) {
+        if let Some(host) = self.all.load().get(&key) {
+            host.told(way.bounds());
             return host.clone();
         }
         let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut hosts = imbl::HashMap::clone(&self.hosts.load());
-        let host = hosts.entry(key).or_default().clone();
-        self.hosts.store(Arc::new(hosts));
+        let mut hosts = imbl::HashMap::clone(&self.all.load());
+        let host = hosts.entry(key);
+        let host = host.or_insert_with(|| Arc::new(Host::new(way.bounds())));
+        let host = host.clone();
+        self.all.store(Arc::new(hosts));
         host
     }
 
@@ -378,11 +408,11 @@ impl Shard {
         let now = Instant::now();
         let empty = |host: &Arc<Host>| host.sweep(now) && Arc::strong_count(host) <= 2;
         let _turn = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut hosts = imbl::HashMap::clone(&self.hosts.load());
+        let mut hosts = imbl::HashMap::clone(&self.all.load());
         let before = hosts.len();
         hosts.retain(|_, host| !empty(host));
         if hosts.len() != before {
-            self.hosts.store(Arc::new(hosts));
+            self.all.store(Arc::new(hosts));
         }
     }
 }
@@ -401,6 +431,21 @@ async fn dial(own: IpAddr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
         socket.bind((own, 0).into())?;
     }
     socket.connect(to).await
+}
+
+/// What is said of its probes: the first after so long, then every, and so many.
+fn keep_alive(
+    tcp: &TcpStream,
+    (time, every, probes): (Duration, Option<Duration>, Option<u32>),
+) -> io::Result<()> {
+    let mut said = TcpKeepalive::new().with_time(time);
+    if let Some(every) = every {
+        said = said.with_interval(every);
+    }
+    if let Some(probes) = probes {
+        said = said.with_retries(probes);
+    }
+    SockRef::from(tcp).set_tcp_keepalive(&said)
 }
 
 /// Whoever may write down an endpoint's address must not reach through us what listens for us alone: the admin door. A proxy

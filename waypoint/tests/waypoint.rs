@@ -10,6 +10,8 @@ mod app;
 mod attacks;
 #[path = "waypoint/authorizers.rs"]
 mod authorizers;
+#[path = "waypoint/breaking.rs"]
+mod breaking;
 #[path = "waypoint/bytes.rs"]
 mod bytes;
 #[path = "waypoint/churn.rs"]

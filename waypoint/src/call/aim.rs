@@ -20,13 +20,13 @@ use crate::arrive::{Arrived, To};
 use crate::asked::Asked;
 use crate::balance::{Choice, Hints, NoEndpoint};
 use crate::compiled::{Backend, Config};
-use crate::limit::Permit;
+use crate::limit::{Connections, Permit};
 use crate::outlier;
 use crate::proxy::Proxy;
 use crate::request::Refused;
 use crate::retry::Outcome;
 use crate::session::{self, Session, Wanted};
-use crate::upstream::{Over, Tls, Way};
+use crate::upstream::{Over, Ticket, Tls, Way};
 
 /// Where the tries of one request go.
 pub(crate) struct Aim<'a> {
@@ -54,6 +54,8 @@ pub(crate) struct Shot {
     session: Option<session::Endpoint>,
     /// What it occupies of the room for retries.
     pub(crate) room: Option<Permit>,
+    /// What it occupies of the room for connections, if it has one to itself.
+    pub(crate) connection: Option<Ticket>,
 }
 
 /// What a request occupies until its answer has ended: it is only ever dropped.
@@ -63,6 +65,7 @@ pub(crate) struct Held {
     _request: Option<Permit>,
     _retry: Option<Permit>,
     _beside: Option<Permit>,
+    _connection: Option<Ticket>,
 }
 
 impl<'a> Aim<'a> {
@@ -169,13 +172,25 @@ impl<'a> Aim<'a> {
         permit.map(Some).ok_or(Refused::Full)
     }
 
-    /// Room for a connection that no request shares: for bytes, or for another protocol. None where nothing limits it.
+    /// Room for a connection that speaks another protocol. None where nothing limits it, or where it waits for room as requests
+    /// do.
+    pub(crate) fn enter_switching(&self) -> Result<Option<Permit>, Refused> {
+        let waits = self.backend.as_ref().is_some_and(|it| it.gates.counts());
+        if waits { Ok(None) } else { self.enter_alone() }
+    }
+
+    /// Room for a connection of bytes. None where nothing limits it.
     pub(crate) fn enter_alone(&self) -> Result<Option<Permit>, Refused> {
         let Some(backend) = &self.backend else {
             return Ok(None);
         };
         let permit = backend.gates.connections.enter();
         permit.map(Some).ok_or(Refused::Full)
+    }
+
+    /// What holds for each of its connections; none for a workload itself.
+    pub(crate) fn each(&self) -> Option<Connections> {
+        self.backend.as_ref().map(|backend| backend.gates.each)
     }
 
     /// When HTTP/2 is spoken to it.
@@ -226,7 +241,8 @@ impl<'a> Aim<'a> {
             Ok(choice) => choice,
             Err(NoEndpoint::Passthrough) => {
                 let way = Way::plain(address).over(self.over(backend));
-                return Ok(Shot::at(way.within(backend.gates.each.patience())));
+                let way = way.within(backend.gates.each.patience());
+                return Ok(Shot::at(way.bound_by(&backend.gates)));
             }
             Err(why) => return Err(why.into()),
         };
@@ -239,7 +255,8 @@ impl<'a> Aim<'a> {
             Some((service, self.to.port())),
         )?
         .over(self.over(backend))
-        .within(backend.gates.each.patience());
+        .within(backend.gates.each.patience())
+        .bound_by(&backend.gates);
         self.newest = Some(workload.uid.clone());
         let stays = self.session.is_some() || backend.session.is_some();
         let session = stays.then(|| {
@@ -296,6 +313,7 @@ impl Shot {
             choice: None,
             session: None,
             room: None,
+            connection: None,
         }
     }
 
@@ -309,6 +327,7 @@ impl Shot {
             Outcome::ConnectFailure => outlier::Outcome::ConnectFailure,
             Outcome::Timeout => outlier::Outcome::Timeout,
             Outcome::RefusedStream | Outcome::Reset => outlier::Outcome::Reset,
+            Outcome::Overflow => return, // it was not asked
         };
         if choice.ended(outcome, Instant::now()) {
             let workload = &choice.endpoint.workload.uid;
@@ -323,6 +342,7 @@ impl Shot {
             _request: request,
             _retry: retry,
             _beside: self.room,
+            _connection: self.connection,
         }
     }
 }

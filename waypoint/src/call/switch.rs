@@ -156,7 +156,7 @@ async fn reached(
     let mut made = 0;
     loop {
         made += 1;
-        let shot = aim.choose()?;
+        let mut shot = aim.choose()?;
         noted(&shot, report)?;
         let mut request = Request::new(Outgoing::Empty);
         *request.method_mut() = head.method.clone();
@@ -164,7 +164,8 @@ async fn reached(
         *request.version_mut() = head.version;
         *request.headers_mut() = head.headers.clone();
         match arrived.proxy.upstreams.upgrade(&shot.way, request).await {
-            Ok(answer) => {
+            Ok((answer, connection)) => {
+                shot.connection = connection;
                 shot.ended(Outcome::Answered {
                     status: answer.status(),
                     grpc: None,

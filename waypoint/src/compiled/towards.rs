@@ -47,7 +47,7 @@ pub struct Backend {
     /// Its endpoints.
     pub group: Arc<Group>,
     /// How much may be on its way to it.
-    pub gates: Gates,
+    pub gates: Arc<Gates>,
     /// Whether TLS is spoken to it, and how.
     pub tls: Option<wire::ClientTls>,
     /// The same, ready to be spoken.
@@ -367,10 +367,10 @@ impl Backend {
                 Some(before) => before.group.succeeded_by(subset.clone(), policy),
                 None => Group::new(port, subset.clone(), policy),
             }),
-            gates: match before {
+            gates: Arc::new(match before {
                 Some(before) => before.gates.succeeded_by(limits),
                 None => Gates::compile(limits),
-            },
+            }),
             tls: merged.tls.clone(),
             secured: None,
             proxy_protocol: merged.proxy_protocol,

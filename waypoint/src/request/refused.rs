@@ -170,7 +170,7 @@ impl Refused {
             Self::NoRoute | Self::NotOurs => Flag::NoRoute,
             Self::Broken(_) => Flag::NoCluster,
             Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => Flag::NoHealthyUpstream,
-            Self::Full => Flag::UpstreamOverflow,
+            Self::Full | Self::Failed(Failed::Overflow) => Flag::UpstreamOverflow,
             Self::Timeout | Self::Failed(Failed::Late(_)) => Flag::UpstreamTimeout,
             Self::Failed(failed) if failed.is_connect() => Flag::UpstreamConnectFailure,
             Self::Failed(_) => Flag::UpstreamClosed,
@@ -206,7 +206,7 @@ impl Refused {
             Self::NoEndpoint(_) | Self::NoWay(_) | Self::Uncallable(_) => {
                 "no healthy upstream".into()
             }
-            Self::Full => {
+            Self::Full | Self::Failed(Failed::Overflow) => {
                 "upstream connect error or disconnect/reset before headers: overflow".into()
             }
             Self::Timeout | Self::Failed(Failed::Late(_)) => "upstream request timeout".into(),

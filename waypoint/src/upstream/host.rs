@@ -1,7 +1,8 @@
 //! The connections to one endpoint.
 //!
 //! HTTP/1.1: a connection carries one request at a time; free ones wait here, the last used on top. HTTP/2: a connection
-//! carries many, as many as its endpoint allows; it has a task of its own.
+//! carries many, as many as its endpoint allows; it has a task of its own. Where something is said of a service's connections
+//! ([`Gates::binds`]) they are its own, and where there may only be so many of them requests wait for them (`lobby`).
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -9,16 +10,20 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::{Request, Response};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ops::threads::here;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::body::{Answer, Outgoing};
 use super::link::{self, Link};
+use super::lobby::{Admitted, Lobby, Making, Ticket};
 use super::stream::Stream;
 use super::{Failed, Inside, Unanswered, Way};
+use crate::limit::{Connections, Gates};
 use crate::upstream::Upstreams;
 
 /// One endpoint, or a place outside the mesh.
@@ -30,6 +35,16 @@ pub(crate) struct Host {
     making: Semaphore,
     /// How often it came to nothing, and why it last did: whoever has waited for that does not wait for the same again.
     failed: Mutex<(u64, Option<Arc<Failed>>)>,
+    bound: Option<Box<Bound>>,
+}
+
+/// Of a service of whose connections something is said.
+struct Bound {
+    gates: ArcSwap<Gates>,
+    /// For connections that carry one request at a time.
+    alone: Arc<Lobby>,
+    /// For those that carry many.
+    together: Arc<Lobby>,
 }
 
 /// An HTTP/2 connection.
@@ -41,29 +56,62 @@ struct Shared {
     most: Arc<AtomicUsize>,
     /// Since when nobody has used it, as far as is known.
     since: Instant,
+    born: Instant,
+    /// How many requests it has been given.
+    carried: u32,
 }
 
 /// A request's place on an HTTP/2 connection.
-pub(crate) struct Place(Arc<AtomicUsize>);
+pub(crate) struct Place {
+    streams: Arc<AtomicUsize>,
+    /// Where somebody may wait for it.
+    lobby: Option<Arc<Lobby>>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        self.streams.fetch_sub(1, Relaxed);
+        self.lobby.iter().for_each(|lobby| lobby.freed());
     }
 }
 
-impl Default for Host {
-    fn default() -> Self {
+impl Host {
+    /// Without connections. `gates`: what is said of them, if anything is.
+    pub(super) fn new(gates: Option<&Arc<Gates>>) -> Self {
+        let bound = |gates: &Arc<Gates>| Bound {
+            gates: ArcSwap::new(gates.clone()),
+            alone: Arc::default(),
+            together: Arc::default(),
+        };
         Self {
             free: Mutex::default(),
             shared: Mutex::default(),
             making: Semaphore::new(1),
             failed: Mutex::default(),
+            bound: gates.map(bound).map(Box::new),
         }
     }
-}
 
-impl Host {
+    /// What is said of its connections now.
+    pub(super) fn told(&self, gates: Option<&Arc<Gates>>) {
+        if let (Some(bound), Some(gates)) = (&self.bound, gates)
+            && !Arc::ptr_eq(&bound.gates.load(), gates)
+        {
+            bound.gates.store(gates.clone());
+        }
+    }
+
+    fn each(&self) -> Option<Connections> {
+        self.bound.as_ref().map(|bound| bound.gates.load().each)
+    }
+
+    /// Where there may only be so many connections.
+    fn counted(&self) -> Option<(&Bound, Arc<Gates>)> {
+        let bound = self.bound.as_deref()?;
+        let gates = bound.gates.load_full();
+        gates.counts().then_some((bound, gates))
+    }
+
     /// Sends a request over HTTP/1.1.
     pub(super) async fn send_alone(
         self: &Arc<Self>,
@@ -72,12 +120,17 @@ impl Host {
         mut request: Request<Outgoing>,
     ) -> Result<Response<Answer>, Unanswered> {
         loop {
-            let mut link = match self.free() {
-                Some(link) => link,
-                None => match self.begin(upstreams, way).await {
-                    Ok(link) => link,
-                    Err(why) => return Err(Unanswered::unsent(why, request)),
+            let link = match self.counted() {
+                // Boxed: few have limits, and it would be kept by each.
+                Some(counted) => Box::pin(self.link(upstreams, way, counted)).await,
+                None => match self.free() {
+                    Some(link) => Ok(link),
+                    None => self.begin(upstreams, way, None).await,
                 },
+            };
+            let mut link = match link {
+                Ok(link) => link,
+                Err(why) => return Err(Unanswered::unsent(why, request)),
             };
             match link.send(request).await {
                 Ok(answer) => {
@@ -98,22 +151,72 @@ impl Host {
         }
     }
 
-    async fn begin(&self, upstreams: &Upstreams, way: &Way) -> Result<Box<Link>, Failed> {
-        Link::begin(upstreams.open(way, Inside::Http1).await?).await
+    /// A connection where there may only be so many.
+    async fn link(
+        &self,
+        upstreams: &Upstreams,
+        way: &Way,
+        (bound, gates): (&Bound, Arc<Gates>),
+    ) -> Result<Box<Link>, Failed> {
+        let mut making = match bound.alone.admit(&gates, || self.free()).await? {
+            Admitted::Free(link) => return Ok(link),
+            Admitted::Make(making) => making,
+        };
+        making.alone();
+        match upstreams.open(way, Inside::Http1).await {
+            Ok(stream) => Link::begin(stream, Some(making.done().0)).await,
+            Err(why) => Err(making.failed(why)),
+        }
     }
 
-    /// Sends a request that asks for another protocol, over a connection that is used for nothing else.
+    async fn begin(
+        &self,
+        upstreams: &Upstreams,
+        way: &Way,
+        ticket: Option<Ticket>,
+    ) -> Result<Box<Link>, Failed> {
+        Link::begin(upstreams.open(way, Inside::Http1).await?, ticket).await
+    }
+
+    /// Sends a request that asks for another protocol, over a connection that is used for nothing else, and that counts, where
+    /// connections do, as long as the ticket is there.
     pub(super) async fn send_upgrade(
         &self,
         upstreams: &Upstreams,
         way: &Way,
         request: Request<Outgoing>,
-    ) -> Result<Response<hyper::body::Incoming>, Failed> {
-        let stream = TokioIo::new(upstreams.open(way, Inside::Http1).await?);
-        let begun = link::builder().handshake(stream).await;
+    ) -> Result<(Response<hyper::body::Incoming>, Option<Ticket>), Failed> {
+        let (stream, ticket) = match self.counted() {
+            Some(counted) => Box::pin(self.stream(upstreams, way, counted)).await?,
+            None => (upstreams.open(way, Inside::Http1).await?, None),
+        };
+        let begun = link::builder().handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = begun.map_err(Failed::Http)?;
         tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.map_err(Failed::Http)
+        let answer = sender.send_request(request).await;
+        Ok((answer.map_err(Failed::Http)?, ticket))
+    }
+
+    /// A new connection where there may only be so many: in the place of a free one, if need be.
+    async fn stream(
+        &self,
+        upstreams: &Upstreams,
+        way: &Way,
+        (bound, gates): (&Bound, Arc<Gates>),
+    ) -> Result<(Stream, Option<Ticket>), Failed> {
+        let mut making = match bound.alone.admit(&gates, || self.free()).await? {
+            Admitted::Free(mut link) => {
+                let ticket = link.ticket.take();
+                drop(link);
+                return Ok((upstreams.open(way, Inside::Http1).await?, ticket));
+            }
+            Admitted::Make(making) => making,
+        };
+        making.alone();
+        match upstreams.open(way, Inside::Http1).await {
+            Ok(stream) => Ok((stream, Some(making.done().0))),
+            Err(why) => Err(making.failed(why)),
+        }
     }
 
     /// Sends a request over HTTP/2.
@@ -144,8 +247,30 @@ impl Host {
     }
 
     async fn place(&self, upstreams: &Upstreams, way: &Way) -> Result<(Shared, Place), Failed> {
-        let making = async { begin(upstreams.open(way, Inside::Http2).await?).await };
+        if let Some((bound, gates)) = self.counted() {
+            let admitted = bound.together.admit(&gates, || self.room());
+            return match Box::pin(admitted).await? {
+                Admitted::Free(found) => Ok(found),
+                Admitted::Make(making) => Box::pin(self.made(upstreams, way, making)).await,
+            };
+        }
+        let making = async { begin(upstreams.open(way, Inside::Http2).await?, None).await };
         self.placed(making).await
+    }
+
+    /// On a new connection, where there may only be so many. Those behind wait for it.
+    async fn made(
+        &self,
+        upstreams: &Upstreams,
+        way: &Way,
+        making: Making<'_>,
+    ) -> Result<(Shared, Place), Failed> {
+        let stream = match upstreams.open(way, Inside::Http2).await {
+            Ok(stream) => stream,
+            Err(why) => return Err(making.failed(why)),
+        };
+        let (ticket, _behind) = making.done();
+        Ok(self.keep(begin(stream, Some(ticket)).await?))
     }
 
     /// On a connection that has room, or on the one that `making` makes when its turn has come.
@@ -166,10 +291,23 @@ impl Host {
             return Err(Failed::ForAll(why));
         }
         let shared = making.await.map_err(|why| self.note(why))?;
+        Ok(self.keep(shared))
+    }
+
+    /// The first place on a connection that others will find.
+    fn keep(&self, mut shared: Shared) -> (Shared, Place) {
+        shared.carried = 1;
         shared.streams.store(1, Relaxed);
-        let place = Place(shared.streams.clone());
+        let place = self.on(&shared);
         locked(&self.shared).push(shared.clone());
-        Ok((shared, place))
+        (shared, place)
+    }
+
+    fn on(&self, shared: &Shared) -> Place {
+        Place {
+            streams: shared.streams.clone(),
+            lobby: self.bound.as_ref().map(|bound| bound.together.clone()),
+        }
     }
 
     /// Why none could be made, if somebody has tried since there were so many who could not.
@@ -187,54 +325,103 @@ impl Host {
     }
 
     fn room(&self) -> Option<(Shared, Place)> {
+        let each = self.each();
         let mut all = locked(&self.shared);
-        all.retain(|shared| !shared.sender.is_closed());
-        let room = |it: &Shared| it.streams.load(Relaxed) < it.most.load(Relaxed);
+        all.retain(|shared| !shared.sender.is_closed() && !shared.is_worn(each.as_ref()));
+        let said = each.and_then(|each| each.streams);
+        let said = said.map_or(usize::MAX, |most| most as usize);
+        let room = |it: &Shared| it.streams.load(Relaxed) < it.most.load(Relaxed).min(said);
         let at = all.iter().position(room)?;
         let found = &mut all[at];
         found.since = Instant::now();
+        found.carried = found.carried.saturating_add(1);
         found.streams.fetch_add(1, Relaxed);
-        Some((found.clone(), Place(found.streams.clone())))
+        Some((found.clone(), self.on(found)))
     }
 
     fn free(&self) -> Option<Box<Link>> {
         loop {
-            let mut link = locked(&self.free).pop()?;
-            if link.usable() {
+            let mut link = self.newest()?;
+            if link.usable() && !self.is_worn(&link) {
                 return Some(link);
             }
         }
     }
 
+    /// Whether a connection is to be given no further request.
+    fn is_worn(&self, link: &Link) -> bool {
+        let Some(bound) = &self.bound else {
+            return false;
+        };
+        let gates = bound.gates.load();
+        link.is_worn(&gates.each) || link.ticket.is_some() && bound.alone.has_too_many(&gates)
+    }
+
+    /// Of connections that all threads share, one that this thread has made: whose wake-ups come to it.
+    fn newest(&self) -> Option<Box<Link>> {
+        let mut free = locked(&self.free);
+        if self.bound.is_some() {
+            let own = free.iter().rposition(|link| link.home == here());
+            if let Some(at) = own {
+                return Some(free.remove(at));
+            }
+        }
+        free.pop()
+    }
+
     /// A connection whose answer has been read to its end.
     pub(super) fn take_back(&self, mut link: Box<Link>) {
-        if link.usable() {
-            link.since = Instant::now();
-            let mut free = locked(&self.free);
-            if free.len() < MOST_FREE {
-                free.push(link);
-            }
+        if !link.usable() {
+            return;
+        }
+        link.since = Instant::now();
+        if self.is_worn(&link) {
+            return;
+        }
+        let mut free = locked(&self.free);
+        if free.len() < MOST_FREE {
+            free.push(link);
+        }
+        drop(free);
+        if let Some(bound) = &self.bound {
+            bound.alone.freed();
         }
     }
 
     /// Lets go of connections that have ended or were free for long; whether none is left.
     pub(super) fn sweep(&self, now: Instant) -> bool {
+        let each = self.each();
+        let idle = each.and_then(|each| each.idle).unwrap_or(FREE_FOR);
         let mut free = locked(&self.free);
-        free.retain_mut(|link| now.duration_since(link.since) < FREE_FOR && link.usable());
+        free.retain_mut(|link| {
+            now.duration_since(link.since) < idle && link.usable() && !self.is_worn(link)
+        });
         free.shrink_to_fit();
         let mut shared = locked(&self.shared);
         shared.retain_mut(|it| {
             if it.streams.load(Relaxed) > 0 {
                 it.since = now;
             }
-            now.duration_since(it.since) < FREE_FOR && !it.sender.is_closed()
+            let late = now.duration_since(it.since) >= idle;
+            !late && !it.sender.is_closed() && !it.is_worn(each.as_ref())
         });
         shared.shrink_to_fit();
         free.is_empty() && shared.is_empty()
     }
 }
 
-async fn begin(stream: Stream) -> Result<Shared, Failed> {
+impl Shared {
+    /// Whether it is to be given no further request.
+    fn is_worn(&self, each: Option<&Connections>) -> bool {
+        let rests = self.streams.load(Relaxed) == 0;
+        each.is_some_and(|each| {
+            each.is_over(self.born, self.carried) || rests && each.is_late(self.since)
+        })
+    }
+}
+
+/// `ticket`: given back when it has ended.
+async fn begin(stream: Stream, ticket: Option<Ticket>) -> Result<Shared, Failed> {
     let begun = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
@@ -251,15 +438,19 @@ async fn begin(stream: Stream) -> Result<Shared, Failed> {
     let most = Arc::new(AtomicUsize::new(MOST_STREAMS));
     let driving = drive(connection, most.clone());
     tokio::spawn(async move {
+        let _counts = ticket;
         if let Err(error) = driving.await {
             tracing::debug!(%error, "upstream: an HTTP/2 connection ended");
         }
     });
+    let now = Instant::now();
     Ok(Shared {
         sender,
         streams: Arc::default(),
         most,
-        since: Instant::now(),
+        since: now,
+        born: now,
+        carried: 0,
     })
 }
 
@@ -335,7 +526,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_who_wait_for_an_endpoint_that_is_silent_wait_as_long_as_one() {
         const SILENCE: Duration = Duration::from_secs(10);
-        let host = Host::default();
+        let host = Host::new(None);
         let silent = || async {
             tokio::time::sleep(SILENCE).await;
             Err::<Shared, _>(Failed::ConnectTimeout(SILENCE))
@@ -354,7 +545,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_who_waited_for_a_connection_are_told_the_same_of_it() {
-        let host = Host::default();
+        let host = Host::new(None);
         let revoked = || async {
             tokio::time::sleep(Duration::from_secs(1)).await;
             let why = hbone::OpenError::Tls(hbone::TlsError::Revoked);
@@ -383,9 +574,9 @@ mod tests {
             builder.max_concurrent_streams(2);
             let _ = builder.serve_connection(TokioIo::new(tcp), never).await;
         });
-        let host = Host::default();
+        let host = Host::new(None);
         let tcp = TcpStream::connect(at).await.unwrap();
-        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into(), None)).await;
         let (shared, first) = begun.map_err(|why| why.to_string()).unwrap();
         let known = async {
             while shared.most.load(Relaxed) != 2 {
@@ -413,9 +604,9 @@ mod tests {
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let _ = builder.serve_connection(TokioIo::new(tcp), never).await;
         });
-        let host = Host::default();
+        let host = Host::new(None);
         let tcp = TcpStream::connect(at).await.unwrap();
-        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into(), None)).await;
         let (shared, place) = begun.map_err(|why| why.to_string()).unwrap();
         drop(shared);
         let later = Instant::now() + FREE_FOR;
@@ -449,9 +640,9 @@ mod tests {
                 }
             }
         });
-        let host = Host::default();
+        let host = Host::new(None);
         let tcp = TcpStream::connect(at).await.unwrap();
-        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into(), None)).await;
         let (mut shared, _place) = begun.map_err(|why| why.to_string()).unwrap();
         let request = Request::get("http://web/").body(Outgoing::Empty).unwrap();
         let sent = shared.sender.try_send_request(request);
@@ -540,9 +731,9 @@ mod tests {
         let at = listener.local_addr().unwrap();
         let (heard, mut hearing) = watch::channel((0, 0));
         tokio::spawn(answer_late(listener, ROUNDS * AT_ONCE, heard));
-        let host = Host::default();
+        let host = Host::new(None);
         let tcp = TcpStream::connect(at).await.unwrap();
-        let begun = host.placed(begin(Carrier::Tcp(tcp).into())).await;
+        let begun = host.placed(begin(Carrier::Tcp(tcp).into(), None)).await;
         let (shared, _place) = begun.map_err(|why| why.to_string()).unwrap();
         let ask = || {
             let mut sender = shared.sender.clone();

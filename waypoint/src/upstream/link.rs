@@ -12,11 +12,14 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use ops::threads::here;
 use tokio::time::Instant;
 
 use super::body::Outgoing;
+use super::lobby::Ticket;
 use super::stream::Stream;
 use super::{Failed, Unanswered};
+use crate::limit::Connections;
 
 /// A connection and the way into it.
 pub(crate) struct Link {
@@ -27,20 +30,34 @@ pub(crate) struct Link {
     /// How many requests it has carried.
     pub(super) carried: u32,
     pub(super) since: Instant,
+    born: Instant,
+    /// The thread that made it.
+    pub(super) home: usize,
+    /// Where connections are counted.
+    pub(super) ticket: Option<Ticket>,
 }
 
 impl Link {
     /// HTTP/1.1 over a fresh stream.
-    pub(super) async fn begin(stream: Stream) -> Result<Box<Self>, Failed> {
+    pub(super) async fn begin(stream: Stream, ticket: Option<Ticket>) -> Result<Box<Self>, Failed> {
         let begun = builder().handshake(TokioIo::new(stream)).await;
         let (sender, connection) = begun.map_err(Failed::Http)?;
+        let now = Instant::now();
         Ok(Box::new(Self {
             sender,
             connection,
             over: false,
             carried: 0,
-            since: Instant::now(),
+            since: now,
+            born: now,
+            home: here(),
+            ticket,
         }))
+    }
+
+    /// Whether it is to be given no further request.
+    pub(super) fn is_worn(&self, each: &Connections) -> bool {
+        each.is_over(self.born, self.carried) || each.is_late(self.since)
     }
 
     /// Whether it can carry another request now.

@@ -9,6 +9,7 @@ use hbone::{Identity, IdentityError};
 use mesh::{GatewayAddress, GatewayTarget, NamespacedHost, NoEndpoint, Service, Workload};
 
 use super::tls::Tls;
+use crate::limit::Gates;
 
 /// Port of the tunnel listener in every pod of the mesh.
 const HBONE_PORT: u16 = 15008;
@@ -26,6 +27,8 @@ pub struct Way {
     over: Over,
     /// For a connection, if that was said.
     patience: Option<Duration>,
+    /// What is said of its connections.
+    bounds: Option<Arc<Gates>>,
 }
 
 /// What is spoken over a connection before anything else.
@@ -86,6 +89,8 @@ pub(super) struct Key {
     /// Of the client, if the endpoint is told.
     client: Option<SocketAddr>,
     tls: Option<(u64, Option<Box<str>>)>,
+    /// Of a service of whose connections something is said: they are its own.
+    gates: Option<u64>,
 }
 
 /// Why an endpoint cannot be reached.
@@ -162,6 +167,7 @@ impl Way {
             to,
             over: Over::default(),
             patience: None,
+            bounds: None,
         })
     }
 
@@ -174,6 +180,7 @@ impl Way {
             tunnel: false,
             over: Over::default(),
             patience: None,
+            bounds: None,
         }
     }
 
@@ -187,6 +194,17 @@ impl Way {
     pub fn within(mut self, patience: Option<Duration>) -> Self {
         self.patience = patience;
         self
+    }
+
+    /// With what is said of connections of its service, if anything is.
+    pub fn bound_by(mut self, gates: &Arc<Gates>) -> Self {
+        self.bounds = gates.binds().then(|| gates.clone());
+        self
+    }
+
+    /// This.
+    pub(super) fn bounds(&self) -> Option<&Arc<Gates>> {
+        self.bounds.as_ref()
     }
 
     /// So long.
@@ -279,6 +297,7 @@ impl Way {
                 .tls
                 .as_ref()
                 .map(|(tls, host)| (tls.number(), host.clone())),
+            gates: self.bounds.as_ref().map(|gates| gates.number),
         }
     }
 }

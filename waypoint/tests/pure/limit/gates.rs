@@ -75,7 +75,96 @@ fn what_is_not_said_has_istios_defaults() {
     };
     let said = Gates::compile(Some(&said)).each;
     assert_eq!(said.patience(), Some(Duration::from_millis(500)));
-    assert_eq!(each.idle, Duration::from_secs(3_600));
-    assert_eq!((each.age, each.requests, each.streams), (None, None, None));
+    assert_eq!((each.idle, each.silent, each.age), (None, None, None));
+    assert_eq!((each.requests, each.streams), (None, None));
     assert_eq!((each.http2, each.keepalive), (Upgrade::AsDeclared, None));
+}
+
+#[test]
+fn only_what_is_said_of_connections_gives_a_service_its_own() {
+    let none = wire::Limits::default;
+    for (binds, counts, limits) in [
+        (false, false, none()),
+        (false, false, limited(2)),
+        (
+            false,
+            false,
+            wire::Limits {
+                retries: 1,
+                connect_timeout: 5,
+                silence: 5,
+                ..none()
+            },
+        ),
+        (
+            true,
+            true,
+            wire::Limits {
+                connections: 1,
+                ..none()
+            },
+        ),
+        (
+            true,
+            true,
+            wire::Limits {
+                pending: 1,
+                ..none()
+            },
+        ),
+        (
+            true,
+            false,
+            wire::Limits {
+                connection_idle: 1,
+                ..none()
+            },
+        ),
+        (
+            true,
+            false,
+            wire::Limits {
+                connection_age: 1,
+                ..none()
+            },
+        ),
+        (
+            true,
+            false,
+            wire::Limits {
+                requests_per_connection: 1,
+                ..none()
+            },
+        ),
+        (
+            true,
+            false,
+            wire::Limits {
+                streams: 1,
+                ..none()
+            },
+        ),
+        (
+            true,
+            false,
+            wire::Limits {
+                keepalive_time: 1,
+                ..none()
+            },
+        ),
+    ] {
+        let gates = Gates::compile(Some(&limits));
+        assert_eq!(
+            (gates.binds(), gates.counts()),
+            (binds, counts),
+            "{limits:?}"
+        );
+    }
+}
+
+#[test]
+fn the_same_gates_go_on_under_another_policy_and_others_are_others() {
+    let first = Gates::compile(Some(&limited(2)));
+    assert_eq!(first.succeeded_by(None).number, first.number);
+    assert_ne!(Gates::compile(Some(&limited(2))).number, first.number);
 }

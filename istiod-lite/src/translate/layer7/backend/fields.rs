@@ -206,37 +206,20 @@ fn limits(it: &k8s::ConnectionPool, faults: &mut Vec<String>) -> wire::Limits {
         k8s::H2Upgrade::DoNotUpgrade => Upgrade::NeverHttp2,
         k8s::H2Upgrade::Upgrade => Upgrade::AlwaysHttp2,
     };
-    let unheard = [
-        ("tcp.tcpKeepalive", tcp.tcp_keepalive.is_some()),
-        (
-            "tcp.maxConnectionDuration",
-            tcp.max_connection_duration.is_some(),
-        ),
-        ("tcp.idleTimeout", tcp.idle_timeout.is_some()),
-        ("http.idleTimeout", http.idle_timeout.is_some()),
-        (
-            "http.http1MaxPendingRequests",
-            http.http1_max_pending_requests.is_some(),
-        ),
-        (
-            "http.maxRequestsPerConnection",
-            http.max_requests_per_connection.is_some(),
-        ),
-        (
-            "http.maxConcurrentStreams",
-            http.max_concurrent_streams.is_some(),
-        ),
-    ];
-    let unheard = unheard.iter().filter(|(_, is_said)| *is_said);
-    faults.extend(unheard.map(|(field, _)| {
-        format!("connectionPool.{field} has no effect: a waypoint's connections are its own")
-    }));
-    let idle = http.idle_timeout.as_deref().or(tcp.idle_timeout.as_deref());
+    if tcp.tcp_keepalive.is_some() {
+        faults.push(
+            "connectionPool.tcp.tcpKeepalive has no effect on tunnels of the mesh: it is for connections that leave it"
+                .to_owned(),
+        );
+    }
+    let idle = http.idle_timeout.as_deref();
+    let silence = tcp.idle_timeout.as_deref();
     let age = tcp.max_connection_duration.as_deref();
     wire::Limits {
         connections: tcp.max_connections.unwrap_or_default(),
         connect_timeout: time("tcp.connectTimeout", tcp.connect_timeout.as_deref(), faults),
-        connection_idle: time("idleTimeout", idle, faults),
+        connection_idle: time("http.idleTimeout", idle, faults),
+        silence: time("tcp.idleTimeout", silence, faults),
         connection_age: time("tcp.maxConnectionDuration", age, faults),
         requests_per_connection: http.max_requests_per_connection.unwrap_or_default(),
         pending: http.http1_max_pending_requests.unwrap_or_default(),
