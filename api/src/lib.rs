@@ -290,6 +290,8 @@ pub const HEALTH_TYPE: &str = "type.googleapis.com/istio.v1.HealthInformation";
 pub const EGRESS_EXTENSION: &str = "ambit.io/egress";
 /// Name of the extension of a workload whose proxy carries UDP; what it holds is empty.
 pub const UDP_EXTENSION: &str = "ambit.io/udp";
+/// Name of the extension of a service that is GLOBAL: other networks may call it. What it holds is empty.
+pub const GLOBAL_EXTENSION: &str = "ambit.io/global";
 /// Type URL of nothing.
 pub const EMPTY_TYPE: &str = "type.googleapis.com/google.protobuf.Empty";
 /// Type URL of [`egress::Egress`].

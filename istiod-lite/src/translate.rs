@@ -16,11 +16,12 @@
 //! | [`only`] | labels, waypoints | Authorization: nobody passes them by |
 //! | [`egress`] | labels, the mesh's settings | in a Workload: whom it may call that nobody knows |
 //! | [`udp`] | labels | in a Workload: whether its UDP is carried |
+//! | [`scope`] | labels, the mesh's settings | in a Service: whether other networks may call it |
 //! | [`route`] | HTTPRoute, GRPCRoute, TCPRoute, TLSRoute | Routes and TcpRoutes of a waypoint |
 //! | [`policy`] | AuthorizationPolicy | Authorization |
 //! | [`layer7`] | policies that need HTTP to be read | what waypoints are told of them |
 //! | [`peer_authentication`] | PeerAuthentication | Authorization, and who must obey which |
-//! | [`balance`], [`ports`], [`locality`], [`names`], [`trust`] | parts of the above | |
+//! | [`balance`], [`ports`], [`locality`], [`names`], [`selector`], [`trust`] | parts of the above | |
 
 pub mod balance;
 pub mod credential;
@@ -38,6 +39,8 @@ pub mod policy;
 pub mod ports;
 pub mod resource;
 pub mod route;
+pub mod scope;
+pub mod selector;
 pub mod service;
 pub mod service_entry;
 pub mod trust;

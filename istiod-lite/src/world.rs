@@ -29,6 +29,7 @@ mod only;
 mod proxies;
 mod references;
 mod routes;
+mod scope;
 mod statuses;
 mod udp;
 mod waypoints;
@@ -44,6 +45,7 @@ pub use crate::translate::egress::Mode as EgressMode;
 use crate::translate::layer7::provider::Provider;
 use crate::translate::policy::Reading;
 pub use crate::translate::resource::Resource;
+use crate::translate::scope::Scopes;
 use crate::translate::service_entry::Visibility;
 use crate::translate::trust::TrustDomains;
 pub use crate::translate::waypoint::Unready;
@@ -83,6 +85,8 @@ pub struct Settings {
     /// Trust domains that are ours as well: a policy that names an identity of one of them means
     /// that identity in all of them. Default none.
     pub trust_domain_aliases: Vec<String>,
+    /// What makes services GLOBAL: other networks share them. Default: label `istio.io/global: "true"`.
+    pub scopes: Scopes,
     /// Where the automatic addresses of ServiceEntry hosts come from. Default: given out here.
     pub automatic_addresses: Automatic,
     /// Who waypoints may ask, and report to. Default none.
@@ -119,6 +123,7 @@ impl Default for Settings {
             auto_allow_waypoint: false,
             egress: EgressMode::Allow,
             trust_domain_aliases: Vec::new(),
+            scopes: Scopes::default(),
             automatic_addresses: Automatic::Allocated,
             providers: Vec::new(),
             reports: Reports::default(),

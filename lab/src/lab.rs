@@ -144,28 +144,41 @@ impl Lab {
         label: (&str, &str),
         ports: &[(&str, u16, u16)],
     ) -> Result<Service> {
+        self.service_with(reference, label, ports, &[])
+    }
+
+    /// The same with labels of its own.
+    pub fn service_with(
+        &self,
+        reference: &str,
+        label: (&str, &str),
+        ports: &[(&str, u16, u16)],
+        own: &[(&str, &str)],
+    ) -> Result<Service> {
         let (namespace, name) = split(reference)?;
         let addresses = self
             .shared
             .plan
             .service_addresses(self.shared.service_count.fetch_add(1, Ordering::Relaxed));
-        self.shared.objects.set(&objects::service(
-            namespace,
-            name,
-            &[label],
-            ports,
-            &addresses,
-        ))?;
         let service = Service {
+            object: objects::service(namespace, name, &[label], ports, &addresses),
             addresses,
             host: format!("{name}.{namespace}.svc.cluster.local"),
         };
+        self.label_service(&service, own)?;
         self.until_all_dumps(&format!("service {}", service.host), |dump| {
             dump["services"]
                 .as_array()
                 .is_some_and(|all| all.iter().any(|s| s["hostname"] == service.host.as_str()))
         })?;
         Ok(service)
+    }
+
+    /// Gives a service these labels in the place of those that it has.
+    pub fn label_service(&self, service: &Service, labels: &[(&str, &str)]) -> Result<()> {
+        let mut object = service.object.clone();
+        object["metadata"]["labels"] = objects::pairs(labels);
+        self.shared.objects.set(&object)
     }
 
     /// A waypoint `namespace/name` with one pod, on a node; it is ready when this returns.

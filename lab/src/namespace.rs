@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
+use serde_json::Value;
 
 use crate::{lab::Shared, objects};
 
@@ -58,6 +59,8 @@ pub struct Service {
     pub addresses: Vec<IpAddr>,
     /// Fully qualified.
     pub host: String,
+    /// Without labels.
+    pub(crate) object: Value,
 }
 
 impl Service {

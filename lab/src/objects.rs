@@ -239,7 +239,7 @@ impl PodObject {
     }
 }
 
-fn pairs(pairs: &[(&str, &str)]) -> Value {
+pub(crate) fn pairs(pairs: &[(&str, &str)]) -> Value {
     Value::Object(
         pairs
             .iter()

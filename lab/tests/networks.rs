@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use authority::Ca;
-use lab::{AccessRecord, Lab, Pod, Waypoint, WaypointPod, wait};
+use lab::{AccessRecord, Lab, Pod, Service, Waypoint, WaypointPod, wait};
 use support::{SOON, Server, ends, in_lab, refused, refused_until, talk, talk_soon, turn};
 
 /// What a test has to do with.
@@ -30,6 +30,10 @@ struct Networks {
     door: WaypointPod,
     /// The service, as network one knows it.
     at: SocketAddr,
+    /// The same, to be labelled.
+    web: Service,
+    /// The same in network two.
+    web_there: Service,
 }
 
 impl Networks {
@@ -45,7 +49,7 @@ impl Networks {
         two.namespace("shop").ambient()?;
         let server = two.pod("shop/web").node(1).service_account("web").start()?;
         let echo = Server::echo(&server, 8080)?;
-        two.service("shop/web", &[(80, 8080)])?;
+        let web_there = two.service_with("shop/web", APP, &PORTS, GLOBAL)?;
         let door = two.east_west("istio-system/door", 0)?;
         one.namespace("shop").ambient()?;
         let pod = |name: &str| {
@@ -56,17 +60,9 @@ impl Networks {
         let (client, friend) = (pod("client")?, pod("friend")?);
         one.way_to(&two, door.pod())?;
         one.apply_yaml("two", &elsewhere(door.pod()))?;
-        let at = one.service("shop/web", &[(80, 8080)])?.at(80);
-        one.until_all_dumps("that the service vouches for the other network's", |dump| {
-            let services = dump["services"].as_array().into_iter().flatten();
-            services.into_iter().any(|service| {
-                service["hostname"] == "web.shop.svc.cluster.local"
-                    && service["subjectAltNames"][0] == WEB
-                    && service["endpoints"]
-                        .as_object()
-                        .is_some_and(|all| !all.is_empty())
-            })
-        })?;
+        let web = one.service_with("shop/web", APP, &PORTS, GLOBAL)?;
+        until_shared(&one, true)?;
+        let at = web.at(80);
         Ok(Self {
             one,
             two,
@@ -76,6 +72,8 @@ impl Networks {
             echo,
             door,
             at,
+            web,
+            web_there,
         })
     }
 
@@ -96,6 +94,26 @@ impl Networks {
         Ok(())
     }
 }
+
+/// Waits until the service of network one has an endpoint on the other network and vouches for it, or neither.
+fn until_shared(one: &Lab, shared: bool) -> Result<()> {
+    let what = "what the service has of the other network";
+    one.until_all_dumps(what, |dump| {
+        let services = dump["services"].as_array().into_iter().flatten();
+        services.into_iter().any(|service| {
+            let endpoints = service["endpoints"].as_object();
+            service["hostname"] == "web.shop.svc.cluster.local"
+                && (service["subjectAltNames"][0] == WEB) == shared
+                && endpoints.is_some_and(|all| !all.is_empty()) == shared
+        })
+    })
+}
+
+/// Labels of a service that other networks may call.
+const GLOBAL: &[(&str, &str)] = &[("istio.io/global", "true")];
+/// The pods of `shop/web`, and its ports.
+const APP: (&str, &str) = ("app", "web");
+const PORTS: [(&str, u16, u16); 1] = [("tcp-80", 80, 8080)];
 
 /// Where waypoints and gateways read who is revoked.
 fn revoked(ca: &Ca) -> PathBuf {
@@ -244,6 +262,47 @@ fn a_service_of_another_network_is_reached_through_its_gateway_and_sees_who_call
 }
 
 #[test]
+fn a_service_that_is_local_at_either_end_is_not_shared_and_the_gateway_says_why() {
+    in_two_networks(|networks| {
+        let Networks {
+            one,
+            two,
+            client,
+            door,
+            at,
+            web,
+            web_there,
+            ..
+        } = networks;
+        talk(client, *at, "while it is global in both")?;
+        let log = door.access_log().from_now();
+        two.label_service(web_there, &[])?;
+        let what = "that the gateway leads nobody to it";
+        let record = refused_until(client, *at, &log, what, |it| {
+            it.field("detail").contains("service shop/web is LOCAL")
+        })?;
+        ensure!(
+            record
+                .field("detail")
+                .contains("label it istio.io/global=true"),
+            "{record:?}"
+        );
+        // In its own network it is as it was.
+        let near = two.pod("shop/near").service_account("near").start()?;
+        talk(&near, web_there.at(80), "from next door")?;
+        two.label_service(web_there, GLOBAL)?;
+        talk_soon(client, *at)?;
+        // Whoever calls must share it too.
+        one.label_service(web, &[])?;
+        until_shared(one, false)?;
+        refused(client, *at)?;
+        one.label_service(web, GLOBAL)?;
+        until_shared(one, true)?;
+        talk_soon(client, *at)
+    });
+}
+
+#[test]
 fn policies_there_judge_the_client_and_not_the_gateway() {
     in_two_networks(|networks| {
         let Networks {
@@ -344,8 +403,9 @@ fn a_waypoint_calls_through_the_gateway_of_another_network_as_itself() {
             ..
         } = networks;
         let _pages = Server::start(server, 8081, page)?;
-        two.service_for("shop/page", ("app", "web"), &[("http", 80, 8081)])?;
-        let pages = one.service_for("shop/page", ("app", "web"), &[("http", 80, 8081)])?;
+        let ports = [("http", 80, 8081)];
+        two.service_with("shop/page", APP, &ports, GLOBAL)?;
+        let pages = one.service_with("shop/page", APP, &ports, GLOBAL)?;
         let waypoint = behind_a_waypoint(one)?;
         // The waypoint may hear of it after those who lead to it.
         talk_soon(client, *at)?;
@@ -513,7 +573,7 @@ fn a_service_with_endpoints_here_and_on_another_network_is_reached_at_both() {
         let server = lab.pod("shop/web").node(0).service_account("web").start()?;
         let echo = Server::echo(&server, 8080)?;
         // Before the gateway, which knows it when it is ready.
-        let at = lab.service("shop/web", &[(80, 8080)])?.at(80);
+        let at = lab.service_with("shop/web", APP, &PORTS, GLOBAL)?.at(80);
         let door = lab.east_west("istio-system/door", 0)?;
         let client = lab.pod("shop/client").node(1).service_account("client");
         let client = client.start()?;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use api::GLOBAL_EXTENSION;
 use api::workload as wire;
 use ipnet::IpNet;
 
@@ -39,6 +40,8 @@ pub struct Service {
     pub visibility: Visibility,
     /// Gateways send through the waypoint as well.
     pub ingress_use_waypoint: bool,
+    /// Other networks may call it. What nobody says that of is LOCAL.
+    pub global: bool,
 }
 
 impl Service {
@@ -130,6 +133,10 @@ impl Service {
                 .collect(),
             canonical: message.canonical,
             ingress_use_waypoint: message.ingress_use_waypoint,
+            global: message
+                .extensions
+                .iter()
+                .any(|it| it.name == GLOBAL_EXTENSION),
             name: names.text(&message.name),
             namespace: names.text(&message.namespace),
             hostname: names.text(&message.hostname),

@@ -1,7 +1,7 @@
 //! An east-west gateway: connections from other networks are led on to workloads of this one.
 //!
 //! 1. the outer tunnel has arrived, and who asks has proven who it is              (`arrive`)
-//! 2. the CONNECT names a service and its port                                     ([`lead`], pure)
+//! 2. the CONNECT names a service and its port, and that is GLOBAL                 ([`lead`], pure)
 //! 3. that leads to its waypoint, else to an endpoint of it in our network         ([`lead`], pure)
 //! 4. a connection to that one's tunnel port; another one where it fails           ([`carry`])
 //! 5. 200, and bytes both ways until both have ended
@@ -11,6 +11,9 @@
 //! whom it leads to is found out by the client. So there is nothing to be judged here: who may ask may as well be let
 //! in, and whatever it says is taken or refused by whom it reaches. It reaches tunnel ports, and nothing else
 //! (docs/wire.md "Data-path rules").
+//!
+//! A service is led to only where the control plane says that it is GLOBAL (docs/wire.md "Scope"): what nobody said it of
+//! stays in its network.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -63,6 +66,17 @@ pub enum NoPassage {
     /// Nobody there is known.
     #[error("{0} is no service that this gateway has been told of")]
     Unknown(Authority),
+    /// Its owner did not offer it to other networks.
+    #[error(
+        "service {namespace}/{name} is LOCAL: label it {}=true to let other networks call it",
+        GLOBAL
+    )]
+    Local {
+        /// Of the Service, or ServiceEntry.
+        namespace: Arc<str>,
+        /// Its name.
+        name: Arc<str>,
+    },
     /// The waypoint is named but not known. Going around it would go around its policies.
     #[error("waypoint {waypoint} of {service} not found")]
     WaypointNotFound {
@@ -110,7 +124,7 @@ impl NoPassage {
 
     fn flag(&self) -> Flag {
         match self {
-            Self::Address(_) | Self::Unknown(_) => Flag::NoRoute,
+            Self::Address(_) | Self::Unknown(_) | Self::Local { .. } => Flag::NoRoute,
             Self::Unreachable { .. } => Flag::UpstreamConnectFailure,
             _ => Flag::NoHealthyUpstream,
         }
@@ -132,10 +146,25 @@ pub fn lead(question: &Question<'_>) -> Result<Hop, NoPassage> {
     };
     let service = snapshot.service_for_host(host, question.namespace);
     let service = service.ok_or_else(|| NoPassage::Unknown(authority.clone()))?;
+    offered(service)?;
     // The high half draws the waypoint, the whole the endpoint, so that the two draws do not follow each other.
     match service.draw_waypoint(question.draw >> 32) {
         Some(waypoint) => to_waypoint(question, service, waypoint),
         None => to_endpoint(question, service, *port),
+    }
+}
+
+/// Whether other networks may call a service at all.
+///
+/// # Errors
+/// It is LOCAL.
+pub(crate) fn offered(service: &Service) -> Result<(), NoPassage> {
+    match service.global {
+        true => Ok(()),
+        false => Err(NoPassage::Local {
+            namespace: service.namespace.clone(),
+            name: service.name.clone(),
+        }),
     }
 }
 
@@ -376,6 +405,8 @@ fn choose(
     })
 }
 
+/// The label that offers a service to other networks, unless the mesh's settings say otherwise.
+const GLOBAL: &str = "istio.io/global";
 /// Port of the tunnel listener in every pod of the mesh.
 const HBONE_PORT: u16 = 15008;
 /// Endpoints that are asked for one connection.

@@ -222,6 +222,10 @@ impl Told<'_> {
                 "what is behind the gateway of the other network is not known here".to_owned();
             self.not_known
                 .push("policies in the other network: ask there".to_owned());
+            self.not_known.push(
+                "whether the Service is GLOBAL there (label istio.io/global=true): its gateway leads to no other"
+                    .to_owned(),
+            );
             return;
         }
         if through_waypoint && asked.unreached.is_empty() {

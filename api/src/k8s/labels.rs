@@ -114,6 +114,10 @@ pub const HEDGE_AFTER: &str = "ambit.io/hedge-after";
 /// (A) on HTTPRoute: how often at most, 1 to 3; 1 if left out.
 pub const HEDGE_AT_MOST: &str = "ambit.io/hedge-at-most";
 
+/// (L) on Service and ServiceEntry: `true`: it is GLOBAL, other networks may call it, as far as `serviceScopeConfigs` of the
+/// mesh's settings let the label count.
+pub const GLOBAL: &str = "istio.io/global";
+
 /// (L) on the root namespace: the network of every workload of the cluster.
 pub const NETWORK: &str = "topology.istio.io/network";
 /// (L) on Node: region.

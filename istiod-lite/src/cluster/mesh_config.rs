@@ -6,7 +6,8 @@
 //!    one trust domain and policies of another would cut the mesh in two
 //!
 //! Without a cluster a file says the same ([`lay_file_over`]). Without the ConfigMap, or where it says nothing, the flags count. Settings of parts that we do not
-//! have are passed over; those that nobody here knows are named once.
+//! have are passed over; those that nobody here knows are named once. What of `serviceScopeConfigs` nobody understands is named, and makes
+//! no service GLOBAL: it holds nobody back, for nothing is open because of it.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -24,6 +25,7 @@ use super::trouble::Health;
 use crate::translate::Labels;
 use crate::translate::layer7::provider::Provider;
 use crate::translate::layer7::report;
+use crate::translate::scope::Scopes;
 use crate::translate::service_entry::Visibility;
 use crate::world::{EgressMode, Reports, Settings};
 use crate::write::follow;
@@ -43,6 +45,13 @@ pub struct MeshConfig {
     access_log_encoding: Encoding,
     default_providers: DefaultProviders,
     default_config: DefaultConfig,
+    service_scope_configs: Option<Value>,
+    /// What the last says.
+    #[serde(skip)]
+    scopes: Scopes,
+    /// What of it nobody understands.
+    #[serde(skip)]
+    faults: Vec<String>,
     /// Fields that are neither these nor known to mean nothing here.
     #[serde(skip)]
     unknown: Vec<String>,
@@ -127,15 +136,14 @@ enum Shown {
 }
 
 /// Settings that are for parts we do not have, or that others of our parts read.
-const PASSED_OVER: [&str; 6] = [
+const PASSED_OVER: [&str; 5] = [
     "caCertificates",
     "enablePrometheusMerge",
     "enableTracing",
-    "serviceScopeConfigs",
     "serviceSettings",
     "tcpKeepalive",
 ];
-const READ: [&str; 11] = [
+const READ: [&str; 12] = [
     "trustDomain",
     "trustDomainAliases",
     "rootNamespace",
@@ -147,6 +155,7 @@ const READ: [&str; 11] = [
     "accessLogEncoding",
     "defaultProviders",
     "defaultConfig",
+    "serviceScopeConfigs",
 ];
 
 impl MeshConfig {
@@ -169,6 +178,9 @@ impl MeshConfig {
         let mut config: Self =
             serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
         config.unknown = unknown;
+        if let Some(said) = &config.service_scope_configs {
+            (config.scopes, config.faults) = Scopes::read(said);
+        }
         let domains = config
             .trust_domain
             .iter()
@@ -218,6 +230,7 @@ impl MeshConfig {
         }
         settings.providers.clone_from(&self.extension_providers);
         settings.reports = self.reports();
+        settings.scopes.clone_from(&self.scopes);
     }
 
     fn reports(&self) -> Reports {
@@ -244,6 +257,7 @@ impl MeshConfig {
             self.access_log_encoding == other.access_log_encoding,
             self.default_providers == other.default_providers,
             self.default_config == other.default_config,
+            self.service_scope_configs == other.service_scope_configs,
         ];
         let pairs = READ.into_iter().zip(same);
         pairs
@@ -294,7 +308,7 @@ pub fn lay_file_over(file: Option<&Path>, settings: &mut Settings) -> Result<(),
     let refused = |why| FileError(file.to_owned(), why);
     let text = std::fs::read_to_string(file).map_err(|error| refused(error.to_string()))?;
     let config = MeshConfig::read(&text).map_err(refused)?;
-    note_unknown(&config);
+    note(&config);
     config.lay_over(settings);
     Ok(())
 }
@@ -312,7 +326,7 @@ pub async fn first(versions: &mut Versions, health: &Health) -> MeshConfig {
         match MeshConfig::of(latest.as_ref()) {
             Ok(config) => {
                 health.answered(RESOURCE);
-                note_unknown(&config);
+                note(&config);
                 return config;
             }
             Err(why) => health.failed(RESOURCE, Refusal::Unreadable(format!("key mesh: {why}"))),
@@ -336,7 +350,7 @@ pub async fn follow(mut versions: Versions, mut current: MeshConfig) {
             }
             Ok(config) if config == current => {}
             Ok(config) => {
-                note_unknown(&config);
+                note(&config);
                 let settings = config.differences(&in_effect).join(", ");
                 if !settings.is_empty() {
                     tracing::warn!(
@@ -350,7 +364,10 @@ pub async fn follow(mut versions: Versions, mut current: MeshConfig) {
     }
 }
 
-fn note_unknown(config: &MeshConfig) {
+fn note(config: &MeshConfig) {
+    for why in &config.faults {
+        tracing::error!(why, "settings in ConfigMap istio that nobody understands");
+    }
     if !config.unknown.is_empty() {
         let fields = config.unknown.join(", ");
         tracing::warn!(
@@ -395,8 +412,53 @@ mod tests {
 
     #[test]
     fn fields_nobody_knows_are_named_and_those_of_parts_we_lack_are_not() {
-        let text = "serviceScopeConfigs: [{scope: GLOBAL}]\naccessLogFile: /dev/stdout\nmeshMTLS: {}\nfoo: 1\n";
+        let text = "tcpKeepalive: {}\naccessLogFile: /dev/stdout\nmeshMTLS: {}\nfoo: 1\n";
         assert_eq!(MeshConfig::read(text).unwrap().unknown, ["foo", "meshMTLS"]);
+    }
+
+    #[test]
+    fn which_services_are_global_is_said_here_and_where_it_is_not_by_their_label() {
+        use crate::translate::scope::Scope::{self, Global, Local};
+        let scopes = |text: &str| -> [Scope; 3] {
+            let scopes = settings(text).scopes;
+            ["", "istio.io/global", "mine"].map(|label| {
+                let labels = Labels::from([(label.to_owned(), "true".to_owned())]);
+                scopes.of(&scopes.candidate(&labels), Some(&Labels::new()))
+            })
+        };
+        let profile = "serviceScopeConfigs:
+- servicesSelector:
+    matchExpressions:
+    - key: istio.io/global
+      operator: In
+      values: [\"true\"]
+  scope: GLOBAL
+";
+        for (text, expected) in [
+            ("", [Local, Global, Local]),
+            ("serviceScopeConfigs:", [Local, Global, Local]),
+            (profile, [Local, Global, Local]),
+            ("serviceScopeConfigs: []", [Local, Local, Local]),
+            (
+                "serviceScopeConfigs: [{scope: GLOBAL}]",
+                [Global, Global, Global],
+            ),
+            (
+                "serviceScopeConfigs: [{scope: GLOBAL, servicesSelector: {matchLabels: {mine: 'true'}}}]",
+                [Local, Local, Global],
+            ),
+        ] {
+            assert_eq!(scopes(text), expected, "{text:?}");
+            assert_eq!(MeshConfig::read(text).unwrap().faults, [""; 0], "{text:?}");
+        }
+        for wrong in [
+            "serviceScopeConfigs: GLOBAL",
+            "serviceScopeConfigs: [{scope: GLOBAL, selector: {}}]",
+        ] {
+            assert_eq!(scopes(wrong), [Local, Local, Local], "{wrong}");
+            let faults = MeshConfig::read(wrong).unwrap().faults;
+            assert!(faults[0].starts_with("serviceScopeConfigs"), "{faults:?}");
+        }
     }
 
     #[test]
@@ -480,6 +542,8 @@ mod tests {
             read("trustDomain: b\nrootNamespace: c\nfoo: 1"),
         );
         assert_eq!(old.differences(&new), ["trustDomain", "rootNamespace"]);
+        let scopes = read("trustDomain: a\nserviceScopeConfigs: []");
+        assert_eq!(old.differences(&scopes), ["serviceScopeConfigs"]);
         assert!(old.differences(&read("trustDomain: a\nfoo: 2")).is_empty());
     }
 

@@ -1,13 +1,12 @@
 //! Listeners of Gateways: what they take, and from which namespaces.
 
-use std::collections::BTreeSet;
-
 use api::k8s::objects::gateways::{
     GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as Allowed,
     GatewayListenersAllowedRoutesNamespacesSelector as LabelSelector,
 };
 
 use super::Labels;
+use super::selector::Selector;
 
 /// Port and protocol of a listener that takes tunnels.
 pub const HBONE: (u16, &str) = (15008, "HBONE");
@@ -37,13 +36,6 @@ pub enum From {
     Selector(Selector),
 }
 
-/// A selector of namespaces.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selector {
-    labels: Labels,
-    expressions: Vec<(String, String, BTreeSet<String>)>,
-}
-
 impl Listener {
     /// Keeps what matters.
     pub fn read(listener: &GatewayListeners) -> Self {
@@ -55,9 +47,7 @@ impl Listener {
             Some(Allowed::All) => From::All,
             Some(Allowed::Selector) => namespaces
                 .and_then(|it| it.selector.as_ref())
-                .map_or(From::Same, |selector| {
-                    From::Selector(Selector::read(selector))
-                }),
+                .map_or(From::Same, |said| From::Selector(selector(said))),
             Some(Allowed::Same) | None => From::Same,
         };
         Self {
@@ -80,36 +70,13 @@ impl From {
     }
 }
 
-impl Selector {
-    fn read(selector: &LabelSelector) -> Self {
-        let expressions = selector.match_expressions.iter().flatten();
-        Self {
-            labels: selector.match_labels.clone().unwrap_or_default(),
-            expressions: expressions
-                .map(|it| {
-                    let values = it.values.iter().flatten().cloned().collect();
-                    (it.key.clone(), it.operator.clone(), values)
-                })
-                .collect(),
-        }
-    }
-
-    /// All labels and all expressions; an operator that nobody knows selects nothing.
-    fn selects(&self, labels: &Labels) -> bool {
-        let holds = |(key, operator, values): &(String, String, BTreeSet<String>)| {
-            let found = labels.get(key);
-            match operator.as_str() {
-                "In" => found.is_some_and(|it| values.contains(it)),
-                "NotIn" => found.is_none_or(|it| !values.contains(it)),
-                "Exists" => found.is_some(),
-                "DoesNotExist" => found.is_none(),
-                _ => false,
-            }
-        };
-        let mut wanted = self.labels.iter();
-        wanted.all(|(key, value)| labels.get(key) == Some(value))
-            && self.expressions.iter().all(holds)
-    }
+fn selector(said: &LabelSelector) -> Selector {
+    let expressions = said.match_expressions.iter().flatten();
+    let expressions = expressions.map(|it| {
+        let values = it.values.clone().unwrap_or_default();
+        (it.key.clone(), it.operator.clone(), values)
+    });
+    Selector::new(said.match_labels.clone().unwrap_or_default(), expressions)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::balance::{Distribution, Wish};
 use super::only::Only;
 use super::pod::octets;
 use super::ports::{self, ServicePort};
+use super::scope::{Candidate, Scopes};
 use super::waypoint::Choice;
 use super::{Cluster, Labels, value};
 
@@ -35,6 +36,8 @@ pub struct Service {
     pub only: Only,
     /// Whether gateways send through the waypoint too, if it says so.
     pub ingress: Option<bool>,
+    /// Which rules may make it GLOBAL.
+    pub candidate: Candidate,
     /// The Gateway it belongs to.
     pub gateway: Option<Arc<str>>,
     /// Its addresses.
@@ -45,7 +48,7 @@ pub struct Service {
 
 impl Service {
     /// Keeps what matters.
-    pub fn read(service: &objects::Service, cluster_domain: &str) -> Self {
+    pub fn read(service: &objects::Service, cluster_domain: &str, scopes: &Scopes) -> Self {
         let metadata = &service.metadata;
         let namespace = metadata.namespace.as_deref().unwrap_or("default");
         let name = metadata.name.as_deref().unwrap_or_default();
@@ -81,6 +84,7 @@ impl Service {
                 Only::read(own_labels)
             },
             ingress: ingress(own_labels),
+            candidate: scopes.candidate(own_labels),
             gateway: gateway.map(Arc::from),
             wish: Wish {
                 local: spec.internal_traffic_policy.as_deref() == Some("Local"),

@@ -159,6 +159,11 @@ impl ServiceEntry {
             && !self.declines_addresses
     }
 
+    /// Its labels.
+    pub fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
     /// Its inline endpoints.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints

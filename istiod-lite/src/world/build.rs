@@ -10,6 +10,7 @@ use super::{Automatic, Builder, Output, World};
 use crate::status::{self, Desired};
 use crate::translate::gateway::Controller;
 use crate::translate::resource::Resource;
+use crate::translate::scope::{self, Scope};
 use crate::translate::service_entry::{Host, ServiceEntry, Visibility};
 use crate::translate::waypoint::Bound;
 use crate::translate::workload_entry::Endpoint;
@@ -51,7 +52,7 @@ impl World {
             .get(&node)
             .and_then(|node| node.locality.as_ref());
         let on = |service: &[ports::ServicePort]| ports::on_pod(service, &pod.ports);
-        let memberships = self.memberships(key, &pod.labels, on);
+        let memberships = self.memberships(key, &pod.labels, &self.cluster.network, on);
         let only = self.only_through(key, &pod.labels, on);
         let mut workload = pod.workload(
             &self.cluster,
@@ -83,7 +84,8 @@ impl World {
         let entry = self.objects.workload_entries.get(key)?;
         let on =
             |service: &[ports::ServicePort]| ports::on_endpoint(service, &entry.endpoint.ports);
-        let memberships = self.memberships(key, &entry.labels, on);
+        let network = entry.endpoint.network.as_deref().unwrap_or_default();
+        let memberships = self.memberships(key, &entry.labels, network, on);
         let only = self.only_through(key, &entry.labels, on);
         let mut workload = entry.workload(
             &self.cluster,
@@ -109,6 +111,9 @@ impl World {
             ..Output::default()
         };
         self.add_only(key, only.as_ref(), &mut output);
+        output
+            .remarks
+            .extend(self.kept_apart(key, &entry.labels, network));
         output.remarks.extend(entry.egress.fault());
         output.remarks.extend(entry.udp.fault());
         Some(output)
@@ -121,18 +126,21 @@ impl World {
         abroad.then(|| self.objects.door(network, root)).flatten()
     }
 
-    fn is_abroad(&self, network: &str) -> bool {
+    pub(super) fn is_abroad(&self, network: &str) -> bool {
         !network.is_empty() && network != self.cluster.network
     }
 
     /// Who may answer for a service on other networks. A gateway chooses there, and clients believe only whom the
-    /// service vouches for, so it does for every endpoint that we know of: those that it selects, and its own.
+    /// service vouches for, so a GLOBAL one does for every endpoint that we know of: those that it selects, and its own.
     fn vouched(
         &self,
         key: &ObjectKey,
         selector: Option<&Labels>,
         own: &[Endpoint],
     ) -> BTreeSet<String> {
+        if self.scope(key) == Scope::Local {
+            return BTreeSet::new();
+        }
         let mut selected = BTreeSet::new();
         let mut networks = self.objects.abroad.keys();
         if let Some(selector) = selector.filter(|_| networks.any(|it| self.is_abroad(it))) {
@@ -152,19 +160,24 @@ impl World {
         abroad.map(name).collect()
     }
 
-    /// The services that a workload's labels make it serve.
+    /// The services that a workload's labels make it serve; on another network than ours, GLOBAL ones only.
     fn memberships(
         &self,
         workload: &ObjectKey,
         labels: &Labels,
+        network: &str,
         on: impl Fn(&[ports::ServicePort]) -> api::workload::PortList,
     ) -> Vec<Membership> {
         let mut memberships = Vec::new();
+        let abroad = self.is_abroad(network);
         for key in self
             .objects
             .service_selectors
             .selecting(&workload.namespace, labels)
         {
+            if abroad && self.scope(key) == Scope::Local {
+                continue;
+            }
             if let Some(service) = self.objects.services.get(key) {
                 memberships.push((service.resource_name(), on(&service.ports)));
             } else if let Some(entry) = self.objects.service_entries.get(key) {
@@ -202,6 +215,7 @@ impl World {
         let mut resource = service.resource(&self.cluster, namespace.distribution)?;
         let vouched = self.vouched(key, service.selector.as_ref(), &[]);
         resource.subject_alt_names.extend(vouched);
+        resource.extensions.extend(self.global(key));
         let ingress = service.ingress.or(namespace.ingress);
         let bound = self.bound(key);
         let conditions = bound
@@ -290,12 +304,20 @@ impl World {
             let new = vouched.iter().filter(|name| !names.contains(name));
             let new: Vec<String> = new.cloned().collect();
             names.extend(new);
+            service.extensions.extend(self.global(key));
         }
         let (mut workloads, left_out) = entry.workloads(&self.cluster, &hosts);
         remarks.extend(left_out);
+        let (is_local, mut apart) = (self.scope(key) == Scope::Local, BTreeSet::new());
         for workload in &mut workloads {
             workload.network_gateway = self.way_to(&workload.network);
+            if is_local && self.is_abroad(&workload.network) {
+                workload.services.clear();
+                apart.insert(workload.network.clone());
+            }
         }
+        let apart = apart.iter();
+        remarks.extend(apart.map(|network| scope::kept_apart(key, network)));
         remarks.extend(bound.as_ref().and_then(unbound));
         if let Some(bound) = bound {
             for service in &mut services {

@@ -65,7 +65,11 @@ impl World {
                 dirty,
                 services,
                 key,
-                Some(Service::read(it, &self.cluster.domain))
+                Some(Service::read(
+                    it,
+                    &self.cluster.domain,
+                    &self.settings.scopes
+                ))
             ),
             Object::EndpointSlice(it) => {
                 replace!(self, dirty, slices, key, Some(EndpointSlice::read(it)))
@@ -190,7 +194,7 @@ impl World {
         mark(dirty, [key.clone()]);
     }
 
-    /// A namespace decides for the services in it how near and how visible they are, for all in it
+    /// A namespace decides for the services in it how near and how visible they are and whether they are GLOBAL, for all in it
     /// which waypoint they name, and the root namespace on which network everything is.
     fn set_namespace(
         &mut self,
@@ -267,6 +271,9 @@ impl World {
                     .filter(|it| self.objects.names_foreigner(it)),
             );
         }
+        let (old, served) = (self.objects.namespaces.get(key), of(&self.objects.served));
+        let moves = |it: &ObjectKey| self.scope_in(it, old) != self.scope_in(it, new);
+        members.extend(served.into_iter().filter(moves));
         members
     }
 

@@ -11,9 +11,11 @@ use api::k8s::dir::Change;
 use api::k8s::objects::{Object, ObjectKey};
 use api::k8s::yaml::{Parsed, parse};
 use istiod_lite::status::Desired;
+use istiod_lite::translate::scope::Scopes;
 use istiod_lite::translate::service_entry::Visibility;
 use istiod_lite::world::{Changed, Resource, Settings, World};
 use proptest::prelude::*;
+use serde_json::json;
 use tangled::{TANGLED, tangled};
 
 use crate::scenario::{all, base, undo};
@@ -37,6 +39,11 @@ fn settings() -> Settings {
             by_scope("private", Visibility::Namespace),
             by_scope("hidden", Visibility::None),
         ],
+        scopes: Scopes::read(&json!([
+            {"servicesSelector": {"matchLabels": {"istio.io/global": "true"}}, "scope": "GLOBAL"},
+            {"namespaceSelector": {"matchLabels": {"reach": "far"}}, "scope": "GLOBAL"},
+        ]))
+        .0,
         ..Settings::default()
     }
 }

@@ -229,6 +229,26 @@ fn services_that_mean_nothing_are_refused() {
 }
 
 #[test]
+fn a_service_is_global_only_where_that_is_said() {
+    for (name, expected) in [
+        ("ambit.io/global", true),
+        ("ambit.io/udp", false),
+        ("", false),
+    ] {
+        let extension = wire::Extension {
+            name: name.to_owned(),
+            config: None,
+        };
+        let told = wire::Service {
+            extensions: vec![extension],
+            ..service()
+        };
+        assert_eq!(Service::try_from(told).unwrap().global, expected, "{name}");
+    }
+    assert!(!Service::try_from(service()).unwrap().global);
+}
+
+#[test]
 fn policies_that_mean_nothing_are_refused() {
     let policy = || security::Authorization {
         name: "p".to_owned(),

@@ -15,6 +15,7 @@ use crate::authenticate::Claims;
 use crate::balance::Group;
 use crate::client::{Baggage, Client};
 use crate::compiled::{self, Backend, Config};
+use crate::east_west;
 use crate::limit::Gate;
 use crate::proxy::Proxy;
 use crate::route::{Found, Rule};
@@ -32,6 +33,11 @@ impl Shown for Proxy {
             let why = format!("no service of host {} is known here", question.host);
             return json!({ "answer": "none", "because": why });
         };
+        if self.config.is_east_west()
+            && let Err(why) = east_west::offered(&service)
+        {
+            return json!({ "answer": "none", "because": why.to_string() });
+        }
         let client = self.client(question);
         let claims = question.claims.as_ref().map(claims);
         let path = match path(question) {

@@ -31,17 +31,29 @@ fn workload(name: &str, ip: &str, host: &str) -> wire::Workload {
     }
 }
 
+/// A GLOBAL one.
 fn service(host: &str) -> wire::Service {
     wire::Service {
-        name: host.to_owned(),
+        name: host.trim_end_matches(".svc").to_owned(),
         namespace: "default".to_owned(),
         hostname: host.to_owned(),
+        extensions: vec![wire::Extension {
+            name: api::GLOBAL_EXTENSION.to_owned(),
+            config: None,
+        }],
         ports: vec![wire::Port {
             service_port: 80,
             target_port: 8080,
             ..Default::default()
         }],
         ..Default::default()
+    }
+}
+
+fn local(host: &str) -> wire::Service {
+    wire::Service {
+        extensions: Vec::new(),
+        ..service(host)
     }
 }
 
@@ -100,14 +112,19 @@ fn mesh() -> Arc<Snapshot> {
         ..Default::default()
     };
     let ports = vec![port];
+    // It is for whom it stands before that it is asked, not for itself.
     set(
         wire::Service {
             ports,
-            ..service("way.svc")
+            ..local("way.svc")
         },
         None,
         way,
     );
+    let own = vec![workload("own", "10.0.0.9", "local.svc")];
+    set(local("local.svc"), None, own);
+    let guarded = vec![workload("guarded", "10.0.0.10", "guarded.svc")];
+    set(local("guarded.svc"), named("way.svc"), guarded);
     let behind = |name: &str, ip: &str, host: &str| vec![workload(name, ip, host)];
     set(
         service("behind.svc"),
@@ -208,6 +225,23 @@ fn a_service_leads_to_its_waypoint_or_to_an_endpoint_of_this_network_and_nothing
         ),
     ] {
         for draw in [0, 1, 2, u64::MAX] {
+            assert_eq!(led(&mesh, asked, &[], draw), expected, "{asked}");
+        }
+    }
+}
+
+#[test]
+fn a_service_that_is_local_is_led_to_by_no_way_and_why_is_said() {
+    let mesh = mesh();
+    for (asked, name) in [
+        ("local.svc:80", "local"),
+        ("guarded.svc:80", "guarded"),
+        ("way.svc:15009", "way"),
+    ] {
+        let expected = format!(
+            "service default/{name} is LOCAL: label it istio.io/global=true to let other networks call it"
+        );
+        for draw in [0, 1, u64::MAX] {
             assert_eq!(led(&mesh, asked, &[], draw), expected, "{asked}");
         }
     }

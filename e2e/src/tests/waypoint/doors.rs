@@ -52,30 +52,57 @@ async fn led(test: &Test, shop: &Place) -> Result<()> {
         service.data["spec"]
     );
 
-    shop.server("far").on(test.node(0)).start().await?;
+    shop.apply(&far("")).await?;
+    let server = shop.server("far").without_service();
+    server.on(test.node(0)).start().await?;
     let phone = shop.client("phone").on(test.node(1)).start().await?;
     phone.reaches("http://far/").await?;
     let doors = addresses_of(test, shop, "door").await?;
     let address = doors.first().map_or("", String::as_str);
     shop.apply(&elsewhere(&shop.name, address)).await?;
-    eventually("requests that came through the door", || async {
-        let answer = phone.asks("http://far/").await?;
-        let seen = answer.from.trim_start_matches("::ffff:");
-        ensure!(doors.iter().any(|it| it == seen), "asked from {seen}");
-        Ok(())
-    })
-    .await?;
-    // Without it the pod itself is left, and is all there is.
-    shop.remove(&elsewhere(&shop.name, address)).await?;
-    eventually("nobody goes by the door", || async {
-        for _ in 0..5 {
+    let by_the_door = || async {
+        eventually("requests that came through the door", || async {
             let answer = phone.asks("http://far/").await?;
             let seen = answer.from.trim_start_matches("::ffff:");
-            ensure!(doors.iter().all(|it| it != seen), "asked from {seen}");
-        }
-        Ok(())
-    })
-    .await
+            ensure!(doors.iter().any(|it| it == seen), "asked from {seen}");
+            Ok(())
+        })
+        .await
+    };
+    let by_no_door = || async {
+        eventually("nobody goes by the door", || async {
+            for _ in 0..5 {
+                let answer = phone.asks("http://far/").await?;
+                let seen = answer.from.trim_start_matches("::ffff:");
+                ensure!(doors.iter().all(|it| it != seen), "asked from {seen}");
+            }
+            Ok(())
+        })
+        .await
+    };
+    // It is LOCAL yet.
+    by_no_door().await?;
+    shop.apply(&far("istio.io/global: 'true'")).await?;
+    by_the_door().await?;
+    shop.apply(&far("")).await?;
+    by_no_door().await?;
+    shop.apply(&far("istio.io/global: 'true'")).await?;
+    by_the_door().await?;
+    // Without it the pod itself is left, and is all there is.
+    shop.remove(&elsewhere(&shop.name, address)).await?;
+    by_no_door().await
+}
+
+/// The Service, with labels of its own.
+fn far(labels: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: far, labels: {{{labels}}}}}
+spec: {{selector: {{app: far}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+"
+    )
 }
 
 /// What a cluster is told of another one: where its door is, and that somebody there serves `far`.

@@ -5,7 +5,7 @@ use api::k8s::objects::Object;
 use super::objects;
 
 /// How many of the pool are tangled.
-pub(crate) const TANGLED: usize = 67 + 12 + 3 + 6 + 4;
+pub(crate) const TANGLED: usize = 67 + 12 + 3 + 6 + 4 + 3;
 
 /// Few names, few labels, few hosts, in the namespaces alpha, beta and the root's.
 pub(crate) fn tangled() -> Vec<Object> {
@@ -119,6 +119,11 @@ pub(crate) fn tangled() -> Vec<Object> {
             "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: thief, namespace: {namespace}}}\nspec: {{hosts: [own.example.com], addresses: [{addresses}], resolution: STATIC, ports: [{{number: 80, name: http}}]}}\n---\n"
         );
     }
+    // Endpoints on other networks come and go with these.
+    text += "apiVersion: v1\nkind: Namespace\nmetadata: {name: beta, labels: {reach: far}}\n---\n";
+    text += "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: beta, labels: {istio.io/global: 'true'}}\nspec: {clusterIP: 10.96.1.2, selector: {app: web}, ports: [{port: 81}]}\n---\n";
+    text += "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: old, namespace: beta, labels: {istio.io/global: 'true'}}\n\
+             spec: {hosts: [far.example.com], addresses: [192.0.2.77], resolution: STATIC, ports: [{number: 80, name: http}], endpoints: [{address: 192.0.2.78, network: net2}]}\n---\n";
     for kind in ["Service", "Gateway"] {
         let group = if kind == "Service" {
             "''"
