@@ -130,13 +130,15 @@ impl Calls {
             said: imbl::HashMap::new(),
             others: self.others.clone(),
         };
-        let make = |service: &NamespacedHost, into: &mut imbl::HashMap<_, _>| {
+        let make = |service: &NamespacedHost, into: &mut imbl::HashMap<_, Arc<Towards>>| {
             let held = self.said.get(service).cloned();
             let held = held.or_else(|| self.others.load().get(service).cloned());
-            match Towards::compile(said, service, held.as_deref()) {
-                Some(towards) => into.insert(service.clone(), Arc::new(towards)),
-                None => into.remove(service),
-            };
+            let towards = Towards::compile(said, service, held.as_deref());
+            if let Some(towards) = towards {
+                into.insert(service.clone(), Arc::new(towards));
+            } else if let Some(before) = into.remove(service) {
+                before.lift();
+            }
         };
         match touched {
             Some(touched) => {
@@ -147,6 +149,9 @@ impl Calls {
                 for service in said.called() {
                     make(service, &mut next.said);
                 }
+                let before = self.said.iter();
+                let gone = before.filter(|(name, _)| !next.said.contains_key(*name));
+                gone.for_each(|(_, towards)| towards.lift());
             }
         }
         next
@@ -197,12 +202,23 @@ impl Towards {
         let kept = old
             .iter()
             .flat_map(|old| old.iter())
-            .filter_map(|(key, old)| {
-                let backend = next.make(key, Some(old)).ok()?;
-                Some((key.clone(), backend))
+            .filter_map(|(key, old)| match next.make(key, Some(old)) {
+                Ok(backend) => Some((key.clone(), backend)),
+                Err(NoSubset(_)) => {
+                    old.gates.lift();
+                    None
+                }
             });
         next.backends.store(Arc::new(kept.collect()));
         Some(next)
+    }
+
+    /// Nothing is said of it any more. Its gates may be those of the version from before anything was, which is used again, and
+    /// requests may wait at them.
+    fn lift(&self) {
+        for backend in self.backends.load().values() {
+            backend.gates.lift();
+        }
     }
 
     /// One port of it, and of the subset if that is not "", for a client of that namespace.

@@ -78,6 +78,18 @@ impl Gates {
         }
     }
 
+    /// Nothing is said any more: these limit nobody, and whoever waits is told. An older version, which has the same gates, may
+    /// be used again then.
+    pub fn lift(&self) {
+        let all = [
+            &self.connections,
+            &self.pending,
+            &self.requests,
+            &self.retries,
+        ];
+        all.into_iter().for_each(|gate| gate.limit_to(None));
+    }
+
     /// Whether something is said of connections or of those who wait for one, so that the service must have its own.
     pub fn binds(&self) -> bool {
         let each = &self.each;
@@ -154,9 +166,13 @@ impl Gate {
     }
 
     fn succeeded_by(&self, limit: Option<u32>) -> Self {
+        self.limit_to(limit);
+        self.clone()
+    }
+
+    fn limit_to(&self, limit: Option<u32>) {
         self.0.limit.store(limit.unwrap_or(0), Ordering::SeqCst);
         self.0.tell();
-        self.clone()
     }
 
     /// Goes in, until the permit is dropped; None if it is full.

@@ -231,6 +231,40 @@ fn what_is_on_its_way_goes_on_counting_when_policies_come_change_and_go() {
 }
 
 #[test]
+fn a_limit_that_is_withdrawn_limits_nobody_however_often_it_comes_and_goes() {
+    let mut said = Said::new();
+    // Called before anything is said of it, and again afterwards.
+    assert_eq!(said.requests(80, "", None), None);
+    for _ in 0..2 {
+        said.set(
+            "destinationrule/shop/a",
+            1,
+            Kind::BackendPolicy(policy(0, "", 1)),
+        );
+        assert_eq!(said.requests(80, "", None), Some(1));
+        said.remove("destinationrule/shop/a");
+        assert_eq!(said.requests(80, "", None), None);
+    }
+}
+
+#[test]
+fn who_waits_is_let_go_when_what_limits_him_or_his_subset_is_no_more() {
+    let mut said = Said::new();
+    said.set("subset/shop/a/v1", 1, subset("v1", &[]));
+    said.set(
+        "destinationrule/shop/a",
+        1,
+        Kind::BackendPolicy(policy(0, "", 1)),
+    );
+    let [whole, part] = ["", "v1"].map(|subset| said.backend(80, subset, None).unwrap());
+    said.remove("subset/shop/a/v1");
+    assert_eq!(whole.gates.requests.limit(), Some(1));
+    assert_eq!(part.gates.requests.limit(), None);
+    said.remove("destinationrule/shop/a");
+    assert_eq!(whole.gates.requests.limit(), None);
+}
+
+#[test]
 fn what_did_not_change_is_the_same_and_is_asked_for_once() {
     let mut said = Said::new();
     said.set(
