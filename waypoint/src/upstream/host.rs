@@ -388,7 +388,8 @@ impl Host {
         }
     }
 
-    /// Lets go of connections that have ended or were free for long; whether none is left.
+    /// Lets go of connections that have ended or were free for long; whether none is left, also none that somebody has to
+    /// himself: who came here later would not know of it.
     pub(super) fn sweep(&self, now: Instant) -> bool {
         let each = self.each();
         let idle = each.and_then(|each| each.idle).unwrap_or(FREE_FOR);
@@ -406,7 +407,8 @@ impl Host {
             !late && !it.sender.is_closed() && !it.is_worn(each.as_ref())
         });
         shared.shrink_to_fit();
-        free.is_empty() && shared.is_empty()
+        let left = |bound: &Bound| bound.alone.is_left() && bound.together.is_left();
+        free.is_empty() && shared.is_empty() && self.bound.as_deref().is_none_or(left)
     }
 }
 
@@ -616,6 +618,28 @@ mod tests {
         assert!(host.sweep(later + FREE_FOR), "nobody uses it");
         let ended = tokio::time::timeout(Duration::from_secs(60), served).await;
         ended.expect("the endpoint sees its end").unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_whose_only_connection_speaks_another_protocol_is_not_forgotten() {
+        let limits = api::waypoint::Limits {
+            connections: 1,
+            ..Default::default()
+        };
+        let gates = Arc::new(Gates::compile(Some(&limits)));
+        let host = Host::new(Some(&gates));
+        let bound = host.bound.as_deref().unwrap();
+        let admitted = bound.alone.admit(&gates, || None::<()>).await;
+        let Ok(Admitted::Make(making)) = admitted else {
+            panic!("there is none");
+        };
+        let (ticket, behind) = making.done();
+        drop(behind);
+        // It is in nobody's list, and whoever finds another host may have one more.
+        let later = Instant::now() + FREE_FOR;
+        assert!(!host.sweep(later), "it is open");
+        drop(ticket);
+        assert!(host.sweep(later), "it has ended");
     }
 
     /// Why a request has no answer from an endpoint that says that of its stream, and then nothing more.

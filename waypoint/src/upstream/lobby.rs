@@ -127,6 +127,11 @@ impl Lobby {
         self.made.load(SeqCst) > 1 && gates.connections.limit().is_some_and(beyond)
     }
 
+    /// Whether nobody waits, and there is no connection, wherever it may be.
+    pub(super) fn is_left(&self) -> bool {
+        self.made.load(SeqCst) == 0 && self.waiting.load(SeqCst) == 0
+    }
+
     /// A connection may be free now.
     pub(super) fn freed(&self) {
         self.freed.notify_one();
