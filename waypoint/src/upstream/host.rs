@@ -7,7 +7,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -59,6 +59,8 @@ struct Shared {
     born: Instant,
     /// How many requests it has been given.
     carried: u32,
+    /// Where connections are counted.
+    ticket: Weak<Ticket>,
 }
 
 /// A request's place on an HTTP/2 connection.
@@ -66,6 +68,8 @@ pub(crate) struct Place {
     streams: Arc<AtomicUsize>,
     /// Where somebody may wait for it.
     lobby: Option<Arc<Lobby>>,
+    /// One that takes no more requests counts as long as it carries some.
+    _ticket: Option<Arc<Ticket>>,
 }
 
 impl Drop for Place {
@@ -307,6 +311,7 @@ impl Host {
         Place {
             streams: shared.streams.clone(),
             lobby: self.bound.as_ref().map(|bound| bound.together.clone()),
+            _ticket: shared.ticket.upgrade(),
         }
     }
 
@@ -422,7 +427,7 @@ impl Shared {
     }
 }
 
-/// `ticket`: given back when it has ended.
+/// `ticket`: given back when it takes no more requests, and has carried those that it was given.
 async fn begin(stream: Stream, ticket: Option<Ticket>) -> Result<Shared, Failed> {
     let begun = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -439,8 +444,11 @@ async fn begin(stream: Stream, ticket: Option<Ticket>) -> Result<Shared, Failed>
     let (sender, connection) = begun.map_err(Failed::Http)?;
     let most = Arc::new(AtomicUsize::new(MOST_STREAMS));
     let driving = drive(connection, most.clone());
+    let counts = ticket.map(Arc::new);
+    let ticket = counts.as_ref().map(Arc::downgrade).unwrap_or_default();
+    // It ends when nobody can send over it any more, or the endpoint wants no more: what is on its way then goes on.
     tokio::spawn(async move {
-        let _counts = ticket;
+        let _counts = counts;
         if let Err(error) = driving.await {
             tracing::debug!(%error, "upstream: an HTTP/2 connection ended");
         }
@@ -453,6 +461,7 @@ async fn begin(stream: Stream, ticket: Option<Ticket>) -> Result<Shared, Failed>
         since: now,
         born: now,
         carried: 0,
+        ticket,
     })
 }
 
@@ -514,8 +523,8 @@ mod tests {
     use std::convert::Infallible;
 
     use bytes::Bytes;
-    use http_body_util::Empty;
-    use hyper::body::Incoming;
+    use http_body_util::{Empty, StreamBody};
+    use hyper::body::{Frame, Incoming};
     use hyper::service::service_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -781,5 +790,51 @@ mod tests {
         let answered = tokio::time::timeout(PATIENCE, ask()).await;
         let answer = answered.expect("an answer").expect("a connection");
         assert_eq!(answer.status(), 200);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_takes_no_more_requests_counts_until_it_has_carried_the_last() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let endless = service_fn(|_: Request<Incoming>| async {
+                let body = futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>();
+                Ok::<_, Infallible>(Response::new(StreamBody::new(body)))
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = builder.serve_connection(TokioIo::new(tcp), endless).await;
+        });
+        let limits = api::waypoint::Limits {
+            connections: 1,
+            requests_per_connection: 1,
+            ..Default::default()
+        };
+        let gates = Arc::new(Gates::compile(Some(&limits)));
+        let host = Host::new(Some(&gates));
+        let bound = host.bound.as_deref().unwrap();
+        let admitted = bound.together.admit(&gates, || None::<()>).await;
+        let Ok(Admitted::Make(making)) = admitted else {
+            panic!("there is none");
+        };
+        let (ticket, behind) = making.done();
+        drop(behind);
+        let tcp = TcpStream::connect(at).await.unwrap();
+        let begun = begin(Carrier::Tcp(tcp).into(), Some(ticket)).await;
+        let (mut shared, place) = host.keep(begun.map_err(|why| why.to_string()).unwrap());
+        let request = Request::get("http://web/").body(Outgoing::Empty).unwrap();
+        let answer = shared.sender.send_request(request).await.unwrap();
+        drop(shared);
+        assert!(host.room().is_none(), "it has carried as many as it may");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(gates.connections.inside(), 1, "its answer has not ended");
+        drop((answer, place));
+        let ended = async {
+            while gates.connections.inside() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+        ended.expect("it is given back");
     }
 }
