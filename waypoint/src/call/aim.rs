@@ -322,6 +322,10 @@ impl Shot {
         let Some(choice) = &self.choice else {
             return;
         };
+        // Its time has passed before there was a connection for it: that its endpoint has much to do is no fault.
+        if self.way.is_waiting() && outcome == Outcome::Timeout {
+            return;
+        }
         let outcome = match outcome {
             Outcome::Answered { status, grpc } => outlier::Outcome::answered(status.as_u16(), grpc),
             Outcome::ConnectFailure => outlier::Outcome::ConnectFailure,

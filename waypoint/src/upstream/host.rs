@@ -162,7 +162,8 @@ impl Host {
         way: &Way,
         (bound, gates): (&Bound, Arc<Gates>),
     ) -> Result<Box<Link>, Failed> {
-        let mut making = match bound.alone.admit(&gates, || self.free()).await? {
+        let turn = bound.alone.admit(&gates, || self.free());
+        let mut making = match way.waiting(turn).await? {
             Admitted::Free(link) => return Ok(link),
             Admitted::Make(making) => making,
         };
@@ -208,7 +209,8 @@ impl Host {
         way: &Way,
         (bound, gates): (&Bound, Arc<Gates>),
     ) -> Result<(Stream, Option<Ticket>), Failed> {
-        let mut making = match bound.alone.admit(&gates, || self.free()).await? {
+        let turn = bound.alone.admit(&gates, || self.free());
+        let mut making = match way.waiting(turn).await? {
             Admitted::Free(mut link) => {
                 let ticket = link.ticket.take();
                 drop(link);
@@ -252,8 +254,8 @@ impl Host {
 
     async fn place(&self, upstreams: &Upstreams, way: &Way) -> Result<(Shared, Place), Failed> {
         if let Some((bound, gates)) = self.counted() {
-            let admitted = bound.together.admit(&gates, || self.room());
-            return match Box::pin(admitted).await? {
+            let turn = bound.together.admit(&gates, || self.room());
+            return match Box::pin(way.waiting(turn)).await? {
                 Admitted::Free(found) => Ok(found),
                 Admitted::Make(making) => Box::pin(self.made(upstreams, way, making)).await,
             };

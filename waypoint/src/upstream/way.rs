@@ -1,8 +1,10 @@
 //! Pure: how an endpoint is reached.
 
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hbone::{Identity, IdentityError};
@@ -29,6 +31,8 @@ pub struct Way {
     patience: Option<Duration>,
     /// What is said of its connections.
     bounds: Option<Arc<Gates>>,
+    /// Where requests may have to wait for one of them: whether this one has none yet.
+    waits: Option<Arc<AtomicBool>>,
 }
 
 /// What is spoken over a connection before anything else.
@@ -168,6 +172,7 @@ impl Way {
             over: Over::default(),
             patience: None,
             bounds: None,
+            waits: None,
         })
     }
 
@@ -181,6 +186,7 @@ impl Way {
             over: Over::default(),
             patience: None,
             bounds: None,
+            waits: None,
         }
     }
 
@@ -199,7 +205,27 @@ impl Way {
     /// With what is said of connections of its service, if anything is.
     pub fn bound_by(mut self, gates: &Arc<Gates>) -> Self {
         self.bounds = gates.binds().then(|| gates.clone());
+        self.waits = gates.counts().then(|| Arc::new(AtomicBool::new(true)));
         self
+    }
+
+    /// Until there is a connection, or one may be made. That somebody waits is known also when he has given up.
+    pub(super) async fn waiting<T>(&self, turn: impl Future<Output = T>) -> T {
+        let note = |waits: bool| {
+            if let Some(noted) = &self.waits {
+                noted.store(waits, Relaxed);
+            }
+        };
+        note(true);
+        let had = turn.await;
+        note(false);
+        had
+    }
+
+    /// Whether it had to wait for a connection and has had none: the endpoint knows nothing of it.
+    pub(crate) fn is_waiting(&self) -> bool {
+        let waits = self.waits.as_ref();
+        waits.is_some_and(|waits| waits.load(Relaxed))
     }
 
     /// This.
@@ -406,6 +432,30 @@ mod tests {
             assert_eq!(by_all_names(named(expected), &names), named(believed));
         }
         assert_eq!(by_all_names(named(&["old.org"]), &[]), named(&["old.org"]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_while_he_waits_is_known_to_have_waited() {
+        let gates = |connections| {
+            Arc::new(Gates::compile(Some(&api::waypoint::Limits {
+                connections,
+                ..Default::default()
+            })))
+        };
+        let way = |connections| {
+            let at = SocketAddr::from(([10, 0, 0, 1], 80));
+            Way::plain(at).bound_by(&gates(connections))
+        };
+        let (few, many) = (way(1), way(0));
+        for way in [&few, &many] {
+            let turn = way.waiting(std::future::pending::<()>());
+            let given_up = tokio::time::timeout(Duration::from_secs(1), turn).await;
+            assert!(given_up.is_err());
+        }
+        assert!(few.is_waiting());
+        assert!(!many.is_waiting(), "nobody waits where all may have one");
+        few.waiting(async {}).await;
+        assert!(!few.is_waiting(), "it has one");
     }
 
     #[test]

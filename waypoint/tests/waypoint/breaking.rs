@@ -53,6 +53,44 @@ fn connections_last_and_are_used_as_long_as_their_rule_allows() {
     });
 }
 
+const PATIENCE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { namespace: shop, name: patience }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: few, port: 80 }]
+  rules:
+  - timeouts: { backendRequest: 300ms }
+    filters:
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: { set: [{ name: x-patience, value: short }] }
+    backendRefs: [{ name: few, port: 80 }]
+";
+
+#[test]
+fn whoever_waits_in_vain_for_a_connection_says_nothing_about_the_endpoint() {
+    in_shop(|shop| {
+        let few = Few::open(shop)?;
+        shop.lab.apply_yaml("patience", PATIENCE)?;
+        shop.until("its route", |_| {
+            let got = few.get("/");
+            got.is_ok_and(|it| it.headers.contains_key("x-patience"))
+        })?;
+        few.ruled_and(
+            "tcp: { maxConnections: 1 }, http: { http1MaxPendingRequests: 5 }",
+            ", outlierDetection: { consecutive5xxErrors: 1, baseEjectionTime: 300s, maxEjectionPercent: 100 }",
+        )?;
+        let switched = few.switched()?;
+        for _ in 0..3 {
+            few.get("/")?.is(504)?;
+        }
+        drop(switched);
+        shop.until("the only endpoint to be asked again", |_| {
+            few.get("/").is_ok_and(|it| it.status == 200)
+        })
+    });
+}
+
 /// What the app has seen.
 #[derive(Default)]
 struct Seen {
@@ -131,12 +169,17 @@ impl<'s> Few<'s> {
 
     /// Applies a rule and waits until it holds for every port.
     fn ruled(&self, pool: &str) -> Result<()> {
+        self.ruled_and(pool, "")
+    }
+
+    /// The same with more than what is said of connections.
+    fn ruled_and(&self, pool: &str, more: &str) -> Result<()> {
         let rule = format!(
             "
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {{ namespace: shop, name: few }}
-spec: {{ host: few, trafficPolicy: {{ connectionPool: {{ {pool} }} }} }}
+spec: {{ host: few, trafficPolicy: {{ connectionPool: {{ {pool} }}{more} }} }}
 "
         );
         self.shop.lab.apply_yaml("few", &rule)?;
@@ -260,17 +303,7 @@ spec: {{ host: few, trafficPolicy: {{ connectionPool: {{ {pool} }} }} }}
 
     /// One that speaks another protocol has the only connection until it ends: others wait for that.
     fn shares_with_others(&self) -> Result<()> {
-        let (client, to) = (&self.shop.client, self.service.at(80));
-        let switched = self.shop.runtime.block_on(async {
-            let mut one = One::to(client, to).await?;
-            let mut request = self.request("/switch");
-            let headers = request.headers_mut();
-            headers.insert("connection", "upgrade".parse()?);
-            headers.insert("upgrade", "websocket".parse()?);
-            let answer = one.send(request).await?;
-            ensure!(answer.status() == 101, "{answer:?}");
-            Ok(hyper::upgrade::on(answer).await?)
-        })?;
+        let switched = self.switched()?;
         let mut asking = self.ask(1);
         self.shop.until("one to wait", |_| {
             self.gates()
@@ -283,6 +316,21 @@ spec: {{ host: few, trafficPolicy: {{ connectionPool: {{ {pool} }} }} }}
         self.until("it to have its turn", |seen| seen.held.load(SeqCst) == 1)?;
         self.release.send_modify(|rounds| *rounds += 1);
         self.next(&mut asking, 1, 200)
+    }
+
+    /// A connection that speaks another protocol until this is dropped.
+    fn switched(&self) -> Result<hyper::upgrade::Upgraded> {
+        let (client, to) = (&self.shop.client, self.service.at(80));
+        self.shop.runtime.block_on(async {
+            let mut one = One::to(client, to).await?;
+            let mut request = self.request("/switch");
+            let headers = request.headers_mut();
+            headers.insert("connection", "upgrade".parse()?);
+            headers.insert("upgrade", "websocket".parse()?);
+            let answer = one.send(request).await?;
+            ensure!(answer.status() == 101, "{answer:?}");
+            Ok(hyper::upgrade::on(answer).await?)
+        })
     }
 
     /// Of four two share the only connection, one waits, and one is too many.
