@@ -2,10 +2,12 @@
 //!
 //! A further try is bounded as a retry is: by the room for retries, and by their budget. What keeps it from being made
 //! is no reason to give up those that are under way. Who did not answer first is given up, and that is not held
-//! against its endpoint.
+//! against its endpoint. A bad answer is kept while another may still do better, and with it its connection: where all
+//! others wait for one it counts, for they may wait for this.
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -66,6 +68,8 @@ async fn raced(
     let mut newest = Instant::now();
     let mut spare = again(&request);
     let mut failed = None;
+    // Of those that are under way, where requests may have to wait for a connection: whether they do.
+    let mut waits: Vec<_> = shot.way.waits().into_iter().collect();
     let mut running = FuturesUnordered::new();
     running.push(one(arrived, shot, limit, http2, request));
     loop {
@@ -78,6 +82,9 @@ async fn raced(
         };
         tokio::select! {
             Some((shot, sent)) = running.next() => {
+                if let Some(own) = shot.way.waits() {
+                    waits.retain(|other| !Arc::ptr_eq(other, &own));
+                }
                 let settled = Hedge::settles(retry, outcome(&sent));
                 let ended = match (settled, failed.take()) {
                     (false, Some(before)) => telling(before, (shot, sent)),
@@ -86,7 +93,8 @@ async fn raced(
                         (shot, sent)
                     }
                 };
-                if settled || running.is_empty() {
+                let held = ended.1.is_ok() && all_wait(&waits, running.len());
+                if settled || held || running.is_empty() {
                     answering(&ended.0, report);
                     return ended;
                 }
@@ -104,10 +112,16 @@ async fn raced(
                 };
                 *further += 1;
                 spare = again(&request);
+                waits.extend(shot.way.waits());
                 running.push(one(arrived, shot, limit, http2, request));
             }
         }
     }
+}
+
+/// Whether each of those that are under way waits for a connection.
+fn all_wait(waits: &[Arc<AtomicBool>], running: usize) -> bool {
+    waits.len() == running && waits.iter().all(|waits| waits.load(Relaxed))
 }
 
 /// Whether as many as like may read it.

@@ -228,6 +228,11 @@ impl Way {
         waits.is_some_and(|waits| waits.load(Relaxed))
     }
 
+    /// The same, for somebody who looks at it later.
+    pub(crate) fn waits(&self) -> Option<Arc<AtomicBool>> {
+        self.waits.clone()
+    }
+
     /// This.
     pub(super) fn bounds(&self) -> Option<&Arc<Gates>> {
         self.bounds.as_ref()

@@ -91,6 +91,35 @@ fn whoever_waits_in_vain_for_a_connection_says_nothing_about_the_endpoint() {
     });
 }
 
+const TWICE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { namespace: shop, name: twice, annotations: { ambit.io/hedge-after: 100ms } }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: few, port: 80 }]
+  rules:
+  - filters:
+    - type: ResponseHeaderModifier
+      responseHeaderModifier: { set: [{ name: x-twice, value: 'yes' }] }
+    backendRefs: [{ name: few, port: 80 }]
+";
+
+#[test]
+fn a_bad_answer_counts_where_what_was_asked_beside_waits_for_its_connection() {
+    in_shop(|shop| {
+        let few = Few::open(shop)?;
+        shop.lab.apply_yaml("twice", TWICE)?;
+        shop.until("its route", |_| {
+            let got = few.get("/");
+            got.is_ok_and(|it| it.headers.contains_key("x-twice"))
+        })?;
+        few.ruled("tcp: { maxConnections: 1 }, http: { http1MaxPendingRequests: 5 }")?;
+        few.get("/fail")?.is(500)?;
+        few.get("/")?.is(200)?;
+        Ok(())
+    });
+}
+
 /// What the app has seen.
 #[derive(Default)]
 struct Seen {
@@ -110,8 +139,8 @@ impl Seen {
     }
 }
 
-/// A service with one endpoint: an app that answers `/hold` when it is let go, counts its connections, and says over which
-/// it was asked.
+/// A service with one endpoint: an app that answers `/hold` when it is let go, and `/fail` badly after a while, counts its
+/// connections, and says over which it was asked.
 struct Few<'s> {
     shop: &'s Shop<'s>,
     service: Service,
@@ -492,6 +521,11 @@ async fn answer(
             seen.held.fetch_sub(1, SeqCst);
             mine.ok()?;
             None
+        }
+        "/fail" => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let answer = Response::builder().status(500);
+            Some(answer.body("not today".to_owned()).unwrap())
         }
         "/switch" => {
             let upgrading = hyper::upgrade::on(&mut request);
