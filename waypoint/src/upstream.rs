@@ -433,17 +433,19 @@ async fn dial(own: IpAddr, to: std::net::SocketAddr) -> io::Result<TcpStream> {
     socket.connect(to).await
 }
 
-/// What is said of its probes: the first after so long, then every, and so many.
+/// What is said of its probes: the first after so long, then every, and so many. The kernel takes whole seconds and a certain
+/// number; beyond that the nearest holds, and the connection is made all the same.
 fn keep_alive(
     tcp: &TcpStream,
     (time, every, probes): (Duration, Option<Duration>, Option<u32>),
 ) -> io::Result<()> {
-    let mut said = TcpKeepalive::new().with_time(time);
+    let fit = |time: Duration| time.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+    let mut said = TcpKeepalive::new().with_time(fit(time));
     if let Some(every) = every {
-        said = said.with_interval(every);
+        said = said.with_interval(fit(every));
     }
     if let Some(probes) = probes {
-        said = said.with_retries(probes);
+        said = said.with_retries(probes.min(MOST_PROBES));
     }
     SockRef::from(tcp).set_tcp_keepalive(&said)
 }
@@ -458,3 +460,37 @@ fn is_inward(to: IpAddr) -> bool {
 /// For a plain connection.
 const CONNECT: Duration = Duration::from_secs(10);
 const SWEEP: Duration = Duration::from_secs(10);
+/// Of keepalives, as Linux has it (MAX_TCP_KEEPIDLE, MAX_TCP_KEEPCNT).
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(32_767);
+const MOST_PROBES: u32 = 127;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_kernel_does_not_take_of_keepalives_ends_no_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let tcp = tcp.unwrap();
+        let (moment, day) = (Duration::from_millis(500), Duration::from_secs(86_400));
+        for (said, had) in [
+            ((moment, Some(moment), Some(3)), (1, 1, 3)),
+            ((day, Some(day), Some(1_000)), (32_767, 32_767, 127)),
+            ((Duration::from_secs(7), None, None), (7, 32_767, 127)),
+        ] {
+            keep_alive(&tcp, said).unwrap();
+            let socket = SockRef::from(&tcp);
+            assert!(socket.keepalive().unwrap());
+            let (time, every, probes) = had;
+            let pauses = (
+                socket.tcp_keepalive_time().unwrap(),
+                socket.tcp_keepalive_interval().unwrap(),
+            );
+            let had = (Duration::from_secs(time), Duration::from_secs(every));
+            assert_eq!(pauses, had, "{said:?}");
+            assert_eq!(socket.tcp_keepalive_retries().unwrap(), probes, "{said:?}");
+        }
+    }
+}
