@@ -13,7 +13,7 @@ use crate::asked::Asked;
 pub enum HashBy {
     /// A header, all its values.
     Header(HeaderName),
-    /// A cookie, which is given to clients that have none.
+    /// A cookie, which may be given to clients that have none.
     Cookie(Cookie),
     /// The first value of a query parameter.
     Query(Box<str>),
@@ -28,6 +28,8 @@ pub struct Cookie {
     path: Box<str>,
     /// Seconds; 0: as long as the client's session.
     ttl: u64,
+    /// Somebody else gives it to clients.
+    only_read: bool,
 }
 
 impl HashBy {
@@ -69,10 +71,10 @@ impl HashBy {
         }
     }
 
-    /// The cookie for a client that has none, where cookies decide: its value, and the header that sets it.
+    /// The cookie for a client that has none, where cookies decide and are made: its value, and the header that sets it.
     pub fn new_cookie(&self, asked: &Asked<'_>, draw: u64) -> Option<(u64, HeaderValue)> {
         match self {
-            Self::Cookie(cookie) if cookie.value(asked.headers).is_none() => {
+            Self::Cookie(cookie) if !cookie.only_read && cookie.value(asked.headers).is_none() => {
                 let value = format!("{:016x}", mixed(draw));
                 Some((text(value.as_bytes()), cookie.set(&value)?))
             }
@@ -95,6 +97,7 @@ impl Cookie {
             name: found.name.as_str().into(),
             path: found.path.as_str().into(),
             ttl: found.ttl / 1_000,
+            only_read: found.only_read,
         })
     }
 

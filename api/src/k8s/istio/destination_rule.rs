@@ -131,7 +131,7 @@ pub enum SimpleBalancer {
 pub struct ConsistentHash {
     /// Key: this header.
     pub http_header_name: Option<String>,
-    /// Key: this cookie; made if there is none.
+    /// Key: this cookie.
     pub http_cookie: Option<HttpCookie>,
     /// Key: the client's address.
     pub use_source_ip: Option<bool>,
@@ -153,7 +153,7 @@ pub struct HttpCookie {
     pub name: String,
     /// Its path.
     pub path: String,
-    /// How long it is good; for the session if 0.
+    /// How long it is good; for the session if 0. Not made if left out.
     pub ttl: Option<String>,
     /// Further attributes.
     pub attributes: Vec<CookieAttribute>,

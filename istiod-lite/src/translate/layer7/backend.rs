@@ -240,6 +240,32 @@ trafficPolicy:
     }
 
     #[test]
+    fn a_cookie_is_made_only_where_somebody_says_how_long_it_is_good() {
+        use wire::consistent_hash::Key;
+        for (ttl, said) in [
+            ("", (0, true)),
+            (", ttl: 0s", (0, false)),
+            (", ttl: 2s", (2_000, false)),
+        ] {
+            let text = format!(
+                "host: web
+trafficPolicy:
+  loadBalancer: {{consistentHash: {{httpCookie: {{name: JSESSIONID{ttl}}}}}}}
+"
+            );
+            let rule: DestinationRuleSpec = serde_saphyr::from_str(&text).expect("a spec");
+            let made = Whole::of([&rule])
+                .policies("a", &|_, _| Vec::new())
+                .remove(0)
+                .policy;
+            match made.load_balancer.and_then(|it| it.hash?.key) {
+                Some(Key::Cookie(it)) => assert_eq!((it.ttl, it.only_read), said, "{ttl}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_subset_goes_before_the_service_and_a_ports_settings_inherit_nothing() {
         let rule = DestinationRuleSpec {
             traffic_policy: Some(TrafficPolicy {

@@ -183,6 +183,7 @@ fn a_client_without_the_cookie_is_given_one_that_leads_back() {
         name: "shop".to_owned(),
         path: "/cart".to_owned(),
         ttl: 90_000,
+        only_read: false,
     });
     let policy = Policy::compile(&hashing(Algorithm::Ring, key)).unwrap();
     let by = policy.hash().unwrap();
@@ -198,6 +199,24 @@ fn a_client_without_the_cookie_is_given_one_that_leads_back() {
     assert_ne!(by.new_cookie(&first.asked(), 43).unwrap().0, hash);
 }
 
+/// It is the app's: one of ours beside it, perhaps for another path, would end its sessions.
+#[test]
+fn a_cookie_that_is_only_read_is_given_to_nobody() {
+    let key = Key::Cookie(wire::HashCookie {
+        name: "JSESSIONID".to_owned(),
+        path: String::new(),
+        ttl: 0,
+        only_read: true,
+    });
+    let policy = Policy::compile(&hashing(Algorithm::Ring, key)).unwrap();
+    let by = policy.hash().unwrap();
+    let first = Request::to("/");
+    assert!(by.of(&first.asked()).is_none());
+    assert!(by.new_cookie(&first.asked(), 42).is_none());
+    let again = Request::to("/").header("cookie", "JSESSIONID=of-the-app");
+    assert!(by.of(&again.asked()).is_some());
+}
+
 #[test]
 fn what_cannot_be_hashed_by_is_refused() {
     let cookie = |name: &str, path: &str| {
@@ -205,6 +224,7 @@ fn what_cannot_be_hashed_by_is_refused() {
             name: name.to_owned(),
             path: path.to_owned(),
             ttl: 0,
+            only_read: false,
         })
     };
     for key in [

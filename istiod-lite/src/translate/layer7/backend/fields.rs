@@ -98,6 +98,8 @@ fn hash(it: &k8s::ConsistentHash, faults: &mut Vec<String>) -> wire::ConsistentH
             name: it.name.clone(),
             path: it.path.clone(),
             ttl: time("consistentHash.httpCookie.ttl", it.ttl.as_deref(), faults),
+            // The app's own, as a rule: another one of its name would be taken for it.
+            only_read: it.ttl.is_none(),
         })
     };
     let header = it.http_header_name.clone().map(Key::Header);
