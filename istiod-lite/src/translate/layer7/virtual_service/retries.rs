@@ -57,7 +57,16 @@ fn add(word: &str, retry: &mut wire::Retry) -> bool {
             retry.reset = true;
             retry.refused_stream = true;
         }
-        "reset" | "reset-before-request" => retry.reset = true,
+        "reset" => {
+            retry.reset = true;
+            // No answer either, whatever has become of the connection.
+            retry.connect_failure = true;
+        }
+        // Only what the app has not seen.
+        "reset-before-request" => {
+            retry.connect_failure = true;
+            retry.refused_stream = true;
+        }
         "connect-failure" => retry.connect_failure = true,
         "retriable-4xx" => retry.retriable_4xx = true,
         "refused-stream" => retry.refused_stream = true,

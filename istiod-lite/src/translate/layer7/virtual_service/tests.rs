@@ -250,6 +250,21 @@ fn retries_are_read_word_by_word_and_default_to_what_istio_does() {
 }
 
 #[test]
+fn a_reset_is_no_answer_at_all_and_one_before_the_request_is_what_no_app_has_seen() {
+    let of = |on: &str| {
+        let entry = json!([{"route": [{"destination": {"host": "web"}}], "retries": {"attempts": 1, "retryOn": on}}]);
+        let mut made = made(entry);
+        assert_eq!(made.remarks, [""; 0]);
+        let it = made.http.remove(0).route.retry.expect("retries");
+        (it.connect_failure, it.refused_stream, it.reset)
+    };
+    assert_eq!(of("connect-failure"), (true, false, false));
+    assert_eq!(of("reset"), (true, false, true));
+    assert_eq!(of("reset-before-request"), (true, true, false));
+    assert_eq!(of("reset-before-request,reset"), (true, true, true));
+}
+
+#[test]
 fn what_cannot_be_understood_fails_its_requests_and_is_said() {
     for (entry, said) in [
         (
