@@ -176,7 +176,8 @@ fn redirect(it: &k8s::Redirect, faults: &mut Vec<String>) -> wire::Redirect {
         change: Some(kept(uri)),
     });
     let secure = it.scheme.as_deref() == Some("https");
-    let derived = match it.derive_port.filter(|_| it.port.is_none() && port == 0) {
+    let unsaid = it.port.is_none() && port == 0;
+    let derived = match it.derive_port.filter(|_| unsaid) {
         Some(k8s::DerivePort::FromProtocolDefault) if secure => 443,
         Some(k8s::DerivePort::FromProtocolDefault) => 80,
         // That is what a redirect does by itself, unless it names another scheme.
@@ -184,6 +185,8 @@ fn redirect(it: &k8s::Redirect, faults: &mut Vec<String>) -> wire::Redirect {
             faults.push("redirect.derivePort: FROM_REQUEST_PORT has no effect beside scheme, the scheme's own port is named".to_owned());
             0
         }
+        // This service's port says nothing of another host's.
+        None if unsaid && it.scheme.is_none() && !hostname.is_empty() => 80,
         _ => 0,
     };
     wire::Redirect {

@@ -208,6 +208,20 @@ fn redirects_and_answers_are_told_as_written() {
         (it.hostname.as_str(), it.port, it.status),
         ("new.example", 8443, 301)
     );
+    // To another host by its scheme's own port; 0 is the one that was asked at, or that of the scheme that is named.
+    for (entry, port) in [
+        (json!({"authority": "new.example"}), 80),
+        (json!({"authority": "new.example", "uri": "/x"}), 80),
+        (json!({"authority": "new.example", "port": 8080}), 8080),
+        (
+            json!({"authority": "new.example", "derivePort": "FROM_REQUEST_PORT"}),
+            0,
+        ),
+        (json!({"authority": "new.example", "scheme": "https"}), 0),
+        (json!({"uri": "/x"}), 0),
+    ] {
+        assert_eq!(redirect(entry.clone()).port, port, "{entry}");
+    }
     let it = redirect(json!({"uri": "%PREFIX()%/y", "redirectCode": 308, "scheme": "https"}));
     assert_eq!((it.status, it.scheme.as_str()), (308, "https"));
     assert_eq!(
