@@ -125,7 +125,7 @@ impl Predicate {
         method
             && self.port.is_none_or(|port| port == asked.port)
             && is(&self.scheme, asked.scheme)
-            && is(&self.authority, asked.host)
+            && self.is_for_host(asked)
             && self.headers.iter().all(|(name, text)| {
                 let value = value(asked.headers, name);
                 text.matches(value.as_deref())
@@ -135,6 +135,16 @@ impl Predicate {
                 text.matches(value.as_deref())
             })
             && self.source(asked)
+    }
+
+    /// By its name alone, or with the port that it was asked for with: clients write one where it is not the usual one, and
+    /// whoever matches hosts has to know of both.
+    fn is_for_host(&self, asked: &Asked<'_>) -> bool {
+        let Some(text) = &self.authority else {
+            return true;
+        };
+        text.matches(Some(asked.host.as_bytes()))
+            || text.matches(Some(asked.authority.to_ascii_lowercase().as_bytes()))
     }
 
     fn source(&self, asked: &Asked<'_>) -> bool {

@@ -2,6 +2,7 @@
 
 use api::waypoint::string_match::Match as Text;
 use api::waypoint::{Match, Route};
+use waypoint::asked::Asked;
 use waypoint::route::{Rule, Table};
 
 use super::request::Request;
@@ -199,6 +200,36 @@ fn scheme_port_and_client_are_conditions_too() {
     };
     assert!(meets(authority.clone(), &Request::to("/")));
     assert!(!meets(authority, &Request::to("/").host("other")));
+}
+
+#[test]
+fn a_host_matches_by_its_name_and_with_the_port_that_was_asked_for() {
+    let pattern = text(Text::Regex(r"web\..*:8080".to_owned()));
+    let cases = [
+        (is("web.shop"), "web.shop", true),
+        (is("web.shop"), "web.shop:8080", true),
+        (is("web.shop:8080"), "web.shop:8080", true),
+        (is("web.shop:8080"), "WEB.shop:8080", true),
+        (is("web.shop:8080"), "web.shop", false),
+        (is("web.shop:8080"), "web.shop:80", false),
+        (pattern.clone(), "web.shop:8080", true),
+        (pattern, "web.shop", false),
+    ];
+    for (wanted, authority, expected) in cases {
+        let shown = format!("{wanted:?} for {authority}");
+        let wanted = Match {
+            authority: Some(wanted),
+            ..any()
+        };
+        let Written { origin, route } = rule("web", 0).when(wanted);
+        let table = Table::compile(&[(&origin, &route)]);
+        let request = Request::to("/");
+        let asked = Asked {
+            authority,
+            ..request.asked()
+        };
+        assert_eq!(table.find(&asked).is_some(), expected, "{shown}");
+    }
 }
 
 #[test]
