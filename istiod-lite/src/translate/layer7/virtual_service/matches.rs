@@ -47,13 +47,16 @@ pub(super) fn text(it: &StringMatch) -> Option<wire::StringMatch> {
     })
 }
 
-/// Of something with a name: presence, if no value is asked for.
+/// Of something with a name: presence, if no value is asked for. A lone star asks for that, too: it is no expression, and
+/// Istio takes it.
 fn named(it: &StringMatch) -> wire::StringMatch {
     let present = || wire::StringMatch {
         r#match: Some(Text::Present(true)),
         ..wire::StringMatch::default()
     };
-    text(it).unwrap_or_else(present)
+    let star = Some(Text::Regex("*".to_owned()));
+    let value = text(it).filter(|it| it.r#match != star);
+    value.unwrap_or_else(present)
 }
 
 fn all(matches: &BTreeMap<String, StringMatch>) -> Vec<wire::NamedMatch> {

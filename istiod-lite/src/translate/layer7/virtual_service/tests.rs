@@ -105,6 +105,33 @@ fn a_request_must_be_like_what_is_written_and_absent_values_are_asked_for_as_suc
     assert_eq!(clients.uids, ["app=x in b"]);
 }
 
+/// As an expression a proxy would refuse it, and answer with 500 whatever else the entry is for.
+#[test]
+fn a_star_in_the_place_of_an_expression_asks_for_presence() {
+    let star = || json!({"regex": "*"});
+    let made = made(json!([{"match": [{
+        "headers": {"x-there": star()}, "withoutHeaders": {"x-not": star()}, "queryParams": {"q": star()},
+    }], "route": [{"destination": {"host": "web"}}]}]));
+    let it = &made.http[0].route.matches[0];
+    let all = it.headers.iter().chain(&it.query);
+    let all = all.map(|it| (it.name.as_str(), it.value.clone()));
+    let present = |invert| {
+        Some(wire::StringMatch {
+            r#match: Some(Text::Present(true)),
+            invert,
+            ..wire::StringMatch::default()
+        })
+    };
+    assert_eq!(
+        all.collect::<Vec<_>>(),
+        [
+            ("x-there", present(false)),
+            ("x-not", present(true)),
+            ("q", present(false)),
+        ]
+    );
+}
+
 #[test]
 fn who_asks_for_labels_of_too_many_clients_fails_rather_than_takes_what_is_not_its_own() {
     let made = made(json!([
