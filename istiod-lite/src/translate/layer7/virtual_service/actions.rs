@@ -122,7 +122,7 @@ pub(super) fn fraction(percent: &k8s::Percent) -> wire::Fraction {
     }
 }
 
-/// Header operations of a route or of one of its destinations. Who sets `host` rewrites the host.
+/// Header operations of a route or of one of its destinations. Who sets `host`, or adds it, rewrites the host.
 pub(super) fn headers(headers: Option<&k8s::Headers>) -> Vec<wire::Filter> {
     let Some(headers) = headers else {
         return Vec::new();
@@ -150,11 +150,14 @@ fn change(it: &k8s::HeaderOperations) -> (Option<String>, wire::HeaderChange) {
         name: name.clone(),
         value: value.clone(),
     };
-    let host = it.set.iter().find(|(name, _)| is_host(name));
+    // There is but one, so to add it is to set it.
+    let mut all = it.set.iter().chain(&it.add);
+    let host = all.find(|(name, _)| is_host(name));
     let set = it.set.iter().filter(|(name, _)| !is_host(name));
+    let add = it.add.iter().filter(|(name, _)| !is_host(name));
     let change = wire::HeaderChange {
         set: set.map(header).collect(),
-        add: it.add.iter().map(header).collect(),
+        add: add.map(header).collect(),
         remove: it.remove.clone(),
     };
     (host.map(|(_, value)| value.clone()), change)

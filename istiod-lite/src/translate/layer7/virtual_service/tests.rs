@@ -225,6 +225,24 @@ fn what_is_done_has_a_sidecars_order_and_meaning() {
 }
 
 #[test]
+fn a_host_that_is_added_stands_in_the_place_of_the_requests_own() {
+    for headers in [
+        json!({"set": {"Host": "h"}, "add": {"a": "1"}}),
+        json!({"add": {"Host": "h", "a": "1"}}),
+        json!({"add": {":authority": "h", "a": "1"}}),
+        json!({"set": {"host": "h"}, "add": {"Host": "other", "a": "1"}}),
+    ] {
+        let all = filters(json!({"headers": {"request": headers.clone()}}));
+        let [One::Rewrite(host), One::RequestHeaders(change)] = all.as_slice() else {
+            panic!("{headers}: {all:?}")
+        };
+        assert_eq!(host.hostname, "h", "{headers}");
+        let added: Vec<_> = change.add.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!((change.set.len(), added), (0, vec!["a"]), "{headers}");
+    }
+}
+
+#[test]
 fn redirects_and_answers_are_told_as_written() {
     let redirect = |entry: Value| match filters(json!({"redirect": entry})).remove(0) {
         One::Redirect(it) => it,
