@@ -150,8 +150,17 @@ impl Report {
     }
 
     /// The endpoint of [`Report::ends`] was of no use; another one is tried.
-    pub(crate) fn another(&mut self, why: Flag) {
-        self.failed_before = (self.failed_before.0.saturating_add(1), why);
+    pub(crate) fn another(&mut self, why: &dyn Failure) {
+        self.failed_before = (self.failed_before.0.saturating_add(1), why.flag());
+        self.count_revoked(why.hint());
+    }
+
+    /// By the hint and not by the flag, which is also that of an end that hears that it was revoked itself: whoever does not
+    /// believe the other one counts.
+    fn count_revoked(&self, hint: Option<Hint>) {
+        if hint == Some(Hint::Revoked) {
+            self.node.traffic.revoked(self.known.reporter());
+        }
     }
 
     /// What is known of the ends before it is known whether there will be a connection at all: a refusal on the way
@@ -321,6 +330,7 @@ impl Drop for Report {
         if flag != Flag::None {
             series.failed(flag);
         }
+        self.count_revoked(failed.as_ref().and_then(|why| why.hint));
         self.write(&series, failed.as_ref());
     }
 }

@@ -124,6 +124,8 @@ struct Table {
     open: [AtomicI64; 2],
     /// What peers were refused at the tunnel port, by name.
     refusals: Mutex<BTreeMap<&'static str, u64>>,
+    /// Connections that this end refused or cut because the other end's certificate was revoked.
+    revoked: [AtomicU64; 2],
     /// Names that had to be resolved for a connection.
     names: series::Table<Asked, AtomicU64>,
     /// Connections to who is unknown that a setting wants to be told or refused.
@@ -316,6 +318,11 @@ impl Traffic {
     /// A peer was refused something at the tunnel port, before or instead of a connection between workloads.
     pub(crate) fn refused(&self, refusal: Refusal) {
         *lock(&self.0.refusals).entry(refusal.name()).or_default() += 1;
+    }
+
+    /// A connection was refused or cut at this end because the other end's certificate was revoked.
+    pub(crate) fn revoked(&self, reporter: Reporter) {
+        self.0.revoked[reporter as usize].fetch_add(1, Relaxed);
     }
 
     /// A connection goes to a destination that the mesh knows by name alone, and the name is to be resolved for it.
@@ -520,6 +527,18 @@ impl Collector for Traffic {
             family
                 .encode_family(&labels)?
                 .encode_counter::<NoLabelSet, u64, u64>(count, None)?;
+        }
+        let (name, help) = (
+            "istio_crl_policy_rejections",
+            "Connections refused or cut because the other end's certificate was revoked (unstable)",
+        );
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (index, reporter) in [(0, "source"), (1, "destination")] {
+            let labels = [("reporter", reporter)];
+            let count = self.0.revoked[index].load(Relaxed);
+            family
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
         }
         let (name, help) = (
             "istio_on_demand_dns",

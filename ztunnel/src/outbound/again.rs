@@ -7,7 +7,7 @@ use hbone::{First, OpenError};
 use tokio::time::timeout;
 
 use super::{Failed, Leaving};
-use crate::report::{Failure as _, Report};
+use crate::report::Report;
 use crate::retry::{Retried, SILENT, Target, Tries};
 use crate::route::Decision;
 
@@ -93,7 +93,7 @@ impl<'a> Again<'a> {
             self.tries.fails(target.clone());
         }
         if next.is_some() {
-            report.another(failed.flag());
+            report.another(failed);
             let who = at.target.map(|(uid, _)| uid).unwrap_or_default();
             self.before = Some(format!("tried before: {who}: {failed}"));
         }

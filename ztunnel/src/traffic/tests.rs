@@ -81,6 +81,24 @@ fn names_labels_and_their_order_are_those_of_istio() {
 }
 
 #[test]
+fn who_was_revoked_is_counted_under_the_name_that_istio_has_for_it() {
+    let traffic = Traffic::default();
+    traffic.revoked(Reporter::Destination);
+    traffic.revoked(Reporter::Destination);
+    let text = text(&traffic);
+    for line in [
+        "# TYPE istio_crl_policy_rejections counter",
+        "istio_crl_policy_rejections_total{reporter=\"source\"} 0",
+        "istio_crl_policy_rejections_total{reporter=\"destination\"} 2",
+    ] {
+        assert!(
+            text.lines().any(|printed| printed == line),
+            "{line} is missing in\n{text}"
+        );
+    }
+}
+
+#[test]
 fn one_series_per_pair_however_often_its_objects_are_replaced() {
     let traffic = Traffic::default();
     for _ in 0..3 {

@@ -134,6 +134,13 @@ async fn who_was_revoked_is_refused_by_the_other_end_which_says_so() {
         for part in [direction, "CERT_REVOKED", "hint="] {
             assert!(line.contains(part), "{part}: {line}");
         }
+        // Who does not believe the other one counts it; who hears that it is not believed does not.
+        let rejections = |at: usize| {
+            let reporter = ["reporter=\"source\"", "reporter=\"destination\""][at];
+            world.nodes[at].metric("istio_crl_policy_rejections_total", &[reporter])
+        };
+        assert!(rejections(judge) > 0);
+        assert_eq!(rejections(1 - judge), 0);
     }
 }
 
