@@ -29,17 +29,17 @@ pub(crate) struct Leaving<'a> {
 }
 
 impl Leaving<'_> {
-    /// An address of this pod that can speak to `to`: the one the app used, else another of the right family.
+    /// An address of this pod that can speak to `to`: the one the app used, else another of the right family. Who lives behind
+    /// an interface of the pod (`istio.io/reroute-virtual-interfaces`) uses one that the pod does not have.
     pub(crate) fn own_address(&self, to: SocketAddr) -> Option<IpAddr> {
         let used = self.peer.ip();
-        if used.is_ipv4() == to.is_ipv4() {
+        let told = &self.source.addresses;
+        // A pod may have more than the control plane knows of. Where that cannot be found out, to bind it says why.
+        let is_own = || told.contains(&used) || self.pod.netns.has_address(used).unwrap_or(true);
+        if used.is_ipv4() == to.is_ipv4() && is_own() {
             return Some(used);
         }
-        self.source
-            .addresses
-            .iter()
-            .copied()
-            .find(|ip| ip.is_ipv4() == to.is_ipv4())
+        told.iter().copied().find(|ip| ip.is_ipv4() == to.is_ipv4())
     }
 
     /// To whom a tunnel to `address` is opened, if one of those who are `expected` answers, and from where it is dialled.

@@ -44,6 +44,20 @@ impl Fabric {
         self.pods.push((name.to_owned(), pod));
     }
 
+    /// Somebody behind an interface of `pod`, whose connections are captured as the pod's own; the address.
+    pub(crate) fn behind(&mut self, name: &str, pod: &str) -> IpAddr {
+        let (guest, host) = (Place::new(name).unwrap(), self.place(pod));
+        host.cable("vm0", &guest).unwrap();
+        host.ip("link set vm0 up\naddr add 192.168.77.1/24 dev vm0\n")
+            .unwrap();
+        host.nft(REROUTE).unwrap();
+        guest
+            .ip("link set eth0 up\naddr add 192.168.77.2/24 dev eth0\nroute add default via 192.168.77.1\n")
+            .unwrap();
+        self.pods.push((name.to_owned(), guest));
+        [192, 168, 77, 2].into()
+    }
+
     pub(crate) fn place(&self, name: &str) -> &Place {
         let (_, pod) = self.pods.iter().find(|(pod, _)| pod == name).unwrap();
         pod
@@ -84,5 +98,13 @@ table inet t {
     oifname lo ip6 daddr != ::1 accept
     meta l4proto tcp ip daddr != 127.0.0.1 meta mark & 0xfff != 0x539 redirect to :15001
     meta l4proto tcp ip6 daddr != ::1 meta mark & 0xfff != 0x539 redirect to :15001
+  }
+}";
+
+/// What `istio.io/reroute-virtual-interfaces: vm0` adds to them; before the others, as there.
+const REROUTE: &str = "
+table inet behind {
+  chain nat-pre { type nat hook prerouting priority -110
+    iifname vm0 meta l4proto tcp redirect to :15001
   }
 }";

@@ -27,6 +27,30 @@ async fn bytes_cross_nodes_in_a_tunnel_and_the_app_sees_its_client() {
     );
 }
 
+/// As of a virtual machine in a pod (`istio.io/reroute-virtual-interfaces`): its address means nothing outside of the pod, and
+/// cannot be what a connection of the pod's proxy comes from.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lives_behind_an_interface_of_a_pod_calls_as_that_pod() {
+    let mut world = World::new(&[]);
+    let host = world.pod("host-vm", At::Node(0), &CLIENT).await;
+    let guest = world.behind("guest-vm", "host-vm");
+    let near = ["10.77.0.3", "fd77::3"];
+    let near = world.pod("near-vm", At::Node(0), &near).await;
+    let far = world.pod("far-vm", At::Node(1), &SERVER).await;
+    let outside = ["10.77.0.4", "fd77::4"];
+    let outside = world.pod("outside-vm", At::Nowhere, &outside).await;
+    for server in [&near, &far, &outside] {
+        server.serve(9000);
+        let mut tcp = guest.connect(server.at(0, 9000)).await;
+        let seen = greeting(&mut tcp).await.unwrap();
+        assert_eq!(seen, host.ips[0].to_string(), "{}", server.ips[0]);
+        echo(tcp, b"x").await;
+    }
+    let from = format!("src.addr={}:", guest.ips[0]);
+    let line = log::line(&[&from, "outbound", "far-vm"]).await;
+    assert!(line.contains("ns/default/sa/host-vm"), "{line}");
+}
+
 /// As of a StatefulSet: what is told first is of the pod that had its name before, with another address.
 #[tokio::test(flavor = "multi_thread")]
 async fn tunnels_of_a_pod_go_with_it_whatever_address_was_told_first() {

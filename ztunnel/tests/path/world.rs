@@ -160,6 +160,16 @@ impl World {
         self.start_pod(name, At::Node(node), ips, |_| {})
     }
 
+    /// Somebody who is no pod, behind an interface of the pod `host`.
+    pub(crate) fn behind(&mut self, name: &str, host: &str) -> WorldPod {
+        let ip = self.fabric.behind(name, host);
+        WorldPod {
+            app: self.fabric.netns(name, 0),
+            ips: vec![ip],
+            pod: None,
+        }
+    }
+
     /// Tells both nodes what is kept of a pod.
     pub(crate) fn tell_pod(&mut self, name: &str) {
         self.change(name, |_| {});
