@@ -311,6 +311,16 @@ impl Capture {
             // What nothing redirects needs no guard, which would take a first packet sent twice for an attack.
             let exempt = self.exempt.inbound_ports.iter();
             rules.extend(exempt.map(|port| format!("tcp dport {port} counter return")));
+            for Interface(name) in &self.interfaces {
+                let from = format!("iifname \"{name}\" meta l4proto tcp");
+                let let_go = self.let_go();
+                rules.extend(let_go.map(|to| format!("{from} {to} counter return")));
+                if self.exempt.outbound_but.is_some() {
+                    let captured = self.families().flat_map(|ip| self.captured(&ip));
+                    rules.extend(captured.map(|to| format!("{from} {to}{SYN} jump ambit-guard")));
+                    rules.push(format!("{from} counter return"));
+                }
+            }
             rules.extend(self.families().map(|ip| {
                 format!(
                     "iifname != \"lo\" {} saddr != {} {} {SYN} jump ambit-guard",

@@ -269,6 +269,32 @@ fn what_is_exempt_passes_before_what_is_redirected_in_either_direction_and_is_no
     let place = |words: &str| rules.iter().position(|rule| rule.contains(words)).unwrap();
     assert!(place(MARK_REPLIES) < place("tcp dport 9090 counter return"));
     assert!(place("tcp dport 9090 counter return") < place("jump ambit-guard"));
+    assert!(place("eth1") < place("jump ambit-guard"));
+    let rules = chain(&script, MANGLE, "istio-prerouting", "eth1");
+    assert_eq!(rules, through[..4], "what passes by an interface, too");
+}
+
+/// A first packet that was lost on its way comes once more, and what was let go is in no redirect that the guard would know it by.
+#[test]
+fn what_comes_by_an_interface_is_guarded_only_where_it_is_redirected() {
+    let capture = Capture {
+        interfaces: vec!["eth1".parse().unwrap()],
+        exempt: Exempt {
+            outbound_ports: vec![443],
+            outbound_but: Some(nets(&["10.0.0.0/8", "fd00::/8"])),
+            ..Exempt::default()
+        },
+        ..plain()
+    };
+    let script = capture.install();
+    let rules = chain(&script, MANGLE, "istio-prerouting", "iifname");
+    let by_interface = [
+        "iifname \"eth1\" meta l4proto tcp tcp dport 443 counter return",
+        "iifname \"eth1\" meta l4proto tcp ip daddr 10.0.0.0/8 tcp flags & (fin|syn|rst|ack) == syn jump ambit-guard",
+        "iifname \"eth1\" meta l4proto tcp counter return",
+    ];
+    assert!(rules.starts_with(&by_interface), "{script}");
+    assert_eq!(rules.len(), 4, "and then all others: {script}");
 }
 
 #[test]
