@@ -407,6 +407,48 @@ mod tests {
         }
     }
 
+    /// Those that no recording has, for nobody asked for names there.
+    #[test]
+    fn names_and_discovery_are_counted_under_istios_names_and_labels() {
+        let metrics = Metrics::default();
+        let client = Some("client".into());
+        let asked = DnsLabels::new(
+            Some(RecordType::AAAA),
+            Protocol::Tcp,
+            client,
+            "alpha".into(),
+        );
+        let dns = metrics.dns.of(asked);
+        dns.requests.fetch_add(1, Relaxed);
+        dns.upstream_requests.fetch_add(2, Relaxed);
+        dns.upstream_failures.fetch_add(3, Relaxed);
+        dns.took(Duration::from_millis(3));
+        let url = "type.googleapis.com/istio.workload.Address";
+        metrics.xds.received(url, 70);
+        metrics.xds.ended(true);
+        metrics.xds.ended(false);
+        let mut registry = Registry::new("ztunnel", "unknown");
+        metrics.register(&mut registry);
+        let text = registry.text().unwrap();
+        let asked = "{request_query_type=\"AAAA\",request_protocol=\"tcp\",source_workload=\"client\",source_workload_namespace=\"alpha\"}";
+        let of_type = format!("{{url=\"{url}\"}}");
+        for line in [
+            format!("istio_dns_requests_total{asked} 1"),
+            format!("istio_dns_upstream_requests_total{asked} 2"),
+            format!("istio_dns_upstream_failures_total{asked} 3"),
+            format!("istio_dns_upstream_request_duration_seconds_count{asked} 1"),
+            format!("istio_xds_message_total{of_type} 1"),
+            format!("istio_xds_message_bytes_total{of_type} 70"),
+            "istio_xds_connection_terminations_total{reason=\"Complete\"} 1".to_owned(),
+            "istio_xds_connection_terminations_total{reason=\"Error\"} 1".to_owned(),
+        ] {
+            assert!(
+                text.lines().any(|printed| printed == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+    }
+
     /// Figures instead of a pool.
     #[derive(Debug)]
     struct Fixed(PoolStats);

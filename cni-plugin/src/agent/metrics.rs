@@ -54,3 +54,37 @@ impl Metrics {
         metrics
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Under any other name, or with another label, a dashboard shows nothing and an alert is silent.
+    #[test]
+    fn names_and_labels_are_those_of_istios_agent() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let code = Code { response_code: 500 };
+        metrics.requests.get_or_create(&code).inc();
+        let event = Event {
+            r#type: "add",
+            result: "success",
+        };
+        metrics.reconciles.get_or_create(&event).inc();
+        metrics.ztunnels.set(2);
+        metrics.enrolled.set(3);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "istio_cni_plugin_requests_total{response_code=\"500\"} 1",
+            "nodeagent_reconcile_events_total{type=\"add\",result=\"success\"} 1",
+            "ztunnel_connected 2",
+            "nodeagent_pods_enrolled 3",
+        ] {
+            assert!(
+                text.lines().any(|printed| printed == line),
+                "{line} is missing in\n{text}"
+            );
+        }
+    }
+}
