@@ -12,6 +12,8 @@ pub enum Found {
     Bound(ObjectKey),
     /// It is there, but no waypoint that could enforce anything stands before it.
     NotBound(String),
+    /// A Gateway, or class of them, that is there and is told of no policies.
+    NoWaypoint(String),
     /// It is not there.
     Missing(String),
     /// Nothing of that kind, or from there, can be attached to.
@@ -76,7 +78,7 @@ impl Found {
     fn reason(&self) -> &'static str {
         match self {
             Self::Bound(_) => "Accepted",
-            Self::NotBound(_) => "AncestorNotBound",
+            Self::NotBound(_) | Self::NoWaypoint(_) => "AncestorNotBound",
             Self::Missing(_) => "TargetNotFound",
             Self::Invalid(_) => "Invalid",
         }
@@ -90,6 +92,9 @@ impl Found {
             Self::Bound(gateway) => format!("bound to {}", shown(gateway)),
             Self::NotBound(target) => format!(
                 "{target} is bound to no waypoint that is ready, so nothing enforces the policy: see its condition istio.io/WaypointBound"
+            ),
+            Self::NoWaypoint(target) => format!(
+                "{target} is no waypoint that is told of policies from here, so nothing enforces this one: attach it to a Gateway of class istio-waypoint, or to what is behind one"
             ),
             Self::Missing(target) => format!("{target} was not found"),
             Self::Invalid(target) => format!(

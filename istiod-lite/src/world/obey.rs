@@ -109,13 +109,17 @@ impl World {
                     first.map_or_else(|| Found::NotBound(shown()), Found::Bound)
                 }
                 Kind::Namespace => Found::Bound(object.clone()),
-                Kind::GatewayClass => match objects.classes.get(object) {
-                    None if Controller::of(&object.name, None) == Controller::Other => {
-                        Found::Missing(shown())
+                Kind::GatewayClass => {
+                    let class = objects.classes.get(object);
+                    match Controller::of(&object.name, class) {
+                        Controller::Mesh => Found::Bound(object.clone()),
+                        Controller::Other if class.is_none() => Found::Missing(shown()),
+                        _ => Found::NoWaypoint(shown()),
                     }
-                    _ => Found::Bound(object.clone()),
-                },
+                }
                 Kind::Gateway if !objects.gateways.contains_key(object) => Found::Missing(shown()),
+                // Others have addresses too, and are told nothing.
+                Kind::Gateway if !self.is_programmed(object) => Found::NoWaypoint(shown()),
                 Kind::Gateway if ready(object) => Found::Bound(object.clone()),
                 Kind::Gateway => Found::NotBound(shown()),
                 _ if objects.choice(object).is_none() => Found::Missing(shown()),

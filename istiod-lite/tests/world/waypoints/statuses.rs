@@ -88,6 +88,56 @@ fn a_policy_says_what_became_of_what_it_is_attached_to() {
 }
 
 #[test]
+fn a_policy_at_a_gateway_that_is_no_waypoint_is_not_said_to_be_enforced() {
+    let policy = |namespace: &str, kind: &str, name: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: {namespace}}}\n\
+             spec: {{targetRefs: [{{group: gateway.networking.k8s.io, kind: {kind}, name: {name}}}], action: DENY, rules: [{{}}]}}\n---\n"
+        )
+    };
+    let class = |name: &str, controller: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: {name}}}\nspec: {{controllerName: {controller}}}\n---\n"
+        )
+    };
+    let said = |world: &World, namespace: &str| {
+        let key = ObjectKey::new(Kind::AuthorizationPolicy, namespace, "p");
+        let condition = world.status(&key).unwrap().conditions[0].clone();
+        (condition.status, condition.reason, condition.message)
+    };
+    for (name, controller) in [
+        ("istio-east-west", "istio.io/eastwest-controller"),
+        ("edge", "example.com/edge"),
+    ] {
+        let mut world = World::new(Settings::default());
+        // It has an address all the same.
+        let gateway = gateway("", "", true).replace("istio-waypoint", name);
+        let text = [
+            class(name, controller),
+            gateway,
+            policy("a", "Gateway", "wp"),
+            policy("istio-system", "GatewayClass", name),
+        ];
+        set(&mut world, &text.concat());
+        for namespace in ["a", "istio-system"] {
+            let (status, reason, message) = said(&world, namespace);
+            assert_eq!((status, reason.as_str()), (false, "AncestorNotBound"));
+            assert!(message.contains("is no waypoint"), "{name}: {message}");
+        }
+    }
+    // Nobody looks after such Gateways until their class is one of waypoints.
+    let mut world = World::new(Settings::default());
+    let gateway = gateway("", "", true).replace("istio-waypoint", "edge");
+    set(&mut world, &(gateway + &policy("a", "Gateway", "wp")));
+    assert_eq!(said(&world, "a").1, "AncestorNotBound");
+    set(&mut world, &class("edge", "istio.io/mesh-controller"));
+    assert_eq!(
+        said(&world, "a"),
+        (true, "Accepted".into(), "bound to a/wp".into())
+    );
+}
+
+#[test]
 fn an_object_that_is_refused_says_why_and_what_is_in_force_until_it_is_mended() {
     let mut world = World::new(Settings::default());
     let good = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {action: DENY}\n";
