@@ -113,7 +113,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Reported<B> {
                 }
             }
             Some(Err(_)) => {
-                if report.0.flags.is_empty() {
+                if !report.0.flags.are_trouble() {
                     report.flag(Flag::UpstreamClosed);
                 }
                 this.report = None;
@@ -136,7 +136,7 @@ impl<B> Drop for Reported<B> {
     fn drop(&mut self) {
         if let Some(report) = &mut self.report
             && !self.ended
-            && report.0.flags.is_empty()
+            && !report.0.flags.are_trouble()
         {
             report.flag(Flag::DownstreamClosed);
         }

@@ -111,8 +111,9 @@ impl Meter {
 impl Drop for Report {
     fn drop(&mut self) {
         let story = &mut *self.0;
-        if story.code.is_none() && story.flags.is_empty() {
-            story.flags = Flag::DownstreamClosed.into();
+        // That it was delayed, or asked of two, is no reason why it has no answer.
+        if story.code.is_none() && !story.flags.are_trouble() {
+            story.flags = story.flags.with(Flag::DownstreamClosed);
         }
         let (took, moved) = (story.began.elapsed(), story.moved());
         let Some(told) = story.told.take() else {

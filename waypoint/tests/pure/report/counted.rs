@@ -110,7 +110,7 @@ fn durations_and_sizes_are_histograms() {
 #[test]
 fn a_request_counts_once_whatever_becomes_of_it() {
     type Act = fn(&Scene);
-    let rows: [(&str, &str, Act); 7] = [
+    let rows: [(&str, &str, Act); 11] = [
         ("200", "-", |scene| {
             read(scene.sent(&get("/")).answer(ok(Full::from("x"))));
         }),
@@ -141,6 +141,28 @@ fn a_request_counts_once_whatever_becomes_of_it() {
                     .sent(&get("/"))
                     .answer(ok(http_body_util::StreamBody::new(broken))),
             );
+        }),
+        // What was wanted for it does not hide how it ended.
+        ("0", "DC,DI", |scene| {
+            let mut report = scene.begin(&get("/"));
+            report.flag(Flag::DelayInjected);
+            drop(report);
+        }),
+        ("200", "DC,HG", |scene| {
+            let mut report = scene.sent(&get("/"));
+            report.flag(Flag::Hedged);
+            drop(report.answer(ok(Full::<Bytes>::from("never read"))));
+        }),
+        ("200", "UC,HG", |scene| {
+            let mut report = scene.sent(&get("/"));
+            report.flag(Flag::Hedged);
+            let broken = futures_util::stream::iter([Ok(data(b"half")), Err("reset")]);
+            read(report.answer(ok(http_body_util::StreamBody::new(broken))));
+        }),
+        ("200", "DI", |scene| {
+            let mut report = scene.sent(&get("/"));
+            report.flag(Flag::DelayInjected);
+            read(report.answer(ok(Full::from("x"))));
         }),
         ("503", "UF,URX", |scene| {
             let mut report = scene.sent(&get("/"));
