@@ -115,8 +115,12 @@ impl World {
             Resource::waypoint(&gateway, &policy.resource("", 0, told))
         });
         let resources = resources.collect();
-        let unattached = policy.targets.is_empty();
-        let status = (!unattached).then(|| self.said_of_attached(policy, &faults));
+        let for_all = policy.targets.is_empty() && spec.selector.is_none();
+        let status = match for_all {
+            false => Some(self.said_of_attached(policy, &faults)),
+            // Who follows it comes and goes; what nobody can follow is said all the same.
+            true => (!faults.is_empty()).then(|| said_of_all(policy, &faults)),
+        };
         Output {
             resources,
             remarks: faults,
@@ -249,6 +253,20 @@ impl World {
             conditions: vec![condition],
             ..Desired::default()
         }
+    }
+}
+
+/// Condition `WaypointAccepted` of what is for all waypoints of a namespace, or of the mesh: what of it has no effect.
+fn said_of_all(policy: &Layer7, faults: &[String]) -> Desired {
+    Desired {
+        generation: policy.generation,
+        conditions: vec![Condition {
+            r#type: "WaypointAccepted",
+            status: false,
+            reason: "Invalid".to_owned(),
+            message: faults.join("; "),
+        }],
+        ..Desired::default()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Telemetry objects and the mesh's own words on reports: what waypoints are told, and what the author hears.
 
-use api::k8s::objects::Kind;
+use api::k8s::objects::{Kind, ObjectKey};
 use api::waypoint as wire;
 use istiod_lite::world::{Reports, Settings, World};
 use wire::resource::Kind as Told;
@@ -65,6 +65,35 @@ fn who_gets_reports_must_be_known_to_the_mesh() {
         &telemetry("accessLogging: [{providers: [{name: envoy}]}]"),
     );
     assert!(said(&world, Kind::Telemetry, "a", "t").0);
+}
+
+#[test]
+fn what_of_reports_for_all_has_no_effect_is_said_too() {
+    let mut world = world(Reports::default());
+    let of = |namespace: &str, spec: &str| {
+        let spec = format!("{{{spec}}}");
+        policy("Telemetry", "telemetry.istio.io/v1", namespace, "t", &spec)
+    };
+    set(&mut world, &waypoint("a", "wp"));
+    let bad = "accessLogging: [{filter: {expression: 'response.cod == 1'}}]";
+    for namespace in ["a", "istio-system"] {
+        set(&mut world, &of(namespace, bad));
+        let (status, reason, message) = said(&world, Kind::Telemetry, namespace, "t");
+        assert_eq!((status, reason.as_str()), (false, "Invalid"), "{message}");
+        assert!(message.contains("response.cod is not known"), "{message}");
+        // Mended, it has nothing to say.
+        set(
+            &mut world,
+            &of(namespace, "accessLogging: [{disabled: true}]"),
+        );
+        let key = ObjectKey::new(Kind::Telemetry, namespace, "t");
+        let left = world.status(&key).map(|it| it.conditions.len());
+        assert_eq!(left, Some(0));
+    }
+    let selected = "selector: {matchLabels: {app: web}}, accessLogging: [{disabled: true}]";
+    set(&mut world, &of("a", selected));
+    let (status, reason, _) = said(&world, Kind::Telemetry, "a", "t");
+    assert_eq!((status, reason.as_str()), (false, "UnsupportedValue"));
 }
 
 #[test]
