@@ -344,6 +344,7 @@ impl World {
             for gateway in self.reaching(service) {
                 ancestors
                     .entry(gateway)
+                    .and_modify(|said| add_up(said, &conditions))
                     .or_insert_with(|| conditions.clone());
             }
         }
@@ -379,7 +380,7 @@ impl World {
         let older = older.map(|it| {
             (
                 "Conflicted",
-                format!("{} is older and says the same", it.key),
+                format!("{} is older and says the same of {service}", it.key),
             )
         });
         match &*policy.spec {
@@ -468,6 +469,21 @@ impl World {
             remarks: faults,
             status: Some(said),
             ..Output::default()
+        }
+    }
+}
+
+/// To what is said of one target, what is said of another behind the same waypoint: all that is not in force.
+fn add_up(said: &mut [Condition], other: &[Condition]) {
+    for (own, other) in said.iter_mut().zip(other) {
+        if other.status || own.message == other.message {
+            continue;
+        }
+        if own.status {
+            own.clone_from(other);
+        } else {
+            own.message += "; ";
+            own.message += &other.message;
         }
     }
 }

@@ -292,6 +292,45 @@ fn tls_for_a_port_that_is_not_there_is_not_said_to_be_in_force() {
 }
 
 #[test]
+fn of_several_targets_behind_a_waypoint_each_that_is_not_in_force_is_said() {
+    let mut world = world();
+    let tls = |targets: &str| {
+        let spec = format!(
+            "{{targetRefs: [{targets}], validation: {{hostname: web.example, wellKnownCACertificates: System}}}}"
+        );
+        let group = "gateway.networking.k8s.io/v1";
+        policy("BackendTLSPolicy", group, "a", "tls", &spec)
+    };
+    let accepted = |world: &World| {
+        let key = ObjectKey::new(Kind::BackendTlsPolicy, "a", "tls");
+        let status = world.status(&key).unwrap();
+        assert_eq!(status.parents.len(), 1, "both are behind a/wp");
+        let condition = status.parents[0].conditions[0].clone();
+        (condition.status, condition.reason, condition.message)
+    };
+    let port = |service: &str, port: &str| {
+        format!("{{group: '', kind: Service, name: {service}, sectionName: {port}}}")
+    };
+    let (good, bad) = (port("web", "http"), port("db", "https"));
+    for targets in [format!("{good}, {bad}"), format!("{bad}, {good}")] {
+        set(&mut world, &tls(&targets));
+        assert_eq!(names(&world).len(), 1, "web's alone");
+        let (status, reason, message) = accepted(&world);
+        assert_eq!((status, reason.as_str()), (false, "TargetNotFound"));
+        assert!(message.contains("db"), "{message}");
+    }
+    let worse = port("web", "https");
+    set(&mut world, &tls(&format!("{worse}, {bad}")));
+    let (_, _, message) = accepted(&world);
+    assert!(
+        message.contains("web") && message.contains("db"),
+        "{message}"
+    );
+    set(&mut world, &tls(&format!("{good}, {}", port("db", "http"))));
+    assert_eq!(accepted(&world).1, "Accepted");
+}
+
+#[test]
 fn what_of_a_rule_has_no_effect_is_said() {
     let mut world = world();
     set(
