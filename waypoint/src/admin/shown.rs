@@ -203,6 +203,11 @@ fn judged(config: &Config, said: &Resources, service: &Arc<Service>, asked: &Ask
         .limits
         .of(found.as_ref().map(|found| &found.rule.name));
     let (answer, because) = match &found {
+        // Nothing is known here of its policies, and nothing of it is served.
+        _ if config.fronts.service(&service.key()).is_none() => (
+            json!("none"),
+            "the service is not behind this waypoint".to_owned(),
+        ),
         _ if service.port(asked.port).is_none() => {
             (json!("none"), "the service has no such port".to_owned())
         }
@@ -211,7 +216,10 @@ fn judged(config: &Config, said: &Resources, service: &Arc<Service>, asked: &Ask
             json!(404),
             "no rule of the service is for this request".to_owned(),
         ),
-        None => (json!("the app's"), "the service has no rules".to_owned()),
+        None => (
+            json!("the app's"),
+            "the service has no rules for this client".to_owned(),
+        ),
         Some(Found { rule, .. }) => match &rule.broken {
             Some(why) => (json!(500), why.to_string()),
             None => (
@@ -373,4 +381,55 @@ fn shown_endpoints(group: &Group) -> Vec<Value> {
         })
     })
     .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_behind_this_waypoint_is_not_said_to_be_served() {
+        let service = api::workload::Service {
+            name: "web".to_owned(),
+            namespace: "shop".to_owned(),
+            hostname: "web.shop".to_owned(),
+            ports: vec![api::workload::Port {
+                service_port: 80,
+                target_port: 8080,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let service: Service = service.try_into().unwrap();
+        let client = Client {
+            identity: None,
+            address: ([10, 0, 0, 5], 0).into(),
+            peer: [10, 0, 0, 5].into(),
+            workload: None,
+            said: Baggage::default(),
+        };
+        let (method, headers) = (Method::GET, HeaderMap::new());
+        let asked = Asked {
+            method: &method,
+            scheme: "http",
+            host: "web.shop",
+            authority: "web.shop",
+            path: "/",
+            query: None,
+            headers: &headers,
+            port: 80,
+            destination: ([10, 0, 0, 5], 80).into(),
+            sni: None,
+            client: &client,
+            remote: asked::remote(client.peer, &headers, 0),
+            claims: None,
+        };
+        // It is known, and nobody has said that this waypoint stands in front of it.
+        let (config, said) = (Config::default(), Resources::default());
+        let shown = judged(&config, &said, &Arc::new(service), &asked);
+        assert_eq!(shown["answer"], "none", "{shown}");
+        assert_eq!(shown["because"], "the service is not behind this waypoint");
+    }
 }
