@@ -105,7 +105,7 @@ fn compile_rule(rule: &wire::AuthorizationRule, namespace: &str, context: &Conte
         when: rule
             .when
             .iter()
-            .map(|condition| when(condition, context))
+            .map(|condition| when(condition, namespace, context))
             .collect(),
     }
 }
@@ -114,10 +114,6 @@ fn from(source: &wire::Source, namespace: &str, context: &Context<'_>) -> Clause
     let principal = |values: &[String]| {
         let patterns = values.iter().flat_map(|value| principals(value, context));
         Test::Principals(patterns.collect())
-    };
-    let account = |values: &[String]| {
-        let accounts = values.iter().map(|value| Account::new(value, namespace));
-        Test::Accounts(accounts.collect())
     };
     let mut list = List::default();
     list.add(
@@ -130,7 +126,7 @@ fn from(source: &wire::Source, namespace: &str, context: &Context<'_>) -> Clause
         "source.serviceAccounts",
         &source.service_accounts,
         &source.not_service_accounts,
-        account,
+        |values| accounts(values, namespace),
     );
     list.add(
         "source.namespaces",
@@ -188,8 +184,8 @@ fn to(operation: &wire::Operation) -> Clause {
     list.done("operation")
 }
 
-fn when(condition: &wire::Condition, context: &Context<'_>) -> Condition {
-    let test = |values: &[String]| by_key(&condition.key, values, context);
+fn when(condition: &wire::Condition, namespace: &str, context: &Context<'_>) -> Condition {
+    let test = |values: &[String]| by_key(&condition.key, values, namespace, context);
     let mut list = List::default();
     list.add(
         &condition.key,
@@ -202,7 +198,7 @@ fn when(condition: &wire::Condition, context: &Context<'_>) -> Condition {
         .unwrap_or_else(|| unknown(&format!("when {} has no values", condition.key)))
 }
 
-fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
+fn by_key(key: &str, values: &[String], namespace: &str, context: &Context<'_>) -> Test {
     let claim = |way: &[&str]| {
         Test::Claim(
             way.iter().map(|&name| name.into()).collect(),
@@ -213,6 +209,7 @@ fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
         "source.ip" => Test::SourceAddresses(networks(values)),
         "remote.ip" => Test::RemoteAddresses(networks(values)),
         "source.namespace" => namespaces(values),
+        "source.serviceAccount" => accounts(values, namespace),
         "source.principal" => {
             let patterns = values.iter().flat_map(|value| principals(value, context));
             Test::Principals(patterns.collect())
@@ -233,13 +230,21 @@ fn by_key(key: &str, values: &[String], context: &Context<'_>) -> Test {
                     values.iter().map(|it| Wanted::new(it)).collect(),
                 );
             }
-            let header = key.strip_prefix("request.headers").and_then(bracketed);
-            match header.as_deref() {
-                Some([name]) => Field::new(name)
-                    .map_or(Test::Unknown, |field| Test::Header(field, patterns(values))),
-                _ => Test::Unknown,
-            }
+            header(key).map_or(Test::Unknown, |field| Test::Header(field, patterns(values)))
         }
+    }
+}
+
+/// `request.headers[name]`, or `request.experimental.inline.headers[name]`: one of the elements of a list.
+fn header(key: &str) -> Option<Field> {
+    let (names, field): (&str, fn(&str) -> Option<Field>) =
+        match key.strip_prefix("request.experimental.inline.headers") {
+            Some(names) => (names, Field::element),
+            None => (key.strip_prefix("request.headers")?, Field::new),
+        };
+    match bracketed(names)?.as_slice() {
+        [name] => field(name),
+        _ => None,
     }
 }
 
@@ -267,6 +272,11 @@ fn patterns(values: &[String]) -> Box<[Pattern]> {
 
 fn namespaces(values: &[String]) -> Test {
     Test::Namespaces(values.iter().map(|value| Glob::new(value)).collect())
+}
+
+fn accounts(values: &[String], namespace: &str) -> Test {
+    let accounts = values.iter().map(|value| Account::new(value, namespace));
+    Test::Accounts(accounts.collect())
 }
 
 fn request_principals(values: &[String]) -> Test {

@@ -17,6 +17,8 @@ use crate::asked::is_double;
 pub(super) enum Field {
     /// A header.
     Named(HeaderName),
+    /// An element of the list that a header is.
+    Element(HeaderName),
     /// `:method`
     Method,
     /// `:authority`, or `host`
@@ -42,6 +44,14 @@ impl Field {
         }
     }
 
+    /// None: no header that is a list can have this name.
+    pub(super) fn element(name: &str) -> Option<Self> {
+        match Self::new(name) {
+            Some(Self::Named(name)) => Some(Self::Element(name)),
+            _ => None,
+        }
+    }
+
     pub(super) fn matches(&self, patterns: &[Pattern], http: &Http<'_>) -> Truth {
         let asked = http.asked;
         let any = |pieces: &[&[u8]], case: Case| {
@@ -49,6 +59,7 @@ impl Field {
         };
         match self {
             Self::Named(name) => named(name, patterns, http),
+            Self::Element(name) => element(name, patterns, http),
             Self::Method => any(&[asked.method.as_str().as_bytes()], Case::Counts),
             Self::Authority => any(&[asked.authority.as_bytes()], Case::Ignored),
             Self::Scheme => any(&[asked.scheme.as_bytes()], Case::Ignored),
@@ -74,6 +85,38 @@ fn named(name: &HeaderName, patterns: &[Pattern], http: &Http<'_>) -> Truth {
             matches(name, patterns, &lines)
         }
     };
+    doubted(found, name, http)
+}
+
+/// A list on several lines is one list (RFC 9110 5.2): one of its elements must match, on whichever line it is.
+fn element(name: &HeaderName, patterns: &[Pattern], http: &Http<'_>) -> Truth {
+    let lines = http.asked.headers.get_all(name).iter();
+    let found = Truth::any(lines.map(|line| has_element(line.as_bytes(), patterns)));
+    doubted(found, name, http)
+}
+
+/// Blanks around an element are not of it (RFC 9110 5.6.1). Within quotes a comma divides nothing for some readers, so what
+/// a line with quotes holds nobody knows.
+fn has_element(line: &[u8], patterns: &[Pattern]) -> Truth {
+    if patterns.contains(&Pattern::Any) {
+        return Truth::Yes;
+    }
+    if line.contains(&b'"') || std::str::from_utf8(line).is_err() {
+        return Truth::Undecidable;
+    }
+    let elements = line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    let matches = |element: &[u8]| {
+        Truth::any(
+            patterns
+                .iter()
+                .map(|pattern| pattern.matches(&[element], Case::Counts)),
+        )
+    };
+    Truth::any(elements.map(matches))
+}
+
+/// What was found, if no other header could be the one that is meant.
+fn doubted(found: Truth, name: &HeaderName, http: &Http<'_>) -> Truth {
     if found != Truth::Yes && http.has_underscores() && has_double(name, http) {
         return Truth::Undecidable;
     }
