@@ -105,6 +105,7 @@ pub fn hides(arrived: &Arrived) -> bool {
 fn begun(arrived: &Arrived) -> TcpReport {
     let reports = &arrived.proxy.reports;
     let mut report = reports.connection(&arrived.caller, Instant::now());
+    report.meant(arrived.to.address());
     if let Some(service) = arrived.to.service() {
         report.service(service, arrived.to.port());
     }
@@ -144,6 +145,7 @@ async fn open(
     let config = arrived.proxy.state.load_full();
     let service = service(&config, arrived);
     report.told(&service.telemetry);
+    report.named(named.name);
     let judged = judge(&config, service, arrived, named, agreed);
     let unasked = judged.map_err(|unfit| unfit.noted(report))?;
     if !unasked.is_empty() {

@@ -223,6 +223,7 @@ impl Reports {
             asked: Heard::of(head),
             to: Destination::default(),
             port: 0,
+            meant: None,
             upstream: None,
             tries: 0,
             first_byte: None,
@@ -322,6 +323,11 @@ impl Report {
         self.0.port = port;
     }
 
+    /// The address that the client meant.
+    pub fn meant(&mut self, address: SocketAddr) {
+        self.0.meant = Some(address);
+    }
+
     /// The rule it belongs to: `kind/namespace/name/rule`.
     pub fn routed(&mut self, rule: Arc<str>) {
         self.0.route = Some(rule);
@@ -370,7 +376,7 @@ impl Report {
         if !told.is_plain() {
             self.0.quiet = told.line == Line::Never;
             self.0.told = Some(told.clone());
-            if !told.request.is_empty() || !told.response.is_empty() {
+            if !told.request.is_empty() || !told.response.is_empty() || told.trailers {
                 self.0.kept = Some(Box::default());
             }
         }
@@ -466,6 +472,18 @@ impl Report {
             if let Some(tracing) = told.tracing.as_ref().filter(|_| kept.trace.is_some()) {
                 tracing.response.keep(&head.headers, &mut kept.response);
             }
+        }
+    }
+
+    /// The end of the answer, for who asks what it says.
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        let story = &mut *self.0;
+        let (Some(kept), Some(told)) = (&mut story.kept, &story.told) else {
+            return;
+        };
+        let tracing = told.tracing.as_ref().filter(|_| kept.trace.is_some());
+        if told.trailers || tracing.is_some_and(|it| it.trailers) {
+            kept.trailers.clone_from(trailers);
         }
     }
 

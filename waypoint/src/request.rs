@@ -73,6 +73,7 @@ pub async fn serve(
     let (head, body) = request.into_parts();
     let reports = &arrived.proxy.reports;
     let mut report = reports.request(&arrived.caller, &head, Instant::now());
+    report.meant(arrived.to.address());
     let grpc = call::is_grpc(&head.headers);
     let connect = head.method == Method::CONNECT;
     let bare = head.method == Method::HEAD;

@@ -58,6 +58,7 @@ pub(super) fn compile(all: &[&Arc<Held>], said: &Resources, collectors: &Collect
         metrics: metrics.map(Arc::new),
         request: Keeps::of(&asked.request),
         response: Keeps::of(&asked.response),
+        trailers: asked.trailers,
     })
 }
 
@@ -166,6 +167,7 @@ fn tracing(found: &[&wire::Telemetry], known: &Known<'_>) -> Option<Tracing> {
         },
         request: Keeps::of(&asked.request),
         response: Keeps::of(&asked.response),
+        trailers: asked.trailers,
         tags,
         collector,
     })

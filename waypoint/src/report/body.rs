@@ -108,8 +108,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Reported<B> {
                     if grpc {
                         report.0.messages_sent += this.messages.ended_in(data);
                     }
-                } else if let Some(trailers) = frame.trailers_ref().filter(|_| grpc) {
-                    report.grpc_status(trailers);
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    if grpc {
+                        report.grpc_status(trailers);
+                    }
+                    report.trailers(trailers);
                 }
             }
             Some(Err(_)) => {

@@ -41,6 +41,10 @@ pub(super) struct Ends<'a> {
     pub(super) caller: &'a Caller,
     pub(super) to: &'a Destination,
     pub(super) port: u16,
+    /// The address that the client meant.
+    pub(super) meant: Option<SocketAddr>,
+    /// The server's name that it asked for, of TLS that is passed on.
+    pub(super) sni: Option<&'a str>,
     pub(super) upstream: Option<SocketAddr>,
     pub(super) flags: Flags,
 }
@@ -96,7 +100,7 @@ impl Subject for Request<'_> {
         let headers = match of {
             Fields::RequestHeaders => &kept.request,
             Fields::ResponseHeaders => &kept.response,
-            Fields::ResponseTrailers => return None,
+            Fields::ResponseTrailers => &kept.trailers,
         };
         joined(headers, name)
     }
@@ -160,6 +164,8 @@ impl Story {
             caller: &self.caller,
             to: &self.to,
             port: self.port,
+            meant: self.meant,
+            sni: None,
             upstream: self.upstream,
             flags: self.flags,
         }
@@ -201,7 +207,11 @@ impl<'a> Ends<'a> {
             A::FlagLetters => Value::text(self.flags.to_string()),
             A::SourceAddress => Value::text(client.address.ip().to_string()),
             A::SourcePort => Value::Int(client.address.port().into()),
+            A::DestinationAddress => self.meant.map_or(Value::Null, |it| {
+                Value::text(it.ip().to_canonical().to_string())
+            }),
             A::DestinationPort => Value::Int(self.port.into()),
+            A::ServerName => said(self.sni),
             A::Mtls => Value::Bool(client.identity.is_some()),
             A::TlsVersion if client.identity.is_some() => Value::text("TLSv1.3"),
             A::PeerIdentity | A::SourceIdentity => said(known(&side.principal)),

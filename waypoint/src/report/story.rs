@@ -29,6 +29,8 @@ pub(super) struct Story {
     pub(super) asked: Heard,
     pub(super) to: Destination,
     pub(super) port: u16,
+    /// The address that the client meant.
+    pub(super) meant: Option<SocketAddr>,
     pub(super) upstream: Option<SocketAddr>,
     pub(super) tries: u32,
     pub(super) first_byte: Option<Duration>,
@@ -60,6 +62,8 @@ pub(super) struct Kept {
     /// The headers that somebody asks for.
     pub(super) request: HeaderMap,
     pub(super) response: HeaderMap,
+    /// Of the answer; all of them, if somebody asks for any.
+    pub(super) trailers: HeaderMap,
 }
 
 /// What the client asked, before anything was changed. Reference counts, no copies.

@@ -27,6 +27,8 @@ pub struct TcpReport {
     to: Destination,
     upstream: Option<SocketAddr>,
     port: u16,
+    meant: Option<SocketAddr>,
+    sni: Option<Box<str>>,
     route: Option<Arc<str>>,
     policy: Option<Arc<str>>,
     flags: Flags,
@@ -48,6 +50,8 @@ impl TcpReport {
             to: Destination::default(),
             upstream: None,
             port: 0,
+            meant: None,
+            sni: None,
             route: None,
             policy: None,
             flags: Flags::default(),
@@ -70,6 +74,16 @@ impl TcpReport {
     pub fn service(&mut self, service: &Arc<Service>, port: u16) {
         self.to.service = Some(service.clone());
         self.port = port;
+    }
+
+    /// The address that the client meant.
+    pub fn meant(&mut self, address: SocketAddr) {
+        self.meant = Some(address);
+    }
+
+    /// The server's name that the client asks for, if it speaks TLS.
+    pub fn named(&mut self, name: Option<&str>) {
+        self.sni = name.map(Box::from);
     }
 
     /// The rule it belongs to.
@@ -143,6 +157,8 @@ impl TcpReport {
                 caller: &self.caller,
                 to: &self.to,
                 port: self.port,
+                meant: self.meant,
+                sni: self.sni.as_deref(),
                 upstream: self.upstream,
                 flags: self.flags,
             },

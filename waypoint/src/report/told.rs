@@ -25,6 +25,8 @@ pub struct Told {
     pub request: Keeps,
     /// The same of answers.
     pub response: Keeps,
+    /// Whether they ask for trailers of answers.
+    pub trailers: bool,
 }
 
 /// Which requests have a line, as we write it.
@@ -108,6 +110,8 @@ pub struct Tracing {
     pub request: Keeps,
     /// The same of answers.
     pub response: Keeps,
+    /// Whether they need trailers of answers.
+    pub trailers: bool,
 }
 
 /// A further attribute.

@@ -5,13 +5,17 @@ mod labels;
 #[path = "told/said.rs"]
 mod said;
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use api::otlp::any_value::Value;
 use api::waypoint as wire;
-use waypoint::report::{Line, Own, Record};
+use http::Response;
+use waypoint::report::{Line, Own, Record, Told};
 use wire::resource::Kind;
 
 use self::said::{Said, attribute, lines, log, pass, sampled, service, spans, tracing};
-use crate::report::scene::{Scene, get, logged};
+use crate::report::scene::{Scene, body, data, get, logged, read, trailers};
 
 #[test]
 fn where_nothing_is_said_each_request_has_our_line_and_nothing_is_kept() {
@@ -78,6 +82,57 @@ fn a_filter_says_which_requests_have_a_line() {
     // One that cannot be read is refused by name, and the last good one stays.
     let bad = log(&[(&["envoy"], false, "response.cod")]);
     assert_eq!(said.set("telemetry/shop/near", Kind::Telemetry(bad)), 1);
+}
+
+#[test]
+fn filters_may_ask_what_address_was_meant_and_how_an_answer_ended() {
+    let mut said = Said::new();
+    let scene = Scene::new();
+    let pass = |told: &Arc<Told>| {
+        let mut report = scene.sent(&get("/"));
+        report.meant(([10, 96, 0, 1], 80).into());
+        report.told(told);
+        report.heard(&mut http::HeaderMap::new());
+        let frames = vec![data(b"all"), trailers("x-sum", "7")];
+        read(report.answer(Response::new(body(frames))));
+    };
+    for (filter, expected) in [
+        (
+            "destination.address == '10.96.0.1' && destination.port == 80",
+            1,
+        ),
+        ("destination.address == '10.0.1.7'", 0),
+        ("response.trailers['x-sum'] == '7'", 1),
+        ("response.trailers['x-sum'] == '8'", 0),
+        ("has(response.trailers['x-other'])", 0),
+        ("has(connection.requested_server_name)", 0),
+    ] {
+        said.telemetry("near", log(&[(&["envoy"], false, filter)]));
+        let seen = logged(|| pass(&said.told()));
+        assert_eq!(seen.len(), expected, "{filter}");
+    }
+}
+
+#[test]
+fn filters_may_ask_what_name_a_connection_of_tls_was_for() {
+    let mut said = Said::new();
+    let scene = Scene::new();
+    for (filter, expected) in [
+        ("connection.requested_server_name == 'web.example'", 1),
+        ("connection.requested_server_name == 'other.example'", 0),
+        ("destination.address == '10.96.0.1'", 1),
+    ] {
+        said.telemetry("near", log(&[(&["envoy"], false, filter)]));
+        let seen = logged(|| {
+            let mut report = scene.reports.connection(&scene.caller(), Instant::now());
+            report.service(&scene.service, 443);
+            report.meant(([10, 96, 0, 1], 443).into());
+            report.told(&said.told());
+            report.named(Some("web.example"));
+            report.opened();
+        });
+        assert_eq!(seen.len(), expected, "{filter}");
+    }
 }
 
 #[test]
