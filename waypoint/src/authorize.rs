@@ -222,10 +222,18 @@ impl Policies {
     /// What the policies for the log say: all that are dry-run, and each AUDIT that matches. `said`: what those who were
     /// asked have said of it.
     pub fn notes(&self, asked: &Asked<'_>, said: &Metadata) -> Vec<Note<'_>> {
-        let facts = Facts::told(asked, said);
-        let of_port = self.all.iter().filter(|policy| policy.is_for(&facts));
+        self.noted(&Facts::told(asked, said))
+    }
+
+    /// The same of a TCP connection.
+    pub fn notes_of_connection(&self, connection: &Connection<'_>) -> Vec<Note<'_>> {
+        self.noted(&Facts::of_connection(connection))
+    }
+
+    fn noted(&self, facts: &Facts<'_>) -> Vec<Note<'_>> {
+        let of_port = self.all.iter().filter(|policy| policy.is_for(facts));
         let noted = of_port.filter(|policy| policy.dry_run || policy.action == Action::Audit);
-        let note = |policy: &'_ Policy| (policy.matching(&facts), policy.dry_run);
+        let note = |policy: &'_ Policy| (policy.matching(facts), policy.dry_run);
         noted
             .map(|policy| (policy, note(policy)))
             .filter(|(_, (rule, dry_run))| *dry_run || rule.is_some())

@@ -147,10 +147,12 @@ async fn open(
     report.told(&service.telemetry);
     report.named(named.name);
     let judged = judge(&config, service, arrived, named, agreed);
+    note(service, arrived, named, &judged);
     let unasked = judged.map_err(|unfit| unfit.noted(report))?;
     if !unasked.is_empty() {
         Box::pin(ask(arrived, &config, unasked, agreed, report)).await?;
         let judged = judge(&config, service, arrived, named, agreed);
+        note(service, arrived, named, &judged);
         judged.map_err(|unfit| unfit.noted(report))?;
     }
     let (to, subset) = route(service, arrived, named.name, report)?;
@@ -271,17 +273,41 @@ fn judge(
             why: Refused::NotOurs,
         });
     }
-    let connection = Connection {
+    let connection = seen(arrived, named);
+    match service.policies.judge_connection(&connection, agreed) {
+        Verdict::Allow { .. } => shown(service, arrived).map(|()| Agreed::new()),
+        Verdict::Deny(by) => denied(Some(policy(&by)), by.to_string()),
+        Verdict::Ask(providers) => Ok(providers.into_iter().map(Arc::from).collect()),
+    }
+}
+
+/// A connection, as policies see it.
+fn seen<'c>(arrived: &'c Arrived, named: ServerName<'c>) -> Connection<'c> {
+    Connection {
         client: &arrived.client,
         destination: arrived.to.address(),
         port: arrived.to.port(),
         sni: named.name,
         unread: named.unread,
-    };
-    match service.policies.judge_connection(&connection, agreed) {
-        Verdict::Allow { .. } => shown(service, arrived).map(|()| Agreed::new()),
-        Verdict::Deny(by) => denied(Some(policy(&by)), by.to_string()),
-        Verdict::Ask(providers) => Ok(providers.into_iter().map(Arc::from).collect()),
+    }
+}
+
+/// What policies for the log say of it, once nobody is to be asked any more.
+fn note(
+    service: &Service,
+    arrived: &Arrived,
+    named: ServerName<'_>,
+    judged: &Result<Agreed, Unfit>,
+) {
+    let asks = judged.as_ref().is_ok_and(|unasked| !unasked.is_empty());
+    if !service.notes || asks {
+        return;
+    }
+    for note in service.policies.notes_of_connection(&seen(arrived, named)) {
+        tracing::info!(
+            policy = note.policy, action = ?note.action, dry_run = note.dry_run, rule = note.rule,
+            client = %arrived.client.address, port = arrived.to.port(), "policy: noted"
+        );
     }
 }
 

@@ -86,6 +86,29 @@ spec: { host: few, trafficPolicy: { connectionPool: { tcp: { maxConnections: 1 }
 }
 
 #[test]
+fn a_connection_is_noted_by_a_policy_for_the_log() {
+    in_shop(|shop| {
+        greet(shop)?;
+        let policy = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { namespace: shop, name: watched }
+spec:
+  targetRefs: [{ group: '', kind: Service, name: web }]
+  action: AUDIT
+  rules: [{}]
+";
+        shop.lab.apply_yaml("watched", policy)?;
+        let noted = |line: &str| line.contains("policy: noted") && line.contains("shop/watched");
+        shop.until("a note", |shop| {
+            let opened = open(shop, shop.at(70), b"bytes");
+            let log = std::fs::read_to_string(shop.waypoint.pod().component().log_path());
+            opened.is_ok() && log.is_ok_and(|log| log.lines().any(noted))
+        })
+    });
+}
+
+#[test]
 fn a_route_of_one_namespaces_clients_cuts_off_nobody_else() {
     in_shop(|shop| {
         greet(shop)?;

@@ -6,9 +6,9 @@ use prost_types::{ListValue, Struct, Value};
 use wire::authorization::Action;
 use wire::target::To;
 
-use super::judged::asking;
+use super::judged::{asking, client};
 use super::table::{Case, groups};
-use waypoint::authorize::{Context, Denied, Policies, Truth, Verdict};
+use waypoint::authorize::{Connection, Context, Denied, Policies, Truth, Verdict};
 use waypoint::process::Metadata;
 
 fn any_case() -> Case {
@@ -136,6 +136,47 @@ fn policies_for_the_log_say_what_they_would_have_said() {
     let expected = [("audit", false), ("dry-allow", true), ("dry-deny", true)];
     let expected = expected.map(|(name, dry)| (format!("app/{name}"), dry, Some(0)));
     assert_eq!(notes.unwrap(), expected);
+}
+
+#[test]
+fn policies_for_the_log_say_theirs_of_connections_as_well() {
+    let of = |action: Action, namespace: &str| wire::Authorization {
+        action: action.into(),
+        rules: vec![wire::AuthorizationRule {
+            from: vec![wire::Source {
+                namespaces: vec![namespace.to_owned()],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let dry = wire::Authorization {
+        dry_run: true,
+        ..of(Action::Deny, "elsewhere")
+    };
+    let policies = compile(
+        &[
+            ("audit", of(Action::Audit, "app")),
+            ("dry-deny", dry),
+            ("others", of(Action::Audit, "elsewhere")),
+        ],
+        None,
+    );
+    let client = client(&any_case());
+    let connection = Connection {
+        client: &client,
+        destination: ([10, 96, 0, 1], 5432).into(),
+        port: 5432,
+        sni: None,
+        unread: false,
+    };
+    let notes = policies.notes_of_connection(&connection).into_iter();
+    let notes: Vec<_> = notes
+        .map(|note| (note.policy, note.dry_run, note.rule))
+        .collect();
+    let expected = [("app/audit", false, Some(0)), ("app/dry-deny", true, None)];
+    assert_eq!(notes, expected);
 }
 
 #[test]
