@@ -157,6 +157,12 @@ fn priorities(rule: &DestinationRuleSpec) -> impl Iterator<Item = &str> {
 pub fn faults(rule: &DestinationRuleSpec) -> Vec<String> {
     let made = Whole::of([rule]).policies("", &|_, _| Vec::new());
     let mut faults: Vec<String> = made.into_iter().flat_map(|it| it.faults).collect();
+    if rule.workload_selector.is_some() {
+        faults.push(
+            "workloadSelector has no effect: the rule is for all that passes its waypoints, whoever sends it"
+                .to_owned(),
+        );
+    }
     faults.sort_unstable();
     faults.dedup();
     faults
@@ -263,6 +269,15 @@ trafficPolicy:
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_rule_that_is_meant_for_some_clients_is_said_to_be_for_all() {
+        let text = "{host: web, workloadSelector: {matchLabels: {app: shop}}, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}";
+        let rule: DestinationRuleSpec = serde_saphyr::from_str(text).expect("a spec");
+        let said = faults(&rule);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with("workloadSelector has no effect"));
     }
 
     #[test]
