@@ -30,6 +30,8 @@ pub struct Cookie {
     ttl: u64,
     /// Somebody else gives it to clients.
     only_read: bool,
+    /// Further ones, as they are written into the header.
+    attributes: Box<str>,
 }
 
 impl HashBy {
@@ -93,11 +95,27 @@ impl Cookie {
         if !found.path.bytes().all(plain) {
             return Err(format!("{:?} is not a cookie's path", found.path));
         }
+        let mut attributes = String::new();
+        for wire::Header { name, value } in &found.attributes {
+            if name.is_empty() || !name.bytes().all(token) {
+                return Err(format!("{name:?} is not the name of a cookie's attribute"));
+            }
+            if !value.bytes().all(|byte| byte == b' ' || plain(byte)) {
+                return Err(format!("{value:?} is not what a cookie's attribute says"));
+            }
+            attributes.push_str("; ");
+            attributes.push_str(name);
+            if !value.is_empty() {
+                attributes.push('=');
+                attributes.push_str(value);
+            }
+        }
         Ok(Self {
             name: found.name.as_str().into(),
             path: found.path.as_str().into(),
             ttl: found.ttl / 1_000,
             only_read: found.only_read,
+            attributes: attributes.into(),
         })
     }
 
@@ -121,6 +139,7 @@ impl Cookie {
             text.push_str(&format!("; Path={}", self.path));
         }
         text.push_str("; HttpOnly");
+        text.push_str(&self.attributes);
         HeaderValue::try_from(text).ok()
     }
 }

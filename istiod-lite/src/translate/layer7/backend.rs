@@ -281,6 +281,34 @@ trafficPolicy:
     }
 
     #[test]
+    fn a_cookie_that_is_hashed_is_told_with_its_attributes() {
+        use api::waypoint::consistent_hash::Key;
+        let text = "host: web
+trafficPolicy:
+  loadBalancer:
+    consistentHash:
+      httpCookie: {name: c, path: /cart, ttl: 90s, attributes: [{name: SameSite, value: Strict}, {name: Secure}]}
+";
+        let rule: DestinationRuleSpec = serde_saphyr::from_str(text).expect("a spec");
+        assert_eq!(faults(&rule), Vec::<String>::new());
+        let made = Whole::of([&rule]).policies("a", &|_, _| Vec::new());
+        let balancer = made[0].policy.load_balancer.as_ref();
+        let key = balancer.and_then(|it| it.hash.as_ref()?.key.clone());
+        let attribute = |name: &str, value: &str| wire::Header {
+            name: name.to_owned(),
+            value: value.to_owned(),
+        };
+        let cookie = wire::HashCookie {
+            name: "c".to_owned(),
+            path: "/cart".to_owned(),
+            ttl: 90_000,
+            only_read: false,
+            attributes: vec![attribute("SameSite", "Strict"), attribute("Secure", "")],
+        };
+        assert_eq!(key, Some(Key::Cookie(cookie)));
+    }
+
+    #[test]
     fn a_subset_goes_before_the_service_and_a_ports_settings_inherit_nothing() {
         let rule = DestinationRuleSpec {
             traffic_policy: Some(TrafficPolicy {

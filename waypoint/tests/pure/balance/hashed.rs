@@ -22,6 +22,13 @@ fn hashing(algorithm: Algorithm, key: Key) -> wire::BackendPolicy {
     })
 }
 
+fn attribute(name: &str, value: &str) -> wire::Header {
+    wire::Header {
+        name: name.to_owned(),
+        value: value.to_owned(),
+    }
+}
+
 fn by_header(algorithm: Algorithm) -> wire::BackendPolicy {
     hashing(algorithm, Key::Header("x-user".to_owned()))
 }
@@ -184,6 +191,7 @@ fn a_client_without_the_cookie_is_given_one_that_leads_back() {
         path: "/cart".to_owned(),
         ttl: 90_000,
         only_read: false,
+        attributes: vec![attribute("SameSite", "Strict"), attribute("Secure", "")],
     });
     let policy = Policy::compile(&hashing(Algorithm::Ring, key)).unwrap();
     let by = policy.hash().unwrap();
@@ -192,7 +200,10 @@ fn a_client_without_the_cookie_is_given_one_that_leads_back() {
     let (hash, cookie) = by.new_cookie(&first.asked(), 42).unwrap();
     let cookie = cookie.to_str().unwrap().to_owned();
     let (pair, rest) = cookie.split_once(';').unwrap();
-    assert_eq!(rest, " Max-Age=90; Path=/cart; HttpOnly");
+    assert_eq!(
+        rest,
+        " Max-Age=90; Path=/cart; HttpOnly; SameSite=Strict; Secure"
+    );
     let again = Request::to("/").header("cookie", &format!("a=b; {pair}"));
     assert_eq!(by.of(&again.asked()), Some(hash));
     assert!(by.new_cookie(&again.asked(), 43).is_none());
@@ -223,8 +234,14 @@ fn what_cannot_be_hashed_by_is_refused() {
         Key::Cookie(wire::HashCookie {
             name: name.to_owned(),
             path: path.to_owned(),
-            ttl: 0,
-            only_read: false,
+            ..Default::default()
+        })
+    };
+    let with = |name: &str, value: &str| {
+        Key::Cookie(wire::HashCookie {
+            name: "a".to_owned(),
+            attributes: vec![attribute(name, value)],
+            ..Default::default()
         })
     };
     for key in [
@@ -233,6 +250,10 @@ fn what_cannot_be_hashed_by_is_refused() {
         cookie("", "/"),
         cookie("a", "/; Domain=evil"),
         cookie("a", "/\r\nx: y"),
+        with("", "x"),
+        with("Same Site", "Strict"),
+        with("Secure", "; Domain=evil"),
+        with("Secure", "\r\nx: y"),
     ] {
         let policy = hashing(Algorithm::Ring, key);
         assert!(Policy::compile(&policy).is_err(), "{policy:?}");

@@ -90,16 +90,18 @@ fn load_balancer(
 }
 
 fn hash(it: &k8s::ConsistentHash, faults: &mut Vec<String>) -> wire::ConsistentHash {
+    let attribute = |it: &k8s::CookieAttribute| wire::Header {
+        name: it.name.clone(),
+        value: it.value.clone(),
+    };
     let cookie = |it: &k8s::HttpCookie, faults: &mut Vec<String>| {
-        if !it.attributes.is_empty() {
-            faults.push("consistentHash.httpCookie.attributes have no effect".to_owned());
-        }
         Key::Cookie(wire::HashCookie {
             name: it.name.clone(),
             path: it.path.clone(),
             ttl: time("consistentHash.httpCookie.ttl", it.ttl.as_deref(), faults),
             // The app's own, as a rule: another one of its name would be taken for it.
             only_read: it.ttl.is_none(),
+            attributes: it.attributes.iter().map(attribute).collect(),
         })
     };
     let header = it.http_header_name.clone().map(Key::Header);
