@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use ::http::{Method, Request, Version};
@@ -37,6 +37,7 @@ fn requests_of_every_kind_reach_the_apps_and_come_back_whole() {
                 .context("a port of which nothing is said")
         })?;
         said_all(shop).context("clients that have said all")?;
+        asks_first(shop).context("clients that ask before they send")?;
         gone(shop).context("clients that have gone")
     });
 }
@@ -260,6 +261,11 @@ fn half_closed(shop: &Shop<'_>, said: &str) -> Result<String> {
     stream.set_read_timeout(Some(SOON))?;
     stream.write_all(said.as_bytes())?;
     let _ = stream.shutdown(Shutdown::Write);
+    rest(&mut stream)
+}
+
+/// All that comes until the other end ends.
+fn rest(stream: &mut TcpStream) -> Result<String> {
     let mut heard = Vec::new();
     match stream.read_to_end(&mut heard) {
         Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error.into()),
@@ -298,6 +304,31 @@ fn said_all(shop: &Shop<'_>) -> Result<()> {
         let answered = heard.contains(" 200 OK\r\n") && heard.contains("app=");
         ensure!(answered, "{said:?}: {heard:?}");
     }
+    Ok(())
+}
+
+/// A client that asks whether to send its body (RFC 9110 10.1.1) is told to go on by who takes it, and is not where nobody
+/// wants it.
+fn asks_first(shop: &Shop<'_>) -> Result<()> {
+    let ask = |path: &str| -> Result<TcpStream> {
+        let mut stream = shop.client.connect(shop.at(80))?;
+        stream.set_read_timeout(Some(SOON))?;
+        let fields =
+            "host: web.shop\r\nexpect: 100-continue\r\nconnection: close\r\ncontent-length: 4";
+        stream.write_all(format!("POST {path} HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes())?;
+        Ok(stream)
+    };
+    let mut wanted = ask("/echo")?;
+    let mut leave = [0; 25];
+    wanted.read_exact(&mut leave).context("leave to go on")?;
+    let heard = String::from_utf8_lossy(&leave);
+    ensure!(heard == "HTTP/1.1 100 Continue\r\n\r\n", "{heard:?}");
+    wanted.write_all(b"body")?;
+    let heard = rest(&mut wanted)?;
+    let whole = heard.starts_with("HTTP/1.1 200 ") && heard.contains("body");
+    ensure!(whole, "{heard:?}");
+    let heard = rest(&mut ask("/a%00b")?)?;
+    ensure!(heard.starts_with("HTTP/1.1 400 "), "{heard:?}");
     Ok(())
 }
 
