@@ -157,6 +157,7 @@ async fn open(
     }
     let (to, subset) = route(service, arrived, named.name, report)?;
     let mut aim = Aim::at(arrived, &config, to, &subset)?;
+    aim.by_client();
     if let Some(name) = named.name {
         aim.named(name);
     }

@@ -155,6 +155,15 @@ impl<'a> Aim<'a> {
         }
     }
 
+    /// The same of a connection that nobody looks into: who its client is.
+    pub(crate) fn by_client(&mut self) {
+        let by = self
+            .backend
+            .as_ref()
+            .and_then(|it| it.group.policy().hash());
+        self.hash = by.and_then(|by| by.of_connection(self.arrived.client.address.ip()));
+    }
+
     /// What its service is, as the client meant it.
     pub(crate) fn to(&self) -> &To {
         &self.to

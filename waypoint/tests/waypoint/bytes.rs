@@ -1,6 +1,7 @@
 //! Connections that are not HTTP: declared as such, or with a server that speaks first.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -128,6 +129,42 @@ spec:
         shop.until("its own clients to be led nowhere", |_| opened().is_err())?;
         open(shop, shop.at(70), b"bytes").context("a client of another namespace")?;
         Ok(())
+    });
+}
+
+#[test]
+fn connections_of_one_client_reach_one_endpoint_where_its_address_decides() {
+    in_shop(|shop| {
+        for (app, name) in shop.apps.iter().zip([b"one", b"two"]) {
+            let listener = app.listen(7070)?;
+            std::thread::spawn(move || {
+                while let Ok((mut stream, _)) = listener.accept() {
+                    let _ = stream.write_all(name);
+                }
+            });
+        }
+        let ask = || -> Result<String> {
+            let mut stream = shop.client.connect(shop.at(70))?;
+            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+            let mut name = String::new();
+            stream.read_to_string(&mut name)?;
+            ensure!(!name.is_empty(), "nobody has said who he is");
+            Ok(name)
+        };
+        let asked = || (0..12).map(|_| ask()).collect::<Result<BTreeSet<_>>>();
+        shop.until("both to be asked", |_| {
+            asked().is_ok_and(|names| names.len() == 2)
+        })?;
+        let rule = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: { namespace: shop, name: web }
+spec: { host: web, trafficPolicy: { loadBalancer: { consistentHash: { useSourceIp: true } } } }
+";
+        shop.lab.apply_yaml("sticky", rule)?;
+        shop.until("one to be asked, always the same", |_| {
+            (0..3).all(|_| asked().is_ok_and(|names| names.len() == 1))
+        })
     });
 }
 

@@ -185,6 +185,19 @@ fn what_a_request_is_hashed_by() {
 }
 
 #[test]
+fn of_a_connection_that_nobody_looks_into_only_its_client_can_decide() {
+    let policy = |key| Policy::compile(&hashing(Algorithm::Ring, key)).unwrap();
+    let of = |key, client: [u8; 4]| policy(key).hash().unwrap().of_connection(client.into());
+    let source = |client| of(Key::SourceIp(true), client);
+    assert!(source([10, 0, 0, 7]).is_some());
+    assert_eq!(source([10, 0, 0, 7]), source([10, 0, 0, 7]));
+    assert_ne!(source([10, 0, 0, 7]), source([10, 0, 0, 9]));
+    let header = Key::Header("x-user".to_owned());
+    assert_eq!(of(header, [10, 0, 0, 7]), None);
+    assert_eq!(of(Key::Query("user".to_owned()), [10, 0, 0, 7]), None);
+}
+
+#[test]
 fn a_client_without_the_cookie_is_given_one_that_leads_back() {
     let key = Key::Cookie(wire::HashCookie {
         name: "shop".to_owned(),
