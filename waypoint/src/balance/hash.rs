@@ -73,7 +73,6 @@ impl HashBy {
         }
     }
 
-    /// The cookie for a client that has none, where cookies decide and are made: its value, and the header that sets it.
     /// The same of a connection that nobody looks into: who its client is, is all that there is to hash.
     pub fn of_connection(&self, client: IpAddr) -> Option<u64> {
         match self {
@@ -82,7 +81,7 @@ impl HashBy {
         }
     }
 
-    /// The cookie for a client that has none, where cookies decide: its value, and the header that sets it.
+    /// The cookie for a client that has none, where cookies decide and are made: its value, and the header that sets it.
     pub fn new_cookie(&self, asked: &Asked<'_>, draw: u64) -> Option<(u64, HeaderValue)> {
         match self {
             Self::Cookie(cookie) if !cookie.only_read && cookie.value(asked.headers).is_none() => {
