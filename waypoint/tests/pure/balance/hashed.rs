@@ -231,6 +231,7 @@ fn a_cookie_that_is_only_read_is_given_to_nobody() {
         path: String::new(),
         ttl: 0,
         only_read: true,
+        ..Default::default()
     });
     let policy = Policy::compile(&hashing(Algorithm::Ring, key)).unwrap();
     let by = policy.hash().unwrap();
