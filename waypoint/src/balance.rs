@@ -289,7 +289,18 @@ impl Group {
         let watch = self.watch.as_ref();
         let mut view = View::new(members, found, own, &self.policy, watch, now);
         view.left_out = left_out;
+        if came.is_some() {
+            view.find_newcomers(|found| found.live.came == came);
+        }
         view
+    }
+
+    /// Endpoints that have come to those that there were, for whoever connects to them ahead of requests: the nearest, so many
+    /// of them, once for each thread.
+    pub fn newcomers(&self, thread: usize) -> Box<[Arc<Endpoint>]> {
+        let view = self.view.load();
+        let view = view.as_deref();
+        view.map_or(&[][..], |view| view.newcomers(thread)).into()
     }
 
     /// Every endpoint that could be used, and until when it is left out: for people.

@@ -273,6 +273,21 @@ impl Upstreams {
         self.host(way).send_upgrade(self, way, request).await
     }
 
+    /// Makes a connection ahead of requests, if there is none that waits for one. Where there may only be so many, none is made.
+    pub(crate) async fn warm(&self, way: &Way, http2: bool) {
+        if way.bounds().is_some_and(|gates| gates.counts()) {
+            return;
+        }
+        let host = self.host(way);
+        let made = match http2 {
+            true => host.warm_shared(self, way).await,
+            false => host.warm_alone(self, way).await,
+        };
+        if let Err(error) = made {
+            tracing::debug!(%error, "upstream: no connection ahead of requests");
+        }
+    }
+
     /// A stream of bytes to an endpoint, with what is to be spoken over it first.
     ///
     /// # Errors

@@ -4,6 +4,8 @@
 
 #[path = "waypoint/access.rs"]
 mod access;
+#[path = "waypoint/ahead.rs"]
+mod ahead;
 #[path = "waypoint/app.rs"]
 mod app;
 #[path = "waypoint/attacks.rs"]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -28,6 +28,10 @@ pub(super) struct View {
     here: OnceLock<Levels>,
     choice: Algorithm,
     usable: Vec<Arc<Endpoint>>,
+    /// Those of the nearest that were not there before.
+    newcomers: Box<[Arc<Endpoint>]>,
+    /// Threads that know of them, a bit for each.
+    greeted: AtomicU64,
     /// Made when the first request with a session comes.
     sessions: OnceLock<HashMap<session::Endpoint, Arc<Endpoint>>>,
     offers_port: bool,
@@ -156,7 +160,30 @@ impl View {
             sessions: OnceLock::new(),
             offers_port: service.is_some(),
             usable,
+            newcomers: Box::default(),
+            greeted: AtomicU64::default(),
         }
+    }
+
+    /// Remembers those of the nearest that are new.
+    pub(super) fn find_newcomers(&mut self, is_new: impl Fn(&Endpoint) -> bool) {
+        let nearest = self.levels.all.first();
+        let nearest = nearest.map_or(&[][..], |level| &level.endpoints);
+        let new = nearest.iter().filter(|found| is_new(found));
+        self.newcomers = new.take(MOST_AHEAD).cloned().collect();
+    }
+
+    /// These, if the thread has not been told of them.
+    pub(super) fn newcomers(&self, thread: usize) -> &[Arc<Endpoint>] {
+        let bit = 1 << (thread % 64);
+        let known = |bits: u64| bits & bit != 0;
+        if self.newcomers.is_empty()
+            || known(self.greeted.load(Relaxed))
+            || known(self.greeted.fetch_or(bit, Relaxed))
+        {
+            return &[];
+        }
+        &self.newcomers
     }
 
     /// All levels, or what is left of them without the gateways of other networks.
@@ -368,6 +395,8 @@ impl Level {
     }
 }
 
+/// Newcomers that each thread connects to ahead of requests, after each change.
+const MOST_AHEAD: usize = 16;
 /// So that shares of a percent can be parted among many.
 const FINE: u128 = 1_000_000;
 /// Makes the draw of a level another than that of an endpoint.

@@ -13,12 +13,13 @@ use std::time::{Duration, Instant, SystemTime};
 use api::waypoint::limits::Upgrade;
 use http::Response;
 use http::header::{HeaderValue, SET_COOKIE};
-use mesh::{Client, Locality, Snapshot};
+use mesh::{Client, Locality, Service, Snapshot};
+use ops::threads::here;
 
 use super::random;
 use crate::arrive::{Arrived, To};
 use crate::asked::Asked;
-use crate::balance::{Choice, Hints, NoEndpoint};
+use crate::balance::{Choice, Endpoint, Hints, NoEndpoint};
 use crate::compiled::{Backend, Config};
 use crate::limit::{Connections, Permit};
 use crate::outlier;
@@ -26,7 +27,7 @@ use crate::proxy::Proxy;
 use crate::request::Refused;
 use crate::retry::Outcome;
 use crate::session::{self, Session, Wanted};
-use crate::upstream::{Over, Ticket, Tls, Way};
+use crate::upstream::{NoWay, Over, Ticket, Tls, Way};
 
 /// Where the tries of one request go.
 pub(crate) struct Aim<'a> {
@@ -255,17 +256,8 @@ impl<'a> Aim<'a> {
             }
             Err(why) => return Err(why.into()),
         };
-        let endpoint = &choice.endpoint;
-        let workload = &endpoint.workload;
-        let way = Way::to(
-            workload,
-            endpoint.address,
-            endpoint.target_port,
-            Some((service, self.to.port())),
-        )?
-        .over(self.over(backend))
-        .within(backend.gates.each.patience())
-        .bound_by(&backend.gates);
+        let workload = &choice.endpoint.workload;
+        let way = self.way(&choice.endpoint, service, backend)?;
         self.newest = Some(workload.uid.clone());
         let stays = self.session.is_some() || backend.session.is_some();
         let session = stays.then(|| {
@@ -277,6 +269,42 @@ impl<'a> Aim<'a> {
             choice: Some(choice),
             ..Shot::at(way)
         })
+    }
+
+    fn way(
+        &self,
+        endpoint: &Endpoint,
+        service: &Arc<Service>,
+        backend: &Backend,
+    ) -> Result<Way, NoWay> {
+        let way = Way::to(
+            &endpoint.workload,
+            endpoint.address,
+            endpoint.target_port,
+            Some((service, self.to.port())),
+        )?;
+        Ok(way
+            .over(self.over(backend))
+            .within(backend.gates.each.patience())
+            .bound_by(&backend.gates))
+    }
+
+    /// Connects to endpoints that have come since requests of this thread last went to the service, so that the first that is
+    /// sent to one does not wait for a tunnel.
+    pub(crate) fn greet(&self, http2: bool) {
+        let (To::Service { service, .. }, Some(backend)) = (&self.to, &self.backend) else {
+            return;
+        };
+        for endpoint in backend.group.newcomers(here()) {
+            let way = self.way(&endpoint, service, backend);
+            // Connections that say whose they are can be had by nobody else, and gateways lead to whom they like.
+            let fits = |_: &Way| backend.proxy_protocol == 0 && endpoint.gateway().is_none();
+            let Some(way) = way.ok().filter(fits) else {
+                continue;
+            };
+            let proxy = self.arrived.proxy.clone();
+            tokio::spawn(async move { proxy.upstreams.warm(&way, http2).await });
+        }
     }
 
     /// Whether the endpoint that a client stays with is one of those that it may choose.

@@ -33,6 +33,7 @@ pub(super) async fn sent(
     report: &mut Report,
 ) -> Result<(Shot, Sent), Refused> {
     let shot = call.aim.choose()?;
+    call.aim.greet(http2);
     noted(&shot, report)?;
     let limit = call.deadlines.attempt;
     // Who has an endpoint stays with it.

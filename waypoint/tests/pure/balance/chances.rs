@@ -133,6 +133,30 @@ fn what_is_known_of_an_endpoint_outlives_changes_of_others_and_of_the_policy() {
 }
 
 #[test]
+fn each_thread_is_told_once_of_those_who_come_to_others() {
+    let mut shop = Shop::new([pod("a"), pod("b")]);
+    let group = group(&by(Simple::RoundRobin));
+    let told = |group: &Arc<Group>, thread: usize| -> Vec<String> {
+        let all = group.newcomers(thread);
+        all.iter().map(|it| it.workload.uid.to_string()).collect()
+    };
+    assert_eq!(told(&group, 0), [""; 0], "nobody has asked");
+    shop.one(&group);
+    assert_eq!(told(&group, 0), [""; 0], "they were the first");
+    shop.come([pod("c"), pod("d")]);
+    assert_eq!(told(&group, 0), [""; 0], "nobody has asked since");
+    shop.one(&group);
+    for thread in [0, 1, 65] {
+        let expected: &[&str] = if thread == 65 { &[] } else { &["c", "d"] };
+        assert_eq!(told(&group, thread), expected, "{thread}");
+        assert_eq!(told(&group, thread), [""; 0], "{thread} knows");
+    }
+    shop.come((0..40).map(|at| pod(&format!("pod-{at:02}"))));
+    shop.one(&group);
+    assert_eq!(told(&group, 0).len(), 16, "no storm");
+}
+
+#[test]
 fn what_has_gone_is_forgotten() {
     let mut shop = Shop::new([pod("stays")]);
     let group = group(&wire::BackendPolicy::default());
