@@ -48,10 +48,6 @@ pub struct Retry {
     longest: Duration,
     /// Longest that one try may take.
     pub each: Option<Duration>,
-    /// An endpoint that was not tried yet is preferred.
-    pub other_host: bool,
-    /// A locality that was not tried yet is preferred.
-    pub other_locality: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +93,6 @@ impl Retry {
             first,
             longest: milliseconds(wire.backoff_limit, first.saturating_mul(10)).max(first),
             each: (!each.is_zero()).then_some(each),
-            other_host: wire.other_host,
-            other_locality: wire.other_locality,
         })
     }
 

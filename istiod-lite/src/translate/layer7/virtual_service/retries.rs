@@ -33,10 +33,20 @@ pub(super) fn of(written: Option<&Retries>, faults: &mut Vec<String>) -> Option<
         attempts: retries.attempts,
         try_timeout,
         backoff,
-        other_host: retries.retry_ignore_previous_hosts != Some(false),
-        other_locality: retries.retry_remote_localities == Some(true),
         ..wire::Retry::default()
     };
+    let unheard = [
+        (
+            "retryIgnorePreviousHosts: false has no effect: an endpoint that was not tried yet goes before",
+            retries.retry_ignore_previous_hosts == Some(false),
+        ),
+        (
+            "retryRemoteLocalities has no effect: localities are chosen as for any request",
+            retries.retry_remote_localities == Some(true),
+        ),
+    ];
+    let unheard = unheard.iter().filter(|(_, is_said)| *is_said);
+    faults.extend(unheard.map(|(what, _)| format!("retries.{what}")));
     let on = retries.retry_on.as_deref().filter(|it| !it.is_empty());
     let words = on.unwrap_or(UNSAID).split(',').map(str::trim);
     for word in words.filter(|it| !it.is_empty()) {

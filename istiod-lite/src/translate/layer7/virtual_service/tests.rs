@@ -291,7 +291,7 @@ fn retries_are_read_word_by_word_and_default_to_what_istio_does() {
         (unsaid.attempts, unsaid.codes, unsaid.grpc_codes),
         (2, vec![], vec![14, 1])
     );
-    assert!(unsaid.connect_failure && unsaid.refused_stream && !unsaid.reset && unsaid.other_host);
+    assert!(unsaid.connect_failure && unsaid.refused_stream && !unsaid.reset);
     assert_eq!(retry(json!({"attempts": 0})).0, None);
     let (all, remarks) = retry(
         json!({"attempts": 3, "perTryTimeout": "2s", "retryOn": "5xx, 429,resource-exhausted, envoy-ratelimited"}),
@@ -413,8 +413,11 @@ fn what_has_no_effect_is_said_and_the_rest_stays() {
         "match": [{"uri": {"prefix": "/"}, "statPrefix": "x"}],
         "fault": {"delay": {"fixedDelay": "1s", "exponentialDelay": "1s"}, "abort": {"httpStatus": 503, "http2Error": "x"}},
         "redirect": {"scheme": "https", "derivePort": "FROM_REQUEST_PORT"},
+        "retries": {"attempts": 1, "retryRemoteLocalities": true, "retryIgnorePreviousHosts": false},
     }]));
     for word in [
+        "retryRemoteLocalities",
+        "retryIgnorePreviousHosts",
         "statPrefix",
         "exponentialDelay",
         "http2Error",
