@@ -216,7 +216,8 @@ fn limits(it: &k8s::ConnectionPool, faults: &mut Vec<String>) -> wire::Limits {
                 .to_owned(),
         );
     }
-    let idle = http.idle_timeout.as_deref();
+    // As Istio has it: what is said for bytes alone holds for connections of requests, too.
+    let idle = http.idle_timeout.as_deref().or(tcp.idle_timeout.as_deref());
     let silence = tcp.idle_timeout.as_deref();
     let age = tcp.max_connection_duration.as_deref();
     wire::Limits {
