@@ -275,6 +275,9 @@ fn a_service_that_is_local_at_either_end_is_not_shared_and_the_gateway_says_why(
             ..
         } = networks;
         talk(client, *at, "while it is global in both")?;
+        let explained = || door.ask("/explain?host=web.shop.svc.cluster.local&port=80");
+        let answer = explained()?;
+        ensure!(answer.contains("led on"), "{answer}");
         let log = door.access_log().from_now();
         two.label_service(web_there, &[])?;
         let what = "that the gateway leads nobody to it";
@@ -287,6 +290,8 @@ fn a_service_that_is_local_at_either_end_is_not_shared_and_the_gateway_says_why(
                 .contains("label it istio.io/global=true"),
             "{record:?}"
         );
+        let answer = explained()?;
+        ensure!(answer.contains("service shop/web is LOCAL"), "{answer}");
         // In its own network it is as it was.
         let near = two.pod("shop/near").service_account("near").start()?;
         talk(&near, web_there.at(80), "from next door")?;

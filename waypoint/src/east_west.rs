@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use hbone::{Authority, Counters, Request, ResponseHeaders, Status};
 use mesh::service::Mode;
 use mesh::{GatewayAddress, GatewayTarget, Network, NoEndpoint, Service, Snapshot, Workload};
+use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use crate::call::random;
@@ -158,7 +159,7 @@ pub fn lead(question: &Question<'_>) -> Result<Hop, NoPassage> {
 ///
 /// # Errors
 /// It is LOCAL.
-pub(crate) fn offered(service: &Service) -> Result<(), NoPassage> {
+fn offered(service: &Service) -> Result<(), NoPassage> {
     match service.global {
         true => Ok(()),
         false => Err(NoPassage::Local {
@@ -287,6 +288,29 @@ fn to_waypoint(
 
 fn name(service: &Service) -> String {
     format!("{}/{}", service.namespace, service.hostname)
+}
+
+/// What `/explain` says of a connection that somebody of `namespace` might ask for.
+pub(crate) fn explain(proxy: &Proxy, host: &str, port: u16, namespace: &str) -> Value {
+    let authority = match host.parse::<IpAddr>() {
+        Ok(ip) => Authority::Ip((ip, port).into()),
+        Err(_) => Authority::Host(host.to_owned(), port),
+    };
+    explained(&choose(proxy, &authority, namespace, &[]))
+}
+
+/// The same in JSON, of what [`lead`] has found.
+pub fn explained(found: &Result<Hop, NoPassage>) -> Value {
+    match found {
+        Ok(hop) => json!({
+            "answer": "led on",
+            "because": "the service is GLOBAL, and this is one whom it may be led to",
+            "service": name(&hop.service),
+            "workload": &*hop.next.uid,
+            "address": hop.address.to_string(),
+        }),
+        Err(why) => json!({ "answer": "none", "because": why.to_string() }),
+    }
 }
 
 /// One CONNECT, to its end.

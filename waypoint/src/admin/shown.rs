@@ -27,17 +27,18 @@ impl Shown for Proxy {
     }
 
     fn explain(&self, question: &Question) -> Value {
+        // Nothing stands behind the gateway of a network, and it judges no requests.
+        if self.config.is_east_west() {
+            let client = self.client(question);
+            let namespace = client.namespace().unwrap_or_default();
+            return east_west::explain(self, &question.host, question.port, namespace);
+        }
         let mesh = self.mesh.load();
         let namespace = &*self.config.pod_namespace;
         let Some(service) = mesh.service_for_host(&question.host, namespace).cloned() else {
             let why = format!("no service of host {} is known here", question.host);
             return json!({ "answer": "none", "because": why });
         };
-        if self.config.is_east_west()
-            && let Err(why) = east_west::offered(&service)
-        {
-            return json!({ "answer": "none", "because": why.to_string() });
-        }
         let client = self.client(question);
         let claims = question.claims.as_ref().map(claims);
         let path = match path(question) {

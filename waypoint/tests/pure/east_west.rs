@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::workload as wire;
 use mesh::{Locality, Mesh, Network, Snapshot, Update};
-use waypoint::east_west::{Question, lead};
+use waypoint::east_west::{Hop, NoPassage, Question, explained, lead};
 
 fn octets(ip: &str) -> wire::NetworkAddress {
     let ip: IpAddr = ip.parse().unwrap();
@@ -162,6 +162,13 @@ fn mesh() -> Arc<Snapshot> {
 }
 
 fn led(mesh: &Snapshot, asked: &str, tried: &[Arc<str>], draw: u64) -> String {
+    match found(mesh, asked, tried, draw) {
+        Ok(hop) => format!("{} {}", hop.next.uid, hop.address),
+        Err(why) => why.to_string(),
+    }
+}
+
+fn found(mesh: &Snapshot, asked: &str, tried: &[Arc<str>], draw: u64) -> Result<Hop, NoPassage> {
     let (network, locality) = (Network::new("here"), Locality::default());
     let question = Question {
         snapshot: mesh,
@@ -178,10 +185,7 @@ fn led(mesh: &Snapshot, asked: &str, tried: &[Arc<str>], draw: u64) -> String {
         tried,
         draw,
     };
-    match lead(&question) {
-        Ok(hop) => format!("{} {}", hop.next.uid, hop.address),
-        Err(why) => why.to_string(),
-    }
+    lead(&question)
 }
 
 #[test]
@@ -245,6 +249,28 @@ fn a_service_that_is_local_is_led_to_by_no_way_and_why_is_said() {
             assert_eq!(led(&mesh, asked, &[], draw), expected, "{asked}");
         }
     }
+}
+
+/// No waypoint's rules are known at a gateway: by those it would serve nothing.
+#[test]
+fn what_explain_says_of_a_service_is_what_becomes_of_a_connection() {
+    let mesh = mesh();
+    for (asked, answer, because) in [
+        ("both.svc:80", "led on", "GLOBAL"),
+        ("behind.svc:80", "led on", "GLOBAL"),
+        ("local.svc:80", "none", "service default/local is LOCAL"),
+        ("plain.svc:80", "none", "no endpoint of default/plain.svc"),
+        ("unknown.svc:80", "none", "unknown.svc:80 is no service"),
+    ] {
+        let shown = explained(&found(&mesh, asked, &[], 0));
+        assert_eq!(shown["answer"], answer, "{shown}");
+        let said = shown["because"].as_str().unwrap();
+        assert!(said.contains(because), "{shown}");
+    }
+    let shown = explained(&found(&mesh, "behind.svc:80", &[], 0));
+    assert_eq!(shown["service"], "default/behind.svc");
+    assert_eq!(shown["workload"], "way-0");
+    assert_eq!(shown["address"], "10.0.0.3:15009");
 }
 
 #[test]
