@@ -192,7 +192,7 @@ impl Hint {
             }
             Self::NoPort => "spec.ports of the Service, or the port that the client calls",
             Self::NoEndpoints => {
-                "the Service's selector against the labels of its pods; is anything scaled to 0"
+                "the Service's selector against the labels of its pods; is anything scaled to 0; where all are on other networks, its label istio.io/global"
             }
             Self::NoneReady => {
                 "readiness of the Service's pods: kubectl get endpointslices, kubectl describe pod"
@@ -266,7 +266,7 @@ impl Hint {
                 "the line of the destination's node names the policy; ambit explain SRC DST:PORT asks both ends"
             }
             Self::RefusedThere => {
-                "the line of the destination's node, or the waypoint's, says why: its app, or its configuration"
+                "the line of the destination's node, the waypoint's or the gateway's, says why: its app, or its configuration"
             }
             Self::TunnelLost => {
                 "did ztunnel on the destination's node end at that time; loss on the way; the app may simply try again"
@@ -467,6 +467,15 @@ mod tests {
             assert_eq!(alike.count(), 1, "{text}");
             assert!(!text.contains(['"', '|', '\n']), "{text}");
         }
+    }
+
+    /// Of the end that calls a LOCAL service, and of one that is LOCAL where it runs: nothing else says so to the caller.
+    #[test]
+    fn who_is_kept_in_his_network_by_a_scope_is_told_where_to_look() {
+        let here = Hint::of_no_endpoint(NoEndpoint::Empty);
+        assert!(here.text().contains("istio.io/global"), "{}", here.text());
+        let there = Hint::of_opening(&OpenError::Refused(503));
+        assert!(there.text().contains("the gateway's"), "{}", there.text());
     }
 
     #[test]
