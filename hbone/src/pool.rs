@@ -174,6 +174,15 @@ impl Pool {
         self.open_with(destination, dial, connect, None).await
     }
 
+    /// Has a connection for tunnels that may come: one that is there, or a new one that `dial` begins. The peer's application
+    /// learns nothing of it.
+    ///
+    /// # Errors
+    /// When there is no certificate, no connection, or the wrong peer.
+    pub async fn ready(&self, destination: &Destination, dial: impl Dial) -> Result<(), OpenError> {
+        self.link(destination, &dial).await.map(drop)
+    }
+
     /// Opens a tunnel for what `app` says, which is then to be copied to it ([`crate::both_ways`]) and used for
     /// nothing else meanwhile: what the app has said before there is a tunnel may be sent with the request for
     /// it, so that it need not wait for the answer. That is done only on connections whose peer was heard of just

@@ -68,6 +68,23 @@ async fn tunnels_opened_at_once_share_one_handshake() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_there_before_any_tunnel_carries_the_first() {
+    let (server, client) = pair(PoolConfig::default()).await;
+    for _ in 0..2 {
+        let ready = client.pool.ready(&client.destination, TcpStream::connect);
+        ready.await.unwrap();
+    }
+    let unused = PoolStats {
+        destinations: 1,
+        connections: 1,
+        streams: 0,
+    };
+    assert_eq!(client.pool.stats(), unused);
+    let _tunnel = client.open().await.unwrap();
+    assert_eq!(server.accepted.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn the_hundred_and_first_tunnel_opens_a_second_connection() {
     let (server, client) = pair(PoolConfig::default()).await;
     let hundred = open_at_once(&client, 100).await;

@@ -273,15 +273,16 @@ impl Upstreams {
         self.host(way).send_upgrade(self, way, request).await
     }
 
-    /// Makes a connection ahead of requests, if there is none that waits for one. Where there may only be so many, none is made.
+    /// Makes a connection ahead of requests, if there is none. Where there may only be so many, none is made. In HTTP/1.1 it is
+    /// that of tunnels alone: an app that serves one connection after the other would wait for a request on one that nobody has
+    /// a use for yet, and let all others wait.
     pub(crate) async fn warm(&self, way: &Way, http2: bool) {
         if way.bounds().is_some_and(|gates| gates.counts()) {
             return;
         }
-        let host = self.host(way);
         let made = match http2 {
-            true => host.warm_shared(self, way).await,
-            false => host.warm_alone(self, way).await,
+            true => self.host(way).warm_shared(self, way).await,
+            false => self.near(way).await,
         };
         if let Err(error) = made {
             tracing::debug!(%error, "upstream: no connection ahead of requests");
@@ -334,13 +335,7 @@ impl Upstreams {
             return Box::pin(self.through(abroad)).await;
         }
         let address = way.address().await.map_err(Failed::Connect)?;
-        let (hop, expected) = (Way::hop(address), way.expected()?);
-        let destination = Destination {
-            address: hop,
-            source_ip: self.own_address(hop.ip()),
-            source: self.identity.clone(),
-            expected: way::by_all_names(expected, &self.names),
-        };
+        let destination = self.hop(way, address)?;
         let connect = Connect {
             source: Some("waypoint"),
             ..Connect::to(Authority::Ip(address))
@@ -352,6 +347,30 @@ impl Upstreams {
             .tunnels
             .open(&destination, dial, connect)
             .await?)
+    }
+
+    /// A connection to the proxy of an endpoint that is in the mesh, and not behind a gateway, for tunnels to come.
+    async fn near(&self, way: &Way) -> Result<(), Failed> {
+        if !way.is_tunnel() || way.abroad().is_some() {
+            return Ok(());
+        }
+        let address = way.address().await.map_err(Failed::Connect)?;
+        let destination = self.hop(way, address)?;
+        let own = destination.source_ip;
+        let dial = move |to| dial(own, to);
+        let ready = self.shard().tunnels.ready(&destination, dial).await;
+        ready.map_err(Failed::Tunnel)
+    }
+
+    /// Where tunnels to an endpoint at that address go.
+    fn hop(&self, way: &Way, address: std::net::SocketAddr) -> Result<Destination, NoWay> {
+        let (hop, expected) = (Way::hop(address), way.expected()?);
+        Ok(Destination {
+            address: hop,
+            source_ip: self.own_address(hop.ip()),
+            source: self.identity.clone(),
+            expected: way::by_all_names(expected, &self.names),
+        })
     }
 
     /// A plain connection.

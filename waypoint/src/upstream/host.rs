@@ -155,15 +155,7 @@ impl Host {
         }
     }
 
-    /// A connection for the first request, if there is none.
-    pub(super) async fn warm_alone(&self, upstreams: &Upstreams, way: &Way) -> Result<(), Failed> {
-        if locked(&self.free).is_empty() {
-            self.take_back(self.begin(upstreams, way, None).await?);
-        }
-        Ok(())
-    }
-
-    /// The same over HTTP/2.
+    /// A connection for the first request over HTTP/2, if there is none.
     pub(super) async fn warm_shared(&self, upstreams: &Upstreams, way: &Way) -> Result<(), Failed> {
         self.place(upstreams, way).await.map(drop)
     }
