@@ -60,7 +60,7 @@ metadata: { namespace: shop, name: patience }
 spec:
   parentRefs: [{ group: '', kind: Service, name: few, port: 80 }]
   rules:
-  - timeouts: { backendRequest: 300ms }
+  - timeouts: { backendRequest: 2s }
     filters:
     - type: ResponseHeaderModifier
       responseHeaderModifier: { set: [{ name: x-patience, value: short }] }
