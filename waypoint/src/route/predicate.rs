@@ -7,7 +7,7 @@ use http::header::HeaderName;
 use http::{HeaderMap, Method};
 
 use super::text::Text;
-use crate::asked::Asked;
+use crate::asked::{self, Asked};
 use crate::client::Client;
 
 /// What a match asks beside host and path.
@@ -138,13 +138,17 @@ impl Predicate {
     }
 
     /// By its name alone, or with the port that it was asked for with: clients write one where it is not the usual one, and
-    /// whoever matches hosts has to know of both.
+    /// whoever matches hosts has to know of both. In its one spelling either way.
     fn is_for_host(&self, asked: &Asked<'_>) -> bool {
         let Some(text) = &self.authority else {
             return true;
         };
+        let with_port = || {
+            let port = asked::host(asked.authority).ok()?.port?;
+            Some(format!("{}:{port}", asked.host))
+        };
         text.matches(Some(asked.host.as_bytes()))
-            || text.matches(Some(asked.authority.to_ascii_lowercase().as_bytes()))
+            || with_port().is_some_and(|it| text.matches(Some(it.as_bytes())))
     }
 
     fn source(&self, asked: &Asked<'_>) -> bool {

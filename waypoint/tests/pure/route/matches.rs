@@ -210,6 +210,9 @@ fn a_host_matches_by_its_name_and_with_the_port_that_was_asked_for() {
         (is("web.shop"), "web.shop:8080", true),
         (is("web.shop:8080"), "web.shop:8080", true),
         (is("web.shop:8080"), "WEB.shop:8080", true),
+        // The same host and port, however a client writes them: nobody gets around a rule by a dot.
+        (is("web.shop:8080"), "web.shop.:8080", true),
+        (is("web.shop:8080"), "web.shop:08080", true),
         (is("web.shop:8080"), "web.shop", false),
         (is("web.shop:8080"), "web.shop:80", false),
         (pattern.clone(), "web.shop:8080", true),
