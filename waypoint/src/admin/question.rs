@@ -1,5 +1,6 @@
 //! `/explain?…`: a request that somebody describes.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -53,6 +54,14 @@ impl Question {
             return Err("host is missing".to_owned());
         }
         Ok(question)
+    }
+
+    /// What clients ask for: the host, with its port where that is not the usual one.
+    pub fn authority(&self) -> Cow<'_, str> {
+        match self.port {
+            80 => Cow::Borrowed(self.host.as_str()),
+            port => Cow::Owned(format!("{}:{port}", self.host)),
+        }
     }
 
     fn take(&mut self, name: &str, value: String) -> Result<(), String> {

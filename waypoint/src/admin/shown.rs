@@ -50,11 +50,12 @@ impl Shown for Proxy {
             None => (&*path, None),
         };
         let address = client.address.ip();
+        let authority = question.authority();
         let asked = Asked {
             method: &question.method,
             scheme: "http",
             host: &question.host,
-            authority: &question.host,
+            authority: &authority,
             path,
             query,
             headers: &question.headers,

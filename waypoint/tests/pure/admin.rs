@@ -30,6 +30,19 @@ fn what_is_not_said_is_a_plain_get() {
     assert!(question.headers.is_empty() && question.identity.is_none());
 }
 
+/// Else a rule or a policy that has the port in its host would be said to be for nobody.
+#[test]
+fn a_port_that_is_not_the_usual_one_is_asked_for_as_clients_do() {
+    for (query, authority) in [
+        ("host=Web.Shop&port=8080", "web.shop:8080"),
+        ("host=web.shop&port=80", "web.shop"),
+        ("host=web.shop", "web.shop"),
+    ] {
+        let question = Question::parse(query).unwrap();
+        assert_eq!(question.authority(), authority, "{query}");
+    }
+}
+
 #[test]
 fn what_cannot_be_read_is_said() {
     for (query, word) in [
