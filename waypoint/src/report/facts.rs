@@ -207,9 +207,11 @@ impl<'a> Ends<'a> {
             A::FlagLetters => Value::text(self.flags.to_string()),
             A::SourceAddress => Value::text(client.address.ip().to_string()),
             A::SourcePort => Value::Int(client.address.port().into()),
-            A::DestinationAddress => self.meant.map_or(Value::Null, |it| {
-                Value::text(it.ip().to_canonical().to_string())
-            }),
+            // Who asks for a service by name means no address, and the service may have none.
+            A::DestinationAddress => match self.meant.map(|it| it.ip().to_canonical()) {
+                Some(ip) if !ip.is_unspecified() => Value::text(ip.to_string()),
+                _ => Value::Null,
+            },
             A::DestinationPort => Value::Int(self.port.into()),
             A::ServerName => said(self.sni),
             A::Mtls => Value::Bool(client.identity.is_some()),

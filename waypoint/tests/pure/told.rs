@@ -114,6 +114,25 @@ fn filters_may_ask_what_address_was_meant_and_how_an_answer_ended() {
 }
 
 #[test]
+fn who_asks_by_name_for_a_service_without_addresses_has_meant_none() {
+    let mut said = Said::new();
+    let scene = Scene::new();
+    for (filter, expected) in [
+        ("has(destination.address)", 0),
+        ("destination.port == 80", 1),
+    ] {
+        said.telemetry("near", log(&[(&["envoy"], false, filter)]));
+        let seen = logged(|| {
+            let mut report = scene.sent(&get("/"));
+            report.meant(([0, 0, 0, 0], 80).into());
+            report.told(&said.told());
+            read(report.answer(Response::new(body(vec![data(b"all")]))));
+        });
+        assert_eq!(seen.len(), expected, "{filter}");
+    }
+}
+
+#[test]
 fn filters_may_ask_what_name_a_connection_of_tls_was_for() {
     let mut said = Said::new();
     let scene = Scene::new();
