@@ -12,7 +12,7 @@ pub enum Found {
     Bound(ObjectKey),
     /// It is there, but no waypoint that could enforce anything stands before it.
     NotBound(String),
-    /// A Gateway, or class of them, that is there and is told of no policies.
+    /// A Gateway, or class of them, that is there and is told of no policies; or the one that it is behind.
     NoWaypoint(String),
     /// It is not there.
     Missing(String),

@@ -128,7 +128,13 @@ impl World {
                         gateway,
                         problem: None,
                         ..
-                    }) => Found::Bound(gateway),
+                    }) if self.is_programmed(&gateway) => Found::Bound(gateway),
+                    // Traffic passes it, and we tell it nothing.
+                    Some(Bound {
+                        gateway,
+                        problem: None,
+                        ..
+                    }) => Found::NoWaypoint(format!("{gateway}, which {} is behind,", shown())),
                     _ => Found::NotBound(shown()),
                 },
             }

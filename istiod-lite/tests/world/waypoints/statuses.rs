@@ -138,6 +138,37 @@ fn a_policy_at_a_gateway_that_is_no_waypoint_is_not_said_to_be_enforced() {
 }
 
 #[test]
+fn a_policy_at_a_service_behind_somebody_elses_waypoint_is_not_said_to_be_enforced() {
+    let class = |controller: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: edge}}\nspec: {{controllerName: {controller}}}\n---\n"
+        )
+    };
+    let gateway = gateway("", "", true).replace("istio-waypoint", "edge");
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: a, labels: {istio.io/use-waypoint: wp}}\n\
+                   spec: {clusterIP: 10.0.1.1, ports: [{port: 80}]}\n---\n";
+    let policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\n\
+                  spec: {targetRefs: [{group: '', kind: Service, name: web}], action: DENY, rules: [{}]}\n---\n";
+    let said = |world: &World| {
+        let key = ObjectKey::new(Kind::AuthorizationPolicy, "a", "p");
+        let condition = world.status(&key).unwrap().conditions[0].clone();
+        (condition.status, condition.reason, condition.message)
+    };
+    let mut world = World::new(Settings::default());
+    let theirs = class("example.com/edge");
+    set(&mut world, &format!("{theirs}{gateway}{service}{policy}"));
+    let (status, reason, message) = said(&world);
+    assert_eq!((status, reason.as_str()), (false, "AncestorNotBound"));
+    let wanted = "Gateway a/wp, which Service a/web is behind, is no waypoint";
+    assert!(message.starts_with(wanted), "{message}");
+    set(&mut world, &class("istio.io/mesh-controller"));
+    assert_eq!(
+        said(&world),
+        (true, "Accepted".into(), "bound to a/wp".into())
+    );
+}
+
+#[test]
 fn an_object_that_is_refused_says_why_and_what_is_in_force_until_it_is_mended() {
     let mut world = World::new(Settings::default());
     let good = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: a}\nspec: {action: DENY}\n";
